@@ -1,0 +1,1 @@
+//! From files to packed batches: dataset → template → token ids → [packed batch](pack).

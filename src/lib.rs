@@ -1,0 +1,12 @@
+//! gneiss tunes *soft prompts* for open IBM Granite language models on one's own machine.
+//!
+//! The model's weights stay frozen; a small matrix of virtual-token embeddings is prepended to every
+//! input, and only that matrix is trained. What comes out is a few hundred kilobytes of safetensors
+//! that any PEFT user can load.
+#![deny(missing_docs)]
+
+pub mod data;
+pub mod error;
+pub mod model;
+
+pub use error::{Error, Result};
