@@ -8,5 +8,6 @@
 pub mod data;
 pub mod error;
 pub mod model;
+pub mod ops;
 
 pub use error::{Error, Result};

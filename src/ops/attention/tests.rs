@@ -1,0 +1,238 @@
+use super::*;
+use crate::ops::{autograd, testing::*};
+use proptest::prelude::*;
+
+const SHAPES: [(usize, usize, usize); 4] = [(1, 1, 2), (3, 1, 10), (6, 3, 16), (9, 3, 64)];
+
+fn shape((heads, kv_heads, head_dim): (usize, usize, usize)) -> AttentionShape {
+    AttentionShape { heads, kv_heads, head_dim, scale: 0.37 / (head_dim as f64).sqrt() }
+}
+
+/// Prefixes of the given lengths, then sequences (prefix, length), packed in one matrix.
+fn packed(prefixes: &[usize], sequences: &[(usize, usize)]) -> Vec<Segment> {
+    let (mut segments, mut row) = (Vec::new(), 0);
+    let mut ranges = Vec::new();
+    let own = |rows: Range<usize>, prefix| Segment { queries: rows.clone(), keys: rows, first: 0, prefix };
+    for n in prefixes {
+        ranges.push(row..row + n);
+        segments.push(own(row..row + n, None));
+        row += n;
+    }
+    for (prefix, n) in sequences {
+        segments.push(own(row..row + n, Some(ranges[*prefix].clone())));
+        row += n;
+    }
+    segments
+}
+
+fn fused(shape: &AttentionShape, rows: usize, dtype: DType) -> Result<Qkv> {
+    Ok(Qkv::Fused(randn(7, (rows, shape.q_width() + shape.kv_width()), dtype)?))
+}
+
+fn check(shape: &AttentionShape, inputs: Inputs, dtype: DType) -> Result<()> {
+    let tolerance = Tolerance::of(dtype);
+    let (ours, expected) = (shape.forward(inputs)?, shape.reference(inputs)?);
+    assert_close("out", &ours.out, &expected.out, tolerance);
+    assert_close("lse", &ours.lse, &expected.lse, tolerance);
+    let dout = randn(8, ours.out.dims2()?, dtype)?;
+    let gradients = shape.backward(inputs, &ours, &dout, Needs::All)?;
+    let expected = shape.reference_backward(inputs, &dout, Needs::All)?;
+    compare(&gradients, &expected, tolerance)?;
+    let few = shape.backward(inputs, &ours, &dout, Needs::Prefixes)?;
+    let expected = shape.reference_backward(inputs, &dout, Needs::Prefixes)?;
+    compare(&few, &expected, tolerance)
+}
+
+fn compare(ours: &Gradients, expected: &Gradients, tolerance: Tolerance) -> Result<()> {
+    assert_eq!(ours.qkv.is_some(), expected.qkv.is_some());
+    if let (Some(a), Some(b)) = (&ours.qkv, &expected.qkv) {
+        assert_close("dq", a.queries(), b.queries(), tolerance);
+        assert_close("dkv", a.keys_values(), b.keys_values(), tolerance);
+        assert!(a.queries().dims()[0] == 0 || max_abs(a.queries())? > 0.0);
+    }
+    assert_eq!(ours.prefix.is_some(), expected.prefix.is_some());
+    if let (Some(a), Some(b)) = (&ours.prefix, &expected.prefix) {
+        assert_close("dprefix", a, b, tolerance);
+        assert!(max_abs(a)? > 0.0);
+    }
+    Ok(())
+}
+
+#[test]
+fn one_pass_agrees_with_the_reference() -> Result<()> {
+    for (prefixes, sequences) in [
+        (vec![1], vec![(0, 1)]),
+        (vec![5], vec![(0, 3), (0, 1), (0, 123)]),
+        (vec![123, 4], vec![(0, 40), (0, 60), (0, 70), (1, 2), (1, 300)]),
+        (vec![7], vec![]),
+    ] {
+        let segments = packed(&prefixes, &sequences);
+        let rows = segments.last().map_or(0, |s| s.keys.end);
+        for of in SHAPES {
+            for dtype in [DType::F32, DType::F64] {
+                let shape = shape(of);
+                let qkv = fused(&shape, rows, dtype)?;
+                check(&shape, Inputs { segments: &segments, qkv: &qkv, prefix: None }, dtype)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn queries_of_some_rows_agree_with_the_reference() -> Result<()> {
+    let mut segments = packed(&[9, 5], &[(0, 6), (0, 3), (1, 150)]);
+    let mut next = 0;
+    for (segment, queries) in segments.iter_mut().zip([0, 0, 2, 3, 140]) {
+        segment.first = segment.keys.len() - queries;
+        segment.queries = next..next + queries;
+        next += queries;
+    }
+    for of in SHAPES {
+        let shape = shape(of);
+        let q = randn(1, (next, shape.q_width()), DType::F64)?;
+        let kv = randn(2, (173, shape.kv_width()), DType::F64)?;
+        let qkv = Qkv::Split { q, kv };
+        check(&shape, Inputs { segments: &segments, qkv: &qkv, prefix: None }, DType::F64)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_prefix_of_another_pass_agrees_with_the_reference() -> Result<()> {
+    let segments: Vec<Segment> = packed(&[9, 5], &[(0, 6), (0, 3), (1, 15)])
+        .into_iter()
+        .skip(2)
+        .map(|s| Segment {
+            queries: s.queries.start - 14..s.queries.end - 14,
+            keys: s.keys.start - 14..s.keys.end - 14,
+            ..s
+        })
+        .collect();
+    for of in SHAPES {
+        let shape = shape(of);
+        let qkv = fused(&shape, 24, DType::F64)?;
+        for extra in [0, shape.q_width()] {
+            let prefix = randn(3, (14, shape.kv_width() + extra), DType::F64)?;
+            check(&shape, Inputs { segments: &segments, qkv: &qkv, prefix: Some(&prefix) }, DType::F64)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn two_passes_have_the_gradient_of_one() -> Result<()> {
+    let shape = shape((6, 3, 16));
+    let segments = packed(&[11], &[(0, 6), (0, 9)]);
+    let Qkv::Fused(all) = fused(&shape, 26, DType::F64)? else { unreachable!("it is fused") };
+    let dout = randn(8, (26, shape.q_width()), DType::F64)?;
+    let whole = Qkv::Fused(all.clone());
+    let inputs = Inputs { segments: &segments, qkv: &whole, prefix: None };
+    let one = shape.backward(inputs, &shape.forward(inputs)?, &dout, Needs::All)?;
+    let (lead, rest) = (all.narrow(0, 0, 11)?, Qkv::Fused(all.narrow(0, 11, 15)?));
+    let moved: Vec<Segment> = segments[1..]
+        .iter()
+        .map(|s| Segment {
+            queries: s.queries.start - 11..s.queries.end - 11,
+            keys: s.keys.start - 11..s.keys.end - 11,
+            ..s.clone()
+        })
+        .collect();
+    let inputs = Inputs { segments: &moved, qkv: &rest, prefix: Some(&lead) };
+    let two = shape.backward(inputs, &shape.forward(inputs)?, &dout.narrow(0, 11, 15)?, Needs::All)?;
+    let lead_qkv = Qkv::Fused(lead);
+    let inputs = Inputs { segments: &segments[..1], qkv: &lead_qkv, prefix: None };
+    let own = shape.backward(inputs, &shape.forward(inputs)?, &dout.narrow(0, 0, 11)?, Needs::All)?;
+    let (Some(Qkv::Fused(one)), Some(Qkv::Fused(own)), Some(of_prefix)) = (one.qkv, own.qkv, two.prefix)
+    else {
+        panic!("both are fused")
+    };
+    let zeros = Tensor::zeros((11, shape.q_width()), DType::F64, one.device())?;
+    let lead = (own + Tensor::cat(&[&zeros, &of_prefix], 1)?)?;
+    assert_close("prefix rows", &lead, &one.narrow(0, 0, 11)?, Tolerance::F64);
+    Ok(())
+}
+
+#[test]
+fn the_gradient_agrees_with_finite_differences() -> Result<()> {
+    let shape = shape((2, 1, 4));
+    let segments = packed(&[3], &[(0, 2), (0, 4)]);
+    let Qkv::Fused(x) = fused(&shape, 9, DType::F64)? else { unreachable!("it is fused") };
+    let dout = randn(8, (9, shape.q_width()), DType::F64)?;
+    let loss = |x: &Tensor| -> Result<f64> {
+        let qkv = Qkv::Fused(x.clone());
+        let out = shape.forward(Inputs { segments: &segments, qkv: &qkv, prefix: None })?.out;
+        Ok((out * &dout)?.sum_all()?.to_scalar()?)
+    };
+    let qkv = Qkv::Fused(x.clone());
+    let inputs = Inputs { segments: &segments, qkv: &qkv, prefix: None };
+    let gradient = shape.backward(inputs, &shape.forward(inputs)?, &dout, Needs::All)?.qkv;
+    let gradient = gradient.expect("all are needed").queries().flatten_all()?.to_vec1::<f64>()?;
+    let values = x.flatten_all()?.to_vec1::<f64>()?;
+    for i in (0..values.len()).step_by(7) {
+        let moved = |by: f64| -> Result<f64> {
+            let mut values = values.clone();
+            values[i] += by;
+            loss(&Tensor::from_vec(values, x.shape(), x.device())?)
+        };
+        let difference = (moved(1e-5)? - moved(-1e-5)?) / 2e-5;
+        assert!((difference - gradient[i]).abs() < 1e-7, "element {i}: {} against {difference}", gradient[i]);
+    }
+    Ok(())
+}
+
+#[test]
+fn segments_that_do_not_fit_are_errors() -> Result<()> {
+    let shape = shape((3, 1, 10));
+    let qkv = fused(&shape, 8, DType::F32)?;
+    for segments in [packed(&[5], &[(0, 4)]), packed(&[5], &[(0, 2)])] {
+        assert!(shape.forward(Inputs { segments: &segments, qkv: &qkv, prefix: None }).is_err());
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    /// Changing any row changes no output but those of rows that see it.
+    #[test]
+    fn no_row_sees_a_row_that_it_may_not(
+        prefixes in prop::collection::vec(1usize..9, 1..3),
+        lengths in prop::collection::vec(1usize..9, 0..5),
+        changed in any::<prop::sample::Index>(),
+    ) {
+        let sequences: Vec<_> = lengths.iter().enumerate().map(|(i, n)| (i * prefixes.len() / lengths.len(), *n)).collect();
+        let segments = packed(&prefixes, &sequences);
+        let rows = segments.last().map_or(0, |s| s.keys.end);
+        let shape = shape((2, 1, 4));
+        let changed = changed.index(rows);
+        let outs = |by: f64| -> Result<Vec<Vec<f64>>> {
+            let Qkv::Fused(x) = fused(&shape, rows, DType::F64)? else { unreachable!("it is fused") };
+            let mut bump = vec![0.0; rows];
+            bump[changed] = by;
+            let qkv = Qkv::Fused(x.broadcast_add(&Tensor::from_vec(bump, (rows, 1), x.device())?)?);
+            let out = shape.forward(Inputs { segments: &segments, qkv: &qkv, prefix: None })?.out;
+            Ok(out.to_vec2()?)
+        };
+        let (before, after) = (outs(0.0).unwrap(), outs(1.0).unwrap());
+        for segment in &segments {
+            for (i, row) in segment.queries.clone().enumerate() {
+                let sees = (segment.keys.start..=segment.keys.start + i).contains(&changed)
+                    || segment.prefix.as_ref().is_some_and(|p| p.contains(&changed));
+                prop_assert_eq!(before[row] != after[row], sees, "row {} and row {}", row, changed);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_reference_is_differentiable() -> Result<()> {
+    let shape = shape((2, 1, 4));
+    let segments = packed(&[2], &[(0, 2)]);
+    let Qkv::Fused(x) = fused(&shape, 4, DType::F64)? else { unreachable!("it is fused") };
+    let gradient = autograd(&[&x], &randn(8, (4, 8), DType::F64)?, |v| {
+        let qkv = Qkv::Fused(v[0].as_tensor().clone());
+        Ok(shape.reference(Inputs { segments: &segments, qkv: &qkv, prefix: None })?.out)
+    })?;
+    assert!(max_abs(&gradient[0])? > 0.0);
+    Ok(())
+}

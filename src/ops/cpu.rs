@@ -1,0 +1,297 @@
+//! What the CPU kernels share: views of tensors as slices, outputs that are written before they are
+//! read, row-parallel loops, and the one call into `gemm`.
+
+use crate::{Error, Result};
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, DType, Storage, StorageRef, Tensor, WithDType};
+use rayon::prelude::*;
+use std::marker::PhantomData;
+use std::ops::{Deref, Range};
+
+/// A float that the CPU kernels compute in: f32, and f64 for finite differences.
+pub(crate) trait Real: WithDType + num_traits::Float + std::iter::Sum {
+    /// e^x, in a form that vectorises; within 2 units in the last place.
+    fn exp_(self) -> Self;
+    /// The elements of a storage of this dtype.
+    fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
+    /// The nearest value to `x`.
+    fn of(x: f64) -> Self {
+        <Self as WithDType>::from_f64(x)
+    }
+    /// As f64.
+    fn wide(self) -> f64 {
+        <Self as WithDType>::to_f64(self)
+    }
+}
+
+impl Real for f32 {
+    /// Range reduction by powers of two and the polynomial of Cephes' `expf.c`. Inputs are clamped to
+    /// the range in which the result is a normal number; NaN stays NaN.
+    #[inline(always)]
+    fn exp_(self) -> Self {
+        // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits of the mantissa.
+        const ROUND: f32 = 12_582_912.0;
+        let x = self.clamp(-87.0, 88.0);
+        let shifted = x * std::f32::consts::LOG2_E + ROUND;
+        let n = shifted - ROUND;
+        let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
+        let mut p = 1.987_569_1e-4;
+        p = p * r + 1.398_2e-3;
+        p = p * r + 8.333_452e-3;
+        p = p * r + 4.166_579_6e-2;
+        p = p * r + 1.666_666_5e-1;
+        p = p * r + 0.5;
+        let e = p * r * r + r + 1.0;
+        e * f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000))
+    }
+    fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
+        match storage {
+            CpuStorage::F32(v) => Some(v),
+            _ => None,
+        }
+    }
+}
+
+impl Real for f64 {
+    fn exp_(self) -> Self {
+        self.exp()
+    }
+    fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
+        match storage {
+            CpuStorage::F64(v) => Some(v),
+            _ => None,
+        }
+    }
+}
+
+/// A contiguous CPU tensor as a slice, for as long as its storage is locked for reading.
+pub(crate) struct View<'a, T> {
+    storage: StorageRef<'a>,
+    range: Range<usize>,
+    dtype: PhantomData<T>,
+}
+
+impl<'a, T: WithDType> View<'a, T> {
+    pub(crate) fn new(op: &'static str, tensor: &'a Tensor) -> Result<Self> {
+        let (storage, layout) = tensor.storage_and_layout();
+        let (Storage::Cpu(cpu), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
+            return Err(Error::Shape {
+                op,
+                expected: "a contiguous tensor on the CPU".into(),
+                found: format!("{:?} on {:?}", layout.stride(), tensor.device()),
+            });
+        };
+        cpu.as_slice::<T>()?;
+        Ok(Self { storage, range: start..end, dtype: PhantomData })
+    }
+}
+
+impl<T: WithDType> Deref for View<'_, T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        match &*self.storage {
+            Storage::Cpu(cpu) => match cpu.as_slice::<T>() {
+                Ok(slice) => &slice[self.range.clone()],
+                Err(_) => unreachable!("the dtype was checked when the view was made"),
+            },
+            _ => unreachable!("the device was checked when the view was made"),
+        }
+    }
+}
+
+/// Runs `$body` with `$T` standing for the dtype that the CPU kernels compute in.
+macro_rules! with_real {
+    ($op:expr, $dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            candle_core::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            candle_core::DType::F64 => {
+                type $T = f64;
+                $body
+            }
+            other => Err(crate::ops::cpu::not_real($op, other)),
+        }
+    };
+}
+pub(crate) use with_real;
+
+pub(crate) fn not_real(op: &'static str, dtype: DType) -> Error {
+    Error::Shape { op, expected: "f32 (or f64) activations on the CPU".into(), found: format!("{dtype:?}") }
+}
+
+/// A buffer of `n` elements, filled by `fill`, which must write each of them and read none before.
+///
+/// Fresh memory is not zeroed first (a step would clear over half a gigabyte for nothing). Builds with
+/// debug assertions poison it with NaN instead, so that the tests see an element left unwritten.
+pub(crate) fn overwrite<T: Real>(n: usize, fill: impl FnOnce(&mut [T])) -> Vec<T> {
+    let mut buffer: Vec<T> = Vec::with_capacity(n);
+    if cfg!(debug_assertions) {
+        buffer.resize(n, <T as num_traits::Float>::nan());
+    } else {
+        // SAFETY: the capacity is n, every bit pattern is a valid f32 or f64, and `fill` writes all n
+        // before anything reads them.
+        #[allow(clippy::uninit_vec)]
+        unsafe {
+            buffer.set_len(n)
+        };
+    }
+    fill(&mut buffer);
+    buffer
+}
+
+/// A tensor that owns `buffer`.
+pub(crate) fn tensor<T: Real>(
+    buffer: Vec<T>,
+    shape: impl candle_core::shape::ShapeWithOneHole,
+) -> Result<Tensor> {
+    Ok(Tensor::from_vec(buffer, shape, &candle_core::Device::Cpu)?)
+}
+
+/// Rows of `width` elements that one task takes: about 16 thousand elements, which is some ten
+/// microseconds of work against the microsecond that a task costs.
+pub(crate) fn rows_per_task(width: usize) -> usize {
+    (16 * 1024 / width.max(1)).max(1)
+}
+
+/// Fills `out`, rows of `width` elements, in parallel: `f(first_row, rows)`.
+pub(crate) fn par_rows<T: Send>(out: &mut [T], width: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+    let rows = rows_per_task(width);
+    out.par_chunks_mut((rows * width).max(1)).enumerate().for_each(|(i, chunk)| simd(|| f(i * rows, chunk)));
+}
+
+/// Runs `f` compiled for the widest vectors that this CPU has.
+#[inline(always)]
+pub(crate) fn simd<R>(f: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(f)
+}
+
+/// A pointer that tasks share; each writes a part that no other touches.
+#[derive(Clone, Copy)]
+pub(crate) struct Disjoint<T>(pub(crate) *mut T);
+// SAFETY: whoever makes one promises that tasks write disjoint elements while the buffer lives.
+unsafe impl<T: Send> Send for Disjoint<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Disjoint<T> {}
+
+impl<T> Disjoint<T> {
+    /// The element `i` and those behind it.
+    ///
+    /// # Safety
+    /// `i` is inside the buffer.
+    pub(crate) unsafe fn at(self, i: usize) -> *mut T {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.add(i) }
+    }
+}
+
+/// A strided matrix operand: address of its first element, row stride and column stride in elements.
+#[derive(Clone, Copy)]
+pub(crate) struct Mat<P> {
+    pub(crate) ptr: P,
+    pub(crate) rs: isize,
+    pub(crate) cs: isize,
+}
+
+impl<P> Mat<P> {
+    /// Rows of `stride` elements, one after another.
+    pub(crate) fn rows(ptr: P, stride: usize) -> Self {
+        Self { ptr, rs: stride as isize, cs: 1 }
+    }
+    /// The transpose.
+    pub(crate) fn t(self) -> Self {
+        Self { ptr: self.ptr, rs: self.cs, cs: self.rs }
+    }
+}
+
+/// `out[m, n] = beta * a[m, k] b[k, n]`, added to what `out` holds where `add` is set.
+///
+/// # Safety
+/// The operands' elements lie in live memory, `out`'s are not aliased.
+pub(crate) unsafe fn gemm<T: Real>(
+    (m, n, k): (usize, usize, usize),
+    out: Mat<*mut T>,
+    add: bool,
+    a: Mat<*const T>,
+    b: Mat<*const T>,
+    beta: T,
+    parallel: bool,
+) {
+    if m == 0 || n == 0 {
+        return;
+    }
+    let parallelism = if parallel { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None };
+    let alpha = if add { T::one() } else { T::zero() };
+    // SAFETY: the caller's promise.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out.ptr,
+            out.cs,
+            out.rs,
+            add,
+            a.ptr,
+            a.cs,
+            a.rs,
+            b.ptr,
+            b.cs,
+            b.rs,
+            alpha,
+            beta,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+/// Changes a contiguous CPU tensor's elements in place.
+pub(crate) fn in_place<T: Real>(tensor: &Tensor, f: impl Fn(&mut [T]) + Sync) -> Result<()> {
+    struct Op<F, T>(F, PhantomData<fn(T)>);
+    impl<T: Real, F: Fn(&mut [T])> candle_core::InplaceOp1 for Op<F, T> {
+        fn name(&self) -> &'static str {
+            "in_place"
+        }
+        fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &candle_core::Layout) -> candle_core::Result<()> {
+            let Some((start, end)) = layout.contiguous_offsets() else {
+                candle_core::bail!(
+                    "in_place: expected a contiguous tensor, found strides {:?}",
+                    layout.stride()
+                )
+            };
+            let found = storage.dtype();
+            match T::slice_mut(storage) {
+                Some(slice) => (self.0)(&mut slice[start..end]),
+                None => candle_core::bail!("in_place: expected {:?}, found {found:?}", T::DTYPE),
+            }
+            Ok(())
+        }
+    }
+    Ok(tensor.inplace_op1(&Op(f, PhantomData::<fn(T)>))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_within_two_units_in_the_last_place() {
+        for i in -870_000..880_000 {
+            let x = i as f32 * 1e-4;
+            let (ours, exact) = (x.exp_(), (x as f64).exp());
+            assert!(((ours as f64 - exact) / exact).abs() < 2.4e-7, "exp({x}) = {ours}, not {exact}");
+        }
+        assert!(f32::NAN.exp_().is_nan());
+        assert_eq!(0f32.exp_(), 1.0);
+    }
+
+    #[test]
+    fn debug_builds_poison_what_is_not_written() {
+        let buffer = overwrite::<f32>(3, |out| out[1] = 1.0);
+        assert!(!cfg!(debug_assertions) || (buffer[0].is_nan() && buffer[1] == 1.0));
+    }
+}

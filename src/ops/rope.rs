@@ -1,0 +1,189 @@
+//! Rotary position embedding on the leading heads of each row (Su et al., 2021, arXiv:2104.09864), in the
+//! half-split layout of transformers (`modeling_granite.py`, `apply_rotary_pos_emb`):
+//!
+//! ```text
+//! y[i]       = x[i] cos - x[i + D/2] sin        i < D/2, angle = position * theta^(-2i/D)
+//! y[i + D/2] = x[i + D/2] cos + x[i] sin
+//! ```
+//!
+//! The backward pass is the same rotation by the negative angle.
+
+use super::cpu::{self, Real, View, with_real};
+use crate::model::config::{Llama3Scaling, Rope};
+use crate::{Error, Result};
+use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
+
+/// Cosines and sines [positions, D/2] of every position that a pass may meet.
+#[derive(Debug, Clone)]
+pub struct RopeTable {
+    cos: Tensor,
+    sin: Tensor,
+    head_dim: usize,
+}
+
+impl RopeTable {
+    /// The table of `positions` positions for heads of size `head_dim`; angles are made in f64.
+    pub fn new(
+        rope: &Rope,
+        head_dim: usize,
+        positions: usize,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let half = head_dim / 2;
+        let frequencies: Vec<f64> = (0..half)
+            .map(|i| rope.theta.powf(-2.0 * i as f64 / head_dim as f64))
+            .map(|f| rope.llama3.map_or(f, |scaling| llama3_frequency(&scaling, f)))
+            .collect();
+        let angles = || (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f));
+        let table = |f: fn(f64) -> f64| -> Result<Tensor> {
+            let values: Vec<f64> = angles().map(f).collect();
+            Ok(Tensor::from_vec(values, (positions, half), &Device::Cpu)?
+                .to_dtype(dtype)?
+                .to_device(device)?)
+        };
+        Ok(Self { cos: table(f64::cos)?, sin: table(f64::sin)?, head_dim })
+    }
+
+    /// Positions that the table has.
+    pub fn positions(&self) -> usize {
+        self.cos.dims()[0]
+    }
+
+    /// Rotates the first `heads` heads of each row of `x` [T, at least heads * D] by its position.
+    /// Where the device has a kernel `x` is changed in place and returned.
+    ///
+    /// # Errors
+    /// A position beyond the table, or fewer columns than heads.
+    pub fn forward(&self, x: Tensor, heads: usize, position_ids: &[u32]) -> Result<Tensor> {
+        self.rotate(x, heads, position_ids, 1.0)
+    }
+
+    /// Gradient of [`RopeTable::forward`]'s input from that of its output, in place where it can be.
+    ///
+    /// # Errors
+    /// As [`RopeTable::forward`].
+    pub fn backward(&self, dy: Tensor, heads: usize, position_ids: &[u32]) -> Result<Tensor> {
+        self.rotate(dy, heads, position_ids, -1.0)
+    }
+
+    fn rotate(&self, x: Tensor, heads: usize, position_ids: &[u32], sign: f64) -> Result<Tensor> {
+        let (t, width) = x.dims2()?;
+        let last = position_ids.iter().max().map_or(0, |p| *p as usize + 1);
+        if t != position_ids.len() || width < heads * self.head_dim || last > self.positions() {
+            return Err(Error::Shape {
+                op: "rope",
+                expected: format!(
+                    "{} rows of at least {} columns, positions under {}",
+                    position_ids.len(),
+                    heads * self.head_dim,
+                    self.positions()
+                ),
+                found: format!("[{t}, {width}], positions under {last}"),
+            });
+        }
+        if !x.device().is_cpu() {
+            return self.reference(&x, heads, position_ids, sign);
+        }
+        with_real!("rope", x.dtype(), T => self.rotate_cpu::<T>(&x, heads, position_ids, T::of(sign)))?;
+        Ok(x)
+    }
+
+    fn rotate_cpu<T: Real>(&self, x: &Tensor, heads: usize, position_ids: &[u32], sign: T) -> Result<()> {
+        let (width, d) = (x.dims()[1], self.head_dim);
+        let (cos, sin) = (View::<T>::new("rope", &self.cos)?, View::<T>::new("rope", &self.sin)?);
+        let (cos, sin): (&[T], &[T]) = (&cos, &sin);
+        let rows = cpu::rows_per_task(width);
+        cpu::in_place::<T>(x, |x| {
+            x.par_chunks_mut((rows * width).max(1)).zip(position_ids.par_chunks(rows)).for_each(
+                |(x, positions)| {
+                    cpu::simd(|| {
+                        for (row, &p) in x.chunks_exact_mut(width).zip(positions) {
+                            let at = p as usize * (d / 2);
+                            let (cos, sin) = (&cos[at..at + d / 2], &sin[at..at + d / 2]);
+                            for head in row[..heads * d].chunks_exact_mut(d) {
+                                let (a, b) = head.split_at_mut(d / 2);
+                                for (((a, b), &c), &s) in a.iter_mut().zip(b).zip(cos).zip(sin) {
+                                    let (s, x, y) = (sign * s, *a, *b);
+                                    *a = x * c - y * s;
+                                    *b = y * c + x * s;
+                                }
+                            }
+                        }
+                    });
+                },
+            );
+        })
+    }
+
+    /// The formula in plain candle ops; `sign` is 1, or -1 for the backward rotation.
+    pub fn reference(&self, x: &Tensor, heads: usize, position_ids: &[u32], sign: f64) -> Result<Tensor> {
+        let (t, width) = x.dims2()?;
+        let (d, half) = (self.head_dim, self.head_dim / 2);
+        let positions = Tensor::new(position_ids, x.device())?;
+        let pick = |table: &Tensor| table.index_select(&positions, 0)?.to_dtype(x.dtype())?.unsqueeze(1);
+        let (cos, sin) = (pick(&self.cos)?, (pick(&self.sin)? * sign)?);
+        let turned = x.narrow(1, 0, heads * d)?.reshape((t, heads, d))?;
+        let (a, b) = (turned.narrow(2, 0, half)?, turned.narrow(2, half, half)?);
+        let low = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
+        let high = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
+        let turned = Tensor::cat(&[low, high], 2)?.reshape((t, heads * d))?;
+        Ok(Tensor::cat(&[&turned, &x.narrow(1, heads * d, width - heads * d)?], 1)?)
+    }
+}
+
+/// Llama 3's change of one frequency: long wavelengths are slowed down by `factor`, short ones kept, those
+/// between interpolated (transformers `modeling_rope_utils.py`, `_compute_llama3_parameters`).
+fn llama3_frequency(scaling: &Llama3Scaling, frequency: f64) -> f64 {
+    let turns = scaling.original_max_position_embeddings as f64 * frequency / (2.0 * std::f64::consts::PI);
+    if turns < scaling.low_freq_factor {
+        frequency / scaling.factor
+    } else if turns > scaling.high_freq_factor {
+        frequency
+    } else {
+        let kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor);
+        frequency * (kept + (1.0 - kept) / scaling.factor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::{autograd, testing::*};
+
+    #[test]
+    fn forward_and_backward_agree_with_the_reference() -> Result<()> {
+        let llama3 = Llama3Scaling {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 16,
+        };
+        for (t, heads, d, extra) in [(1, 1, 2, 0), (5, 3, 10, 7), (123, 4, 64, 64)] {
+            for (dtype, llama3) in [(DType::F32, None), (DType::F64, Some(llama3))] {
+                let table = RopeTable::new(&Rope { theta: 1e4, llama3 }, d, 200, dtype, &Device::Cpu)?;
+                let x = randn(1, (t, heads * d + extra), dtype)?;
+                let positions: Vec<u32> = (0..t as u32).map(|i| (i * 37) % 200).collect();
+                let expected = table.reference(&x, heads, &positions, 1.0)?;
+                let dy = randn(2, x.dims2()?, dtype)?;
+                let dx = autograd(&[&x], &dy, |v| table.reference(v[0].as_tensor(), heads, &positions, 1.0))?
+                    .remove(0);
+                let y = table.forward(x.copy()?, heads, &positions)?;
+                assert_close("rope", &y, &expected, Tolerance::of(dtype));
+                let ours = table.backward(dy.copy()?, heads, &positions)?;
+                assert_close("rope backward", &ours, &dx, Tolerance::of(dtype));
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_position_beyond_the_table_is_an_error() -> Result<()> {
+        let rope = Rope { theta: 1e4, llama3: None };
+        let table = RopeTable::new(&rope, 4, 8, DType::F32, &Device::Cpu)?;
+        let error = table.forward(randn(1, (1, 4), DType::F32)?, 1, &[8]).unwrap_err();
+        assert!(error.to_string().contains("positions under 8, found [1, 4], positions under 9"), "{error}");
+        Ok(())
+    }
+}

@@ -1,0 +1,128 @@
+//! SwiGLU (Shazeer, 2020, arXiv:2002.05202; transformers `modeling_granite.py`, `GraniteMLP`), on gate and
+//! up side by side in one matrix:
+//!
+//! ```text
+//! a     = silu(gate) * up                   silu(g) = g * sigmoid(g)
+//! dgate = da * up * sigmoid(g) * (1 + g * (1 - sigmoid(g)))
+//! dup   = da * silu(g)
+//! ```
+
+use super::cpu::{self, Real, View, with_real};
+use crate::{Error, Result};
+use candle_core::Tensor;
+use num_traits::One;
+
+/// `silu(gate) * up` [T, F] of `gate_up` [T, 2F].
+///
+/// # Errors
+/// An odd number of columns.
+pub fn forward(gate_up: &Tensor) -> Result<Tensor> {
+    let (t, f) = half(gate_up)?;
+    if !gate_up.device().is_cpu() {
+        return reference(gate_up);
+    }
+    with_real!("swiglu", gate_up.dtype(), T => {
+        let x = View::<T>::new("swiglu", gate_up)?;
+        let x: &[T] = &x;
+        let out = cpu::overwrite::<T>(t * f, |out| {
+            cpu::par_rows(out, f, |first, rows| {
+                for (row, x) in rows.chunks_exact_mut(f).zip(x[first * 2 * f..].chunks_exact(2 * f)) {
+                    let (gate, up) = x.split_at(f);
+                    for ((y, &g), &u) in row.iter_mut().zip(gate).zip(up) {
+                        *y = g * sigmoid(g) * u;
+                    }
+                }
+            });
+        });
+        cpu::tensor(out, (t, f))
+    })
+}
+
+/// Gradient of `gate_up` [T, 2F] from `da` [T, F].
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn backward(da: &Tensor, gate_up: &Tensor) -> Result<Tensor> {
+    let (t, f) = half(gate_up)?;
+    if da.dims() != [t, f] {
+        return Err(Error::Shape {
+            op: "swiglu backward",
+            expected: format!("a gradient of [{t}, {f}]"),
+            found: format!("{:?}", da.dims()),
+        });
+    }
+    if !da.device().is_cpu() {
+        return Ok(super::autograd(&[gate_up], da, |v| reference(v[0].as_tensor()))?.remove(0));
+    }
+    with_real!("swiglu backward", da.dtype(), T => {
+        let (da, x) = (View::<T>::new("swiglu backward", da)?, View::<T>::new("swiglu backward", gate_up)?);
+        let (da, x): (&[T], &[T]) = (&da, &x);
+        let out = cpu::overwrite::<T>(t * 2 * f, |out| {
+            cpu::par_rows(out, 2 * f, |first, rows| {
+                let (da, x) = (&da[first * f..], &x[first * 2 * f..]);
+                for ((row, da), x) in rows.chunks_exact_mut(2 * f).zip(da.chunks_exact(f)).zip(x.chunks_exact(2 * f)) {
+                    let ((gate, up), (dgate, dup)) = (x.split_at(f), row.split_at_mut(f));
+                    for j in 0..f {
+                        let (g, d, s) = (gate[j], da[j], sigmoid(gate[j]));
+                        dgate[j] = d * up[j] * s * (T::one() + g * (T::one() - s));
+                        dup[j] = d * g * s;
+                    }
+                }
+            });
+        });
+        cpu::tensor(out, (t, 2 * f))
+    })
+}
+
+/// The formula in plain candle ops.
+pub fn reference(gate_up: &Tensor) -> Result<Tensor> {
+    let (_, f) = half(gate_up)?;
+    Ok((gate_up.narrow(1, 0, f)?.contiguous()?.silu()? * gate_up.narrow(1, f, f)?)?)
+}
+
+#[inline(always)]
+fn sigmoid<T: Real>(x: T) -> T {
+    T::one() / (T::one() + (-x).exp_())
+}
+
+fn half(gate_up: &Tensor) -> Result<(usize, usize)> {
+    match gate_up.dims() {
+        [t, width] if width % 2 == 0 => Ok((*t, width / 2)),
+        found => Err(Error::Shape {
+            op: "swiglu",
+            expected: "gate and up side by side, [T, 2F]".into(),
+            found: format!("{found:?}"),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::{autograd, testing::*};
+    use candle_core::DType;
+
+    #[test]
+    fn forward_and_backward_agree_with_the_reference() -> Result<()> {
+        for (t, f) in [(1, 1), (5, 123), (123, 56)] {
+            for dtype in [DType::F32, DType::F64] {
+                let x = (randn(1, (t, 2 * f), dtype)? * 4.0)?;
+                let da = randn(2, (t, f), dtype)?;
+                assert_close("swiglu", &forward(&x)?, &reference(&x)?, Tolerance::of(dtype));
+                let dx = autograd(&[&x], &da, |v| reference(v[0].as_tensor()))?;
+                let ours = backward(&da, &x)?;
+                assert_close("swiglu backward", &ours, &dx[0], Tolerance::of(dtype));
+                assert!(max_abs(&ours)? > 0.0);
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn far_gates_stay_finite() -> Result<()> {
+        let x = Tensor::new(&[[-1e4f32, 1e4, 2.0, 3.0]], &candle_core::Device::Cpu)?;
+        let expected = Tensor::new(&[[0f32, 3e4]], &candle_core::Device::Cpu)?;
+        assert_close("far gates", &forward(&x)?, &expected, Tolerance::F32);
+        Ok(())
+    }
+}
