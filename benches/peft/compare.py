@@ -1,0 +1,288 @@
+"""Runs gneiss and stock PEFT in turn on the same rows and prints their throughput side by side.
+
+    python benches/peft/compare.py [--cases 8/100/1,8/32/1,8/100/16] [--rounds 3] [--csv result_peft.csv]
+
+Run it in the repository's root after `cargo build --release`, with the Python that has torch,
+transformers and peft. Each run is a process of its own, gneiss and PEFT by turns, so that a machine
+that slows down slows both. The table's figures are medians over the steps of all rounds. Exit code 1
+where the two sides' losses of the first step differ: then they did not do the same work.
+"""
+
+import argparse
+import csv
+import datetime
+import json
+import math
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+from peft_step import positive, quantiles
+
+# Where a configuration of gneiss keeps what both sides need.
+MODEL_KEY, DATA_KEY = "model.path", "data.train"
+INIT_TEXT_KEY, VERBALIZER_KEY, MAX_INPUT_KEY = "prompt.init_text", "data.verbalizer", "data.max_input_tokens"
+TOLERANCE = {"f32": 1e-3, "bf16": 2e-2}  # relative, on the first step's loss
+RUNS = Path("runs")
+
+
+class Failed(Exception):
+    """A run that gave no figures."""
+
+
+def main():
+    args = arguments()
+    machine = describe_machine(args)
+    results = []
+    try:
+        work = shared_work(args)
+        for case in args.cases:
+            for number in range(1, args.rounds + 1):
+                for run in (run_gneiss, run_peft):
+                    result = {"round": number, **case, **run(args, work, case, number)}
+                    results.append(result)
+                    print(f"{label(case)} round {number} {result['tool']}: "
+                          f"{result['examples_per_second']['median']:.2f} examples/s", file=sys.stderr)
+                    if args.csv:
+                        append_csv(args, machine, result)
+    except Failed as failure:
+        print(f"compare: {failure}", file=sys.stderr)
+        return 1
+    print(table(args, machine, results))
+    return 0 if check_losses(args, results) else 1
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--gneiss", default="target/release/gneiss", help="the binary")
+    add("--config", type=Path, default=Path("configs/tutorial.toml"))
+    add("--model", help=f"in place of the configuration's {MODEL_KEY}")
+    add("--data", help=f"CSV in place of the configuration's {DATA_KEY}")
+    add("--cases", type=cases, default=cases("8/100/1,8/32/1,8/100/16"),
+        help="batch/virtual tokens/accumulate; default 8/100/1,8/32/1,8/100/16")
+    add("--rounds", type=positive, default=3)
+    add("--steps", type=positive, default=6, help="micro-batches that count; at least two optimizer steps")
+    add("--warmup", type=positive, default=2, help="micro-batches before them; at least one optimizer step")
+    add("--dtype", choices=sorted(TOLERANCE), default="f32")
+    add("--threads", type=positive, default=len(os.sched_getaffinity(0)))
+    add("--plain-malloc", action="store_true", help="PEFT with malloc as it comes")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="one more setting for gneiss")
+    add("--keep-runs", action="store_true", help="leave gneiss's run folders in runs/")
+    add("--csv", type=Path, help="file to which each run's figures are appended")
+    return parser.parse_args()
+
+
+def cases(text):
+    """[{batch, virtual_tokens, accumulate}] of "8/100/1,8/32/1"."""
+    parsed = []
+    for part in text.split(","):
+        numbers = part.split("/")
+        if len(numbers) != 3:
+            raise argparse.ArgumentTypeError(f"expected batch/virtual/accumulate, found {part!r}")
+        parsed.append(dict(zip(("batch", "virtual_tokens", "accumulate"), map(positive, numbers))))
+    return parsed
+
+
+def label(case):
+    return f"{case['batch']} / {case['virtual_tokens']} / {case['accumulate']}"
+
+
+def shared_work(args):
+    """What the configuration gives to both sides: model, data, init text, verbalizer, longest input."""
+    try:
+        config = tomllib.loads(args.config.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise Failed(f"{args.config}: {error}") from None
+
+    def value(key):
+        at = config
+        for name in key.split("."):
+            if not isinstance(at, dict) or name not in at:
+                raise Failed(f"{args.config}: no {key}, which both sides have to share")
+            at = at[name]
+        return at
+
+    return {
+        "model": args.model or value(MODEL_KEY), "data": args.data or value(DATA_KEY),
+        "init_text": value(INIT_TEXT_KEY), "verbalizer": value(VERBALIZER_KEY),
+        "max_input_tokens": value(MAX_INPUT_KEY),
+    }
+
+
+def optimizer_steps(args, case):
+    """(warm-up, counted) optimizer steps of a case."""
+    accumulate = case["accumulate"]
+    return max(1, math.ceil(args.warmup / accumulate)), max(2, math.ceil(args.steps / accumulate))
+
+
+# ---------------------------------------------------------------- the two sides
+
+
+def run_gneiss(args, work, case, number):
+    warmup, counted = optimizer_steps(args, case)
+    name = "compare-" + label(case).replace(" / ", "-") + f"-{number}-{os.getpid()}"
+    settings = {
+        "name": name, "train.max_steps": warmup + counted, "train.batch_size": case["batch"],
+        "train.accumulate_steps": case["accumulate"], "prompt.num_virtual_tokens": case["virtual_tokens"],
+        "model.dtype": args.dtype, "train.shuffle": "false", "data.validation": '""', "train.num_epochs": 1000,
+    }
+    if args.model:
+        settings[MODEL_KEY] = args.model
+    if args.data:
+        settings[DATA_KEY] = args.data
+    command = [args.gneiss, "tune", str(args.config)]
+    for setting in [*(f"{key}={value}" for key, value in settings.items()), *args.set]:
+        command += ["--set", setting]
+    _, peak = run(command, {"RAYON_NUM_THREADS": str(args.threads)})
+    steps = read_metrics(RUNS / name / "metrics.jsonl", warmup + counted)
+    if not args.keep_runs:
+        shutil.rmtree(RUNS / name)
+    rates = [step["examples"] / step["seconds"] for step in steps[warmup:]]
+    return {"tool": "gneiss", "peak_rss_bytes": peak, "first_loss": steps[0]["loss"], "rates": rates,
+            "examples_per_second": quantiles(rates), "version": gneiss_version(args)}
+
+
+def read_metrics(path, expected):
+    """The objects of a run's metrics.jsonl, one an optimizer step."""
+    try:
+        steps = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, json.JSONDecodeError) as error:
+        raise Failed(f"{path}: {error}") from None
+    if len(steps) != expected:
+        raise Failed(f"{path}: expected {expected} steps, found {len(steps)}")
+    for number, step in enumerate(steps, 1):
+        if missing := {"loss", "examples", "seconds"} - step.keys():
+            raise Failed(f"{path}:{number}: no {sorted(missing)}")
+    return steps
+
+
+def run_peft(args, work, case, number):
+    warmup, counted = optimizer_steps(args, case)
+    command = [
+        sys.executable, str(Path(__file__).with_name("peft_step.py")), "--model", work["model"],
+        "--data", work["data"], "--verbalizer", work["verbalizer"], "--init-text", work["init_text"],
+        "--max-input-tokens", str(work["max_input_tokens"]), "--batch", str(case["batch"]),
+        "--virtual-tokens", str(case["virtual_tokens"]), "--accumulate", str(case["accumulate"]),
+        "--dtype", args.dtype, "--threads", str(args.threads), "--steps", str(counted), "--warmup", str(warmup),
+    ]
+    out, _ = run(command + ["--plain-malloc"] * args.plain_malloc, {})
+    report = json.loads(out.splitlines()[-1])
+    rates = [n / s for n, s in zip(report["step_examples"], report["step_seconds"])][warmup:]
+    return {"tool": "peft", "peak_rss_bytes": report["peak_rss_bytes"], "first_loss": report["losses"][0],
+            "rates": rates, "examples_per_second": report["examples_per_second"],
+            "tokens_per_example": report["tokens_per_example"],
+            "version": " ".join(f"{name} {text}" for name, text in report["versions"].items())}
+
+
+def run(command, environment):
+    """Standard output and the peak resident set in bytes of a child process."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        try:
+            child = subprocess.Popen(command, stdout=out, stderr=err, env={**os.environ, **environment})
+        except OSError as error:
+            raise Failed(f"{command[0]}: {error.strerror}") from None
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        err.seek(0)
+        text, complaint = out.read().decode(), err.read().decode(errors="replace")
+    if child.returncode != 0:
+        raise Failed(f"{' '.join(command)}\nexit code {child.returncode}\n{complaint[-2000:]}")
+    # Linux counts in KiB. The figure can't be under this small parent's own, from which it is forked.
+    return text, usage.ru_maxrss * 1024
+
+
+def gneiss_version(args):
+    return run([args.gneiss, "--version"], {})[0].strip()
+
+
+# ---------------------------------------------------------------- results
+
+
+def describe_machine(args):
+    cpu = platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            cpu = line.split(":", 1)[1].strip()
+            break
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "memory_gb": round(memory / 1e9, 1),
+            "system": f"{platform.system()} {platform.release()}"}
+
+
+def append_csv(args, machine, result):
+    figures = result["examples_per_second"]
+    row = {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "tool": result["tool"], "batch": result["batch"], "virtual_tokens": result["virtual_tokens"],
+        "accumulate": result["accumulate"], "dtype": args.dtype, "threads": args.threads,
+        "round": result["round"], "steps": len(result["rates"]), "examples_per_second_p50": figures["median"],
+        "examples_per_second_p20": figures["p20"], "examples_per_second_p80": figures["p80"],
+        "peak_rss_bytes": result["peak_rss_bytes"], "first_loss": result["first_loss"],
+        "malloc": ("plain" if args.plain_malloc else "tuned") if result["tool"] == "peft" else "",
+        **machine, "version": result["version"],
+    }
+    new = not args.csv.exists() or args.csv.stat().st_size == 0
+    with args.csv.open("a", newline="") as file:
+        writer = csv.DictWriter(file, row.keys())
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def of(results, tool, case):
+    return [r for r in results if r["tool"] == tool and label(r) == label(case)]
+
+
+def table(args, machine, results):
+    """A Markdown table, one row a case, and what it was measured on."""
+    lines = [
+        "| batch / virtual tokens / accumulate | gneiss examples/s (p20-p80) | PEFT examples/s (p20-p80) | "
+        "ratio (by round) | gneiss peak | PEFT peak | first loss, gneiss | first loss, PEFT |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for case in args.cases:
+        ours, theirs = of(results, "gneiss", case), of(results, "peft", case)
+        a, b = (quantiles([rate for r in side for rate in r["rates"]]) for side in (ours, theirs))
+        by_round = [x["examples_per_second"]["median"] / y["examples_per_second"]["median"]
+                    for x, y in zip(ours, theirs)]
+        peaks = [max(r["peak_rss_bytes"] for r in side) / 1e9 for side in (ours, theirs)]
+        lines.append(
+            f"| {label(case)} | {a['median']:.2f} ({a['p20']:.2f}-{a['p80']:.2f}) | "
+            f"{b['median']:.2f} ({b['p20']:.2f}-{b['p80']:.2f}) | **{a['median'] / b['median']:.2f}** "
+            f"({min(by_round):.2f}-{max(by_round):.2f}) | {peaks[0]:.2f} GB | {peaks[1]:.2f} GB | "
+            f"{ours[0]['first_loss']:.5f} | {theirs[0]['first_loss']:.5f} |")
+    first = {tool: of(results, tool, args.cases[0])[0] for tool in ("gneiss", "peft")}
+    tokens = statistics.fmean(r["tokens_per_example"] for r in results if r["tool"] == "peft")
+    lines += [
+        "",
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']}; "
+        f"{args.threads} threads, {args.dtype}, {args.rounds} rounds by turns, {tokens:.1f} tokens an example; "
+        f"{first['gneiss']['version']}; {first['peft']['version']}, "
+        f"malloc {'as it comes' if args.plain_malloc else 'tuned'}.",
+    ]
+    return "\n".join(lines)
+
+
+def check_losses(args, results):
+    """Whether both sides' losses of the first step agree in each case; says where not."""
+    agree = True
+    for case in args.cases:
+        ours, theirs = (of(results, tool, case)[0]["first_loss"] for tool in ("gneiss", "peft"))
+        difference = abs(ours - theirs) / abs(theirs)
+        if not difference <= TOLERANCE[args.dtype]:
+            agree = False
+            print(f"{label(case)}: first losses differ by {difference:.2e} relative (gneiss {ours}, PEFT {theirs}; "
+                  f"allowed {TOLERANCE[args.dtype]:.0e})", file=sys.stderr)
+    return agree
+
+
+if __name__ == "__main__":
+    sys.exit(main())
