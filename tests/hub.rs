@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gneiss::model::{HubOptions, Local, resolve};
 use gneiss::{Error, Result};
@@ -22,6 +22,9 @@ const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const WEIGHTS: &str = "model.safetensors";
 /// Where the first answer of a server that breaks off ends.
 const BREAK: usize = 70_000;
+
+/// How long a server that falls silent keeps the connection; no test waits for it.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// How a body goes wrong.
 #[derive(Clone, Copy, PartialEq)]
@@ -198,7 +201,7 @@ fn respond(
             stream.write_all(&body[..BREAK.min(body.len() / 2)])?;
             stream.flush()?;
             if fault == Fault::Stalls {
-                std::thread::sleep(Duration::from_millis(400));
+                std::thread::sleep(SILENCE);
             }
             Ok(())
         }
@@ -358,7 +361,9 @@ fn an_interrupted_download_goes_on() {
         if fault == Fault::Stalls {
             client.options.timeout = Duration::from_millis(150);
         }
+        let started = Instant::now();
         assert_file(&client.resolve().unwrap(), WEIGHTS, &weights(7));
+        assert!(started.elapsed() < SILENCE / 2);
         let range = format!("GET /storage/{WEIGHTS} bytes={BREAK}-");
         let requests = hub.requests();
         assert_eq!(requests.iter().filter(|line| **line == range).count(), 1, "{requests:?}");
@@ -450,6 +455,12 @@ fn leftovers_of_other_runs_do_no_harm() {
     assert_file(&folder, WEIGHTS, &whole);
     fs::remove_file(client.blob(&whole)).unwrap();
     assert_file(&client.resolve().unwrap(), WEIGHTS, &whole);
+    #[cfg(unix)]
+    {
+        fs::remove_file(folder.join(WEIGHTS)).unwrap();
+        std::os::unix::fs::symlink("../../blobs/gone", folder.join(WEIGHTS)).unwrap();
+        assert_file(&client.resolve().unwrap(), WEIGHTS, &whole);
+    }
 }
 
 #[test]
