@@ -1,0 +1,412 @@
+//! The hub: which files make a checkpoint, and the cache that they are kept in.
+//!
+//! The cache has the layout that the hub's own programs share (types from `hf-hub`), so that what one
+//! of them has downloaded is not downloaded again:
+//!
+//! ```text
+//! models--org--name/
+//!   refs/main                      commit that the revision stood for, written when all files are there
+//!   blobs/<etag>                   a whole file; <etag>.gneiss-part while it is being downloaded
+//!   snapshots/<commit>/model.safetensors -> ../../blobs/<etag>
+//!   .no_exist/<commit>/<file>      the hub has said that this commit has no such file
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hf_hub::{Cache, CacheRepo, Repo, RepoType};
+use serde::Deserialize;
+
+use super::remote::{Lookup, Remote};
+use super::transfer::Download;
+use crate::{Error, Result};
+
+/// File name of a checkpoint's configuration.
+pub(super) const CONFIG: &str = "config.json";
+const TOKENIZER: &str = "tokenizer.json";
+const WEIGHTS: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+/// Files that a checkpoint may lack.
+const OPTIONAL: [&str; 4] =
+    ["generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
+
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const ENDPOINT: &str = "https://huggingface.co";
+
+/// How the hub is reached and where its files are kept.
+#[derive(Clone)]
+pub struct HubOptions {
+    /// Folder of the cache; `None` where no home folder is known.
+    pub cache: Option<PathBuf>,
+    /// URL that repositories are below, with no slash at its end.
+    pub endpoint: String,
+    /// Access token, for gated and private repositories.
+    pub token: Option<String>,
+    /// Whether only the cache is used.
+    pub offline: bool,
+    /// Attempts at a request, and at a download as long as none brings it further; 5.
+    pub attempts: u32,
+    /// Pause after the first failed attempt, doubled after each further one; 1 s.
+    pub pause: Duration,
+    /// Longest wait for a connection or for the next bytes; 30 s.
+    pub timeout: Duration,
+    /// Whether downloads are shown on stderr; yes.
+    pub progress: bool,
+}
+
+/// The token stays out of logs.
+impl fmt::Debug for HubOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HubOptions")
+            .field("cache", &self.cache)
+            .field("endpoint", &self.endpoint)
+            .field("token", &self.token.as_ref().map(|_| "..."))
+            .field("offline", &self.offline)
+            .field("attempts", &self.attempts)
+            .field("pause", &self.pause)
+            .field("timeout", &self.timeout)
+            .field("progress", &self.progress)
+            .finish()
+    }
+}
+
+impl HubOptions {
+    /// The options that the environment asks for: `HF_HOME` (else `huggingface` in `XDG_CACHE_HOME`,
+    /// else in `.cache` of the home folder), `HF_HUB_CACHE` (else `hub` in it), `HF_TOKEN` (else what
+    /// the file `HF_TOKEN_PATH` holds, by default `token` in `HF_HOME`), `HF_ENDPOINT`,
+    /// `HF_HUB_OFFLINE` (1, true, yes or on).
+    #[must_use]
+    pub fn from_env() -> Self {
+        Self::from_vars(|name| match name {
+            "HOME" => std::env::home_dir()?.into_os_string().into_string().ok(),
+            _ => std::env::var(name).ok(),
+        })
+    }
+
+    /// As [`from_env`](Self::from_env), from variables that `var` gives, `HOME` being the home folder;
+    /// an empty one counts as unset.
+    #[must_use]
+    pub fn from_vars(var: impl Fn(&str) -> Option<String>) -> Self {
+        let var = |name: &str| var(name).map(|value| value.trim().to_string()).filter(|v| !v.is_empty());
+        let path = |name: &str| var(name).map(PathBuf::from);
+        let caches = path("XDG_CACHE_HOME").or_else(|| path("HOME").map(|home| home.join(".cache")));
+        let home = path("HF_HOME").or_else(|| caches.map(|caches| caches.join("huggingface")));
+        let token_file = path("HF_TOKEN_PATH").or_else(|| home.as_ref().map(|home| home.join("token")));
+        // No token file is the common case, not an error.
+        let token_in_file = || fs::read_to_string(token_file?).ok();
+        let token = var("HF_TOKEN").or_else(token_in_file).map(|token| token.trim().to_string());
+        let offline = var("HF_HUB_OFFLINE").is_some_and(|value| {
+            ["1", "true", "yes", "on"].iter().any(|yes| value.eq_ignore_ascii_case(yes))
+        });
+        Self {
+            cache: path("HF_HUB_CACHE").or_else(|| home.map(|home| home.join("hub"))),
+            endpoint: var("HF_ENDPOINT")
+                .map_or_else(|| ENDPOINT.to_string(), |url| url.trim_end_matches('/').to_string()),
+            token: token.filter(|token| !token.is_empty()),
+            offline,
+            attempts: 5,
+            pause: Duration::from_secs(1),
+            timeout: Duration::from_secs(30),
+            progress: true,
+        }
+    }
+
+    /// Waits after the `failed`th failure in a row.
+    pub(super) fn pause(&self, failed: u32) {
+        let pause = self.pause.saturating_mul(2u32.saturating_pow(failed - 1));
+        std::thread::sleep(pause.min(LONGEST_PAUSE));
+    }
+}
+
+/// Puts a checkpoint's files into the cache and returns the folder of its snapshot.
+///
+/// `config.json` comes first and is passed to `check_config`, the weights come last.
+pub(super) fn snapshot(
+    repo: &str,
+    revision: &str,
+    options: &HubOptions,
+    check_config: &dyn Fn(&Path) -> Result<()>,
+) -> Result<PathBuf> {
+    let checkpoint = Checkpoint::open(repo, revision, options)?;
+    check_config(&checkpoint.need(CONFIG)?)?;
+    checkpoint.need(TOKENIZER)?;
+    for file in OPTIONAL {
+        checkpoint.find(file)?;
+    }
+    checkpoint.weights()?;
+    if checkpoint.remote.is_some() && revision != checkpoint.commit {
+        let folder = &checkpoint.folder;
+        checkpoint.cache.create_ref(&checkpoint.commit).map_err(Error::io(folder.join("refs")))?;
+    }
+    Ok(checkpoint.snapshot())
+}
+
+/// One commit of a repository.
+struct Checkpoint {
+    /// `org/name@revision`, for messages.
+    name: String,
+    repo: String,
+    commit: String,
+    /// Folder of the repository in the cache.
+    folder: PathBuf,
+    cache: CacheRepo,
+    /// `None` where only the cache is used.
+    remote: Option<Remote>,
+}
+
+impl Checkpoint {
+    /// Finds the commit that a revision stands for, so that all files are of the same one.
+    fn open(repo: &str, revision: &str, options: &HubOptions) -> Result<Self> {
+        let name = format!("{repo}@{revision}");
+        let Some(root) = &options.cache else {
+            return Err(Error::Hub {
+                repo: name,
+                problem: "no folder for downloads: the home folder is not known".to_string(),
+                hint: "set HF_HOME to a folder that can be written".to_string(),
+            });
+        };
+        let id = Repo::with_revision(repo.to_string(), RepoType::Model, revision.to_string());
+        let folder = root.join(id.folder_name());
+        let encoded = id.url_revision();
+        let cache = Cache::new(root.clone()).repo(id);
+        let remote = (!options.offline).then(|| Remote::new(&name, repo, options));
+        let commit = match &remote {
+            _ if is_commit(revision) => revision.to_string(),
+            None => cached_commit(&cache).ok_or_else(|| not_cached(&name, CONFIG, &folder))?,
+            Some(remote) => match remote.look_up(&encoded, CONFIG)? {
+                Lookup::File(file) => file.commit,
+                Lookup::Absent { .. } => return Err(no_config(&name)),
+            },
+        };
+        Ok(Self { name, repo: repo.to_string(), commit, folder, cache, remote })
+    }
+
+    fn snapshot(&self) -> PathBuf {
+        self.cache.pointer_path(&self.commit)
+    }
+
+    /// Path of a file, from the cache or downloaded; an error where there is none.
+    fn need(&self, file: &str) -> Result<PathBuf> {
+        if let Some(path) = self.find(file)? {
+            return Ok(path);
+        }
+        Err(match file {
+            _ if self.remote.is_none() => not_cached(&self.name, file, &self.folder),
+            CONFIG => no_config(&self.name),
+            _ => Error::Hub {
+                repo: self.name.clone(),
+                problem: format!("the repository holds no {file}"),
+                hint: "it may not be finished: see its list of files on the hub".to_string(),
+            },
+        })
+    }
+
+    /// Path of a file, from the cache or downloaded; `None` where there is none.
+    fn find(&self, file: &str) -> Result<Option<PathBuf>> {
+        let pointer = self.snapshot().join(file);
+        let absent = self.folder.join(".no_exist").join(&self.commit).join(file);
+        if pointer.exists() {
+            return Ok(Some(pointer));
+        }
+        let Some(remote) = self.remote.as_ref().filter(|_| !absent.exists()) else {
+            return Ok(None);
+        };
+        let head = match remote.look_up(&self.commit, file)? {
+            Lookup::File(head) => head,
+            Lookup::Absent { certain } => {
+                if certain {
+                    make_parent(&absent)?;
+                    fs::write(&absent, "").map_err(Error::io(&absent))?;
+                }
+                return Ok(None);
+            }
+        };
+        let blob = self.cache.blob_path(&head.etag);
+        let length = fs::metadata(&blob).ok().map(|blob| blob.len());
+        // A blob of another length was cut short by someone else.
+        if length.is_none() || head.size.is_some_and(|size| length != Some(size)) {
+            make_parent(&blob)?;
+            let part = self.cache.blob_path(&format!("{}.gneiss-part", head.etag));
+            Download { remote, commit: &self.commit, file, size: head.size, part: &part }.run()?;
+            match fs::rename(&part, &blob) {
+                // Another process has downloaded and renamed the same file.
+                Err(error) if error.kind() == ErrorKind::NotFound && blob.exists() => {}
+                renamed => renamed.map_err(Error::io(&part))?,
+            }
+        }
+        make_parent(&pointer)?;
+        link(&blob, &pointer).map_err(Error::io(&pointer))?;
+        Ok(Some(pointer))
+    }
+
+    /// The weights: one safetensors file, or an index and the shards that it lists.
+    fn weights(&self) -> Result<()> {
+        let sharded = self.snapshot().join(INDEX).exists();
+        if !sharded && self.find(WEIGHTS)?.is_some() {
+            return Ok(());
+        }
+        let Some(index) = self.find(INDEX)? else {
+            if self.remote.is_none() {
+                return Err(not_cached(&self.name, WEIGHTS, &self.folder));
+            }
+            return Err(Error::Hub {
+                repo: self.name.clone(),
+                problem: format!("the repository has no safetensors: neither {WEIGHTS} nor {INDEX}"),
+                hint: format!(
+                    "choose a repository with safetensors, or download a .gguf file of {} and give its \
+                     path",
+                    self.repo
+                ),
+            });
+        };
+        for shard in shards(&index)? {
+            self.need(&shard)?;
+        }
+        Ok(())
+    }
+}
+
+/// A full commit hash, which stands for itself.
+fn is_commit(revision: &str) -> bool {
+    revision.len() == 40 && revision.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// The commit that the cache holds for a revision.
+fn cached_commit(cache: &CacheRepo) -> Option<String> {
+    let config = cache.get(CONFIG)?;
+    Some(config.parent()?.file_name()?.to_str()?.to_string())
+}
+
+fn not_cached(name: &str, file: &str, folder: &Path) -> Error {
+    Error::Hub {
+        repo: name.to_string(),
+        problem: format!("HF_HUB_OFFLINE is set and {} holds no {file} of it", folder.display()),
+        hint: "run once without HF_HUB_OFFLINE, or give a local folder".to_string(),
+    }
+}
+
+fn no_config(name: &str) -> Error {
+    Error::Hub {
+        repo: name.to_string(),
+        problem: format!("the repository holds no {CONFIG}"),
+        hint: "of a repository of GGUF files, download one and give its path".to_string(),
+    }
+}
+
+fn make_parent(path: &Path) -> Result<()> {
+    let parent = path.parent().unwrap_or(path);
+    fs::create_dir_all(parent).map_err(Error::io(parent))
+}
+
+/// Makes a file of a snapshot out of a blob.
+fn link(blob: &Path, pointer: &Path) -> std::io::Result<()> {
+    // A link whose blob was deleted is in the way.
+    if pointer.symlink_metadata().is_ok() && !pointer.exists() {
+        fs::remove_file(pointer)?;
+    }
+    #[cfg(unix)]
+    let linked = {
+        let target = Path::new("../../blobs").join(blob.file_name().unwrap_or_default());
+        std::os::unix::fs::symlink(target, pointer)
+    };
+    #[cfg(not(unix))]
+    let linked = fs::hard_link(blob, pointer);
+    match linked {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists && pointer.exists() => Ok(()),
+        linked => linked,
+    }
+}
+
+/// `model.safetensors.index.json`, without its metadata.
+#[derive(Deserialize)]
+struct Index {
+    /// Tensor name to the shard that holds it.
+    weight_map: BTreeMap<String, String>,
+}
+
+/// The shards that an index lists, each once.
+fn shards(path: &Path) -> Result<BTreeSet<String>> {
+    let checkpoint = |problem: String| Error::Checkpoint { path: path.to_path_buf(), problem };
+    let text = fs::read_to_string(path).map_err(Error::io(path))?;
+    let index: Index = serde_json::from_str(&text)
+        .map_err(|error| checkpoint(format!("expected a `weight_map` of tensor to file name: {error}")))?;
+    let shards: BTreeSet<String> = index.weight_map.into_values().collect();
+    if shards.is_empty() {
+        return Err(checkpoint("`weight_map` is empty, expected at least one tensor".to_string()));
+    }
+    // A name is joined to the snapshot's folder and must stay in it.
+    let plain = |name: &str| {
+        name.ends_with(".safetensors")
+            && !name.starts_with('.')
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+    };
+    match shards.iter().find(|name| !plain(name)) {
+        Some(name) => Err(checkpoint(format!(
+            "`weight_map` names the file `{name}`, expected a .safetensors file in the same folder"
+        ))),
+        None => Ok(shards),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(vars: &[(&str, &str)]) -> HubOptions {
+        HubOptions::from_vars(|name| vars.iter().find(|(key, _)| *key == name).map(|(_, v)| v.to_string()))
+    }
+
+    #[test]
+    fn environment() {
+        let plain = options(&[("HOME", "/home/x"), ("HF_ENDPOINT", "")]);
+        assert_eq!(plain.cache, Some("/home/x/.cache/huggingface/hub".into()));
+        assert_eq!(plain.endpoint, ENDPOINT);
+        assert_eq!((plain.token, plain.offline), (None, false));
+
+        let xdg = options(&[("HOME", "/home/x"), ("XDG_CACHE_HOME", "/c")]);
+        assert_eq!(xdg.cache, Some("/c/huggingface/hub".into()));
+        assert_eq!(options(&[("HOME", "/x"), ("HF_HOME", "/hf")]).cache, Some("/hf/hub".into()));
+        assert_eq!(options(&[("HF_HUB_CACHE", "/hub"), ("HF_HOME", "/hf")]).cache, Some("/hub".into()));
+        assert_eq!(options(&[]).cache, None);
+        assert_eq!(options(&[("HF_ENDPOINT", "http://mirror:1/")]).endpoint, "http://mirror:1");
+        for (value, offline) in [("1", true), ("TRUE", true), ("Yes", true), ("on", true), ("0", false)] {
+            assert_eq!(options(&[("HF_HUB_OFFLINE", value)]).offline, offline, "{value}");
+        }
+    }
+
+    #[test]
+    fn token_comes_from_the_variable_or_the_file() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().to_str().unwrap();
+        assert_eq!(options(&[("HF_HOME", path)]).token, None);
+        fs::write(home.path().join("token"), "hf_file\n").unwrap();
+        let filed = options(&[("HF_HOME", path)]);
+        assert_eq!(filed.token.as_deref(), Some("hf_file"));
+        assert!(!format!("{filed:?}").contains("hf_file"));
+        let set = options(&[("HF_HOME", path), ("HF_TOKEN", " hf_set ")]);
+        assert_eq!(set.token.as_deref(), Some("hf_set"));
+    }
+
+    #[test]
+    fn shard_names_stay_in_their_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(INDEX);
+        let read = |text: &str| {
+            fs::write(&path, text).unwrap();
+            shards(&path)
+        };
+        let two = read(r#"{"metadata": {}, "weight_map": {"a": "x.safetensors", "b": "y.safetensors"}}"#);
+        assert_eq!(two.unwrap().into_iter().collect::<Vec<_>>(), ["x.safetensors", "y.safetensors"]);
+        for name in ["../x.safetensors", "/x.safetensors", "a\\\\x.safetensors", "x.bin", ".safetensors", ""]
+        {
+            let error = read(&format!(r#"{{"weight_map": {{"a": "{name}"}}}}"#)).unwrap_err().to_string();
+            assert!(error.contains("weight_map") && error.contains(INDEX), "{name}: {error}");
+        }
+        assert!(read(r#"{"weight_map": {}}"#).unwrap_err().to_string().contains("empty"));
+        assert!(read("{").unwrap_err().to_string().contains("weight_map"));
+    }
+}

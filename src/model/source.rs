@@ -1,0 +1,293 @@
+//! Where a checkpoint comes from: a folder, a GGUF file, or a repository of the hub.
+
+use std::path::{Path, PathBuf};
+
+use super::hub::{self, HubOptions};
+use crate::{Error, Result};
+
+/// Revision of a hub id that names none.
+const DEFAULT_REVISION: &str = "main";
+
+/// What a model argument names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A folder with `config.json`, the tokenizer and safetensors.
+    Folder(PathBuf),
+    /// One GGUF file, which holds everything.
+    Gguf(PathBuf),
+    /// A repository of the hub.
+    Hub {
+        /// `org/name`.
+        repo: String,
+        /// Branch, tag or commit; `main` where none was given.
+        revision: String,
+    },
+}
+
+/// Local files of a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Local {
+    /// A folder with `config.json`, the tokenizer and safetensors.
+    Folder(PathBuf),
+    /// One GGUF file, which holds everything.
+    Gguf(PathBuf),
+}
+
+impl Source {
+    /// Reads a model argument: what exists as a path is local, all else has to be a hub id
+    /// (`org/name[@revision]`).
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] for a path that is missing or not a checkpoint, [`Error::Invalid`] for a
+    /// malformed hub id.
+    pub fn parse(model: &str) -> Result<Self> {
+        let path = Path::new(model);
+        if path.is_dir() {
+            return folder(path);
+        }
+        if path.exists() {
+            return file(path);
+        }
+        if looks_local(model) {
+            return Err(not_there(path));
+        }
+        hub_id(model)
+    }
+}
+
+/// Finds the local files of the checkpoint that `model` names, downloading them where it is a hub id.
+///
+/// `check_config` gets the path of `config.json` and refuses a checkpoint that can't be used; it runs
+/// before any weight is downloaded. A GGUF file has no `config.json` and is not passed to it.
+///
+/// # Errors
+/// Those of [`Source::parse`] and of `check_config`; [`Error::Hub`] where the hub does not give the
+/// checkpoint; [`Error::Io`] where the cache can't be written.
+pub fn resolve(
+    model: &str,
+    options: &HubOptions,
+    check_config: &dyn Fn(&Path) -> Result<()>,
+) -> Result<Local> {
+    match Source::parse(model)? {
+        Source::Folder(path) => {
+            check_config(&path.join(hub::CONFIG))?;
+            Ok(Local::Folder(path))
+        }
+        Source::Gguf(path) => Ok(Local::Gguf(path)),
+        Source::Hub { repo, revision } => {
+            hub::snapshot(&repo, &revision, options, check_config).map(Local::Folder)
+        }
+    }
+}
+
+/// A folder is a checkpoint where it holds a configuration.
+fn folder(path: &Path) -> Result<Source> {
+    if path.join(hub::CONFIG).is_file() {
+        return Ok(Source::Folder(path.to_path_buf()));
+    }
+    let hint = match gguf_inside(path) {
+        Some(name) => format!("for the GGUF file in it give its own path, {}", path.join(name).display()),
+        None => "give the folder that holds config.json, tokenizer.json and *.safetensors".to_string(),
+    };
+    Err(Error::Checkpoint {
+        path: path.to_path_buf(),
+        problem: format!("expected a checkpoint folder, found no {} in it; {hint}", hub::CONFIG),
+    })
+}
+
+/// The first GGUF file of a folder, by name. It only sharpens a hint, so an unreadable folder is one
+/// without such a file.
+fn gguf_inside(folder: &Path) -> Option<String> {
+    let entries = std::fs::read_dir(folder).ok()?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter(|name| has_extension(Path::new(name), "gguf")).min()
+}
+
+/// A single file is a checkpoint where it is GGUF.
+fn file(path: &Path) -> Result<Source> {
+    if has_extension(path, "gguf") {
+        return Ok(Source::Gguf(path.to_path_buf()));
+    }
+    let hint = if has_extension(path, "safetensors") || has_extension(path, "json") {
+        "give the folder that it lies in"
+    } else {
+        "convert it to safetensors or GGUF first"
+    };
+    Err(Error::Checkpoint {
+        path: path.to_path_buf(),
+        problem: format!("expected a checkpoint folder or a .gguf file, found another kind of file; {hint}"),
+    })
+}
+
+fn has_extension(path: &Path, extension: &str) -> bool {
+    path.extension().is_some_and(|found| found.eq_ignore_ascii_case(extension))
+}
+
+/// Whether an argument that does not exist can only be meant as a path.
+fn looks_local(model: &str) -> bool {
+    let drive = model.as_bytes().get(1) == Some(&b':');
+    let path = Path::new(model);
+    let files = ["gguf", "safetensors", "json", "bin"];
+    model.starts_with(['.', '/', '~'])
+        || model.ends_with('/')
+        || model.contains('\\')
+        || drive
+        || files.iter().any(|extension| has_extension(path, extension))
+        // A revision may hold slashes (`refs/pr/1`), a URL gets a message of its own.
+        || (model.split('@').next().unwrap_or(model).matches('/').count() > 1 && !model.contains("://"))
+}
+
+/// A path that does not exist, with the first part of it that is missing.
+fn not_there(path: &Path) -> Error {
+    let home = path.starts_with("~");
+    let present = path.ancestors().skip(1).find(|parent| parent.is_dir());
+    let hint = match present {
+        _ if home => "`~` is only understood by a shell: write the home folder out".to_string(),
+        Some(parent) => format!("{} is there, what follows is not: check the spelling", parent.display()),
+        None => "check the spelling; a hub id is org/name or org/name@revision".to_string(),
+    };
+    Error::Checkpoint { path: path.to_path_buf(), problem: format!("no such file or folder; {hint}") }
+}
+
+/// Parses `org/name[@revision]`.
+fn hub_id(model: &str) -> Result<Source> {
+    let invalid = |problem: String| Error::Invalid(format!("model `{model}`: {problem}"));
+    if let Some((_, rest)) = model.split_once("://") {
+        let id: Vec<&str> = rest.split('/').skip(1).take(2).collect();
+        let hint = if id.len() == 2 { format!(": `{}`", id.join("/")) } else { String::new() };
+        return Err(invalid(format!("expected a hub id, found a URL; give its org/name alone{hint}")));
+    }
+    let (repo, revision) = match model.split_once('@') {
+        Some((repo, revision)) => (repo, revision),
+        None => (model, DEFAULT_REVISION),
+    };
+    let Some((org, name)) = repo.split_once('/') else {
+        return Err(invalid(
+            "no such file or folder, and a hub id is org/name or org/name@revision, \
+             such as ibm-granite/granite-4.1-3b"
+                .to_string(),
+        ));
+    };
+    for (what, part) in [("organisation", org), ("name", name)] {
+        if !is_id_part(part) {
+            return Err(invalid(format!(
+                "no such folder, and `{part}` can't be the {what} of a hub id: expected letters, \
+                 digits, `-`, `_` and `.`, with no `-` or `.` at its ends and no `--` or `..`"
+            )));
+        }
+    }
+    if !is_revision(revision) {
+        return Err(invalid(format!(
+            "`{revision}` can't be a revision: expected a branch, a tag or a commit, such as \
+             {DEFAULT_REVISION}"
+        )));
+    }
+    Ok(Source::Hub { repo: repo.to_string(), revision: revision.to_string() })
+}
+
+/// The hub's rule for the two parts of a repository id.
+fn is_id_part(part: &str) -> bool {
+    !part.is_empty()
+        && part.len() <= 96
+        && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+        && !part.starts_with(['-', '.'])
+        && !part.ends_with(['-', '.'])
+        && !part.contains("--")
+        && !part.contains("..")
+}
+
+/// A revision becomes a path below the cache's `refs`, so that none of its parts may climb.
+fn is_revision(revision: &str) -> bool {
+    revision.split('/').all(|part| {
+        !part.is_empty()
+            && !part.starts_with('.')
+            && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(model: &str) -> String {
+        let error = Source::parse(model).expect_err(model);
+        assert!(error.is_bad_input(), "{error}");
+        error.to_string()
+    }
+
+    #[test]
+    fn hub_ids() {
+        let hub = |repo: &str, revision: &str| Source::Hub { repo: repo.into(), revision: revision.into() };
+        for (model, expected) in [
+            ("ibm-granite/granite-4.1-3b", hub("ibm-granite/granite-4.1-3b", "main")),
+            ("ibm-granite/granite-4.1-3b@v1.0", hub("ibm-granite/granite-4.1-3b", "v1.0")),
+            ("a/b_c@refs/pr/5", hub("a/b_c", "refs/pr/5")),
+        ] {
+            assert_eq!(Source::parse(model).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn malformed_hub_ids_are_refused() {
+        for (model, expected) in [
+            ("granite", "org/name"),
+            ("", "org/name"),
+            ("a/", "no such file or folder"),
+            ("a/b@", "can't be a revision"),
+            ("a/b@../../x", "can't be a revision"),
+            ("a/b@x//y", "can't be a revision"),
+            ("a/b@.git", "can't be a revision"),
+            ("a/b c", "can't be the name"),
+            ("a/..", "can't be the name"),
+            ("-a/b", "can't be the organisation"),
+            ("a--b/c", "can't be the organisation"),
+            ("https://example.com/a/b/tree/main", "`a/b`"),
+            ("https://example.com", "found a URL"),
+        ] {
+            let found = problem(model);
+            assert!(found.contains(expected), "{model}: {found}");
+        }
+    }
+
+    #[test]
+    fn missing_paths_are_not_taken_for_hub_ids() {
+        for model in
+            ["./granite", "/no/such/folder", "a/b/c", "a\\b", "C:\\x", "granite.gguf", "a/b.safetensors"]
+        {
+            let found = problem(model);
+            assert!(found.contains("no such file or folder"), "{model}: {found}");
+        }
+        assert!(problem("~/granite").contains("home folder"));
+        let folder = tempfile::tempdir().unwrap();
+        let found = problem(folder.path().join("x/y").to_str().unwrap());
+        assert!(found.contains(&format!("{} is there", folder.path().display())), "{found}");
+    }
+
+    #[test]
+    fn local_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let parse = |path: &Path| Source::parse(path.to_str().unwrap());
+
+        let found = problem(folder.path().to_str().unwrap());
+        assert!(found.contains("no config.json"), "{found}");
+        std::fs::write(at("x.GGUF"), "").unwrap();
+        let found = problem(folder.path().to_str().unwrap());
+        assert!(found.contains("x.GGUF"), "{found}");
+        assert_eq!(parse(&at("x.GGUF")).unwrap(), Source::Gguf(at("x.GGUF")));
+        std::fs::write(at("config.json"), "{}").unwrap();
+        assert_eq!(parse(folder.path()).unwrap(), Source::Folder(folder.path().to_path_buf()));
+        let found = problem(at("config.json").to_str().unwrap());
+        assert!(found.contains("give the folder"), "{found}");
+    }
+
+    #[test]
+    fn a_local_configuration_is_checked() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("config.json"), "{}").unwrap();
+        let options = HubOptions::from_vars(|_| None);
+        let refuse = |path: &Path| Err(Error::Invalid(path.display().to_string()));
+        let error = resolve(folder.path().to_str().unwrap(), &options, &refuse).unwrap_err();
+        assert_eq!(error.to_string(), folder.path().join("config.json").display().to_string());
+    }
+}
