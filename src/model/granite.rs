@@ -1,0 +1,197 @@
+//! The decoder, written as the papers write it: one code for Granite, Llama (multipliers of 1) and dense
+//! granitemoehybrid (transformers `modeling_granite.py`).
+//!
+//! ```text
+//! x  = embedding_multiplier * embed(ids)
+//! x += residual_multiplier * o_proj(attention(rope(qkv(norm(x)))))       every block
+//! x += residual_multiplier * down(swiglu(gate_up(norm(x))))
+//! logits = head(norm(x)) / logits_scaling
+//! ```
+
+use super::{ModelConfig, Weights};
+use crate::ops::rms_norm::RmsNorm;
+use crate::ops::{AttentionShape, Linear, RopeTable};
+use crate::{Error, Result};
+use candle_core::{DType, Device, Tensor};
+use std::sync::{Arc, Mutex};
+
+/// A frozen model on a device.
+pub struct Granite {
+    pub(super) config: ModelConfig,
+    pub(super) embedding: Tensor,
+    pub(super) blocks: Vec<Block>,
+    pub(super) norm: RmsNorm,
+    pub(super) head: Linear,
+    pub(super) attention: AttentionShape,
+    rope: Mutex<Option<Arc<RopeTable>>>,
+    dtype: DType,
+    device: Device,
+}
+
+/// The frozen weights of one block; layers over the same input are stacked.
+pub(super) struct Block {
+    pub(super) attention_norm: RmsNorm,
+    /// Queries, keys, values.
+    pub(super) qkv: Linear,
+    pub(super) o: Linear,
+    pub(super) mlp_norm: RmsNorm,
+    /// Gate, up.
+    pub(super) gate_up: Linear,
+    pub(super) down: Linear,
+}
+
+/// dtypes of a loaded model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dtypes {
+    /// Of the weights on the device.
+    pub weights: DType,
+    /// Of the activations, the prompt's gradient included.
+    pub activations: DType,
+}
+
+impl Granite {
+    /// Reads the weights of a checkpoint onto `device`; `progress` is told after each block.
+    ///
+    /// # Errors
+    /// A tensor that is missing or has another shape than `config` says; the device's.
+    pub fn load(
+        config: &ModelConfig,
+        weights: &Weights,
+        dtypes: Dtypes,
+        device: &Device,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Self> {
+        let load = Loader { config, weights, dtypes, device };
+        let embedding = load.matrix("model.embed_tokens.weight", config.vocab_size, config.hidden_size)?;
+        let mut blocks = Vec::with_capacity(config.num_hidden_layers);
+        for i in 0..config.num_hidden_layers {
+            blocks.push(load.block(&format!("model.layers.{i}"))?);
+            progress(i + 1);
+        }
+        let head = match config.tie_word_embeddings {
+            true => embedding.clone(),
+            false => load.matrix("lm_head.weight", config.vocab_size, config.hidden_size)?,
+        };
+        Ok(Self {
+            config: config.clone(),
+            embedding,
+            blocks,
+            norm: load.norm("model.norm.weight")?,
+            head: Linear::new(head, None)?,
+            attention: AttentionShape {
+                heads: config.num_attention_heads,
+                kv_heads: config.num_key_value_heads,
+                head_dim: config.head_dim,
+                scale: config.attention_multiplier,
+            },
+            rope: Mutex::new(None),
+            dtype: dtypes.activations,
+            device: device.clone(),
+        })
+    }
+
+    /// Shape and multipliers.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// dtype of the activations.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Where the weights are.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The vocabulary's embeddings [V, C], before the embedding multiplier.
+    pub fn embedding(&self) -> &Tensor {
+        &self.embedding
+    }
+
+    /// Bytes of the frozen weights; a tied head counts once.
+    pub fn weight_bytes(&self) -> usize {
+        let of_block = |b: &Block| b.qkv.bytes() + b.o.bytes() + b.gate_up.bytes() + b.down.bytes();
+        let embedding = self.embedding.elem_count() * self.embedding.dtype().size_in_bytes();
+        let head = if self.config.tie_word_embeddings { 0 } else { self.head.bytes() };
+        embedding + head + self.blocks.iter().map(of_block).sum::<usize>()
+    }
+
+    /// Rotary angles of at least `positions` positions; `None` where the model has none.
+    pub(super) fn rope(&self, positions: usize) -> Result<Option<Arc<RopeTable>>> {
+        let Some(rope) = &self.config.rope else { return Ok(None) };
+        let mut held = self.rope.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(table) = held.as_ref().filter(|t| t.positions() >= positions) {
+            return Ok(Some(table.clone()));
+        }
+        let size = positions.next_power_of_two().max(512);
+        let table = Arc::new(RopeTable::new(rope, self.config.head_dim, size, self.dtype, &self.device)?);
+        *held = Some(table.clone());
+        Ok(Some(table))
+    }
+}
+
+struct Loader<'a> {
+    config: &'a ModelConfig,
+    weights: &'a Weights,
+    dtypes: Dtypes,
+    device: &'a Device,
+}
+
+impl Loader<'_> {
+    fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Tensor> {
+        self.weights.tensor(name, &[rows, columns], self.dtypes.weights, self.device)
+    }
+
+    fn norm(&self, name: &str) -> Result<RmsNorm> {
+        let weight = self.weights.tensor(name, &[self.config.hidden_size], self.dtypes.activations, self.device)?;
+        Ok(RmsNorm { weight, eps: self.config.rms_norm_eps })
+    }
+
+    /// Layers over one input as one, stacked in the order given.
+    fn stacked(&self, names: &[(String, usize)], columns: usize, bias: bool) -> Result<Linear> {
+        let (mut parts, mut biases) = (Vec::new(), Vec::new());
+        for (name, rows) in names {
+            parts.push(self.matrix(&format!("{name}.weight"), *rows, columns)?);
+            if bias {
+                let name = format!("{name}.bias");
+                biases.push(self.weights.tensor(&name, &[*rows], self.dtypes.activations, self.device)?);
+            }
+        }
+        let bias = if bias { Some(Tensor::cat(&biases, 0)?) } else { None };
+        let weight = if let [only] = &parts[..] { only.clone() } else { Tensor::cat(&parts, 0)? };
+        Linear::new(weight, bias)
+    }
+
+    fn block(&self, name: &str) -> Result<Block> {
+        let c = self.config;
+        let (width, f) = (c.hidden_size, c.intermediate_size);
+        let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
+        let at = |part: &str, rows: usize| (format!("{name}.{part}"), rows);
+        let qkv = [at("self_attn.q_proj", q), at("self_attn.k_proj", kv), at("self_attn.v_proj", kv)];
+        // Granite 4's dense models keep gate and up in one matrix, as it is wanted here.
+        let (gate_up, down) = match self.weights.contains(&format!("{name}.shared_mlp.input_linear.weight")) {
+            true => (vec![at("shared_mlp.input_linear", 2 * f)], at("shared_mlp.output_linear", width)),
+            false => (vec![at("mlp.gate_proj", f), at("mlp.up_proj", f)], at("mlp.down_proj", width)),
+        };
+        Ok(Block {
+            attention_norm: self.norm(&format!("{name}.input_layernorm.weight"))?,
+            qkv: self.stacked(&qkv, width, c.attention_bias)?,
+            o: self.stacked(&[at("self_attn.o_proj", width)], q, c.attention_bias)?,
+            mlp_norm: self.norm(&format!("{name}.post_attention_layernorm.weight"))?,
+            gate_up: self.stacked(&gate_up, width, c.mlp_bias)?,
+            down: self.stacked(&[down], f, c.mlp_bias)?,
+        })
+    }
+}
+
+/// `f32` activations need `f32` (or half) weights on the CPU; a GPU computes in the weights' dtype.
+pub fn dtypes(weights: DType, device: &Device) -> Result<Dtypes> {
+    match (weights, device) {
+        (DType::F32 | DType::F64, _) => Ok(Dtypes { weights, activations: weights }),
+        (DType::F16 | DType::BF16, Device::Cpu) => Ok(Dtypes { weights, activations: DType::F32 }),
+        (DType::F16 | DType::BF16, _) => Ok(Dtypes { weights, activations: weights }),
+        (other, _) => Err(Error::Invalid(format!("model.dtype: expected f32, bf16 or f16, found {other:?}"))),
+    }
+}

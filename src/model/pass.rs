@@ -1,0 +1,324 @@
+//! The forward pass over a packed batch with its tape, and the backward pass down to the prompts.
+//!
+//! No weight gets a gradient, so the inputs of linear layers are not kept. Of each block the tape holds the
+//! residual stream at its two norms with the reciprocal RMS, q/k/v behind the rotation, the attention's
+//! output with its log-sum-exp, and gate/up. The last block runs its queries, output and MLP for target
+//! rows only; the first block's backward makes what reaches the prefix rows only.
+
+use super::granite::{Block, Granite};
+use super::kv_cache::KvCache;
+use crate::data::pack::PackedBatch;
+use crate::ops::attention::{Attended, Inputs, Needs, Qkv};
+use crate::ops::cross_entropy;
+use crate::ops::embed::{self, Lookup};
+use crate::ops::rms_norm::{Add, Normed};
+use crate::ops::{RopeTable, swiglu};
+use crate::Result;
+use candle_core::Tensor;
+use std::sync::Arc;
+
+/// Rows whose logits exist at a time: 64 rows of 100,352 are 26 MB in f32.
+const HEAD_ROWS: usize = 64;
+
+/// What the backward pass needs of a forward pass.
+pub struct Tape {
+    blocks: Vec<BlockTape>,
+    last: Normed,
+}
+
+struct BlockTape {
+    attention: NormTape,
+    qkv: Qkv,
+    attended: Attended,
+    mlp: NormTape,
+    gate_up: Tensor,
+}
+
+/// The residual stream at a norm, and its reciprocal RMS.
+struct NormTape {
+    residual: Tensor,
+    rstd: Tensor,
+}
+
+impl Tape {
+    /// A matrix per block whose last 2K D columns are keys and values of every row of the pass.
+    pub fn keys_values(&self) -> Vec<Tensor> {
+        self.blocks.iter().map(|b| b.qkv.keys_values().clone()).collect()
+    }
+
+    /// The hidden states of the target rows behind the last norm, [targets, C].
+    pub fn hidden(&self) -> &Tensor {
+        &self.last.normed
+    }
+}
+
+/// Result of [`Granite::backward`].
+pub struct Backward {
+    /// Gradient of the prompts [rows, C]; `None` where the prefixes are in another pass.
+    pub prompts: Option<Tensor>,
+    /// Gradient of the keys and values of the prefixes in another pass, per block, [P, 2K D].
+    pub prefixes: Option<Vec<Tensor>>,
+}
+
+/// Losses of the target rows, and the gradient of their hidden states.
+pub struct HeadLoss {
+    /// Negative log-likelihood of each label, nats.
+    pub nll: Vec<f64>,
+    /// [targets, C]; `None` where no gradient was asked for.
+    pub dhidden: Option<Tensor>,
+}
+
+/// What stays the same over the blocks of a pass.
+struct Rows<'a> {
+    batch: &'a PackedBatch,
+    rope: Option<Arc<RopeTable>>,
+    targets: Tensor,
+    target_positions: Vec<u32>,
+}
+
+impl<'a> Rows<'a> {
+    fn new(model: &Granite, batch: &'a PackedBatch) -> Result<Self> {
+        let positions = batch.position_ids.iter().max().map_or(0, |p| *p as usize + 1);
+        Ok(Self {
+            batch,
+            rope: model.rope(positions)?,
+            targets: Tensor::new(batch.target_rows.as_slice(), model.device())?,
+            target_positions: batch.target_rows.iter().map(|r| batch.position_ids[*r as usize]).collect(),
+        })
+    }
+
+    fn rotate(&self, x: Tensor, heads: usize, positions: &[u32], backward: bool) -> Result<Tensor> {
+        match &self.rope {
+            None => Ok(x),
+            Some(rope) if backward => rope.backward(x, heads, positions),
+            Some(rope) => rope.forward(x, heads, positions),
+        }
+    }
+}
+
+impl Granite {
+    fn lookup<'a>(&self, batch: &'a PackedBatch) -> Lookup<'a> {
+        Lookup { ids: &batch.ids, multiplier: self.config.embedding_multiplier }
+    }
+
+    /// Runs a batch and keeps what [`Granite::backward`] needs. `prompts` [n, C] holds the virtual tokens of
+    /// all groups; `prefix` is [`Tape::keys_values`] of the pass that holds the prefixes, where it is not this one.
+    ///
+    /// # Errors
+    /// Shapes that do not fit; the device's.
+    pub fn forward(&self, batch: &PackedBatch, prompts: &Tensor, prefix: Option<&[Tensor]>) -> Result<Tape> {
+        let rows = Rows::new(self, batch)?;
+        let mut x = embed::forward(&self.embedding, prompts, &self.lookup(batch))?;
+        let mut delta = None;
+        let mut blocks = Vec::with_capacity(self.blocks.len());
+        for (i, block) in self.blocks.iter().enumerate() {
+            let last = i + 1 == self.blocks.len();
+            let normed = block.attention_norm.forward(&x, self.add(delta.as_ref()))?;
+            let qkv = self.qkv(block, &rows, &normed.normed, last)?;
+            let attended = self.attention.forward(inputs(batch, &qkv, prefix.map(|p| &p[i]), last))?;
+            let stream = if last { normed.residual.index_select(&rows.targets, 0)? } else { normed.residual.clone() };
+            let (mlp, gate_up, down) = self.behind_attention(block, &attended.out, &stream)?;
+            (x, delta) = (mlp.residual.clone(), Some(down));
+            blocks.push(BlockTape {
+                attention: NormTape { residual: normed.residual, rstd: normed.rstd },
+                qkv,
+                attended,
+                mlp: NormTape { residual: mlp.residual, rstd: mlp.rstd },
+                gate_up,
+            });
+        }
+        Ok(Tape { last: self.norm.forward(&x, self.add(delta.as_ref()))?, blocks })
+    }
+
+    /// Runs a batch without a tape: its keys and values go into `cache`, whose rows the batch's segments name.
+    /// Returns the hidden states of the target rows behind the last norm, [targets, C].
+    ///
+    /// # Errors
+    /// Shapes that do not fit; the device's.
+    pub fn infer(&self, batch: &PackedBatch, prompts: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
+        let rows = Rows::new(self, batch)?;
+        let mut x = embed::forward(&self.embedding, prompts, &self.lookup(batch))?;
+        let mut delta = None;
+        for (i, block) in self.blocks.iter().enumerate() {
+            let last = i + 1 == self.blocks.len();
+            let normed = block.attention_norm.forward(&x, self.add(delta.as_ref()))?;
+            let fresh = self.qkv(block, &rows, &normed.normed, last)?;
+            let kv = fresh.keys_values();
+            cache.write(i, &kv.narrow(1, kv.dims()[1] - self.attention.kv_width(), self.attention.kv_width())?)?;
+            let q = fresh.queries().narrow(1, 0, self.attention.q_width())?.contiguous()?;
+            let qkv = Qkv::Split { q, kv: cache.layer(i).clone() };
+            let attended = self.attention.forward(inputs(batch, &qkv, cache.prefix(i), last))?;
+            let stream = if last { normed.residual.index_select(&rows.targets, 0)? } else { normed.residual };
+            let (mlp, _, down) = self.behind_attention(block, &attended.out, &stream)?;
+            (x, delta) = (mlp.residual, Some(down));
+        }
+        Ok(self.norm.forward(&x, self.add(delta.as_ref()))?.normed)
+    }
+
+    fn add<'a>(&self, delta: Option<&'a Tensor>) -> Option<Add<'a>> {
+        delta.map(|delta| Add { delta, multiplier: self.config.residual_multiplier })
+    }
+
+    fn qkv(&self, block: &Block, rows: &Rows, normed: &Tensor, last: bool) -> Result<Qkv> {
+        let (h, k) = (self.attention.heads, self.attention.kv_heads);
+        let positions = &rows.batch.position_ids;
+        if !last {
+            let qkv = block.qkv.forward(normed)?;
+            return Ok(Qkv::Fused(rows.rotate(qkv, h + k, positions, false)?));
+        }
+        let (q, kv) = self.split(block)?;
+        let q = q.forward(&normed.index_select(&rows.targets, 0)?)?;
+        Ok(Qkv::Split {
+            q: rows.rotate(q, h, &rows.target_positions, false)?,
+            kv: rows.rotate(kv.forward(normed)?, k, positions, false)?,
+        })
+    }
+
+    /// The layers that make the queries, and the keys and values.
+    fn split(&self, block: &Block) -> Result<(crate::ops::Linear, crate::ops::Linear)> {
+        let (q, kv) = (self.attention.q_width(), self.attention.kv_width());
+        Ok((block.qkv.rows(0..q)?, block.qkv.rows(q..q + kv)?))
+    }
+
+    /// The second norm, gate/up, and what the MLP adds to the residual stream.
+    fn behind_attention(&self, block: &Block, attended: &Tensor, x: &Tensor) -> Result<(Normed, Tensor, Tensor)> {
+        let delta = block.o.forward(attended)?;
+        let normed = block.mlp_norm.forward(x, self.add(Some(&delta)))?;
+        let gate_up = block.gate_up.forward(&normed.normed)?;
+        let down = block.down.forward(&swiglu::forward(&gate_up)?)?;
+        Ok((normed, gate_up, down))
+    }
+
+    /// Losses of `labels` for the hidden states of their rows [targets, C]; their gradient for a loss of
+    /// `dloss * sum(nll)` where `dloss` is given. Logits exist for some rows at a time.
+    ///
+    /// # Errors
+    /// Another number of labels than rows; the device's.
+    pub fn head_loss(&self, hidden: &Tensor, labels: &[u32], dloss: Option<f64>) -> Result<HeadLoss> {
+        let scale = 1.0 / self.config.logits_scaling;
+        let (mut nll, mut dhidden) = (Vec::with_capacity(labels.len()), Vec::new());
+        for (i, labels) in labels.chunks(HEAD_ROWS).enumerate() {
+            let logits = self.head.forward(&hidden.narrow(0, i * HEAD_ROWS, labels.len())?)?;
+            let losses = cross_entropy::forward(&logits, labels, scale)?;
+            if let Some(dloss) = dloss {
+                let dlogits = cross_entropy::backward(logits, labels, scale, &losses, dloss)?;
+                dhidden.push(self.head.backward(&dlogits, 1.0)?);
+            }
+            nll.extend(losses.nll);
+        }
+        let dhidden = match dloss {
+            Some(_) if dhidden.is_empty() => Some(hidden.zeros_like()?),
+            Some(_) => Some(Tensor::cat(&dhidden, 0)?),
+            None => None,
+        };
+        Ok(HeadLoss { nll, dhidden })
+    }
+
+    /// Logits [rows, V] of hidden states behind the last norm [rows, C].
+    ///
+    /// # Errors
+    /// Another width; the device's.
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        Ok((self.head.forward(hidden)? / self.config.logits_scaling)?)
+    }
+
+    /// The gradient of the prompts, from that of the hidden states of the target rows. `prefix` is as in
+    /// [`Granite::forward`]; `behind` is what other passes found for the keys and values of this pass's prefixes
+    /// ([`Backward::prefixes`], added up). The tape is used up block by block.
+    ///
+    /// # Errors
+    /// Shapes that do not fit; the device's.
+    pub fn backward(
+        &self,
+        batch: &PackedBatch,
+        tape: Tape,
+        dhidden: &Tensor,
+        prefix: Option<&[Tensor]>,
+        behind: Option<&[Tensor]>,
+        virtual_tokens: usize,
+    ) -> Result<Backward> {
+        let rows = Rows::new(self, batch)?;
+        let mut dx = self.norm.backward(dhidden, &tape.last.residual, &tape.last.rstd, None)?;
+        let mut prefixes = Vec::new();
+        for (i, (block, saved)) in self.blocks.iter().zip(tape.blocks).enumerate().rev() {
+            let needs = if i == 0 { Needs::Prefixes } else { Needs::All };
+            let dstream = self.backward_mlp(block, &saved, &dx)?;
+            let last = i + 1 == self.blocks.len();
+            let inputs = inputs(batch, &saved.qkv, prefix.map(|p| &p[i]), last);
+            let dout = block.o.backward(&dstream, self.config.residual_multiplier)?;
+            let gradients = self.attention.backward(inputs, &saved.attended, &dout, needs)?;
+            prefixes.extend(gradients.prefix);
+            let Some(dqkv) = gradients.qkv else { break };
+            let dqkv = match behind {
+                Some(behind) => self.add_behind(dqkv, &behind[i])?,
+                None => dqkv,
+            };
+            dx = self.backward_qkv(block, &rows, &saved.attention, dqkv, dstream, needs)?;
+        }
+        prefixes.reverse();
+        if prefix.is_some() {
+            return Ok(Backward { prompts: None, prefixes: Some(prefixes) });
+        }
+        let lookup = Lookup { ids: &batch.ids[..batch.prefix_rows], ..self.lookup(batch) };
+        let prompts = embed::backward(&dx, self.config.vocab_size, virtual_tokens, &lookup)?;
+        Ok(Backward { prompts: Some(prompts), prefixes: None })
+    }
+
+    /// Gradient of the residual stream before the MLP.
+    fn backward_mlp(&self, block: &Block, saved: &BlockTape, dx: &Tensor) -> Result<Tensor> {
+        let da = block.down.backward(dx, self.config.residual_multiplier)?;
+        let dnormed = block.gate_up.backward(&swiglu::backward(&da, &saved.gate_up)?, 1.0)?;
+        block.mlp_norm.backward(&dnormed, &saved.mlp.residual, &saved.mlp.rstd, Some(dx))
+    }
+
+    /// Adds the gradient of keys and values [P, 2K D] that other passes found.
+    fn add_behind(&self, dqkv: Qkv, behind: &Tensor) -> Result<Qkv> {
+        Ok(match dqkv {
+            Qkv::Fused(t) => {
+                let (q, kv) = (self.attention.q_width(), self.attention.kv_width());
+                Qkv::Fused(Tensor::cat(&[t.narrow(1, 0, q)?, (t.narrow(1, q, kv)? + behind)?], 1)?)
+            }
+            Qkv::Split { q, kv } => Qkv::Split { q, kv: (kv + behind)? },
+        })
+    }
+
+    /// Gradient of the block's input: of every row, or of the prefix rows.
+    fn backward_qkv(
+        &self,
+        block: &Block,
+        rows: &Rows,
+        saved: &NormTape,
+        dqkv: Qkv,
+        dstream: Tensor,
+        needs: Needs,
+    ) -> Result<Tensor> {
+        let (h, k) = (self.attention.heads, self.attention.kv_heads);
+        let n = if needs == Needs::All { rows.batch.ids.len() } else { rows.batch.prefix_rows };
+        let positions = &rows.batch.position_ids[..n];
+        let residual = saved.residual.narrow(0, 0, n)?;
+        let rstd = saved.rstd.narrow(0, 0, n)?;
+        let (dnormed, past) = match dqkv {
+            Qkv::Fused(t) => {
+                let dnormed = block.qkv.backward(&rows.rotate(t, h + k, positions, true)?, 1.0)?;
+                (dnormed, Some(dstream.narrow(0, 0, n)?))
+            }
+            Qkv::Split { q, kv } => {
+                let (q_layer, kv_layer) = self.split(block)?;
+                let dnormed = kv_layer.backward(&rows.rotate(kv, k, positions, true)?, 1.0)?;
+                if needs == Needs::Prefixes {
+                    // A model of one block: no target row is a prefix row.
+                    (dnormed, None)
+                } else {
+                    let dq = q_layer.backward(&rows.rotate(q, h, &rows.target_positions, true)?, 1.0)?;
+                    let dnormed = dnormed.index_add(&rows.targets, &dq, 0)?;
+                    (dnormed, Some(residual.zeros_like()?.index_add(&rows.targets, &dstream, 0)?))
+                }
+            }
+        };
+        block.attention_norm.backward(&dnormed, &residual, &rstd, past.as_ref())
+    }
+}
+
+fn inputs<'a>(batch: &'a PackedBatch, qkv: &'a Qkv, prefix: Option<&'a Tensor>, last: bool) -> Inputs<'a> {
+    Inputs { segments: if last { &batch.target_segments } else { &batch.segments }, qkv, prefix }
+}
