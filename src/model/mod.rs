@@ -2,5 +2,6 @@
 //! forward and backward pass over a packed batch.
 
 pub mod config;
+mod json;
 
 pub use config::{ModelConfig, ModelType, Rope};
