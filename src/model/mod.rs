@@ -2,6 +2,10 @@
 //! forward and backward pass over a packed batch.
 
 pub mod config;
+pub mod gguf;
 mod json;
+pub mod weights;
 
 pub use config::{ModelConfig, ModelType, Rope};
+pub use gguf::GgufFile;
+pub use weights::Weights;
