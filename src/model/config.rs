@@ -1,5 +1,10 @@
 //! `config.json` of the checkpoints that gneiss tunes, reduced to what the model code needs.
 
+use std::path::Path;
+
+use super::json::{JsonObject, describe};
+use crate::{Error, Result};
+
 /// The family that a checkpoint says it is of (`model_type` of `config.json`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ModelType {
@@ -73,4 +78,216 @@ pub struct ModelConfig {
     pub attention_multiplier: f64,
     /// Divides the logits.
     pub logits_scaling: f64,
+}
+
+impl ModelConfig {
+    /// Reads a `config.json` of `granite`, `llama` or dense `granitemoehybrid`.
+    ///
+    /// Absent keys take the defaults of the configuration classes of transformers 5. Both spellings of
+    /// the rotary settings are read: `rope_parameters`, and the older `rope_theta` with `rope_scaling`.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] names what gneiss does not tune (another model type, experts, Mamba
+    /// layers, another rotary scaling or activation, quantised weights); [`Error::Checkpoint`] names a
+    /// key whose value does not fit.
+    pub fn from_json(path: &Path) -> Result<Self> {
+        let json = JsonObject::read(path)?;
+        let model_type = match json.string("model_type")? {
+            Some("granite") => ModelType::Granite,
+            Some("llama") => ModelType::Llama,
+            Some("granitemoehybrid") => ModelType::GraniteMoeHybrid,
+            Some(other) => return Err(unsupported(path, format!("model type `{other}`"))),
+            None => return Err(json.missing("model_type", "`granite`, `llama` or `granitemoehybrid`")),
+        };
+        if json.get("quantization_config").is_some() {
+            return Err(unsupported(path, "`quantization_config` (quantised safetensors)".to_string()));
+        }
+        match json.string("hidden_act")? {
+            None | Some("silu") => {}
+            Some(other) => return Err(unsupported(path, format!("activation `{other}` (`hidden_act`)"))),
+        }
+        let hybrid = model_type == ModelType::GraniteMoeHybrid;
+        let num_hidden_layers = json.size("num_hidden_layers")?.unwrap_or(32);
+        if hybrid {
+            refuse_experts_and_mamba(&json, num_hidden_layers)?;
+        }
+
+        let hidden_size = json.size("hidden_size")?.unwrap_or(4096);
+        let num_attention_heads = json.size("num_attention_heads")?.unwrap_or(32);
+        let head_dim = match json.size("head_dim")? {
+            Some(head_dim) => head_dim,
+            None if hidden_size.is_multiple_of(num_attention_heads) => hidden_size / num_attention_heads,
+            None => {
+                let expected = format!("a multiple of `num_attention_heads` ({num_attention_heads})");
+                return Err(json.error("hidden_size", &expected, &hidden_size.to_string()));
+            }
+        };
+        let intermediate_size = if hybrid {
+            json.size("shared_intermediate_size")?.unwrap_or(1024)
+        } else {
+            json.size("intermediate_size")?.unwrap_or(11008)
+        };
+        let max_position_embeddings = json.size("max_position_embeddings")?.unwrap_or(2048);
+        let multiplier = |key, llama| match model_type {
+            ModelType::Llama => Ok(llama),
+            _ => json.number(key).map(|found| found.unwrap_or(1.0)),
+        };
+        let config = Self {
+            model_type,
+            vocab_size: json.size("vocab_size")?.unwrap_or(32000),
+            hidden_size,
+            intermediate_size,
+            num_hidden_layers,
+            num_attention_heads,
+            num_key_value_heads: json.size("num_key_value_heads")?.unwrap_or(num_attention_heads),
+            head_dim,
+            max_position_embeddings,
+            rms_norm_eps: json.number("rms_norm_eps")?.unwrap_or(1e-6),
+            rope: read_rope(&json, hybrid, max_position_embeddings)?,
+            tie_word_embeddings: json.boolean("tie_word_embeddings")?.unwrap_or(false),
+            attention_bias: json.boolean("attention_bias")?.unwrap_or(false),
+            // granitemoehybrid's shared MLP has no biases, whatever its configuration says.
+            mlp_bias: !hybrid && json.boolean("mlp_bias")?.unwrap_or(false),
+            embedding_multiplier: multiplier("embedding_multiplier", 1.0)?,
+            residual_multiplier: multiplier("residual_multiplier", 1.0)?,
+            attention_multiplier: multiplier("attention_multiplier", (head_dim as f64).powf(-0.5))?,
+            logits_scaling: multiplier("logits_scaling", 1.0)?,
+        };
+        config.validate(path)?;
+        Ok(config)
+    }
+
+    /// What has to hold between the values, from `config.json` and GGUF metadata alike.
+    pub(super) fn validate(&self, path: &Path) -> Result<()> {
+        let bad = |key: &str, expected: String, found: String| {
+            let problem = format!("`{key}`: expected {expected}, found {found}");
+            Err(Error::Checkpoint { path: path.to_path_buf(), problem })
+        };
+        let (heads, kv_heads) = (self.num_attention_heads, self.num_key_value_heads);
+        if !heads.is_multiple_of(kv_heads) {
+            let expected = format!("a multiple of `num_key_value_heads` ({kv_heads})");
+            return bad("num_attention_heads", expected, heads.to_string());
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            return bad("head_dim", "an even head size".to_string(), self.head_dim.to_string());
+        }
+        let rope_theta = self.rope.as_ref().map_or(1.0, |rope| rope.theta);
+        for (key, value) in [
+            ("rms_norm_eps", self.rms_norm_eps),
+            ("rope_theta", rope_theta),
+            ("embedding_multiplier", self.embedding_multiplier),
+            ("residual_multiplier", self.residual_multiplier),
+            ("attention_multiplier", self.attention_multiplier),
+            ("logits_scaling", self.logits_scaling),
+        ] {
+            if !(value.is_finite() && value > 0.0) {
+                return bad(key, "a finite number over 0".to_string(), value.to_string());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What gneiss does not tune, with what it does.
+pub(super) fn unsupported(path: &Path, what: String) -> Error {
+    let hint = "gneiss tunes dense Granite 3.x and 4.x, Granite Code and other Llama checkpoints in \
+                floating point, or as GGUF"
+        .to_string();
+    Error::Unsupported { path: path.to_path_buf(), what, hint }
+}
+
+fn refuse_experts_and_mamba(json: &JsonObject, num_hidden_layers: usize) -> Result<()> {
+    let key = if json.get("layer_types").is_some() { "layer_types" } else { "layers_block_type" };
+    // transformers takes every layer of a configuration without the list for a Mamba layer.
+    let Some(layers) = json.list(key)? else {
+        return Err(unsupported(json.path(), format!("Mamba in all {num_hidden_layers} layers")));
+    };
+    let mut mamba = 0;
+    for layer in layers {
+        match layer.as_str() {
+            // transformers 5 writes the second name of each pair.
+            Some("attention" | "full_attention") => {}
+            Some("mamba" | "linear_attention") => mamba += 1,
+            _ => return Err(json.error(key, "`attention` or `mamba` entries", &describe(layer))),
+        }
+    }
+    if mamba > 0 {
+        let what = format!("Mamba ({mamba} of {} layers)", layers.len());
+        return Err(unsupported(json.path(), what));
+    }
+    if layers.len() != num_hidden_layers {
+        let expected = format!("`num_hidden_layers` ({num_hidden_layers}) entries");
+        return Err(json.error(key, &expected, &layers.len().to_string()));
+    }
+    match json.count("num_local_experts")?.unwrap_or(8) {
+        0 => Ok(()),
+        experts => Err(unsupported(json.path(), format!("a mixture of {experts} experts"))),
+    }
+}
+
+/// Rotary settings, wherever the version of transformers that saved the checkpoint put them.
+fn read_rope(json: &JsonObject, hybrid: bool, max_position_embeddings: usize) -> Result<Option<Rope>> {
+    if hybrid {
+        match json.string("position_embedding_type")? {
+            Some("rope") => {}
+            None | Some("nope") => return Ok(None),
+            Some(other) => {
+                let found = format!("`{other}`");
+                return Err(json.error("position_embedding_type", "`rope` or `nope`", &found));
+            }
+        }
+    }
+    let nested = match json.object("rope_scaling")? {
+        Some(scaling) => Some(scaling),
+        None => json.object("rope_parameters")?,
+    };
+    // A number may stand in the nested object or beside it; the nested one counts.
+    let number = |key| match &nested {
+        Some(object) if object.get(key).is_some() => object.number(key),
+        _ => json.number(key),
+    };
+    let theta = number("rope_theta")?.unwrap_or(10_000.0);
+    if let Some(fraction) = number("partial_rotary_factor")?
+        && fraction != 1.0
+    {
+        return Err(unsupported(json.path(), format!("a partial rotary embedding ({fraction})")));
+    }
+    let Some(nested) = nested else { return Ok(Some(Rope { theta, llama3: None })) };
+    if let Some((key, _)) = nested.entries().find(|(_, value)| value.is_object()) {
+        return Err(unsupported(json.path(), format!("a rotary embedding by layer type (`{key}`)")));
+    }
+    let kind = match nested.string("rope_type")? {
+        Some(kind) => Some(kind),
+        None => nested.string("type")?,
+    };
+    let llama3 = match kind {
+        None | Some("default") => None,
+        Some("llama3") => Some(read_llama3(json, &nested, max_position_embeddings)?),
+        Some(other) => return Err(unsupported(json.path(), format!("rotary scaling `{other}`"))),
+    };
+    Ok(Some(Rope { theta, llama3 }))
+}
+
+fn read_llama3(json: &JsonObject, nested: &JsonObject, max_positions: usize) -> Result<Llama3Scaling> {
+    let required = |key: &str| match nested.number(key)? {
+        Some(value) if value.is_finite() && value > 0.0 => Ok(value),
+        Some(value) => Err(nested.error(key, "a finite number over 0", &value.to_string())),
+        None => Err(nested.missing(key, "a number, for `rope_type` `llama3`")),
+    };
+    let original = match json.size("original_max_position_embeddings")? {
+        Some(original) => original,
+        None => nested.size("original_max_position_embeddings")?.unwrap_or(max_positions),
+    };
+    let scaling = Llama3Scaling {
+        factor: required("factor")?,
+        low_freq_factor: required("low_freq_factor")?,
+        high_freq_factor: required("high_freq_factor")?,
+        original_max_position_embeddings: original,
+    };
+    if scaling.high_freq_factor <= scaling.low_freq_factor {
+        let expected = format!("more than `low_freq_factor` ({})", scaling.low_freq_factor);
+        let found = scaling.high_freq_factor.to_string();
+        return Err(nested.error("high_freq_factor", &expected, &found));
+    }
+    Ok(scaling)
 }

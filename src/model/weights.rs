@@ -1,0 +1,252 @@
+//! The tensors of a checkpoint by their Hugging Face names, from safetensors or GGUF, memory-mapped:
+//! a tensor is read, converted and put on its device when it is asked for.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Component, Path, PathBuf};
+
+use candle_core::safetensors::MmapedSafetensors;
+use candle_core::{DType, Device, Tensor};
+
+use super::gguf::GgufFile;
+use super::json::{JsonObject, describe};
+use crate::{Error, Result};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// The tensors of one checkpoint.
+///
+/// The files stay memory-mapped: they must not be changed while this value lives.
+pub struct Weights(Source);
+
+enum Source {
+    Safetensors(Shards),
+    Gguf(Box<GgufFile>),
+}
+
+/// Safetensors files and which of them holds each tensor.
+struct Shards {
+    origin: PathBuf,
+    files: Vec<(PathBuf, MmapedSafetensors)>,
+    tensors: BTreeMap<String, usize>,
+    bytes: u64,
+}
+
+impl Weights {
+    /// Opens `model.safetensors` of a folder, or the files that `model.safetensors.index.json` names.
+    ///
+    /// # Errors
+    /// Where neither is there, a shard is missing, truncated, outside the folder, or lacks a tensor
+    /// that the index promises.
+    pub fn open_folder(dir: &Path) -> Result<Self> {
+        let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
+        let shards = if single.is_file() {
+            Shards::single(&single)
+        } else if index.is_file() {
+            Shards::indexed(dir, &index)
+        } else {
+            Err(no_weights(dir))
+        };
+        Ok(Self(Source::Safetensors(shards?)))
+    }
+
+    /// Opens a GGUF file; its tensors are read by their Hugging Face names.
+    ///
+    /// # Errors
+    /// As [`GgufFile::open`].
+    pub fn open_gguf(path: &Path) -> Result<Self> {
+        Ok(GgufFile::open(path)?.into())
+    }
+
+    /// Whether there is a tensor of this Hugging Face name.
+    pub fn contains(&self, name: &str) -> bool {
+        match &self.0 {
+            Source::Safetensors(shards) => shards.tensors.contains_key(name),
+            Source::Gguf(file) => file.contains(name),
+        }
+    }
+
+    /// Reads one tensor by its Hugging Face name (`model.layers.0.self_attn.q_proj.weight`), checks its
+    /// shape, and converts it to `dtype` on `device`.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] for a missing tensor (with the nearest name that is there), another shape,
+    /// or a type on disk that is not a floating point one.
+    pub fn tensor(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+        if !self.contains(name) {
+            return Err(self.missing(name));
+        }
+        match &self.0 {
+            Source::Safetensors(shards) => shards.tensor(name, shape, dtype, device),
+            Source::Gguf(file) => file.tensor(name, shape, dtype, device),
+        }
+    }
+
+    /// Hugging Face names of all tensors, sorted.
+    pub fn names(&self) -> Vec<String> {
+        match &self.0 {
+            Source::Safetensors(shards) => shards.tensors.keys().cloned().collect(),
+            Source::Gguf(file) => file.names(),
+        }
+    }
+
+    /// Bytes that the files take on disk.
+    pub fn bytes_on_disk(&self) -> u64 {
+        match &self.0 {
+            Source::Safetensors(shards) => shards.bytes,
+            Source::Gguf(file) => file.bytes_on_disk(),
+        }
+    }
+
+    /// `safetensors`, or `gguf` with its quantisation types, the most frequent first.
+    pub fn format(&self) -> String {
+        match &self.0 {
+            Source::Safetensors(_) => "safetensors".to_string(),
+            Source::Gguf(file) => format!("gguf {}", file.quant_types().join(", ")),
+        }
+    }
+
+    /// The file, or for a sharded checkpoint its index.
+    pub fn path(&self) -> &Path {
+        match &self.0 {
+            Source::Safetensors(shards) => &shards.origin,
+            Source::Gguf(file) => file.path(),
+        }
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        let names = self.names();
+        let nearest = names
+            .iter()
+            .map(|present| (strsim::normalized_levenshtein(name, present), present))
+            .max_by(|(a, _), (b, _)| a.total_cmp(b));
+        let nearest = match nearest {
+            Some((_, present)) => format!("the nearest of the {} present is `{present}`", names.len()),
+            None => "it holds no tensor at all".to_string(),
+        };
+        let problem = format!("tensor `{name}`: expected it in the checkpoint, not found; {nearest}");
+        Error::Checkpoint { path: self.path().to_path_buf(), problem }
+    }
+}
+
+impl From<GgufFile> for Weights {
+    fn from(mut file: GgufFile) -> Self {
+        file.forget_tokenizer();
+        Self(Source::Gguf(Box::new(file)))
+    }
+}
+
+impl fmt::Debug for Weights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Weights").field("path", &self.path()).field("format", &self.format()).finish()
+    }
+}
+
+impl Shards {
+    fn single(path: &Path) -> Result<Self> {
+        let mut shards =
+            Self { origin: path.to_path_buf(), files: Vec::new(), tensors: BTreeMap::new(), bytes: 0 };
+        let file = shards.map(path)?;
+        let names = shards.files[file].1.tensors().into_iter().map(|(name, _)| (name, file));
+        shards.tensors = names.collect();
+        Ok(shards)
+    }
+
+    fn indexed(dir: &Path, index: &Path) -> Result<Self> {
+        let json = JsonObject::read(index)?;
+        let Some(weight_map) = json.object("weight_map")? else {
+            return Err(json.missing("weight_map", "an object of tensor names and file names"));
+        };
+        let mut shards =
+            Self { origin: index.to_path_buf(), files: Vec::new(), tensors: BTreeMap::new(), bytes: 0 };
+        let mut opened = BTreeMap::new();
+        for (tensor, shard) in weight_map.entries() {
+            let Some(shard) = shard.as_str() else {
+                return Err(weight_map.error(tensor, "a file name", &describe(shard)));
+            };
+            let file = match opened.get(shard) {
+                Some(file) => *file,
+                None => {
+                    // Only the name is checked: the hub's cache keeps its files as links to elsewhere.
+                    let inside = Path::new(shard).components().all(|c| matches!(c, Component::Normal(_)));
+                    if shard.is_empty() || !inside {
+                        let found = format!("`{shard}`");
+                        return Err(weight_map.error(
+                            tensor,
+                            "a file inside the checkpoint's folder",
+                            &found,
+                        ));
+                    }
+                    let path = dir.join(shard);
+                    if !path.is_file() {
+                        let found = format!("`{shard}`, which is not there; download the checkpoint again");
+                        return Err(weight_map.error(tensor, "a file of the checkpoint's folder", &found));
+                    }
+                    let file = shards.map(&path)?;
+                    opened.insert(shard.to_string(), file);
+                    file
+                }
+            };
+            if shards.files[file].1.get(tensor).is_err() {
+                let found = format!("`{shard}`, which lacks it");
+                return Err(weight_map.error(tensor, "the file that holds the tensor", &found));
+            }
+            shards.tensors.insert(tensor.clone(), file);
+        }
+        Ok(shards)
+    }
+
+    /// Maps a file into memory, checks its header against its length, and returns its number.
+    fn map(&mut self, path: &Path) -> Result<usize> {
+        self.bytes += std::fs::metadata(path).map_err(Error::io(path))?.len();
+        // SAFETY: the mapping is read only; that nobody shortens the file meanwhile is the contract of
+        // `Weights`, as it is of every program that maps checkpoints.
+        let mapped = unsafe { MmapedSafetensors::new(path) }.map_err(|error| Error::Checkpoint {
+            path: path.to_path_buf(),
+            problem: format!("expected a whole safetensors file: {error}; download it again"),
+        })?;
+        self.files.push((path.to_path_buf(), mapped));
+        Ok(self.files.len() - 1)
+    }
+
+    fn tensor(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+        let (path, file) = &self.files[self.tensors[name]];
+        let view = file.get(name)?;
+        check_shape(path, name, shape, view.shape())?;
+        let stored = match DType::try_from(view.dtype()) {
+            Ok(stored @ (DType::F32 | DType::F16 | DType::BF16)) => stored,
+            _ => {
+                let found = view.dtype();
+                let problem = format!("tensor `{name}`: expected F32, F16 or BF16, found {found:?}");
+                return Err(Error::Checkpoint { path: path.clone(), problem });
+            }
+        };
+        Ok(Tensor::from_raw_buffer(view.data(), stored, shape, device)?.to_dtype(dtype)?)
+    }
+}
+
+/// An error where a tensor has not the shape that the configuration implies.
+pub(super) fn check_shape(path: &Path, name: &str, expected: &[usize], found: &[usize]) -> Result<()> {
+    if expected == found {
+        return Ok(());
+    }
+    let problem = format!("tensor `{name}`: expected shape {expected:?}, found {found:?}");
+    Err(Error::Checkpoint { path: path.to_path_buf(), problem })
+}
+
+fn no_weights(dir: &Path) -> Error {
+    let ends = |ending: &str| {
+        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).find(|f| f.ends_with(ending))
+    };
+    let found = if let Some(gguf) = ends(".gguf") {
+        format!("`{gguf}`; name the .gguf file itself")
+    } else if let Some(pickle) = ends(".bin") {
+        format!("`{pickle}`; save the model as safetensors first")
+    } else {
+        "neither".to_string()
+    };
+    let problem = format!("expected `{SINGLE}` or `{INDEX}`, found {found}");
+    Error::Checkpoint { path: dir.to_path_buf(), problem }
+}

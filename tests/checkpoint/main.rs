@@ -1,0 +1,51 @@
+//! Reading a checkpoint: configuration, weights from safetensors and GGUF, tokenizer.
+
+mod config;
+mod gguf;
+mod safetensors;
+mod tokenizer;
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use gneiss::model::Weights;
+
+/// A file of tests/fixtures.
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+/// A fixture that is JSON.
+fn fixture_json(name: &str) -> serde_json::Value {
+    let text = std::fs::read_to_string(fixture(name)).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+/// The real model, which `make model` fetches into models/ (or GNEISS_MODELS names its folder).
+fn smollm2() -> PathBuf {
+    let folder = std::env::var_os("GNEISS_MODELS").map(PathBuf::from);
+    let folder = folder.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("models"));
+    let path = folder.join("SmolLM2-135M-Instruct.Q4_1.gguf");
+    assert!(path.is_file(), "{} is not there: `make model` gets it", path.display());
+    path
+}
+
+/// Asserts that an error's message has all these parts.
+#[track_caller]
+fn assert_says<T: std::fmt::Debug>(result: gneiss::Result<T>, parts: &[&str]) {
+    let message = result.expect_err("expected an error").to_string();
+    for part in parts {
+        assert!(message.contains(part), "expected {part:?} in: {message}");
+    }
+}
+
+/// Reads a tensor as f32 on the CPU, whatever its shape.
+fn read(weights: &Weights, name: &str, shape: &[usize]) -> Vec<f32> {
+    let tensor = weights.tensor(name, shape, DType::F32, &Device::Cpu).unwrap();
+    assert_eq!(tensor.dims(), shape, "{name}");
+    values(&tensor)
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
