@@ -1,1 +1,5 @@
 //! From files to packed batches: dataset → template → token ids → [packed batch](pack).
+
+pub mod template;
+
+pub use template::Template;
