@@ -1,5 +1,7 @@
 //! From files to packed batches: dataset → template → token ids → [packed batch](pack).
 
+pub mod dataset;
 pub mod template;
 
+pub use dataset::{Dataset, Record};
 pub use template::Template;
