@@ -1,7 +1,9 @@
 //! From files to packed batches: dataset → template → token ids → [packed batch](pack).
 
 pub mod dataset;
+pub mod encode;
 pub mod template;
 
 pub use dataset::{Dataset, Record};
+pub use encode::{Encoded, Encoder, Example, LengthStats};
 pub use template::Template;
