@@ -1,5 +1,11 @@
 //! From files to packed batches: dataset → template → token ids → [packed batch](pack).
 
+pub mod dataset;
+pub mod encode;
 pub mod pack;
+pub mod template;
 
+pub use dataset::{Dataset, Record};
+pub use encode::{Encoded, Encoder, Example, LengthStats};
 pub use pack::{PackedBatch, Passes, PrefixGroup};
+pub use template::Template;

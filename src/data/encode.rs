@@ -1,0 +1,352 @@
+//! From records to token ids: template, tokenizer, limits of length.
+
+use std::fmt;
+use std::ops::Range;
+
+use rayon::prelude::*;
+use tokenizers::{Encoding, Tokenizer};
+
+use super::dataset::{Dataset, Problems, Record};
+use super::template::Template;
+use crate::{Error, Result};
+
+/// Turns records into token ids.
+///
+/// ```text
+///  BOS  instruction ␣  head   input   tail │ output  eos
+///       └ not counted ┘└─ max_input_tokens ─┘└ max_output_tokens ┘
+///                             ╳╳╳ cut from the left of the input's own text
+/// ```
+///
+/// Everything before the bar is tokenized in one go, as transformers does with the same text. BOS is there
+/// where the tokenizer adds one.
+#[derive(Debug, Clone, Copy)]
+pub struct Encoder<'a> {
+    /// The model's tokenizer, with truncation and padding off (see [`without_limits`]).
+    pub tokenizer: &'a Tokenizer,
+    /// Where the input goes.
+    pub template: &'a Template,
+    /// Ends every target.
+    pub eos_token_id: u32,
+    /// Most tokens of head, input and tail; BOS and the instruction don't count.
+    pub max_input_tokens: usize,
+    /// Most tokens of the target, eos counted; at least 1.
+    pub max_output_tokens: usize,
+    /// Plain text put before the template and one space (the hard prompt of the base model).
+    pub instruction: Option<&'a str>,
+}
+
+/// One example's token ids; neither side is empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Example {
+    /// BOS, instruction and rendered template.
+    pub input: Vec<u32>,
+    /// The output's tokens and eos; without eos where it was cut.
+    pub target: Vec<u32>,
+    /// Line of the dataset that the record starts on, counted from 1.
+    pub line: usize,
+}
+
+/// Examples in the order of their records, and how many were too long.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Encoded {
+    /// One a record.
+    pub examples: Vec<Example>,
+    /// Inputs that lost tokens.
+    pub inputs_cut: usize,
+    /// Targets that lost tokens (eos is one).
+    pub targets_cut: usize,
+}
+
+/// Turns off the truncation and padding that a `tokenizer.json` may ask for, as transformers does unless it
+/// is told otherwise.
+///
+/// # Errors
+/// [`Error::Tokenizer`] if the tokenizer refuses.
+pub fn without_limits(mut tokenizer: Tokenizer) -> Result<Tokenizer> {
+    tokenizer.with_truncation(None).map_err(tokenizer_error)?.with_padding(None);
+    Ok(tokenizer)
+}
+
+impl Encoder<'_> {
+    /// Encodes records, in parallel; the order is kept.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for records that give no token, by their lines, for a template that leaves no room
+    /// for the input, and for a `max_output_tokens` of 0; [`Error::Tokenizer`].
+    pub fn encode(&self, records: &[Record]) -> Result<Encoded> {
+        let (encoded, problems) = self.encode_all(records)?;
+        problems.into_invalid()?;
+        Ok(encoded)
+    }
+
+    /// Encodes a dataset's records, as [`encode`](Self::encode) does, with errors that name its file.
+    ///
+    /// # Errors
+    /// [`Error::Data`] for records that give no token, otherwise those of [`encode`](Self::encode).
+    pub fn encode_dataset(&self, dataset: &Dataset) -> Result<Encoded> {
+        let (encoded, problems) = self.encode_all(&dataset.records)?;
+        problems.into_data_error(&dataset.path)?;
+        Ok(encoded)
+    }
+
+    /// Encodes one input: its ids, and whether it was cut.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the input gives no token or the template leaves no room for it;
+    /// [`Error::Tokenizer`].
+    pub fn encode_input(&self, input: &str) -> Result<(Vec<u32>, bool)> {
+        self.check()?;
+        self.input_ids(input)?.ok_or_else(|| Error::Invalid(NO_INPUT.into()))
+    }
+
+    fn encode_all(&self, records: &[Record]) -> Result<(Encoded, Problems)> {
+        self.check()?;
+        // Collected before the first error is looked for, so that it is the first one in the file's order.
+        let rows: Vec<_> = records.par_iter().map(|record| self.row(record)).collect();
+        let mut encoded = Encoded { examples: Vec::with_capacity(rows.len()), ..Encoded::default() };
+        let mut problems = Problems::default();
+        for row in rows {
+            match row? {
+                Ok(Row { example, input_cut, target_cut }) => {
+                    encoded.examples.push(example);
+                    encoded.inputs_cut += usize::from(input_cut);
+                    encoded.targets_cut += usize::from(target_cut);
+                }
+                Err(problem) => problems.push(problem),
+            }
+        }
+        Ok((encoded, problems))
+    }
+
+    /// The outer error is the setup's fault, the inner one the record's.
+    fn row(&self, record: &Record) -> Result<std::result::Result<Row, String>> {
+        let Record { input, output, line } = record;
+        let line = *line;
+        let place = |e| match e {
+            Error::Tokenizer(message) => Error::Tokenizer(format!("line {line}: {message}")),
+            other => other,
+        };
+        Ok(match (self.input_ids(input).map_err(place)?, self.target_ids(output).map_err(place)?) {
+            (Some((input, input_cut)), Some((target, target_cut))) => {
+                Ok(Row { example: Example { input, target, line }, input_cut, target_cut })
+            }
+            (None, Some(_)) => Err(format!("line {line}: {NO_INPUT}")),
+            (Some(_), None) => Err(format!("line {line}: {NO_TARGET}")),
+            (None, None) => Err(format!("line {line}: {NO_INPUT}; {NO_TARGET}")),
+        })
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.tokenizer.get_truncation().is_some() || self.tokenizer.get_padding().is_some() {
+            return Err(Error::Tokenizer(
+                "expected truncation and padding to be off, found one of them on; hint: load the tokenizer \
+                 through `without_limits`"
+                    .into(),
+            ));
+        }
+        if self.max_output_tokens == 0 {
+            return Err(Error::Invalid("data.max_output_tokens: expected at least 1, found 0".into()));
+        }
+        Ok(())
+    }
+
+    /// The input's ids and whether it was cut; `None` if the input is blank or gives no token.
+    fn input_ids(&self, input: &str) -> Result<Option<(Vec<u32>, bool)>> {
+        let text = Text::new(self.instruction, self.template, input);
+        let encoding = self.tokenizer.encode(text.text.as_str(), true).map_err(tokenizer_error)?;
+        let parts = Parts::of(&encoding, &text);
+        if !parts.has_input || input.trim().is_empty() {
+            return Ok(None);
+        }
+        let excess = parts.counted.saturating_sub(self.max_input_tokens);
+        if excess > parts.droppable() {
+            return Err(Error::Invalid(format!(
+                "the template's head and tail alone take {} tokens and data.max_input_tokens is {}, which \
+                 leaves none for the input; hint: raise data.max_input_tokens or shorten the verbalizer",
+                parts.fixed(),
+                self.max_input_tokens
+            )));
+        }
+        let dropped = &parts.own[..excess];
+        let ids = encoding.get_ids()[..self.without_added_eos(&encoding)].iter().enumerate();
+        let ids = ids.filter(|(i, _)| dropped.binary_search(i).is_err()).map(|(_, id)| *id);
+        Ok(Some((ids.collect(), excess > 0)))
+    }
+
+    /// Length without the eos that a post-processor appends; an eos of the text itself stays.
+    fn without_added_eos(&self, encoding: &Encoding) -> usize {
+        let added = encoding.get_ids().iter().zip(encoding.get_special_tokens_mask()).rev();
+        encoding.len() - added.take_while(|(id, special)| **id == self.eos_token_id && **special == 1).count()
+    }
+
+    /// The target's ids and whether it was cut; `None` if the output is blank or gives no token.
+    fn target_ids(&self, output: &str) -> Result<Option<(Vec<u32>, bool)>> {
+        let encoding = self.tokenizer.encode_fast(output, false).map_err(tokenizer_error)?;
+        if encoding.is_empty() || output.trim().is_empty() {
+            return Ok(None);
+        }
+        let mut ids = encoding.get_ids().to_vec();
+        ids.push(self.eos_token_id);
+        let cut = ids.len() > self.max_output_tokens;
+        ids.truncate(self.max_output_tokens);
+        Ok(Some((ids, cut)))
+    }
+}
+
+const NO_INPUT: &str = "the input gives no token: it is blank, or the tokenizer knows none of it";
+const NO_TARGET: &str = "the output gives no token: it is blank, or the tokenizer knows none of it";
+
+struct Row {
+    example: Example,
+    input_cut: bool,
+    target_cut: bool,
+}
+
+fn tokenizer_error(e: tokenizers::Error) -> Error {
+    Error::Tokenizer(e.to_string())
+}
+
+/// What is tokenized, and where its parts are, in bytes.
+struct Text {
+    text: String,
+    /// Where the template begins; 0 where there is no instruction.
+    template: usize,
+    /// The input's own text.
+    own: Range<usize>,
+}
+
+impl Text {
+    fn new(instruction: Option<&str>, template: &Template, input: &str) -> Self {
+        let mut text = instruction.unwrap_or_default().to_string();
+        if !text.is_empty() {
+            text.push(' ');
+        }
+        let start = text.len();
+        text.push_str(template.head());
+        let own = text.len()..text.len() + input.len();
+        text.push_str(input);
+        text.push_str(template.tail());
+        Self { text, template: start, own }
+    }
+
+    /// Whether a token with some of the input's text is the input's, where it has some of the template too.
+    ///
+    /// A word's token often begins with the space before it. It is the word's: after a cut, the next word
+    /// brings its own space. So spaces at the end of the head don't make a token the head's, and a token with
+    /// the input's last spaces and the tail's first word is the tail's.
+    fn is_own(&self, token: Range<usize>) -> bool {
+        let spaces = |range: Range<usize>| self.text.as_bytes()[range].iter().all(|b| *b == b' ');
+        let Range { start, end } = self.own;
+        let of_head = token.start.min(start)..start;
+        let of_input = token.start.max(start)..end;
+        spaces(of_head) && (token.end <= end || !spaces(of_input))
+    }
+}
+
+/// Which tokens belong to which part of the text.
+struct Parts {
+    /// Tokens of head, input and tail.
+    counted: usize,
+    /// Indices of the input's own tokens, ascending.
+    own: Vec<usize>,
+    /// Whether any token holds some of the input's own text.
+    has_input: bool,
+}
+
+impl Parts {
+    fn of(encoding: &Encoding, text: &Text) -> Self {
+        let mut parts = Self { counted: 0, own: Vec::new(), has_input: false };
+        let mut covered = 0;
+        let tokens = encoding.get_offsets().iter().zip(encoding.get_special_tokens_mask());
+        for (i, (&(start, end), special)) in tokens.enumerate() {
+            if *special == 1 {
+                continue;
+            }
+            // Byte-level post-processors may trim spaces from offsets; a token of spaces is left with none of
+            // its bytes, and has those since the token before.
+            let start = if start == end { covered.min(start) } else { start };
+            covered = covered.max(end);
+            parts.counted += usize::from(text.template == 0 || end > text.template);
+            if start < text.own.end && end > text.own.start {
+                parts.has_input = true;
+                if text.is_own(start..end) {
+                    parts.own.push(i);
+                }
+            }
+        }
+        parts
+    }
+
+    /// How many own tokens can go; one has to stay.
+    fn droppable(&self) -> usize {
+        self.own.len().saturating_sub(1)
+    }
+
+    /// Tokens that stay beside the one own token.
+    fn fixed(&self) -> usize {
+        self.counted - self.droppable() - usize::from(!self.own.is_empty())
+    }
+}
+
+/// How long sequences are, in tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LengthStats {
+    /// Sequences; where there is none, all other numbers are 0.
+    pub count: usize,
+    /// Shortest.
+    pub min: usize,
+    /// Half of the sequences are no longer; the mean of the middle two where their number is even.
+    pub median: f64,
+    /// Arithmetic mean.
+    pub mean: f64,
+    /// Smallest length that at least 95 % of the sequences don't exceed.
+    pub p95: usize,
+    /// Longest.
+    pub max: usize,
+    /// The histogram's bins, shortest lengths first: first length, last length, sequences.
+    pub bins: Vec<(usize, usize, usize)>,
+}
+
+/// Most bins of a histogram.
+const BINS: usize = 8;
+/// Characters of its longest bar.
+const BAR: usize = 40;
+
+impl LengthStats {
+    /// The statistics of `lengths` (tokens), in any order.
+    pub fn of(lengths: impl Iterator<Item = usize>) -> Self {
+        let mut sorted: Vec<usize> = lengths.collect();
+        sorted.sort_unstable();
+        let count = sorted.len();
+        let (Some(&min), Some(&max)) = (sorted.first(), sorted.last()) else {
+            return Self { count, min: 0, median: 0.0, mean: 0.0, p95: 0, max: 0, bins: Vec::new() };
+        };
+        let median = (sorted[(count - 1) / 2] as f64 + sorted[count / 2] as f64) / 2.0;
+        let mean = sorted.iter().map(|length| *length as f64).sum::<f64>() / count as f64;
+        let p95 = sorted[(count * 95).div_ceil(100) - 1];
+        let width = (max - min) / BINS + 1;
+        let mut bins: Vec<_> =
+            (min..=max).step_by(width).map(|first| (first, max.min(first + width - 1), 0)).collect();
+        for length in sorted {
+            bins[(length - min) / width].2 += 1;
+        }
+        Self { count, min, median, mean, p95, max, bins }
+    }
+}
+
+impl fmt::Display for LengthStats {
+    /// One line of numbers, then one line a bin.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { count, min, median, mean, p95, max, bins } = self;
+        write!(f, "{count} sequences: min {min}, median {median}, mean {mean:.1}, p95 {p95}, max {max}")?;
+        let most = bins.iter().map(|bin| bin.2).max().unwrap_or(0);
+        let (wide, many) = (max.to_string().len(), most.to_string().len());
+        for (first, last, n) in bins {
+            // Rounded up, so that a bin with any sequence shows.
+            let bar = "#".repeat((n * BAR).div_ceil(most));
+            write!(f, "\n{first:>wide$}-{last:>wide$} {bar:<BAR$} {n:>many$}")?;
+        }
+        Ok(())
+    }
+}
