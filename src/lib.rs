@@ -9,5 +9,6 @@ pub mod data;
 pub mod error;
 pub mod model;
 pub mod ops;
+pub mod tune;
 
 pub use error::{Error, Result};

@@ -59,7 +59,11 @@ impl PrefixGroup {
     }
 
     /// A group whose shared tokens are known to be `head`; inputs must begin with it and have more.
-    pub fn with_head<'a>(prompt: Range<u32>, head: Vec<u32>, examples: impl IntoIterator<Item = &'a Example>) -> Self {
+    pub fn with_head<'a>(
+        prompt: Range<u32>,
+        head: Vec<u32>,
+        examples: impl IntoIterator<Item = &'a Example>,
+    ) -> Self {
         let sequence =
             |e: &Example| Sequence { input: e.input[head.len()..].to_vec(), target: e.target.clone() };
         let sequences = examples.into_iter().map(sequence).collect();
@@ -123,8 +127,11 @@ impl Passes {
     /// prefixes get a pass of their own and the sequences as many as they need.
     pub fn new(groups: &[PrefixGroup], vocab_size: usize, max_rows: usize) -> Self {
         let prefixes: usize = groups.iter().map(PrefixGroup::prefix_rows).sum();
-        let sequences: Vec<(usize, &Sequence)> =
-            groups.iter().enumerate().flat_map(|(g, group)| group.sequences.iter().map(move |s| (g, s))).collect();
+        let sequences: Vec<(usize, &Sequence)> = groups
+            .iter()
+            .enumerate()
+            .flat_map(|(g, group)| group.sequences.iter().map(move |s| (g, s)))
+            .collect();
         let rows: usize = sequences.iter().map(|(_, s)| s.rows()).sum();
         let packer = Packer { groups, vocab_size };
         if prefixes + rows <= max_rows || sequences.len() <= 1 {
@@ -203,7 +210,13 @@ impl Packer<'_> {
 }
 
 impl PackedBatch {
-    fn push(&mut self, ids: impl Iterator<Item = u32>, position: usize, prefix: Option<Range<usize>>, targets: usize) {
+    fn push(
+        &mut self,
+        ids: impl Iterator<Item = u32>,
+        position: usize,
+        prefix: Option<Range<usize>>,
+        targets: usize,
+    ) {
         let start = self.ids.len();
         self.ids.extend(ids);
         let rows = start..self.ids.len();
@@ -228,7 +241,10 @@ mod tests {
     #[test]
     fn the_drawing_of_the_module_holds() {
         let groups = [
-            PrefixGroup::new(0..3, [&example(&[1, 2, 3, 4, 5, 6, 7], &[8, 9]), &example(&[1, 2, 3, 5, 5], &[8, 8, 9])]),
+            PrefixGroup::new(
+                0..3,
+                [&example(&[1, 2, 3, 4, 5, 6, 7], &[8, 9]), &example(&[1, 2, 3, 5, 5], &[8, 8, 9])],
+            ),
             PrefixGroup::new(3..5, [&example(&[1, 2, 3], &[8, 9])]),
         ];
         let Passes { lead, rest } = Passes::new(&groups, 100, 1000);
@@ -239,7 +255,10 @@ mod tests {
         assert_eq!(lead.target_rows, [13, 14, 16, 17, 18, 19, 20]);
         assert_eq!(lead.labels, [8, 9, 8, 8, 9, 8, 9]);
         assert_eq!(lead.segments[2], Segment { queries: 10..15, keys: 10..15, first: 0, prefix: Some(0..6) });
-        assert_eq!(lead.target_segments[2], Segment { queries: 0..2, keys: 10..15, first: 3, prefix: Some(0..6) });
+        assert_eq!(
+            lead.target_segments[2],
+            Segment { queries: 0..2, keys: 10..15, first: 3, prefix: Some(0..6) }
+        );
         assert_eq!(lead.target_segments[0], Segment { queries: 0..0, keys: 0..6, first: 6, prefix: None });
     }
 

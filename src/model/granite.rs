@@ -145,7 +145,8 @@ impl Loader<'_> {
     }
 
     fn norm(&self, name: &str) -> Result<RmsNorm> {
-        let weight = self.weights.tensor(name, &[self.config.hidden_size], self.dtypes.activations, self.device)?;
+        let weight =
+            self.weights.tensor(name, &[self.config.hidden_size], self.dtypes.activations, self.device)?;
         Ok(RmsNorm { weight, eps: self.config.rms_norm_eps })
     }
 

@@ -7,13 +7,13 @@
 
 use super::granite::{Block, Granite};
 use super::kv_cache::KvCache;
+use crate::Result;
 use crate::data::pack::PackedBatch;
 use crate::ops::attention::{Attended, Inputs, Needs, Qkv};
 use crate::ops::cross_entropy;
 use crate::ops::embed::{self, Lookup};
 use crate::ops::rms_norm::{Add, Normed};
 use crate::ops::{RopeTable, swiglu};
-use crate::Result;
 use candle_core::Tensor;
 use std::sync::Arc;
 
@@ -116,7 +116,8 @@ impl Granite {
             let normed = block.attention_norm.forward(&x, self.add(delta.as_ref()))?;
             let qkv = self.qkv(block, &rows, &normed.normed, last)?;
             let attended = self.attention.forward(inputs(batch, &qkv, prefix.map(|p| &p[i]), last))?;
-            let stream = if last { normed.residual.index_select(&rows.targets, 0)? } else { normed.residual.clone() };
+            let stream =
+                if last { normed.residual.index_select(&rows.targets, 0)? } else { normed.residual.clone() };
             let (mlp, gate_up, down) = self.behind_attention(block, &attended.out, &stream)?;
             (x, delta) = (mlp.residual.clone(), Some(down));
             blocks.push(BlockTape {
@@ -144,7 +145,10 @@ impl Granite {
             let normed = block.attention_norm.forward(&x, self.add(delta.as_ref()))?;
             let fresh = self.qkv(block, &rows, &normed.normed, last)?;
             let kv = fresh.keys_values();
-            cache.write(i, &kv.narrow(1, kv.dims()[1] - self.attention.kv_width(), self.attention.kv_width())?)?;
+            cache.write(
+                i,
+                &kv.narrow(1, kv.dims()[1] - self.attention.kv_width(), self.attention.kv_width())?,
+            )?;
             let q = fresh.queries().narrow(1, 0, self.attention.q_width())?.contiguous()?;
             let qkv = Qkv::Split { q, kv: cache.layer(i).clone() };
             let attended = self.attention.forward(inputs(batch, &qkv, cache.prefix(i), last))?;
@@ -181,7 +185,12 @@ impl Granite {
     }
 
     /// The second norm, gate/up, and what the MLP adds to the residual stream.
-    fn behind_attention(&self, block: &Block, attended: &Tensor, x: &Tensor) -> Result<(Normed, Tensor, Tensor)> {
+    fn behind_attention(
+        &self,
+        block: &Block,
+        attended: &Tensor,
+        x: &Tensor,
+    ) -> Result<(Normed, Tensor, Tensor)> {
         let delta = block.o.forward(attended)?;
         let normed = block.mlp_norm.forward(x, self.add(Some(&delta)))?;
         let gate_up = block.gate_up.forward(&normed.normed)?;

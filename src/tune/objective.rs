@@ -1,0 +1,96 @@
+//! The loss of a batch, and its gradient in the prompts: cross-entropy per target token, over everything that
+//! the optimizer step sees.
+
+use crate::Result;
+use crate::data::{PackedBatch, Passes, PrefixGroup};
+use crate::model::Granite;
+use candle_core::Tensor;
+
+/// Loss of a batch.
+#[derive(Debug, Clone)]
+pub struct Objective {
+    /// Negative log-likelihood of each target token in the order of groups, examples and tokens, nats.
+    pub nll: Vec<f64>,
+    /// Rows that went through the model.
+    pub rows: usize,
+    /// Gradient of the mean of `nll` in the prompts, of their shape; `None` where none was asked for.
+    pub gradient: Option<Tensor>,
+}
+
+impl Objective {
+    /// Mean over the target tokens.
+    pub fn loss(&self) -> f64 {
+        self.nll.iter().sum::<f64>() / self.nll.len() as f64
+    }
+}
+
+/// Loss and gradient of `groups`. `prompts` [n, C], in the dtype of the model's activations, holds the virtual
+/// tokens that the groups name. At most `max_rows` rows (and a single sequence at the least) go through the
+/// model at a time; the prefixes go through it once, whatever the budget is:
+///
+/// ```text
+/// lead      prefixes ──────── forward ── keys, values ──┐           ┌── backward ── gradient of the prompts
+/// rest i                      sequences: forward, loss, backward ───┘ dK, dV of the prefixes, added up
+/// ```
+///
+/// # Errors
+/// Shapes that do not fit; the device's.
+pub fn gradient(
+    model: &Granite,
+    prompts: &Tensor,
+    groups: &[PrefixGroup],
+    max_rows: usize,
+) -> Result<Objective> {
+    let passes = Passes::new(groups, model.config().vocab_size, max_rows);
+    let dloss = 1.0 / passes.target_tokens() as f64;
+    let virtual_tokens = prompts.dims()[0];
+    let Passes { lead, rest } = &passes;
+    let tape = model.forward(lead, prompts, None)?;
+    let mut nll = Vec::with_capacity(passes.target_tokens());
+    let mut behind: Option<Vec<Tensor>> = None;
+    if !rest.is_empty() {
+        let prefix = tape.keys_values();
+        for batch in rest {
+            let tape = model.forward(batch, prompts, Some(&prefix))?;
+            let head = model.head_loss(tape.hidden(), &batch.labels, Some(dloss))?;
+            nll.extend(head.nll);
+            let Some(dhidden) = head.dhidden else { unreachable!("a gradient was asked for") };
+            let found = model.backward(batch, tape, &dhidden, Some(&prefix), None, virtual_tokens)?.prefixes;
+            behind = match (behind, found) {
+                (Some(sum), Some(found)) => {
+                    Some(sum.iter().zip(&found).map(|(a, b)| a + b).collect::<candle_core::Result<_>>()?)
+                }
+                (sum, found) => sum.or(found),
+            };
+        }
+    }
+    let head = model.head_loss(tape.hidden(), &lead.labels, Some(dloss))?;
+    nll.splice(0..0, head.nll);
+    let Some(dhidden) = head.dhidden else { unreachable!("a gradient was asked for") };
+    let backward = model.backward(lead, tape, &dhidden, None, behind.as_deref(), virtual_tokens)?;
+    Ok(Objective { nll, rows: passes.rows(), gradient: backward.prompts })
+}
+
+/// Loss of `groups` without a gradient; otherwise as [`gradient`].
+///
+/// # Errors
+/// Shapes that do not fit; the device's.
+pub fn evaluate(
+    model: &Granite,
+    prompts: &Tensor,
+    groups: &[PrefixGroup],
+    max_rows: usize,
+) -> Result<Objective> {
+    let passes = Passes::new(groups, model.config().vocab_size, max_rows);
+    let Passes { lead, rest } = &passes;
+    let of = |batch: &PackedBatch, hidden: &Tensor| -> Result<Vec<f64>> {
+        Ok(model.head_loss(hidden, &batch.labels, None)?.nll)
+    };
+    let tape = model.forward(lead, prompts, None)?;
+    let mut nll = of(lead, tape.hidden())?;
+    let prefix = tape.keys_values();
+    for batch in rest {
+        nll.extend(of(batch, model.forward(batch, prompts, Some(&prefix))?.hidden())?);
+    }
+    Ok(Objective { nll, rows: passes.rows(), gradient: None })
+}

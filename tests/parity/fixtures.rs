@@ -1,0 +1,79 @@
+//! Reads `cases.json` and `golden.safetensors` of one checkpoint.
+
+use candle_core::{DType, Device, Tensor};
+use gneiss::data::{Example, PrefixGroup};
+use gneiss::model::{BareCheckpoint, Checkpoint, Granite, granite};
+use serde_json::Value;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+pub const CHECKPOINTS: [&str; 3] = ["granite", "llama_bias", "hybrid_dense"];
+
+pub struct Golden {
+    pub json: Value,
+    pub tensors: HashMap<String, Tensor>,
+}
+
+pub fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+pub fn golden(name: &str) -> Golden {
+    let text = std::fs::read_to_string(folder(name).join("cases.json")).unwrap();
+    let tensors =
+        candle_core::safetensors::load(folder(name).join("golden.safetensors"), &Device::Cpu).unwrap();
+    Golden { json: serde_json::from_str(&text).unwrap(), tensors }
+}
+
+pub fn model(name: &str, dtype: DType) -> Granite {
+    let BareCheckpoint { config, weights, .. } = Checkpoint::open_without_tokenizer(&folder(name)).unwrap();
+    let dtypes = granite::dtypes(dtype, &Device::Cpu).unwrap();
+    Granite::load(&config, &weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap()
+}
+
+pub fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect()
+}
+
+pub fn example(value: &Value) -> Example {
+    Example { input: ids(&value["input"]), target: ids(&value["target"]), line: 0 }
+}
+
+impl Golden {
+    pub fn tensor(&self, name: &Value) -> &Tensor {
+        &self.tensors[name.as_str().unwrap()]
+    }
+
+    /// The prompts of a case one after another, the groups that name their rows, and the prompts' gradients.
+    pub fn case(&self, case: &Value) -> (Tensor, Vec<PrefixGroup>, Tensor) {
+        let (mut prompts, mut groups, mut gradients, mut row) = (vec![], vec![], vec![], 0);
+        for group in case["groups"].as_array().unwrap() {
+            let prompt = self.tensor(&group["prompt"]);
+            let n = prompt.dims()[0] as u32;
+            let examples: Vec<Example> = group["examples"].as_array().unwrap().iter().map(example).collect();
+            groups.push(PrefixGroup::new(row..row + n, &examples));
+            row += n;
+            prompts.push(prompt.clone());
+            gradients.push(self.tensor(&group["grad"]).clone());
+        }
+        (Tensor::cat(&prompts, 0).unwrap(), groups, Tensor::cat(&gradients, 0).unwrap())
+    }
+}
+
+/// Fails unless `ours` is within `relative` of `expected`, measured against the largest expected magnitude.
+#[track_caller]
+pub fn assert_within(what: &str, ours: &Tensor, expected: &Tensor, relative: f64) {
+    assert_eq!(ours.dims(), expected.dims(), "{what}: shapes");
+    let values =
+        |t: &Tensor| t.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap();
+    let (ours, expected) = (values(ours), values(expected));
+    let largest = expected.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+    assert!(largest > 0.0, "{what}: nothing to compare with");
+    for (i, (a, b)) in ours.iter().zip(&expected).enumerate() {
+        let error = (a - b).abs() / largest;
+        assert!(
+            error <= relative,
+            "{what}: element {i} is {a}, expected {b}: {error:e} of the largest, {largest}"
+        );
+    }
+}

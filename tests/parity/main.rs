@@ -1,0 +1,5 @@
+//! gneiss against transformers and PEFT, by the fixtures that `tests/golden/generate.py` makes.
+
+mod cases;
+mod finite_differences;
+mod fixtures;
