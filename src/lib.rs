@@ -5,10 +5,17 @@
 //! that any PEFT user can load.
 #![deny(missing_docs)]
 
+pub mod adapter;
+pub mod config;
 pub mod data;
 pub mod error;
+pub mod evaluate;
+pub mod files;
+pub mod generate;
 pub mod model;
 pub mod ops;
+pub mod run;
+pub mod setup;
 pub mod tune;
 
 pub use error::{Error, Result};

@@ -1,5 +1,9 @@
 //! Tuning: the objective and its gradient, the optimizer step, the run.
 
 pub mod objective;
+pub mod prompt;
+pub mod schedule;
+pub mod trainer;
 
 pub use objective::{Objective, evaluate, gradient};
+pub use trainer::{EpochRecord, Kept, Observer, StepRecord, Task, Trainer};

@@ -1,0 +1,90 @@
+//! `gneiss generate`: one completion.
+
+use super::{PlaceArgs, progress};
+use anyhow::Context;
+use candle_transformers::generation::Sampling;
+use clap::Args;
+use gneiss::adapter::Adapter;
+use gneiss::config::ModelOptions;
+use gneiss::generate::{Options, generate, prefix};
+use std::path::PathBuf;
+
+/// Continues a text, behind a tuned prompt where one is given.
+#[derive(Args)]
+pub struct Generate {
+    /// A folder, a .gguf file or org/name[@revision].
+    #[arg(long)]
+    model: String,
+    /// A tuned prompt: a folder in PEFT's format.
+    #[arg(long)]
+    adapter: Option<PathBuf>,
+    /// Tokens to generate at most.
+    #[arg(long, default_value_t = 64)]
+    max_new_tokens: usize,
+    /// Sample at this temperature; 0 takes the likeliest token.
+    #[arg(long, default_value_t = 0.0)]
+    temperature: f64,
+    /// Sample from the likeliest tokens that make up this share of the probability.
+    #[arg(long)]
+    top_p: Option<f64>,
+    /// Sample from this many likeliest tokens.
+    #[arg(long)]
+    top_k: Option<usize>,
+    /// Seed of the sampling.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    place: PlaceArgs,
+    /// The text, exactly as the model is to see it; `\n` stands for a line break.
+    text: String,
+}
+
+impl Generate {
+    fn sampling(&self) -> Sampling {
+        let temperature = self.temperature;
+        match (self.top_k, self.top_p) {
+            _ if temperature <= 0.0 => Sampling::ArgMax,
+            (None, None) => Sampling::All { temperature },
+            (Some(k), None) => Sampling::TopK { k, temperature },
+            (None, Some(p)) => Sampling::TopP { p, temperature },
+            (Some(k), Some(p)) => Sampling::TopKThenTopP { k, p, temperature },
+        }
+    }
+
+    /// Runs the subcommand.
+    pub fn run(self) -> anyhow::Result<()> {
+        let mut options = ModelOptions { id: self.model.clone(), ..ModelOptions::default() };
+        self.place.apply(&mut options);
+        let adapter = self.adapter.as_deref().map(Adapter::read).transpose()?;
+        let session = progress::open(&options)?;
+        let ids = session.tokenizer.encode(&self.text.replace("\\n", "\n"), true)?;
+        anyhow::ensure!(!ids.is_empty(), gneiss::Error::Invalid("TEXT: expected at least one token, found none".into()));
+        let prompt = adapter.as_ref().map(|a| &a.prompt);
+        let cache = prefix(&session.model, prompt, &[])?;
+        let options = Options {
+            max_new_tokens: self.max_new_tokens,
+            stop_token_ids: &session.tokenizer.stop_token_ids,
+            sampling: self.sampling(),
+            seed: self.seed,
+            score: &[],
+        };
+        let generated = generate(&session.model, &cache, &[&ids], &options)?;
+        let generated = generated.first().context("one input gives one completion")?;
+        let text = session.tokenizer.decode(&generated.tokens, true)?;
+        if self.json {
+            let result = serde_json::json!({
+                "generated_text": text,
+                "generated_token_count": generated.tokens.len(),
+                "input_token_count": ids.len() + cache.rows,
+                "stop_reason": generated.stop_reason,
+            });
+            println!("{result}");
+        } else {
+            println!("{text}");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,89 @@
+//! The command line: one file per subcommand. Results go to stdout, progress and logs to stderr.
+
+mod eval;
+mod generate;
+mod inspect;
+pub mod memory;
+mod progress;
+mod text;
+mod tune;
+
+use clap::{Args, Parser, Subcommand};
+use gneiss::config::{Config, DeviceChoice, DtypeChoice, ModelOptions};
+use std::path::PathBuf;
+
+/// Tunes soft prompts for open IBM Granite language models on your own machine.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Tune a soft prompt; writes a run folder.
+    Tune(tune::Tune),
+    /// Answer the test file with the base model and with the tuned prompt, side by side.
+    Eval(eval::Eval),
+    /// Continue one text.
+    Generate(generate::Generate),
+    /// Show what a model, adapter, dataset or configuration holds.
+    Inspect(inspect::Inspect),
+}
+
+impl Cli {
+    /// Runs the subcommand.
+    pub fn run(self) -> anyhow::Result<()> {
+        match self.command {
+            Command::Tune(command) => command.run(),
+            Command::Eval(command) => command.run(),
+            Command::Generate(command) => command.run(),
+            Command::Inspect(command) => command.run(),
+        }
+    }
+}
+
+/// A configuration file with overrides.
+#[derive(Args)]
+struct ConfigArgs {
+    /// The configuration, such as configs/tutorial.toml.
+    config: PathBuf,
+    /// Override a key, such as `--set train.learning_rate=0.01`; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Tune this model instead of the configuration's: a folder, a .gguf file or org/name[@revision].
+    #[arg(long)]
+    model: Option<String>,
+    #[command(flatten)]
+    place: PlaceArgs,
+}
+
+/// Where and in which dtype a model runs.
+#[derive(Args)]
+struct PlaceArgs {
+    /// auto, cpu, cuda[:n] or metal.
+    #[arg(long)]
+    device: Option<DeviceChoice>,
+    /// auto, f32, bf16 or f16: the weights' dtype.
+    #[arg(long)]
+    dtype: Option<DtypeChoice>,
+}
+
+impl ConfigArgs {
+    fn load(&self) -> anyhow::Result<Config> {
+        let mut config = Config::load(&self.config, &self.sets)?;
+        if let Some(model) = &self.model {
+            config.model.id.clone_from(model);
+        }
+        self.place.apply(&mut config.model);
+        Ok(config)
+    }
+}
+
+impl PlaceArgs {
+    fn apply(&self, options: &mut ModelOptions) {
+        options.device = self.device.unwrap_or(options.device);
+        options.dtype = self.dtype.unwrap_or(options.dtype);
+    }
+}

@@ -1,0 +1,48 @@
+//! Progress on stderr: a bar on a terminal, plain lines otherwise.
+
+use gneiss::setup::Session;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::IsTerminal;
+
+/// A bar of `length` steps; hidden where stderr is no terminal.
+pub fn bar(length: usize, what: &'static str, template: &str) -> ProgressBar {
+    let target =
+        if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let bar = ProgressBar::with_draw_target(Some(length as u64), target).with_prefix(what);
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    bar.set_style(style.progress_chars("━╸─"));
+    bar
+}
+
+/// The template of a bar that only counts.
+pub const COUNT: &str = "{prefix:>10} {bar:30} {pos}/{len} {msg}";
+
+/// A line of progress, above the bar where there is one.
+pub fn line(bar: &ProgressBar, text: &str) {
+    if bar.is_hidden() { eprintln!("{text}") } else { bar.println(text) }
+}
+
+/// Opens a model with a bar, and says what it is.
+pub fn open(options: &gneiss::config::ModelOptions) -> anyhow::Result<Session> {
+    let started = std::time::Instant::now();
+    let bar = bar(1, "loading", COUNT);
+    let session = gneiss::setup::open(options, &mut |done, blocks| {
+        bar.set_length(blocks as u64);
+        bar.set_position(done as u64);
+    })?;
+    bar.finish_and_clear();
+    let config = session.model.config();
+    eprintln!(
+        "model      {} ({}): {} blocks, hidden {}, vocabulary {}, {:?} on {}, {} in {:.1} s",
+        session.id,
+        session.format,
+        config.num_hidden_layers,
+        config.hidden_size,
+        config.vocab_size,
+        session.dtype,
+        super::text::device(session.model.device()),
+        super::text::bytes(session.model.weight_bytes() as u64),
+        started.elapsed().as_secs_f64(),
+    );
+    Ok(session)
+}

@@ -1,0 +1,48 @@
+//! Numbers and tables for people.
+
+use candle_core::Device;
+
+/// Bytes in the largest unit that keeps three digits.
+pub fn bytes(n: u64) -> String {
+    match n {
+        0..1_000_000 => format!("{:.1} kB", n as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.0} MB", n as f64 / 1e6),
+        _ => format!("{:.2} GB", n as f64 / 1e9),
+    }
+}
+
+/// The device's name as the command line takes it.
+pub fn device(device: &Device) -> &'static str {
+    match device {
+        Device::Cpu => "cpu",
+        Device::Cuda(_) => "cuda",
+        Device::Metal(_) => "metal",
+    }
+}
+
+/// A token's text with its white space made visible.
+pub fn visible(text: &str) -> String {
+    text.replace(' ', "·").replace('\n', "⏎").replace('\t', "⇥")
+}
+
+/// `text` on one line, cut to `width` characters.
+pub fn short(text: &str, width: usize) -> String {
+    let line = text.replace('\n', "⏎");
+    if line.chars().count() <= width {
+        return line;
+    }
+    line.chars().take(width - 1).chain(['…']).collect()
+}
+
+/// Rows of cells in aligned columns; the first column is aligned left, the others right.
+pub fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|t| t.chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).enumerate();
+        let cells = cells.map(|(i, (t, w))| if i == 0 { format!("{t:<w$}") } else { format!("{t:>w$}") });
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}

@@ -1,0 +1,126 @@
+//! From a configuration to what a run needs: device, frozen model, tokenizer, token ids.
+
+use crate::config::{Config, DataOptions, DeviceChoice, DtypeChoice, ModelOptions};
+use crate::data::{Dataset, Encoded, Encoder, Template};
+use crate::model::{
+    BareCheckpoint, Checkpoint, Granite, HubOptions, Local, ModelConfig, TextTokenizer, granite, resolve,
+};
+use crate::{Error, Result};
+use candle_core::{DType, Device};
+use std::path::{Path, PathBuf};
+
+/// Rows of a pass on the CPU where the configuration names none. SmolLM2-135M in f32 keeps 0.7 MB of tape a
+/// row; at 512 rows a product is within a few per cent of its best rate (LOG.md, 2026-11-22).
+const CPU_MAX_ROWS: usize = 512;
+
+/// Rows of a pass on a GPU where the configuration names none.
+const GPU_MAX_ROWS: usize = 8192;
+
+/// A checkpoint with its weights on a device.
+pub struct Session {
+    /// The frozen model.
+    pub model: Granite,
+    /// The checkpoint's own tokenizer.
+    pub tokenizer: TextTokenizer,
+    /// The folder, file or hub id that was asked for.
+    pub id: String,
+    /// How the weights are stored, such as `gguf Q4_1`.
+    pub format: String,
+    /// dtype of the weights on the device.
+    pub dtype: DType,
+}
+
+/// The device that `choice` names; `auto` takes a GPU where this build can use one.
+///
+/// # Errors
+/// A device that this build or machine does not have.
+pub fn device(choice: DeviceChoice) -> Result<Device> {
+    use candle_core::utils::{cuda_is_available, metal_is_available};
+    let absent = |name: &str| {
+        Err(Error::Invalid(format!(
+            "model.device: expected a device of this build, found {name}; build with --features {name}"
+        )))
+    };
+    Ok(match choice {
+        DeviceChoice::Cpu => Device::Cpu,
+        DeviceChoice::Cuda(_) if !cuda_is_available() => return absent("cuda"),
+        DeviceChoice::Metal if !metal_is_available() => return absent("metal"),
+        DeviceChoice::Cuda(index) => Device::new_cuda(index)?,
+        DeviceChoice::Metal => Device::new_metal(0)?,
+        DeviceChoice::Auto if cuda_is_available() => Device::new_cuda(0)?,
+        DeviceChoice::Auto if metal_is_available() => Device::new_metal(0)?,
+        DeviceChoice::Auto => Device::Cpu,
+    })
+}
+
+/// The dtype of the weights: `auto` is f32 on the CPU and bf16 on a GPU.
+pub fn dtype(choice: DtypeChoice, device: &Device) -> DType {
+    match choice {
+        DtypeChoice::F32 => DType::F32,
+        DtypeChoice::Bf16 => DType::BF16,
+        DtypeChoice::F16 => DType::F16,
+        DtypeChoice::Auto if device.is_cpu() => DType::F32,
+        DtypeChoice::Auto => DType::BF16,
+    }
+}
+
+/// Rows of a pass: what the configuration says, else what suits the device.
+pub fn max_rows(configured: usize, device: &Device) -> usize {
+    match configured {
+        0 if device.is_cpu() => CPU_MAX_ROWS,
+        0 => GPU_MAX_ROWS,
+        rows => rows,
+    }
+}
+
+/// The local files of a model argument; a hub's are downloaded.
+///
+/// # Errors
+/// What [`resolve`] says; a configuration that is not supported, before any weight is downloaded.
+pub fn locate(id: &str) -> Result<PathBuf> {
+    let check = |config: &Path| ModelConfig::from_json(config).map(|_| ());
+    Ok(match resolve(id, &HubOptions::from_env(), &check)? {
+        Local::Folder(path) | Local::Gguf(path) => path,
+    })
+}
+
+/// Loads the model of a configuration; `progress` is told of (blocks read, blocks).
+///
+/// # Errors
+/// Those of the source, the checkpoint and the device.
+pub fn open(options: &ModelOptions, progress: &mut dyn FnMut(usize, usize)) -> Result<Session> {
+    let device = device(options.device)?;
+    let path = locate(&options.id)?;
+    let dtype = dtype(options.dtype, &device);
+    let tokenizer = TextTokenizer::open(&path)?;
+    let BareCheckpoint { config, weights, format } = Checkpoint::open_without_tokenizer(&path)?;
+    let blocks = config.num_hidden_layers;
+    let dtypes = granite::dtypes(dtype, &device)?;
+    let model = Granite::load(&config, &weights, dtypes, &device, &mut |done| progress(done, blocks))?;
+    Ok(Session { model, tokenizer, id: options.id.clone(), format, dtype })
+}
+
+/// The template and limits of a configuration, ready to encode.
+pub fn encoder<'a>(options: &DataOptions, tokenizer: &'a TextTokenizer, template: &'a Template) -> Encoder<'a> {
+    Encoder {
+        tokenizer: &tokenizer.tokenizer,
+        template,
+        eos_token_id: tokenizer.eos_token_id,
+        max_input_tokens: options.max_input_tokens,
+        max_output_tokens: options.max_output_tokens,
+        instruction: None,
+    }
+}
+
+/// Rows and token ids of one of the configuration's files; nothing where it names none.
+///
+/// # Errors
+/// Malformed rows, or rows that can't be encoded.
+pub fn examples(file: &str, config: &Config, encoder: &Encoder) -> Result<Option<(Dataset, Encoded)>> {
+    if file.is_empty() {
+        return Ok(None);
+    }
+    let dataset = Dataset::read(Path::new(file), &config.data.input, &config.data.output)?;
+    let encoded = encoder.encode_dataset(&dataset)?;
+    Ok(Some((dataset, encoded)))
+}
