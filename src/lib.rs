@@ -5,9 +5,12 @@
 //! that any PEFT user can load.
 #![deny(missing_docs)]
 
+pub mod config;
 pub mod data;
 pub mod error;
+pub mod files;
 pub mod model;
 pub mod ops;
+pub mod tune;
 
 pub use error::{Error, Result};

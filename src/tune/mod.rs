@@ -1,0 +1,3 @@
+//! Tuning: what turns a frozen model, a dataset and a configuration into a soft prompt.
+
+pub mod schedule;
