@@ -66,7 +66,12 @@ fn prompts(model: &Granite, prompt: Option<&Tensor>) -> Result<Tensor> {
 ///
 /// # Errors
 /// An empty input; the device's.
-pub fn generate(model: &Granite, prefix: &PrefixCache, inputs: &[&[u32]], options: &Options) -> Result<Vec<Generated>> {
+pub fn generate(
+    model: &Granite,
+    prefix: &PrefixCache,
+    inputs: &[&[u32]],
+    options: &Options,
+) -> Result<Vec<Generated>> {
     let empty = Generated { tokens: Vec::new(), stop_reason: StopReason::MaxTokens, scores: Vec::new() };
     let mut generated = vec![empty; inputs.len()];
     if inputs.is_empty() || options.max_new_tokens == 0 {
@@ -76,13 +81,15 @@ pub fn generate(model: &Granite, prefix: &PrefixCache, inputs: &[&[u32]], option
     let capacities: Vec<usize> = inputs.iter().map(|i| i.len() + options.max_new_tokens).collect();
     let config = model.config();
     let width = 2 * config.num_key_value_heads * config.head_dim;
-    let mut cache = KvCache::new(config.num_hidden_layers, width, &capacities, Some(prefix.clone()), &no_prompts)?;
+    let mut cache =
+        KvCache::new(config.num_hidden_layers, width, &capacities, Some(prefix.clone()), &no_prompts)?;
     let mut choosers: Vec<LogitsProcessor> = (0..inputs.len() as u64)
         .map(|i| LogitsProcessor::from_sampling(options.seed.wrapping_add(i), options.sampling.clone()))
         .collect();
     let mut next: Vec<(usize, Vec<u32>)> = inputs.iter().map(|i| i.to_vec()).enumerate().collect();
     for step in 0..options.max_new_tokens {
-        let rows: Vec<(usize, &[u32])> = next.iter().map(|(slot, tokens)| (*slot, tokens.as_slice())).collect();
+        let rows: Vec<(usize, &[u32])> =
+            next.iter().map(|(slot, tokens)| (*slot, tokens.as_slice())).collect();
         let batch = cache.pack(&rows)?;
         let hidden = model.infer(&batch, &no_prompts, &mut cache)?;
         let logits = model.logits(&hidden)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;

@@ -42,8 +42,8 @@ impl RunFolder {
     /// [`Error::Io`].
     pub fn record(&mut self, record: &impl Serialize) -> Result<()> {
         let path = || self.path.join("metrics.jsonl");
-        let mut line =
-            serde_json::to_vec(record).map_err(|e| Error::io(path())(std::io::Error::other(e.to_string())))?;
+        let mut line = serde_json::to_vec(record)
+            .map_err(|e| Error::io(path())(std::io::Error::other(e.to_string())))?;
         line.push(b'\n');
         self.metrics.write_all(&line).map_err(Error::io(path()))
     }

@@ -101,7 +101,11 @@ pub fn open(options: &ModelOptions, progress: &mut dyn FnMut(usize, usize)) -> R
 }
 
 /// The template and limits of a configuration, ready to encode.
-pub fn encoder<'a>(options: &DataOptions, tokenizer: &'a TextTokenizer, template: &'a Template) -> Encoder<'a> {
+pub fn encoder<'a>(
+    options: &DataOptions,
+    tokenizer: &'a TextTokenizer,
+    template: &'a Template,
+) -> Encoder<'a> {
     Encoder {
         tokenizer: &tokenizer.tokenizer,
         template,

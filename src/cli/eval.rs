@@ -102,16 +102,22 @@ fn print(arms: &Arms) {
     if labels.is_empty() {
         rows.push(cells("exact match", &|a| {
             let hits = a.predictions.iter().filter(|p| p.generated == p.expected).count();
-            format!("{:.2} % ({hits}/{})", 100.0 * hits as f64 / a.predictions.len() as f64, a.predictions.len())
+            format!(
+                "{:.2} % ({hits}/{})",
+                100.0 * hits as f64 / a.predictions.len() as f64,
+                a.predictions.len()
+            )
         }));
     } else {
         rows.push(cells("accuracy, generated", &|a| accuracy(&a.generated)));
         rows.push(cells("macro F1, generated", &|a| format!("{:.3}", a.generated.macro_f1)));
         rows.push(cells("answers that are no label", &|a| a.generated.no_label.to_string()));
-        let likelihood = |f: fn(&Scores) -> String| move |a: &Answers| a.likelihood.as_ref().map_or(String::new(), f);
-        rows.push(cells("accuracy, label likelihood", &likelihood(|s| {
-            format!("{:.2} % ({}/{})", 100.0 * s.accuracy, s.correct, s.total)
-        })));
+        let likelihood =
+            |f: fn(&Scores) -> String| move |a: &Answers| a.likelihood.as_ref().map_or(String::new(), f);
+        rows.push(cells(
+            "accuracy, label likelihood",
+            &likelihood(|s| format!("{:.2} % ({}/{})", 100.0 * s.accuracy, s.correct, s.total)),
+        ));
         rows.push(cells("macro F1, label likelihood", &likelihood(|s| format!("{:.3}", s.macro_f1))));
     }
     rows.push(cells("seconds", &|a| format!("{:.1}", a.seconds)));
@@ -123,7 +129,13 @@ fn print(arms: &Arms) {
         }
         println!("\n{what}: {} answers are no label and count as wrong", strange.len());
         for p in strange.iter().take(10) {
-            println!("  line {}: {:?}, expected {:?}: {}", p.line, p.generated, p.expected, text::short(&p.input, 60));
+            println!(
+                "  line {}: {:?}, expected {:?}: {}",
+                p.line,
+                p.generated,
+                p.expected,
+                text::short(&p.input, 60)
+            );
         }
         if strange.len() > 10 {
             println!("  and {} more (--json has them all)", strange.len() - 10);

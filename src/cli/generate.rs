@@ -61,7 +61,10 @@ impl Generate {
         let adapter = self.adapter.as_deref().map(Adapter::read).transpose()?;
         let session = progress::open(&options)?;
         let ids = session.tokenizer.encode(&self.text.replace("\\n", "\n"), true)?;
-        anyhow::ensure!(!ids.is_empty(), gneiss::Error::Invalid("TEXT: expected at least one token, found none".into()));
+        anyhow::ensure!(
+            !ids.is_empty(),
+            gneiss::Error::Invalid("TEXT: expected at least one token, found none".into())
+        );
         let prompt = adapter.as_ref().map(|a| &a.prompt);
         let cache = prefix(&session.model, prompt, &[])?;
         let options = Options {

@@ -2,7 +2,6 @@
 
 mod eval;
 mod generate;
-mod inspect;
 pub mod memory;
 mod progress;
 mod text;
@@ -28,8 +27,6 @@ enum Command {
     Eval(eval::Eval),
     /// Continue one text.
     Generate(generate::Generate),
-    /// Show what a model, adapter, dataset or configuration holds.
-    Inspect(inspect::Inspect),
 }
 
 impl Cli {
@@ -39,7 +36,6 @@ impl Cli {
             Command::Tune(command) => command.run(),
             Command::Eval(command) => command.run(),
             Command::Generate(command) => command.run(),
-            Command::Inspect(command) => command.run(),
         }
     }
 }

@@ -30,8 +30,10 @@ impl Tune {
         let template = Template::parse(&config.data.verbalizer)?;
         let session = progress::open(&config.model)?;
         let encoder = setup::encoder(&config.data, &session.tokenizer, &template);
-        let (_, train) = setup::examples(&config.data.train, &config, &encoder)?.context("data.train is required")?;
-        let validation = setup::examples(&config.data.validation, &config, &encoder)?.map(|(_, encoded)| encoded);
+        let (_, train) =
+            setup::examples(&config.data.train, &config, &encoder)?.context("data.train is required")?;
+        let validation =
+            setup::examples(&config.data.validation, &config, &encoder)?.map(|(_, encoded)| encoded);
         describe("train", &config.data.train, &train, &config);
         if let Some(validation) = &validation {
             describe("validation", &config.data.validation, validation, &config);
@@ -107,11 +109,29 @@ fn write_adapter(
         InitMethod::Vocab => PromptTuningInit::SampleVocab,
         InitMethod::Random | InitMethod::File => PromptTuningInit::Random,
     };
-    let mut adapter = AdapterConfig::new(&session.id, session.model.config(), n, init);
-    if init == PromptTuningInit::Text {
-        adapter.prompt_tuning_init_text = Some(config.prompt.init_text.clone());
-    }
-    let card = ModelCard::of(config, kept);
+    let init_text = Some(config.prompt.init_text.as_str()).filter(|_| init == PromptTuningInit::Text);
+    let adapter = AdapterConfig::new(&session.id, session.model.config(), n, init, init_text);
+    let train = &config.train;
+    let settings: [(&str, String); 8] = [
+        ("learning rate", train.learning_rate.to_string()),
+        ("schedule", format!("{}, warm-up {}", train.schedule, train.warmup_ratio)),
+        ("examples per step", (train.batch_size * train.accumulate_steps).to_string()),
+        ("epochs", train.num_epochs.to_string()),
+        ("weight decay", train.weight_decay.to_string()),
+        ("gradient norm limit", train.max_grad_norm.to_string()),
+        ("seed", train.seed.to_string()),
+        ("init", config.prompt.init_method.to_string()),
+    ];
+    let card = ModelCard {
+        name: config.name.clone(),
+        task: config.data.task.to_string(),
+        verbalizer: config.data.verbalizer.clone(),
+        max_output_tokens: Some(config.data.max_output_tokens),
+        hyperparameters: settings.map(|(key, value)| (key.to_owned(), value)).to_vec(),
+        num_steps: Some(kept.step),
+        train_loss: kept.train_loss,
+        validation_loss: kept.validation_loss,
+    };
     let path = folder.adapter();
     Adapter { prompt: kept.prompt.clone(), config: adapter }.write(&path, &card)?;
     Ok(path)
@@ -140,7 +160,7 @@ impl Summary {
             return Ok(());
         }
         let loss = |loss: Option<f64>| loss.map_or("none".into(), |l| format!("{l:.4}"));
-        let mut rows = vec![
+        let mut rows = [
             ["adapter", &self.adapter],
             ["virtual tokens", &self.num_virtual_tokens.to_string()],
             ["kept", &format!("after step {}, epoch {}", self.steps, self.epoch)],
@@ -188,7 +208,10 @@ impl Observer for Watch {
         self.seconds += record.seconds;
         self.last = record.loss;
         let speed = self.examples as f64 / self.seconds;
-        self.bar.set_message(format!("loss {:.4}, lr {:.2e}, {speed:.2} examples/s", record.loss, record.learning_rate));
+        self.bar.set_message(format!(
+            "loss {:.4}, lr {:.2e}, {speed:.2} examples/s",
+            record.loss, record.learning_rate
+        ));
         self.bar.inc(1);
         Ok(())
     }
@@ -201,7 +224,8 @@ impl Observer for Watch {
 
     fn epoch(&mut self, record: &EpochRecord) -> gneiss::Result<()> {
         self.folder.record(record)?;
-        let validation = record.validation_loss.map_or(String::new(), |l| format!(", validation loss {l:.4}"));
+        let validation =
+            record.validation_loss.map_or(String::new(), |l| format!(", validation loss {l:.4}"));
         let best = if record.best { ", best so far" } else { "" };
         let text = format!(
             "epoch {:<4} step {}: training loss {:.4}{validation}{best}, {:.1} s",

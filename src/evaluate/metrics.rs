@@ -39,7 +39,9 @@ impl Scores {
                 correct += 1;
             }
         }
-        let f1 = |[hit, expected, predicted]: &[usize; 3]| 2.0 * *hit as f64 / (expected + predicted).max(1) as f64;
+        let f1 = |[hit, expected, predicted]: &[usize; 3]| {
+            2.0 * *hit as f64 / (expected + predicted).max(1) as f64
+        };
         Self {
             accuracy: correct as f64 / total.max(1) as f64,
             macro_f1: counts.iter().map(f1).sum::<f64>() / labels.len().max(1) as f64,

@@ -82,7 +82,8 @@ impl Exam<'_> {
     ) -> Result<Answers> {
         let started = std::time::Instant::now();
         let examples = encoder.encode(self.records)?.examples;
-        let label_ids = self.labels.iter().map(|l| self.tokenizer.encode(l, false)).collect::<Result<Vec<_>>>()?;
+        let label_ids =
+            self.labels.iter().map(|l| self.tokenizer.encode(l, false)).collect::<Result<Vec<_>>>()?;
         // One token a label, and no two alike: the first step's probabilities are all that is needed.
         let mut score: Vec<u32> = label_ids.iter().filter(|ids| ids.len() == 1).map(|ids| ids[0]).collect();
         if self.task != Task::Classification || score.len() != self.labels.len() {
@@ -155,7 +156,12 @@ impl Exam<'_> {
     }
 
     /// Log-likelihood of every label as each row's target.
-    fn likelihoods(&self, prompt: Option<&Tensor>, examples: &[Example], labels: &[Vec<u32>]) -> Result<Vec<Vec<f64>>> {
+    fn likelihoods(
+        &self,
+        prompt: Option<&Tensor>,
+        examples: &[Example],
+        labels: &[Vec<u32>],
+    ) -> Result<Vec<Vec<f64>>> {
         let all: Vec<Example> = examples
             .iter()
             .flat_map(|e| labels.iter().map(|ids| Example { target: ids.clone(), ..e.clone() }))

@@ -34,7 +34,9 @@ pub fn initial(
         InitMethod::Text => {
             let ids = tokenizer.encode(&options.init_text, true)?;
             if ids.is_empty() {
-                return Err(Error::Invalid("prompt.init_text: expected at least one token, found none".into()));
+                return Err(Error::Invalid(
+                    "prompt.init_text: expected at least one token, found none".into(),
+                ));
             }
             let n = if asked == 0 { ids.len() } else { asked };
             let ids: Vec<u32> = ids.iter().copied().cycle().take(n).collect();

@@ -252,7 +252,11 @@ impl<'a> Trainer<'a> {
         let warmup = super::schedule::warmup_steps(options.warmup_ratio, total);
         let learning_rate = options.learning_rate * options.schedule.multiplier(attempt, warmup, total);
         // As torch's clip_grad_norm_ computes it.
-        let clip = if options.max_grad_norm > 0.0 { (options.max_grad_norm / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
+        let clip = if options.max_grad_norm > 0.0 {
+            (options.max_grad_norm / (grad_norm + 1e-6)).min(1.0)
+        } else {
+            1.0
+        };
         let step = Step { step: self.step + 1, learning_rate, clip };
         self.parameter = self.adamw.forward(&self.parameter, &gradient, step)?;
         self.step += 1;
@@ -287,7 +291,8 @@ impl<'a> Trainer<'a> {
             validation_loss,
         };
         let best_before = self.best.as_ref().and_then(|b| b.validation_loss);
-        let best = validation_loss.is_some_and(|loss| loss.is_finite() && best_before.is_none_or(|b| loss < b));
+        let best =
+            validation_loss.is_some_and(|loss| loss.is_finite() && best_before.is_none_or(|b| loss < b));
         if best {
             self.best = Some(self.last.clone());
         }

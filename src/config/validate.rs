@@ -1,0 +1,171 @@
+//! What the values of a configuration have to be, beyond their types.
+
+use std::fmt;
+
+use super::{Config, InitMethod, Keep, MAX_VIRTUAL_TOKENS};
+
+/// The input's place in a verbalizer.
+const INPUT: &str = "{{input}}";
+
+/// Characters that a file name can't hold on some system.
+const NOT_IN_NAMES: &[char] = &['/', '\\', ':', '*', '?', '"', '<', '>', '|'];
+
+/// Longest name of a run, in bytes; file systems take 255, and a run folder's name has a suffix.
+const MAX_NAME: usize = 200;
+
+/// One thing that is wrong with a value.
+pub(super) struct Problem {
+    /// The key whose value it is.
+    pub(super) key: &'static str,
+    /// Another key that made it wrong; where that one is malformed, nothing is known about this one.
+    pub(super) because_of: Option<&'static str>,
+    /// Expected, found, hint.
+    pub(super) what: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}`: {}", self.key, self.what)
+    }
+}
+
+/// The problems found so far.
+#[derive(Default)]
+struct Check(Vec<Problem>);
+
+impl Check {
+    /// Notes a problem with `key` unless `ok`.
+    fn that(&mut self, ok: bool, key: &'static str, what: impl FnOnce() -> String) {
+        if !ok {
+            self.0.push(Problem { key, because_of: None, what: what() });
+        }
+    }
+
+    /// Notes a problem with `key`, which `because_of` brought about.
+    fn fail_with(&mut self, key: &'static str, because_of: &'static str, what: impl Into<String>) {
+        self.0.push(Problem { key, because_of: Some(because_of), what: what.into() });
+    }
+
+    fn not_empty(&mut self, key: &'static str, text: &str, expected: &str) {
+        self.that(!text.trim().is_empty(), key, || format!("expected {expected}, found an empty string"));
+    }
+
+    fn required(&mut self, key: &'static str, text: &str, expected: &str) {
+        self.that(!text.trim().is_empty(), key, || format!("required; expected {expected}"));
+    }
+
+    fn at_least_one(&mut self, key: &'static str, value: usize) {
+        self.that(value >= 1, key, || format!("expected 1 or more, found {value}"));
+    }
+
+    fn number(&mut self, key: &'static str, value: f64, ok: impl Fn(f64) -> bool, expected: &str) {
+        self.that(value.is_finite() && ok(value), key, || format!("expected {expected}, found {value}"));
+    }
+}
+
+impl Config {
+    /// All that is wrong with the values.
+    pub(super) fn problems(&self) -> Vec<Problem> {
+        let mut check = Check::default();
+        self.check_name(&mut check);
+        check.not_empty("runs", &self.runs, "a folder for the run folders");
+        check.required("model.id", &self.model.id, "a folder, a .gguf file or a hub id org/name[@revision]");
+        self.check_prompt(&mut check);
+        self.check_data(&mut check);
+        self.check_train(&mut check);
+        check.0
+    }
+
+    fn check_name(&self, check: &mut Check) {
+        let name = &self.name;
+        let ends_well = !name.starts_with([' ', '.']) && !name.ends_with([' ', '.']);
+        let is_name = ends_well && !name.contains(NOT_IN_NAMES) && !name.contains(char::is_control);
+        check.that(!name.is_empty(), "name", || "expected a name, found an empty string".into());
+        check.that(is_name, "name", || {
+            format!(
+                "expected a name for one folder, found {name:?}; leave out / \\ : * ? \" < > | and a space or \
+                 dot at an end"
+            )
+        });
+        check.that(name.len() <= MAX_NAME, "name", || {
+            format!("expected at most {MAX_NAME} bytes, found {}", name.len())
+        });
+    }
+
+    fn check_prompt(&self, check: &mut Check) {
+        let (prompt, method) = (&self.prompt, "prompt.init_method");
+        check.that(prompt.num_virtual_tokens <= MAX_VIRTUAL_TOKENS, "prompt.num_virtual_tokens", || {
+            format!("expected 0 to {MAX_VIRTUAL_TOKENS}, found {}", prompt.num_virtual_tokens)
+        });
+        match prompt.init_method {
+            InitMethod::Text if prompt.init_text.trim().is_empty() => check.fail_with(
+                "prompt.init_text",
+                method,
+                "required with init_method = \"text\"; expected the text that the prompt starts from",
+            ),
+            InitMethod::File if prompt.init_file.trim().is_empty() => check.fail_with(
+                "prompt.init_file",
+                method,
+                "required with init_method = \"file\"; expected an adapter folder",
+            ),
+            InitMethod::Vocab | InitMethod::Random if prompt.num_virtual_tokens == 0 => check.fail_with(
+                "prompt.num_virtual_tokens",
+                method,
+                format!(
+                    "expected 1 to {MAX_VIRTUAL_TOKENS} with init_method = \"{}\", found 0; 32 is a good start",
+                    prompt.init_method
+                ),
+            ),
+            _ => {}
+        }
+    }
+
+    fn check_data(&self, check: &mut Check) {
+        let data = &self.data;
+        check.required("data.train", &data.train, "a .csv, .json or .jsonl file");
+        check.not_empty("data.input", &data.input, "the name of a column");
+        check.not_empty("data.output", &data.output, "the name of a column");
+        if !data.input.is_empty() && data.input == data.output {
+            let what = format!("expected another column than data.input, found {:?} for both", data.output);
+            check.fail_with("data.output", "data.input", what);
+        }
+        let places = data.verbalizer.matches(INPUT).count();
+        check.that(places == 1, "data.verbalizer", || {
+            format!("expected {INPUT} once, found it {places} times in {:?}", data.verbalizer)
+        });
+        check.at_least_one("data.max_input_tokens", data.max_input_tokens);
+        check.at_least_one("data.max_output_tokens", data.max_output_tokens);
+        if self.train.keep == Keep::Best && data.validation.is_empty() {
+            check.fail_with(
+                "train.keep",
+                "data.validation",
+                "\"best\" needs a validation file, found none; set data.validation, or keep = \"last\"",
+            );
+        }
+    }
+
+    fn check_train(&self, check: &mut Check) {
+        let train = &self.train;
+        check.number("train.learning_rate", train.learning_rate, |x| x > 0.0, "a finite number above 0");
+        check.number(
+            "train.warmup_ratio",
+            train.warmup_ratio,
+            |x| (0.0..=1.0).contains(&x),
+            "a number from 0 to 1",
+        );
+        check.at_least_one("train.batch_size", train.batch_size);
+        check.at_least_one("train.accumulate_steps", train.accumulate_steps);
+        check.at_least_one("train.num_epochs", train.num_epochs);
+        check.number("train.weight_decay", train.weight_decay, |x| x >= 0.0, "a finite number, 0 or more");
+        for (key, beta) in [("train.beta1", train.beta1), ("train.beta2", train.beta2)] {
+            check.number(key, beta, |x| (0.0..1.0).contains(&x), "a number from 0 to below 1");
+        }
+        check.number("train.eps", train.eps, |x| x > 0.0, "a finite number above 0");
+        check.number("train.max_grad_norm", train.max_grad_norm, |x| x >= 0.0, "a finite number, 0 or more");
+        // TOML's integers are signed, and the resolved configuration is saved as TOML.
+        let most = i64::MAX;
+        check.that(i64::try_from(train.seed).is_ok(), "train.seed", || {
+            format!("expected 0 to {most}, found {}", train.seed)
+        });
+    }
+}
