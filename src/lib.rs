@@ -5,6 +5,7 @@
 //! that any PEFT user can load.
 #![deny(missing_docs)]
 
+pub mod adapter;
 pub mod config;
 pub mod data;
 pub mod error;

@@ -1,0 +1,151 @@
+//! The model card: what the prompt is, how it was tuned, how to load it.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use super::AdapterConfig;
+
+/// What a model card says beyond [`AdapterConfig`]; what is empty or `None` is left out.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ModelCard {
+    /// Title, such as the run's name.
+    pub name: String,
+    /// What the outputs are: classification or generation.
+    pub task: String,
+    /// Template of the model's input, with `{{input}}` in it.
+    pub verbalizer: String,
+    /// Most tokens of an answer.
+    pub max_output_tokens: Option<usize>,
+    /// Name and value of each setting of the run.
+    pub hyperparameters: Vec<(String, String)>,
+    /// Optimizer steps that the prompt was tuned for.
+    pub num_steps: Option<usize>,
+    /// Training loss of the last step, mean cross-entropy of a target token in nats.
+    pub train_loss: Option<f64>,
+    /// Validation loss of the prompt, in the same unit.
+    pub validation_loss: Option<f64>,
+}
+
+impl ModelCard {
+    /// The card as Markdown with the hub's YAML header.
+    pub fn render(&self, config: &AdapterConfig) -> String {
+        let base = config.base_model_name_or_path.as_deref().unwrap_or_default();
+        let mut sections = vec![header(base), self.about(config)];
+        if !self.verbalizer.is_empty() {
+            sections.push(format!("## Verbalizer\n\n{}", fenced("text", &self.verbalizer)));
+        }
+        if let Some(text) = config.prompt_tuning_init_text.as_deref().filter(|text| !text.is_empty()) {
+            sections.push(format!("## Init text\n\n{}", fenced("text", text)));
+        }
+        if !self.hyperparameters.is_empty() {
+            sections.push(format!("## Hyperparameters\n\n{}", table(&self.hyperparameters)));
+        }
+        if !base.is_empty() {
+            sections.push(format!("## With PEFT\n\n{}", fenced("python", &self.peft(base, config))));
+            sections.push(format!(
+                "## With gneiss\n\n{}\n`TEXT` is the verbalizer with the input in its place, and `DIR` is \
+                 this folder.\n",
+                fenced("sh", &gneiss(base, config))
+            ));
+        }
+        sections.join("\n")
+    }
+
+    fn about(&self, config: &AdapterConfig) -> String {
+        let name = if self.name.is_empty() { "Soft prompt" } else { &self.name };
+        let base = config.base_model_name_or_path.clone().unwrap_or_default();
+        let rows = [
+            ("Base model", base),
+            ("Revision", config.revision.clone().unwrap_or_default()),
+            ("Task", self.task.clone()),
+            ("Virtual tokens", config.num_virtual_tokens.to_string()),
+            ("Steps", self.num_steps.map(|steps| steps.to_string()).unwrap_or_default()),
+            ("Training loss", self.train_loss.map(|loss| format!("{loss:.4}")).unwrap_or_default()),
+            ("Validation loss", self.validation_loss.map(|loss| format!("{loss:.4}")).unwrap_or_default()),
+        ];
+        let rows = rows.into_iter().filter(|(_, value)| !value.is_empty());
+        let rows: Vec<_> = rows.map(|(key, value)| (key.to_string(), value)).collect();
+        format!(
+            "# {}\n\nA soft prompt: embeddings of virtual tokens that stand before every input of a frozen \
+             model.\n\n{}",
+            one_line(name),
+            table(&rows)
+        )
+    }
+
+    /// Python that loads the prompt and answers one input.
+    fn peft(&self, base: &str, config: &AdapterConfig) -> String {
+        let from = pretrained(base, config);
+        let verbalizer = if self.verbalizer.is_empty() { "{{input}}" } else { &self.verbalizer };
+        let tokens =
+            self.max_output_tokens.map(|most| format!(", max_new_tokens={most}")).unwrap_or_default();
+        format!(
+            "from peft import PeftModel\n\
+             from transformers import AutoModelForCausalLM, AutoTokenizer\n\
+             \n\
+             base = AutoModelForCausalLM.from_pretrained({from})\n\
+             tokenizer = AutoTokenizer.from_pretrained({from})\n\
+             model = PeftModel.from_pretrained(base, \"DIR\")  # this folder\n\
+             \n\
+             text = {}.replace(\"{{{{input}}}}\", \"...\")\n\
+             answer = model.generate(**tokenizer(text, return_tensors=\"pt\"){tokens})\n\
+             print(tokenizer.decode(answer[0], skip_special_tokens=True))\n",
+            quoted(verbalizer)
+        )
+    }
+}
+
+/// YAML that the hub reads.
+fn header(base: &str) -> String {
+    let base = if base.is_empty() { String::new() } else { format!("base_model: {}\n", quoted(base)) };
+    format!(
+        "---\n{base}library_name: peft\npipeline_tag: text-generation\ntags:\n- prompt-tuning\n- gneiss\n---\n"
+    )
+}
+
+/// Arguments of transformers' `from_pretrained`, which wants a GGUF file apart from its folder.
+fn pretrained(base: &str, config: &AdapterConfig) -> String {
+    let path = Path::new(base);
+    let is_gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    if let (true, Some(name)) = (is_gguf, path.file_name()) {
+        let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+        let (folder, name) = (folder.to_string_lossy(), name.to_string_lossy());
+        return format!("{}, gguf_file={}", quoted(&folder), quoted(&name));
+    }
+    match &config.revision {
+        Some(revision) => format!("{}, revision={}", quoted(base), quoted(revision)),
+        None => quoted(base),
+    }
+}
+
+fn gneiss(base: &str, config: &AdapterConfig) -> String {
+    let revision = config.revision.as_ref().map(|revision| format!("@{revision}")).unwrap_or_default();
+    let model = format!("{base}{revision}").replace('\'', "'\\''");
+    format!("gneiss generate --model '{model}' --adapter DIR TEXT\n")
+}
+
+/// A string literal that JSON, YAML and Python read alike.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+/// A code block whose fence is longer than any run of backticks in it.
+fn fenced(language: &str, text: &str) -> String {
+    let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or_default();
+    let fence = "`".repeat(longest.max(2) + 1);
+    format!("{fence}{language}\n{}\n{fence}\n", text.strip_suffix('\n').unwrap_or(text))
+}
+
+fn table(rows: &[(String, String)]) -> String {
+    let mut text = String::from("| | |\n|---|---|\n");
+    for (key, value) in rows {
+        let cell = |text: &str| one_line(text).replace('|', "\\|");
+        // Writing to a string can't fail.
+        let _ = writeln!(text, "| {} | {} |", cell(key), cell(value));
+    }
+    text
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
