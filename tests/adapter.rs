@@ -1,0 +1,369 @@
+//! Adapters: what PEFT wrote is read, what is written reads back, what is malformed is named.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use gneiss::adapter::{Adapter, AdapterConfig, ModelCard, PromptTuningInit};
+use gneiss::model::config::{ModelConfig, ModelType};
+use serde_json::{Value, json};
+
+fn peft_folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/peft_adapter")
+}
+
+fn model() -> ModelConfig {
+    ModelConfig {
+        model_type: ModelType::Granite,
+        vocab_size: 50,
+        hidden_size: 5,
+        intermediate_size: 8,
+        num_hidden_layers: 3,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        head_dim: 2,
+        max_position_embeddings: 64,
+        rms_norm_eps: 1e-5,
+        rope: None,
+        tie_word_embeddings: true,
+        attention_bias: false,
+        mlp_bias: false,
+        embedding_multiplier: 12.0,
+        residual_multiplier: 0.22,
+        attention_multiplier: 0.5,
+        logits_scaling: 8.0,
+    }
+}
+
+fn adapter() -> Adapter {
+    let text = Some("Say `yes`.");
+    Adapter {
+        prompt: Tensor::arange(0f32, 15., &Device::Cpu).unwrap().reshape((3, 5)).unwrap(),
+        config: AdapterConfig::new("org/name@v2", &model(), 3, PromptTuningInit::Text, text),
+    }
+}
+
+fn json_of(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// A copy of PEFT's folder, its configuration changed.
+fn changed(change: impl FnOnce(&mut Value)) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        std::fs::copy(peft_folder().join(name), folder.path().join(name)).unwrap();
+    }
+    let path = folder.path().join("adapter_config.json");
+    let mut config = json_of(&path);
+    change(&mut config);
+    std::fs::write(&path, config.to_string()).unwrap();
+    folder
+}
+
+/// The error of reading a folder, without the folder's own path.
+#[track_caller]
+fn problem(folder: &Path) -> String {
+    let error = Adapter::read(folder).unwrap_err();
+    assert!(error.is_bad_input());
+    let message = error.to_string();
+    message.strip_prefix(&folder.display().to_string()).unwrap().trim_start_matches('/').to_string()
+}
+
+#[test]
+fn reads_what_peft_wrote() {
+    let adapter = Adapter::read(&peft_folder()).unwrap();
+    assert_eq!((adapter.prompt.dims(), adapter.prompt.dtype()), ([7, 40].as_slice(), DType::F32));
+    let config = &adapter.config;
+    assert_eq!((config.num_virtual_tokens, config.token_dim), (7, 40));
+    assert_eq!((config.num_attention_heads, config.num_layers), (Some(5), Some(3)));
+    assert_eq!(config.prompt_tuning_init, PromptTuningInit::Random);
+    assert_eq!(config.base_model_name_or_path.as_deref(), Some("tests/golden/granite"));
+    assert_eq!(config.extra["peft_version"], json!("0.21.2"));
+    // candle's own reader is the reference for the values.
+    let path = peft_folder().join("adapter_model.safetensors");
+    let expected = &candle_core::safetensors::load(path, &Device::Cpu).unwrap()["prompt_embeddings"];
+    assert_eq!(adapter.prompt.to_vec2::<f32>().unwrap(), expected.to_vec2::<f32>().unwrap());
+    assert_ne!(expected.to_vec2::<f32>().unwrap()[0][0], 0.);
+}
+
+#[test]
+fn writes_peft_s_bytes_again() {
+    let folder = tempfile::tempdir().unwrap();
+    Adapter::read(&peft_folder()).unwrap().write(folder.path(), &ModelCard::default()).unwrap();
+    let name = "adapter_model.safetensors";
+    let bytes = |folder: &Path| std::fs::read(folder.join(name)).unwrap();
+    assert_eq!(bytes(folder.path()), bytes(&peft_folder()));
+    let name = "adapter_config.json";
+    assert_eq!(json_of(&folder.path().join(name)), json_of(&peft_folder().join(name)));
+    let mut names: Vec<_> =
+        std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["README.md", "adapter_config.json", "adapter_model.safetensors"]);
+}
+
+#[test]
+fn what_is_written_reads_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("made/on/the/way");
+    let ours = adapter();
+    for _ in 0..2 {
+        ours.write(&dir, &ModelCard::default()).unwrap();
+    }
+    let read = Adapter::read(&dir).unwrap();
+    assert_eq!(read.config, ours.config);
+    assert_eq!(read.prompt.to_vec2::<f32>().unwrap(), ours.prompt.to_vec2::<f32>().unwrap());
+    assert_eq!(
+        json_of(&dir.join("adapter_config.json")),
+        json!({
+            "base_model_name_or_path": "org/name", "inference_mode": true, "num_attention_heads": 4,
+            "num_layers": 3, "num_transformer_submodules": 1, "num_virtual_tokens": 3,
+            "peft_type": "PROMPT_TUNING", "prompt_tuning_init": "TEXT",
+            "prompt_tuning_init_text": "Say `yes`.", "revision": "v2", "task_type": "CAUSAL_LM",
+            "token_dim": 5, "tokenizer_name_or_path": "org/name",
+        })
+    );
+}
+
+#[test]
+fn a_prompt_of_any_dtype_and_layout_is_written_as_f32() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut ours = adapter();
+    let rows = ours.prompt.to_vec2::<f32>().unwrap();
+    for dtype in [DType::BF16, DType::F16, DType::F64] {
+        // The transpose of a transpose: right values, rows not contiguous.
+        let columns = ours.prompt.t().unwrap().contiguous().unwrap();
+        ours.prompt = columns.to_dtype(dtype).unwrap().t().unwrap();
+        ours.write(folder.path(), &ModelCard::default()).unwrap();
+        ours = Adapter::read(folder.path()).unwrap();
+        assert_eq!((ours.prompt.dtype(), ours.prompt.to_vec2::<f32>().unwrap()), (DType::F32, rows.clone()));
+    }
+}
+
+#[test]
+fn half_precision_is_widened() {
+    for dtype in [DType::F16, DType::BF16] {
+        let folder = changed(|_| {});
+        let prompt = Adapter::read(&peft_folder()).unwrap().prompt.to_dtype(dtype).unwrap();
+        let path = folder.path().join("adapter_model.safetensors");
+        candle_core::safetensors::save(&HashMap::from([("prompt_embeddings", prompt.clone())]), path)
+            .unwrap();
+        let expected = prompt.to_dtype(DType::F32).unwrap().to_vec2::<f32>().unwrap();
+        assert_eq!(Adapter::read(folder.path()).unwrap().prompt.to_vec2::<f32>().unwrap(), expected);
+    }
+}
+
+#[test]
+fn configurations_that_do_not_fit_are_named() {
+    let cases = [
+        (
+            "peft_type",
+            json!("LORA"),
+            "an adapter of the method LORA is not supported; gneiss reads PROMPT_TUNING adapters",
+        ),
+        ("peft_type", json!(null), "peft_type: expected \"PROMPT_TUNING\", found none"),
+        ("task_type", json!("SEQ_CLS"), "task_type: expected \"CAUSAL_LM\", found \"SEQ_CLS\""),
+        (
+            "num_transformer_submodules",
+            json!(2),
+            "num_transformer_submodules: expected 1, found 2; gneiss tunes decoders, which have one",
+        ),
+        (
+            "prompt_tuning_init",
+            json!("TEXT"),
+            "prompt_tuning_init_text: required with prompt_tuning_init \"TEXT\"",
+        ),
+    ];
+    for (key, value, what) in cases {
+        let folder = changed(|config| config[key] = value);
+        assert_eq!(problem(folder.path()), format!("adapter_config.json: {what}"));
+    }
+    for (key, value) in [("num_virtual_tokens", json!(8)), ("token_dim", json!(41))] {
+        let shape = if key == "token_dim" { [7, 41] } else { [8, 40] };
+        let folder = changed(|config| config[key] = value);
+        let expected = format!(
+            "adapter_model.safetensors: prompt_embeddings: expected shape {shape:?}, as num_virtual_tokens and \
+             token_dim of adapter_config.json say, found [7, 40]"
+        );
+        assert_eq!(problem(folder.path()), expected);
+    }
+    let folder = changed(|config| config["token_dim"] = json!("wide"));
+    assert!(problem(folder.path()).starts_with("adapter_config.json: invalid type: string \"wide\""));
+    let folder = changed(|config| drop(config.as_object_mut().unwrap().remove("token_dim")));
+    assert!(problem(folder.path()).starts_with("adapter_config.json: missing field `token_dim`"));
+    let folder = changed(|config| config["task_type"] = json!(null));
+    assert_eq!(Adapter::read(folder.path()).unwrap().config.task_type, None);
+}
+
+#[test]
+fn files_that_do_not_fit_are_named() {
+    let folder = changed(|_| {});
+    let (dir, path) = (folder.path(), folder.path().join("adapter_model.safetensors"));
+    let save = |tensors: &[(&str, Tensor)]| {
+        candle_core::safetensors::save(&tensors.iter().cloned().collect::<HashMap<_, _>>(), &path).unwrap();
+    };
+    let prompt = Tensor::zeros((7, 40), DType::F32, &Device::Cpu).unwrap();
+
+    save(&[("prompt_embeddings", prompt.to_dtype(DType::F64).unwrap())]);
+    let expected = "adapter_model.safetensors: prompt_embeddings: expected F32, F16 or BF16, found F64";
+    assert_eq!(problem(dir), expected);
+    save(&[("prompt_embeddings", prompt.clone()), ("lm_head.weight", prompt.clone())]);
+    let expected = "adapter_model.safetensors: expected the one tensor prompt_embeddings, found lm_head.weight, \
+                    prompt_embeddings";
+    assert_eq!(problem(dir), expected);
+    save(&[]);
+    let expected = "adapter_model.safetensors: expected the one tensor prompt_embeddings, found none";
+    assert_eq!(problem(dir), expected);
+    save(&[("prompt_embeddings", (&prompt / 0.).unwrap())]);
+    let expected = "adapter_model.safetensors: prompt_embeddings: expected finite values, found NaN at row 0, \
+                    column 0";
+    assert_eq!(problem(dir), expected);
+    save(&[("prompt_embeddings", prompt.flatten_all().unwrap())]);
+    assert!(problem(dir).ends_with("found [280]"));
+    std::fs::write(&path, "half").unwrap();
+    assert!(problem(dir).starts_with("adapter_model.safetensors: not a safetensors file: "));
+
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(problem(dir), ": expected adapter_model.safetensors, found no such file");
+    std::fs::write(dir.join("adapter_model.bin"), "").unwrap();
+    assert_eq!(
+        problem(dir),
+        ": expected adapter_model.safetensors, found adapter_model.bin, a Python pickle; load it with PEFT and \
+         save it again with save_pretrained to get safetensors"
+    );
+    std::fs::write(dir.join("adapter_config.json"), "{").unwrap();
+    assert!(problem(dir).starts_with("adapter_config.json: not a JSON file: "));
+    std::fs::remove_file(dir.join("adapter_config.json")).unwrap();
+    let expected = "adapter_config.json: expected the configuration of a PEFT adapter, found no such file";
+    assert_eq!(problem(dir), expected);
+    assert_eq!(problem(&dir.join("adapter_model.bin")), ": expected an adapter folder, found a file");
+    assert_eq!(problem(&dir.join("missing")), ": expected an adapter folder, found nothing");
+}
+
+#[test]
+fn what_could_not_be_read_is_not_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("adapter");
+    let nan = (adapter().prompt / 0.).unwrap();
+    let wide = Tensor::zeros((3, 6), DType::F32, &Device::Cpu).unwrap();
+    let text = AdapterConfig::new("m", &model(), 3, PromptTuningInit::Text, None);
+    for (adapter, what) in [
+        (Adapter { prompt: nan, ..adapter() }, "expected finite values, found NaN at row 0, column 0"),
+        (Adapter { prompt: wide, ..adapter() }, "expected shape [3, 5]"),
+        (Adapter { config: text, ..adapter() }, "prompt_tuning_init_text: required"),
+    ] {
+        let error = adapter.write(&dir, &ModelCard::default()).unwrap_err().to_string();
+        assert!(error.contains(what), "{error}");
+        assert!(!dir.exists());
+    }
+}
+
+#[test]
+fn a_revision_is_split_off_a_hub_id_only() {
+    let new = |id: &str| AdapterConfig::new(id, &model(), 3, PromptTuningInit::Random, None);
+    let parts = |id: &str| {
+        let config = new(id);
+        assert_eq!(config.tokenizer_name_or_path, config.base_model_name_or_path);
+        (config.base_model_name_or_path.unwrap(), config.revision)
+    };
+    assert_eq!(parts("org/name"), ("org/name".into(), None));
+    assert_eq!(parts("org/name@v2"), ("org/name".into(), Some("v2".into())));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a@b");
+    std::fs::create_dir(&path).unwrap();
+    let path = path.display().to_string();
+    assert_eq!(parts(&path), (path.clone(), None));
+}
+
+#[test]
+fn the_card_says_what_it_is_and_how_to_load_it() {
+    let card = ModelCard {
+        name: "tutorial".into(),
+        task: "classification".into(),
+        verbalizer: "classify {0, 1} {{input}}".into(),
+        max_output_tokens: Some(2),
+        hyperparameters: vec![("learning_rate".into(), "0.01".into()), ("a|b".into(), "c\nd".into())],
+        num_steps: Some(150),
+        train_loss: Some(0.25),
+        validation_loss: Some(0.123_456),
+    };
+    let expected = r#"---
+base_model: "org/name"
+library_name: peft
+pipeline_tag: text-generation
+tags:
+- prompt-tuning
+- gneiss
+---
+
+# tutorial
+
+A soft prompt: embeddings of virtual tokens that stand before every input of a frozen model.
+
+| | |
+|---|---|
+| Base model | org/name |
+| Revision | v2 |
+| Task | classification |
+| Virtual tokens | 3 |
+| Steps | 150 |
+| Training loss | 0.2500 |
+| Validation loss | 0.1235 |
+
+## Verbalizer
+
+```text
+classify {0, 1} {{input}}
+```
+
+## Init text
+
+```text
+Say `yes`.
+```
+
+## Hyperparameters
+
+| | |
+|---|---|
+| learning_rate | 0.01 |
+| a\|b | c d |
+
+## With PEFT
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = AutoModelForCausalLM.from_pretrained("org/name", revision="v2")
+tokenizer = AutoTokenizer.from_pretrained("org/name", revision="v2")
+model = PeftModel.from_pretrained(base, "DIR")  # this folder
+
+text = "classify {0, 1} {{input}}".replace("{{input}}", "...")
+answer = model.generate(**tokenizer(text, return_tensors="pt"), max_new_tokens=2)
+print(tokenizer.decode(answer[0], skip_special_tokens=True))
+```
+
+## With gneiss
+
+```sh
+gneiss generate --model 'org/name@v2' --adapter DIR TEXT
+```
+
+`TEXT` is the verbalizer with the input in its place, and `DIR` is this folder.
+"#;
+    let folder = tempfile::tempdir().unwrap();
+    adapter().write(folder.path(), &card).unwrap();
+    assert_eq!(std::fs::read_to_string(folder.path().join("README.md")).unwrap(), expected);
+}
+
+#[test]
+fn a_card_of_little_is_short_and_a_gguf_is_loaded_from_its_folder() {
+    let mut config = AdapterConfig::new("models/a.gguf", &model(), 3, PromptTuningInit::SampleVocab, None);
+    let card = ModelCard { verbalizer: "```\n{{input}}".into(), ..ModelCard::default() }.render(&config);
+    assert!(card.contains("from_pretrained(\"models\", gguf_file=\"a.gguf\")"), "{card}");
+    assert!(card.contains("````text\n```\n{{input}}\n````\n"), "{card}");
+    assert!(!card.contains("Init text") && !card.contains("loss") && !card.contains("Steps"), "{card}");
+    config.base_model_name_or_path = None;
+    let card = ModelCard::default().render(&config);
+    assert!(!card.contains("base_model") && !card.contains("from_pretrained"), "{card}");
+}
