@@ -65,7 +65,7 @@ pub fn backward(logits: Tensor, labels: &[u32], scale: f64, losses: &Losses, dlo
             rows.for_each(|((row, &label), &lse)| {
                 let lse = T::of(lse);
                 cpu::simd(|| row.iter_mut().for_each(|z| *z = d * (*z * s - lse).exp_()));
-                row[label as usize] = row[label as usize] - d;
+                row[label as usize] -= d;
             });
         })
     })?;

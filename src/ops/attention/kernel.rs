@@ -255,7 +255,7 @@ fn forward_task<T: Real>(
                 for (i, (largest, sum)) in sums.into_iter().enumerate() {
                     *lse.at((block.query + i) * shape.heads + head) = largest + sum.ln();
                     let row = std::slice::from_raw_parts_mut(o.add(i * shape.q_width()), d);
-                    row.iter_mut().for_each(|o| *o = *o / sum);
+                    row.iter_mut().for_each(|o| *o /= sum);
                 }
             }
         }
