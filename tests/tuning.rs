@@ -357,13 +357,13 @@ fn a_skipping_run_never_takes_up_a_prompt_that_is_not_finite() {
     }
 }
 
+/// After five of ten steps, two of which made the first epoch.
 #[test]
-fn an_observer_ends_a_run() {
-    struct Third(usize);
-    impl Observer for Third {
+fn an_observer_ends_a_run_and_what_was_learned_is_kept() {
+    struct Fifth;
+    impl Observer for Fifth {
         fn step(&mut self, record: &StepRecord) -> Result<()> {
-            self.0 = record.step;
-            if record.step == 3 { Err(Error::Invalid("enough".into())) } else { Ok(()) }
+            if record.step == 5 { Err(Error::Invalid("enough".into())) } else { Ok(()) }
         }
         fn skipped(&mut self, _: usize, _: &str, _: f64) -> Result<()> {
             Ok(())
@@ -372,15 +372,30 @@ fn an_observer_ends_a_run() {
             Ok(())
         }
     }
-    let (train, options) = (examples(20, 11), options());
-    let task = Task { model: &MODEL, train: &train, validation: &[], options: &options, max_rows: 512 };
-    let mut trainer = Trainer::new(task, &prompt()).unwrap();
-    let mut third = Third(0);
-    assert_eq!(trainer.run(&mut third).unwrap_err().to_string(), "enough");
-    assert_eq!(third.0, 3);
-    let kept = trainer.kept().unwrap();
-    assert_eq!(kept.step, 3);
-    assert!(distance(&kept.prompt, &prompt()) > 0.0);
+    let (train, validation) = (examples(8, 11), examples(4, 12));
+    for keep in [Keep::Last, Keep::Best] {
+        let options = TrainOptions { keep, num_epochs: 5, ..options() };
+        let task =
+            Task { model: &MODEL, train: &train, validation: &validation, options: &options, max_rows: 512 };
+        let mut trainer = Trainer::new(task, &prompt()).unwrap();
+        assert_eq!(trainer.run(&mut Fifth).unwrap_err().to_string(), "enough");
+        let kept = trainer.kept().unwrap();
+        let loss = evaluate(&MODEL, &kept.prompt, &validation);
+        match keep {
+            // The losses of an epoch's end are not those of a prompt that has moved since.
+            Keep::Last => {
+                assert_eq!(
+                    (kept.step, kept.epoch, kept.train_loss, kept.validation_loss),
+                    (5, 2, None, None)
+                );
+                assert!(distance(&kept.prompt, &prompt()) > 0.0);
+            }
+            Keep::Best => {
+                assert!(kept.step % 2 == 0 && kept.step <= 4, "{kept:?}");
+                assert!((kept.validation_loss.unwrap() - loss).abs() < 1e-6, "{kept:?}");
+            }
+        }
+    }
 }
 
 #[test]

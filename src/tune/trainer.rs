@@ -95,9 +95,9 @@ pub struct Kept {
     pub epoch: usize,
     /// Optimizer steps behind it.
     pub step: usize,
-    /// Mean training loss of its last epoch.
+    /// Mean training loss of its last epoch; `None` where that has not ended.
     pub train_loss: Option<f64>,
-    /// Its validation loss.
+    /// Its validation loss; `None` where it was not taken.
     pub validation_loss: Option<f64>,
 }
 
@@ -171,7 +171,15 @@ impl<'a> Trainer<'a> {
     pub fn kept(&self) -> Result<Kept> {
         let kept = match (&self.best, self.task.options.keep) {
             (Some(best), Keep::Best) => best.clone(),
-            _ => Kept { prompt: self.parameter.value.clone(), step: self.step, ..self.last.clone() },
+            _ if self.step == self.last.step => self.last.clone(),
+            // In the middle of an epoch: the losses of the last one are those of another prompt.
+            _ => Kept {
+                prompt: self.parameter.value.clone(),
+                epoch: self.last.epoch,
+                step: self.step,
+                train_loss: None,
+                validation_loss: None,
+            },
         };
         Ok(Kept { prompt: kept.prompt.to_device(&Device::Cpu)?, ..kept })
     }
