@@ -139,15 +139,16 @@ fn adamw(c: &mut Criterion) {
 fn attention(c: &mut Criterion) {
     let mut op = Op::new(c, "attention", &format!("T={T} P={P} H={H} K={K} D={D}"));
     let shape = AttentionShape { heads: H, kv_heads: K, head_dim: D, scale: 0.125 };
-    let segments = &BATCH.segments;
-    let seen = segments.iter().map(|s| {
+    let seen = BATCH.segments.iter().map(|s| {
         let (n, prefix) = (s.queries.len(), s.prefix.as_ref().map_or(0, |p| p.len()));
         n * (prefix + s.first) + n * (n + 1) / 2
     });
     // Two products forward and five backward, of D multiplications and additions a score.
     let product = 2 * D * H * seen.sum::<usize>();
     let inputs = rotated(|| (Qkv::Fused(randn(T, (H + 2 * K) * D)), randn(T, H * D)));
-    let of = |qkv| Inputs { segments, qkv, prefix: None };
+    fn of(qkv: &Qkv) -> Inputs<'_> {
+        Inputs { segments: &BATCH.segments, qkv, prefix: None }
+    }
     op.measure("forward", 2 * product, &inputs, |(qkv, _)| shape.forward(of(qkv)));
     let attended = from_each(&inputs, |(qkv, dout)| {
         (qkv.clone(), dout.clone(), shape.forward(of(qkv)).expect("the op runs"))
