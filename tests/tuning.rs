@@ -391,7 +391,7 @@ fn an_observer_ends_a_run_and_what_was_learned_is_kept() {
                 assert!(distance(&kept.prompt, &prompt()) > 0.0);
             }
             Keep::Best => {
-                assert!(kept.step % 2 == 0 && kept.step <= 4, "{kept:?}");
+                assert!(kept.step.is_multiple_of(2) && kept.step <= 4, "{kept:?}");
                 assert!((kept.validation_loss.unwrap() - loss).abs() < 1e-6, "{kept:?}");
             }
         }
