@@ -2,6 +2,7 @@
 
 mod eval;
 mod generate;
+mod inspect;
 pub mod memory;
 mod progress;
 mod text;
@@ -29,6 +30,8 @@ enum Command {
     Eval(eval::Eval),
     /// Continue one text.
     Generate(generate::Generate),
+    /// Say what a model, adapter, run, dataset or configuration holds.
+    Inspect(inspect::Inspect),
 }
 
 impl Cli {
@@ -38,6 +41,7 @@ impl Cli {
             Command::Tune(command) => command.run(),
             Command::Eval(command) => command.run(),
             Command::Generate(command) => command.run(),
+            Command::Inspect(command) => command.run(),
         }
     }
 }

@@ -18,7 +18,7 @@ use candle_core::Tensor;
 use std::sync::Arc;
 
 /// Rows whose logits exist at a time: 64 rows of 100,352 are 26 MB in f32.
-const HEAD_ROWS: usize = 64;
+pub(super) const HEAD_ROWS: usize = 64;
 
 /// What the backward pass needs of a forward pass.
 pub struct Tape {

@@ -1,0 +1,261 @@
+//! A configuration: whether it holds together, what its files hold, what a run of it will take.
+
+use super::dataset::DatasetReport;
+use super::{Report, line};
+use crate::cli::text;
+use gneiss::adapter::Adapter;
+use gneiss::config::{Config, InitMethod};
+use gneiss::data::pack::common_head;
+use gneiss::data::{Dataset, Encoder, Example, Passes, PrefixGroup, Template};
+use gneiss::model::{Checkpoint, TextTokenizer, TuningMemory, granite};
+use gneiss::{Error, setup};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
+use std::collections::HashSet;
+use std::path::Path;
+
+/// A configuration.
+#[derive(Serialize)]
+pub struct ConfigReport {
+    config: String,
+    model: String,
+    virtual_tokens: usize,
+    /// Tokens that all training inputs begin with.
+    shared_tokens: usize,
+    /// Their text.
+    shared_text: String,
+    /// The longest example with the prompt before it, and what the model has.
+    positions: [usize; 2],
+    files: Vec<Split>,
+    batches: Batches,
+    steps_per_epoch: usize,
+    steps: usize,
+    memory: Vec<Memory>,
+}
+
+/// One of the configuration's files.
+#[derive(Serialize)]
+struct Split {
+    split: &'static str,
+    /// Rows of the training file whose input also stands in this one; none for the training file itself.
+    inputs_shared_with_train: Option<usize>,
+    #[serde(flatten)]
+    dataset: DatasetReport,
+}
+
+/// Rows that go through the model in the optimizer steps of the first epoch.
+#[derive(Serialize)]
+struct Batches {
+    mean_rows: f64,
+    max_rows: usize,
+    /// The same batches padded to their longest example, the virtual tokens before each.
+    mean_padded_rows: f64,
+    max_padded_rows: usize,
+    /// Rows of each step, in order.
+    rows: Vec<usize>,
+    /// Rows and target rows that are alive at once in the largest step.
+    #[serde(skip)]
+    largest: (usize, usize),
+    /// Target rows of all rows.
+    #[serde(skip)]
+    target_share: f64,
+}
+
+/// What tuning needs, bytes.
+#[derive(Serialize)]
+struct Memory {
+    what: &'static str,
+    rows: usize,
+    weights: usize,
+    tape: usize,
+    workspace: usize,
+    prompt: usize,
+    total: usize,
+}
+
+/// Looks at a configuration; `model` is used in the place of its own.
+pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<ConfigReport> {
+    let mut config = Config::load(path, &[])?;
+    if let Some(model) = model {
+        config.model.id = model.to_owned();
+    }
+    let device = setup::device(config.model.device)?;
+    let dtypes = granite::dtypes(setup::dtype(config.model.dtype, &device), &device)?;
+    let Checkpoint { config: shape, tokenizer, .. } = Checkpoint::open(&setup::locate(&config.model.id)?)?;
+    let template = Template::parse(&config.data.verbalizer)?;
+    let (files, train, longest) = splits(&config, &setup::encoder(&config.data, &tokenizer, &template))?;
+    let virtual_tokens = virtual_tokens(&config, &tokenizer)?;
+    let positions = [virtual_tokens + longest, shape.max_position_embeddings];
+    if positions[0] > positions[1] {
+        eprintln!(
+            "positions  {} are more than the model's {}: tuning will refuse them; lower data.max_input_tokens \
+             or prompt.num_virtual_tokens",
+            positions[0], positions[1]
+        );
+    }
+    let max_rows = setup::max_rows(config.train.max_rows, &device);
+    let batches = Batches::of(&config, &train, virtual_tokens, max_rows);
+    let steps_per_epoch = batches.rows.len();
+    let memory = TuningMemory::of(&shape, dtypes);
+    let at = |what, rows: usize, targets: usize| Memory {
+        what,
+        rows,
+        weights: memory.weights,
+        tape: memory.tape(rows, targets),
+        workspace: memory.workspace(rows),
+        prompt: virtual_tokens * memory.prompt_per_token,
+        total: memory.total(rows, targets, virtual_tokens),
+    };
+    let (rows, targets) = batches.largest;
+    let targets_at_most = (max_rows as f64 * batches.target_share).ceil() as usize;
+    let shared = common_head(train.iter().map(|e| e.input.as_slice()));
+    Ok(ConfigReport {
+        config: path.display().to_string(),
+        model: config.model.id.clone(),
+        virtual_tokens,
+        shared_tokens: shared.len(),
+        shared_text: tokenizer.decode(shared, false)?,
+        positions,
+        files,
+        steps: match config.train.max_steps {
+            0 => steps_per_epoch * config.train.num_epochs,
+            steps => steps,
+        },
+        steps_per_epoch,
+        memory: vec![at("largest step", rows, targets), at("full pass", max_rows, targets_at_most)],
+        batches,
+    })
+}
+
+/// All files with their reports, the training examples, and the longest example's tokens.
+fn splits(config: &Config, encoder: &Encoder) -> anyhow::Result<(Vec<Split>, Vec<Example>, usize)> {
+    let data = &config.data;
+    let (mut files, mut train, mut longest) = (Vec::new(), Vec::new(), 0);
+    let mut inputs = Vec::new();
+    for (split, file) in [("train", &data.train), ("validation", &data.validation), ("test", &data.test)] {
+        if file.is_empty() {
+            continue;
+        }
+        let dataset = Dataset::read(Path::new(file), &data.input, &data.output)?;
+        let mut report = DatasetReport::new(&dataset);
+        let encoded = report.encode(&dataset, encoder)?;
+        longest = encoded.examples.iter().map(|e| e.input.len() + e.target.len()).fold(longest, usize::max);
+        let inputs_shared_with_train = if split == "train" {
+            train = encoded.examples;
+            inputs = dataset.records.into_iter().map(|r| r.input).collect::<Vec<_>>();
+            None
+        } else {
+            let there: HashSet<&str> = dataset.records.iter().map(|r| r.input.as_str()).collect();
+            Some(inputs.iter().filter(|input| there.contains(input.as_str())).count())
+        };
+        files.push(Split { split, inputs_shared_with_train, dataset: report });
+    }
+    Ok((files, train, longest))
+}
+
+/// Rows that the prompt will have.
+fn virtual_tokens(config: &Config, tokenizer: &TextTokenizer) -> anyhow::Result<usize> {
+    let options = &config.prompt;
+    let n = match (options.num_virtual_tokens, options.init_method) {
+        (0, InitMethod::Text) => tokenizer.encode(&options.init_text, true)?.len(),
+        (0, InitMethod::File) => Adapter::read(Path::new(&options.init_file))?.prompt.dims()[0],
+        (n, _) => n,
+    };
+    if n == 0 {
+        anyhow::bail!(Error::Invalid("prompt: expected at least one virtual token, found none".into()));
+    }
+    Ok(n)
+}
+
+impl Batches {
+    /// The first epoch's, in the order that the trainer takes: shuffled by the seed, on the epoch's stream.
+    fn of(config: &Config, train: &[Example], virtual_tokens: usize, max_rows: usize) -> Self {
+        let options = &config.train;
+        let mut order: Vec<usize> = (0..train.len()).collect();
+        if options.shuffle {
+            let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
+            rng.set_stream(1);
+            order.shuffle(&mut rng);
+        }
+        let (mut rows, mut padded) = (Vec::new(), Vec::new());
+        let (mut largest, mut targets) = ((0, 0), 0);
+        for step in order.chunks(options.batch_size * options.accumulate_steps) {
+            let group = PrefixGroup::new(0..virtual_tokens as u32, step.iter().map(|i| &train[*i]));
+            // The size of the vocabulary numbers the virtual tokens, and doesn't count here.
+            let passes = Passes::new(&[group], 0, max_rows);
+            let rest = passes.rest.iter().map(|b| (b.ids.len(), b.target_rows.len())).max().unwrap_or((0, 0));
+            let alive = (passes.lead.ids.len() + rest.0, passes.lead.target_rows.len() + rest.1);
+            largest = largest.max(alive);
+            targets += passes.target_tokens();
+            rows.push(passes.rows());
+            let padded_batch = |batch: &[usize]| {
+                let longest = batch.iter().map(|i| train[*i].input.len() + train[*i].target.len()).max();
+                batch.len() * (virtual_tokens + longest.unwrap_or(0))
+            };
+            padded.push(step.chunks(options.batch_size).map(padded_batch).sum::<usize>());
+        }
+        let mean = |all: &[usize]| all.iter().sum::<usize>() as f64 / all.len() as f64;
+        let max = |all: &[usize]| all.iter().copied().max().unwrap_or(0);
+        Self {
+            mean_rows: mean(&rows),
+            max_rows: max(&rows),
+            mean_padded_rows: mean(&padded),
+            max_padded_rows: max(&padded),
+            largest,
+            target_share: targets as f64 / rows.iter().sum::<usize>() as f64,
+            rows,
+        }
+    }
+}
+
+impl Report for ConfigReport {
+    fn print(&self) {
+        line("config", format!("{}, valid", self.config));
+        line("model", &self.model);
+        line("prompt", format!("{} virtual tokens", self.virtual_tokens));
+        let shared = match self.shared_tokens {
+            0 => "no token".to_owned(),
+            n => format!("{n} tokens, {}", text::visible(&self.shared_text)),
+        };
+        line("inputs share", shared);
+        line("positions", format!("{} of the model's {}", self.positions[0], self.positions[1]));
+        for Split { split, inputs_shared_with_train, dataset } in &self.files {
+            println!("\n{split}");
+            dataset.print();
+            if let Some(n) = inputs_shared_with_train {
+                line("leak", format!("{n} training rows have an input of this file"));
+            }
+        }
+        let b = &self.batches;
+        println!("\ntraining");
+        line("steps", format!("{} in all, {} an epoch", self.steps, self.steps_per_epoch));
+        line("rows a step", format!("mean {:.1}, max {}", b.mean_rows, b.max_rows));
+        line(
+            "padded",
+            format!(
+                "mean {:.1}, max {}: {:.2} times as many",
+                b.mean_padded_rows,
+                b.max_padded_rows,
+                b.mean_padded_rows / b.mean_rows
+            ),
+        );
+        println!("\nmemory");
+        let row = |key: &str, of: &dyn Fn(&Memory) -> String| {
+            std::iter::once(key.to_owned()).chain(self.memory.iter().map(of)).collect::<Vec<_>>()
+        };
+        let bytes = |n: usize| text::bytes(n as u64);
+        println!(
+            "{}",
+            text::table(&[
+                row("", &|m| format!("{}, {} rows", m.what, m.rows)),
+                row("weights", &|m| bytes(m.weights)),
+                row("tape", &|m| bytes(m.tape)),
+                row("workspace", &|m| bytes(m.workspace)),
+                row("prompt and moments", &|m| bytes(m.prompt)),
+                row("total", &|m| bytes(m.total)),
+            ])
+        );
+    }
+}

@@ -1,0 +1,156 @@
+//! A dataset: rows, labels, lengths, and how many rows the limits cut.
+
+use super::{Report, count, lengths_json, line, print_lengths};
+use crate::cli::text;
+use clap::Args;
+use gneiss::data::{Dataset, Encoded, Encoder, Example, LengthStats, Record, Template};
+use gneiss::model::TextTokenizer;
+use gneiss::setup;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Distinct outputs that still count as labels.
+const MOST_LABELS: usize = 20;
+
+/// How a dataset is read; a configuration says it itself.
+#[derive(Args)]
+pub struct Options {
+    /// Of a dataset: the text that the model reads.
+    #[arg(long, default_value = "{{input}}")]
+    verbalizer: String,
+    /// Of a dataset: tokens that an input is cut to.
+    #[arg(long, default_value_t = 256)]
+    max_input_tokens: usize,
+    /// Of a dataset: tokens that an output is cut to.
+    #[arg(long, default_value_t = 128)]
+    max_output_tokens: usize,
+    /// Of a dataset: column or field that holds the input.
+    #[arg(long, default_value = "input")]
+    input: String,
+    /// Of a dataset: column or field that holds the output.
+    #[arg(long, default_value = "output")]
+    output: String,
+}
+
+/// A file of examples.
+#[derive(Serialize)]
+pub struct DatasetReport {
+    /// The file.
+    file: String,
+    rows: usize,
+    distinct_outputs: usize,
+    /// Rows of each output, the most frequent first; none where outputs are no labels.
+    labels: Option<Vec<(String, usize)>>,
+    #[serde(serialize_with = "lengths_json")]
+    words_per_input: LengthStats,
+    tokens: Option<Tokens>,
+}
+
+/// Lengths in tokens before any cut, and what the limits cut.
+#[derive(Serialize)]
+struct Tokens {
+    #[serde(serialize_with = "lengths_json")]
+    inputs: LengthStats,
+    #[serde(serialize_with = "lengths_json")]
+    targets: LengthStats,
+    max_input_tokens: usize,
+    max_output_tokens: usize,
+    inputs_cut: usize,
+    targets_cut: usize,
+}
+
+/// Looks at a dataset; with a model, at its tokens too.
+pub fn inspect(path: &Path, model: Option<&str>, options: &Options) -> anyhow::Result<DatasetReport> {
+    let template = Template::parse(&options.verbalizer)?;
+    let dataset = Dataset::read(path, &options.input, &options.output)?;
+    let mut report = DatasetReport::new(&dataset);
+    if let Some(model) = model {
+        let tokenizer = TextTokenizer::open(&setup::locate(model)?)?;
+        report.encode(
+            &dataset,
+            &Encoder {
+                tokenizer: &tokenizer.tokenizer,
+                template: &template,
+                eos_token_id: tokenizer.eos_token_id,
+                max_input_tokens: options.max_input_tokens,
+                max_output_tokens: options.max_output_tokens,
+                instruction: None,
+            },
+        )?;
+    }
+    Ok(report)
+}
+
+impl DatasetReport {
+    /// What a dataset's text says.
+    pub fn new(dataset: &Dataset) -> Self {
+        let outputs = labels(&dataset.records);
+        let words = dataset.records.iter().map(|r| r.input.split_whitespace().count());
+        Self {
+            file: dataset.path.display().to_string(),
+            rows: dataset.records.len(),
+            distinct_outputs: outputs.len(),
+            labels: (outputs.len() <= MOST_LABELS).then_some(outputs),
+            words_per_input: LengthStats::of(words),
+            tokens: None,
+        }
+    }
+
+    /// Adds the lengths in tokens; returns the examples as `encoder` cuts them.
+    pub fn encode(&mut self, dataset: &Dataset, encoder: &Encoder) -> gneiss::Result<Encoded> {
+        let cut = encoder.encode_dataset(dataset)?;
+        let whole = Encoder { max_input_tokens: usize::MAX, max_output_tokens: usize::MAX, ..*encoder };
+        let whole = whole.encode_dataset(dataset)?;
+        let lengths =
+            |of: fn(&Example) -> &[u32]| LengthStats::of(whole.examples.iter().map(move |e| of(e).len()));
+        self.tokens = Some(Tokens {
+            inputs: lengths(|e| &e.input),
+            targets: lengths(|e| &e.target),
+            max_input_tokens: encoder.max_input_tokens,
+            max_output_tokens: encoder.max_output_tokens,
+            inputs_cut: cut.inputs_cut,
+            targets_cut: cut.targets_cut,
+        });
+        Ok(cut)
+    }
+}
+
+/// Rows of each distinct output, the most frequent first.
+fn labels(records: &[Record]) -> Vec<(String, usize)> {
+    let mut rows = BTreeMap::<&str, usize>::new();
+    records.iter().for_each(|record| *rows.entry(record.output.trim()).or_default() += 1);
+    let mut rows: Vec<_> = rows.into_iter().map(|(label, n)| (label.to_owned(), n)).collect();
+    rows.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
+    rows
+}
+
+impl Report for DatasetReport {
+    fn print(&self) {
+        line("dataset", &self.file);
+        line("rows", self.rows);
+        match &self.labels {
+            None => line("outputs", format!("{} distinct", self.distinct_outputs)),
+            Some(labels) => {
+                for (i, (label, n)) in labels.iter().enumerate() {
+                    let share = 100.0 * *n as f64 / self.rows as f64;
+                    let key = if i == 0 { "outputs" } else { "" };
+                    line(key, format!("{n:>6} ({share:>5.1} %)  {}", text::short(label, 60)));
+                }
+            }
+        }
+        match &self.tokens {
+            None => print_lengths("words, input", &self.words_per_input),
+            Some(tokens) => {
+                print_lengths("tokens, input", &tokens.inputs);
+                line("", cuts(tokens.inputs_cut, "input", "max_input_tokens", tokens.max_input_tokens));
+                print_lengths("tokens, target", &tokens.targets);
+                line("", cuts(tokens.targets_cut, "target", "max_output_tokens", tokens.max_output_tokens));
+            }
+        }
+    }
+}
+
+fn cuts(n: usize, what: &str, key: &str, limit: usize) -> String {
+    format!("{} cut by {key} {limit}", count(n, what))
+}

@@ -1,0 +1,252 @@
+//! A model: shape, multipliers, storage, tokenizer, and what tuning it will need.
+
+use super::{Report, line};
+use crate::cli::text;
+use candle_core::DType;
+use gneiss::config::{DeviceChoice, DtypeChoice};
+use gneiss::model::{
+    Checkpoint, ModelConfig, ModelType, Parameters, Rope, TextTokenizer, TuningMemory, granite,
+};
+use gneiss::setup;
+use serde::Serialize;
+use std::path::Path;
+
+/// A model, none of whose weights was read.
+#[derive(Serialize)]
+pub struct ModelReport {
+    model: String,
+    model_type: &'static str,
+    num_hidden_layers: usize,
+    hidden_size: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: usize,
+    head_dim: usize,
+    intermediate_size: usize,
+    vocab_size: usize,
+    max_position_embeddings: usize,
+    embedding_multiplier: f64,
+    residual_multiplier: f64,
+    attention_multiplier: f64,
+    logits_scaling: f64,
+    rope: Option<RopeReport>,
+    tie_word_embeddings: bool,
+    parameters: usize,
+    format: Option<String>,
+    bytes_on_disk: Option<u64>,
+    tokenizer: Option<TokenizerReport>,
+    tuning_memory: Vec<MemoryReport>,
+}
+
+#[derive(Serialize)]
+struct RopeReport {
+    theta: f64,
+    llama3_factor: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct TokenizerReport {
+    vocabulary: usize,
+    eos_token: Token,
+    stop_tokens: Vec<Token>,
+}
+
+/// A token with its text.
+#[derive(Serialize)]
+pub struct Token {
+    /// Its id.
+    pub id: u32,
+    /// Its text; none without a tokenizer.
+    pub text: Option<String>,
+}
+
+impl Token {
+    /// The token of an id.
+    pub fn new(id: u32, tokenizer: Option<&TextTokenizer>) -> Self {
+        Self { id, text: tokenizer.and_then(|t| t.token_text(id)) }
+    }
+
+    /// Its text with white space shown, else its id.
+    pub fn show(&self) -> String {
+        self.text.as_deref().map_or_else(|| format!("#{}", self.id), text::visible)
+    }
+}
+
+/// What tuning needs in one dtype, bytes.
+#[derive(Serialize)]
+struct MemoryReport {
+    dtype: &'static str,
+    rows: usize,
+    weights: usize,
+    tape_per_row: usize,
+    tape: usize,
+    head: usize,
+    workspace: usize,
+    prompt_per_token: usize,
+    total: usize,
+}
+
+/// Looks at a model.
+pub fn inspect(id: &str) -> anyhow::Result<ModelReport> {
+    let path = setup::locate(id)?;
+    let (config, storage) = open(&path)?;
+    let tokenizer = match TextTokenizer::open(&path) {
+        Ok(tokenizer) => Some(tokenizer),
+        Err(error) => {
+            eprintln!("tokenizer  none: {error}");
+            None
+        }
+    };
+    let tokenizer = tokenizer.as_ref().map(|t| TokenizerReport {
+        vocabulary: t.tokenizer.get_vocab_size(true),
+        eos_token: Token::new(t.eos_token_id, Some(t)),
+        stop_tokens: t.stop_token_ids.iter().map(|id| Token::new(*id, Some(t))).collect(),
+    });
+    let (format, bytes_on_disk) = storage.unzip();
+    Ok(ModelReport {
+        model: id.to_owned(),
+        model_type: match config.model_type {
+            ModelType::Granite => "granite",
+            ModelType::Llama => "llama",
+            ModelType::GraniteMoeHybrid => "granitemoehybrid",
+        },
+        num_hidden_layers: config.num_hidden_layers,
+        hidden_size: config.hidden_size,
+        num_attention_heads: config.num_attention_heads,
+        num_key_value_heads: config.num_key_value_heads,
+        head_dim: config.head_dim,
+        intermediate_size: config.intermediate_size,
+        vocab_size: config.vocab_size,
+        max_position_embeddings: config.max_position_embeddings,
+        embedding_multiplier: config.embedding_multiplier,
+        residual_multiplier: config.residual_multiplier,
+        attention_multiplier: config.attention_multiplier,
+        logits_scaling: config.logits_scaling,
+        rope: config.rope.as_ref().map(|Rope { theta, llama3 }| RopeReport {
+            theta: *theta,
+            llama3_factor: llama3.map(|scaling| scaling.factor),
+        }),
+        tie_word_embeddings: config.tie_word_embeddings,
+        parameters: Parameters::of(&config).total(),
+        format,
+        bytes_on_disk,
+        tokenizer,
+        tuning_memory: memory(&config)?,
+    })
+}
+
+/// The configuration; format and bytes on disk too, where the weights are there.
+fn open(path: &Path) -> anyhow::Result<(ModelConfig, Option<(String, u64)>)> {
+    match Checkpoint::open_without_tokenizer(path) {
+        Ok(bare) => Ok((bare.config, Some((bare.format, bare.weights.bytes_on_disk())))),
+        Err(error) if path.is_dir() => {
+            let config = ModelConfig::from_json(&path.join("config.json"))?;
+            eprintln!("weights    none: {error}");
+            Ok((config, None))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What tuning needs where the configuration leaves device and rows to gneiss. No dataset is known here, so no
+/// target rows are counted.
+fn memory(config: &ModelConfig) -> anyhow::Result<Vec<MemoryReport>> {
+    let device = setup::device(DeviceChoice::Auto)?;
+    let rows = setup::max_rows(0, &device);
+    let of = |choice: DtypeChoice, dtype: DType| -> anyhow::Result<MemoryReport> {
+        let memory = TuningMemory::of(config, granite::dtypes(dtype, &device)?);
+        Ok(MemoryReport {
+            dtype: choice.name(),
+            rows,
+            weights: memory.weights,
+            tape_per_row: memory.tape_per_row,
+            tape: memory.tape(rows, 0),
+            head: memory.head,
+            workspace: memory.workspace(rows),
+            prompt_per_token: memory.prompt_per_token,
+            total: memory.total(rows, 0, 0),
+        })
+    };
+    [(DtypeChoice::F32, DType::F32), (DtypeChoice::Bf16, DType::BF16)]
+        .map(|(c, d)| of(c, d))
+        .into_iter()
+        .collect()
+}
+
+impl Report for ModelReport {
+    fn print(&self) {
+        line("model", &self.model);
+        line("family", self.model_type);
+        line(
+            "shape",
+            format!(
+                "{} blocks, hidden {}, {} heads over {} key-value heads of {}, feed-forward {}, vocabulary {}",
+                self.num_hidden_layers,
+                self.hidden_size,
+                self.num_attention_heads,
+                self.num_key_value_heads,
+                self.head_dim,
+                self.intermediate_size,
+                self.vocab_size
+            ),
+        );
+        line(
+            "multipliers",
+            format!(
+                "embedding {}, residual {}, attention {}, logits 1/{}",
+                self.embedding_multiplier,
+                self.residual_multiplier,
+                self.attention_multiplier,
+                self.logits_scaling
+            ),
+        );
+        line("positions", self.positions());
+        line("head", if self.tie_word_embeddings { "tied to the embeddings" } else { "of its own" });
+        line("parameters", format!("{:.1} M ({})", self.parameters as f64 / 1e6, self.parameters));
+        if let (Some(format), Some(bytes)) = (&self.format, self.bytes_on_disk) {
+            line("storage", format!("{format}, {} on disk", text::bytes(bytes)));
+        }
+        if let Some(TokenizerReport { vocabulary, eos_token, stop_tokens }) = &self.tokenizer {
+            let token = |t: &Token| format!("{} ({})", t.show(), t.id);
+            let stop = stop_tokens.iter().map(token).collect::<Vec<_>>().join(", ");
+            line(
+                "tokenizer",
+                format!("{vocabulary} tokens, end of text {}, stops at {stop}", token(eos_token)),
+            );
+        }
+        let Some(first) = self.tuning_memory.first() else { return };
+        println!("\nmemory for tuning, {} rows at a time", first.rows);
+        let columns = self.tuning_memory.iter();
+        let row = |key: &str, of: &dyn Fn(&MemoryReport) -> usize| {
+            let cells = columns.clone().map(|m| text::bytes(of(m) as u64));
+            std::iter::once(key.to_owned()).chain(cells).collect::<Vec<_>>()
+        };
+        let header =
+            std::iter::once(String::new()).chain(columns.clone().map(|m| m.dtype.to_owned())).collect();
+        println!(
+            "{}",
+            text::table(&[
+                header,
+                row("weights", &|m| m.weights),
+                row("tape", &|m| m.tape),
+                row("  a row", &|m| m.tape_per_row),
+                row("workspace", &|m| m.workspace),
+                row("  head buffer", &|m| m.head),
+                row("total", &|m| m.total),
+                row("prompt and moments, a virtual token", &|m| m.prompt_per_token),
+            ])
+        );
+    }
+}
+
+impl ModelReport {
+    fn positions(&self) -> String {
+        let rope = match &self.rope {
+            None => "not embedded".to_owned(),
+            Some(RopeReport { theta, llama3_factor: None }) => format!("rope, theta {theta}"),
+            Some(RopeReport { theta, llama3_factor: Some(factor) }) => {
+                format!("rope, theta {theta}, llama3 scaling by {factor}")
+            }
+        };
+        format!("{}, {rope}", self.max_position_embeddings)
+    }
+}
