@@ -131,7 +131,7 @@ def run_gneiss(args, work, case, number):
     settings = {
         "name": name, "train.max_steps": warmup + counted, "train.batch_size": case["batch"],
         "train.accumulate_steps": case["accumulate"], "prompt.num_virtual_tokens": case["virtual_tokens"],
-        "model.dtype": args.dtype, "train.shuffle": "false", "data.validation": '""', "train.num_epochs": 1000,
+        "model.dtype": args.dtype, "train.shuffle": "false", "train.keep": "last", "data.validation": '""', "train.num_epochs": 1000,
     }
     if args.model:
         settings[MODEL_KEY] = args.model
