@@ -26,7 +26,7 @@ from pathlib import Path
 from peft_step import positive, quantiles
 
 # Where a configuration of gneiss keeps what both sides need.
-MODEL_KEY, DATA_KEY = "model.path", "data.train"
+MODEL_KEY, DATA_KEY = "model.id", "data.train"
 INIT_TEXT_KEY, VERBALIZER_KEY, MAX_INPUT_KEY = "prompt.init_text", "data.verbalizer", "data.max_input_tokens"
 TOLERANCE = {"f32": 1e-3, "bf16": 2e-2}  # relative, on the first step's loss
 RUNS = Path("runs")

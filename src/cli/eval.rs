@@ -29,16 +29,7 @@ impl Eval {
         let config = self.config.load()?;
         let adapter = Adapter::read(&self.adapter)?;
         let session = progress::open(&config.model)?;
-        let width = session.model.config().hidden_size;
-        if adapter.prompt.dims()[1] != width {
-            let problem = format!(
-                "expected a prompt of width {width}, the hidden size of {}, found {}; it was tuned on {}",
-                session.id,
-                adapter.prompt.dims()[1],
-                adapter.config.base_model_name_or_path.as_deref().unwrap_or("another model")
-            );
-            anyhow::bail!(gneiss::Error::Checkpoint { path: self.adapter, problem });
-        }
+        super::check_width(&adapter, &self.adapter, &session)?;
         let arms = both(&config, &session, &adapter)?;
         if self.json {
             println!("{}", serde_json::to_string_pretty(&arms)?);

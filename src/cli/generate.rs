@@ -60,6 +60,9 @@ impl Generate {
         self.place.apply(&mut options);
         let adapter = self.adapter.as_deref().map(Adapter::read).transpose()?;
         let session = progress::open(&options)?;
+        if let (Some(adapter), Some(path)) = (&adapter, &self.adapter) {
+            super::check_width(adapter, path, &session)?;
+        }
         let ids = session.tokenizer.encode(&self.text.replace("\\n", "\n"), true)?;
         anyhow::ensure!(
             !ids.is_empty(),

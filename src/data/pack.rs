@@ -95,9 +95,9 @@ pub fn common_head<'a>(mut inputs: impl Iterator<Item = &'a [u32]>) -> &'a [u32]
 /// Rows that go through the model together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PackedBatch {
-    /// A token of the vocabulary, or the vocabulary's size plus a row of the matrix of prompts; [T].
+    /// A token of the vocabulary, or the vocabulary's size plus a row of the matrix of prompts; `[T]`.
     pub ids: Vec<u32>,
-    /// Position of each row behind the beginning of its prefix; [T].
+    /// Position of each row behind the beginning of its prefix; `[T]`.
     pub position_ids: Vec<u32>,
     /// Leading rows of the batch that are prefixes.
     pub prefix_rows: usize,

@@ -167,6 +167,18 @@ pub(crate) fn simd<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
 }
 
+/// The largest of `values` in 16 lanes, so that it vectorises; negative infinity where there is none.
+#[inline(always)]
+pub(crate) fn largest<T: Real>(values: &[T]) -> T {
+    let larger = |a: T, b: T| if b > a { b } else { a };
+    let mut lanes = [T::neg_infinity(); 16];
+    let mut parts = values.chunks_exact(16);
+    for part in &mut parts {
+        lanes.iter_mut().zip(part).for_each(|(lane, &x)| *lane = larger(*lane, x));
+    }
+    lanes.iter().chain(parts.remainder()).copied().fold(T::neg_infinity(), larger)
+}
+
 /// A pointer that tasks share; each writes a part that no other touches.
 #[derive(Clone, Copy)]
 pub(crate) struct Disjoint<T>(pub(crate) *mut T);

@@ -65,7 +65,7 @@ pub fn backward(logits: Tensor, labels: &[u32], scale: f64, losses: &Losses, dlo
             rows.for_each(|((row, &label), &lse)| {
                 let lse = T::of(lse);
                 cpu::simd(|| row.iter_mut().for_each(|z| *z = d * (*z * s - lse).exp_()));
-                row[label as usize] = row[label as usize] - d;
+                row[label as usize] -= d;
             });
         })
     })?;
@@ -100,7 +100,7 @@ fn check(logits: &Tensor, labels: &[u32]) -> Result<usize> {
 /// In f64 beyond the exponentials, whose sum runs in 32 lanes over blocks of 4,096.
 #[inline(always)]
 fn log_sum_exp<T: Real>(row: &[T], scale: T) -> f64 {
-    let largest = row.iter().fold(T::neg_infinity(), |m, &z| if z > m { z } else { m }) * scale;
+    let largest = cpu::largest(row) * scale;
     let mut sum = 0.0;
     for block in row.chunks(4096) {
         let mut lanes = [T::zero(); 32];

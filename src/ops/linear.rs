@@ -13,7 +13,7 @@ use std::ops::Range;
 /// f32, which stays in the second-level cache of one core.
 const WIDENED_ROWS: usize = 128;
 
-/// Weight [out, in] and bias [out] of a frozen layer; several layers over one input are stacked in `out`.
+/// Weight [out, in] and bias `[out]` of a frozen layer; several layers over one input are stacked in `out`.
 #[derive(Debug, Clone)]
 pub struct Linear {
     weight: Tensor,
@@ -21,7 +21,7 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// From a weight [out, in] and a bias [out].
+    /// From a weight [out, in] and a bias `[out]`.
     ///
     /// # Errors
     /// A bias that does not fit the weight.

@@ -13,10 +13,10 @@ use crate::{Error, Result};
 use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
 
-/// Gain [C] and epsilon of one norm.
+/// Gain `[C]` and epsilon of one norm.
 #[derive(Debug, Clone)]
 pub struct RmsNorm {
-    /// Gain [C], in the dtype of the activations.
+    /// Gain `[C]`, in the dtype of the activations.
     pub weight: Tensor,
     /// Added to the mean square.
     pub eps: f64,
@@ -37,7 +37,7 @@ pub struct Normed {
     pub residual: Tensor,
     /// `y` [T, C].
     pub normed: Tensor,
-    /// Reciprocal RMS of each row [T].
+    /// Reciprocal RMS of each row `[T]`.
     pub rstd: Tensor,
 }
 

@@ -95,9 +95,9 @@ pub struct Kept {
     pub epoch: usize,
     /// Optimizer steps behind it.
     pub step: usize,
-    /// Mean training loss of its last epoch.
+    /// Mean training loss of its last epoch; `None` where that has not ended.
     pub train_loss: Option<f64>,
-    /// Its validation loss.
+    /// Its validation loss; `None` where it was not taken.
     pub validation_loss: Option<f64>,
 }
 
@@ -171,7 +171,15 @@ impl<'a> Trainer<'a> {
     pub fn kept(&self) -> Result<Kept> {
         let kept = match (&self.best, self.task.options.keep) {
             (Some(best), Keep::Best) => best.clone(),
-            _ => Kept { prompt: self.parameter.value.clone(), step: self.step, ..self.last.clone() },
+            _ if self.step == self.last.step => self.last.clone(),
+            // In the middle of an epoch: the losses of the last one are those of another prompt.
+            _ => Kept {
+                prompt: self.parameter.value.clone(),
+                epoch: self.last.epoch,
+                step: self.step,
+                train_loss: None,
+                validation_loss: None,
+            },
         };
         Ok(Kept { prompt: kept.prompt.to_device(&Device::Cpu)?, ..kept })
     }
@@ -234,21 +242,12 @@ impl<'a> Trainer<'a> {
         };
         let gradient = gradient.to_dtype(DType::F32)?;
         let (loss, grad_norm) = (objective.loss(), adamw::norm([&gradient])?);
-        let attempt = self.step + self.skipped;
         for (what, value) in [("the loss", loss), ("the gradient's norm", grad_norm)] {
-            if value.is_finite() {
-                continue;
+            if !value.is_finite() {
+                return self.left_out(what, value, observer);
             }
-            if options.on_not_finite == OnNotFinite::Skip {
-                self.skipped += 1;
-                observer.skipped(attempt + 1, what, value)?;
-                return Ok(None);
-            }
-            let hint = "the prompt before this step is kept; a lower train.learning_rate may help, or \
-                        train.on_not_finite = \"skip\""
-                .into();
-            return Err(Error::NotFinite { step: attempt + 1, what, value, hint });
         }
+        let attempt = self.step + self.skipped;
         let warmup = super::schedule::warmup_steps(options.warmup_ratio, total);
         let learning_rate = options.learning_rate * options.schedule.multiplier(attempt, warmup, total);
         // As torch's clip_grad_norm_ computes it.
@@ -258,7 +257,13 @@ impl<'a> Trainer<'a> {
             1.0
         };
         let step = Step { step: self.step + 1, learning_rate, clip };
-        self.parameter = self.adamw.forward(&self.parameter, &gradient, step)?;
+        let parameter = self.adamw.forward(&self.parameter, &gradient, step)?;
+        // A huge learning rate overflows the prompt by a gradient that is finite.
+        let prompt_norm = adamw::norm([&parameter.value])?;
+        if !prompt_norm.is_finite() {
+            return self.left_out("the prompt's norm", prompt_norm, observer);
+        }
+        self.parameter = parameter;
         self.step += 1;
         Ok(Some(StepRecord {
             step: self.step,
@@ -271,6 +276,25 @@ impl<'a> Trainer<'a> {
             rows: objective.rows,
             seconds: started.elapsed().as_secs_f64(),
         }))
+    }
+
+    /// A step whose `what` is not finite: it is skipped, or the error that ends the run.
+    fn left_out(
+        &mut self,
+        what: &'static str,
+        value: f64,
+        observer: &mut dyn Observer,
+    ) -> Result<Option<StepRecord>> {
+        let step = self.step + self.skipped + 1;
+        if self.task.options.on_not_finite == OnNotFinite::Skip {
+            self.skipped += 1;
+            observer.skipped(step, what, value)?;
+            return Ok(None);
+        }
+        let hint = "the prompt before this step is kept; a lower train.learning_rate may help, or \
+                    train.on_not_finite = \"skip\""
+            .into();
+        Err(Error::NotFinite { step, what, value, hint })
     }
 
     fn end_epoch(&mut self, epoch: usize, train_loss: f64, started: Instant) -> Result<EpochRecord> {

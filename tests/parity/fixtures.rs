@@ -26,7 +26,11 @@ pub fn golden(name: &str) -> Golden {
 }
 
 pub fn model(name: &str, dtype: DType) -> Granite {
-    let BareCheckpoint { config, weights, .. } = Checkpoint::open_without_tokenizer(&folder(name)).unwrap();
+    model_in(&folder(name), dtype)
+}
+
+pub fn model_in(folder: &Path, dtype: DType) -> Granite {
+    let BareCheckpoint { config, weights, .. } = Checkpoint::open_without_tokenizer(folder).unwrap();
     let dtypes = granite::dtypes(dtype, &Device::Cpu).unwrap();
     Granite::load(&config, &weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap()
 }

@@ -3,3 +3,7 @@
 mod cases;
 mod finite_differences;
 mod fixtures;
+mod generation;
+mod peft;
+mod smollm2;
+mod training;

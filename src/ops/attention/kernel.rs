@@ -255,7 +255,7 @@ fn forward_task<T: Real>(
                 for (i, (largest, sum)) in sums.into_iter().enumerate() {
                     *lse.at((block.query + i) * shape.heads + head) = largest + sum.ln();
                     let row = std::slice::from_raw_parts_mut(o.add(i * shape.q_width()), d);
-                    row.iter_mut().for_each(|o| *o = *o / sum);
+                    row.iter_mut().for_each(|o| *o /= sum);
                 }
             }
         }
@@ -267,7 +267,7 @@ fn forward_task<T: Real>(
 fn softmax_rows<T: Real>(block: &Block, prefix: usize, scores: &mut [T]) -> Vec<(T, T)> {
     rows(block, prefix, scores)
         .map(|(visible, masked)| {
-            let largest = visible.iter().fold(T::neg_infinity(), |m, &s| if s > m { s } else { m });
+            let largest = cpu::largest(visible);
             masked.fill(T::zero());
             visible.iter_mut().for_each(|s| *s = (*s - largest).exp_());
             let mut lanes = [T::zero(); 16];

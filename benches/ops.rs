@@ -1,0 +1,225 @@
+//! Every op, forward and backward, at the shapes of a tuning step of SmolLM2-135M: 8 examples behind 28 virtual
+//! tokens.
+//!
+//!     cargo bench --bench ops                       all of them, on the device that `auto` takes
+//!     cargo bench --bench ops -- attention/forward  one of them
+//!
+//! Inputs rotate over a few buffers, so that no run finds its own in the cache, and the device is
+//! synchronised after each call. criterion warms up, and reports the median and its spread. A throughput is
+//! in elements of the output, but for `linear` and `attention`, whose elements are floating-point operations.
+
+use candle_core::{DType, Device, Tensor};
+use criterion::measurement::WallTime;
+use criterion::{
+    BatchSize, BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
+};
+use gneiss::Result;
+use gneiss::config::DeviceChoice;
+use gneiss::data::Example;
+use gneiss::data::pack::{PackedBatch, Passes, PrefixGroup};
+use gneiss::model::Rope;
+use gneiss::ops::adamw::{AdamW, Parameter, Step};
+use gneiss::ops::attention::{AttentionShape, Inputs, Needs, Qkv};
+use gneiss::ops::embed::Lookup;
+use gneiss::ops::rms_norm::{Add, RmsNorm};
+use gneiss::ops::{self, Linear, RopeTable};
+use std::sync::LazyLock;
+
+/// Rows, virtual tokens, hidden size, heads, key and value heads, head size, feed-forward size, vocabulary.
+const T: usize = 388;
+const P: usize = 28;
+const C: usize = 576;
+const H: usize = 9;
+const K: usize = 3;
+const D: usize = 64;
+const F: usize = 1536;
+const V: usize = 49152;
+
+/// Examples of the step; their targets are a label and the end of text.
+const EXAMPLES: usize = 8;
+/// Rows that predict.
+const TARGETS: usize = 2 * EXAMPLES;
+
+/// Buffers that the inputs rotate over.
+const BUFFERS: usize = 4;
+
+static DEVICE: LazyLock<Device> =
+    LazyLock::new(|| gneiss::setup::device(DeviceChoice::Auto).expect("`auto` takes a device that there is"));
+
+/// The packed rows of the step.
+static BATCH: LazyLock<PackedBatch> = LazyLock::new(|| {
+    let rows = (T - P) / EXAMPLES;
+    let example = |i: u32| Example { input: vec![100 + i; rows - 1], target: vec![i % 2, 2], line: 0 };
+    let examples: Vec<Example> = (0..EXAMPLES as u32).map(example).collect();
+    let batch = Passes::new(&[PrefixGroup::new(0..P as u32, &examples)], V, usize::MAX).lead;
+    assert_eq!((batch.ids.len(), batch.prefix_rows, batch.labels.len()), (T, P, TARGETS));
+    batch
+});
+
+/// Normal values of variance 1.
+fn randn(rows: usize, columns: usize) -> Tensor {
+    Tensor::randn(0f32, 1.0, (rows, columns), &DEVICE).expect("the device makes random values")
+}
+
+/// As many inputs as there are buffers.
+fn rotated<I>(make: impl Fn() -> I) -> Vec<I> {
+    (0..BUFFERS).map(|_| make()).collect()
+}
+
+/// What `of` makes of each input.
+fn from_each<I, O>(inputs: &[I], of: impl Fn(&I) -> O) -> Vec<O> {
+    inputs.iter().map(of).collect()
+}
+
+/// The benchmarks of one op.
+struct Op<'a> {
+    group: BenchmarkGroup<'a, WallTime>,
+    shape: String,
+}
+
+impl<'a> Op<'a> {
+    fn new(c: &'a mut Criterion, name: &str, shape: &str) -> Self {
+        let device = match &*DEVICE {
+            Device::Cpu => "cpu",
+            Device::Cuda(_) => "cuda",
+            Device::Metal(_) => "metal",
+        };
+        let shape = format!("{} {device} f32 {shape}", env!("CARGO_PKG_VERSION"));
+        Self { group: c.benchmark_group(name), shape }
+    }
+
+    fn id(&mut self, direction: &str, work: usize) -> BenchmarkId {
+        self.group.throughput(Throughput::Elements(work as u64));
+        BenchmarkId::new(direction, &self.shape)
+    }
+
+    /// An op that leaves its input as it was.
+    fn measure<I, O>(&mut self, direction: &str, work: usize, inputs: &[I], op: impl Fn(&I) -> Result<O>) {
+        let id = self.id(direction, work);
+        let mut next = inputs.iter().cycle();
+        self.group.bench_function(id, |b| {
+            b.iter(|| {
+                let out = op(next.next().expect("there are inputs")).expect("the op runs");
+                DEVICE.synchronize().expect("the device waits");
+                out
+            });
+        });
+    }
+
+    /// An op that takes its input and may change it in place; each call gets a copy.
+    fn measure_owned<O>(
+        &mut self,
+        direction: &str,
+        work: usize,
+        inputs: &[Tensor],
+        op: impl Fn(Tensor) -> Result<O>,
+    ) {
+        let id = self.id(direction, work);
+        let mut next = inputs.iter().cycle();
+        self.group.bench_function(id, |b| {
+            let copy = || next.next().expect("there are inputs").copy().expect("a tensor can be copied");
+            let run = |input| {
+                let out = op(input).expect("the op runs");
+                DEVICE.synchronize().expect("the device waits");
+                out
+            };
+            b.iter_batched(copy, run, BatchSize::LargeInput);
+        });
+    }
+}
+
+fn adamw(c: &mut Criterion) {
+    let mut op = Op::new(c, "adamw", &format!("P={P} C={C}"));
+    let adamw = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
+    let inputs = rotated(|| (Parameter::new(&randn(P, C)).expect("a parameter of a tensor"), randn(P, C)));
+    let step = Step { step: 10, learning_rate: 0.01, clip: 0.5 };
+    op.measure("forward", P * C, &inputs, |(parameter, gradient)| adamw.forward(parameter, gradient, step));
+}
+
+fn attention(c: &mut Criterion) {
+    let mut op = Op::new(c, "attention", &format!("T={T} P={P} H={H} K={K} D={D}"));
+    let shape = AttentionShape { heads: H, kv_heads: K, head_dim: D, scale: 0.125 };
+    let seen = BATCH.segments.iter().map(|s| {
+        let (n, prefix) = (s.queries.len(), s.prefix.as_ref().map_or(0, |p| p.len()));
+        n * (prefix + s.first) + n * (n + 1) / 2
+    });
+    // Two products forward and five backward, of D multiplications and additions a score.
+    let product = 2 * D * H * seen.sum::<usize>();
+    let inputs = rotated(|| (Qkv::Fused(randn(T, (H + 2 * K) * D)), randn(T, H * D)));
+    fn of(qkv: &Qkv) -> Inputs<'_> {
+        Inputs { segments: &BATCH.segments, qkv, prefix: None }
+    }
+    op.measure("forward", 2 * product, &inputs, |(qkv, _)| shape.forward(of(qkv)));
+    let attended = from_each(&inputs, |(qkv, dout)| {
+        (qkv.clone(), dout.clone(), shape.forward(of(qkv)).expect("the op runs"))
+    });
+    op.measure("backward", 5 * product, &attended, |(qkv, dout, attended)| {
+        shape.backward(of(qkv), attended, dout, Needs::All)
+    });
+}
+
+fn cross_entropy(c: &mut Criterion) {
+    let mut op = Op::new(c, "cross_entropy", &format!("rows={TARGETS} V={V}"));
+    let labels = &BATCH.labels;
+    let inputs = rotated(|| randn(TARGETS, V));
+    op.measure("forward", TARGETS * V, &inputs, |z| ops::cross_entropy::forward(z, labels, 1.0));
+    let losses = ops::cross_entropy::forward(&inputs[0], labels, 1.0).expect("the op runs");
+    op.measure_owned("backward", TARGETS * V, &inputs, |z| {
+        ops::cross_entropy::backward(z, labels, 1.0, &losses, 0.1)
+    });
+}
+
+fn embed(c: &mut Criterion) {
+    let mut op = Op::new(c, "embed", &format!("T={T} P={P} C={C} V={V}"));
+    let (embedding, lookup) = (randn(V, C), Lookup { ids: &BATCH.ids, multiplier: 12.0 });
+    let prompts = rotated(|| randn(P, C));
+    op.measure("forward", T * C, &prompts, |p| ops::embed::forward(&embedding, p, &lookup));
+    let gradients = rotated(|| randn(T, C));
+    op.measure("backward", P * C, &gradients, |dx| ops::embed::backward(dx, V, P, &lookup));
+}
+
+/// Gate and up, the largest layer of a block; the weights rotate too, as those of the blocks do.
+fn linear(c: &mut Criterion) {
+    let mut op = Op::new(c, "linear", &format!("T={T} in={C} out={}", 2 * F));
+    let work = 2 * T * C * 2 * F;
+    let layer = || Linear::new(randn(2 * F, C), None).expect("a layer of a weight");
+    let inputs = rotated(|| (layer(), randn(T, C), randn(T, 2 * F)));
+    op.measure("forward", work, &inputs, |(layer, x, _)| layer.forward(x));
+    op.measure("backward", work, &inputs, |(layer, _, dy)| layer.backward(dy, 1.0));
+}
+
+fn rms_norm(c: &mut Criterion) {
+    let mut op = Op::new(c, "rms_norm", &format!("T={T} C={C}"));
+    let weight = Tensor::ones(C, DType::F32, &DEVICE).expect("the device makes ones");
+    let norm = RmsNorm { weight, eps: 1e-5 };
+    let inputs = rotated(|| (randn(T, C), randn(T, C)));
+    op.measure("forward", T * C, &inputs, |(x, delta)| {
+        norm.forward(x, Some(Add { delta, multiplier: 0.22 }))
+    });
+    let saved = from_each(&inputs, |(x, dy)| {
+        let normed = norm.forward(x, None).expect("the op runs");
+        (dy.clone(), normed.residual, normed.rstd, randn(T, C))
+    });
+    op.measure("backward", T * C, &saved, |(dy, r, rstd, past)| norm.backward(dy, r, rstd, Some(past)));
+}
+
+/// Queries and keys inside the rows of queries, keys and values.
+fn rope(c: &mut Criterion) {
+    let mut op = Op::new(c, "rope", &format!("T={T} heads={} D={D}", H + K));
+    let rope = Rope { theta: 10_000.0, llama3: None };
+    let table = RopeTable::new(&rope, D, 512, DType::F32, &DEVICE).expect("a table of angles");
+    let inputs = rotated(|| randn(T, (H + 2 * K) * D));
+    let (work, positions) = (T * (H + K) * D, &BATCH.position_ids);
+    op.measure_owned("forward", work, &inputs, |x| table.forward(x, H + K, positions));
+    op.measure_owned("backward", work, &inputs, |dy| table.backward(dy, H + K, positions));
+}
+
+fn swiglu(c: &mut Criterion) {
+    let mut op = Op::new(c, "swiglu", &format!("T={T} F={F}"));
+    let inputs = rotated(|| (randn(T, 2 * F), randn(T, F)));
+    op.measure("forward", T * F, &inputs, |(gate_up, _)| ops::swiglu::forward(gate_up));
+    op.measure("backward", 2 * T * F, &inputs, |(gate_up, da)| ops::swiglu::backward(da, gate_up));
+}
+
+criterion_group!(all, adamw, attention, cross_entropy, embed, linear, rms_norm, rope, swiglu);
+criterion_main!(all);

@@ -1,0 +1,65 @@
+//! One op, one name: each op of `src/ops` has its benchmark in `benches/ops.rs`, and there is no other.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// Files of `src/ops` that are no op.
+const SHARED: [&str; 3] = ["mod", "cpu", "testing"];
+
+fn root(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(root(path)).unwrap().replace("\r\n", "\n")
+}
+
+fn ops() -> BTreeSet<String> {
+    let entries = std::fs::read_dir(root("src/ops")).unwrap().map(|entry| entry.unwrap().path());
+    let ops: BTreeSet<String> = entries
+        .filter(|path| path.is_dir() || path.extension().is_some_and(|e| e == "rs"))
+        .map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned())
+        .filter(|name| !SHARED.contains(&name.as_str()))
+        .collect();
+    assert!(ops.len() >= 8, "{ops:?}");
+    ops
+}
+
+/// The text from behind each `start` to the next `end`.
+fn between<'a>(text: &'a str, start: &'a str, end: &'a str) -> impl Iterator<Item = &'a str> {
+    text.split(start).skip(1).map(move |rest| rest.split_once(end).unwrap().0.trim())
+}
+
+#[test]
+fn every_op_has_a_benchmark() {
+    let (ops, bench) = (ops(), read("benches/ops.rs"));
+    let set = |names: Vec<&str>| -> BTreeSet<String> {
+        let found: BTreeSet<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        assert_eq!(found.len(), names.len(), "a name is there twice: {names:?}");
+        found
+    };
+    let functions =
+        bench.lines().filter_map(|line| line.strip_prefix("fn ")?.strip_suffix("(c: &mut Criterion) {"));
+    assert_eq!(set(functions.collect()), ops, "benchmark functions");
+    assert_eq!(set(between(&bench, "Op::new(c, \"", "\"").collect()), ops, "groups of criterion");
+    let listed = between(&bench, "criterion_group!(", ")").next().unwrap();
+    let (_, listed) = listed.split_once(',').unwrap();
+    let listed = listed.split(',').map(str::trim).filter(|name| !name.is_empty());
+    assert_eq!(set(listed.collect()), ops, "functions that criterion runs");
+}
+
+#[test]
+fn every_op_is_a_module_with_a_forward_and_a_reference() {
+    let module = read("src/ops/mod.rs");
+    for op in ops() {
+        assert!(module.contains(&format!("pub mod {op};")), "{op}");
+        let folder = format!("src/ops/{op}/mod.rs");
+        let text = if root(&folder).exists() { read(&folder) } else { read(&format!("src/ops/{op}.rs")) };
+        let mut parts = vec!["pub fn forward(", "pub fn reference(", "mod tests"];
+        // The optimizer is the end of the chain.
+        parts.extend((op != "adamw").then_some("pub fn backward("));
+        for part in parts {
+            assert!(text.contains(part), "{op}: expected `{part}`");
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! A real model, read from GGUF, against transformers that read the same file.
+
+use crate::fixtures::*;
+use candle_core::{DType, Device, Tensor};
+use gneiss::config::{InitMethod, PromptOptions};
+use gneiss::data::pack::{Passes, PrefixGroup, Sequence};
+use gneiss::model::{Checkpoint, Granite, TextTokenizer, granite};
+use gneiss::tune;
+use gneiss::tune::prompt::initial;
+use std::path::{Path, PathBuf};
+
+/// The real model, which `make model` fetches into models/ (or GNEISS_MODELS names its folder).
+fn path() -> PathBuf {
+    let folder = std::env::var_os("GNEISS_MODELS").map(PathBuf::from);
+    let folder = folder.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("models"));
+    let path = folder.join("SmolLM2-135M-Instruct.Q4_1.gguf");
+    assert!(path.is_file(), "{} is not there: `make model` gets it", path.display());
+    path
+}
+
+fn open() -> (Granite, TextTokenizer) {
+    let Checkpoint { config, weights, tokenizer, .. } = Checkpoint::open(&path()).unwrap();
+    let dtypes = granite::dtypes(DType::F32, &Device::Cpu).unwrap();
+    let model = Granite::load(&config, &weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap();
+    (model, tokenizer)
+}
+
+/// One test, so that the weights are in memory once.
+#[test]
+fn smollm2_agrees_with_transformers() {
+    let (golden, (model, tokenizer)) = (golden("smollm2"), open());
+    token_ids(&golden, &tokenizer);
+    last_logits(&golden, &model);
+    text_init(&golden, &model, &tokenizer);
+    prompt_gradient(&golden, &model);
+}
+
+fn token_ids(golden: &Golden, tokenizer: &TextTokenizer) {
+    let sequences = golden.json["sequences"].as_array().unwrap();
+    assert_eq!(sequences.len(), 4);
+    for sequence in sequences {
+        let text = sequence["text"].as_str().unwrap();
+        assert_eq!(tokenizer.encode(text, true).unwrap(), ids(&sequence["ids"]), "{text:?}");
+    }
+}
+
+/// All four sequences in one pack, with no prompt and no target.
+fn last_logits(golden: &Golden, model: &Granite) {
+    let sequences = golden.json["sequences"].as_array().unwrap().iter();
+    let sequences: Vec<Sequence> =
+        sequences.map(|s| Sequence { input: ids(&s["ids"]), target: Vec::new() }).collect();
+    let group = PrefixGroup { prompt: 0..0, head: Vec::new(), sequences };
+    let batch = Passes::new(&[group], model.config().vocab_size, usize::MAX).lead;
+    let no_prompt = Tensor::zeros((0, model.config().hidden_size), DType::F32, &Device::Cpu).unwrap();
+    let tape = model.forward(&batch, &no_prompt, None).unwrap();
+    let logits = model.logits(tape.hidden()).unwrap();
+    let expected = golden.tensor(&golden.json["last_logits"]);
+    assert_eq!(expected.dims(), [4, 49152]);
+    assert_within("last logits", &logits, expected, 1e-3);
+    let best = |t: &Tensor| t.argmax(1).unwrap().to_vec1::<u32>().unwrap();
+    assert_eq!(best(&logits), best(expected));
+}
+
+fn text_init(golden: &Golden, model: &Granite, tokenizer: &TextTokenizer) {
+    let text = golden.json["prompt_text"].as_str().unwrap().to_owned();
+    let options =
+        PromptOptions { init_method: InitMethod::Text, init_text: text.clone(), ..PromptOptions::default() };
+    let prompt_ids = ids(&golden.json["prompt_ids"]);
+    assert_eq!(tokenizer.encode(&text, true).unwrap(), prompt_ids);
+    let rows = |prompt: &Tensor| prompt.to_vec2::<f32>().unwrap();
+    let embeddings = |ids: &[u32]| {
+        let ids = Tensor::new(ids, &Device::Cpu).unwrap();
+        rows(&model.embedding().index_select(&ids, 0).unwrap())
+    };
+    let prompt = initial(&options, model, tokenizer, 42).unwrap();
+    assert_eq!(rows(&prompt), embeddings(&prompt_ids));
+    // transformers dequantises to the same rows: they are the prompt of its case.
+    let of_transformers = golden.tensor(&golden.json["cases"][0]["groups"][0]["prompt"]);
+    assert_within("rows of the text", &prompt, of_transformers, 1e-6);
+    // Cut, or repeated, to the length asked for.
+    for n in [3, prompt_ids.len() + 3] {
+        let options = PromptOptions { num_virtual_tokens: n, ..options.clone() };
+        let tiled: Vec<u32> = prompt_ids.iter().cycle().take(n).copied().collect();
+        assert_eq!(rows(&initial(&options, model, tokenizer, 42).unwrap()), embeddings(&tiled));
+    }
+}
+
+fn prompt_gradient(golden: &Golden, model: &Granite) {
+    let case = &golden.json["cases"][0];
+    assert_eq!(case["name"], "peft");
+    let (prompts, groups, gradient) = golden.case(case);
+    let expected = case["loss"].as_f64().unwrap();
+    for max_rows in [usize::MAX, 20] {
+        let objective = tune::gradient(model, &prompts, &groups, max_rows).unwrap();
+        assert_eq!(objective.nll.len() as u64, case["target_tokens"].as_u64().unwrap());
+        let error = (objective.loss() - expected).abs() / expected;
+        assert!(error < 1e-3, "loss {}, expected {expected}", objective.loss());
+        assert_within("prompt gradient", &objective.gradient.unwrap(), &gradient, 1e-3);
+    }
+}

@@ -1,0 +1,114 @@
+//! Ten steps of the trainer against ten of torch's AdamW through PEFT.
+
+use crate::fixtures::*;
+use candle_core::DType;
+use gneiss::Result;
+use gneiss::config::{Keep, Schedule, TrainOptions};
+use gneiss::data::Example;
+use gneiss::tune::{EpochRecord, Observer, StepRecord, Task, Trainer};
+use serde_json::Value;
+
+#[derive(Default)]
+struct Steps(Vec<StepRecord>);
+
+impl Observer for Steps {
+    fn step(&mut self, record: &StepRecord) -> Result<()> {
+        self.0.push(record.clone());
+        Ok(())
+    }
+    fn skipped(&mut self, step: usize, what: &str, value: f64) -> Result<()> {
+        panic!("step {step} was skipped: {what} is {value}");
+    }
+    fn epoch(&mut self, _: &EpochRecord) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Hyperparameters of a run; its warm-up is given as the ratio that makes as many steps.
+fn options(run: &Value) -> TrainOptions {
+    let number = |key: &str| run[key].as_f64().unwrap();
+    let micro_batches = run["steps"][0]["micro_batches"].as_array().unwrap();
+    assert_eq!((run["optimizer"].as_str(), run["schedule"].as_str()), (Some("adamw"), Some("linear")));
+    TrainOptions {
+        learning_rate: number("learning_rate"),
+        schedule: Schedule::Linear,
+        warmup_ratio: number("num_warmup_steps") / number("num_training_steps"),
+        batch_size: micro_batches[0].as_array().unwrap().len(),
+        accumulate_steps: micro_batches.len(),
+        num_epochs: 1,
+        weight_decay: number("weight_decay"),
+        beta1: run["betas"][0].as_f64().unwrap(),
+        beta2: run["betas"][1].as_f64().unwrap(),
+        eps: number("eps"),
+        max_grad_norm: number("max_norm"),
+        shuffle: false,
+        keep: Keep::Last,
+        ..TrainOptions::default()
+    }
+}
+
+/// The examples of all steps one after another: one epoch in that order takes the fixture's steps.
+fn laid_out(run: &Value) -> Vec<Example> {
+    let examples: Vec<Example> = run["examples"].as_array().unwrap().iter().map(example).collect();
+    let steps = run["steps"].as_array().unwrap().iter();
+    let indices = steps.flat_map(|s| s["micro_batches"].as_array().unwrap()).flat_map(ids);
+    indices.map(|i| examples[i as usize].clone()).collect()
+}
+
+fn ten_steps(name: &str, max_rows: usize) {
+    let (golden, model) = (golden(name), model(name, DType::F32));
+    let runs = golden.json["training"].as_array().unwrap();
+    assert_eq!(runs.len(), 2);
+    let mut clipped = 0;
+    for run in runs {
+        let (options, train) = (options(run), laid_out(run));
+        let task = Task { model: &model, train: &train, validation: &[], options: &options, max_rows };
+        let mut trainer = Trainer::new(task, golden.tensor(&run["prompt"])).unwrap();
+        let mut steps = Steps::default();
+        trainer.run(&mut steps).unwrap();
+        let expected = run["steps"].as_array().unwrap();
+        assert_eq!((steps.0.len(), expected.len()), (10, 10));
+        for (ours, expected) in steps.0.iter().zip(expected) {
+            let what = |part: &str| format!("{name}, {}, step {}: {part}", run["name"], ours.step);
+            let near = |part: &str, ours: f64, relative: f64| {
+                let expected = expected[part].as_f64().unwrap();
+                let error = (ours - expected).abs();
+                assert!(error <= relative * expected.abs(), "{}: {ours}, expected {expected}", what(part));
+            };
+            near("loss", ours.loss, 1e-4);
+            near("grad_norm", ours.grad_norm, 1e-4);
+            near("learning_rate", ours.learning_rate, 1e-12);
+            let target_tokens = expected["target_tokens"].as_u64().unwrap();
+            assert_eq!(ours.target_tokens as u64, target_tokens, "{}", what("target_tokens"));
+            clipped += usize::from(ours.grad_norm > options.max_grad_norm);
+        }
+        let kept = trainer.kept().unwrap();
+        assert_eq!((kept.step, kept.epoch), (10, 1));
+        let what = format!("{name}, {}: final prompt", run["name"]);
+        assert_within(&what, &kept.prompt, golden.tensor(&run["final_prompt"]), 1e-4);
+    }
+    assert!((1..20).contains(&clipped), "{name}: clipping bites in some steps only, found {clipped} of 20");
+}
+
+#[test]
+fn granite_trains_as_with_peft() {
+    ten_steps("granite", usize::MAX);
+}
+
+#[test]
+fn llama_with_biases_trains_as_with_peft() {
+    ten_steps("llama_bias", usize::MAX);
+}
+
+#[test]
+fn dense_granitemoehybrid_trains_as_with_peft() {
+    ten_steps("hybrid_dense", usize::MAX);
+}
+
+/// A small budget of rows makes several passes of a step, and the same steps.
+#[test]
+fn several_passes_train_as_with_peft() {
+    for name in CHECKPOINTS {
+        ten_steps(name, 12);
+    }
+}
