@@ -1,6 +1,6 @@
 //! A model: shape, multipliers, storage, tokenizer, and what tuning it will need.
 
-use super::{Report, line};
+use super::{Report, count, line};
 use crate::cli::text;
 use candle_core::DType;
 use gneiss::config::{DeviceChoice, DtypeChoice};
@@ -179,11 +179,11 @@ impl Report for ModelReport {
         line(
             "shape",
             format!(
-                "{} blocks, hidden {}, {} heads over {} key-value heads of {}, feed-forward {}, vocabulary {}",
-                self.num_hidden_layers,
+                "{}, hidden {}, {} over {} of size {}, feed-forward {}, vocabulary {}",
+                count(self.num_hidden_layers, "block"),
                 self.hidden_size,
-                self.num_attention_heads,
-                self.num_key_value_heads,
+                count(self.num_attention_heads, "head"),
+                count(self.num_key_value_heads, "key-value head"),
                 self.head_dim,
                 self.intermediate_size,
                 self.vocab_size
@@ -201,7 +201,7 @@ impl Report for ModelReport {
         );
         line("positions", self.positions());
         line("head", if self.tie_word_embeddings { "tied to the embeddings" } else { "of its own" });
-        line("parameters", format!("{:.1} M ({})", self.parameters as f64 / 1e6, self.parameters));
+        line("parameters", grouped(self.parameters));
         if let (Some(format), Some(bytes)) = (&self.format, self.bytes_on_disk) {
             line("storage", format!("{format}, {} on disk", text::bytes(bytes)));
         }
@@ -248,5 +248,26 @@ impl ModelReport {
             }
         };
         format!("{}, {rope}", self.max_position_embeddings)
+    }
+}
+
+/// A number with its thousands apart.
+fn grouped(n: usize) -> String {
+    let digits = n.to_string();
+    let first = digits.len() % 3;
+    let parts = digits.as_bytes().iter().enumerate().flat_map(|(i, digit)| {
+        let comma = (i > 0 && i % 3 == first).then_some(',');
+        comma.into_iter().chain([char::from(*digit)])
+    });
+    parts.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn thousands_are_apart() {
+        for (n, expected) in [(0, "0"), (999, "999"), (1000, "1,000"), (134_515_008, "134,515,008")] {
+            assert_eq!(super::grouped(n), expected);
+        }
     }
 }
