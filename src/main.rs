@@ -6,7 +6,8 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    cli::memory::keep_freed_memory();
+    cli::process::end_at_a_closed_pipe();
+    cli::process::keep_freed_memory();
     match cli::Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -3,7 +3,7 @@
 mod eval;
 mod generate;
 mod inspect;
-pub mod memory;
+pub mod process;
 mod progress;
 mod text;
 mod tune;

@@ -2,7 +2,7 @@
 
 use candle_core::Device;
 
-/// Bytes in the largest unit that keeps three digits.
+/// Bytes in kB, MB or GB, powers of 1,000.
 pub fn bytes(n: u64) -> String {
     match n {
         0..1_000_000 => format!("{:.1} kB", n as f64 / 1e3),

@@ -1,6 +1,6 @@
 //! `gneiss tune`: a run from a configuration to an adapter.
 
-use super::{ConfigArgs, memory, progress, text};
+use super::{ConfigArgs, process, progress, text};
 use anyhow::Context;
 use clap::Args;
 use gneiss::adapter::{Adapter, AdapterConfig, ModelCard, PromptTuningInit};
@@ -76,7 +76,7 @@ impl Tune {
             skipped_steps: trainer.skipped(),
             seconds: started.elapsed().as_secs_f64(),
             examples_per_second: watch.examples as f64 / watch.seconds,
-            peak_memory_bytes: memory::peak_bytes(),
+            peak_memory_bytes: process::peak_bytes(),
         };
         result.print(self.json)
     }

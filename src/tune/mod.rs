@@ -6,4 +6,4 @@ pub mod schedule;
 pub mod trainer;
 
 pub use objective::{Objective, evaluate, gradient};
-pub use trainer::{EpochRecord, Kept, Observer, StepRecord, Task, Trainer};
+pub use trainer::{EpochRecord, Kept, Observer, StepRecord, Task, Trainer, epoch_order};

@@ -86,6 +86,18 @@ pub trait Observer {
     fn epoch(&mut self, record: &EpochRecord) -> Result<()>;
 }
 
+/// Indices of `examples` training examples in the order of an epoch, which is counted from 1; it depends on the
+/// seed and the epoch alone.
+pub fn epoch_order(examples: usize, options: &TrainOptions, epoch: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..examples).collect();
+    if options.shuffle {
+        let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
+        rng.set_stream(epoch as u64);
+        order.shuffle(&mut rng);
+    }
+    order
+}
+
 /// A prompt, and where in the run it was.
 #[derive(Debug, Clone)]
 pub struct Kept {
@@ -196,7 +208,9 @@ impl<'a> Trainer<'a> {
             epoch += 1;
             let started = Instant::now();
             let (mut nll, mut target_tokens) = (0.0, 0);
-            for chunk in self.order(epoch).chunks(self.examples_per_step()) {
+            for chunk in
+                epoch_order(self.task.train.len(), self.task.options, epoch).chunks(self.examples_per_step())
+            {
                 if self.step + self.skipped == total {
                     break;
                 }
@@ -211,17 +225,6 @@ impl<'a> Trainer<'a> {
             observer.epoch(&record)?;
         }
         Ok(())
-    }
-
-    /// Indices of the training examples in the order of an epoch; it depends on seed and epoch alone.
-    fn order(&self, epoch: usize) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..self.task.train.len()).collect();
-        if self.task.options.shuffle {
-            let mut rng = ChaCha8Rng::seed_from_u64(self.task.options.seed);
-            rng.set_stream(epoch as u64);
-            order.shuffle(&mut rng);
-        }
-        order
     }
 
     fn step(

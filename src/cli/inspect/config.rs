@@ -9,9 +9,6 @@ use gneiss::data::pack::common_head;
 use gneiss::data::{Dataset, Encoder, Example, Passes, PrefixGroup, Template};
 use gneiss::model::{Checkpoint, TextTokenizer, TuningMemory, granite};
 use gneiss::{Error, setup};
-use rand::SeedableRng;
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use std::collections::HashSet;
 use std::path::Path;
@@ -170,15 +167,10 @@ fn virtual_tokens(config: &Config, tokenizer: &TextTokenizer) -> anyhow::Result<
 }
 
 impl Batches {
-    /// The first epoch's, in the order that the trainer takes: shuffled by the seed, on the epoch's stream.
+    /// The first epoch's, in the order that the trainer takes.
     fn of(config: &Config, train: &[Example], virtual_tokens: usize, max_rows: usize) -> Self {
         let options = &config.train;
-        let mut order: Vec<usize> = (0..train.len()).collect();
-        if options.shuffle {
-            let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
-            rng.set_stream(1);
-            order.shuffle(&mut rng);
-        }
+        let order = gneiss::tune::epoch_order(train.len(), options, 1);
         let (mut rows, mut padded) = (Vec::new(), Vec::new());
         let (mut largest, mut targets) = ((0, 0), 0);
         for step in order.chunks(options.batch_size * options.accumulate_steps) {

@@ -1,4 +1,4 @@
-//! The allocator's setting, and the process's peak memory.
+//! What the process asks of the system: its allocator's setting, its end at a closed pipe, its peak memory.
 
 /// Tells glibc to keep freed buffers instead of giving each back to the system: a tuning step frees and takes
 /// the same few hundred megabytes, and fresh pages cost more than writing them does.
@@ -10,6 +10,16 @@ pub fn keep_freed_memory() {
         libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
         libc::mallopt(libc::M_TOP_PAD, 64 << 20);
         libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+/// Ends the process quietly where whoever reads its output stops reading, as `gneiss inspect PATH | head` does;
+/// Rust's own setting turns that into a panic.
+pub fn end_at_a_closed_pipe() {
+    #[cfg(unix)]
+    // SAFETY: the default action of a signal, set before any other thread exists.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
     }
 }
 
