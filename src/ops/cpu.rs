@@ -149,8 +149,8 @@ pub(crate) fn tensor<T: Real>(
     Ok(Tensor::from_vec(buffer, shape, &candle_core::Device::Cpu)?)
 }
 
-/// Rows of `width` elements that one task takes: about 16 thousand elements, which is some ten
-/// microseconds of work against the microsecond that a task costs.
+/// Rows of `width` elements that one task takes: about 16 thousand elements, enough work to outweigh what a
+/// task costs, few enough that a batch makes tasks for many cores.
 pub(crate) fn rows_per_task(width: usize) -> usize {
     (16 * 1024 / width.max(1)).max(1)
 }
