@@ -1,89 +1,12 @@
 //! The CPU kernel: a task is a run of neighbouring segments with one key and value head. Its products are
-//! small matrix products in scratch memory of [`QUERY_BLOCK`] rows.
+//! small matrix products in scratch memory of a block of queries.
 
+use super::blocks::{Block, Run, blocks, runs};
 use super::{Attended, AttentionShape, Gradients, Inputs, Needs, Qkv, Segment};
 use crate::Result;
 use crate::ops::cpu::{self, Disjoint, Mat, Real, View};
 use candle_core::Tensor;
 use rayon::prelude::*;
-use std::ops::Range;
-
-/// Queries whose scores are held at a time, and about the queries of a run: enough rows for an efficient
-/// product with the prefix, few enough that a batch of 300 rows makes tasks for several cores.
-const QUERY_BLOCK: usize = 128;
-
-/// Neighbouring segments with the same prefix.
-struct Run {
-    segments: Range<usize>,
-    prefix: Option<Range<usize>>,
-}
-
-/// Cuts the segments into runs; a segment is never cut, so its keys belong to one run.
-fn runs(segments: &[Segment]) -> Vec<Run> {
-    let mut runs: Vec<Run> = Vec::new();
-    let mut queries = 0;
-    for (i, segment) in segments.iter().enumerate() {
-        match runs.last_mut() {
-            Some(run) if run.prefix == segment.prefix && queries + segment.queries.len() <= QUERY_BLOCK => {
-                run.segments.end = i + 1;
-                queries += segment.queries.len();
-            }
-            _ => {
-                runs.push(Run { segments: i..i + 1, prefix: segment.prefix.clone() });
-                queries = segment.queries.len();
-            }
-        }
-    }
-    runs
-}
-
-/// A part of one segment inside a block of queries.
-struct Piece {
-    /// Rows of the block.
-    rows: Range<usize>,
-    /// First row of the segment's own keys.
-    key: usize,
-    /// Own keys that the first of the rows sees; each next row sees one more.
-    visible: usize,
-}
-
-impl Piece {
-    fn keys(&self) -> usize {
-        self.visible + self.rows.len() - 1
-    }
-}
-
-/// Queries that are worked on together.
-struct Block {
-    /// First row of the query matrix.
-    query: usize,
-    rows: usize,
-    pieces: Vec<Piece>,
-    /// Keys of the prefix, and the most own keys of a piece: columns of the scores.
-    columns: usize,
-}
-
-fn blocks(segments: &[Segment], prefix: usize) -> Vec<Block> {
-    let mut blocks: Vec<Block> = Vec::new();
-    for segment in segments {
-        let mut done = 0;
-        while done < segment.queries.len() {
-            if blocks.last().is_none_or(|b| b.rows == QUERY_BLOCK) {
-                let query = segment.queries.start + done;
-                blocks.push(Block { query, rows: 0, pieces: Vec::new(), columns: prefix });
-            }
-            let Some(block) = blocks.last_mut() else { unreachable!("one was pushed") };
-            let n = (segment.queries.len() - done).min(QUERY_BLOCK - block.rows);
-            let rows = block.rows..block.rows + n;
-            let piece = Piece { rows, key: segment.keys.start, visible: segment.first + done + 1 };
-            block.columns = block.columns.max(prefix + piece.keys());
-            block.rows += n;
-            block.pieces.push(piece);
-            done += n;
-        }
-    }
-    blocks
-}
 
 /// Addresses of one task: matrices of one key and value head, and of one of its query heads.
 struct Heads<T> {

@@ -14,6 +14,7 @@
 //! that memory is linear in T (Dao et al., 2022, arXiv:2205.14135, algorithms 1 and 4).
 //! Query heads share key and value heads in consecutive groups of H / K.
 
+mod blocks;
 mod kernel;
 
 use super::cpu::with_real;
