@@ -55,7 +55,8 @@ pub fn prefix(model: &Granite, prompt: Option<&Tensor>, head: &[u32]) -> Result<
     Ok(PrefixCache { layers, rows })
 }
 
-fn prompts(model: &Granite, prompt: Option<&Tensor>) -> Result<Tensor> {
+/// The matrix of prompts that a pass reads: `prompt` as the model computes, or no row.
+pub(crate) fn prompts(model: &Granite, prompt: Option<&Tensor>) -> Result<Tensor> {
     Ok(match prompt {
         Some(prompt) => prompt.to_device(model.device())?.to_dtype(model.dtype())?,
         None => Tensor::zeros((0, model.config().hidden_size), model.dtype(), model.device())?,

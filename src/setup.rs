@@ -2,9 +2,7 @@
 
 use crate::config::{Config, DataOptions, DeviceChoice, DtypeChoice, ModelOptions};
 use crate::data::{Dataset, Encoded, Encoder, Template};
-use crate::model::{
-    BareCheckpoint, Checkpoint, Granite, HubOptions, Local, ModelConfig, TextTokenizer, granite, resolve,
-};
+use crate::model::{Checkpoint, Granite, HubOptions, Local, ModelConfig, TextTokenizer, granite, resolve};
 use crate::{Error, Result};
 use candle_core::{DType, Device};
 use std::path::{Path, PathBuf};
@@ -93,8 +91,7 @@ pub fn open(options: &ModelOptions, progress: &mut dyn FnMut(usize, usize)) -> R
     let device = device(options.device)?;
     let path = locate(&options.id)?;
     let dtype = dtype(options.dtype, &device);
-    let tokenizer = TextTokenizer::open(&path)?;
-    let BareCheckpoint { config, weights, format } = Checkpoint::open_without_tokenizer(&path)?;
+    let Checkpoint { config, tokenizer, weights, format } = Checkpoint::open(&path)?;
     let blocks = config.num_hidden_layers;
     let dtypes = granite::dtypes(dtype, &device)?;
     let model = Granite::load(&config, &weights, dtypes, &device, &mut |done| progress(done, blocks))?;

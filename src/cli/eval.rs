@@ -67,7 +67,7 @@ fn both(config: &Config, session: &Session, adapter: &Adapter) -> anyhow::Result
     let exam = Exam {
         model: &session.model,
         tokenizer: &session.tokenizer,
-        records: &test.records,
+        dataset: &test,
         task: data.task,
         labels: &labels,
         max_rows: setup::max_rows(config.train.max_rows, session.model.device()),
@@ -89,15 +89,10 @@ fn print(arms: &Arms) {
     println!("{test}: {} rows", base.generated.total);
     let cells = |what: &str, of: &dyn Fn(&Answers) -> String| vec![what.to_owned(), of(base), of(tuned)];
     let mut rows = vec![vec![String::new(), "base, hard prompt".into(), "tuned, soft prompt".into()]];
-    let accuracy = |s: &Scores| format!("{:.2} % ({}/{})", 100.0 * s.accuracy, s.correct, s.total);
     if labels.is_empty() {
         rows.push(cells("exact match", &|a| {
             let hits = a.predictions.iter().filter(|p| p.generated == p.expected).count();
-            format!(
-                "{:.2} % ({hits}/{})",
-                100.0 * hits as f64 / a.predictions.len() as f64,
-                a.predictions.len()
-            )
+            share(hits, a.predictions.len())
         }));
     } else {
         rows.push(cells("accuracy, generated", &|a| accuracy(&a.generated)));
@@ -105,10 +100,7 @@ fn print(arms: &Arms) {
         rows.push(cells("answers that are no label", &|a| a.generated.no_label.to_string()));
         let likelihood =
             |f: fn(&Scores) -> String| move |a: &Answers| a.likelihood.as_ref().map_or(String::new(), f);
-        rows.push(cells(
-            "accuracy, label likelihood",
-            &likelihood(|s| format!("{:.2} % ({}/{})", 100.0 * s.accuracy, s.correct, s.total)),
-        ));
+        rows.push(cells("accuracy, label likelihood", &likelihood(accuracy)));
         rows.push(cells("macro F1, label likelihood", &likelihood(|s| format!("{:.3}", s.macro_f1))));
     }
     rows.push(cells("seconds", &|a| format!("{:.1}", a.seconds)));
@@ -132,4 +124,13 @@ fn print(arms: &Arms) {
             println!("  and {} more (--json has them all)", strange.len() - 10);
         }
     }
+}
+
+fn accuracy(scores: &Scores) -> String {
+    share(scores.correct, scores.total)
+}
+
+/// A share in per cent, with its counts.
+fn share(part: usize, of: usize) -> String {
+    format!("{:.2} % ({part}/{of})", 100.0 * part as f64 / of as f64)
 }

@@ -6,7 +6,7 @@ use crate::Result;
 use crate::config::Task;
 use crate::data::encode::Encoder;
 use crate::data::pack::common_head;
-use crate::data::{Example, PrefixGroup, Record};
+use crate::data::{Dataset, Example, PrefixGroup, Record};
 use crate::generate::{self, Generated, Options};
 use crate::model::{Granite, TextTokenizer};
 use crate::tune::objective;
@@ -23,7 +23,7 @@ pub struct Exam<'a> {
     /// Its tokenizer.
     pub tokenizer: &'a TextTokenizer,
     /// The rows to answer.
-    pub records: &'a [Record],
+    pub dataset: &'a Dataset,
     /// Classification also scores each label's likelihood.
     pub task: Task,
     /// The answers that count as labels; see [`labels`].
@@ -81,7 +81,7 @@ impl Exam<'_> {
         progress: &mut dyn FnMut(usize),
     ) -> Result<Answers> {
         let started = std::time::Instant::now();
-        let examples = encoder.encode(self.records)?.examples;
+        let examples = encoder.encode_dataset(self.dataset)?.examples;
         let label_ids =
             self.labels.iter().map(|l| self.tokenizer.encode(l, false)).collect::<Result<Vec<_>>>()?;
         // One token a label, and no two alike: the first step's probabilities are all that is needed.
@@ -95,6 +95,7 @@ impl Exam<'_> {
             _ => generated.iter().map(|g| g.scores.clone()).collect(),
         };
         let predictions: Vec<Prediction> = self
+            .dataset
             .records
             .iter()
             .zip(&generated)
@@ -166,13 +167,9 @@ impl Exam<'_> {
             .iter()
             .flat_map(|e| labels.iter().map(|ids| Example { target: ids.clone(), ..e.clone() }))
             .collect();
-        let (model, width) = (self.model, self.model.config().hidden_size);
-        let prompts = match prompt {
-            Some(prompt) => prompt.to_device(model.device())?.to_dtype(model.dtype())?,
-            None => Tensor::zeros((0, width), model.dtype(), model.device())?,
-        };
+        let prompts = generate::prompts(self.model, prompt)?;
         let group = PrefixGroup::new(0..prompts.dims()[0] as u32, &all);
-        let nll = objective::evaluate(model, &prompts, &[group], self.max_rows)?.nll;
+        let nll = objective::evaluate(self.model, &prompts, &[group], self.max_rows)?.nll;
         let mut rest = nll.as_slice();
         let mut take = |n: usize| {
             let (now, later) = rest.split_at(n);
