@@ -100,6 +100,11 @@ impl Granite {
         self.dtype
     }
 
+    /// dtype of the prompts that [`Granite::forward`] takes: f32, or f64 where the activations are.
+    pub fn prompt_dtype(&self) -> DType {
+        if self.dtype == DType::F64 { DType::F64 } else { DType::F32 }
+    }
+
     /// Where the weights are.
     pub fn device(&self) -> &Device {
         &self.device
@@ -126,7 +131,8 @@ impl Granite {
             return Ok(Some(table.clone()));
         }
         let size = positions.next_power_of_two().max(512);
-        let table = Arc::new(RopeTable::new(rope, self.config.head_dim, size, self.dtype, &self.device)?);
+        let table =
+            Arc::new(RopeTable::new(rope, self.config.head_dim, size, self.prompt_dtype(), &self.device)?);
         *held = Some(table.clone());
         Ok(Some(table))
     }

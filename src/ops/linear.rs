@@ -4,8 +4,9 @@
 //! as the product goes, and activations are f32 all the same.
 
 use super::cpu::{self, Disjoint, Mat, Real, View, with_real};
+use super::gpu::{self, Route};
 use crate::{Error, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -68,10 +69,17 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (n, k) = self.dims()?;
         self.check("linear", x, k)?;
-        if !x.device().is_cpu() {
-            return self.reference(x);
+        match gpu::route(x) {
+            Route::Cpu => with_real!("linear", x.dtype(), T => self.forward_cpu::<T>(x, n, k)),
+            Route::Kernel => {
+                let y = gpu::matmul(x, &self.weight, true, 1.0)?;
+                Ok(match &self.bias {
+                    Some(bias) => y.broadcast_add(bias)?,
+                    None => y,
+                })
+            }
+            Route::Reference => self.reference(x),
         }
-        with_real!("linear", x.dtype(), T => self.forward_cpu::<T>(x, n, k))
     }
 
     /// `scale * dy W` of `dy` [T, out]: the gradient of the input, [T, in].
@@ -81,11 +89,12 @@ impl Linear {
     pub fn backward(&self, dy: &Tensor, scale: f64) -> Result<Tensor> {
         let (n, k) = self.dims()?;
         self.check("linear backward", dy, n)?;
-        match dy.device() {
-            Device::Cpu => {
+        match gpu::route(dy) {
+            Route::Cpu => {
                 with_real!("linear backward", dy.dtype(), T => self.backward_cpu::<T>(dy, scale, n, k))
             }
-            _ => Ok((dy.matmul(&self.weight.to_dtype(dy.dtype())?)? * scale)?),
+            Route::Kernel => gpu::matmul(dy, &self.weight, false, scale),
+            Route::Reference => Ok((dy.matmul(&self.weight.to_dtype(dy.dtype())?)? * scale)?),
         }
     }
 
@@ -213,6 +222,7 @@ impl HalfWeight<'_> {
 mod tests {
     use super::*;
     use crate::ops::{autograd, testing::*};
+    use candle_core::Device;
 
     #[test]
     fn forward_and_backward_agree_with_the_reference() -> Result<()> {

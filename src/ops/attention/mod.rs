@@ -248,7 +248,12 @@ impl AttentionShape {
         Ok(Attended { out: Tensor::cat(&outs, 0)?.to_dtype(dtype)?, lse: Tensor::cat(&lses, 0)? })
     }
 
-    fn reference_backward(&self, inputs: Inputs, dout: &Tensor, needs: Needs) -> Result<Gradients> {
+    pub(crate) fn reference_backward(
+        &self,
+        inputs: Inputs,
+        dout: &Tensor,
+        needs: Needs,
+    ) -> Result<Gradients> {
         let mut leaves = vec![inputs.qkv.queries()];
         let split = matches!(inputs.qkv, Qkv::Split { .. });
         if split {
