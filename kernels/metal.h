@@ -25,6 +25,7 @@ typedef ulong index_t;
 #define BLOCK_Y (block_index.y)
 #define BLOCK_Z (block_index.z)
 #define BARRIER() threadgroup_barrier(mem_flags::mem_threadgroup | mem_flags::mem_device)
+#define WARP_BARRIER() simdgroup_barrier(mem_flags::mem_threadgroup | mem_flags::mem_device)
 #define NEGATIVE_INFINITY (-INFINITY)
 
 #if defined(ELEMENT_BF16)
@@ -58,6 +59,16 @@ INLINE float warp_sum(float x) {
 }
 INLINE float warp_max(float x) {
     UNROLL for (uint mask = 16; mask; mask /= 2) x = max(x, shuffle_xor(x, mask));
+    return x;
+}
+
+INLINE float block_sum(float x, threadgroup float *scratch, uint thread_of_block, uint threads) {
+    x = warp_sum(x);
+    if (threads == 32) return x;
+    if (thread_of_block % 32 == 0) scratch[thread_of_block / 32] = x;
+    BARRIER();
+    x = warp_sum(thread_of_block % 32 < threads / 32 ? scratch[thread_of_block % 32] : 0.0f);
+    BARRIER();
     return x;
 }
 
