@@ -16,6 +16,8 @@
 
 mod blocks;
 mod kernel;
+#[allow(dead_code)]
+mod plan;
 
 use super::cpu::with_real;
 use crate::{Error, Result};
