@@ -24,6 +24,7 @@ pub(crate) mod cpu;
 pub mod cross_entropy;
 pub mod embed;
 pub mod linear;
+pub mod profile;
 pub mod rms_norm;
 pub mod rope;
 pub mod swiglu;
