@@ -40,6 +40,16 @@ pub(super) struct Block {
     pub(super) down: Linear,
 }
 
+/// The weights of a whole model.
+pub(super) struct Parts {
+    /// [V, C].
+    pub(super) embedding: Tensor,
+    pub(super) blocks: Vec<Block>,
+    pub(super) norm: RmsNorm,
+    /// [V, C]; the embedding again where it is tied.
+    pub(super) head: Tensor,
+}
+
 /// dtypes of a loaded model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Dtypes {
@@ -72,12 +82,23 @@ impl Granite {
             true => embedding.clone(),
             false => load.matrix("lm_head.weight", config.vocab_size, config.hidden_size)?,
         };
+        let norm = load.norm("model.norm.weight")?;
+        Self::from_parts(config, Parts { embedding, blocks, norm, head }, dtypes, device)
+    }
+
+    /// A model of weights that are on `device` in `dtypes`.
+    pub(super) fn from_parts(
+        config: &ModelConfig,
+        parts: Parts,
+        dtypes: Dtypes,
+        device: &Device,
+    ) -> Result<Self> {
         Ok(Self {
             config: config.clone(),
-            embedding,
-            blocks,
-            norm: load.norm("model.norm.weight")?,
-            head: Linear::new(head, None)?,
+            embedding: parts.embedding,
+            blocks: parts.blocks,
+            norm: parts.norm,
+            head: Linear::new(parts.head, None)?,
             attention: AttentionShape {
                 heads: config.num_attention_heads,
                 kv_heads: config.num_key_value_heads,
