@@ -12,6 +12,7 @@
 
 use super::cpu::{self, Real, View, with_real};
 use super::gpu::{self, Kernel, Route};
+use super::profile;
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 
@@ -114,6 +115,7 @@ impl AdamW {
     /// # Errors
     /// A gradient of another shape or dtype.
     pub fn forward(&self, parameter: &Parameter, gradient: &Tensor, step: Step) -> Result<Updated> {
+        let _timed = profile::scope("adamw", gradient.device());
         let Parameter { value, .. } = parameter;
         if gradient.shape() != value.shape() || gradient.dtype() != value.dtype() {
             return Err(Error::Shape {

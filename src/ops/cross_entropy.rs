@@ -11,6 +11,7 @@
 use super::IndexView;
 use super::cpu::{self, Real, View, with_real};
 use super::gpu::{self, Kernel, Route};
+use super::profile;
 use crate::{Error, Result};
 use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
@@ -34,6 +35,7 @@ const THREADS: usize = 512;
 /// # Errors
 /// A label beyond the vocabulary, or another number of labels than rows.
 pub fn forward(logits: &Tensor, labels: IndexView, scale: f64) -> Result<Losses> {
+    let _timed = profile::scope("cross_entropy", logits.device());
     let vocab = check(logits, labels)?;
     let rows = labels.host().len();
     match gpu::route(logits) {
@@ -71,6 +73,7 @@ pub fn backward(
     losses: &Losses,
     dloss: f64,
 ) -> Result<Tensor> {
+    let _timed = profile::scope("cross_entropy backward", logits.device());
     let vocab = check(&logits, labels)?;
     if gpu::route(&logits) == Route::Kernel {
         launch("cross_entropy_backward", &logits, labels, [&losses.lse], scale, dloss)?;

@@ -11,6 +11,7 @@
 use super::IndexView;
 use super::cpu::{self, Real, View, with_real};
 use super::gpu::{self, Kernel, Route};
+use super::profile;
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 use num_traits::Zero;
@@ -38,6 +39,7 @@ gpu::parameters!(EmbedParameters {
 /// # Errors
 /// An id beyond both matrices, or shapes that do not fit.
 pub fn forward(embedding: &Tensor, prompts: &Tensor, lookup: &Lookup) -> Result<Tensor> {
+    let _timed = profile::scope("embed", embedding.device());
     let (vocab, width) = embedding.dims2()?;
     let (virtual_tokens, prompt_width) = prompts.dims2()?;
     let bound = vocab + virtual_tokens;
@@ -130,6 +132,7 @@ fn gather<T: Real, W: candle_core::WithDType>(
 /// # Errors
 /// Fewer rows in `dx` than ids.
 pub fn backward(dx: &Tensor, vocab: usize, virtual_tokens: usize, lookup: &Lookup) -> Result<Tensor> {
+    let _timed = profile::scope("embed backward", dx.device());
     let (rows, c) = dx.dims2()?;
     let ids = lookup.ids.host();
     if rows != ids.len() {

@@ -5,6 +5,7 @@
 
 use super::cpu::{self, Disjoint, Mat, Real, View, with_real};
 use super::gpu::{self, Route};
+use super::profile;
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
@@ -67,6 +68,7 @@ impl Linear {
     /// # Errors
     /// A width that is not the layer's, or a dtype that the device's kernels do not know.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let _timed = profile::scope("linear", x.device());
         let (n, k) = self.dims()?;
         self.check("linear", x, k)?;
         match gpu::route(x) {
@@ -87,6 +89,7 @@ impl Linear {
     /// # Errors
     /// As [`Linear::forward`].
     pub fn backward(&self, dy: &Tensor, scale: f64) -> Result<Tensor> {
+        let _timed = profile::scope("linear backward", dy.device());
         let (n, k) = self.dims()?;
         self.check("linear backward", dy, n)?;
         match gpu::route(dy) {

@@ -10,6 +10,7 @@
 
 use super::cpu::{self, Real, View, with_real};
 use super::gpu::{self, Kernel, Route};
+use super::profile;
 use crate::{Error, Result};
 use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
@@ -57,6 +58,7 @@ impl RmsNorm {
     /// # Errors
     /// Shapes that do not fit.
     pub fn forward(&self, x: &Tensor, add: Option<Add>) -> Result<Normed> {
+        let _timed = profile::scope("rms_norm", x.device());
         let (t, c) = x.dims2()?;
         if self.weight.dims() != [c] || add.is_some_and(|a| a.delta.dims() != [t, c]) {
             return Err(Error::Shape {
@@ -84,6 +86,7 @@ impl RmsNorm {
         rstd: &Tensor,
         past: Option<&Tensor>,
     ) -> Result<Tensor> {
+        let _timed = profile::scope("rms_norm backward", residual.device());
         let (t, c) = residual.dims2()?;
         if dy.dims() != [t, c] || rstd.dims() != [t] || past.is_some_and(|d| d.dims() != [t, c]) {
             return Err(Error::Shape {

@@ -11,6 +11,7 @@
 use super::IndexView;
 use super::cpu::{self, Real, View, with_real};
 use super::gpu::{self, Kernel, Route};
+use super::profile;
 use crate::model::config::{Llama3Scaling, Rope};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -84,6 +85,7 @@ impl RopeTable {
     }
 
     fn rotate(&self, x: Tensor, heads: usize, positions: IndexView, sign: f64) -> Result<Tensor> {
+        let _timed = profile::scope("rope", x.device());
         let (t, width) = x.dims2()?;
         let position_ids = positions.host();
         let last = position_ids.iter().max().map_or(0, |p| *p as usize + 1);

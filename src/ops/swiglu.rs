@@ -9,6 +9,7 @@
 
 use super::cpu::{self, Real, View, with_real};
 use super::gpu::{self, Kernel, Route};
+use super::profile;
 use crate::{Error, Result};
 use candle_core::Tensor;
 use num_traits::One;
@@ -23,6 +24,7 @@ gpu::parameters!(SwigluParameters { rows: u32, width: u32, scale: f32, aligned: 
 /// # Errors
 /// An odd number of columns.
 pub fn forward(gate_up: &Tensor) -> Result<Tensor> {
+    let _timed = profile::scope("swiglu", gate_up.device());
     let (t, f) = half(gate_up)?;
     match gpu::route(gate_up) {
         Route::Cpu => {}
@@ -55,6 +57,7 @@ pub fn forward(gate_up: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// Shapes that do not fit.
 pub fn backward(da: &Tensor, gate_up: &Tensor) -> Result<Tensor> {
+    let _timed = profile::scope("swiglu backward", gate_up.device());
     let (t, f) = half(gate_up)?;
     if da.dims() != [t, f] {
         return Err(Error::Shape {
