@@ -53,6 +53,8 @@ pub(crate) struct Checks<'a> {
     op: &'static str,
     case: String,
     seed: u64,
+    /// What an f32 error is measured by where the exact values are all smaller.
+    pub(crate) unit: f64,
     found: Vec<Comparison>,
 }
 
@@ -74,7 +76,7 @@ pub(crate) enum Kind {
 
 impl<'a> Checks<'a> {
     pub(crate) fn new(target: &'a Target<'a>, op: &'static str) -> Self {
-        Self { target, op, case: String::new(), seed: 0, found: Vec::new() }
+        Self { target, op, case: String::new(), seed: 0, unit: 1e-3, found: Vec::new() }
     }
 
     pub(crate) fn finish(self) -> Vec<Comparison> {
@@ -139,9 +141,9 @@ impl<'a> Checks<'a> {
         let exact = values(exact)?;
         let ours = values(ours)?;
         let error = if ours.len() == exact.len() { largest_difference(&ours, &exact) } else { f64::NAN };
-        let largest = exact.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
+        let largest = exact.iter().fold(self.unit, |a: f64, b| a.max(b.abs()));
         let allowed = match self.target.dtype {
-            DType::F32 => 1e-5 * largest.max(1e-3),
+            DType::F32 => 1e-5 * largest,
             _ => {
                 let factor = if let Kind::Value = kind { 2.0 } else { 3.0 };
                 factor * largest_difference(&values(plain)?, &exact) + 1e-5 * largest
