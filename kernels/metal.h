@@ -93,7 +93,7 @@ INLINE void store16(device Element *p, thread const float *v) {
 
 template <typename T>
 INLINE void load8(device const T *p, index_t at, uint count, bool aligned, thread float *out) {
-    if (aligned && count == 8) {
+    if (aligned && count >= 8) {
         load16(p + at, out);
         return;
     }
@@ -101,7 +101,7 @@ INLINE void load8(device const T *p, index_t at, uint count, bool aligned, threa
 }
 template <typename T>
 INLINE void store8(device T *p, index_t at, uint count, bool aligned, thread const float *values) {
-    if (aligned && count == 8) {
+    if (aligned && count >= 8) {
         store16(p + at, values);
         return;
     }
