@@ -26,7 +26,7 @@ INLINE Chunk chunk_of(uint index, uint shift, uint vocab) {
     return chunk;
 }
 
-// A maximum, and the sum of exp(z - maximum). Empty: not minus infinity, whose difference with itself is no number.
+// Starts a maximum. Not minus infinity: its difference with itself is no number, and Metal's fast maths has none.
 #define LOWEST (-1e38f)
 #define TOGETHER 2
 
@@ -48,7 +48,7 @@ KERNEL(cross_entropy_forward, 1024, IN(0, Element, logits), IN(1, uint, labels),
         }
         float next = maximum;
         UNROLL for (uint c = 0; c < TOGETHER; ++c) UNROLL for (uint i = 0; i < 8; ++i) {
-            z[c][i] = i < count[c] ? p.scale * z[c][i] : NEGATIVE_INFINITY;
+            z[c][i] = i < count[c] ? p.scale * z[c][i] : LOWEST;
             next = max_(next, z[c][i]);
         }
         sum *= exp_(maximum - next);
