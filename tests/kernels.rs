@@ -20,7 +20,8 @@ fn files() -> BTreeSet<String> {
 
 /// A compiler that may be missing; `GNEISS_REQUIRE_<name>` makes its absence a failure.
 fn find(name: &str, candidates: &[Option<PathBuf>]) -> Option<PathBuf> {
-    let runs = |path: &&PathBuf| Command::new(path).arg("--version").output().is_ok_and(|o| o.status.success());
+    let runs =
+        |path: &&PathBuf| Command::new(path).arg("--version").output().is_ok_and(|o| o.status.success());
     let found = candidates.iter().flatten().find(runs).cloned();
     let required = format!("GNEISS_REQUIRE_{name}");
     assert!(found.is_some() || std::env::var_os(&required).is_none(), "{required} is set, and there is none");
@@ -101,7 +102,14 @@ fn clang_takes_the_portable_kernels_for_metal() {
             command.current_dir(root("")).args(["--target=aarch64-linux-gnu", "-std=c++17", "-fsyntax-only"]);
             command.args(["-nostdinc", "-Wall", "-Werror", "-Wdouble-promotion", "-Wno-unknown-attributes"]);
             command.args(["-Wno-unused-function", "-Xclang", "-fallow-half-arguments-and-returns"]);
-            command.args(["-I", "tests/metal", "-include", "kernels/metal.h", "-include", "tests/metal/shared.h"]);
+            command.args([
+                "-I",
+                "tests/metal",
+                "-include",
+                "kernels/metal.h",
+                "-include",
+                "tests/metal/shared.h",
+            ]);
             command.arg(format!("-DELEMENT_{element}")).args(["-x", "c++"]).arg(format!("kernels/{file}.cu"));
             ran(&mut command);
         }
@@ -112,7 +120,10 @@ fn clang_takes_the_portable_kernels_for_metal() {
 fn metal_is_given_every_portable_kernel() {
     let text = std::fs::read_to_string(root("src/ops/gpu/metal.rs")).unwrap();
     for file in files().iter().filter(|file| !file.ends_with("_mma")) {
-        assert!(text.contains(&format!("(\"{file}\", include_str!(\"../../../kernels/{file}.cu\"))")), "{file}");
+        assert!(
+            text.contains(&format!("(\"{file}\", include_str!(\"../../../kernels/{file}.cu\"))")),
+            "{file}"
+        );
     }
 }
 

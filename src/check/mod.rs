@@ -6,6 +6,7 @@
 
 mod attention;
 mod ops;
+mod run;
 
 use crate::Result;
 use candle_core::{DType, Device, Shape, Tensor};
@@ -14,6 +15,7 @@ use rand::distr::{Distribution, Uniform};
 use serde::Serialize;
 
 pub use ops::{OPS, ops};
+pub use run::{Curves, RunSize, run};
 
 /// One comparison.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -224,6 +226,24 @@ mod tests {
     #[test]
     fn adamw() {
         check("adamw");
+    }
+
+    /// A few steps of the whole model on the emulator, in one pass and in several.
+    #[test]
+    fn runs_follow_the_cpu() {
+        for (dtype, head_dim, max_rows) in [
+            (DType::F32, 32, 4096),
+            (DType::F32, 32, 60),
+            (DType::BF16, 64, 4096),
+            (DType::BF16, 64, 60),
+            (DType::F16, 32, 4096),
+        ] {
+            let target = Target { device: &Device::Cpu, dtype, run: &|f: &mut dyn FnMut()| emulate(0, f) };
+            let size = RunSize { steps: 3, examples: 4, max_rows, head_dim };
+            let curves = run(&target, size).unwrap_or_else(|e| panic!("{dtype:?}, {size:?}: {e}"));
+            assert!(curves.deviation() <= Curves::allowed(dtype), "{dtype:?}: {curves:?}");
+            assert!(curves.cpu[2] < curves.cpu[0], "{curves:?}");
+        }
     }
 
     #[test]

@@ -173,8 +173,16 @@ mod tests {
     super::super::parameters!(FaultParameters { width: u32 });
 
     /// Runs a kernel of tests/emulator/faults.cu on 64 threads; what the emulator says.
-    fn run(library: &Library, name: &'static str, element: DType, width: u32, blocks: usize, order: u32) -> String {
-        let x = Tensor::ones(64, if name == "fault_missing_wait" { element } else { DType::F32 }, &Device::Cpu);
+    fn run(
+        library: &Library,
+        name: &'static str,
+        element: DType,
+        width: u32,
+        blocks: usize,
+        order: u32,
+    ) -> String {
+        let x =
+            Tensor::ones(64, if name == "fault_missing_wait" { element } else { DType::F32 }, &Device::Cpu);
         let x = x.expect("a tensor");
         let y = Tensor::zeros(64, DType::F32, &Device::Cpu).expect("a tensor");
         let y = if name == "fault_overlap" { x.clone() } else { y };
@@ -210,7 +218,9 @@ mod tests {
                 assert!(message.contains(expected), "{name}, order {order}: {message}");
             }
             // Without their fault the same kernels are right.
-            for (name, width) in [("fault_out_of_bounds", 0), ("fault_unwritten_shared", 64), ("fault_misaligned", 8)] {
+            for (name, width) in
+                [("fault_out_of_bounds", 0), ("fault_unwritten_shared", 64), ("fault_misaligned", 8)]
+            {
                 assert_eq!(said(name, width, 1), "", "{name}, order {order}");
             }
         }
