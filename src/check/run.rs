@@ -89,7 +89,7 @@ fn config(head_dim: usize) -> ModelConfig {
         embedding_multiplier: 12.0,
         residual_multiplier: 0.5,
         attention_multiplier: 1.0 / (head_dim as f64).sqrt(),
-        logits_scaling: 0.25,
+        logits_scaling: 0.5,
     }
 }
 
@@ -107,7 +107,7 @@ fn examples(n: usize) -> Vec<Example> {
 fn curve(model: &Granite, size: RunSize) -> Result<Vec<f64>> {
     let examples = examples(size.examples * 4);
     let options = TrainOptions {
-        learning_rate: 0.01,
+        learning_rate: 0.03,
         batch_size: size.examples,
         num_epochs: size.steps,
         max_steps: size.steps,
