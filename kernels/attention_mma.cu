@@ -62,19 +62,20 @@ INLINE void copy_rows(GROUP(Element) to, GLOBAL(const Element) from, uint width,
     }
 }
 
-// Operands of mma_16x8x16: `left` has 16 rows from `row` on and 16 columns; `right` the transpose of 16 rows, two
-// operands for 8 each; `right_columns` 16 rows as they lie, two operands for 8 columns each.
+// Operands of mma_16x8x16 from 16 rows of a tile and 16 columns, `step` times 16 on: `left` the rows as they lie; `right`
+// their transpose, two operands for 8 rows each; `right_columns` as they lie, two operands for 8 columns each. A step
+// changes bits of the swizzled place that nothing is carried into.
 template <uint D>
 INLINE void left(LOCAL(uint) r, GROUP(const Element) tile, uint row, uint step, uint lane) {
-    ldmatrix4(r, tile + swizzled<D>(row + lane % 16, 2 * step + lane / 16));
+    ldmatrix4(r, tile + row * D + (swizzled<D>(lane % 16, lane / 16) ^ 16 * step));
 }
 template <uint D>
 INLINE void right(LOCAL(uint) r, GROUP(const Element) tile, uint row, uint step, uint lane) {
-    ldmatrix4(r, tile + swizzled<D>(row + lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2));
+    ldmatrix4(r, tile + row * D + (swizzled<D>(lane / 16 * 8 + lane % 8, lane / 8 % 2) ^ 16 * step));
 }
 template <uint D>
 INLINE void right_columns(LOCAL(uint) r, GROUP(const Element) tile, uint row, uint step, uint lane) {
-    ldmatrix4_transposed(r, tile + swizzled<D>(row + lane % 16, 2 * step + lane / 16));
+    ldmatrix4_transposed(r, tile + row * D + (swizzled<D>(lane % 16, lane / 16) ^ 16 * step));
 }
 
 // Groups of 16 rows of the other operand that a warp takes part in, [begin, end); `all` where nothing is masked.
@@ -166,41 +167,45 @@ INLINE void store_rows(GLOBAL(T) to, uint width, uint count, LOCAL(const float) 
     }
 }
 
-// A tile's walk over the prefix's rows and then over own rows, ROWS at a time. Rows are counted from the first of the
-// prefix, or of the own rows.
+// A tile's walk over the prefix's rows and then over own rows. Rows are counted from the first of the prefix, or of the
+// own rows.
 struct Walk {
-    GLOBAL(const Element) prefix;
-    GLOBAL(const Element) own;
-    uint prefix_width, own_width, prefix_count, own_count, prefix_steps, steps;
+    uint prefix, prefix_count, own, own_count;
 };
 
 struct Step {
-    GLOBAL(const Element) keys;
-    uint width, at, count;
+    uint at, count;
     bool own;
 };
 
-INLINE Walk walk(Inputs in, GLOBAL(const uint) tile, AttentionParameters p, uint kv_head) {
+INLINE Walk walk_of(GLOBAL(const uint) tile) {
     Walk w;
-    w.prefix_width = p.prefix_width;
-    w.own_width = p.kv_width;
-    w.prefix = in.prefix + ((index_t)tile[2] * p.prefix_width + p.prefix_column + kv_head * p.head_dim);
-    w.own = in.kv + ((index_t)tile[4] * p.kv_width + p.kv_column + kv_head * p.head_dim);
-    w.prefix_count = tile[3] - tile[2];
-    w.own_count = tile[5] - tile[4];
-    w.prefix_steps = (w.prefix_count + ROWS - 1) / ROWS;
-    w.steps = w.prefix_steps + (w.own_count + ROWS - 1) / ROWS;
+    w.prefix = tile[2];
+    w.prefix_count = tile[3] - w.prefix;
+    w.own = tile[4];
+    w.own_count = tile[5] - w.own;
     return w;
 }
 
-INLINE Step step_of(Walk w, uint i) {
+// Steps of `rows` rows at a time.
+INLINE uint steps_of(Walk w, uint rows) { return (w.prefix_count + rows - 1) / rows + (w.own_count + rows - 1) / rows; }
+
+INLINE Step step_of(Walk w, uint i, uint rows) {
+    const uint before = (w.prefix_count + rows - 1) / rows;
     Step s;
-    s.own = i >= w.prefix_steps;
-    s.at = ROWS * (s.own ? i - w.prefix_steps : i);
-    s.width = s.own ? w.own_width : w.prefix_width;
-    s.count = smaller(ROWS, (s.own ? w.own_count : w.prefix_count) - s.at);
-    s.keys = (s.own ? w.own : w.prefix) + (index_t)s.at * s.width;
+    s.own = i >= before;
+    s.at = rows * (s.own ? i - before : i);
+    s.count = smaller(rows, (s.own ? w.own_count : w.prefix_count) - s.at);
     return s;
+}
+
+// Starts copying a step's keys, or its values.
+template <uint D, uint COUNT>
+INLINE void copy_step(GROUP(Element) to, Inputs in, AttentionParameters p, Walk w, Step step, uint kv_head, bool values,
+                      uint thread) {
+    const uint width = step.own ? p.kv_width : p.prefix_width, row = (step.own ? w.own : w.prefix) + step.at;
+    const uint column = (step.own ? p.kv_column : p.prefix_column) + (kv_head + (values ? p.kv_heads : 0)) * D;
+    copy_rows<D, COUNT>(to, (step.own ? in.kv : in.prefix) + ((index_t)row * width + column), width, step.count, thread);
 }
 
 // The own rows that a lane's two queries see, and a warp's: `low` to `high` by some, `begin` to `end` by all.
@@ -238,61 +243,58 @@ INLINE Seen seen_by(GLOBAL(const uint) visible, uint first, uint count, uint bas
     return s;
 }
 
-// What a warp does of a step: nothing where it has no queries.
-INLINE Groups groups_of(Seen seen, Step step, Walk w, bool queries) {
-    const uint low = step.own ? seen.low : 0, high = step.own ? seen.high : w.prefix_count;
-    const uint begin = step.own ? seen.begin : 0, end = step.own ? seen.end : w.prefix_count;
+// What a warp does with keys `at` to `at + rows` of a step; nothing where it has no queries.
+INLINE Groups groups_of(Seen seen, Walk w, bool own, uint at, uint rows, bool queries) {
+    const uint low = own ? seen.low : 0, high = own ? seen.high : w.prefix_count;
+    const uint begin = own ? seen.begin : 0, end = own ? seen.end : w.prefix_count;
     Groups g;
-    g.all = queries && begin <= step.at && end >= step.at + ROWS;
-    g.begin = low > step.at ? (low - step.at) / 16 : 0;
-    g.end = queries && high > step.at ? smaller(ROWS / 16, (high - step.at + 15) / 16) : 0;
+    g.all = queries && begin <= at && end >= at + rows;
+    g.begin = low > at ? (low - at) / 16 : 0;
+    g.end = queries && high > at ? smaller(rows / 16, (high - at + 15) / 16) : 0;
     return g;
 }
 INLINE bool nothing(Groups g) { return !g.all && g.begin >= g.end; }
 
-// Whether the lane's query behind element i of a tile of scores sees its key.
-INLINE bool sees(Seen seen, Step step, uint prefix_count, uint i, uint lane) {
-    const uint key = step.at + i / 4 * 8 + lane % 4 * 2 + i % 2, row = i / 2 % 2;
-    return step.own ? key >= seen.from[row] && key < seen.to[row] : key < prefix_count;
+// Whether the lane's query behind element i of scores of keys from `at` on sees its key.
+INLINE bool sees(Seen seen, Walk w, bool own, uint at, uint i, uint lane) {
+    const uint key = at + i / 4 * 8 + lane % 4 * 2 + i % 2, row = i / 2 % 2;
+    return own ? key >= seen.from[row] && key < seen.to[row] : key < w.prefix_count;
 }
 
 template <uint D>
 INLINE void forward(Inputs in, GLOBAL(const uint) tile, GLOBAL(Element) out, GLOBAL(float) lse, AttentionParameters p,
                     GROUP(Element) memory, uint head, uint thread) {
-    const uint lane = thread % 32, row = thread / 32 * 16;
+    const uint lane = thread % 32, row = thread / 32 * 16, kv_head = head / (p.heads / p.kv_heads);
     const uint first = tile[0] + row, all = tile[1] - tile[0], count = all > row ? smaller(16, all - row) : 0;
     GROUP(Element) queries = memory;
     GROUP(Element) keys = memory + ROWS * D;
     GROUP(Element) values = memory + 2 * ROWS * D;
-    const uint to_values = p.kv_heads * D;
-    const Walk w = walk(in, tile, p, head / (p.heads / p.kv_heads));
-    Step step = step_of(w, 0);
+    const Walk w = walk_of(tile);
     copy_rows<D, ROWS>(queries, in.q + ((index_t)tile[0] * p.q_width + head * D), p.q_width, all, thread);
-    copy_rows<D, ROWS>(keys, step.keys, step.width, step.count, thread);
+    copy_step<D, ROWS>(keys, in, p, w, step_of(w, 0, ROWS), kv_head, false, thread);
     cp_async_commit();
-    const Seen seen = seen_by(in.visible, first, count, tile[4], lane);
+    const Seen seen = seen_by(in.visible, first, count, w.own, lane);
     const float scale = p.scale * LOG2_E;
     float sums[D / 2], largest[2] = {LOWEST, LOWEST}, total[2] = {0.0f, 0.0f};
     UNROLL for (uint i = 0; i < D / 2; ++i) sums[i] = 0.0f;
-    for (uint i = 0; i < w.steps; ++i) {
+    const uint steps = steps_of(w, ROWS);
+    for (uint i = 0; i < steps; ++i) {
+        const Step step = step_of(w, i, ROWS);
         cp_async_wait(0);
         BARRIER(); // The keys are there, and nobody needs the last values.
-        copy_rows<D, ROWS>(values, step.keys + to_values, step.width, step.count, thread);
+        copy_step<D, ROWS>(values, in, p, w, step, kv_head, true, thread);
         cp_async_commit();
-        const Groups groups = groups_of(seen, step, w, count > 0);
+        const Groups groups = groups_of(seen, w, step.own, step.at, ROWS, count > 0);
         float s[ROWS / 2];
         if (!nothing(groups)) {
             products<D, ROWS / 16>(queries, row, keys, 0, groups, lane, s);
             if (!groups.all)
                 UNROLL for (uint e = 0; e < ROWS / 2; ++e)
-                    if (!sees(seen, step, w.prefix_count, e, lane)) s[e] = NEGATIVE_INFINITY;
+                    if (!sees(seen, w, step.own, step.at, e, lane)) s[e] = NEGATIVE_INFINITY;
         }
         cp_async_wait(0);
         BARRIER(); // The values are there, and nobody needs the keys.
-        if (i + 1 < w.steps) {
-            step = step_of(w, i + 1);
-            copy_rows<D, ROWS>(keys, step.keys, step.width, step.count, thread);
-        }
+        if (i + 1 < steps) copy_step<D, ROWS>(keys, in, p, w, step_of(w, i + 1, ROWS), kv_head, false, thread);
         cp_async_commit();
         if (nothing(groups)) continue;
         UNROLL for (uint half = 0; half < 2; ++half) {
@@ -324,25 +326,36 @@ INLINE void forward(Inputs in, GLOBAL(const uint) tile, GLOBAL(Element) out, GLO
     store_rows<D>(out + ((index_t)first * width + head * D), width, count, sums, total, lane);
 }
 
+// Rows of the tiles that the backward kernels walk; two of each lie in shared memory, of which one is copied while the
+// other is used, PART rows at a time.
+template <uint D>
+struct Stage {
+    enum : uint { rows = D > 64 ? 32 : 64 };
+};
+#define PART 32
+
+// The shared memory of the dQ kernel.
+struct QueryShared {
+    GROUP(Element) queries;
+    GROUP(Element) douts;
+    GROUP(Element) keys;
+    GROUP(Element) values;
+};
+
 template <uint D>
 INLINE void query_gradients(Inputs in, GLOBAL(const uint) tile, GLOBAL(Element) dq, AttentionParameters p,
-                            GROUP(Element) memory, uint head, uint thread) {
-    const uint lane = thread % 32, row = thread / 32 * 16;
+                            QueryShared s, uint head, uint thread) {
+    const uint rows = Stage<D>::rows;
+    const uint lane = thread % 32, row = thread / 32 * 16, kv_head = head / (p.heads / p.kv_heads);
     const uint first = tile[0] + row, all = tile[1] - tile[0], count = all > row ? smaller(16, all - row) : 0;
-    GROUP(Element) queries = memory;
-    GROUP(Element) douts = memory + ROWS * D;
-    GROUP(Element) keys = memory + 2 * ROWS * D;
-    GROUP(Element) values = memory + 3 * ROWS * D;
-    const uint to_values = p.kv_heads * D, width = p.heads * D;
-    const Walk w = walk(in, tile, p, head / (p.heads / p.kv_heads));
-    Step step = step_of(w, 0);
-    copy_rows<D, ROWS>(douts, in.dout + ((index_t)tile[0] * width + head * D), width, all, thread);
-    copy_rows<D, ROWS>(values, step.keys + to_values, step.width, step.count, thread);
+    const Walk w = walk_of(tile);
+    const uint width = p.heads * D, steps = steps_of(w, rows);
+    copy_rows<D, ROWS>(s.queries, in.q + ((index_t)tile[0] * p.q_width + head * D), p.q_width, all, thread);
+    copy_rows<D, ROWS>(s.douts, in.dout + ((index_t)tile[0] * width + head * D), width, all, thread);
+    copy_step<D, rows>(s.keys, in, p, w, step_of(w, 0, rows), kv_head, false, thread);
+    copy_step<D, rows>(s.values, in, p, w, step_of(w, 0, rows), kv_head, true, thread);
     cp_async_commit();
-    copy_rows<D, ROWS>(queries, in.q + ((index_t)tile[0] * p.q_width + head * D), p.q_width, all, thread);
-    copy_rows<D, ROWS>(keys, step.keys, step.width, step.count, thread);
-    cp_async_commit();
-    const Seen seen = seen_by(in.visible, first, count, tile[4], lane);
+    const Seen seen = seen_by(in.visible, first, count, w.own, lane);
     const float scale = p.scale * LOG2_E;
     float less[2], delta[2], sums[D / 2];
     UNROLL for (uint half = 0; half < 2; ++half) {
@@ -352,45 +365,37 @@ INLINE void query_gradients(Inputs in, GLOBAL(const uint) tile, GLOBAL(Element) 
         delta[half] = r < count ? in.delta[at] : 0.0f;
     }
     UNROLL for (uint i = 0; i < D / 2; ++i) sums[i] = 0.0f;
-    for (uint i = 0; i < w.steps; ++i) {
-        const Step now = step;
-        const Groups groups = groups_of(seen, now, w, count > 0);
-        float dp[ROWS / 2], s[ROWS / 2];
-        cp_async_wait(1);
-        BARRIER(); // The values are there.
-        if (!nothing(groups)) products<D, ROWS / 16>(douts, row, values, 0, groups, lane, dp);
+    for (uint i = 0; i < steps; ++i) {
         cp_async_wait(0);
-        BARRIER(); // The keys are there, and nobody needs the values.
-        if (i + 1 < w.steps) {
-            step = step_of(w, i + 1);
-            copy_rows<D, ROWS>(values, step.keys + to_values, step.width, step.count, thread);
+        BARRIER(); // This step's rows are there, and nobody needs the last step's.
+        if (i + 1 < steps) {
+            const Step next = step_of(w, i + 1, rows);
+            const uint to = (i + 1) % 2 * rows * D;
+            copy_step<D, rows>(s.keys + to, in, p, w, next, kv_head, false, thread);
+            copy_step<D, rows>(s.values + to, in, p, w, next, kv_head, true, thread);
         }
         cp_async_commit();
-        if (!nothing(groups)) {
-            products<D, ROWS / 16>(queries, row, keys, 0, groups, lane, s);
-            UNROLL for (uint e = 0; e < ROWS / 2; ++e) {
+        const Step step = step_of(w, i, rows);
+        UNROLL for (uint part = 0; part < rows; part += PART) {
+            const Groups groups = groups_of(seen, w, step.own, step.at + part, PART, count > 0);
+            if (nothing(groups)) continue;
+            const uint from = i % 2 * rows + part;
+            float ds[PART / 2], dp[PART / 2];
+            products<D, PART / 16>(s.queries, row, s.keys, from, groups, lane, ds);
+            products<D, PART / 16>(s.douts, row, s.values, from, groups, lane, dp);
+            UNROLL for (uint e = 0; e < PART / 2; ++e) {
                 const uint half = e / 2 % 2;
-                s[e] = exp2_(s[e] * scale - less[half]) * (dp[e] - delta[half]);
+                ds[e] = exp2_(ds[e] * scale - less[half]) * (dp[e] - delta[half]);
             }
             if (!groups.all)
-                UNROLL for (uint e = 0; e < ROWS / 2; ++e)
-                    if (!sees(seen, now, w.prefix_count, e, lane)) s[e] = 0.0f;
-            accumulate<D, ROWS / 16>(s, keys, 0, groups, lane, sums);
+                UNROLL for (uint e = 0; e < PART / 2; ++e)
+                    if (!sees(seen, w, step.own, step.at + part, e, lane)) ds[e] = 0.0f;
+            accumulate<D, PART / 16>(ds, s.keys, from, groups, lane, sums);
         }
-        BARRIER(); // Nobody needs the keys.
-        if (i + 1 < w.steps) copy_rows<D, ROWS>(keys, step.keys, step.width, step.count, thread);
-        cp_async_commit();
     }
     const float factors[2] = {p.scale, p.scale};
     store_rows<D>(dq + ((index_t)first * p.dq_width + head * D), p.dq_width, count, sums, factors, lane);
 }
-
-// Queries of a tile of the dK and dV kernel; it works on PART of them at a time.
-template <uint D>
-struct QueryTile {
-    enum : uint { rows = 4096 / D > 32 ? 64 : 32 };
-};
-#define PART 32
 
 // The shared memory of the dK and dV kernel: two tiles of queries, of which one is copied while the other is used.
 struct KeyShared {
@@ -402,32 +407,28 @@ struct KeyShared {
     GROUP(float) columns;
 };
 
-// The queries of an item, heads of the group innermost.
+// Some queries of an item in one head; the heads of a group come one after another.
 struct Turn {
-    uint head, first, count;
+    uint head, first;
 };
 
 template <uint D>
-INLINE Turn turn_of(GLOBAL(const uint) item, uint group, uint kv_head, uint i) {
-    Turn t;
-    t.head = kv_head * group + i % group;
-    t.first = item[2] + i / group * QueryTile<D>::rows;
-    t.count = smaller(QueryTile<D>::rows, item[3] - t.first);
-    return t;
+INLINE uint count_of(Turn t, uint end) {
+    return smaller(Stage<D>::rows, end - t.first);
 }
 
 template <uint D>
-INLINE void copy_turn(Inputs in, AttentionParameters p, KeyShared s, Turn t, uint stage, uint thread) {
-    const uint rows = QueryTile<D>::rows, width = p.heads * D, to = stage * rows * D;
-    copy_rows<D, rows>(s.queries + to, in.q + ((index_t)t.first * p.q_width + t.head * D), p.q_width, t.count, thread);
-    copy_rows<D, rows>(s.douts + to, in.dout + ((index_t)t.first * width + t.head * D), width, t.count, thread);
+INLINE void copy_turn(Inputs in, AttentionParameters p, KeyShared s, Turn t, uint count, uint stage, uint thread) {
+    const uint rows = Stage<D>::rows, width = p.heads * D, to = stage * rows * D;
+    copy_rows<D, rows>(s.queries + to, in.q + ((index_t)t.first * p.q_width + t.head * D), p.q_width, count, thread);
+    copy_rows<D, rows>(s.douts + to, in.dout + ((index_t)t.first * width + t.head * D), width, count, thread);
 }
 
 // The thread's one of lse (times log2 e) and delta.
 template <uint D>
-INLINE float column_of(Inputs in, AttentionParameters p, Turn t, uint thread) {
-    const uint rows = QueryTile<D>::rows, query = thread % rows;
-    if (thread >= 2 * rows || query >= t.count) return 0.0f;
+INLINE float column_of(Inputs in, AttentionParameters p, Turn t, uint count, uint thread) {
+    const uint rows = Stage<D>::rows, query = thread % rows;
+    if (thread >= 2 * rows || query >= count) return 0.0f;
     const index_t at = (index_t)(t.first + query) * p.heads + t.head;
     return thread < rows ? in.lse[at] * LOG2_E : in.delta[at];
 }
@@ -454,79 +455,85 @@ INLINE Groups groups_of_queries(GLOBAL(const uint) visible, uint first, uint cou
     return g;
 }
 
-// Adds the share of PART queries from `query` of the tile on to the gradients of a warp's 16 keys from `row` on.
+// PART queries: where the first lies in the tiles of queries and in `columns`, its row, and how many are there.
+struct Part {
+    uint place, column, first, count;
+};
+
+// Adds their share to the gradients of a warp's 16 keys, which are from `row` on in the tile and from `key` on in all.
 template <uint D>
-INLINE void add_queries(Inputs in, KeyShared s, Turn t, uint query, uint key, uint row, Groups groups, float scale,
-                        uint lane, LOCAL(float) dk, LOCAL(float) dv) {
+INLINE void add_queries(Inputs in, KeyShared s, Part part, uint row, uint key, Groups groups, float scale, uint lane,
+                        LOCAL(float) dk, LOCAL(float) dv) {
     float w[PART / 2], dp[PART / 2];
-    products<D, PART / 16>(s.keys, row, s.queries, query, groups, lane, w);
+    products<D, PART / 16>(s.keys, row, s.queries, part.place, groups, lane, w);
     UNROLL for (uint e = 0; e < PART / 2; ++e) {
-        const uint column = query + e / 4 * 8 + lane % 4 * 2 + e % 2;
-        w[e] = exp2_(w[e] * scale - s.columns[column]);
+        const uint query = e / 4 * 8 + lane % 4 * 2 + e % 2;
+        w[e] = exp2_(w[e] * scale - s.columns[part.column + query]);
     }
     if (!groups.all)
         UNROLL for (uint e = 0; e < PART / 2; ++e) {
-            const uint column = query + e / 4 * 8 + lane % 4 * 2 + e % 2, at = key + row + lane / 4 + e / 2 % 2 * 8;
-            const index_t pair = 2 * (index_t)(t.first + column);
-            if (column >= t.count || at < in.visible[pair] || at >= in.visible[pair + 1]) w[e] = 0.0f;
+            const uint query = e / 4 * 8 + lane % 4 * 2 + e % 2, at = key + lane / 4 + e / 2 % 2 * 8;
+            const index_t seen = 2 * (index_t)(part.first + query);
+            if (query >= part.count || at < in.visible[seen] || at >= in.visible[seen + 1]) w[e] = 0.0f;
         }
-    accumulate<D, PART / 16>(w, s.douts, query, groups, lane, dv);
-    products<D, PART / 16>(s.values, row, s.douts, query, groups, lane, dp);
+    accumulate<D, PART / 16>(w, s.douts, part.place, groups, lane, dv);
+    products<D, PART / 16>(s.values, row, s.douts, part.place, groups, lane, dp);
     UNROLL for (uint e = 0; e < PART / 2; ++e) {
-        const uint column = query + e / 4 * 8 + lane % 4 * 2 + e % 2;
-        w[e] *= dp[e] - s.columns[QueryTile<D>::rows + column];
+        const uint query = e / 4 * 8 + lane % 4 * 2 + e % 2;
+        w[e] *= dp[e] - s.columns[part.column + Stage<D>::rows + query];
     }
-    accumulate<D, PART / 16>(w, s.queries, query, groups, lane, dk);
+    accumulate<D, PART / 16>(w, s.queries, part.place, groups, lane, dk);
 }
 
 template <uint D>
 INLINE void key_gradients(Inputs in, GLOBAL(const uint) item, GLOBAL(Element) dkv, GLOBAL(float) partials,
-                          AttentionParameters p, KeyShared shared, uint kv_head, uint thread) {
-    const uint lane = thread % 32, row = thread / 32 * 16, rows = QueryTile<D>::rows;
-    const uint key = item[0], all = item[1] - key, count = all > row ? smaller(16, all - row) : 0, source = item[4];
-    const uint group = p.heads / p.kv_heads, to_values = p.kv_heads * D;
-    const uint turns = (item[3] - item[2] + rows - 1) / rows * group;
-    const uint width = source == 2 ? p.prefix_width : p.kv_width;
-    const uint column = (source == 2 ? p.prefix_column : p.kv_column) + kv_head * D;
-    GLOBAL(const Element) keys = (source == 2 ? in.prefix : in.kv) + ((index_t)key * width + column);
+                          AttentionParameters p, KeyShared s, uint kv_head, uint thread) {
+    const uint lane = thread % 32, row = thread / 32 * 16, rows = Stage<D>::rows;
+    const uint key = item[0], all = item[1] - key, count = all > row ? smaller(16, all - row) : 0;
+    const uint end = item[3], first_head = kv_head * (p.heads / p.kv_heads), to_values = p.kv_heads * D;
+    const bool causal = item[4] != 2;
     float dk[D / 2], dv[D / 2];
     UNROLL for (uint i = 0; i < D / 2; ++i) dk[i] = dv[i] = 0.0f;
-    if (turns > 0) {
-        const Turn t = turn_of<D>(item, group, kv_head, 0);
-        copy_rows<D, ROWS>(shared.keys, keys, width, all, thread);
-        copy_rows<D, ROWS>(shared.values, keys + to_values, width, all, thread);
-        copy_turn<D>(in, p, shared, t, 0, thread);
-        if (thread < 2 * rows) shared.columns[thread] = column_of<D>(in, p, t, thread);
+    Turn turn = {first_head, item[2]};
+    if (turn.first < end) {
+        const uint width = causal ? p.kv_width : p.prefix_width;
+        const uint column = (causal ? p.kv_column : p.prefix_column) + kv_head * D;
+        GLOBAL(const Element) keys = (causal ? in.kv : in.prefix) + ((index_t)key * width + column);
+        copy_rows<D, ROWS>(s.keys, keys, width, all, thread);
+        copy_rows<D, ROWS>(s.values, keys + to_values, width, all, thread);
+        copy_turn<D>(in, p, s, turn, count_of<D>(turn, end), 0, thread);
+        if (thread < 2 * rows) s.columns[thread] = column_of<D>(in, p, turn, count_of<D>(turn, end), thread);
     }
     cp_async_commit();
-    for (uint i = 0; i < turns; ++i) {
-        const uint stage = i % 2;
-        const bool more = i + 1 < turns;
-        const Turn t = turn_of<D>(item, group, kv_head, i);
-        float next = 0.0f;
+    for (uint stage = 0; turn.first < end; stage = 1 - stage) {
+        Turn next = {turn.head + 1, turn.first};
+        if (next.head == first_head + p.heads / p.kv_heads) {
+            next.head = first_head;
+            next.first += rows;
+        }
+        const bool more = next.first < end;
+        float next_column = 0.0f;
         cp_async_wait(0);
         BARRIER(); // This turn's rows are there, and nobody needs the last turn's.
         if (more) {
-            const Turn after = turn_of<D>(item, group, kv_head, i + 1);
-            copy_turn<D>(in, p, shared, after, 1 - stage, thread);
-            next = column_of<D>(in, p, after, thread);
+            copy_turn<D>(in, p, s, next, count_of<D>(next, end), 1 - stage, thread);
+            next_column = column_of<D>(in, p, next, count_of<D>(next, end), thread);
         }
         cp_async_commit();
-        KeyShared s = shared;
-        s.queries = shared.queries + stage * rows * D;
-        s.douts = shared.douts + stage * rows * D;
-        s.columns = shared.columns + stage * 2 * rows;
         UNROLL for (uint query = 0; query < rows; query += PART) {
+            const uint left = end - turn.first;
+            if (count == 0 || query >= left) continue;
+            const Part part = {stage * rows + query, stage * 2 * rows + query, turn.first + query, left - query};
             Groups groups = {0, PART / 16, true};
-            if (source != 2 && query < t.count)
-                groups = groups_of_queries(in.visible, t.first + query, t.count - query, key + row, lane);
-            if (count > 0 && query < t.count && !nothing(groups))
-                add_queries<D>(in, s, t, query, key, row, groups, p.scale * LOG2_E, lane, dk, dv);
+            if (causal) groups = groups_of_queries(in.visible, part.first, part.count, key + row, lane);
+            if (!nothing(groups))
+                add_queries<D>(in, s, part, row, key + row, groups, p.scale * LOG2_E, lane, dk, dv);
         }
-        if (more && thread < 2 * rows) shared.columns[(1 - stage) * 2 * rows + thread] = next;
+        if (more && thread < 2 * rows) s.columns[(1 - stage) * 2 * rows + thread] = next_column;
+        turn = next;
     }
     const float scale[2] = {p.scale, p.scale}, one[2] = {1.0f, 1.0f};
-    if (source == 0) {
+    if (item[4] == 0) {
         GLOBAL(Element) to = dkv + ((index_t)(key + row) * p.dkv_width + p.dkv_column + kv_head * D);
         store_rows<D>(to, p.dkv_width, count, dk, scale, lane);
         store_rows<D>(to + to_values, p.dkv_width, count, dv, one, lane);
@@ -547,14 +554,16 @@ INLINE void key_gradients(Inputs in, GLOBAL(const uint) item, GLOBAL(Element) dk
         forward<D>(in, tiles + 6 * (index_t)BLOCK_X, out, lse, p, memory, BLOCK_Y, THREAD); \
     }
 
-// Grid: tiles, query heads. Shared memory: 4 tiles of 64 rows.
+// Grid: tiles, query heads. Shared memory: 2 tiles of 64 rows, 4 of keys and values.
 #define QUERY_GRADIENTS(D) \
     KERNEL(attention_mma_dq_##D, BLOCK, IN(0, Element, q), IN(1, Element, kv), IN(2, Element, prefix), \
            IN(3, uint, visible), IN(4, uint, tiles), IN(5, Element, dout), IN(6, float, lse), IN(7, float, delta), \
            OUT(8, Element, dq), PARAMETERS(9, AttentionParameters, p)) { \
         DYNAMIC_SHARED(Element, memory); \
         const Inputs in = {q, kv, prefix, visible, dout, lse, delta}; \
-        query_gradients<D>(in, tiles + 6 * (index_t)BLOCK_X, dq, p, memory, BLOCK_Y, THREAD); \
+        const QueryShared s = {memory, memory + ROWS * D, memory + 2 * ROWS * D, \
+                               memory + 2 * ROWS * D + 2 * Stage<D>::rows * D}; \
+        query_gradients<D>(in, tiles + 6 * (index_t)BLOCK_X, dq, p, s, BLOCK_Y, THREAD); \
     }
 
 // Grid: items of keys, key heads. Shared memory: 2 tiles of 64 rows, 4 of queries, and 4 floats for each query.
@@ -565,7 +574,7 @@ INLINE void key_gradients(Inputs in, GLOBAL(const uint) item, GLOBAL(Element) dk
            PARAMETERS(10, AttentionParameters, p)) { \
         DYNAMIC_SHARED(Element, memory); \
         DYNAMIC_SHARED(float, floats); \
-        const uint queries = QueryTile<D>::rows * D; \
+        const uint queries = Stage<D>::rows * D; \
         const Inputs in = {q, kv, prefix, visible, dout, lse, delta}; \
         const KeyShared s = {memory, memory + ROWS * D, memory + 2 * ROWS * D, memory + 2 * ROWS * D + 2 * queries, \
                              floats + (ROWS * D + 2 * queries)}; \
