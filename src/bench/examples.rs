@@ -19,8 +19,8 @@ const LISTED: usize = 20;
 pub struct Lengths {
     /// Where they come from.
     pub about: String,
-    /// Tokens that all inputs begin with, as those of a template do. An input that is no longer than them keeps one
-    /// token of its own.
+    /// Tokens that all inputs begin with, as those of a template do. An input that is no longer than them
+    /// keeps one token of its own.
     pub head: usize,
     /// Tokens of a target.
     pub target: usize,
@@ -29,8 +29,8 @@ pub struct Lengths {
 }
 
 impl Lengths {
-    /// Those of the tutorial's reviews (`benches/reviews.json`): 25 to 84 tokens, 42.5 on average, of which the
-    /// template's 10 are shared and 2 are the target.
+    /// Those of the tutorial's reviews (`benches/reviews.json`): 25 to 84 tokens, 42.5 on average, of which
+    /// the template's 10 are shared and 2 are the target.
     pub fn reviews() -> Self {
         serde_json::from_str(include_str!("../../benches/reviews.json"))
             .expect("benches/reviews.json is a part of the program, and read by its tests")
@@ -88,8 +88,8 @@ struct Row {
 /// Reads `{"examples": [{"input": [ids], "target": [ids]}, ...]}`, the target with its end-of-text token.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::Data`] for another form, for no example at all, for an empty side, and for an id that is
-/// not under `vocab_size`.
+/// [`Error::Io`]; [`Error::Data`] for another form, for no example at all, for an empty side, and for an id
+/// that is not under `vocab_size`.
 pub fn read(path: &Path, vocab_size: usize) -> Result<Vec<Example>> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
     let bad = |problems: Vec<String>, more| Err(Error::Data { path: path.to_path_buf(), problems, more });
@@ -124,8 +124,8 @@ pub fn read(path: &Path, vocab_size: usize) -> Result<Vec<Example>> {
     Ok(rows.into_iter().enumerate().map(example).collect())
 }
 
-/// As many whole steps of `per_step` examples as `examples` has, in their order; where they do not make one step,
-/// they come again until they do.
+/// As many whole steps of `per_step` examples as `examples` has, in their order; where they do not make one
+/// step, they come again until they do.
 pub fn whole_steps(examples: &[Example], per_step: usize) -> Vec<Example> {
     let n = (examples.len() / per_step).max(1) * per_step;
     examples.iter().cycle().take(n).cloned().collect()

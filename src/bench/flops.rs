@@ -1,8 +1,8 @@
 //! Floating-point operations that a step cannot do without, a multiply and an add counting as two.
 //!
-//! T, P and M are the rows, the prefix rows and the target rows of the step's packed batch, L its blocks. Rows that
-//! are computed twice because memory is short (activation checkpointing), padding, norms and activation functions do
-//! not count.
+//! T, P and M are the rows, the prefix rows and the target rows of the step's packed batch, L its blocks.
+//! Rows that are computed twice because memory is short (activation checkpointing), padding, norms and
+//! activation functions do not count.
 //!
 //! ```text
 //! a linear layer                2 in out a row; its backward pass the same: no weight gets a gradient
@@ -19,8 +19,8 @@
 //!                               row; none for pairs inside a sequence
 //! ```
 //!
-//! In a model of one block that block is the first and the last: its backward pass has M rows of o, gate, up, down, P
-//! rows of k, v, and 4 products for pairs of a target row and a prefix row.
+//! In a model of one block that block is the first and the last: its backward pass has M rows of o, gate, up,
+//! down, P rows of k, v, and 4 products for pairs of a target row and a prefix row.
 
 use crate::data::{Passes, PrefixGroup};
 use crate::model::ModelConfig;

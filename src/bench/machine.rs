@@ -15,8 +15,8 @@ pub trait PeakMemory {
 
 /// Memory of a GPU.
 ///
-/// * CUDA: the high-water mark of the stream-ordered pool that candle allocates from, so what tensors took, as
-///   `torch.cuda.max_memory_allocated` counts. Where the driver has no such pools, total less free memory.
+/// * CUDA: the high-water mark of the stream-ordered pool that candle allocates from, so what tensors took,
+///   as `torch.cuda.max_memory_allocated` counts. Where the driver has no such pools, total less free memory.
 /// * Metal: what the device has given out to this process when a step ends.
 pub struct DeviceMemory {
     device: Device,
@@ -30,8 +30,8 @@ impl DeviceMemory {
         Self { device: device.clone(), sampled: None, in_use: None }
     }
 
-    /// The most that was taken of a CUDA device at the end of a step, total less free memory, bytes: the context,
-    /// what the pool keeps, cuBLAS's workspaces and other processes included.
+    /// The most that was taken of a CUDA device at the end of a step, total less free memory, bytes: the
+    /// context, what the pool keeps, cuBLAS's workspaces and other processes included.
     pub fn in_use(&self) -> Option<u64> {
         self.in_use
     }
@@ -120,7 +120,8 @@ fn utc(seconds: u64) -> String {
 
 #[cfg(feature = "cuda")]
 mod cuda {
-    //! A figure that the driver does not give is no reason to end a benchmark: every function gives `None` then.
+    //! A figure that the driver does not give is no reason to end a benchmark: every function gives `None`
+    //! then.
 
     use candle_core::CudaDevice;
     use candle_core::cuda_backend::cudarc::driver::{result, sys};

@@ -1,15 +1,17 @@
-//! The matrix product as fast as the device makes it: what a step's floating-point operations are held against.
+//! The matrix product as fast as the device makes it: what a step's floating-point operations are held
+//! against.
 
 use crate::Result;
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 use std::time::Instant;
 
-/// Rows of the square matrices on the CPU: 2 x 16 MB in f32, past the caches, 0.1 s on two cores with AVX-512.
+/// Rows of the square matrices on the CPU: 2 x 16 MB in f32, past the caches, 0.1 s on two cores with
+/// AVX-512.
 const CPU_SIZE: usize = 2048;
 
-/// Rows of the square matrices on a GPU: 1.1 TFLOP a product, so that an H100 takes over a millisecond for it and the
-/// launch is lost in that.
+/// Rows of the square matrices on a GPU: 1.1 TFLOP a product, so that an H100 takes over a millisecond for it
+/// and the launch is lost in that.
 const GPU_SIZE: usize = 8192;
 
 /// Times that are taken, of which the best counts: this many, or fewer once they took a second.

@@ -14,8 +14,8 @@ use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use std::time::Instant;
 
-/// Optimizer steps whose examples are made; after them they come again. Four, so that no step finds its own rows in a
-/// cache.
+/// Optimizer steps whose examples are made; after them they come again. Four, so that no step finds its own
+/// rows in a cache.
 const MADE_STEPS: usize = 4;
 
 /// Seed of the prompt's first rows.
@@ -183,8 +183,9 @@ impl Bench<'_> {
         })
     }
 
-    /// Time per op over `steps` steps behind one that warms up, the longest first; what lies outside of all ops is the
-    /// last. The device is idle at every op's ends, so that the step is slower than a measured one.
+    /// Time per op over `steps` steps behind one that warms up, the longest first; what lies outside of all
+    /// ops is the last. The device is idle at every op's ends, so that the step is slower than a measured
+    /// one.
     ///
     /// # Errors
     /// As [`Bench::measure`].
@@ -229,7 +230,8 @@ impl Bench<'_> {
         examples.chunks(case.examples()).map(of).collect()
     }
 
-    /// Runs the trainer for `steps` steps over the examples in their order; `after` is told of each step's end.
+    /// Runs the trainer for `steps` steps over the examples in their order; `after` is told of each step's
+    /// end.
     fn run(
         &self,
         case: Case,
@@ -270,8 +272,8 @@ impl Bench<'_> {
             return Ok(());
         }
         Err(Error::Invalid(format!(
-            "expected at most {limit} positions, the model's max_position_embeddings, found {found}: {} virtual \
-             tokens and {longest} tokens of the longest example",
+            "expected at most {limit} positions, the model's max_position_embeddings, found {found}: {} \
+             virtual tokens and {longest} tokens of the longest example",
             case.num_virtual_tokens
         )))
     }

@@ -13,8 +13,8 @@ pub fn keep_freed_memory() {
     }
 }
 
-/// Ends the process quietly where whoever reads its output stops reading, as `gneiss inspect PATH | head` does;
-/// Rust's own setting turns that into a panic.
+/// Ends the process quietly where whoever reads its output stops reading, as `gneiss inspect PATH | head`
+/// does; Rust's own setting turns that into a panic.
 pub fn end_at_a_closed_pipe() {
     #[cfg(unix)]
     // SAFETY: the default action of a signal, set before any other thread exists.
@@ -37,7 +37,8 @@ pub fn forget_peak() {
     unsafe {
         libc::malloc_trim(0);
     }
-    // Linux: 5 sets VmHWM to what is resident now. Where that may not be written, the peak is that of the whole process.
+    // Linux: 5 sets VmHWM to what is resident now. Where that may not be written, the peak is that of the
+    // whole process.
     let _refused = std::fs::write("/proc/self/clear_refs", "5");
 }
 

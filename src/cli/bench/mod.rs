@@ -22,20 +22,21 @@ const PROFILED_STEPS: usize = 3;
 /// Seed of random weights.
 const SEED: u64 = 42;
 
-/// Measures the throughput of tuning: step time, examples, tokens and rows a second, the part of the device's matmul peak
-/// that useful floating-point operations reach, memory, time per op.
+/// Measures the throughput of tuning: step time, examples, tokens and rows a second, the part of the device's
+/// matmul peak that useful floating-point operations reach, memory, time per op.
 ///
-/// Every combination of --batch, --virtual-tokens and --accumulate is a run of the trainer with warm-up steps and
-/// counted ones over rotating examples, the device idle at the end of each step.
+/// Every combination of --batch, --virtual-tokens and --accumulate is a run of the trainer with warm-up steps
+/// and counted ones over rotating examples, the device idle at the end of each step.
 #[derive(Args)]
 #[command(group(ArgGroup::new("subject").required(true).args(["config", "model_config"])))]
 #[command(group(ArgGroup::new("rows").args(["tokens", "data", "examples"])))]
 pub struct Bench {
-    /// A configuration such as configs/tutorial.toml: its model, examples and template; the sizes that are not given here
-    /// are its own.
+    /// A configuration such as configs/tutorial.toml: its model, examples and template; the sizes that are
+    /// not given here are its own.
     config: Option<PathBuf>,
-    /// The shape of a model, such as configs/models/granite-4.1-8b.json: random weights, nothing is downloaded. Sizes that
-    /// are not given are those of the tutorial: batch 8, 100 virtual tokens, accumulation 16.
+    /// The shape of a model, such as configs/models/granite-4.1-8b.json: random weights, nothing is
+    /// downloaded. Sizes that are not given are those of the tutorial: batch 8, 100 virtual tokens,
+    /// accumulation 16.
     #[arg(long, value_name = "FILE.json")]
     model_config: Option<PathBuf>,
     /// Override a key of the configuration, such as `--set train.max_rows=4096`; may be repeated.
@@ -55,8 +56,9 @@ pub struct Bench {
     /// Micro-batches of an optimizer step, such as 1,16.
     #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = positive)]
     accumulate: Vec<usize>,
-    /// Examples of random tokens, N tokens each, 2 of them the target; by default as long as the reviews of data/ (25 to
-    /// 84, 42.5 on average). The first 10 tokens of the inputs are the same, as a template's are.
+    /// Examples of random tokens, N tokens each, 2 of them the target; by default as long as the reviews of
+    /// data/ (25 to 84, 42.5 on average). The first 10 tokens of the inputs are the same, as a template's
+    /// are.
     #[arg(long, value_name = "N", value_parser = positive)]
     tokens: Option<usize>,
     /// Examples of this dataset instead of the configuration's data.train; it takes a model with a tokenizer.
