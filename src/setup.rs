@@ -62,21 +62,6 @@ fn cuda(index: usize) -> Result<Device> {
     Ok(device)
 }
 
-/// The device's kind and name, such as `cuda, NVIDIA H100 80GB HBM3`.
-pub fn describe(device: &Device) -> String {
-    match device {
-        Device::Cpu => "cpu".into(),
-        #[cfg(feature = "cuda")]
-        Device::Cuda(cuda) => match crate::ops::gpu::cuda::name(cuda) {
-            Ok(name) => format!("cuda, {name}"),
-            Err(_) => "cuda".into(),
-        },
-        #[cfg(feature = "metal")]
-        Device::Metal(metal) => format!("metal, {}", metal.metal_device().architecture_name()),
-        other => format!("{other:?}").to_lowercase(),
-    }
-}
-
 /// The dtype of the weights: `auto` is f32 on the CPU and bf16 on a GPU.
 pub fn dtype(choice: DtypeChoice, device: &Device) -> DType {
     match choice {
