@@ -7,8 +7,8 @@
 //   v     = beta2 v + (1 - beta2) g^2
 //   value = keep value - rate m / (sqrt(v) / root + eps)
 //
-// keep = 1 - lr * weight_decay, rate = lr / (1 - beta1^step), root = sqrt(1 - beta2^step). Addresses must be multiples of
-// 16 bytes. The order of every sum is fixed by the grid.
+// keep = 1 - lr * weight_decay, rate = lr / (1 - beta1^step), root = sqrt(1 - beta2^step). Addresses must be multiples
+// of 16 bytes. The order of every sum is fixed by the grid.
 //
 // grid: (ceil(count / (8 * threads)), 1, 1), threads: 256
 
