@@ -4,9 +4,10 @@ use super::examples::{self, Lengths};
 use super::{Flops, MatmulPeak, PeakMemory};
 use crate::config::{Keep, Schedule, TrainOptions};
 use crate::data::{Example, PrefixGroup};
-use crate::model::Granite;
+use crate::model::{Dtypes, Granite, TuningMemory};
 use crate::ops::profile;
-use crate::tune::{EpochRecord, Observer, StepRecord, Task, Trainer};
+use crate::setup;
+use crate::tune::{EpochRecord, Limits, Observer, StepRecord, Task, Trainer, Work};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use rand::{Rng, SeedableRng};
@@ -35,7 +36,7 @@ pub struct Bench<'a> {
     pub model: &'a Granite,
     /// The examples.
     pub source: Source,
-    /// Rows that go through the model at a time.
+    /// Rows that go through the model at a time; 0 for as many as suit the device and its memory.
     pub max_rows: usize,
     /// Optimizer steps that count.
     pub steps: usize,
@@ -93,6 +94,10 @@ pub struct Measured {
     pub share_of_peak: f64,
     /// The most memory that was held, bytes.
     pub peak_memory_bytes: Option<u64>,
+    /// Rows of a pass at most.
+    pub max_rows: usize,
+    /// Blocks that are computed again in the backward pass.
+    pub recompute: usize,
     /// Loss of the first step, nats a target token.
     pub first_loss: f64,
     /// Loss of the last step.
@@ -154,6 +159,7 @@ impl Bench<'_> {
     pub fn measure(&self, case: Case, memory: &mut dyn PeakMemory) -> Result<Measured> {
         let examples = self.examples(case);
         memory.forget();
+        let limits = self.limits(case, &examples)?;
         let steps = self.run(case, &examples, self.warmup + self.steps, &mut |_| memory.step())?;
         let peak_memory_bytes = memory.peak();
         let contents = self.contents(case, &examples);
@@ -178,6 +184,8 @@ impl Bench<'_> {
             flops_per_second,
             share_of_peak: flops_per_second / self.peak.flops_per_second,
             peak_memory_bytes,
+            max_rows: limits.max_rows,
+            recompute: limits.recompute,
             first_loss: steps[0].loss,
             last_loss: steps[steps.len() - 1].loss,
         })
@@ -255,7 +263,7 @@ impl Bench<'_> {
             train: examples,
             validation: &[],
             options: &options,
-            max_rows: self.max_rows,
+            limits: self.limits(case, examples)?,
         };
         let mut trainer = Trainer::new(task, &self.prompt(case)?)?;
         let device = self.model.device();
@@ -276,6 +284,16 @@ impl Bench<'_> {
              virtual tokens and {longest} tokens of the longest example",
             case.num_virtual_tokens
         )))
+    }
+
+    /// How the case's steps fit into the device's memory.
+    fn limits(&self, case: Case, examples: &[Example]) -> Result<Limits> {
+        let device = self.model.device();
+        let dtypes = Dtypes { weights: self.model.embedding().dtype(), activations: self.model.dtype() };
+        let memory = TuningMemory::of(self.model.config(), dtypes, device.location());
+        let work = Work::of(examples, case.num_virtual_tokens, case.examples());
+        let options = TrainOptions { max_rows: self.max_rows, ..TrainOptions::default() };
+        Ok(setup::plan(&options, &memory, &work, device, true)?.limits)
     }
 
     /// Embeddings of random tokens, f32: what a prompt holds makes no difference to what a step costs.
@@ -308,6 +326,12 @@ impl Observer for Clock<'_> {
 
     fn skipped(&mut self, step: usize, what: &str, value: f64) -> Result<()> {
         unreachable!("step {step}: {what} is {value}, which ends a run by default")
+    }
+
+    fn out_of_memory(&mut self, limits: Limits) -> Result<()> {
+        let problem =
+            format!("a step did not fit into what was planned; {} rows a pass may", limits.max_rows);
+        Err(Error::OutOfMemory { problem })
     }
 
     fn epoch(&mut self, _record: &EpochRecord) -> Result<()> {

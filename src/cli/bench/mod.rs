@@ -127,7 +127,6 @@ impl Bench {
             dtype: subject.dtype,
             activations: subject.model.dtype().as_str(),
             examples: subject.about,
-            max_rows: subject.max_rows,
             steps: self.steps,
             warmup: self.warmup,
             matmul_peak: peak,
@@ -228,7 +227,7 @@ impl Bench {
             None => prompt::initial(&config.prompt, &model, &session.tokenizer, config.train.seed)?.dims()[0],
         };
         Ok(Subject {
-            max_rows: setup::max_rows(self.max_rows.unwrap_or(config.train.max_rows), model.device()),
+            max_rows: self.max_rows.unwrap_or(config.train.max_rows),
             model,
             name: session.id,
             weights: session.format,
@@ -269,7 +268,7 @@ impl Bench {
             source,
             about,
             default: Case { batch_size: 8, accumulate_steps: 16, num_virtual_tokens: 100 },
-            max_rows: setup::max_rows(self.max_rows.unwrap_or(0), &device),
+            max_rows: self.max_rows.unwrap_or(0),
         })
     }
 }

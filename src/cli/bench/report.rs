@@ -23,7 +23,6 @@ pub struct Report {
     pub dtype: &'static str,
     pub activations: &'static str,
     pub examples: String,
-    pub max_rows: usize,
     pub steps: usize,
     pub warmup: usize,
     pub matmul_peak: MatmulPeak,
@@ -66,10 +65,7 @@ impl Report {
             self.device_name
         );
         let size = self.matmul_peak.size;
-        println!(
-            "examples: {}; {} steps behind {} of warm-up, at most {} rows at a time",
-            self.examples, self.steps, self.warmup, self.max_rows
-        );
+        println!("examples: {}; {} steps behind {} of warm-up", self.examples, self.steps, self.warmup);
         println!(
             "matmul peak: {}, of [{size}, {size}] x [{size}, {size}] in {}\n",
             si(self.matmul_peak.flops_per_second, "FLOP/s"),
@@ -92,6 +88,7 @@ impl Report {
             "tokens/s",
             "rows/s",
             "rows a step",
+            "at a time",
             "useful work a step",
             "a second",
             "of peak",
@@ -111,6 +108,10 @@ impl Report {
                 digits(m.tokens_per_second),
                 digits(m.rows_per_second),
                 digits(m.rows_per_step),
+                match m.recompute {
+                    0 => m.max_rows.to_string(),
+                    blocks => format!("{}, {blocks} blocks recomputed", m.max_rows),
+                },
                 si(m.flops_per_step, "FLOP"),
                 si(m.flops_per_second, "FLOP/s"),
                 format!("{:.1} %", 100.0 * m.share_of_peak),
@@ -160,7 +161,7 @@ pub struct Csv {
 }
 
 impl Csv {
-    const HEADER: [&str; 28] = [
+    const HEADER: [&str; 29] = [
         "date",
         "version",
         "device",
@@ -172,6 +173,7 @@ impl Csv {
         "accumulate_steps",
         "num_virtual_tokens",
         "max_rows",
+        "recompute",
         "steps",
         "tokens_per_step",
         "rows_per_step",
@@ -225,7 +227,8 @@ impl Csv {
             m.case.batch_size.to_string(),
             m.case.accumulate_steps.to_string(),
             m.case.num_virtual_tokens.to_string(),
-            report.max_rows.to_string(),
+            m.max_rows.to_string(),
+            m.recompute.to_string(),
             report.steps.to_string(),
             m.tokens_per_step.to_string(),
             m.rows_per_step.to_string(),
