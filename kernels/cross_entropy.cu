@@ -5,8 +5,8 @@
 //   nll     = lse - z[label]
 //   dlogits = dloss * scale * (exp(z - lse) - onehot(label))     in the logits' place
 //
-// The logits' address must be a multiple of 16 bytes. A row of an odd vocabulary starts anywhere: it is a head of up to 7
-// columns, chunks of 8 on 16-byte boundaries, and a tail of up to 7. The host holds the labels under vocab.
+// The logits' address must be a multiple of 16 bytes. A row of an odd vocabulary starts anywhere: it is a head of up
+// to 7 columns, chunks of 8 on 16-byte boundaries, and a tail of up to 7. The host holds the labels under vocab.
 
 struct CrossEntropyParameters {
     uint rows, vocab;

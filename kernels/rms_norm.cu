@@ -19,8 +19,9 @@ struct RmsNormParameters {
 
 INLINE uint left(uint at, uint width) { return at < width ? width - at : 0; }
 
-// 8 of a row from column `at`, zeros behind its end. With `whole` (rows on 16-byte boundaries, of a multiple of 8) there
-// is no branch around the access, so that several are on their way at a time: behind the end the row's start is read.
+// 8 of a row from column `at`, zeros behind its end. With `whole` (rows on 16-byte boundaries, of a multiple of 8)
+// there is no branch around the access, so that several are on their way at a time: behind the end the row's start is
+// read.
 template <bool whole>
 INLINE void take8(GLOBAL(const Element) row, uint at, uint width, LOCAL(float) out) {
     if (whole) {
