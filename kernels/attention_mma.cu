@@ -51,14 +51,14 @@ INLINE uint swizzled(uint row, uint chunk) {
     return row * D + (chunk ^ (row % 8)) * 8;
 }
 
-// Starts copying `count` rows of a head, the first at `from`, and zeros behind them.
+// Starts copying `count` rows of a head, the first at `from`, and zeros behind them. Nothing is read where no row is.
 template <uint D, uint COUNT>
 INLINE void copy_rows(GROUP(Element) to, GLOBAL(const Element) from, uint width, uint count, uint thread) {
-    const uint chunk = thread % (D / 8), step = BLOCK / (D / 8);
+    const uint chunk = thread % (D / 8), row = thread / (D / 8), step = BLOCK / (D / 8);
+    GLOBAL(const Element) next = from + ((index_t)row * width + chunk * 8);
     UNROLL for (uint i = 0; i < COUNT / step; ++i) {
-        const uint row = thread / (D / 8) + step * i;
-        const bool exists = row < count;
-        cp_async16(to + swizzled<D>(row, chunk), from + (index_t)(exists ? row : 0) * width + chunk * 8, exists);
+        cp_async16(to + (swizzled<D>(row, chunk) + step * i * D), next, row + step * i < count);
+        next = next + (index_t)step * width;
     }
 }
 
