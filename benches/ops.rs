@@ -132,7 +132,7 @@ fn adamw(c: &mut Criterion) {
     let mut op = Op::new(c, "adamw", &format!("P={P} C={C}"));
     let adamw = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
     let inputs = rotated(|| (Parameter::new(&randn(P, C)).expect("a parameter of a tensor"), randn(P, C)));
-    let step = Step { step: 10, learning_rate: 0.01, clip: 0.5 };
+    let step = Step { step: 10, learning_rate: 0.01, max_grad_norm: 0.5 };
     op.measure("forward", P * C, &inputs, |(parameter, gradient)| adamw.forward(parameter, gradient, step));
 }
 
@@ -160,7 +160,7 @@ fn attention(c: &mut Criterion) {
 
 fn cross_entropy(c: &mut Criterion) {
     let mut op = Op::new(c, "cross_entropy", &format!("rows={TARGETS} V={V}"));
-    let labels = &BATCH.labels;
+    let labels = (&BATCH.labels).into();
     let inputs = rotated(|| randn(TARGETS, V));
     op.measure("forward", TARGETS * V, &inputs, |z| ops::cross_entropy::forward(z, labels, 1.0));
     let losses = ops::cross_entropy::forward(&inputs[0], labels, 1.0).expect("the op runs");
@@ -171,7 +171,7 @@ fn cross_entropy(c: &mut Criterion) {
 
 fn embed(c: &mut Criterion) {
     let mut op = Op::new(c, "embed", &format!("T={T} P={P} C={C} V={V}"));
-    let (embedding, lookup) = (randn(V, C), Lookup { ids: &BATCH.ids, multiplier: 12.0 });
+    let (embedding, lookup) = (randn(V, C), Lookup { ids: (&BATCH.ids).into(), multiplier: 12.0 });
     let prompts = rotated(|| randn(P, C));
     op.measure("forward", T * C, &prompts, |p| ops::embed::forward(&embedding, p, &lookup));
     let gradients = rotated(|| randn(T, C));
@@ -209,7 +209,7 @@ fn rope(c: &mut Criterion) {
     let rope = Rope { theta: 10_000.0, llama3: None };
     let table = RopeTable::new(&rope, D, 512, DType::F32, &DEVICE).expect("a table of angles");
     let inputs = rotated(|| randn(T, (H + 2 * K) * D));
-    let (work, positions) = (T * (H + K) * D, &BATCH.position_ids);
+    let (work, positions) = (T * (H + K) * D, (&BATCH.position_ids).into());
     op.measure_owned("forward", work, &inputs, |x| table.forward(x, H + K, positions));
     op.measure_owned("backward", work, &inputs, |dy| table.backward(dy, H + K, positions));
 }

@@ -29,6 +29,7 @@ typedef unsigned long long index_t;
 #define BLOCK_Y (blockIdx.y)
 #define BLOCK_Z (blockIdx.z)
 #define BARRIER() __syncthreads()
+#define WARP_BARRIER() __syncwarp()
 #define NEGATIVE_INFINITY (-CUDART_INF_F)
 
 #if defined(ELEMENT_BF16)
@@ -86,6 +87,16 @@ INLINE float warp_max(float x) {
     return x;
 }
 
+INLINE float block_sum(float x, float *scratch, uint thread, uint threads) {
+    x = warp_sum(x);
+    if (threads == 32) return x;
+    if (thread % 32 == 0) scratch[thread / 32] = x;
+    BARRIER();
+    x = warp_sum(thread % 32 < threads / 32 ? scratch[thread % 32] : 0.0f);
+    BARRIER();
+    return x;
+}
+
 INLINE void load16(const float *p, float *out) {
     float4 a = reinterpret_cast<const float4 *>(p)[0], b = reinterpret_cast<const float4 *>(p)[1];
     out[0] = a.x, out[1] = a.y, out[2] = a.z, out[3] = a.w;
@@ -113,7 +124,7 @@ INLINE void place(float *p, float f) { *p = f; }
 
 template <typename T>
 INLINE void load8(const T *p, index_t at, uint count, bool aligned, float *out) {
-    if (aligned && count == 8) {
+    if (aligned && count >= 8) {
         load16(p + at, out);
         return;
     }
@@ -121,7 +132,7 @@ INLINE void load8(const T *p, index_t at, uint count, bool aligned, float *out) 
 }
 template <typename T>
 INLINE void store8(T *p, index_t at, uint count, bool aligned, const float *values) {
-    if (aligned && count == 8) {
+    if (aligned && count >= 8) {
         store16(p + at, values);
         return;
     }
@@ -130,6 +141,8 @@ INLINE void store8(T *p, index_t at, uint count, bool aligned, const float *valu
 }
 
 #if !defined(ELEMENT_F32)
+INLINE uint load_pair(const Element *p, index_t at) { return *reinterpret_cast<const uint *>(p + at); }
+INLINE void store_pair(Element *p, index_t at, uint both) { *reinterpret_cast<uint *>(p + at) = both; }
 INLINE uint shared_address(const void *p) { return static_cast<uint>(__cvta_generic_to_shared(p)); }
 INLINE void cp_async16(Element *to, const Element *from, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),

@@ -58,7 +58,7 @@ pub fn prefix(model: &Granite, prompt: Option<&Tensor>, head: &[u32]) -> Result<
 /// The matrix of prompts that a pass reads: `prompt` as the model computes, or no row.
 pub(crate) fn prompts(model: &Granite, prompt: Option<&Tensor>) -> Result<Tensor> {
     Ok(match prompt {
-        Some(prompt) => prompt.to_device(model.device())?.to_dtype(model.dtype())?,
+        Some(prompt) => prompt.to_device(model.device())?.to_dtype(model.prompt_dtype())?,
         None => Tensor::zeros((0, model.config().hidden_size), model.dtype(), model.device())?,
     })
 }

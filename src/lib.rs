@@ -6,6 +6,7 @@
 #![deny(missing_docs)]
 
 pub mod adapter;
+pub mod check;
 pub mod config;
 pub mod data;
 pub mod error;

@@ -44,12 +44,37 @@ pub fn device(choice: DeviceChoice) -> Result<Device> {
         DeviceChoice::Cpu => Device::Cpu,
         DeviceChoice::Cuda(_) if !cuda_is_available() => return absent("cuda"),
         DeviceChoice::Metal if !metal_is_available() => return absent("metal"),
-        DeviceChoice::Cuda(index) => Device::new_cuda(index)?,
+        DeviceChoice::Cuda(index) => cuda(index)?,
         DeviceChoice::Metal => Device::new_metal(0)?,
-        DeviceChoice::Auto if cuda_is_available() => Device::new_cuda(0)?,
+        DeviceChoice::Auto if cuda_is_available() => cuda(0)?,
         DeviceChoice::Auto if metal_is_available() => Device::new_metal(0)?,
         DeviceChoice::Auto => Device::Cpu,
     })
+}
+
+/// A CUDA device with one stream for the whole process.
+fn cuda(index: usize) -> Result<Device> {
+    let device = Device::new_cuda_with_stream(index)?;
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(cuda) = &device {
+        crate::ops::gpu::cuda::prepare(cuda)?;
+    }
+    Ok(device)
+}
+
+/// The device's kind and name, such as `cuda, NVIDIA H100 80GB HBM3`.
+pub fn describe(device: &Device) -> String {
+    match device {
+        Device::Cpu => "cpu".into(),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(cuda) => match crate::ops::gpu::cuda::name(cuda) {
+            Ok(name) => format!("cuda, {name}"),
+            Err(_) => "cuda".into(),
+        },
+        #[cfg(feature = "metal")]
+        Device::Metal(metal) => format!("metal, {}", metal.metal_device().architecture_name()),
+        other => format!("{other:?}").to_lowercase(),
+    }
 }
 
 /// The dtype of the weights: `auto` is f32 on the CPU and bf16 on a GPU.

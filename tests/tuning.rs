@@ -145,7 +145,7 @@ fn distance(a: &Tensor, b: &Tensor) -> f32 {
 
 fn evaluate(model: &Granite, prompt: &Tensor, examples: &[Example]) -> f64 {
     let group = gneiss::data::PrefixGroup::new(0..prompt.dims()[0] as u32, examples);
-    tune::evaluate(model, prompt, &[group], usize::MAX).unwrap().loss()
+    tune::evaluate(model, prompt, &[group], usize::MAX).unwrap().loss().unwrap()
 }
 
 /// On the Llama: the Granite fixture divides its logits, so that no token can be nearly certain.

@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand. Results go to stdout, progress and logs to stderr.
 
+mod check;
 mod eval;
 mod generate;
 mod inspect;
@@ -30,6 +31,8 @@ enum Command {
     Eval(eval::Eval),
     /// Continue one text.
     Generate(generate::Generate),
+    /// Compare a device with the CPU: every op, and a short run.
+    Check(check::Check),
     /// Say what a model, adapter, run, dataset or configuration holds.
     Inspect(inspect::Inspect),
 }
@@ -41,6 +44,7 @@ impl Cli {
             Command::Tune(command) => command.run(),
             Command::Eval(command) => command.run(),
             Command::Generate(command) => command.run(),
+            Command::Check(command) => command.run(),
             Command::Inspect(command) => command.run(),
         }
     }

@@ -13,7 +13,7 @@
 //! A row that predicts a target token is a *target row*: the last input row of a sequence and its t rows.
 
 use super::Example;
-use crate::ops::Segment;
+use crate::ops::{Indices, Segment};
 use std::ops::Range;
 
 /// A prefix and the sequences that hang on it.
@@ -96,9 +96,9 @@ pub fn common_head<'a>(mut inputs: impl Iterator<Item = &'a [u32]>) -> &'a [u32]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PackedBatch {
     /// A token of the vocabulary, or the vocabulary's size plus a row of the matrix of prompts; `[T]`.
-    pub ids: Vec<u32>,
+    pub ids: Indices,
     /// Position of each row behind the beginning of its prefix; `[T]`.
-    pub position_ids: Vec<u32>,
+    pub position_ids: Indices,
     /// Leading rows of the batch that are prefixes.
     pub prefix_rows: usize,
     /// Who sees whom, all rows being queries.
@@ -106,9 +106,9 @@ pub struct PackedBatch {
     /// The same with the target rows as the only queries.
     pub target_segments: Vec<Segment>,
     /// Rows that predict, in order.
-    pub target_rows: Vec<u32>,
+    pub target_rows: Indices,
     /// The token that each of them predicts; empty where there is nothing to compare with.
-    pub labels: Vec<u32>,
+    pub labels: Indices,
     /// Examples in the batch.
     pub examples: usize,
 }
@@ -178,13 +178,13 @@ impl Packer<'_> {
     /// Packs the prefixes, where they are wanted, and `sequences` (group, sequence).
     fn pack(&self, with_prefixes: bool, sequences: &[(usize, &Sequence)]) -> PackedBatch {
         let mut batch = PackedBatch {
-            ids: Vec::new(),
-            position_ids: Vec::new(),
+            ids: Indices::default(),
+            position_ids: Indices::default(),
             prefix_rows: 0,
             segments: Vec::new(),
             target_segments: Vec::new(),
-            target_rows: Vec::new(),
-            labels: Vec::new(),
+            target_rows: Indices::default(),
+            labels: Indices::default(),
             examples: sequences.len(),
         };
         let mut prefixes = Vec::new();
@@ -203,7 +203,7 @@ impl Packer<'_> {
             let prefix = Some(prefixes[*g].clone()).filter(|p| !p.is_empty());
             let rows = sequence.input.iter().chain(&sequence.target).copied().take(sequence.rows());
             batch.push(rows, self.groups[*g].prefix_rows(), prefix, sequence.target_rows());
-            batch.labels.extend(&sequence.target);
+            batch.labels.extend(sequence.target.iter().copied());
         }
         batch
     }
@@ -249,11 +249,11 @@ mod tests {
         ];
         let Passes { lead, rest } = Passes::new(&groups, 100, 1000);
         assert!(rest.is_empty());
-        assert_eq!(lead.ids, [100, 101, 102, 1, 2, 3, 103, 104, 1, 2, 4, 5, 6, 7, 8, 5, 5, 8, 8, 3, 8]);
-        assert_eq!(lead.position_ids, [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 6, 7, 8, 9, 10, 6, 7, 8, 9, 4, 5]);
+        assert_eq!(*lead.ids, [100, 101, 102, 1, 2, 3, 103, 104, 1, 2, 4, 5, 6, 7, 8, 5, 5, 8, 8, 3, 8]);
+        assert_eq!(*lead.position_ids, [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 6, 7, 8, 9, 10, 6, 7, 8, 9, 4, 5]);
         assert_eq!(lead.prefix_rows, 10);
-        assert_eq!(lead.target_rows, [13, 14, 16, 17, 18, 19, 20]);
-        assert_eq!(lead.labels, [8, 9, 8, 8, 9, 8, 9]);
+        assert_eq!(*lead.target_rows, [13, 14, 16, 17, 18, 19, 20]);
+        assert_eq!(*lead.labels, [8, 9, 8, 8, 9, 8, 9]);
         assert_eq!(lead.segments[2], Segment { queries: 10..15, keys: 10..15, first: 0, prefix: Some(0..6) });
         assert_eq!(
             lead.target_segments[2],

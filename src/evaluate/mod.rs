@@ -169,7 +169,7 @@ impl Exam<'_> {
             .collect();
         let prompts = generate::prompts(self.model, prompt)?;
         let group = PrefixGroup::new(0..prompts.dims()[0] as u32, &all);
-        let nll = objective::evaluate(self.model, &prompts, &[group], self.max_rows)?.nll;
+        let nll = objective::evaluate(self.model, &prompts, &[group], self.max_rows)?.nll()?;
         let mut rest = nll.as_slice();
         let mut take = |n: usize| {
             let (now, later) = rest.split_at(n);

@@ -40,6 +40,16 @@ pub(super) struct Block {
     pub(super) down: Linear,
 }
 
+/// The weights of a whole model.
+pub(super) struct Parts {
+    /// [V, C].
+    pub(super) embedding: Tensor,
+    pub(super) blocks: Vec<Block>,
+    pub(super) norm: RmsNorm,
+    /// [V, C]; the embedding again where it is tied.
+    pub(super) head: Tensor,
+}
+
 /// dtypes of a loaded model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Dtypes {
@@ -72,12 +82,49 @@ impl Granite {
             true => embedding.clone(),
             false => load.matrix("lm_head.weight", config.vocab_size, config.hidden_size)?,
         };
+        let norm = load.norm("model.norm.weight")?;
+        Self::from_parts(config, Parts { embedding, blocks, norm, head }, dtypes, device)
+    }
+
+    /// The same model in other dtypes on another device.
+    pub(crate) fn on(&self, dtypes: Dtypes, device: &Device) -> Result<Self> {
+        let linear = |l: &Linear| l.on(dtypes.weights, dtypes.activations, device);
+        let norm = |n: &RmsNorm| -> Result<RmsNorm> {
+            Ok(RmsNorm { weight: n.weight.to_dtype(dtypes.activations)?.to_device(device)?, eps: n.eps })
+        };
+        let block = |b: &Block| -> Result<Block> {
+            Ok(Block {
+                attention_norm: norm(&b.attention_norm)?,
+                qkv: linear(&b.qkv)?,
+                o: linear(&b.o)?,
+                mlp_norm: norm(&b.mlp_norm)?,
+                gate_up: linear(&b.gate_up)?,
+                down: linear(&b.down)?,
+            })
+        };
+        let embedding = self.embedding.to_dtype(dtypes.weights)?.to_device(device)?;
+        let head = match self.config.tie_word_embeddings {
+            true => embedding.clone(),
+            false => linear(&self.head)?.weight().clone(),
+        };
+        let blocks = self.blocks.iter().map(block).collect::<Result<_>>()?;
+        let norm = norm(&self.norm)?;
+        Self::from_parts(&self.config, Parts { embedding, blocks, norm, head }, dtypes, device)
+    }
+
+    /// A model of weights that are on `device` in `dtypes`.
+    pub(super) fn from_parts(
+        config: &ModelConfig,
+        parts: Parts,
+        dtypes: Dtypes,
+        device: &Device,
+    ) -> Result<Self> {
         Ok(Self {
             config: config.clone(),
-            embedding,
-            blocks,
-            norm: load.norm("model.norm.weight")?,
-            head: Linear::new(head, None)?,
+            embedding: parts.embedding,
+            blocks: parts.blocks,
+            norm: parts.norm,
+            head: Linear::new(parts.head, None)?,
             attention: AttentionShape {
                 heads: config.num_attention_heads,
                 kv_heads: config.num_key_value_heads,
@@ -98,6 +145,11 @@ impl Granite {
     /// dtype of the activations.
     pub fn dtype(&self) -> DType {
         self.dtype
+    }
+
+    /// dtype of the prompts that [`Granite::forward`] takes: f32, or f64 where the activations are.
+    pub fn prompt_dtype(&self) -> DType {
+        if self.dtype == DType::F64 { DType::F64 } else { DType::F32 }
     }
 
     /// Where the weights are.
@@ -126,7 +178,8 @@ impl Granite {
             return Ok(Some(table.clone()));
         }
         let size = positions.next_power_of_two().max(512);
-        let table = Arc::new(RopeTable::new(rope, self.config.head_dim, size, self.dtype, &self.device)?);
+        let table =
+            Arc::new(RopeTable::new(rope, self.config.head_dim, size, self.prompt_dtype(), &self.device)?);
         *held = Some(table.clone());
         Ok(Some(table))
     }

@@ -1,7 +1,7 @@
 //! Keys and values of sequences that are being generated, and of the prefix that they share.
 
 use crate::data::pack::PackedBatch;
-use crate::ops::Segment;
+use crate::ops::{Indices, Segment};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use std::ops::Range;
@@ -89,13 +89,13 @@ impl KvCache {
             segments.push(segment(queries, first));
         }
         Ok(PackedBatch {
-            ids,
-            position_ids,
+            ids: ids.into(),
+            position_ids: position_ids.into(),
             prefix_rows: 0,
             segments,
             target_segments,
-            target_rows,
-            labels: Vec::new(),
+            target_rows: target_rows.into(),
+            labels: Indices::default(),
             examples: next.len(),
         })
     }

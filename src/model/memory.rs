@@ -16,7 +16,7 @@
 //! megabytes a thread) and the tables of the rotary embedding come on top. A GPU without kernels of gneiss's
 //! own runs some operations through candle's autograd, which holds more.
 
-use super::pass::HEAD_ROWS;
+use super::pass::head_rows;
 use super::{Dtypes, ModelConfig};
 
 /// Bytes of one value of the prompt and its moments, which are f32 on every device.
@@ -54,7 +54,7 @@ impl TuningMemory {
             weights: matrices * dtypes.weights.size_in_bytes() + vectors * value,
             tape_per_row: ((config.num_hidden_layers - 1) * block + last_block) * value,
             tape_per_target: target * value,
-            head: HEAD_ROWS * config.vocab_size * value,
+            head: head_rows(&candle_core::Device::Cpu) * config.vocab_size * value,
             workspace_per_row: (2 * c + 3 * f).max(4 * c + q + (q + kv)) * value,
             prompt_per_token: 3 * c * F32,
         }

@@ -10,6 +10,7 @@ mod json;
 pub mod kv_cache;
 pub mod memory;
 pub mod pass;
+pub mod random;
 mod remote;
 pub mod source;
 pub mod tokenizer;

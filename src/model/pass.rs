@@ -13,12 +13,15 @@ use crate::ops::attention::{Attended, Inputs, Needs, Qkv};
 use crate::ops::cross_entropy;
 use crate::ops::embed::{self, Lookup};
 use crate::ops::rms_norm::{Add, Normed};
-use crate::ops::{RopeTable, swiglu};
-use candle_core::Tensor;
+use crate::ops::{IndexView, Indices, RopeTable, swiglu};
+use candle_core::{DType, Device, Tensor};
 use std::sync::Arc;
 
-/// Rows whose logits exist at a time: 64 rows of 100,352 are 26 MB in f32.
-pub(super) const HEAD_ROWS: usize = 64;
+/// Rows whose logits exist at a time: on the CPU 64, which of 100,352 are 26 MB in f32; a GPU's product needs more
+/// rows to be fast, and 512 are 103 MB in bf16.
+pub(super) fn head_rows(device: &Device) -> usize {
+    if device.is_cpu() { 64 } else { 512 }
+}
 
 /// What the backward pass needs of a forward pass.
 pub struct Tape {
@@ -62,8 +65,9 @@ pub struct Backward {
 
 /// Losses of the target rows, and the gradient of their hidden states.
 pub struct HeadLoss {
-    /// Negative log-likelihood of each label, nats.
-    pub nll: Vec<f64>,
+    /// Negative log-likelihood of each label, nats: f64 `[targets]` on the CPU, f32 on a GPU, where it may still be
+    /// on its way.
+    pub nll: Tensor,
     /// [targets, C]; `None` where no gradient was asked for.
     pub dhidden: Option<Tensor>,
 }
@@ -73,7 +77,7 @@ struct Rows<'a> {
     batch: &'a PackedBatch,
     rope: Option<Arc<RopeTable>>,
     targets: Tensor,
-    target_positions: Vec<u32>,
+    target_positions: Indices,
 }
 
 impl<'a> Rows<'a> {
@@ -82,12 +86,12 @@ impl<'a> Rows<'a> {
         Ok(Self {
             batch,
             rope: model.rope(positions)?,
-            targets: Tensor::new(batch.target_rows.as_slice(), model.device())?,
-            target_positions: batch.target_rows.iter().map(|r| batch.position_ids[*r as usize]).collect(),
+            targets: batch.target_rows.on(model.device())?,
+            target_positions: positions_of(batch),
         })
     }
 
-    fn rotate(&self, x: Tensor, heads: usize, positions: &[u32], backward: bool) -> Result<Tensor> {
+    fn rotate(&self, x: Tensor, heads: usize, positions: IndexView, backward: bool) -> Result<Tensor> {
         match &self.rope {
             None => Ok(x),
             Some(rope) if backward => rope.backward(x, heads, positions),
@@ -98,7 +102,7 @@ impl<'a> Rows<'a> {
 
 impl Granite {
     fn lookup<'a>(&self, batch: &'a PackedBatch) -> Lookup<'a> {
-        Lookup { ids: &batch.ids, multiplier: self.config.embedding_multiplier }
+        Lookup { ids: (&batch.ids).into(), multiplier: self.config.embedding_multiplier }
     }
 
     /// Runs a batch and keeps what [`Granite::backward`] needs. `prompts` [n, C] holds the virtual tokens of
@@ -165,7 +169,7 @@ impl Granite {
 
     fn qkv(&self, block: &Block, rows: &Rows, normed: &Tensor, last: bool) -> Result<Qkv> {
         let (h, k) = (self.attention.heads, self.attention.kv_heads);
-        let positions = &rows.batch.position_ids;
+        let positions = IndexView::from(&rows.batch.position_ids);
         if !last {
             let qkv = block.qkv.forward(normed)?;
             return Ok(Qkv::Fused(rows.rotate(qkv, h + k, positions, false)?));
@@ -173,7 +177,7 @@ impl Granite {
         let (q, kv) = self.split(block)?;
         let q = q.forward(&normed.index_select(&rows.targets, 0)?)?;
         Ok(Qkv::Split {
-            q: rows.rotate(q, h, &rows.target_positions, false)?,
+            q: rows.rotate(q, h, (&rows.target_positions).into(), false)?,
             kv: rows.rotate(kv.forward(normed)?, k, positions, false)?,
         })
     }
@@ -203,24 +207,33 @@ impl Granite {
     ///
     /// # Errors
     /// Another number of labels than rows; the device's.
-    pub fn head_loss(&self, hidden: &Tensor, labels: &[u32], dloss: Option<f64>) -> Result<HeadLoss> {
+    pub fn head_loss(&self, hidden: &Tensor, labels: &Indices, dloss: Option<f64>) -> Result<HeadLoss> {
         let scale = 1.0 / self.config.logits_scaling;
-        let (mut nll, mut dhidden) = (Vec::with_capacity(labels.len()), Vec::new());
-        for (i, labels) in labels.chunks(HEAD_ROWS).enumerate() {
-            let logits = self.head.forward(&hidden.narrow(0, i * HEAD_ROWS, labels.len())?)?;
+        let (mut nll, mut dhidden) = (Vec::new(), Vec::new());
+        let step = head_rows(self.device());
+        for start in (0..labels.len()).step_by(step) {
+            let n = step.min(labels.len() - start);
+            let labels = labels.view(start..start + n);
+            let logits = self.head.forward(&hidden.narrow(0, start, n)?)?;
             let losses = cross_entropy::forward(&logits, labels, scale)?;
             if let Some(dloss) = dloss {
                 let dlogits = cross_entropy::backward(logits, labels, scale, &losses, dloss)?;
                 dhidden.push(self.head.backward(&dlogits, 1.0)?);
             }
-            nll.extend(losses.nll);
+            nll.push(losses.nll);
         }
+        let nll = if nll.is_empty() { self.no_losses()? } else { Tensor::cat(&nll, 0)? };
         let dhidden = match dloss {
             Some(_) if dhidden.is_empty() => Some(hidden.zeros_like()?),
             Some(_) => Some(Tensor::cat(&dhidden, 0)?),
             None => None,
         };
         Ok(HeadLoss { nll, dhidden })
+    }
+
+    fn no_losses(&self) -> Result<Tensor> {
+        let dtype = if self.device().is_cpu() { DType::F64 } else { DType::F32 };
+        Ok(Tensor::zeros(0, dtype, self.device())?)
     }
 
     /// Logits [rows, V] of hidden states behind the last norm [rows, C].
@@ -268,7 +281,7 @@ impl Granite {
         if prefix.is_some() {
             return Ok(Backward { prompts: None, prefixes: Some(prefixes) });
         }
-        let lookup = Lookup { ids: &batch.ids[..batch.prefix_rows], ..self.lookup(batch) };
+        let lookup = Lookup { ids: batch.ids.view(0..batch.prefix_rows), ..self.lookup(batch) };
         let prompts = embed::backward(&dx, self.config.vocab_size, virtual_tokens, &lookup)?;
         Ok(Backward { prompts: Some(prompts), prefixes: None })
     }
@@ -282,12 +295,14 @@ impl Granite {
 
     /// Adds the gradient of keys and values [P, 2K D] that other passes found.
     fn add_behind(&self, dqkv: Qkv, behind: &Tensor) -> Result<Qkv> {
+        // What other passes found is f32 on a GPU, as it is a sum over passes.
+        let add = |kv: &Tensor| (kv.to_dtype(behind.dtype())? + behind)?.to_dtype(kv.dtype());
         Ok(match dqkv {
             Qkv::Fused(t) => {
                 let (q, kv) = (self.attention.q_width(), self.attention.kv_width());
-                Qkv::Fused(Tensor::cat(&[t.narrow(1, 0, q)?, (t.narrow(1, q, kv)? + behind)?], 1)?)
+                Qkv::Fused(Tensor::cat(&[t.narrow(1, 0, q)?, add(&t.narrow(1, q, kv)?)?], 1)?)
             }
-            Qkv::Split { q, kv } => Qkv::Split { q, kv: (kv + behind)? },
+            Qkv::Split { q, kv } => Qkv::Split { q, kv: add(&kv)? },
         })
     }
 
@@ -303,7 +318,7 @@ impl Granite {
     ) -> Result<Tensor> {
         let (h, k) = (self.attention.heads, self.attention.kv_heads);
         let n = if needs == Needs::All { rows.batch.ids.len() } else { rows.batch.prefix_rows };
-        let positions = &rows.batch.position_ids[..n];
+        let positions = rows.batch.position_ids.view(0..n);
         let residual = saved.residual.narrow(0, 0, n)?;
         let rstd = saved.rstd.narrow(0, 0, n)?;
         let (dnormed, past) = match dqkv {
@@ -318,7 +333,8 @@ impl Granite {
                     // A model of one block: no target row is a prefix row.
                     (dnormed, None)
                 } else {
-                    let dq = q_layer.backward(&rows.rotate(q, h, &rows.target_positions, true)?, 1.0)?;
+                    let dq =
+                        q_layer.backward(&rows.rotate(q, h, (&rows.target_positions).into(), true)?, 1.0)?;
                     let dnormed = dnormed.index_add(&rows.targets, &dq, 0)?;
                     (dnormed, Some(residual.zeros_like()?.index_add(&rows.targets, &dstream, 0)?))
                 }
@@ -326,6 +342,10 @@ impl Granite {
         };
         block.attention_norm.backward(&dnormed, &residual, &rstd, past.as_ref())
     }
+}
+
+fn positions_of(batch: &PackedBatch) -> Indices {
+    batch.target_rows.iter().map(|r| batch.position_ids[*r as usize]).collect::<Vec<_>>().into()
 }
 
 fn inputs<'a>(batch: &'a PackedBatch, qkv: &'a Qkv, prefix: Option<&'a Tensor>, last: bool) -> Inputs<'a> {

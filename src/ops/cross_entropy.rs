@@ -8,31 +8,52 @@
 //! dlogits = dloss * scale * (exp(z - lse) - onehot(label))
 //! ```
 
+use super::IndexView;
 use super::cpu::{self, Real, View, with_real};
+use super::gpu::{self, Kernel, Route};
+use super::profile;
 use crate::{Error, Result};
 use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
 
 /// What a row of logits says of its label.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Losses {
-    /// Negative log-likelihood of each row's label, nats.
-    pub nll: Vec<f64>,
-    /// Log-sum-exp of each row's scaled logits.
-    pub lse: Vec<f64>,
+    /// Negative log-likelihood of each row's label, nats; `[rows]`, f64 on the CPU and f32 on a GPU.
+    pub nll: Tensor,
+    /// Log-sum-exp of each row's scaled logits; as `nll`.
+    pub lse: Tensor,
 }
+
+gpu::parameters!(CrossEntropyParameters { rows: u32, vocab: u32, scale: f32, dloss: f32 });
+
+/// Threads of the block that reads a row.
+const FORWARD_THREADS: usize = 512;
+
+/// Threads of a block that writes a part of a row's gradient, and the elements that each takes.
+const BACKWARD_THREADS: usize = 256;
+const BACKWARD_ELEMENTS: usize = 16;
 
 /// Losses of `logits` [rows, V] for one label a row.
 ///
 /// # Errors
 /// A label beyond the vocabulary, or another number of labels than rows.
-pub fn forward(logits: &Tensor, labels: &[u32], scale: f64) -> Result<Losses> {
+pub fn forward(logits: &Tensor, labels: IndexView, scale: f64) -> Result<Losses> {
+    let _timed = profile::scope("cross_entropy", logits.device());
     let vocab = check(logits, labels)?;
-    if !logits.device().is_cpu() {
-        let wide = (logits.to_dtype(DType::F32)? * scale)?;
-        let lse = wide.log_sum_exp(D::Minus1)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
-        let nll = reference(logits, labels, scale)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
-        return Ok(Losses { nll, lse });
+    let rows = labels.host().len();
+    match gpu::route(logits) {
+        Route::Cpu => {}
+        Route::Kernel => {
+            let (nll, lse) = (gpu::empty(rows, DType::F32, logits)?, gpu::empty(rows, DType::F32, logits)?);
+            let kernel = Kernel::new("cross_entropy", "cross_entropy_forward", rows, FORWARD_THREADS);
+            launch(&kernel, logits, labels, [&nll, &lse], scale, 1.0)?;
+            return Ok(Losses { nll, lse });
+        }
+        Route::Reference => {
+            let lse = (logits * scale)?.log_sum_exp(D::Minus1)?;
+            return Ok(Losses { nll: reference(logits, labels, scale)?, lse });
+        }
     }
     with_real!("cross_entropy", logits.dtype(), T => {
         let z = View::<T>::new("cross_entropy", logits)?;
@@ -41,8 +62,8 @@ pub fn forward(logits: &Tensor, labels: &[u32], scale: f64) -> Result<Losses> {
             let lse = log_sum_exp(row, T::of(scale));
             (lse - scale * row[label as usize].wide(), lse)
         });
-        let (nll, lse) = z.par_chunks(vocab).zip(labels).map(of_row).unzip();
-        Ok(Losses { nll, lse })
+        let (nll, lse): (Vec<f64>, Vec<f64>) = z.par_chunks(vocab).zip(labels.host()).map(of_row).unzip();
+        Ok(Losses { nll: cpu::tensor(nll, rows)?, lse: cpu::tensor(lse, rows)? })
     })
 }
 
@@ -50,18 +71,35 @@ pub fn forward(logits: &Tensor, labels: &[u32], scale: f64) -> Result<Losses> {
 ///
 /// # Errors
 /// As [`forward`].
-pub fn backward(logits: Tensor, labels: &[u32], scale: f64, losses: &Losses, dloss: f64) -> Result<Tensor> {
+pub fn backward(
+    logits: Tensor,
+    labels: IndexView,
+    scale: f64,
+    losses: &Losses,
+    dloss: f64,
+) -> Result<Tensor> {
+    let _timed = profile::scope("cross_entropy backward", logits.device());
     let vocab = check(&logits, labels)?;
+    if gpu::route(&logits) == Route::Kernel {
+        let rows = labels.host().len();
+        let mut kernel = Kernel::new("cross_entropy", "cross_entropy_backward", rows, BACKWARD_THREADS);
+        // Rows need not begin at 16 bytes: the first access takes up to 7 elements.
+        kernel.grid[1] = (vocab + 7).div_ceil(BACKWARD_ELEMENTS * BACKWARD_THREADS);
+        launch(&kernel, &logits, labels, [&losses.lse], scale, dloss)?;
+        return Ok(logits);
+    }
     if !logits.device().is_cpu() {
-        let ones = Tensor::full(dloss as f32, labels.len(), logits.device())?;
+        let ones = losses.nll.affine(0.0, dloss)?;
         return Ok(
             super::autograd(&[&logits], &ones, |v| reference(v[0].as_tensor(), labels, scale))?.remove(0)
         );
     }
     with_real!("cross_entropy backward", logits.dtype(), T => {
         let (s, d) = (T::of(scale), T::of(scale * dloss));
+        let lse = View::<f64>::new("cross_entropy backward", &losses.lse)?;
+        let lse: &[f64] = &lse;
         cpu::in_place::<T>(&logits, |z| {
-            let rows = z.par_chunks_mut(vocab).zip(labels).zip(&losses.lse);
+            let rows = z.par_chunks_mut(vocab).zip(labels.host()).zip(lse);
             rows.for_each(|((row, &label), &lse)| {
                 let lse = T::of(lse);
                 cpu::simd(|| row.iter_mut().for_each(|z| *z = d * (*z * s - lse).exp_()));
@@ -72,17 +110,39 @@ pub fn backward(logits: Tensor, labels: &[u32], scale: f64, losses: &Losses, dlo
     Ok(logits)
 }
 
+fn launch<const N: usize>(
+    kernel: &Kernel,
+    logits: &Tensor,
+    labels: IndexView,
+    others: [&Tensor; N],
+    scale: f64,
+    dloss: f64,
+) -> Result<()> {
+    let (rows, vocab) = logits.dims2()?;
+    let labels = labels.on(logits.device())?;
+    let mut buffers = vec![logits, &labels];
+    buffers.extend(others);
+    let parameters = CrossEntropyParameters {
+        rows: gpu::uint(rows),
+        vocab: gpu::uint(vocab),
+        scale: scale as f32,
+        dloss: dloss as f32,
+    };
+    gpu::launch(kernel, logits.dtype(), &buffers, &parameters)
+}
+
 /// The formula in plain candle ops, in f32 where the logits are narrower: nll of each row.
-pub fn reference(logits: &Tensor, labels: &[u32], scale: f64) -> Result<Tensor> {
+pub fn reference(logits: &Tensor, labels: IndexView, scale: f64) -> Result<Tensor> {
     let wide = if logits.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
     let z = (logits.to_dtype(wide)? * scale)?;
     let lse = z.log_sum_exp(D::Minus1)?;
-    let labels = Tensor::new(labels, logits.device())?.unsqueeze(1)?;
+    let labels = labels.on(logits.device())?.unsqueeze(1)?;
     Ok((lse - z.gather(&labels, 1)?.squeeze(1)?)?)
 }
 
-fn check(logits: &Tensor, labels: &[u32]) -> Result<usize> {
+fn check(logits: &Tensor, labels: IndexView) -> Result<usize> {
     let (rows, vocab) = logits.dims2()?;
+    let labels = labels.host();
     match labels.iter().find(|label| **label as usize >= vocab) {
         None if rows == labels.len() => Ok(vocab),
         found => Err(Error::Shape {
@@ -117,25 +177,26 @@ fn log_sum_exp<T: Real>(row: &[T], scale: T) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::{autograd, testing::*};
+    use crate::ops::{Indices, autograd, testing::*};
 
     #[test]
     fn forward_and_backward_agree_with_the_reference() -> Result<()> {
         for (rows, vocab) in [(1, 2), (5, 123), (123, 5000)] {
             for dtype in [DType::F32, DType::F64] {
                 let logits = (randn(1, (rows, vocab), dtype)? * 9.0)?;
-                let labels: Vec<u32> = (0..rows as u32).map(|i| (i * 31) % vocab as u32).collect();
-                let losses = forward(&logits, &labels, 0.125)?;
-                let nll = Tensor::new(losses.nll.clone(), logits.device())?;
-                let expected = reference(&logits, &labels, 0.125)?;
-                assert_close("nll", &nll, &expected, Tolerance::of(dtype));
+                let labels =
+                    Indices::from((0..rows as u32).map(|i| (i * 31) % vocab as u32).collect::<Vec<_>>());
+                let labels: IndexView = (&labels).into();
+                let losses = forward(&logits, labels, 0.125)?;
+                let expected = reference(&logits, labels, 0.125)?;
+                assert_close("nll", &losses.nll, &expected, Tolerance::of(dtype));
                 let dy = (expected.ones_like()? * 0.7)?;
                 // In f64: candle's own log_sum_exp gradient is off by 5e-4 in f32.
                 let wide = [&logits.to_dtype(DType::F64)?];
                 let d = autograd(&wide, &dy.to_dtype(DType::F64)?, |v| {
-                    reference(v[0].as_tensor(), &labels, 0.125)
+                    reference(v[0].as_tensor(), labels, 0.125)
                 })?;
-                let ours = backward(logits.copy()?, &labels, 0.125, &losses, 0.7)?;
+                let ours = backward(logits.copy()?, labels, 0.125, &losses, 0.7)?;
                 let tolerance = Tolerance { absolute: 1e-8, ..Tolerance::of(dtype) };
                 assert_close("dlogits", &ours, &d[0], tolerance);
                 assert!(max_abs(&ours)? > 0.0);
@@ -147,14 +208,15 @@ mod tests {
     #[test]
     fn large_logits_do_not_overflow() -> Result<()> {
         let logits = Tensor::new(&[[3e4f32, -3e4, 0.0]], &candle_core::Device::Cpu)?;
-        let losses = forward(&logits, &[1], 1.0)?;
-        assert_eq!(losses.nll, [6e4]);
+        let losses = forward(&logits, (&Indices::from(vec![1])).into(), 1.0)?;
+        assert_eq!(losses.nll.to_vec1::<f64>()?, [6e4]);
         Ok(())
     }
 
     #[test]
     fn a_label_beyond_the_vocabulary_is_an_error() -> Result<()> {
-        let error = forward(&randn(1, (2, 5), DType::F32)?, &[1, 5], 1.0).unwrap_err();
+        let labels = Indices::from(vec![1, 5]);
+        let error = forward(&randn(1, (2, 5), DType::F32)?, (&labels).into(), 1.0).unwrap_err();
         assert_eq!(error.to_string(), "cross_entropy: expected 2 labels under 5, found 2 labels, one is 5");
         Ok(())
     }

@@ -4,6 +4,8 @@
 //! as the product goes, and activations are f32 all the same.
 
 use super::cpu::{self, Disjoint, Mat, Real, View, with_real};
+use super::gpu::{self, Route};
+use super::profile;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
@@ -45,6 +47,12 @@ impl Linear {
         Ok(Self { weight: self.weight.narrow(0, range.start, range.len())?, bias })
     }
 
+    /// The layer with its weight and its bias in other dtypes on another device.
+    pub(crate) fn on(&self, weight: DType, bias: DType, device: &Device) -> Result<Self> {
+        let moved = |t: &Tensor, dtype| t.to_dtype(dtype)?.to_device(device);
+        Self::new(moved(&self.weight, weight)?, self.bias.as_ref().map(|b| moved(b, bias)).transpose()?)
+    }
+
     /// Output and input features.
     pub fn dims(&self) -> Result<(usize, usize)> {
         Ok(self.weight.dims2()?)
@@ -66,12 +74,20 @@ impl Linear {
     /// # Errors
     /// A width that is not the layer's, or a dtype that the device's kernels do not know.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let _timed = profile::scope("linear", x.device());
         let (n, k) = self.dims()?;
         self.check("linear", x, k)?;
-        if !x.device().is_cpu() {
-            return self.reference(x);
+        match gpu::route(x) {
+            Route::Cpu => with_real!("linear", x.dtype(), T => self.forward_cpu::<T>(x, n, k)),
+            Route::Kernel => {
+                let y = gpu::matmul(x, &self.weight, true, 1.0)?;
+                Ok(match &self.bias {
+                    Some(bias) => y.broadcast_add(bias)?,
+                    None => y,
+                })
+            }
+            Route::Reference => self.reference(x),
         }
-        with_real!("linear", x.dtype(), T => self.forward_cpu::<T>(x, n, k))
     }
 
     /// `scale * dy W` of `dy` [T, out]: the gradient of the input, [T, in].
@@ -79,13 +95,15 @@ impl Linear {
     /// # Errors
     /// As [`Linear::forward`].
     pub fn backward(&self, dy: &Tensor, scale: f64) -> Result<Tensor> {
+        let _timed = profile::scope("linear backward", dy.device());
         let (n, k) = self.dims()?;
         self.check("linear backward", dy, n)?;
-        match dy.device() {
-            Device::Cpu => {
+        match gpu::route(dy) {
+            Route::Cpu => {
                 with_real!("linear backward", dy.dtype(), T => self.backward_cpu::<T>(dy, scale, n, k))
             }
-            _ => Ok((dy.matmul(&self.weight.to_dtype(dy.dtype())?)? * scale)?),
+            Route::Kernel => gpu::matmul(dy, &self.weight, false, scale),
+            Route::Reference => Ok((dy.matmul(&self.weight.to_dtype(dy.dtype())?)? * scale)?),
         }
     }
 

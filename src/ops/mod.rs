@@ -15,15 +15,19 @@
 //! | V | vocabulary size |
 //!
 //! Every weight is frozen, so a `backward` makes the gradient of its input and of nothing else.
-//! On the CPU an op runs the kernel in its file, in f32 (or f64, which the tests use); on a device
-//! without a kernel it runs its `reference`, and `backward` is candle's autograd of that.
+//! On the CPU an op runs the code in its file, in f32 (or f64, which the tests use). On a GPU it runs the kernel
+//! of its name in `kernels/`, in f32, bf16 or f16 with sums in f32; in other dtypes its `reference`, and
+//! `backward` is candle's autograd of that.
 
 pub mod adamw;
 pub mod attention;
 pub(crate) mod cpu;
 pub mod cross_entropy;
 pub mod embed;
+pub(crate) mod gpu;
+pub mod indices;
 pub mod linear;
+pub mod profile;
 pub mod rms_norm;
 pub mod rope;
 pub mod swiglu;
@@ -31,6 +35,7 @@ pub mod swiglu;
 pub(crate) mod testing;
 
 pub use attention::{AttentionShape, Segment};
+pub use indices::{IndexView, Indices};
 pub use linear::Linear;
 pub use rope::RopeTable;
 

@@ -9,9 +9,20 @@
 //! ```
 
 use super::cpu::{self, Real, View, with_real};
+use super::gpu::{self, Kernel, Route};
+use super::profile;
 use crate::{Error, Result};
 use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
+
+gpu::parameters!(RmsNormParameters {
+    rows: u32,
+    width: u32,
+    eps: f32,
+    multiplier: f32,
+    add: u32,
+    aligned: u32,
+});
 
 /// Gain `[C]` and epsilon of one norm.
 #[derive(Debug, Clone)]
@@ -47,6 +58,7 @@ impl RmsNorm {
     /// # Errors
     /// Shapes that do not fit.
     pub fn forward(&self, x: &Tensor, add: Option<Add>) -> Result<Normed> {
+        let _timed = profile::scope("rms_norm", x.device());
         let (t, c) = x.dims2()?;
         if self.weight.dims() != [c] || add.is_some_and(|a| a.delta.dims() != [t, c]) {
             return Err(Error::Shape {
@@ -55,10 +67,11 @@ impl RmsNorm {
                 found: format!("{:?} and {:?}", self.weight.dims(), add.map(|a| a.delta.dims())),
             });
         }
-        if !x.device().is_cpu() {
-            return self.reference(x, add);
+        match gpu::route(x) {
+            Route::Cpu => with_real!("rms_norm", x.dtype(), T => self.forward_cpu::<T>(x, add, t, c)),
+            Route::Kernel => self.forward_kernel(x, add, t, c),
+            Route::Reference => self.reference(x, add),
         }
-        with_real!("rms_norm", x.dtype(), T => self.forward_cpu::<T>(x, add, t, c))
     }
 
     /// Gradient of the residual stream [T, C]: what came through the norm (`dy`), and what went past it
@@ -73,6 +86,7 @@ impl RmsNorm {
         rstd: &Tensor,
         past: Option<&Tensor>,
     ) -> Result<Tensor> {
+        let _timed = profile::scope("rms_norm backward", residual.device());
         let (t, c) = residual.dims2()?;
         if dy.dims() != [t, c] || rstd.dims() != [t] || past.is_some_and(|d| d.dims() != [t, c]) {
             return Err(Error::Shape {
@@ -80,6 +94,9 @@ impl RmsNorm {
                 expected: format!("gradients of [{t}, {c}], rstd of [{t}]"),
                 found: format!("{:?}, {:?}, rstd {:?}", dy.dims(), past.map(Tensor::dims), rstd.dims()),
             });
+        }
+        if gpu::route(dy) == Route::Kernel {
+            return self.backward_kernel(dy, residual, rstd, past);
         }
         if !dy.device().is_cpu() {
             let through =
@@ -101,6 +118,53 @@ impl RmsNorm {
         let normed =
             r.broadcast_mul(&rstd)?.to_dtype(x.dtype())?.broadcast_mul(&self.weight.to_dtype(x.dtype())?)?;
         Ok(Normed { residual, normed, rstd: rstd.squeeze(D::Minus1)? })
+    }
+
+    fn parameters(
+        &self,
+        x: &Tensor,
+        multiplier: Option<f64>,
+        tensors: &[&Tensor],
+    ) -> Result<RmsNormParameters> {
+        let (rows, width) = x.dims2()?;
+        Ok(RmsNormParameters {
+            rows: gpu::uint(rows),
+            width: gpu::uint(width),
+            eps: self.eps as f32,
+            multiplier: multiplier.unwrap_or(1.0) as f32,
+            add: u32::from(multiplier.is_some()),
+            aligned: gpu::aligned(&[width], tensors),
+        })
+    }
+
+    fn forward_kernel(&self, x: &Tensor, add: Option<Add>, t: usize, c: usize) -> Result<Normed> {
+        let (delta, residual) = match add {
+            Some(Add { delta, .. }) => (delta, gpu::empty((t, c), x.dtype(), x)?),
+            None => (x, x.clone()),
+        };
+        let (normed, rstd) = (gpu::empty((t, c), x.dtype(), x)?, gpu::empty(t, DType::F32, x)?);
+        let parameters = self.parameters(x, add.map(|a| a.multiplier), &[x, delta, &self.weight])?;
+        // Without a delta the kernel writes no residual stream: any buffer does.
+        let out = if add.is_some() { &residual } else { &normed };
+        let kernel = Kernel::new("rms_norm", "rms_norm_forward", t, row_threads(c));
+        gpu::launch(&kernel, x.dtype(), &[x, delta, &self.weight, out, &normed, &rstd], &parameters)?;
+        Ok(Normed { residual, normed, rstd })
+    }
+
+    fn backward_kernel(
+        &self,
+        dy: &Tensor,
+        r: &Tensor,
+        rstd: &Tensor,
+        past: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let (t, c) = r.dims2()?;
+        let dx = gpu::empty((t, c), dy.dtype(), dy)?;
+        let past_or_any = past.unwrap_or(dy);
+        let parameters = self.parameters(dy, past.map(|_| 1.0), &[dy, r, &self.weight, past_or_any])?;
+        let kernel = Kernel::new("rms_norm", "rms_norm_backward", t, row_threads(c));
+        gpu::launch(&kernel, dy.dtype(), &[dy, r, rstd, &self.weight, past_or_any, &dx], &parameters)?;
+        Ok(dx)
     }
 
     fn forward_cpu<T: Real>(&self, x: &Tensor, add: Option<Add>, t: usize, c: usize) -> Result<Normed> {
@@ -175,6 +239,11 @@ impl RmsNorm {
         });
         cpu::tensor(out, (t, c))
     }
+}
+
+/// Threads that work on a row: each keeps 16 elements of it in registers, and reads what is beyond 6,144 again.
+fn row_threads(width: usize) -> usize {
+    width.div_ceil(16).next_multiple_of(32).min(384)
 }
 
 #[inline(always)]

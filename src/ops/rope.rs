@@ -8,11 +8,23 @@
 //!
 //! The backward pass is the same rotation by the negative angle.
 
+use super::IndexView;
 use super::cpu::{self, Real, View, with_real};
+use super::gpu::{self, Kernel, Route};
+use super::profile;
 use crate::model::config::{Llama3Scaling, Rope};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
+
+gpu::parameters!(RopeParameters {
+    rows: u32,
+    width: u32,
+    heads: u32,
+    head_dim: u32,
+    sign: f32,
+    aligned: u32,
+});
 
 /// Cosines and sines [positions, D/2] of every position that a pass may meet.
 #[derive(Debug, Clone)]
@@ -23,7 +35,8 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// The table of `positions` positions for heads of size `head_dim`; angles are made in f64.
+    /// The table of `positions` positions for heads of size `head_dim`; angles are made in f64. Kernels read
+    /// it in f32 whatever the activations are.
     pub fn new(
         rope: &Rope,
         head_dim: usize,
@@ -56,7 +69,7 @@ impl RopeTable {
     ///
     /// # Errors
     /// A position beyond the table, or fewer columns than heads.
-    pub fn forward(&self, x: Tensor, heads: usize, position_ids: &[u32]) -> Result<Tensor> {
+    pub fn forward(&self, x: Tensor, heads: usize, position_ids: IndexView) -> Result<Tensor> {
         self.rotate(x, heads, position_ids, 1.0)
     }
 
@@ -64,12 +77,14 @@ impl RopeTable {
     ///
     /// # Errors
     /// As [`RopeTable::forward`].
-    pub fn backward(&self, dy: Tensor, heads: usize, position_ids: &[u32]) -> Result<Tensor> {
+    pub fn backward(&self, dy: Tensor, heads: usize, position_ids: IndexView) -> Result<Tensor> {
         self.rotate(dy, heads, position_ids, -1.0)
     }
 
-    fn rotate(&self, x: Tensor, heads: usize, position_ids: &[u32], sign: f64) -> Result<Tensor> {
+    fn rotate(&self, x: Tensor, heads: usize, positions: IndexView, sign: f64) -> Result<Tensor> {
+        let _timed = profile::scope("rope", x.device());
         let (t, width) = x.dims2()?;
+        let position_ids = positions.host();
         let last = position_ids.iter().max().map_or(0, |p| *p as usize + 1);
         if t != position_ids.len() || width < heads * self.head_dim || last > self.positions() {
             return Err(Error::Shape {
@@ -83,11 +98,32 @@ impl RopeTable {
                 found: format!("[{t}, {width}], positions under {last}"),
             });
         }
-        if !x.device().is_cpu() {
-            return self.reference(&x, heads, position_ids, sign);
+        match gpu::route(&x) {
+            Route::Cpu => {
+                with_real!("rope", x.dtype(), T => self.rotate_cpu::<T>(&x, heads, position_ids, T::of(sign)))?;
+            }
+            Route::Kernel => self.rotate_kernel(&x, heads, positions, sign)?,
+            Route::Reference => return self.reference(&x, heads, positions, sign),
         }
-        with_real!("rope", x.dtype(), T => self.rotate_cpu::<T>(&x, heads, position_ids, T::of(sign)))?;
         Ok(x)
+    }
+
+    fn rotate_kernel(&self, x: &Tensor, heads: usize, positions: IndexView, sign: f64) -> Result<()> {
+        let (rows, width) = x.dims2()?;
+        let half = self.head_dim / 2;
+        let parameters = RopeParameters {
+            rows: gpu::uint(rows),
+            width: gpu::uint(width),
+            heads: gpu::uint(heads),
+            head_dim: gpu::uint(self.head_dim),
+            sign: sign as f32,
+            aligned: gpu::aligned(&[width, half], &[x]),
+        };
+        // A thread turns up to 8 pairs, a block the heads of a row.
+        let threads = (heads * half.div_ceil(8)).next_multiple_of(32).min(256);
+        let kernel = Kernel::new("rope", "rope", rows, threads);
+        let positions = positions.on(x.device())?;
+        gpu::launch(&kernel, x.dtype(), &[x, &self.cos, &self.sin, &positions], &parameters)
     }
 
     fn rotate_cpu<T: Real>(&self, x: &Tensor, heads: usize, position_ids: &[u32], sign: T) -> Result<()> {
@@ -118,10 +154,10 @@ impl RopeTable {
     }
 
     /// The formula in plain candle ops; `sign` is 1, or -1 for the backward rotation.
-    pub fn reference(&self, x: &Tensor, heads: usize, position_ids: &[u32], sign: f64) -> Result<Tensor> {
+    pub fn reference(&self, x: &Tensor, heads: usize, position_ids: IndexView, sign: f64) -> Result<Tensor> {
         let (t, width) = x.dims2()?;
         let (d, half) = (self.head_dim, self.head_dim / 2);
-        let positions = Tensor::new(position_ids, x.device())?;
+        let positions = position_ids.on(x.device())?;
         let pick = |table: &Tensor| table.index_select(&positions, 0)?.to_dtype(x.dtype())?.unsqueeze(1);
         let (cos, sin) = (pick(&self.cos)?, (pick(&self.sin)? * sign)?);
         let turned = x.narrow(1, 0, heads * d)?.reshape((t, heads, d))?;
@@ -150,7 +186,7 @@ fn llama3_frequency(scaling: &Llama3Scaling, frequency: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::{autograd, testing::*};
+    use crate::ops::{Indices, autograd, testing::*};
 
     #[test]
     fn forward_and_backward_agree_with_the_reference() -> Result<()> {
@@ -164,14 +200,15 @@ mod tests {
             for (dtype, llama3) in [(DType::F32, None), (DType::F64, Some(llama3))] {
                 let table = RopeTable::new(&Rope { theta: 1e4, llama3 }, d, 200, dtype, &Device::Cpu)?;
                 let x = randn(1, (t, heads * d + extra), dtype)?;
-                let positions: Vec<u32> = (0..t as u32).map(|i| (i * 37) % 200).collect();
-                let expected = table.reference(&x, heads, &positions, 1.0)?;
+                let positions = Indices::from((0..t as u32).map(|i| (i * 37) % 200).collect::<Vec<_>>());
+                let positions = IndexView::from(&positions);
+                let expected = table.reference(&x, heads, positions, 1.0)?;
                 let dy = randn(2, x.dims2()?, dtype)?;
-                let dx = autograd(&[&x], &dy, |v| table.reference(v[0].as_tensor(), heads, &positions, 1.0))?
+                let dx = autograd(&[&x], &dy, |v| table.reference(v[0].as_tensor(), heads, positions, 1.0))?
                     .remove(0);
-                let y = table.forward(x.copy()?, heads, &positions)?;
+                let y = table.forward(x.copy()?, heads, positions)?;
                 assert_close("rope", &y, &expected, Tolerance::of(dtype));
-                let ours = table.backward(dy.copy()?, heads, &positions)?;
+                let ours = table.backward(dy.copy()?, heads, positions)?;
                 assert_close("rope backward", &ours, &dx, Tolerance::of(dtype));
             }
         }
@@ -182,7 +219,8 @@ mod tests {
     fn a_position_beyond_the_table_is_an_error() -> Result<()> {
         let rope = Rope { theta: 1e4, llama3: None };
         let table = RopeTable::new(&rope, 4, 8, DType::F32, &Device::Cpu)?;
-        let error = table.forward(randn(1, (1, 4), DType::F32)?, 1, &[8]).unwrap_err();
+        let error =
+            table.forward(randn(1, (1, 4), DType::F32)?, 1, (&Indices::from(vec![8])).into()).unwrap_err();
         assert!(error.to_string().contains("positions under 8, found [1, 4], positions under 9"), "{error}");
         Ok(())
     }

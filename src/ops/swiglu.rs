@@ -8,18 +8,32 @@
 //! ```
 
 use super::cpu::{self, Real, View, with_real};
+use super::gpu::{self, Kernel, Route};
+use super::profile;
 use crate::{Error, Result};
 use candle_core::Tensor;
 use num_traits::One;
+
+/// Most threads of a block; each makes 8 elements of a row of the activation.
+const THREADS: usize = 256;
+
+gpu::parameters!(SwigluParameters { rows: u32, width: u32, scale: f32, aligned: u32 });
 
 /// `silu(gate) * up` [T, F] of `gate_up` [T, 2F].
 ///
 /// # Errors
 /// An odd number of columns.
 pub fn forward(gate_up: &Tensor) -> Result<Tensor> {
+    let _timed = profile::scope("swiglu", gate_up.device());
     let (t, f) = half(gate_up)?;
-    if !gate_up.device().is_cpu() {
-        return reference(gate_up);
+    match gpu::route(gate_up) {
+        Route::Cpu => {}
+        Route::Kernel => {
+            let a = gpu::empty((t, f), gate_up.dtype(), gate_up)?;
+            launch("swiglu_forward", t, f, 1.0, &[gate_up, &a])?;
+            return Ok(a);
+        }
+        Route::Reference => return reference(gate_up),
     }
     with_real!("swiglu", gate_up.dtype(), T => {
         let x = View::<T>::new("swiglu", gate_up)?;
@@ -43,6 +57,7 @@ pub fn forward(gate_up: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// Shapes that do not fit.
 pub fn backward(da: &Tensor, gate_up: &Tensor) -> Result<Tensor> {
+    let _timed = profile::scope("swiglu backward", gate_up.device());
     let (t, f) = half(gate_up)?;
     if da.dims() != [t, f] {
         return Err(Error::Shape {
@@ -50,6 +65,11 @@ pub fn backward(da: &Tensor, gate_up: &Tensor) -> Result<Tensor> {
             expected: format!("a gradient of [{t}, {f}]"),
             found: format!("{:?}", da.dims()),
         });
+    }
+    if gpu::route(da) == Route::Kernel {
+        let dgate_up = gpu::empty((t, 2 * f), da.dtype(), da)?;
+        launch("swiglu_backward", t, f, 1.0, &[da, gate_up, &dgate_up])?;
+        return Ok(dgate_up);
     }
     if !da.device().is_cpu() {
         return Ok(super::autograd(&[gate_up], da, |v| reference(v[0].as_tensor()))?.remove(0));
@@ -83,6 +103,15 @@ pub fn reference(gate_up: &Tensor) -> Result<Tensor> {
 #[inline(always)]
 fn sigmoid<T: Real>(x: T) -> T {
     T::one() / (T::one() + (-x).exp_())
+}
+
+fn launch(name: &'static str, rows: usize, width: usize, scale: f32, buffers: &[&Tensor]) -> Result<()> {
+    let aligned = gpu::aligned(&[width], buffers);
+    let parameters = SwigluParameters { rows: gpu::uint(rows), width: gpu::uint(width), scale, aligned };
+    let threads = width.div_ceil(8).next_multiple_of(32).min(THREADS);
+    let mut kernel = Kernel::new("swiglu", name, rows, threads);
+    kernel.grid[1] = width.div_ceil(8 * threads);
+    gpu::launch(&kernel, buffers[0].dtype(), buffers, &parameters)
 }
 
 fn half(gate_up: &Tensor) -> Result<(usize, usize)> {

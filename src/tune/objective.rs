@@ -4,13 +4,14 @@
 use crate::Result;
 use crate::data::{PackedBatch, Passes, PrefixGroup};
 use crate::model::Granite;
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 
 /// Loss of a batch.
 #[derive(Debug, Clone)]
 pub struct Objective {
-    /// Negative log-likelihood of each target token in the order of groups, examples and tokens, nats.
-    pub nll: Vec<f64>,
+    /// Negative log-likelihood of each target token, nats, pass by pass in the order of groups, examples and
+    /// tokens. On a GPU it may still be on its way.
+    nll: Vec<Tensor>,
     /// Rows that went through the model.
     pub rows: usize,
     /// Gradient of the mean of `nll` in the prompts, of their shape; `None` where none was asked for.
@@ -19,13 +20,35 @@ pub struct Objective {
 
 impl Objective {
     /// Mean over the target tokens.
-    pub fn loss(&self) -> f64 {
-        self.nll.iter().sum::<f64>() / self.nll.len() as f64
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn loss(&self) -> Result<f64> {
+        let nll = self.nll()?;
+        Ok(nll.iter().sum::<f64>() / nll.len() as f64)
+    }
+
+    /// Negative log-likelihood of each target token in the order of groups, examples and tokens, nats; waits for
+    /// the device.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn nll(&self) -> Result<Vec<f64>> {
+        let mut all = Vec::with_capacity(self.target_tokens());
+        for nll in &self.nll {
+            all.extend(nll.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec1::<f64>()?);
+        }
+        Ok(all)
+    }
+
+    /// Target tokens of the batch.
+    pub fn target_tokens(&self) -> usize {
+        self.nll.iter().map(Tensor::elem_count).sum()
     }
 }
 
-/// Loss and gradient of `groups`. `prompts` [n, C], in the dtype of the model's activations, holds the virtual
-/// tokens that the groups name. At most `max_rows` rows (and a single sequence at the least) go through the
+/// Loss and gradient of `groups`. `prompts` [n, C], of [`Granite::prompt_dtype`], holds the virtual tokens
+/// that the groups name. At most `max_rows` rows (and a single sequence at the least) go through the
 /// model at a time; the prefixes go through it once, whatever the budget is:
 ///
 /// ```text
@@ -46,14 +69,14 @@ pub fn gradient(
     let virtual_tokens = prompts.dims()[0];
     let Passes { lead, rest } = &passes;
     let tape = model.forward(lead, prompts, None)?;
-    let mut nll = Vec::with_capacity(passes.target_tokens());
+    let mut nll = Vec::with_capacity(1 + rest.len());
     let mut behind: Option<Vec<Tensor>> = None;
     if !rest.is_empty() {
         let prefix = tape.keys_values();
         for batch in rest {
             let tape = model.forward(batch, prompts, Some(&prefix))?;
             let head = model.head_loss(tape.hidden(), &batch.labels, Some(dloss))?;
-            nll.extend(head.nll);
+            nll.push(head.nll);
             let Some(dhidden) = head.dhidden else { unreachable!("a gradient was asked for") };
             let found = model.backward(batch, tape, &dhidden, Some(&prefix), None, virtual_tokens)?.prefixes;
             behind = match (behind, found) {
@@ -65,7 +88,7 @@ pub fn gradient(
         }
     }
     let head = model.head_loss(tape.hidden(), &lead.labels, Some(dloss))?;
-    nll.splice(0..0, head.nll);
+    nll.insert(0, head.nll);
     let Some(dhidden) = head.dhidden else { unreachable!("a gradient was asked for") };
     let backward = model.backward(lead, tape, &dhidden, None, behind.as_deref(), virtual_tokens)?;
     Ok(Objective { nll, rows: passes.rows(), gradient: backward.prompts })
@@ -83,14 +106,14 @@ pub fn evaluate(
 ) -> Result<Objective> {
     let passes = Passes::new(groups, model.config().vocab_size, max_rows);
     let Passes { lead, rest } = &passes;
-    let of = |batch: &PackedBatch, hidden: &Tensor| -> Result<Vec<f64>> {
+    let of = |batch: &PackedBatch, hidden: &Tensor| -> Result<Tensor> {
         Ok(model.head_loss(hidden, &batch.labels, None)?.nll)
     };
     let tape = model.forward(lead, prompts, None)?;
-    let mut nll = of(lead, tape.hidden())?;
+    let mut nll = vec![of(lead, tape.hidden())?];
     let prefix = tape.keys_values();
     for batch in rest {
-        nll.extend(of(batch, model.forward(batch, prompts, Some(&prefix))?.hidden())?);
+        nll.push(of(batch, model.forward(batch, prompts, Some(&prefix))?.hidden())?);
     }
     Ok(Objective { nll, rows: passes.rows(), gradient: None })
 }

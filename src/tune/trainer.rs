@@ -4,7 +4,7 @@ use super::objective;
 use crate::config::{Keep, OnNotFinite, TrainOptions};
 use crate::data::{Example, PrefixGroup};
 use crate::model::Granite;
-use crate::ops::adamw::{self, AdamW, Parameter, Step};
+use crate::ops::adamw::{AdamW, Parameter, Step};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use rand::SeedableRng;
@@ -236,7 +236,7 @@ impl<'a> Trainer<'a> {
     ) -> Result<Option<StepRecord>> {
         let started = Instant::now();
         let Task { model, train, options, max_rows, .. } = self.task;
-        let prompt = self.parameter.value.to_dtype(model.dtype())?;
+        let prompt = self.parameter.value.to_dtype(model.prompt_dtype())?;
         let n = prompt.dims()[0] as u32;
         let group = PrefixGroup::new(0..n, chunk.iter().map(|i| &train[*i]));
         let objective = objective::gradient(model, &prompt, &[group], max_rows)?;
@@ -244,29 +244,21 @@ impl<'a> Trainer<'a> {
             return Err(Error::Invalid("the prompt has no gradient".into()));
         };
         let gradient = gradient.to_dtype(DType::F32)?;
-        let (loss, grad_norm) = (objective.loss(), adamw::norm([&gradient])?);
-        for (what, value) in [("the loss", loss), ("the gradient's norm", grad_norm)] {
-            if !value.is_finite() {
-                return self.left_out(what, value, observer);
-            }
-        }
         let attempt = self.step + self.skipped;
         let warmup = super::schedule::warmup_steps(options.warmup_ratio, total);
         let learning_rate = options.learning_rate * options.schedule.multiplier(attempt, warmup, total);
-        // As torch's clip_grad_norm_ computes it.
-        let clip = if options.max_grad_norm > 0.0 {
-            (options.max_grad_norm / (grad_norm + 1e-6)).min(1.0)
-        } else {
-            1.0
-        };
-        let step = Step { step: self.step + 1, learning_rate, clip };
-        let parameter = self.adamw.forward(&self.parameter, &gradient, step)?;
-        // A huge learning rate overflows the prompt by a gradient that is finite.
-        let prompt_norm = adamw::norm([&parameter.value])?;
-        if !prompt_norm.is_finite() {
-            return self.left_out("the prompt's norm", prompt_norm, observer);
+        let step = Step { step: self.step + 1, learning_rate, max_grad_norm: options.max_grad_norm };
+        let updated = self.adamw.forward(&self.parameter, &gradient, step)?;
+        // Only here does the host wait for a GPU. The prompt's norm: a huge learning rate overflows it by a
+        // gradient that is finite.
+        let (loss, target_tokens) = (objective.loss()?, objective.target_tokens());
+        let (grad_norm, prompt_norm) = (updated.grad_norm.value()?, updated.value_norm.value()?);
+        let values =
+            [("the loss", loss), ("the gradient's norm", grad_norm), ("the prompt's norm", prompt_norm)];
+        if let Some((what, value)) = values.into_iter().find(|(_, value)| !value.is_finite()) {
+            return self.left_out(what, value, observer);
         }
-        self.parameter = parameter;
+        self.parameter = updated.parameter;
         self.step += 1;
         Ok(Some(StepRecord {
             step: self.step,
@@ -275,7 +267,7 @@ impl<'a> Trainer<'a> {
             learning_rate,
             grad_norm,
             examples: chunk.len(),
-            target_tokens: objective.nll.len(),
+            target_tokens,
             rows: objective.rows,
             seconds: started.elapsed().as_secs_f64(),
         }))
@@ -307,7 +299,10 @@ impl<'a> Trainer<'a> {
             [] => None,
             examples => {
                 let group = PrefixGroup::new(0..prompt.dims()[0] as u32, examples);
-                Some(objective::evaluate(model, &prompt.to_dtype(model.dtype())?, &[group], max_rows)?.loss())
+                Some(
+                    objective::evaluate(model, &prompt.to_dtype(model.prompt_dtype())?, &[group], max_rows)?
+                        .loss()?,
+                )
             }
         };
         self.last = Kept {

@@ -22,7 +22,7 @@ fn the_gradient_is_the_slope_of_the_loss() {
                     let mut moved = values.clone();
                     moved[i] += by;
                     let moved = Tensor::from_vec(moved, prompts.shape(), prompts.device()).unwrap();
-                    tune::evaluate(&model, &moved, &groups, usize::MAX).unwrap().loss()
+                    tune::evaluate(&model, &moved, &groups, usize::MAX).unwrap().loss().unwrap()
                 };
                 let slope = (loss(1e-5) - loss(-1e-5)) / 2e-5;
                 assert!(

@@ -20,6 +20,7 @@ mod kernel;
 mod plan;
 
 use super::cpu::with_real;
+use super::profile;
 use crate::{Error, Result};
 use candle_core::{D, DType, Tensor};
 use std::ops::Range;
@@ -136,6 +137,7 @@ impl AttentionShape {
     /// # Errors
     /// Shapes or segments that do not fit.
     pub fn forward(&self, inputs: Inputs) -> Result<Attended> {
+        let _timed = profile::scope("attention", inputs.qkv.queries().device());
         self.check(&inputs)?;
         let q = inputs.qkv.queries();
         if !q.device().is_cpu() {
@@ -155,6 +157,7 @@ impl AttentionShape {
         dout: &Tensor,
         needs: Needs,
     ) -> Result<Gradients> {
+        let _timed = profile::scope("attention backward", dout.device());
         self.check(&inputs)?;
         if dout.dims() != attended.out.dims() {
             return Err(Error::Shape {
@@ -250,7 +253,12 @@ impl AttentionShape {
         Ok(Attended { out: Tensor::cat(&outs, 0)?.to_dtype(dtype)?, lse: Tensor::cat(&lses, 0)? })
     }
 
-    fn reference_backward(&self, inputs: Inputs, dout: &Tensor, needs: Needs) -> Result<Gradients> {
+    pub(crate) fn reference_backward(
+        &self,
+        inputs: Inputs,
+        dout: &Tensor,
+        needs: Needs,
+    ) -> Result<Gradients> {
         let mut leaves = vec![inputs.qkv.queries()];
         let split = matches!(inputs.qkv, Qkv::Split { .. });
         if split {

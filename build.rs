@@ -1,0 +1,94 @@
+//! With the feature `cuda`: compiles each file of kernels/ for each dtype, and writes the table that
+//! `src/ops/gpu/cuda.rs` finds the machine code in.
+//!
+//! The code is for compute capability 8.0, 8.9 and 9.0, and PTX of 8.0 that the driver compiles for newer ones.
+
+use std::env;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+const ELEMENTS: [&str; 3] = ["F32", "BF16", "F16"];
+
+fn main() {
+    println!("cargo:rerun-if-changed=kernels");
+    println!("cargo:rerun-if-changed=build.rs");
+    for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH"] {
+        println!("cargo:rerun-if-env-changed={variable}");
+    }
+    if env::var_os("CARGO_FEATURE_CUDA").is_none() {
+        return;
+    }
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let files = kernels();
+    let work: Vec<(&str, &str)> =
+        files.iter().flat_map(|file| ELEMENTS.map(|element| (file.as_str(), element))).collect();
+    let (nvcc, next) = (nvcc(), Mutex::new(work.iter()));
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let Some((file, element)) = next.lock().expect("no compilation panics").next() else {
+                        break;
+                    };
+                    compile(&nvcc, file, element, &out);
+                }
+            });
+        }
+    });
+    let mut table = String::from("fn fatbin(file: &str, element: DType) -> Option<&'static [u8]> {\n");
+    table.push_str("    Some(match (file, element) {\n");
+    for (file, element) in &work {
+        let path = fatbin(&out, file, element);
+        writeln!(table, "        ({file:?}, DType::{element}) => include_bytes!({path:?}),")
+            .expect("a string grows");
+    }
+    table.push_str("        _ => return None,\n    })\n}\n");
+    std::fs::write(out.join("fatbins.rs"), table).expect("OUT_DIR can be written");
+}
+
+/// Names of the kernel files, without their ending.
+fn kernels() -> Vec<String> {
+    let entries = std::fs::read_dir("kernels").expect("kernels/ stands beside build.rs");
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.expect("an entry of kernels/").path())
+        .filter(|path| path.extension().is_some_and(|e| e == "cu"))
+        .filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()))
+        .collect();
+    names.sort();
+    names
+}
+
+fn nvcc() -> PathBuf {
+    if let Some(nvcc) = env::var_os("NVCC") {
+        return nvcc.into();
+    }
+    let of_home = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os);
+    let found = of_home.map(|home| Path::new(&home).join("bin/nvcc")).find(|nvcc| nvcc.exists());
+    found.unwrap_or_else(|| "nvcc".into())
+}
+
+fn fatbin(out: &Path, file: &str, element: &str) -> PathBuf {
+    out.join(format!("{file}_{element}.fatbin"))
+}
+
+fn compile(nvcc: &Path, file: &str, element: &str, out: &Path) {
+    let mut command = Command::new(nvcc);
+    command.args(["-fatbin", "-std=c++17", "-O3", "-Xfatbin", "-compress-all"]);
+    for target in ["compute_80,code=sm_80", "compute_89,code=sm_89", "compute_90,code=sm_90"] {
+        command.args(["-gencode", &format!("arch={target}")]);
+    }
+    command.args(["-gencode", "arch=compute_80,code=compute_80", "-include", "kernels/cuda.h"]);
+    command.arg(format!("-DELEMENT_{element}")).arg("-o").arg(fatbin(out, file, element));
+    command.arg(format!("kernels/{file}.cu"));
+    let ran = command.output().unwrap_or_else(|error| {
+        panic!(
+            "{}: {error}; the feature cuda needs nvcc: set NVCC or CUDA_HOME, or put it on PATH",
+            nvcc.display()
+        )
+    });
+    let said = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.success(), "{} of kernels/{file}.cu for {element}: {said}", nvcc.display());
+}

@@ -1,0 +1,260 @@
+//! Whether a device computes what the CPU computes: every op of a tuning step, and a short run.
+//!
+//! The exact value of an op is the CPU's in f64, of inputs that were rounded to the dtype under test. An op may err
+//! by at most 2 times, a gradient by 3 times, what plain candle ops err in that dtype on the CPU (the rule of
+//! flash-attention's tests); f32 by 1e-5 of the largest exact value.
+
+mod attention;
+mod ops;
+mod run;
+
+use crate::Result;
+use candle_core::{DType, Device, Shape, Tensor};
+use rand::SeedableRng;
+use rand::distr::{Distribution, Uniform};
+use serde::Serialize;
+
+pub use ops::{OPS, ops};
+pub use run::{Curves, RunSize, run};
+
+/// One comparison.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Comparison {
+    /// Name of the op, such as `rms_norm`.
+    pub op: &'static str,
+    /// What was computed, such as `dx`.
+    pub what: &'static str,
+    /// Shape of the case.
+    pub case: String,
+    /// Largest error against the exact value; NaN where a value is not finite.
+    pub error: f64,
+    /// The most that it may be.
+    pub allowed: f64,
+}
+
+impl Comparison {
+    /// Whether the error is allowed.
+    pub fn holds(&self) -> bool {
+        self.error <= self.allowed
+    }
+}
+
+/// Where the ops under test run.
+pub struct Target<'a> {
+    /// The device of the tensors.
+    pub device: &'a Device,
+    /// dtype of the activations.
+    pub dtype: DType,
+    /// Runs an op: directly, or on the emulator.
+    pub run: &'a dyn Fn(&mut dyn FnMut()),
+}
+
+/// Comparisons so far, and the case that is under way.
+pub(crate) struct Checks<'a> {
+    target: &'a Target<'a>,
+    op: &'static str,
+    case: String,
+    seed: u64,
+    /// What an f32 error is measured by where the exact values are all smaller.
+    pub(crate) unit: f64,
+    found: Vec<Comparison>,
+}
+
+/// A tensor in three forms: on the device, the same values on the CPU, and those in f64.
+pub(crate) struct Input {
+    pub(crate) device: Tensor,
+    pub(crate) plain: Tensor,
+    pub(crate) exact: Tensor,
+}
+
+/// How an error is judged.
+#[derive(Clone, Copy)]
+pub(crate) enum Kind {
+    /// A result: 2 times the plain computation's error.
+    Value,
+    /// A gradient: 3 times.
+    Gradient,
+}
+
+impl<'a> Checks<'a> {
+    pub(crate) fn new(target: &'a Target<'a>, op: &'static str) -> Self {
+        Self { target, op, case: String::new(), seed: 0, unit: 1e-3, found: Vec::new() }
+    }
+
+    pub(crate) fn finish(self) -> Vec<Comparison> {
+        self.found
+    }
+
+    /// Begins a case.
+    pub(crate) fn case(&mut self, case: String) {
+        self.seed = self.seed.wrapping_add(1000);
+        self.case = case;
+    }
+
+    pub(crate) fn dtype(&self) -> DType {
+        self.target.dtype
+    }
+
+    /// Uniform values of variance `scale²`, rounded to the dtype under test.
+    pub(crate) fn random(&mut self, shape: impl Into<Shape>, scale: f64) -> Result<Input> {
+        let dtype = self.target.dtype;
+        self.random_in(shape, scale, dtype)
+    }
+
+    /// As [`Checks::random`], in another dtype.
+    pub(crate) fn random_in(&mut self, shape: impl Into<Shape>, scale: f64, dtype: DType) -> Result<Input> {
+        let shape: Shape = shape.into();
+        self.seed += 1;
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(self.seed);
+        let bound = scale * 3f64.sqrt();
+        let values: Vec<f64> = match Uniform::new_inclusive(-bound, bound) {
+            Ok(uniform) => uniform.sample_iter(&mut rng).take(shape.elem_count()).collect(),
+            Err(_) => vec![0.0; shape.elem_count()],
+        };
+        self.input(&Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?)
+    }
+
+    /// A tensor of the CPU in its three forms.
+    pub(crate) fn input(&self, plain: &Tensor) -> Result<Input> {
+        // A copy: kernels write some of their inputs in place.
+        let device = plain.copy()?.to_device(self.target.device)?;
+        Ok(Input { device, plain: plain.clone(), exact: plain.to_dtype(DType::F64)? })
+    }
+
+    /// Runs `f` on the device under test.
+    pub(crate) fn run<R>(&self, mut f: impl FnMut() -> Result<R>) -> Result<R> {
+        let mut result = None;
+        (self.target.run)(&mut || result = Some(f()));
+        match result {
+            Some(result) => result,
+            None => Err(crate::Error::Invalid("the device under test ran nothing".into())),
+        }
+    }
+
+    /// Compares `ours` with `exact`, given what plain ops in the same dtype made of it.
+    pub(crate) fn compare(
+        &mut self,
+        what: &'static str,
+        kind: Kind,
+        ours: &Tensor,
+        exact: &Tensor,
+        plain: &Tensor,
+    ) -> Result<()> {
+        let exact = values(exact)?;
+        let ours = values(ours)?;
+        let error = if ours.len() == exact.len() { largest_difference(&ours, &exact) } else { f64::NAN };
+        let largest = exact.iter().fold(self.unit, |a: f64, b| a.max(b.abs()));
+        let allowed = match self.target.dtype {
+            DType::F32 => 1e-5 * largest,
+            _ => {
+                let factor = if let Kind::Value = kind { 2.0 } else { 3.0 };
+                factor * largest_difference(&values(plain)?, &exact) + 1e-5 * largest
+            }
+        };
+        self.found.push(Comparison { op: self.op, what, case: self.case.clone(), error, allowed });
+        Ok(())
+    }
+}
+
+fn values(t: &Tensor) -> Result<Vec<f64>> {
+    Ok(t.to_device(&Device::Cpu)?.flatten_all()?.to_dtype(DType::F64)?.to_vec1()?)
+}
+
+/// NaN where a difference is.
+fn largest_difference(a: &[f64], b: &[f64]) -> f64 {
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, |most: f64, d| if most.is_nan() || d <= most { most } else { d })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::gpu::emulated::emulate;
+
+    /// Every kernel, on the emulator, in three orders of its threads.
+    fn check(op: &str) {
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            for order in [0, 1, 7] {
+                let target =
+                    Target { device: &Device::Cpu, dtype, run: &|f: &mut dyn FnMut()| emulate(order, f) };
+                let found =
+                    ops(&target, op).unwrap_or_else(|e| panic!("{op}, {dtype:?}, order {order}: {e}"));
+                assert!(found.len() > 5, "{op}: {} comparisons", found.len());
+                let wrong: Vec<_> = found.iter().filter(|c| !c.holds()).collect();
+                assert!(wrong.is_empty(), "{dtype:?}, order {order}: {wrong:#?}");
+            }
+        }
+    }
+
+    #[test]
+    fn embed() {
+        check("embed");
+    }
+
+    #[test]
+    fn linear() {
+        check("linear");
+    }
+
+    #[test]
+    fn rms_norm() {
+        check("rms_norm");
+    }
+
+    #[test]
+    fn rope() {
+        check("rope");
+    }
+
+    #[test]
+    fn attention() {
+        check("attention");
+    }
+
+    #[test]
+    fn swiglu() {
+        check("swiglu");
+    }
+
+    #[test]
+    fn cross_entropy() {
+        check("cross_entropy");
+    }
+
+    #[test]
+    fn adamw() {
+        check("adamw");
+    }
+
+    /// A few steps of the whole model on the emulator, in one pass and in several.
+    #[test]
+    fn runs_follow_the_cpu() {
+        for (dtype, head_dim, max_rows) in [
+            (DType::F32, 32, 4096),
+            (DType::F32, 32, 60),
+            (DType::BF16, 64, 4096),
+            (DType::BF16, 64, 60),
+            (DType::F16, 32, 4096),
+        ] {
+            let target = Target { device: &Device::Cpu, dtype, run: &|f: &mut dyn FnMut()| emulate(0, f) };
+            let size = RunSize { steps: 3, examples: 4, max_rows, head_dim };
+            let curves = run(&target, size).unwrap_or_else(|e| panic!("{dtype:?}, {size:?}: {e}"));
+            assert!(curves.deviation() <= Curves::allowed(dtype), "{dtype:?}: {curves:?}");
+            assert!(curves.cpu[2] < curves.cpu[0], "{curves:?}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_value_does_not_hold() {
+        let target = Target { device: &Device::Cpu, dtype: DType::F32, run: &|f: &mut dyn FnMut()| f() };
+        let mut checks = Checks::new(&target, "embed");
+        let exact = Tensor::new(&[1.0f64, 2.0], &Device::Cpu).unwrap();
+        for wrong in [[1.0f32, 2.1], [f32::NAN, 2.0]] {
+            let wrong = Tensor::new(&wrong, &Device::Cpu).unwrap();
+            checks.compare("x", Kind::Value, &wrong, &exact, &exact).unwrap();
+        }
+        assert!(checks.finish().iter().all(|c| !c.holds()));
+    }
+}

@@ -1,0 +1,226 @@
+//! The cases of each op but attention.
+
+use super::{Checks, Comparison, Input, Kind, Target, attention};
+use crate::Result;
+use crate::model::config::Rope;
+use crate::ops::adamw::{AdamW, Parameter, Step};
+use crate::ops::embed::{self, Lookup};
+use crate::ops::rms_norm::{Add, RmsNorm};
+use crate::ops::{Indices, Linear, RopeTable, autograd, cross_entropy, swiglu};
+use candle_core::{DType, Device, Tensor};
+
+/// Names of the ops that [`ops`] checks.
+pub const OPS: [&str; 8] =
+    ["embed", "linear", "rms_norm", "rope", "attention", "swiglu", "cross_entropy", "adamw"];
+
+/// Compares the op of this name with the CPU at odd and at usual shapes.
+///
+/// # Errors
+/// A name that is none of [`OPS`]; the device's.
+pub fn ops(target: &Target, name: &str) -> Result<Vec<Comparison>> {
+    let Some(op) = OPS.into_iter().find(|op| *op == name) else {
+        return Err(crate::Error::Invalid(format!("expected one of {OPS:?}, found {name}")));
+    };
+    let mut checks = Checks::new(target, op);
+    match op {
+        "embed" => embed(&mut checks)?,
+        "linear" => linear(&mut checks)?,
+        "rms_norm" => rms_norm(&mut checks)?,
+        "rope" => rope(&mut checks)?,
+        "attention" => attention::check(&mut checks)?,
+        "swiglu" => swiglu(&mut checks)?,
+        "cross_entropy" => cross_entropy(&mut checks)?,
+        _ => adamw(&mut checks)?,
+    }
+    Ok(checks.finish())
+}
+
+fn embed(checks: &mut Checks) -> Result<()> {
+    for (t, c, vocab, n) in
+        [(1, 4, 3, 1), (5, 123, 17, 6), (123, 5, 17, 6), (40, 576, 9, 11), (3, 2048, 5, 2)]
+    {
+        checks.case(format!("[{t}, {c}], {vocab} tokens, {n} virtual"));
+        let table = checks.random((vocab, c), 1.0)?;
+        let prompts = checks.random_in((n, c), 1.0, DType::F32)?;
+        let ids = Indices::from((0..t).map(|i| ((i * 7 + vocab) % (vocab + n)) as u32).collect::<Vec<_>>());
+        let lookup = Lookup { ids: (&ids).into(), multiplier: 12.0 };
+        let exact = embed::forward(&table.exact, &prompts.exact, &lookup)?;
+        let ours = checks.run(|| embed::forward(&table.device, &prompts.device, &lookup))?;
+        let plain = embed::reference(&table.plain, &prompts.plain.to_dtype(checks.dtype())?, &lookup)?;
+        checks.compare("x", Kind::Value, &ours, &exact, &plain)?;
+        let dx = checks.random((t, c), 1.0)?;
+        let exact = embed::backward(&dx.exact, vocab, n, &lookup)?;
+        let ours = checks.run(|| embed::backward(&dx.device, vocab, n, &lookup))?;
+        let rounded = exact.to_dtype(checks.dtype())?;
+        checks.compare("dprompts", Kind::Gradient, &ours, &exact, &rounded)?;
+    }
+    Ok(())
+}
+
+fn linear(checks: &mut Checks) -> Result<()> {
+    for (t, n, k) in [(1, 1, 1), (5, 123, 31), (123, 300, 64), (64, 256, 512)] {
+        checks.case(format!("[{t}, {k}] x [{n}, {k}]ᵀ"));
+        let (weight, bias) = (checks.random((n, k), 0.1)?, checks.random(n, 1.0)?);
+        let (x, dy) = (checks.random((t, k), 1.0)?, checks.random((t, n), 1.0)?);
+        let layer = |of: fn(&Input) -> &Tensor| Linear::new(of(&weight).clone(), Some(of(&bias).clone()));
+        let (exact, plain, device) = (layer(|i| &i.exact)?, layer(|i| &i.plain)?, layer(|i| &i.device)?);
+        let ours = checks.run(|| device.forward(&x.device))?;
+        checks.compare("y", Kind::Value, &ours, &exact.forward(&x.exact)?, &plain.reference(&x.plain)?)?;
+        let ours = checks.run(|| device.backward(&dy.device, 0.22))?;
+        let plain = (dy.plain.matmul(&weight.plain)? * 0.22)?;
+        checks.compare("dx", Kind::Gradient, &ours, &exact.backward(&dy.exact, 0.22)?, &plain)?;
+    }
+    Ok(())
+}
+
+fn rms_norm(checks: &mut Checks) -> Result<()> {
+    // A row of one element has a gradient near 0, the difference of two terms of some units.
+    checks.unit = 1.0;
+    for (t, c) in [(1, 1), (5, 123), (123, 5), (7, 576), (3, 2048), (2, 4100), (2, 10_000)] {
+        for add in [false, true] {
+            checks.case(format!("[{t}, {c}]{}", if add { ", added" } else { "" }));
+            let (x, delta) = (checks.random((t, c), 3.0)?, checks.random((t, c), 2.0)?);
+            let (weight, dy) = (checks.random(c, 1.0)?, checks.random((t, c), 1.0)?);
+            let norm = |w: &Tensor| RmsNorm { weight: w.clone(), eps: 1e-5 };
+            let (exact_norm, plain_norm) = (norm(&weight.exact), norm(&weight.plain));
+            let device_norm = norm(&weight.device);
+            let with = |delta| add.then_some(Add { delta, multiplier: 0.22 });
+            let ours = checks.run(|| device_norm.forward(&x.device, with(&delta.device)))?;
+            // The norm is of the rounded residual stream, as the kernel keeps it.
+            let residual = checks.input(&match add {
+                true => {
+                    exact_norm.forward(&x.exact, with(&delta.exact))?.residual.to_dtype(checks.dtype())?
+                }
+                false => x.plain.clone(),
+            })?;
+            let plain = plain_norm.reference(&x.plain, with(&delta.plain))?;
+            let summed = exact_norm.forward(&x.exact, with(&delta.exact))?.residual;
+            checks.compare("residual", Kind::Value, &ours.residual, &summed, &plain.residual)?;
+            let exact = exact_norm.forward(&residual.exact, None)?;
+            let plain = plain_norm.reference(&residual.plain, None)?;
+            checks.compare("normed", Kind::Value, &ours.normed, &exact.normed, &plain.normed)?;
+            checks.compare("rstd", Kind::Value, &ours.rstd, &exact.rstd, &plain.normed)?;
+            let rstd = checks.input(&exact.rstd.to_dtype(DType::F32)?)?;
+            let past = |i: &Tensor| add.then_some(i.clone());
+            let exact =
+                exact_norm.backward(&dy.exact, &residual.exact, &rstd.exact, past(&x.exact).as_ref())?;
+            let ours = checks.run(|| {
+                device_norm.backward(&dy.device, &residual.device, &rstd.device, past(&x.device).as_ref())
+            })?;
+            let through = autograd(&[&residual.plain], &dy.plain, |v| {
+                Ok(plain_norm.reference(v[0].as_tensor(), None)?.normed)
+            })?;
+            let plain = if add { (&x.plain + &through[0])? } else { through[0].clone() };
+            checks.compare("dx", Kind::Gradient, &ours, &exact, &plain)?;
+        }
+    }
+    Ok(())
+}
+
+fn rope(checks: &mut Checks) -> Result<()> {
+    let rope = Rope { theta: 1e4, llama3: None };
+    for (t, heads, others, d) in [(1, 1, 0, 2), (5, 3, 2, 10), (123, 2, 1, 64), (9, 5, 1, 128)] {
+        checks.case(format!("{t} rows, {heads} of {} heads of {d}", heads + others));
+        let x = checks.random((t, (heads + others) * d), 1.0)?;
+        let positions = Indices::from((0..t).map(|i| (i * 37 % 200) as u32).collect::<Vec<_>>());
+        let table = |dtype, device: &Device| RopeTable::new(&rope, d, 200, dtype, device);
+        let exact_table = table(DType::F64, &Device::Cpu)?;
+        let plain_table = table(DType::F32, &Device::Cpu)?;
+        let device_table = table(DType::F32, checks.target.device)?;
+        for (what, sign) in [("y", 1.0), ("dx", -1.0)] {
+            let turn = |table: &RopeTable, x: &Tensor| match sign > 0.0 {
+                true => table.forward(x.copy()?, heads, (&positions).into()),
+                false => table.backward(x.copy()?, heads, (&positions).into()),
+            };
+            let ours = checks.run(|| turn(&device_table, &x.device))?;
+            let plain = plain_table.reference(&x.plain, heads, (&positions).into(), sign)?;
+            checks.compare(what, Kind::Value, &ours, &turn(&exact_table, &x.exact)?, &plain)?;
+        }
+    }
+    Ok(())
+}
+
+fn swiglu(checks: &mut Checks) -> Result<()> {
+    for (t, f) in [(1, 1), (5, 123), (123, 56), (3, 4096)] {
+        checks.case(format!("[{t}, {f}]"));
+        let (x, da) = (checks.random((t, 2 * f), 4.0)?, checks.random((t, f), 1.0)?);
+        let ours = checks.run(|| swiglu::forward(&x.device))?;
+        checks.compare(
+            "a",
+            Kind::Value,
+            &ours,
+            &swiglu::forward(&x.exact)?,
+            &swiglu::reference(&x.plain)?,
+        )?;
+        let ours = checks.run(|| swiglu::backward(&da.device, &x.device))?;
+        let plain = autograd(&[&x.plain], &da.plain, |v| swiglu::reference(v[0].as_tensor()))?;
+        checks.compare(
+            "dgate_up",
+            Kind::Gradient,
+            &ours,
+            &swiglu::backward(&da.exact, &x.exact)?,
+            &plain[0],
+        )?;
+    }
+    Ok(())
+}
+
+fn cross_entropy(checks: &mut Checks) -> Result<()> {
+    // A loss near 0 is a difference of logits of some units, a gradient near 0 one of probabilities.
+    checks.unit = 1.0;
+    for (rows, vocab) in [(1, 2), (5, 123), (19, 1000), (2, 49_155)] {
+        checks.case(format!("[{rows}, {vocab}]"));
+        let logits = checks.random((rows, vocab), 9.0)?;
+        let labels = Indices::from((0..rows).map(|i| (i * 31 % vocab) as u32).collect::<Vec<_>>());
+        let exact = cross_entropy::forward(&logits.exact, (&labels).into(), 0.5)?;
+        let ours = checks.run(|| cross_entropy::forward(&logits.device, (&labels).into(), 0.5))?;
+        // Losses are f32 in every dtype: the logits were rounded before.
+        let f32s = |t: &Tensor| t.to_dtype(DType::F32);
+        checks.compare("nll", Kind::Value, &ours.nll, &exact.nll, &f32s(&exact.nll)?)?;
+        checks.compare("lse", Kind::Value, &ours.lse, &exact.lse, &f32s(&exact.lse)?)?;
+        let ones = (exact.nll.ones_like()? * 0.7)?;
+        let plain = autograd(&[&logits.exact], &ones, |v| {
+            cross_entropy::reference(v[0].as_tensor(), (&labels).into(), 0.5)
+        })?;
+        let plain = plain[0].to_dtype(checks.dtype())?;
+        let exact = cross_entropy::backward(logits.exact.copy()?, (&labels).into(), 0.5, &exact, 0.7)?;
+        let losses = ours;
+        let ours = checks
+            .run(|| cross_entropy::backward(logits.device.copy()?, (&labels).into(), 0.5, &losses, 0.7))?;
+        checks.compare("dlogits", Kind::Gradient, &ours, &exact, &plain)?;
+    }
+    Ok(())
+}
+
+fn adamw(checks: &mut Checks) -> Result<()> {
+    let adamw = AdamW { beta1: 0.9, beta2: 0.98, eps: 1e-7, weight_decay: 0.03 };
+    for (n, c) in [(1, 1), (5, 123), (100, 600), (25, 4096)] {
+        for max_grad_norm in [0.0, 0.5] {
+            checks.case(format!("[{n}, {c}], norm limit {max_grad_norm}"));
+            let value = checks.random_in((n, c), 1.0, DType::F32)?;
+            let mut exact = Parameter::new(&value.exact)?;
+            let mut ours = Parameter::new(&value.device)?;
+            for step in 1..=3 {
+                let gradient = checks.random_in((n, c), 0.3, DType::F32)?;
+                let step = Step { step, learning_rate: 0.01, max_grad_norm };
+                let expected = adamw.forward(&exact, &gradient.exact, step)?;
+                let found = checks.run(|| adamw.forward(&ours, &gradient.device, step))?;
+                (exact, ours) = (expected.parameter, found.parameter);
+                let number = |x: f64| Tensor::new(x, &Device::Cpu);
+                for (what, ours, exact) in [
+                    ("gradient norm", found.grad_norm, expected.grad_norm),
+                    ("value norm", found.value_norm, expected.value_norm),
+                ] {
+                    let (ours, exact) = (number(ours.value()?)?, number(exact.value()?)?);
+                    checks.compare(what, Kind::Value, &ours, &exact, &exact.to_dtype(DType::F32)?)?;
+                }
+            }
+            for (what, ours, exact) in
+                [("value", &ours.value, &exact.value), ("m", &ours.m, &exact.m), ("v", &ours.v, &exact.v)]
+            {
+                checks.compare(what, Kind::Value, ours, exact, &exact.to_dtype(DType::F32)?)?;
+            }
+        }
+    }
+    Ok(())
+}

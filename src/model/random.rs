@@ -1,0 +1,176 @@
+//! A model of random weights, from its shape alone: what a step costs does not depend on what the weights are.
+
+use super::ModelConfig;
+use super::granite::{Block, Dtypes, Granite, Parts};
+use crate::Result;
+use crate::ops::Linear;
+use crate::ops::rms_norm::RmsNorm;
+use candle_core::{Device, Tensor};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+use std::f32::consts::TAU;
+
+/// Standard deviation of the matrices: transformers' `initializer_range`.
+const STD: f32 = 0.02;
+
+/// Values of a stream of random numbers on the CPU. It decides which values a seed gives: another number gives
+/// others, and 2^16 keeps many threads busy with the smallest matrix of a model.
+const STREAM: usize = 1 << 16;
+
+impl Granite {
+    /// A model of this shape: matrices are normal with a standard deviation of 0.02, norms are ones, biases zeros.
+    /// Each matrix is made on `device` in f32 and then cast, so that one f32 matrix at most is beside the weights. A
+    /// seed gives the same values again on the same kind of device.
+    ///
+    /// # Errors
+    /// The device's, out of memory above all.
+    pub fn random(config: &ModelConfig, dtypes: Dtypes, device: &Device, seed: u64) -> Result<Self> {
+        if !device.is_cpu() {
+            device.set_seed(seed)?;
+        }
+        let mut make = Maker { config, dtypes, device, seed, stream: 0 };
+        let embedding = make.matrix(config.vocab_size, config.hidden_size)?;
+        let blocks = (0..config.num_hidden_layers).map(|_| make.block()).collect::<Result<_>>()?;
+        let head = match config.tie_word_embeddings {
+            true => embedding.clone(),
+            false => make.matrix(config.vocab_size, config.hidden_size)?,
+        };
+        let norm = make.norm()?;
+        Self::from_parts(config, Parts { embedding, blocks, norm, head }, dtypes, device)
+    }
+}
+
+struct Maker<'a> {
+    config: &'a ModelConfig,
+    dtypes: Dtypes,
+    device: &'a Device,
+    seed: u64,
+    /// The next stream of random numbers on the CPU.
+    stream: u64,
+}
+
+impl Maker<'_> {
+    fn block(&mut self) -> Result<Block> {
+        let c = self.config;
+        let (width, f) = (c.hidden_size, c.intermediate_size);
+        let (q, kv) = (c.num_attention_heads * c.head_dim, 2 * c.num_key_value_heads * c.head_dim);
+        Ok(Block {
+            attention_norm: self.norm()?,
+            qkv: self.linear(q + kv, width, c.attention_bias)?,
+            o: self.linear(width, q, c.attention_bias)?,
+            mlp_norm: self.norm()?,
+            gate_up: self.linear(2 * f, width, c.mlp_bias)?,
+            down: self.linear(width, f, c.mlp_bias)?,
+        })
+    }
+
+    fn norm(&self) -> Result<RmsNorm> {
+        let weight = Tensor::ones(self.config.hidden_size, self.dtypes.activations, self.device)?;
+        Ok(RmsNorm { weight, eps: self.config.rms_norm_eps })
+    }
+
+    fn linear(&mut self, rows: usize, columns: usize, bias: bool) -> Result<Linear> {
+        let bias = match bias {
+            true => Some(Tensor::zeros(rows, self.dtypes.activations, self.device)?),
+            false => None,
+        };
+        Linear::new(self.matrix(rows, columns)?, bias)
+    }
+
+    fn matrix(&mut self, rows: usize, columns: usize) -> Result<Tensor> {
+        let matrix = match self.device {
+            // candle's generator on the CPU takes no seed, and runs on one thread.
+            Device::Cpu => {
+                let values = normal(rows * columns, self.seed, self.stream);
+                self.stream += values.len().div_ceil(STREAM) as u64;
+                Tensor::from_vec(values, (rows, columns), &Device::Cpu)?
+            }
+            device => Tensor::randn(0f32, STD, (rows, columns), device)?,
+        };
+        Ok(matrix.to_dtype(self.dtypes.weights)?)
+    }
+}
+
+/// Normal values around 0 by Box and Muller (1958), two of each pair of uniform ones.
+fn normal(n: usize, seed: u64, stream: u64) -> Vec<f32> {
+    let mut values = vec![0f32; n];
+    values.par_chunks_mut(STREAM).enumerate().for_each(|(i, values)| {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        rng.set_stream(stream + i as u64);
+        for pair in values.chunks_mut(2) {
+            let (u, v): (f32, f32) = (1.0 - rng.random::<f32>(), rng.random());
+            let (sin, cos) = (TAU * v).sin_cos();
+            let radius = STD * (-2.0 * u.ln()).sqrt();
+            for (value, part) in pair.iter_mut().zip([cos, sin]) {
+                *value = radius * part;
+            }
+        }
+    });
+    values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Parameters, granite};
+    use candle_core::DType;
+    use std::path::Path;
+
+    fn config(name: &str) -> ModelConfig {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+        ModelConfig::from_json(&golden.join(name).join("config.json")).unwrap()
+    }
+
+    fn flat(tensor: &Tensor) -> Vec<f32> {
+        tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn has_the_shapes_of_a_loaded_model() {
+        for name in ["granite", "llama_bias", "hybrid_dense"] {
+            for weights in [DType::F32, DType::BF16] {
+                let config = config(name);
+                let dtypes = granite::dtypes(weights, &Device::Cpu).unwrap();
+                let model = Granite::random(&config, dtypes, &Device::Cpu, 1).unwrap();
+                // The norms are no part of what a model counts as its weights.
+                let norms = config.hidden_size * (2 * config.num_hidden_layers + 1);
+                let Parameters { matrices, vectors } = Parameters::of(&config);
+                let bytes = matrices * weights.size_in_bytes() + (vectors - norms) * 4;
+                assert_eq!(model.weight_bytes(), bytes, "{name} in {weights:?}");
+                assert_eq!(model.embedding().dtype(), weights);
+                assert_eq!(model.embedding().dims(), [config.vocab_size, config.hidden_size]);
+                assert_eq!(model.dtype(), DType::F32);
+            }
+        }
+    }
+
+    #[test]
+    fn a_seed_gives_one_model_whose_matrices_differ() {
+        let config = config("llama_bias");
+        let dtypes = granite::dtypes(DType::F32, &Device::Cpu).unwrap();
+        let of = |seed| Granite::random(&config, dtypes, &Device::Cpu, seed).unwrap();
+        let (model, again, other) = (of(3), of(3), of(4));
+        assert_eq!(flat(model.embedding()), flat(again.embedding()));
+        assert_ne!(flat(model.embedding()), flat(other.embedding()));
+        let qkv: Vec<_> = model.blocks.iter().map(|b| flat(b.qkv.weight())).collect();
+        assert_ne!(qkv[0], qkv[1]);
+        assert_eq!(qkv[1], flat(again.blocks[1].qkv.weight()));
+        assert_ne!(flat(model.embedding()), flat(model.head.weight()), "the head is not tied");
+    }
+
+    #[test]
+    fn values_are_normal() {
+        // An odd number, over several streams.
+        let values = normal(3 * STREAM + 7, 5, 0);
+        let n = values.len() as f64;
+        let moment = |k: i32| values.iter().map(|v| f64::from(*v / STD).powi(k)).sum::<f64>() / n;
+        // Ten standard errors of each moment of N(0, 1).
+        for (k, expected, variance) in [(1, 0.0, 1.0f64), (2, 1.0, 2.0), (3, 0.0, 15.0), (4, 3.0, 96.0)] {
+            assert!((moment(k) - expected).abs() < 10.0 * (variance / n).sqrt(), "moment {k}: {}", moment(k));
+        }
+        assert!(values.iter().all(|v| v.is_finite()));
+        assert_ne!(values[..STREAM], values[STREAM..2 * STREAM]);
+        assert_eq!(normal(STREAM, 5, 1), values[STREAM..2 * STREAM]);
+    }
+}

@@ -1,0 +1,215 @@
+//! CUDA: launches of the embedded kernels, and matrix products through cuBLAS with a scale.
+
+use super::{Kernel, Parameters};
+use crate::{Error, Result};
+use candle_core::backend::BackendStorage;
+use candle_core::cuda_backend::cudarc::cublas::{result as cublas, sys};
+use candle_core::cuda_backend::cudarc::driver::sys as driver;
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaFunction, CudaModule, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg,
+};
+use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
+use candle_core::cuda_backend::{DeviceId, WrapErr};
+use candle_core::{CudaDevice, DType, Storage, Tensor};
+use half::{bf16, f16};
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::{Arc, Mutex, OnceLock};
+
+// `fatbin(file, element)`: machine code of each kernel file for each dtype, from build.rs.
+include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
+
+/// Shared memory that a block gets without asking.
+const PLAIN_SHARED_BYTES: usize = 48 * 1024;
+
+/// Functions by device, kernel and dtype; modules by device, file and dtype.
+#[derive(Default)]
+struct Loaded {
+    functions: HashMap<(DeviceId, &'static str, DType), CudaFunction>,
+    modules: HashMap<(DeviceId, &'static str, DType), Arc<CudaModule>>,
+}
+
+/// A kernel's parameter struct, passed by value.
+struct ByValue<P>(P);
+// SAFETY: `Parameters` promises a plain struct of 4-byte fields.
+unsafe impl<P: Parameters> DeviceRepr for ByValue<P> {}
+
+/// Prepares a device for a process with one stream: buffers carry no events, and freed memory stays in the
+/// device's pool instead of going back to the driver at every synchronisation.
+///
+/// # Errors
+/// The driver's.
+pub(crate) fn prepare(device: &CudaDevice) -> Result<()> {
+    // SAFETY: the device was made with one stream, which all work of this process goes through.
+    unsafe { device.disable_event_tracking() };
+    let stream = device.cuda_stream();
+    if !stream.context().has_async_alloc() {
+        return Ok(());
+    }
+    let mut pool = std::ptr::null_mut();
+    let mut keep_all = u64::MAX;
+    // SAFETY: the context is alive; the driver writes a handle, and reads a u64 for this attribute.
+    unsafe {
+        driver::cuDeviceGetDefaultMemPool(&mut pool, stream.context().cu_device()).result().w()?;
+        let threshold = driver::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        driver::cuMemPoolSetAttribute(pool, threshold, (&raw mut keep_all).cast()).result().w()?;
+    }
+    Ok(())
+}
+
+/// Major and minor compute capability; (0, 0) where the driver does not say.
+pub(crate) fn compute_capability(device: &CudaDevice) -> (i32, i32) {
+    device.cuda_stream().context().compute_capability().unwrap_or((0, 0))
+}
+
+/// Free and total memory of the device, bytes.
+///
+/// # Errors
+/// The driver's.
+pub(crate) fn memory(device: &CudaDevice) -> Result<(usize, usize)> {
+    Ok(device.cuda_stream().context().mem_get_info().w()?)
+}
+
+/// The device's name, such as `NVIDIA H100 80GB HBM3`.
+///
+/// # Errors
+/// The driver's.
+pub(crate) fn name(device: &CudaDevice) -> Result<String> {
+    Ok(device.cuda_stream().context().name().w()?)
+}
+
+fn function(device: &CudaDevice, kernel: &Kernel, element: DType) -> Result<CudaFunction> {
+    static LOADED: OnceLock<Mutex<Loaded>> = OnceLock::new();
+    let mut loaded =
+        LOADED.get_or_init(Mutex::default).lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if let Some(function) = loaded.functions.get(&(device.id(), kernel.name, element)) {
+        return Ok(function.clone());
+    }
+    let key = (device.id(), kernel.file, element);
+    let module = match loaded.modules.get(&key) {
+        Some(module) => module.clone(),
+        None => {
+            let Some(code) = fatbin(kernel.file, element) else {
+                let found = format!("kernels/{}.cu for {element:?}", kernel.file);
+                return Err(Error::Invalid(format!(
+                    "{}: expected compiled code, found none of {found}",
+                    kernel.name
+                )));
+            };
+            let module = device.cuda_stream().context().load_module(Ptx::from_binary(code.to_vec())).w()?;
+            loaded.modules.insert(key, module.clone());
+            module
+        }
+    };
+    let function = module.load_function(kernel.name).w()?;
+    if kernel.shared > PLAIN_SHARED_BYTES {
+        let most = driver::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        function.set_attribute(most, kernel.shared as i32).w()?;
+    }
+    loaded.functions.insert((device.id(), kernel.name, element), function.clone());
+    Ok(function)
+}
+
+/// Address of a contiguous tensor's first element.
+fn address(tensor: &Tensor) -> Result<u64> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let Storage::Cuda(storage) = &*storage else {
+        return Err(Error::Invalid(format!("expected a tensor on CUDA, found {:?}", tensor.device())));
+    };
+    let stream = storage.device().cuda_stream();
+    // The address outlives the guards: nothing is tracked by events, and all work is on one stream.
+    let base = match storage.dtype() {
+        DType::F32 => storage.as_cuda_slice::<f32>()?.device_ptr(&stream).0,
+        DType::BF16 => storage.as_cuda_slice::<bf16>()?.device_ptr(&stream).0,
+        DType::F16 => storage.as_cuda_slice::<f16>()?.device_ptr(&stream).0,
+        DType::U32 => storage.as_cuda_slice::<u32>()?.device_ptr(&stream).0,
+        other => return Err(Error::Invalid(format!("expected f32, bf16, f16 or u32, found {other:?}"))),
+    };
+    Ok(base + (layout.start_offset() * tensor.dtype().size_in_bytes()) as u64)
+}
+
+pub(super) fn launch<P: Parameters>(
+    device: &CudaDevice,
+    kernel: &Kernel,
+    element: DType,
+    buffers: &[&Tensor],
+    parameters: &P,
+) -> Result<()> {
+    let function = function(device, kernel, element)?;
+    let addresses = buffers.iter().map(|b| address(b)).collect::<Result<Vec<u64>>>()?;
+    let parameters = ByValue(*parameters);
+    let stream = device.cuda_stream();
+    let mut arguments = stream.launch_builder(&function);
+    for address in &addresses {
+        arguments.arg(address);
+    }
+    arguments.arg(&parameters);
+    let [x, y, z] = kernel.grid.map(super::uint);
+    let config = LaunchConfig {
+        grid_dim: (x, y, z),
+        block_dim: (super::uint(kernel.threads), 1, 1),
+        shared_mem_bytes: super::uint(kernel.shared),
+    };
+    // SAFETY: the buffers live on this stream, and the arguments are those of the kernel, in its order.
+    unsafe { arguments.launch(config) }.w()?;
+    Ok(())
+}
+
+/// `scale * a b` of `a` [m, k] and `b` [k, n], or [n, k] where `transposed`; bf16 and f16 add up in f32.
+///
+/// # Errors
+/// The device's.
+pub(crate) fn matmul(
+    device: &CudaDevice,
+    a: &Tensor,
+    b: &Tensor,
+    transposed: bool,
+    scale: f64,
+) -> Result<Tensor> {
+    let (m, k) = a.dims2()?;
+    let n = if transposed { b.dims()[0] } else { b.dims()[1] };
+    let out = super::empty((m, n), a.dtype(), a)?;
+    if m == 0 || n == 0 {
+        return Ok(out);
+    }
+    let dtype = match a.dtype() {
+        DType::BF16 => sys::cudaDataType::CUDA_R_16BF,
+        DType::F16 => sys::cudaDataType::CUDA_R_16F,
+        _ => sys::cudaDataType::CUDA_R_32F,
+    };
+    let (alpha, beta) = (scale as f32, 0f32);
+    let (n32, m32, k32) = (n as i32, m as i32, k as i32);
+    let (op, lead) = match transposed {
+        true => (sys::cublasOperation_t::CUBLAS_OP_T, k32),
+        false => (sys::cublasOperation_t::CUBLAS_OP_N, n32),
+    };
+    let (a, b, to) = (address(a)?, address(b)?, address(&out)?);
+    // SAFETY: cuBLAS counts columns first, so it is given the transposed product: outᵀ [n, m] = b'ᵀ [n, k] aᵀ
+    // [k, m], whose leading dimensions are the rows' lengths here. Addresses and sizes are those of live
+    // contiguous tensors; alpha and beta are f32, as the compute type asks.
+    unsafe {
+        cublas::gemm_ex(
+            *device.cublas_handle().handle(),
+            op,
+            sys::cublasOperation_t::CUBLAS_OP_N,
+            n32,
+            m32,
+            k32,
+            (&raw const alpha).cast::<c_void>(),
+            b as *const c_void,
+            dtype,
+            lead,
+            a as *const c_void,
+            dtype,
+            k32,
+            (&raw const beta).cast::<c_void>(),
+            to as *mut c_void,
+            dtype,
+            n32,
+            sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+        )
+    }
+    .w()?;
+    Ok(out)
+}

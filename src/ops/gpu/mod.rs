@@ -1,0 +1,173 @@
+//! Launching the kernels of `kernels/`: by CUDA, by Metal, or in tests by the emulator.
+//!
+//! A kernel file is compiled once per dtype of the activations; see `kernels/README.md`. Buffers are
+//! contiguous tensors of one device, parameters a `#[repr(C)]` struct of 4-byte fields.
+
+// A build for the CPU alone launches nothing.
+#![cfg_attr(not(any(test, feature = "cuda", feature = "metal")), allow(dead_code, unused_variables))]
+
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
+#[cfg(test)]
+pub(crate) mod emulated;
+#[cfg(feature = "metal")]
+mod metal;
+
+use crate::{Error, Result};
+use candle_core::{DType, Device, Shape, Tensor};
+
+/// One launch: which kernel, and how many threads of it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Kernel {
+    /// Name of the file in `kernels/`, without its ending.
+    pub(crate) file: &'static str,
+    pub(crate) name: &'static str,
+    /// Blocks.
+    pub(crate) grid: [usize; 3],
+    /// Threads of a block, a multiple of 32.
+    pub(crate) threads: usize,
+    /// Bytes of shared memory beyond what the kernel declares.
+    pub(crate) shared: usize,
+}
+
+impl Kernel {
+    /// A kernel with as many blocks as `blocks` in one dimension.
+    pub(crate) fn new(file: &'static str, name: &'static str, blocks: usize, threads: usize) -> Self {
+        Self { file, name, grid: [blocks, 1, 1], threads, shared: 0 }
+    }
+}
+
+/// A kernel's last argument.
+///
+/// # Safety
+/// The type is `#[repr(C)]`, of 4-byte fields alone, in the order of the struct in the kernel file.
+pub(crate) unsafe trait Parameters: Copy {}
+
+/// Declares a kernel's parameters: the struct of the same name in the kernel file.
+macro_rules! parameters {
+    ($(#[$meta:meta])* $name:ident { $($field:ident: $type:ident),* $(,)? }) => {
+        $(#[$meta])*
+        #[repr(C)]
+        #[derive(Debug, Clone, Copy)]
+        pub(crate) struct $name {
+            $(pub(crate) $field: $type,)*
+        }
+        const _: () = assert!(size_of::<$name>() == 4 * [$(stringify!($field)),*].len());
+        // SAFETY: repr(C), and the assertion above holds each field to 4 bytes.
+        unsafe impl $crate::ops::gpu::Parameters for $name {}
+    };
+}
+pub(crate) use parameters;
+
+/// What runs an op on a tensor's device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// The CPU's own code.
+    Cpu,
+    /// A kernel of `kernels/`.
+    Kernel,
+    /// Plain candle ops: a dtype that the kernels are not compiled for.
+    Reference,
+}
+
+/// The route of an op whose activations are `x`.
+pub(crate) fn route(x: &Tensor) -> Route {
+    #[cfg(test)]
+    if emulated::is_on() {
+        return Route::Kernel;
+    }
+    match (x.device(), x.dtype()) {
+        (Device::Cpu, _) => Route::Cpu,
+        (_, DType::F32 | DType::BF16 | DType::F16) => Route::Kernel,
+        _ => Route::Reference,
+    }
+}
+
+/// Whether kernels may use `mma.sync` on 16-bit floats: CUDA from compute capability 8.0 on.
+pub(crate) fn has_tensor_cores(x: &Tensor) -> bool {
+    match x.device() {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => cuda::compute_capability(device) >= (8, 0),
+        #[cfg(test)]
+        Device::Cpu => emulated::is_on(),
+        _ => false,
+    }
+}
+
+/// A tensor whose elements a kernel is going to write, on the device of `like`.
+///
+/// In the emulator it is filled with NaN, so that an element left unwritten is seen.
+pub(crate) fn empty(shape: impl Into<Shape>, dtype: DType, like: &Tensor) -> Result<Tensor> {
+    #[cfg(test)]
+    if emulated::is_on() {
+        return emulated::poisoned(shape.into(), dtype);
+    }
+    // SAFETY: every bit pattern is a value of the dtypes used here, and the kernel that the tensor is made for
+    // writes all of it.
+    Ok(unsafe { Tensor::empty(shape, dtype, like.device()) }?)
+}
+
+/// 1 where kernels may access rows of these widths in `tensors` 16 bytes at a time: widths are multiples of 8
+/// elements, and so are the places where views begin (allocations themselves are aligned).
+pub(crate) fn aligned(widths: &[usize], tensors: &[&Tensor]) -> u32 {
+    let begins = |t: &&Tensor| {
+        let (_, layout) = t.storage_and_layout();
+        layout.start_offset() % 8 == 0
+    };
+    u32::from(widths.iter().all(|w| w % 8 == 0) && tensors.iter().all(begins))
+}
+
+/// Runs a kernel, compiled for activations of dtype `element`, over `buffers` in the order of its arguments. On
+/// a GPU the call returns before the kernel has run.
+///
+/// # Errors
+/// A buffer that is not contiguous; the device's.
+pub(crate) fn launch<P: Parameters>(
+    kernel: &Kernel,
+    element: DType,
+    buffers: &[&Tensor],
+    parameters: &P,
+) -> Result<()> {
+    debug_assert!(kernel.threads.is_multiple_of(32), "{kernel:?}");
+    if let Some(buffer) = buffers.iter().find(|b| !b.is_contiguous()) {
+        return Err(Error::Shape {
+            op: kernel.name,
+            expected: "contiguous tensors".into(),
+            found: format!("strides {:?} of {:?}", buffer.stride(), buffer.dims()),
+        });
+    }
+    if kernel.grid.contains(&0) {
+        return Ok(());
+    }
+    match buffers[0].device() {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => cuda::launch(device, kernel, element, buffers, parameters),
+        #[cfg(feature = "metal")]
+        Device::Metal(device) => metal::launch(device, kernel, element, buffers, parameters),
+        #[cfg(test)]
+        Device::Cpu if emulated::is_on() => emulated::launch(kernel, element, buffers, parameters),
+        other => {
+            let problem =
+                format!("{}: expected a GPU that this build has kernels for, found {other:?}", kernel.name);
+            Err(Error::Invalid(problem))
+        }
+    }
+}
+
+/// As a kernel's `uint`; sizes beyond it can't be met by any device's memory.
+pub(crate) fn uint(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+/// `scale * a b` of `a` [m, k] and `b` [k, n], or [n, k] where it is `transposed`; sums of 16-bit products are f32.
+///
+/// # Errors
+/// The device's.
+pub(crate) fn matmul(a: &Tensor, b: &Tensor, transposed: bool, scale: f64) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(device) = a.device() {
+        return cuda::matmul(device, a, b, transposed, scale);
+    }
+    let product = if transposed { a.matmul(&b.t()?)? } else { a.matmul(b)? };
+    Ok(if scale == 1.0 { product } else { (product * scale)? })
+}
