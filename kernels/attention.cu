@@ -27,7 +27,7 @@ template <uint N>
 struct Size {
     enum : uint {
         rows = 2048 / N,
-        half = 1024 / N,
+        few = 1024 / N,
         // Floats from row to row: 16-byte accesses to neighbouring rows go to different banks.
         stride = N + 4,
         // Threads that share a row of scores in the softmax.
@@ -72,13 +72,13 @@ struct KeyRows {
 
 INLINE uint smaller(uint a, uint b) { return a < b ? a : b; }
 
-INLINE bool vectors(AttentionParameters p) { return p.aligned != 0 && p.head_dim % 8 == 0; }
+INLINE bool vectors(GIVEN(AttentionParameters) p) { return p.aligned != 0 && p.head_dim % 8 == 0; }
 
 // Of 8 columns from `column` on, those that a head has.
 INLINE uint columns_left(uint head_dim, uint column) { return column < head_dim ? smaller(8, head_dim - column) : 0; }
 
 // Rows of own keys, or of a prefix's.
-INLINE KeyRows key_rows(Inputs in, AttentionParameters p, bool own, uint kv_head, uint first, uint count) {
+INLINE KeyRows key_rows(Inputs in, GIVEN(AttentionParameters) p, bool own, uint kv_head, uint first, uint count) {
     KeyRows rows;
     rows.keys.matrix = own ? in.kv : in.prefix;
     rows.keys.width = own ? p.kv_width : p.prefix_width;
@@ -90,7 +90,7 @@ INLINE KeyRows key_rows(Inputs in, AttentionParameters p, bool own, uint kv_head
     return rows;
 }
 
-INLINE Rows query_rows(GLOBAL(const Element) matrix, AttentionParameters p, uint width, uint head, uint first,
+INLINE Rows query_rows(GLOBAL(const Element) matrix, GIVEN(AttentionParameters) p, uint width, uint head, uint first,
                        uint count) {
     Rows rows;
     rows.matrix = matrix;
@@ -103,9 +103,9 @@ INLINE Rows query_rows(GLOBAL(const Element) matrix, AttentionParameters p, uint
 
 // Rows of a head as floats, with zeros where there is no row or column.
 template <uint N, uint ROWS>
-INLINE void load_tile(GROUP(float) to, Rows from, AttentionParameters p, uint thread) {
-    for (uint i = thread; i < ROWS * (N / 8); i += BLOCK) {
-        const uint row = i / (N / 8), column = i % (N / 8) * 8;
+INLINE void load_tile(GROUP(float) to, Rows from, GIVEN(AttentionParameters) p, uint id) {
+    UNROLL for (uint i = 0; i < ROWS * (N / 8) / BLOCK; ++i) {
+        const uint row = id / (N / 8) + BLOCK / (N / 8) * i, column = id % (N / 8) * 8;
         const uint left = row < from.count ? columns_left(p.head_dim, column) : 0;
         float values[8];
         load8(from.matrix, (index_t)(from.first + row) * from.width + from.column + column, left, vectors(p), values);
@@ -114,21 +114,21 @@ INLINE void load_tile(GROUP(float) to, Rows from, AttentionParameters p, uint th
 }
 
 // First and one past the last own row that each query sees; none where there is no query.
-INLINE void load_seen(GROUP(uint) to, GLOBAL(const uint) visible, uint first, uint count, uint rows, uint thread) {
-    for (uint i = thread; i < 2 * rows; i += BLOCK) to[i] = i < 2 * count ? visible[2 * (index_t)first + i] : 0;
+INLINE void load_seen(GROUP(uint) to, GLOBAL(const uint) visible, uint first, uint count, uint rows, uint id) {
+    if (id < 2 * rows) to[id] = id < 2 * count ? visible[2 * (index_t)first + id] : 0;
 }
 
 // `from[query, head]` of some queries; zeros where there is none.
-INLINE void load_column(GROUP(float) to, GLOBAL(const float) from, AttentionParameters p, uint head, uint first,
-                        uint count, uint rows, uint thread) {
-    for (uint i = thread; i < rows; i += BLOCK) to[i] = i < count ? from[(index_t)(first + i) * p.heads + head] : 0.0f;
+INLINE void load_column(GROUP(float) to, GLOBAL(const float) from, GIVEN(AttentionParameters) p, uint head, uint first,
+                        uint count, uint rows, uint id) {
+    if (id < rows) to[id] = id < count ? from[(index_t)(first + id) * p.heads + head] : 0.0f;
 }
 
 // This thread's part of a[ROWS, D] times the transpose of b[COLUMNS, D].
 template <uint N, uint ROWS, uint COLUMNS>
-INLINE void products(GROUP(const float) a, GROUP(const float) b, uint head_dim, uint thread, LOCAL(float) out) {
+INLINE void products(GROUP(const float) a, GROUP(const float) b, uint head_dim, uint id, LOCAL(float) out) {
     typedef Share<ROWS, COLUMNS> S;
-    const uint row = thread / S::across % ROWS, column = thread % S::across;
+    const uint row = id / S::across % ROWS, column = id % S::across;
     UNROLL for (uint i = 0; i < S::rows * S::columns; ++i) out[i] = 0.0f;
     for (uint d = 0; d < head_dim; d += 4) {
         float x[S::rows][4], y[S::columns][4];
@@ -142,12 +142,12 @@ INLINE void products(GROUP(const float) a, GROUP(const float) b, uint head_dim, 
     }
 }
 
-// Adds w[rows, COUNT] x[COUNT, D] to `sums`: 8 columns of the rows r and r + half, r = thread / (N / 8).
+// Adds w[rows, COUNT] x[COUNT, D] to `sums`: 8 columns of the rows r and r + few, r = id / (N / 8).
 template <uint N, uint COUNT>
-INLINE void accumulate(GROUP(const float) w, GROUP(const float) x, uint thread, LOCAL(float) sums) {
-    const uint row = thread / (N / 8), column = thread % (N / 8) * 8;
+INLINE void accumulate(GROUP(const float) w, GROUP(const float) x, uint id, LOCAL(float) sums) {
+    const uint row = id / (N / 8), column = id % (N / 8) * 8;
     GROUP(const float) first = w + row * (COUNT + 4);
-    GROUP(const float) second = w + (row + Size<N>::half) * (COUNT + 4);
+    GROUP(const float) second = w + (row + Size<N>::few) * (COUNT + 4);
     for (uint k = 0; k < COUNT; k += 4) {
         UNROLL for (uint e = 0; e < 4; ++e) {
             const float a = first[k + e], b = second[k + e];
@@ -161,9 +161,9 @@ INLINE void accumulate(GROUP(const float) w, GROUP(const float) x, uint thread, 
 }
 
 template <uint N>
-INLINE void multiply_rows(GROUP(const float) factors, uint thread, LOCAL(float) sums) {
-    const uint row = thread / (N / 8);
-    const float a = factors[row], b = factors[row + Size<N>::half];
+INLINE void multiply_rows(GROUP(const float) factors, uint id, LOCAL(float) sums) {
+    const uint row = id / (N / 8);
+    const float a = factors[row], b = factors[row + Size<N>::few];
     UNROLL for (uint c = 0; c < 8; ++c) {
         sums[c] *= a;
         sums[8 + c] *= b;
@@ -172,11 +172,11 @@ INLINE void multiply_rows(GROUP(const float) factors, uint thread, LOCAL(float) 
 
 // Stores what `accumulate` summed up, times a factor, in the rows that exist; `at` is the first one's first column.
 template <uint N, typename T>
-INLINE void store_tile(GLOBAL(T) to, index_t at, uint width, uint count, AttentionParameters p, uint thread,
+INLINE void store_tile(GLOBAL(T) to, index_t at, uint width, uint count, GIVEN(AttentionParameters) p, uint id,
                        LOCAL(const float) sums, float factor) {
-    const uint column = thread % (N / 8) * 8, left = columns_left(p.head_dim, column);
+    const uint column = id % (N / 8) * 8, left = columns_left(p.head_dim, column);
     UNROLL for (uint i = 0; i < 2; ++i) {
-        const uint row = thread / (N / 8) + Size<N>::half * i;
+        const uint row = id / (N / 8) + Size<N>::few * i;
         float values[8];
         UNROLL for (uint c = 0; c < 8; ++c) values[c] = factor * sums[8 * i + c];
         if (row < count) store8(to, at + (index_t)row * width + column, left, vectors(p), values);
@@ -195,8 +195,8 @@ struct ForwardShared {
 // Turns rows of scores into exponentials less the largest so far; `factors` is what older sums are to be
 // multiplied with.
 template <uint N>
-INLINE void softmax(ForwardShared s, uint thread, LOCAL(float) largest, LOCAL(float) sum) {
-    const uint row = thread / Size<N>::lanes, lane = thread % Size<N>::lanes;
+INLINE void softmax(ForwardShared s, uint id, LOCAL(float) largest, LOCAL(float) sum) {
+    const uint row = id / Size<N>::lanes, lane = id % Size<N>::lanes;
     GROUP(float) scores = s.scores + row * (Size<N>::rows + 4);
     float top = *largest, total = 0.0f;
     for (uint i = lane; i < Size<N>::rows; i += Size<N>::lanes) top = max_(top, scores[i]);
@@ -215,49 +215,49 @@ INLINE void softmax(ForwardShared s, uint thread, LOCAL(float) largest, LOCAL(fl
 }
 
 template <uint N>
-INLINE void forward(Inputs in, GLOBAL(const uint) tile, GLOBAL(Element) out, GLOBAL(float) lse, AttentionParameters p,
-                    ForwardShared s, uint head, uint thread) {
+INLINE void forward(Inputs in, GLOBAL(const uint) tile, GLOBAL(Element) out, GLOBAL(float) lse, GIVEN(AttentionParameters) p,
+                    ForwardShared s, uint head, uint id) {
     const uint ROWS = Size<N>::rows;
     typedef Share<ROWS, ROWS> S;
     const uint first = tile[0], count = tile[1] - first, kv_head = head / (p.heads / p.kv_heads);
-    load_seen(s.seen, in.visible, first, count, ROWS, thread);
-    load_tile<N, ROWS>(s.queries, query_rows(in.q, p, p.q_width, head, first, count), p, thread);
+    load_seen(s.seen, in.visible, first, count, ROWS, id);
+    load_tile<N, ROWS>(s.queries, query_rows(in.q, p, p.q_width, head, first, count), p, id);
     float sums[16], largest = MASKED, sum = 0.0f;
     UNROLL for (uint i = 0; i < 16; ++i) sums[i] = 0.0f;
     for (uint own = 0; own < 2; ++own) {
         const uint end = tile[3 + 2 * own];
         for (uint at = tile[2 + 2 * own]; at < end; at += ROWS) {
             const KeyRows rows = key_rows(in, p, own != 0, kv_head, at, smaller(ROWS, end - at));
-            load_tile<N, ROWS>(s.keys, rows.keys, p, thread);
-            load_tile<N, ROWS>(s.values, rows.values, p, thread);
+            load_tile<N, ROWS>(s.keys, rows.keys, p, id);
+            load_tile<N, ROWS>(s.values, rows.values, p, id);
             BARRIER();
             float scores[S::rows * S::columns];
-            products<N, ROWS, ROWS>(s.queries, s.keys, p.head_dim, thread, scores);
+            products<N, ROWS, ROWS>(s.queries, s.keys, p.head_dim, id, scores);
             UNROLL for (uint i = 0; i < S::rows * S::columns; ++i) {
-                const uint row = thread / S::across + S::down * (i / S::columns);
-                const uint column = thread % S::across + S::across * (i % S::columns);
+                const uint row = id / S::across + S::down * (i / S::columns);
+                const uint column = id % S::across + S::across * (i % S::columns);
                 if (row >= ROWS) continue;
-                const uint begin = own ? s.seen[2 * row] : at, stop = own ? s.seen[2 * row + 1] : end;
-                const bool sees = at + column >= begin && at + column < stop;
+                const uint key = at + column;
+                const bool sees = own ? key >= s.seen[2 * row] && key < s.seen[2 * row + 1] : key < end;
                 s.scores[row * S::stride + column] = sees ? p.scale * scores[i] : MASKED;
             }
             BARRIER();
-            softmax<N>(s, thread, &largest, &sum);
+            softmax<N>(s, id, &largest, &sum);
             BARRIER();
-            multiply_rows<N>(s.factors, thread, sums);
-            accumulate<N, ROWS>(s.scores, s.values, thread, sums);
+            multiply_rows<N>(s.factors, id, sums);
+            accumulate<N, ROWS>(s.scores, s.values, id, sums);
             BARRIER();
         }
     }
-    const uint row = thread / Size<N>::lanes;
-    if (thread % Size<N>::lanes == 0) {
+    const uint row = id / Size<N>::lanes;
+    if (id % Size<N>::lanes == 0) {
         s.factors[row] = sum > 0.0f ? 1.0f / sum : 0.0f;
         if (row < count) lse[(index_t)(first + row) * p.heads + head] = largest + log_(sum);
     }
     BARRIER();
-    multiply_rows<N>(s.factors, thread, sums);
+    multiply_rows<N>(s.factors, id, sums);
     const uint width = p.heads * p.head_dim;
-    store_tile<N>(out, (index_t)first * width + head * p.head_dim, width, count, p, thread, sums, 1.0f);
+    store_tile<N>(out, (index_t)first * width + head * p.head_dim, width, count, p, id, sums, 1.0f);
 }
 
 struct QueryShared {
@@ -272,43 +272,43 @@ struct QueryShared {
 };
 
 template <uint N>
-INLINE void query_gradients(Inputs in, GLOBAL(const uint) tile, GLOBAL(Element) dq, AttentionParameters p,
-                            QueryShared s, uint head, uint thread) {
-    const uint ROWS = Size<N>::rows, KEYS = Size<N>::half;
+INLINE void query_gradients(Inputs in, GLOBAL(const uint) tile, GLOBAL(Element) dq, GIVEN(AttentionParameters) p,
+                            QueryShared s, uint head, uint id) {
+    const uint ROWS = Size<N>::rows, KEYS = Size<N>::few;
     typedef Share<ROWS, KEYS> S;
     const uint first = tile[0], count = tile[1] - first, kv_head = head / (p.heads / p.kv_heads);
-    load_seen(s.seen, in.visible, first, count, ROWS, thread);
-    load_column(s.lse, in.lse, p, head, first, count, ROWS, thread);
-    load_column(s.delta, in.delta, p, head, first, count, ROWS, thread);
-    load_tile<N, ROWS>(s.queries, query_rows(in.q, p, p.q_width, head, first, count), p, thread);
-    load_tile<N, ROWS>(s.douts, query_rows(in.dout, p, p.heads * p.head_dim, head, first, count), p, thread);
+    load_seen(s.seen, in.visible, first, count, ROWS, id);
+    load_column(s.lse, in.lse, p, head, first, count, ROWS, id);
+    load_column(s.delta, in.delta, p, head, first, count, ROWS, id);
+    load_tile<N, ROWS>(s.queries, query_rows(in.q, p, p.q_width, head, first, count), p, id);
+    load_tile<N, ROWS>(s.douts, query_rows(in.dout, p, p.heads * p.head_dim, head, first, count), p, id);
     float sums[16];
     UNROLL for (uint i = 0; i < 16; ++i) sums[i] = 0.0f;
     for (uint own = 0; own < 2; ++own) {
         const uint end = tile[3 + 2 * own];
         for (uint at = tile[2 + 2 * own]; at < end; at += KEYS) {
             const KeyRows rows = key_rows(in, p, own != 0, kv_head, at, smaller(KEYS, end - at));
-            load_tile<N, KEYS>(s.keys, rows.keys, p, thread);
-            load_tile<N, KEYS>(s.values, rows.values, p, thread);
+            load_tile<N, KEYS>(s.keys, rows.keys, p, id);
+            load_tile<N, KEYS>(s.values, rows.values, p, id);
             BARRIER();
             float scores[S::rows * S::columns], dp[S::rows * S::columns];
-            products<N, ROWS, KEYS>(s.queries, s.keys, p.head_dim, thread, scores);
-            products<N, ROWS, KEYS>(s.douts, s.values, p.head_dim, thread, dp);
+            products<N, ROWS, KEYS>(s.queries, s.keys, p.head_dim, id, scores);
+            products<N, ROWS, KEYS>(s.douts, s.values, p.head_dim, id, dp);
             UNROLL for (uint i = 0; i < S::rows * S::columns; ++i) {
-                const uint row = thread / S::across + S::down * (i / S::columns);
-                const uint column = thread % S::across + S::across * (i % S::columns);
+                const uint row = id / S::across + S::down * (i / S::columns);
+                const uint column = id % S::across + S::across * (i % S::columns);
                 if (row >= ROWS) continue;
-                const uint begin = own ? s.seen[2 * row] : at, stop = own ? s.seen[2 * row + 1] : end;
-                const bool sees = row < count && at + column >= begin && at + column < stop;
-                const float probability = sees ? exp_(p.scale * scores[i] - s.lse[row]) : 0.0f;
+                const uint key = at + column;
+                const bool sees = own ? key >= s.seen[2 * row] && key < s.seen[2 * row + 1] : key < end;
+                const float probability = sees && row < count ? exp_(p.scale * scores[i] - s.lse[row]) : 0.0f;
                 s.weights[row * S::stride + column] = probability * (dp[i] - s.delta[row]);
             }
             BARRIER();
-            accumulate<N, KEYS>(s.weights, s.keys, thread, sums);
+            accumulate<N, KEYS>(s.weights, s.keys, id, sums);
             BARRIER();
         }
     }
-    store_tile<N>(dq, (index_t)first * p.dq_width + head * p.head_dim, p.dq_width, count, p, thread, sums, p.scale);
+    store_tile<N>(dq, (index_t)first * p.dq_width + head * p.head_dim, p.dq_width, count, p, id, sums, p.scale);
 }
 
 struct KeyShared {
@@ -325,23 +325,23 @@ struct KeyShared {
 
 // Adds the share of some queries of one head to the gradients of a tile of keys and values.
 template <uint N>
-INLINE void add_queries(Inputs in, AttentionParameters p, KeyShared s, Rows queries, bool own, uint key, uint head,
-                        uint thread, LOCAL(float) dk, LOCAL(float) dv) {
-    const uint ROWS = Size<N>::rows, QUERIES = Size<N>::half;
+INLINE void add_queries(Inputs in, GIVEN(AttentionParameters) p, KeyShared s, Rows queries, bool own, uint key, uint head,
+                        uint id, LOCAL(float) dk, LOCAL(float) dv) {
+    const uint ROWS = Size<N>::rows, QUERIES = Size<N>::few;
     typedef Share<ROWS, QUERIES> S;
     const uint first = queries.first, count = queries.count;
-    load_seen(s.seen, in.visible, first, count, QUERIES, thread);
-    load_column(s.lse, in.lse, p, head, first, count, QUERIES, thread);
-    load_column(s.delta, in.delta, p, head, first, count, QUERIES, thread);
-    load_tile<N, QUERIES>(s.queries, queries, p, thread);
-    load_tile<N, QUERIES>(s.douts, query_rows(in.dout, p, p.heads * p.head_dim, head, first, count), p, thread);
+    load_seen(s.seen, in.visible, first, count, QUERIES, id);
+    load_column(s.lse, in.lse, p, head, first, count, QUERIES, id);
+    load_column(s.delta, in.delta, p, head, first, count, QUERIES, id);
+    load_tile<N, QUERIES>(s.queries, queries, p, id);
+    load_tile<N, QUERIES>(s.douts, query_rows(in.dout, p, p.heads * p.head_dim, head, first, count), p, id);
     BARRIER();
     float scores[S::rows * S::columns], dp[S::rows * S::columns];
-    products<N, ROWS, QUERIES>(s.keys, s.queries, p.head_dim, thread, scores);
-    products<N, ROWS, QUERIES>(s.values, s.douts, p.head_dim, thread, dp);
+    products<N, ROWS, QUERIES>(s.keys, s.queries, p.head_dim, id, scores);
+    products<N, ROWS, QUERIES>(s.values, s.douts, p.head_dim, id, dp);
     UNROLL for (uint i = 0; i < S::rows * S::columns; ++i) {
-        const uint row = thread / S::across + S::down * (i / S::columns);
-        const uint column = thread % S::across + S::across * (i % S::columns);
+        const uint row = id / S::across + S::down * (i / S::columns);
+        const uint column = id % S::across + S::across * (i % S::columns);
         if (row >= ROWS) continue;
         const bool inside = !own || (key + row >= s.seen[2 * column] && key + row < s.seen[2 * column + 1]);
         const float probability = column < count && inside ? exp_(p.scale * scores[i] - s.lse[column]) : 0.0f;
@@ -349,42 +349,42 @@ INLINE void add_queries(Inputs in, AttentionParameters p, KeyShared s, Rows quer
         s.weights[row * S::stride + column] = probability * (dp[i] - s.delta[column]);
     }
     BARRIER();
-    accumulate<N, QUERIES>(s.weights, s.queries, thread, dk);
-    accumulate<N, QUERIES>(s.probabilities, s.douts, thread, dv);
+    accumulate<N, QUERIES>(s.weights, s.queries, id, dk);
+    accumulate<N, QUERIES>(s.probabilities, s.douts, id, dv);
     BARRIER();
 }
 
 template <uint N>
 INLINE void key_gradients(Inputs in, GLOBAL(const uint) item, GLOBAL(Element) dkv, GLOBAL(float) partials,
-                          AttentionParameters p, KeyShared s, uint kv_head, uint thread) {
-    const uint ROWS = Size<N>::rows, QUERIES = Size<N>::half;
+                          GIVEN(AttentionParameters) p, KeyShared s, uint kv_head, uint id) {
+    const uint ROWS = Size<N>::rows, QUERIES = Size<N>::few;
     const uint key = item[0], count = item[1] - key, end = item[3], source = item[4];
     const KeyRows rows = key_rows(in, p, source != 2, kv_head, key, count);
-    load_tile<N, ROWS>(s.keys, rows.keys, p, thread);
-    load_tile<N, ROWS>(s.values, rows.values, p, thread);
+    load_tile<N, ROWS>(s.keys, rows.keys, p, id);
+    load_tile<N, ROWS>(s.values, rows.values, p, id);
     float dk[16], dv[16];
     UNROLL for (uint i = 0; i < 16; ++i) dk[i] = dv[i] = 0.0f;
     const uint group = p.heads / p.kv_heads;
     for (uint head = kv_head * group; head < (kv_head + 1) * group; ++head)
         for (uint at = item[2]; at < end; at += QUERIES) {
             const Rows queries = query_rows(in.q, p, p.q_width, head, at, smaller(QUERIES, end - at));
-            add_queries<N>(in, p, s, queries, source != 2, key, head, thread, dk, dv);
+            add_queries<N>(in, p, s, queries, source != 2, key, head, id, dk, dv);
         }
     const uint column = kv_head * p.head_dim, values = p.kv_heads * p.head_dim;
     if (source == 0) {
         const index_t at = (index_t)key * p.dkv_width + p.dkv_column + column;
-        store_tile<N>(dkv, at, p.dkv_width, count, p, thread, dk, p.scale);
-        store_tile<N>(dkv, at + values, p.dkv_width, count, p, thread, dv, 1.0f);
+        store_tile<N>(dkv, at, p.dkv_width, count, p, id, dk, p.scale);
+        store_tile<N>(dkv, at + values, p.dkv_width, count, p, id, dv, 1.0f);
     } else {
         const index_t at = (index_t)item[5] * ROWS * (2 * values) + column;
-        store_tile<N>(partials, at, 2 * values, count, p, thread, dk, p.scale);
-        store_tile<N>(partials, at + values, 2 * values, count, p, thread, dv, 1.0f);
+        store_tile<N>(partials, at, 2 * values, count, p, id, dk, p.scale);
+        store_tile<N>(partials, at + values, 2 * values, count, p, id, dv, 1.0f);
     }
 }
 
 // Grid: tiles, query heads.
-#define FORWARD(N) \
-    KERNEL(attention_forward_##N, BLOCK, IN(0, Element, q), IN(1, Element, kv), IN(2, Element, prefix), \
+#define FORWARD(N, BLOCKS) \
+    KERNEL_FITTING(attention_forward_##N, BLOCK, BLOCKS, IN(0, Element, q), IN(1, Element, kv), IN(2, Element, prefix), \
            IN(3, uint, visible), IN(4, uint, tiles), OUT(5, Element, out), OUT(6, float, lse), \
            PARAMETERS(7, AttentionParameters, p)) { \
         SHARED(float, queries, Size<N>::rows * Size<N>::stride); \
@@ -399,15 +399,15 @@ INLINE void key_gradients(Inputs in, GLOBAL(const uint) item, GLOBAL(Element) dk
     }
 
 // Grid: tiles, query heads.
-#define QUERY_GRADIENTS(N) \
-    KERNEL(attention_dq_##N, BLOCK, IN(0, Element, q), IN(1, Element, kv), IN(2, Element, prefix), \
+#define QUERY_GRADIENTS(N, BLOCKS) \
+    KERNEL_FITTING(attention_dq_##N, BLOCK, BLOCKS, IN(0, Element, q), IN(1, Element, kv), IN(2, Element, prefix), \
            IN(3, uint, visible), IN(4, uint, tiles), IN(5, Element, dout), IN(6, float, lse), IN(7, float, delta), \
            OUT(8, Element, dq), PARAMETERS(9, AttentionParameters, p)) { \
         SHARED(float, queries, Size<N>::rows * Size<N>::stride); \
         SHARED(float, douts, Size<N>::rows * Size<N>::stride); \
-        SHARED(float, keys, Size<N>::half * Size<N>::stride); \
-        SHARED(float, values, Size<N>::half * Size<N>::stride); \
-        SHARED(float, weights, Size<N>::rows * (Size<N>::half + 4)); \
+        SHARED(float, keys, Size<N>::few * Size<N>::stride); \
+        SHARED(float, values, Size<N>::few * Size<N>::stride); \
+        SHARED(float, weights, Size<N>::rows * (Size<N>::few + 4)); \
         SHARED(float, some_lse, Size<N>::rows); \
         SHARED(float, some_delta, Size<N>::rows); \
         SHARED(uint, seen, 2 * Size<N>::rows); \
@@ -417,34 +417,34 @@ INLINE void key_gradients(Inputs in, GLOBAL(const uint) item, GLOBAL(Element) dk
     }
 
 // Grid: items of keys, key heads. A block adds up over the query heads of its key head.
-#define KEY_GRADIENTS(N) \
-    KERNEL(attention_dkv_##N, BLOCK, IN(0, Element, q), IN(1, Element, kv), IN(2, Element, prefix), \
+#define KEY_GRADIENTS(N, BLOCKS) \
+    KERNEL_FITTING(attention_dkv_##N, BLOCK, BLOCKS, IN(0, Element, q), IN(1, Element, kv), IN(2, Element, prefix), \
            IN(3, uint, visible), IN(4, uint, key_items), IN(5, Element, dout), IN(6, float, lse), \
            IN(7, float, delta), OUT(8, Element, dkv), OUT(9, float, partials), \
            PARAMETERS(10, AttentionParameters, p)) { \
         SHARED(float, keys, Size<N>::rows * Size<N>::stride); \
         SHARED(float, values, Size<N>::rows * Size<N>::stride); \
-        SHARED(float, queries, Size<N>::half * Size<N>::stride); \
-        SHARED(float, douts, Size<N>::half * Size<N>::stride); \
-        SHARED(float, probabilities, Size<N>::rows * (Size<N>::half + 4)); \
-        SHARED(float, weights, Size<N>::rows * (Size<N>::half + 4)); \
-        SHARED(float, some_lse, Size<N>::half); \
-        SHARED(float, some_delta, Size<N>::half); \
-        SHARED(uint, seen, 2 * Size<N>::half); \
+        SHARED(float, queries, Size<N>::few * Size<N>::stride); \
+        SHARED(float, douts, Size<N>::few * Size<N>::stride); \
+        SHARED(float, probabilities, Size<N>::rows * (Size<N>::few + 4)); \
+        SHARED(float, weights, Size<N>::rows * (Size<N>::few + 4)); \
+        SHARED(float, some_lse, Size<N>::few); \
+        SHARED(float, some_delta, Size<N>::few); \
+        SHARED(uint, seen, 2 * Size<N>::few); \
         const Inputs in = {q, kv, prefix, visible, dout, lse, delta}; \
         const KeyShared s = {keys, values, queries, douts, probabilities, weights, some_lse, some_delta, seen}; \
         key_gradients<N>(in, key_items + 6 * (index_t)BLOCK_X, dkv, partials, p, s, BLOCK_Y, THREAD); \
     }
 
-FORWARD(64)
-FORWARD(128)
-FORWARD(256)
-QUERY_GRADIENTS(64)
-QUERY_GRADIENTS(128)
-QUERY_GRADIENTS(256)
-KEY_GRADIENTS(64)
-KEY_GRADIENTS(128)
-KEY_GRADIENTS(256)
+FORWARD(64, 4)
+FORWARD(128, 4)
+FORWARD(256, 4)
+QUERY_GRADIENTS(64, 4)
+QUERY_GRADIENTS(128, 4)
+QUERY_GRADIENTS(256, 4)
+KEY_GRADIENTS(64, 3)
+KEY_GRADIENTS(128, 4)
+KEY_GRADIENTS(256, 4)
 
 // delta[query, head] = sum of out * dout over the head; 8 threads each. Grid: queries * heads / 16, rounded up.
 KERNEL(attention_delta, BLOCK, IN(0, Element, out), IN(1, Element, dout), OUT(2, float, delta),

@@ -44,6 +44,7 @@ struct Inputs {
 };
 
 INLINE uint smaller(uint a, uint b) { return a < b ? a : b; }
+INLINE uint larger(uint a, uint b) { return a > b ? a : b; }
 
 // Where 8 elements of a row lie in a tile of rows of D elements.
 template <uint D>
@@ -51,14 +52,14 @@ INLINE uint swizzled(uint row, uint chunk) {
     return row * D + (chunk ^ (row % 8)) * 8;
 }
 
-// Starts copying `count` rows of a head, the first at `from`, and zeros behind them.
+// Starts copying `count` rows of a head, the first at `from`, and zeros behind them. Nothing is read where no row is.
 template <uint D, uint COUNT>
 INLINE void copy_rows(GROUP(Element) to, GLOBAL(const Element) from, uint width, uint count, uint thread) {
-    const uint chunk = thread % (D / 8), step = BLOCK / (D / 8);
+    const uint chunk = thread % (D / 8), row = thread / (D / 8), step = BLOCK / (D / 8);
+    GLOBAL(const Element) next = from + ((index_t)row * width + chunk * 8);
     UNROLL for (uint i = 0; i < COUNT / step; ++i) {
-        const uint row = thread / (D / 8) + step * i;
-        const bool exists = row < count;
-        cp_async16(to + swizzled<D>(row, chunk), from + (index_t)(exists ? row : 0) * width + chunk * 8, exists);
+        cp_async16(to + (swizzled<D>(row, chunk) + step * i * D), next, row + step * i < count);
+        next = next + (index_t)step * width;
     }
 }
 
@@ -173,8 +174,9 @@ struct Walk {
     uint prefix, prefix_count, own, own_count;
 };
 
+// The step's rows begin at `at`; none are left where that is the end of the own rows.
 struct Step {
-    uint at, count;
+    uint at;
     bool own;
 };
 
@@ -187,70 +189,76 @@ INLINE Walk walk_of(GLOBAL(const uint) tile) {
     return w;
 }
 
-// Steps of `rows` rows at a time.
-INLINE uint steps_of(Walk w, uint rows) { return (w.prefix_count + rows - 1) / rows + (w.own_count + rows - 1) / rows; }
-
-INLINE Step step_of(Walk w, uint i, uint rows) {
-    const uint before = (w.prefix_count + rows - 1) / rows;
-    Step s;
-    s.own = i >= before;
-    s.at = rows * (s.own ? i - before : i);
-    s.count = smaller(rows, (s.own ? w.own_count : w.prefix_count) - s.at);
+INLINE Step first_step(Walk w) {
+    const Step s = {0, w.prefix_count == 0};
     return s;
 }
+INLINE Step step_after(Step step, Walk w, uint rows) {
+    step.at += rows;
+    if (!step.own && step.at >= w.prefix_count) {
+        step.at = 0;
+        step.own = true;
+    }
+    return step;
+}
+INLINE bool goes_on(Step step, Walk w) { return !step.own || step.at < w.own_count; }
 
 // Starts copying a step's keys, or its values.
 template <uint D, uint COUNT>
-INLINE void copy_step(GROUP(Element) to, Inputs in, AttentionParameters p, Walk w, Step step, uint kv_head, bool values,
+INLINE void copy_step(GROUP(Element) to, Inputs in, GIVEN(AttentionParameters) p, Walk w, Step step, uint kv_head, bool values,
                       uint thread) {
     const uint width = step.own ? p.kv_width : p.prefix_width, row = (step.own ? w.own : w.prefix) + step.at;
     const uint column = (step.own ? p.kv_column : p.prefix_column) + (kv_head + (values ? p.kv_heads : 0)) * D;
-    copy_rows<D, COUNT>(to, (step.own ? in.kv : in.prefix) + ((index_t)row * width + column), width, step.count, thread);
+    const uint count = (step.own ? w.own_count : w.prefix_count) - step.at;
+    copy_rows<D, COUNT>(to, (step.own ? in.kv : in.prefix) + ((index_t)row * width + column), width, count, thread);
 }
 
-// The own rows that a lane's two queries see, and a warp's: `low` to `high` by some, `begin` to `end` by all.
+// The own rows that a lane's two queries see, and from the first to the last that one of the warp's does.
 struct Seen {
     uint from[2], to[2];
-    uint low, high, begin, end;
+    uint low, high;
 };
 
-// Queries of a warp: `first` of them, `count` there. Own rows are counted from `base`.
-INLINE Seen seen_by(GLOBAL(const uint) visible, uint first, uint count, uint base, uint lane) {
+// Of a warp's queries from `first` on; what is behind the tile's `last` counts as the last. Own rows are counted from
+// `base`.
+INLINE Seen seen_by(GLOBAL(const uint) visible, uint first, uint last, uint base, uint lane) {
     Seen s;
     // Small numbers, which a float holds exactly: a tile's own rows are few.
-    float low = 1e9f, high = 0.0f, begin = 0.0f, end = 1e9f;
+    float low = 1e9f, high = 0.0f;
     UNROLL for (uint i = 0; i < 2; ++i) {
-        const uint row = lane / 4 + 8 * i;
-        s.from[i] = s.to[i] = 0;
-        if (row >= count) continue;
-        s.from[i] = visible[2 * (index_t)(first + row)] - base;
-        s.to[i] = visible[2 * (index_t)(first + row) + 1] - base;
+        const index_t query = smaller(first + lane / 4 + 8 * i, last);
+        s.from[i] = visible[2 * query] - base;
+        s.to[i] = visible[2 * query + 1] - base;
         low = min_(low, (float)s.from[i]);
-        begin = max_(begin, (float)s.from[i]);
         high = max_(high, (float)s.to[i]);
-        end = min_(end, (float)s.to[i]);
     }
     UNROLL for (uint mask = 4; mask < 32; mask *= 2) {
         low = min_(low, shuffle_xor(low, mask));
-        begin = max_(begin, shuffle_xor(begin, mask));
         high = max_(high, shuffle_xor(high, mask));
-        end = min_(end, shuffle_xor(end, mask));
     }
     s.low = (uint)low;
-    s.begin = (uint)begin;
     s.high = (uint)high;
-    s.end = (uint)end;
     return s;
 }
 
 // What a warp does with keys `at` to `at + rows` of a step; nothing where it has no queries.
 INLINE Groups groups_of(Seen seen, Walk w, bool own, uint at, uint rows, bool queries) {
-    const uint low = own ? seen.low : 0, high = own ? seen.high : w.prefix_count;
-    const uint begin = own ? seen.begin : 0, end = own ? seen.end : w.prefix_count;
     Groups g;
-    g.all = queries && begin <= at && end >= at + rows;
+    if (own) {
+        const bool both = larger(seen.from[0], seen.from[1]) <= at && smaller(seen.to[0], seen.to[1]) >= at + rows;
+        float hidden = both ? 0.0f : 1.0f;
+        UNROLL for (uint mask = 4; mask < 32; mask *= 2) hidden = max_(hidden, shuffle_xor(hidden, mask));
+        g.all = hidden == 0.0f;
+    } else {
+        g.all = w.prefix_count >= at + rows;
+    }
+    const uint low = own ? seen.low : 0, high = own ? seen.high : w.prefix_count;
     g.begin = low > at ? (low - at) / 16 : 0;
-    g.end = queries && high > at ? smaller(rows / 16, (high - at + 15) / 16) : 0;
+    g.end = high > at ? smaller(rows / 16, (high - at + 15) / 16) : 0;
+    if (!queries) {
+        g.all = false;
+        g.end = 0;
+    }
     return g;
 }
 INLINE bool nothing(Groups g) { return !g.all && g.begin >= g.end; }
@@ -262,24 +270,25 @@ INLINE bool sees(Seen seen, Walk w, bool own, uint at, uint i, uint lane) {
 }
 
 template <uint D>
-INLINE void forward(Inputs in, GLOBAL(const uint) tile, GLOBAL(Element) out, GLOBAL(float) lse, AttentionParameters p,
+INLINE void forward(Inputs in, GLOBAL(const uint) tile, GLOBAL(Element) out, GLOBAL(float) lse, GIVEN(AttentionParameters) p,
                     GROUP(Element) memory, uint head, uint thread) {
     const uint lane = thread % 32, row = thread / 32 * 16, kv_head = head / (p.heads / p.kv_heads);
-    const uint first = tile[0] + row, all = tile[1] - tile[0], count = all > row ? smaller(16, all - row) : 0;
+    const uint all = tile[1] - tile[0], count = all > row ? smaller(16, all - row) : 0;
     GROUP(Element) queries = memory;
     GROUP(Element) keys = memory + ROWS * D;
     GROUP(Element) values = memory + 2 * ROWS * D;
     const Walk w = walk_of(tile);
     copy_rows<D, ROWS>(queries, in.q + ((index_t)tile[0] * p.q_width + head * D), p.q_width, all, thread);
-    copy_step<D, ROWS>(keys, in, p, w, step_of(w, 0, ROWS), kv_head, false, thread);
+    copy_step<D, ROWS>(keys, in, p, w, first_step(w), kv_head, false, thread);
     cp_async_commit();
-    const Seen seen = seen_by(in.visible, first, count, w.own, lane);
+    const Seen seen = seen_by(in.visible, tile[0] + row, tile[1] - 1, w.own, lane);
     const float scale = p.scale * LOG2_E;
     float sums[D / 2], largest[2] = {LOWEST, LOWEST}, total[2] = {0.0f, 0.0f};
     UNROLL for (uint i = 0; i < D / 2; ++i) sums[i] = 0.0f;
-    const uint steps = steps_of(w, ROWS);
-    for (uint i = 0; i < steps; ++i) {
-        const Step step = step_of(w, i, ROWS);
+    Step next = first_step(w);
+    while (goes_on(next, w)) {
+        const Step step = next;
+        next = step_after(step, w, ROWS);
         cp_async_wait(0);
         BARRIER(); // The keys are there, and nobody needs the last values.
         copy_step<D, ROWS>(values, in, p, w, step, kv_head, true, thread);
@@ -294,7 +303,7 @@ INLINE void forward(Inputs in, GLOBAL(const uint) tile, GLOBAL(Element) out, GLO
         }
         cp_async_wait(0);
         BARRIER(); // The values are there, and nobody needs the keys.
-        if (i + 1 < steps) copy_step<D, ROWS>(keys, in, p, w, step_of(w, i + 1, ROWS), kv_head, false, thread);
+        if (goes_on(next, w)) copy_step<D, ROWS>(keys, in, p, w, next, kv_head, false, thread);
         cp_async_commit();
         if (nothing(groups)) continue;
         UNROLL for (uint half = 0; half < 2; ++half) {
@@ -319,11 +328,11 @@ INLINE void forward(Inputs in, GLOBAL(const uint) tile, GLOBAL(Element) out, GLO
         total[half] += shuffle_xor(total[half], 2);
         const uint r = lane / 4 + 8 * half;
         if (r < count && lane % 4 == 0)
-            lse[(index_t)(first + r) * p.heads + head] = largest[half] * p.scale + log_(total[half]);
+            lse[(index_t)(tile[0] + row + r) * p.heads + head] = largest[half] * p.scale + log_(total[half]);
         total[half] = total[half] > 0.0f ? 1.0f / total[half] : 0.0f;
     }
     const uint width = p.heads * D;
-    store_rows<D>(out + ((index_t)first * width + head * D), width, count, sums, total, lane);
+    store_rows<D>(out + ((index_t)(tile[0] + row) * width + head * D), width, count, sums, total, lane);
 }
 
 // Rows of the tiles that the backward kernels walk; two of each lie in shared memory, of which one is copied while the
@@ -343,19 +352,19 @@ struct QueryShared {
 };
 
 template <uint D>
-INLINE void query_gradients(Inputs in, GLOBAL(const uint) tile, GLOBAL(Element) dq, AttentionParameters p,
+INLINE void query_gradients(Inputs in, GLOBAL(const uint) tile, GLOBAL(Element) dq, GIVEN(AttentionParameters) p,
                             QueryShared s, uint head, uint thread) {
     const uint rows = Stage<D>::rows;
     const uint lane = thread % 32, row = thread / 32 * 16, kv_head = head / (p.heads / p.kv_heads);
     const uint first = tile[0] + row, all = tile[1] - tile[0], count = all > row ? smaller(16, all - row) : 0;
     const Walk w = walk_of(tile);
-    const uint width = p.heads * D, steps = steps_of(w, rows);
+    const uint width = p.heads * D;
     copy_rows<D, ROWS>(s.queries, in.q + ((index_t)tile[0] * p.q_width + head * D), p.q_width, all, thread);
     copy_rows<D, ROWS>(s.douts, in.dout + ((index_t)tile[0] * width + head * D), width, all, thread);
-    copy_step<D, rows>(s.keys, in, p, w, step_of(w, 0, rows), kv_head, false, thread);
-    copy_step<D, rows>(s.values, in, p, w, step_of(w, 0, rows), kv_head, true, thread);
+    copy_step<D, rows>(s.keys, in, p, w, first_step(w), kv_head, false, thread);
+    copy_step<D, rows>(s.values, in, p, w, first_step(w), kv_head, true, thread);
     cp_async_commit();
-    const Seen seen = seen_by(in.visible, first, count, w.own, lane);
+    const Seen seen = seen_by(in.visible, first, tile[1] - 1, w.own, lane);
     const float scale = p.scale * LOG2_E;
     float less[2], delta[2], sums[D / 2];
     UNROLL for (uint half = 0; half < 2; ++half) {
@@ -365,21 +374,22 @@ INLINE void query_gradients(Inputs in, GLOBAL(const uint) tile, GLOBAL(Element) 
         delta[half] = r < count ? in.delta[at] : 0.0f;
     }
     UNROLL for (uint i = 0; i < D / 2; ++i) sums[i] = 0.0f;
-    for (uint i = 0; i < steps; ++i) {
+    Step next = first_step(w);
+    for (uint stage = 0; goes_on(next, w); stage = rows - stage) {
+        const Step step = next;
+        next = step_after(step, w, rows);
         cp_async_wait(0);
         BARRIER(); // This step's rows are there, and nobody needs the last step's.
-        if (i + 1 < steps) {
-            const Step next = step_of(w, i + 1, rows);
-            const uint to = (i + 1) % 2 * rows * D;
+        if (goes_on(next, w)) {
+            const uint to = (rows - stage) * D;
             copy_step<D, rows>(s.keys + to, in, p, w, next, kv_head, false, thread);
             copy_step<D, rows>(s.values + to, in, p, w, next, kv_head, true, thread);
         }
         cp_async_commit();
-        const Step step = step_of(w, i, rows);
         UNROLL for (uint part = 0; part < rows; part += PART) {
             const Groups groups = groups_of(seen, w, step.own, step.at + part, PART, count > 0);
             if (nothing(groups)) continue;
-            const uint from = i % 2 * rows + part;
+            const uint from = stage + part;
             float ds[PART / 2], dp[PART / 2];
             products<D, PART / 16>(s.queries, row, s.keys, from, groups, lane, ds);
             products<D, PART / 16>(s.douts, row, s.values, from, groups, lane, dp);
@@ -418,7 +428,7 @@ INLINE uint count_of(Turn t, uint end) {
 }
 
 template <uint D>
-INLINE void copy_turn(Inputs in, AttentionParameters p, KeyShared s, Turn t, uint count, uint stage, uint thread) {
+INLINE void copy_turn(Inputs in, GIVEN(AttentionParameters) p, KeyShared s, Turn t, uint count, uint stage, uint thread) {
     const uint rows = Stage<D>::rows, width = p.heads * D, to = stage * rows * D;
     copy_rows<D, rows>(s.queries + to, in.q + ((index_t)t.first * p.q_width + t.head * D), p.q_width, count, thread);
     copy_rows<D, rows>(s.douts + to, in.dout + ((index_t)t.first * width + t.head * D), width, count, thread);
@@ -426,7 +436,7 @@ INLINE void copy_turn(Inputs in, AttentionParameters p, KeyShared s, Turn t, uin
 
 // The thread's one of lse (times log2 e) and delta.
 template <uint D>
-INLINE float column_of(Inputs in, AttentionParameters p, Turn t, uint count, uint thread) {
+INLINE float column_of(Inputs in, GIVEN(AttentionParameters) p, Turn t, uint count, uint thread) {
     const uint rows = Stage<D>::rows, query = thread % rows;
     if (thread >= 2 * rows || query >= count) return 0.0f;
     const index_t at = (index_t)(t.first + query) * p.heads + t.head;
@@ -487,7 +497,7 @@ INLINE void add_queries(Inputs in, KeyShared s, Part part, uint row, uint key, G
 
 template <uint D>
 INLINE void key_gradients(Inputs in, GLOBAL(const uint) item, GLOBAL(Element) dkv, GLOBAL(float) partials,
-                          AttentionParameters p, KeyShared s, uint kv_head, uint thread) {
+                          GIVEN(AttentionParameters) p, KeyShared s, uint kv_head, uint thread) {
     const uint lane = thread % 32, row = thread / 32 * 16, rows = Stage<D>::rows;
     const uint key = item[0], all = item[1] - key, count = all > row ? smaller(16, all - row) : 0;
     const uint end = item[3], first_head = kv_head * (p.heads / p.kv_heads), to_values = p.kv_heads * D;
@@ -545,8 +555,8 @@ INLINE void key_gradients(Inputs in, GLOBAL(const uint) item, GLOBAL(Element) dk
 }
 
 // Grid: tiles, query heads. Shared memory: 3 tiles of 64 rows.
-#define FORWARD(D) \
-    KERNEL(attention_mma_forward_##D, BLOCK, IN(0, Element, q), IN(1, Element, kv), IN(2, Element, prefix), \
+#define FORWARD(D, BLOCKS) \
+    KERNEL_FITTING(attention_mma_forward_##D, BLOCK, BLOCKS, IN(0, Element, q), IN(1, Element, kv), IN(2, Element, prefix), \
            IN(3, uint, visible), IN(4, uint, tiles), OUT(5, Element, out), OUT(6, float, lse), \
            PARAMETERS(7, AttentionParameters, p)) { \
         DYNAMIC_SHARED(Element, memory); \
@@ -555,8 +565,8 @@ INLINE void key_gradients(Inputs in, GLOBAL(const uint) item, GLOBAL(Element) dk
     }
 
 // Grid: tiles, query heads. Shared memory: 2 tiles of 64 rows, 4 of keys and values.
-#define QUERY_GRADIENTS(D) \
-    KERNEL(attention_mma_dq_##D, BLOCK, IN(0, Element, q), IN(1, Element, kv), IN(2, Element, prefix), \
+#define QUERY_GRADIENTS(D, BLOCKS) \
+    KERNEL_FITTING(attention_mma_dq_##D, BLOCK, BLOCKS, IN(0, Element, q), IN(1, Element, kv), IN(2, Element, prefix), \
            IN(3, uint, visible), IN(4, uint, tiles), IN(5, Element, dout), IN(6, float, lse), IN(7, float, delta), \
            OUT(8, Element, dq), PARAMETERS(9, AttentionParameters, p)) { \
         DYNAMIC_SHARED(Element, memory); \
@@ -567,8 +577,8 @@ INLINE void key_gradients(Inputs in, GLOBAL(const uint) item, GLOBAL(Element) dk
     }
 
 // Grid: items of keys, key heads. Shared memory: 2 tiles of 64 rows, 4 of queries, and 4 floats for each query.
-#define KEY_GRADIENTS(D) \
-    KERNEL(attention_mma_dkv_##D, BLOCK, IN(0, Element, q), IN(1, Element, kv), IN(2, Element, prefix), \
+#define KEY_GRADIENTS(D, BLOCKS) \
+    KERNEL_FITTING(attention_mma_dkv_##D, BLOCK, BLOCKS, IN(0, Element, q), IN(1, Element, kv), IN(2, Element, prefix), \
            IN(3, uint, visible), IN(4, uint, key_items), IN(5, Element, dout), IN(6, float, lse), \
            IN(7, float, delta), OUT(8, Element, dkv), OUT(9, float, partials), \
            PARAMETERS(10, AttentionParameters, p)) { \
@@ -581,11 +591,11 @@ INLINE void key_gradients(Inputs in, GLOBAL(const uint) item, GLOBAL(Element) dk
         key_gradients<D>(in, key_items + 6 * (index_t)BLOCK_X, dkv, partials, p, s, BLOCK_Y, THREAD); \
     }
 
-FORWARD(64)
-FORWARD(128)
-QUERY_GRADIENTS(64)
-QUERY_GRADIENTS(128)
-KEY_GRADIENTS(64)
-KEY_GRADIENTS(128)
+FORWARD(64, 4)
+FORWARD(128, 3)
+QUERY_GRADIENTS(64, 4)
+QUERY_GRADIENTS(128, 3)
+KEY_GRADIENTS(64, 3)
+KEY_GRADIENTS(128, 2)
 
 #endif

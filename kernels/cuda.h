@@ -16,7 +16,10 @@ typedef unsigned long long index_t;
 #define IN(i, T, name) const T *__restrict__ name
 #define OUT(i, T, name) T *__restrict__ name
 #define PARAMETERS(i, S, name) const S name
+#define GIVEN(S) const S &
 #define KERNEL(name, max_threads, ...) extern "C" __global__ void __launch_bounds__(max_threads) name(__VA_ARGS__)
+#define KERNEL_FITTING(name, max_threads, blocks, ...) \
+    extern "C" __global__ void __launch_bounds__(max_threads, blocks) name(__VA_ARGS__)
 #define SHARED(T, name, count) __shared__ __align__(16) T name[count]
 #define DYNAMIC_SHARED(T, name) \
     extern __shared__ __align__(16) unsigned char dynamic_shared_bytes[]; \

@@ -22,7 +22,13 @@ typedef unsigned long long index_t;
 #define IN(i, T, name) emulated::Checked<const T> name
 #define OUT(i, T, name) emulated::Checked<T> name
 #define PARAMETERS(i, S, name) const S &name
+#define GIVEN(S) const S &
 #define KERNEL(name, max_threads, ...) \
+    static void name(const emulated::Place &here, __VA_ARGS__); \
+    static const bool enlisted_##name = emulated::enlist(#name, max_threads, #__VA_ARGS__, name); \
+    static void name([[maybe_unused]] const emulated::Place &here, __VA_ARGS__)
+// Not by KERNEL: it wants the arguments' text as it stands in the source.
+#define KERNEL_FITTING(name, max_threads, blocks, ...) \
     static void name(const emulated::Place &here, __VA_ARGS__); \
     static const bool enlisted_##name = emulated::enlist(#name, max_threads, #__VA_ARGS__, name); \
     static void name([[maybe_unused]] const emulated::Place &here, __VA_ARGS__)

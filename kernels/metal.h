@@ -12,10 +12,12 @@ typedef ulong index_t;
 #define IN(i, T, name) device const T *name [[buffer(i)]]
 #define OUT(i, T, name) device T *name [[buffer(i)]]
 #define PARAMETERS(i, S, name) constant S &name [[buffer(i)]]
+#define GIVEN(S) constant S &
 #define KERNEL(name, max_threads, ...) \
     [[kernel, max_total_threads_per_threadgroup(max_threads)]] void name( \
         __VA_ARGS__, uint thread_index [[thread_index_in_threadgroup]], \
         uint3 block_index [[threadgroup_position_in_grid]], uint3 block_size [[threads_per_threadgroup]])
+#define KERNEL_FITTING(name, max_threads, blocks, ...) KERNEL(name, max_threads, __VA_ARGS__)
 #define SHARED(T, name, count) threadgroup T name[count]
 #define THREAD (thread_index)
 #define THREADS (block_size.x)
