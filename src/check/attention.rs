@@ -3,7 +3,7 @@
 
 use super::{Checks, Input, Kind};
 use crate::Result;
-use crate::ops::attention::{AttentionShape, Gradients, Inputs, Needs, Qkv, Segment};
+use crate::ops::attention::{AttentionShape, Gradients, Inputs, Needs, Qkv, Segment, Segments};
 use candle_core::{DType, Tensor};
 use std::ops::Range;
 
@@ -28,7 +28,7 @@ struct Form {
 
 struct Case {
     shape: AttentionShape,
-    segments: Vec<Segment>,
+    segments: Segments,
     qkv: [Input; 2],
     split: bool,
     prefix: Option<Input>,
@@ -52,7 +52,10 @@ fn one_pass(checks: &mut Checks, of: (usize, usize, usize), (prefixes, sequences
     let rows = segments.last().map_or(0, |s| s.keys.end);
     let fused = checks.random((rows, shape.q_width() + shape.kv_width()), 1.0)?;
     let none = checks.random((1, 1), 1.0)?;
-    compare(checks, &Case { shape, segments, qkv: [fused, none], split: false, prefix: None })
+    compare(
+        checks,
+        &Case { shape, segments: segments.into(), qkv: [fused, none], split: false, prefix: None },
+    )
 }
 
 fn some_queries(checks: &mut Checks, of: (usize, usize, usize)) -> Result<()> {
@@ -67,13 +70,13 @@ fn some_queries(checks: &mut Checks, of: (usize, usize, usize)) -> Result<()> {
     }
     let (q, kv) =
         (checks.random((next, shape.q_width()), 1.0)?, checks.random((173, shape.kv_width()), 1.0)?);
-    compare(checks, &Case { shape, segments, qkv: [q, kv], split: true, prefix: None })
+    compare(checks, &Case { shape, segments: segments.into(), qkv: [q, kv], split: true, prefix: None })
 }
 
 fn another_pass(checks: &mut Checks, of: (usize, usize, usize)) -> Result<()> {
     let shape = shape(of);
     let moved = |rows: &Range<usize>| rows.start - 75..rows.end - 75;
-    let segments: Vec<Segment> = packed(&[70, 5], &[(0, 6), (0, 3), (1, 15)])
+    let segments: Segments = packed(&[70, 5], &[(0, 6), (0, 3), (1, 15)])
         .into_iter()
         .skip(2)
         .map(|s| Segment { queries: moved(&s.queries), keys: moved(&s.keys), ..s })

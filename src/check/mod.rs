@@ -6,6 +6,7 @@
 
 mod attention;
 mod ops;
+mod run;
 
 use crate::Result;
 use candle_core::{DType, Device, Shape, Tensor};
@@ -14,6 +15,7 @@ use rand::distr::{Distribution, Uniform};
 use serde::Serialize;
 
 pub use ops::{OPS, ops};
+pub use run::{Curves, RunSize, run};
 
 /// One comparison.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -53,6 +55,8 @@ pub(crate) struct Checks<'a> {
     op: &'static str,
     case: String,
     seed: u64,
+    /// What an f32 error is measured by where the exact values are all smaller.
+    pub(crate) unit: f64,
     found: Vec<Comparison>,
 }
 
@@ -74,7 +78,7 @@ pub(crate) enum Kind {
 
 impl<'a> Checks<'a> {
     pub(crate) fn new(target: &'a Target<'a>, op: &'static str) -> Self {
-        Self { target, op, case: String::new(), seed: 0, found: Vec::new() }
+        Self { target, op, case: String::new(), seed: 0, unit: 1e-3, found: Vec::new() }
     }
 
     pub(crate) fn finish(self) -> Vec<Comparison> {
@@ -139,9 +143,9 @@ impl<'a> Checks<'a> {
         let exact = values(exact)?;
         let ours = values(ours)?;
         let error = if ours.len() == exact.len() { largest_difference(&ours, &exact) } else { f64::NAN };
-        let largest = exact.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
+        let largest = exact.iter().fold(self.unit, |a: f64, b| a.max(b.abs()));
         let allowed = match self.target.dtype {
-            DType::F32 => 1e-5 * largest.max(1e-3),
+            DType::F32 => 1e-5 * largest,
             _ => {
                 let factor = if let Kind::Value = kind { 2.0 } else { 3.0 };
                 factor * largest_difference(&values(plain)?, &exact) + 1e-5 * largest
@@ -222,6 +226,24 @@ mod tests {
     #[test]
     fn adamw() {
         check("adamw");
+    }
+
+    /// A few steps of the whole model on the emulator, in one pass and in several.
+    #[test]
+    fn runs_follow_the_cpu() {
+        for (dtype, head_dim, max_rows) in [
+            (DType::F32, 32, 4096),
+            (DType::F32, 32, 60),
+            (DType::BF16, 64, 4096),
+            (DType::BF16, 64, 60),
+            (DType::F16, 32, 4096),
+        ] {
+            let target = Target { device: &Device::Cpu, dtype, run: &|f: &mut dyn FnMut()| emulate(0, f) };
+            let size = RunSize { steps: 3, examples: 4, max_rows, head_dim };
+            let curves = run(&target, size).unwrap_or_else(|e| panic!("{dtype:?}, {size:?}: {e}"));
+            assert!(curves.deviation() <= Curves::allowed(dtype), "{dtype:?}: {curves:?}");
+            assert!(curves.cpu[2] < curves.cpu[0], "{curves:?}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@
 //! A row that predicts a target token is a *target row*: the last input row of a sequence and its t rows.
 
 use super::Example;
-use crate::ops::{Indices, Segment};
+use crate::ops::{Indices, Segment, Segments};
 use std::ops::Range;
 
 /// A prefix and the sequences that hang on it.
@@ -102,9 +102,9 @@ pub struct PackedBatch {
     /// Leading rows of the batch that are prefixes.
     pub prefix_rows: usize,
     /// Who sees whom, all rows being queries.
-    pub segments: Vec<Segment>,
+    pub segments: Segments,
     /// The same with the target rows as the only queries.
-    pub target_segments: Vec<Segment>,
+    pub target_segments: Segments,
     /// Rows that predict, in order.
     pub target_rows: Indices,
     /// The token that each of them predicts; empty where there is nothing to compare with.
@@ -181,8 +181,8 @@ impl Packer<'_> {
             ids: Indices::default(),
             position_ids: Indices::default(),
             prefix_rows: 0,
-            segments: Vec::new(),
-            target_segments: Vec::new(),
+            segments: Segments::default(),
+            target_segments: Segments::default(),
             target_rows: Indices::default(),
             labels: Indices::default(),
             examples: sequences.len(),
@@ -302,7 +302,7 @@ mod tests {
             let mut found = Vec::new();
             for batch in passes.iter() {
                 prop_assert!(batch.rest_fits(budget, prefixes));
-                for (segment, targets) in batch.segments.iter().zip(&batch.target_segments) {
+                for (segment, targets) in batch.segments.iter().zip(batch.target_segments.iter()) {
                     let Some(prefix) = &segment.prefix else { continue };
                     let own = &batch.ids[segment.keys.clone()];
                     let before = &passes.lead.ids[prefix.clone()];

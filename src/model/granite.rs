@@ -86,6 +86,32 @@ impl Granite {
         Self::from_parts(config, Parts { embedding, blocks, norm, head }, dtypes, device)
     }
 
+    /// The same model in other dtypes on another device.
+    pub(crate) fn on(&self, dtypes: Dtypes, device: &Device) -> Result<Self> {
+        let linear = |l: &Linear| l.on(dtypes.weights, dtypes.activations, device);
+        let norm = |n: &RmsNorm| -> Result<RmsNorm> {
+            Ok(RmsNorm { weight: n.weight.to_dtype(dtypes.activations)?.to_device(device)?, eps: n.eps })
+        };
+        let block = |b: &Block| -> Result<Block> {
+            Ok(Block {
+                attention_norm: norm(&b.attention_norm)?,
+                qkv: linear(&b.qkv)?,
+                o: linear(&b.o)?,
+                mlp_norm: norm(&b.mlp_norm)?,
+                gate_up: linear(&b.gate_up)?,
+                down: linear(&b.down)?,
+            })
+        };
+        let embedding = self.embedding.to_dtype(dtypes.weights)?.to_device(device)?;
+        let head = match self.config.tie_word_embeddings {
+            true => embedding.clone(),
+            false => linear(&self.head)?.weight().clone(),
+        };
+        let blocks = self.blocks.iter().map(block).collect::<Result<_>>()?;
+        let norm = norm(&self.norm)?;
+        Self::from_parts(&self.config, Parts { embedding, blocks, norm, head }, dtypes, device)
+    }
+
     /// A model of weights that are on `device` in `dtypes`.
     pub(super) fn from_parts(
         config: &ModelConfig,

@@ -141,7 +141,7 @@ impl AdamW {
     fn forward_kernel(&self, parameter: &Parameter, gradient: &Tensor, step: Step) -> Result<Updated> {
         let Parameter { value, m, v } = parameter;
         let count = value.elem_count();
-        let blocks = count.div_ceil(THREADS).min(MAX_BLOCKS);
+        let blocks = count.div_ceil(8 * THREADS).min(MAX_BLOCKS);
         let (rate, root) = self.corrected(step);
         let parameters = AdamWParameters {
             count: gpu::uint(count),

@@ -27,8 +27,12 @@ pub struct Losses {
 
 gpu::parameters!(CrossEntropyParameters { rows: u32, vocab: u32, scale: f32, dloss: f32 });
 
-/// Threads of the block that works on a row.
-const THREADS: usize = 512;
+/// Threads of the block that reads a row.
+const FORWARD_THREADS: usize = 512;
+
+/// Threads of a block that writes a part of a row's gradient, and the elements that each takes.
+const BACKWARD_THREADS: usize = 256;
+const BACKWARD_ELEMENTS: usize = 16;
 
 /// Losses of `logits` [rows, V] for one label a row.
 ///
@@ -42,7 +46,8 @@ pub fn forward(logits: &Tensor, labels: IndexView, scale: f64) -> Result<Losses>
         Route::Cpu => {}
         Route::Kernel => {
             let (nll, lse) = (gpu::empty(rows, DType::F32, logits)?, gpu::empty(rows, DType::F32, logits)?);
-            launch("cross_entropy_forward", logits, labels, [&nll, &lse], scale, 1.0)?;
+            let kernel = Kernel::new("cross_entropy", "cross_entropy_forward", rows, FORWARD_THREADS);
+            launch(&kernel, logits, labels, [&nll, &lse], scale, 1.0)?;
             return Ok(Losses { nll, lse });
         }
         Route::Reference => {
@@ -76,7 +81,11 @@ pub fn backward(
     let _timed = profile::scope("cross_entropy backward", logits.device());
     let vocab = check(&logits, labels)?;
     if gpu::route(&logits) == Route::Kernel {
-        launch("cross_entropy_backward", &logits, labels, [&losses.lse], scale, dloss)?;
+        let rows = labels.host().len();
+        let mut kernel = Kernel::new("cross_entropy", "cross_entropy_backward", rows, BACKWARD_THREADS);
+        // Rows need not begin at 16 bytes: the first access takes up to 7 elements.
+        kernel.grid[1] = (vocab + 7).div_ceil(BACKWARD_ELEMENTS * BACKWARD_THREADS);
+        launch(&kernel, &logits, labels, [&losses.lse], scale, dloss)?;
         return Ok(logits);
     }
     if !logits.device().is_cpu() {
@@ -102,7 +111,7 @@ pub fn backward(
 }
 
 fn launch<const N: usize>(
-    name: &'static str,
+    kernel: &Kernel,
     logits: &Tensor,
     labels: IndexView,
     others: [&Tensor; N],
@@ -119,7 +128,7 @@ fn launch<const N: usize>(
         scale: scale as f32,
         dloss: dloss as f32,
     };
-    gpu::launch(&Kernel::new("cross_entropy", name, rows, THREADS), logits.dtype(), &buffers, &parameters)
+    gpu::launch(kernel, logits.dtype(), &buffers, &parameters)
 }
 
 /// The formula in plain candle ops, in f32 where the logits are narrower: nll of each row.

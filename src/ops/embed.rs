@@ -76,9 +76,12 @@ pub fn forward(embedding: &Tensor, prompts: &Tensor, lookup: &Lookup) -> Result<
     }
 }
 
+/// Threads of a block that makes a part of a virtual token's gradient, 8 elements each.
+const BACKWARD_THREADS: usize = 128;
+
 /// Threads that work on a row, 8 elements each at a time.
 fn row_threads(width: usize) -> usize {
-    width.div_ceil(8).next_multiple_of(32).min(128)
+    width.div_ceil(8).next_multiple_of(32).min(256)
 }
 
 impl Lookup<'_> {
@@ -145,7 +148,8 @@ pub fn backward(dx: &Tensor, vocab: usize, virtual_tokens: usize, lookup: &Looku
     if gpu::route(dx) == Route::Kernel {
         let dprompts = gpu::empty((virtual_tokens, c), DType::F32, dx)?;
         let parameters = lookup.parameters(rows, c, vocab, virtual_tokens, &[dx]);
-        let kernel = Kernel::new("embed", "embed_backward", virtual_tokens, row_threads(c));
+        let mut kernel = Kernel::new("embed", "embed_backward", virtual_tokens, BACKWARD_THREADS);
+        kernel.grid[1] = c.div_ceil(8 * BACKWARD_THREADS);
         gpu::launch(&kernel, dx.dtype(), &[dx, &lookup.ids.on(dx.device())?, &dprompts], &parameters)?;
         return Ok(dprompts);
     }

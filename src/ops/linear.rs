@@ -7,7 +7,7 @@ use super::cpu::{self, Disjoint, Mat, Real, View, with_real};
 use super::gpu::{self, Route};
 use super::profile;
 use crate::{Error, Result};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -45,6 +45,12 @@ impl Linear {
     pub fn rows(&self, range: Range<usize>) -> Result<Self> {
         let bias = self.bias.as_ref().map(|b| b.narrow(0, range.start, range.len())).transpose()?;
         Ok(Self { weight: self.weight.narrow(0, range.start, range.len())?, bias })
+    }
+
+    /// The layer with its weight and its bias in other dtypes on another device.
+    pub(crate) fn on(&self, weight: DType, bias: DType, device: &Device) -> Result<Self> {
+        let moved = |t: &Tensor, dtype| t.to_dtype(dtype)?.to_device(device);
+        Self::new(moved(&self.weight, weight)?, self.bias.as_ref().map(|b| moved(b, bias)).transpose()?)
     }
 
     /// Output and input features.
@@ -225,7 +231,6 @@ impl HalfWeight<'_> {
 mod tests {
     use super::*;
     use crate::ops::{autograd, testing::*};
-    use candle_core::Device;
 
     #[test]
     fn forward_and_backward_agree_with_the_reference() -> Result<()> {

@@ -34,7 +34,7 @@ pub mod swiglu;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use attention::{AttentionShape, Segment};
+pub use attention::{AttentionShape, Segment, Segments};
 pub use indices::{IndexView, Indices};
 pub use linear::Linear;
 pub use rope::RopeTable;

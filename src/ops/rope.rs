@@ -26,9 +26,6 @@ gpu::parameters!(RopeParameters {
     aligned: u32,
 });
 
-/// Threads of a block; each turns up to 8 pairs.
-const ROPE_THREADS: usize = 256;
-
 /// Cosines and sines [positions, D/2] of every position that a pass may meet.
 #[derive(Debug, Clone)]
 pub struct RopeTable {
@@ -122,8 +119,9 @@ impl RopeTable {
             sign: sign as f32,
             aligned: gpu::aligned(&[width, half], &[x]),
         };
-        let work = rows * heads * half.div_ceil(8);
-        let kernel = Kernel::new("rope", "rope", work.div_ceil(ROPE_THREADS), ROPE_THREADS);
+        // A thread turns up to 8 pairs, a block the heads of a row.
+        let threads = (heads * half.div_ceil(8)).next_multiple_of(32).min(256);
+        let kernel = Kernel::new("rope", "rope", rows, threads);
         let positions = positions.on(x.device())?;
         gpu::launch(&kernel, x.dtype(), &[x, &self.cos, &self.sin, &positions], &parameters)
     }

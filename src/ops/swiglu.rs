@@ -14,7 +14,7 @@ use crate::{Error, Result};
 use candle_core::Tensor;
 use num_traits::One;
 
-/// Threads of a block; each makes 8 elements of the activation.
+/// Most threads of a block; each makes 8 elements of a row of the activation.
 const THREADS: usize = 256;
 
 gpu::parameters!(SwigluParameters { rows: u32, width: u32, scale: f32, aligned: u32 });
@@ -108,8 +108,10 @@ fn sigmoid<T: Real>(x: T) -> T {
 fn launch(name: &'static str, rows: usize, width: usize, scale: f32, buffers: &[&Tensor]) -> Result<()> {
     let aligned = gpu::aligned(&[width], buffers);
     let parameters = SwigluParameters { rows: gpu::uint(rows), width: gpu::uint(width), scale, aligned };
-    let blocks = (rows * width.div_ceil(8)).div_ceil(THREADS);
-    gpu::launch(&Kernel::new("swiglu", name, blocks, THREADS), buffers[0].dtype(), buffers, &parameters)
+    let threads = width.div_ceil(8).next_multiple_of(32).min(THREADS);
+    let mut kernel = Kernel::new("swiglu", name, rows, threads);
+    kernel.grid[1] = width.div_ceil(8 * threads);
+    gpu::launch(&kernel, buffers[0].dtype(), buffers, &parameters)
 }
 
 fn half(gate_up: &Tensor) -> Result<(usize, usize)> {

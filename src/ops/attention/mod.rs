@@ -15,14 +15,17 @@
 //! Query heads share key and value heads in consecutive groups of H / K.
 
 mod blocks;
+mod gpu;
 mod kernel;
-#[allow(dead_code)]
 mod plan;
+mod segments;
 
 use super::cpu::with_real;
+use super::gpu::{Route, route};
 use super::profile;
 use crate::{Error, Result};
 use candle_core::{D, DType, Tensor};
+pub use segments::Segments;
 use std::ops::Range;
 
 /// Heads and their size.
@@ -85,7 +88,7 @@ impl Qkv {
 #[derive(Clone, Copy)]
 pub struct Inputs<'a> {
     /// Who sees whom.
-    pub segments: &'a [Segment],
+    pub segments: &'a Segments,
     /// Queries, keys and values of this pass.
     pub qkv: &'a Qkv,
     /// Where another pass made the prefixes: a matrix whose last 2K D columns are their keys and values.
@@ -140,10 +143,11 @@ impl AttentionShape {
         let _timed = profile::scope("attention", inputs.qkv.queries().device());
         self.check(&inputs)?;
         let q = inputs.qkv.queries();
-        if !q.device().is_cpu() {
-            return self.reference(inputs);
+        match route(q) {
+            Route::Cpu => with_real!("attention", q.dtype(), T => kernel::forward::<T>(self, inputs)),
+            Route::Kernel if self.head_dim <= gpu::MAX_HEAD_DIM => gpu::forward(self, inputs),
+            _ => self.reference(inputs),
         }
-        with_real!("attention", q.dtype(), T => kernel::forward::<T>(self, inputs))
     }
 
     /// Gradients from that of the output, `dout` [queries, H D].
@@ -166,10 +170,15 @@ impl AttentionShape {
                 found: format!("{:?}", dout.dims()),
             });
         }
-        if !dout.device().is_cpu() {
-            return self.reference_backward(inputs, dout, needs);
+        match route(dout) {
+            Route::Cpu => {
+                with_real!("attention backward", dout.dtype(), T => kernel::backward::<T>(self, inputs, attended, dout, needs))
+            }
+            Route::Kernel if self.head_dim <= gpu::MAX_HEAD_DIM => {
+                gpu::backward(self, inputs, attended, dout, needs)
+            }
+            _ => self.reference_backward(inputs, dout, needs),
         }
-        with_real!("attention backward", dout.dtype(), T => kernel::backward::<T>(self, inputs, attended, dout, needs))
     }
 
     fn check(&self, inputs: &Inputs) -> Result<()> {
@@ -185,7 +194,7 @@ impl AttentionShape {
         }
         let prefix_rows = inputs.prefix.map_or(Ok(rows), |p| p.dims2().map(|d| d.0))?;
         let mut next = 0;
-        for segment in inputs.segments {
+        for segment in inputs.segments.iter() {
             let Segment { queries, keys, first, prefix } = segment;
             let fits = queries.start == next
                 && keys.end <= rows

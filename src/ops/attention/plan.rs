@@ -18,6 +18,7 @@
 //! slots of its rows up in order. So no two blocks write one element, and repeats are equal bit for bit.
 
 use super::Segment;
+use crate::ops::Indices;
 use std::ops::Range;
 
 /// Own keys that a tile may walk beyond the longest range that one of its queries sees. Few long sequences
@@ -53,6 +54,16 @@ pub(super) struct KeyPlan {
     pub(super) items: Vec<[u32; 6]>,
     /// Key rows begin, end; slots begin, end: none writes zeros.
     pub(super) reductions: Vec<[u32; 4]>,
+    /// Slots that the items fill.
+    pub(super) slots: usize,
+}
+
+/// A [`KeyPlan`] as the kernels read it.
+pub(super) struct UploadedKeyPlan {
+    /// Flat, 6 numbers an item.
+    pub(super) items: Indices,
+    /// Flat, 4 numbers a reduction.
+    pub(super) reductions: Indices,
     /// Slots that the items fill.
     pub(super) slots: usize,
 }

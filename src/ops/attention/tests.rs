@@ -9,7 +9,7 @@ fn shape((heads, kv_heads, head_dim): (usize, usize, usize)) -> AttentionShape {
 }
 
 /// Prefixes of the given lengths, then sequences (prefix, length), packed in one matrix.
-fn packed(prefixes: &[usize], sequences: &[(usize, usize)]) -> Vec<Segment> {
+fn packed(prefixes: &[usize], sequences: &[(usize, usize)]) -> Segments {
     let (mut segments, mut row) = (Vec::new(), 0);
     let mut ranges = Vec::new();
     let own = |rows: Range<usize>, prefix| Segment { queries: rows.clone(), keys: rows, first: 0, prefix };
@@ -22,7 +22,7 @@ fn packed(prefixes: &[usize], sequences: &[(usize, usize)]) -> Vec<Segment> {
         segments.push(own(row..row + n, Some(ranges[*prefix].clone())));
         row += n;
     }
-    segments
+    segments.into()
 }
 
 fn fused(shape: &AttentionShape, rows: usize, dtype: DType) -> Result<Qkv> {
@@ -81,13 +81,14 @@ fn one_pass_agrees_with_the_reference() -> Result<()> {
 
 #[test]
 fn queries_of_some_rows_agree_with_the_reference() -> Result<()> {
-    let mut segments = packed(&[9, 5], &[(0, 6), (0, 3), (1, 150)]);
+    let mut segments = packed(&[9, 5], &[(0, 6), (0, 3), (1, 150)]).to_vec();
     let mut next = 0;
     for (segment, queries) in segments.iter_mut().zip([0, 0, 2, 3, 140]) {
         segment.first = segment.keys.len() - queries;
         segment.queries = next..next + queries;
         next += queries;
     }
+    let segments = Segments::from(segments);
     for of in SHAPES {
         let shape = shape(of);
         let q = randn(1, (next, shape.q_width()), DType::F64)?;
@@ -100,8 +101,9 @@ fn queries_of_some_rows_agree_with_the_reference() -> Result<()> {
 
 #[test]
 fn a_prefix_of_another_pass_agrees_with_the_reference() -> Result<()> {
-    let segments: Vec<Segment> = packed(&[9, 5], &[(0, 6), (0, 3), (1, 15)])
-        .into_iter()
+    let segments: Segments = packed(&[9, 5], &[(0, 6), (0, 3), (1, 15)])
+        .iter()
+        .cloned()
         .skip(2)
         .map(|s| Segment {
             queries: s.queries.start - 14..s.queries.end - 14,
@@ -130,7 +132,7 @@ fn two_passes_have_the_gradient_of_one() -> Result<()> {
     let inputs = Inputs { segments: &segments, qkv: &whole, prefix: None };
     let one = shape.backward(inputs, &shape.forward(inputs)?, &dout, Needs::All)?;
     let (lead, rest) = (all.narrow(0, 0, 11)?, Qkv::Fused(all.narrow(0, 11, 15)?));
-    let moved: Vec<Segment> = segments[1..]
+    let moved: Segments = segments[1..]
         .iter()
         .map(|s| Segment {
             queries: s.queries.start - 11..s.queries.end - 11,
@@ -141,7 +143,8 @@ fn two_passes_have_the_gradient_of_one() -> Result<()> {
     let inputs = Inputs { segments: &moved, qkv: &rest, prefix: Some(&lead) };
     let two = shape.backward(inputs, &shape.forward(inputs)?, &dout.narrow(0, 11, 15)?, Needs::All)?;
     let lead_qkv = Qkv::Fused(lead);
-    let inputs = Inputs { segments: &segments[..1], qkv: &lead_qkv, prefix: None };
+    let of_prefix_alone = Segments::from(segments[..1].to_vec());
+    let inputs = Inputs { segments: &of_prefix_alone, qkv: &lead_qkv, prefix: None };
     let own = shape.backward(inputs, &shape.forward(inputs)?, &dout.narrow(0, 0, 11)?, Needs::All)?;
     let (Some(Qkv::Fused(one)), Some(Qkv::Fused(own)), Some(of_prefix)) = (one.qkv, own.qkv, two.prefix)
     else {
@@ -214,7 +217,7 @@ proptest! {
             Ok(out.to_vec2()?)
         };
         let (before, after) = (outs(0.0).unwrap(), outs(1.0).unwrap());
-        for segment in &segments {
+        for segment in segments.iter() {
             for (i, row) in segment.queries.clone().enumerate() {
                 let sees = (segment.keys.start..=segment.keys.start + i).contains(&changed)
                     || segment.prefix.as_ref().is_some_and(|p| p.contains(&changed));

@@ -165,3 +165,64 @@ pub(super) fn launch<P: Parameters>(
     launch_of(library(element), kernel, buffers, parameters)
         .map_err(|e| Error::Invalid(format!("kernels/{}.cu: {e}", kernel.file)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    super::super::parameters!(FaultParameters { width: u32 });
+
+    /// Runs a kernel of tests/emulator/faults.cu on 64 threads; what the emulator says.
+    fn run(
+        library: &Library,
+        name: &'static str,
+        element: DType,
+        width: u32,
+        blocks: usize,
+        order: u32,
+    ) -> String {
+        let x =
+            Tensor::ones(64, if name == "fault_missing_wait" { element } else { DType::F32 }, &Device::Cpu);
+        let x = x.expect("a tensor");
+        let y = Tensor::zeros(64, DType::F32, &Device::Cpu).expect("a tensor");
+        let y = if name == "fault_overlap" { x.clone() } else { y };
+        let kernel = Kernel::new("faults", name, blocks, 64);
+        match emulate(order, || launch_of(library, &kernel, &[&x, &y], &FaultParameters { width })) {
+            Ok(()) => String::new(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn faults_are_found_in_every_order() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = [Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/emulator/faults.cu")];
+        let library = compile(&file, DType::BF16, &folder.path().join("faults.so"));
+        for order in [0, 1, 7] {
+            let said = |name, width, blocks| run(&library, name, DType::BF16, width, blocks, order);
+            assert_eq!(said("fault_none", 64, 1), "");
+            for (name, width, blocks, expected) in [
+                ("fault_out_of_bounds", 1, 1, "x[64] of 64"),
+                ("fault_missing_barrier", 64, 1, "tile["),
+                ("fault_diverged_barrier", 40, 1, "barrier"),
+                ("fault_two_barriers", 40, 1, "barrier"),
+                ("fault_diverged_warp", 40, 1, "warp_sum"),
+                ("fault_unwritten_shared", 40, 1, "tile["),
+                ("fault_two_blocks", 3, 2, "y["),
+                ("fault_misaligned", 1, 1, "16"),
+                ("fault_overlap", 3, 1, "overlap"),
+                ("fault_too_much_shared", 3, 1, "shared"),
+                ("fault_missing_wait", 64, 1, "tile["),
+            ] {
+                let message = said(name, width, blocks);
+                assert!(message.contains(expected), "{name}, order {order}: {message}");
+            }
+            // Without their fault the same kernels are right.
+            for (name, width) in
+                [("fault_out_of_bounds", 0), ("fault_unwritten_shared", 64), ("fault_misaligned", 8)]
+            {
+                assert_eq!(said(name, width, 1), "", "{name}, order {order}");
+            }
+        }
+    }
+}

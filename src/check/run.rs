@@ -1,0 +1,149 @@
+//! A short tuning run of a small random model on a device, beside the same run on the CPU in f32.
+
+use super::Target;
+use crate::Result;
+use crate::config::TrainOptions;
+use crate::data::Example;
+use crate::model::config::{ModelType, Rope};
+use crate::model::{Granite, ModelConfig, granite};
+use crate::tune::{EpochRecord, Limits, Observer, StepRecord, Task, Trainer};
+use candle_core::{DType, Device};
+use serde::Serialize;
+
+/// Virtual tokens of the runs.
+const VIRTUAL_TOKENS: usize = 20;
+
+/// Sizes of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct RunSize {
+    /// Optimizer steps.
+    pub steps: usize,
+    /// Examples of a step.
+    pub examples: usize,
+    /// Rows of a pass; fewer than a step has split it.
+    pub max_rows: usize,
+    /// Size of a head, D; the model has 4 of them.
+    pub head_dim: usize,
+}
+
+/// Loss of each step, on the device and on the CPU.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Curves {
+    /// What was run.
+    pub size: RunSize,
+    /// On the device, in the dtype under test.
+    pub device: Vec<f64>,
+    /// On the CPU, in f32.
+    pub cpu: Vec<f64>,
+}
+
+impl Curves {
+    /// Largest difference of the two curves as a share of the CPU's first loss; NaN where a loss is.
+    pub fn deviation(&self) -> f64 {
+        let differences = self.device.iter().zip(&self.cpu).map(|(a, b)| (a - b).abs());
+        let largest = differences.fold(0.0, |most: f64, d| if most.is_nan() || d <= most { most } else { d });
+        largest / self.cpu.first().copied().unwrap_or(f64::NAN)
+    }
+
+    /// The most that the deviation may be: f32 differs by the order of its sums alone; 16-bit activations round
+    /// every result to 8 or 11 bits.
+    pub fn allowed(dtype: DType) -> f64 {
+        if dtype == DType::F32 { 1e-3 } else { 0.03 }
+    }
+}
+
+/// Tunes the same prompt on the device and on the CPU.
+///
+/// # Errors
+/// The device's.
+pub fn run(target: &Target, size: RunSize) -> Result<Curves> {
+    let config = config(size.head_dim);
+    let cpu = Granite::random(&config, granite::dtypes(DType::F32, &Device::Cpu)?, &Device::Cpu, 7)?;
+    let expected = curve(&cpu, size)?;
+    let dtypes = granite::Dtypes { weights: target.dtype, activations: target.dtype };
+    let model = cpu.on(dtypes, target.device)?;
+    let mut found = None;
+    (target.run)(&mut || found = Some(curve(&model, size)));
+    let device =
+        found.unwrap_or_else(|| Err(crate::Error::Invalid("the device under test ran nothing".into())))?;
+    Ok(Curves { size, device, cpu: expected })
+}
+
+/// A Granite of two blocks, with its multipliers.
+fn config(head_dim: usize) -> ModelConfig {
+    ModelConfig {
+        model_type: ModelType::Granite,
+        vocab_size: 515,
+        hidden_size: 4 * head_dim,
+        intermediate_size: 10 * head_dim,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        head_dim,
+        max_position_embeddings: 4096,
+        rms_norm_eps: 1e-5,
+        rope: Some(Rope { theta: 1e4, llama3: None }),
+        tie_word_embeddings: true,
+        attention_bias: false,
+        mlp_bias: false,
+        embedding_multiplier: 12.0,
+        residual_multiplier: 0.5,
+        attention_multiplier: 1.0 / (head_dim as f64).sqrt(),
+        logits_scaling: 0.5,
+    }
+}
+
+/// Examples of uneven lengths behind a common head, with one of two targets each.
+fn examples(n: usize) -> Vec<Example> {
+    let example = |i: usize| {
+        let label = (i * 7 % 3 % 2) as u32;
+        let body = (0..5 + i * 13 % 29).map(|j| ((i * 31 + j * 17) % 500) as u32 + 10);
+        let input = [1, 2, 3].into_iter().chain(body).chain([4 + label, 6]).collect();
+        Example { input, target: vec![7 + label, 9], line: i + 1 }
+    };
+    (0..n).map(example).collect()
+}
+
+fn curve(model: &Granite, size: RunSize) -> Result<Vec<f64>> {
+    let examples = examples(size.examples * 4);
+    let options = TrainOptions {
+        learning_rate: 0.03,
+        batch_size: size.examples,
+        num_epochs: size.steps,
+        max_steps: size.steps,
+        ..TrainOptions::default()
+    };
+    let prompt = model.embedding().narrow(0, 100, VIRTUAL_TOKENS)?.to_dtype(DType::F32)?;
+    let task = Task {
+        model,
+        train: &examples,
+        validation: &[],
+        options: &options,
+        limits: Limits::rows(size.max_rows),
+    };
+    let mut losses = Losses(Vec::new());
+    Trainer::new(task, &prompt)?.run(&mut losses)?;
+    Ok(losses.0)
+}
+
+struct Losses(Vec<f64>);
+
+impl Observer for Losses {
+    fn step(&mut self, record: &StepRecord) -> Result<()> {
+        self.0.push(record.loss);
+        Ok(())
+    }
+
+    fn skipped(&mut self, _: usize, _: &str, value: f64) -> Result<()> {
+        self.0.push(value);
+        Ok(())
+    }
+
+    fn out_of_memory(&mut self, _: Limits) -> Result<()> {
+        Ok(())
+    }
+
+    fn epoch(&mut self, _: &EpochRecord) -> Result<()> {
+        Ok(())
+    }
+}

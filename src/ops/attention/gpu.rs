@@ -1,0 +1,251 @@
+//! The kernels of `kernels/attention.cu` and, on tensor cores, of `kernels/attention_mma.cu`.
+
+use super::plan::{Tiling, Wanted};
+use super::{Attended, AttentionShape, Gradients, Inputs, Needs, Qkv};
+use crate::Result;
+use crate::ops::gpu::{self, Kernel};
+use candle_core::{DType, Tensor};
+
+/// Threads of every block.
+const THREADS: usize = 128;
+
+gpu::parameters!(AttentionParameters {
+    heads: u32,
+    kv_heads: u32,
+    head_dim: u32,
+    q_width: u32,
+    kv_width: u32,
+    kv_column: u32,
+    prefix_width: u32,
+    prefix_column: u32,
+    queries: u32,
+    scale: f32,
+    dq_width: u32,
+    dkv_width: u32,
+    dkv_column: u32,
+    aligned: u32,
+});
+
+gpu::parameters!(AttentionReduceParameters {
+    key_tile: u32,
+    width: u32,
+    dkv_width: u32,
+    dkv_column: u32,
+    to_prefix: u32,
+    aligned: u32,
+});
+
+/// One size of the kernels.
+struct Form {
+    file: &'static str,
+    /// Names of the forward pass, of dQ, of dK and dV, with their shared memory beyond what they declare.
+    forward: (&'static str, usize),
+    dq: (&'static str, usize),
+    dkv: (&'static str, usize),
+    tiling: Tiling,
+}
+
+/// Queries of a prefix's item: with 256 a step of 8,192 rows behind 100 virtual tokens has 66 items a key head, more
+/// blocks than a GPU has multiprocessors, and partial sums of 34 MB at 8 key heads of 128.
+const QUERY_CHUNK: usize = 256;
+
+const fn portable(forward: &'static str, dq: &'static str, dkv: &'static str, tile: usize) -> Form {
+    let tiling = Tiling { query_tile: tile, key_tile: tile, query_chunk: QUERY_CHUNK };
+    Form { file: "attention", forward: (forward, 0), dq: (dq, 0), dkv: (dkv, 0), tiling }
+}
+
+/// Tiles of 64 rows of 16-bit elements; the backward kernels hold two of them, and two stages of `stage` rows of two
+/// matrices each; that of the keys also 4 floats a row of a stage.
+const fn tensor_cores(names: [&'static str; 3], head_dim: usize, stage: usize) -> Form {
+    let tiling = Tiling { query_tile: 64, key_tile: 64, query_chunk: QUERY_CHUNK };
+    let row = 2 * head_dim;
+    let walked = 2 * 64 * row + 4 * stage * row;
+    let [forward, dq, dkv] = names;
+    Form {
+        file: "attention_mma",
+        forward: (forward, 3 * 64 * row),
+        dq: (dq, walked),
+        dkv: (dkv, walked + 16 * stage),
+        tiling,
+    }
+}
+
+static PORTABLE: [(usize, Form); 3] = [
+    (64, portable("attention_forward_64", "attention_dq_64", "attention_dkv_64", 32)),
+    (128, portable("attention_forward_128", "attention_dq_128", "attention_dkv_128", 16)),
+    (256, portable("attention_forward_256", "attention_dq_256", "attention_dkv_256", 8)),
+];
+static TENSOR_CORES: [(usize, Form); 2] = [
+    (64, tensor_cores(["attention_mma_forward_64", "attention_mma_dq_64", "attention_mma_dkv_64"], 64, 64)),
+    (
+        128,
+        tensor_cores(["attention_mma_forward_128", "attention_mma_dq_128", "attention_mma_dkv_128"], 128, 32),
+    ),
+];
+
+/// Largest head that the kernels have a size for.
+pub(super) const MAX_HEAD_DIM: usize = 256;
+
+fn form(head_dim: usize, aligned: bool, like: &Tensor) -> &'static Form {
+    let narrow = matches!(like.dtype(), DType::BF16 | DType::F16);
+    let on_cores = TENSOR_CORES.iter().find(|(d, _)| *d == head_dim);
+    match on_cores.filter(|_| narrow && aligned && gpu::has_tensor_cores(like)) {
+        Some((_, form)) => form,
+        None => PORTABLE.iter().find(|(d, _)| head_dim <= *d).map_or(&PORTABLE[2].1, |(_, form)| form),
+    }
+}
+
+/// One call: its matrices, its kernels, and their parameters.
+struct Call<'a> {
+    q: &'a Tensor,
+    kv: &'a Tensor,
+    prefix: &'a Tensor,
+    form: &'static Form,
+    parameters: AttentionParameters,
+}
+
+impl<'a> Call<'a> {
+    fn new(shape: &AttentionShape, inputs: Inputs<'a>) -> Result<Self> {
+        let (q, kv) = (inputs.qkv.queries(), inputs.qkv.keys_values());
+        let prefix = inputs.prefix.unwrap_or(kv);
+        let (queries, q_width) = q.dims2()?;
+        let (kv_width, prefix_width) = (kv.dims2()?.1, prefix.dims2()?.1);
+        let (kv_column, prefix_column) = (kv_width - shape.kv_width(), prefix_width - shape.kv_width());
+        let widths = [shape.head_dim, q_width, kv_width, prefix_width];
+        let aligned = gpu::aligned(&widths, &[q, kv, prefix]);
+        let fused = matches!(inputs.qkv, Qkv::Fused(_));
+        let parameters = AttentionParameters {
+            heads: gpu::uint(shape.heads),
+            kv_heads: gpu::uint(shape.kv_heads),
+            head_dim: gpu::uint(shape.head_dim),
+            q_width: gpu::uint(q_width),
+            kv_width: gpu::uint(kv_width),
+            kv_column: gpu::uint(kv_column),
+            prefix_width: gpu::uint(prefix_width),
+            prefix_column: gpu::uint(prefix_column),
+            queries: gpu::uint(queries),
+            scale: shape.scale as f32,
+            dq_width: gpu::uint(q_width),
+            dkv_width: gpu::uint(if fused { q_width } else { shape.kv_width() }),
+            dkv_column: gpu::uint(if fused { shape.q_width() } else { 0 }),
+            aligned,
+        };
+        Ok(Self { q, kv, prefix, form: form(shape.head_dim, aligned == 1, q), parameters })
+    }
+
+    fn kernel(&self, (name, shared): (&'static str, usize), blocks: usize, heads: usize) -> Kernel {
+        Kernel { file: self.form.file, name, grid: [blocks, heads, 1], threads: THREADS, shared }
+    }
+
+    fn launch(&self, kernel: &Kernel, buffers: &[&Tensor]) -> Result<()> {
+        gpu::launch(kernel, self.q.dtype(), buffers, &self.parameters)
+    }
+}
+
+pub(super) fn forward(shape: &AttentionShape, inputs: Inputs) -> Result<Attended> {
+    let call = Call::new(shape, inputs)?;
+    let (queries, q) = (call.q.dims()[0], call.q);
+    let out = gpu::empty((queries, shape.q_width()), q.dtype(), q)?;
+    let lse = gpu::empty((queries, shape.heads), DType::F32, q)?;
+    let plan = inputs.segments.query_plan(&call.form.tiling, queries);
+    let (visible, tiles) = (inputs.segments.visible().on(q.device())?, plan.on(q.device())?);
+    let kernel = call.kernel(call.form.forward, plan.len() / 6, shape.heads);
+    call.launch(&kernel, &[q, call.kv, call.prefix, &visible, &tiles, &out, &lse])?;
+    Ok(Attended { out, lse })
+}
+
+/// The matrices that the backward kernels write.
+struct Outputs {
+    /// Gradients of the queries and of the keys and values; one matrix where the inputs are.
+    qkv: Option<Qkv>,
+    /// f32.
+    prefix: Option<Tensor>,
+    wanted: Wanted,
+}
+
+impl Outputs {
+    fn new(shape: &AttentionShape, inputs: &Inputs, needs: Needs) -> Result<Self> {
+        let (q, kv) = (inputs.qkv.queries(), inputs.qkv.keys_values());
+        let prefix_rows = inputs.prefix.map(|p| p.dims()[0]);
+        let (queries, keys) = match needs {
+            Needs::All => (q.dims()[0], kv.dims()[0]),
+            Needs::Prefixes if inputs.prefix.is_some() => (0, 0),
+            Needs::Prefixes => inputs.prefix_rows(),
+        };
+        let none = needs == Needs::Prefixes && inputs.prefix.is_some();
+        let qkv = match inputs.qkv {
+            _ if none => None,
+            Qkv::Fused(_) => Some(Qkv::Fused(gpu::empty((queries, q.dims()[1]), q.dtype(), q)?)),
+            Qkv::Split { .. } => Some(Qkv::Split {
+                q: gpu::empty((queries, shape.q_width()), q.dtype(), q)?,
+                kv: gpu::empty((keys, shape.kv_width()), q.dtype(), q)?,
+            }),
+        };
+        let prefix =
+            prefix_rows.map(|rows| gpu::empty((rows, shape.kv_width()), DType::F32, q)).transpose()?;
+        Ok(Self { qkv, prefix, wanted: Wanted { queries, keys, prefix: prefix_rows } })
+    }
+}
+
+pub(super) fn backward(
+    shape: &AttentionShape,
+    inputs: Inputs,
+    attended: &Attended,
+    dout: &Tensor,
+    needs: Needs,
+) -> Result<Gradients> {
+    let call = Call::new(shape, inputs)?;
+    let (q, device) = (call.q, call.q.device());
+    let outputs = Outputs::new(shape, &inputs, needs)?;
+    let delta = gpu::empty((q.dims()[0], shape.heads), DType::F32, q)?;
+    let pairs = q.dims()[0] * shape.heads;
+    let kernel = Kernel::new("attention", "attention_delta", pairs.div_ceil(THREADS / 8), THREADS);
+    call.launch(&kernel, &[&attended.out, dout, &delta])?;
+
+    let visible = inputs.segments.visible().on(device)?;
+    let seen = [q, call.kv, call.prefix, &visible];
+    let made = [dout, &attended.lse, &delta];
+    if let Some(qkv) = &outputs.qkv {
+        let plan = inputs.segments.query_plan(&call.form.tiling, outputs.wanted.queries);
+        let kernel = call.kernel(call.form.dq, plan.len() / 6, shape.heads);
+        let tiles = plan.on(device)?;
+        call.launch(&kernel, &[&seen[..], &[&tiles], &made, &[qkv.queries()]].concat())?;
+    }
+    let plan = inputs.segments.key_plan(&call.form.tiling, &outputs.wanted);
+    let slot = call.form.tiling.key_tile * shape.kv_width();
+    let partials = gpu::empty((plan.slots.max(1), slot), DType::F32, q)?;
+    // Where a matrix is not wanted no item writes to it: any buffer does.
+    let unwanted = gpu::empty(1, q.dtype(), q)?;
+    let dkv = outputs.qkv.as_ref().map_or(&unwanted, Qkv::keys_values);
+    let items = plan.items.on(device)?;
+    let kernel = call.kernel(call.form.dkv, plan.items.len() / 6, shape.kv_heads);
+    call.launch(&kernel, &[&seen[..], &[&items], &made, &[dkv, &partials]].concat())?;
+    reduce(&call, shape, &plan, &partials, dkv, outputs.prefix.as_ref())?;
+    Ok(Gradients { qkv: outputs.qkv, prefix: outputs.prefix })
+}
+
+/// Adds up the partial sums of the prefixes' rows.
+fn reduce(
+    call: &Call,
+    shape: &AttentionShape,
+    plan: &super::plan::UploadedKeyPlan,
+    partials: &Tensor,
+    dkv: &Tensor,
+    prefix: Option<&Tensor>,
+) -> Result<()> {
+    let (key_tile, width) = (call.form.tiling.key_tile, shape.kv_width());
+    let parameters = AttentionReduceParameters {
+        key_tile: gpu::uint(key_tile),
+        width: gpu::uint(width),
+        dkv_width: call.parameters.dkv_width,
+        dkv_column: call.parameters.dkv_column,
+        to_prefix: u32::from(prefix.is_some()),
+        aligned: gpu::aligned(&[width, call.parameters.dkv_width as usize, shape.q_width()], &[]),
+    };
+    let reductions = plan.reductions.on(partials.device())?;
+    let unwanted = gpu::empty(1, DType::F32, partials)?;
+    let mut kernel = Kernel::new("attention", "attention_reduce", plan.reductions.len() / 4, THREADS);
+    kernel.grid[1] = (key_tile * width.div_ceil(8)).div_ceil(THREADS);
+    let buffers = [partials, &reductions, dkv, prefix.unwrap_or(&unwanted)];
+    gpu::launch(&kernel, call.q.dtype(), &buffers, &parameters)
+}

@@ -1,0 +1,137 @@
+//! The kernels' text, as other compilers see it: nvcc where there is one (registers, spills), and clang in Metal's
+//! place, with Metal's address spaces.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const ELEMENTS: [&str; 3] = ["F32", "BF16", "F16"];
+
+fn root(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// Names of the kernel files, without their ending.
+fn files() -> BTreeSet<String> {
+    let paths = std::fs::read_dir(root("kernels")).unwrap().map(|entry| entry.unwrap().path());
+    let files = paths.filter(|path| path.extension().is_some_and(|e| e == "cu"));
+    files.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned()).collect()
+}
+
+/// A compiler that may be missing; `GNEISS_REQUIRE_<name>` makes its absence a failure.
+fn find(name: &str, candidates: &[Option<PathBuf>]) -> Option<PathBuf> {
+    let runs =
+        |path: &&PathBuf| Command::new(path).arg("--version").output().is_ok_and(|o| o.status.success());
+    let found = candidates.iter().flatten().find(runs).cloned();
+    let required = format!("GNEISS_REQUIRE_{name}");
+    assert!(found.is_some() || std::env::var_os(&required).is_none(), "{required} is set, and there is none");
+    if found.is_none() {
+        eprintln!("skipped: no {name} here");
+    }
+    found
+}
+
+fn ran(command: &mut Command) -> Output {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+/// What ptxas says of one kernel.
+struct Usage {
+    kernel: String,
+    registers: usize,
+    spilled: usize,
+}
+
+fn usage(said: &str) -> Vec<Usage> {
+    let number = |line: &str, before: &str| -> usize {
+        let digits = line.split(before).next().unwrap().trim_end().rsplit([' ', ',']).next().unwrap();
+        digits.parse().unwrap_or_else(|_| panic!("a number before `{before}` in {line}"))
+    };
+    let (mut all, mut kernel, mut spilled) = (Vec::new(), String::new(), 0);
+    for line in said.lines() {
+        if let Some((_, rest)) = line.split_once("Compiling entry function '") {
+            kernel = rest.split('\'').next().unwrap().to_owned();
+        } else if line.contains("bytes spill stores") {
+            spilled = number(line, " bytes spill stores") + number(line, " bytes spill loads");
+        } else if line.contains("Used ") && line.contains(" registers") {
+            all.push(Usage { kernel: kernel.clone(), registers: number(line, " registers"), spilled });
+        }
+    }
+    all
+}
+
+#[test]
+fn nvcc_compiles_every_kernel_without_spills() {
+    let home = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(std::env::var_os);
+    let mut candidates = vec![std::env::var_os("NVCC").map(PathBuf::from)];
+    candidates.extend(home.map(|home| Some(Path::new(&home).join("bin/nvcc"))));
+    candidates.extend([Some("nvcc".into()), Some(root(".cuda/wheels/nvidia/cu13/bin/nvcc"))]);
+    let Some(nvcc) = find("NVCC", &candidates) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    println!("{:<28} {:>8} {:>8} {:>10} {:>8}", "kernel", "element", "arch", "registers", "spilled");
+    for file in files() {
+        for element in ELEMENTS {
+            for arch in ["sm_80", "sm_89", "sm_90"] {
+                let mut command = Command::new(&nvcc);
+                command.current_dir(root("")).args(["-cubin", "-std=c++17", "-O3", "-Xptxas", "-v"]);
+                command.args(["-Werror", "all-warnings", "-include", "kernels/cuda.h"]);
+                command.arg(format!("-arch={arch}")).arg(format!("-DELEMENT_{element}"));
+                command.arg("-o").arg(folder.path().join("x.cubin")).arg(format!("kernels/{file}.cu"));
+                let output = ran(&mut command);
+                let kernels = usage(&String::from_utf8_lossy(&output.stderr));
+                let none = file.ends_with("_mma") && element == "F32";
+                assert!(none || !kernels.is_empty(), "{file} for {element}: no kernel");
+                for Usage { kernel, registers, spilled } in kernels {
+                    println!("{kernel:<28} {element:>8} {arch:>8} {registers:>10} {spilled:>8}");
+                    assert_eq!(spilled, 0, "{kernel} for {element} on {arch} spills");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn clang_takes_the_portable_kernels_for_metal() {
+    let candidates = [std::env::var_os("CLANGXX").map(PathBuf::from), Some("clang++".into())];
+    let Some(clang) = find("CLANG", &candidates) else { return };
+    for file in files().iter().filter(|file| !file.ends_with("_mma")) {
+        for element in ELEMENTS {
+            let mut command = Command::new(&clang);
+            command.current_dir(root("")).args(["--target=aarch64-linux-gnu", "-std=c++17", "-fsyntax-only"]);
+            command.args(["-nostdinc", "-Wall", "-Werror", "-Wdouble-promotion", "-Wno-unknown-attributes"]);
+            command.args(["-Wno-unused-function", "-Xclang", "-fallow-half-arguments-and-returns"]);
+            command.args([
+                "-I",
+                "tests/metal",
+                "-include",
+                "kernels/metal.h",
+                "-include",
+                "tests/metal/shared.h",
+            ]);
+            command.arg(format!("-DELEMENT_{element}")).args(["-x", "c++"]).arg(format!("kernels/{file}.cu"));
+            ran(&mut command);
+        }
+    }
+}
+
+#[test]
+fn metal_is_given_every_portable_kernel() {
+    let text = std::fs::read_to_string(root("src/ops/gpu/metal.rs")).unwrap();
+    for file in files().iter().filter(|file| !file.ends_with("_mma")) {
+        assert!(
+            text.contains(&format!("(\"{file}\", include_str!(\"../../../kernels/{file}.cu\"))")),
+            "{file}"
+        );
+    }
+}
+
+#[test]
+fn the_usage_of_registers_is_read() {
+    let said = "ptxas info    : Compiling entry function 'f' for 'sm_90'\n\
+                ptxas info    : Function properties for f\n    0 bytes stack frame, 8 bytes spill stores, 4 bytes spill loads\n\
+                ptxas info    : Used 40 registers, used 1 barriers, 128 bytes smem\n";
+    let [Usage { kernel, registers, spilled }] = &usage(said)[..] else { panic!("one kernel") };
+    assert_eq!((kernel.as_str(), *registers, *spilled), ("f", 40, 12));
+}
