@@ -93,8 +93,8 @@ fn tapes(name: &str, model: &Granite, rows: usize) {
         assert_near(&format!("{name}, {recompute} recomputed"), held, estimated, 0.02);
         drop(tape);
     }
-    // A pass of prefixes alone: many tokens that all inputs share.
-    let head = vec![9; rows];
+    // A pass of prefixes alone: many tokens that all inputs share, beside which a few kB of headers are nothing.
+    let head = vec![9; 3 * rows];
     let prefixes = PrefixGroup { prompt: 0..5, head, sequences: Vec::new() };
     let lead = Passes::new(&[prefixes], model.config().vocab_size, 1000).lead;
     for recompute in 0..model.config().num_hidden_layers {
@@ -116,7 +116,7 @@ fn peaks(model: &Granite, rows: usize) {
         let limits = Limits { max_rows: 1000, recompute };
         let (peak, ..) = allocated(|| tune::gradient(model, &prompt, &groups, limits).unwrap());
         let estimated = memory.tape(rows, targets, recompute) + memory.workspace(rows, targets, recompute);
-        assert_near(&format!("step, {recompute} recomputed"), peak, estimated, 0.1);
+        assert_near(&format!("step, {recompute} recomputed"), peak, estimated, 0.02);
     }
     let (peak, ..) = allocated(|| tune::evaluate(model, &prompt, &groups, 1000).unwrap());
     let one_block = rows * (memory.block_per_row + memory.workspace_per_row);
@@ -125,7 +125,7 @@ fn peaks(model: &Granite, rows: usize) {
 
 #[test]
 fn memory_is_as_estimated() {
-    for (name, rows) in [("granite", 300), ("llama_bias", 211), ("hybrid_dense", 120)] {
+    for (name, rows) in [("granite", 300), ("llama_bias", 211), ("hybrid_dense", 320)] {
         tapes(name, &golden(name), rows);
     }
     let model = larger();

@@ -7,10 +7,13 @@
 //! tape of the last block, a row      residual stream C, rstd 1, keys and values 2K D
 //!   and a target row                 q and attention output 2H D with lse H, residual stream C, rstd 1,
 //!                                    gate/up 2F, and the last norm: residual stream and output 2C, rstd 1
-//! workspace, a row                   the larger of what is alive at once behind the tape in
-//!                                    the MLP's backward: two gradients C, that of the activation F, of gate/up 2F
-//!                                    the attention's:    four of C, of the output H D, of q/k/v (H + 2K) D
-//!   of a recomputed block            its tape on top, in the room of the whole tapes that are used up by then
+//! workspace, a row                   the largest of what is alive at once behind the tape in
+//!   last block's backward            five gradients C, that of keys and values 2K D
+//!   MLP's backward                   two gradients C, that of the activation F, of gate/up 2F
+//!   attention's backward             four of C, of the output H D, of q/k/v (H + 2K) D
+//!                                    these two where the last block's tape is gone, which makes room, and with
+//!                                    the gradient of the hidden states, C a target row
+//!   of a recomputed block            its tape on top, where all whole tapes are gone
 //! head                               logits 64V on the CPU, 512V on a GPU, whose gradient takes their place
 //! split batch                        keys and values of the prefixes in all blocks: their gradient so far,
 //!                                    and what the next pass adds
@@ -60,8 +63,10 @@ pub struct TuningMemory {
     pub split_per_row: usize,
     /// Of the logits that exist at a time.
     pub head: usize,
-    /// Of the backward pass of a block, per row.
+    /// Of the backward pass of a block but the last, per row.
     pub workspace_per_row: usize,
+    /// Of the backward pass of the last block, per row.
+    pub last_workspace_per_row: usize,
     /// Of the prompt and AdamW's two moments, per virtual token.
     pub prompt_per_token: usize,
     /// Kept free, whatever the pass.
@@ -94,6 +99,7 @@ impl TuningMemory {
             split_per_row: 2 * layers * kv * wide,
             head: head_rows(device) * config.vocab_size * value,
             workspace_per_row: (2 * c + 3 * f).max(4 * c + q + (q + kv)) * value,
+            last_workspace_per_row: (5 * c + kv) * value,
             prompt_per_token: 3 * c * F32,
             reserve_at_least: if cpu { CPU_RESERVE } else { GPU_RESERVE },
             slack: if cpu { 0 } else { GPU_SLACK },
@@ -124,19 +130,23 @@ impl TuningMemory {
         self.tape(rows, 0, recompute) + rows * recompute * self.keys_values_per_row
     }
 
-    /// Bytes beside weights, tape and prompt: the head has given its logits back when the blocks' backward
-    /// pass begins, and a recomputed block's tape finds the room of those that were used up before.
+    /// Bytes at the peak of a pass beyond weights, tape and prompt. The head has given its logits back when the blocks'
+    /// backward pass begins; that frees the tape from the last block on.
     pub fn workspace(&self, rows: usize, targets: usize, recompute: usize) -> usize {
-        let backward = rows * self.workspace_per_row;
-        let again = match recompute.min(self.most_recomputed()) {
+        let recompute = recompute.min(self.most_recomputed());
+        let tape = self.tape(rows, targets, recompute);
+        let backward = rows * self.workspace_per_row + targets * self.input_per_row;
+        let last = rows * self.last_per_row + targets * self.tape_per_target;
+        let inner = if self.blocks > 1 { backward.saturating_sub(last) } else { 0 };
+        let again = match recompute {
             0 => 0,
-            recompute => {
-                let block = rows * (self.block_per_row - self.input_per_row);
+            _ => {
                 let inputs = rows * recompute * self.input_per_row;
-                (inputs + block + backward).saturating_sub(self.tape(rows, targets, recompute))
+                let block = rows * (self.block_per_row - self.input_per_row);
+                (inputs + block + backward).saturating_sub(tape)
             }
         };
-        self.head.max(backward).max(again)
+        self.head.max(rows * self.last_workspace_per_row).max(inner).max(again)
     }
 
     /// Bytes to keep free beside what is counted, for a pass of so much tape and workspace.
@@ -263,8 +273,9 @@ mod tests {
         assert_eq!(memory.head, 512 * 100_352 * 2);
         assert_eq!(memory.workspace_per_row, 2 * (2 * c + 3 * f));
         // With a whole block left, a recomputed one takes the place of that; without, some of it comes on top.
-        assert_eq!(memory.workspace(2048, 0, 38), 2048 * memory.workspace_per_row);
         let last = 2 * (c + kv) + 4;
+        assert_eq!(memory.workspace(2048, 0, 0), 2048 * (memory.workspace_per_row - last));
+        assert_eq!(memory.workspace(2048, 0, 38), memory.workspace(2048, 0, 0));
         let again = memory.workspace_per_row + memory.block_per_row - 2 * c - last;
         assert_eq!(memory.workspace(2048, 0, 39), 2048 * again);
         assert_eq!(memory.workspace(0, 0, 0), memory.head);

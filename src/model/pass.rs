@@ -278,9 +278,11 @@ impl Granite {
         virtual_tokens: usize,
     ) -> Result<Backward> {
         let rows = Rows::new(self, batch)?;
-        let mut dx = self.norm.backward(dhidden, &tape.last.residual, &tape.last.rstd, None)?;
+        let Tape { blocks, last } = tape;
+        let mut dx = self.norm.backward(dhidden, &last.residual, &last.rstd, None)?;
+        drop(last);
         let mut prefixes = Vec::new();
-        for (i, (block, saved)) in self.blocks.iter().zip(tape.blocks).enumerate().rev() {
+        for (i, (block, saved)) in self.blocks.iter().zip(blocks).enumerate().rev() {
             let needs = if i == 0 { Needs::Prefixes } else { Needs::All };
             let saved = match saved {
                 Saved::Whole(tape) => tape,
