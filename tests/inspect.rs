@@ -241,6 +241,18 @@ fn a_configuration() {
     let memory = &report["memory"][0];
     let parts = ["weights", "tape", "workspace", "prompt"].map(|key| memory[key].as_u64().unwrap());
     assert_eq!(parts.iter().sum::<u64>(), memory["total"].as_u64().unwrap());
+    // What the CPU has free holds this, or the system does not say.
+    assert_eq!((&report["plan"]["recompute"], &report["plan"]["missing"]), (&0.into(), &0.into()));
+    let plan = |budget: &str| {
+        let config = std::fs::read_to_string(at("run.toml")).unwrap();
+        std::fs::write(at("small.toml"), format!("{config}memory_budget = {budget:?}\n")).unwrap();
+        inspect(&[&at("small.toml")]).0["plan"].clone()
+    };
+    // The weights take 538 MB and 134 are kept free: all but the last of 30 blocks are recomputed.
+    let small = plan("1MB");
+    assert_eq!((&small["budget"], &small["recompute"]), (&1_000_000.into(), &29.into()));
+    assert_eq!(small["missing"].as_u64().unwrap() + 1_000_000, small["total"].as_u64().unwrap());
+    assert_eq!(plan("4GB")["recompute"], 0);
 
     std::fs::write(at("bad.toml"), "[train]\nbatch_size = 0\nbatch = 1\n").unwrap();
     refused(&[&at("bad.toml")], &["bad.toml", "batch"]);
@@ -258,8 +270,9 @@ fn a_run_goes_as_its_configuration_said() {
     std::fs::write(&path, config).unwrap();
     let (path, runs) = (path.to_str().unwrap(), format!("runs={}", folder.path().display()));
     let (said, _) = inspect(&[path, "--model", &model]);
-    let (tuned, _) = json(&["tune", path, "--model", &model, "--device", "cpu", "--set", &runs]);
+    let (tuned, notes) = json(&["tune", path, "--model", &model, "--device", "cpu", "--set", &runs]);
 
+    assert!(notes.contains("memory ") && notes.contains("0 of 30 blocks recomputed"), "{notes}");
     let run = folder.path().join("two");
     let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let lines: Vec<Value> = metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

@@ -342,9 +342,9 @@ mod tests {
         assert!((2048..WORK.rows()).contains(&fewer.max_rows) && fewer.recompute == 0, "{fewer:?}");
         let recomputed = limits(24.0);
         assert!(recomputed.max_rows == 2048 && recomputed.recompute > 0, "{recomputed:?}");
-        let small = limits(18.0);
+        let small = limits(17.2);
         assert!((90..2048).contains(&small.max_rows) && small.recompute == 39, "{small:?}");
-        let plan = plan(18.0, 2048, 8192);
+        let plan = plan(17.2, 2048, 8192);
         assert_eq!(plan.missing(), 0);
         let more = Limits { max_rows: small.max_rows + 1, ..small };
         assert!(MemoryPlan::at(&memory(), &WORK, plan.budget, more).missing() > 0);
