@@ -19,114 +19,172 @@ struct RmsNormParameters {
 
 INLINE uint left(uint at, uint width) { return at < width ? width - at : 0; }
 
-// What the forward pass reads, and the sum that it writes.
-struct Stream {
-    GLOBAL(const Element) x;
-    GLOBAL(const Element) delta;
-    GLOBAL(Element) residual;
-    float multiplier;
-    bool add, aligned;
+// 8 of a row from column `at`, zeros behind its end. With `whole` (rows on 16-byte boundaries, of a multiple of 8)
+// there is no branch around the access, so that several are on their way at a time: behind the end the row's start is
+// read.
+template <bool whole>
+INLINE void take8(GLOBAL(const Element) row, uint at, uint width, LOCAL(float) out) {
+    if (whole) {
+        const bool inside = at < width;
+        load8(row, inside ? at : 0, 8, true, out);
+        UNROLL for (uint i = 0; i < 8; ++i) out[i] = inside ? out[i] : 0.0f;
+    } else {
+        load8(row, at, left(at, width), false, out);
+    }
+}
+template <bool whole>
+INLINE void put8(GLOBAL(Element) row, uint at, uint width, LOCAL(const float) values) {
+    if (at < width) store8(row, at, whole ? 8 : width - at, whole, values);
+}
+INLINE float dot8(LOCAL(const float) x, LOCAL(const float) y) {
+    float sum = 0.0f;
+    UNROLL for (uint i = 0; i < 8; ++i) sum += x[i] * y[i];
+    return sum;
+}
+
+// A thread of a block, and memory for the block's sum.
+struct Worker {
+    uint index, count;
+    GROUP(float) sums;
 };
 
-// r[0..8] from `at`; returns their sum of squares.
-INLINE float add8(Stream s, index_t at, uint count, LOCAL(float) r) {
-    load8(s.x, at, count, s.aligned, r);
-    if (s.add) {
-        float d[8];
-        load8(s.delta, at, count, s.aligned, d);
-        UNROLL for (uint i = 0; i < 8; ++i) r[i] = wide(narrow(r[i] + s.multiplier * d[i]));
-        store8(s.residual, at, count, s.aligned, r);
+// One row of each matrix.
+struct Forward {
+    GLOBAL(const Element) x;
+    GLOBAL(const Element) delta;
+    GLOBAL(const Element) weight;
+    GLOBAL(Element) residual;
+    GLOBAL(Element) normed;
+};
+
+// The sum of the streams, rounded as it is stored.
+INLINE void add8(LOCAL(float) r, LOCAL(const float) d, float multiplier) {
+    UNROLL for (uint i = 0; i < 8; ++i) r[i] = wide(narrow(r[i] + multiplier * d[i]));
+}
+
+template <bool whole>
+INLINE void norm8(Forward row, uint at, uint width, float rstd, LOCAL(float) r) {
+    float w[8];
+    take8<whole>(row.weight, at, width, w);
+    UNROLL for (uint i = 0; i < 8; ++i) r[i] *= w[i] * rstd;
+    put8<whole>(row.normed, at, width, r);
+}
+
+// Returns the row's rstd.
+template <bool whole>
+INLINE float forward(Forward row, RmsNormParameters p, Worker worker) {
+    const uint first = worker.index * 8, step = worker.count * 8;
+    float kept[KEPT][8], square = 0.0f;
+    if (p.add) {
+        float d[KEPT][8];
+        UNROLL for (uint c = 0; c < KEPT; ++c) {
+            take8<whole>(row.x, first + c * step, p.width, kept[c]);
+            take8<whole>(row.delta, first + c * step, p.width, d[c]);
+        }
+        UNROLL for (uint c = 0; c < KEPT; ++c) {
+            add8(kept[c], d[c], p.multiplier);
+            put8<whole>(row.residual, first + c * step, p.width, kept[c]);
+        }
+    } else {
+        UNROLL for (uint c = 0; c < KEPT; ++c) take8<whole>(row.x, first + c * step, p.width, kept[c]);
     }
-    float square = 0.0f;
-    UNROLL for (uint i = 0; i < 8; ++i) square += r[i] * r[i];
-    return square;
+    UNROLL for (uint c = 0; c < KEPT; ++c) square += dot8(kept[c], kept[c]);
+    for (uint at = first + KEPT * step; at < p.width; at += step) {
+        float r[8];
+        take8<whole>(row.x, at, p.width, r);
+        if (p.add) {
+            float d[8];
+            take8<whole>(row.delta, at, p.width, d);
+            add8(r, d, p.multiplier);
+            put8<whole>(row.residual, at, p.width, r);
+        }
+        square += dot8(r, r);
+    }
+    square = block_sum(square, worker.sums, worker.index, worker.count);
+    const float rstd = rsqrt_(square / float(p.width) + p.eps);
+
+    UNROLL for (uint c = 0; c < KEPT; ++c) norm8<whole>(row, first + c * step, p.width, rstd, kept[c]);
+    for (uint at = first + KEPT * step; at < p.width; at += step) {
+        float r[8];
+        if (p.add) take8<whole>(row.residual, at, p.width, r);
+        else take8<whole>(row.x, at, p.width, r);
+        norm8<whole>(row, at, p.width, rstd, r);
+    }
+    return rstd;
 }
 
 KERNEL(rms_norm_forward, 384, IN(0, Element, x), IN(1, Element, delta), IN(2, Element, weight),
        OUT(3, Element, residual), OUT(4, Element, normed), OUT(5, float, rstd), PARAMETERS(6, RmsNormParameters, p)) {
     SHARED(float, sums, 32);
-    const index_t row = index_t(BLOCK_X) * p.width;
-    const uint step = THREADS * 8;
-    const Stream stream = {x + row, delta + row, residual + row, p.multiplier, p.add != 0, p.aligned != 0};
-    float kept[KEPT][8], square = 0.0f;
-    UNROLL for (uint c = 0; c < KEPT; ++c) {
-        const uint at = THREAD * 8 + c * step;
-        square += add8(stream, at, left(at, p.width), kept[c]);
-    }
-    for (uint at = THREAD * 8 + KEPT * step; at < p.width; at += step) {
-        float r[8];
-        square += add8(stream, at, p.width - at, r);
-    }
-    const float s = rsqrt_(block_sum(square, sums, THREAD, THREADS) / float(p.width) + p.eps);
+    const index_t at = index_t(BLOCK_X) * p.width;
+    const Forward row = {x + at, delta + at, weight, residual + at, normed + at};
+    const Worker worker = {THREAD, THREADS, sums};
+    const float s = p.aligned ? forward<true>(row, p, worker) : forward<false>(row, p, worker);
     if (THREAD == 0) rstd[BLOCK_X] = s;
-
-    UNROLL for (uint c = 0; c < KEPT; ++c) {
-        const uint at = THREAD * 8 + c * step;
-        float w[8];
-        load8(weight, at, left(at, p.width), stream.aligned, w);
-        UNROLL for (uint i = 0; i < 8; ++i) kept[c][i] *= w[i] * s;
-        store8(normed, row + at, left(at, p.width), stream.aligned, kept[c]);
-    }
-    for (uint at = THREAD * 8 + KEPT * step; at < p.width; at += step) {
-        float w[8], r[8];
-        load8(weight, at, p.width - at, stream.aligned, w);
-        if (stream.add) load8(residual, row + at, p.width - at, stream.aligned, r);
-        else load8(x, row + at, p.width - at, stream.aligned, r);
-        UNROLL for (uint i = 0; i < 8; ++i) r[i] *= w[i] * s;
-        store8(normed, row + at, p.width - at, stream.aligned, r);
-    }
 }
 
-// What the backward pass reads.
-struct Gradients {
+// One row of each matrix.
+struct Backward {
     GLOBAL(const Element) dy;
     GLOBAL(const Element) residual;
     GLOBAL(const Element) weight;
-    bool aligned;
+    GLOBAL(const Element) past;
+    GLOBAL(Element) dx;
 };
 
-// g = w * dy and r[0..8] from `at`; returns the sum of their products.
-INLINE float product8(Gradients s, uint at, uint count, LOCAL(float) g, LOCAL(float) r) {
-    float w[8], dot = 0.0f;
-    load8(s.dy, at, count, s.aligned, g);
-    load8(s.residual, at, count, s.aligned, r);
-    load8(s.weight, at, count, s.aligned, w);
-    UNROLL for (uint i = 0; i < 8; ++i) {
-        g[i] *= w[i];
-        dot += g[i] * r[i];
-    }
-    return dot;
+// g = w * dy, and r.
+template <bool whole>
+INLINE void products8(Backward row, uint at, uint width, LOCAL(float) g, LOCAL(float) r) {
+    float w[8];
+    take8<whole>(row.dy, at, width, g);
+    take8<whole>(row.residual, at, width, r);
+    take8<whole>(row.weight, at, width, w);
+    UNROLL for (uint i = 0; i < 8; ++i) g[i] *= w[i];
 }
 
-KERNEL(rms_norm_backward, 384, IN(0, Element, dy), IN(1, Element, residual), IN(2, float, rstd), IN(3, Element, weight),
-       IN(4, Element, past), OUT(5, Element, dx), PARAMETERS(6, RmsNormParameters, p)) {
-    SHARED(float, sums, 32);
-    const index_t row = index_t(BLOCK_X) * p.width;
-    const uint step = THREADS * 8;
-    const Gradients in = {dy + row, residual + row, weight, p.aligned != 0};
-    float g[KEPT][8], r[KEPT][8], dot = 0.0f;
-    UNROLL for (uint c = 0; c < KEPT; ++c) {
-        const uint at = THREAD * 8 + c * step;
-        dot += product8(in, at, left(at, p.width), g[c], r[c]);
-    }
-    for (uint at = THREAD * 8 + KEPT * step; at < p.width; at += step) {
-        float g_[8], r_[8];
-        dot += product8(in, at, p.width - at, g_, r_);
-    }
-    const float s = rstd[BLOCK_X], k = s * s * s * block_sum(dot, sums, THREAD, THREADS) / float(p.width);
+// g = a * g - b * r
+INLINE void subtract8(LOCAL(float) g, LOCAL(const float) r, float a, float b) {
+    UNROLL for (uint i = 0; i < 8; ++i) g[i] = a * g[i] - b * r[i];
+}
 
-    UNROLL for (uint c = 0; c < KEPT; ++c) {
-        const uint at = THREAD * 8 + c * step;
-        float out[8];
-        load8(past, row + at, p.add ? left(at, p.width) : 0, in.aligned, out);
-        UNROLL for (uint i = 0; i < 8; ++i) out[i] += s * g[c][i] - k * r[c][i];
-        store8(dx, row + at, left(at, p.width), in.aligned, out);
+template <bool whole>
+INLINE void backward(Backward row, float rstd, RmsNormParameters p, Worker worker) {
+    const uint first = worker.index * 8, step = worker.count * 8;
+    float g[KEPT][8], r[KEPT][8], dot = 0.0f;
+    UNROLL for (uint c = 0; c < KEPT; ++c) products8<whole>(row, first + c * step, p.width, g[c], r[c]);
+    UNROLL for (uint c = 0; c < KEPT; ++c) dot += dot8(g[c], r[c]);
+    for (uint at = first + KEPT * step; at < p.width; at += step) {
+        float g_[8], r_[8];
+        products8<whole>(row, at, p.width, g_, r_);
+        dot += dot8(g_, r_);
     }
-    for (uint at = THREAD * 8 + KEPT * step; at < p.width; at += step) {
-        float g_[8], r_[8], out[8];
-        product8(in, at, p.width - at, g_, r_);
-        load8(past, row + at, p.add ? p.width - at : 0, in.aligned, out);
-        UNROLL for (uint i = 0; i < 8; ++i) out[i] += s * g_[i] - k * r_[i];
-        store8(dx, row + at, p.width - at, in.aligned, out);
+    dot = block_sum(dot, worker.sums, worker.index, worker.count);
+    const float k = rstd * rstd * rstd * dot / float(p.width);
+
+    UNROLL for (uint c = 0; c < KEPT; ++c) subtract8(g[c], r[c], rstd, k);
+    if (p.add) {
+        UNROLL for (uint c = 0; c < KEPT; ++c) take8<whole>(row.past, first + c * step, p.width, r[c]);
+        UNROLL for (uint c = 0; c < KEPT; ++c) subtract8(g[c], r[c], 1.0f, -1.0f);
     }
+    UNROLL for (uint c = 0; c < KEPT; ++c) put8<whole>(row.dx, first + c * step, p.width, g[c]);
+    for (uint at = first + KEPT * step; at < p.width; at += step) {
+        float g_[8], r_[8];
+        products8<whole>(row, at, p.width, g_, r_);
+        subtract8(g_, r_, rstd, k);
+        if (p.add) {
+            take8<whole>(row.past, at, p.width, r_);
+            subtract8(g_, r_, 1.0f, -1.0f);
+        }
+        put8<whole>(row.dx, at, p.width, g_);
+    }
+}
+
+KERNEL(rms_norm_backward, 384, IN(0, Element, dy), IN(1, Element, residual), IN(2, float, rstd),
+       IN(3, Element, weight), IN(4, Element, past), OUT(5, Element, dx), PARAMETERS(6, RmsNormParameters, p)) {
+    SHARED(float, sums, 32);
+    const index_t at = index_t(BLOCK_X) * p.width;
+    const Backward row = {dy + at, residual + at, weight, past + at, dx + at};
+    const Worker worker = {THREAD, THREADS, sums};
+    if (p.aligned) backward<true>(row, rstd[BLOCK_X], p, worker);
+    else backward<false>(row, rstd[BLOCK_X], p, worker);
 }

@@ -11,26 +11,41 @@ struct RopeParameters {
     uint aligned; // of width and head_dim / 2
 };
 
+// The row, and its position's row of the tables.
+struct Turn {
+    GLOBAL(Element) row;
+    GLOBAL(const float) cos;
+    GLOBAL(const float) sin;
+    float sign;
+};
+
+// Turns the pairs at [low, low + left) of the row. With `whole` 8 are left and on 16-byte boundaries.
+template <bool whole>
+INLINE void turn8(Turn t, uint low, uint at, uint half_dim) {
+    const uint left = whole ? 8 : half_dim - at;
+    float a[8], b[8], c[8], s[8];
+    load8(t.row, low, left, whole, a);
+    load8(t.row, low + half_dim, left, whole, b);
+    load8(t.cos, at, left, whole, c);
+    load8(t.sin, at, left, whole, s);
+    UNROLL for (uint i = 0; i < 8; ++i) {
+        const float turned = t.sign * s[i], first = a[i], second = b[i];
+        a[i] = first * c[i] - second * turned;
+        b[i] = second * c[i] + first * turned;
+    }
+    store8(t.row, low, left, whole, a);
+    store8(t.row, low + half_dim, left, whole, b);
+}
+
 // grid: (rows, 1, 1), threads: heads * ceil(head_dim / 16) rounded up to a multiple of 32, at most 256
 KERNEL(rope, 256, OUT(0, Element, x), IN(1, float, cos), IN(2, float, sin), IN(3, uint, positions),
        PARAMETERS(4, RopeParameters, p)) {
-    const bool aligned = p.aligned != 0;
     const uint half_dim = p.head_dim / 2, chunks = (half_dim + 7) / 8;
-    const index_t row = index_t(BLOCK_X) * p.width, angles = index_t(positions[BLOCK_X]) * half_dim;
+    const index_t angles = index_t(positions[BLOCK_X]) * half_dim;
+    const Turn turn = {x + index_t(BLOCK_X) * p.width, cos + angles, sin + angles, p.sign};
     for (uint chunk = THREAD; chunk < p.heads * chunks; chunk += THREADS) {
-        const uint head = chunk / chunks, at = chunk % chunks * 8, left = half_dim - at;
-        const index_t low = row + head * p.head_dim + at, high = low + half_dim;
-        float a[8], b[8], c[8], s[8];
-        load8(x, low, left, aligned, a);
-        load8(x, high, left, aligned, b);
-        load8(cos, angles + at, left, aligned, c);
-        load8(sin, angles + at, left, aligned, s);
-        UNROLL for (uint i = 0; i < 8; ++i) {
-            const float turn = p.sign * s[i], first = a[i], second = b[i];
-            a[i] = first * c[i] - second * turn;
-            b[i] = second * c[i] + first * turn;
-        }
-        store8(x, low, left, aligned, a);
-        store8(x, high, left, aligned, b);
+        const uint at = chunk % chunks * 8, low = chunk / chunks * p.head_dim + at;
+        if (p.aligned) turn8<true>(turn, low, at, half_dim);
+        else turn8<false>(turn, low, at, half_dim);
     }
 }

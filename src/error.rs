@@ -90,6 +90,16 @@ pub enum Error {
         /// What was kept and what to try.
         hint: String,
     },
+    /// A device has too little memory for a single sequence, all blocks but one recomputed.
+    #[error(
+        "{problem}\n  this was a single sequence with every block recomputed; hint: model.dtype = \"bf16\" halves \
+         f32 weights, and a lower data.max_input_tokens or prompt.num_virtual_tokens, a smaller model or ending other \
+         programs on the device make room"
+    )]
+    OutOfMemory {
+        /// What the device said.
+        problem: String,
+    },
     /// The device or its library failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
@@ -109,7 +119,8 @@ impl Error {
     pub fn is_bad_input(&self) -> bool {
         match self {
             Self::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
-            Self::Hub { .. } | Self::NotFinite { .. } | Self::Candle(_) | Self::Shape { .. } => false,
+            Self::Hub { .. } | Self::NotFinite { .. } | Self::OutOfMemory { .. } => false,
+            Self::Candle(_) | Self::Shape { .. } => false,
             _ => true,
         }
     }

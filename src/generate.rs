@@ -51,7 +51,7 @@ pub fn prefix(model: &Granite, prompt: Option<&Tensor>, head: &[u32]) -> Result<
     let group = PrefixGroup { prompt: 0..virtual_tokens, head: head.to_vec(), sequences: Vec::new() };
     let rows = group.prefix_rows();
     let lead = Passes::new(&[group], model.config().vocab_size, usize::MAX).lead;
-    let layers = if rows == 0 { Vec::new() } else { model.forward(&lead, &prompts, None)?.keys_values() };
+    let layers = if rows == 0 { Vec::new() } else { model.keys_values(&lead, &prompts)? };
     Ok(PrefixCache { layers, rows })
 }
 

@@ -6,6 +6,7 @@
 #![deny(missing_docs)]
 
 pub mod adapter;
+pub mod bench;
 pub mod check;
 pub mod config;
 pub mod data;

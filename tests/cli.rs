@@ -426,3 +426,31 @@ fn a_run_that_blows_up_fails_and_leaves_its_last_good_prompt() {
     let adapter = Adapter::read(&place.path("runs/dogs/adapter")).unwrap();
     assert_eq!(adapter.prompt.dims(), [5, 40]);
 }
+
+#[test]
+fn bench_takes_the_sizes_and_rows_of_a_configuration() {
+    let place = Place::new();
+    let args = ["bench", "dogs.toml", "--steps", "2", "--warmup", "0", "--json"];
+    let run = |more: &[&str]| -> Value {
+        let (stdout, _) = texts(&place.gneiss(args.iter().chain(more).copied()).success());
+        serde_json::from_str(&stdout).unwrap()
+    };
+    let report = run(&[]);
+    assert_eq!((&report["model"], &report["weights"]), (&json!("model"), &json!("safetensors")));
+    assert_eq!(report["examples"], "12 of train.csv");
+    let case = &report["cases"][0];
+    for (key, expected) in [("batch_size", 4), ("accumulate_steps", 1), ("num_virtual_tokens", 5)] {
+        assert_eq!(case[key], expected, "{key}");
+    }
+    // "say", three words, ":", a label and the end of text, four times; the head and a row of each are shared or none.
+    assert_eq!(case["tokens_per_step"], 28.0);
+    assert_eq!(case["rows_per_step"], 5.0 + 1.0 + 4.0 * 5.0);
+
+    let report = run(&["--data", "test.csv", "--set", "prompt.num_virtual_tokens=0", "--batch", "3"]);
+    assert_eq!(report["examples"], "6 of test.csv");
+    // As many as "say 1 or 0" has.
+    assert_eq!(report["cases"][0]["num_virtual_tokens"], 4);
+    assert_eq!(report["cases"][0]["tokens_per_step"], 21.0);
+    place.refuses(["bench", "dogs.toml", "--data", "none.csv"], &["none.csv"]);
+    assert!(!place.path("runs").exists(), "a benchmark leaves no run");
+}

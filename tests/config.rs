@@ -78,12 +78,15 @@ fn the_resolved_config_reads_back_the_same() {
         "train.learning_rate=1e-300",
         "train.eps=1e-8",
         "train.seed=9223372036854775807",
+        "train.memory_budget=1.5GiB",
         "model.device=cuda:3",
         "prompt.init_text=\"two\\nlines, \\\"quotes\\\" and ü\"",
         "data.verbalizer=\"'''{{input}}\\n\"",
     ];
     let config = least_with(&options);
     assert_eq!(config.prompt.init_text, "two\nlines, \"quotes\" and ü");
+    assert_eq!(config.train.memory_budget.bytes, Some(3 << 29));
+    assert_eq!(least_with(&["train.memory_budget="]).train.memory_budget.bytes, None);
     let text = config.to_toml().unwrap();
     assert_eq!(Config::parse(&text, "resolved", &[]).unwrap(), config);
     assert_eq!(toml::from_str::<Config>(&text).unwrap(), config);
@@ -164,7 +167,7 @@ colour = "red"
   line 16: `train.schedule`: unknown value `linaer`, expected one of `linear`, `cosine`, `constant`
   line 17: `train.shuffle`: expected true or false, found the string "yes"
   line 18: `train.beta1`: expected a number from 0 to below 1, found 1
-  line 19: `train.colour`: unknown key; expected one of train.accumulate_steps, train.batch_size, train.beta1, train.beta2, train.eps, train.keep, train.learning_rate, train.max_grad_norm, train.max_rows, train.max_steps, train.num_epochs, train.on_not_finite, train.schedule, train.seed, train.shuffle, train.warmup_ratio, train.weight_decay
+  line 19: `train.colour`: unknown key; expected one of train.accumulate_steps, train.batch_size, train.beta1, train.beta2, train.eps, train.keep, train.learning_rate, train.max_grad_norm, train.max_rows, train.max_steps, train.memory_budget, train.num_epochs, train.on_not_finite, train.schedule, train.seed, train.shuffle, train.warmup_ratio, train.weight_decay
   `model.id`: required; expected a folder, a .gguf file or a hub id org/name[@revision]
   `train.keep`: "best" needs a validation file, found none; set data.validation, or keep = "last""#;
     assert_eq!(message(text, &[]), expected);
@@ -200,6 +203,14 @@ fn sets_that_fail_name_the_option() {
             r#"expected auto, cpu, cuda, cuda:N or metal, found "cuda:-1"; N is the GPU's index from 0"#,
         ),
         ("model=granite", "expected a key of this table: model.device, model.dtype, model.id"),
+        (
+            "train.memory_budget=lots",
+            r#"expected a size such as "24GB", "900MB" or "16GiB", or "" for what the device has free, found "lots""#,
+        ),
+        (
+            "train.memory_budget=24",
+            "expected a string, found 24; quote it: --set 'train.memory_budget=\"24\"'",
+        ),
         ("train.seed.low=1", "unknown key; did you mean `train.seed`?"),
     ];
     for (option, what) in cases {

@@ -1,9 +1,10 @@
-//! The tape's size, held against what the allocator gives out. One test a process, so that nothing else
-//! allocates meanwhile.
+//! The sizes of tape and workspace, held against what the allocator gives out. One test a process, so that nothing
+//! else allocates meanwhile.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, DeviceLocation, Tensor};
 use gneiss::data::{Example, Passes, PrefixGroup};
-use gneiss::model::{Checkpoint, Dtypes, Granite, TuningMemory};
+use gneiss::model::{Checkpoint, Dtypes, Granite, ModelConfig, TuningMemory};
+use gneiss::tune::{self, Limits};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
 use std::sync::atomic::{AtomicIsize, Ordering::SeqCst};
@@ -12,11 +13,13 @@ use std::sync::atomic::{AtomicIsize, Ordering::SeqCst};
 struct Counting;
 
 static LIVE: AtomicIsize = AtomicIsize::new(0);
+static PEAK: AtomicIsize = AtomicIsize::new(0);
 
 // SAFETY: everything is the system allocator's; only a number is kept beside it.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LIVE.fetch_add(layout.size() as isize, SeqCst);
+        let before = LIVE.fetch_add(layout.size() as isize, SeqCst);
+        PEAK.fetch_max(before + layout.size() as isize, SeqCst);
         unsafe { System.alloc(layout) }
     }
 
@@ -29,28 +32,103 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-#[test]
-fn the_tape_is_as_large_as_estimated() {
-    for (name, rows) in [("granite", 300), ("llama_bias", 211), ("hybrid_dense", 120)] {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
-        let bare = Checkpoint::open_without_tokenizer(&path).unwrap();
-        let dtypes = Dtypes { weights: DType::F32, activations: DType::F32 };
-        let model = Granite::load(&bare.config, &bare.weights, dtypes, &Device::Cpu, &mut |_| {}).unwrap();
-        let memory = TuningMemory::of(&bare.config, dtypes);
-        let prompt = Tensor::ones((5, bare.config.hidden_size), DType::F32, &Device::Cpu).unwrap();
-        // Half of the rows predict, so that the two kinds of rows both count.
-        let half = rows as u32 / 2;
-        let example =
-            Example { input: (1..half).map(|i| i % 97).collect(), target: vec![3; half as usize], line: 1 };
-        let batch = Passes::new(&[PrefixGroup::new(0..5, [&example])], bare.config.vocab_size, 1000).lead;
-        // The first pass makes what stays: the rotary table, the threads, the products' buffers.
-        drop(model.forward(&batch, &prompt, None).unwrap());
-        let before = LIVE.load(SeqCst);
-        let tape = model.forward(&batch, &prompt, None).unwrap();
-        let held = (LIVE.load(SeqCst) - before) as f64;
-        let expected = memory.tape(batch.ids.len(), batch.target_rows.len()) as f64;
-        assert!(batch.target_rows.len() * 2 >= batch.ids.len() - 5, "{name}: few target rows");
-        assert!((held / expected - 1.0).abs() < 0.02, "{name}: estimated {expected} bytes, held {held}");
+const DTYPES: Dtypes = Dtypes { weights: DType::F32, activations: DType::F32 };
+
+fn golden(name: &str) -> Granite {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    let bare = Checkpoint::open_without_tokenizer(&path).unwrap();
+    Granite::load(&bare.config, &bare.weights, DTYPES, &Device::Cpu, &mut |_| {}).unwrap()
+}
+
+/// A model whose tape is large beside the packed blocks of its products.
+fn larger() -> Granite {
+    let shape = ModelConfig {
+        num_hidden_layers: 6,
+        hidden_size: 256,
+        num_attention_heads: 8,
+        num_key_value_heads: 2,
+        head_dim: 32,
+        intermediate_size: 768,
+        vocab_size: 1000,
+        ..golden("granite").config().clone()
+    };
+    Granite::random(&shape, DTYPES, &Device::Cpu, 1).unwrap()
+}
+
+/// A batch of about `rows` rows behind 5 virtual tokens, half of which predict, so that both kinds of rows count.
+fn example(rows: usize) -> Example {
+    let half = rows as u32 / 2;
+    Example { input: (1..half).map(|i| i % 97).collect(), target: vec![3; half as usize], line: 1 }
+}
+
+/// Bytes that `work` adds and gives back, and those that it leaves.
+fn allocated<T>(work: impl FnOnce() -> T) -> (isize, isize, T) {
+    let before = LIVE.load(SeqCst);
+    PEAK.store(before, SeqCst);
+    let made = work();
+    (PEAK.load(SeqCst) - before, LIVE.load(SeqCst) - before, made)
+}
+
+#[track_caller]
+fn assert_near(what: &str, found: isize, estimated: usize, tolerance: f64) {
+    let ratio = found as f64 / estimated as f64;
+    assert!(
+        (ratio - 1.0).abs() < tolerance,
+        "{what}: estimated {estimated} bytes, found {found}: {ratio:.3}"
+    );
+}
+
+fn tapes(name: &str, model: &Granite, rows: usize) {
+    let memory = TuningMemory::of(model.config(), DTYPES, DeviceLocation::Cpu);
+    let prompt = Tensor::ones((5, model.config().hidden_size), DType::F32, &Device::Cpu).unwrap();
+    let example = example(rows);
+    let group = |examples: &[Example]| PrefixGroup::new(0..5, examples);
+    let batch = Passes::new(&[group(&[example])], model.config().vocab_size, 1000).lead;
+    assert!(batch.target_rows.len() * 2 >= batch.ids.len() - 5, "{name}: few target rows");
+    // The first pass makes what stays: the rotary table, the threads, the products' buffers.
+    drop(model.forward(&batch, &prompt, None, 0).unwrap());
+    for recompute in 0..model.config().num_hidden_layers {
+        let (_, held, tape) = allocated(|| model.forward(&batch, &prompt, None, recompute).unwrap());
+        let estimated = memory.tape(batch.ids.len(), batch.target_rows.len(), recompute);
+        assert_near(&format!("{name}, {recompute} recomputed"), held, estimated, 0.02);
         drop(tape);
     }
+    // A pass of prefixes alone: many tokens that all inputs share, beside which a few kB of headers are nothing.
+    let head = vec![9; 3 * rows];
+    let prefixes = PrefixGroup { prompt: 0..5, head, sequences: Vec::new() };
+    let lead = Passes::new(&[prefixes], model.config().vocab_size, 1000).lead;
+    for recompute in 0..model.config().num_hidden_layers {
+        let (_, held, tape) = allocated(|| model.forward(&lead, &prompt, None, recompute).unwrap());
+        let estimated = memory.prefix_tape(lead.ids.len(), recompute);
+        assert_near(&format!("{name}, prefixes, {recompute} recomputed"), held, estimated, 0.02);
+        assert_eq!(tape.keys_values().unwrap().len(), model.config().num_hidden_layers);
+    }
+}
+
+/// What a step takes at its peak, and what evaluation takes.
+fn peaks(model: &Granite, rows: usize) {
+    let memory = TuningMemory::of(model.config(), DTYPES, DeviceLocation::Cpu);
+    let prompt = Tensor::ones((5, model.config().hidden_size), DType::F32, &Device::Cpu).unwrap();
+    let groups = [PrefixGroup::new(0..5, [&example(rows)])];
+    let (rows, targets) = (rows + 3, rows / 2);
+    drop(tune::gradient(model, &prompt, &groups, Limits::rows(1000)).unwrap());
+    for recompute in 0..model.config().num_hidden_layers {
+        let limits = Limits { max_rows: 1000, recompute };
+        let (peak, ..) = allocated(|| tune::gradient(model, &prompt, &groups, limits).unwrap());
+        let estimated = memory.tape(rows, targets, recompute) + memory.workspace(rows, targets, recompute);
+        assert_near(&format!("step, {recompute} recomputed"), peak, estimated, 0.02);
+    }
+    let (peak, ..) = allocated(|| tune::evaluate(model, &prompt, &groups, 1000).unwrap());
+    let one_block = rows * (memory.block_per_row + memory.workspace_per_row);
+    assert!(peak < one_block as isize, "evaluation took {peak} bytes, a block's step {one_block}");
+}
+
+#[test]
+fn memory_is_as_estimated() {
+    for (name, rows) in [("granite", 300), ("llama_bias", 211), ("hybrid_dense", 320)] {
+        tapes(name, &golden(name), rows);
+    }
+    let model = larger();
+    tapes("larger", &model, 400);
+    peaks(&model, 600);
 }

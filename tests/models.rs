@@ -4,8 +4,8 @@ use gneiss::model::{ModelConfig, ModelType, Parameters};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Parameters of the model that transformers 5.23.0 builds of each file (`AutoModelForCausalLM.from_config`, a tied
-/// head counted once), and the size that the model's name gives.
+/// Parameters of the model that transformers 5.23.0 builds of each file (`AutoModelForCausalLM.from_config`,
+/// a tied head counted once), and the size that the model's name gives.
 const MODELS: [(&str, usize, f64); 20] = [
     ("granite-3.0-2b", 2_533_531_648, 2e9),
     ("granite-3.0-8b", 8_170_848_256, 8e9),

@@ -49,6 +49,18 @@ fn every_op_has_a_benchmark() {
 }
 
 #[test]
+fn every_op_but_the_matrix_product_has_its_kernel_and_its_check() {
+    let files = std::fs::read_dir(root("kernels")).unwrap().map(|entry| entry.unwrap().path());
+    let names = files.filter(|path| path.extension().is_some_and(|e| e == "cu"));
+    let names = names.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned());
+    let mut kernels: BTreeSet<String> = names.map(|name| name.trim_end_matches("_mma").to_owned()).collect();
+    // The product is cuBLAS's, or Metal's in candle.
+    assert!(kernels.insert("linear".into()));
+    assert_eq!(kernels, ops());
+    assert_eq!(BTreeSet::from(gneiss::check::OPS.map(str::to_owned)), ops());
+}
+
+#[test]
 fn every_op_is_a_module_with_a_forward_and_a_reference() {
     let module = read("src/ops/mod.rs");
     for op in ops() {

@@ -2,9 +2,9 @@
 
 use candle_core::{DType, Device, Tensor};
 use gneiss::config::{Keep, OnNotFinite, Schedule, TrainOptions};
-use gneiss::data::Example;
-use gneiss::model::{BareCheckpoint, Checkpoint, Granite, granite};
-use gneiss::tune::{self, EpochRecord, Kept, Observer, StepRecord, Task, Trainer};
+use gneiss::data::{Example, Passes, PrefixGroup};
+use gneiss::model::{BareCheckpoint, Checkpoint, Granite, ModelConfig, granite};
+use gneiss::tune::{self, EpochRecord, Kept, Limits, Observer, StepRecord, Task, Trainer};
 use gneiss::{Error, Result};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -85,6 +85,9 @@ impl Observer for Watch {
         self.skipped.push((step, what.to_owned()));
         Ok(())
     }
+    fn out_of_memory(&mut self, limits: Limits) -> Result<()> {
+        panic!("the CPU ran out of memory: {limits:?}");
+    }
     fn epoch(&mut self, record: &EpochRecord) -> Result<()> {
         self.epochs.push(EpochRecord { seconds: 0.0, ..record.clone() });
         Ok(())
@@ -96,17 +99,19 @@ struct Setting<'a> {
     validation: &'a [Example],
     options: TrainOptions,
     max_rows: usize,
+    recompute: usize,
     prompt: Tensor,
 }
 
 impl<'a> Setting<'a> {
     fn new(train: &'a [Example], options: TrainOptions) -> Self {
-        Self { train, validation: &[], options, max_rows: usize::MAX, prompt: prompt() }
+        Self { train, validation: &[], options, max_rows: usize::MAX, recompute: 0, prompt: prompt() }
     }
 
     fn run(self) -> Run {
-        let Self { train, validation, options, max_rows, prompt } = self;
-        let task = Task { model: &MODEL, train, validation, options: &options, max_rows };
+        let Self { train, validation, options, max_rows, recompute, prompt } = self;
+        let limits = Limits { max_rows, recompute };
+        let task = Task { model: &MODEL, train, validation, options: &options, limits };
         let mut trainer = Trainer::new(task, &prompt).unwrap();
         let mut watch = Watch::default();
         let total_steps = trainer.total_steps();
@@ -144,7 +149,7 @@ fn distance(a: &Tensor, b: &Tensor) -> f32 {
 }
 
 fn evaluate(model: &Granite, prompt: &Tensor, examples: &[Example]) -> f64 {
-    let group = gneiss::data::PrefixGroup::new(0..prompt.dims()[0] as u32, examples);
+    let group = PrefixGroup::new(0..prompt.dims()[0] as u32, examples);
     tune::evaluate(model, prompt, &[group], usize::MAX).unwrap().loss().unwrap()
 }
 
@@ -156,7 +161,8 @@ fn one_batch_is_learned_by_heart() {
     let ids = Tensor::new(&[90u32, 3, 41, 66, 12, 120], &Device::Cpu).unwrap();
     let before = model.embedding().index_select(&ids, 0).unwrap();
     let bits_before = bits(&before);
-    let task = Task { model: &model, train: &train, validation: &[], options: &options, max_rows: 512 };
+    let task =
+        Task { model: &model, train: &train, validation: &[], options: &options, limits: Limits::rows(512) };
     let mut trainer = Trainer::new(task, &before).unwrap();
     let mut watch = Watch::default();
     trainer.run(&mut watch).unwrap();
@@ -240,6 +246,83 @@ fn the_budget_of_rows_changes_no_step() {
         let moved = distance(&parts.kept.prompt, &whole.kept.prompt);
         assert!(moved < 1e-4, "{max_rows} rows: the prompts are {moved} apart");
     }
+}
+
+/// Groups with a prompt each of 6, 2 and 4 rows, and the matrix of prompts of a model.
+fn groups(model: &Granite, n: usize) -> (Tensor, Vec<PrefixGroup>) {
+    let (mut train, parts) = (examples(9, 20), [0..6, 6..8, 8..12]);
+    // The fixtures' vocabularies differ.
+    for id in train.iter_mut().flat_map(|e| e.input.iter_mut().chain(&mut e.target)) {
+        *id %= model.config().vocab_size as u32;
+    }
+    let groups = parts[..n].iter().zip(train.chunks(9 / n));
+    let groups = groups.map(|(prompt, examples)| PrefixGroup::new(prompt.clone(), examples)).collect();
+    let ids: Vec<u32> = (0..parts[n - 1].end).map(|i| i * 11 % 97).collect();
+    let ids = Tensor::new(ids, &Device::Cpu).unwrap();
+    (model.embedding().index_select(&ids, 0).unwrap(), groups)
+}
+
+/// With biases and without, of several blocks and of one; in one pass and in many, with one prompt and with three.
+#[test]
+fn recomputed_blocks_change_no_bit_of_the_gradient() {
+    let one_block = ModelConfig { num_hidden_layers: 1, ..MODEL.config().clone() };
+    let dtypes = granite::dtypes(DType::F32, &Device::Cpu).unwrap();
+    let one_block = Granite::random(&one_block, dtypes, &Device::Cpu, 1).unwrap();
+    let models = [load("granite"), load("llama_bias"), load("hybrid_dense"), one_block];
+    for model in &models {
+        let blocks = model.config().num_hidden_layers;
+        for n in [1, 3] {
+            let (prompts, groups) = groups(model, n);
+            for max_rows in [usize::MAX, 40, 1] {
+                let run = |recompute| {
+                    let limits = Limits { max_rows, recompute };
+                    let found = tune::gradient(model, &prompts, &groups, limits).unwrap();
+                    (found.nll().unwrap(), bits(&found.gradient.unwrap()))
+                };
+                let whole = run(0);
+                assert!(whole.1.iter().any(|b| f32::from_bits(*b) != 0.0));
+                for recompute in 1..blocks + 2 {
+                    assert!(
+                        run(recompute) == whole,
+                        "{blocks} blocks, {n} groups, {max_rows} rows, {recompute}"
+                    );
+                }
+                let evaluated = tune::evaluate(model, &prompts, &groups, max_rows).unwrap();
+                assert_eq!(evaluated.nll().unwrap(), whole.0);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_recomputed_run_is_the_same_run() {
+    let (train, validation) = (examples(10, 6), examples(4, 7));
+    let run = |recompute| {
+        let setting = Setting { max_rows: 30, ..Setting::new(&train, options()) };
+        Setting { validation: &validation, recompute, ..setting }.finish()
+    };
+    let (whole, recomputed) = (run(0), run(2));
+    assert_eq!((&whole.steps, &whole.epochs), (&recomputed.steps, &recomputed.epochs));
+    assert_eq!(bits(&whole.kept.prompt), bits(&recomputed.kept.prompt));
+}
+
+/// The keys and values of sequences are nobody's but the pass's own.
+#[test]
+fn keys_and_values_are_kept_of_passes_of_prefixes() {
+    let (prompts, groups) = groups(&MODEL, 3);
+    let vocab = MODEL.config().vocab_size;
+    let Passes { lead, .. } = Passes::new(&groups, vocab, 1);
+    let whole = MODEL.keys_values(&lead, &prompts).unwrap();
+    let kept = MODEL.forward(&lead, &prompts, None, 2).unwrap().keys_values().unwrap();
+    let width = 2 * MODEL.config().num_key_value_heads * MODEL.config().head_dim;
+    let last = |t: &Tensor| t.narrow(1, t.dims()[1] - width, width).unwrap();
+    for (a, b) in whole.iter().zip(&kept) {
+        assert_eq!(bits(&last(a)), bits(&last(b)));
+    }
+    assert_eq!((whole.len(), kept[0].dims()[1]), (kept.len(), width));
+    let Passes { lead, .. } = Passes::new(&groups, vocab, usize::MAX);
+    let error = MODEL.forward(&lead, &prompts, None, 1).unwrap().keys_values().err().unwrap().to_string();
+    assert!(error.contains("prefixes alone") && error.contains("recomputed"), "{error}");
 }
 
 /// The epoch with the lowest validation loss lies in the middle: random targets are learned by heart, and
@@ -368,6 +451,9 @@ fn an_observer_ends_a_run_and_what_was_learned_is_kept() {
         fn skipped(&mut self, _: usize, _: &str, _: f64) -> Result<()> {
             Ok(())
         }
+        fn out_of_memory(&mut self, _: Limits) -> Result<()> {
+            Ok(())
+        }
         fn epoch(&mut self, _: &EpochRecord) -> Result<()> {
             Ok(())
         }
@@ -375,8 +461,13 @@ fn an_observer_ends_a_run_and_what_was_learned_is_kept() {
     let (train, validation) = (examples(8, 11), examples(4, 12));
     for keep in [Keep::Last, Keep::Best] {
         let options = TrainOptions { keep, num_epochs: 5, ..options() };
-        let task =
-            Task { model: &MODEL, train: &train, validation: &validation, options: &options, max_rows: 512 };
+        let task = Task {
+            model: &MODEL,
+            train: &train,
+            validation: &validation,
+            options: &options,
+            limits: Limits::rows(512),
+        };
         let mut trainer = Trainer::new(task, &prompt()).unwrap();
         assert_eq!(trainer.run(&mut Fifth).unwrap_err().to_string(), "enough");
         let kept = trainer.kept().unwrap();
@@ -402,7 +493,7 @@ fn an_observer_ends_a_run_and_what_was_learned_is_kept() {
 fn what_can_not_be_trained_is_an_error_before_the_first_step() {
     let options = options();
     let new = |train: &[Example], validation: &[Example]| {
-        let task = Task { model: &MODEL, train, validation, options: &options, max_rows: 512 };
+        let task = Task { model: &MODEL, train, validation, options: &options, limits: Limits::rows(512) };
         Trainer::new(task, &prompt()).err().map(|e| (e.is_bad_input(), e.to_string()))
     };
     let fine = examples(2, 12);

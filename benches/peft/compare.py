@@ -1,6 +1,10 @@
 """Runs gneiss and stock PEFT in turn on the same rows and prints their throughput side by side.
 
     python benches/peft/compare.py [--cases 8/100/1,8/32/1,8/100/16] [--rounds 3] [--csv result_peft.csv]
+    python benches/peft/compare.py --models granite-4.0-350m,granite-3.3-2b --device cuda --dtype bf16
+        [--batch 8] [--virtual-tokens 100] [--accumulate 16]
+
+The second form takes shapes of configs/models with random weights in place of a model (shapes.py).
 
 Run it in the repository's root after `cargo build --release`, with the Python that has torch,
 transformers and peft. Each run is a process of its own, gneiss and PEFT by turns, so that a machine
@@ -9,21 +13,19 @@ where the two sides' losses of the first step differ: then they did not do the s
 """
 
 import argparse
-import csv
 import datetime
 import json
 import math
 import os
-import platform
 import shutil
 import statistics
-import subprocess
 import sys
-import tempfile
 import tomllib
 from pathlib import Path
 
-from peft_step import positive, quantiles
+import shapes
+from common import Failed, append_row, describe_machine, gneiss_version, run
+from peft_step import device, positive, quantiles
 
 # Where a configuration of gneiss keeps what both sides need.
 MODEL_KEY, DATA_KEY = "model.id", "data.train"
@@ -32,20 +34,21 @@ TOLERANCE = {"f32": 1e-3, "bf16": 2e-2}  # relative, on the first step's loss
 RUNS = Path("runs")
 
 
-class Failed(Exception):
-    """A run that gave no figures."""
+CASES, ROUNDS, STEPS, WARMUP = "8/100/1,8/32/1,8/100/16", 3, 6, 2
 
 
 def main():
     args = arguments()
-    machine = describe_machine(args)
+    machine = describe_machine()
+    if args.models:
+        return shapes.compare(args, machine)
     results = []
     try:
         work = shared_work(args)
         for case in args.cases:
             for number in range(1, args.rounds + 1):
-                for run in (run_gneiss, run_peft):
-                    result = {"round": number, **case, **run(args, work, case, number)}
+                for side in (run_gneiss, run_peft):
+                    result = {"round": number, **case, **side(args, work, case, number)}
                     results.append(result)
                     print(f"{label(case)} round {number} {result['tool']}: "
                           f"{result['examples_per_second']['median']:.2f} examples/s", file=sys.stderr)
@@ -62,21 +65,42 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--gneiss", default="target/release/gneiss", help="the binary")
-    add("--config", type=Path, default=Path("configs/tutorial.toml"))
-    add("--model", help=f"in place of the configuration's {MODEL_KEY}")
-    add("--data", help=f"CSV in place of the configuration's {DATA_KEY}")
-    add("--cases", type=cases, default=cases("8/100/1,8/32/1,8/100/16"),
-        help="batch/virtual tokens/accumulate; default 8/100/1,8/32/1,8/100/16")
-    add("--rounds", type=positive, default=3)
-    add("--steps", type=positive, default=6, help="micro-batches that count; at least two optimizer steps")
-    add("--warmup", type=positive, default=2, help="micro-batches before them; at least one optimizer step")
+    add("--rounds", type=positive, help=f"runs of each side, by turns; default {ROUNDS}, with --models {shapes.ROUNDS}")
+    add("--steps", type=positive, help=f"micro-batches that count, at least two optimizer steps; default {STEPS}; "
+        f"with --models optimizer steps, default {shapes.STEPS}")
+    add("--warmup", type=positive, help=f"micro-batches before them, at least one optimizer step; default {WARMUP}; "
+        f"with --models optimizer steps, default {shapes.WARMUP}")
     add("--dtype", choices=sorted(TOLERANCE), default="f32")
     add("--threads", type=positive, default=len(os.sched_getaffinity(0)))
     add("--plain-malloc", action="store_true", help="PEFT with malloc as it comes")
+    of_model = parser.add_argument_group("a model's weights and rows")
+    add = of_model.add_argument
+    add("--config", type=Path, default=Path("configs/tutorial.toml"))
+    add("--model", help=f"in place of the configuration's {MODEL_KEY}")
+    add("--data", help=f"CSV in place of the configuration's {DATA_KEY}")
+    add("--cases", type=cases, help=f"batch/virtual tokens/accumulate; default {CASES}")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="one more setting for gneiss")
     add("--keep-runs", action="store_true", help="leave gneiss's run folders in runs/")
     add("--csv", type=Path, help="file to which each run's figures are appended")
-    return parser.parse_args()
+    of_shape = parser.add_argument_group("shapes with random weights")
+    add = of_shape.add_argument
+    add("--models", type=shapes.models, help="names of configs/models, or paths of config.json files: A,B,...")
+    add("--device", type=device, default="cpu", help="cpu, cuda or cuda:N")
+    add("--batch", type=positive, default=8, help="examples a micro-batch; default 8")
+    add("--virtual-tokens", type=positive, default=100, help="default 100")
+    add("--accumulate", type=positive, default=16, help="micro-batches an optimizer step; default 16")
+    add("--tokens", type=positive, help="tokens of every example; default: as the reviews of data/ have")
+    add("--results", type=Path, default=Path("benches/results"), help="folder of DATE-DEVICE.csv")
+    args = parser.parse_args()
+    if args.models and (args.cases or args.model or args.data or args.set or args.csv):
+        parser.error("--models excludes --cases, --model, --data, --set and --csv")
+    if not args.models and args.device != "cpu":
+        parser.error("--device takes --models")
+    defaults = (shapes.ROUNDS, shapes.STEPS, shapes.WARMUP) if args.models else (ROUNDS, STEPS, WARMUP)
+    for name, default in zip(("rounds", "steps", "warmup"), defaults):
+        setattr(args, name, getattr(args, name) or default)
+    args.cases = args.cases or cases(CASES)
+    return args
 
 
 def cases(text):
@@ -182,40 +206,7 @@ def run_peft(args, work, case, number):
             "version": " ".join(f"{name} {text}" for name, text in report["versions"].items())}
 
 
-def run(command, environment):
-    """Standard output and the peak resident set in bytes of a child process."""
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        try:
-            child = subprocess.Popen(command, stdout=out, stderr=err, env={**os.environ, **environment})
-        except OSError as error:
-            raise Failed(f"{command[0]}: {error.strerror}") from None
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0)
-        err.seek(0)
-        text, complaint = out.read().decode(), err.read().decode(errors="replace")
-    if child.returncode != 0:
-        raise Failed(f"{' '.join(command)}\nexit code {child.returncode}\n{complaint[-2000:]}")
-    # Linux counts in KiB. The figure can't be under this small parent's own, from which it is forked.
-    return text, usage.ru_maxrss * 1024
-
-
-def gneiss_version(args):
-    return run([args.gneiss, "--version"], {})[0].strip()
-
-
 # ---------------------------------------------------------------- results
-
-
-def describe_machine(args):
-    cpu = platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            cpu = line.split(":", 1)[1].strip()
-            break
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "memory_gb": round(memory / 1e9, 1),
-            "system": f"{platform.system()} {platform.release()}"}
 
 
 def append_csv(args, machine, result):
@@ -230,12 +221,7 @@ def append_csv(args, machine, result):
         "malloc": ("plain" if args.plain_malloc else "tuned") if result["tool"] == "peft" else "",
         **machine, "version": result["version"],
     }
-    new = not args.csv.exists() or args.csv.stat().st_size == 0
-    with args.csv.open("a", newline="") as file:
-        writer = csv.DictWriter(file, row.keys())
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    append_row(args.csv, row)
 
 
 def of(results, tool, case):

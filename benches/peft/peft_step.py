@@ -1,7 +1,11 @@
-"""Times stock PEFT prompt tuning on the CPU and prints one JSON line.
+"""Times stock PEFT prompt tuning and prints one JSON line.
 
     python benches/peft/peft_step.py --model MODEL --data FILE.csv --verbalizer 'classify {0, 1} {{input}}'
-        [--batch 8] [--virtual-tokens 100] [--accumulate 1] [--dtype f32] [--threads N]
+        [--batch 8] [--virtual-tokens 100] [--accumulate 1] [--device cpu] [--dtype f32] [--threads N]
+    python benches/peft/peft_step.py --model-config configs/models/NAME.json --examples FILE.json ...
+
+The second form takes a model of random weights from its shape, built on the device in the dtype, and token ids in
+place of texts: {"examples": [{"input": [ids], "target": [ids]}, ...]}, as `gneiss bench --examples` reads them.
 
 A step is what transformers' Trainer does: for each micro-batch a right-padded batch through
 `model(**batch)`, loss over the target tokens of the whole step, `backward()`; then clipping, AdamW.
@@ -40,25 +44,49 @@ def main():
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    tokenizer, model = load(args)
-    loaded = status_bytes("VmRSS")
-    rows = encode_rows(args, tokenizer)
-    model, weight = with_prompt(model, prompt_ids(args, tokenizer, model))
-    records = train(args, model, weight, rows)
-    print(json.dumps({**summary(args, model, records, rows), "loaded_rss_bytes": loaded,
-                      "peak_rss_bytes": status_bytes("VmHWM")}))
+    if args.device != "cpu":
+        if not torch.cuda.is_available():
+            sys.exit(f"--device {args.device}: torch {torch.__version__} sees no CUDA device")
+        torch.cuda.set_device(args.device)
+    try:
+        tokenizer, model = (None, shape_of(args)) if args.model_config else load(args)
+        loaded = status_bytes("VmRSS")
+        rows = read_examples(args, model) if args.examples else encode_rows(args, tokenizer)
+        model, weight = with_prompt(model, prompt_ids(args, tokenizer, model))
+        if args.device != "cpu":
+            torch.cuda.reset_peak_memory_stats()  # building the model may have taken more
+        records = train(args, model, weight, rows)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        print(json.dumps({"tool": "peft", "out_of_memory": " ".join(str(error).split())[:200]}))
+        return 0
+    print(json.dumps({**summary(args, model, records, rows), **memory(args), "loaded_rss_bytes": loaded}))
     return 0
+
+
+def out_of_memory(error):
+    """Whether it says that memory ran out: torch has a class for CUDA, and for the CPU only a text."""
+    import torch
+
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or any(text in str(error) for text in ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED"))
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--model", type=Path, required=True, help="GGUF file, or folder with a GGUF file or config.json")
-    add("--data", type=Path, required=True, help="CSV with the columns input and output")
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--model", type=Path, help="GGUF file, or folder with a GGUF file or config.json")
+    model.add_argument("--model-config", type=Path, help="config.json: random weights")
+    rows = parser.add_mutually_exclusive_group(required=True)
+    rows.add_argument("--data", type=Path, help="CSV with the columns input and output")
+    rows.add_argument("--examples", type=Path, help="JSON with token ids")
     add("--verbalizer", default="{{input}}", help="template of the input; default {{input}}")
     add("--batch", type=positive, default=8, help="examples a micro-batch")
     add("--virtual-tokens", type=positive, default=100)
     add("--accumulate", type=positive, default=1, help="micro-batches an optimizer step")
+    add("--device", type=device, default="cpu", help="cpu, cuda or cuda:N")
     add("--dtype", choices=("f32", "bf16"), default="f32")
     add("--threads", type=positive, default=len(os.sched_getaffinity(0)))
     add("--steps", type=positive, default=6, help="optimizer steps that count")
@@ -74,6 +102,8 @@ def arguments():
         parser.error("--init-text and --init-ids exclude each other")
     if "{{input}}" not in args.verbalizer:
         parser.error("--verbalizer has no {{input}}")
+    if args.model_config and (args.data or args.init_text):
+        parser.error("--model-config has no tokenizer: it takes --examples and --init-ids")
     return args
 
 
@@ -82,6 +112,12 @@ def positive(text):
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected 1 or more, found {value}")
     return value
+
+
+def device(text):
+    if text not in ("cpu", "cuda") and not (text.startswith("cuda:") and text[5:].isdigit()):
+        raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:N, found {text!r}")
+    return text
 
 
 def re_execute(args):
@@ -111,10 +147,31 @@ def load(args):
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **source)
     if found:
         split_digits(tokenizer, found[0])
-    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **source)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch_dtype(args), **source)
     model.config.use_cache = False
-    return tokenizer, model
+    return tokenizer, model.to(args.device)
+
+
+def shape_of(args):
+    """A model of random weights from its config.json, made on the device."""
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    if not args.model_config.is_file():
+        sys.exit(f"{args.model_config}: expected a config.json")
+    config = transformers.AutoConfig.from_pretrained(args.model_config)
+    with torch.device(args.device):
+        model = transformers.AutoModelForCausalLM.from_config(
+            config, dtype=torch_dtype(args), attn_implementation="sdpa")
+    model.config.use_cache = False
+    return model
+
+
+def torch_dtype(args):
+    import torch
+
+    return {"f32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
 
 
 def split_digits(tokenizer, path):
@@ -152,6 +209,21 @@ def encode_rows(args, tokenizer):
     return rows
 
 
+def read_examples(args, model):
+    """[(input ids, target ids)] of the JSON file's examples in their order."""
+    vocab = model.get_input_embeddings().num_embeddings
+    try:
+        rows = [(e["input"], e["target"]) for e in json.loads(args.examples.read_text())["examples"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        sys.exit(f"{args.examples}: expected {{\"examples\": [{{\"input\": [ids], \"target\": [ids]}}]}}: {error!r}")
+    for number, row in enumerate(rows):
+        if not all(row) or not all(0 <= token < vocab for token in row[0] + row[1]):
+            sys.exit(f"{args.examples}: examples[{number}]: expected two lists of ids under {vocab}, found {row}")
+    if not rows:
+        sys.exit(f"{args.examples}: no examples")
+    return rows
+
+
 def prompt_ids(args, tokenizer, model):
     """The ids whose embeddings the prompt begins as, cut or tiled to the number of virtual tokens as PEFT does."""
     if args.init_text:
@@ -173,7 +245,7 @@ def with_prompt(model, ids):
     tuned = get_peft_model(model, config)
     weight = tuned.prompt_encoder["default"].embedding.weight
     with torch.no_grad():
-        weight.copy_(model.get_input_embeddings()(torch.tensor(ids)).float())
+        weight.copy_(model.get_input_embeddings()(torch.tensor(ids, device=model.device)).float())
     return tuned.train(), weight
 
 
@@ -188,8 +260,8 @@ def steps_of(rows, batch, accumulate):
             yield batches[at : at + accumulate]
 
 
-def collate(rows):
-    """A right-padded batch; only target tokens carry labels."""
+def collate(rows, device):
+    """A batch padded on the right to its longest row; only target tokens carry labels."""
     import torch
 
     width = max(len(ids) + len(target) for ids, target in rows)
@@ -199,26 +271,31 @@ def collate(rows):
         out["input_ids"].append(ids + target + [0] * (width - used))
         out["attention_mask"].append([1] * used + [0] * (width - used))
         out["labels"].append([IGNORE] * len(ids) + target + [IGNORE] * (width - used))
-    return {name: torch.tensor(values) for name, values in out.items()}
+    return {name: torch.tensor(values).to(device) for name, values in out.items()}
 
 
 def train(args, model, weight, rows):
-    """One record an optimizer step: its loss, examples and seconds."""
+    """One record an optimizer step: its loss, examples and seconds. The device is idle at a step's ends, and is
+    asked for nothing in between."""
     import torch
 
     optimizer = torch.optim.AdamW([weight], lr=args.learning_rate, weight_decay=0.0)
+    wait = torch.cuda.synchronize if args.device != "cpu" else lambda: None
     records = []
     for _, micro_batches in zip(range(args.warmup + args.steps), steps_of(rows, args.batch, args.accumulate)):
+        wait()
         start = time.perf_counter()
-        loss, examples = 0.0, sum(map(len, micro_batches))
+        parts, examples = [], sum(map(len, micro_batches))
         targets = sum(len(target) for batch in micro_batches for _, target in batch)
         for batch in micro_batches:
-            part = model(**collate(batch), num_items_in_batch=targets).loss
+            part = model(**collate(batch, args.device), num_items_in_batch=targets).loss
             part.backward()
-            loss += part.item()
+            parts.append(part.detach())
         torch.nn.utils.clip_grad_norm_([weight], 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        loss = sum(part.item() for part in parts)
+        wait()
         records.append({"loss": loss, "examples": examples, "seconds": time.perf_counter() - start})
     return records
 
@@ -237,10 +314,13 @@ def summary(args, model, records, rows):
         "tool": "peft",
         "versions": {"python": platform.python_version(), "torch": torch.__version__,
                      "transformers": transformers.__version__, "peft": peft.__version__},
-        "model": args.model.name, "dtype": args.dtype, "threads": torch.get_num_threads(),
+        "model": (args.model or args.model_config).name, "device": args.device,
+        "device_name": torch.cuda.get_device_name() if args.device != "cpu" else platform.processor(),
+        "dtype": args.dtype, "threads": torch.get_num_threads(),
         "malloc": "plain" if args.plain_malloc else "tuned", "attention": config._attn_implementation,
         "shapes": {"hidden_size": config.hidden_size, "num_hidden_layers": config.num_hidden_layers,
                    "vocab_size": config.vocab_size},
+        "parameters": sum(p.numel() for p in model.get_base_model().parameters()),
         "batch": args.batch, "virtual_tokens": args.virtual_tokens, "accumulate": args.accumulate,
         "warmup": args.warmup,
         "tokens_per_example": statistics.fmean(len(ids) + len(target) for ids, target in rows),
@@ -255,6 +335,16 @@ def quantiles(values):
     """Median, 20th and 80th percentile."""
     fifths = statistics.quantiles(values, n=5, method="inclusive") if len(values) > 1 else values * 4
     return {"median": statistics.median(values), "p20": fifths[0], "p80": fifths[3]}
+
+
+def memory(args):
+    """The process's peak, and on CUDA that of what tensors took, in bytes."""
+    import torch
+
+    found = {"peak_rss_bytes": status_bytes("VmHWM")}
+    if args.device != "cpu":
+        found["peak_device_bytes"] = torch.cuda.max_memory_allocated()
+    return found
 
 
 def status_bytes(key):

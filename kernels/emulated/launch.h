@@ -51,8 +51,8 @@ struct Kernel {
     std::function<void(const Launch &, std::deque<Region> &, const Place &)> call;
     uint32_t times; // how many kernels of the library have the name
 
-    // Argument i's word, index and name as the source has them.
-    void source(size_t i, std::string &word, std::string &index, std::string &name) const {
+    // Argument i's index and name as the source has them.
+    void source(size_t i, std::string &index, std::string &name) const {
         size_t from = 0;
         for (size_t n = 0; n < i; ++n) from = arguments.find(')', from) + 1;
         const size_t open = arguments.find('(', from), close = arguments.find(')', from);
@@ -62,7 +62,6 @@ struct Kernel {
             const size_t start = part.find_first_not_of(" ,"), end = part.find_last_not_of(" ,");
             return start == std::string::npos ? part : part.substr(start, end - start + 1);
         };
-        word = trimmed(from, open);
         index = trimmed(open + 1, first);
         name = trimmed(last + 1, close);
     }
@@ -106,25 +105,28 @@ inline std::string prepare(const Kernel &kernel, const Launch &launch, Machine &
         return "a grid of [" + std::to_string(grid[0]) + ", " + std::to_string(grid[1]) + ", " +
                std::to_string(grid[2]) + "], expected 1 to 65535 in y and z, and fewer than 2^31 blocks";
     if (launch.shared_bytes > MAX_SHARED_BYTES)
-        return std::to_string(launch.shared_bytes) + " bytes of shared memory, at most " + std::to_string(MAX_SHARED_BYTES);
+        return std::to_string(launch.shared_bytes) + " bytes of shared memory, at most " +
+               std::to_string(MAX_SHARED_BYTES);
     size_t expected = 0;
     for (const Shape &shape : kernel.shapes) expected += shape.buffer;
     if (launch.buffers != expected || expected > MAX_BUFFERS)
         return std::to_string(launch.buffers) + " buffers, expected " + std::to_string(expected);
     for (size_t i = 0; i < kernel.shapes.size(); ++i) {
         const Shape &shape = kernel.shapes[i];
-        std::string word, index, name;
-        kernel.source(i, word, index, name);
-        if (index != std::to_string(i)) return "argument " + name + " has index " + index + ", expected " + std::to_string(i);
+        std::string index, name;
+        kernel.source(i, index, name);
+        if (index != std::to_string(i))
+            return "argument " + name + " has index " + index + ", expected " + std::to_string(i);
         if (!shape.buffer) {
             if (i + 1 != kernel.shapes.size()) return "PARAMETERS is not the last argument";
             if (launch.parameter_bytes != shape.bytes)
-                return std::to_string(launch.parameter_bytes) + " bytes of parameters, expected " + std::to_string(shape.bytes);
+                return std::to_string(launch.parameter_bytes) + " bytes of parameters, expected " +
+                       std::to_string(shape.bytes);
             continue;
         }
         if (launch.bytes[i] % shape.bytes || reinterpret_cast<uintptr_t>(launch.pointers[i]) % shape.bytes)
-            return "buffer " + name + ": " + std::to_string(launch.bytes[i]) + " bytes, or its address, are no multiple of " +
-                   std::to_string(shape.bytes);
+            return "buffer " + name + ": " + std::to_string(launch.bytes[i]) +
+                   " bytes, or its address, are no multiple of " + std::to_string(shape.bytes);
         buffers.emplace_back();
         Region &region = buffers.back();
         region.machine = &machine;
@@ -140,7 +142,8 @@ inline std::string prepare(const Kernel &kernel, const Launch &launch, Machine &
 inline std::string overlap(const std::deque<Region> &buffers) {
     for (const Region &a : buffers)
         for (const Region &b : buffers)
-            if (&a != &b && a.written && (b.read || b.written) && a.base < b.base + b.bytes && b.base < a.base + a.bytes)
+            if (&a != &b && a.written && (b.read || b.written) && a.base < b.base + b.bytes &&
+                b.base < a.base + a.bytes)
                 return "buffers " + a.name + " and " + b.name + " overlap, both are used and " + a.name + " is written";
     return {};
 }
@@ -174,6 +177,7 @@ inline std::string run(const char *name, const Launch &launch) {
 extern "C" __attribute__((visibility("default"), used)) inline int
 emulate(const char *kernel, const emulated::Launch *launch, char *message, uint64_t message_bytes) {
     const std::string fault = emulated::run(kernel, *launch);
-    if (message_bytes) snprintf(message, message_bytes, "%s%s%s", fault.empty() ? "" : kernel, fault.empty() ? "" : ": ", fault.c_str());
+    const std::string text = fault.empty() ? fault : kernel + (": " + fault);
+    if (message_bytes) snprintf(message, message_bytes, "%s", text.c_str());
     return !fault.empty();
 }

@@ -211,8 +211,8 @@ inline void Machine::release() {
         if (!come) continue;
         for (size_t i = first; i < end; ++i)
             if (!fibers[i].meeting.same(fibers[first].meeting)) {
-                fault = std::string(all ? "barrier" : "warp function") + " that not all threads come to: " + of_block() +
-                        doing(fibers[first]) + ", " + doing(fibers[i]);
+                fault = std::string(all ? "barrier" : "warp function") + " that not all threads come to: " +
+                        of_block() + doing(fibers[first]) + ", " + doing(fibers[i]);
                 return;
             }
         const bool orders = all || strcmp(fibers[first].meeting.what, "WARP_BARRIER") == 0;

@@ -5,18 +5,18 @@
 
 namespace emulated __attribute__((visibility("hidden"))) {
 
-// Who touched a granule of memory last, and when. `block` is 0 where nobody has.
+// Who touched a granule of memory last, and when. `block` is 0 where nobody has. `other`: a reader before the last.
 struct Stamp {
     uint32_t block, epoch, warp_epoch;
-    uint16_t thread, marks;
+    uint32_t thread : 12, other : 12, marks : 8;
 };
 // Marks of a read: others of the warp read it in the same epoch; of the block; other blocks did.
-constexpr uint16_t LANES = 1, WARPS = 2, BLOCKS = 4;
+constexpr uint32_t LANES = 1, WARPS = 2, BLOCKS = 4;
 // Mark of a write: an asynchronous copy that has not landed.
-constexpr uint16_t IN_FLIGHT = 1;
+constexpr uint32_t IN_FLIGHT = 1;
 
-// Stamps of the last write and the last read. Of several readers only the last is named, but the marks keep what a
-// later write needs: an access is ordered after another by a barrier of the block between them, or of the warp where
+// Stamps of the last write and the last read. Of several readers only two are kept by name, but the marks keep what
+// a later write needs: an access is ordered after another by a barrier of the block between them, or of the warp where
 // both are of one warp, and a write that is not so ordered is found whoever the readers were.
 struct Shadow {
     Stamp write, read;
@@ -63,7 +63,8 @@ struct Region {
         return stamp.epoch == machine->epoch;
     }
     [[noreturn]] void race(const char *what, const Stamp &stamp, uint64_t offset, uint64_t size) const {
-        machine->fail(what + element(offset, size) + " with no barrier between, thread " + std::to_string(stamp.thread) +
+        const uint32_t named = stamp.thread == machine->running->place.thread ? stamp.other : stamp.thread;
+        machine->fail(what + element(offset, size) + " with no barrier between, thread " + std::to_string(named) +
                       " and this one");
     }
     void check_write(uint64_t at, uint64_t offset, uint64_t size) const {
@@ -76,8 +77,8 @@ struct Region {
         if (unordered(write)) race("race: a write to ", write, offset, size);
     }
     Stamp now() const {
-        return {machine->serial, machine->epoch, machine->warp_epoch(),
-                static_cast<uint16_t>(machine->running->place.thread), 0};
+        const uint32_t thread = machine->running->place.thread;
+        return {machine->serial, machine->epoch, machine->warp_epoch(), thread, thread, 0};
     }
 
     void reads(int64_t index, uint64_t size) {
@@ -98,6 +99,7 @@ struct Region {
                     else if (last.warp_epoch == next.warp_epoch && last.thread != next.thread) next.marks |= LANES;
                     else if (last.warp_epoch == next.warp_epoch) next.marks |= last.marks & LANES;
                     next.marks |= last.marks & WARPS;
+                    next.other = last.thread != next.thread ? last.thread : last.other;
                 }
             } else if (last.block) {
                 next.marks = BLOCKS;
@@ -105,7 +107,7 @@ struct Region {
             last = next;
         }
     }
-    void writes(int64_t index, uint64_t size, uint16_t marks = 0) {
+    void writes(int64_t index, uint64_t size, uint32_t marks = 0) {
         bounds("write", index, size);
         written = true;
         const uint64_t offset = index * size;

@@ -6,7 +6,7 @@ use crate::config::TrainOptions;
 use crate::data::Example;
 use crate::model::config::{ModelType, Rope};
 use crate::model::{Granite, ModelConfig, granite};
-use crate::tune::{EpochRecord, Observer, StepRecord, Task, Trainer};
+use crate::tune::{EpochRecord, Limits, Observer, StepRecord, Task, Trainer};
 use candle_core::{DType, Device};
 use serde::Serialize;
 
@@ -114,7 +114,13 @@ fn curve(model: &Granite, size: RunSize) -> Result<Vec<f64>> {
         ..TrainOptions::default()
     };
     let prompt = model.embedding().narrow(0, 100, VIRTUAL_TOKENS)?.to_dtype(DType::F32)?;
-    let task = Task { model, train: &examples, validation: &[], options: &options, max_rows: size.max_rows };
+    let task = Task {
+        model,
+        train: &examples,
+        validation: &[],
+        options: &options,
+        limits: Limits::rows(size.max_rows),
+    };
     let mut losses = Losses(Vec::new());
     Trainer::new(task, &prompt)?.run(&mut losses)?;
     Ok(losses.0)
@@ -130,6 +136,10 @@ impl Observer for Losses {
 
     fn skipped(&mut self, _: usize, _: &str, value: f64) -> Result<()> {
         self.0.push(value);
+        Ok(())
+    }
+
+    fn out_of_memory(&mut self, _: Limits) -> Result<()> {
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 
 use super::text;
 use clap::Args;
+use gneiss::bench::machine;
 use gneiss::check::{self, Comparison, Curves, OPS, RunSize, Target};
 use gneiss::config::{DeviceChoice, DtypeChoice};
 use gneiss::setup;
@@ -55,7 +56,7 @@ impl Check {
         if self.json {
             println!("{}", serde_json::to_string_pretty(&found)?);
         } else {
-            println!("device  {}\n", setup::describe(&device));
+            println!("device  {}, {}\n", text::device(&device), machine::device_name(&device));
             println!("{}", text::table(&ops_table(&found)));
             if self.steps > 0 {
                 println!("\n{}", text::table(&runs_table(&found)));

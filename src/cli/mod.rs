@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand. Results go to stdout, progress and logs to stderr.
 
+mod bench;
 mod check;
 mod eval;
 mod generate;
@@ -31,6 +32,8 @@ enum Command {
     Eval(eval::Eval),
     /// Continue one text.
     Generate(generate::Generate),
+    /// Measure the throughput of tuning, of a configuration or of a model's shape alone.
+    Bench(bench::Bench),
     /// Compare a device with the CPU: every op, and a short run.
     Check(check::Check),
     /// Say what a model, adapter, run, dataset or configuration holds.
@@ -44,6 +47,7 @@ impl Cli {
             Command::Tune(command) => command.run(),
             Command::Eval(command) => command.run(),
             Command::Generate(command) => command.run(),
+            Command::Bench(command) => command.run(),
             Command::Check(command) => command.run(),
             Command::Inspect(command) => command.run(),
         }

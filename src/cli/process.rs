@@ -13,8 +13,8 @@ pub fn keep_freed_memory() {
     }
 }
 
-/// Ends the process quietly where whoever reads its output stops reading, as `gneiss inspect PATH | head` does;
-/// Rust's own setting turns that into a panic.
+/// Ends the process quietly where whoever reads its output stops reading, as `gneiss inspect PATH | head`
+/// does; Rust's own setting turns that into a panic.
 pub fn end_at_a_closed_pipe() {
     #[cfg(unix)]
     // SAFETY: the default action of a signal, set before any other thread exists.
@@ -28,4 +28,31 @@ pub fn peak_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
     line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// Forgets the peak so far, as far as the system lets it: what is held now stays in it.
+pub fn forget_peak() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: malloc_trim gives free pages of the allocator back, and touches nothing that is in use.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+    // Linux: 5 sets VmHWM to what is resident now. Where that may not be written, the peak is that of the
+    // whole process.
+    let _refused = std::fs::write("/proc/self/clear_refs", "5");
+}
+
+/// The process's own memory, as a benchmark on the CPU reads it.
+pub struct ProcessMemory;
+
+impl gneiss::bench::PeakMemory for ProcessMemory {
+    fn forget(&mut self) {
+        forget_peak();
+    }
+
+    fn step(&mut self) {}
+
+    fn peak(&self) -> Option<u64> {
+        peak_bytes()
+    }
 }

@@ -1,6 +1,7 @@
 //! Numbers and tables for people.
 
 use candle_core::Device;
+use gneiss::tune::MemoryPlan;
 
 /// Bytes in kB, MB or GB, powers of 1,000.
 pub fn bytes(n: u64) -> String {
@@ -9,6 +10,42 @@ pub fn bytes(n: u64) -> String {
         1_000_000..1_000_000_000 => format!("{:.0} MB", n as f64 / 1e6),
         _ => format!("{:.2} GB", n as f64 / 1e9),
     }
+}
+
+/// A plan in two lines: what it may take and takes, and how.
+pub fn plan(plan: &MemoryPlan) -> [String; 2] {
+    let size = |n: usize| bytes(n as u64);
+    let budget = match (plan.budget.bytes, plan.budget.configured) {
+        (None, _) => "free memory not known".to_owned(),
+        (Some(n), true) => format!("budget {}", size(n)),
+        (Some(n), false) => format!("{} free", size(n)),
+    };
+    let weights = if plan.budget.with_weights { "" } else { " (loaded)" };
+    let limits = plan.limits;
+    [
+        format!(
+            "{budget}; weights {}{weights}, tape {}, workspace {}, prompt {}, reserve {}",
+            size(plan.weights),
+            size(plan.tape),
+            size(plan.workspace),
+            size(plan.prompt),
+            size(plan.reserve)
+        ),
+        format!(
+            "{} rows a pass at most, {} of {} blocks recomputed",
+            limits.max_rows, limits.recompute, plan.blocks
+        ),
+    ]
+}
+
+/// A warning where a plan does not fit its budget.
+pub fn shortage(plan: &MemoryPlan) -> Option<String> {
+    let missing = Some(plan.missing()).filter(|n| *n > 0)?;
+    Some(format!(
+        "by estimate {} short of the {} that a pass of a single sequence takes with all blocks recomputed",
+        bytes(missing as u64),
+        bytes(plan.total() as u64)
+    ))
 }
 
 /// The device's name as the command line takes it.

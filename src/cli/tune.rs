@@ -6,9 +6,12 @@ use clap::Args;
 use gneiss::adapter::{Adapter, AdapterConfig, ModelCard, PromptTuningInit};
 use gneiss::config::{Config, InitMethod};
 use gneiss::data::{Encoded, LengthStats, Template};
+use gneiss::model::{TuningMemory, granite};
 use gneiss::run::RunFolder;
 use gneiss::setup::{self, Session};
-use gneiss::tune::{EpochRecord, Kept, Observer, StepRecord, Task, Trainer, prompt};
+use gneiss::tune::{
+    EpochRecord, Kept, Limits, MemoryPlan, Observer, StepRecord, Task, Trainer, Work, prompt,
+};
 use indicatif::ProgressBar;
 use std::path::Path;
 use std::time::Instant;
@@ -39,12 +42,13 @@ impl Tune {
             describe("validation", &config.data.validation, validation, &config);
         }
         let initial = prompt::initial(&config.prompt, &session.model, &session.tokenizer, config.train.seed)?;
+        let plan = memory_plan(&config, &session, &train, initial.dims()[0])?;
         let task = Task {
             model: &session.model,
             train: &train.examples,
             validation: validation.as_ref().map_or(&[], |v| &v.examples),
             options: &config.train,
-            max_rows: setup::max_rows(config.train.max_rows, session.model.device()),
+            limits: plan.limits,
         };
         let mut trainer = Trainer::new(task, &initial)?;
         let folder = RunFolder::create(Path::new(&config.runs), &config.name, &config.to_toml()?)?;
@@ -80,6 +84,27 @@ impl Tune {
         };
         result.print(self.json)
     }
+}
+
+/// How the run fits into memory, shown as it is made.
+fn memory_plan(
+    config: &Config,
+    session: &Session,
+    train: &Encoded,
+    virtual_tokens: usize,
+) -> anyhow::Result<MemoryPlan> {
+    let (options, model) = (&config.train, &session.model);
+    let device = model.device();
+    let dtypes = granite::dtypes(session.dtype, device)?;
+    let memory = TuningMemory::of(model.config(), dtypes, device.location());
+    let work = Work::of(&train.examples, virtual_tokens, options.batch_size * options.accumulate_steps);
+    let plan = setup::plan(options, &memory, &work, device, true)?;
+    let [needs, limits] = text::plan(&plan);
+    eprintln!("memory     {needs}\n           {limits}");
+    if let Some(shortage) = text::shortage(&plan) {
+        eprintln!("           warning: {shortage}; the run goes on and may fail");
+    }
+    Ok(plan)
 }
 
 fn describe(what: &str, file: &str, encoded: &Encoded, config: &Config) {
@@ -219,6 +244,14 @@ impl Observer for Watch {
     fn skipped(&mut self, step: usize, what: &str, value: f64) -> gneiss::Result<()> {
         self.bar.inc(1);
         progress::line(&self.bar, &format!("step {step}: skipped, {what} is {value}"));
+        Ok(())
+    }
+
+    fn out_of_memory(&mut self, limits: Limits) -> gneiss::Result<()> {
+        let Limits { max_rows, recompute } = limits;
+        let text =
+            format!("out of memory: trying again with {max_rows} rows a pass, {recompute} blocks recomputed");
+        progress::line(&self.bar, &text);
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 
 mod choices;
 mod set;
+mod size;
 mod validate;
 
 use std::path::Path;
@@ -9,6 +10,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 pub use choices::{DeviceChoice, DtypeChoice, InitMethod, Keep, OnNotFinite, Schedule, Task};
+pub use size::MemoryBudget;
 
 use crate::{Error, Result};
 
@@ -118,8 +120,12 @@ pub struct TrainOptions {
     pub seed: u64,
     /// Which prompt becomes the adapter; `"best"` needs `data.validation`. Default `"best"`.
     pub keep: Keep,
-    /// Rows of a packed micro-batch that run at once; 0 leaves it to the device. Default `0`.
+    /// Rows of a packed micro-batch that run at once, at most; 0 leaves it to the device. Default `0`.
     pub max_rows: usize,
+    /// Memory that the run may take, weights included, such as `"24GB"` or `"16GiB"`; empty for what the device has
+    /// free. Blocks are recomputed in the backward pass, and rows run in smaller numbers, where it takes that to fit.
+    /// Default `""`.
+    pub memory_budget: MemoryBudget,
     /// What a step does whose loss or gradient is not finite. Default `"stop"`.
     pub on_not_finite: OnNotFinite,
 }
@@ -189,6 +195,7 @@ impl Default for TrainOptions {
             seed: 42,
             keep: Keep::Best,
             max_rows: 0,
+            memory_budget: MemoryBudget::default(),
             on_not_finite: OnNotFinite::Stop,
         }
     }

@@ -3,80 +3,155 @@
 //! ```text
 //! tape of a block, values a row      residual stream at two norms 2C, their rstd 2, q/k/v (H + 2K) D,
 //!                                    attention output H D with lse H, gate/up 2F
+//!   of a recomputed block            residual stream C, and of a pass of prefixes alone keys and values 2K D
 //! tape of the last block, a row      residual stream C, rstd 1, keys and values 2K D
 //!   and a target row                 q and attention output 2H D with lse H, residual stream C, rstd 1,
 //!                                    gate/up 2F, and the last norm: residual stream and output 2C, rstd 1
-//! workspace, a row                   the larger of what is alive at once behind the tape in
-//!                                    the MLP's backward: two gradients C, that of the activation F, of gate/up 2F
-//!                                    the attention's:    four of C, of the output H D, of q/k/v (H + 2K) D
-//! head                               64 target rows' logits 64V, whose gradient takes their place
+//! workspace, a row                   the largest of what is alive at once behind the tape in
+//!   last block's backward            five gradients C, that of keys and values 2K D
+//!   MLP's backward                   two gradients C, that of the activation F, of gate/up 2F
+//!   attention's backward             four of C, of the output H D, of q/k/v (H + 2K) D
+//!                                    these two where the last block's tape is gone, which makes room, and with
+//!                                    the gradient of the hidden states, C a target row
+//!   of a recomputed block            its tape on top, where all whole tapes are gone
+//! head                               logits 64V on the CPU, 512V on a GPU, whose gradient takes their place
+//! split batch                        keys and values of the prefixes in all blocks: their gradient so far,
+//!                                    and what the next pass adds
 //! ```
 //!
-//! It is an estimate from below: the process itself, the tokenizer, the products' packed blocks (a few
-//! megabytes a thread) and the tables of the rotary embedding come on top. A GPU without kernels of gneiss's
-//! own runs some operations through candle's autograd, which holds more.
+//! Values have the size of the activations; rstd and lse are f32 where that is smaller, and so is the gradient of a
+//! split batch's prefixes. It is an estimate from below: [`TuningMemory::reserve`] covers what comes on top.
 
 use super::pass::head_rows;
 use super::{Dtypes, ModelConfig};
+use candle_core::DeviceLocation;
 
 /// Bytes of one value of the prompt and its moments, which are f32 on every device.
 const F32: usize = size_of::<f32>();
+
+/// Kept free on the CPU: the process itself, the tokenizer, the products' packed blocks (a few megabytes a thread)
+/// and the rotary table. Two steps on SmolLM2-135M peaked at 60 MB above the estimate (tests/inspect.rs).
+const CPU_RESERVE: usize = 128 << 20;
+
+/// Kept free on a GPU: the driver's context and loaded kernels (0.3 to 0.5 GB as NVIDIA's tools report them), the
+/// workspace of cuBLAS (32 MiB on Hopper), indices, and what a screen takes meanwhile. An allowance, not a
+/// measurement.
+const GPU_RESERVE: usize = 1 << 30;
+
+/// Part of tape and workspace that a GPU's allocator may lose to rounding and to gaps between buffers, in per cent.
+/// An allowance, not a measurement.
+const GPU_SLACK: usize = 10;
 
 /// Memory that tuning needs, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TuningMemory {
     /// Of the frozen weights; a tied head counts once.
     pub weights: usize,
-    /// Of the tape, per row that goes through the model at once.
-    pub tape_per_row: usize,
+    /// Blocks of the model.
+    pub blocks: usize,
+    /// Of the tape of a block but the last, per row that goes through the model at once.
+    pub block_per_row: usize,
+    /// Of the tape of such a block where it is recomputed.
+    pub input_per_row: usize,
+    /// Of the tape of the last block, per row.
+    pub last_per_row: usize,
     /// Of the tape, per target row beyond what every row takes.
     pub tape_per_target: usize,
+    /// Of a block's keys and values, per row.
+    pub keys_values_per_row: usize,
+    /// Of the gradient of all blocks' keys and values, per prefix row of a split batch.
+    pub split_per_row: usize,
     /// Of the logits that exist at a time.
     pub head: usize,
-    /// Of the backward pass of a block, per row.
+    /// Of the backward pass of a block but the last, per row.
     pub workspace_per_row: usize,
+    /// Of the backward pass of the last block, per row.
+    pub last_workspace_per_row: usize,
     /// Of the prompt and AdamW's two moments, per virtual token.
     pub prompt_per_token: usize,
+    /// Kept free, whatever the pass.
+    pub reserve_at_least: usize,
+    /// Kept free besides, in per cent of tape and workspace.
+    pub slack: usize,
 }
 
 impl TuningMemory {
-    /// For a model of this shape in these dtypes.
-    pub fn of(config: &ModelConfig, dtypes: Dtypes) -> Self {
+    /// For a model of this shape in these dtypes, on a device of this kind.
+    pub fn of(config: &ModelConfig, dtypes: Dtypes, device: DeviceLocation) -> Self {
         let value = dtypes.activations.size_in_bytes();
+        let (layers, wide) = (config.num_hidden_layers, value.max(F32));
         let (c, f, h) = (config.hidden_size, config.intermediate_size, config.num_attention_heads);
         let q = h * config.head_dim;
         let kv = 2 * config.num_key_value_heads * config.head_dim;
-        let block = 2 * c + 2 + (q + kv) + (q + h) + 2 * f;
-        let last_block = c + 1 + kv;
-        let target = (2 * q + h) + (c + 1) + 2 * f + (2 * c + 1);
+        let block = (2 * c + (q + kv) + q + 2 * f) * value + (2 + h) * wide;
+        let last_block = (c + kv) * value + wide;
+        let target = (2 * q + c + 2 * f + 2 * c) * value + (h + 2) * wide;
         let Parameters { matrices, vectors } = Parameters::of(config);
+        let cpu = device == DeviceLocation::Cpu;
         Self {
             weights: matrices * dtypes.weights.size_in_bytes() + vectors * value,
-            tape_per_row: ((config.num_hidden_layers - 1) * block + last_block) * value,
-            tape_per_target: target * value,
-            head: head_rows(&candle_core::Device::Cpu) * config.vocab_size * value,
+            blocks: layers,
+            block_per_row: block,
+            input_per_row: c * value,
+            last_per_row: last_block,
+            tape_per_target: target,
+            keys_values_per_row: kv * value,
+            split_per_row: 2 * layers * kv * wide,
+            head: head_rows(device) * config.vocab_size * value,
             workspace_per_row: (2 * c + 3 * f).max(4 * c + q + (q + kv)) * value,
+            last_workspace_per_row: (5 * c + kv) * value,
             prompt_per_token: 3 * c * F32,
+            reserve_at_least: if cpu { CPU_RESERVE } else { GPU_RESERVE },
+            slack: if cpu { 0 } else { GPU_SLACK },
         }
     }
 
+    /// Blocks that can be recomputed: all but the last.
+    pub fn most_recomputed(&self) -> usize {
+        self.blocks.saturating_sub(1)
+    }
+
+    /// Bytes of the tape a row that is no target row, where `recompute` blocks are recomputed.
+    pub fn tape_per_row(&self, recompute: usize) -> usize {
+        let recompute = recompute.min(self.most_recomputed());
+        (self.most_recomputed() - recompute) * self.block_per_row
+            + recompute * self.input_per_row
+            + self.last_per_row
+    }
+
     /// Bytes of the tape of `rows` rows, `targets` of which predict a target token.
-    pub fn tape(&self, rows: usize, targets: usize) -> usize {
-        rows * self.tape_per_row + targets * self.tape_per_target
+    pub fn tape(&self, rows: usize, targets: usize, recompute: usize) -> usize {
+        rows * self.tape_per_row(recompute) + targets * self.tape_per_target
     }
 
-    /// Bytes beside weights, tape and prompt: the head has given its logits back when the blocks' backward
-    /// pass begins.
-    pub fn workspace(&self, rows: usize) -> usize {
-        self.head.max(rows * self.workspace_per_row)
+    /// Bytes of the tape of a pass of `rows` rows of prefixes alone, whose keys and values other passes read.
+    pub fn prefix_tape(&self, rows: usize, recompute: usize) -> usize {
+        let recompute = recompute.min(self.most_recomputed());
+        self.tape(rows, 0, recompute) + rows * recompute * self.keys_values_per_row
     }
 
-    /// Bytes in all for a prompt of `virtual_tokens`; the rows are those of [`TuningMemory::tape`].
-    pub fn total(&self, rows: usize, targets: usize, virtual_tokens: usize) -> usize {
-        self.weights
-            + self.tape(rows, targets)
-            + self.workspace(rows)
-            + virtual_tokens * self.prompt_per_token
+    /// Bytes at the peak of a pass beyond weights, tape and prompt. The head has given its logits back when the blocks'
+    /// backward pass begins; that frees the tape from the last block on.
+    pub fn workspace(&self, rows: usize, targets: usize, recompute: usize) -> usize {
+        let recompute = recompute.min(self.most_recomputed());
+        let tape = self.tape(rows, targets, recompute);
+        let backward = rows * self.workspace_per_row + targets * self.input_per_row;
+        let last = rows * self.last_per_row + targets * self.tape_per_target;
+        let inner = if self.blocks > 1 { backward.saturating_sub(last) } else { 0 };
+        let again = match recompute {
+            0 => 0,
+            _ => {
+                let inputs = rows * recompute * self.input_per_row;
+                let block = rows * (self.block_per_row - self.input_per_row);
+                (inputs + block + backward).saturating_sub(tape)
+            }
+        };
+        self.head.max(rows * self.last_workspace_per_row).max(inner).max(again)
+    }
+
+    /// Bytes to keep free beside what is counted, for a pass of so much tape and workspace.
+    pub fn reserve(&self, pass: usize) -> usize {
+        self.reserve_at_least + pass / 100 * self.slack
     }
 }
 
@@ -112,6 +187,26 @@ impl Parameters {
     }
 }
 
+/// The shape of Granite 4.1 8b.
+#[cfg(test)]
+pub(crate) fn granite_8b() -> ModelConfig {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/granite/config.json");
+    let small = ModelConfig::from_json(&path).expect("the fixture is valid");
+    ModelConfig {
+        num_hidden_layers: 40,
+        hidden_size: 4096,
+        num_attention_heads: 32,
+        num_key_value_heads: 8,
+        head_dim: 128,
+        intermediate_size: 12800,
+        vocab_size: 100_352,
+        tie_word_embeddings: true,
+        attention_bias: false,
+        mlp_bias: false,
+        ..small
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,7 +232,7 @@ mod tests {
                 let (config, model) = golden(name, dtypes);
                 let parameters = Parameters::of(&config);
                 let loaded = model.weight_bytes();
-                let memory = TuningMemory::of(&config, dtypes);
+                let memory = TuningMemory::of(&config, dtypes, DeviceLocation::Cpu);
                 assert_eq!(
                     memory.weights,
                     parameters.matrices * dtypes.weights.size_in_bytes() + 4 * parameters.vectors
@@ -162,10 +257,43 @@ mod tests {
         }
     }
 
+    /// 8b in bf16 on a GPU, the numbers worked out by hand.
+    #[test]
+    fn the_shape_of_8b() {
+        let config = granite_8b();
+        let dtypes = Dtypes { weights: DType::BF16, activations: DType::BF16 };
+        let memory = TuningMemory::of(&config, dtypes, DeviceLocation::Cuda { gpu_id: 0 });
+        let (c, f, q, kv) = (4096, 12800, 4096, 2048);
+        let block = (q + kv) * c + c * q + 3 * f * c;
+        assert_eq!(memory.weights, 2 * (100_352 * c + 40 * block + 81 * c));
+        assert_eq!(memory.block_per_row, 2 * (2 * c + q + kv + q + 2 * f) + 4 * 34);
+        assert_eq!(memory.tape_per_row(0), 39 * memory.block_per_row + 2 * (c + kv) + 4);
+        assert_eq!(memory.tape_per_row(39), 39 * 2 * c + 2 * (c + kv) + 4);
+        assert_eq!(memory.tape_per_row(1000), memory.tape_per_row(39));
+        assert_eq!(memory.head, 512 * 100_352 * 2);
+        assert_eq!(memory.workspace_per_row, 2 * (2 * c + 3 * f));
+        // With a whole block left, a recomputed one takes the place of that; without, some of it comes on top.
+        let last = 2 * (c + kv) + 4;
+        assert_eq!(memory.workspace(2048, 0, 0), 2048 * (memory.workspace_per_row - last));
+        assert_eq!(memory.workspace(2048, 0, 38), memory.workspace(2048, 0, 0));
+        let again = memory.workspace_per_row + memory.block_per_row - 2 * c - last;
+        assert_eq!(memory.workspace(2048, 0, 39), 2048 * again);
+        assert_eq!(memory.workspace(0, 0, 0), memory.head);
+        assert_eq!(memory.reserve(1_000_000), (1 << 30) + 100_000);
+    }
+
+    #[test]
+    fn a_pass_of_prefixes_keeps_keys_and_values() {
+        let (config, _) = golden("granite", F32);
+        let memory = TuningMemory::of(&config, F32, DeviceLocation::Cpu);
+        assert_eq!(memory.prefix_tape(7, 0), memory.tape(7, 0, 0));
+        assert_eq!(memory.prefix_tape(7, 2), memory.tape(7, 0, 2) + 7 * 2 * 2 * 8 * 4);
+    }
+
     #[test]
     fn the_prompt_has_two_moments() {
         let (config, _) = golden("granite", F32);
-        let memory = TuningMemory::of(&config, F32);
-        assert_eq!(memory.total(0, 0, 10) - memory.total(0, 0, 0), 10 * 3 * 40 * 4);
+        let memory = TuningMemory::of(&config, F32, DeviceLocation::Cpu);
+        assert_eq!(memory.prompt_per_token, 3 * 40 * 4);
     }
 }

@@ -2,57 +2,27 @@
 //!
 //! No weight gets a gradient, so the inputs of linear layers are not kept. Of each block the tape holds the
 //! residual stream at its two norms with the reciprocal RMS, q/k/v behind the rotation, the attention's
-//! output with its log-sum-exp, and gate/up. The last block runs its queries, output and MLP for target
-//! rows only; the first block's backward makes what reaches the prefix rows only.
+//! output with its log-sum-exp, and gate/up; or the block's input alone ([`super::tape`]). The last block runs
+//! its queries, output and MLP for target rows only; the first block's backward makes what reaches the prefix
+//! rows only.
 
 use super::granite::{Block, Granite};
 use super::kv_cache::KvCache;
+use super::tape::{BlockTape, NormTape, Saved, Tape};
 use crate::Result;
 use crate::data::pack::PackedBatch;
-use crate::ops::attention::{Attended, Inputs, Needs, Qkv};
+use crate::ops::attention::{Inputs, Needs, Qkv};
 use crate::ops::cross_entropy;
 use crate::ops::embed::{self, Lookup};
 use crate::ops::rms_norm::{Add, Normed};
 use crate::ops::{IndexView, Indices, RopeTable, swiglu};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, DeviceLocation, Tensor};
 use std::sync::Arc;
 
 /// Rows whose logits exist at a time: on the CPU 64, which of 100,352 are 26 MB in f32; a GPU's product needs more
 /// rows to be fast, and 512 are 103 MB in bf16.
-pub(super) fn head_rows(device: &Device) -> usize {
-    if device.is_cpu() { 64 } else { 512 }
-}
-
-/// What the backward pass needs of a forward pass.
-pub struct Tape {
-    blocks: Vec<BlockTape>,
-    last: Normed,
-}
-
-struct BlockTape {
-    attention: NormTape,
-    qkv: Qkv,
-    attended: Attended,
-    mlp: NormTape,
-    gate_up: Tensor,
-}
-
-/// The residual stream at a norm, and its reciprocal RMS.
-struct NormTape {
-    residual: Tensor,
-    rstd: Tensor,
-}
-
-impl Tape {
-    /// A matrix per block whose last 2K D columns are keys and values of every row of the pass.
-    pub fn keys_values(&self) -> Vec<Tensor> {
-        self.blocks.iter().map(|b| b.qkv.keys_values().clone()).collect()
-    }
-
-    /// The hidden states of the target rows behind the last norm, [targets, C].
-    pub fn hidden(&self) -> &Tensor {
-        &self.last.normed
-    }
+pub(super) fn head_rows(device: DeviceLocation) -> usize {
+    if device == DeviceLocation::Cpu { 64 } else { 512 }
 }
 
 /// Result of [`Granite::backward`].
@@ -107,32 +77,82 @@ impl Granite {
 
     /// Runs a batch and keeps what [`Granite::backward`] needs. `prompts` [n, C] holds the virtual tokens of
     /// all groups; `prefix` is [`Tape::keys_values`] of the pass that holds the prefixes, where it is not this one.
+    /// Of the first `recompute` blocks, at most all but the last, only the input is kept: the backward pass runs
+    /// them again, with the same gradient.
     ///
     /// # Errors
     /// Shapes that do not fit; the device's.
-    pub fn forward(&self, batch: &PackedBatch, prompts: &Tensor, prefix: Option<&[Tensor]>) -> Result<Tape> {
+    pub fn forward(
+        &self,
+        batch: &PackedBatch,
+        prompts: &Tensor,
+        prefix: Option<&[Tensor]>,
+        recompute: usize,
+    ) -> Result<Tape> {
+        let recompute = recompute.min(self.blocks.len().saturating_sub(1));
+        let mut blocks = Vec::with_capacity(self.blocks.len());
+        let last = self.run(batch, prompts, prefix, |i, tape| {
+            let kv_width = self.attention.kv_width();
+            let whole = i >= recompute;
+            blocks.push(if whole { Saved::Whole(tape) } else { tape.input(kv_width, batch.examples == 0)? });
+            Ok(())
+        })?;
+        Ok(Tape { blocks, last })
+    }
+
+    /// Runs a batch without a tape: the hidden states of the target rows behind the last norm, [targets, C].
+    /// `prompts` and `prefix` are as in [`Granite::forward`].
+    ///
+    /// # Errors
+    /// Shapes that do not fit; the device's.
+    pub fn hidden(&self, batch: &PackedBatch, prompts: &Tensor, prefix: Option<&[Tensor]>) -> Result<Tensor> {
+        Ok(self.run(batch, prompts, prefix, |_, _| Ok(()))?.normed)
+    }
+
+    /// Runs a batch that holds its prefixes, without a tape: a matrix per block whose last 2K D columns are keys and
+    /// values of every row.
+    ///
+    /// # Errors
+    /// Shapes that do not fit; the device's.
+    pub fn keys_values(&self, batch: &PackedBatch, prompts: &Tensor) -> Result<Vec<Tensor>> {
+        let mut all = Vec::with_capacity(self.blocks.len());
+        self.run(batch, prompts, None, |_, tape| {
+            all.push(tape.qkv.keys_values().clone());
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// Runs a batch; `keep` is given the tape of each block, and frees what it does not keep of it.
+    fn run(
+        &self,
+        batch: &PackedBatch,
+        prompts: &Tensor,
+        prefix: Option<&[Tensor]>,
+        mut keep: impl FnMut(usize, BlockTape) -> Result<()>,
+    ) -> Result<Normed> {
         let rows = Rows::new(self, batch)?;
         let mut x = embed::forward(&self.embedding, prompts, &self.lookup(batch))?;
         let mut delta = None;
-        let mut blocks = Vec::with_capacity(self.blocks.len());
         for (i, block) in self.blocks.iter().enumerate() {
-            let last = i + 1 == self.blocks.len();
             let normed = block.attention_norm.forward(&x, self.add(delta.as_ref()))?;
-            let qkv = self.qkv(block, &rows, &normed.normed, last)?;
-            let attended = self.attention.forward(inputs(batch, &qkv, prefix.map(|p| &p[i]), last))?;
-            let stream =
-                if last { normed.residual.index_select(&rows.targets, 0)? } else { normed.residual.clone() };
-            let (mlp, gate_up, down) = self.behind_attention(block, &attended.out, &stream)?;
-            (x, delta) = (mlp.residual.clone(), Some(down));
-            blocks.push(BlockTape {
-                attention: NormTape { residual: normed.residual, rstd: normed.rstd },
-                qkv,
-                attended,
-                mlp: NormTape { residual: mlp.residual, rstd: mlp.rstd },
-                gate_up,
-            });
+            let tape = self.block(i, &rows, normed, prefix)?;
+            (x, delta) = (tape.mlp.residual.clone(), Some(self.down(block, &tape.gate_up)?));
+            keep(i, tape)?;
         }
-        Ok(Tape { last: self.norm.forward(&x, self.add(delta.as_ref()))?, blocks })
+        self.norm.forward(&x, self.add(delta.as_ref()))
+    }
+
+    /// Block `i` from what its attention norm made up to gate and up.
+    fn block(&self, i: usize, rows: &Rows, normed: Normed, prefix: Option<&[Tensor]>) -> Result<BlockTape> {
+        let (block, last) = (&self.blocks[i], i + 1 == self.blocks.len());
+        let Normed { residual, normed, rstd } = normed;
+        let qkv = self.qkv(block, rows, &normed, last)?;
+        drop(normed);
+        let attended = self.attention.forward(inputs(rows.batch, &qkv, prefix.map(|p| &p[i]), last))?;
+        let stream = if last { residual.index_select(&rows.targets, 0)? } else { residual.clone() };
+        let (mlp, gate_up) = self.behind_attention(block, &attended.out, &stream)?;
+        Ok(BlockTape { attention: NormTape { residual, rstd }, qkv, attended, mlp, gate_up })
     }
 
     /// Runs a batch without a tape: its keys and values go into `cache`, whose rows the batch's segments name.
@@ -157,8 +177,8 @@ impl Granite {
             let qkv = Qkv::Split { q, kv: cache.layer(i).clone() };
             let attended = self.attention.forward(inputs(batch, &qkv, cache.prefix(i), last))?;
             let stream = if last { normed.residual.index_select(&rows.targets, 0)? } else { normed.residual };
-            let (mlp, _, down) = self.behind_attention(block, &attended.out, &stream)?;
-            (x, delta) = (mlp.residual, Some(down));
+            let (mlp, gate_up) = self.behind_attention(block, &attended.out, &stream)?;
+            (x, delta) = (mlp.residual, Some(self.down(block, &gate_up)?));
         }
         Ok(self.norm.forward(&x, self.add(delta.as_ref()))?.normed)
     }
@@ -188,18 +208,16 @@ impl Granite {
         Ok((block.qkv.rows(0..q)?, block.qkv.rows(q..q + kv)?))
     }
 
-    /// The second norm, gate/up, and what the MLP adds to the residual stream.
-    fn behind_attention(
-        &self,
-        block: &Block,
-        attended: &Tensor,
-        x: &Tensor,
-    ) -> Result<(Normed, Tensor, Tensor)> {
+    /// The second norm, and gate and up.
+    fn behind_attention(&self, block: &Block, attended: &Tensor, x: &Tensor) -> Result<(NormTape, Tensor)> {
         let delta = block.o.forward(attended)?;
-        let normed = block.mlp_norm.forward(x, self.add(Some(&delta)))?;
-        let gate_up = block.gate_up.forward(&normed.normed)?;
-        let down = block.down.forward(&swiglu::forward(&gate_up)?)?;
-        Ok((normed, gate_up, down))
+        let Normed { residual, normed, rstd } = block.mlp_norm.forward(x, self.add(Some(&delta)))?;
+        Ok((NormTape { residual, rstd }, block.gate_up.forward(&normed)?))
+    }
+
+    /// What the MLP adds to the residual stream.
+    fn down(&self, block: &Block, gate_up: &Tensor) -> Result<Tensor> {
+        block.down.forward(&swiglu::forward(gate_up)?)
     }
 
     /// Losses of `labels` for the hidden states of their rows [targets, C]; their gradient for a loss of
@@ -210,7 +228,7 @@ impl Granite {
     pub fn head_loss(&self, hidden: &Tensor, labels: &Indices, dloss: Option<f64>) -> Result<HeadLoss> {
         let scale = 1.0 / self.config.logits_scaling;
         let (mut nll, mut dhidden) = (Vec::new(), Vec::new());
-        let step = head_rows(self.device());
+        let step = head_rows(self.device().location());
         for start in (0..labels.len()).step_by(step) {
             let n = step.min(labels.len() - start);
             let labels = labels.view(start..start + n);
@@ -260,10 +278,18 @@ impl Granite {
         virtual_tokens: usize,
     ) -> Result<Backward> {
         let rows = Rows::new(self, batch)?;
-        let mut dx = self.norm.backward(dhidden, &tape.last.residual, &tape.last.rstd, None)?;
+        let Tape { blocks, last } = tape;
+        let mut dx = self.norm.backward(dhidden, &last.residual, &last.rstd, None)?;
+        drop(last);
         let mut prefixes = Vec::new();
-        for (i, (block, saved)) in self.blocks.iter().zip(tape.blocks).enumerate().rev() {
+        for (i, (block, saved)) in self.blocks.iter().zip(blocks).enumerate().rev() {
             let needs = if i == 0 { Needs::Prefixes } else { Needs::All };
+            let saved = match saved {
+                Saved::Whole(tape) => tape,
+                Saved::Input { residual, .. } => {
+                    self.block(i, &rows, block.attention_norm.forward(&residual, None)?, prefix)?
+                }
+            };
             let dstream = self.backward_mlp(block, &saved, &dx)?;
             let last = i + 1 == self.blocks.len();
             let inputs = inputs(batch, &saved.qkv, prefix.map(|p| &p[i]), last);

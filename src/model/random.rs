@@ -1,4 +1,5 @@
-//! A model of random weights, from its shape alone: what a step costs does not depend on what the weights are.
+//! A model of random weights, from its shape alone: what a step costs does not depend on what the weights
+//! are.
 
 use super::ModelConfig;
 use super::granite::{Block, Dtypes, Granite, Parts};
@@ -14,14 +15,14 @@ use std::f32::consts::TAU;
 /// Standard deviation of the matrices: transformers' `initializer_range`.
 const STD: f32 = 0.02;
 
-/// Values of a stream of random numbers on the CPU. It decides which values a seed gives: another number gives
-/// others, and 2^16 keeps many threads busy with the smallest matrix of a model.
+/// Values of a stream of random numbers on the CPU. It decides which values a seed gives: another number
+/// gives others, and 2^16 keeps many threads busy with the smallest matrix of a model.
 const STREAM: usize = 1 << 16;
 
 impl Granite {
-    /// A model of this shape: matrices are normal with a standard deviation of 0.02, norms are ones, biases zeros.
-    /// Each matrix is made on `device` in f32 and then cast, so that one f32 matrix at most is beside the weights. A
-    /// seed gives the same values again on the same kind of device.
+    /// A model of this shape: matrices are normal with a standard deviation of 0.02, norms are ones, biases
+    /// zeros. Each matrix is made on `device` in f32 and then cast, so that one f32 matrix at most is beside
+    /// the weights. A seed gives the same values again on the same kind of device.
     ///
     /// # Errors
     /// The device's, out of memory above all.

@@ -6,7 +6,8 @@
 //!
 //! While it is on, every scope waits for the device at its beginning and at its end, so that the time between
 //! is the op's own. That forbids the overlap of host and device: a profiled step is slower than another one,
-//! and only the ops' shares of it mean something. Of scopes inside each other on one thread the outermost counts.
+//! and only the ops' shares of it mean something. Of scopes inside each other on one thread the outermost
+//! counts.
 
 use candle_core::Device;
 use std::cell::Cell;
@@ -51,8 +52,8 @@ pub struct Scope {
     not_send: PhantomData<*const ()>,
 }
 
-/// Begins to count the time of `op` on `device`; `None` where the profiler is off or another scope of this thread
-/// counts already.
+/// Begins to count the time of `op` on `device`; `None` where the profiler is off or another scope of this
+/// thread counts already.
 #[inline]
 pub fn scope(op: &'static str, device: &Device) -> Option<Scope> {
     if ON.load(Ordering::Relaxed) { begin(op, device) } else { None }

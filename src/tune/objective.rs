@@ -1,6 +1,7 @@
 //! The loss of a batch, and its gradient in the prompts: cross-entropy per target token, over everything that
 //! the optimizer step sees.
 
+use super::plan::Limits;
 use crate::Result;
 use crate::data::{PackedBatch, Passes, PrefixGroup};
 use crate::model::Granite;
@@ -48,8 +49,8 @@ impl Objective {
 }
 
 /// Loss and gradient of `groups`. `prompts` [n, C], of [`Granite::prompt_dtype`], holds the virtual tokens
-/// that the groups name. At most `max_rows` rows (and a single sequence at the least) go through the
-/// model at a time; the prefixes go through it once, whatever the budget is:
+/// that the groups name. At most `limits.max_rows` rows (and a single sequence at the least) go through the
+/// model at a time; the prefixes go through it once, whatever the limit is:
 ///
 /// ```text
 /// lead      prefixes ──────── forward ── keys, values ──┐           ┌── backward ── gradient of the prompts
@@ -62,19 +63,20 @@ pub fn gradient(
     model: &Granite,
     prompts: &Tensor,
     groups: &[PrefixGroup],
-    max_rows: usize,
+    limits: Limits,
 ) -> Result<Objective> {
+    let Limits { max_rows, recompute } = limits;
     let passes = Passes::new(groups, model.config().vocab_size, max_rows);
     let dloss = 1.0 / passes.target_tokens() as f64;
     let virtual_tokens = prompts.dims()[0];
     let Passes { lead, rest } = &passes;
-    let tape = model.forward(lead, prompts, None)?;
+    let tape = model.forward(lead, prompts, None, recompute)?;
     let mut nll = Vec::with_capacity(1 + rest.len());
     let mut behind: Option<Vec<Tensor>> = None;
     if !rest.is_empty() {
-        let prefix = tape.keys_values();
+        let prefix = tape.keys_values()?;
         for batch in rest {
-            let tape = model.forward(batch, prompts, Some(&prefix))?;
+            let tape = model.forward(batch, prompts, Some(&prefix), recompute)?;
             let head = model.head_loss(tape.hidden(), &batch.labels, Some(dloss))?;
             nll.push(head.nll);
             let Some(dhidden) = head.dhidden else { unreachable!("a gradient was asked for") };
@@ -94,7 +96,8 @@ pub fn gradient(
     Ok(Objective { nll, rows: passes.rows(), gradient: backward.prompts })
 }
 
-/// Loss of `groups` without a gradient; otherwise as [`gradient`].
+/// Loss of `groups` without a gradient, and without a tape: one block's memory at a time, and the keys and values of
+/// the prefixes where there is more than one pass. Passes of at most `max_rows` rows, otherwise as [`gradient`].
 ///
 /// # Errors
 /// Shapes that do not fit; the device's.
@@ -105,15 +108,16 @@ pub fn evaluate(
     max_rows: usize,
 ) -> Result<Objective> {
     let passes = Passes::new(groups, model.config().vocab_size, max_rows);
-    let Passes { lead, rest } = &passes;
-    let of = |batch: &PackedBatch, hidden: &Tensor| -> Result<Tensor> {
-        Ok(model.head_loss(hidden, &batch.labels, None)?.nll)
+    let of = |batch: &PackedBatch, prefix: Option<&[Tensor]>| -> Result<Tensor> {
+        Ok(model.head_loss(&model.hidden(batch, prompts, prefix)?, &batch.labels, None)?.nll)
     };
-    let tape = model.forward(lead, prompts, None)?;
-    let mut nll = vec![of(lead, tape.hidden())?];
-    let prefix = tape.keys_values();
-    for batch in rest {
-        nll.push(of(batch, model.forward(batch, prompts, Some(&prefix))?.hidden())?);
-    }
+    let nll = match &passes.rest[..] {
+        [] => vec![of(&passes.lead, None)?],
+        // The lead holds prefixes alone, which predict nothing.
+        rest => {
+            let prefix = model.keys_values(&passes.lead, prompts)?;
+            rest.iter().map(|batch| of(batch, Some(&prefix))).collect::<Result<_>>()?
+        }
+    };
     Ok(Objective { nll, rows: passes.rows(), gradient: None })
 }

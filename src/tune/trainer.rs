@@ -1,10 +1,12 @@
 //! The run: epochs of optimizer steps over packed batches.
 
 use super::objective;
+use super::plan::{self, Limits};
 use crate::config::{Keep, OnNotFinite, TrainOptions};
+use crate::data::pack::Sequence;
 use crate::data::{Example, PrefixGroup};
 use crate::model::Granite;
-use crate::ops::adamw::{AdamW, Parameter, Step};
+use crate::ops::adamw::{AdamW, Parameter, Step, Updated};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use rand::SeedableRng;
@@ -23,8 +25,8 @@ pub struct Task<'a> {
     pub validation: &'a [Example],
     /// Hyperparameters.
     pub options: &'a TrainOptions,
-    /// Rows that go through the model at a time.
-    pub max_rows: usize,
+    /// How much goes through the model at a time, at first: less where the device runs out of memory.
+    pub limits: Limits,
 }
 
 /// One optimizer step, a line of `metrics.jsonl`.
@@ -79,6 +81,11 @@ pub trait Observer {
     /// # Errors
     /// Ends the run.
     fn skipped(&mut self, step: usize, what: &str, value: f64) -> Result<()>;
+    /// The device ran out of memory in a step or a validation: it is tried again, and the run goes on, under `limits`.
+    ///
+    /// # Errors
+    /// Ends the run.
+    fn out_of_memory(&mut self, limits: Limits) -> Result<()>;
     /// An epoch has ended.
     ///
     /// # Errors
@@ -118,10 +125,21 @@ pub struct Trainer<'a> {
     task: Task<'a>,
     adamw: AdamW,
     parameter: Parameter,
+    limits: Limits,
     step: usize,
     last: Kept,
     best: Option<Kept>,
     skipped: usize,
+}
+
+/// What a step computed; nothing is changed yet.
+struct Attempt {
+    updated: Updated,
+    rows: usize,
+    target_tokens: usize,
+    loss: f64,
+    grad_norm: f64,
+    prompt_norm: f64,
 }
 
 impl<'a> Trainer<'a> {
@@ -152,7 +170,8 @@ impl<'a> Trainer<'a> {
         let prompt = prompt.to_dtype(DType::F32)?.to_device(task.model.device())?;
         let parameter = Parameter::new(&prompt)?;
         let last = Kept { prompt, epoch: 0, step: 0, train_loss: None, validation_loss: None };
-        Ok(Self { task, adamw, parameter, step: 0, last, best: None, skipped: 0 })
+        let limits = task.limits;
+        Ok(Self { task, adamw, parameter, limits, step: 0, last, best: None, skipped: 0 })
     }
 
     /// Optimizer steps of the whole run.
@@ -221,7 +240,7 @@ impl<'a> Trainer<'a> {
                 }
             }
             let train_loss = nll / target_tokens as f64;
-            let record = self.end_epoch(epoch, train_loss, started)?;
+            let record = self.end_epoch(epoch, train_loss, started, observer)?;
             observer.epoch(&record)?;
         }
         Ok(())
@@ -235,24 +254,17 @@ impl<'a> Trainer<'a> {
         observer: &mut dyn Observer,
     ) -> Result<Option<StepRecord>> {
         let started = Instant::now();
-        let Task { model, train, options, max_rows, .. } = self.task;
-        let prompt = self.parameter.value.to_dtype(model.prompt_dtype())?;
-        let n = prompt.dims()[0] as u32;
+        let Task { train, options, .. } = self.task;
+        let n = self.parameter.value.dims()[0] as u32;
         let group = PrefixGroup::new(0..n, chunk.iter().map(|i| &train[*i]));
-        let objective = objective::gradient(model, &prompt, &[group], max_rows)?;
-        let Some(gradient) = objective.gradient.as_ref() else {
-            return Err(Error::Invalid("the prompt has no gradient".into()));
-        };
-        let gradient = gradient.to_dtype(DType::F32)?;
         let attempt = self.step + self.skipped;
         let warmup = super::schedule::warmup_steps(options.warmup_ratio, total);
         let learning_rate = options.learning_rate * options.schedule.multiplier(attempt, warmup, total);
         let step = Step { step: self.step + 1, learning_rate, max_grad_norm: options.max_grad_norm };
-        let updated = self.adamw.forward(&self.parameter, &gradient, step)?;
-        // Only here does the host wait for a GPU. The prompt's norm: a huge learning rate overflows it by a
-        // gradient that is finite.
-        let (loss, target_tokens) = (objective.loss()?, objective.target_tokens());
-        let (grad_norm, prompt_norm) = (updated.grad_norm.value()?, updated.value_norm.value()?);
+        let (found, limits) =
+            self.within_memory(&group, observer, |limits| self.attempt(&group, step, limits))?;
+        self.limits = limits;
+        let Attempt { updated, rows, target_tokens, loss, grad_norm, prompt_norm } = found;
         let values =
             [("the loss", loss), ("the gradient's norm", grad_norm), ("the prompt's norm", prompt_norm)];
         if let Some((what, value)) = values.into_iter().find(|(_, value)| !value.is_finite()) {
@@ -268,9 +280,37 @@ impl<'a> Trainer<'a> {
             grad_norm,
             examples: chunk.len(),
             target_tokens,
-            rows: objective.rows,
+            rows,
             seconds: started.elapsed().as_secs_f64(),
         }))
+    }
+
+    /// Runs `work` over `group`, under less where the device runs out of memory; gives back under which limits.
+    fn within_memory<T>(
+        &self,
+        group: &PrefixGroup,
+        observer: &mut dyn Observer,
+        work: impl FnMut(Limits) -> Result<T>,
+    ) -> Result<(T, Limits)> {
+        let rows = group.prefix_rows() + group.sequences.iter().map(Sequence::rows).sum::<usize>();
+        let less = |limits: Limits| limits.less(rows, self.task.model.config().num_hidden_layers);
+        plan::within_memory(self.limits, less, work, |limits| observer.out_of_memory(limits))
+    }
+
+    /// Loss, gradient and update of one step under `limits`.
+    fn attempt(&self, group: &PrefixGroup, step: Step, limits: Limits) -> Result<Attempt> {
+        let model = self.task.model;
+        let prompt = self.parameter.value.to_dtype(model.prompt_dtype())?;
+        let objective = objective::gradient(model, &prompt, std::slice::from_ref(group), limits)?;
+        let Some(gradient) = objective.gradient.as_ref() else {
+            return Err(Error::Invalid("the prompt has no gradient".into()));
+        };
+        let updated = self.adamw.forward(&self.parameter, &gradient.to_dtype(DType::F32)?, step)?;
+        // Only here does the host wait for a GPU. The prompt's norm: a huge learning rate overflows it by a
+        // gradient that is finite.
+        let (loss, target_tokens) = (objective.loss()?, objective.target_tokens());
+        let (grad_norm, prompt_norm) = (updated.grad_norm.value()?, updated.value_norm.value()?);
+        Ok(Attempt { updated, rows: objective.rows, target_tokens, loss, grad_norm, prompt_norm })
     }
 
     /// A step whose `what` is not finite: it is skipped, or the error that ends the run.
@@ -292,17 +332,26 @@ impl<'a> Trainer<'a> {
         Err(Error::NotFinite { step, what, value, hint })
     }
 
-    fn end_epoch(&mut self, epoch: usize, train_loss: f64, started: Instant) -> Result<EpochRecord> {
-        let Task { model, validation, max_rows, .. } = self.task;
-        let prompt = &self.parameter.value;
+    fn end_epoch(
+        &mut self,
+        epoch: usize,
+        train_loss: f64,
+        started: Instant,
+        observer: &mut dyn Observer,
+    ) -> Result<EpochRecord> {
+        let Task { model, validation, .. } = self.task;
+        let prompt = self.parameter.value.clone();
         let validation_loss = match validation {
             [] => None,
             examples => {
                 let group = PrefixGroup::new(0..prompt.dims()[0] as u32, examples);
-                Some(
-                    objective::evaluate(model, &prompt.to_dtype(model.prompt_dtype())?, &[group], max_rows)?
-                        .loss()?,
-                )
+                let groups = std::slice::from_ref(&group);
+                let prompt = prompt.to_dtype(model.prompt_dtype())?;
+                let loss =
+                    |limits: Limits| objective::evaluate(model, &prompt, groups, limits.max_rows)?.loss();
+                let (loss, limits) = self.within_memory(&group, observer, loss)?;
+                self.limits = limits;
+                Some(loss)
             }
         };
         self.last = Kept {

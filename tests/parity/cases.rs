@@ -3,7 +3,7 @@
 use crate::fixtures::*;
 use candle_core::{DType, Device, Tensor};
 use gneiss::data::Passes;
-use gneiss::tune;
+use gneiss::tune::{self, Limits};
 use std::collections::HashMap;
 
 fn cases(name: &str) {
@@ -15,10 +15,10 @@ fn cases(name: &str) {
         let (prompts, groups, gradient) = golden.case(case);
         let expected = golden.tensor(&case["logits"]);
         let batch = Passes::new(&groups, model.config().vocab_size, usize::MAX).lead;
-        let tape = model.forward(&batch, &prompts, None).unwrap();
+        let tape = model.forward(&batch, &prompts, None, 0).unwrap();
         assert_within(&what("logits"), &model.logits(tape.hidden()).unwrap(), expected, 1e-4);
         for max_rows in [usize::MAX, 20, 1] {
-            let objective = tune::gradient(&model, &prompts, &groups, max_rows).unwrap();
+            let objective = tune::gradient(&model, &prompts, &groups, Limits::rows(max_rows)).unwrap();
             let loss = case["loss"].as_f64().unwrap();
             let error = (objective.loss().unwrap() - loss).abs() / loss;
             assert!(error < 1e-4, "{}: {} against {loss}", what("loss"), objective.loss().unwrap());
@@ -64,8 +64,8 @@ fn half_precision_weights_are_rounded_weights() {
             let (half, wide) = (model(name, dtype), model_in(rounded.path(), DType::F32));
             for case in golden.json["cases"].as_array().unwrap() {
                 let (prompts, groups, _) = golden.case(case);
-                let ours = tune::gradient(&half, &prompts, &groups, usize::MAX).unwrap();
-                let expected = tune::gradient(&wide, &prompts, &groups, usize::MAX).unwrap();
+                let ours = tune::gradient(&half, &prompts, &groups, Limits::rows(usize::MAX)).unwrap();
+                let expected = tune::gradient(&wide, &prompts, &groups, Limits::rows(usize::MAX)).unwrap();
                 let what = format!("{name}, {}, {dtype:?}", case["name"]);
                 assert_within(&what, &ours.gradient.unwrap(), &expected.gradient.unwrap(), 1e-5);
             }

@@ -2,7 +2,7 @@
 
 use crate::fixtures::*;
 use candle_core::{DType, Tensor};
-use gneiss::tune;
+use gneiss::tune::{self, Limits};
 
 #[test]
 fn the_gradient_is_the_slope_of_the_loss() {
@@ -14,7 +14,8 @@ fn the_gradient_is_the_slope_of_the_loss() {
         let prompts = prompts.to_dtype(DType::F64).unwrap();
         let values = prompts.flatten_all().unwrap().to_vec1::<f64>().unwrap();
         for max_rows in [usize::MAX, 10] {
-            let gradient = tune::gradient(&model, &prompts, &groups, max_rows).unwrap().gradient.unwrap();
+            let gradient =
+                tune::gradient(&model, &prompts, &groups, Limits::rows(max_rows)).unwrap().gradient.unwrap();
             let gradient = gradient.flatten_all().unwrap().to_vec1::<f64>().unwrap();
             let largest = gradient.iter().fold(0.0f64, |m, x| m.max(x.abs()));
             for i in (0..values.len()).step_by(values.len() / 12) {

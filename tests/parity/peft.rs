@@ -74,6 +74,6 @@ fn peft_computes_the_same_from_an_adapter_of_gneiss() {
     };
     let batch = Passes::new(&[group], model.config().vocab_size, usize::MAX).lead;
     let read = Adapter::read(folder.path()).unwrap().prompt;
-    let tape = model.forward(&batch, &read, None).unwrap();
+    let tape = model.forward(&batch, &read, None, 0).unwrap();
     assert_within("logits of PEFT", &model.logits(tape.hidden()).unwrap(), &theirs, 1e-4);
 }

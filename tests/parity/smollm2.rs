@@ -5,8 +5,8 @@ use candle_core::{DType, Device, Tensor};
 use gneiss::config::{InitMethod, PromptOptions};
 use gneiss::data::pack::{Passes, PrefixGroup, Sequence};
 use gneiss::model::{Checkpoint, Granite, TextTokenizer, granite};
-use gneiss::tune;
 use gneiss::tune::prompt::initial;
+use gneiss::tune::{self, Limits};
 use std::path::{Path, PathBuf};
 
 /// The real model, which `make model` fetches into models/ (or GNEISS_MODELS names its folder).
@@ -52,7 +52,7 @@ fn last_logits(golden: &Golden, model: &Granite) {
     let group = PrefixGroup { prompt: 0..0, head: Vec::new(), sequences };
     let batch = Passes::new(&[group], model.config().vocab_size, usize::MAX).lead;
     let no_prompt = Tensor::zeros((0, model.config().hidden_size), DType::F32, &Device::Cpu).unwrap();
-    let tape = model.forward(&batch, &no_prompt, None).unwrap();
+    let tape = model.forward(&batch, &no_prompt, None, 0).unwrap();
     let logits = model.logits(tape.hidden()).unwrap();
     let expected = golden.tensor(&golden.json["last_logits"]);
     assert_eq!(expected.dims(), [4, 49152]);
@@ -91,7 +91,7 @@ fn prompt_gradient(golden: &Golden, model: &Granite) {
     let (prompts, groups, gradient) = golden.case(case);
     let expected = case["loss"].as_f64().unwrap();
     for max_rows in [usize::MAX, 20] {
-        let objective = tune::gradient(model, &prompts, &groups, max_rows).unwrap();
+        let objective = tune::gradient(model, &prompts, &groups, Limits::rows(max_rows)).unwrap();
         assert_eq!(objective.target_tokens() as u64, case["target_tokens"].as_u64().unwrap());
         let error = (objective.loss().unwrap() - expected).abs() / expected;
         assert!(error < 1e-3, "loss {}, expected {expected}", objective.loss().unwrap());

@@ -5,7 +5,7 @@ use candle_core::DType;
 use gneiss::Result;
 use gneiss::config::{Keep, Schedule, TrainOptions};
 use gneiss::data::Example;
-use gneiss::tune::{EpochRecord, Observer, StepRecord, Task, Trainer};
+use gneiss::tune::{EpochRecord, Limits, Observer, StepRecord, Task, Trainer};
 use serde_json::Value;
 
 #[derive(Default)]
@@ -18,6 +18,9 @@ impl Observer for Steps {
     }
     fn skipped(&mut self, step: usize, what: &str, value: f64) -> Result<()> {
         panic!("step {step} was skipped: {what} is {value}");
+    }
+    fn out_of_memory(&mut self, limits: Limits) -> Result<()> {
+        panic!("the CPU ran out of memory: {limits:?}");
     }
     fn epoch(&mut self, _: &EpochRecord) -> Result<()> {
         Ok(())
@@ -62,7 +65,13 @@ fn ten_steps(name: &str, max_rows: usize) {
     let mut clipped = 0;
     for run in runs {
         let (options, train) = (options(run), laid_out(run));
-        let task = Task { model: &model, train: &train, validation: &[], options: &options, max_rows };
+        let task = Task {
+            model: &model,
+            train: &train,
+            validation: &[],
+            options: &options,
+            limits: Limits::rows(max_rows),
+        };
         let mut trainer = Trainer::new(task, golden.tensor(&run["prompt"])).unwrap();
         let mut steps = Steps::default();
         trainer.run(&mut steps).unwrap();

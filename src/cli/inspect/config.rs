@@ -8,6 +8,7 @@ use gneiss::config::{Config, InitMethod};
 use gneiss::data::pack::common_head;
 use gneiss::data::{Dataset, Encoder, Example, Passes, PrefixGroup, Template};
 use gneiss::model::{Checkpoint, TextTokenizer, TuningMemory, granite};
+use gneiss::tune::{Limits, Work};
 use gneiss::{Error, setup};
 use serde::Serialize;
 use std::collections::HashSet;
@@ -30,6 +31,23 @@ pub struct ConfigReport {
     steps_per_epoch: usize,
     steps: usize,
     memory: Vec<Memory>,
+    plan: Plan,
+    #[serde(skip)]
+    plan_text: [String; 2],
+}
+
+/// How tuning will fit into the memory of the device, bytes; it counts on the largest step of any epoch.
+#[derive(Serialize)]
+struct Plan {
+    budget: Option<usize>,
+    reserve: usize,
+    /// With the reserve.
+    total: usize,
+    /// Beyond the budget.
+    missing: usize,
+    max_rows: usize,
+    /// Blocks that are recomputed.
+    recompute: usize,
 }
 
 /// One of the configuration's files.
@@ -92,18 +110,17 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<ConfigReport>
             positions[0], positions[1]
         );
     }
-    let max_rows = setup::max_rows(config.train.max_rows, &device);
-    let batches = Batches::of(&config, &train, virtual_tokens, max_rows);
+    let memory = TuningMemory::of(&shape, dtypes, device.location());
+    let work = Work::of(&train, virtual_tokens, config.train.batch_size * config.train.accumulate_steps);
+    let plan = setup::plan(&config.train, &memory, &work, &device, false)?;
+    let batches = Batches::of(&config, &train, virtual_tokens, plan.limits.max_rows);
     let steps_per_epoch = batches.rows.len();
-    let memory = TuningMemory::of(&shape, dtypes);
-    let at = |what, rows: usize, targets: usize| Memory {
-        what,
-        rows,
-        weights: memory.weights,
-        tape: memory.tape(rows, targets),
-        workspace: memory.workspace(rows),
-        prompt: virtual_tokens * memory.prompt_per_token,
-        total: memory.total(rows, targets, virtual_tokens),
+    let Limits { max_rows, recompute } = plan.limits;
+    let at = |what, rows: usize, targets: usize| {
+        let (tape, workspace) =
+            (memory.tape(rows, targets, recompute), memory.workspace(rows, targets, recompute));
+        let total = memory.weights + tape + workspace + plan.prompt;
+        Memory { what, rows, weights: memory.weights, tape, workspace, prompt: plan.prompt, total }
     };
     let (rows, targets) = batches.largest;
     let targets_at_most = (max_rows as f64 * batches.target_share).ceil() as usize;
@@ -123,6 +140,15 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<ConfigReport>
         steps_per_epoch,
         memory: vec![at("largest step", rows, targets), at("full pass", max_rows, targets_at_most)],
         batches,
+        plan: Plan {
+            budget: plan.budget.bytes,
+            reserve: plan.reserve,
+            total: plan.total(),
+            missing: plan.missing(),
+            max_rows,
+            recompute,
+        },
+        plan_text: text::plan(&plan),
     })
 }
 
@@ -249,5 +275,11 @@ impl Report for ConfigReport {
                 row("total", &|m| bytes(m.total)),
             ])
         );
+        let [needs, limits] = &self.plan_text;
+        line("plan", needs);
+        line("", limits);
+        if self.plan.missing > 0 {
+            line("", format!("by estimate {} more than there are", bytes(self.plan.missing)));
+        }
     }
 }

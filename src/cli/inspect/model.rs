@@ -79,6 +79,8 @@ struct MemoryReport {
     weights: usize,
     tape_per_row: usize,
     tape: usize,
+    /// With every block recomputed but the last.
+    recomputed_tape: usize,
     head: usize,
     workspace: usize,
     prompt_per_token: usize,
@@ -153,17 +155,18 @@ fn memory(config: &ModelConfig) -> anyhow::Result<Vec<MemoryReport>> {
     let device = setup::device(DeviceChoice::Auto)?;
     let rows = setup::max_rows(0, &device);
     let of = |choice: DtypeChoice, dtype: DType| -> anyhow::Result<MemoryReport> {
-        let memory = TuningMemory::of(config, granite::dtypes(dtype, &device)?);
+        let memory = TuningMemory::of(config, granite::dtypes(dtype, &device)?, device.location());
         Ok(MemoryReport {
             dtype: choice.name(),
             rows,
             weights: memory.weights,
-            tape_per_row: memory.tape_per_row,
-            tape: memory.tape(rows, 0),
+            tape_per_row: memory.tape_per_row(0),
+            tape: memory.tape(rows, 0, 0),
+            recomputed_tape: memory.tape(rows, 0, memory.most_recomputed()),
             head: memory.head,
-            workspace: memory.workspace(rows),
+            workspace: memory.workspace(rows, 0, 0),
             prompt_per_token: memory.prompt_per_token,
-            total: memory.total(rows, 0, 0),
+            total: memory.weights + memory.tape(rows, 0, 0) + memory.workspace(rows, 0, 0),
         })
     };
     [(DtypeChoice::F32, DType::F32), (DtypeChoice::Bf16, DType::BF16)]
@@ -229,6 +232,7 @@ impl Report for ModelReport {
                 row("weights", &|m| m.weights),
                 row("tape", &|m| m.tape),
                 row("  a row", &|m| m.tape_per_row),
+                row("  with blocks recomputed", &|m| m.recomputed_tape),
                 row("workspace", &|m| m.workspace),
                 row("  head buffer", &|m| m.head),
                 row("total", &|m| m.total),

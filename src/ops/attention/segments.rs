@@ -88,3 +88,11 @@ impl PartialEq for Segments {
 }
 
 impl Eq for Segments {}
+
+impl<'a> IntoIterator for &'a Segments {
+    type Item = &'a Segment;
+    type IntoIter = std::slice::Iter<'a, Segment>;
+    fn into_iter(self) -> Self::IntoIter {
+        self.list.iter()
+    }
+}

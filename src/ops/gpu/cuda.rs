@@ -4,10 +4,10 @@ use super::{Kernel, Parameters};
 use crate::{Error, Result};
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::cublas::{result as cublas, sys};
-use candle_core::cuda_backend::cudarc::driver::sys as driver;
 use candle_core::cuda_backend::cudarc::driver::{
     CudaFunction, CudaModule, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg,
 };
+use candle_core::cuda_backend::cudarc::driver::{result, sys as driver};
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::{DeviceId, WrapErr};
 use candle_core::{CudaDevice, DType, Storage, Tensor};
@@ -46,13 +46,12 @@ pub(crate) fn prepare(device: &CudaDevice) -> Result<()> {
     if !stream.context().has_async_alloc() {
         return Ok(());
     }
-    let mut pool = std::ptr::null_mut();
     let mut keep_all = u64::MAX;
-    // SAFETY: the context is alive; the driver writes a handle, and reads a u64 for this attribute.
+    let threshold = driver::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: the context is alive, the pool is its device's, and the attribute is a u64.
     unsafe {
-        driver::cuDeviceGetDefaultMemPool(&mut pool, stream.context().cu_device()).result().w()?;
-        let threshold = driver::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-        driver::cuMemPoolSetAttribute(pool, threshold, (&raw mut keep_all).cast()).result().w()?;
+        let pool = result::device::get_mem_pool(stream.context().cu_device()).w()?;
+        result::mem_pool::set_attribute(pool, threshold, (&raw mut keep_all).cast()).w()?;
     }
     Ok(())
 }
@@ -68,14 +67,6 @@ pub(crate) fn compute_capability(device: &CudaDevice) -> (i32, i32) {
 /// The driver's.
 pub(crate) fn memory(device: &CudaDevice) -> Result<(usize, usize)> {
     Ok(device.cuda_stream().context().mem_get_info().w()?)
-}
-
-/// The device's name, such as `NVIDIA H100 80GB HBM3`.
-///
-/// # Errors
-/// The driver's.
-pub(crate) fn name(device: &CudaDevice) -> Result<String> {
-    Ok(device.cuda_stream().context().name().w()?)
 }
 
 fn function(device: &CudaDevice, kernel: &Kernel, element: DType) -> Result<CudaFunction> {

@@ -1,0 +1,20 @@
+//! Throughput of tuning: what a step takes in time and memory, and how much of the device it uses.
+//!
+//! ```text
+//! examples (made, of a file, of a dataset)
+//!    └─ Case: batch_size x accumulate_steps, num_virtual_tokens
+//!          └─ Trainer: warm-up steps, counted steps, the device idle at the end of each
+//!                └─ Measured: time, rates, useful FLOPs, peak memory ── and, in a run of its own, time per op
+//! ```
+
+pub mod examples;
+pub mod flops;
+pub mod machine;
+pub mod matmul;
+pub mod measure;
+
+pub use examples::Lengths;
+pub use flops::Flops;
+pub use machine::{DeviceMemory, PeakMemory};
+pub use matmul::MatmulPeak;
+pub use measure::{Bench, Case, Measured, OpShare, Source, Spread};

@@ -1,0 +1,290 @@
+//! `gneiss bench`: throughput of tuning.
+
+mod report;
+
+use super::{ConfigArgs, PlaceArgs, process, progress, text};
+use anyhow::Context;
+use clap::{ArgGroup, Args};
+use gneiss::bench::examples;
+use gneiss::bench::{Bench as Runs, Case, DeviceMemory, Lengths, MatmulPeak, PeakMemory, Source, machine};
+use gneiss::config::{DeviceChoice, DtypeChoice};
+use gneiss::data::Template;
+use gneiss::model::{Granite, ModelConfig, Parameters, granite};
+use gneiss::setup;
+use gneiss::tune::prompt;
+use report::{CaseReport, Report};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Steps of a profiled run: the shares of its ops hardly differ from step to step.
+const PROFILED_STEPS: usize = 3;
+
+/// Seed of random weights.
+const SEED: u64 = 42;
+
+/// Measures the throughput of tuning: step time, examples, tokens and rows a second, the part of the device's
+/// matmul peak that useful floating-point operations reach, memory, time per op.
+///
+/// Every combination of --batch, --virtual-tokens and --accumulate is a run of the trainer with warm-up steps
+/// and counted ones over rotating examples, the device idle at the end of each step.
+#[derive(Args)]
+#[command(group(ArgGroup::new("subject").required(true).args(["config", "model_config"])))]
+#[command(group(ArgGroup::new("rows").args(["tokens", "data", "examples"])))]
+pub struct Bench {
+    /// A configuration such as configs/tutorial.toml: its model, examples and template; the sizes that are
+    /// not given here are its own.
+    config: Option<PathBuf>,
+    /// The shape of a model, such as configs/models/granite-4.1-8b.json: random weights, nothing is
+    /// downloaded. Sizes that are not given are those of the tutorial: batch 8, 100 virtual tokens,
+    /// accumulation 16.
+    #[arg(long, value_name = "FILE.json")]
+    model_config: Option<PathBuf>,
+    /// Override a key of the configuration, such as `--set train.max_rows=4096`; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE", requires = "config", conflicts_with = "model_config")]
+    sets: Vec<String>,
+    /// Take this model instead of the configuration's: a folder, a .gguf file or org/name[@revision].
+    #[arg(long, requires = "config", conflicts_with = "model_config")]
+    model: Option<String>,
+    #[command(flatten)]
+    place: PlaceArgs,
+    /// Examples of a micro-batch, such as 8,32,128.
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = positive)]
+    batch: Vec<usize>,
+    /// Virtual tokens of the prompt, such as 20,100.
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = positive)]
+    virtual_tokens: Vec<usize>,
+    /// Micro-batches of an optimizer step, such as 1,16.
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = positive)]
+    accumulate: Vec<usize>,
+    /// Examples of random tokens, N tokens each, 2 of them the target; by default as long as the reviews of
+    /// data/ (25 to 84, 42.5 on average). The first 10 tokens of the inputs are the same, as a template's
+    /// are.
+    #[arg(long, value_name = "N", value_parser = positive)]
+    tokens: Option<usize>,
+    /// Examples of this dataset instead of the configuration's data.train; it takes a model with a tokenizer.
+    #[arg(long, value_name = "FILE", requires = "config", conflicts_with = "model_config")]
+    data: Option<PathBuf>,
+    /// Examples in token ids: {"examples": [{"input": [ids], "target": [ids]}, ...]}.
+    #[arg(long, value_name = "FILE.json")]
+    examples: Option<PathBuf>,
+    /// Optimizer steps that count.
+    #[arg(long, default_value_t = 10, value_parser = positive)]
+    steps: usize,
+    /// Optimizer steps before them.
+    #[arg(long, default_value_t = 3)]
+    warmup: usize,
+    /// Rows that go through the model at a time; by default train.max_rows, or what suits the device.
+    #[arg(long, value_name = "N", value_parser = positive)]
+    max_rows: Option<usize>,
+    /// Also measure the time of each op, in steps of their own.
+    #[arg(long)]
+    profile: bool,
+    /// Print the results as JSON.
+    #[arg(long)]
+    json: bool,
+    /// Append a row for each combination to this file; a new one gets a header.
+    #[arg(long, value_name = "FILE.csv")]
+    csv: Option<PathBuf>,
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    text.trim().parse().ok().filter(|n| *n > 0).ok_or_else(|| "expected a whole number, 1 or more".into())
+}
+
+/// A model, with what is to be measured where the options do not say.
+struct Subject {
+    model: Granite,
+    name: String,
+    weights: String,
+    dtype: &'static str,
+    source: Source,
+    /// What the examples are, for people.
+    about: String,
+    default: Case,
+    max_rows: usize,
+}
+
+impl Bench {
+    /// Runs the subcommand.
+    pub fn run(self) -> anyhow::Result<()> {
+        let csv = self.csv.as_deref().map(report::Csv::open).transpose().context("--csv")?;
+        let subject = match (&self.config, &self.model_config) {
+            (Some(config), _) => self.of_config(config)?,
+            (None, Some(shape)) => self.of_shape(shape)?,
+            (None, None) => unreachable!("clap asks for one of them"),
+        };
+        let device = subject.model.device().clone();
+        let peak = MatmulPeak::measure(&device, subject.model.dtype())?;
+        let mut report = Report {
+            version: env!("CARGO_PKG_VERSION"),
+            date: machine::now(),
+            model: subject.name,
+            weights: subject.weights,
+            parameters: Parameters::of(subject.model.config()).total(),
+            weight_bytes: subject.model.weight_bytes(),
+            device: text::device(&device),
+            device_name: machine::device_name(&device),
+            dtype: subject.dtype,
+            activations: subject.model.dtype().as_str(),
+            examples: subject.about,
+            steps: self.steps,
+            warmup: self.warmup,
+            matmul_peak: peak,
+            cases: Vec::new(),
+        };
+        let runs = Runs {
+            model: &subject.model,
+            source: subject.source,
+            max_rows: subject.max_rows,
+            steps: self.steps,
+            warmup: self.warmup,
+            peak,
+        };
+        let mut outcome = Ok(());
+        for case in self.cases(subject.default) {
+            let label = report::label(case);
+            eprintln!("{label}: {} + {} steps", self.warmup, self.steps);
+            match self.measure(&runs, case).with_context(|| label) {
+                Ok(found) => report.cases.push(found),
+                Err(error) => {
+                    outcome = Err(error);
+                    break;
+                }
+            }
+            if let (Some(csv), Some(found)) = (&csv, report.cases.last()) {
+                csv.append(&report, found).context("--csv")?;
+            }
+        }
+        // Also after an error: what was measured before it is good.
+        if outcome.is_ok() || !report.cases.is_empty() {
+            report.print(self.json)?;
+        }
+        outcome
+    }
+
+    fn measure(&self, runs: &Runs, case: Case) -> anyhow::Result<CaseReport> {
+        let device = runs.model.device();
+        let (mut process, mut gpu) = (process::ProcessMemory, DeviceMemory::new(device));
+        let memory: &mut dyn PeakMemory = if device.is_cpu() { &mut process } else { &mut gpu };
+        let measured = runs.measure(case, memory)?;
+        let ops = if self.profile { Some(runs.profile(case, PROFILED_STEPS)?) } else { None };
+        Ok(CaseReport { measured, device_memory_bytes: gpu.in_use(), ops })
+    }
+
+    /// Every combination of the sizes; what is not given is that of `default`.
+    fn cases(&self, default: Case) -> Vec<Case> {
+        let or = |given: &[usize], one: usize| if given.is_empty() { vec![one] } else { given.to_vec() };
+        let mut cases = Vec::new();
+        for accumulate_steps in or(&self.accumulate, default.accumulate_steps) {
+            for num_virtual_tokens in or(&self.virtual_tokens, default.num_virtual_tokens) {
+                for batch_size in or(&self.batch, default.batch_size) {
+                    cases.push(Case { batch_size, accumulate_steps, num_virtual_tokens });
+                }
+            }
+        }
+        cases
+    }
+
+    /// Examples that the options name, and what they are.
+    fn named_examples(&self, vocab_size: usize) -> anyhow::Result<Option<(Source, String)>> {
+        Ok(match (self.tokens, &self.examples) {
+            (Some(tokens), _) => Some(made(Lengths::of_tokens(tokens).context("--tokens")?)),
+            (None, Some(path)) => {
+                let examples = examples::read(path, vocab_size).context("--examples")?;
+                let about = format!("{} of {}", examples.len(), path.display());
+                Some((Source::Given(examples), about))
+            }
+            (None, None) => None,
+        })
+    }
+
+    fn of_config(&self, path: &Path) -> anyhow::Result<Subject> {
+        let args = ConfigArgs {
+            config: path.to_path_buf(),
+            sets: self.sets.clone(),
+            model: self.model.clone(),
+            place: PlaceArgs { device: self.place.device, dtype: self.place.dtype },
+        };
+        let mut config = args.load()?;
+        if let Some(data) = &self.data {
+            config.data.train = data.display().to_string();
+        }
+        let session = progress::open(&config.model)?;
+        let model = session.model;
+        let (source, about) = match self.named_examples(model.config().vocab_size)? {
+            Some(named) => named,
+            None => {
+                let template = Template::parse(&config.data.verbalizer)?;
+                let encoder = setup::encoder(&config.data, &session.tokenizer, &template);
+                let (_, encoded) = setup::examples(&config.data.train, &config, &encoder)?
+                    .context("data.train is required")?;
+                let about = format!("{} of {}", encoded.examples.len(), config.data.train);
+                (Source::Given(encoded.examples), about)
+            }
+        };
+        let num_virtual_tokens = match self.virtual_tokens.first() {
+            Some(n) => *n,
+            None => prompt::initial(&config.prompt, &model, &session.tokenizer, config.train.seed)?.dims()[0],
+        };
+        Ok(Subject {
+            max_rows: self.max_rows.unwrap_or(config.train.max_rows),
+            model,
+            name: session.id,
+            weights: session.format,
+            dtype: session.dtype.as_str(),
+            source,
+            about,
+            default: Case {
+                batch_size: config.train.batch_size,
+                accumulate_steps: config.train.accumulate_steps,
+                num_virtual_tokens,
+            },
+        })
+    }
+
+    fn of_shape(&self, path: &Path) -> anyhow::Result<Subject> {
+        let config = ModelConfig::from_json(path).context("--model-config")?;
+        let (source, about) = match self.named_examples(config.vocab_size)? {
+            Some(named) => named,
+            None => made(Lengths::reviews()),
+        };
+        let device = setup::device(self.place.device.unwrap_or(DeviceChoice::Auto))?;
+        let dtype = setup::dtype(self.place.dtype.unwrap_or(DtypeChoice::Auto), &device);
+        let started = Instant::now();
+        let model = Granite::random(&config, granite::dtypes(dtype, &device)?, &device, SEED)?;
+        device.synchronize()?;
+        eprintln!(
+            "model      {}: random weights, {dtype:?} on {}, {} in {:.1} s",
+            path.display(),
+            text::device(&device),
+            text::bytes(model.weight_bytes() as u64),
+            started.elapsed().as_secs_f64()
+        );
+        Ok(Subject {
+            model,
+            name: model_name(path),
+            weights: "random".into(),
+            dtype: dtype.as_str(),
+            source,
+            about,
+            default: Case { batch_size: 8, accumulate_steps: 16, num_virtual_tokens: 100 },
+            max_rows: self.max_rows.unwrap_or(0),
+        })
+    }
+}
+
+/// The name of a shape's file, or of its folder where the file is a checkpoint's config.json.
+fn model_name(path: &Path) -> String {
+    let named = match path.parent().filter(|_| path.file_name().is_some_and(|name| name == "config.json")) {
+        Some(folder) if folder.file_name().is_some() => folder.file_name(),
+        _ => path.file_stem(),
+    };
+    named.unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+fn made(lengths: Lengths) -> (Source, String) {
+    let mean = lengths.lengths.iter().sum::<usize>() as f64 / lengths.lengths.len() as f64;
+    let Lengths { head, target, .. } = lengths;
+    let about = format!("random, {mean:.1} tokens on average, up to {head} shared, targets of {target}");
+    (Source::Made(lengths), about)
+}

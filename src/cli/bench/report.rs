@@ -1,0 +1,264 @@
+//! What was measured, as tables, as JSON, and as rows of a CSV file.
+
+use super::text;
+use gneiss::bench::{Case, MatmulPeak, Measured, OpShare};
+use gneiss::{Error, Result};
+use serde::Serialize;
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
+
+/// All cases of a command.
+#[derive(Serialize)]
+pub struct Report {
+    pub version: &'static str,
+    pub date: String,
+    pub model: String,
+    /// How the weights are stored, or `random`.
+    pub weights: String,
+    pub parameters: usize,
+    pub weight_bytes: usize,
+    pub device: &'static str,
+    pub device_name: String,
+    /// Of the weights.
+    pub dtype: &'static str,
+    pub activations: &'static str,
+    pub examples: String,
+    pub steps: usize,
+    pub warmup: usize,
+    pub matmul_peak: MatmulPeak,
+    pub cases: Vec<CaseReport>,
+}
+
+/// One case.
+#[derive(Serialize)]
+pub struct CaseReport {
+    #[serde(flatten)]
+    pub measured: Measured,
+    /// The most that was taken of the device after a step, whoever took it; `null` on the CPU and on Metal.
+    pub device_memory_bytes: Option<u64>,
+    /// `null` without `--profile`.
+    pub ops: Option<Vec<OpShare>>,
+}
+
+/// A case's sizes in words.
+pub fn label(case: Case) -> String {
+    let Case { batch_size, accumulate_steps, num_virtual_tokens } = case;
+    format!("batch {batch_size}, accumulation {accumulate_steps}, {num_virtual_tokens} virtual tokens")
+}
+
+impl Report {
+    /// Prints it to stdout.
+    pub fn print(&self, json: bool) -> anyhow::Result<()> {
+        if json {
+            println!("{}", serde_json::to_string(self)?);
+            return Ok(());
+        }
+        println!(
+            "gneiss {}: {} ({} parameters, weights {}, {}), {} on {}: {}",
+            self.version,
+            self.model,
+            si(self.parameters as f64, ""),
+            self.weights,
+            text::bytes(self.weight_bytes as u64),
+            self.dtype,
+            self.device,
+            self.device_name
+        );
+        let size = self.matmul_peak.size;
+        println!("examples: {}; {} steps behind {} of warm-up", self.examples, self.steps, self.warmup);
+        println!(
+            "matmul peak: {}, of [{size}, {size}] x [{size}, {size}] in {}\n",
+            si(self.matmul_peak.flops_per_second, "FLOP/s"),
+            self.activations
+        );
+        println!("{}", text::table(&self.rows()));
+        for case in &self.cases {
+            if let Some(ops) = &case.ops {
+                println!("\n{}, profiled\n{}", label(case.measured.case), text::table(&op_rows(ops)));
+            }
+        }
+        Ok(())
+    }
+
+    fn rows(&self) -> Vec<Vec<String>> {
+        let head = [
+            "batch x accumulation, virtual tokens",
+            "step, ms (p10-p90)",
+            "examples/s",
+            "tokens/s",
+            "rows/s",
+            "rows a step",
+            "at a time",
+            "useful work a step",
+            "a second",
+            "of peak",
+            "peak memory",
+        ];
+        let row = |CaseReport { measured: m, .. }: &CaseReport| {
+            let Case { batch_size, accumulate_steps, num_virtual_tokens } = m.case;
+            vec![
+                format!("{batch_size} x {accumulate_steps}, {num_virtual_tokens}"),
+                format!(
+                    "{} ({}-{})",
+                    digits(m.step_seconds.median * 1e3),
+                    digits(m.step_seconds.p10 * 1e3),
+                    digits(m.step_seconds.p90 * 1e3)
+                ),
+                digits(m.examples_per_second.median),
+                digits(m.tokens_per_second),
+                digits(m.rows_per_second),
+                digits(m.rows_per_step),
+                match m.recompute {
+                    0 => m.max_rows.to_string(),
+                    blocks => format!("{}, {blocks} blocks recomputed", m.max_rows),
+                },
+                si(m.flops_per_step, "FLOP"),
+                si(m.flops_per_second, "FLOP/s"),
+                format!("{:.1} %", 100.0 * m.share_of_peak),
+                m.peak_memory_bytes.map_or("unknown".into(), text::bytes),
+            ]
+        };
+        std::iter::once(head.map(str::to_owned).to_vec()).chain(self.cases.iter().map(row)).collect()
+    }
+}
+
+fn op_rows(ops: &[OpShare]) -> Vec<Vec<String>> {
+    let head = ["op", "calls a step", "ms a step", "share"].map(str::to_owned).to_vec();
+    let row = |op: &OpShare| {
+        vec![
+            op.op.clone(),
+            if op.calls_per_step > 0.0 { digits(op.calls_per_step) } else { String::new() },
+            digits(op.seconds_per_step * 1e3),
+            format!("{:.1} %", 100.0 * op.share),
+        ]
+    };
+    std::iter::once(head).chain(ops.iter().map(row)).collect()
+}
+
+/// Three digits at the least, and no more decimals than that takes.
+fn digits(value: f64) -> String {
+    let decimals = if value.abs() >= 100.0 {
+        0
+    } else if value.abs() >= 10.0 {
+        1
+    } else {
+        2
+    };
+    format!("{value:.decimals$}")
+}
+
+/// With a prefix of the powers of 1,000 before the unit.
+fn si(value: f64, unit: &str) -> String {
+    let prefixes = [(1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")];
+    let found = prefixes.iter().find(|(power, _)| value >= *power);
+    let (power, prefix) = found.copied().unwrap_or((1.0, ""));
+    format!("{} {prefix}{unit}", digits(value / power)).trim_end().to_owned()
+}
+
+/// A file that rows are appended to.
+pub struct Csv {
+    path: PathBuf,
+}
+
+impl Csv {
+    const HEADER: [&str; 29] = [
+        "date",
+        "version",
+        "device",
+        "device_name",
+        "dtype",
+        "model",
+        "parameters",
+        "batch_size",
+        "accumulate_steps",
+        "num_virtual_tokens",
+        "max_rows",
+        "recompute",
+        "steps",
+        "tokens_per_step",
+        "rows_per_step",
+        "step_seconds_p50",
+        "step_seconds_p10",
+        "step_seconds_p90",
+        "examples_per_second_p50",
+        "examples_per_second_p10",
+        "examples_per_second_p90",
+        "tokens_per_second",
+        "rows_per_second",
+        "flops_per_step",
+        "flops_per_second",
+        "matmul_peak_flops_per_second",
+        "share_of_peak",
+        "peak_memory_bytes",
+        "device_memory_bytes",
+    ];
+
+    /// Opens a file before anything is measured: a new one gets its header, an old one has to have it.
+    pub fn open(path: &Path) -> Result<Self> {
+        let csv = Self { path: path.to_path_buf() };
+        let length = csv.file()?.metadata().map_err(Error::io(path))?.len();
+        if length == 0 {
+            csv.write(Self::HEADER.map(str::to_owned))?;
+            return Ok(csv);
+        }
+        let found = csv::Reader::from_path(path).and_then(|mut reader| reader.headers().cloned());
+        let problem = match found {
+            Ok(header) if header.iter().eq(Self::HEADER) => return Ok(csv),
+            Ok(header) => format!("found `{}`", header.iter().collect::<Vec<_>>().join(",")),
+            Err(error) => error.to_string(),
+        };
+        let expected = format!("expected a file of this version's columns (`{}`)", Self::HEADER.join(","));
+        let problems = vec![format!("line 1: {expected}, {problem}; name another file")];
+        Err(Error::Data { path: path.to_path_buf(), problems, more: 0 })
+    }
+
+    /// Appends the row of a case.
+    pub fn append(&self, report: &Report, case: &CaseReport) -> Result<()> {
+        let m = &case.measured;
+        let bytes = |bytes: Option<u64>| bytes.map_or_else(String::new, |n| n.to_string());
+        self.write([
+            report.date.clone(),
+            report.version.to_owned(),
+            report.device.to_owned(),
+            report.device_name.clone(),
+            report.dtype.to_owned(),
+            report.model.clone(),
+            report.parameters.to_string(),
+            m.case.batch_size.to_string(),
+            m.case.accumulate_steps.to_string(),
+            m.case.num_virtual_tokens.to_string(),
+            m.max_rows.to_string(),
+            m.recompute.to_string(),
+            report.steps.to_string(),
+            m.tokens_per_step.to_string(),
+            m.rows_per_step.to_string(),
+            m.step_seconds.median.to_string(),
+            m.step_seconds.p10.to_string(),
+            m.step_seconds.p90.to_string(),
+            m.examples_per_second.median.to_string(),
+            m.examples_per_second.p10.to_string(),
+            m.examples_per_second.p90.to_string(),
+            m.tokens_per_second.to_string(),
+            m.rows_per_second.to_string(),
+            m.flops_per_step.to_string(),
+            m.flops_per_second.to_string(),
+            report.matmul_peak.flops_per_second.to_string(),
+            m.share_of_peak.to_string(),
+            bytes(m.peak_memory_bytes),
+            bytes(case.device_memory_bytes),
+        ])
+    }
+
+    fn file(&self) -> Result<File> {
+        OpenOptions::new().create(true).append(true).open(&self.path).map_err(Error::io(&self.path))
+    }
+
+    fn write(&self, row: [String; Self::HEADER.len()]) -> Result<()> {
+        let mut writer = csv::Writer::from_writer(self.file()?);
+        writer.write_record(&row).and_then(|()| Ok(writer.flush()?)).map_err(|error| Error::Data {
+            path: self.path.clone(),
+            problems: vec![error.to_string()],
+            more: 0,
+        })
+    }
+}

@@ -1,0 +1,270 @@
+//! `gneiss bench` on a checkpoint of 40 columns, and the count of floating-point operations against one by
+//! hand.
+
+use assert_cmd::Command;
+use assert_cmd::assert::Assert;
+use candle_core::{DType, Device};
+use gneiss::bench::examples::whole_steps;
+use gneiss::bench::{Bench, Case, Flops, Lengths, MatmulPeak, PeakMemory, Source};
+use gneiss::data::{Example, PrefixGroup};
+use gneiss::model::{Granite, ModelConfig, ModelType, granite};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+fn tiny() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/granite/config.json")
+}
+
+/// Runs `gneiss bench --model-config` on the tiny model, with more arguments.
+fn bench(folder: &Path, args: &[&str]) -> Assert {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gneiss"));
+    command.current_dir(folder).args(["bench", "--device", "cpu", "--model-config"]).arg(tiny());
+    command.args(args).assert()
+}
+
+fn stdout(assert: &Assert) -> String {
+    String::from_utf8(assert.get_output().stdout.clone()).unwrap()
+}
+
+fn stderr(assert: &Assert) -> String {
+    String::from_utf8(assert.get_output().stderr.clone()).unwrap()
+}
+
+const SMALL: [&str; 8] = ["--batch", "2,3", "--virtual-tokens", "5", "--accumulate", "2", "--steps", "2"];
+
+#[test]
+fn json_holds_every_figure_and_csv_a_row_a_case() {
+    let folder = tempfile::tempdir().unwrap();
+    let csv = folder.path().join("bench.csv");
+    let args = [&SMALL[..], &["--warmup", "1", "--json", "--profile", "--csv", "bench.csv"]].concat();
+    let report: Value = serde_json::from_str(&stdout(&bench(folder.path(), &args).success())).unwrap();
+    for (key, expected) in [
+        ("version", json!(env!("CARGO_PKG_VERSION"))),
+        ("model", json!("granite")),
+        ("weights", json!("random")),
+        ("parameters", json!(37560)),
+        ("device", json!("cpu")),
+        ("dtype", json!("f32")),
+        ("steps", json!(2)),
+        ("warmup", json!(1)),
+    ] {
+        assert_eq!(report[key], expected, "{key}");
+    }
+    let peak = report["matmul_peak"]["flops_per_second"].as_f64().unwrap();
+    assert!(peak > 0.0 && report["matmul_peak"]["size"] == 2048);
+    let cases = report["cases"].as_array().unwrap();
+    assert_eq!(cases.len(), 2);
+    for (case, batch) in cases.iter().zip([2, 3]) {
+        check_case(case, batch, peak);
+    }
+
+    let first = std::fs::read_to_string(&csv).unwrap();
+    bench(folder.path(), &args).success();
+    let text = std::fs::read_to_string(&csv).unwrap();
+    assert!(text.starts_with(&first), "a second run appends");
+    let mut reader = csv::Reader::from_reader(text.as_bytes());
+    let header = reader.headers().unwrap().clone();
+    let rows: Vec<csv::StringRecord> = reader.records().map(Result::unwrap).collect();
+    assert_eq!(rows.len(), 4);
+    let of = |row: usize, column: &str| {
+        let at = header.iter().position(|name| name == column).unwrap_or_else(|| panic!("no {column}"));
+        rows[row][at].to_owned()
+    };
+    for (row, case) in cases.iter().enumerate() {
+        assert_eq!(of(row, "batch_size"), case["batch_size"].to_string());
+        assert_eq!(of(row, "model"), "granite");
+        let median: f64 = of(row, "step_seconds_p50").parse().unwrap();
+        assert_eq!(json!(median), case["step_seconds"]["median"]);
+    }
+}
+
+fn check_case(case: &Value, batch: u64, peak: f64) {
+    let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("{value} in {case}"));
+    assert_eq!(case["batch_size"], batch);
+    assert_eq!(case["accumulate_steps"], 2);
+    assert_eq!(case["num_virtual_tokens"], 5);
+    let seconds = &case["step_seconds"];
+    let (p10, median, p90) = (number(&seconds["p10"]), number(&seconds["median"]), number(&seconds["p90"]));
+    assert!(0.0 < p10 && p10 <= median && median <= p90);
+    // Two steps, whose times follow from the percentiles; the median rate is the mean of both.
+    let apart = (p90 - p10) / 0.8;
+    let (fast, slow) = (p10 - 0.1 * apart, p90 + 0.1 * apart);
+    let examples = 2.0 * batch as f64;
+    let rate = number(&case["examples_per_second"]["median"]);
+    assert!((rate / (examples * (1.0 / fast + 1.0 / slow) / 2.0) - 1.0).abs() < 1e-9, "{case}");
+    let (tokens, rows) = (number(&case["tokens_per_step"]), number(&case["rows_per_step"]));
+    // An input's template is 10 rows once a step, the prompt 5, and the end-of-text token has no row.
+    assert_eq!(rows, tokens - examples * 11.0 + 15.0, "{case}");
+    for key in ["tokens_per_second", "rows_per_second", "flops_per_step", "flops_per_second", "first_loss"] {
+        assert!(number(&case[key]) > 0.0, "{key}");
+    }
+    let share = number(&case["share_of_peak"]);
+    assert!((share / (number(&case["flops_per_second"]) / peak) - 1.0).abs() < 1e-9, "{share}");
+    if cfg!(target_os = "linux") {
+        assert!((1e6..1e9).contains(&number(&case["peak_memory_bytes"])), "{case}");
+    }
+    let ops = case["ops"].as_array().unwrap();
+    assert_eq!(ops.last().unwrap()["op"], "outside of ops");
+    let shares: f64 = ops.iter().map(|op| number(&op["share"])).sum();
+    assert!((shares - 1.0).abs() < 1e-9, "{ops:?}");
+}
+
+#[test]
+fn a_table_says_what_was_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let text =
+        stdout(&bench(folder.path(), &[&SMALL[..], &["--warmup", "0", "--tokens", "20"]].concat()).success());
+    let first = text.lines().next().unwrap();
+    for part in [concat!("gneiss ", env!("CARGO_PKG_VERSION")), "granite", "f32 on cpu"] {
+        assert!(first.contains(part), "{first}");
+    }
+    assert!(text.contains("20.0 tokens on average"), "{text}");
+    for case in ["2 x 2, 5", "3 x 2, 5"] {
+        assert!(text.lines().any(|line| line.starts_with(case)), "{text}");
+    }
+}
+
+#[test]
+fn examples_of_a_file_are_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let examples: Vec<Value> = (0..6).map(|i| json!({"input": [7, 8, i, i], "target": [1, 2]})).collect();
+    std::fs::write(folder.path().join("e.json"), json!({"examples": examples}).to_string()).unwrap();
+    let args = [&SMALL[2..], &["--batch", "3", "--examples", "e.json", "--json"]].concat();
+    let report: Value = serde_json::from_str(&stdout(&bench(folder.path(), &args).success())).unwrap();
+    let case = &report["cases"][0];
+    assert_eq!(case["tokens_per_step"], 36.0);
+    // 5 of the prompt, 2 that all share, and of each example 2 of its input and 1 of its target.
+    assert_eq!(case["rows_per_step"], 25.0);
+    assert!(report["examples"].as_str().unwrap().contains("e.json"));
+
+    for (text, part) in [
+        ("{}", "`examples`"),
+        (r#"{"examples": []}"#, "at least one"),
+        (r#"{"examples": [{"input": [], "target": [1]}]}"#, "`examples[0].input`"),
+        (r#"{"examples": [{"input": [1], "target": [131]}]}"#, "vocab_size (131), found 131"),
+    ] {
+        std::fs::write(folder.path().join("e.json"), text).unwrap();
+        refused(&bench(folder.path(), &args), &["--examples", "e.json", part]);
+    }
+}
+
+#[track_caller]
+fn refused(assert: &Assert, parts: &[&str]) {
+    assert_eq!(assert.get_output().status.code(), Some(2), "{}", stderr(assert));
+    assert_eq!(stdout(assert), "");
+    for part in parts {
+        assert!(stderr(assert).contains(part), "expected {part:?} in: {}", stderr(assert));
+    }
+}
+
+#[test]
+fn nonsense_is_refused_by_its_flag() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("other.csv"), "a,b\n1,2\n").unwrap();
+    for (args, parts) in [
+        (&["--batch", "8,0"][..], &["--batch", "'0'"][..]),
+        (&["--virtual-tokens", "x"], &["--virtual-tokens", "'x'"]),
+        (&["--accumulate=-1"], &["--accumulate", "'-1'"]),
+        (&["--steps", "0"], &["--steps", "1 or more"]),
+        (&["--tokens", "2"], &["--tokens", "at least 3", "found 2"]),
+        (&["--tokens", "9", "--examples", "e.json"], &["--tokens", "--examples"]),
+        (&["--data", "other.csv"], &["--data", "--model-config"]),
+        (&["--examples", "none.json"], &["--examples", "none.json"]),
+        (&["--csv", "other.csv"], &["--csv", "other.csv", "line 1", "found `a,b`"]),
+        (&["--virtual-tokens", "250"], &["256 positions", "250 virtual tokens"]),
+    ] {
+        refused(&bench(folder.path(), args), parts);
+    }
+    assert_eq!(std::fs::read_to_string(folder.path().join("other.csv")).unwrap(), "a,b\n1,2\n");
+}
+
+fn shape(num_hidden_layers: usize) -> ModelConfig {
+    ModelConfig {
+        model_type: ModelType::Granite,
+        vocab_size: 5,
+        hidden_size: 4,
+        intermediate_size: 3,
+        num_hidden_layers,
+        num_attention_heads: 2,
+        num_key_value_heads: 1,
+        head_dim: 2,
+        ..ModelConfig::from_json(&tiny()).unwrap()
+    }
+}
+
+fn example(input: &[u32], target: &[u32]) -> Example {
+    Example { input: input.to_vec(), target: target.to_vec(), line: 1 }
+}
+
+#[test]
+fn flops_are_those_counted_by_hand() {
+    // Two virtual tokens and a template of one token: P = 3. One sequence of 2 + 1 rows, 2 of them targets,
+    // and one of 1 row, a target: T = 7, M = 3.
+    let group = PrefixGroup::new(0..2, [&example(&[1, 2, 3], &[4, 0]), &example(&[1, 4], &[0])]);
+    // A row of q 32, of k and v 32, of o 32, of gate and up 48, of down 24: 168. Pairs: prefix 6; first
+    // sequence 6 + 9, its targets 2 + 3 + 6; second sequence 1 + 3. A product of a pair: 8.
+    let flops = Flops::of_step(&shape(3), std::slice::from_ref(&group));
+    let forward = 2 * 7 * 168 + 7 * 32 + 3 * (32 + 104);
+    let backward = 7 * 32 + 3 * (32 + 104) + 7 * 168 + 7 * 104 + 3 * 64;
+    assert_eq!(flops.linear, f64::from(forward + backward));
+    assert_eq!(flops.head, f64::from(2 * 3 * 40));
+    let (all, targets, prefix, to_prefix) = (25, 15, 6, 12);
+    let forward = 2 * (2 * all + targets);
+    let backward = 5 * targets + 5 * all + 5 * prefix + 4 * to_prefix;
+    assert_eq!(flops.attention, f64::from(8 * (forward + backward)));
+    assert_eq!(flops.total(), 5712.0 + 240.0 + 3264.0);
+
+    // One block is the first and the last.
+    let flops = Flops::of_step(&shape(1), std::slice::from_ref(&group));
+    assert_eq!(flops.linear, f64::from(7 * 32 + 3 * (32 + 104) + 3 * 104 + 3 * 32));
+    assert_eq!(flops.attention, f64::from(8 * (2 * targets + 4 * (3 * 3))));
+}
+
+/// Counts the steps that it is told of.
+#[derive(Default)]
+struct Told(usize, Vec<usize>);
+
+impl PeakMemory for Told {
+    fn forget(&mut self) {
+        self.1.push(self.0);
+    }
+    fn step(&mut self) {
+        self.0 += 1;
+    }
+    fn peak(&self) -> Option<u64> {
+        Some(self.0 as u64)
+    }
+}
+
+#[test]
+fn a_case_is_a_run_of_the_trainer() {
+    let config = ModelConfig::from_json(&tiny()).unwrap();
+    let dtypes = granite::dtypes(DType::F32, &Device::Cpu).unwrap();
+    let model = Granite::random(&config, dtypes, &Device::Cpu, 1).unwrap();
+    let given = Lengths::of_tokens(9).unwrap().examples(5, config.vocab_size);
+    let peak = MatmulPeak { size: 1, flops_per_second: 1e9 };
+    let bench = Bench {
+        model: &model,
+        source: Source::Given(given.clone()),
+        max_rows: 64,
+        steps: 5,
+        warmup: 2,
+        peak,
+    };
+    let case = Case { batch_size: 2, accumulate_steps: 1, num_virtual_tokens: 3 };
+    let mut told = Told::default();
+    let measured = bench.measure(case, &mut told).unwrap();
+    assert_eq!((told.0, told.1), (7, vec![0]), "warm-up and counted steps; forgotten before them");
+    assert_eq!(measured.peak_memory_bytes, Some(7));
+    assert_eq!(measured.tokens_per_step, 18.0);
+    assert!(measured.last_loss.is_finite() && measured.last_loss != measured.first_loss);
+    let of = |examples: &[Example]| Flops::of_step(&config, &[PrefixGroup::new(0..3, examples)]).total();
+    let steps = whole_steps(&given, 2);
+    assert_eq!(steps.len(), 4, "the fifth example makes no whole step");
+    // Steps 3 to 7: the second half of the examples twice, the first thrice.
+    let (first, second) = (of(&steps[..2]), of(&steps[2..]));
+    assert!((measured.flops_per_step - (3.0 * first + 2.0 * second) / 5.0).abs() < 1e-3);
+    assert!((measured.share_of_peak - measured.flops_per_second / 1e9).abs() < 1e-15);
+    let again = bench.measure(case, &mut Told::default()).unwrap();
+    assert_eq!((again.first_loss, again.last_loss), (measured.first_loss, measured.last_loss));
+}
