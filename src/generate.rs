@@ -59,7 +59,7 @@ pub fn prefix(model: &Granite, prompt: Option<&Tensor>, head: &[u32]) -> Result<
 pub(crate) fn prompts(model: &Granite, prompt: Option<&Tensor>) -> Result<Tensor> {
     Ok(match prompt {
         Some(prompt) => prompt.to_device(model.device())?.to_dtype(model.prompt_dtype())?,
-        None => Tensor::zeros((0, model.config().hidden_size), model.dtype(), model.device())?,
+        None => crate::ops::no_rows(model.config().hidden_size, model.prompt_dtype(), model.device())?,
     })
 }
 

@@ -61,6 +61,19 @@ impl<'a> Rows<'a> {
         })
     }
 
+    /// The target rows of `x`, a row each of the batch.
+    fn of_targets(&self, x: &Tensor) -> Result<Tensor> {
+        match self.batch.target_rows.is_empty() {
+            true => Ok(x.narrow(0, 0, 0)?),
+            false => Ok(x.index_select(&self.targets, 0)?),
+        }
+    }
+
+    /// Adds `rows`, one for each target row, to theirs in `x`.
+    fn add_to_targets(&self, x: Tensor, rows: &Tensor) -> Result<Tensor> {
+        if self.batch.target_rows.is_empty() { Ok(x) } else { Ok(x.index_add(&self.targets, rows, 0)?) }
+    }
+
     fn rotate(&self, x: Tensor, heads: usize, positions: IndexView, backward: bool) -> Result<Tensor> {
         match &self.rope {
             None => Ok(x),
@@ -150,7 +163,7 @@ impl Granite {
         let qkv = self.qkv(block, rows, &normed, last)?;
         drop(normed);
         let attended = self.attention.forward(inputs(rows.batch, &qkv, prefix.map(|p| &p[i]), last))?;
-        let stream = if last { residual.index_select(&rows.targets, 0)? } else { residual.clone() };
+        let stream = if last { rows.of_targets(&residual)? } else { residual.clone() };
         let (mlp, gate_up) = self.behind_attention(block, &attended.out, &stream)?;
         Ok(BlockTape { attention: NormTape { residual, rstd }, qkv, attended, mlp, gate_up })
     }
@@ -176,7 +189,7 @@ impl Granite {
             let q = fresh.queries().narrow(1, 0, self.attention.q_width())?.contiguous()?;
             let qkv = Qkv::Split { q, kv: cache.layer(i).clone() };
             let attended = self.attention.forward(inputs(batch, &qkv, cache.prefix(i), last))?;
-            let stream = if last { normed.residual.index_select(&rows.targets, 0)? } else { normed.residual };
+            let stream = if last { rows.of_targets(&normed.residual)? } else { normed.residual };
             let (mlp, gate_up) = self.behind_attention(block, &attended.out, &stream)?;
             (x, delta) = (mlp.residual, Some(self.down(block, &gate_up)?));
         }
@@ -195,7 +208,7 @@ impl Granite {
             return Ok(Qkv::Fused(rows.rotate(qkv, h + k, positions, false)?));
         }
         let (q, kv) = self.split(block)?;
-        let q = q.forward(&normed.index_select(&rows.targets, 0)?)?;
+        let q = q.forward(&rows.of_targets(normed)?)?;
         Ok(Qkv::Split {
             q: rows.rotate(q, h, (&rows.target_positions).into(), false)?,
             kv: rows.rotate(kv.forward(normed)?, k, positions, false)?,
@@ -242,7 +255,7 @@ impl Granite {
         }
         let nll = if nll.is_empty() { self.no_losses()? } else { Tensor::cat(&nll, 0)? };
         let dhidden = match dloss {
-            Some(_) if dhidden.is_empty() => Some(hidden.zeros_like()?),
+            Some(_) if dhidden.is_empty() => Some(hidden.clone()),
             Some(_) => Some(Tensor::cat(&dhidden, 0)?),
             None => None,
         };
@@ -251,7 +264,7 @@ impl Granite {
 
     fn no_losses(&self) -> Result<Tensor> {
         let dtype = if self.device().is_cpu() { DType::F64 } else { DType::F32 };
-        Ok(Tensor::zeros(0, dtype, self.device())?)
+        Ok(crate::ops::no_rows(1, dtype, self.device())?.flatten_all()?)
     }
 
     /// Logits [rows, V] of hidden states behind the last norm [rows, C].
@@ -361,8 +374,8 @@ impl Granite {
                 } else {
                     let dq =
                         q_layer.backward(&rows.rotate(q, h, (&rows.target_positions).into(), true)?, 1.0)?;
-                    let dnormed = dnormed.index_add(&rows.targets, &dq, 0)?;
-                    (dnormed, Some(residual.zeros_like()?.index_add(&rows.targets, &dstream, 0)?))
+                    let dnormed = rows.add_to_targets(dnormed, &dq)?;
+                    (dnormed, Some(rows.add_to_targets(residual.zeros_like()?, &dstream)?))
                 }
             }
         };

@@ -1,7 +1,7 @@
 //! Row numbers, ids and positions of a batch: made on the host, uploaded once for all blocks of the model.
 
 use crate::Result;
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use std::ops::{Deref, Range};
 use std::sync::OnceLock;
 
@@ -44,7 +44,10 @@ impl Indices {
         {
             return Ok(tensor.clone());
         }
-        let tensor = Tensor::new(self.host.as_slice(), device)?;
+        let tensor = match self.host.as_slice() {
+            [] => Tensor::zeros(1, DType::U32, device)?.narrow(0, 0, 0)?,
+            list => Tensor::new(list, device)?,
+        };
         // Another thread, or another device, may have been first; either way this copy is right.
         let _ = self.device.set(tensor.clone());
         Ok(tensor)

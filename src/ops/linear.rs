@@ -82,8 +82,8 @@ impl Linear {
             Route::Kernel => {
                 let y = gpu::matmul(x, &self.weight, true, 1.0)?;
                 Ok(match &self.bias {
-                    Some(bias) => y.broadcast_add(bias)?,
-                    None => y,
+                    Some(bias) if y.dims()[0] > 0 => y.broadcast_add(bias)?,
+                    _ => y,
                 })
             }
             Route::Reference => self.reference(x),

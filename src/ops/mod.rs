@@ -40,7 +40,7 @@ pub use linear::Linear;
 pub use rope::RopeTable;
 
 use crate::Result;
-use candle_core::{Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 
 /// Gradients of `(f(inputs) * dy).sum()` in each input, by candle's autograd of a reference.
 pub(crate) fn autograd(
@@ -58,4 +58,9 @@ pub(crate) fn autograd(
             None => Ok(leaf.zeros_like()?),
         })
         .collect()
+}
+
+/// A matrix of no rows. Drivers refuse allocations of no bytes: it is a part of one row.
+pub(crate) fn no_rows(width: usize, dtype: DType, device: &Device) -> Result<Tensor> {
+    Ok(Tensor::zeros((1, width), dtype, device)?.narrow(0, 0, 0)?)
 }

@@ -36,7 +36,7 @@ impl Objective {
     /// The device's.
     pub fn nll(&self) -> Result<Vec<f64>> {
         let mut all = Vec::with_capacity(self.target_tokens());
-        for nll in &self.nll {
+        for nll in self.nll.iter().filter(|nll| nll.elem_count() > 0) {
             all.extend(nll.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec1::<f64>()?);
         }
         Ok(all)

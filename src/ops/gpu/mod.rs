@@ -102,6 +102,10 @@ pub(crate) fn empty(shape: impl Into<Shape>, dtype: DType, like: &Tensor) -> Res
     if emulated::is_on() {
         return emulated::poisoned(shape.into(), dtype);
     }
+    let shape: Shape = shape.into();
+    if shape.elem_count() == 0 {
+        return Ok(super::no_rows(1, dtype, like.device())?.reshape(shape)?);
+    }
     // SAFETY: every bit pattern is a value of the dtypes used here, and the kernel that the tensor is made for
     // writes all of it.
     Ok(unsafe { Tensor::empty(shape, dtype, like.device()) }?)
