@@ -25,6 +25,10 @@ use std::ops::Range;
 /// are better in tiles of their own: more blocks, each with a shorter walk.
 const WALK: usize = 256;
 
+/// Above so many slots, queries come in larger chunks: with a few key heads 64 are more blocks than a GPU has
+/// multiprocessors, and at 8 key heads of 128 they take 32 MB.
+const SLOTS: usize = 64;
+
 /// Sizes of the pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Tiling {
@@ -32,7 +36,7 @@ pub(super) struct Tiling {
     pub(super) query_tile: usize,
     /// Most key rows of an item, and rows of a slot.
     pub(super) key_tile: usize,
-    /// Most queries of an item of a prefix; a multiple of `query_tile`.
+    /// Queries of an item of a prefix, or more where that makes too many slots; a multiple of `query_tile`.
     pub(super) query_chunk: usize,
 }
 
@@ -168,8 +172,7 @@ fn behind(segments: &[Segment], keys: &Range<usize>) -> Vec<Range<usize>> {
 fn chunks(queries: Range<usize>, tiling: &Tiling) -> impl Iterator<Item = Range<usize>> {
     let pieces = queries.len().div_ceil(tiling.query_chunk).max(1);
     let length = queries.len().div_ceil(pieces).next_multiple_of(tiling.query_tile);
-    let end = queries.end;
-    queries.step_by(length.max(1)).map(move |from| from..end.min(from + length))
+    cut(queries, length.max(1))
 }
 
 /// `0..rows` cut wherever a prefix begins or ends; whether the part is in one.
@@ -194,11 +197,13 @@ impl KeyPlan {
     pub(super) fn new(segments: &[Segment], tiling: &Tiling, wanted: &Wanted) -> Self {
         let mut plan = Self::default();
         let elsewhere = wanted.prefix.is_some();
-        for (part, in_prefix) in parts(segments, wanted.prefix.unwrap_or(wanted.keys)) {
-            if elsewhere || in_prefix {
-                cut(part, tiling.key_tile).for_each(|keys| plan.prefix(segments, tiling, keys, !elsewhere));
-            }
-        }
+        let rows = parts(segments, wanted.prefix.unwrap_or(wanted.keys));
+        let shared = rows.into_iter().filter(|(_, in_prefix)| elsewhere || *in_prefix);
+        let tiles: Vec<_> = shared.flat_map(|(part, _)| cut(part, tiling.key_tile)).collect();
+        let queries = segments.last().map_or(0, |s| s.queries.end);
+        let enough = (queries * tiles.len()).div_ceil(SLOTS).next_multiple_of(tiling.query_tile);
+        let chunked = Tiling { query_chunk: tiling.query_chunk.max(enough), ..*tiling };
+        tiles.into_iter().for_each(|keys| plan.prefix(segments, &chunked, keys, !elsewhere));
         let all = || vec![(0..wanted.keys, false)];
         let own = if elsewhere { all() } else { parts(segments, wanted.keys) };
         for (part, _) in own.into_iter().filter(|(_, in_prefix)| !in_prefix) {

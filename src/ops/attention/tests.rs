@@ -103,8 +103,8 @@ fn queries_of_some_rows_agree_with_the_reference() -> Result<()> {
 fn a_prefix_of_another_pass_agrees_with_the_reference() -> Result<()> {
     let segments: Segments = packed(&[9, 5], &[(0, 6), (0, 3), (1, 15)])
         .iter()
-        .cloned()
         .skip(2)
+        .cloned()
         .map(|s| Segment {
             queries: s.queries.start - 14..s.queries.end - 14,
             keys: s.keys.start - 14..s.keys.end - 14,
