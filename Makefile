@@ -41,7 +41,7 @@ test: model check-cuda
 
 # The CUDA path's types, with a stand-in for nvcc: needs neither a toolkit nor a GPU.
 check-cuda:
-	PATH="$(CURDIR)/tests/cuda:$$PATH" NVCC="$(CURDIR)/tests/cuda/nvcc" CUDARC_CUDA_VERSION=13000 CUDA_COMPUTE_CAP=90 \
+	PATH="$(CURDIR)/tests/stand_in:$$PATH" NVCC="$(CURDIR)/tests/stand_in/nvcc" CUDARC_CUDA_VERSION=13000 CUDA_COMPUTE_CAP=90 \
 	  cargo clippy --locked --features cuda --target-dir target/check-cuda -- -D warnings
 
 # The Metal path's types for a Mac with Apple silicon, on any machine that has Rust's library for that target, or
@@ -49,9 +49,9 @@ check-cuda:
 METAL := --features metal --target aarch64-apple-darwin --target-dir target/check-metal
 check-metal:
 	if rustup target list --installed 2>/dev/null | grep -q aarch64-apple-darwin; then \
-	  cargo check --locked $(METAL); \
+	  CC_aarch64_apple_darwin=$(CURDIR)/tests/stand_in/cc cargo check --locked $(METAL); \
 	else \
-	  RUSTC_BOOTSTRAP=1 PATH=/usr/bin:$$PATH cargo check --locked -Zbuild-std=std,panic_abort $(METAL); \
+	  RUSTC_BOOTSTRAP=1 PATH=/usr/bin:$$PATH CC_aarch64_apple_darwin=$(CURDIR)/tests/stand_in/cc cargo check --locked -Zbuild-std=std,panic_abort $(METAL); \
 	fi
 
 gpu-check:

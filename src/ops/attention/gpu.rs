@@ -45,8 +45,9 @@ struct Form {
     tiling: Tiling,
 }
 
-/// Queries of a prefix's item: with 256 a step of 8,192 rows behind 100 virtual tokens has 66 items a key head, more
-/// blocks than a GPU has multiprocessors, and partial sums of 34 MB at 8 key heads of 128.
+/// Queries of a prefix's item, unless that makes too many slots (plan.rs): with 256 a step of 8,192 rows behind 100
+/// virtual tokens has 66 items a key head, more blocks than a GPU has multiprocessors, and partial sums of 34 MB at 8
+/// key heads of 128.
 const QUERY_CHUNK: usize = 256;
 
 const fn portable(forward: &'static str, dq: &'static str, dkv: &'static str, tile: usize) -> Form {
@@ -86,10 +87,12 @@ static TENSOR_CORES: [(usize, Form); 2] = [
 /// Largest head that the kernels have a size for.
 pub(super) const MAX_HEAD_DIM: usize = 256;
 
-fn form(head_dim: usize, aligned: bool, like: &Tensor) -> &'static Form {
+/// On tensor cores the running maximum is of scores before their scale, which must not turn their order.
+fn form(shape: &AttentionShape, aligned: bool, like: &Tensor) -> &'static Form {
+    let head_dim = shape.head_dim;
     let narrow = matches!(like.dtype(), DType::BF16 | DType::F16);
     let on_cores = TENSOR_CORES.iter().find(|(d, _)| *d == head_dim);
-    match on_cores.filter(|_| narrow && aligned && gpu::has_tensor_cores(like)) {
+    match on_cores.filter(|_| narrow && aligned && shape.scale > 0.0 && gpu::has_tensor_cores(like)) {
         Some((_, form)) => form,
         None => PORTABLE.iter().find(|(d, _)| head_dim <= *d).map_or(&PORTABLE[2].1, |(_, form)| form),
     }
@@ -130,7 +133,7 @@ impl<'a> Call<'a> {
             dkv_column: gpu::uint(if fused { shape.q_width() } else { 0 }),
             aligned,
         };
-        Ok(Self { q, kv, prefix, form: form(shape.head_dim, aligned == 1, q), parameters })
+        Ok(Self { q, kv, prefix, form: form(shape, aligned == 1, q), parameters })
     }
 
     fn kernel(&self, (name, shared): (&'static str, usize), blocks: usize, heads: usize) -> Kernel {

@@ -85,6 +85,11 @@ pub(super) fn launch<P: Parameters>(
     buffers: &[&Tensor],
     parameters: &P,
 ) -> Result<()> {
+    debug_assert_eq!(
+        kernel.shared, 0,
+        "{}: only CUDA's kernels have shared memory by the launch",
+        kernel.name
+    );
     let pipeline = pipeline(device, kernel, element)?;
     let guard = device.command_encoder()?;
     guard.set_compute_pipeline_state(&pipeline);
