@@ -1,0 +1,209 @@
+use super::*;
+use crate::model::Dtypes;
+use crate::model::memory::granite_8b;
+use candle_core::{DType, DeviceLocation};
+
+const GIB: usize = 1 << 30;
+
+fn memory() -> TuningMemory {
+    let dtypes = Dtypes { weights: DType::BF16, activations: DType::BF16 };
+    TuningMemory::of(&granite_8b(), dtypes, DeviceLocation::Cuda { gpu_id: 0 })
+}
+
+/// The tutorial's step at accumulation 16: 128 reviews of 40 rows behind 100 virtual tokens.
+const WORK: Work = Work {
+    virtual_tokens: 100,
+    prefix_rows: 108,
+    sequence_rows: 128 * 40,
+    longest: 90,
+    sequences: 128,
+    targets: 256,
+};
+
+fn budget(bytes: usize) -> Budget {
+    Budget { bytes: Some(bytes), configured: true, with_weights: true }
+}
+
+fn plan(gib: f64, full: usize, most: usize) -> MemoryPlan {
+    MemoryPlan::new(&memory(), &WORK, budget((gib * GIB as f64) as usize), RowRange { full, most })
+}
+
+#[test]
+fn an_8b_model_tunes_in_24_gib_at_2048_rows() {
+    let plan = plan(24.0, 2048, 2048);
+    assert_eq!(plan.missing(), 0);
+    assert_eq!(plan.limits.max_rows, 2048);
+    let recompute = plan.limits.recompute;
+    assert!((1..20).contains(&recompute), "{recompute} blocks are recomputed");
+    let sum = plan.weights + plan.tape + plan.workspace + plan.prompt + plan.reserve;
+    assert!(sum == plan.total() && sum <= 24 * GIB);
+    assert!(plan.weights > 16 * 1_000_000_000 && plan.reserve > GIB);
+    // One block less does not fit.
+    let one_less = Limits { recompute: recompute - 1, ..plan.limits };
+    assert!(MemoryPlan::at(&memory(), &WORK, plan.budget, one_less).missing() > 0);
+}
+
+#[test]
+fn rows_go_before_blocks_and_again_behind_them() {
+    let limits = |gib| plan(gib, 2048, 8192).limits;
+    assert_eq!(limits(80.0), Limits { max_rows: WORK.rows(), recompute: 0 });
+    // Room for some rows more than fill the device.
+    let fewer = limits(30.0);
+    assert!((2048..WORK.rows()).contains(&fewer.max_rows) && fewer.recompute == 0, "{fewer:?}");
+    let recomputed = limits(24.0);
+    assert!(recomputed.max_rows == 2048 && recomputed.recompute > 0, "{recomputed:?}");
+    let small = limits(17.2);
+    assert!((90..2048).contains(&small.max_rows) && small.recompute == 39, "{small:?}");
+    let plan = plan(17.2, 2048, 8192);
+    assert_eq!(plan.missing(), 0);
+    let more = Limits { max_rows: small.max_rows + 1, ..small };
+    assert!(MemoryPlan::at(&memory(), &WORK, plan.budget, more).missing() > 0);
+    // Rows that are asked for stay: blocks are recomputed for them.
+    let asked = self::plan(30.0, 8192, 8192).limits;
+    assert!(asked.max_rows == WORK.rows() && asked.recompute > 0, "{asked:?}");
+}
+
+#[test]
+fn what_does_not_fit_gets_the_smallest_plan() {
+    let plan = plan(16.0, 2048, 8192);
+    assert_eq!(plan.limits, Limits { max_rows: 90, recompute: 39 });
+    assert_eq!(plan.missing(), plan.total() - 16 * GIB);
+}
+
+#[test]
+fn an_unknown_budget_limits_nothing_and_loaded_weights_do_not_count() {
+    let rows = RowRange { full: 512, most: 512 };
+    let unknown = Budget { bytes: None, configured: false, with_weights: false };
+    let plan = MemoryPlan::new(&memory(), &WORK, unknown, rows);
+    assert_eq!((plan.limits, plan.missing()), (Limits::rows(512), 0));
+    assert_eq!(plan.total(), plan.tape + plan.workspace + plan.prompt + plan.reserve);
+    let loaded = Budget { bytes: Some(4 * GIB), ..unknown };
+    assert_eq!(MemoryPlan::new(&memory(), &WORK, loaded, rows).limits, Limits::rows(512));
+}
+
+/// All example orders are held against the bound: the largest step is that of the longest examples.
+#[test]
+fn the_largest_step_is_counted() {
+    let example = |input: usize, target: usize| Example {
+        input: [vec![7, 8], vec![input as u32; input - 2]].concat(),
+        target: vec![1; target],
+        line: 0,
+    };
+    let train = [example(5, 1), example(9, 2), example(3, 4), example(6, 1)];
+    let work = Work::of(&train, 10, 2);
+    let expected = Work {
+        virtual_tokens: 10,
+        prefix_rows: 12,
+        sequence_rows: 8 + 4,
+        longest: 8,
+        sequences: 2,
+        targets: 6,
+    };
+    assert_eq!((work, work.rows()), (expected, 24));
+    assert_eq!(Work::of(&train, 10, 100).sequences, 4);
+}
+
+#[test]
+fn a_split_batch_holds_the_prefixes_beside_a_pass() {
+    let memory = memory();
+    let whole = WORK.pass(&memory, Limits { max_rows: WORK.rows(), recompute: 3 });
+    let rows = WORK.rows();
+    assert_eq!(whole, (memory.tape(rows, 256, 3), memory.workspace(rows, 256, 3)));
+    let split = WORK.pass(&memory, Limits { max_rows: 1000, recompute: 3 });
+    assert_eq!(split.0, memory.tape(1000, 256, 3) + memory.prefix_tape(108, 3));
+    assert_eq!(split.1, memory.workspace(1000, 256, 3) + 108 * memory.split_per_row);
+    // A sequence is never cut.
+    let tiny = |max_rows| WORK.pass(&memory, Limits { max_rows, recompute: 3 });
+    assert_eq!(tiny(1), tiny(90));
+    // A single sequence never makes two passes.
+    let one = Work { sequences: 1, sequence_rows: 90, ..WORK };
+    assert_eq!(one.pass(&memory, Limits::rows(1)), one.pass(&memory, Limits::rows(1000)));
+}
+
+#[test]
+fn less_ends_at_single_sequences_with_all_recomputed() {
+    assert_eq!(Limits::rows(usize::MAX).less(1000, 40), Some(Limits { max_rows: 500, recompute: 20 }));
+    let (mut limits, mut tries) = (Limits::rows(8192), 0);
+    while let Some(less) = limits.less(3000, 40) {
+        assert!(less.max_rows <= limits.max_rows && less.recompute >= limits.recompute && less != limits);
+        (limits, tries) = (less, tries + 1);
+    }
+    assert_eq!((limits, tries), (Limits { max_rows: 1, recompute: 39 }, 11));
+    assert_eq!(Limits::rows(1).less(1, 1), None);
+}
+
+fn candle(text: &str) -> Error {
+    Error::Candle(candle_core::Error::Msg(text.into()))
+}
+
+#[test]
+fn out_of_memory_is_known_by_its_text() {
+    let cuda = candle_core::Error::Cuda("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")".into());
+    assert!(is_out_of_memory(&Error::Candle(cuda.bt())));
+    assert!(is_out_of_memory(&candle("CublasError(CUBLAS_STATUS_ALLOC_FAILED)")));
+    assert!(is_out_of_memory(&candle("Metal error Failed to create metal resource: Buffer")));
+    let insufficient = "Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)";
+    assert!(is_out_of_memory(&candle(insufficient)));
+    assert!(!is_out_of_memory(&candle("DriverError(CUDA_ERROR_ILLEGAL_ADDRESS, \"...\")")));
+    assert!(!is_out_of_memory(&Error::Invalid("CUDA_ERROR_OUT_OF_MEMORY".into())));
+}
+
+#[test]
+fn a_step_is_tried_again_under_less() {
+    let (mut tried, mut heard) = (Vec::new(), Vec::new());
+    let found = within_memory(
+        Limits::rows(800),
+        |limits| limits.less(1000, 5),
+        |limits| {
+            tried.push(limits);
+            let fits = limits.max_rows <= 200 && limits.recompute >= 3;
+            if fits { Ok(limits.max_rows) } else { Err(candle("CUDA_ERROR_OUT_OF_MEMORY")) }
+        },
+        |limits| {
+            heard.push(limits);
+            Ok(())
+        },
+    );
+    let steps = [(800, 0), (400, 2), (200, 3)].map(|(max_rows, recompute)| Limits { max_rows, recompute });
+    assert_eq!(found.unwrap(), (200, steps[2]));
+    assert_eq!((&tried[..], &heard[..]), (&steps[..], &steps[1..]));
+}
+
+#[test]
+fn a_step_that_never_fits_is_an_error_with_a_hint() {
+    let (limits, mut last) = (Limits::rows(64), Limits::rows(64));
+    let less = |limits: Limits| limits.less(64, 3);
+    let always = |_| Err::<(), _>(candle("CUDA_ERROR_OUT_OF_MEMORY"));
+    let told = |limits| {
+        last = limits;
+        Ok(())
+    };
+    let error = within_memory(limits, less, always, told).unwrap_err();
+    assert!(matches!(error, Error::OutOfMemory { .. }) && !error.is_bad_input());
+    let text = error.to_string();
+    for part in ["CUDA_ERROR_OUT_OF_MEMORY", "single sequence", "max_input_tokens", "model.dtype"] {
+        assert!(text.contains(part), "expected {part:?} in {text}");
+    }
+    assert_eq!(last, Limits { max_rows: 1, recompute: 2 });
+
+    let mut calls = 0;
+    let other = |_| {
+        calls += 1;
+        Err::<(), _>(candle("CUDA_ERROR_ILLEGAL_ADDRESS"))
+    };
+    let error = within_memory(limits, less, other, |_| Ok(())).unwrap_err();
+    assert!(matches!(error, Error::Candle(_)) && calls == 1);
+    // Whoever hears of it may end the run.
+    let error = within_memory(limits, less, always, |_| Err(Error::Invalid("enough".into()))).unwrap_err();
+    assert_eq!(error.to_string(), "enough");
+}
+
+#[test]
+fn free_memory_is_what_linux_calls_available() {
+    let text = "MemTotal:       24684084 kB\nMemFree:        21530104 kB\nMemAvailable:   22622332 kB\n";
+    assert_eq!(available_in(text), Some(22_622_332 * 1024));
+    assert_eq!(available_in("MemTotal: 1 kB\n"), None);
+    if cfg!(target_os = "linux") {
+        assert!(free_memory(&Device::Cpu).unwrap().unwrap() > 1_000_000);
+    }
+}
