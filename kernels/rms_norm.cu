@@ -72,7 +72,7 @@ INLINE void norm8(Forward row, uint at, uint width, float rstd, LOCAL(float) r) 
 
 // Returns the row's rstd.
 template <bool whole>
-INLINE float forward(Forward row, RmsNormParameters p, Worker worker) {
+INLINE float forward(Forward row, GIVEN(RmsNormParameters) p, Worker worker) {
     const uint first = worker.index * 8, step = worker.count * 8;
     float kept[KEPT][8], square = 0.0f;
     if (p.add) {
@@ -148,7 +148,7 @@ INLINE void subtract8(LOCAL(float) g, LOCAL(const float) r, float a, float b) {
 }
 
 template <bool whole>
-INLINE void backward(Backward row, float rstd, RmsNormParameters p, Worker worker) {
+INLINE void backward(Backward row, float rstd, GIVEN(RmsNormParameters) p, Worker worker) {
     const uint first = worker.index * 8, step = worker.count * 8;
     float g[KEPT][8], r[KEPT][8], dot = 0.0f;
     UNROLL for (uint c = 0; c < KEPT; ++c) products8<whole>(row, first + c * step, p.width, g[c], r[c]);

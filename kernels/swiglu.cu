@@ -41,7 +41,7 @@ struct Backward {
 };
 
 template <bool whole>
-INLINE void backward8(Backward to, SwigluParameters p, uint left) {
+INLINE void backward8(Backward to, GIVEN(SwigluParameters) p, uint left) {
     const uint count = whole ? 8 : left;
     float d[8], g[8], up[8];
     load8(to.da, 0, count, whole, d);

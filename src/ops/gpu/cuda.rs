@@ -61,12 +61,22 @@ pub(crate) fn compute_capability(device: &CudaDevice) -> (i32, i32) {
     device.cuda_stream().context().compute_capability().unwrap_or((0, 0))
 }
 
-/// Free and total memory of the device, bytes.
+/// Free and total memory of the device, bytes. What the pool holds without use goes back to the driver first, which
+/// waits for the device.
 ///
 /// # Errors
 /// The driver's.
 pub(crate) fn memory(device: &CudaDevice) -> Result<(usize, usize)> {
-    Ok(device.cuda_stream().context().mem_get_info().w()?)
+    let stream = device.cuda_stream();
+    if stream.context().has_async_alloc() {
+        stream.synchronize().w()?;
+        // SAFETY: the context is alive, and the pool is its device's.
+        unsafe {
+            let pool = result::device::get_mem_pool(stream.context().cu_device()).w()?;
+            result::mem_pool::trim_to(pool, 0).w()?;
+        }
+    }
+    Ok(stream.context().mem_get_info().w()?)
 }
 
 fn function(device: &CudaDevice, kernel: &Kernel, element: DType) -> Result<CudaFunction> {
