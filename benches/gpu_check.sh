@@ -18,30 +18,52 @@ models=${MODELS:-granite-4.0-350m granite-3.3-2b granite-4.1-8b}
 python=${PYTHON:-python3}
 out=${OUT:-benches/results}
 mkdir -p "$out"
+rows=$out/gpu_check.rows
+: >"$rows"
+failed=0
+
+row() {
+    printf '%-22s %s\n' "$1" "$2" >>"$rows"
+}
+
+# step NAME LOG PATTERN COMMAND...: runs a step, its output in a file of its own as well; the last line that matches goes
+# into the table.
+step() {
+    name=$1 log=$out/$2.log pattern=$3
+    shift 3
+    echo "== $name"
+    if "$@" >"$log" 2>&1; then result=passed; else result=FAILED failed=1; fi
+    cat "$log"
+    row "$name" "$result: $(grep -E "$pattern" "$log" | tail -1 | tr -s " ")"
+}
 
 if [ "$device" = cuda ] && command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do
-        echo "== compute-sanitizer, $tool"
-        compute-sanitizer --tool "$tool" --error-exitcode 1 --kernel-regex-exclude kns=cutlass \
-            "$gneiss" check --device "$device" --steps 2 2>"$out/$tool.log" || { tail -40 "$out/$tool.log"; exit 1; }
+        step "sanitizer, $tool" "$tool" "ERROR SUMMARY|hazards" compute-sanitizer --tool "$tool" --error-exitcode 1 \
+            "$gneiss" check --device "$device" --steps 2
     done
 else
-    echo "== compute-sanitizer: none here"
+    row "sanitizer" "not run: compute-sanitizer is not here"
 fi
 
-echo "== $device against the CPU"
-"$gneiss" check --device "$device" --steps 30
+step "$device against the CPU" check "comparisons and" "$gneiss" check --device "$device" --steps 30
 
 for model in $models; do
-    echo "== time per op, $model, rows of 128 examples to a step"
-    "$gneiss" bench --model-config "configs/models/$model.json" --device "$device" --batch 8 --accumulate 16 \
-        --virtual-tokens 100 --steps 10 --profile --csv "$out/steps.csv"
+    # Batch, ms, examples, tokens and rows a second, rows, at a time, FLOP, FLOP/s, share of the peak, peak memory.
+    step "$model" "steps-$(basename "$model")" "^8 x 16" "$gneiss" bench --model-config "configs/models/$model.json" --device "$device" \
+        --batch 8 --accumulate 16 --virtual-tokens 100 --steps 10 --profile --csv "$out/steps.csv"
 done
 
 if [ "$device" = cuda ] && "$python" -c 'import torch, transformers, peft' 2>/dev/null; then
-    echo "== beside PEFT"
-    "$python" benches/peft/compare.py --gneiss "$gneiss" --models "$(echo "$models" | tr ' ' ',')" \
-        --device cuda --dtype bf16 --batch 8 --virtual-tokens 100 --accumulate 16
+    step "beside PEFT" peft "^\| .*gneiss" "$python" benches/peft/compare.py --gneiss "$gneiss" \
+        --models "$(echo "$models" | tr ' ' ',')" --device cuda --dtype bf16 --batch 8 --virtual-tokens 100 \
+        --accumulate 16
 else
-    echo "== PEFT: torch, transformers and peft for $device are not here"
+    row "beside PEFT" "not run: torch, transformers and peft for $device are not here"
 fi
+
+echo
+echo "== gpu-check, $device"
+cat "$rows"
+if [ -s "$out/peft.log" ]; then grep '^|' "$out/peft.log" || true; fi
+exit "$failed"

@@ -61,6 +61,7 @@ impl Check {
             if self.steps > 0 {
                 println!("\n{}", text::table(&runs_table(&found)));
             }
+            println!("\n{}", summary(&found));
         }
         let wrong: usize = found.iter().map(Found::wrong).sum();
         if wrong > 0 {
@@ -110,6 +111,26 @@ impl Found {
 fn share(c: &Comparison) -> f64 {
     let share = if c.error == 0.0 { 0.0 } else { c.error / c.allowed };
     if share.is_nan() { f64::INFINITY } else { share }
+}
+
+/// Everything in a line.
+fn summary(found: &[Found]) -> String {
+    let comparisons: Vec<&Comparison> = found.iter().flat_map(|f| &f.comparisons).collect();
+    let runs: Vec<f64> =
+        found.iter().flat_map(|f| f.runs.iter().map(|r| r.deviation() / f.allowed())).collect();
+    let dtypes = found.iter().map(|f| f.dtype).collect::<Vec<_>>().join(", ");
+    let largest = |shares: &mut dyn Iterator<Item = f64>| {
+        let shares = shares.map(|s| if s.is_nan() { f64::INFINITY } else { s });
+        format!("{:.2}", shares.fold(0.0, f64::max))
+    };
+    format!(
+        "{} comparisons and {} runs in {dtypes}: {} wrong; at most {} and {} of what is allowed",
+        comparisons.len(),
+        runs.len(),
+        found.iter().map(Found::wrong).sum::<usize>(),
+        largest(&mut comparisons.iter().map(|c| share(c))),
+        largest(&mut runs.iter().copied()),
+    )
 }
 
 fn ops_table(found: &[Found]) -> Vec<Vec<String>> {
