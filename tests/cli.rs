@@ -454,24 +454,3 @@ fn bench_takes_the_sizes_and_rows_of_a_configuration() {
     place.refuses(["bench", "dogs.toml", "--data", "none.csv"], &["none.csv"]);
     assert!(!place.path("runs").exists(), "a benchmark leaves no run");
 }
-
-#[test]
-fn check_compares_a_device_with_the_cpu() {
-    let gneiss = || Command::cargo_bin("gneiss").unwrap();
-    let check =
-        gneiss().args(["check", "--device", "cpu", "--op", "swiglu", "--steps", "3"]).assert().success();
-    let (out, _) = texts(&check);
-    assert!(out.contains("8 comparisons and 4 runs in f32: 0 wrong"), "{out}");
-    let json =
-        gneiss().args(["check", "--device", "cpu", "--op", "adamw", "--steps", "0", "--json"]).assert();
-    let found: Value = serde_json::from_str(&texts(&json.success()).0).unwrap();
-    assert_eq!(keys(&found[0]["comparisons"][0]), BTreeSet::from(["allowed", "case", "error", "op", "what"]));
-    assert_eq!(found[0]["runs"], json!([]));
-    for (arguments, expected) in [
-        (["--dtype", "bf16"], "--dtype: expected of f32 on this device, found bf16"),
-        (["--op", "swish"], "found swish"),
-    ] {
-        let refused = gneiss().args(["check", "--device", "cpu"]).args(arguments).assert().code(2);
-        assert!(texts(&refused).1.contains(expected), "{}", texts(&refused).1);
-    }
-}

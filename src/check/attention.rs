@@ -147,7 +147,7 @@ fn shape((heads, kv_heads, head_dim): (usize, usize, usize)) -> AttentionShape {
 }
 
 /// Prefixes of the given lengths, then sequences, packed in one matrix.
-fn packed(prefixes: &[usize], sequences: &[(usize, usize)]) -> Vec<Segment> {
+pub(crate) fn packed(prefixes: &[usize], sequences: &[(usize, usize)]) -> Vec<Segment> {
     let (mut segments, mut row) = (Vec::new(), 0);
     let mut ranges = Vec::new();
     let own = |rows: Range<usize>, prefix| Segment { queries: rows.clone(), keys: rows, first: 0, prefix };

@@ -14,6 +14,8 @@ use rand::SeedableRng;
 use rand::distr::{Distribution, Uniform};
 use serde::Serialize;
 
+#[cfg(test)]
+pub(crate) use attention::packed;
 pub use ops::{OPS, ops};
 pub use run::{Curves, RunSize, run};
 

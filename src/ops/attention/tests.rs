@@ -10,19 +10,7 @@ fn shape((heads, kv_heads, head_dim): (usize, usize, usize)) -> AttentionShape {
 
 /// Prefixes of the given lengths, then sequences (prefix, length), packed in one matrix.
 fn packed(prefixes: &[usize], sequences: &[(usize, usize)]) -> Segments {
-    let (mut segments, mut row) = (Vec::new(), 0);
-    let mut ranges = Vec::new();
-    let own = |rows: Range<usize>, prefix| Segment { queries: rows.clone(), keys: rows, first: 0, prefix };
-    for n in prefixes {
-        ranges.push(row..row + n);
-        segments.push(own(row..row + n, None));
-        row += n;
-    }
-    for (prefix, n) in sequences {
-        segments.push(own(row..row + n, Some(ranges[*prefix].clone())));
-        row += n;
-    }
-    segments.into()
+    crate::check::packed(prefixes, sequences).into()
 }
 
 fn fused(shape: &AttentionShape, rows: usize, dtype: DType) -> Result<Qkv> {

@@ -1,0 +1,80 @@
+//! Blocks that are computed again in the backward pass.
+
+use super::*;
+
+/// Groups with a prompt each of 6, 2 and 4 rows, and the matrix of prompts of a model.
+fn groups(model: &Granite, n: usize) -> (Tensor, Vec<PrefixGroup>) {
+    let (mut train, parts) = (examples(9, 20), [0..6, 6..8, 8..12]);
+    // The fixtures' vocabularies differ.
+    for id in train.iter_mut().flat_map(|e| e.input.iter_mut().chain(&mut e.target)) {
+        *id %= model.config().vocab_size as u32;
+    }
+    let groups = parts[..n].iter().zip(train.chunks(9 / n));
+    let groups = groups.map(|(prompt, examples)| PrefixGroup::new(prompt.clone(), examples)).collect();
+    let ids: Vec<u32> = (0..parts[n - 1].end).map(|i| i * 11 % 97).collect();
+    let ids = Tensor::new(ids, &Device::Cpu).unwrap();
+    (model.embedding().index_select(&ids, 0).unwrap(), groups)
+}
+
+/// With biases and without, of several blocks and of one; in one pass and in many, with one prompt and with three.
+#[test]
+fn recomputed_blocks_change_no_bit_of_the_gradient() {
+    let one_block = ModelConfig { num_hidden_layers: 1, ..MODEL.config().clone() };
+    let dtypes = granite::dtypes(DType::F32, &Device::Cpu).unwrap();
+    let one_block = Granite::random(&one_block, dtypes, &Device::Cpu, 1).unwrap();
+    let models = [load("granite"), load("llama_bias"), load("hybrid_dense"), one_block];
+    for model in &models {
+        let blocks = model.config().num_hidden_layers;
+        for n in [1, 3] {
+            let (prompts, groups) = groups(model, n);
+            for max_rows in [usize::MAX, 40, 1] {
+                let run = |recompute| {
+                    let limits = Limits { max_rows, recompute };
+                    let found = tune::gradient(model, &prompts, &groups, limits).unwrap();
+                    (found.nll().unwrap(), bits(&found.gradient.unwrap()))
+                };
+                let whole = run(0);
+                assert!(whole.1.iter().any(|b| f32::from_bits(*b) != 0.0));
+                for recompute in 1..blocks + 2 {
+                    assert!(
+                        run(recompute) == whole,
+                        "{blocks} blocks, {n} groups, {max_rows} rows, {recompute}"
+                    );
+                }
+                let evaluated = tune::evaluate(model, &prompts, &groups, max_rows).unwrap();
+                assert_eq!(evaluated.nll().unwrap(), whole.0);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_recomputed_run_is_the_same_run() {
+    let (train, validation) = (examples(10, 6), examples(4, 7));
+    let run = |recompute| {
+        let setting = Setting { max_rows: 30, ..Setting::new(&train, options()) };
+        Setting { validation: &validation, recompute, ..setting }.finish()
+    };
+    let (whole, recomputed) = (run(0), run(2));
+    assert_eq!((&whole.steps, &whole.epochs), (&recomputed.steps, &recomputed.epochs));
+    assert_eq!(bits(&whole.kept.prompt), bits(&recomputed.kept.prompt));
+}
+
+/// The keys and values of sequences are nobody's but the pass's own.
+#[test]
+fn keys_and_values_are_kept_of_passes_of_prefixes() {
+    let (prompts, groups) = groups(&MODEL, 3);
+    let vocab = MODEL.config().vocab_size;
+    let Passes { lead, .. } = Passes::new(&groups, vocab, 1);
+    let whole = MODEL.keys_values(&lead, &prompts).unwrap();
+    let kept = MODEL.forward(&lead, &prompts, None, 2).unwrap().keys_values().unwrap();
+    let width = 2 * MODEL.config().num_key_value_heads * MODEL.config().head_dim;
+    let last = |t: &Tensor| t.narrow(1, t.dims()[1] - width, width).unwrap();
+    for (a, b) in whole.iter().zip(&kept) {
+        assert_eq!(bits(&last(a)), bits(&last(b)));
+    }
+    assert_eq!((whole.len(), kept[0].dims()[1]), (kept.len(), width));
+    let Passes { lead, .. } = Passes::new(&groups, vocab, usize::MAX);
+    let error = MODEL.forward(&lead, &prompts, None, 1).unwrap().keys_values().err().unwrap().to_string();
+    assert!(error.contains("prefixes alone") && error.contains("recomputed"), "{error}");
+}
