@@ -42,11 +42,11 @@ test: model check-cuda
 # The CUDA path's types, with a stand-in for nvcc: needs neither a toolkit nor a GPU.
 check-cuda:
 	PATH="$(CURDIR)/tests/stand_in:$$PATH" NVCC="$(CURDIR)/tests/stand_in/nvcc" CUDARC_CUDA_VERSION=13000 CUDA_COMPUTE_CAP=90 \
-	  cargo clippy --locked --features cuda --target-dir target/check-cuda -- -D warnings
+	  cargo clippy --locked --profile types --features cuda --target-dir target/check-cuda -- -D warnings
 
 # The Metal path's types for a Mac with Apple silicon, on any machine that has Rust's library for that target, or
 # (Debian: rustc-web, cargo-web, rust-web-src) the library's source.
-METAL := --features metal --target aarch64-apple-darwin --target-dir target/check-metal
+METAL := --profile types --features metal --target aarch64-apple-darwin --target-dir target/check-metal
 check-metal:
 	if rustup target list --installed 2>/dev/null | grep -q aarch64-apple-darwin; then \
 	  CC_aarch64_apple_darwin=$(CURDIR)/tests/stand_in/cc cargo check --locked $(METAL); \

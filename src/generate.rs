@@ -82,8 +82,13 @@ pub fn generate(
     let capacities: Vec<usize> = inputs.iter().map(|i| i.len() + options.max_new_tokens).collect();
     let config = model.config();
     let width = 2 * config.num_key_value_heads * config.head_dim;
-    let mut cache =
-        KvCache::new(config.num_hidden_layers, width, &capacities, Some(prefix.clone()), &no_prompts)?;
+    let mut cache = KvCache::new(
+        config.num_hidden_layers,
+        width,
+        &capacities,
+        Some(prefix.clone()),
+        (model.dtype(), model.device()),
+    )?;
     let mut choosers: Vec<LogitsProcessor> = (0..inputs.len() as u64)
         .map(|i| LogitsProcessor::from_sampling(options.seed.wrapping_add(i), options.sampling.clone()))
         .collect();

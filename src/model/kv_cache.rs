@@ -3,7 +3,7 @@
 use crate::data::pack::PackedBatch;
 use crate::ops::{Indices, Segment};
 use crate::{Error, Result};
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
 
 /// Keys and values of a prefix, made once and shared by every sequence behind it.
@@ -31,7 +31,7 @@ struct Slot {
 }
 
 impl KvCache {
-    /// Room for sequences of `capacities` rows behind `prefix`; `like` gives dtype and device, `width` is 2K D.
+    /// Room for sequences of `capacities` rows behind `prefix`, in the dtype of the activations; `width` is 2K D.
     ///
     /// # Errors
     /// The device's.
@@ -40,7 +40,7 @@ impl KvCache {
         width: usize,
         capacities: &[usize],
         prefix: Option<PrefixCache>,
-        like: &Tensor,
+        (dtype, device): (DType, &Device),
     ) -> Result<Self> {
         let mut slots = Vec::new();
         let mut end = 0;
@@ -48,7 +48,7 @@ impl KvCache {
             slots.push(Slot { rows: end..end + rows, filled: 0 });
             end += rows;
         }
-        let layer = || Tensor::zeros((end, width), like.dtype(), like.device());
+        let layer = || Tensor::zeros((end, width), dtype, device);
         let layers = (0..blocks).map(|_| layer()).collect::<candle_core::Result<_>>()?;
         Ok(Self { layers, slots, prefix, writes: Vec::new() })
     }

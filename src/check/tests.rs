@@ -1,0 +1,158 @@
+//! The same comparisons on the emulator, and the fixtures of transformers and PEFT on it.
+
+use super::*;
+use crate::data::{Example, PrefixGroup};
+use crate::generate;
+use crate::model::{Dtypes, Granite};
+use crate::ops::gpu::emulated::emulate;
+use crate::tune::{self, Limits};
+
+/// Every case of an op, on the emulator, its threads in one order.
+fn check_in(op: &str, dtype: DType, order: u32) {
+    let target = Target { device: &Device::Cpu, dtype, run: &|f: &mut dyn FnMut()| emulate(order, f) };
+    let found = ops(&target, op).unwrap_or_else(|e| panic!("{op}, {dtype:?}, order {order}: {e}"));
+    assert!(found.len() > 5, "{op}: {} comparisons", found.len());
+    let wrong: Vec<_> = found.iter().filter(|c| !c.holds()).collect();
+    assert!(wrong.is_empty(), "{dtype:?}, order {order}: {wrong:#?}");
+}
+
+/// In three orders.
+fn check(op: &str) {
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        [0, 1, 7].into_iter().for_each(|order| check_in(op, dtype, order));
+    }
+}
+
+#[test]
+fn embed() {
+    check("embed");
+}
+
+#[test]
+fn linear() {
+    check("linear");
+}
+
+#[test]
+fn rms_norm() {
+    check("rms_norm");
+}
+
+#[test]
+fn rope() {
+    check("rope");
+}
+
+// Minutes in all orders: each dtype, whose kernels are one text, has an order of its own.
+#[test]
+fn attention_in_f32() {
+    check_in("attention", DType::F32, 0);
+}
+
+#[test]
+fn attention_in_bf16() {
+    check_in("attention", DType::BF16, 1);
+}
+
+#[test]
+fn attention_in_f16() {
+    check_in("attention", DType::F16, 7);
+}
+
+#[test]
+fn swiglu() {
+    check("swiglu");
+}
+
+#[test]
+fn cross_entropy() {
+    check("cross_entropy");
+}
+
+#[test]
+fn adamw() {
+    check("adamw");
+}
+
+/// A few steps of the whole model on the emulator, in one pass and in several.
+#[test]
+fn runs_follow_the_cpu() {
+    for (dtype, head_dim, max_rows) in [
+        (DType::F32, 32, 4096),
+        (DType::F32, 32, 60),
+        (DType::BF16, 64, 4096),
+        (DType::BF16, 64, 60),
+        (DType::F16, 32, 4096),
+    ] {
+        let target = Target { device: &Device::Cpu, dtype, run: &|f: &mut dyn FnMut()| emulate(0, f) };
+        let size = RunSize { steps: 3, examples: 4, max_rows, head_dim };
+        let curves = run(&target, size).unwrap_or_else(|e| panic!("{dtype:?}, {size:?}: {e}"));
+        assert!(curves.deviation() <= Curves::allowed(dtype), "{dtype:?}: {curves:?}");
+        assert!(curves.cpu[2] < curves.cpu[0], "{curves:?}");
+    }
+}
+
+/// Odd heads, biases, several groups and passes, blocks computed again, generation: fixtures on the emulator.
+#[test]
+fn models_compute_as_on_the_cpu() {
+    for name in ["granite", "llama_bias", "hybrid_dense"] {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+        let bare = crate::model::Checkpoint::open_without_tokenizer(&path).unwrap();
+        let load = |dtype| {
+            let dtypes = Dtypes { weights: dtype, activations: dtype };
+            Granite::load(&bare.config, &bare.weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap()
+        };
+        let model = load(DType::F32);
+        let prompts = model.embedding().narrow(0, 20, 7).unwrap();
+        let example = |i: u32| Example {
+            input: [vec![3, 4], (0..2 + i * 5 % 9).map(|j| (i * 13 + j * 7) % 90).collect()].concat(),
+            target: vec![5 + i % 3, 9, 11][..1 + i as usize % 3].to_vec(),
+            line: 1,
+        };
+        let (some, others) =
+            ((0..5).map(example).collect::<Vec<_>>(), (5..8).map(example).collect::<Vec<_>>());
+        let groups = [PrefixGroup::new(0..4, &some), PrefixGroup::new(4..7, &others)];
+        for limits in [Limits::rows(4096), Limits::rows(20), Limits { max_rows: 25, recompute: 1 }] {
+            let gradient = || tune::gradient(&model, &prompts, &groups, limits).unwrap();
+            let (cpu, ours) = (gradient(), emulate(7, gradient));
+            assert!((cpu.loss().unwrap() - ours.loss().unwrap()).abs() < 1e-4, "{name}, {limits:?}");
+            let (cpu, ours) = (cpu.gradient.unwrap(), ours.gradient.unwrap());
+            let (cpu, ours) = (values(&cpu).unwrap(), values(&ours).unwrap());
+            let largest = cpu.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
+            assert!(largest_difference(&ours, &cpu) < 1e-4 * largest, "{name}, {limits:?}");
+            let evaluate =
+                || tune::evaluate(&model, &prompts, &groups, limits.max_rows).unwrap().loss().unwrap();
+            assert!((evaluate() - emulate(0, evaluate)).abs() < 1e-4, "{name}, {limits:?}");
+        }
+        let cpu = continued(&model, &prompts);
+        assert_eq!(emulate(0, || continued(&model, &prompts)), cpu, "{name}");
+        let narrow = load(DType::BF16);
+        assert_eq!(emulate(0, || continued(&narrow, &prompts)).len(), 3, "{name}");
+    }
+}
+
+/// Six tokens behind each of three inputs.
+fn continued(model: &Granite, prompts: &Tensor) -> Vec<Vec<u32>> {
+    let options = generate::Options {
+        max_new_tokens: 6,
+        stop_token_ids: &[],
+        sampling: candle_transformers::generation::Sampling::ArgMax,
+        seed: 0,
+        score: &[],
+    };
+    let prefix = generate::prefix(model, Some(prompts), &[3, 4]).unwrap();
+    let inputs: [&[u32]; 3] = [&[1, 2], &[50], &[8, 9, 10, 11]];
+    generate::generate(model, &prefix, &inputs, &options).unwrap().into_iter().map(|g| g.tokens).collect()
+}
+
+#[test]
+fn a_wrong_value_does_not_hold() {
+    let target = Target { device: &Device::Cpu, dtype: DType::F32, run: &|f: &mut dyn FnMut()| f() };
+    let mut checks = Checks::new(&target, "embed");
+    let exact = Tensor::new(&[1.0f64, 2.0], &Device::Cpu).unwrap();
+    for wrong in [[1.0f32, 2.1], [f32::NAN, 2.0]] {
+        let wrong = Tensor::new(&wrong, &Device::Cpu).unwrap();
+        checks.compare("x", Kind::Value, &wrong, &exact, &exact).unwrap();
+    }
+    assert!(checks.finish().iter().all(|c| !c.holds()));
+}
