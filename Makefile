@@ -49,9 +49,9 @@ check-cuda:
 METAL := --profile types --features metal --target aarch64-apple-darwin --target-dir target/check-metal
 check-metal:
 	if rustup target list --installed 2>/dev/null | grep -q aarch64-apple-darwin; then \
-	  CC_aarch64_apple_darwin=$(CURDIR)/tests/stand_in/cc cargo check --locked $(METAL); \
+	  CC_aarch64_apple_darwin=$(CURDIR)/tests/stand_in/macos-cc cargo check --locked $(METAL); \
 	else \
-	  RUSTC_BOOTSTRAP=1 PATH=/usr/bin:$$PATH CC_aarch64_apple_darwin=$(CURDIR)/tests/stand_in/cc cargo check --locked -Zbuild-std=std,panic_abort $(METAL); \
+	  RUSTC_BOOTSTRAP=1 PATH=/usr/bin:$$PATH CC_aarch64_apple_darwin=$(CURDIR)/tests/stand_in/macos-cc cargo check --locked -Zbuild-std=std,panic_abort $(METAL); \
 	fi
 
 gpu-check:
