@@ -1,14 +1,13 @@
 // SwiGLU on gate and up side by side, gate_up [rows, 2 width] (src/ops/swiglu.rs):
 //
 //   a     = g * sigmoid(g) * up
-//   dgate = scale * da * up * sigmoid(g) * (1 + g * (1 - sigmoid(g)))
-//   dup   = scale * da * g * sigmoid(g)
+//   dgate = da * up * sigmoid(g) * (1 + g * (1 - sigmoid(g)))
+//   dup   = da * g * sigmoid(g)
 //
 // grid: (rows, ceil(width / (8 * threads)), 1), threads: 256, or width / 8 rounded up to a multiple of 32 where less
 
 struct SwigluParameters {
     uint rows, width;
-    float scale;
     uint aligned;
 };
 
@@ -48,9 +47,9 @@ INLINE void backward8(Backward to, GIVEN(SwigluParameters) p, uint left) {
     load8(to.gate, 0, count, whole, g);
     load8(to.gate, p.width, count, whole, up);
     UNROLL for (uint i = 0; i < 8; ++i) {
-        const float s = sigmoid(g[i]), silu = g[i] * s, da = p.scale * d[i];
-        g[i] = da * up[i] * s * (1.0f + g[i] * (1.0f - s));
-        up[i] = da * silu;
+        const float s = sigmoid(g[i]), silu = g[i] * s;
+        g[i] = d[i] * up[i] * s * (1.0f + g[i] * (1.0f - s));
+        up[i] = d[i] * silu;
     }
     store8(to.dgate, 0, count, whole, g);
     store8(to.dgate, p.width, count, whole, up);

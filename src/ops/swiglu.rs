@@ -17,7 +17,7 @@ use num_traits::One;
 /// Most threads of a block; each makes 8 elements of a row of the activation.
 const THREADS: usize = 256;
 
-gpu::parameters!(SwigluParameters { rows: u32, width: u32, scale: f32, aligned: u32 });
+gpu::parameters!(SwigluParameters { rows: u32, width: u32, aligned: u32 });
 
 /// `silu(gate) * up` [T, F] of `gate_up` [T, 2F].
 ///
@@ -30,7 +30,7 @@ pub fn forward(gate_up: &Tensor) -> Result<Tensor> {
         Route::Cpu => {}
         Route::Kernel => {
             let a = gpu::empty((t, f), gate_up.dtype(), gate_up)?;
-            launch("swiglu_forward", t, f, 1.0, &[gate_up, &a])?;
+            launch("swiglu_forward", t, f, &[gate_up, &a])?;
             return Ok(a);
         }
         Route::Reference => return reference(gate_up),
@@ -68,7 +68,7 @@ pub fn backward(da: &Tensor, gate_up: &Tensor) -> Result<Tensor> {
     }
     if gpu::route(da) == Route::Kernel {
         let dgate_up = gpu::empty((t, 2 * f), da.dtype(), da)?;
-        launch("swiglu_backward", t, f, 1.0, &[da, gate_up, &dgate_up])?;
+        launch("swiglu_backward", t, f, &[da, gate_up, &dgate_up])?;
         return Ok(dgate_up);
     }
     if !da.device().is_cpu() {
@@ -105,9 +105,9 @@ fn sigmoid<T: Real>(x: T) -> T {
     T::one() / (T::one() + (-x).exp_())
 }
 
-fn launch(name: &'static str, rows: usize, width: usize, scale: f32, buffers: &[&Tensor]) -> Result<()> {
+fn launch(name: &'static str, rows: usize, width: usize, buffers: &[&Tensor]) -> Result<()> {
     let aligned = gpu::aligned(&[width], buffers);
-    let parameters = SwigluParameters { rows: gpu::uint(rows), width: gpu::uint(width), scale, aligned };
+    let parameters = SwigluParameters { rows: gpu::uint(rows), width: gpu::uint(width), aligned };
     let threads = width.div_ceil(8).next_multiple_of(32).min(THREADS);
     let mut kernel = Kernel::new("swiglu", name, rows, threads);
     kernel.grid[1] = width.div_ceil(8 * threads);

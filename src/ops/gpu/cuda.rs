@@ -30,6 +30,7 @@ struct Loaded {
 }
 
 /// A kernel's parameter struct, passed by value.
+#[repr(transparent)]
 struct ByValue<P>(P);
 // SAFETY: `Parameters` promises a plain struct of 4-byte fields.
 unsafe impl<P: Parameters> DeviceRepr for ByValue<P> {}
