@@ -54,15 +54,15 @@ impl Tape {
     /// # Errors
     /// A pass that recomputes blocks and holds sequences, whose keys and values nobody else reads.
     pub fn keys_values(&self) -> Result<Vec<Tensor>> {
-        let of = |saved: &Saved| {
-            match saved {
+        let of = |saved: &Saved| match saved {
             Saved::Whole(tape) => Ok(tape.qkv.keys_values().clone()),
             Saved::Input { keys_values: Some(kv), .. } => Ok(kv.clone()),
-            Saved::Input { keys_values: None, .. } => Err(Error::Invalid(
-                "keys and values: expected a pass of prefixes alone, found sequences whose blocks are recomputed"
-                    .into(),
-            )),
-        }
+            Saved::Input { keys_values: None, .. } => {
+                let found = "sequences whose blocks are recomputed";
+                Err(Error::Invalid(format!(
+                    "keys and values: expected a pass of prefixes alone, found {found}"
+                )))
+            }
         };
         self.blocks.iter().map(of).collect()
     }
