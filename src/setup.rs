@@ -1,9 +1,10 @@
 //! From a configuration to what a run needs: device, frozen model, tokenizer, token ids.
 
 use crate::config::{Config, DataOptions, DeviceChoice, DtypeChoice, ModelOptions, TrainOptions};
-use crate::data::{Dataset, Encoded, Encoder, Template};
+use crate::data::{Dataset, Encoded, Encoder, Example, Template};
 use crate::model::{
-    Checkpoint, Granite, HubOptions, Local, ModelConfig, TextTokenizer, TuningMemory, granite, resolve,
+    Checkpoint, Dtypes, Granite, HubOptions, Local, ModelConfig, TextTokenizer, TuningMemory, granite,
+    resolve,
 };
 use crate::tune::{Budget, MemoryPlan, RowRange, Work};
 use crate::{Error, Result};
@@ -105,6 +106,22 @@ pub fn plan(
     let full = if options.max_rows == 0 && !device.is_cpu() { GPU_FULL_ROWS } else { most };
     let budget = Budget::new(options.memory_budget.bytes, device, loaded)?;
     Ok(MemoryPlan::new(memory, work, budget, RowRange { full, most }))
+}
+
+/// As [`plan`], of a run over `train` behind `virtual_tokens` in a model that is on its device.
+///
+/// # Errors
+/// The device's.
+pub fn plan_run(
+    options: &TrainOptions,
+    model: &Granite,
+    train: &[Example],
+    virtual_tokens: usize,
+) -> Result<MemoryPlan> {
+    let dtypes = Dtypes { weights: model.embedding().dtype(), activations: model.dtype() };
+    let memory = TuningMemory::of(model.config(), dtypes, model.device().location());
+    let work = Work::of(train, virtual_tokens, options.batch_size * options.accumulate_steps);
+    plan(options, &memory, &work, model.device(), true)
 }
 
 /// The local files of a model argument; a hub's are downloaded.

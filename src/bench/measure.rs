@@ -4,10 +4,10 @@ use super::examples::{self, Lengths};
 use super::{Flops, MatmulPeak, PeakMemory};
 use crate::config::{Keep, Schedule, TrainOptions};
 use crate::data::{Example, PrefixGroup};
-use crate::model::{Dtypes, Granite, TuningMemory};
+use crate::model::Granite;
 use crate::ops::profile;
 use crate::setup;
-use crate::tune::{EpochRecord, Limits, Observer, StepRecord, Task, Trainer, Work};
+use crate::tune::{EpochRecord, Limits, Observer, StepRecord, Task, Trainer};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use rand::{Rng, SeedableRng};
@@ -288,12 +288,13 @@ impl Bench<'_> {
 
     /// How the case's steps fit into the device's memory.
     fn limits(&self, case: Case, examples: &[Example]) -> Result<Limits> {
-        let device = self.model.device();
-        let dtypes = Dtypes { weights: self.model.embedding().dtype(), activations: self.model.dtype() };
-        let memory = TuningMemory::of(self.model.config(), dtypes, device.location());
-        let work = Work::of(examples, case.num_virtual_tokens, case.examples());
-        let options = TrainOptions { max_rows: self.max_rows, ..TrainOptions::default() };
-        Ok(setup::plan(&options, &memory, &work, device, true)?.limits)
+        let options = TrainOptions {
+            batch_size: case.batch_size,
+            accumulate_steps: case.accumulate_steps,
+            max_rows: self.max_rows,
+            ..TrainOptions::default()
+        };
+        Ok(setup::plan_run(&options, self.model, examples, case.num_virtual_tokens)?.limits)
     }
 
     /// Embeddings of random tokens, f32: what a prompt holds makes no difference to what a step costs.

@@ -6,12 +6,9 @@ use clap::Args;
 use gneiss::adapter::{Adapter, AdapterConfig, ModelCard, PromptTuningInit};
 use gneiss::config::{Config, InitMethod};
 use gneiss::data::{Encoded, LengthStats, Template};
-use gneiss::model::{TuningMemory, granite};
 use gneiss::run::RunFolder;
 use gneiss::setup::{self, Session};
-use gneiss::tune::{
-    EpochRecord, Kept, Limits, MemoryPlan, Observer, StepRecord, Task, Trainer, Work, prompt,
-};
+use gneiss::tune::{EpochRecord, Kept, Limits, MemoryPlan, Observer, StepRecord, Task, Trainer, prompt};
 use indicatif::ProgressBar;
 use std::path::Path;
 use std::time::Instant;
@@ -93,12 +90,7 @@ fn memory_plan(
     train: &Encoded,
     virtual_tokens: usize,
 ) -> anyhow::Result<MemoryPlan> {
-    let (options, model) = (&config.train, &session.model);
-    let device = model.device();
-    let dtypes = granite::dtypes(session.dtype, device)?;
-    let memory = TuningMemory::of(model.config(), dtypes, device.location());
-    let work = Work::of(&train.examples, virtual_tokens, options.batch_size * options.accumulate_steps);
-    let plan = setup::plan(options, &memory, &work, device, true)?;
+    let plan = setup::plan_run(&config.train, &session.model, &train.examples, virtual_tokens)?;
     let [needs, limits] = text::plan(&plan);
     eprintln!("memory     {needs}\n           {limits}");
     if let Some(shortage) = text::shortage(&plan) {
