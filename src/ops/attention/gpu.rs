@@ -218,8 +218,7 @@ pub(super) fn backward(
     let slot = call.form.tiling.key_tile * shape.kv_width();
     let partials = gpu::empty((plan.slots.max(1), slot), DType::F32, q)?;
     // Where a matrix is not wanted no item writes to it: any buffer does.
-    let unwanted = gpu::empty(1, q.dtype(), q)?;
-    let dkv = outputs.qkv.as_ref().map_or(&unwanted, Qkv::keys_values);
+    let dkv = outputs.qkv.as_ref().map_or(call.kv, Qkv::keys_values);
     let items = plan.items.on(device)?;
     let kernel = call.kernel(call.form.dkv, plan.items.len() / 6, shape.kv_heads);
     call.launch(&kernel, &[&seen[..], &[&items], &made, &[dkv, &partials]].concat())?;
@@ -246,9 +245,9 @@ fn reduce(
         aligned: gpu::aligned(&[width, call.parameters.dkv_width as usize, shape.q_width()], &[]),
     };
     let reductions = plan.reductions.on(partials.device())?;
-    let unwanted = gpu::empty(1, DType::F32, partials)?;
     let mut kernel = Kernel::new("attention", "attention_reduce", plan.reductions.len() / 4, THREADS);
     kernel.grid[1] = (key_tile * width.div_ceil(8)).div_ceil(THREADS);
-    let buffers = [partials, &reductions, dkv, prefix.unwrap_or(&unwanted)];
+    // The one of the two that is not written may be any buffer.
+    let buffers = [partials, &reductions, dkv, prefix.unwrap_or(partials)];
     gpu::launch(&kernel, call.q.dtype(), &buffers, &parameters)
 }
