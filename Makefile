@@ -16,7 +16,7 @@ tutorial: build $(if $(filter $(SMOLLM2),$(MODEL)),model)
 build:
 	cargo build --release --locked
 
-# For NVIDIA GPUs; needs nvcc (a CUDA toolkit, 12 or newer) and CUDA_COMPUTE_CAP where no GPU is in the machine.
+# For NVIDIA GPUs; needs nvcc (built with CUDA 13.0) and CUDA_COMPUTE_CAP where no GPU is in the machine.
 cuda:
 	cargo build --release --locked --features cuda
 
