@@ -19,5 +19,6 @@ pub mod ops;
 pub mod run;
 pub mod setup;
 pub mod tune;
+pub mod vocabulary;
 
 pub use error::{Error, Result};

@@ -86,7 +86,7 @@ fn both(config: &Config, session: &Session, adapter: &Adapter) -> anyhow::Result
 
 fn print(arms: &Arms) {
     let Arms { test, labels, base, tuned } = arms;
-    println!("{test}: {} rows", base.generated.total);
+    println!("{test}: {} rows", base.predictions.len());
     let cells = |what: &str, of: &dyn Fn(&Answers) -> String| vec![what.to_owned(), of(base), of(tuned)];
     let mut rows = vec![vec![String::new(), "base, hard prompt".into(), "tuned, soft prompt".into()]];
     if labels.is_empty() {
@@ -95,9 +95,13 @@ fn print(arms: &Arms) {
             share(hits, a.predictions.len())
         }));
     } else {
-        rows.push(cells("accuracy, generated", &|a| accuracy(&a.generated)));
-        rows.push(cells("macro F1, generated", &|a| format!("{:.3}", a.generated.macro_f1)));
-        rows.push(cells("answers that are no label", &|a| a.generated.no_label.to_string()));
+        rows.push(cells("accuracy, generated", &|a| a.generated.as_ref().map_or(String::new(), accuracy)));
+        rows.push(cells("macro F1, generated", &|a| {
+            format!("{:.3}", a.generated.as_ref().map_or(0.0, |s| s.macro_f1))
+        }));
+        rows.push(cells("answers that are no label", &|a| {
+            a.generated.as_ref().map_or(0, |s| s.no_label).to_string()
+        }));
         let likelihood =
             |f: fn(&Scores) -> String| move |a: &Answers| a.likelihood.as_ref().map_or(String::new(), f);
         rows.push(cells("accuracy, label likelihood", &likelihood(accuracy)));

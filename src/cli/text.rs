@@ -2,6 +2,7 @@
 
 use candle_core::Device;
 use gneiss::tune::MemoryPlan;
+use gneiss::vocabulary::Token;
 
 /// Bytes in kB, MB or GB, powers of 1,000.
 pub fn bytes(n: u64) -> String {
@@ -60,6 +61,11 @@ pub fn device(device: &Device) -> &'static str {
 /// A token's text with its white space made visible.
 pub fn visible(text: &str) -> String {
     text.replace(' ', "·").replace('\n', "⏎").replace('\t', "⇥")
+}
+
+/// A token's text with white space shown, else its id.
+pub fn token(token: &Token) -> String {
+    token.text.as_deref().map_or_else(|| format!("#{}", token.id), visible)
 }
 
 /// `text` on one line, cut to `width` characters.

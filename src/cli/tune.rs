@@ -252,9 +252,10 @@ impl Observer for Watch {
         let validation =
             record.validation_loss.map_or(String::new(), |l| format!(", validation loss {l:.4}"));
         let best = if record.best { ", best so far" } else { "" };
+        let train = record.train_loss.map_or("none".into(), |l| format!("{l:.4}"));
         let text = format!(
-            "epoch {:<4} step {}: training loss {:.4}{validation}{best}, {:.1} s",
-            record.epoch, record.step, record.train_loss, record.seconds
+            "epoch {:<4} step {}: training loss {train}{validation}{best}, {:.1} s",
+            record.epoch, record.step, record.seconds
         );
         progress::line(&self.bar, &text);
         Ok(())

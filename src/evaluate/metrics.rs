@@ -1,15 +1,26 @@
 //! Metrics of predicted labels, held against scikit-learn's values in the tests.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-/// Accuracy and macro F1 of predictions, where a prediction may be no label at all.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+/// How good predicted labels are, where a prediction may be no label at all.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Scores {
     /// Share of predictions that equal what was expected.
     pub accuracy: f64,
+    /// Wilson's interval of it, 95 %.
+    pub interval: [f64; 2],
+    /// Mean precision of the labels.
+    pub macro_precision: f64,
+    /// Mean recall of the labels.
+    pub macro_recall: f64,
     /// Mean over the labels of the harmonic mean of precision and recall; a label that is neither expected
     /// nor predicted counts as 0, as scikit-learn's `f1_score(average="macro", labels=...)` does.
     pub macro_f1: f64,
+    /// Each label's own, in the labels' order.
+    pub classes: Vec<ClassScores>,
+    /// Rows by expected label (rows) and predicted label (columns), in the labels' order; the last column counts
+    /// predictions that are no label.
+    pub confusion: Vec<Vec<usize>>,
     /// Predictions that equal what was expected.
     pub correct: usize,
     /// All predictions.
@@ -18,38 +29,87 @@ pub struct Scores {
     pub no_label: usize,
 }
 
+/// One label's scores; a ratio without a denominator is 0.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ClassScores {
+    /// The label.
+    pub label: String,
+    /// Share of its predictions that are right.
+    pub precision: f64,
+    /// Share of its rows that are predicted.
+    pub recall: f64,
+    /// Harmonic mean of the two.
+    pub f1: f64,
+    /// Rows that expect it.
+    pub support: usize,
+}
+
+/// 97.5 % point of the normal distribution: two-sided intervals of 95 %.
+const Z: f64 = 1.959_963_984_540_054;
+
+/// Wilson's score interval of a share, 95 % (Wilson, 1927); [0, 1] of nothing.
+pub fn wilson(part: usize, of: usize) -> [f64; 2] {
+    if of == 0 {
+        return [0.0, 1.0];
+    }
+    let (n, p) = (of as f64, part as f64 / of as f64);
+    let middle = p + Z * Z / (2.0 * n);
+    let half = Z * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
+    let bound = |x: f64| (x / (1.0 + Z * Z / n)).clamp(0.0, 1.0);
+    [bound(middle - half), bound(middle + half)]
+}
+
 impl Scores {
     /// Scores of (expected, predicted) pairs over `labels`.
     pub fn of<'a>(labels: &[String], pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
-        let mut counts = vec![[0usize; 3]; labels.len()];
-        let (mut correct, mut total, mut no_label) = (0, 0, 0);
-        let index = |text: &str| labels.iter().position(|l| l == text);
+        let n = labels.len();
+        let mut confusion = vec![vec![0usize; n + 1]; n];
+        let (mut total, mut correct, mut no_label) = (0, 0, 0);
+        let index = |text: &str| labels.iter().position(|label| label == text);
         for (expected, predicted) in pairs {
-            total += 1;
             let (e, p) = (index(expected), index(predicted));
+            total += 1;
+            correct += usize::from(e.is_some() && e == p);
+            no_label += usize::from(p.is_none());
             if let Some(e) = e {
-                counts[e][1] += 1;
-            }
-            match p {
-                Some(p) => counts[p][2] += 1,
-                None => no_label += 1,
-            }
-            if let (Some(e), true) = (e, e == p) {
-                counts[e][0] += 1;
-                correct += 1;
+                confusion[e][p.unwrap_or(n)] += 1;
             }
         }
-        let f1 = |[hit, expected, predicted]: &[usize; 3]| {
-            2.0 * *hit as f64 / (expected + predicted).max(1) as f64
-        };
+        let classes: Vec<_> =
+            labels.iter().enumerate().map(|(i, l)| ClassScores::of(l, i, &confusion)).collect();
+        let mean = |of: fn(&ClassScores) -> f64| classes.iter().map(of).sum::<f64>() / n.max(1) as f64;
         Self {
-            accuracy: correct as f64 / total.max(1) as f64,
-            macro_f1: counts.iter().map(f1).sum::<f64>() / labels.len().max(1) as f64,
+            accuracy: ratio(correct, total),
+            interval: wilson(correct, total),
+            macro_precision: mean(|c| c.precision),
+            macro_recall: mean(|c| c.recall),
+            macro_f1: mean(|c| c.f1),
+            classes,
+            confusion,
             correct,
             total,
             no_label,
         }
     }
+}
+
+impl ClassScores {
+    fn of(label: &str, i: usize, confusion: &[Vec<usize>]) -> Self {
+        let (hit, support) = (confusion[i][i], confusion[i].iter().sum());
+        let predicted = confusion.iter().map(|row| row[i]).sum();
+        Self {
+            label: label.to_owned(),
+            precision: ratio(hit, predicted),
+            recall: ratio(hit, support),
+            f1: ratio(2 * hit, support + predicted),
+            support,
+        }
+    }
+}
+
+/// `part / of`; 0 of nothing.
+fn ratio(part: usize, of: usize) -> f64 {
+    part as f64 / of.max(1) as f64
 }
 
 #[cfg(test)]

@@ -1,6 +1,9 @@
 //! Evaluation: a model with or without a soft prompt answers the test file.
 
+pub mod compare;
 pub mod metrics;
+pub mod result;
+pub mod text;
 
 use crate::Result;
 use crate::config::Task;
@@ -12,9 +15,11 @@ use crate::model::{Granite, TextTokenizer};
 use crate::tune::objective;
 use candle_core::Tensor;
 use candle_transformers::generation::Sampling;
-pub use metrics::Scores;
-use serde::Serialize;
+pub use compare::Paired;
+pub use metrics::{ClassScores, Scores};
+pub use result::{Answers, Arm, Evaluation, Prediction};
 use std::collections::BTreeSet;
+pub use text::TextScores;
 
 /// What is asked, and of whom.
 pub struct Exam<'a> {
@@ -30,36 +35,6 @@ pub struct Exam<'a> {
     pub labels: &'a [String],
     /// Rows that go through the model at a time.
     pub max_rows: usize,
-}
-
-/// One row's answer.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Prediction {
-    /// Line of the test file.
-    pub line: usize,
-    /// The input of the row.
-    pub input: String,
-    /// The output of the row.
-    pub expected: String,
-    /// What was generated, without surrounding white space.
-    pub generated: String,
-    /// The label of the highest likelihood; `None` for other tasks.
-    pub likeliest: Option<String>,
-    /// Probability of each label among the labels, in their order; empty for other tasks.
-    pub probabilities: Vec<f64>,
-}
-
-/// All answers of one arm.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Answers {
-    /// One a row.
-    pub predictions: Vec<Prediction>,
-    /// By what was generated.
-    pub generated: Scores,
-    /// By the likelihood of the labels; `None` for other tasks.
-    pub likelihood: Option<Scores>,
-    /// Wall time of the answers.
-    pub seconds: f64,
 }
 
 /// The distinct outputs of some rows, sorted: the labels of a classification.
@@ -105,10 +80,12 @@ impl Exam<'_> {
         let pairs = |of: fn(&Prediction) -> &str| {
             Scores::of(self.labels, predictions.iter().map(|p| (p.expected.as_str(), of(p))))
         };
-        let likelihood = (self.task == Task::Classification)
-            .then(|| pairs(|p| p.likeliest.as_deref().unwrap_or_default()));
-        let generated = pairs(|p| &p.generated);
-        Ok(Answers { generated, likelihood, predictions, seconds: started.elapsed().as_secs_f64() })
+        let classification = self.task == Task::Classification;
+        let generated = classification.then(|| pairs(|p| &p.generated));
+        let likelihood = classification.then(|| pairs(|p| p.likeliest.as_deref().unwrap_or_default()));
+        let perplexity = f64::NAN; // WIP
+        let seconds = started.elapsed().as_secs_f64();
+        Ok(Answers { generated, likelihood, text: None, predictions, perplexity, seconds })
     }
 
     fn prediction(&self, record: &Record, generated: &Generated, scores: &[f64]) -> Result<Prediction> {

@@ -12,7 +12,7 @@ use candle_core::{DType, Device, Tensor};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
 /// What a run tunes with.
@@ -30,7 +30,7 @@ pub struct Task<'a> {
 }
 
 /// One optimizer step, a line of `metrics.jsonl`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
     /// Counted from 1.
     pub step: usize,
@@ -50,23 +50,27 @@ pub struct StepRecord {
     pub rows: usize,
     /// Wall time of the step.
     pub seconds: f64,
+    /// Wall time of the run up to its end, all parts of a resumed run together.
+    pub elapsed: f64,
 }
 
 /// The end of an epoch, a line of `metrics.jsonl`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EpochRecord {
     /// Counted from 1.
     pub epoch: usize,
     /// Optimizer steps so far.
     pub step: usize,
-    /// Mean training loss of the epoch, weighted by target tokens.
-    pub train_loss: f64,
+    /// Mean training loss of the epoch, weighted by target tokens; `None` where every step was skipped.
+    pub train_loss: Option<f64>,
     /// Loss of the validation file; `None` without one.
     pub validation_loss: Option<f64>,
     /// Whether this epoch's prompt is the best so far.
     pub best: bool,
     /// Wall time of the epoch's steps and validation.
     pub seconds: f64,
+    /// Wall time of the run up to its end, all parts of a resumed run together.
+    pub elapsed: f64,
 }
 
 /// Is told of each step and epoch as they end.
@@ -239,7 +243,7 @@ impl<'a> Trainer<'a> {
                     observer.step(&record)?;
                 }
             }
-            let train_loss = nll / target_tokens as f64;
+            let train_loss = (target_tokens > 0).then(|| nll / target_tokens as f64);
             let record = self.end_epoch(epoch, train_loss, started, observer)?;
             observer.epoch(&record)?;
         }
@@ -282,6 +286,7 @@ impl<'a> Trainer<'a> {
             target_tokens,
             rows,
             seconds: started.elapsed().as_secs_f64(),
+            elapsed: 0.0,
         }))
     }
 
@@ -335,7 +340,7 @@ impl<'a> Trainer<'a> {
     fn end_epoch(
         &mut self,
         epoch: usize,
-        train_loss: f64,
+        train_loss: Option<f64>,
         started: Instant,
         observer: &mut dyn Observer,
     ) -> Result<EpochRecord> {
@@ -354,13 +359,7 @@ impl<'a> Trainer<'a> {
                 Some(loss)
             }
         };
-        self.last = Kept {
-            prompt: prompt.clone(),
-            epoch,
-            step: self.step,
-            train_loss: Some(train_loss),
-            validation_loss,
-        };
+        self.last = Kept { prompt: prompt.clone(), epoch, step: self.step, train_loss, validation_loss };
         let best_before = self.best.as_ref().and_then(|b| b.validation_loss);
         let best =
             validation_loss.is_some_and(|loss| loss.is_finite() && best_before.is_none_or(|b| loss < b));
@@ -368,6 +367,6 @@ impl<'a> Trainer<'a> {
             self.best = Some(self.last.clone());
         }
         let seconds = started.elapsed().as_secs_f64();
-        Ok(EpochRecord { epoch, step: self.step, train_loss, validation_loss, best, seconds })
+        Ok(EpochRecord { epoch, step: self.step, train_loss, validation_loss, best, seconds, elapsed: 0.0 })
     }
 }

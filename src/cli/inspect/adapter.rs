@@ -1,21 +1,15 @@
 //! An adapter: what it belongs to, and where its virtual tokens lie among the vocabulary's.
 
-use super::model::Token;
 use super::{Report, line};
 use crate::cli::text;
 use anyhow::Context;
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use gneiss::adapter::{Adapter, AdapterConfig, PromptTuningInit};
 use gneiss::model::{Checkpoint, TextTokenizer};
+use gneiss::vocabulary::{self, Neighbour, Norms, Place, Token, Vocabulary};
 use gneiss::{Error, setup};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
-
-/// Vocabulary tokens shown for a virtual one.
-const NEAREST: usize = 3;
-
-/// Virtual tokens compared with the vocabulary at a time: 128 rows of 100,352 scores are 51 MB.
-const CHUNK: usize = 128;
 
 /// An adapter.
 #[derive(Serialize)]
@@ -30,27 +24,12 @@ pub struct AdapterReport {
     tokens: Vec<VirtualToken>,
 }
 
-/// L2 norms of the virtual tokens.
-#[derive(Serialize)]
-struct Norms {
-    mean: f64,
-    min: f64,
-    max: f64,
-}
-
 #[derive(Serialize)]
 struct VirtualToken {
     norm: f64,
     /// The vocabulary's nearest, best first; empty without the base model.
     nearest: Vec<Neighbour>,
     initial: Option<Initial>,
-}
-
-#[derive(Serialize)]
-struct Neighbour {
-    #[serde(flatten)]
-    token: Token,
-    cosine: f64,
 }
 
 /// The token that a virtual token began as.
@@ -66,8 +45,6 @@ struct Initial {
 struct Base {
     /// f32 [V, C] on the CPU.
     embedding: Tensor,
-    /// L2 norm of each row, [V].
-    norms: Tensor,
     tokenizer: Option<TextTokenizer>,
 }
 
@@ -76,31 +53,27 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<AdapterReport
     let Adapter { prompt, config } = Adapter::read(path)?;
     let (rows, width) = prompt.dims2()?;
     let base = open(&config, model)?;
-    let norms: Vec<f64> = norms(&prompt)?.to_vec1::<f32>()?.into_iter().map(f64::from).collect();
-    let mut tokens: Vec<VirtualToken> =
-        norms.iter().map(|norm| VirtualToken { norm: *norm, nearest: Vec::new(), initial: None }).collect();
-    if let Some(base) = &base {
-        for (token, nearest) in tokens.iter_mut().zip(base.nearest(&prompt)?) {
-            token.nearest = nearest;
-        }
-        for (token, initial) in tokens.iter_mut().zip(base.initial(&prompt, &config)?) {
-            token.initial = Some(initial);
-        }
-    }
-    let vocabulary_mean_norm =
-        base.map(|b| b.norms.mean_all()?.to_scalar::<f32>()).transpose()?.map(f64::from);
-    Ok(AdapterReport {
+    let mut report = AdapterReport {
         adapter: path.to_path_buf(),
-        config,
         shape: [rows, width],
-        norms: Norms {
-            mean: norms.iter().sum::<f64>() / rows as f64,
-            min: norms.iter().copied().fold(f64::INFINITY, f64::min),
-            max: norms.iter().copied().fold(0.0, f64::max),
-        },
-        vocabulary_mean_norm,
-        tokens,
-    })
+        norms: Norms::of(&prompt)?,
+        vocabulary_mean_norm: None,
+        tokens: Vec::new(),
+        config,
+    };
+    if let Some(Base { embedding, tokenizer }) = &base {
+        let vocabulary = Vocabulary::new(embedding, tokenizer.as_ref())?;
+        report.vocabulary_mean_norm = Some(vocabulary.norms()?.mean);
+        let began = began(&report.config, rows, tokenizer.as_ref())?;
+        let mut initial = initial(&prompt, &began, &vocabulary, tokenizer.as_ref())?.into_iter();
+        let token = |Place { norm, nearest }| VirtualToken { norm, nearest, initial: initial.next() };
+        report.tokens = vocabulary.place(&prompt)?.into_iter().map(token).collect();
+    } else {
+        let norms = vocabulary::row_norms(&prompt)?.to_vec1::<f32>()?;
+        let token = |norm| VirtualToken { norm: f64::from(norm), nearest: Vec::new(), initial: None };
+        report.tokens = norms.into_iter().map(token).collect();
+    }
+    Ok(report)
 }
 
 /// The base model. One that `model` names has to open; one that only the adapter names may be elsewhere.
@@ -120,11 +93,6 @@ fn open(config: &AdapterConfig, model: Option<&str>) -> anyhow::Result<Option<Ba
     Ok(None)
 }
 
-/// L2 norm of each row.
-fn norms(rows: &Tensor) -> candle_core::Result<Tensor> {
-    rows.sqr()?.sum(D::Minus1)?.sqrt()
-}
-
 impl Base {
     fn open(path: &Path, width: usize) -> gneiss::Result<Self> {
         let bare = Checkpoint::open_without_tokenizer(path)?;
@@ -139,70 +107,38 @@ impl Base {
         if let Err(error) = &tokenizer {
             eprintln!("tokenizer  none, tokens are shown by their ids: {error}");
         }
-        Ok(Self { norms: norms(&embedding)?, embedding, tokenizer: tokenizer.ok() })
-    }
-
-    /// The vocabulary's nearest tokens of each virtual token by cosine similarity.
-    fn nearest(&self, prompt: &Tensor) -> anyhow::Result<Vec<Vec<Neighbour>>> {
-        let mut all = Vec::new();
-        // A row of zeros has no direction and is nearest to none.
-        let lengths = self.norms.clamp(f32::MIN_POSITIVE, f32::MAX)?;
-        for first in (0..prompt.dims()[0]).step_by(CHUNK) {
-            let rows = prompt.narrow(0, first, CHUNK.min(prompt.dims()[0] - first))?;
-            let unit =
-                rows.broadcast_div(&norms(&rows)?.clamp(f32::MIN_POSITIVE, f32::MAX)?.unsqueeze(1)?)?;
-            let cosines = unit.matmul(&self.embedding.t()?)?.broadcast_div(&lengths)?;
-            for cosines in cosines.to_vec2::<f32>()? {
-                let nearest = largest(&cosines).into_iter();
-                let neighbour = |id: usize| Neighbour {
-                    token: Token::new(id as u32, self.tokenizer.as_ref()),
-                    cosine: f64::from(cosines[id]),
-                };
-                all.push(nearest.map(neighbour).collect());
-            }
-        }
-        Ok(all)
-    }
-
-    /// What each virtual token began as; nothing where that is not known.
-    fn initial(&self, prompt: &Tensor, config: &AdapterConfig) -> anyhow::Result<Vec<Initial>> {
-        let (Some(text), Some(tokenizer)) = (config.prompt_tuning_init_text.as_deref(), &self.tokenizer)
-        else {
-            return Ok(Vec::new());
-        };
-        let ids = tokenizer.encode(text, true)?;
-        if config.prompt_tuning_init != PromptTuningInit::Text || ids.is_empty() {
-            return Ok(Vec::new());
-        }
-        // A text is cut or repeated to the prompt's length, by PEFT as by gneiss.
-        let ids: Vec<u32> = ids.iter().copied().cycle().take(prompt.dims()[0]).collect();
-        let vocabulary = self.embedding.dims()[0];
-        let beyond = ids.iter().find(|id| **id as usize >= vocabulary);
-        if let Some(id) = beyond {
-            let problem = format!("tokenizer: expected ids under the vocabulary's {vocabulary}, found {id}");
-            return Err(Error::Tokenizer(problem)).context("the init text");
-        }
-        let began = self.embedding.index_select(&Tensor::new(ids.as_slice(), &Device::Cpu)?, 0)?;
-        let moved = norms(&(prompt - began)?)?.to_vec1::<f32>()?;
-        let initial = |(id, moved): (&u32, f32)| Initial {
-            token: Token::new(*id, Some(tokenizer)),
-            moved: f64::from(moved),
-        };
-        Ok(ids.iter().zip(moved).map(initial).collect())
+        Ok(Self { embedding, tokenizer: tokenizer.ok() })
     }
 }
 
-/// Indices of the [`NEAREST`] largest values, largest first.
-fn largest(values: &[f32]) -> Vec<usize> {
-    let mut best: Vec<usize> = Vec::with_capacity(NEAREST + 1);
-    for (i, value) in values.iter().enumerate() {
-        let at = best.iter().position(|b| *value > values[*b]).unwrap_or(best.len());
-        if at < NEAREST {
-            best.insert(at, i);
-            best.truncate(NEAREST);
-        }
+/// The tokens that the virtual tokens began as; none where that is not known.
+fn began(config: &AdapterConfig, rows: usize, tokenizer: Option<&TextTokenizer>) -> gneiss::Result<Vec<u32>> {
+    let (Some(text), Some(tokenizer)) = (config.prompt_tuning_init_text.as_deref(), tokenizer) else {
+        return Ok(Vec::new());
+    };
+    let ids = tokenizer.encode(text, true)?;
+    if config.prompt_tuning_init != PromptTuningInit::Text {
+        return Ok(Vec::new());
     }
-    best
+    // A text is cut or repeated to the prompt's length, by PEFT as by gneiss.
+    Ok(ids.iter().copied().cycle().take(rows).collect())
+}
+
+/// How far each virtual token is from the token that it began as.
+fn initial(
+    prompt: &Tensor,
+    began: &[u32],
+    vocabulary: &Vocabulary,
+    tokenizer: Option<&TextTokenizer>,
+) -> anyhow::Result<Vec<Initial>> {
+    if began.is_empty() {
+        return Ok(Vec::new());
+    }
+    let from = vocabulary.rows(began).context("the init text")?;
+    let moved = vocabulary::row_norms(&(prompt - from)?)?.to_vec1::<f32>()?;
+    let initial =
+        |(id, moved): (&u32, f32)| Initial { token: Token::new(*id, tokenizer), moved: f64::from(moved) };
+    Ok(began.iter().zip(moved).map(initial).collect())
 }
 
 impl Report for AdapterReport {
@@ -249,10 +185,10 @@ impl AdapterReport {
         for (i, token) in self.tokens.iter().enumerate() {
             let mut row = vec![(i + 1).to_string(), format!("{:.3}", token.norm)];
             if let Some(initial) = &token.initial {
-                row.extend([initial.token.show(), format!("{:.3}", initial.moved)]);
+                row.extend([text::token(&initial.token), format!("{:.3}", initial.moved)]);
             }
             for near in &token.nearest {
-                row.extend([near.token.show(), format!("{:.2}", near.cosine)]);
+                row.extend([text::token(&near.token), format!("{:.2}", near.cosine)]);
             }
             rows.push(row);
         }

@@ -8,6 +8,7 @@ use gneiss::model::{
     Checkpoint, ModelConfig, ModelType, Parameters, Rope, TextTokenizer, TuningMemory, granite,
 };
 use gneiss::setup;
+use gneiss::vocabulary::Token;
 use serde::Serialize;
 use std::path::Path;
 
@@ -48,27 +49,6 @@ struct TokenizerReport {
     vocabulary: usize,
     eos_token: Token,
     stop_tokens: Vec<Token>,
-}
-
-/// A token with its text.
-#[derive(Serialize)]
-pub struct Token {
-    /// Its id.
-    pub id: u32,
-    /// Its text; none without a tokenizer.
-    pub text: Option<String>,
-}
-
-impl Token {
-    /// The token of an id.
-    pub fn new(id: u32, tokenizer: Option<&TextTokenizer>) -> Self {
-        Self { id, text: tokenizer.and_then(|t| t.token_text(id)) }
-    }
-
-    /// Its text with white space shown, else its id.
-    pub fn show(&self) -> String {
-        self.text.as_deref().map_or_else(|| format!("#{}", self.id), text::visible)
-    }
 }
 
 /// What tuning needs in one dtype, bytes.
@@ -209,7 +189,7 @@ impl Report for ModelReport {
             line("storage", format!("{format}, {} on disk", text::bytes(bytes)));
         }
         if let Some(TokenizerReport { vocabulary, eos_token, stop_tokens }) = &self.tokenizer {
-            let token = |t: &Token| format!("{} ({})", t.show(), t.id);
+            let token = |t: &Token| format!("{} ({})", text::token(t), t.id);
             let stop = stop_tokens.iter().map(token).collect::<Vec<_>>().join(", ");
             line(
                 "tokenizer",

@@ -1,0 +1,124 @@
+//! Reading a run folder.
+
+use super::{ADAPTER, CONFIG, EVALUATION, METRICS, SUMMARY, Summary, TOKENS};
+use crate::config::Config;
+use crate::evaluate::Evaluation;
+use crate::tune::{EpochRecord, StepRecord};
+use crate::vocabulary::PromptTokens;
+use crate::{Error, Result};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use std::path::{Path, PathBuf};
+
+/// A line of `metrics.jsonl`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(untagged)]
+pub enum Record {
+    /// An optimizer step.
+    Step(StepRecord),
+    /// The end of an epoch.
+    Epoch(EpochRecord),
+}
+
+/// A run as its folder tells it, under way or ended.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// The folder.
+    pub path: PathBuf,
+    /// The resolved configuration.
+    pub config: Config,
+    /// The configuration's text.
+    pub config_toml: String,
+    /// Optimizer steps in their order.
+    pub steps: Vec<StepRecord>,
+    /// Ended epochs in their order.
+    pub epochs: Vec<EpochRecord>,
+    /// What was tuned on what, and what came of it.
+    pub summary: Summary,
+    /// Virtual tokens before and after; none while the run is under way.
+    pub tokens: Option<PromptTokens>,
+    /// Tuned against base; none before `gneiss eval`.
+    pub evaluation: Option<Evaluation>,
+}
+
+impl Run {
+    /// Reads a run folder.
+    ///
+    /// # Errors
+    /// A folder that is no run; a file of it that is missing or malformed.
+    pub fn read(path: &Path) -> Result<Self> {
+        if !path.join(CONFIG).is_file() || !path.join(METRICS).is_file() {
+            let problem = format!(
+                "expected a run folder with {CONFIG} and {METRICS}, as gneiss tune writes, found none"
+            );
+            return Err(Error::Checkpoint { path: path.to_path_buf(), problem });
+        }
+        let config_path = path.join(CONFIG);
+        let config_toml = std::fs::read_to_string(&config_path).map_err(Error::io(&config_path))?;
+        let config = Config::parse(&config_toml, &config_path.display().to_string(), &[])?;
+        let (mut steps, mut epochs) = (Vec::new(), Vec::new());
+        for record in records(&path.join(METRICS))? {
+            match record {
+                Record::Step(step) => steps.push(step),
+                Record::Epoch(epoch) => epochs.push(epoch),
+            }
+        }
+        let summary = json(&path.join(SUMMARY))?.ok_or_else(|| Error::Checkpoint {
+            path: path.join(SUMMARY),
+            problem: "expected the run's summary, found no such file".into(),
+        })?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            config,
+            config_toml,
+            steps,
+            epochs,
+            summary,
+            tokens: json(&path.join(TOKENS))?,
+            evaluation: json(&path.join(EVALUATION))?,
+        })
+    }
+
+    /// Name of the run.
+    pub fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    /// Folder of the tuned prompt, if there is one yet.
+    pub fn adapter(&self) -> Option<PathBuf> {
+        Some(self.path.join(ADAPTER)).filter(|path| path.is_dir())
+    }
+
+    /// The epoch of the lowest validation loss.
+    pub fn best_epoch(&self) -> Option<&EpochRecord> {
+        self.epochs.iter().rfind(|epoch| epoch.best)
+    }
+}
+
+/// The records of `metrics.jsonl`. The last line of a run under way may be there in part, and is left out then.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Data`] with every line that is no record.
+pub fn records(path: &Path) -> Result<Vec<Record>> {
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    let (mut records, mut problems) = (Vec::new(), Vec::new());
+    for (i, line) in text.split_inclusive('\n').enumerate() {
+        match serde_json::from_str(line) {
+            Ok(record) => records.push(record),
+            Err(_) if !line.ends_with('\n') => {}
+            Err(error) => problems.push(format!("line {}: expected a step or an epoch: {error}", i + 1)),
+        }
+    }
+    if problems.is_empty() { Ok(records) } else { Err(Error::Data { path: path.into(), problems, more: 0 }) }
+}
+
+/// A JSON file; nothing where there is none.
+fn json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io(path)(error)),
+    };
+    let parsed = serde_json::from_str(&text);
+    parsed.map(Some).map_err(|e| Error::Checkpoint { path: path.into(), problem: e.to_string() })
+}

@@ -1,0 +1,198 @@
+//! Where virtual tokens lie among the vocabulary's: nearest tokens, norms, and how far each moved.
+
+use crate::model::TextTokenizer;
+use crate::{Error, Result};
+use candle_core::{D, DType, Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+/// Vocabulary tokens named for a virtual one.
+const NEAREST: usize = 3;
+
+/// Virtual tokens compared with the vocabulary at a time: 128 rows of 100,352 scores are 51 MB.
+const CHUNK: usize = 128;
+
+/// A token of the vocabulary with its text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token {
+    /// Its id.
+    pub id: u32,
+    /// Its text; none without a tokenizer.
+    pub text: Option<String>,
+}
+
+/// A token of the vocabulary near a virtual one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Neighbour {
+    /// The token.
+    #[serde(flatten)]
+    pub token: Token,
+    /// Cosine of the angle between the two embeddings.
+    pub cosine: f64,
+}
+
+/// Mean, least and greatest L2 norm of some rows.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Norms {
+    /// Mean.
+    pub mean: f64,
+    /// Least.
+    pub min: f64,
+    /// Greatest.
+    pub max: f64,
+}
+
+/// A virtual token at one time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Place {
+    /// L2 norm.
+    pub norm: f64,
+    /// The vocabulary's nearest, best first.
+    pub nearest: Vec<Neighbour>,
+}
+
+/// A virtual token before and after tuning.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VirtualToken {
+    /// Before the first step.
+    pub before: Place,
+    /// As it was kept.
+    pub after: Place,
+    /// L2 distance between the two.
+    pub moved: f64,
+}
+
+/// All virtual tokens of a run: `tokens.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PromptTokens {
+    /// Norms of the vocabulary's embeddings.
+    pub vocabulary: Norms,
+    /// The virtual tokens in their order.
+    pub tokens: Vec<VirtualToken>,
+}
+
+/// The embeddings of a vocabulary.
+pub struct Vocabulary<'a> {
+    /// f32 [V, C] on the CPU.
+    embedding: Tensor,
+    /// L2 norm of each row, [V].
+    norms: Tensor,
+    tokenizer: Option<&'a TextTokenizer>,
+}
+
+impl Token {
+    /// The token of this id.
+    pub fn new(id: u32, tokenizer: Option<&TextTokenizer>) -> Self {
+        Self { id, text: tokenizer.and_then(|t| t.token_text(id)) }
+    }
+}
+
+impl Norms {
+    /// Of each row of f32 [n, C].
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn of(rows: &Tensor) -> Result<Self> {
+        Self::summary(&row_norms(rows)?)
+    }
+
+    fn summary(norms: &Tensor) -> Result<Self> {
+        let norms = norms.to_vec1::<f32>()?.into_iter().map(f64::from);
+        let count = norms.len().max(1) as f64;
+        Ok(Self {
+            mean: norms.clone().sum::<f64>() / count,
+            min: norms.clone().fold(f64::INFINITY, f64::min),
+            max: norms.fold(0.0, f64::max),
+        })
+    }
+}
+
+/// L2 norm of each row of f32 [n, C].
+///
+/// # Errors
+/// The device's.
+pub fn row_norms(rows: &Tensor) -> Result<Tensor> {
+    Ok(rows.sqr()?.sum(D::Minus1)?.sqrt()?)
+}
+
+impl<'a> Vocabulary<'a> {
+    /// Of an embedding matrix [V, C], as it is before Granite's multiplier; tokens are named where there is a
+    /// tokenizer.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn new(embedding: &Tensor, tokenizer: Option<&'a TextTokenizer>) -> Result<Self> {
+        let embedding = embedding.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+        Ok(Self { norms: row_norms(&embedding)?, embedding, tokenizer })
+    }
+
+    /// Norms of all embeddings.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn norms(&self) -> Result<Norms> {
+        Norms::summary(&self.norms)
+    }
+
+    /// Embeddings of `ids`, f32 [n, C].
+    ///
+    /// # Errors
+    /// An id beyond the vocabulary.
+    pub fn rows(&self, ids: &[u32]) -> Result<Tensor> {
+        let vocabulary = self.embedding.dims()[0];
+        if let Some(id) = ids.iter().find(|id| **id as usize >= vocabulary) {
+            let problem = format!("expected ids under the vocabulary's {vocabulary}, found {id}");
+            return Err(Error::Tokenizer(problem));
+        }
+        Ok(self.embedding.index_select(&Tensor::new(ids, &Device::Cpu)?, 0)?)
+    }
+
+    /// Each row of `prompt`, f32 [P, C] on the CPU, with its norm and the vocabulary's nearest tokens by cosine
+    /// similarity.
+    ///
+    /// # Errors
+    /// Another width than the vocabulary's.
+    pub fn place(&self, prompt: &Tensor) -> Result<Vec<Place>> {
+        let mut all = Vec::new();
+        // A row of zeros has no direction and is nearest to none.
+        let lengths = self.norms.clamp(f32::MIN_POSITIVE, f32::MAX)?;
+        for first in (0..prompt.dims()[0]).step_by(CHUNK) {
+            let rows = prompt.narrow(0, first, CHUNK.min(prompt.dims()[0] - first))?;
+            let norms = row_norms(&rows)?;
+            let unit = rows.broadcast_div(&norms.clamp(f32::MIN_POSITIVE, f32::MAX)?.unsqueeze(1)?)?;
+            let cosines = unit.matmul(&self.embedding.t()?)?.broadcast_div(&lengths)?;
+            for (cosines, norm) in cosines.to_vec2::<f32>()?.into_iter().zip(norms.to_vec1::<f32>()?) {
+                let neighbour = |id: usize| Neighbour {
+                    token: Token::new(id as u32, self.tokenizer),
+                    cosine: f64::from(cosines[id]),
+                };
+                let nearest = largest(&cosines).into_iter().map(neighbour).collect();
+                all.push(Place { norm: f64::from(norm), nearest });
+            }
+        }
+        Ok(all)
+    }
+
+    /// A prompt before and after tuning, both f32 [P, C] on the CPU.
+    ///
+    /// # Errors
+    /// Shapes that differ, or another width than the vocabulary's.
+    pub fn compare(&self, before: &Tensor, after: &Tensor) -> Result<PromptTokens> {
+        let moved = row_norms(&(after - before)?)?.to_vec1::<f32>()?;
+        let pairs = self.place(before)?.into_iter().zip(self.place(after)?);
+        let token = |((before, after), moved)| VirtualToken { before, after, moved: f64::from(moved) };
+        Ok(PromptTokens { vocabulary: self.norms()?, tokens: pairs.zip(moved).map(token).collect() })
+    }
+}
+
+/// Indices of the [`NEAREST`] largest values, largest first.
+fn largest(values: &[f32]) -> Vec<usize> {
+    let mut best: Vec<usize> = Vec::with_capacity(NEAREST + 1);
+    for (i, value) in values.iter().enumerate() {
+        let at = best.iter().position(|b| *value > values[*b]).unwrap_or(best.len());
+        if at < NEAREST {
+            best.insert(at, i);
+            best.truncate(NEAREST);
+        }
+    }
+    best
+}
