@@ -10,6 +10,10 @@ fn main() -> ExitCode {
     cli::process::keep_freed_memory();
     match cli::Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<cli::interrupt::Interrupted>() => {
+            eprintln!("{error}");
+            ExitCode::from(cli::interrupt::EXIT_CODE)
+        }
         Err(error) => {
             eprintln!("error: {error:#}");
             let bad_input = error.downcast_ref::<gneiss::Error>().is_some_and(gneiss::Error::is_bad_input);

@@ -61,6 +61,15 @@ pub fn device(choice: DeviceChoice) -> Result<Device> {
     })
 }
 
+/// The device's name as the command line takes it.
+pub fn device_kind(device: &Device) -> &'static str {
+    match device {
+        Device::Cpu => "cpu",
+        Device::Cuda(_) => "cuda",
+        Device::Metal(_) => "metal",
+    }
+}
+
 /// A CUDA device with one stream for the whole process.
 fn cuda(index: usize) -> Result<Device> {
     let device = Device::new_cuda_with_stream(index)?;

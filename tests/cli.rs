@@ -10,6 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
+#[path = "cli/resume.rs"]
+mod resume;
+
 const VOCAB: usize = 131;
 const GOOD: [&str; 4] = ["shiny", "gentle", "happy", "fluffy"];
 const BAD: [&str; 4] = ["late", "rude", "smelly", "matted"];
@@ -155,7 +158,17 @@ fn tune_writes_a_run() {
     let names =
         ["README.md", "adapter_config.json", "adapter_model.safetensors"].map(|n| format!("adapter/{n}"));
     let mut names: BTreeSet<PathBuf> = names.iter().map(PathBuf::from).collect();
-    names.extend(["config.toml", "metrics.jsonl"].map(PathBuf::from));
+    let files_of_run = [
+        "config.toml",
+        "metrics.jsonl",
+        "checkpoint.safetensors",
+        "summary.json",
+        "tokens.json",
+        "report.html",
+        "curve.svg",
+        "curve.png",
+    ];
+    names.extend(files_of_run.map(PathBuf::from));
     assert_eq!(files.keys().cloned().collect::<BTreeSet<_>>(), names);
 
     // Results on stdout, what happens on the way on stderr.
@@ -201,8 +214,9 @@ fn metrics_have_a_line_a_step_and_a_line_an_epoch() {
         "target_tokens",
         "rows",
         "seconds",
+        "elapsed",
     ];
-    let of_epoch = ["epoch", "step", "train_loss", "validation_loss", "best", "seconds"];
+    let of_epoch = ["epoch", "step", "train_loss", "validation_loss", "best", "seconds", "elapsed"];
     for step in &steps {
         assert_eq!(keys(step), BTreeSet::from(of_step));
         assert_eq!((&step["examples"], &step["target_tokens"]), (&json!(4), &json!(8)));

@@ -56,7 +56,7 @@ impl Check {
         if self.json {
             println!("{}", serde_json::to_string_pretty(&found)?);
         } else {
-            println!("device  {}, {}\n", text::device(&device), machine::device_name(&device));
+            println!("device  {}, {}\n", gneiss::setup::device_kind(&device), machine::device_name(&device));
             println!("{}", text::table(&ops_table(&found)));
             if self.steps > 0 {
                 println!("\n{}", text::table(&runs_table(&found)));

@@ -3,8 +3,10 @@
 mod bench;
 mod check;
 mod eval;
+mod find_lr;
 mod generate;
 mod inspect;
+pub mod interrupt;
 pub mod process;
 mod progress;
 mod text;
@@ -59,6 +61,13 @@ impl Cli {
 struct ConfigArgs {
     /// The configuration, such as configs/tutorial.toml.
     config: PathBuf,
+    #[command(flatten)]
+    overrides: Overrides,
+}
+
+/// What the command line changes of a configuration.
+#[derive(Args)]
+struct Overrides {
     /// Override a key, such as `--set train.learning_rate=0.01`; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
@@ -82,12 +91,23 @@ struct PlaceArgs {
 
 impl ConfigArgs {
     fn load(&self) -> anyhow::Result<Config> {
-        let mut config = Config::load(&self.config, &self.sets)?;
+        self.overrides.load(&self.config)
+    }
+}
+
+impl Overrides {
+    fn load(&self, path: &Path) -> anyhow::Result<Config> {
+        let mut config = Config::load(path, &self.sets)?;
+        self.apply(&mut config);
+        Ok(config)
+    }
+
+    /// Lays the model and its place over `config`; the sets are there already.
+    fn apply(&self, config: &mut Config) {
         if let Some(model) = &self.model {
             config.model.id.clone_from(model);
         }
         self.place.apply(&mut config.model);
-        Ok(config)
     }
 }
 

@@ -43,7 +43,7 @@ pub fn open(options: &gneiss::config::ModelOptions) -> anyhow::Result<Session> {
         config.hidden_size,
         config.vocab_size,
         session.dtype,
-        super::text::device(session.model.device()),
+        gneiss::setup::device_kind(session.model.device()),
         super::text::bytes(session.model.weight_bytes() as u64),
         started.elapsed().as_secs_f64(),
     );

@@ -1,6 +1,5 @@
 //! Numbers and tables for people.
 
-use candle_core::Device;
 use gneiss::tune::MemoryPlan;
 use gneiss::vocabulary::Token;
 
@@ -49,15 +48,6 @@ pub fn shortage(plan: &MemoryPlan) -> Option<String> {
     ))
 }
 
-/// The device's name as the command line takes it.
-pub fn device(device: &Device) -> &'static str {
-    match device {
-        Device::Cpu => "cpu",
-        Device::Cuda(_) => "cuda",
-        Device::Metal(_) => "metal",
-    }
-}
-
 /// A token's text with its white space made visible.
 pub fn visible(text: &str) -> String {
     text.replace(' ', "·").replace('\n', "⏎").replace('\t', "⇥")
@@ -88,4 +78,35 @@ pub fn table(rows: &[Vec<String>]) -> String {
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// A number with its thousands apart.
+pub fn grouped(n: usize) -> String {
+    let digits = n.to_string();
+    let first = digits.len() % 3;
+    let parts = digits.as_bytes().iter().enumerate().flat_map(|(i, digit)| {
+        let comma = (i > 0 && i % 3 == first).then_some(',');
+        comma.into_iter().chain([char::from(*digit)])
+    });
+    parts.collect()
+}
+
+/// Seconds as a person says them.
+pub fn duration(seconds: f64) -> String {
+    let whole = seconds.round() as u64;
+    match whole {
+        0..60 => format!("{seconds:.1} s"),
+        60..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
+        _ => format!("{} h {:02} min", whole / 3600, whole % 3600 / 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn thousands_are_apart() {
+        for (n, expected) in [(0, "0"), (999, "999"), (1000, "1,000"), (134_515_008, "134,515,008")] {
+            assert_eq!(super::grouped(n), expected);
+        }
+    }
 }

@@ -1,105 +1,133 @@
 //! `gneiss tune`: a run from a configuration to an adapter.
 
-use super::{ConfigArgs, process, progress, text};
-use anyhow::Context;
+use super::interrupt::{self, Interrupted};
+use super::{Overrides, process, progress, text};
 use clap::Args;
-use gneiss::adapter::{Adapter, AdapterConfig, ModelCard, PromptTuningInit};
-use gneiss::config::{Config, InitMethod};
-use gneiss::data::{Encoded, LengthStats, Template};
-use gneiss::run::RunFolder;
-use gneiss::setup::{self, Session};
-use gneiss::tune::{EpochRecord, Kept, Limits, MemoryPlan, Observer, StepRecord, Task, Trainer, prompt};
+use gneiss::bench::{DeviceMemory, PeakMemory};
+use gneiss::config::Config;
+use gneiss::data::{Encoded, LengthStats};
+use gneiss::run::{self, RunFolder, Summary, Tuning};
+use gneiss::setup::Session;
+use gneiss::tune::{EpochRecord, Limits, Observer, State, StepRecord};
 use indicatif::ProgressBar;
-use std::path::Path;
-use std::time::Instant;
+use std::path::{Path, PathBuf};
 
-/// Tunes a soft prompt and writes a run folder: configuration, metrics, adapter.
+/// Tunes a soft prompt and writes a run folder: configuration, metrics, checkpoint, adapter, report.
 #[derive(Args)]
 pub struct Tune {
+    /// The configuration, such as configs/tutorial.toml.
+    #[arg(required_unless_present = "resume")]
+    config: Option<PathBuf>,
+    /// Go on with the run in this folder, such as runs/tutorial, from its last checkpoint.
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "find_lr"])]
+    resume: Option<PathBuf>,
+    /// Try rising learning rates for a hundred steps, suggest one, and write nothing but the curve.
+    #[arg(long)]
+    find_lr: bool,
     #[command(flatten)]
-    config: ConfigArgs,
+    overrides: Overrides,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
 }
 
+/// A run as it was asked for.
+pub(super) struct Order {
+    /// Its configuration.
+    pub(super) config: Config,
+    /// The folder and state that it goes on from.
+    pub(super) resume: Option<(PathBuf, State)>,
+}
+
 impl Tune {
     /// Runs the subcommand.
     pub fn run(self) -> anyhow::Result<()> {
-        let config = self.config.load()?;
-        let template = Template::parse(&config.data.verbalizer)?;
-        let session = progress::open(&config.model)?;
-        let encoder = setup::encoder(&config.data, &session.tokenizer, &template);
-        let (_, train) =
-            setup::examples(&config.data.train, &config, &encoder)?.context("data.train is required")?;
-        let validation =
-            setup::examples(&config.data.validation, &config, &encoder)?.map(|(_, encoded)| encoded);
-        describe("train", &config.data.train, &train, &config);
-        if let Some(validation) = &validation {
-            describe("validation", &config.data.validation, validation, &config);
+        let order = self.order()?;
+        let session = progress::open(&order.config.model)?;
+        if self.find_lr {
+            return super::find_lr::run(&order.config, &session, self.json);
         }
-        let initial = prompt::initial(&config.prompt, &session.model, &session.tokenizer, config.train.seed)?;
-        let plan = memory_plan(&config, &session, &train, initial.dims()[0])?;
-        let task = Task {
-            model: &session.model,
-            train: &train.examples,
-            validation: validation.as_ref().map_or(&[], |v| &v.examples),
-            options: &config.train,
-            limits: plan.limits,
-        };
-        let mut trainer = Trainer::new(task, &initial)?;
-        let folder = RunFolder::create(Path::new(&config.runs), &config.name, &config.to_toml()?)?;
-        if let Some(moved) = &folder.moved {
-            eprintln!("run        an earlier run of this name is now {}", moved.display());
+        let (folder, summary) = tune(&order, &session)?;
+        if self.json {
+            println!("{}", serde_json::to_string(&Outcome::of(&folder, &summary))?);
+        } else {
+            print(&folder, &summary);
         }
-        eprintln!(
-            "prompt     {} virtual tokens, init {}; {} trainable values",
-            initial.dims()[0],
-            config.prompt.init_method,
-            initial.elem_count()
-        );
-        let started = Instant::now();
-        let mut watch = Watch::new(folder, trainer.total_steps());
-        let outcome = trainer.run(&mut watch);
-        watch.bar.finish_and_clear();
-        // Also after an error: what was learned up to it is kept.
-        let kept = trainer.kept()?;
-        let adapter = write_adapter(&config, &session, &kept, &watch.folder)?;
-        outcome?;
-        let result = Summary {
-            adapter: adapter.display().to_string(),
-            run: watch.folder.path.display().to_string(),
-            num_virtual_tokens: initial.dims()[0],
-            steps: kept.step,
-            epoch: kept.epoch,
-            train_loss: kept.train_loss,
-            validation_loss: kept.validation_loss,
-            skipped_steps: trainer.skipped(),
-            seconds: started.elapsed().as_secs_f64(),
-            examples_per_second: watch.examples as f64 / watch.seconds,
-            peak_memory_bytes: process::peak_bytes(),
-        };
-        result.print(self.json)
+        go_on(&folder, &summary)
+    }
+
+    fn order(&self) -> anyhow::Result<Order> {
+        match (&self.config, &self.resume) {
+            (Some(path), None) => Ok(Order { config: self.overrides.load(path)?, resume: None }),
+            (_, Some(folder)) => {
+                let (mut config, state) = run::tuning::resumable(folder, &self.overrides.sets)?;
+                self.overrides.apply(&mut config);
+                Ok(Order { config, resume: Some((folder.clone(), state)) })
+            }
+            (None, None) => {
+                anyhow::bail!(gneiss::Error::Invalid("expected a configuration, found none".into()))
+            }
+        }
     }
 }
 
-/// How the run fits into memory, shown as it is made.
-fn memory_plan(
-    config: &Config,
-    session: &Session,
-    train: &Encoded,
-    virtual_tokens: usize,
-) -> anyhow::Result<MemoryPlan> {
-    let plan = setup::plan_run(&config.train, &session.model, &train.examples, virtual_tokens)?;
-    let [needs, limits] = text::plan(&plan);
+/// An interrupted run is no success; the message says how to go on.
+pub(super) fn go_on(folder: &Path, summary: &Summary) -> anyhow::Result<()> {
+    if summary.status != run::Status::Interrupted {
+        return Ok(());
+    }
+    let folder = folder.display();
+    let text = format!("interrupted after step {}; go on with: gneiss tune --resume {folder}", summary.steps);
+    Err(Interrupted(text).into())
+}
+
+/// Tunes, and writes the run folder with its report; also where the run fails, up to there.
+pub(super) fn tune(order: &Order, session: &Session) -> anyhow::Result<(PathBuf, Summary)> {
+    let config = &order.config;
+    let tuning = Tuning::prepare(config, session, order.resume.as_ref().map(|(_, state)| state.clone()))?;
+    describe(&tuning, config);
+    let mut trainer = tuning.trainer()?;
+    let toml = config.to_toml()?;
+    let mut folder = match &order.resume {
+        Some((path, state)) => RunFolder::reopen(path, &state.position, &toml)?,
+        None => RunFolder::create(Path::new(&config.runs), &config.name, &toml)?,
+    };
+    if let Some(moved) = &folder.moved {
+        eprintln!("run        an earlier run of this name is now {}", moved.display());
+    }
+    if order.resume.is_some() {
+        eprintln!("resumed    after step {} of {}", trainer.position().step, trainer.total_steps());
+    }
+    let _guard = interrupt::Guard::new()?;
+    let device = session.model.device();
+    let (mut process, mut gpu) = (process::ProcessMemory, DeviceMemory::new(device));
+    let memory: &mut dyn PeakMemory = if device.is_cpu() { &mut process } else { &mut gpu };
+    let mut watch = Watch::new(trainer.total_steps(), trainer.position().attempts());
+    let outcome = tuning.run(&mut trainer, &mut folder, memory, &mut watch);
+    watch.bar.finish_and_clear();
+    Ok((folder.path, outcome?))
+}
+
+/// What the run is about to do.
+fn describe(tuning: &Tuning, config: &Config) {
+    examples("train", &config.data.train, &tuning.train.1, config);
+    if let Some((_, validation)) = &tuning.validation {
+        examples("validation", &config.data.validation, validation, config);
+    }
+    let [needs, limits] = text::plan(&tuning.plan);
     eprintln!("memory     {needs}\n           {limits}");
-    if let Some(shortage) = text::shortage(&plan) {
+    if let Some(shortage) = text::shortage(&tuning.plan) {
         eprintln!("           warning: {shortage}; the run goes on and may fail");
     }
-    Ok(plan)
+    eprintln!(
+        "prompt     {} virtual tokens, init {}; {} trainable values",
+        tuning.initial.dims()[0],
+        config.prompt.init_method,
+        tuning.initial.elem_count()
+    );
 }
 
-fn describe(what: &str, file: &str, encoded: &Encoded, config: &Config) {
+fn examples(what: &str, file: &str, encoded: &Encoded, config: &Config) {
     let lengths = LengthStats::of(encoded.examples.iter().map(|e| e.input.len()));
     eprintln!(
         "{what:<10} {file}: {} examples, inputs of {} to {} tokens (median {}), {} inputs cut to {}, {} targets cut to {}",
@@ -114,116 +142,81 @@ fn describe(what: &str, file: &str, encoded: &Encoded, config: &Config) {
     );
 }
 
-fn write_adapter(
-    config: &Config,
-    session: &Session,
-    kept: &Kept,
-    folder: &RunFolder,
-) -> gneiss::Result<std::path::PathBuf> {
-    let n = kept.prompt.dims()[0];
-    let init = match config.prompt.init_method {
-        InitMethod::Text => PromptTuningInit::Text,
-        InitMethod::Vocab => PromptTuningInit::SampleVocab,
-        InitMethod::Random | InitMethod::File => PromptTuningInit::Random,
-    };
-    let init_text = Some(config.prompt.init_text.as_str()).filter(|_| init == PromptTuningInit::Text);
-    let adapter = AdapterConfig::new(&session.id, session.model.config(), n, init, init_text);
-    let train = &config.train;
-    let settings: [(&str, String); 8] = [
-        ("learning rate", train.learning_rate.to_string()),
-        ("schedule", format!("{}, warm-up {}", train.schedule, train.warmup_ratio)),
-        ("examples per step", (train.batch_size * train.accumulate_steps).to_string()),
-        ("epochs", train.num_epochs.to_string()),
-        ("weight decay", train.weight_decay.to_string()),
-        ("gradient norm limit", train.max_grad_norm.to_string()),
-        ("seed", train.seed.to_string()),
-        ("init", config.prompt.init_method.to_string()),
-    ];
-    let card = ModelCard {
-        name: config.name.clone(),
-        task: config.data.task.to_string(),
-        verbalizer: config.data.verbalizer.clone(),
-        max_output_tokens: Some(config.data.max_output_tokens),
-        hyperparameters: settings.map(|(key, value)| (key.to_owned(), value)).to_vec(),
-        num_steps: Some(kept.step),
-        train_loss: kept.train_loss,
-        validation_loss: kept.validation_loss,
-    };
-    let path = folder.adapter();
-    Adapter { prompt: kept.prompt.clone(), config: adapter }.write(&path, &card)?;
-    Ok(path)
-}
-
-/// What a run came to.
+/// What a run came to, for machines.
 #[derive(serde::Serialize)]
-struct Summary {
-    adapter: String,
+struct Outcome<'a> {
     run: String,
-    num_virtual_tokens: usize,
-    steps: usize,
-    epoch: usize,
-    train_loss: Option<f64>,
-    validation_loss: Option<f64>,
-    skipped_steps: usize,
-    seconds: f64,
-    examples_per_second: f64,
-    peak_memory_bytes: Option<u64>,
+    adapter: String,
+    report: String,
+    #[serde(flatten)]
+    summary: &'a Summary,
 }
 
-impl Summary {
-    fn print(&self, json: bool) -> anyhow::Result<()> {
-        if json {
-            println!("{}", serde_json::to_string(self)?);
-            return Ok(());
-        }
-        let loss = |loss: Option<f64>| loss.map_or("none".into(), |l| format!("{l:.4}"));
-        let mut rows = [
-            ["adapter", &self.adapter],
-            ["virtual tokens", &self.num_virtual_tokens.to_string()],
-            ["kept", &format!("after step {}, epoch {}", self.steps, self.epoch)],
-            ["training loss", &loss(self.train_loss)],
-            ["validation loss", &loss(self.validation_loss)],
-            ["wall time", &format!("{:.1} s", self.seconds)],
-            ["throughput", &format!("{:.2} examples/s", self.examples_per_second)],
-        ]
-        .map(|row| row.map(str::to_owned).to_vec())
-        .to_vec();
-        if self.skipped_steps > 0 {
-            rows.push(vec!["steps skipped".into(), self.skipped_steps.to_string()]);
-        }
-        if let Some(bytes) = self.peak_memory_bytes {
-            rows.push(vec!["peak memory".into(), text::bytes(bytes)]);
-        }
-        for row in rows {
-            println!("{:<16} {}", row[0], row[1]);
-        }
-        Ok(())
+impl<'a> Outcome<'a> {
+    fn of(folder: &Path, summary: &'a Summary) -> Self {
+        let path = |name: &str| folder.join(name).display().to_string();
+        let run = folder.display().to_string();
+        Self { run, adapter: path(run::ADAPTER), report: path(run::REPORT), summary }
     }
 }
 
-/// Writes the metrics and shows the progress.
+/// What a run came to, for people.
+pub(super) fn print(folder: &Path, summary: &Summary) {
+    let Summary { model, .. } = summary;
+    let loss = |loss: Option<f64>| loss.map_or("none".into(), |l| format!("{l:.4}"));
+    let share = 100.0 * summary.trainable_parameters as f64 / model.parameters as f64;
+    let mut rows = vec![
+        ("status", summary.status.to_string()),
+        ("adapter", folder.join(run::ADAPTER).display().to_string()),
+        ("report", folder.join(run::REPORT).display().to_string()),
+        ("model", format!("{} ({}), {} on {}", model.id, model.format, model.dtype, model.device)),
+        ("virtual tokens", format!("{}, init {}", summary.num_virtual_tokens, summary.init_method)),
+        (
+            "trainable",
+            format!(
+                "{} of {} parameters ({share:.4} %)",
+                text::grouped(summary.trainable_parameters),
+                text::grouped(model.parameters)
+            ),
+        ),
+        ("epochs", format!("{}, {} of {} steps", summary.epochs, summary.steps, summary.total_steps)),
+        ("kept", format!("after epoch {}, step {}", summary.kept_epoch, summary.kept_step)),
+        ("training loss", loss(summary.train_loss)),
+        ("validation loss", loss(summary.validation_loss)),
+        ("wall time", text::duration(summary.seconds)),
+        ("throughput", format!("{:.2} examples/s", summary.examples_per_second)),
+    ];
+    if summary.skipped_steps > 0 {
+        rows.push(("steps skipped", summary.skipped_steps.to_string()));
+    }
+    if let Some(bytes) = summary.peak_memory_bytes {
+        rows.push(("peak memory", text::bytes(bytes)));
+    }
+    for (key, value) in rows {
+        println!("{key:<16} {value}");
+    }
+}
+
+/// Shows the progress.
 struct Watch {
-    folder: RunFolder,
     bar: ProgressBar,
     examples: usize,
     seconds: f64,
-    last: f64,
 }
 
 impl Watch {
-    fn new(folder: RunFolder, steps: usize) -> Self {
+    fn new(steps: usize, done: usize) -> Self {
         let template = "{prefix:>10} {bar:30} {pos}/{len} {msg}, {eta} left";
-        let bar = progress::bar(steps, "tuning", template);
-        Self { folder, bar, examples: 0, seconds: 0.0, last: f64::NAN }
+        let bar = progress::bar(steps, "tuning", template).with_position(done as u64);
+        bar.reset_eta();
+        Self { bar, examples: 0, seconds: 0.0 }
     }
 }
 
 impl Observer for Watch {
     fn step(&mut self, record: &StepRecord) -> gneiss::Result<()> {
-        self.folder.record(record)?;
         self.examples += record.examples;
         self.seconds += record.seconds;
-        self.last = record.loss;
         let speed = self.examples as f64 / self.seconds;
         self.bar.set_message(format!(
             "loss {:.4}, lr {:.2e}, {speed:.2} examples/s",
@@ -248,7 +241,6 @@ impl Observer for Watch {
     }
 
     fn epoch(&mut self, record: &EpochRecord) -> gneiss::Result<()> {
-        self.folder.record(record)?;
         let validation =
             record.validation_loss.map_or(String::new(), |l| format!(", validation loss {l:.4}"));
         let best = if record.best { ", best so far" } else { "" };
@@ -259,5 +251,14 @@ impl Observer for Watch {
         );
         progress::line(&self.bar, &text);
         Ok(())
+    }
+
+    fn warning(&mut self, text: &str) -> gneiss::Result<()> {
+        progress::line(&self.bar, &format!("warning    {text}"));
+        Ok(())
+    }
+
+    fn interrupted(&self) -> bool {
+        interrupt::asked()
     }
 }

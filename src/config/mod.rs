@@ -120,6 +120,13 @@ pub struct TrainOptions {
     pub seed: u64,
     /// Which prompt becomes the adapter; `"best"` needs `data.validation`. Default `"best"`.
     pub keep: Keep,
+    /// Epochs without a lower validation loss after which the run ends; 0 to run them all. Default `0`.
+    pub early_stopping: usize,
+    /// Optimizer steps after which a checkpoint is written, besides the one at every epoch's end; 0 for that one alone.
+    /// Default `0`.
+    pub checkpoint_steps: usize,
+    /// Whether the run folder also gets an event file for TensorBoard. Default `false`.
+    pub tensorboard: bool,
     /// Rows of a packed micro-batch that run at once, at most; 0 leaves it to the device. Default `0`.
     pub max_rows: usize,
     /// Memory that the run may take, weights included, such as `"24GB"` or `"16GiB"`; empty for what the device has
@@ -194,6 +201,9 @@ impl Default for TrainOptions {
             shuffle: true,
             seed: 42,
             keep: Keep::Best,
+            early_stopping: 0,
+            checkpoint_steps: 0,
+            tensorboard: false,
             max_rows: 0,
             memory_budget: MemoryBudget::default(),
             on_not_finite: OnNotFinite::Stop,

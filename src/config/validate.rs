@@ -142,6 +142,13 @@ impl Config {
                 "\"best\" needs a validation file, found none; set data.validation, or keep = \"last\"",
             );
         }
+        if self.train.early_stopping > 0 && data.validation.is_empty() {
+            check.fail_with(
+                "train.early_stopping",
+                "data.validation",
+                "needs a validation file, found none; set data.validation, or early_stopping = 0",
+            );
+        }
     }
 
     fn check_train(&self, check: &mut Check) {

@@ -1,6 +1,9 @@
-//! The run folder: the resolved configuration, `metrics.jsonl`, `adapter/`.
+//! The run folder while a run writes it.
 
+use super::{ADAPTER, CHECKPOINT, CONFIG, METRICS, SUMMARY, Summary, TOKENS, read};
 use crate::files::write_atomically;
+use crate::tune::{Position, State};
+use crate::vocabulary::PromptTokens;
 use crate::{Error, Result};
 use serde::Serialize;
 use std::fs::{self, File};
@@ -25,15 +28,36 @@ impl RunFolder {
         let path = runs.join(name);
         let moved = if path.exists() { Some(move_aside(runs, name)?) } else { None };
         fs::create_dir_all(&path).map_err(Error::io(&path))?;
-        write_atomically(&path.join("config.toml"), |out| out.write_all(config_toml.as_bytes()))?;
-        let metrics = path.join("metrics.jsonl");
+        write_atomically(&path.join(CONFIG), |out| out.write_all(config_toml.as_bytes()))?;
+        let metrics = path.join(METRICS);
         let metrics = File::create(&metrics).map_err(Error::io(&metrics))?;
         Ok(Self { path, moved, metrics })
     }
 
+    /// Opens the folder of a run that goes on from `position`: records of later steps are taken back, as those steps
+    /// will be done again.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Data`] where `metrics.jsonl` is malformed.
+    pub fn reopen(path: &Path, position: &Position, config_toml: &str) -> Result<Self> {
+        let metrics = path.join(METRICS);
+        let kept: String = read::lines(&metrics)?
+            .into_iter()
+            .filter(|(record, _)| match record {
+                read::Record::Step(step) => step.step <= position.step,
+                read::Record::Epoch(epoch) => epoch.epoch <= position.last.epoch,
+            })
+            .map(|(_, line)| line + "\n")
+            .collect();
+        write_atomically(&metrics, |out| out.write_all(kept.as_bytes()))?;
+        write_atomically(&path.join(CONFIG), |out| out.write_all(config_toml.as_bytes()))?;
+        let metrics = File::options().append(true).open(&metrics).map_err(Error::io(&metrics))?;
+        Ok(Self { path: path.to_path_buf(), moved: None, metrics })
+    }
+
     /// The folder of the adapter.
     pub fn adapter(&self) -> PathBuf {
-        self.path.join("adapter")
+        self.path.join(ADAPTER)
     }
 
     /// Appends a record to `metrics.jsonl`, at once, so that the run can be followed.
@@ -41,11 +65,43 @@ impl RunFolder {
     /// # Errors
     /// [`Error::Io`].
     pub fn record(&mut self, record: &impl Serialize) -> Result<()> {
-        let path = || self.path.join("metrics.jsonl");
+        let path = || self.path.join(METRICS);
         let mut line = serde_json::to_vec(record)
             .map_err(|e| Error::io(path())(std::io::Error::other(e.to_string())))?;
         line.push(b'\n');
         self.metrics.write_all(&line).map_err(Error::io(path()))
+    }
+
+    /// Writes what it takes to go on. The records up to it reach the disk first.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; the device's.
+    pub fn checkpoint(&self, state: &State) -> Result<()> {
+        self.metrics.sync_data().map_err(Error::io(self.path.join(METRICS)))?;
+        state.write(&self.path.join(CHECKPOINT))
+    }
+
+    /// Writes `summary.json`.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn summary(&self, summary: &Summary) -> Result<()> {
+        self.json(SUMMARY, summary)
+    }
+
+    /// Writes `tokens.json`.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn tokens(&self, tokens: &PromptTokens) -> Result<()> {
+        self.json(TOKENS, tokens)
+    }
+
+    fn json(&self, name: &str, value: &impl Serialize) -> Result<()> {
+        let path = self.path.join(name);
+        let text = serde_json::to_string_pretty(value)
+            .map_err(|e| Error::io(&path)(std::io::Error::other(e.to_string())))?;
+        write_atomically(&path, |out| writeln!(out, "{text}"))
     }
 }
 

@@ -10,20 +10,26 @@
 //! evaluation.json          tuned against base on the test file, every answer included
 //! predictions.csv          the same answers as a table
 //! report.html              all of it as a page; curve.svg and curve.png are its learning curve
+//! events.out.tfevents.*    the records for TensorBoard, where `train.tensorboard` asks for them
 //! ```
 
 pub mod folder;
 pub mod read;
 pub mod summary;
+pub mod tensorboard;
+pub mod tuning;
 
 pub use folder::RunFolder;
 pub use read::{Record, Run};
 pub use summary::{ModelSummary, Status, Summary};
+pub use tuning::Tuning;
 
 /// File of the resolved configuration.
 pub const CONFIG: &str = "config.toml";
 /// File of the records.
 pub const METRICS: &str = "metrics.jsonl";
+/// File of [`crate::tune::State`].
+pub const CHECKPOINT: &str = "checkpoint.safetensors";
 /// File of [`Summary`].
 pub const SUMMARY: &str = "summary.json";
 /// Folder of the tuned prompt.
@@ -34,3 +40,5 @@ pub const TOKENS: &str = "tokens.json";
 pub const EVALUATION: &str = "evaluation.json";
 /// File of the answers as a table.
 pub const PREDICTIONS: &str = "predictions.csv";
+/// File of the run as a page.
+pub const REPORT: &str = "report.html";

@@ -100,12 +100,18 @@ impl Run {
 /// # Errors
 /// [`Error::Io`]; [`Error::Data`] with every line that is no record.
 pub fn records(path: &Path) -> Result<Vec<Record>> {
+    Ok(lines(path)?.into_iter().map(|(record, _)| record).collect())
+}
+
+/// As [`records`], each with its line.
+pub(super) fn lines(path: &Path) -> Result<Vec<(Record, String)>> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
     let (mut records, mut problems) = (Vec::new(), Vec::new());
     for (i, line) in text.split_inclusive('\n').enumerate() {
         match serde_json::from_str(line) {
-            Ok(record) => records.push(record),
-            Err(_) if !line.ends_with('\n') => {}
+            // A record that its writer did not end may still be one number short.
+            _ if !line.ends_with('\n') => {}
+            Ok(record) => records.push((record, line.trim_end().to_owned())),
             Err(error) => problems.push(format!("line {}: expected a step or an epoch: {error}", i + 1)),
         }
     }

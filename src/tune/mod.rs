@@ -1,11 +1,18 @@
 //! Tuning: the objective and its gradient, the optimizer step, the run.
 
+pub mod health;
 pub mod objective;
+pub mod observer;
 pub mod plan;
 pub mod prompt;
+pub mod range_test;
 pub mod schedule;
+pub mod state;
 pub mod trainer;
 
 pub use objective::{Objective, evaluate, gradient};
+pub use observer::{EpochRecord, Observer, StepRecord};
 pub use plan::{Budget, Limits, MemoryPlan, RowRange, Work};
-pub use trainer::{EpochRecord, Kept, Observer, StepRecord, Task, Trainer, epoch_order};
+pub use range_test::{RangePoint, RangeTest, range_test};
+pub use state::{Mark, Position, State};
+pub use trainer::{Ended, Kept, Task, Trainer, epoch_order};

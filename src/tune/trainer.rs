@@ -1,7 +1,9 @@
 //! The run: epochs of optimizer steps over packed batches.
 
-use super::objective;
+use super::observer::{EpochRecord, Observer, StepRecord};
 use super::plan::{self, Limits};
+use super::state::{self, Mark, Position, State};
+use super::{objective, schedule};
 use crate::config::{Keep, OnNotFinite, TrainOptions};
 use crate::data::pack::Sequence;
 use crate::data::{Example, PrefixGroup};
@@ -12,7 +14,6 @@ use candle_core::{DType, Device, Tensor};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
-use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
 /// What a run tunes with.
@@ -27,74 +28,6 @@ pub struct Task<'a> {
     pub options: &'a TrainOptions,
     /// How much goes through the model at a time, at first: less where the device runs out of memory.
     pub limits: Limits,
-}
-
-/// One optimizer step, a line of `metrics.jsonl`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct StepRecord {
-    /// Counted from 1.
-    pub step: usize,
-    /// Counted from 1.
-    pub epoch: usize,
-    /// Mean negative log-likelihood of the step's target tokens, nats.
-    pub loss: f64,
-    /// Learning rate of the step.
-    pub learning_rate: f64,
-    /// Norm of the prompt's gradient before clipping.
-    pub grad_norm: f64,
-    /// Examples of the step.
-    pub examples: usize,
-    /// Target tokens of the step.
-    pub target_tokens: usize,
-    /// Packed rows of the step.
-    pub rows: usize,
-    /// Wall time of the step.
-    pub seconds: f64,
-    /// Wall time of the run up to its end, all parts of a resumed run together.
-    pub elapsed: f64,
-}
-
-/// The end of an epoch, a line of `metrics.jsonl`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct EpochRecord {
-    /// Counted from 1.
-    pub epoch: usize,
-    /// Optimizer steps so far.
-    pub step: usize,
-    /// Mean training loss of the epoch, weighted by target tokens; `None` where every step was skipped.
-    pub train_loss: Option<f64>,
-    /// Loss of the validation file; `None` without one.
-    pub validation_loss: Option<f64>,
-    /// Whether this epoch's prompt is the best so far.
-    pub best: bool,
-    /// Wall time of the epoch's steps and validation.
-    pub seconds: f64,
-    /// Wall time of the run up to its end, all parts of a resumed run together.
-    pub elapsed: f64,
-}
-
-/// Is told of each step and epoch as they end.
-pub trait Observer {
-    /// A step has ended.
-    ///
-    /// # Errors
-    /// Ends the run.
-    fn step(&mut self, record: &StepRecord) -> Result<()>;
-    /// A step was left out because its `what` was `value`.
-    ///
-    /// # Errors
-    /// Ends the run.
-    fn skipped(&mut self, step: usize, what: &str, value: f64) -> Result<()>;
-    /// The device ran out of memory in a step or a validation: it is tried again, and the run goes on, under `limits`.
-    ///
-    /// # Errors
-    /// Ends the run.
-    fn out_of_memory(&mut self, limits: Limits) -> Result<()>;
-    /// An epoch has ended.
-    ///
-    /// # Errors
-    /// Ends the run.
-    fn epoch(&mut self, record: &EpochRecord) -> Result<()>;
 }
 
 /// Indices of `examples` training examples in the order of an epoch, which is counted from 1; it depends on the
@@ -124,16 +57,44 @@ pub struct Kept {
     pub validation_loss: Option<f64>,
 }
 
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// All steps are done.
+    Completed,
+    /// The validation loss did not fall for `train.early_stopping` epochs.
+    StoppedEarly,
+    /// [`Observer::interrupted`] said so.
+    Interrupted,
+}
+
 /// A run under way. After an error it still has the last good prompt.
 pub struct Trainer<'a> {
     task: Task<'a>,
     adamw: AdamW,
     parameter: Parameter,
+    initial: Tensor,
+    best: Option<Tensor>,
     limits: Limits,
-    step: usize,
-    last: Kept,
-    best: Option<Kept>,
-    skipped: usize,
+    position: Position,
+    clock: Clock,
+}
+
+/// Wall time over all parts of a run.
+struct Clock {
+    /// Seconds of the parts before this one.
+    before: f64,
+    started: Instant,
+}
+
+impl Clock {
+    fn new(before: f64) -> Self {
+        Self { before, started: Instant::now() }
+    }
+
+    fn seconds(&self) -> f64 {
+        self.before + self.started.elapsed().as_secs_f64()
+    }
 }
 
 /// What a step computed; nothing is changed yet.
@@ -171,11 +132,55 @@ impl<'a> Trainer<'a> {
             eps: options.eps,
             weight_decay: options.weight_decay,
         };
-        let prompt = prompt.to_dtype(DType::F32)?.to_device(task.model.device())?;
-        let parameter = Parameter::new(&prompt)?;
-        let last = Kept { prompt, epoch: 0, step: 0, train_loss: None, validation_loss: None };
-        let limits = task.limits;
-        Ok(Self { task, adamw, parameter, limits, step: 0, last, best: None, skipped: 0 })
+        let initial = prompt.to_dtype(DType::F32)?.to_device(task.model.device())?;
+        let parameter = Parameter::new(&initial)?;
+        let (limits, position) = (task.limits, Position::default());
+        let clock = Clock::new(position.elapsed);
+        Ok(Self { task, adamw, parameter, initial, best: None, limits, position, clock })
+    }
+
+    /// The run that `state` was taken of.
+    ///
+    /// # Errors
+    /// Other examples or a prompt of another width than the run had; those of [`Trainer::new`].
+    pub fn resume(task: Task<'a>, state: &State) -> Result<Self> {
+        let found = state::fingerprint(task.train, task.validation);
+        if found != state.examples {
+            return Err(Error::Invalid(format!(
+                "expected the examples that the run began with ({}), found others ({found}): data.train, \
+                 data.validation or the tokenizer have changed; start a new run",
+                state.examples
+            )));
+        }
+        let (width, expected) = (state.prompt.dims()[1], task.model.config().hidden_size);
+        if width != expected {
+            return Err(Error::Invalid(format!(
+                "expected a checkpoint of width {expected}, the model's hidden size, found {width}; the run had \
+                 another model"
+            )));
+        }
+        let mut trainer = Self::new(task, &state.initial)?;
+        let here = |tensor: &Tensor| tensor.to_device(trainer.task.model.device());
+        trainer.parameter = Parameter { value: here(&state.prompt)?, m: here(&state.m)?, v: here(&state.v)? };
+        trainer.best = state.best.as_ref().map(here).transpose()?;
+        trainer.limits.max_rows = state.max_rows;
+        trainer.position = state.position.clone();
+        Ok(trainer)
+    }
+
+    /// What it takes to go on from here.
+    pub fn state(&self) -> State {
+        let Parameter { value, m, v } = self.parameter.clone();
+        State {
+            prompt: value,
+            m,
+            v,
+            initial: self.initial.clone(),
+            best: self.best.clone(),
+            position: Position { elapsed: self.clock.seconds(), ..self.position.clone() },
+            max_rows: self.limits.max_rows,
+            examples: state::fingerprint(self.task.train, self.task.validation),
+        }
     }
 
     /// Optimizer steps of the whole run.
@@ -186,7 +191,8 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    fn steps_per_epoch(&self) -> usize {
+    /// Optimizer steps of an epoch.
+    pub fn steps_per_epoch(&self) -> usize {
         self.task.train.len().div_ceil(self.examples_per_step())
     }
 
@@ -194,9 +200,32 @@ impl<'a> Trainer<'a> {
         self.task.options.batch_size * self.task.options.accumulate_steps
     }
 
+    /// Where the run is; its `elapsed` is that of the last checkpoint or epoch.
+    pub fn position(&self) -> &Position {
+        &self.position
+    }
+
+    /// Wall time of the run so far, seconds.
+    pub fn elapsed(&self) -> f64 {
+        self.clock.seconds()
+    }
+
     /// Steps that were left out because a value was not finite.
     pub fn skipped(&self) -> usize {
-        self.skipped
+        self.position.skipped
+    }
+
+    /// The prompt now, f32 [num_virtual_tokens, C] on the model's device.
+    pub fn prompt(&self) -> &Tensor {
+        &self.parameter.value
+    }
+
+    /// The prompt before the first step, f32 [num_virtual_tokens, C] on the CPU.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn initial(&self) -> Result<Tensor> {
+        Ok(self.initial.to_device(&Device::Cpu)?)
     }
 
     /// The prompt that the configuration asks to keep; before the first epoch's end, the last good one.
@@ -204,50 +233,73 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// The device's.
     pub fn kept(&self) -> Result<Kept> {
-        let kept = match (&self.best, self.task.options.keep) {
-            (Some(best), Keep::Best) => best.clone(),
-            _ if self.step == self.last.step => self.last.clone(),
+        let Position { step, last, best, .. } = &self.position;
+        let (prompt, mark) = match (&self.best, best, self.task.options.keep) {
+            (Some(prompt), Some(mark), Keep::Best) => (prompt, *mark),
+            _ if *step == last.step => (&self.parameter.value, *last),
             // In the middle of an epoch: the losses of the last one are those of another prompt.
-            _ => Kept {
-                prompt: self.parameter.value.clone(),
-                epoch: self.last.epoch,
-                step: self.step,
-                train_loss: None,
-                validation_loss: None,
-            },
+            _ => (&self.parameter.value, Mark { epoch: last.epoch, step: *step, ..Mark::default() }),
         };
-        Ok(Kept { prompt: kept.prompt.to_device(&Device::Cpu)?, ..kept })
+        let Mark { epoch, step, train_loss, validation_loss } = mark;
+        Ok(Kept { prompt: prompt.to_device(&Device::Cpu)?, epoch, step, train_loss, validation_loss })
     }
 
-    /// Runs to the end.
+    /// Runs to the end, or until the observer wants it to end, or until the validation loss has stopped falling.
     ///
     /// # Errors
     /// [`Error::NotFinite`] where a loss or gradient is not finite and the configuration does not say to skip
     /// such steps; the observer's; the device's. [`Trainer::kept`] is good after each of them.
-    pub fn run(&mut self, observer: &mut dyn Observer) -> Result<()> {
+    pub fn run(&mut self, observer: &mut dyn Observer) -> Result<Ended> {
+        self.clock = Clock::new(self.position.elapsed);
         let total = self.total_steps();
-        let mut epoch = 0;
-        while self.step + self.skipped < total {
-            epoch += 1;
-            let started = Instant::now();
-            let (mut nll, mut target_tokens) = (0.0, 0);
-            for chunk in
-                epoch_order(self.task.train.len(), self.task.options, epoch).chunks(self.examples_per_step())
-            {
-                if self.step + self.skipped == total {
-                    break;
-                }
-                if let Some(record) = self.step(epoch, chunk, total, observer)? {
-                    nll += record.loss * record.target_tokens as f64;
-                    target_tokens += record.target_tokens;
-                    observer.step(&record)?;
-                }
+        while self.position.open || self.position.attempts() < total {
+            if !self.position.open && self.is_stale() {
+                return Ok(Ended::StoppedEarly);
             }
-            let train_loss = (target_tokens > 0).then(|| nll / target_tokens as f64);
-            let record = self.end_epoch(epoch, train_loss, started, observer)?;
+            self.position.begin_epoch(self.clock.seconds());
+            if !self.steps(total, observer)? {
+                observer.checkpoint(&self.state())?;
+                return Ok(Ended::Interrupted);
+            }
+            let record = self.end_epoch(observer)?;
             observer.epoch(&record)?;
+            observer.checkpoint(&self.state())?;
         }
-        Ok(())
+        Ok(Ended::Completed)
+    }
+
+    /// The epoch's steps from where the run is; whether they were all done.
+    fn steps(&mut self, total: usize, observer: &mut dyn Observer) -> Result<bool> {
+        let Position { epoch, steps_of_epoch, .. } = self.position;
+        let order = epoch_order(self.task.train.len(), self.task.options, epoch);
+        for chunk in order.chunks(self.examples_per_step()).skip(steps_of_epoch) {
+            if self.position.attempts() == total {
+                break;
+            }
+            if let Some(record) = self.step(epoch, chunk, total, observer)? {
+                self.position.nll += record.loss * record.target_tokens as f64;
+                self.position.target_tokens += record.target_tokens;
+                self.position.steps_of_epoch += 1;
+                observer.step(&record)?;
+            } else {
+                self.position.steps_of_epoch += 1;
+            }
+            if observer.interrupted() {
+                return Ok(false);
+            }
+            let every = self.task.options.checkpoint_steps;
+            if every > 0 && self.position.attempts().is_multiple_of(every) {
+                observer.checkpoint(&self.state())?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether the validation loss has not fallen for as many epochs as the configuration waits.
+    fn is_stale(&self) -> bool {
+        let Position { last, best, .. } = &self.position;
+        let patience = self.task.options.early_stopping;
+        patience > 0 && last.epoch - best.map_or(0, |best| best.epoch) >= patience
     }
 
     fn step(
@@ -257,14 +309,25 @@ impl<'a> Trainer<'a> {
         total: usize,
         observer: &mut dyn Observer,
     ) -> Result<Option<StepRecord>> {
+        let options = self.task.options;
+        let warmup = schedule::warmup_steps(options.warmup_ratio, total);
+        let multiplier = options.schedule.multiplier(self.position.attempts(), warmup, total);
+        self.step_at(options.learning_rate * multiplier, epoch, chunk, observer)
+    }
+
+    /// One optimizer step over the examples of `chunk` at this learning rate; nothing where it was left out.
+    pub(super) fn step_at(
+        &mut self,
+        learning_rate: f64,
+        epoch: usize,
+        chunk: &[usize],
+        observer: &mut dyn Observer,
+    ) -> Result<Option<StepRecord>> {
         let started = Instant::now();
         let Task { train, options, .. } = self.task;
         let n = self.parameter.value.dims()[0] as u32;
         let group = PrefixGroup::new(0..n, chunk.iter().map(|i| &train[*i]));
-        let attempt = self.step + self.skipped;
-        let warmup = super::schedule::warmup_steps(options.warmup_ratio, total);
-        let learning_rate = options.learning_rate * options.schedule.multiplier(attempt, warmup, total);
-        let step = Step { step: self.step + 1, learning_rate, max_grad_norm: options.max_grad_norm };
+        let step = Step { step: self.position.step + 1, learning_rate, max_grad_norm: options.max_grad_norm };
         let (found, limits) =
             self.within_memory(&group, observer, |limits| self.attempt(&group, step, limits))?;
         self.limits = limits;
@@ -275,9 +338,9 @@ impl<'a> Trainer<'a> {
             return self.left_out(what, value, observer);
         }
         self.parameter = updated.parameter;
-        self.step += 1;
+        self.position.step += 1;
         Ok(Some(StepRecord {
-            step: self.step,
+            step: self.position.step,
             epoch,
             loss,
             learning_rate,
@@ -286,7 +349,7 @@ impl<'a> Trainer<'a> {
             target_tokens,
             rows,
             seconds: started.elapsed().as_secs_f64(),
-            elapsed: 0.0,
+            elapsed: self.clock.seconds(),
         }))
     }
 
@@ -325,9 +388,9 @@ impl<'a> Trainer<'a> {
         value: f64,
         observer: &mut dyn Observer,
     ) -> Result<Option<StepRecord>> {
-        let step = self.step + self.skipped + 1;
+        let step = self.position.attempts() + 1;
         if self.task.options.on_not_finite == OnNotFinite::Skip {
-            self.skipped += 1;
+            self.position.skipped += 1;
             observer.skipped(step, what, value)?;
             return Ok(None);
         }
@@ -337,21 +400,14 @@ impl<'a> Trainer<'a> {
         Err(Error::NotFinite { step, what, value, hint })
     }
 
-    fn end_epoch(
-        &mut self,
-        epoch: usize,
-        train_loss: Option<f64>,
-        started: Instant,
-        observer: &mut dyn Observer,
-    ) -> Result<EpochRecord> {
+    fn end_epoch(&mut self, observer: &mut dyn Observer) -> Result<EpochRecord> {
         let Task { model, validation, .. } = self.task;
-        let prompt = self.parameter.value.clone();
         let validation_loss = match validation {
             [] => None,
             examples => {
-                let group = PrefixGroup::new(0..prompt.dims()[0] as u32, examples);
+                let group = PrefixGroup::new(0..self.parameter.value.dims()[0] as u32, examples);
                 let groups = std::slice::from_ref(&group);
-                let prompt = prompt.to_dtype(model.prompt_dtype())?;
+                let prompt = self.parameter.value.to_dtype(model.prompt_dtype())?;
                 let loss =
                     |limits: Limits| objective::evaluate(model, &prompt, groups, limits.max_rows)?.loss();
                 let (loss, limits) = self.within_memory(&group, observer, loss)?;
@@ -359,14 +415,19 @@ impl<'a> Trainer<'a> {
                 Some(loss)
             }
         };
-        self.last = Kept { prompt: prompt.clone(), epoch, step: self.step, train_loss, validation_loss };
-        let best_before = self.best.as_ref().and_then(|b| b.validation_loss);
+        let elapsed = self.clock.seconds();
+        let Position { epoch, step, nll, target_tokens, epoch_began, .. } = self.position;
+        let train_loss = (target_tokens > 0).then(|| nll / target_tokens as f64);
+        let mark = Mark { epoch, step, train_loss, validation_loss };
+        let best_before = self.position.best.and_then(|b| b.validation_loss);
         let best =
             validation_loss.is_some_and(|loss| loss.is_finite() && best_before.is_none_or(|b| loss < b));
         if best {
-            self.best = Some(self.last.clone());
+            self.position.best = Some(mark);
+            self.best = Some(self.parameter.value.clone());
         }
-        let seconds = started.elapsed().as_secs_f64();
-        Ok(EpochRecord { epoch, step: self.step, train_loss, validation_loss, best, seconds, elapsed: 0.0 })
+        self.position.end_epoch(mark, elapsed);
+        let seconds = elapsed - epoch_began;
+        Ok(EpochRecord { epoch, step, train_loss, validation_loss, best, seconds, elapsed })
     }
 }

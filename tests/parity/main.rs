@@ -5,5 +5,7 @@ mod finite_differences;
 mod fixtures;
 mod generation;
 mod peft;
+#[path = "../common/python.rs"]
+mod python;
 mod smollm2;
 mod training;

@@ -4,32 +4,13 @@
 //! the test says so and passes, unless GNEISS_REQUIRE_PEFT=1.
 
 use crate::fixtures::*;
+use crate::python::python_with;
 use candle_core::{DType, Device, Tensor};
 use gneiss::adapter::{Adapter, AdapterConfig, ModelCard, PromptTuningInit};
 use gneiss::data::pack::{Passes, PrefixGroup, Sequence};
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-
-/// The Python that has PEFT; `None`, with a word on stderr, where there is none and none is required.
-fn python() -> Option<PathBuf> {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python");
-    let python = match std::env::var_os("GNEISS_PYTHON") {
-        Some(named) => named.into(),
-        None if own.is_file() => own,
-        None => "python3".into(),
-    };
-    let imported = Command::new(&python).args(["-c", "import peft"]).output();
-    let problem = match imported {
-        Ok(output) if output.status.success() => return Some(python),
-        Ok(output) => String::from_utf8_lossy(&output.stderr).lines().last().unwrap_or_default().to_owned(),
-        Err(error) => error.to_string(),
-    };
-    let message = format!("{} can't import peft ({problem}): `make oracle` installs it", python.display());
-    assert!(std::env::var("GNEISS_REQUIRE_PEFT").as_deref() != Ok("1"), "{message}");
-    eprintln!("skipped: {message}");
-    None
-}
 
 /// What `peft_logits.py` prints for an adapter of tests/golden/granite.
 fn by_peft(python: &Path, adapter: &Path, sequences: &[Vec<u32>]) -> Value {
@@ -49,7 +30,7 @@ fn by_peft(python: &Path, adapter: &Path, sequences: &[Vec<u32>]) -> Value {
 
 #[test]
 fn peft_computes_the_same_from_an_adapter_of_gneiss() {
-    let Some(python) = python() else { return };
+    let Some(python) = python_with("peft", "GNEISS_REQUIRE_PEFT") else { return };
     let (golden, model) = (golden("granite"), model("granite", DType::F32));
     let prompt = golden.tensors["train_accumulate_4.final_prompt"].clone();
     let (n, _) = prompt.dims2().unwrap();

@@ -1,6 +1,7 @@
 //! How a run behaves: it learns, repeats bit for bit, splits its batches without changing them, and stops well.
 
 mod recompute;
+mod resume;
 mod stopping;
 
 use candle_core::{DType, Device, Tensor};
@@ -66,7 +67,7 @@ struct Run {
     kept: Kept,
     count_skipped: usize,
     total_steps: usize,
-    outcome: Result<()>,
+    outcome: Result<tune::Ended>,
 }
 
 #[derive(Default)]
@@ -80,7 +81,7 @@ impl Observer for Watch {
     // Wall times differ from run to run, and nothing else may.
     fn step(&mut self, record: &StepRecord) -> Result<()> {
         assert!(record.seconds > 0.0);
-        self.steps.push(StepRecord { seconds: 0.0, ..record.clone() });
+        self.steps.push(StepRecord { seconds: 0.0, elapsed: 0.0, ..record.clone() });
         Ok(())
     }
     fn skipped(&mut self, step: usize, what: &str, value: f64) -> Result<()> {
@@ -92,7 +93,7 @@ impl Observer for Watch {
         panic!("the CPU ran out of memory: {limits:?}");
     }
     fn epoch(&mut self, record: &EpochRecord) -> Result<()> {
-        self.epochs.push(EpochRecord { seconds: 0.0, ..record.clone() });
+        self.epochs.push(EpochRecord { seconds: 0.0, elapsed: 0.0, ..record.clone() });
         Ok(())
     }
 }

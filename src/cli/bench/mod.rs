@@ -2,7 +2,7 @@
 
 mod report;
 
-use super::{ConfigArgs, PlaceArgs, process, progress, text};
+use super::{Overrides, PlaceArgs, process, progress, text};
 use anyhow::Context;
 use clap::{ArgGroup, Args};
 use gneiss::bench::examples;
@@ -122,7 +122,7 @@ impl Bench {
             weights: subject.weights,
             parameters: Parameters::of(subject.model.config()).total(),
             weight_bytes: subject.model.weight_bytes(),
-            device: text::device(&device),
+            device: gneiss::setup::device_kind(&device),
             device_name: machine::device_name(&device),
             dtype: subject.dtype,
             activations: subject.model.dtype().as_str(),
@@ -199,13 +199,12 @@ impl Bench {
     }
 
     fn of_config(&self, path: &Path) -> anyhow::Result<Subject> {
-        let args = ConfigArgs {
-            config: path.to_path_buf(),
+        let overrides = Overrides {
             sets: self.sets.clone(),
             model: self.model.clone(),
             place: PlaceArgs { device: self.place.device, dtype: self.place.dtype },
         };
-        let mut config = args.load()?;
+        let mut config = overrides.load(path)?;
         if let Some(data) = &self.data {
             config.data.train = data.display().to_string();
         }
@@ -256,7 +255,7 @@ impl Bench {
         eprintln!(
             "model      {}: random weights, {dtype:?} on {}, {} in {:.1} s",
             path.display(),
-            text::device(&device),
+            gneiss::setup::device_kind(&device),
             text::bytes(model.weight_bytes() as u64),
             started.elapsed().as_secs_f64()
         );

@@ -184,7 +184,7 @@ impl Report for ModelReport {
         );
         line("positions", self.positions());
         line("head", if self.tie_word_embeddings { "tied to the embeddings" } else { "of its own" });
-        line("parameters", grouped(self.parameters));
+        line("parameters", text::grouped(self.parameters));
         if let (Some(format), Some(bytes)) = (&self.format, self.bytes_on_disk) {
             line("storage", format!("{format}, {} on disk", text::bytes(bytes)));
         }
@@ -232,26 +232,5 @@ impl ModelReport {
             }
         };
         format!("{}, {rope}", self.max_position_embeddings)
-    }
-}
-
-/// A number with its thousands apart.
-fn grouped(n: usize) -> String {
-    let digits = n.to_string();
-    let first = digits.len() % 3;
-    let parts = digits.as_bytes().iter().enumerate().flat_map(|(i, digit)| {
-        let comma = (i > 0 && i % 3 == first).then_some(',');
-        comma.into_iter().chain([char::from(*digit)])
-    });
-    parts.collect()
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn thousands_are_apart() {
-        for (n, expected) in [(0, "0"), (999, "999"), (1000, "1,000"), (134_515_008, "134,515,008")] {
-            assert_eq!(super::grouped(n), expected);
-        }
     }
 }

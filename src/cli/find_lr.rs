@@ -1,0 +1,93 @@
+//! `gneiss tune --find-lr`: a learning rate before the run.
+
+use super::{interrupt, progress, text};
+use gneiss::config::Config;
+use gneiss::files::write_atomically;
+use gneiss::run::Tuning;
+use gneiss::setup::Session;
+use gneiss::tune::range_test::{RANGE, STEPS};
+use gneiss::tune::{EpochRecord, Limits, Observer, StepRecord, Task, range_test};
+use gneiss::{Error, Result};
+use indicatif::ProgressBar;
+use std::path::Path;
+
+/// Runs the test and writes its curve into `RUNS/NAME.find-lr/`.
+pub fn run(config: &Config, session: &Session, json: bool) -> anyhow::Result<()> {
+    let tuning = Tuning::prepare(config, session, None)?;
+    tuning.warnings.iter().for_each(|text| eprintln!("warning    {text}"));
+    let task = Task {
+        model: &session.model,
+        train: &tuning.train.1.examples,
+        validation: &[],
+        options: &config.train,
+        limits: tuning.plan.limits,
+    };
+    let _guard = interrupt::Guard::new()?;
+    let bar = progress::bar(STEPS, "find-lr", "{prefix:>10} {bar:30} {pos}/{len} {msg}, {eta} left");
+    let mut watch = Watch { bar };
+    let found = range_test(task, &tuning.initial, &mut watch)?;
+    watch.bar.finish_and_clear();
+    let folder = Path::new(&config.runs).join(format!("{}.find-lr", config.name));
+    std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+    let path = folder.join("range_test.json");
+    let result = serde_json::to_string_pretty(&found)?;
+    write_atomically(&path, |out| writeln!(out, "{result}"))?;
+    if json {
+        println!("{result}");
+        return Ok(());
+    }
+    let mut rows = vec![["learning rate", "loss", "smoothed"].map(str::to_owned).to_vec()];
+    let last = found.points.len().saturating_sub(1);
+    for (_, point) in found.points.iter().enumerate().filter(|(i, _)| i % 9 == 0 || *i == last) {
+        rows.push(vec![
+            format!("{:.1e}", point.learning_rate),
+            format!("{:.4}", point.loss),
+            format!("{:.4}", point.smoothed),
+        ]);
+    }
+    println!("{}", text::table(&rows));
+    match found.suggestion {
+        Some(rate) => println!("\nsuggested: --set train.learning_rate={rate:.1e}"),
+        None => {
+            println!("\nthe loss never fell between {:e} and {:e}: no rate to suggest", RANGE[0], RANGE[1])
+        }
+    }
+    println!("{}", folder.display());
+    Ok(())
+}
+
+struct Watch {
+    bar: ProgressBar,
+}
+
+impl Observer for Watch {
+    fn step(&mut self, record: &StepRecord) -> Result<()> {
+        self.bar.set_message(format!("lr {:.1e}, loss {:.4}", record.learning_rate, record.loss));
+        self.bar.inc(1);
+        Ok(())
+    }
+
+    fn skipped(&mut self, step: usize, what: &str, value: f64) -> Result<()> {
+        progress::line(&self.bar, &format!("step {step}: {what} is {value}: the test ends here"));
+        Ok(())
+    }
+
+    fn out_of_memory(&mut self, limits: Limits) -> Result<()> {
+        let Limits { max_rows, recompute } = limits;
+        progress::line(
+            &self.bar,
+            &format!(
+                "out of memory: trying again with {max_rows} rows a pass, {recompute} blocks recomputed"
+            ),
+        );
+        Ok(())
+    }
+
+    fn epoch(&mut self, _: &EpochRecord) -> Result<()> {
+        Ok(())
+    }
+
+    fn interrupted(&self) -> bool {
+        interrupt::asked()
+    }
+}

@@ -1,0 +1,364 @@
+//! A whole run, from a configuration to what stands in its folder.
+
+use super::tensorboard::EventFile;
+use super::{CHECKPOINT, ModelSummary, Run, RunFolder, Status, Summary};
+use crate::adapter::{Adapter, AdapterConfig, ModelCard, PromptTuningInit};
+use crate::bench::PeakMemory;
+use crate::config::{Config, InitMethod, Task as TaskKind};
+use crate::data::{Dataset, Encoded, Template};
+use crate::model::memory::Parameters;
+use crate::setup::{self, Session};
+use crate::tune::health::{self, Health};
+use crate::tune::{
+    Ended, EpochRecord, Kept, Limits, MemoryPlan, Observer, State, StepRecord, Task, Trainer, prompt,
+};
+use crate::vocabulary::Vocabulary;
+use crate::{Error, Result};
+use candle_core::Tensor;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// A run that is ready to begin, or to go on: data, prompt and plan.
+pub struct Tuning<'a> {
+    config: &'a Config,
+    session: &'a Session,
+    /// Rows and token ids to learn from.
+    pub train: (Dataset, Encoded),
+    /// Rows and token ids whose loss is taken after each epoch.
+    pub validation: Option<(Dataset, Encoded)>,
+    /// The prompt before the first step, f32 [num_virtual_tokens, C] on the CPU.
+    pub initial: Tensor,
+    /// How the run fits into memory.
+    pub plan: MemoryPlan,
+    /// What looks wrong with the data, and what to try.
+    pub warnings: Vec<String>,
+    /// What the run goes on from.
+    pub state: Option<State>,
+}
+
+impl<'a> Tuning<'a> {
+    /// Reads and encodes the files, makes the first prompt and plans the memory. With `state` the run goes on from
+    /// there.
+    ///
+    /// # Errors
+    /// Those of the files, of the prompt's start, and of the device.
+    pub fn prepare(config: &'a Config, session: &'a Session, state: Option<State>) -> Result<Self> {
+        let (data, options) = (&config.data, &config.train);
+        let template = Template::parse(&data.verbalizer)?;
+        let encoder = setup::encoder(data, &session.tokenizer, &template);
+        let Some(train) = setup::examples(&data.train, config, &encoder)? else {
+            return Err(Error::Invalid("data.train: required; expected a .csv, .json or .jsonl file".into()));
+        };
+        let validation = setup::examples(&data.validation, config, &encoder)?;
+        // Read before the first step, so that a mistake in it does not show after the last one.
+        let test = setup::examples(&data.test, config, &encoder)?;
+        let records = |split: &'_ Option<(Dataset, Encoded)>| split.as_ref().map(|(d, _)| d.records.clone());
+        let (of_validation, of_test) = (records(&validation), records(&test));
+        let warnings = health::data(config, &train.0.records, of_validation.as_deref(), of_test.as_deref());
+        let initial = match &state {
+            Some(state) => state.initial.clone(),
+            None => prompt::initial(&config.prompt, &session.model, &session.tokenizer, options.seed)?,
+        };
+        let plan = setup::plan_run(options, &session.model, &train.1.examples, initial.dims()[0])?;
+        Ok(Self { config, session, train, validation, initial, plan, warnings, state })
+    }
+
+    /// The trainer that [`Tuning::run`] takes: what can't be trained is an error before anything is written.
+    ///
+    /// # Errors
+    /// Those of [`Trainer::new`] and [`Trainer::resume`].
+    pub fn trainer(&self) -> Result<Trainer<'_>> {
+        let task = Task {
+            model: &self.session.model,
+            train: &self.train.1.examples,
+            validation: self.validation.as_ref().map_or(&[], |(_, encoded)| &encoded.examples),
+            options: &self.config.train,
+            limits: self.plan.limits,
+        };
+        match &self.state {
+            Some(state) => Trainer::resume(task, state),
+            None => Trainer::new(task, &self.initial),
+        }
+    }
+
+    /// Runs `trainer` and writes all but the report: records, checkpoints, adapter, tokens, summary. `watch` is told of
+    /// everything; `memory` is asked for the peak.
+    ///
+    /// # Errors
+    /// Those of [`Trainer::run`], after what was learned up to it is written; [`Error::Io`].
+    pub fn run(
+        &self,
+        trainer: &mut Trainer,
+        folder: &mut RunFolder,
+        memory: &mut dyn PeakMemory,
+        watch: &mut dyn Observer,
+    ) -> Result<Summary> {
+        // Made again at the end: on a GPU it is a copy of the embeddings, which nothing needs meanwhile.
+        let vocabulary = || Vocabulary::new(self.session.model.embedding(), Some(&self.session.tokenizer));
+        let records =
+            (self.config.data.task == TaskKind::Classification).then_some(&self.train.0.records[..]);
+        let health = Health::new(&self.train.1.examples, records, vocabulary()?.norms()?);
+        let summary = self.summary(folder, trainer)?;
+        folder.summary(&summary)?;
+        let events = match self.config.train.tensorboard {
+            true => Some(EventFile::create(&folder.path, trainer.position().step)?),
+            false => None,
+        };
+        let rates = Rates::of(&super::read::records(&folder.path.join(super::METRICS))?);
+        let mut recorder = Recorder { folder, events, health, summary, rates, memory, watch };
+        recorder.summary.warnings.iter().try_for_each(|text| recorder.watch.warning(text))?;
+        let outcome = trainer.run(&mut recorder);
+        let Recorder { folder, mut summary, rates, memory, .. } = recorder;
+        // Also after an error: what was learned up to it is kept.
+        let kept = trainer.kept()?;
+        self.write_adapter(&kept, folder)?;
+        folder.tokens(&vocabulary()?.compare(&trainer.initial()?, &kept.prompt)?)?;
+        summary.status = match &outcome {
+            Ok(Ended::Completed) => Status::Completed,
+            Ok(Ended::StoppedEarly) => Status::StoppedEarly,
+            Ok(Ended::Interrupted) => Status::Interrupted,
+            Err(error) => Status::Failed { error: error.to_string() },
+        };
+        let position = trainer.position();
+        (summary.steps, summary.skipped_steps, summary.epochs) =
+            (position.step, position.skipped, position.last.epoch);
+        (summary.kept_step, summary.kept_epoch) = (kept.step, kept.epoch);
+        (summary.train_loss, summary.validation_loss) = (kept.train_loss, kept.validation_loss);
+        summary.seconds = trainer.elapsed();
+        rates.write(&mut summary, memory);
+        folder.summary(&summary)?;
+        outcome.map(|_| summary)
+    }
+
+    /// The summary of a run that has not gone on yet.
+    fn summary(&self, folder: &RunFolder, trainer: &Trainer) -> Result<Summary> {
+        let (session, position) = (self.session, trainer.position());
+        let config = session.model.config();
+        let earlier = match &self.state {
+            Some(_) => Some(Run::read(&folder.path)?.summary),
+            None => None,
+        };
+        let mut warnings = earlier.as_ref().map_or(Vec::new(), |summary| summary.warnings.clone());
+        warnings.extend(
+            self.warnings.iter().filter(|text| !warnings.contains(text)).cloned().collect::<Vec<_>>(),
+        );
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        Ok(Summary {
+            status: Status::Running,
+            version: env!("CARGO_PKG_VERSION").into(),
+            started: earlier.as_ref().map_or(now, |summary| summary.started),
+            model: ModelSummary {
+                id: session.id.clone(),
+                format: session.format.clone(),
+                dtype: format!("{:?}", session.dtype).to_lowercase(),
+                device: setup::device_kind(session.model.device()).into(),
+                parameters: Parameters::of(config).total(),
+                num_hidden_layers: config.num_hidden_layers,
+                hidden_size: config.hidden_size,
+                vocab_size: config.vocab_size,
+            },
+            init_method: self.config.prompt.init_method,
+            num_virtual_tokens: self.initial.dims()[0],
+            trainable_parameters: self.initial.elem_count(),
+            train_examples: self.train.1.examples.len(),
+            validation_examples: self.validation.as_ref().map_or(0, |(_, encoded)| encoded.examples.len()),
+            steps: position.step,
+            total_steps: trainer.total_steps(),
+            skipped_steps: position.skipped,
+            epochs: position.last.epoch,
+            kept_step: 0,
+            kept_epoch: 0,
+            train_loss: None,
+            validation_loss: None,
+            seconds: position.elapsed,
+            examples_per_second: earlier.as_ref().map_or(0.0, |summary| summary.examples_per_second),
+            peak_memory_bytes: earlier.as_ref().and_then(|summary| summary.peak_memory_bytes),
+            resumed: earlier.as_ref().map_or(0, |summary| summary.resumed + 1),
+            warnings,
+        })
+    }
+
+    fn write_adapter(&self, kept: &Kept, folder: &RunFolder) -> Result<()> {
+        let (config, session) = (self.config, self.session);
+        let init = match config.prompt.init_method {
+            InitMethod::Text => PromptTuningInit::Text,
+            InitMethod::Vocab => PromptTuningInit::SampleVocab,
+            InitMethod::Random | InitMethod::File => PromptTuningInit::Random,
+        };
+        let init_text = Some(config.prompt.init_text.as_str()).filter(|_| init == PromptTuningInit::Text);
+        let rows = kept.prompt.dims()[0];
+        let adapter = AdapterConfig::new(&session.id, session.model.config(), rows, init, init_text);
+        let train = &config.train;
+        let settings: [(&str, String); 8] = [
+            ("learning rate", train.learning_rate.to_string()),
+            ("schedule", format!("{}, warm-up {}", train.schedule, train.warmup_ratio)),
+            ("examples per step", (train.batch_size * train.accumulate_steps).to_string()),
+            ("epochs", train.num_epochs.to_string()),
+            ("weight decay", train.weight_decay.to_string()),
+            ("gradient norm limit", train.max_grad_norm.to_string()),
+            ("seed", train.seed.to_string()),
+            ("init", config.prompt.init_method.to_string()),
+        ];
+        let card = ModelCard {
+            name: config.name.clone(),
+            task: config.data.task.to_string(),
+            verbalizer: config.data.verbalizer.clone(),
+            max_output_tokens: Some(config.data.max_output_tokens),
+            hyperparameters: settings.map(|(key, value)| (key.to_owned(), value)).to_vec(),
+            num_steps: Some(kept.step),
+            train_loss: kept.train_loss,
+            validation_loss: kept.validation_loss,
+        };
+        Adapter { prompt: kept.prompt.clone(), config: adapter }.write(&folder.adapter(), &card)
+    }
+}
+
+/// The state of the run in `folder`, and its configuration with `sets` (`key=value`) laid over it.
+///
+/// # Errors
+/// A folder that is no run or has no checkpoint; a setting that a run under way can't change.
+pub fn resumable(folder: &Path, sets: &[String]) -> Result<(Config, State)> {
+    let run = Run::read(folder)?;
+    let path = folder.join(CHECKPOINT);
+    if !path.is_file() {
+        return Err(Error::Checkpoint {
+            path: folder.to_path_buf(),
+            problem: format!(
+                "expected a run with {CHECKPOINT}, found none: it ended before its first checkpoint (one an epoch, and \
+                 one every train.checkpoint_steps); start it again with gneiss tune {}",
+                folder.join(super::CONFIG).display()
+            ),
+        });
+    }
+    let state = State::read(&path)?;
+    let config = Config::parse(&run.config_toml, &folder.join(super::CONFIG).display().to_string(), sets)?;
+    // What may differ between the parts of a run, as that is no part of what the checkpoint holds.
+    let before = &run.config.train;
+    let mut same = config.clone();
+    same.data.test.clone_from(&run.config.data.test);
+    same.model.clone_from(&run.config.model);
+    same.train.num_epochs = before.num_epochs;
+    same.train.max_steps = before.max_steps;
+    same.train.early_stopping = before.early_stopping;
+    same.train.checkpoint_steps = before.checkpoint_steps;
+    same.train.tensorboard = before.tensorboard;
+    same.train.learning_rate = before.learning_rate;
+    same.train.schedule = before.schedule;
+    same.train.keep = before.keep;
+    same.train.on_not_finite = before.on_not_finite;
+    same.train.memory_budget.clone_from(&before.memory_budget);
+    if same != run.config {
+        return Err(Error::Invalid(
+            "--resume: expected the settings that the run began with, found others; a run under way can change \
+             train.num_epochs, max_steps, learning_rate, schedule, keep, early_stopping, checkpoint_steps, tensorboard, \
+             on_not_finite and memory_budget, model.*, and data.test; start a new run for other changes"
+                .into(),
+        ));
+    }
+    Ok((config, state))
+}
+
+/// Sums over the steps of all parts of the run.
+#[derive(Default)]
+struct Rates {
+    examples: usize,
+    seconds: f64,
+}
+
+impl Rates {
+    fn of(records: &[super::Record]) -> Self {
+        let mut rates = Self::default();
+        for record in records {
+            if let super::Record::Step(step) = record {
+                rates.add(step);
+            }
+        }
+        rates
+    }
+
+    fn add(&mut self, step: &StepRecord) {
+        self.examples += step.examples;
+        self.seconds += step.seconds;
+    }
+
+    fn write(&self, summary: &mut Summary, memory: &dyn PeakMemory) {
+        if self.seconds > 0.0 {
+            summary.examples_per_second = self.examples as f64 / self.seconds;
+        }
+        summary.peak_memory_bytes = summary.peak_memory_bytes.max(memory.peak());
+    }
+}
+
+/// Writes what a run tells, looks after its health, and passes everything on.
+struct Recorder<'a> {
+    folder: &'a mut RunFolder,
+    events: Option<EventFile>,
+    health: Health,
+    summary: Summary,
+    rates: Rates,
+    memory: &'a mut dyn PeakMemory,
+    watch: &'a mut dyn Observer,
+}
+
+impl Recorder<'_> {
+    fn warn(&mut self, text: Option<String>) -> Result<()> {
+        let Some(text) = text else { return Ok(()) };
+        self.watch.warning(&text)?;
+        self.summary.warnings.push(text);
+        Ok(())
+    }
+}
+
+impl Observer for Recorder<'_> {
+    fn step(&mut self, record: &StepRecord) -> Result<()> {
+        self.folder.record(record)?;
+        if let Some(events) = &mut self.events {
+            events.step(record)?;
+        }
+        self.memory.step();
+        self.rates.add(record);
+        self.watch.step(record)?;
+        let found = self.health.step(record);
+        self.warn(found)
+    }
+
+    fn skipped(&mut self, step: usize, what: &str, value: f64) -> Result<()> {
+        self.watch.skipped(step, what, value)
+    }
+
+    fn out_of_memory(&mut self, limits: Limits) -> Result<()> {
+        self.watch.out_of_memory(limits)
+    }
+
+    fn epoch(&mut self, record: &EpochRecord) -> Result<()> {
+        self.folder.record(record)?;
+        if let Some(events) = &mut self.events {
+            events.epoch(record)?;
+        }
+        self.watch.epoch(record)?;
+        let found = self.health.epoch(record);
+        self.warn(found)
+    }
+
+    fn checkpoint(&mut self, state: &State) -> Result<()> {
+        self.folder.checkpoint(state)?;
+        let position = &state.position;
+        (self.summary.steps, self.summary.skipped_steps) = (position.step, position.skipped);
+        (self.summary.epochs, self.summary.seconds) = (position.last.epoch, position.elapsed);
+        self.rates.write(&mut self.summary, self.memory);
+        if !position.open {
+            let found = self.health.prompt(&state.prompt)?;
+            self.warn(found)?;
+        }
+        self.folder.summary(&self.summary)?;
+        self.watch.checkpoint(state)
+    }
+
+    fn warning(&mut self, text: &str) -> Result<()> {
+        self.warn(Some(text.to_owned()))
+    }
+
+    fn interrupted(&self) -> bool {
+        self.watch.interrupted()
+    }
+}

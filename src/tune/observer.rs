@@ -1,0 +1,93 @@
+//! What a run tells while it goes on.
+
+use super::plan::Limits;
+use super::state::State;
+use crate::Result;
+use serde::{Deserialize, Serialize};
+
+/// One optimizer step, a line of `metrics.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepRecord {
+    /// Counted from 1.
+    pub step: usize,
+    /// Counted from 1.
+    pub epoch: usize,
+    /// Mean negative log-likelihood of the step's target tokens, nats.
+    pub loss: f64,
+    /// Learning rate of the step.
+    pub learning_rate: f64,
+    /// Norm of the prompt's gradient before clipping.
+    pub grad_norm: f64,
+    /// Examples of the step.
+    pub examples: usize,
+    /// Target tokens of the step.
+    pub target_tokens: usize,
+    /// Packed rows of the step.
+    pub rows: usize,
+    /// Wall time of the step.
+    pub seconds: f64,
+    /// Wall time of the run up to its end, all parts of a resumed run together.
+    pub elapsed: f64,
+}
+
+/// The end of an epoch, a line of `metrics.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EpochRecord {
+    /// Counted from 1.
+    pub epoch: usize,
+    /// Optimizer steps so far.
+    pub step: usize,
+    /// Mean training loss of the epoch, weighted by target tokens; `None` where every step was skipped.
+    pub train_loss: Option<f64>,
+    /// Loss of the validation file; `None` without one.
+    pub validation_loss: Option<f64>,
+    /// Whether this epoch's prompt is the best so far.
+    pub best: bool,
+    /// Wall time of the epoch's steps and validation.
+    pub seconds: f64,
+    /// Wall time of the run up to its end, all parts of a resumed run together.
+    pub elapsed: f64,
+}
+
+/// Is told of each step and epoch as they end. What it does not care for, it leaves to the defaults.
+pub trait Observer {
+    /// A step has ended.
+    ///
+    /// # Errors
+    /// Ends the run.
+    fn step(&mut self, record: &StepRecord) -> Result<()>;
+    /// A step was left out because its `what` was `value`.
+    ///
+    /// # Errors
+    /// Ends the run.
+    fn skipped(&mut self, step: usize, what: &str, value: f64) -> Result<()>;
+    /// The device ran out of memory in a step or a validation: it is tried again, and the run goes on, under `limits`.
+    ///
+    /// # Errors
+    /// Ends the run.
+    fn out_of_memory(&mut self, limits: Limits) -> Result<()>;
+    /// An epoch has ended.
+    ///
+    /// # Errors
+    /// Ends the run.
+    fn epoch(&mut self, record: &EpochRecord) -> Result<()>;
+    /// The run could go on from here: after an epoch, after every `train.checkpoint_steps`, and when it is
+    /// interrupted. Comes after the step or epoch that it includes.
+    ///
+    /// # Errors
+    /// Ends the run.
+    fn checkpoint(&mut self, _state: &State) -> Result<()> {
+        Ok(())
+    }
+    /// Something looks wrong with the run; `text` says what, and what to try.
+    ///
+    /// # Errors
+    /// Ends the run.
+    fn warning(&mut self, _text: &str) -> Result<()> {
+        Ok(())
+    }
+    /// Whether someone wants the run to end; asked after each step.
+    fn interrupted(&self) -> bool {
+        false
+    }
+}

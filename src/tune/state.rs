@@ -1,0 +1,213 @@
+//! All that it takes to go on with a run: `checkpoint.safetensors`.
+//!
+//! ```text
+//! prompt  m  v     f32 [P, C]   the prompt and AdamW's two moments
+//! initial          f32 [P, C]   the prompt before the first step
+//! best             f32 [P, C]   the prompt of the lowest validation loss, where there is one
+//! metadata "gneiss"             JSON: Position, the rows a pass may have
+//! ```
+//!
+//! The order of an epoch's examples depends on the seed and the epoch's number alone, so its number and the steps done
+//! in it are the whole state of the data; the schedule depends on the steps.
+
+use crate::data::Example;
+use crate::files::write_atomically;
+use crate::{Error, Result};
+use candle_core::{DType, Device, Tensor};
+use safetensors::tensor::{Dtype, TensorView};
+use safetensors::{SafeTensors, serialize};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::path::Path;
+
+/// Key of the metadata that holds [`Position`] and the limits.
+const KEY: &str = "gneiss";
+/// Version of the file; another one is refused.
+const VERSION: u32 = 1;
+
+/// Epochs and steps behind a prompt, and its losses.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Mark {
+    /// Whole epochs.
+    pub epoch: usize,
+    /// Optimizer steps.
+    pub step: usize,
+    /// Mean training loss of its last epoch; `None` where that has not ended.
+    pub train_loss: Option<f64>,
+    /// Its validation loss; `None` where it was not taken.
+    pub validation_loss: Option<f64>,
+}
+
+/// Where in its course a run is.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Position {
+    /// Optimizer steps done.
+    pub step: usize,
+    /// Steps left out because a value was not finite.
+    pub skipped: usize,
+    /// The epoch under way, or the last one that ended; 0 before the first.
+    pub epoch: usize,
+    /// Whether that epoch is under way.
+    pub open: bool,
+    /// Steps of it that were taken or left out.
+    pub steps_of_epoch: usize,
+    /// Sum of the negative log-likelihoods of its target tokens, nats.
+    pub nll: f64,
+    /// Its target tokens so far.
+    pub target_tokens: usize,
+    /// Wall time of the run when it began, seconds.
+    pub epoch_began: f64,
+    /// Wall time of the run, seconds.
+    pub elapsed: f64,
+    /// The last epoch that ended.
+    pub last: Mark,
+    /// The epoch of the lowest validation loss.
+    pub best: Option<Mark>,
+}
+
+impl Position {
+    /// Steps that were taken or left out.
+    pub fn attempts(&self) -> usize {
+        self.step + self.skipped
+    }
+
+    /// The next epoch begins, unless one is under way.
+    pub(super) fn begin_epoch(&mut self, elapsed: f64) {
+        if !self.open {
+            self.epoch += 1;
+            (self.open, self.steps_of_epoch, self.epoch_began) = (true, 0, elapsed);
+            (self.nll, self.target_tokens) = (0.0, 0);
+        }
+    }
+
+    pub(super) fn end_epoch(&mut self, mark: Mark, elapsed: f64) {
+        (self.open, self.last, self.elapsed) = (false, mark, elapsed);
+    }
+}
+
+/// A run between two steps. Tensors are f32 [num_virtual_tokens, C], on the CPU where a file gave them.
+#[derive(Debug, Clone)]
+pub struct State {
+    /// The prompt.
+    pub prompt: Tensor,
+    /// AdamW's first moment.
+    pub m: Tensor,
+    /// AdamW's second moment.
+    pub v: Tensor,
+    /// The prompt before the first step.
+    pub initial: Tensor,
+    /// The prompt of `position.best`.
+    pub best: Option<Tensor>,
+    /// Where it is.
+    pub position: Position,
+    /// Rows of a pass: other ones give sums of another order, so other last digits.
+    pub max_rows: usize,
+    /// [`fingerprint`] of the examples.
+    pub examples: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Metadata {
+    version: u32,
+    position: Position,
+    max_rows: usize,
+    examples: String,
+}
+
+/// Tells one set of examples from another: their numbers and a checksum (CRC-32C) of their token ids in order.
+pub fn fingerprint(train: &[Example], validation: &[Example]) -> String {
+    let mut sum = 0;
+    for example in train.iter().chain(validation) {
+        for ids in [&example.input, &example.target] {
+            sum = crc32c::crc32c_append(sum, &(ids.len() as u32).to_le_bytes());
+            for id in ids {
+                sum = crc32c::crc32c_append(sum, &id.to_le_bytes());
+            }
+        }
+    }
+    format!("{} training, {} validation, {sum:08x}", train.len(), validation.len())
+}
+
+impl State {
+    /// Writes the file in full or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; the device's.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let metadata = Metadata {
+            version: VERSION,
+            position: self.position.clone(),
+            max_rows: self.max_rows,
+            examples: self.examples.clone(),
+        };
+        let failed = |text: String| Error::io(path)(std::io::Error::other(text));
+        let metadata = serde_json::to_string(&metadata).map_err(|e| failed(e.to_string()))?;
+        let named = [("prompt", &self.prompt), ("m", &self.m), ("v", &self.v), ("initial", &self.initial)];
+        let named: Vec<_> = named.into_iter().chain(self.best.as_ref().map(|best| ("best", best))).collect();
+        let data = named.iter().map(|(_, tensor)| bytes(tensor)).collect::<Result<Vec<_>>>()?;
+        let mut views = Vec::with_capacity(named.len());
+        for ((name, tensor), data) in named.iter().zip(&data) {
+            let view = TensorView::new(Dtype::F32, tensor.dims().to_vec(), data);
+            views.push((*name, view.map_err(|e| failed(e.to_string()))?));
+        }
+        let metadata = HashMap::from([(KEY.to_owned(), metadata)]);
+        let file = serialize(views, Some(metadata)).map_err(|e| failed(e.to_string()))?;
+        write_atomically(path, |out| out.write_all(&file))
+    }
+
+    /// Reads a file that [`State::write`] wrote.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Checkpoint`] where it is malformed or of another version.
+    pub fn read(path: &Path) -> Result<Self> {
+        let file = std::fs::read(path).map_err(Error::io(path))?;
+        Self::decode(&file).map_err(|problem| Error::Checkpoint { path: path.to_path_buf(), problem })
+    }
+
+    fn decode(file: &[u8]) -> std::result::Result<Self, String> {
+        let not = |what: &str, error: &dyn std::fmt::Display| format!("expected {what}: {error}");
+        let (_, header) = SafeTensors::read_metadata(file).map_err(|e| not("a safetensors file", &e))?;
+        let text = header.metadata().as_ref().and_then(|metadata| metadata.get(KEY));
+        let text = text.ok_or_else(|| format!("expected metadata `{KEY}`, found none"))?;
+        let Version { version } = serde_json::from_str(text).map_err(|e| not("a version", &e))?;
+        if version != VERSION {
+            return Err(format!(
+                "expected version {VERSION} of the file, found {version}; go on with the gneiss that wrote it"
+            ));
+        }
+        let Metadata { position, max_rows, examples, .. } =
+            serde_json::from_str(text).map_err(|e| not("a run's position", &e))?;
+        let tensors = SafeTensors::deserialize(file).map_err(|e| not("a safetensors file", &e))?;
+        let prompt = tensor(&tensors, "prompt")?;
+        let get = |name: &str| {
+            let found = tensor(&tensors, name)?;
+            if found.dims() == prompt.dims() {
+                return Ok(found);
+            }
+            Err(format!("{name}: expected the prompt's shape {:?}, found {:?}", prompt.dims(), found.dims()))
+        };
+        let best = position.best.as_ref().map(|_| get("best")).transpose()?;
+        let (m, v, initial) = (get("m")?, get("v")?, get("initial")?);
+        Ok(Self { m, v, initial, best, prompt, position, max_rows, examples })
+    }
+}
+
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
+}
+
+fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+    let values = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    Ok(values.into_iter().flat_map(f32::to_le_bytes).collect())
+}
+
+fn tensor(tensors: &SafeTensors, name: &str) -> std::result::Result<Tensor, String> {
+    let view = tensors.tensor(name).map_err(|error| format!("{name}: {error}"))?;
+    if view.dtype() != Dtype::F32 || view.shape().len() != 2 {
+        return Err(format!("{name}: expected F32 [P, C], found {:?} {:?}", view.dtype(), view.shape()));
+    }
+    let values: Vec<f32> =
+        view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    Tensor::from_vec(values, view.shape(), &Device::Cpu).map_err(|error| format!("{name}: {error}"))
+}

@@ -1,0 +1,119 @@
+//! Runs that go on from a checkpoint.
+
+use super::*;
+use gneiss::tune::{Ended, State};
+
+/// Keeps every state that it is given, and can end the run.
+#[derive(Default)]
+struct Keeper {
+    watch: Watch,
+    states: Vec<State>,
+    end_after: Option<usize>,
+}
+
+impl Observer for Keeper {
+    fn step(&mut self, record: &StepRecord) -> Result<()> {
+        self.watch.step(record)
+    }
+    fn skipped(&mut self, step: usize, what: &str, value: f64) -> Result<()> {
+        self.watch.skipped(step, what, value)
+    }
+    fn out_of_memory(&mut self, limits: Limits) -> Result<()> {
+        self.watch.out_of_memory(limits)
+    }
+    fn epoch(&mut self, record: &EpochRecord) -> Result<()> {
+        self.watch.epoch(record)
+    }
+    fn checkpoint(&mut self, state: &State) -> Result<()> {
+        self.states.push(state.clone());
+        Ok(())
+    }
+    fn interrupted(&self) -> bool {
+        self.end_after == Some(self.watch.steps.len())
+    }
+}
+
+fn task<'a>(
+    train: &'a [Example],
+    validation: &'a [Example],
+    options: &'a TrainOptions,
+    rows: usize,
+) -> Task<'a> {
+    Task { model: &MODEL, train, validation, options, limits: Limits::rows(rows) }
+}
+
+/// From each of 15 checkpoints, written to a file and read again: the same losses and the same prompt.
+#[test]
+fn a_run_goes_on_from_every_step_bit_for_bit() {
+    let (train, validation) = (examples(10, 21), examples(4, 22));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("checkpoint.safetensors");
+    for keep in [Keep::Best, Keep::Last] {
+        let options = TrainOptions {
+            keep,
+            num_epochs: 4,
+            checkpoint_steps: 1,
+            learning_rate: 0.03,
+            schedule: Schedule::Cosine,
+            warmup_ratio: 0.2,
+            ..options()
+        };
+        let mut whole = Keeper::default();
+        let mut trainer = Trainer::new(task(&train, &validation, &options, 20), &prompt()).unwrap();
+        assert_eq!(trainer.run(&mut whole).unwrap(), Ended::Completed);
+        let expected = trainer.kept().unwrap();
+        assert_eq!(whole.states.len(), 12 + 4, "one a step and one an epoch");
+        for state in &whole.states {
+            state.write(&path).unwrap();
+            let read = State::read(&path).unwrap();
+            assert_eq!(read.position, state.position);
+            // Other limits than the run had: it takes those that it began with.
+            let task = task(&train, &validation, &options, 1000);
+            let mut trainer = Trainer::resume(task, &read).unwrap();
+            let mut rest = Keeper::default();
+            assert_eq!(trainer.run(&mut rest).unwrap(), Ended::Completed);
+            let kept = trainer.kept().unwrap();
+            assert_eq!(bits(&kept.prompt), bits(&expected.prompt), "{:?}", state.position);
+            assert_eq!((kept.step, kept.epoch), (expected.step, expected.epoch));
+            assert_eq!(kept.validation_loss, expected.validation_loss);
+            let done = state.position.step;
+            assert_eq!(rest.watch.steps, whole.watch.steps[done..]);
+            assert_eq!(rest.watch.epochs, whole.watch.epochs[state.position.last.epoch..]);
+        }
+    }
+}
+
+#[test]
+fn an_interrupted_run_gives_its_state_last() {
+    let train = examples(10, 23);
+    let options = options();
+    let mut keeper = Keeper { end_after: Some(4), ..Keeper::default() };
+    let mut trainer = Trainer::new(task(&train, &[], &options, 512), &prompt()).unwrap();
+    assert_eq!(trainer.run(&mut keeper).unwrap(), Ended::Interrupted);
+    let last = keeper.states.last().unwrap();
+    assert_eq!((keeper.watch.steps.len(), last.position.step, last.position.open), (4, 4, true));
+    assert_eq!(bits(&last.prompt), bits(&trainer.kept().unwrap().prompt));
+    assert_eq!(bits(&last.initial), bits(&prompt()));
+}
+
+#[test]
+fn other_examples_and_other_models_are_refused() {
+    let (train, options) = (examples(6, 24), options());
+    let mut keeper = Keeper::default();
+    let mut trainer = Trainer::new(task(&train, &[], &options, 512), &prompt()).unwrap();
+    trainer.run(&mut keeper).unwrap();
+    let mut state = keeper.states.pop().unwrap();
+    let mut changed = train.clone();
+    changed[3].target[0] ^= 1;
+    for other in [&changed, &train[..5].to_vec(), &examples(6, 25)] {
+        let error = Trainer::resume(task(other, &[], &options, 512), &state).err().unwrap();
+        assert!(error.is_bad_input() && error.to_string().contains("data.train"), "{error}");
+    }
+    assert!(
+        Trainer::resume(task(&train, &train, &options, 512), &state).is_err(),
+        "a validation file is new"
+    );
+    state.prompt = Tensor::zeros((6, 32), DType::F32, &Device::Cpu).unwrap();
+    let error = Trainer::resume(task(&train, &[], &options, 512), &state).err().unwrap();
+    assert!(error.to_string().contains("width 40") && error.to_string().contains("32"), "{error}");
+}
