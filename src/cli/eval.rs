@@ -222,13 +222,16 @@ fn classes(title: &str, scores: &Scores) -> Vec<Vec<String>> {
     let mut header = [title, "precision", "recall", "F1", "rows"].map(str::to_owned).to_vec();
     if narrow {
         header.extend(scores.classes.iter().map(|class| format!("said {}", short(&class.label))));
-        header.push("no label".into());
+        // By likelihood, every answer is a label.
+        header.extend((scores.no_label > 0).then(|| "no label".into()));
     }
+    let columns = header.len();
     let row = |(class, confusion): (&evaluate::ClassScores, &Vec<usize>)| {
         let mut row = vec![format!("  {}", short(&class.label))];
         row.extend([class.precision, class.recall, class.f1].map(three));
         row.push(class.support.to_string());
-        row.extend(confusion.iter().filter(|_| narrow).map(usize::to_string));
+        row.extend(confusion.iter().map(usize::to_string));
+        row.truncate(columns);
         row
     };
     std::iter::once(header).chain(scores.classes.iter().zip(&scores.confusion).map(row)).collect()
