@@ -390,7 +390,15 @@ fn eval_of_texts_gives_their_metrics_and_a_table_that_reads_back() {
         assert_eq!(record.unwrap().iter().collect::<Vec<_>>(), expected);
     }
     let (stdout, _) = texts(&place.gneiss(eval.filter(|arg| *arg != "--json")).success());
-    for part in ["exact match", "token F1", "ROUGE-L", "perplexity", "sign test p = ", "rows better, "] {
+    for part in [
+        "exact match",
+        "token F1",
+        "ROUGE-L",
+        "perplexity",
+        "base, exact match: ",
+        "sign test p = ",
+        "rows better, ",
+    ] {
         assert!(stdout.contains(part), "expected {part:?} in: {stdout}");
     }
     assert!(!stdout.contains("label"), "{stdout}");

@@ -4,7 +4,7 @@ use super::{ConfigArgs, progress, text};
 use anyhow::Context;
 use clap::Args;
 use gneiss::config::Config;
-use gneiss::evaluate::{self, Answers, By, Evaluation, Paired, Progress, Scores, Stage, Tuned, Watch};
+use gneiss::evaluate::{self, Answers, By, Evaluation, Observer, Paired, Progress, Scores, Stage, Tuned};
 use gneiss::run::{EVALUATION, PREDICTIONS};
 use gneiss::setup::Session;
 use indicatif::ProgressBar;
@@ -94,7 +94,7 @@ struct Bars<'a> {
     kept: Vec<String>,
 }
 
-impl Watch for Bars<'_> {
+impl Observer for Bars<'_> {
     fn progress(&mut self, name: &str, progress: Progress) {
         let stage = match progress.stage {
             Stage::Generating => "answers",
@@ -133,7 +133,7 @@ pub(super) fn print(evaluation: &Evaluation) {
         println!();
     }
     for pair in &evaluation.pairs {
-        println!("{}", paired(pair, evaluation.arms.len() > 2));
+        println!("{}", paired(pair, evaluation));
     }
     for (name, arm) in names.iter().zip(&evaluation.arms) {
         let ways = [("generated", &arm.answers.generated), ("label likelihood", &arm.answers.likelihood)];
@@ -191,9 +191,9 @@ fn summary(evaluation: &Evaluation) -> Vec<Vec<String>> {
     rows
 }
 
-/// A tuned prompt against the base in one line; `named` where there are several.
-fn paired(pair: &Paired, named: bool) -> String {
-    let name = if named { &pair.name } else { "tuned" };
+/// A tuned prompt against the base in one line.
+fn paired(pair: &Paired, evaluation: &Evaluation) -> String {
+    let name = if evaluation.arms.len() > 2 { &pair.name } else { "tuned" };
     let p = match pair.p_value {
         p if p < 1e-300 => "p < 1e-300".to_owned(),
         p if p < 1e-3 => format!("p = {p:.1e}"),
@@ -203,6 +203,9 @@ fn paired(pair: &Paired, named: bool) -> String {
     let points = format!("{:+.1} points [{:.1}, {:.1}]", 100.0 * pair.difference, 100.0 * low, 100.0 * high);
     let score = format!("{:+.3} [{low:.3}, {high:.3}]", pair.difference);
     let (way, difference, test, up, down) = match pair.by {
+        By::Generated if evaluation.labels.is_empty() => {
+            ("exact match", points, "McNemar", "fixed", "broken")
+        }
         By::Generated => ("generated", points, "McNemar", "fixed", "broken"),
         By::Likelihood => ("label likelihood", points, "McNemar", "fixed", "broken"),
         By::TokenF1 => ("token F1", score, "sign test", "better", "worse"),
@@ -222,7 +225,7 @@ fn classes(title: &str, scores: &Scores) -> Vec<Vec<String>> {
     let mut header = [title, "precision", "recall", "F1", "rows"].map(str::to_owned).to_vec();
     if narrow {
         header.extend(scores.classes.iter().map(|class| format!("said {}", short(&class.label))));
-        // By likelihood, every answer is a label.
+        // A column of zeros says nothing; by likelihood, every answer is a label.
         header.extend((scores.no_label > 0).then(|| "no label".into()));
     }
     let columns = header.len();

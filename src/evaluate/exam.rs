@@ -55,6 +55,11 @@ pub fn labels<'a>(records: impl IntoIterator<Item = &'a Record>) -> Vec<String> 
     all.into_iter().map(str::to_owned).collect()
 }
 
+/// exp of a loss in nats; the largest f64 where it is larger still, which JSON has no word for.
+fn perplexity(loss: f64) -> f64 {
+    loss.exp().min(f64::MAX)
+}
+
 impl Exam<'_> {
     /// Answers every row by greedy generation behind `prompt` f32 [P, C], or without one; `encoder` may hold an
     /// instruction in plain text.
@@ -94,7 +99,7 @@ impl Exam<'_> {
                 .then(|| Scores::of(self.labels, pairs(|p| p.likeliest.as_deref().unwrap_or_default()))),
             text: (!classification).then(|| TextScores::mean(&RowScores::all(pairs(|p| &p.generated)))),
             loss,
-            perplexity: loss.exp().min(f64::MAX),
+            perplexity: perplexity(loss),
             seconds,
             predictions,
         })
@@ -214,5 +219,18 @@ impl Exam<'_> {
             -now.iter().sum::<f64>()
         };
         Ok(examples.iter().map(|_| labels.iter().map(|ids| take(ids.len())).collect()).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_perplexity_is_a_number_to_json() {
+        for (loss, expected) in [(0.0, 1.0), (1.0, std::f64::consts::E), (1e4, f64::MAX)] {
+            let text = serde_json::to_string(&perplexity(loss)).unwrap();
+            assert_eq!(serde_json::from_str::<f64>(&text).unwrap(), expected);
+        }
     }
 }

@@ -15,6 +15,6 @@ pub use exam::{Exam, Progress, Stage, labels};
 pub use likelihood::nll;
 pub use metrics::{ClassScores, Scores};
 pub use result::{Answers, Arm, Evaluation, Prediction};
-pub use run::{Watch, run, test_file};
+pub use run::{Observer, run, test_file};
 pub use text::{RowScores, TextScores};
 pub use tuned::Tuned;

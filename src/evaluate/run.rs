@@ -9,7 +9,7 @@ use crate::{Error, Result};
 use std::path::Path;
 
 /// What is told of an evaluation while it goes on.
-pub trait Watch {
+pub trait Observer {
     /// The arm `name` got this far.
     fn progress(&mut self, name: &str, progress: Progress);
 
@@ -36,8 +36,13 @@ pub fn test_file(config: &Config) -> Result<&str> {
 ///
 /// # Errors
 /// No test file; rows that are malformed or can't be encoded; a prompt of another width than the model's; a likelihood
-/// that is not finite; the device's; those of `watch`.
-pub fn run(config: &Config, session: &Session, tuned: &[Tuned], watch: &mut dyn Watch) -> Result<Evaluation> {
+/// that is not finite; the device's; those of `observer`.
+pub fn run(
+    config: &Config,
+    session: &Session,
+    tuned: &[Tuned],
+    observer: &mut dyn Observer,
+) -> Result<Evaluation> {
     let (data, file) = (&config.data, test_file(config)?);
     let test = Dataset::read(Path::new(file), &data.input, &data.output)?;
     let labels = match data.task {
@@ -71,10 +76,10 @@ pub fn run(config: &Config, session: &Session, tuned: &[Tuned], watch: &mut dyn 
         let name = tuned.map_or("base", |tuned| &tuned.name);
         let encoder = if tuned.is_some() { &plain } else { &behind_words };
         let prompt = tuned.map(|tuned| &tuned.adapter.prompt);
-        let answers = exam.answer(prompt, encoder, &mut |progress| watch.progress(name, progress))?;
+        let answers = exam.answer(prompt, encoder, &mut |progress| observer.progress(name, progress))?;
         let adapter = tuned.map(|tuned| tuned.folder.display().to_string());
         evaluation.push(Arm { name: name.to_owned(), adapter, answers });
-        watch.answered(&evaluation)?;
+        observer.answered(&evaluation)?;
     }
     Ok(evaluation)
 }
