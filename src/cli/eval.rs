@@ -1,23 +1,30 @@
 //! `gneiss eval`: tuned against base.
 
 use super::{ConfigArgs, progress, text};
+use anyhow::Context;
 use clap::Args;
-use gneiss::adapter::Adapter;
-use gneiss::config::{Config, Task};
-use gneiss::data::{Dataset, Template};
-use gneiss::evaluate::{self, Answers, Exam, Scores};
-use gneiss::setup::{self, Session};
+use gneiss::config::Config;
+use gneiss::evaluate::{self, Answers, By, Evaluation, Observer, Paired, Progress, Scores, Stage, Tuned};
+use gneiss::run::{EVALUATION, PREDICTIONS};
+use gneiss::setup::Session;
+use indicatif::ProgressBar;
 use std::path::{Path, PathBuf};
 
-/// Runs the test file through the base model with the hard prompt (the init text in plain words) and through
-/// the tuned prompt.
+/// Answers the test file with the base model behind the hard prompt (the init text in plain words) and with each tuned
+/// prompt, and compares them row by row.
+///
+/// Writes evaluation.json and predictions.csv: into the run folder where the one adapter is a run's, else into
+/// RUNS/NAME.eval, or where --out says.
 #[derive(Args)]
 pub struct Eval {
     #[command(flatten)]
     config: ConfigArgs,
-    /// The tuned prompt: a folder in PEFT's format, such as runs/tutorial/adapter.
-    #[arg(long)]
-    adapter: PathBuf,
+    /// The tuned prompt: a run folder such as runs/tutorial, or a folder in PEFT's format; may be repeated.
+    #[arg(long = "adapter", value_name = "DIR", required = true)]
+    adapters: Vec<PathBuf>,
+    /// Folder for the results.
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
     /// Print the results, every prediction included, as JSON.
     #[arg(long)]
     json: bool,
@@ -27,106 +34,225 @@ impl Eval {
     /// Runs the subcommand.
     pub fn run(self) -> anyhow::Result<()> {
         let config = self.config.load()?;
-        let adapter = Adapter::read(&self.adapter)?;
+        evaluate::test_file(&config)?;
+        let tuned = Tuned::read_all(&self.adapters)?;
         let session = progress::open(&config.model)?;
-        super::check_width(&adapter, &self.adapter, &session)?;
-        let arms = both(&config, &session, &adapter)?;
+        let folder = match (self.out, &tuned[..]) {
+            (Some(out), _) => out,
+            (None, [Tuned { run: Some(run), .. }]) => run.clone(),
+            _ => Path::new(&config.runs).join(format!("{}.eval", config.name)),
+        };
+        let evaluation = evaluate(&config, &session, &tuned, &folder)?;
         if self.json {
-            println!("{}", serde_json::to_string_pretty(&arms)?);
+            println!("{}", serde_json::to_string_pretty(&evaluation)?);
         } else {
-            print(&arms);
+            print(&evaluation);
         }
         Ok(())
     }
 }
 
-/// Both arms over one file.
-#[derive(serde::Serialize)]
-struct Arms {
-    test: String,
-    labels: Vec<String>,
-    base: Answers,
-    tuned: Answers,
+/// Evaluates with a bar, and keeps the results in `folder`, those of one tuned prompt before the next is tried.
+pub(super) fn evaluate(
+    config: &Config,
+    session: &Session,
+    tuned: &[Tuned],
+    folder: &Path,
+) -> anyhow::Result<Evaluation> {
+    for tuned in tuned {
+        super::check_width(&tuned.adapter, &tuned.folder, session)?;
+    }
+    writable(folder)?;
+    let mut bars =
+        Bars { bar: progress::bar(1, "evaluating", progress::COUNT), folder, at: None, kept: Vec::new() };
+    let result = evaluate::run(config, session, tuned, &mut bars);
+    bars.bar.finish_and_clear();
+    if !bars.kept.is_empty() {
+        let (json, csv) = (folder.join(EVALUATION), folder.join(PREDICTIONS));
+        let of = if result.is_ok() { String::new() } else { format!(", of {} alone", bars.kept.join(", ")) };
+        eprintln!("results    {} and {}{of}", json.display(), csv.display());
+    }
+    match bars.at {
+        Some(name) => result.with_context(|| format!("evaluating {name}")),
+        None => Ok(result?),
+    }
 }
 
-fn both(config: &Config, session: &Session, adapter: &Adapter) -> anyhow::Result<Arms> {
-    let (data, file) = (&config.data, &config.data.test);
-    if file.is_empty() {
-        anyhow::bail!(gneiss::Error::Invalid("data.test: expected a file to evaluate on, found none".into()));
-    }
-    let test = Dataset::read(Path::new(file), &data.input, &data.output)?;
-    let train = Dataset::read(Path::new(&data.train), &data.input, &data.output)?;
-    let labels = match data.task {
-        Task::Classification => evaluate::labels(test.records.iter().chain(&train.records)),
-        Task::Generation => Vec::new(),
-    };
-    let template = Template::parse(&data.verbalizer)?;
-    let tuned = setup::encoder(data, &session.tokenizer, &template);
-    let instruction = Some(config.prompt.init_text.as_str()).filter(|text| !text.is_empty());
-    let base = gneiss::data::Encoder { instruction, ..tuned };
-    let exam = Exam {
-        model: &session.model,
-        tokenizer: &session.tokenizer,
-        dataset: &test,
-        task: data.task,
-        labels: &labels,
-        max_rows: setup::max_rows(config.train.max_rows, session.model.device()),
-    };
-    let arm = |what, prompt, encoder| -> anyhow::Result<Answers> {
-        let bar = progress::bar(test.records.len(), what, progress::COUNT);
-        let answers = exam.answer(prompt, encoder, &mut |done| bar.set_position(done as u64))?;
-        bar.finish_and_clear();
-        eprintln!("{what:<10} {} rows in {:.1} s", test.records.len(), answers.seconds);
-        Ok(answers)
-    };
-    let base = arm("base", None, &base)?;
-    let tuned = arm("tuned", Some(&adapter.prompt), &tuned)?;
-    Ok(Arms { test: file.clone(), labels, base, tuned })
+/// Makes the folder and tries to write there, before minutes are spent on what could not be kept.
+fn writable(folder: &Path) -> gneiss::Result<()> {
+    std::fs::create_dir_all(folder).map_err(gneiss::Error::io(folder))?;
+    tempfile::tempfile_in(folder).map_err(gneiss::Error::io(folder)).map(drop)
 }
 
-fn print(arms: &Arms) {
-    let Arms { test, labels, base, tuned } = arms;
-    println!("{test}: {} rows", base.predictions.len());
-    let cells = |what: &str, of: &dyn Fn(&Answers) -> String| vec![what.to_owned(), of(base), of(tuned)];
-    let mut rows = vec![vec![String::new(), "base, hard prompt".into(), "tuned, soft prompt".into()]];
-    if labels.is_empty() {
-        rows.push(cells("exact match", &|a| {
-            let hits = a.predictions.iter().filter(|p| p.generated == p.expected).count();
-            share(hits, a.predictions.len())
-        }));
-    } else {
-        rows.push(cells("accuracy, generated", &|a| a.generated.as_ref().map_or(String::new(), accuracy)));
-        rows.push(cells("macro F1, generated", &|a| {
-            format!("{:.3}", a.generated.as_ref().map_or(0.0, |s| s.macro_f1))
-        }));
-        rows.push(cells("answers that are no label", &|a| {
-            a.generated.as_ref().map_or(0, |s| s.no_label).to_string()
-        }));
-        let likelihood =
-            |f: fn(&Scores) -> String| move |a: &Answers| a.likelihood.as_ref().map_or(String::new(), f);
-        rows.push(cells("accuracy, label likelihood", &likelihood(accuracy)));
-        rows.push(cells("macro F1, label likelihood", &likelihood(|s| format!("{:.3}", s.macro_f1))));
+/// Shows the progress, and writes the results.
+struct Bars<'a> {
+    bar: ProgressBar,
+    folder: &'a Path,
+    /// The arm that is under way.
+    at: Option<String>,
+    /// Arms whose results are written.
+    kept: Vec<String>,
+}
+
+impl Observer for Bars<'_> {
+    fn progress(&mut self, name: &str, progress: Progress) {
+        let stage = match progress.stage {
+            Stage::Generating => "answers",
+            Stage::Scoring => "likelihoods",
+        };
+        self.at = Some(name.to_owned());
+        self.bar.set_prefix(name.to_owned());
+        self.bar.set_message(stage);
+        self.bar.set_length(progress.of as u64);
+        self.bar.set_position(progress.done as u64);
     }
-    rows.push(cells("seconds", &|a| format!("{:.1}", a.seconds)));
-    println!("{}", text::table(&rows));
-    for (what, answers) in [("base", base), ("tuned", tuned)] {
-        let strange: Vec<_> = answers.predictions.iter().filter(|p| !labels.contains(&p.generated)).collect();
-        if labels.is_empty() || strange.is_empty() {
-            continue;
+
+    fn answered(&mut self, so_far: &Evaluation) -> gneiss::Result<()> {
+        self.at = None;
+        if let Some(arm) = so_far.arms.last() {
+            let Answers { predictions, seconds, .. } = &arm.answers;
+            let line = format!("{:<10} {} rows in {seconds:.1} s", arm.name, predictions.len());
+            progress::line(&self.bar, &line);
         }
-        println!("\n{what}: {} answers are no label and count as wrong", strange.len());
-        for p in strange.iter().take(10) {
-            println!(
-                "  line {}: {:?}, expected {:?}: {}",
-                p.line,
-                p.generated,
-                p.expected,
-                text::short(&p.input, 60)
-            );
+        // The base alone is no comparison, and would take the place of an earlier one.
+        if so_far.arms.len() > 1 {
+            so_far.write(self.folder)?;
+            self.kept = so_far.arms.iter().map(|arm| arm.name.clone()).collect();
         }
-        if strange.len() > 10 {
-            println!("  and {} more (--json has them all)", strange.len() - 10);
+        Ok(())
+    }
+}
+
+/// Shows the results: a table of all arms, each tuned prompt against the base, then what lies behind them.
+pub(super) fn print(evaluation: &Evaluation) {
+    let names = evaluation.columns();
+    let rows = evaluation.arms.first().map_or(0, |base| base.answers.predictions.len());
+    println!("{}: {rows} rows", evaluation.test);
+    println!("{}", text::table(&summary(evaluation)));
+    if !evaluation.pairs.is_empty() {
+        println!();
+    }
+    for pair in &evaluation.pairs {
+        println!("{}", paired(pair, evaluation));
+    }
+    for (name, arm) in names.iter().zip(&evaluation.arms) {
+        let ways = [("generated", &arm.answers.generated), ("label likelihood", &arm.answers.likelihood)];
+        for (way, scores) in ways {
+            if let Some(scores) = scores {
+                println!("\n{}", text::table(&classes(&format!("{name}, {way}"), scores)));
+            }
         }
+    }
+    if evaluation.labels.len() > WIDE {
+        println!("\nWhich label was taken for which: {EVALUATION}, `confusion`");
+    }
+    for (name, arm) in names.iter().zip(&evaluation.arms) {
+        strange(name, &arm.answers, &evaluation.labels);
+    }
+}
+
+/// The arms side by side.
+fn summary(evaluation: &Evaluation) -> Vec<Vec<String>> {
+    type Cell<'a> = &'a dyn Fn(&Answers) -> Option<String>;
+    let mut header = evaluation.columns();
+    if let [base, tuned @ ..] = &mut header[..] {
+        base.push_str(if evaluation.hard_prompt.is_empty() { ", no prompt" } else { ", hard prompt" });
+        if let [tuned] = tuned {
+            tuned.push_str(", soft prompt");
+        }
+    }
+    let mut rows = vec![[vec![String::new()], header].concat()];
+    let mut row = |what: &str, of: Cell| {
+        let cells = evaluation.arms.iter().map(|arm| of(&arm.answers));
+        // A row that the task doesn't have is left out.
+        if let Some(cells) = cells.collect::<Option<Vec<_>>>() {
+            rows.push([vec![what.to_owned()], cells].concat());
+        }
+    };
+    let generated = |f: fn(&Scores) -> String| move |a: &Answers| a.generated.as_ref().map(f);
+    let likelihood = |f: fn(&Scores) -> String| move |a: &Answers| a.likelihood.as_ref().map(f);
+    row("accuracy, generated", &generated(accuracy));
+    row("  95 % interval", &generated(|s| interval(s.interval)));
+    row("macro precision, generated", &generated(|s| three(s.macro_precision)));
+    row("macro recall, generated", &generated(|s| three(s.macro_recall)));
+    row("macro F1, generated", &generated(|s| three(s.macro_f1)));
+    row("answers that are no label", &generated(|s| s.no_label.to_string()));
+    row("accuracy, label likelihood", &likelihood(accuracy));
+    row("  95 % interval", &likelihood(|s| interval(s.interval)));
+    row("macro F1, label likelihood", &likelihood(|s| three(s.macro_f1)));
+    row("exact match", &|a| a.text.as_ref().map(|t| share(t.correct, t.total)));
+    row("  95 % interval", &|a| a.text.as_ref().map(|t| interval(t.exact_match_interval)));
+    row("token F1", &|a| a.text.as_ref().map(|t| three(t.token_f1)));
+    row("ROUGE-L", &|a| a.text.as_ref().map(|t| three(t.rouge_l)));
+    row("perplexity of the outputs", &|a| {
+        Some(if a.perplexity < 1e5 { three(a.perplexity) } else { format!("{:.2e}", a.perplexity) })
+    });
+    row("seconds", &|a| Some(format!("{:.1}", a.seconds)));
+    rows
+}
+
+/// A tuned prompt against the base in one line.
+fn paired(pair: &Paired, evaluation: &Evaluation) -> String {
+    let name = if evaluation.arms.len() > 2 { &pair.name } else { "tuned" };
+    let p = match pair.p_value {
+        p if p < 1e-300 => "p < 1e-300".to_owned(),
+        p if p < 1e-3 => format!("p = {p:.1e}"),
+        p => format!("p = {p:.3}"),
+    };
+    let [low, high] = pair.interval;
+    let points = format!("{:+.1} points [{:.1}, {:.1}]", 100.0 * pair.difference, 100.0 * low, 100.0 * high);
+    let score = format!("{:+.3} [{low:.3}, {high:.3}]", pair.difference);
+    let (way, difference, test, up, down) = match pair.by {
+        By::Generated if evaluation.labels.is_empty() => {
+            ("exact match", points, "McNemar", "fixed", "broken")
+        }
+        By::Generated => ("generated", points, "McNemar", "fixed", "broken"),
+        By::Likelihood => ("label likelihood", points, "McNemar", "fixed", "broken"),
+        By::TokenF1 => ("token F1", score, "sign test", "better", "worse"),
+        By::RougeL => ("ROUGE-L", score, "sign test", "better", "worse"),
+    };
+    let (fixed, broken) = (pair.fixed, pair.broken);
+    format!("{name} minus base, {way}: {difference}, {test} {p}; {fixed} rows {up}, {broken} {down}")
+}
+
+/// More labels than this, and a line of the confusion matrix is too wide to read.
+const WIDE: usize = 8;
+
+/// Each label's scores, and what was answered where it was expected.
+fn classes(title: &str, scores: &Scores) -> Vec<Vec<String>> {
+    let short = |label: &str| text::short(label, 20);
+    let narrow = scores.classes.len() <= WIDE;
+    let mut header = [title, "precision", "recall", "F1", "rows"].map(str::to_owned).to_vec();
+    if narrow {
+        header.extend(scores.classes.iter().map(|class| format!("said {}", short(&class.label))));
+        // A column of zeros says nothing; by likelihood, every answer is a label.
+        header.extend((scores.no_label > 0).then(|| "no label".into()));
+    }
+    let columns = header.len();
+    let row = |(class, confusion): (&evaluate::ClassScores, &Vec<usize>)| {
+        let mut row = vec![format!("  {}", short(&class.label))];
+        row.extend([class.precision, class.recall, class.f1].map(three));
+        row.push(class.support.to_string());
+        row.extend(confusion.iter().map(usize::to_string));
+        row.truncate(columns);
+        row
+    };
+    std::iter::once(header).chain(scores.classes.iter().zip(&scores.confusion).map(row)).collect()
+}
+
+/// Lists answers that are no label.
+fn strange(name: &str, answers: &Answers, labels: &[String]) {
+    let strange: Vec<_> = answers.predictions.iter().filter(|p| !labels.contains(&p.generated)).collect();
+    if labels.is_empty() || strange.is_empty() {
+        return;
+    }
+    println!("\n{name}: {} answers are no label and count as wrong", strange.len());
+    for p in strange.iter().take(10) {
+        let input = text::short(&p.input, 60);
+        println!("  line {}: {:?}, expected {:?}: {input}", p.line, p.generated, p.expected);
+    }
+    if strange.len() > 10 {
+        println!("  and {} more ({PREDICTIONS} has them all)", strange.len() - 10);
     }
 }
 
@@ -137,4 +263,13 @@ fn accuracy(scores: &Scores) -> String {
 /// A share in per cent, with its counts.
 fn share(part: usize, of: usize) -> String {
     format!("{:.2} % ({part}/{of})", 100.0 * part as f64 / of as f64)
+}
+
+/// The bounds of a share in per cent.
+fn interval([low, high]: [f64; 2]) -> String {
+    format!("[{:.1}, {:.1}]", 100.0 * low, 100.0 * high)
+}
+
+fn three(value: f64) -> String {
+    format!("{value:.3}")
 }

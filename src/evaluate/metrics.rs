@@ -1,11 +1,11 @@
-//! Metrics of predicted labels, held against scikit-learn's values in the tests.
+//! Metrics of predicted labels; `tests/metrics.rs` holds them against scikit-learn's and SciPy's values.
 
 use serde::{Deserialize, Serialize};
 
 /// How good predicted labels are, where a prediction may be no label at all.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Scores {
-    /// Share of predictions that equal what was expected.
+    /// Share of predictions that equal what was expected; 0 of none.
     pub accuracy: f64,
     /// Wilson's interval of it, 95 %.
     pub interval: [f64; 2],
@@ -108,36 +108,6 @@ impl ClassScores {
 }
 
 /// `part / of`; 0 of nothing.
-fn ratio(part: usize, of: usize) -> f64 {
+pub(super) fn ratio(part: usize, of: usize) -> f64 {
     part as f64 / of.max(1) as f64
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn of(pairs: &[(&str, &str)]) -> Scores {
-        Scores::of(&["0".into(), "1".into()], pairs.iter().copied())
-    }
-
-    /// scikit-learn 1.9: y = 1 1 1 0 0, p = 1 0 x 0 1; accuracy_score 0.4,
-    /// f1_score(labels=["0", "1"], average="macro") = 0.45.
-    #[test]
-    fn an_answer_that_is_no_label_is_wrong() {
-        let scores = of(&[("1", "1"), ("1", "0"), ("1", "x"), ("0", "0"), ("0", "1")]);
-        assert_eq!((scores.accuracy, scores.correct, scores.total, scores.no_label), (0.4, 2, 5, 1));
-        assert!((scores.macro_f1 - 0.45).abs() < 1e-12, "{}", scores.macro_f1);
-    }
-
-    #[test]
-    fn one_answer_to_everything_has_half_the_f1() {
-        let scores = of(&[("1", "1"), ("0", "1")]);
-        assert_eq!(scores.accuracy, 0.5);
-        assert!((scores.macro_f1 - 1.0 / 3.0).abs() < 1e-12);
-    }
-
-    #[test]
-    fn nothing_scores_nothing() {
-        assert_eq!(of(&[]).accuracy, 0.0);
-    }
 }

@@ -1,8 +1,8 @@
 //! What an evaluation comes to: `evaluation.json`.
 
-use super::compare::Paired;
+use super::compare::{By, Paired};
 use super::metrics::Scores;
-use super::text::TextScores;
+use super::text::{RowScores, TextScores};
 use crate::config::Task;
 use serde::{Deserialize, Serialize};
 
@@ -15,9 +15,13 @@ pub struct Evaluation {
     pub task: Task,
     /// The answers that count as labels, sorted; empty for other tasks than classification.
     pub labels: Vec<String>,
+    /// The text in front of each row for the base model, as tuned prompts have their virtual tokens there; empty for
+    /// none.
+    pub hard_prompt: String,
     /// The base model behind the hard prompt first, then each tuned prompt.
     pub arms: Vec<Arm>,
-    /// Each tuned prompt against the base, in the order of `arms`.
+    /// Each tuned prompt against the base: by what was generated, in the order of `arms`; then the same by likelihood,
+    /// or for other tasks than classification by token F1 and by ROUGE-L.
     pub pairs: Vec<Paired>,
 }
 
@@ -60,8 +64,51 @@ pub struct Answers {
     pub likelihood: Option<Scores>,
     /// Other tasks: the texts against the expected ones.
     pub text: Option<TextScores>,
-    /// exp of the mean negative log-likelihood of the expected outputs' tokens, the end-of-text token included.
+    /// Mean negative log-likelihood of the expected outputs' tokens, nats; the end-of-text token is one, but for
+    /// outputs that were cut to `data.max_output_tokens`.
+    pub loss: f64,
+    /// exp of `loss`; the largest f64 where it is larger still.
     pub perplexity: f64,
-    /// Wall time of the answers.
+    /// Wall time of the answers: generation, and the labels' likelihoods; without that of `loss`.
     pub seconds: f64,
+}
+
+impl Evaluation {
+    /// The arms' names in a table: `base`, then `tuned` where there is one tuned prompt, else each one's own.
+    pub fn columns(&self) -> Vec<String> {
+        let short = self.arms.len() <= 2;
+        let name = |(i, arm): (usize, &Arm)| if short && i > 0 { "tuned".into() } else { arm.name.clone() };
+        self.arms.iter().enumerate().map(name).collect()
+    }
+
+    /// Adds an arm, and compares it with the base if that is there.
+    pub(super) fn push(&mut self, arm: Arm) {
+        if let Some(base) = self.arms.first() {
+            let ways: &[By] = match self.task {
+                Task::Classification => &[By::Generated, By::Likelihood],
+                Task::Generation => &[By::Generated, By::TokenF1, By::RougeL],
+            };
+            let paired = |by: &By| {
+                Paired::of_scores(&arm.name, *by, &base.answers.judged(*by), &arm.answers.judged(*by))
+            };
+            self.pairs.extend(ways.iter().map(paired));
+            // Stable: within a way, the order of the arms.
+            self.pairs.sort_by_key(|pair| pair.by as u8);
+        }
+        self.arms.push(arm);
+    }
+}
+
+impl Answers {
+    /// How good each row is, in [0, 1].
+    fn judged(&self, by: By) -> Vec<f64> {
+        let rows = self.predictions.iter();
+        let texts = || RowScores::all(rows.clone().map(|p| (p.expected.as_str(), p.generated.as_str())));
+        match by {
+            By::Generated => rows.map(|p| f64::from(p.generated == p.expected)).collect(),
+            By::Likelihood => rows.map(|p| f64::from(p.likeliest.as_deref() == Some(&p.expected))).collect(),
+            By::TokenF1 => texts().iter().map(|row| row.token_f1).collect(),
+            By::RougeL => texts().iter().map(|row| row.rouge_l).collect(),
+        }
+    }
 }

@@ -1,0 +1,236 @@
+//! The questions to one arm: what it generates, which label it finds likeliest, and how likely the expected output.
+
+use super::likelihood::{finite, nll};
+use super::{Answers, Prediction, RowScores, Scores, TextScores};
+use crate::config::Task;
+use crate::data::encode::Encoder;
+use crate::data::pack::common_head;
+use crate::data::{Dataset, Example, Record};
+use crate::generate::{self, Generated, Options};
+use crate::model::{Granite, TextTokenizer};
+use crate::{Error, Result};
+use candle_core::Tensor;
+use candle_transformers::generation::Sampling;
+use std::collections::BTreeSet;
+
+/// What is asked, and of whom.
+pub struct Exam<'a> {
+    /// The frozen model.
+    pub model: &'a Granite,
+    /// Its tokenizer.
+    pub tokenizer: &'a TextTokenizer,
+    /// The rows to answer.
+    pub dataset: &'a Dataset,
+    /// Classification also scores each label's likelihood.
+    pub task: Task,
+    /// The answers that count as labels; see [`labels`].
+    pub labels: &'a [String],
+    /// Rows that go through the model at a time.
+    pub max_rows: usize,
+}
+
+/// What an arm is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Answers are generated.
+    Generating,
+    /// Given outputs are scored.
+    Scoring,
+}
+
+/// How far an arm is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// What it is at.
+    pub stage: Stage,
+    /// Texts done.
+    pub done: usize,
+    /// Texts of this stage.
+    pub of: usize,
+}
+
+/// The distinct outputs of some rows, sorted: the labels of a classification.
+pub fn labels<'a>(records: impl IntoIterator<Item = &'a Record>) -> Vec<String> {
+    let all: BTreeSet<&str> = records.into_iter().map(|r| r.output.trim()).collect();
+    all.into_iter().map(str::to_owned).collect()
+}
+
+/// exp of a loss in nats; the largest f64 where it is larger still, which JSON has no word for.
+fn perplexity(loss: f64) -> f64 {
+    loss.exp().min(f64::MAX)
+}
+
+impl Exam<'_> {
+    /// Answers every row by greedy generation behind `prompt` f32 [P, C], or without one; `encoder` may hold an
+    /// instruction in plain text.
+    ///
+    /// # Errors
+    /// A row that can't be encoded; labels that the tokenizer doesn't tell apart; a likelihood that is not finite;
+    /// the device's.
+    pub fn answer(
+        &self,
+        prompt: Option<&Tensor>,
+        encoder: &Encoder,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Answers> {
+        let examples = encoder.encode_dataset(self.dataset)?.examples;
+        let classification = self.task == Task::Classification;
+        let targets = if classification { self.label_targets()? } else { Vec::new() };
+        // One token a label: the first step's probabilities are all that is needed.
+        let one_token = targets.iter().all(|ids| ids.len() == 1);
+        let score: Vec<u32> = if one_token { targets.concat() } else { Vec::new() };
+        let started = std::time::Instant::now();
+        let generated = self.generate(prompt, &examples, encoder.max_output_tokens, &score, progress)?;
+        let scores = match (classification, one_token) {
+            (true, false) => self.likelihoods(prompt, &examples, &targets, progress)?,
+            _ => generated.iter().map(|g| g.scores.clone()).collect(),
+        };
+        let seconds = started.elapsed().as_secs_f64();
+        let loss = self.loss(prompt, &examples, progress)?;
+        let rows = self.dataset.records.iter().zip(&generated).zip(&scores);
+        let predictions: Vec<Prediction> = rows
+            .map(|((record, generated), scores)| self.prediction(record, generated, scores))
+            .collect::<Result<_>>()?;
+        let pairs =
+            |of: fn(&Prediction) -> &str| predictions.iter().map(move |p| (p.expected.as_str(), of(p)));
+        Ok(Answers {
+            generated: classification.then(|| Scores::of(self.labels, pairs(|p| &p.generated))),
+            likelihood: classification
+                .then(|| Scores::of(self.labels, pairs(|p| p.likeliest.as_deref().unwrap_or_default()))),
+            text: (!classification).then(|| TextScores::mean(&RowScores::all(pairs(|p| &p.generated)))),
+            loss,
+            perplexity: perplexity(loss),
+            seconds,
+            predictions,
+        })
+    }
+
+    /// The labels' token ids, no two alike. Where one begins as another ends, each gets an end of text: a label would
+    /// else never be less likely than those that go on from it.
+    fn label_targets(&self) -> Result<Vec<Vec<u32>>> {
+        let encode = |label: &String| self.tokenizer.encode(label, false);
+        let mut all = self.labels.iter().map(encode).collect::<Result<Vec<_>>>()?;
+        let mut open = false;
+        for (i, a) in all.iter().enumerate() {
+            for (j, b) in all.iter().enumerate().filter(|(j, b)| *j != i && b.starts_with(a)) {
+                if a == b {
+                    return Err(Error::Invalid(format!(
+                        "labels {:?} and {:?}: expected tokens of their own, found that the model's tokenizer gives \
+                         both the same, {a:?}; hint: other words for them in the data's outputs",
+                        self.labels[i], self.labels[j]
+                    )));
+                }
+                open = true;
+            }
+        }
+        if open {
+            all.iter_mut().for_each(|ids| ids.push(self.tokenizer.eos_token_id));
+        }
+        Ok(all)
+    }
+
+    /// `scores`: the labels' log-likelihoods; none for other tasks.
+    fn prediction(&self, record: &Record, generated: &Generated, scores: &[f64]) -> Result<Prediction> {
+        scores.iter().try_for_each(|score| finite("the log-likelihood of a label", *score))?;
+        let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        let likeliest = scores.iter().position(|s| *s == largest).map(|i| self.labels[i].clone());
+        Ok(Prediction {
+            line: record.line,
+            input: record.input.clone(),
+            expected: record.output.trim().to_owned(),
+            generated: self.tokenizer.decode(&generated.tokens, true)?.trim().to_owned(),
+            likeliest,
+            probabilities: weights.iter().map(|w| w / sum).collect(),
+        })
+    }
+
+    fn generate(
+        &self,
+        prompt: Option<&Tensor>,
+        examples: &[Example],
+        max_new_tokens: usize,
+        score: &[u32],
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Vec<Generated>> {
+        let head = common_head(examples.iter().map(|e| e.input.as_slice()));
+        let prefix = generate::prefix(self.model, prompt, head)?;
+        let options = Options {
+            max_new_tokens,
+            stop_token_ids: &self.tokenizer.stop_token_ids,
+            sampling: Sampling::ArgMax,
+            seed: 0,
+            score,
+        };
+        let inputs: Vec<&[u32]> = examples.iter().map(|e| &e.input[head.len()..]).collect();
+        let (mut generated, mut from, mut rows) = (Vec::with_capacity(inputs.len()), 0, 0);
+        for to in 1..=inputs.len() {
+            rows += inputs[to - 1].len();
+            if to == inputs.len() || rows + inputs[to].len() > self.max_rows {
+                generated.extend(generate::generate(self.model, &prefix, &inputs[from..to], &options)?);
+                progress(Progress { stage: Stage::Generating, done: to, of: inputs.len() });
+                (from, rows) = (to, 0);
+            }
+        }
+        Ok(generated)
+    }
+
+    /// Negative log-likelihoods of the targets of `examples`.
+    fn score(
+        &self,
+        prompt: Option<&Tensor>,
+        examples: &[Example],
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Vec<f64>> {
+        let of = examples.len();
+        let mut progress = |done| progress(Progress { stage: Stage::Scoring, done, of });
+        nll(self.model, prompt, examples, self.max_rows, &mut progress)
+    }
+
+    /// Mean negative log-likelihood of the expected outputs' tokens.
+    fn loss(
+        &self,
+        prompt: Option<&Tensor>,
+        examples: &[Example],
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<f64> {
+        let nll = self.score(prompt, examples, progress)?;
+        Ok(nll.iter().sum::<f64>() / nll.len() as f64)
+    }
+
+    /// Log-likelihood of every label as each row's target.
+    fn likelihoods(
+        &self,
+        prompt: Option<&Tensor>,
+        examples: &[Example],
+        labels: &[Vec<u32>],
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Vec<Vec<f64>>> {
+        let all: Vec<Example> = examples
+            .iter()
+            .flat_map(|e| labels.iter().map(|ids| Example { target: ids.clone(), ..e.clone() }))
+            .collect();
+        let nll = self.score(prompt, &all, progress)?;
+        let mut rest = nll.as_slice();
+        let mut take = |n: usize| {
+            let (now, later) = rest.split_at(n);
+            rest = later;
+            -now.iter().sum::<f64>()
+        };
+        Ok(examples.iter().map(|_| labels.iter().map(|ids| take(ids.len())).collect()).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_perplexity_is_a_number_to_json() {
+        for (loss, expected) in [(0.0, 1.0), (1.0, std::f64::consts::E), (1e4, f64::MAX)] {
+            let text = serde_json::to_string(&perplexity(loss)).unwrap();
+            assert_eq!(serde_json::from_str::<f64>(&text).unwrap(), expected);
+        }
+    }
+}

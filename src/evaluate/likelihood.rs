@@ -1,0 +1,50 @@
+//! How likely a model finds given outputs.
+
+use crate::Result;
+use crate::data::{Example, PrefixGroup};
+use crate::generate;
+use crate::model::Granite;
+use crate::tune::objective;
+use candle_core::Tensor;
+
+/// Passes whose rows are looked at together, between two words of progress: the prefix goes through the model once for
+/// all of them.
+const PASSES: usize = 8;
+
+/// Negative log-likelihood of each target token of `examples`, nats, in their order, behind `prompt` f32 [P, C] or
+/// without one. At most `max_rows` rows go through the model at a time; `progress` is told of the examples done.
+///
+/// # Errors
+/// A value that is not finite; the device's.
+pub fn nll(
+    model: &Granite,
+    prompt: Option<&Tensor>,
+    examples: &[Example],
+    max_rows: usize,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Vec<f64>> {
+    let prompts = generate::prompts(model, prompt)?;
+    let (mut nll, mut from, mut rows) = (Vec::new(), 0, 0);
+    for to in 1..=examples.len() {
+        rows += examples[to - 1].input.len() + examples[to - 1].target.len();
+        if to == examples.len() || rows >= max_rows.saturating_mul(PASSES) {
+            let group = PrefixGroup::new(0..prompts.dims()[0] as u32, &examples[from..to]);
+            nll.extend(objective::evaluate(model, &prompts, &[group], max_rows)?.nll()?);
+            progress(to);
+            (from, rows) = (to, 0);
+        }
+    }
+    nll.iter().try_for_each(|value| finite("the log-likelihood of an expected token", *value))?;
+    Ok(nll)
+}
+
+/// Refuses a value that no model in order gives; it would spoil every mean.
+pub(super) fn finite(what: &str, value: f64) -> Result<()> {
+    if value.is_finite() {
+        return Ok(());
+    }
+    let problem = format!(
+        "{what} is {value}; hint: a prompt whose tuning blew up, or weights too large for f16: --dtype f32 tells"
+    );
+    Err(candle_core::Error::Msg(problem).into())
+}
