@@ -101,6 +101,35 @@ fn every_key_of_the_recipes_is_in_the_reference() {
     }
 }
 
+/// Rows `| there | range | there | `key` | `default` | `ours` |` of the tutorial that say another value.
+fn wrong_rows(page: &Page, defaults: &Table, ours: &Table) -> (usize, Vec<String>) {
+    let (mut rows, mut problems) = (0, Vec::new());
+    for (i, line) in page.text.lines().enumerate().filter(|(_, line)| line.starts_with('|')) {
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let first_span = |cell: &str| Some(cell.strip_prefix('`')?.split('`').next()?.to_owned());
+        let Some(key) = cells.get(3).and_then(|cell| first_span(cell)) else { continue };
+        rows += 1;
+        for (cell, table) in [(cells[4], defaults), (cells[5], ours)] {
+            let Some(told) = first_span(cell) else { continue };
+            let told: Option<Table> = format!("v = {told}").parse().ok();
+            if told.as_ref().map(|told| &told["v"]) != reference::lookup(table, &key) {
+                problems.push(page.problem(i + 1, &format!("{key}: {cell} is not so")));
+            }
+        }
+    }
+    (rows, problems)
+}
+
+#[test]
+fn values_beside_watsonx_are_the_values() {
+    let ours: Table = std::fs::read_to_string(root().join("configs/tutorial.toml")).unwrap().parse().unwrap();
+    let (rows, problems) = wrong_rows(&Page::read("docs/src/tutorial.md"), &defaults(), &ours);
+    assert_none(problems);
+    assert!(rows >= 12, "found {rows} keys");
+    let text = "| a | b | c | `train.seed` | `41` | `43` |\n| a | b | c | `train.sead` | `1` | the same |\n";
+    assert_eq!(wrong_rows(&Page::new("x.md", text), &defaults(), &ours).1.len(), 3);
+}
+
 /// `path` below the repository without `.` and `..`; none where it leaves it.
 fn normal(path: &Path) -> Option<PathBuf> {
     let mut out = PathBuf::new();

@@ -58,9 +58,9 @@ impl Before {
     }
 }
 
-/// Documentation without the brackets of its links to code.
+/// Documentation without the brackets of its links to code, and in the words of files.
 fn plain(doc: &str) -> String {
-    doc.replace("[`", "`").replace("`]", "`").trim().to_owned()
+    doc.replace("[`", "`").replace("`]", "`").replace("`None`", "null").trim().to_owned()
 }
 
 /// The struct or enum `name` of a source file, if it has one.
