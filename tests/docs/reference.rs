@@ -243,10 +243,10 @@ fn json_type(ty: &str) -> String {
         return format!("{} or null", json_type(inner));
     }
     if let Some(inner) = inner("Vec<") {
-        return format!("list of {}", json_type(inner));
+        return format!("list of {}", plural(&json_type(inner)));
     }
     if let Some(inner) = ty.strip_prefix('[').and_then(|rest| rest.strip_suffix("; 2]")) {
-        return format!("list of 2: {}", json_type(inner));
+        return format!("list of 2 {}", plural(&json_type(inner)));
     }
     match ty {
         "String" => "text".into(),
@@ -259,9 +259,28 @@ fn json_type(ty: &str) -> String {
     }
 }
 
+fn plural(words: &str) -> String {
+    match words {
+        "text" | "number" | "whole number" => format!("{words}s"),
+        _ => words.replacen("list of", "lists of", 1),
+    }
+}
+
 fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
     let line =
         |cells: [String; N]| format!("| {} |\n", cells.map(|cell| cell.replace('|', "\\|")).join(" | "));
     let rule = format!("|{}\n", "---|".repeat(N));
     std::iter::once(line(head.map(str::to_owned)) + &rule).chain(rows.map(line)).collect()
+}
+
+#[test]
+fn types_are_told_in_json_s_words() {
+    for (ty, words) in [
+        ("Vec<Vec<usize>>", "list of lists of whole numbers"),
+        ("Option<[f64; 2]>", "list of 2 numbers or null"),
+        ("Vec<Prediction>", "list of `Prediction`"),
+    ] {
+        assert_eq!(json_type(ty), words);
+    }
+    assert_eq!(snake("StoppedEarly"), "stopped_early");
 }
