@@ -4,6 +4,7 @@
 
 mod commands;
 mod markdown;
+mod messages;
 mod pending;
 mod reference;
 mod source;
