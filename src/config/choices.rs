@@ -60,7 +60,7 @@ fn one_of(names: &[&str]) -> String {
 choices! {
     /// The number format that the model's weights are computed in.
     DtypeChoice {
-        /// bf16 where the device computes it fast, else f32.
+        /// f32 on the CPU, bf16 on a GPU.
         Auto = "auto",
         /// 32-bit floats.
         F32 = "f32",
