@@ -7,10 +7,12 @@ mod find_lr;
 mod generate;
 mod inspect;
 pub mod interrupt;
+mod learning_curve;
 pub mod process;
 mod progress;
 mod text;
 mod tune;
+mod tutorial;
 
 use clap::{Args, Parser, Subcommand};
 use gneiss::adapter::Adapter;
@@ -28,6 +30,8 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Walk through IBM's tutorial on this machine: data, run, learning curve, tuned against base.
+    Tutorial(tutorial::Tutorial),
     /// Tune a soft prompt; writes a run folder.
     Tune(tune::Tune),
     /// Answer the test file with the base model and with the tuned prompt, side by side.
@@ -46,6 +50,7 @@ impl Cli {
     /// Runs the subcommand.
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
+            Command::Tutorial(command) => command.run(),
             Command::Tune(command) => command.run(),
             Command::Eval(command) => command.run(),
             Command::Generate(command) => command.run(),

@@ -42,3 +42,7 @@ pub const EVALUATION: &str = "evaluation.json";
 pub const PREDICTIONS: &str = "predictions.csv";
 /// File of the run as a page.
 pub const REPORT: &str = "report.html";
+/// File of the learning curve as a drawing.
+pub const CURVE_SVG: &str = "curve.svg";
+/// File of the learning curve as a picture.
+pub const CURVE_PNG: &str = "curve.png";

@@ -13,6 +13,8 @@ pub const RANGE: [f64; 2] = [1e-5, 1.0];
 pub const STEPS: usize = 100;
 /// Weight of the past in the smoothed loss.
 const SMOOTHING: f64 = 0.9;
+/// Share of the smoothed loss's fall that has been made at the suggested rate.
+const FALLEN: f64 = 0.9;
 /// The test ends where the smoothed loss is this many times its least.
 const DIVERGED: f64 = 4.0;
 
@@ -71,14 +73,46 @@ pub fn range_test(task: Task, prompt: &Tensor, observer: &mut dyn Observer) -> R
     Ok(RangeTest { points, suggestion })
 }
 
-/// The rate at which the smoothed loss falls fastest, of those before its least; `None` where it never falls.
+/// The rate at which the smoothed loss has made nine tenths of its fall; `None` where it never falls.
+///
+/// Below it a higher rate still learns faster; above it there is little to win. The rate of the steepest fall, which is
+/// taken where whole models are trained, is too low for a prompt: on the tutorial it says 0.0015 (LOG.md, 2026-11-25).
 fn suggest(points: &[RangePoint]) -> Option<f64> {
-    let least = points.iter().enumerate().min_by(|a, b| a.1.smoothed.total_cmp(&b.1.smoothed))?.0;
-    let slope = |i: usize| {
-        let (before, after) = (&points[i - 1], &points[i + 1]);
-        (after.smoothed - before.smoothed) / (after.learning_rate / before.learning_rate).ln()
-    };
-    let steepest =
-        (1..least.min(points.len().saturating_sub(1))).min_by(|a, b| slope(*a).total_cmp(&slope(*b)))?;
-    (slope(steepest) < 0.0).then(|| points[steepest].learning_rate)
+    let first = points.first()?.smoothed;
+    let least = points.iter().map(|point| point.smoothed).fold(f64::INFINITY, f64::min);
+    let there = first - FALLEN * (first - least);
+    let found = points.iter().find(|point| point.smoothed <= there)?;
+    (least < first).then_some(found.learning_rate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn points(smoothed: impl Fn(f64) -> f64) -> Vec<RangePoint> {
+        let rate = |i: usize| RANGE[0] * (RANGE[1] / RANGE[0]).powf(i as f64 / (STEPS - 1) as f64);
+        let point = |learning_rate| {
+            let loss = smoothed(learning_rate);
+            RangePoint { learning_rate, loss, smoothed: loss }
+        };
+        (0..STEPS).map(|i| point(rate(i))).collect()
+    }
+
+    #[test]
+    fn nine_tenths_of_the_fall_are_suggested() {
+        // Falls by one each decade from 1e-4 to 1e-2, then stands: nine tenths are at 10^-2.2.
+        let falls = |rate: f64| 5.0 - (rate.log10() + 4.0).clamp(0.0, 2.0);
+        let found = suggest(&points(falls)).unwrap();
+        assert!((10f64.powf(-2.2)..10f64.powf(-2.14)).contains(&found), "{found}");
+        // What comes after the least does not count.
+        let rises = |rate: f64| if rate > 0.1 { 50.0 } else { falls(rate) };
+        assert_eq!(suggest(&points(rises)), Some(found));
+    }
+
+    #[test]
+    fn a_loss_that_never_falls_suggests_nothing() {
+        assert_eq!(suggest(&points(|_| 2.0)), None);
+        assert_eq!(suggest(&points(|rate| 2.0 + rate)), None);
+        assert_eq!(suggest(&[]), None);
+    }
 }

@@ -90,9 +90,7 @@ fn a_killed_run_goes_on_bit_for_bit() {
         assert_eq!(place.records("runs/dogs"), place.records("runs/whole"));
         let elapsed = place.elapsed("runs/dogs");
         assert!(elapsed.is_sorted(), "wall time goes on: {elapsed:?}");
-        for name in ["config.toml", "tokens.json"] {
-            assert_eq!(files.get(Path::new(name)), whole.get(Path::new(name)), "{name}");
-        }
+        assert!(files[Path::new("tokens.json")] == whole[Path::new("tokens.json")], "another start");
         let (ours, theirs) = (place.json("runs/dogs/summary.json"), place.json("runs/whole/summary.json"));
         assert_eq!(ours["status"], json!({"state": "completed"}));
         for key in ["steps", "epochs", "kept_step", "kept_epoch", "train_loss", "validation_loss", "started"]

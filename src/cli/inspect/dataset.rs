@@ -38,12 +38,15 @@ pub struct Options {
 pub struct DatasetReport {
     /// The file.
     file: String,
-    rows: usize,
-    distinct_outputs: usize,
+    /// Rows.
+    pub rows: usize,
+    /// Outputs that differ.
+    pub distinct_outputs: usize,
     /// Rows of each output, the most frequent first; none where outputs are no labels.
-    labels: Option<Vec<(String, usize)>>,
+    pub labels: Option<Vec<(String, usize)>>,
+    /// Words of the inputs.
     #[serde(serialize_with = "lengths_json")]
-    words_per_input: LengthStats,
+    pub words_per_input: LengthStats,
     tokens: Option<Tokens>,
 }
 

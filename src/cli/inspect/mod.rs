@@ -2,7 +2,7 @@
 
 mod adapter;
 mod config;
-mod dataset;
+pub mod dataset;
 mod model;
 mod run;
 

@@ -1,0 +1,199 @@
+//! `gneiss tutorial`: the steps of IBM's "Prompt tune a Granite model", on this machine.
+
+use super::inspect::dataset::DatasetReport;
+use super::tune::{self, Order};
+use super::{Overrides, eval, learning_curve, progress, text};
+use clap::Args;
+use gneiss::bench::machine;
+use gneiss::config::{Config, Task};
+use gneiss::data::{Dataset, Template};
+use gneiss::evaluate::{Tuned, test_file};
+use gneiss::run::{self, Run};
+use gneiss::setup::{self, Session};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Sample rows of each label.
+const SAMPLES: usize = 2;
+/// Labels that samples are shown of.
+const MOST_LABELS: usize = 5;
+/// Steps, as they are counted on the screen.
+const STEPS: usize = 8;
+
+/// Walks through the tutorial: data, experiment, run, status, summary, learning curve, tuned against base.
+#[derive(Args)]
+pub struct Tutorial {
+    /// The configuration.
+    #[arg(default_value = "configs/tutorial.toml")]
+    config: PathBuf,
+    #[command(flatten)]
+    overrides: Overrides,
+}
+
+impl Tutorial {
+    /// Runs the subcommand.
+    pub fn run(self) -> anyhow::Result<()> {
+        let config = self.overrides.load(&self.config)?;
+        // A mistake here would show after the run.
+        test_file(&config)?;
+        step(
+            1,
+            "Environment",
+            "the model runs on this machine: no account, no key, no network once it is here",
+        );
+        let session = progress::open(&config.model)?;
+        environment(&session);
+        step(2, "Data", "what the prompt learns from, is chosen by, and is judged on");
+        data(&config)?;
+        step(3, "Experiment", "every setting; --set KEY=VALUE changes one");
+        experiment(&config)?;
+        step(4, "Run", "the model's weights stay as they are; only the virtual tokens' embeddings are tuned");
+        let order = Order { config, resume: None };
+        let (folder, summary) = tune::tune(&order, &session)?;
+        tune::go_on(&folder, &summary)?;
+        println!("{} steps in {}", summary.steps, text::duration(summary.seconds));
+        step(5, "Status and summary", "what the run came to");
+        tune::print(&folder, &summary);
+        step(6, "Learning curve", "the loss by epoch: mean negative log-likelihood of a target token, nats");
+        learning_curve::print(&Run::read(&folder)?);
+        step(
+            7,
+            "Tuned against base",
+            "both answer the test file, which neither the run nor the choice of epoch saw",
+        );
+        let tuned = Tuned::read_all(std::slice::from_ref(&folder))?;
+        let evaluation = eval::evaluate(&order.config, &session, &tuned, &folder)?;
+        eval::print(&evaluation);
+        step(
+            8,
+            "Deployment",
+            "the tuned prompt is a folder; any program that loads PEFT adapters can use it",
+        );
+        deployment(&order.config, &folder)?;
+        Ok(())
+    }
+}
+
+fn step(number: usize, title: &str, what: &str) {
+    let head = format!("Step {number} of {STEPS}: {title}");
+    println!("\n{head}\n{}\n{what}\n", "─".repeat(head.chars().count()));
+}
+
+/// What is printed in two columns.
+fn line(key: &str, value: impl std::fmt::Display) {
+    println!("{key:<16} {value}");
+}
+
+fn environment(session: &Session) {
+    let model = &session.model;
+    let config = model.config();
+    line("gneiss", env!("CARGO_PKG_VERSION"));
+    line(
+        "device",
+        format!("{} ({})", setup::device_kind(model.device()), machine::device_name(model.device())),
+    );
+    line("model", format!("{} ({})", session.id, session.format));
+    line(
+        "",
+        format!(
+            "{} blocks, hidden size {}, vocabulary {}; {} of {:?} weights",
+            config.num_hidden_layers,
+            config.hidden_size,
+            text::grouped(config.vocab_size),
+            text::bytes(model.weight_bytes() as u64),
+            session.dtype
+        ),
+    );
+}
+
+fn data(config: &Config) -> anyhow::Result<()> {
+    let data = &config.data;
+    let template = Template::parse(&data.verbalizer)?;
+    let files = [("train", &data.train), ("validation", &data.validation), ("test", &data.test)];
+    let mut rows =
+        vec![["", "file", "rows", "labels", "words, median", "words, most"].map(str::to_owned).to_vec()];
+    let mut train = None;
+    for (split, file) in files.into_iter().filter(|(_, file)| !file.is_empty()) {
+        let dataset = Dataset::read(Path::new(file), &data.input, &data.output)?;
+        let report = DatasetReport::new(&dataset);
+        let words = &report.words_per_input;
+        let cells = [
+            split.to_owned(),
+            file.clone(),
+            report.rows.to_string(),
+            balance(&report, data.task),
+            words.median.to_string(),
+            words.max.to_string(),
+        ];
+        rows.push(cells.to_vec());
+        train.get_or_insert(dataset);
+    }
+    println!("{}", text::table(&rows));
+    if let Some(train) = train {
+        println!("\nsample rows of {}, as the model reads them after the prompt:", data.train);
+        samples(&train, data.task, &template);
+    }
+    Ok(())
+}
+
+/// How many rows each label has.
+fn balance(report: &DatasetReport, task: Task) -> String {
+    match (&report.labels, task) {
+        (Some(labels), Task::Classification) => {
+            let of = |(label, n): &(String, usize)| {
+                let share = 100.0 * *n as f64 / report.rows as f64;
+                format!("{} {n} ({share:.0} %)", text::short(label, 20))
+            };
+            labels.iter().map(of).collect::<Vec<_>>().join(", ")
+        }
+        _ => format!("{} distinct outputs", report.distinct_outputs),
+    }
+}
+
+fn samples(train: &Dataset, task: Task, template: &Template) {
+    let mut by_label = BTreeMap::<&str, Vec<&gneiss::data::Record>>::new();
+    for record in &train.records {
+        let label = if task == Task::Classification { record.output.trim() } else { "" };
+        by_label.entry(label).or_default().push(record);
+    }
+    for records in by_label.values().rev().take(MOST_LABELS) {
+        for record in records.iter().take(SAMPLES) {
+            println!("  {}", text::short(&template.render(&record.input), 240));
+            println!("  → {}", text::short(record.output.trim(), 240));
+        }
+    }
+}
+
+/// Every setting, table by table as the configuration has them.
+fn experiment(config: &Config) -> anyhow::Result<()> {
+    let toml: toml::Table = toml::from_str(&config.to_toml()?)?;
+    for (section, value) in &toml {
+        match value {
+            toml::Value::Table(keys) => {
+                keys.iter().for_each(|(key, value)| println!("{:<26} {value}", format!("{section}.{key}")));
+            }
+            value => println!("{section:<26} {value}"),
+        }
+    }
+    Ok(())
+}
+
+fn deployment(config: &Config, folder: &Path) -> anyhow::Result<()> {
+    let adapter = folder.join(run::ADAPTER);
+    let bytes = std::fs::metadata(adapter.join("adapter_model.safetensors"))?.len();
+    line("adapter", format!("{} ({})", adapter.display(), text::bytes(bytes)));
+    line("report", folder.join(run::REPORT).display());
+    let template = Template::parse(&config.data.verbalizer)?;
+    let input = template.render("Comment: They were kind and quick.\nSatisfaction:\n").replace('\n', "\\n");
+    println!("\nOne more review, from the command line:\n");
+    println!(
+        "  gneiss generate --model {} --adapter {} --max-new-tokens {} '{input}'",
+        config.model.id,
+        adapter.display(),
+        config.data.max_output_tokens
+    );
+    println!("\nIn Python:\n");
+    println!("  from peft import PeftModel");
+    println!("  model = PeftModel.from_pretrained(base_model, {:?})", adapter.display().to_string());
+    Ok(())
+}
