@@ -7,6 +7,7 @@ mod generate;
 mod inspect;
 pub mod process;
 mod progress;
+mod report;
 mod text;
 mod tune;
 
@@ -32,6 +33,8 @@ enum Command {
     Eval(eval::Eval),
     /// Continue one text.
     Generate(generate::Generate),
+    /// Make a run's report again, or compare several runs in one page.
+    Report(report::Report),
     /// Measure the throughput of tuning, of a configuration or of a model's shape alone.
     Bench(bench::Bench),
     /// Compare a device with the CPU: every op, and a short run.
@@ -47,6 +50,7 @@ impl Cli {
             Command::Tune(command) => command.run(),
             Command::Eval(command) => command.run(),
             Command::Generate(command) => command.run(),
+            Command::Report(command) => command.run(),
             Command::Bench(command) => command.run(),
             Command::Check(command) => command.run(),
             Command::Inspect(command) => command.run(),

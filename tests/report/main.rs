@@ -1,0 +1,5 @@
+//! The report of a run: what its page holds, its pictures, and how a browser takes it.
+
+mod browser;
+mod odd;
+mod runs;
