@@ -59,7 +59,11 @@ impl Axis {
             // Within a magnitude, round steps.
             multiples(10f64.powf(min), 10f64.powf(max), step((10f64.powf(max) - 10f64.powf(min)) / 4.0, false))
         } else {
-            let within: &[f64] = if span < 2.5 { &[1.0, 2.0, 5.0] } else { &[1.0] };
+            let within: &[f64] = match span {
+                ..1.5 => &[1.0, 2.0, 5.0],
+                ..3.2 => &[1.0, 3.0],
+                _ => &[1.0],
+            };
             let every = (span / want as f64).ceil().max(1.0) as i32;
             let decades = (min.floor() as i32..=max.ceil() as i32).filter(|d| d.rem_euclid(every) == 0);
             decades.flat_map(|d| within.iter().map(move |m| m * 10f64.powi(d))).collect()
@@ -73,11 +77,6 @@ impl Axis {
         let at = if self.kind == Kind::Log { value.log10() } else { value };
         at.is_finite().then_some(at)
     }
-
-    /// Length of the longest label, in characters.
-    pub fn label_width(&self) -> usize {
-        self.ticks.iter().map(|(_, label)| label.chars().count()).max().unwrap_or(0)
-    }
 }
 
 /// Whether positive values span so much that a linear axis would press most of them flat.
@@ -89,14 +88,19 @@ pub(super) fn wants_log<'a>(points: impl IntoIterator<Item = &'a Point>) -> bool
     range.0 > 0.0 && range.1 / range.0 > 20.0
 }
 
-/// The round step nearest above `at_least`: 1, 2 or 5 times a power of ten.
-fn step(at_least: f64, whole: bool) -> f64 {
-    if !at_least.is_finite() || at_least <= 0.0 {
+/// The round step near `about`: 1, 2 or 5 times a power of ten.
+fn step(about: f64, whole: bool) -> f64 {
+    if !about.is_finite() || about <= 0.0 {
         return 1.0;
     }
-    let magnitude = 10f64.powf(at_least.log10().floor());
-    let factor = [1.0, 2.0, 5.0].into_iter().find(|f| f * magnitude >= at_least * (1.0 - 1e-9));
-    let step = factor.unwrap_or(10.0) * magnitude;
+    let magnitude = 10f64.powf(about.log10().floor());
+    let factor = match about / magnitude {
+        ..1.5 => 1.0,
+        ..3.5 => 2.0,
+        ..7.5 => 5.0,
+        _ => 10.0,
+    };
+    let step = factor * magnitude;
     if whole { step.max(1.0) } else { step }
 }
 
@@ -145,14 +149,15 @@ mod tests {
         assert_eq!(labels(Kind::Whole, &[1.0, 225.0], 5), ["50", "100", "150", "200"]);
         assert_eq!(labels(Kind::Whole, &[1.0, 3.0], 5), ["1", "2", "3"]);
         assert_eq!(labels(Kind::Whole, &[1.0, 20_000.0], 4), ["5,000", "10,000", "15,000", "20,000"]);
-        assert_eq!(labels(Kind::FromZero, &[0.0, 0.01], 5), ["0", "0.005", "0.010"]);
+        assert_eq!(labels(Kind::FromZero, &[0.0, 0.01], 5), ["0", "0.002", "0.004", "0.006", "0.008", "0.010"]);
         assert_eq!(labels(Kind::FromZero, &[0.0, 0.000_3], 3), ["0", "1e-4", "2e-4", "3e-4"]);
-        assert_eq!(labels(Kind::FromZero, &[3.0e9], 3), ["0", "2e9"]);
+        assert_eq!(labels(Kind::FromZero, &[3.0e9], 3), ["0", "1e9", "2e9", "3e9"]);
     }
 
     #[test]
     fn magnitudes() {
-        assert_eq!(labels(Kind::Log, &[0.04, 6.0], 5), ["0.05", "0.1", "0.2", "0.5", "1", "2", "5"]);
+        assert_eq!(labels(Kind::Log, &[0.04, 6.0], 5), ["0.1", "0.3", "1", "3"]);
+        assert_eq!(labels(Kind::Log, &[0.2, 3.0], 5), ["0.2", "0.5", "1", "2"]);
         assert_eq!(labels(Kind::Log, &[1e-4, 10.0], 6), ["1e-4", "0.001", "0.01", "0.1", "1", "10"]);
         assert_eq!(labels(Kind::Log, &[1e-30, 1e30], 5).len(), 5);
         assert_eq!(labels(Kind::Log, &[2.0, 3.9], 5), ["2", "2.5", "3", "3.5", "4"]);

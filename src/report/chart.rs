@@ -24,9 +24,9 @@ impl Size {
     /// Across a page.
     pub const WIDE: Self = Self { width: 960, height: 400, font: 15 };
     /// Half a page; readable on a phone.
-    pub const HALF: Self = Self { width: 480, height: 310, font: 15 };
+    pub const HALF: Self = Self { width: 480, height: 320, font: 16 };
     /// A phone's whole width.
-    pub const PHONE: Self = Self { width: 420, height: 350, font: 15 };
+    pub const PHONE: Self = Self { width: 420, height: 380, font: 15 };
 }
 
 /// The shape of a point's mark.
@@ -141,7 +141,7 @@ impl Chart {
     fn draw_on(&self, root: &Root, size: Size) -> std::result::Result<(), Box<dyn std::error::Error>> {
         root.fill(&Ink::Ground.colour())?;
         let (x, y) = self.axes(size);
-        let layout = Layout::new(size, &y, &self.entries());
+        let layout = Layout::new(size, (&x, &y), &self.entries());
         let Layout { left, right, top, bottom, .. } = layout;
         let plot = root.clone().shrink((units(left), units(top)), (units(right - left), units(bottom - top)));
         let plane = ChartBuilder::on(&plot).build_cartesian_2d(x.min..x.max, y.min..y.max)?;
@@ -178,14 +178,18 @@ impl Chart {
 
 impl Layout {
     /// Title, legend, the label of the upward axis, the plot, ticks, the label of the other axis.
-    fn new(size: Size, y: &Axis, entries: &[Entry]) -> Self {
+    fn new(size: Size, (x, y): (&Axis, &Axis), entries: &[Entry]) -> Self {
         let font = f64::from(size.font);
-        let (width, letter) = (f64::from(size.width), 0.54 * font);
-        let left = 14.0 + letter * y.label_width() as f64 + 8.0;
-        let right = width - 16.0;
+        let wide = |label: &String| wide(label, 0.87 * font);
+        let left = 14.0 + y.ticks.iter().map(|(_, label)| wide(label)).fold(0.0, f64::max) + 8.0;
+        // The last tick's label may reach beyond its tick.
+        let room = x.ticks.last().map_or(0.0, |(at, label)| {
+            wide(label) / 2.0 + 4.0 - (x.max - at) / (x.max - x.min) * (f64::from(size.width) - left - 16.0)
+        });
+        let right = f64::from(size.width) - room.max(16.0);
         let (mut row, mut at, mut legend) = (0, 14.0, Vec::new());
         for entry in entries {
-            let wide = SAMPLE + 6.0 + letter * entry.name.chars().count() as f64 + 18.0;
+            let wide = entry.sample() + 6.0 + self::wide(entry.name, 0.93 * font) + 18.0;
             if at > 14.0 && at + wide - 18.0 > right {
                 (row, at) = (row + 1, 14.0);
             }
@@ -194,13 +198,29 @@ impl Layout {
         }
         let rows = if entries.is_empty() { 0 } else { row + 1 };
         let legend_top = 12.0 + 1.25 * font + 0.75 * font;
-        let top = legend_top + 1.4 * font * rows as f64 + 1.5 * font;
-        Self { size, left, right, top, bottom: f64::from(size.height) - 2.9 * font, legend, legend_top }
+        let top = legend_top + 1.4 * font * rows as f64 + 1.9 * font;
+        Self { size, left, right, top, bottom: f64::from(size.height) - 3.5 * font, legend, legend_top }
     }
 }
 
-/// Length of a line's sample in the legend, pixels.
-const SAMPLE: f64 = 26.0;
+impl Entry<'_> {
+    /// Length of its sample in the legend, pixels.
+    fn sample(&self) -> f64 {
+        if self.width > 0.0 { 26.0 } else { 15.0 }
+    }
+}
+
+/// About the width of a text, pixels: who shows it chooses its letters, so these are the widest of the usual ones.
+fn wide(text: &str, font: f64) -> f64 {
+    let letter = |c: char| match c {
+        ' ' | '.' | ',' | ':' | '-' | '\'' | 'i' | 'j' | 'l' | 'f' | 't' | 'r' => 0.37,
+        'm' | 'w' | 'M' | 'W' | '%' | '@' => 0.96,
+        'A'..='Z' => 0.7,
+        '\0'..'\u{1100}' => 0.62,
+        _ => 1.05,
+    };
+    text.chars().map(letter).sum::<f64>() * font
+}
 
 /// Draws on a picture, whose units are a [`UNITS`]th of a pixel.
 struct Pen<'a, 'b> {
@@ -271,20 +291,20 @@ impl Pen<'_, '_> {
         self.text(&chart.title, (14.0, 12.0), Ink::Text, (HPos::Left, VPos::Top), 1.1 * font)?;
         let log = if chart.y == Kind::Log { ", log scale" } else { "" };
         let y_label = format!("{}{log}", chart.y_label);
-        let low = top - 0.45 * font;
+        let low = top - 0.8 * font;
         self.text(&y_label, (14.0, low), Ink::Muted, (HPos::Left, VPos::Bottom), 0.87 * font)?;
         let place = ((left + right) / 2.0, f64::from(layout.size.height) - 0.55 * font);
         self.text(&chart.x_label, place, Ink::Muted, (HPos::Center, VPos::Bottom), 0.87 * font)?;
         for (entry, (row, at)) in chart.entries().iter().zip(&layout.legend) {
             let middle = layout.legend_top + 1.4 * font * *row as f64 + 0.5 * font;
-            let (from, to) = (units(*at), units(at + SAMPLE));
+            let (from, to) = (units(*at), units(at + entry.sample()));
             if entry.width > 0.0 {
                 self.line([(from, units(middle)), (to, units(middle))], entry.ink, entry.width.max(1.2))?;
             }
             if let Some(mark) = entry.mark {
                 self.mark(mark, ((from + to) / 2, units(middle)), entry.ink)?;
             }
-            let place = (at + SAMPLE + 6.0, middle);
+            let place = (at + entry.sample() + 6.0, middle);
             self.text(entry.name, place, Ink::Muted, (HPos::Left, VPos::Center), 0.93 * font)?;
         }
         Ok(())

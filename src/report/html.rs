@@ -38,7 +38,8 @@ pub(super) fn render(page: Page, view: &impl Serialize) -> Result<String> {
     environment.add_filter("duration", text::duration);
     // Two decimals, for scores and cosines.
     environment.add_filter("two", |value: f64| format!("{value:.2}"));
-    environment.add_filter("three", |value: f64| format!("{value:.3}"));
+    environment.add_filter("score", |value: f64| format!("{value:.3}"));
+    environment.add_filter("three", text::three);
     // A share as CSS, which is no text for people.
     environment.add_filter("css", |share: f64| format!("{:.1}%", 100.0 * share.clamp(0.0, 1.0)));
     let context = context! { style => Value::from_safe_string(STYLE.into()), view => Value::from(Serde(view)) };

@@ -169,7 +169,7 @@ fn losses(run: &Run, title: &str, label: String, x: impl Fn(usize, f64) -> f64 +
     chart.series = with_smoothed(training, chart.y == Kind::Log, "training, each step");
     if !validation.is_empty() {
         let mark = Some(Mark::Dot);
-        chart.series.push(Series { mark, ..line(Some("validation, each epoch"), validation, VALIDATION) });
+        chart.series.push(Series { mark, ..line(Some("validation"), validation, VALIDATION) });
     }
     if let Some((best, loss)) = run.best_epoch().and_then(|e| Some((e, e.validation_loss?))) {
         let name = format!("best: epoch {}, {}", best.epoch, number(loss));
@@ -186,7 +186,7 @@ fn validation(run: &Run, x: impl Fn(usize, f64) -> f64) -> Vec<Point> {
 /// Ends of epochs, where they are few enough to tell apart.
 fn epoch_ends(run: &Run, x: impl Fn(usize, f64) -> f64) -> Option<(Vec<f64>, &'static str)> {
     let ends: Vec<f64> = run.epochs.iter().map(|e| x(e.step, e.elapsed)).collect();
-    (2..=40).contains(&ends.len()).then_some((ends, "end of an epoch"))
+    (2..=40).contains(&ends.len()).then_some((ends, "epoch ends"))
 }
 
 /// A logarithmic axis where the values call for one.

@@ -41,6 +41,17 @@ pub(super) fn number(value: impl Into<Option<f64>>) -> String {
     }
 }
 
+/// A number with three significant digits: `8.71`, `0.400`, `12,345`.
+pub(super) fn three(value: f64) -> String {
+    match value.abs() {
+        1e-3..1000.0 => {
+            let decimals = (2.0 - value.abs().log10().floor()).clamp(0.0, 5.0) as usize;
+            format!("{value:.decimals$}")
+        }
+        _ => number(value),
+    }
+}
+
 /// A share in per cent: `96.6 %`.
 pub(super) fn percent(share: f64) -> String {
     if share.is_finite() { format!("{:.1}{NBSP}%", 100.0 * share) } else { NONE.into() }
@@ -136,6 +147,7 @@ mod tests {
             ["0.0447", "1.287", "6.000", "12.35", "134.5", "12,346", "1.500e9", "1.20e-7", "0", "-0.5000"];
         assert_eq!(all.map(number), expected);
         assert_eq!([number(None), number(f64::NAN)], ["–", "–"]);
+        assert_eq!([8.7104, 0.4, 12.345, 134.6, 0.0].map(three), ["8.71", "0.400", "12.3", "135", "0"]);
         assert_eq!([1, 999, 1000, 134_515_008].map(count), ["1", "999", "1,000", "134,515,008"]);
         assert_eq!(["-1234.5678", "-123", "1234567"].map(grouped), ["-1,234.5678", "-123", "1,234,567"]);
         assert_eq!([percent(0.96551), percent(1.0)], ["96.6\u{a0}%", "100.0\u{a0}%"]);

@@ -26,7 +26,7 @@ pub fn all() -> Vec<(&'static str, Content)> {
         ("long", long()),
         ("generation", generation()),
         ("five-labels", five_labels()),
-        ("<b>hostile & \"odd\"", hostile()),
+        ("odd & 'hostile' 🐩 مرحبا", hostile()),
         ("failed", failed()),
         ("huge-and-small", huge_and_small()),
         ("several-prompts", several_prompts()),

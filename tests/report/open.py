@@ -4,7 +4,7 @@
 
 For each page: no error or warning on the console, no exception, no request but the file's own, nothing wider than
 a phone (360 pixels), every picture named, and letters in pictures at least 9 pixels high on a phone. Screenshots go to
-OUT: NAME-light.png, NAME-dark.png, NAME-phone.png, NAME-phone-dark.png, NAME-print.png and NAME.pdf.
+OUT: NAME-light.png, NAME-dark.png, NAME-phone.png, NAME-print.png and NAME.pdf.
 """
 
 import pathlib
@@ -27,7 +27,6 @@ LOOKS = [
     ("light", 1280, 900, False, False),
     ("dark", 1280, 900, True, False),
     ("phone", 360, 740, False, False),
-    ("phone-dark", 360, 740, True, False),
     ("print", 794, 1123, True, True),
 ]
 
@@ -39,7 +38,7 @@ WIDE = """() => {
   const width = document.documentElement.clientWidth;
   const over = [...document.querySelectorAll('body *')].filter(e => {
     const box = e.getBoundingClientRect();
-    return box.width > 0 && box.right > width + 1 && !e.closest('.scroll, pre, .away') && !e.closest('svg');
+    return box.width > 0 && box.right > width + 1 && !e.closest('.scroll, pre') && !e.closest('svg');
   });
   return [document.documentElement.scrollWidth, width, over.slice(0, 3).map(e => e.outerHTML.slice(0, 160))];
 }"""
@@ -89,35 +88,44 @@ def check(page, problems, name, look, width, printed):
 
 
 def open_page(browser, path, out, problems):
-    for look, width, height, dark, printed in LOOKS:
-        context = browser.new_context(
-            viewport={"width": width, "height": height},
-            device_scale_factor=2 if width == 360 else 1,
-            color_scheme="dark" if dark else "light",
-        )
+    for scale in (1, 2):
+        context = browser.new_context(device_scale_factor=scale)
         page = context.new_page()
-        url = path.resolve().as_uri()
-
-        def said(message):
-            if message.type in ("error", "warning"):
-                problems.append(f"{path.stem}, {look}: console {message.type}: {message.text}")
-
-        def asked(request):
-            if request.url != url and not request.url.startswith("data:"):
-                problems.append(f"{path.stem}, {look}: asked for {request.url}")
-
-        page.on("console", said)
-        page.on("pageerror", lambda error: problems.append(f"{path.stem}, {look}: {error}"))
-        page.on("dialog", lambda dialog: (problems.append(f"{path.stem}: a dialog"), dialog.dismiss()))
-        page.on("request", asked)
-        page.goto(url)
-        if printed:
-            page.emulate_media(media="print")
-        check(page, problems, path.stem, look, width, printed)
-        page.screenshot(path=out / f"{path.stem}-{look}.png", full_page=True)
-        if printed:
+        listen(page, path, problems)
+        page.goto(path.resolve().as_uri())
+        for look, width, height, dark, printed in LOOKS:
+            if scale == (2 if width == 360 else 1):
+                page.set_viewport_size({"width": width, "height": height})
+                page.emulate_media(media="print" if printed else "screen", color_scheme="dark" if dark else "light")
+                check(page, problems, path.stem, look, width, printed)
+                # Chromium takes no picture of more than 16,384 pixels.
+                tall = min(page.evaluate("document.documentElement.scrollHeight"), 8000)
+                page.set_viewport_size({"width": width, "height": tall})
+                page.screenshot(path=out / f"{path.stem}-{look}.png")
+        if scale == 1:
             page.pdf(path=out / f"{path.stem}.pdf", format="A4", print_background=True, prefer_css_page_size=True)
         context.close()
+
+
+def listen(page, path, problems):
+    url, name = path.resolve().as_uri(), path.stem
+
+    def said(message):
+        if message.type in ("error", "warning"):
+            problems.append(f"{name}: console {message.type}: {message.text}")
+
+    def asked(request):
+        if request.url != url and not request.url.startswith("data:"):
+            problems.append(f"{name}: asked for {request.url}")
+
+    def spoke(dialog):
+        problems.append(f"{name}: a dialog: {dialog.message}")
+        dialog.dismiss()
+
+    page.on("console", said)
+    page.on("pageerror", lambda error: problems.append(f"{name}: {error}"))
+    page.on("dialog", spoke)
+    page.on("request", asked)
 
 
 def main():

@@ -105,6 +105,7 @@ struct Examples<'a> {
 #[derive(Serialize)]
 struct Group<'a> {
     title: &'static str,
+    about: &'static str,
     class: &'static str,
     total: u64,
     more: u64,
@@ -229,18 +230,18 @@ impl<'a> Confusion<'a> {
 
 impl<'a> Examples<'a> {
     fn new(evaluation: &'a Evaluation, base: &'a Arm, tuned: &'a Arm) -> Self {
-        let group = |title, class, wanted: (bool, bool)| {
+        let group = |title, about, class, wanted: (bool, bool)| {
             let right = |p: &Prediction| p.generated == p.expected;
             let pairs = base.answers.predictions.iter().zip(&tuned.answers.predictions);
             let all: Vec<_> = pairs.filter(|(base, tuned)| (right(base), right(tuned)) == wanted).collect();
             let shown = all.iter().take(SHOWN).map(|(base, tuned)| Example::new(&evaluation.labels, base, tuned));
             let total = all.len() as u64;
-            Group { title, class, total, more: total.saturating_sub(SHOWN as u64), shown: shown.collect() }
+            Group { title, about, class, total, more: total.saturating_sub(SHOWN as u64), shown: shown.collect() }
         };
         let groups = vec![
-            group("Broken: right before, wrong now", "broken", (true, false)),
-            group("Wrong before and after", "wrong", (false, false)),
-            group("Fixed: wrong before, right now", "fixed", (false, true)),
+            group("Broken", "right before, wrong now", "broken", (true, false)),
+            group("Still wrong", "wrong before and now", "wrong", (false, false)),
+            group("Fixed", "wrong before, right now", "fixed", (false, true)),
         ];
         Self { arm: &tuned.name, groups }
     }

@@ -59,7 +59,7 @@ struct Tile {
 pub(super) struct Fact {
     pub key: &'static str,
     pub value: String,
-    /// Said after it in small letters.
+    /// Said after it in small letters, with what stands between the two.
     pub note: String,
 }
 
@@ -145,7 +145,7 @@ fn tiles(run: &Run, evaluation: Option<&EvaluationView>) -> Vec<Tile> {
     let note = format!("{trained} parameters, {}", text::small_percent(share));
     tile("Virtual tokens", text::count(summary.num_virtual_tokens as u64), note);
     if summary.seconds > 0.0 {
-        let rate = format!("{} examples/s", text::number(summary.examples_per_second));
+        let rate = format!("{} examples/s", text::three(summary.examples_per_second));
         tile("Wall time", text::duration(summary.seconds), rate);
     }
     if let Some(bytes) = summary.peak_memory_bytes {
@@ -161,37 +161,37 @@ fn facts(run: &Run) -> Vec<Fact> {
     let n = |n: usize| text::count(n as u64);
     let mut facts = Vec::new();
     let mut fact = |key, value: String, note: String| facts.push(Fact { key, value, note });
-    let shape = format!("{} blocks, width {}, {} tokens", n(model.num_hidden_layers), n(model.hidden_size), n(model.vocab_size));
+    let shape = format!(", {} blocks, width {}, {} tokens", n(model.num_hidden_layers), n(model.hidden_size), n(model.vocab_size));
     fact("Model", model.id.clone(), shape);
-    fact("Weights", model.format.clone(), format!("computed in {}", model.dtype));
+    fact("Weights", model.format.clone(), format!(", computed in {}", model.dtype));
     fact("Device", model.device.clone(), String::new());
     fact("Init", summary.init_method.to_string(), String::new());
     fact("Virtual tokens", n(summary.num_virtual_tokens), String::new());
     let share = summary.trainable_parameters as f64 / model.parameters.max(1) as f64;
-    let of = format!("of {}, {}", n(model.parameters), text::small_percent(share));
+    let of = format!(", {} of {}", text::small_percent(share), n(model.parameters));
     fact("Trainable parameters", n(summary.trainable_parameters), of);
     let validation = match summary.validation_examples {
-        0 => "no validation".into(),
-        some => format!("{} of validation", n(some)),
+        0 => ", none of validation".into(),
+        some => format!(", {} of validation", n(some)),
     };
     fact("Training examples", n(summary.train_examples), validation);
     let skipped = match summary.skipped_steps {
         0 => String::new(),
-        some => format!("{} skipped: a value was not finite", n(some)),
+        some => format!(", {} skipped: a value was not finite", n(some)),
     };
     fact("Steps", format!("{} of {}", n(summary.steps), n(summary.total_steps)), skipped);
-    let kept = format!("kept: epoch {}, step {}", n(summary.kept_epoch), n(summary.kept_step));
+    let kept = format!(", kept: {}, step {}", n(summary.kept_epoch), n(summary.kept_step));
     fact("Epochs", n(summary.epochs), if summary.kept_step > 0 { kept } else { String::new() });
-    let loss = |loss| if loss == None { String::new() } else { "nats per target token".into() };
+    let loss = |loss| if loss == None { String::new() } else { " nats per target token".into() };
     fact("Training loss", text::number(summary.train_loss), loss(summary.train_loss));
     fact("Validation loss", text::number(summary.validation_loss), loss(summary.validation_loss));
     let resumed = match summary.resumed {
         0 => String::new(),
-        1 => "resumed once".into(),
-        times => format!("resumed {times} times"),
+        1 => ", resumed once".into(),
+        times => format!(", resumed {times} times"),
     };
     fact("Wall time", text::duration(summary.seconds), resumed);
-    let rate = format!("{} examples/s", text::number(summary.examples_per_second));
+    let rate = format!("{} examples/s", text::three(summary.examples_per_second));
     fact("Throughput", rate, String::new());
     let memory = summary.peak_memory_bytes.map_or_else(|| "not known".into(), text::bytes);
     fact("Peak memory", memory, String::new());

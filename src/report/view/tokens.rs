@@ -19,6 +19,7 @@ pub(super) struct TokensView {
     total: u64,
     /// Ends of the vocabulary's norms, as shares of the largest norm there is.
     range: [f64; 2],
+    largest: f64,
     shown: Vec<TokenView>,
     folded: Vec<TokenView>,
 }
@@ -80,6 +81,7 @@ impl TokensView {
             renamed,
             total,
             range: [vocabulary.min, vocabulary.max].map(|norm| share(norm, largest)),
+            largest,
             shown,
             folded,
         }
