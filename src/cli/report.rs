@@ -47,10 +47,7 @@ fn page(path: PathBuf, html: &str) -> gneiss::Result<PathBuf> {
 fn beside(run: &Path) -> PathBuf {
     // A run named `.` or `..` has its parent in its full path alone.
     let full = run.canonicalize();
-    match run.file_name().and(run.parent()).or(full.as_deref().ok().and_then(Path::parent)) {
-        Some(folder) if folder != Path::new("") => folder.into(),
-        _ => ".".into(),
-    }
+    run.file_name().and(run.parent()).or(full.as_deref().ok().and_then(Path::parent)).unwrap_or(run).into()
 }
 
 /// Reads a run; a folder that holds runs is told from one that is no run.

@@ -73,6 +73,7 @@ type Plane<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64
 
 /// Where a chart's parts lie, pixels.
 struct Layout {
+    /// The picture's: a long legend makes it higher, not the plot lower.
     size: Size,
     left: f64,
     right: f64,
@@ -105,10 +106,13 @@ impl Chart {
         if self.series.iter().all(|series| series.points.is_empty()) {
             return Ok(None);
         }
+        let (x, y) = self.axes(size);
+        let layout = Layout::new(size, (&x, &y), &self.entries());
+        let size = layout.size;
         let mut drawing = String::new();
         let area = (size.width * UNITS as u32, size.height * UNITS as u32);
         let root = SVGBackend::with_string(&mut drawing, area).into_drawing_area();
-        self.draw_on(&root, size).map_err(|e| Error::Invalid(format!("plot {:?}: {e}", self.title)))?;
+        self.draw_on(&root, (&x, &y), &layout).map_err(|e| Error::Invalid(format!("plot {:?}: {e}", self.title)))?;
         drop(root);
         Ok(Some(svg::finish(&drawing, (size.width, size.height), &self.about())))
     }
@@ -138,16 +142,19 @@ impl Chart {
         (Axis::new(self.x, all().map(|p| p.0), wide), Axis::new(self.y, ys, 5))
     }
 
-    fn draw_on(&self, root: &Root, size: Size) -> std::result::Result<(), Box<dyn std::error::Error>> {
+    fn draw_on(
+        &self,
+        root: &Root,
+        (x, y): (&Axis, &Axis),
+        layout: &Layout,
+    ) -> std::result::Result<(), Box<dyn std::error::Error>> {
         root.fill(&Ink::Ground.colour())?;
-        let (x, y) = self.axes(size);
-        let layout = Layout::new(size, (&x, &y), &self.entries());
-        let Layout { left, right, top, bottom, .. } = layout;
+        let &Layout { size, left, right, top, bottom, .. } = layout;
         let plot = root.clone().shrink((units(left), units(top)), (units(right - left), units(bottom - top)));
         let plane = ChartBuilder::on(&plot).build_cartesian_2d(x.min..x.max, y.min..y.max)?;
         let pen = Pen { root, font: f64::from(size.font) };
-        pen.axes(&plane, (&x, &y), &layout)?;
-        pen.labels(self, &layout)?;
+        pen.labels(self, layout)?;
+        pen.axes(&plane, (x, y), layout)?;
         for at in self.verticals.iter().flat_map(|(at, _)| at) {
             let (at, _) = plane.backend_coord(&(*at, y.min));
             pen.line([(at, units(top)), (at, units(bottom))], Ink::Epoch, 1.2)?;
@@ -187,7 +194,7 @@ impl Layout {
             wide(label) / 2.0 + 4.0 - (x.max - at) / (x.max - x.min) * (f64::from(size.width) - left - 16.0)
         });
         let right = f64::from(size.width) - room.max(16.0);
-        let (mut row, mut at, mut legend) = (0, 14.0, Vec::new());
+        let (mut row, mut at, mut legend) = (0usize, 14.0, Vec::new());
         for entry in entries {
             let wide = entry.sample() + 6.0 + self::wide(entry.name, 0.93 * font) + 18.0;
             if at > 14.0 && at + wide - 18.0 > right {
@@ -199,6 +206,8 @@ impl Layout {
         let rows = if entries.is_empty() { 0 } else { row + 1 };
         let legend_top = 12.0 + 1.25 * font + 0.75 * font;
         let top = legend_top + 1.4 * font * rows as f64 + 1.9 * font;
+        let more = 1.4 * font * rows.saturating_sub(2) as f64;
+        let size = Size { height: size.height + more as u32, ..size };
         Self { size, left, right, top, bottom: f64::from(size.height) - 3.5 * font, legend, legend_top }
     }
 }

@@ -24,7 +24,8 @@ struct CompareView<'a> {
 #[derive(Serialize)]
 struct Has {
     evaluation: bool,
-    exact_match: bool,
+    /// What share of answers is right is called.
+    right: &'static str,
     validation: bool,
     memory: bool,
 }
@@ -89,9 +90,16 @@ pub fn compare(runs: &[Run]) -> Result<String> {
     ] {
         plots.extend(plot::overlay(&named, what, by_time, Size::HALF)?.map(|svg| svg::inline(&svg)));
     }
+    let tasks: BTreeSet<&str> =
+        runs.iter().filter_map(|r| r.evaluation.as_ref()).map(|e| e.task.name()).collect();
+    let right = match tasks.into_iter().collect::<Vec<_>>()[..] {
+        ["classification"] => "Accuracy",
+        ["generation"] => "Exact match",
+        _ => "Share right",
+    };
     let has = Has {
         evaluation: rows.iter().any(|r| r.tuned.is_some()),
-        exact_match: runs.iter().filter_map(|r| r.evaluation.as_ref()).any(|e| e.labels.is_empty()),
+        right,
         validation: rows.iter().any(|r| r.validation_loss.is_some()),
         memory: rows.iter().any(|r| r.memory.is_some()),
     };

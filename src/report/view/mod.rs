@@ -180,7 +180,7 @@ fn facts(run: &Run) -> Vec<Fact> {
         some => format!(", {} skipped: a value was not finite", n(some)),
     };
     fact("Steps", format!("{} of {}", n(summary.steps), n(summary.total_steps)), skipped);
-    let kept = format!(", kept: {}, step {}", n(summary.kept_epoch), n(summary.kept_step));
+    let kept = format!(", kept: epoch {}, step {}", n(summary.kept_epoch), n(summary.kept_step));
     fact("Epochs", n(summary.epochs), if summary.kept_step > 0 { kept } else { String::new() });
     let loss = |loss| if loss == None { String::new() } else { " nats per target token".into() };
     fact("Training loss", text::number(summary.train_loss), loss(summary.train_loss));
