@@ -16,6 +16,7 @@ pub mod files;
 pub mod generate;
 pub mod model;
 pub mod ops;
+pub mod report;
 pub mod run;
 pub mod setup;
 pub mod tune;

@@ -10,6 +10,7 @@ pub mod interrupt;
 mod learning_curve;
 pub mod process;
 mod progress;
+mod report;
 mod text;
 mod tune;
 mod tutorial;
@@ -38,6 +39,8 @@ enum Command {
     Eval(eval::Eval),
     /// Continue one text.
     Generate(generate::Generate),
+    /// Make a run's report again, or compare several runs in one page.
+    Report(report::Report),
     /// Measure the throughput of tuning, of a configuration or of a model's shape alone.
     Bench(bench::Bench),
     /// Compare a device with the CPU: every op, and a short run.
@@ -54,6 +57,7 @@ impl Cli {
             Command::Tune(command) => command.run(),
             Command::Eval(command) => command.run(),
             Command::Generate(command) => command.run(),
+            Command::Report(command) => command.run(),
             Command::Bench(command) => command.run(),
             Command::Check(command) => command.run(),
             Command::Inspect(command) => command.run(),

@@ -1,0 +1,60 @@
+//! The report of a run: one page that needs nothing but itself, and its learning curve as pictures.
+//!
+//! The page has no script and fetches nothing; its pictures are SVG within it, whose colours follow the reader's
+//! choice of light or dark. Every text that came from data, a model or a configuration is escaped.
+
+mod axis;
+mod chart;
+mod compare;
+mod html;
+pub mod plot;
+mod series;
+mod svg;
+mod text;
+mod view;
+
+use crate::Result;
+use crate::files::write_atomically;
+use crate::run::Run;
+pub use compare::compare;
+use plot::Size;
+use std::path::PathBuf;
+
+/// File of the page.
+pub const REPORT: &str = "report.html";
+/// File of the learning curve as SVG.
+pub const CURVE_SVG: &str = "curve.svg";
+/// File of the learning curve as PNG.
+pub const CURVE_PNG: &str = "curve.png";
+/// File of the page that compares runs, beside their folders.
+pub const COMPARE: &str = "compare.html";
+
+/// Pixels of the PNG for each of the SVG.
+const PNG_SCALE: f32 = 2.0;
+
+/// Writes the report into the run's folder: the page and, once there is a step, the learning curve as SVG and PNG.
+/// Gives back the files.
+///
+/// # Errors
+/// [`crate::Error::Io`].
+pub fn write(run: &Run) -> Result<Vec<PathBuf>> {
+    let mut files = vec![(REPORT, page(run)?.into_bytes())];
+    if let Some(curve) = plot::learning_curve(run, Size::WIDE)? {
+        let png = plot::png(&curve, PNG_SCALE)?;
+        files.extend([(CURVE_SVG, curve.into_bytes()), (CURVE_PNG, png)]);
+    }
+    let write = |(name, content): (&str, Vec<u8>)| {
+        let path = run.path.join(name);
+        write_atomically(&path, |out| out.write_all(&content))?;
+        Ok(path)
+    };
+    files.into_iter().map(write).collect()
+}
+
+/// The report as a page of HTML.
+///
+/// # Errors
+/// The plotting crate's.
+pub fn page(run: &Run) -> Result<String> {
+    html::render(html::Page::Run, &view::RunView::new(run)?)
+}

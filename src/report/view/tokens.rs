@@ -1,0 +1,96 @@
+//! Where each virtual token was and is among the vocabulary's.
+
+use crate::report::text;
+use crate::vocabulary::{Neighbour, Norms, Place, PromptTokens};
+use serde::Serialize;
+
+/// Tokens that are shown at once.
+const SHOWN: usize = 32;
+
+/// All virtual tokens.
+#[derive(Serialize)]
+pub(super) struct TokensView {
+    vocabulary: Norms,
+    mean_before: f64,
+    mean_after: f64,
+    mean_moved: f64,
+    /// Tokens that are nearest to another one of the vocabulary than before.
+    renamed: u64,
+    total: u64,
+    /// Ends of the vocabulary's norms, as shares of the largest norm there is.
+    range: [f64; 2],
+    largest: f64,
+    shown: Vec<TokenView>,
+    folded: Vec<TokenView>,
+}
+
+/// One virtual token.
+#[derive(Serialize)]
+struct TokenView {
+    index: u64,
+    before: PlaceView,
+    after: PlaceView,
+    moved: f64,
+    /// As a share of the longest way.
+    way: f64,
+    renamed: bool,
+}
+
+#[derive(Serialize)]
+struct PlaceView {
+    norm: f64,
+    /// As a share of the largest norm there is.
+    at: f64,
+    nearest: Vec<(String, f64)>,
+}
+
+impl TokensView {
+    pub fn new(prompt: &PromptTokens) -> Self {
+        let PromptTokens { vocabulary, tokens } = prompt;
+        let largest = tokens.iter().flat_map(|t| [t.before.norm, t.after.norm]).fold(vocabulary.max, f64::max);
+        let longest = tokens.iter().map(|t| t.moved).fold(0.0, f64::max);
+        let share = |part: f64, of: f64| if of > 0.0 { part / of } else { 0.0 };
+        let name = |place: &Place| place.nearest.first().map(|n| n.token.id);
+        let place = |place: &Place| PlaceView {
+            norm: place.norm,
+            at: share(place.norm, largest),
+            nearest: place.nearest.iter().map(neighbour).collect(),
+        };
+        let mut shown: Vec<TokenView> = tokens
+            .iter()
+            .enumerate()
+            .map(|(i, t)| TokenView {
+                index: i as u64 + 1,
+                before: place(&t.before),
+                after: place(&t.after),
+                moved: t.moved,
+                way: share(t.moved, longest),
+                renamed: name(&t.before) != name(&t.after),
+            })
+            .collect();
+        let mean = |of: fn(&TokenView) -> f64| shown.iter().map(of).sum::<f64>() / shown.len().max(1) as f64;
+        let (mean_before, mean_after) = (mean(|t| t.before.norm), mean(|t| t.after.norm));
+        let (mean_moved, total) = (mean(|t| t.moved), shown.len() as u64);
+        let renamed = shown.iter().filter(|t| t.renamed).count() as u64;
+        let folded = shown.split_off(SHOWN.min(shown.len()));
+        Self {
+            vocabulary: *vocabulary,
+            mean_before,
+            mean_after,
+            mean_moved,
+            renamed,
+            total,
+            range: [vocabulary.min, vocabulary.max].map(|norm| share(norm, largest)),
+            largest,
+            shown,
+            folded,
+        }
+    }
+}
+
+/// A neighbour's text, else its id, and its cosine.
+fn neighbour(neighbour: &Neighbour) -> (String, f64) {
+    let token = &neighbour.token;
+    let text = token.text.as_deref().map_or_else(|| format!("#{}", token.id), text::visible);
+    (text, neighbour.cosine)
+}

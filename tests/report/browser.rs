@@ -1,0 +1,102 @@
+//! The pages in Debian's Chromium.
+//!
+//! The Python is the one that GNEISS_PYTHON names, else .venv/bin/python, else python3. Where it has no Playwright, or
+//! there is no Chromium, the test says so and passes, unless GNEISS_REQUIRE_CHROMIUM=1.
+
+use crate::odd;
+use gneiss::report;
+use gneiss::run::Run;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const CHROMIUM: &str = "/usr/bin/chromium";
+
+/// The Python that has Playwright; `None`, with a word on stderr, where there is none and none is required.
+fn python() -> Option<PathBuf> {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python");
+    let python = match std::env::var_os("GNEISS_PYTHON") {
+        Some(named) => named.into(),
+        None if own.is_file() => own,
+        None => "python3".into(),
+    };
+    let imported = Command::new(&python).args(["-c", "import playwright.sync_api"]).output();
+    let problem = match imported {
+        _ if !Path::new(CHROMIUM).is_file() => format!("{CHROMIUM} is not there: Debian's package chromium has it"),
+        Ok(output) if output.status.success() => return Some(python),
+        Ok(output) => {
+            let last = String::from_utf8_lossy(&output.stderr).lines().last().unwrap_or_default().to_owned();
+            format!("{} can't import playwright ({last}): `make oracle` installs it", python.display())
+        }
+        Err(error) => format!("{}: {error}", python.display()),
+    };
+    assert!(std::env::var("GNEISS_REQUIRE_CHROMIUM").as_deref() != Ok("1"), "{problem}");
+    eprintln!("skipped: {problem}");
+    None
+}
+
+/// Runs `open.py` on pages; what it found, and its exit code.
+fn open(python: &Path, out: &Path, pages: &[PathBuf]) -> (String, bool) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/report/open.py");
+    let output = Command::new(python).arg(script).arg(out).args(pages).output().unwrap();
+    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    (said, output.status.success())
+}
+
+/// Screenshots are kept in `target/tmp/report/`, to be looked at.
+#[test]
+fn every_page_opens_without_a_word() {
+    let Some(python) = python() else { return };
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("report");
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir_all(&out).unwrap();
+    let mut pages = Vec::new();
+    let mut add = |name: &str, page: String| {
+        let path = out.join(format!("{name}.html"));
+        fs::write(&path, page).unwrap();
+        pages.push(path);
+    };
+    let mut all: Vec<Run> = Vec::new();
+    for (i, (name, content)) in odd::all().into_iter().enumerate() {
+        let run = content.run(folder.path(), name);
+        // A hostile name is no name of a file.
+        let file = if name.contains(' ') { format!("odd-{i}") } else { name.to_owned() };
+        add(&file, report::page(&run).unwrap());
+        all.push(run);
+    }
+    add("compare-two", report::compare(&[all[0].clone(), all[5].clone()]).unwrap());
+    add("compare-all", report::compare(&all).unwrap());
+    let (said, success) = open(&python, &out, &pages);
+    assert!(success, "{said}");
+}
+
+/// The script itself: a page with everything that it should find.
+#[test]
+fn the_script_finds_what_is_wrong() {
+    let Some(python) = python() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let page = folder.path().join("bad.html");
+    let picture = "<svg width='90' height='30'><text x='5' y='20' font-size='8'>over</text><text x='9' y='21' \
+                   font-size='8'>lap</text></svg>";
+    let script = "<script>console.error('on the console'); alert(1); throw new Error('thrown');</script>";
+    let wide = "<p style='width:900px'>wide</p><div class='scroll' style='overflow:hidden;width:200px'><p \
+                style='width:500px'>cut</p></div>";
+    let folded = "<details><summary>s</summary><p>folded</p></details><img src='no.png'>";
+    fs::write(&page, format!("<!doctype html>{picture}{script}{wide}{folded}")).unwrap();
+    let (said, success) = open(&python, folder.path(), &[page]);
+    assert!(!success);
+    for part in [
+        "on the console",
+        "a dialog",
+        "thrown",
+        "no.png",
+        "pixels across",
+        "a name on every picture",
+        "over / lap",
+        "letters of 9 pixels",
+        "nothing cut off",
+        "<p>folded</p>",
+    ] {
+        assert!(said.contains(part), "expected {part:?} in:\n{said}");
+    }
+}
