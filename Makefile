@@ -1,4 +1,4 @@
-# make tutorial   build, get the model, tune on data/ and compare with the base model
+# make tutorial   build, get the model, and walk through the tutorial: data, run, report, tuned against base
 # make test       every check: format, lints, docs, tests, the kernels on the emulator, CUDA's types
 # make gpu-check  a GPU against the CPU and against PEFT, from a built binary
 MODEL ?= models/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -10,8 +10,7 @@ GNEISS := target/release/gneiss
 .PHONY: tutorial build cuda model test check-cuda check-metal gpu-check oracle nvcc bench-peft clean
 
 tutorial: build $(if $(filter $(SMOLLM2),$(MODEL)),model)
-	$(GNEISS) tune configs/tutorial.toml --model $(MODEL)
-	$(GNEISS) eval configs/tutorial.toml --model $(MODEL) --adapter runs/tutorial/adapter
+	$(GNEISS) tutorial --model $(MODEL)
 
 build:
 	cargo build --release --locked
@@ -67,7 +66,7 @@ nvcc: .cuda/done
 	  nvidia-cuda-cccl==13.0.85
 	touch $@
 
-# transformers and PEFT, which the fixtures come from and one test loads an adapter with: about 6 GB.
+# What tests hold gneiss against: transformers and PEFT, TensorBoard, a driver for the browser that opens a report. 6 GB.
 oracle: .venv/done
 
 .venv/done:

@@ -5,7 +5,8 @@ use anyhow::Context;
 use clap::Args;
 use gneiss::config::Config;
 use gneiss::evaluate::{self, Answers, By, Evaluation, Observer, Paired, Progress, Scores, Stage, Tuned};
-use gneiss::run::{EVALUATION, PREDICTIONS};
+use gneiss::report;
+use gneiss::run::{EVALUATION, METRICS, PREDICTIONS, REPORT, Run};
 use gneiss::setup::Session;
 use indicatif::ProgressBar;
 use std::path::{Path, PathBuf};
@@ -71,6 +72,11 @@ pub(super) fn evaluate(
         let (json, csv) = (folder.join(EVALUATION), folder.join(PREDICTIONS));
         let of = if result.is_ok() { String::new() } else { format!(", of {} alone", bars.kept.join(", ")) };
         eprintln!("results    {} and {}{of}", json.display(), csv.display());
+    }
+    // A run's report shows its evaluation too.
+    if !bars.kept.is_empty() && folder.join(METRICS).is_file() {
+        report::write(&Run::read(folder)?)?;
+        eprintln!("report     {}", folder.join(REPORT).display());
     }
     match bars.at {
         Some(name) => result.with_context(|| format!("evaluating {name}")),

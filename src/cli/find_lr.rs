@@ -3,10 +3,11 @@
 use super::{interrupt, progress, text};
 use gneiss::config::Config;
 use gneiss::files::write_atomically;
+use gneiss::report::plot::{self, Size};
 use gneiss::run::Tuning;
 use gneiss::setup::Session;
 use gneiss::tune::range_test::{RANGE, STEPS};
-use gneiss::tune::{EpochRecord, Limits, Observer, StepRecord, Task, range_test};
+use gneiss::tune::{EpochRecord, Limits, Observer, RangeTest, StepRecord, Task, range_test};
 use gneiss::{Error, Result};
 use indicatif::ProgressBar;
 use std::path::Path;
@@ -32,10 +33,21 @@ pub fn run(config: &Config, session: &Session, json: bool) -> anyhow::Result<()>
     let path = folder.join("range_test.json");
     let result = serde_json::to_string_pretty(&found)?;
     write_atomically(&path, |out| writeln!(out, "{result}"))?;
+    if let Some(svg) = plot::range_test(&found.points, found.suggestion, Size::WIDE)? {
+        let png = plot::png(&svg, 2.0)?;
+        write_atomically(&folder.join("range_test.svg"), |out| out.write_all(svg.as_bytes()))?;
+        write_atomically(&folder.join("range_test.png"), |out| out.write_all(&png))?;
+    }
     if json {
         println!("{result}");
-        return Ok(());
+    } else {
+        print(&found, &folder);
     }
+    Ok(())
+}
+
+/// Every ninth rate, and what comes of all.
+fn print(found: &RangeTest, folder: &Path) {
     let mut rows = vec![["learning rate", "loss", "smoothed"].map(str::to_owned).to_vec()];
     let last = found.points.len().saturating_sub(1);
     for (_, point) in found.points.iter().enumerate().filter(|(i, _)| i % 9 == 0 || *i == last) {
@@ -52,8 +64,7 @@ pub fn run(config: &Config, session: &Session, json: bool) -> anyhow::Result<()>
             println!("\nthe loss never fell between {:e} and {:e}: no rate to suggest", RANGE[0], RANGE[1])
         }
     }
-    println!("{}", folder.display());
-    Ok(())
+    println!("curve: {}", folder.join("range_test.png").display());
 }
 
 struct Watch {

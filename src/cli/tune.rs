@@ -6,7 +6,8 @@ use clap::Args;
 use gneiss::bench::{DeviceMemory, PeakMemory};
 use gneiss::config::Config;
 use gneiss::data::{Encoded, LengthStats};
-use gneiss::run::{self, RunFolder, Summary, Tuning};
+use gneiss::report;
+use gneiss::run::{self, Run, RunFolder, Summary, Tuning};
 use gneiss::setup::Session;
 use gneiss::tune::{EpochRecord, Limits, Observer, State, StepRecord};
 use indicatif::ProgressBar;
@@ -105,7 +106,11 @@ pub(super) fn tune(order: &Order, session: &Session) -> anyhow::Result<(PathBuf,
     let mut watch = Watch::new(trainer.total_steps(), trainer.position().attempts());
     let outcome = tuning.run(&mut trainer, &mut folder, memory, &mut watch);
     watch.bar.finish_and_clear();
-    Ok((folder.path, outcome?))
+    // Also after an error: it shows the run up to there.
+    let report = Run::read(&folder.path).and_then(|run| report::write(&run));
+    let summary = outcome?;
+    report?;
+    Ok((folder.path, summary))
 }
 
 /// What the run is about to do.

@@ -79,7 +79,8 @@ pub fn compare(runs: &[Run]) -> Result<String> {
     }
     let names = names(runs);
     let named: Vec<(&str, &Run)> = names.iter().map(String::as_str).zip(runs).collect();
-    let mut rows: Vec<RunRow> = named.iter().enumerate().map(|(i, (n, run))| RunRow::new(i, n, run)).collect();
+    let mut rows: Vec<RunRow> =
+        named.iter().enumerate().map(|(i, (n, run))| RunRow::new(i, n, run)).collect();
     mark_best(&mut rows);
     let mut plots = Vec::new();
     for (what, by_time) in [

@@ -16,16 +16,11 @@ mod view;
 use crate::Result;
 use crate::files::write_atomically;
 use crate::run::Run;
+pub use crate::run::{CURVE_PNG, CURVE_SVG, REPORT};
 pub use compare::compare;
 use plot::Size;
 use std::path::PathBuf;
 
-/// File of the page.
-pub const REPORT: &str = "report.html";
-/// File of the learning curve as SVG.
-pub const CURVE_SVG: &str = "curve.svg";
-/// File of the learning curve as PNG.
-pub const CURVE_PNG: &str = "curve.png";
 /// File of the page that compares runs, beside their folders.
 pub const COMPARE: &str = "compare.html";
 

@@ -1,7 +1,7 @@
 //! Commands and flags that the documentation names, against the program's own help.
 
 use super::markdown::{At, Page};
-use super::{assert_none, known_keys, pages, pending};
+use super::{assert_none, known_keys, pages};
 use std::collections::BTreeSet;
 use std::process::Command;
 
@@ -79,12 +79,10 @@ fn undescribed(page: &Page) -> Vec<String> {
             spans.iter().map(flag).filter(|flag| flag.starts_with("--")).collect();
         let there = help.flags.iter().filter(|flag| *flag != "--help").cloned().collect();
         for flag in described.symmetric_difference(&there) {
-            let is_pending = pending::FLAGS.contains(&(&command, flag.as_str()));
-            if !there.contains(flag) && !is_pending {
-                problems.push(format!("{REFERENCE}: `gneiss {command}` has no {flag}"));
-            } else if there.contains(flag) {
-                problems.push(format!("{REFERENCE}: {flag} of `gneiss {command}` is not described"));
-            }
+            problems.push(match there.contains(flag) {
+                true => format!("{REFERENCE}: {flag} of `gneiss {command}` is not described"),
+                false => format!("{REFERENCE}: `gneiss {command}` has no {flag}"),
+            });
         }
     }
     problems
@@ -132,9 +130,6 @@ fn impossible(page: &Page) -> Vec<String> {
             placeholder if placeholder.chars().all(char::is_uppercase) => continue,
             command => (command, &words[1..]),
         };
-        if pending::COMMANDS.contains(&command) && !commands.iter().any(|there| there == command) {
-            continue;
-        }
         if !command.is_empty() && !commands.iter().any(|there| there == command) {
             problems.push(page.problem(line, &format!("gneiss {what}: there is no command {command}")));
             continue;
@@ -143,7 +138,7 @@ fn impossible(page: &Page) -> Vec<String> {
         for (i, word) in rest.iter().enumerate().filter(|(_, word)| word.starts_with("--") && word.len() > 2)
         {
             let flag = word.split('=').next().unwrap_or_default();
-            if !help.has(flag) && !pending::FLAGS.contains(&(command, flag)) {
+            if !help.has(flag) {
                 problems.push(page.problem(line, &format!("gneiss {what}: {command} has no {flag}")));
             }
             let key = rest

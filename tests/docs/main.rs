@@ -5,7 +5,6 @@
 mod commands;
 mod markdown;
 mod messages;
-mod pending;
 mod reference;
 mod source;
 
@@ -239,14 +238,12 @@ fn unknown_keys(page: &Page, known: &BTreeSet<String>, tables: &BTreeSet<String>
     problems
 }
 
-/// All keys, those to come included, and the tables.
+/// All keys, and the tables.
 fn known_keys() -> (BTreeSet<String>, BTreeSet<String>) {
     let defaults = defaults();
     let tables =
         defaults.iter().filter(|(_, value)| value.is_table()).map(|(name, _)| name.clone()).collect();
-    let mut keys = leaves(&defaults, "");
-    keys.extend(pending::KEYS.map(str::to_owned));
-    (keys, tables)
+    (leaves(&defaults, ""), tables)
 }
 
 #[test]
@@ -262,10 +259,7 @@ fn faults_of_snippet(text: &str) -> Vec<String> {
     match Config::parse(text, "snippet", &[]) {
         Ok(_) => Vec::new(),
         Err(Error::Config { problems, .. }) => {
-            let pending = |problem: &String| {
-                pending::KEYS.iter().any(|key| problem.contains(&format!("`{key}`: unknown")))
-            };
-            problems.into_iter().filter(|p| p.starts_with("line ") && !pending(p)).collect()
+            problems.into_iter().filter(|p| p.starts_with("line ")).collect()
         }
         Err(other) => vec![other.to_string()],
     }

@@ -47,7 +47,8 @@ struct PlaceView {
 impl TokensView {
     pub fn new(prompt: &PromptTokens) -> Self {
         let PromptTokens { vocabulary, tokens } = prompt;
-        let largest = tokens.iter().flat_map(|t| [t.before.norm, t.after.norm]).fold(vocabulary.max, f64::max);
+        let largest =
+            tokens.iter().flat_map(|t| [t.before.norm, t.after.norm]).fold(vocabulary.max, f64::max);
         let longest = tokens.iter().map(|t| t.moved).fold(0.0, f64::max);
         let share = |part: f64, of: f64| if of > 0.0 { part / of } else { 0.0 };
         let name = |place: &Place| place.nearest.first().map(|n| n.token.id);
