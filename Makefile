@@ -67,12 +67,14 @@ nvcc: .cuda/done
 	  nvidia-cuda-cccl==13.0.85
 	touch $@
 
-# transformers and PEFT, which the fixtures come from and one test loads an adapter with: about 6 GB.
+# transformers and PEFT, which the fixtures come from and one test loads an adapter with, and Playwright, which opens
+# reports in Debian's Chromium: about 6 GB.
 oracle: .venv/done
 
 .venv/done:
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --disable-pip-version-check torch==2.15.0 transformers==5.23.0 peft==0.21.2 gguf==0.19.0
+	.venv/bin/pip install --quiet --disable-pip-version-check torch==2.15.0 transformers==5.23.0 peft==0.21.2 gguf==0.19.0 \
+	  playwright==1.65.2
 	touch $@
 
 # The tuning step against PEFT's, in turn, in one run.

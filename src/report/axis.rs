@@ -57,7 +57,11 @@ impl Axis {
         let span = max - min;
         let values = if span < 1.0 {
             // Within a magnitude, round steps.
-            multiples(10f64.powf(min), 10f64.powf(max), step((10f64.powf(max) - 10f64.powf(min)) / 4.0, false))
+            multiples(
+                10f64.powf(min),
+                10f64.powf(max),
+                step((10f64.powf(max) - 10f64.powf(min)) / 4.0, false),
+            )
         } else {
             let within: &[f64] = match span {
                 ..1.5 => &[1.0, 2.0, 5.0],
@@ -149,7 +153,10 @@ mod tests {
         assert_eq!(labels(Kind::Whole, &[1.0, 225.0], 5), ["50", "100", "150", "200"]);
         assert_eq!(labels(Kind::Whole, &[1.0, 3.0], 5), ["1", "2", "3"]);
         assert_eq!(labels(Kind::Whole, &[1.0, 20_000.0], 4), ["5,000", "10,000", "15,000", "20,000"]);
-        assert_eq!(labels(Kind::FromZero, &[0.0, 0.01], 5), ["0", "0.002", "0.004", "0.006", "0.008", "0.010"]);
+        assert_eq!(
+            labels(Kind::FromZero, &[0.0, 0.01], 5),
+            ["0", "0.002", "0.004", "0.006", "0.008", "0.010"]
+        );
         assert_eq!(labels(Kind::FromZero, &[0.0, 0.000_3], 3), ["0", "1e-4", "2e-4", "3e-4"]);
         assert_eq!(labels(Kind::FromZero, &[3.0e9], 3), ["0", "1e9", "2e9", "3e9"]);
     }

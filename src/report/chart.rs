@@ -112,7 +112,8 @@ impl Chart {
         let mut drawing = String::new();
         let area = (size.width * UNITS as u32, size.height * UNITS as u32);
         let root = SVGBackend::with_string(&mut drawing, area).into_drawing_area();
-        self.draw_on(&root, (&x, &y), &layout).map_err(|e| Error::Invalid(format!("plot {:?}: {e}", self.title)))?;
+        self.draw_on(&root, (&x, &y), &layout)
+            .map_err(|e| Error::Invalid(format!("plot {:?}: {e}", self.title)))?;
         drop(root);
         Ok(Some(svg::finish(&drawing, (size.width, size.height), &self.about())))
     }
@@ -262,7 +263,9 @@ impl Pen<'_, '_> {
         let (r, colour, ground) = (units(3.6), ink.colour(), Ink::Ground.colour());
         match mark {
             Mark::Dot => self.root.draw(&Circle::new((x, y), r, colour.filled())),
-            Mark::Square => self.root.draw(&Rectangle::new([(x - r, y - r), (x + r, y + r)], colour.filled())),
+            Mark::Square => {
+                self.root.draw(&Rectangle::new([(x - r, y - r), (x + r, y + r)], colour.filled()))
+            }
             Mark::Triangle => {
                 let (side, low) = (r * 6 / 5, r * 4 / 5);
                 let corners = vec![(x, y - r * 13 / 10), (x + side, y + low), (x - side, y + low)];

@@ -43,7 +43,6 @@ struct RunRow<'a> {
     tuned: Option<Share>,
     train_loss: Option<f64>,
     validation_loss: Option<f64>,
-    kept_epoch: u64,
     steps: u64,
     seconds: f64,
     examples_per_second: f64,
@@ -79,7 +78,8 @@ pub fn compare(runs: &[Run]) -> Result<String> {
     }
     let names = names(runs);
     let named: Vec<(&str, &Run)> = names.iter().map(String::as_str).zip(runs).collect();
-    let mut rows: Vec<RunRow> = named.iter().enumerate().map(|(i, (n, run))| RunRow::new(i, n, run)).collect();
+    let mut rows: Vec<RunRow> =
+        named.iter().enumerate().map(|(i, (n, run))| RunRow::new(i, n, run)).collect();
     mark_best(&mut rows);
     let mut plots = Vec::new();
     for (what, by_time) in [
@@ -133,7 +133,6 @@ impl<'a> RunRow<'a> {
             tuned: shares.get(1).copied(),
             train_loss: summary.train_loss,
             validation_loss: summary.validation_loss,
-            kept_epoch: summary.kept_epoch as u64,
             steps: summary.steps as u64,
             seconds: summary.seconds,
             examples_per_second: summary.examples_per_second,

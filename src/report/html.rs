@@ -42,6 +42,7 @@ pub(super) fn render(page: Page, view: &impl Serialize) -> Result<String> {
     environment.add_filter("three", text::three);
     // A share as CSS, which is no text for people.
     environment.add_filter("css", |share: f64| format!("{:.1}%", 100.0 * share.clamp(0.0, 1.0)));
-    let context = context! { style => Value::from_safe_string(STYLE.into()), view => Value::from(Serde(view)) };
+    let context =
+        context! { style => Value::from_safe_string(STYLE.into()), view => Value::from(Serde(view)) };
     environment.render_str(source, context).map_err(failed)
 }

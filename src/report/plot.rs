@@ -97,7 +97,11 @@ pub fn throughput(run: &Run, size: Size) -> Result<Option<String>> {
 /// The plotting crate's.
 pub fn range_test(points: &[RangePoint], suggestion: Option<f64>, size: Size) -> Result<Option<String>> {
     let of = |loss: fn(&RangePoint) -> f64| -> Vec<Point> {
-        points.iter().map(|p| (p.learning_rate, loss(p))).filter(|p| p.0.is_finite() && p.1.is_finite()).collect()
+        points
+            .iter()
+            .map(|p| (p.learning_rate, loss(p)))
+            .filter(|p| p.0.is_finite() && p.1.is_finite())
+            .collect()
     };
     let smoothed = of(|p| p.smoothed);
     let mut chart = by_step("Learning-rate range test", NATS, Kind::FromZero);
@@ -124,7 +128,12 @@ pub(super) enum Overlay {
 }
 
 /// Losses of several runs by name, against the step or against wall time.
-pub(super) fn overlay(runs: &[(&str, &Run)], what: Overlay, by_time: bool, size: Size) -> Result<Option<String>> {
+pub(super) fn overlay(
+    runs: &[(&str, &Run)],
+    what: Overlay,
+    by_time: bool,
+    size: Size,
+) -> Result<Option<String>> {
     let clock = runs.iter().filter_map(|(_, run)| clock(run)).max_by(|a, b| a.0.total_cmp(&b.0));
     let (unit, label) = match (by_time, clock) {
         (true, None) => return Ok(None),

@@ -101,8 +101,11 @@ pub(super) fn finish(drawing: &str, (width, height): (u32, u32), about: &str) ->
     for ink in Ink::all() {
         let (rgb, _, dash) = ink.look();
         if !dash.is_empty() {
-            let units: Vec<String> =
-                dash.split(' ').filter_map(|n| n.parse::<i32>().ok()).map(|n| (n * UNITS).to_string()).collect();
+            let units: Vec<String> = dash
+                .split(' ')
+                .filter_map(|n| n.parse::<i32>().ok())
+                .map(|n| (n * UNITS).to_string())
+                .collect();
             let stroke = format!("stroke=\"#{rgb:06X}\"");
             for tag in ["<polyline fill=\"none\" opacity=\"1\" ", "<line opacity=\"1\" "] {
                 let dashed = format!("{tag}stroke-dasharray=\"{}\" {stroke}", units.join(" "));
@@ -111,7 +114,10 @@ pub(super) fn finish(drawing: &str, (width, height): (u32, u32), about: &str) ->
         }
     }
     // Families with a wide choice of weights; the last is what pictures are rendered with.
-    svg.replace("font-family=\"sans-serif\"", "font-family=\"system-ui, 'Segoe UI', Roboto, Ubuntu, sans-serif\"")
+    svg.replace(
+        "font-family=\"sans-serif\"",
+        "font-family=\"system-ui, 'Segoe UI', Roboto, Ubuntu, sans-serif\"",
+    )
 }
 
 /// A finished picture as a part of a page: its colours are the page's, and so are its letters.
@@ -148,7 +154,8 @@ pub fn png(svg: &str, scale: f32) -> Result<Vec<u8>> {
     fonts.set_sans_serif_family("Ubuntu");
     let tree = usvg::Tree::from_str(svg, &options).map_err(|e| invalid(&e.to_string()))?;
     let size = tree.size().to_int_size().scale_by(scale).ok_or_else(|| invalid("no size"))?;
-    let mut pixels = tiny_skia::Pixmap::new(size.width(), size.height()).ok_or_else(|| invalid("too large"))?;
+    let mut pixels =
+        tiny_skia::Pixmap::new(size.width(), size.height()).ok_or_else(|| invalid("too large"))?;
     resvg::render(&tree, tiny_skia::Transform::from_scale(scale, scale), &mut pixels.as_mut());
     pixels.encode_png().map_err(|e| invalid(&e.to_string()))
 }

@@ -22,7 +22,9 @@ fn python() -> Option<PathBuf> {
     };
     let imported = Command::new(&python).args(["-c", "import playwright.sync_api"]).output();
     let problem = match imported {
-        _ if !Path::new(CHROMIUM).is_file() => format!("{CHROMIUM} is not there: Debian's package chromium has it"),
+        _ if !Path::new(CHROMIUM).is_file() => {
+            format!("{CHROMIUM} is not there: Debian's package chromium has it")
+        }
         Ok(output) if output.status.success() => return Some(python),
         Ok(output) => {
             let last = String::from_utf8_lossy(&output.stderr).lines().last().unwrap_or_default().to_owned();
@@ -39,7 +41,8 @@ fn python() -> Option<PathBuf> {
 fn open(python: &Path, out: &Path, pages: &[PathBuf]) -> (String, bool) {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/report/open.py");
     let output = Command::new(python).arg(script).arg(out).args(pages).output().unwrap();
-    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let said =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     (said, output.status.success())
 }
 

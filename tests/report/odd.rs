@@ -69,11 +69,17 @@ fn generation() -> Content {
     let mut content = tutorial();
     content.config.data.task = gneiss::config::Task::Generation;
     let texts = [
-        ("Summarise: the groomer was late and the cut uneven.", "Late, uneven cut.", "The groomer was late.", "Late, uneven cut."),
+        (
+            "Summarise: the groomer was late and the cut uneven.",
+            "Late, uneven cut.",
+            "The groomer was late.",
+            "Late, uneven cut.",
+        ),
         ("Summarise: lovely place.", "Lovely place.", "Lovely place.", "A lovely place."),
         ("Summarise: nothing to say.", "Nothing.", "", "Nothing to say, really."),
     ];
-    let long = "A long answer that goes on and on about the groomer, the dog, the weather and the price. ".repeat(12);
+    let long = "A long answer that goes on and on about the groomer, the dog, the weather and the price. "
+        .repeat(12);
     let arm = |name: &str, of: fn(&(&str, &str, &str, &str)) -> String| {
         let mut predictions: Vec<Value> = (texts.iter().enumerate())
             .map(|(i, t)| {
@@ -81,7 +87,8 @@ fn generation() -> Content {
                         "probabilities": [] })
             })
             .collect();
-        predictions.push(json!({ "line": 9, "input": "Summarise: all.", "expected": "All.", "generated": long,
+        predictions
+            .push(json!({ "line": 9, "input": "Summarise: all.", "expected": "All.", "generated": long,
                                  "likeliest": null, "probabilities": [] }));
         json!({ "name": name, "adapter": null, "answers": {
             "predictions": predictions, "generated": null, "likelihood": null, "perplexity": 3.21, "seconds": 140.2,
@@ -119,7 +126,8 @@ fn five_labels() -> Content {
 fn hostile() -> Content {
     let mut content = tutorial();
     let rows = |i: usize| {
-        let text = if i == 6 { "A review of three thousand characters. ".repeat(77) } else { HOSTILE[i].into() };
+        let text =
+            if i == 6 { "A review of three thousand characters. ".repeat(77) } else { HOSTILE[i].into() };
         let answer = |label: &str| Answer { generated: label.into(), probabilities: vec![0.5, 0.5] };
         let (base, tuned) = match i % 3 {
             0 => (HOSTILE[0], "no"),
@@ -141,9 +149,10 @@ fn hostile() -> Content {
 fn failed() -> Content {
     let mut content = under_way(120);
     content.summary.status = Status::Failed {
-        error: "step 121: the loss is NaN; the prompt before this step is kept; a lower train.learning_rate may \
+        error:
+            "step 121: the loss is NaN; the prompt before this step is kept; a lower train.learning_rate may \
                 help, or train.on_not_finite = \"skip\""
-            .into(),
+                .into(),
     };
     content.epochs = tutorial().epochs[..2].to_vec();
     content.summary.warnings = vec![

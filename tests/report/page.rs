@@ -14,16 +14,59 @@ struct Html {
 
 const VOID: [&str; 4] = ["meta", "link", "br", "img"];
 const KNOWN: [&str; 58] = [
-    "html", "head", "meta", "link", "title", "style", "body", "header", "main", "footer", "nav", "section", "article",
-    "h1", "h2", "h3", "p", "a", "ul", "li", "dl", "dt", "dd", "div", "span", "strong", "small", "em", "i", "bdi", "time",
-    "figure", "table", "caption", "thead", "tbody", "tr", "th", "td", "details", "summary", "pre", "code", "svg",
-    "text", "line", "polyline", "polygon", "circle", "rect", "colgroup", "col", "b", "br", "sub", "sup", "q", "s",
+    "html", "head", "meta", "link", "title", "style", "body", "header", "main", "footer", "nav", "section",
+    "article", "h1", "h2", "h3", "p", "a", "ul", "li", "dl", "dt", "dd", "div", "span", "strong", "small",
+    "em", "i", "bdi", "time", "figure", "table", "caption", "thead", "tbody", "tr", "th", "td", "details",
+    "summary", "pre", "code", "svg", "text", "line", "polyline", "polygon", "circle", "rect", "colgroup",
+    "col", "b", "br", "sub", "sup", "q", "s",
 ];
 const ATTRIBUTES: [&str; 46] = [
-    "lang", "charset", "name", "content", "http-equiv", "rel", "href", "class", "id", "style", "aria-label", "role",
-    "dir", "open", "scope", "colspan", "rowspan", "title", "xmlns", "viewBox", "width", "height", "stroke-linejoin",
-    "stroke-dasharray", "stroke", "stroke-width", "fill", "opacity", "points", "x", "y", "x1", "y1", "x2", "y2", "cx",
-    "cy", "r", "dx", "dy", "text-anchor", "font-size", "font-family", "font-weight", "transform", "font-style",
+    "lang",
+    "charset",
+    "name",
+    "content",
+    "http-equiv",
+    "rel",
+    "href",
+    "class",
+    "id",
+    "style",
+    "aria-label",
+    "role",
+    "dir",
+    "open",
+    "scope",
+    "colspan",
+    "rowspan",
+    "title",
+    "xmlns",
+    "viewBox",
+    "width",
+    "height",
+    "stroke-linejoin",
+    "stroke-dasharray",
+    "stroke",
+    "stroke-width",
+    "fill",
+    "opacity",
+    "points",
+    "x",
+    "y",
+    "x1",
+    "y1",
+    "x2",
+    "y2",
+    "cx",
+    "cy",
+    "r",
+    "dx",
+    "dy",
+    "text-anchor",
+    "font-size",
+    "font-family",
+    "font-weight",
+    "transform",
+    "font-style",
 ];
 
 impl Html {
@@ -32,7 +75,10 @@ impl Html {
         let mut open: Vec<String> = Vec::new();
         let mut rest = page.strip_prefix("<!doctype html>\n").unwrap_or_else(|| panic!("{:.80}", page));
         while let Some((text, tail)) = rest.split_once('<') {
-            assert!(!text.contains('>') || open.last().is_some_and(|e| e == "style"), "a stray > in {text:?}");
+            assert!(
+                !text.contains('>') || open.last().is_some_and(|e| e == "style"),
+                "a stray > in {text:?}"
+            );
             html.text.push_str(text);
             let (tag, tail) = tail.split_once('>').expect("an end of the tag");
             rest = tail;
@@ -127,7 +173,8 @@ fn sections_appear_with_their_data_alone() {
     for content in [content, runs::tutorial(), runs::under_way(1)] {
         let page = page(&content, "a");
         let ids = Html::read(&page).ids;
-        let links: Vec<&str> = page.split("<a href=\"#").skip(1).map(|a| a.split_once('"').unwrap().0).collect();
+        let links: Vec<&str> =
+            page.split("<a href=\"#").skip(1).map(|a| a.split_once('"').unwrap().0).collect();
         assert_eq!(links, ids.iter().filter(|id| *id != "warnings").collect::<Vec<_>>());
     }
 }
@@ -144,7 +191,7 @@ fn the_numbers_of_a_run() {
         "<bdi>14,400</bdi><span class=\"note\">, 0.011 % of 134,515,008",
         "970 MB",
         "225 of 225",
-        "112 rows fixed, 0 broken",
+        "Rows fixed: 112, broken: 0",
         "3.9e-34",
         "in predictions.csv",
         "from_pretrained(&quot;models&quot;, gguf_file=&quot;SmolLM2-135M-Instruct.Q4_1.gguf&quot;)",

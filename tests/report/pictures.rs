@@ -122,13 +122,16 @@ fn a_range_test() {
     let points: Vec<RangePoint> = (0..100)
         .map(|i| {
             let learning_rate = 1e-5 * 10f64.powf(f64::from(i) / 20.0);
-            let smoothed = if learning_rate < 0.3 { 3.0 / (1.0 + 30.0 * learning_rate) } else { learning_rate * 4.0 };
+            let smoothed =
+                if learning_rate < 0.3 { 3.0 / (1.0 + 30.0 * learning_rate) } else { learning_rate * 4.0 };
             RangePoint { learning_rate, loss: smoothed * (1.0 + 0.1 * f64::from(i % 3 - 1)), smoothed }
         })
         .collect();
     let svg = plot::range_test(&points, Some(0.0316), Size::WIDE).unwrap().unwrap();
     tree(&svg);
-    for part in ["suggested: 0.0316", "learning rate, log scale", "nats per target token", ">\n1e-4\n<", ">\n0.1\n<"] {
+    for part in
+        ["suggested: 0.0316", "learning rate, log scale", "nats per target token", ">\n1e-4\n<", ">\n0.1\n<"]
+    {
         assert!(svg.contains(part), "{part} in {svg}");
     }
     let out = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("report");

@@ -3,7 +3,9 @@
 use gneiss::config::Config;
 use gneiss::data::Dataset;
 use gneiss::evaluate::Scores;
-use gneiss::run::{ADAPTER, CONFIG, EVALUATION, METRICS, ModelSummary, Run, SUMMARY, Status, Summary, TOKENS};
+use gneiss::run::{
+    ADAPTER, CONFIG, EVALUATION, METRICS, ModelSummary, Run, SUMMARY, Status, Summary, TOKENS,
+};
 use gneiss::tune::{EpochRecord, StepRecord};
 use gneiss::vocabulary::{Neighbour, Norms, Place, PromptTokens, Token, VirtualToken};
 use rand::{Rng, SeedableRng};
@@ -48,7 +50,8 @@ pub fn steps(epochs: usize, per_epoch: usize, seed: u64) -> (Vec<StepRecord>, Ve
             steps.push(StepRecord {
                 step,
                 epoch,
-                loss: (0.035 + 6.0 * (-done * 16.0).exp() + 0.25 * (-done * 3.0).exp()) * noise(&mut rng).exp(),
+                loss: (0.035 + 6.0 * (-done * 16.0).exp() + 0.25 * (-done * 3.0).exp())
+                    * noise(&mut rng).exp(),
                 learning_rate: 0.01 * (done / 0.06).min((1.0 - done) / 0.94),
                 grad_norm: (2.0 + 40.0 * (-done * 9.0).exp()) * (1.5 * noise(&mut rng)).exp(),
                 examples: 8,
@@ -64,7 +67,9 @@ pub fn steps(epochs: usize, per_epoch: usize, seed: u64) -> (Vec<StepRecord>, Ve
         ends.push(EpochRecord {
             epoch,
             step: epoch * per_epoch,
-            train_loss: Some(steps[steps.len() - per_epoch..].iter().map(|s| s.loss).sum::<f64>() / per_epoch as f64),
+            train_loss: Some(
+                steps[steps.len() - per_epoch..].iter().map(|s| s.loss).sum::<f64>() / per_epoch as f64,
+            ),
             validation_loss: Some(validation),
             best: epoch <= 4,
             seconds: elapsed - started,
@@ -91,11 +96,25 @@ pub fn tokens(n: usize, texts: &[&str]) -> PromptTokens {
         after: place(if i % 3 == 0 { i + 5 } else { i }, 3.3, 0.91),
         moved: 0.4 + 0.9 * ((i * 37) % 11) as f64 / 11.0,
     };
-    PromptTokens { vocabulary: Norms { mean: 3.16, min: 1.02, max: 4.38 }, tokens: (0..n).map(token).collect() }
+    PromptTokens {
+        vocabulary: Norms { mean: 3.16, min: 1.02, max: 4.38 },
+        tokens: (0..n).map(token).collect(),
+    }
 }
 
 pub const WORDS: [&str; 12] = [
-    "Extract", " the", " satisfaction", " from", " comment", ".", " Return", " simple", " '", "1", "\n", " <script>",
+    "Extract",
+    " the",
+    " satisfaction",
+    " from",
+    " comment",
+    ".",
+    " Return",
+    " simple",
+    " '",
+    "1",
+    "\n",
+    " <script>",
 ];
 
 /// An evaluation of a classification, as JSON; `rows` are input, expected, base's and the tuned prompt's answer.

@@ -1,8 +1,8 @@
 //! Tuned against base: scores, differences, confusion matrices, and the answers behind them.
 
 use super::Tile;
-use crate::report::text;
 use crate::evaluate::{Answers, Arm, Evaluation, Paired, Prediction, Scores, TextScores};
+use crate::report::text;
 use serde::Serialize;
 
 /// Examples that a list shows; the rest are counted.
@@ -148,10 +148,8 @@ pub(in crate::report) fn scores<'a>(
 impl<'a> EvaluationView<'a> {
     pub fn new(evaluation: &'a Evaluation) -> Self {
         let arms = &evaluation.arms;
-        let ways: [(_, fn(&'a Answers) -> Option<&'a Scores>); 2] = [
-            ("generated answer", |a| a.generated.as_ref()),
-            ("label likelihood", |a| a.likelihood.as_ref()),
-        ];
+        let ways: [(_, fn(&'a Answers) -> Option<&'a Scores>); 2] =
+            [("generated answer", |a| a.generated.as_ref()), ("label likelihood", |a| a.likelihood.as_ref())];
         let by = ways.into_iter().filter_map(|(name, of)| ByView::new(name, scores(arms, of)?));
         let text = |arm: &'a Arm| Some(TextView { name: &arm.name, scores: arm.answers.text.as_ref()? });
         let cost = |arm: &'a Arm| {
@@ -196,8 +194,14 @@ impl<'a> EvaluationView<'a> {
 impl<'a> ByView<'a> {
     fn new(name: &'static str, arms: Vec<ArmScores<'a>>) -> Option<Self> {
         let class = |(i, class): (usize, &'a crate::evaluate::ClassScores)| {
-            let arm = |arm: &ArmScores| arm.scores.classes.get(i).map_or([0.0; 3], |c| [c.precision, c.recall, c.f1]);
-            ClassRow { label: &class.label, support: class.support as u64, arms: arms.iter().map(arm).collect() }
+            let arm = |arm: &ArmScores| {
+                arm.scores.classes.get(i).map_or([0.0; 3], |c| [c.precision, c.recall, c.f1])
+            };
+            ClassRow {
+                label: &class.label,
+                support: class.support as u64,
+                arms: arms.iter().map(arm).collect(),
+            }
         };
         let classes = arms.first()?.scores.classes.iter().enumerate().map(class).collect();
         let confusion = arms.iter().map(|arm| Confusion::new(arm.name, arm.scores)).collect();
@@ -221,7 +225,10 @@ impl<'a> Confusion<'a> {
                 share: *n as f64 / all,
                 right: i == column,
             };
-            ConfusionRow { label: &class.label, cells: counts.iter().take(columns).enumerate().map(cell).collect() }
+            ConfusionRow {
+                label: &class.label,
+                cells: counts.iter().take(columns).enumerate().map(cell).collect(),
+            }
         };
         let rows = scores.classes.iter().zip(&scores.confusion).enumerate().map(row).collect();
         Self { name, header, rows }
@@ -234,9 +241,17 @@ impl<'a> Examples<'a> {
             let right = |p: &Prediction| p.generated == p.expected;
             let pairs = base.answers.predictions.iter().zip(&tuned.answers.predictions);
             let all: Vec<_> = pairs.filter(|(base, tuned)| (right(base), right(tuned)) == wanted).collect();
-            let shown = all.iter().take(SHOWN).map(|(base, tuned)| Example::new(&evaluation.labels, base, tuned));
+            let shown =
+                all.iter().take(SHOWN).map(|(base, tuned)| Example::new(&evaluation.labels, base, tuned));
             let total = all.len() as u64;
-            Group { title, about, class, total, more: total.saturating_sub(SHOWN as u64), shown: shown.collect() }
+            Group {
+                title,
+                about,
+                class,
+                total,
+                more: total.saturating_sub(SHOWN as u64),
+                shown: shown.collect(),
+            }
         };
         let groups = vec![
             group("Broken", "right before, wrong now", "broken", (true, false)),

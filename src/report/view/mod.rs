@@ -75,9 +75,7 @@ impl<'a> RunView<'a> {
         let summary = &run.summary;
         let wide = plot::learning_curve(run, Size::WIDE)?;
         let curve = match (wide, plot::learning_curve(run, Size::PHONE)?) {
-            (Some(wide), Some(phone)) => {
-                Some(Curve { wide: svg::inline(&wide), phone: svg::inline(&phone) })
-            }
+            (Some(wide), Some(phone)) => Some(Curve { wide: svg::inline(&wide), phone: svg::inline(&phone) }),
             _ => None,
         };
         let plots = [plot::learning_rate, plot::gradient_norm, plot::loss_over_time, plot::throughput];
@@ -129,7 +127,8 @@ impl<'a> StatusView<'a> {
 fn tiles(run: &Run, evaluation: Option<&EvaluationView>) -> Vec<Tile> {
     let summary = &run.summary;
     let mut tiles: Vec<Tile> = evaluation.and_then(EvaluationView::headline).into_iter().collect();
-    let mut tile = |label: &str, value: String, note: String| tiles.push(Tile { label: label.into(), value, note });
+    let mut tile =
+        |label: &str, value: String, note: String| tiles.push(Tile { label: label.into(), value, note });
     if summary.validation_loss.is_some() {
         let train = summary.train_loss.map(|loss| format!("training {}", text::number(loss)));
         tile("Validation loss", text::number(summary.validation_loss), train.unwrap_or_default());
@@ -161,7 +160,12 @@ fn facts(run: &Run) -> Vec<Fact> {
     let n = |n: usize| text::count(n as u64);
     let mut facts = Vec::new();
     let mut fact = |key, value: String, note: String| facts.push(Fact { key, value, note });
-    let shape = format!(", {} blocks, width {}, {} tokens", n(model.num_hidden_layers), n(model.hidden_size), n(model.vocab_size));
+    let shape = format!(
+        ", {} blocks, width {}, {} tokens",
+        n(model.num_hidden_layers),
+        n(model.hidden_size),
+        n(model.vocab_size)
+    );
     fact("Model", model.id.clone(), shape);
     fact("Weights", model.format.clone(), format!(", computed in {}", model.dtype));
     fact("Device", model.device.clone(), String::new());

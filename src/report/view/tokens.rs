@@ -4,6 +4,9 @@ use crate::report::text;
 use crate::vocabulary::{Neighbour, Norms, Place, PromptTokens};
 use serde::Serialize;
 
+/// Characters of a token that are shown.
+const LONGEST: usize = 20;
+
 /// Tokens that are shown at once.
 const SHOWN: usize = 32;
 
@@ -47,7 +50,8 @@ struct PlaceView {
 impl TokensView {
     pub fn new(prompt: &PromptTokens) -> Self {
         let PromptTokens { vocabulary, tokens } = prompt;
-        let largest = tokens.iter().flat_map(|t| [t.before.norm, t.after.norm]).fold(vocabulary.max, f64::max);
+        let largest =
+            tokens.iter().flat_map(|t| [t.before.norm, t.after.norm]).fold(vocabulary.max, f64::max);
         let longest = tokens.iter().map(|t| t.moved).fold(0.0, f64::max);
         let share = |part: f64, of: f64| if of > 0.0 { part / of } else { 0.0 };
         let name = |place: &Place| place.nearest.first().map(|n| n.token.id);
@@ -92,5 +96,5 @@ impl TokensView {
 fn neighbour(neighbour: &Neighbour) -> (String, f64) {
     let token = &neighbour.token;
     let text = token.text.as_deref().map_or_else(|| format!("#{}", token.id), text::visible);
-    (text, neighbour.cosine)
+    (text::cut(&text, LONGEST).unwrap_or(text), neighbour.cosine)
 }
