@@ -71,7 +71,7 @@ nvcc: .cuda/done
 # reports in Debian's Chromium: about 6 GB.
 oracle: .venv/done
 
-.venv/done:
+.venv/done: Makefile
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check torch==2.15.0 transformers==5.23.0 peft==0.21.2 gguf==0.19.0 \
 	  playwright==1.65.2
