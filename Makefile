@@ -69,9 +69,10 @@ nvcc: .cuda/done
 # What tests hold gneiss against: transformers and PEFT, TensorBoard, a driver for the browser that opens a report. 6 GB.
 oracle: .venv/done
 
-.venv/done:
+.venv/done: Makefile
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --disable-pip-version-check torch==2.15.0 transformers==5.23.0 peft==0.21.2 gguf==0.19.0 tensorboard==2.21.0
+	.venv/bin/pip install --quiet --disable-pip-version-check torch==2.15.0 transformers==5.23.0 peft==0.21.2 gguf==0.19.0 tensorboard==2.21.0 \
+	  playwright==1.65.2
 	touch $@
 
 # The tuning step against PEFT's, in turn, in one run.

@@ -118,7 +118,7 @@ fn linear_label(value: f64, step: f64, largest: f64) -> String {
     if value == 0.0 {
         return "0".into();
     }
-    if largest >= 1e7 || largest < 1e-3 {
+    if !(1e-3..1e7).contains(&largest) {
         return scientific(value);
     }
     let decimals = (-step.log10() - 1e-9).ceil().max(0.0) as usize;

@@ -117,7 +117,12 @@ fn five_labels() -> Content {
             Answer { generated, probabilities }
         };
         let base = answer(i * 7 % 5);
-        (format!("Question {i}: where is my parcel?"), expected, base, answer(usize::from(i % 6 == 0)))
+        (
+            format!("Question {i}: where is my parcel?"),
+            expected,
+            base,
+            answer(usize::from(i.is_multiple_of(6))),
+        )
     };
     content.evaluation = Some(classification(&labels, &(0..90).map(row).collect::<Vec<_>>()));
     content

@@ -191,7 +191,7 @@ fn the_numbers_of_a_run() {
         "<bdi>14,400</bdi><span class=\"note\">, 0.011 % of 134,515,008",
         "970 MB",
         "225 of 225",
-        "112 rows fixed, 0 broken",
+        "Rows fixed: 112, broken: 0",
         "3.9e-34",
         "in predictions.csv",
         "from_pretrained(&quot;models&quot;, gguf_file=&quot;SmolLM2-135M-Instruct.Q4_1.gguf&quot;)",

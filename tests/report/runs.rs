@@ -93,7 +93,7 @@ pub fn tokens(n: usize, texts: &[&str]) -> PromptTokens {
     };
     let token = |i: usize| VirtualToken {
         before: place(i, 3.1, 1.0),
-        after: place(if i % 3 == 0 { i + 5 } else { i }, 3.3, 0.91),
+        after: place(if i.is_multiple_of(3) { i + 5 } else { i }, 3.3, 0.91),
         moved: 0.4 + 0.9 * ((i * 37) % 11) as f64 / 11.0,
     };
     PromptTokens {

@@ -137,18 +137,18 @@ struct Text<'a> {
     full: &'a str,
 }
 
+/// Takes the scores by one way to read an answer.
+type Reading<'a> = fn(&'a Answers) -> Option<&'a Scores>;
+
 /// Scores of every arm by one way to read an answer; none where an arm has none.
-pub(in crate::report) fn scores<'a>(
-    arms: &'a [Arm],
-    of: fn(&'a Answers) -> Option<&'a Scores>,
-) -> Option<Vec<ArmScores<'a>>> {
+pub(in crate::report) fn scores<'a>(arms: &'a [Arm], of: Reading<'a>) -> Option<Vec<ArmScores<'a>>> {
     arms.iter().map(|arm| Some(ArmScores { name: &arm.name, scores: of(&arm.answers)? })).collect()
 }
 
 impl<'a> EvaluationView<'a> {
     pub fn new(evaluation: &'a Evaluation) -> Self {
         let arms = &evaluation.arms;
-        let ways: [(_, fn(&'a Answers) -> Option<&'a Scores>); 2] =
+        let ways: [(_, Reading<'a>); 2] =
             [("generated answer", |a| a.generated.as_ref()), ("label likelihood", |a| a.likelihood.as_ref())];
         let by = ways.into_iter().filter_map(|(name, of)| ByView::new(name, scores(arms, of)?));
         let text = |arm: &'a Arm| Some(TextView { name: &arm.name, scores: arm.answers.text.as_ref()? });

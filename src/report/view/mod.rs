@@ -186,7 +186,7 @@ fn facts(run: &Run) -> Vec<Fact> {
     fact("Steps", format!("{} of {}", n(summary.steps), n(summary.total_steps)), skipped);
     let kept = format!(", kept: epoch {}, step {}", n(summary.kept_epoch), n(summary.kept_step));
     fact("Epochs", n(summary.epochs), if summary.kept_step > 0 { kept } else { String::new() });
-    let loss = |loss| if loss == None { String::new() } else { " nats per target token".into() };
+    let loss = |loss: Option<f64>| loss.map_or_else(String::new, |_| " nats per target token".into());
     fact("Training loss", text::number(summary.train_loss), loss(summary.train_loss));
     fact("Validation loss", text::number(summary.validation_loss), loss(summary.validation_loss));
     let resumed = match summary.resumed {

@@ -4,6 +4,9 @@ use crate::report::text;
 use crate::vocabulary::{Neighbour, Norms, Place, PromptTokens};
 use serde::Serialize;
 
+/// Characters of a token that are shown.
+const LONGEST: usize = 20;
+
 /// Tokens that are shown at once.
 const SHOWN: usize = 32;
 
@@ -93,5 +96,5 @@ impl TokensView {
 fn neighbour(neighbour: &Neighbour) -> (String, f64) {
     let token = &neighbour.token;
     let text = token.text.as_deref().map_or_else(|| format!("#{}", token.id), text::visible);
-    (text, neighbour.cosine)
+    (text::cut(&text, LONGEST).unwrap_or(text), neighbour.cosine)
 }
