@@ -1,9 +1,10 @@
 //! The pages in Debian's Chromium.
 //!
-//! The Python is the one that GNEISS_PYTHON names, else .venv/bin/python, else python3. Where it has no Playwright, or
-//! there is no Chromium, the test says so and passes, unless GNEISS_REQUIRE_CHROMIUM=1.
+//! Where Python has no Playwright, or there is no Chromium, the tests say so and pass, unless
+//! GNEISS_REQUIRE_CHROMIUM=1.
 
 use crate::odd;
+use crate::python::python_with;
 use gneiss::report;
 use gneiss::run::Run;
 use std::fs;
@@ -12,28 +13,17 @@ use std::process::Command;
 
 const CHROMIUM: &str = "/usr/bin/chromium";
 
-/// The Python that has Playwright; `None`, with a word on stderr, where there is none and none is required.
+/// The variable that makes its absence a failure.
+const REQUIRED: &str = "GNEISS_REQUIRE_CHROMIUM";
+
+/// The Python that has Playwright, where there is Chromium.
 fn python() -> Option<PathBuf> {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python");
-    let python = match std::env::var_os("GNEISS_PYTHON") {
-        Some(named) => named.into(),
-        None if own.is_file() => own,
-        None => "python3".into(),
-    };
-    let imported = Command::new(&python).args(["-c", "import playwright.sync_api"]).output();
-    let problem = match imported {
-        _ if !Path::new(CHROMIUM).is_file() => {
-            format!("{CHROMIUM} is not there: Debian's package chromium has it")
-        }
-        Ok(output) if output.status.success() => return Some(python),
-        Ok(output) => {
-            let last = String::from_utf8_lossy(&output.stderr).lines().last().unwrap_or_default().to_owned();
-            format!("{} can't import playwright ({last}): `make oracle` installs it", python.display())
-        }
-        Err(error) => format!("{}: {error}", python.display()),
-    };
-    assert!(std::env::var("GNEISS_REQUIRE_CHROMIUM").as_deref() != Ok("1"), "{problem}");
-    eprintln!("skipped: {problem}");
+    if Path::new(CHROMIUM).is_file() {
+        return python_with("playwright.sync_api", REQUIRED);
+    }
+    let message = format!("{CHROMIUM} is not there: Debian's package chromium has it");
+    assert!(std::env::var(REQUIRED).as_deref() != Ok("1"), "{message}");
+    eprintln!("skipped: {message}");
     None
 }
 

@@ -5,4 +5,6 @@ mod command;
 mod odd;
 mod page;
 mod pictures;
+#[path = "../common/python.rs"]
+mod python;
 mod runs;

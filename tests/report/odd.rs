@@ -91,15 +91,19 @@ fn generation() -> Content {
             .push(json!({ "line": 9, "input": "Summarise: all.", "expected": "All.", "generated": long,
                                  "likeliest": null, "probabilities": [] }));
         json!({ "name": name, "adapter": null, "answers": {
-            "predictions": predictions, "generated": null, "likelihood": null, "perplexity": 3.21, "seconds": 140.2,
+            "predictions": predictions, "generated": null, "likelihood": null, "loss": 1.166, "perplexity": 3.21, "seconds": 140.2,
             "text": { "exact_match": 0.25, "exact_match_interval": [0.046, 0.699], "correct": 1, "total": 4,
                       "token_f1": 0.61, "rouge_l": 0.583 } } })
     };
     content.evaluation = Some(json!({
-        "test": "data/summaries.jsonl", "task": "generation", "labels": [],
+        "test": "data/summaries.jsonl", "task": "generation", "labels": [], "hard_prompt": "",
         "arms": [arm("base", |t| t.2.into()), arm("tuned", |t| t.3.into())],
         "pairs": [{ "name": "tuned", "by": "generated", "fixed": 1, "broken": 1, "difference": 0.0,
-                    "interval": [-0.5, 0.5], "p_value": 1.0 }],
+                    "interval": [-0.5, 0.5], "p_value": 1.0 },
+                  { "name": "tuned", "by": "token_f1", "fixed": 2, "broken": 1, "difference": 0.08,
+                    "interval": [-0.2, 0.31], "p_value": 1.0 },
+                  { "name": "tuned", "by": "rouge_l", "fixed": 3, "broken": 0, "difference": 0.11,
+                    "interval": [0.01, 0.32], "p_value": 0.01 }],
     }));
     content
 }
@@ -147,6 +151,7 @@ fn hostile() -> Content {
     content.config.prompt.init_text = HOSTILE.join(" ");
     content.config.data.test = "data/it's <here>.csv".into();
     content.summary.model.id = "models/\"><script>alert(4)</script>.gguf".into();
+    content.evaluation.as_mut().unwrap()["hard_prompt"] = HOSTILE[0].into();
     content.summary.warnings = HOSTILE.map(str::to_owned).to_vec();
     content
 }

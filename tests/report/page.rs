@@ -191,7 +191,10 @@ fn the_numbers_of_a_run() {
         "<bdi>14,400</bdi><span class=\"note\">, 0.011 % of 134,515,008",
         "970 MB",
         "225 of 225",
-        "Rows fixed: 112, broken: 0",
+        "over the base by generated answer",
+        "over the base by label likelihood",
+        "<q dir=\"auto\">Extract the satisfaction from the comment.</q>",
+        "Rows fixed: 112, broken: 0; exact McNemar",
         "3.9e-34",
         "in predictions.csv",
         "from_pretrained(&quot;models&quot;, gguf_file=&quot;SmolLM2-135M-Instruct.Q4_1.gguf&quot;)",
@@ -204,6 +207,24 @@ fn the_numbers_of_a_run() {
     let tables: Vec<&str> = page.split("<table class=\"confusion\">").skip(1).collect();
     let columns = |table: &str| table.split_once("</thead>").unwrap().0.contains("no label");
     assert_eq!(tables.into_iter().map(columns).collect::<Vec<_>>(), [true, false, false, false]);
+}
+
+#[test]
+fn a_generation_task() {
+    let (_, content) = odd::all().into_iter().find(|(name, _)| *name == "generation").unwrap();
+    let page = page(&content, "a").replace('\u{a0}', " ");
+    for part in [
+        "Exact match, tuned",
+        "over the base by exact match",
+        "over the base by token F1",
+        "over the base by ROUGE-L",
+        "Rows better: 3, worse: 0; sign test",
+        "nothing in front of them",
+        "<td class=\"n\">0.610</td><td class=\"n\">0.583</td>",
+    ] {
+        assert!(page.contains(part), "{part}");
+    }
+    assert!(!page.contains("class=\"confusion\"") && !page.contains("Precision"));
 }
 
 #[test]

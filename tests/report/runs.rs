@@ -140,12 +140,14 @@ pub fn classification(labels: &[&str], rows: &[(String, String, Answer, Answer)]
             "answers": {
                 "predictions": rows.iter().enumerate().map(prediction).collect::<Vec<_>>(),
                 "generated": generated, "likelihood": Scores::of(&labels, pairs), "text": null,
+                "loss": if name == "base" { 3.153 } else { 0.044 },
                 "perplexity": if name == "base" { 23.4 } else { 1.045 }, "seconds": 11.3,
             },
         })
     };
     json!({
         "test": "data/test.csv", "task": "classification", "labels": labels,
+        "hard_prompt": "Extract the satisfaction from the comment.",
         "arms": [arm("base", Value::Null, |r| &r.2), arm("tuned", "runs/tutorial/adapter".into(), |r| &r.3)],
         "pairs": [
             { "name": "tuned", "by": "generated", "fixed": 112, "broken": 0, "difference": 0.9655,

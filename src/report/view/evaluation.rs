@@ -1,6 +1,8 @@
 //! Tuned against base: scores, differences, confusion matrices, and the answers behind them.
 
 use super::Tile;
+use crate::config::Task;
+use crate::evaluate::compare::By;
 use crate::evaluate::{Answers, Arm, Evaluation, Paired, Prediction, Scores, TextScores};
 use crate::report::text;
 use serde::Serialize;
@@ -24,10 +26,28 @@ pub(in crate::report) struct EvaluationView<'a> {
     /// Of a generation task.
     texts: Vec<TextView<'a>>,
     costs: Vec<Cost<'a>>,
-    pairs: &'a [Paired],
+    hard_prompt: &'a str,
+    pairs: Vec<PairView<'a>>,
     /// Of each tuned prompt.
     examples: Vec<Examples<'a>>,
     several: bool,
+}
+
+/// A tuned prompt against the base in a sentence.
+#[derive(Serialize)]
+struct PairView<'a> {
+    name: &'a str,
+    /// By what rows are judged.
+    way: &'static str,
+    difference: f64,
+    interval: [f64; 2],
+    /// What the rows are called that the tuned prompt alone, or better, answered.
+    gained: &'static str,
+    fixed: u64,
+    lost: &'static str,
+    broken: u64,
+    test: &'static str,
+    p_value: f64,
 }
 
 /// Scores of all arms by one way to read an answer.
@@ -166,7 +186,8 @@ impl<'a> EvaluationView<'a> {
             by: by.collect(),
             texts: arms.iter().filter_map(text).collect(),
             costs: arms.iter().map(cost).collect(),
-            pairs: &evaluation.pairs,
+            hard_prompt: &evaluation.hard_prompt,
+            pairs: evaluation.pairs.iter().map(|pair| PairView::new(pair, evaluation.task)).collect(),
             examples,
             several: arms.len() > 2,
         }
@@ -188,6 +209,27 @@ impl<'a> EvaluationView<'a> {
         let range = |[low, high]: [f64; 2]| format!("{:.1} to {:.1}", 100.0 * low, 100.0 * high);
         let note = format!("{}; base {} ({})", range(of_tuned), text::percent(base), range(of_base));
         Some(Tile { label: label.into(), value: text::percent(tuned), note })
+    }
+}
+
+impl<'a> PairView<'a> {
+    fn new(pair: &'a Paired, task: Task) -> Self {
+        let way = match (pair.by, task) {
+            (By::Generated, Task::Classification) => "generated answer",
+            (By::Generated, Task::Generation) => "exact match",
+            (By::Likelihood, _) => "label likelihood",
+            (By::TokenF1, _) => "token F1",
+            (By::RougeL, _) => "ROUGE-L",
+        };
+        // By a score a row is not right or wrong, but better or worse.
+        let (gained, lost, test) = match pair.by {
+            By::Generated | By::Likelihood => ("Rows fixed", "broken", "exact McNemar"),
+            By::TokenF1 | By::RougeL => ("Rows better", "worse", "sign test"),
+        };
+        let (fixed, broken) = (pair.fixed as u64, pair.broken as u64);
+        let Paired { name, difference, interval, p_value, .. } = pair;
+        let (difference, interval, p_value) = (*difference, *interval, *p_value);
+        Self { name, way, difference, interval, gained, fixed, lost, broken, test, p_value }
     }
 }
 
