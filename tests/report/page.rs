@@ -236,9 +236,16 @@ fn the_states_of_a_run() {
     }
     let mut content = runs::under_way(31);
     assert!(page(&content, "a").contains("step 31 of 225"));
+    // How to go on is said where there is something to go on from.
+    let folder = tempfile::tempdir().unwrap();
+    let resumes = |content: &runs::Content| {
+        report::page(&content.run(folder.path(), "a")).unwrap().contains("gneiss tune --resume ")
+    };
     content.summary.status = gneiss::run::Status::Interrupted;
-    assert!(page(&content, "a").contains("gneiss tune --resume "));
-    assert!(!page(&runs::tutorial(), "a").contains("--resume"));
+    assert!(!resumes(&content));
+    std::fs::write(folder.path().join("a").join(gneiss::run::CHECKPOINT), "").unwrap();
+    assert!(resumes(&content) && resumes(&runs::under_way(1)));
+    assert!(!resumes(&runs::tutorial()));
 }
 
 #[test]

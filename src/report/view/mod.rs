@@ -217,7 +217,9 @@ fn commands(run: &Run) -> Vec<[String; 2]> {
         let generate = format!("gneiss generate --model {model} --adapter {} TEXT", path(&adapter));
         commands.push(["One answer".into(), generate]);
     }
-    if run.summary.status == Status::Interrupted {
+    // A run that was killed still says that it is running.
+    let ended = matches!(run.summary.status, Status::Completed | Status::StoppedEarly);
+    if !ended && run.path.join(crate::run::CHECKPOINT).is_file() {
         commands.push(["Go on".into(), format!("gneiss tune --resume {}", path(&run.path))]);
     }
     commands.push(["This page again".into(), format!("gneiss report {}", path(&run.path))]);
