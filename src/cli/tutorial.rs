@@ -164,15 +164,16 @@ fn samples(train: &Dataset, task: Task, template: &Template) {
     }
 }
 
-/// Every setting, table by table as the configuration has them.
+/// Every setting, in the order and with the tables that the configuration has.
 fn experiment(config: &Config) -> anyhow::Result<()> {
-    let toml: toml::Table = toml::from_str(&config.to_toml()?)?;
-    for (section, value) in &toml {
-        match value {
-            toml::Value::Table(keys) => {
-                keys.iter().for_each(|(key, value)| println!("{:<26} {value}", format!("{section}.{key}")));
-            }
-            value => println!("{section:<26} {value}"),
+    let mut table = String::new();
+    for line in config.to_toml()?.lines() {
+        if let Some((key, value)) = line.split_once(" = ") {
+            println!("{:<26} {value}", format!("{table}{key}"));
+        } else if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            table = format!("{name}.");
+        } else if !line.is_empty() {
+            println!("{:<26} {line}", "");
         }
     }
     Ok(())

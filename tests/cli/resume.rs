@@ -12,6 +12,15 @@ const LONG: [&str; 6] =
     ["tune", "dogs.toml", "--set", "train.num_epochs=60", "--set", "train.checkpoint_steps=2"];
 
 impl Place {
+    /// Starts [`LONG`] where no run of that name is.
+    fn spawn_long(&self) -> Child {
+        let run = self.path("runs/dogs");
+        if run.exists() {
+            std::fs::remove_dir_all(run).unwrap();
+        }
+        self.spawn(&LONG)
+    }
+
     fn spawn(&self, args: &[&str]) -> Child {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_gneiss"));
         command.current_dir(self.0.path()).env("HF_HUB_OFFLINE", "1").args(args);
@@ -68,7 +77,7 @@ fn a_killed_run_goes_on_bit_for_bit() {
     assert_eq!(place.records("runs/whole").len(), 60 * 4);
     let mut rng = ChaCha8Rng::seed_from_u64(4);
     for _ in 0..3 {
-        let mut child = place.spawn(&LONG);
+        let mut child = place.spawn_long();
         let mut at = 6;
         let mut kills = 0;
         loop {
@@ -107,7 +116,7 @@ fn ctrl_c_ends_the_step_keeps_everything_and_says_how_to_go_on() {
     let place = Place::new();
     place.gneiss(LONG.into_iter().chain(["--set", "name=whole"])).success();
     for signal in [libc::SIGINT, libc::SIGTERM] {
-        let child = place.spawn(&LONG);
+        let child = place.spawn_long();
         signal_after(&place, &child, 20, signal);
         let (status, stderr) = ended(child);
         assert_eq!(status.code(), Some(130), "{stderr}");
