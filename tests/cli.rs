@@ -13,6 +13,8 @@ use tempfile::TempDir;
 
 #[path = "cli/resume.rs"]
 mod resume;
+#[path = "cli/tutorial.rs"]
+mod tutorial;
 
 const VOCAB: usize = 131;
 const GOOD: [&str; 4] = ["shiny", "gentle", "happy", "fluffy"];

@@ -10,10 +10,10 @@ use gneiss::tune::range_test::{RANGE, STEPS};
 use gneiss::tune::{EpochRecord, Limits, Observer, RangeTest, StepRecord, Task, range_test};
 use gneiss::{Error, Result};
 use indicatif::ProgressBar;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// Runs the test and writes its curve into `RUNS/NAME.find-lr/`.
-pub fn run(config: &Config, session: &Session, json: bool) -> anyhow::Result<()> {
+/// Runs the test, and writes it with its curve into `RUNS/NAME.find-lr/`, which it gives back.
+pub fn run(config: &Config, session: &Session) -> anyhow::Result<(RangeTest, PathBuf)> {
     let tuning = Tuning::prepare(config, session, None)?;
     tuning.warnings.iter().for_each(|text| eprintln!("warning    {text}"));
     let task = Task {
@@ -38,16 +38,11 @@ pub fn run(config: &Config, session: &Session, json: bool) -> anyhow::Result<()>
         write_atomically(&folder.join("range_test.svg"), |out| out.write_all(svg.as_bytes()))?;
         write_atomically(&folder.join("range_test.png"), |out| out.write_all(&png))?;
     }
-    if json {
-        println!("{result}");
-    } else {
-        print(&found, &folder);
-    }
-    Ok(())
+    Ok((found, folder))
 }
 
 /// Every ninth rate, and what comes of all.
-fn print(found: &RangeTest, folder: &Path) {
+pub fn print(found: &RangeTest, folder: &Path) {
     let mut rows = vec![["learning rate", "loss", "smoothed"].map(str::to_owned).to_vec()];
     let last = found.points.len().saturating_sub(1);
     for (_, point) in found.points.iter().enumerate().filter(|(i, _)| i % 9 == 0 || *i == last) {
@@ -59,12 +54,12 @@ fn print(found: &RangeTest, folder: &Path) {
     }
     println!("{}", text::table(&rows));
     match found.suggestion {
-        Some(rate) => println!("\nsuggested: --set train.learning_rate={rate:.1e}"),
+        Some(rate) => println!("\nsuggested  --set train.learning_rate={rate:.1e}"),
         None => {
             println!("\nthe loss never fell between {:e} and {:e}: no rate to suggest", RANGE[0], RANGE[1])
         }
     }
-    println!("curve: {}", folder.join("range_test.png").display());
+    println!("curve      {}", folder.join("range_test.png").display());
 }
 
 struct Watch {

@@ -15,21 +15,28 @@ use std::path::{Path, PathBuf};
 
 /// Tunes a soft prompt and writes a run folder: configuration, metrics, checkpoint, adapter, report.
 #[derive(Args)]
+#[command(group = clap::ArgGroup::new("what").required(true).args(["config", "resume"]))]
 pub struct Tune {
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+/// What a run begins with, or goes on from.
+#[derive(Args)]
+pub(super) struct RunArgs {
     /// The configuration, such as configs/tutorial.toml.
-    #[arg(required_unless_present = "resume")]
     config: Option<PathBuf>,
     /// Go on with the run in this folder, such as runs/tutorial, from its last checkpoint.
     #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "find_lr"])]
     resume: Option<PathBuf>,
-    /// Try rising learning rates for a hundred steps, suggest one, and write nothing but the curve.
+    /// Try rising learning rates for a hundred steps and suggest one. `tune` then ends; `tutorial` takes it.
     #[arg(long)]
-    find_lr: bool,
+    pub(super) find_lr: bool,
     #[command(flatten)]
     overrides: Overrides,
     /// Print the result as JSON.
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 /// A run as it was asked for.
@@ -43,42 +50,48 @@ pub(super) struct Order {
 impl Tune {
     /// Runs the subcommand.
     pub fn run(self) -> anyhow::Result<()> {
-        let order = self.order()?;
+        let RunArgs { find_lr, json, .. } = self.run;
+        let order = self.run.order(Path::new(""))?;
         let session = progress::open(&order.config.model)?;
-        if self.find_lr {
-            return super::find_lr::run(&order.config, &session, self.json);
+        if find_lr {
+            let (found, folder) = super::find_lr::run(&order.config, &session)?;
+            if json {
+                println!("{}", serde_json::to_string_pretty(&found)?);
+            } else {
+                super::find_lr::print(&found, &folder);
+            }
+            return Ok(());
         }
         let (folder, summary) = tune(&order, &session)?;
-        if self.json {
+        if json {
             println!("{}", serde_json::to_string(&Outcome::of(&folder, &summary))?);
         } else {
             print(&folder, &summary);
         }
-        go_on(&folder, &summary)
+        go_on("tune", &folder, &summary)
     }
+}
 
-    fn order(&self) -> anyhow::Result<Order> {
-        match (&self.config, &self.resume) {
-            (Some(path), None) => Ok(Order { config: self.overrides.load(path)?, resume: None }),
-            (_, Some(folder)) => {
-                let (mut config, state) = run::tuning::resumable(folder, &self.overrides.sets)?;
-                self.overrides.apply(&mut config);
-                Ok(Order { config, resume: Some((folder.clone(), state)) })
-            }
-            (None, None) => {
-                anyhow::bail!(gneiss::Error::Invalid("expected a configuration, found none".into()))
-            }
-        }
+impl RunArgs {
+    /// The run that they ask for; of the configuration in `default` where they name none.
+    pub(super) fn order(&self, default: &Path) -> anyhow::Result<Order> {
+        let Some(folder) = &self.resume else {
+            let path = self.config.as_deref().unwrap_or(default);
+            return Ok(Order { config: self.overrides.load(path)?, resume: None });
+        };
+        let (mut config, state) = run::tuning::resumable(folder, &self.overrides.sets)?;
+        self.overrides.apply(&mut config);
+        Ok(Order { config, resume: Some((folder.clone(), state)) })
     }
 }
 
 /// An interrupted run is no success; the message says how to go on.
-pub(super) fn go_on(folder: &Path, summary: &Summary) -> anyhow::Result<()> {
+pub(super) fn go_on(command: &str, folder: &Path, summary: &Summary) -> anyhow::Result<()> {
     if summary.status != run::Status::Interrupted {
         return Ok(());
     }
-    let folder = folder.display();
-    let text = format!("interrupted after step {}; go on with: gneiss tune --resume {folder}", summary.steps);
+    let (step, folder) = (summary.steps, folder.display());
+    let text = format!("interrupted after step {step}; go on with: gneiss {command} --resume {folder}");
     Err(Interrupted(text).into())
 }
 
@@ -149,7 +162,7 @@ fn examples(what: &str, file: &str, encoded: &Encoded, config: &Config) {
 
 /// What a run came to, for machines.
 #[derive(serde::Serialize)]
-struct Outcome<'a> {
+pub(super) struct Outcome<'a> {
     run: String,
     adapter: String,
     report: String,
@@ -158,7 +171,7 @@ struct Outcome<'a> {
 }
 
 impl<'a> Outcome<'a> {
-    fn of(folder: &Path, summary: &'a Summary) -> Self {
+    pub(super) fn of(folder: &Path, summary: &'a Summary) -> Self {
         let path = |name: &str| folder.join(name).display().to_string();
         let run = folder.display().to_string();
         Self { run, adapter: path(run::ADAPTER), report: path(run::REPORT), summary }

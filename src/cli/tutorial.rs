@@ -1,17 +1,17 @@
 //! `gneiss tutorial`: the steps of IBM's "Prompt tune a Granite model", on this machine.
 
 use super::inspect::dataset::DatasetReport;
-use super::tune::{self, Order};
-use super::{Overrides, eval, learning_curve, progress, text};
+use super::tune::{self, RunArgs};
+use super::{eval, find_lr, learning_curve, progress, text};
 use clap::Args;
 use gneiss::bench::machine;
 use gneiss::config::{Config, Task};
 use gneiss::data::{Dataset, Template};
-use gneiss::evaluate::{Tuned, test_file};
+use gneiss::evaluate::{Evaluation, Tuned, test_file};
 use gneiss::run::{self, Run};
 use gneiss::setup::{self, Session};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Sample rows of each label.
 const SAMPLES: usize = 2;
@@ -20,57 +20,72 @@ const MOST_LABELS: usize = 5;
 /// Steps, as they are counted on the screen.
 const STEPS: usize = 8;
 
-/// Walks through the tutorial: data, experiment, run, status, summary, learning curve, tuned against base.
+/// Walks through the tutorial: data, experiment, run, status, summary, learning curve, tuned against base. The
+/// configuration is configs/tutorial.toml where none is named.
 #[derive(Args)]
 pub struct Tutorial {
-    /// The configuration.
-    #[arg(default_value = "configs/tutorial.toml")]
-    config: PathBuf,
     #[command(flatten)]
-    overrides: Overrides,
+    run: RunArgs,
+}
+
+/// All that came of it, for machines.
+#[derive(serde::Serialize)]
+struct Outcome<'a> {
+    tuning: tune::Outcome<'a>,
+    evaluation: Evaluation,
 }
 
 impl Tutorial {
     /// Runs the subcommand.
     pub fn run(self) -> anyhow::Result<()> {
-        let config = self.overrides.load(&self.config)?;
+        let mut order = self.run.order(Path::new("configs/tutorial.toml"))?;
         // A mistake here would show after the run.
-        test_file(&config)?;
-        step(
-            1,
-            "Environment",
-            "the model runs on this machine: no account, no key, no network once it is here",
-        );
-        let session = progress::open(&config.model)?;
-        environment(&session);
-        step(2, "Data", "what the prompt learns from, is chosen by, and is judged on");
-        data(&config)?;
-        step(3, "Experiment", "every setting; --set KEY=VALUE changes one");
-        experiment(&config)?;
-        step(4, "Run", "the model's weights stay as they are; only the virtual tokens' embeddings are tuned");
-        let order = Order { config, resume: None };
+        test_file(&order.config)?;
+        let show = !self.run.json;
+        if show {
+            step(1, "Environment", "the model runs on this machine: no account, no key, no network once it is here");
+        }
+        let session = progress::open(&order.config.model)?;
+        if show {
+            environment(&session);
+            step(2, "Data", "what the prompt learns from, is chosen by, and is judged on");
+            data(&order.config)?;
+        }
+        if self.run.find_lr {
+            let (found, folder) = find_lr::run(&order.config, &session)?;
+            order.config.train.learning_rate = found.suggestion.unwrap_or(order.config.train.learning_rate);
+            if show {
+                step(3, "Experiment", "first a learning rate, then every setting; --set KEY=VALUE changes one");
+                find_lr::print(&found, &folder);
+                println!();
+            }
+        } else if show {
+            step(3, "Experiment", "every setting; --set KEY=VALUE changes one");
+        }
+        if show {
+            experiment(&order.config)?;
+            step(4, "Run", "the model's weights stay as they are; only the virtual tokens' embeddings are tuned");
+        }
         let (folder, summary) = tune::tune(&order, &session)?;
-        tune::go_on(&folder, &summary)?;
-        println!("{} steps in {}", summary.steps, text::duration(summary.seconds));
-        step(5, "Status and summary", "what the run came to");
-        tune::print(&folder, &summary);
-        step(6, "Learning curve", "the loss by epoch: mean negative log-likelihood of a target token, nats");
-        learning_curve::print(&Run::read(&folder)?);
-        step(
-            7,
-            "Tuned against base",
-            "both answer the test file, which neither the run nor the choice of epoch saw",
-        );
+        tune::go_on("tutorial", &folder, &summary)?;
+        if show {
+            println!("{} steps in {}", summary.steps, text::duration(summary.seconds));
+            step(5, "Status and summary", "what the run came to");
+            tune::print(&folder, &summary);
+            step(6, "Learning curve", "the loss by epoch: mean negative log-likelihood of a target token, nats");
+            learning_curve::print(&Run::read(&folder)?);
+            step(7, "Tuned against base", "both answer the test file, which the run has not seen");
+        }
         let tuned = Tuned::read_all(std::slice::from_ref(&folder))?;
         let evaluation = eval::evaluate(&order.config, &session, &tuned, &folder)?;
+        if !show {
+            let outcome = Outcome { tuning: tune::Outcome::of(&folder, &summary), evaluation };
+            println!("{}", serde_json::to_string(&outcome)?);
+            return Ok(());
+        }
         eval::print(&evaluation);
-        step(
-            8,
-            "Deployment",
-            "the tuned prompt is a folder; any program that loads PEFT adapters can use it",
-        );
-        deployment(&order.config, &folder)?;
-        Ok(())
+        step(8, "Deployment", "the tuned prompt is a folder; any program that loads PEFT adapters can use it");
+        deployment(&order.config, &folder)
     }
 }
 

@@ -97,8 +97,9 @@ impl<'a> Tuning<'a> {
         let vocabulary = || Vocabulary::new(self.session.model.embedding(), Some(&self.session.tokenizer));
         let records =
             (self.config.data.task == TaskKind::Classification).then_some(&self.train.0.records[..]);
-        let health = Health::new(&self.train.1.examples, records, vocabulary()?.norms()?);
         let summary = self.summary(folder, trainer)?;
+        let health = Health::new(&self.train.1.examples, records, vocabulary()?.norms()?);
+        let health = health.after(&summary.warnings);
         folder.summary(&summary)?;
         let events = match self.config.train.tensorboard {
             true => Some(EventFile::create(&folder.path, trainer.position().step)?),

@@ -19,6 +19,10 @@ const AT_CHANCE: f64 = 0.93;
 const WINDOW: usize = 10;
 /// A gradient norm below this share of the first steps' has vanished.
 const VANISHED: f64 = 1e-4;
+/// What the text of each kind of trouble says.
+const VANISHES: &str = "the gradient has vanished";
+const STANDS: &str = "the training loss";
+const LEFT: &str = "the prompt has left the vocabulary's range";
 /// What all advice about a loss that stands still comes to.
 const TRY: &str = "try train.learning_rate three to ten times as high or as low (gneiss tune --find-lr suggests one), \
                    more epochs, or a prompt.init_text that says what to answer";
@@ -122,6 +126,12 @@ impl Health {
         }
     }
 
+    /// The same of a run that goes on, which was told `warnings`.
+    pub fn after(mut self, warnings: &[String]) -> Self {
+        self.told = [VANISHES, STANDS, LEFT].map(|what| warnings.iter().any(|text| text.contains(what)));
+        self
+    }
+
     /// After a step.
     pub fn step(&mut self, record: &StepRecord) -> Option<String> {
         let first = *self.first_loss.get_or_insert(record.loss);
@@ -140,7 +150,7 @@ impl Health {
         let vanished = norm < VANISHED * self.first_norm && loss > 0.5 * first;
         (self.recent.len() == WINDOW && vanished && self.tell(0)).then(|| {
             format!(
-                "step {}: the gradient has vanished (norm {norm:.1e}, {:.1e} at first) and the loss is still {loss:.4}: \
+                "step {}: {VANISHES} (norm {norm:.1e}, {:.1e} at first) and the loss is still {loss:.4}: \
                  a lower train.learning_rate may keep the prompt where the model listens to it; {TRY}",
                 record.step, self.first_norm
             )
@@ -158,12 +168,12 @@ impl Health {
         let stands = loss > MOVED * first;
         match at_chance {
             Some(chance) if self.tell(1) => Some(format!(
-                "epoch {}: the training loss is {loss:.4}, and guessing the labels gives {chance:.4}: nothing of them \
+                "epoch {}: {STANDS} is {loss:.4}, and guessing the labels gives {chance:.4}: nothing of them \
                  is learned yet; {TRY}",
                 record.epoch
             )),
             None if stands && self.tell(1) => Some(format!(
-                "epoch {}: the training loss has not moved ({loss:.4}, {first:.4} in the first epoch); {TRY}",
+                "epoch {}: {STANDS} has not moved ({loss:.4}, {first:.4} in the first epoch); {TRY}",
                 record.epoch
             )),
             _ => None,
@@ -183,7 +193,7 @@ impl Health {
         }
         let mean = norms.iter().map(|norm| f64::from(*norm)).sum::<f64>() / norms.len() as f64;
         Ok(Some(format!(
-            "the prompt has left the vocabulary's range: {beyond} of {} virtual tokens are longer than any embedding \
+            "{LEFT}: {beyond} of {} virtual tokens are longer than any embedding \
              (mean norm {mean:.2}; the vocabulary's go from {:.2} to {most:.2}): where the validation loss suffers, try \
              a lower train.learning_rate or some train.weight_decay",
             norms.len(),

@@ -1,0 +1,111 @@
+//! The tutorial's steps, and what a run warns of.
+
+use super::*;
+
+/// The steps' titles in their order, each with a word of what it shows.
+const STEPS: [(&str, &str); 8] = [
+    ("Environment", "cpu"),
+    ("Data", "sample rows of train.csv"),
+    ("Experiment", "train.learning_rate"),
+    ("Run", "steps in"),
+    ("Status and summary", "completed"),
+    ("Learning curve", "best"),
+    ("Tuned against base", "McNemar"),
+    ("Deployment", "PeftModel.from_pretrained"),
+];
+
+#[test]
+fn the_tutorial_goes_through_all_its_steps() {
+    let place = Place::new();
+    let (stdout, stderr) = texts(&place.gneiss(["tutorial", "dogs.toml"]).success());
+    let mut rest = stdout.as_str();
+    for (i, (title, shown)) in STEPS.iter().enumerate() {
+        let head = format!("Step {} of 8: {title}\n", i + 1);
+        let Some((_, after)) = rest.split_once(&head) else { panic!("no {head:?} in: {rest}") };
+        let own = after.split("\nStep ").next().unwrap();
+        assert!(own.contains(shown), "{title}: expected {shown:?} in: {own}");
+        rest = after;
+    }
+    // Two sample rows of each label, and every key.
+    assert_eq!(stdout.matches("\n  → 1\n").count(), 2, "{stdout}");
+    assert_eq!(stdout.matches("\n  → 0\n").count(), 2, "{stdout}");
+    let config = std::fs::read_to_string(place.path("runs/dogs/config.toml")).unwrap();
+    for key in config.lines().filter_map(|line| line.split_once(" = ")).map(|(key, _)| key) {
+        assert!(stdout.contains(key), "{key} is no row of the experiment");
+    }
+    assert!(stderr.contains("epoch 3"), "{stderr}");
+    let report = std::fs::read_to_string(place.path("runs/dogs/report.html")).unwrap();
+    assert!(report.contains("Tuned against base"), "the report is of the evaluated run");
+    for name in ["evaluation.json", "predictions.csv", "curve.png"] {
+        assert!(place.path("runs/dogs").join(name).is_file(), "{name}");
+    }
+}
+
+#[test]
+fn the_tutorial_takes_the_flags_of_tune() {
+    let place = Place::new();
+    let args = ["tutorial", "dogs.toml", "--find-lr", "--json", "--set", "train.num_epochs=1"];
+    let (stdout, _) = texts(&place.gneiss(args).success());
+    let result: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(result["tuning"]["epochs"], json!(1));
+    assert_eq!(result["evaluation"]["arms"].as_array().unwrap().len(), 2);
+    let found = place.json("runs/dogs.find-lr/range_test.json");
+    let config = Config::load(&place.path("runs/dogs/config.toml"), &[]).unwrap();
+    assert_eq!(found["suggestion"].as_f64(), Some(config.train.learning_rate));
+    let (stdout, _) = texts(&place.gneiss(["tutorial", "--resume", "runs/dogs", "--set", "train.num_epochs=2"]).success());
+    assert!(stdout.contains("2, 6 of 6 steps") && stdout.contains("Step 8 of 8"), "{stdout}");
+    place.refuses(["tutorial"], &["configs/tutorial.toml"]);
+    place.refuses(["tutorial", "dogs.toml", "--set", "data.test="], &["data.test"]);
+}
+
+#[test]
+fn find_lr_tries_rates_and_suggests_one() {
+    let place = Place::new();
+    let (stdout, _) = texts(&place.gneiss(["tune", "dogs.toml", "--find-lr"]).success());
+    let found = place.json("runs/dogs.find-lr/range_test.json");
+    let points = found["points"].as_array().unwrap();
+    let rate = |i: usize| points[i]["learning_rate"].as_f64().unwrap();
+    assert!((rate(0) - 1e-5).abs() < 1e-12 && rate(points.len() - 1) <= 1.0 + 1e-12);
+    let suggestion = found["suggestion"].as_f64().unwrap();
+    assert!(stdout.contains(&format!("--set train.learning_rate={suggestion:.1e}")), "{stdout}");
+    for name in ["range_test.svg", "range_test.png"] {
+        assert!(place.path("runs/dogs.find-lr").join(name).is_file(), "{name}");
+    }
+    assert!(!place.path("runs/dogs").exists(), "no run was made");
+    let (stdout, _) = texts(&place.gneiss(["tune", "dogs.toml", "--find-lr", "--json"]).success());
+    assert_eq!(serde_json::from_str::<Value>(&stdout).unwrap(), found, "a second test finds the same");
+}
+
+#[test]
+fn a_run_warns_and_keeps_its_warnings() {
+    let place = Place::new();
+    place.write("test.csv", "input,output\nshiny dog word40,1\nnew dog,maybe\n");
+    let rows: String = (0..10).map(|i| format!("happy dog word{},1\n", 60 + i)).collect();
+    place.write("train.csv", &format!("{}{rows}", reviews(2)));
+    let (_, stderr) = texts(&place.gneiss(["tune", "dogs.toml"]).success());
+    let summary = place.json("runs/dogs/summary.json");
+    let kept: Vec<&str> = summary["warnings"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    let report = std::fs::read_to_string(place.path("runs/dogs/report.html")).unwrap();
+    for part in [
+        "11 of 12 rows (92 %) are labelled",
+        "data.test: a label that no row of data.train has",
+        "data.test: 1 of 2 inputs also stand in data.train (line 2 there is line 2 here)",
+    ] {
+        assert!(stderr.contains("warning    data.t") && stderr.contains(part), "{part:?} in: {stderr}");
+        assert_eq!(kept.iter().filter(|warning| warning.contains(part)).count(), 1, "{kept:?}");
+        assert!(report.contains(part), "{part:?} is not in the report");
+    }
+    // A run that goes on does not say it twice.
+    place.gneiss(["tune", "--resume", "runs/dogs", "--set", "train.num_epochs=4"]).success();
+    assert_eq!(place.json("runs/dogs/summary.json")["warnings"].as_array().unwrap().len(), kept.len());
+}
+
+#[test]
+fn tensorboard_gets_its_file_where_it_is_asked_for() {
+    let place = Place::new();
+    place.gneiss(["tune", "dogs.toml", "--set", "train.tensorboard=true"]).success();
+    let events = |names: Vec<PathBuf>| {
+        names.iter().filter(|name| name.to_string_lossy().starts_with("events.out.tfevents.")).count()
+    };
+    assert_eq!(events(place.files("runs/dogs").into_keys().collect()), 1);
+}
