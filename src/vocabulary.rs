@@ -79,10 +79,20 @@ pub struct Vocabulary<'a> {
     tokenizer: Option<&'a TextTokenizer>,
 }
 
+/// A token's text with its white space made visible.
+pub fn visible(text: &str) -> String {
+    text.replace(' ', "·").replace('\n', "⏎").replace('\t', "⇥")
+}
+
 impl Token {
     /// The token of this id.
     pub fn new(id: u32, tokenizer: Option<&TextTokenizer>) -> Self {
         Self { id, text: tokenizer.and_then(|t| t.token_text(id)) }
+    }
+
+    /// Its text with white space made visible, else its id.
+    pub fn visible(&self) -> String {
+        self.text.as_deref().map_or_else(|| format!("#{}", self.id), visible)
     }
 }
 

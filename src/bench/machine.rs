@@ -96,7 +96,8 @@ pub fn now() -> String {
     utc(since.as_secs())
 }
 
-fn utc(seconds: u64) -> String {
+/// A time, seconds since 1970-01-01, as [`now`] gives it.
+pub fn utc(seconds: u64) -> String {
     let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     let (mut days, mut year) = (seconds / 86_400, 1970);
     loop {

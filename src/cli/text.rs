@@ -1,7 +1,6 @@
 //! Numbers and tables for people.
 
 use gneiss::tune::MemoryPlan;
-use gneiss::vocabulary::Token;
 
 /// Bytes in kB, MB or GB, powers of 1,000.
 pub fn bytes(n: u64) -> String {
@@ -46,16 +45,6 @@ pub fn shortage(plan: &MemoryPlan) -> Option<String> {
         bytes(missing as u64),
         bytes(plan.total() as u64)
     ))
-}
-
-/// A token's text with its white space made visible.
-pub fn visible(text: &str) -> String {
-    text.replace(' ', "·").replace('\n', "⏎").replace('\t', "⇥")
-}
-
-/// A token's text with white space shown, else its id.
-pub fn token(token: &Token) -> String {
-    token.text.as_deref().map_or_else(|| format!("#{}", token.id), visible)
 }
 
 /// `text` on one line, cut to `width` characters.

@@ -43,7 +43,11 @@ impl Tutorial {
         test_file(&order.config)?;
         let show = !self.run.json;
         if show {
-            step(1, "Environment", "the model runs on this machine: no account, no key, no network once it is here");
+            step(
+                1,
+                "Environment",
+                "the model runs on this machine: no account, no key, no network once it is here",
+            );
         }
         let session = progress::open(&order.config.model)?;
         if show {
@@ -55,7 +59,11 @@ impl Tutorial {
             let (found, folder) = find_lr::run(&order.config, &session)?;
             order.config.train.learning_rate = found.suggestion.unwrap_or(order.config.train.learning_rate);
             if show {
-                step(3, "Experiment", "first a learning rate, then every setting; --set KEY=VALUE changes one");
+                step(
+                    3,
+                    "Experiment",
+                    "first a learning rate, then every setting; --set KEY=VALUE changes one",
+                );
                 find_lr::print(&found, &folder);
                 println!();
             }
@@ -64,7 +72,11 @@ impl Tutorial {
         }
         if show {
             experiment(&order.config)?;
-            step(4, "Run", "the model's weights stay as they are; only the virtual tokens' embeddings are tuned");
+            step(
+                4,
+                "Run",
+                "the model's weights stay as they are; only the virtual tokens' embeddings are tuned",
+            );
         }
         let (folder, summary) = tune::tune(&order, &session)?;
         tune::go_on("tutorial", &folder, &summary)?;
@@ -72,7 +84,11 @@ impl Tutorial {
             println!("{} steps in {}", summary.steps, text::duration(summary.seconds));
             step(5, "Status and summary", "what the run came to");
             tune::print(&folder, &summary);
-            step(6, "Learning curve", "the loss by epoch: mean negative log-likelihood of a target token, nats");
+            step(
+                6,
+                "Learning curve",
+                "the loss by epoch: mean negative log-likelihood of a target token, nats",
+            );
             learning_curve::print(&Run::read(&folder)?);
             step(7, "Tuned against base", "both answer the test file, which the run has not seen");
         }
@@ -84,7 +100,11 @@ impl Tutorial {
             return Ok(());
         }
         eval::print(&evaluation);
-        step(8, "Deployment", "the tuned prompt is a folder; any program that loads PEFT adapters can use it");
+        step(
+            8,
+            "Deployment",
+            "the tuned prompt is a folder; any program that loads PEFT adapters can use it",
+        );
         deployment(&order.config, &folder)
     }
 }

@@ -100,22 +100,10 @@ pub(super) fn bytes(n: u64) -> String {
     }
 }
 
-/// A time, seconds since 1970-01-01, as `2026-11-22 20:44 UTC`. The days are counted from a first of March, so that
-/// a leap day is the last of its year.
+/// A time, seconds since 1970-01-01, as `2026-11-22 20:44 UTC`.
 pub(super) fn date(seconds: u64) -> String {
-    let days = seconds / 86_400 + 719_468;
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let (day, year) = (day - (153 * month + 2) / 5 + 1, year + 400 * era + u64::from(month >= 10));
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    format!("{year}-{month:02}-{day:02} {:02}:{:02} UTC", seconds / 3600 % 24, seconds / 60 % 60)
-}
-
-/// A token's text with its white space made visible.
-pub(super) fn visible(text: &str) -> String {
-    text.replace(' ', "·").replace('\n', "⏎").replace('\t', "⇥")
+    let utc = crate::bench::machine::utc(seconds);
+    format!("{} UTC", utc[..16].replace('T', " "))
 }
 
 /// The first `width` characters of a text, cut at a space where one is near, with an ellipsis; none where all fits.
@@ -188,7 +176,6 @@ mod tests {
         assert_eq!(cut("short", 5), None);
         assert_eq!(cut("one two three four", 15).as_deref(), Some("one two three…"));
         assert_eq!(cut("ééééé", 3).as_deref(), Some("ééé…"));
-        assert_eq!(visible(" a\n"), "·a⏎");
         assert_eq!([shell("runs/a-1"), shell("it's"), shell("")], ["runs/a-1", "'it'\\''s'", "''"]);
     }
 }

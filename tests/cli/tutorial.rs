@@ -52,7 +52,8 @@ fn the_tutorial_takes_the_flags_of_tune() {
     let found = place.json("runs/dogs.find-lr/range_test.json");
     let config = Config::load(&place.path("runs/dogs/config.toml"), &[]).unwrap();
     assert_eq!(found["suggestion"].as_f64(), Some(config.train.learning_rate));
-    let (stdout, _) = texts(&place.gneiss(["tutorial", "--resume", "runs/dogs", "--set", "train.num_epochs=2"]).success());
+    let (stdout, _) =
+        texts(&place.gneiss(["tutorial", "--resume", "runs/dogs", "--set", "train.num_epochs=2"]).success());
     assert!(stdout.contains("2, 6 of 6 steps") && stdout.contains("Step 8 of 8"), "{stdout}");
     place.refuses(["tutorial"], &["configs/tutorial.toml"]);
     place.refuses(["tutorial", "dogs.toml", "--set", "data.test="], &["data.test"]);

@@ -185,10 +185,10 @@ impl AdapterReport {
         for (i, token) in self.tokens.iter().enumerate() {
             let mut row = vec![(i + 1).to_string(), format!("{:.3}", token.norm)];
             if let Some(initial) = &token.initial {
-                row.extend([text::token(&initial.token), format!("{:.3}", initial.moved)]);
+                row.extend([initial.token.visible(), format!("{:.3}", initial.moved)]);
             }
             for near in &token.nearest {
-                row.extend([text::token(&near.token), format!("{:.2}", near.cosine)]);
+                row.extend([near.token.visible(), format!("{:.2}", near.cosine)]);
             }
             rows.push(row);
         }

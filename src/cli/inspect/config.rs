@@ -9,7 +9,7 @@ use gneiss::data::pack::common_head;
 use gneiss::data::{Dataset, Encoder, Example, Passes, PrefixGroup, Template};
 use gneiss::model::{Checkpoint, TextTokenizer, TuningMemory, granite};
 use gneiss::tune::{Limits, Work};
-use gneiss::{Error, setup};
+use gneiss::{Error, setup, vocabulary};
 use serde::Serialize;
 use std::collections::HashSet;
 use std::path::Path;
@@ -235,7 +235,7 @@ impl Report for ConfigReport {
         line("prompt", format!("{} virtual tokens", self.virtual_tokens));
         let shared = match self.shared_tokens {
             0 => "no token".to_owned(),
-            n => format!("{n} tokens, {}", text::visible(&self.shared_text)),
+            n => format!("{n} tokens, {}", vocabulary::visible(&self.shared_text)),
         };
         line("inputs share", shared);
         line("positions", format!("{} of the model's {}", self.positions[0], self.positions[1]));

@@ -189,7 +189,7 @@ impl Report for ModelReport {
             line("storage", format!("{format}, {} on disk", text::bytes(bytes)));
         }
         if let Some(TokenizerReport { vocabulary, eos_token, stop_tokens }) = &self.tokenizer {
-            let token = |t: &Token| format!("{} ({})", text::token(t), t.id);
+            let token = |t: &Token| format!("{} ({})", t.visible(), t.id);
             let stop = stop_tokens.iter().map(token).collect::<Vec<_>>().join(", ");
             line(
                 "tokenizer",

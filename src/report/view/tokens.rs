@@ -95,6 +95,6 @@ impl TokensView {
 /// A neighbour's text, else its id, and its cosine.
 fn neighbour(neighbour: &Neighbour) -> (String, f64) {
     let token = &neighbour.token;
-    let text = token.text.as_deref().map_or_else(|| format!("#{}", token.id), text::visible);
+    let text = token.visible();
     (text::cut(&text, LONGEST).unwrap_or(text), neighbour.cosine)
 }
