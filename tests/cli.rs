@@ -332,7 +332,6 @@ fn eval_puts_several_prompts_side_by_side() {
     let place = Place::new();
     place.gneiss(["tune", "dogs.toml", "--set", "train.num_epochs=100"]).success();
     place.gneiss(["tune", "dogs.toml", "--set", "name=cats", "--set", "train.num_epochs=1"]).success();
-    let before = [place.files("runs/dogs"), place.files("runs/cats")];
     let eval = ["eval", "dogs.toml", "--adapter", "runs/dogs", "--adapter", "runs/cats/adapter"];
     let (stdout, stderr) = texts(&place.gneiss(eval).success());
     for part in [
@@ -345,7 +344,16 @@ fn eval_puts_several_prompts_side_by_side() {
         assert!(stdout.contains(part), "expected {part:?} in: {stdout}");
     }
     assert!(stderr.contains("results    runs/dogs.eval/evaluation.json and "), "{stderr}");
-    assert_eq!([place.files("runs/dogs"), place.files("runs/cats")], before);
+    // Each run gets its own part.
+    for name in ["dogs", "cats"] {
+        let own: Evaluation =
+            serde_json::from_value(place.json(&format!("runs/{name}/evaluation.json"))).unwrap();
+        assert_eq!(own.arms.iter().map(|arm| arm.name.as_str()).collect::<Vec<_>>(), ["base", name]);
+        assert!(own.pairs.len() == 2 && own.pairs.iter().all(|pair| pair.name == name));
+        let report = std::fs::read_to_string(place.path(&format!("runs/{name}/report.html"))).unwrap();
+        assert!(report.contains("Tuned against base"), "{name}");
+    }
+    let before = place.files("runs/cats");
     let kept = std::fs::read_to_string(place.path("runs/dogs.eval/evaluation.json")).unwrap();
     let kept: Evaluation = serde_json::from_str(&kept).unwrap();
     let [base, dogs, cats] = ["base", "dogs", "cats"];
@@ -365,7 +373,7 @@ fn eval_puts_several_prompts_side_by_side() {
     let (_, stderr) = texts(&place.gneiss(eval).success());
     assert!(stderr.contains("results/cats/predictions.csv"), "{stderr}");
     assert_eq!(place.files("results/cats").len(), 2);
-    assert_eq!(place.files("runs/cats"), before[1]);
+    assert_eq!(place.files("runs/cats"), before);
 }
 
 #[test]

@@ -5,7 +5,6 @@ use anyhow::Context;
 use clap::Args;
 use gneiss::config::Config;
 use gneiss::evaluate::{self, Answers, By, Evaluation, Observer, Paired, Progress, Scores, Stage, Tuned};
-use gneiss::report;
 use gneiss::run::{EVALUATION, METRICS, PREDICTIONS, REPORT, Run};
 use gneiss::setup::Session;
 use indicatif::ProgressBar;
@@ -15,7 +14,7 @@ use std::path::{Path, PathBuf};
 /// prompt, and compares them row by row.
 ///
 /// Writes evaluation.json and predictions.csv: into the run folder where the one adapter is a run's, else into
-/// RUNS/NAME.eval, or where --out says.
+/// RUNS/NAME.eval, or where --out says. Of several runs each also gets its own part, unless --out says otherwise.
 #[derive(Args)]
 pub struct Eval {
     #[command(flatten)]
@@ -38,12 +37,20 @@ impl Eval {
         evaluate::test_file(&config)?;
         let tuned = Tuned::read_all(&self.adapters)?;
         let session = progress::open(&config.model)?;
-        let folder = match (self.out, &tuned[..]) {
-            (Some(out), _) => out,
+        let folder = match (&self.out, &tuned[..]) {
+            (Some(out), _) => out.clone(),
             (None, [Tuned { run: Some(run), .. }]) => run.clone(),
             _ => Path::new(&config.runs).join(format!("{}.eval", config.name)),
         };
         let evaluation = evaluate(&config, &session, &tuned, &folder)?;
+        if self.out.is_none() && tuned.len() > 1 {
+            // Each run keeps its own part, so that runs can be compared by it.
+            for Tuned { name, run, .. } in &tuned {
+                let Some(run) = run else { continue };
+                evaluation.of(name).write(run)?;
+                report(run)?;
+            }
+        }
         if self.json {
             println!("{}", serde_json::to_string_pretty(&evaluation)?);
         } else {
@@ -75,13 +82,19 @@ pub(super) fn evaluate(
     }
     // A run's report shows its evaluation too.
     if !bars.kept.is_empty() && folder.join(METRICS).is_file() {
-        report::write(&Run::read(folder)?)?;
-        eprintln!("report     {}", folder.join(REPORT).display());
+        report(folder)?;
     }
     match bars.at {
         Some(name) => result.with_context(|| format!("evaluating {name}")),
         None => Ok(result?),
     }
+}
+
+/// Makes the report of a run again.
+fn report(run: &Path) -> gneiss::Result<()> {
+    gneiss::report::write(&Run::read(run)?)?;
+    eprintln!("report     {}", run.join(REPORT).display());
+    Ok(())
 }
 
 /// Makes the folder and tries to write there, before minutes are spent on what could not be kept.

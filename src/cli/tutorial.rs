@@ -122,7 +122,7 @@ fn line(key: &str, value: impl std::fmt::Display) {
 fn environment(session: &Session) {
     let model = &session.model;
     let config = model.config();
-    line("gneiss", env!("CARGO_PKG_VERSION"));
+    line("version", env!("CARGO_PKG_VERSION"));
     line(
         "device",
         format!("{} ({})", setup::device_kind(model.device()), machine::device_name(model.device())),

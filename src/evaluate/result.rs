@@ -81,6 +81,17 @@ impl Evaluation {
         self.arms.iter().enumerate().map(name).collect()
     }
 
+    /// The base and the tuned prompt `name` alone.
+    pub fn of(&self, name: &str) -> Self {
+        let arms = self.arms.iter().enumerate().filter(|(i, arm)| *i == 0 || arm.name == name);
+        let pairs = self.pairs.iter().filter(|pair| pair.name == name);
+        Self {
+            arms: arms.map(|(_, arm)| arm.clone()).collect(),
+            pairs: pairs.cloned().collect(),
+            ..self.clone()
+        }
+    }
+
     /// Adds an arm, and compares it with the base if that is there.
     pub(super) fn push(&mut self, arm: Arm) {
         if let Some(base) = self.arms.first() {
