@@ -1,6 +1,6 @@
 //! The run folder while a run writes it.
 
-use super::{ADAPTER, CHECKPOINT, CONFIG, METRICS, SUMMARY, Summary, TOKENS, read};
+use super::{ADAPTER, CHECKPOINT, CONFIG, EVALUATION, METRICS, PREDICTIONS, SUMMARY, Summary, TOKENS, read};
 use crate::files::write_atomically;
 use crate::tune::{Position, State};
 use crate::vocabulary::PromptTokens;
@@ -97,6 +97,19 @@ impl RunFolder {
         self.json(TOKENS, tokens)
     }
 
+    /// Gives an evaluation another name, `evaluation~1.json` and so on: it was made with a prompt that has changed since.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn set_evaluation_aside(&self) -> Result<()> {
+        for name in [EVALUATION, PREDICTIONS] {
+            if self.path.join(name).exists() {
+                move_aside(&self.path, name)?;
+            }
+        }
+        Ok(())
+    }
+
     fn json(&self, name: &str, value: &impl Serialize) -> Result<()> {
         let path = self.path.join(name);
         let text = serde_json::to_string_pretty(value)
@@ -105,11 +118,16 @@ impl RunFolder {
     }
 }
 
-fn move_aside(runs: &Path, name: &str) -> Result<PathBuf> {
-    let from = runs.join(name);
+/// Renames a folder or file to `NAME~1`, or `STEM~1.EXTENSION`, with the first number that is free.
+fn move_aside(inside: &Path, name: &str) -> Result<PathBuf> {
+    let from = inside.join(name);
+    let (stem, extension) = match name.rsplit_once('.') {
+        Some((stem, extension)) if from.is_file() => (stem, format!(".{extension}")),
+        _ => (name, String::new()),
+    };
     let mut n = 1;
     loop {
-        let to = runs.join(format!("{name}~{n}"));
+        let to = inside.join(format!("{stem}~{n}{extension}"));
         if !to.exists() {
             fs::rename(&from, &to).map_err(Error::io(&from))?;
             return Ok(to);

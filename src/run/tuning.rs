@@ -113,6 +113,9 @@ impl<'a> Tuning<'a> {
         // Also after an error: what was learned up to it is kept.
         let kept = trainer.kept()?;
         self.write_adapter(&kept, folder)?;
+        if kept.step != summary.kept_step {
+            folder.set_evaluation_aside()?;
+        }
         folder.tokens(&vocabulary()?.compare(&trainer.initial()?, &kept.prompt)?)?;
         summary.status = match &outcome {
             Ok(Ended::Completed) => Status::Completed,
@@ -167,10 +170,10 @@ impl<'a> Tuning<'a> {
             total_steps: trainer.total_steps(),
             skipped_steps: position.skipped,
             epochs: position.last.epoch,
-            kept_step: 0,
-            kept_epoch: 0,
-            train_loss: None,
-            validation_loss: None,
+            kept_step: earlier.as_ref().map_or(0, |summary| summary.kept_step),
+            kept_epoch: earlier.as_ref().map_or(0, |summary| summary.kept_epoch),
+            train_loss: earlier.as_ref().and_then(|summary| summary.train_loss),
+            validation_loss: earlier.as_ref().and_then(|summary| summary.validation_loss),
             seconds: position.elapsed,
             examples_per_second: earlier.as_ref().map_or(0.0, |summary| summary.examples_per_second),
             peak_memory_bytes: earlier.as_ref().and_then(|summary| summary.peak_memory_bytes),

@@ -14,5 +14,5 @@ pub use objective::{Objective, evaluate, gradient};
 pub use observer::{EpochRecord, Observer, StepRecord};
 pub use plan::{Budget, Limits, MemoryPlan, RowRange, Work};
 pub use range_test::{RangePoint, RangeTest, range_test};
-pub use state::{Mark, Position, State};
-pub use trainer::{Ended, Kept, Task, Trainer, epoch_order};
+pub use state::{Mark, Position, State, epoch_order};
+pub use trainer::{Ended, Kept, Task, Trainer};

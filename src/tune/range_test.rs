@@ -2,7 +2,8 @@
 //! where on the prompt learns and from where on it is thrown about.
 
 use super::observer::Observer;
-use super::trainer::{Task, Trainer, epoch_order};
+use super::state::epoch_order;
+use super::trainer::{Task, Trainer};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};

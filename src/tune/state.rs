@@ -10,15 +10,20 @@
 //! The order of an epoch's examples depends on the seed and the epoch's number alone, so its number and the steps done
 //! in it are the whole state of the data; the schedule depends on the steps.
 
+use crate::config::TrainOptions;
 use crate::data::Example;
 use crate::files::write_atomically;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensors, serialize};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::Path;
+use std::time::Instant;
 
 /// Key of the metadata that holds [`Position`] and the limits.
 const KEY: &str = "gneiss";
@@ -82,6 +87,35 @@ impl Position {
 
     pub(super) fn end_epoch(&mut self, mark: Mark, elapsed: f64) {
         (self.open, self.last, self.elapsed) = (false, mark, elapsed);
+    }
+}
+
+/// Indices of `examples` training examples in the order of an epoch, which is counted from 1; it depends on the
+/// seed and the epoch alone.
+pub fn epoch_order(examples: usize, options: &TrainOptions, epoch: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..examples).collect();
+    if options.shuffle {
+        let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
+        rng.set_stream(epoch as u64);
+        order.shuffle(&mut rng);
+    }
+    order
+}
+
+/// Wall time over all parts of a run.
+pub(super) struct Clock {
+    /// Seconds of the parts before this one.
+    before: f64,
+    started: Instant,
+}
+
+impl Clock {
+    pub(super) fn new(before: f64) -> Self {
+        Self { before, started: Instant::now() }
+    }
+
+    pub(super) fn seconds(&self) -> f64 {
+        self.before + self.started.elapsed().as_secs_f64()
     }
 }
 

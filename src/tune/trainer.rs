@@ -2,7 +2,7 @@
 
 use super::observer::{EpochRecord, Observer, StepRecord};
 use super::plan::{self, Limits};
-use super::state::{self, Mark, Position, State};
+use super::state::{self, Clock, Mark, Position, State, epoch_order};
 use super::{objective, schedule};
 use crate::config::{Keep, OnNotFinite, TrainOptions};
 use crate::data::pack::Sequence;
@@ -11,9 +11,6 @@ use crate::model::Granite;
 use crate::ops::adamw::{AdamW, Parameter, Step, Updated};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
-use rand::SeedableRng;
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
 use std::time::Instant;
 
 /// What a run tunes with.
@@ -28,18 +25,6 @@ pub struct Task<'a> {
     pub options: &'a TrainOptions,
     /// How much goes through the model at a time, at first: less where the device runs out of memory.
     pub limits: Limits,
-}
-
-/// Indices of `examples` training examples in the order of an epoch, which is counted from 1; it depends on the
-/// seed and the epoch alone.
-pub fn epoch_order(examples: usize, options: &TrainOptions, epoch: usize) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..examples).collect();
-    if options.shuffle {
-        let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
-        rng.set_stream(epoch as u64);
-        order.shuffle(&mut rng);
-    }
-    order
 }
 
 /// A prompt, and where in the run it was.
@@ -78,23 +63,6 @@ pub struct Trainer<'a> {
     limits: Limits,
     position: Position,
     clock: Clock,
-}
-
-/// Wall time over all parts of a run.
-struct Clock {
-    /// Seconds of the parts before this one.
-    before: f64,
-    started: Instant,
-}
-
-impl Clock {
-    fn new(before: f64) -> Self {
-        Self { before, started: Instant::now() }
-    }
-
-    fn seconds(&self) -> f64 {
-        self.before + self.started.elapsed().as_secs_f64()
-    }
 }
 
 /// What a step computed; nothing is changed yet.

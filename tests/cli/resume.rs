@@ -154,6 +154,23 @@ fn a_finished_run_goes_on_where_it_is_given_more_epochs() {
 }
 
 #[test]
+fn an_evaluation_of_an_earlier_prompt_is_set_aside() {
+    let place = Place::new();
+    place.gneiss(["tune", "dogs.toml"]).success();
+    place.gneiss(["eval", "dogs.toml", "--adapter", "runs/dogs"]).success();
+    let evaluated = |name: &str| place.path("runs/dogs").join(name).is_file();
+    // Nothing left to do: the prompt is the same.
+    place.gneiss(["tune", "--resume", "runs/dogs"]).success();
+    assert!(evaluated("evaluation.json") && evaluated("predictions.csv"));
+    let more = ["tune", "--resume", "runs/dogs", "--set", "train.num_epochs=30"];
+    place.gneiss(more).success();
+    assert!(!evaluated("evaluation.json") && !evaluated("predictions.csv"));
+    assert!(evaluated("evaluation~1.json") && evaluated("predictions~1.csv"));
+    let report = std::fs::read_to_string(place.path("runs/dogs/report.html")).unwrap();
+    assert!(!report.contains("<section id=\"evaluation\">"));
+}
+
+#[test]
 fn what_can_not_go_on_is_refused() {
     let place = Place::new();
     place.refuses(["tune", "--resume", "runs/dogs"], &["runs/dogs", "run folder"]);
