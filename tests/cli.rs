@@ -309,7 +309,7 @@ fn help_and_version_are_no_errors() {
 #[test]
 fn bad_usage_is_refused() {
     let place = Place::new();
-    place.refuses(["tune"], &["<CONFIG>"]);
+    place.refuses(["tune"], &["CONFIG", "--resume"]);
     place.refuses(["tuna", "dogs.toml"], &["tuna", "tune"]);
     place.refuses(["tune", "dogs.toml", "--device", "gpu"], &["gpu", "cuda:N"]);
     place.refuses(["eval", "dogs.toml"], &["--adapter"]);

@@ -101,6 +101,13 @@ fn serde_alone_refuses_unknown_keys_too() {
 }
 
 #[test]
+fn early_stopping_needs_a_validation_file() {
+    assert_eq!(least_with(&["train.early_stopping=3"]).train.early_stopping, 3);
+    let problem = problem_of(&["train.early_stopping=3", "train.keep=last", "data.validation="]);
+    assert!(problem.contains("train.early_stopping") && problem.contains("data.validation"), "{problem}");
+}
+
+#[test]
 fn sets_override_the_file_and_the_last_counts() {
     let config = least_with(&[
         "name=a b",
