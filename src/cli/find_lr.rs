@@ -79,13 +79,7 @@ impl Observer for Watch {
     }
 
     fn out_of_memory(&mut self, limits: Limits) -> Result<()> {
-        let Limits { max_rows, recompute } = limits;
-        progress::line(
-            &self.bar,
-            &format!(
-                "out of memory: trying again with {max_rows} rows a pass, {recompute} blocks recomputed"
-            ),
-        );
+        progress::out_of_memory(&self.bar, limits);
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! Progress on stderr: a bar on a terminal, plain lines otherwise.
 
 use gneiss::setup::Session;
+use gneiss::tune::Limits;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 
@@ -23,6 +24,15 @@ pub const COUNT: &str = "{prefix:>10} {bar:30} {pos}/{len} {msg}";
 /// A line of progress, above the bar where there is one.
 pub fn line(bar: &ProgressBar, text: &str) {
     if bar.is_hidden() { eprintln!("{text}") } else { bar.println(text) }
+}
+
+/// Says that a step is tried again under less.
+pub fn out_of_memory(bar: &ProgressBar, limits: Limits) {
+    let Limits { max_rows, recompute } = limits;
+    line(
+        bar,
+        &format!("out of memory: trying again with {max_rows} rows a pass, {recompute} blocks recomputed"),
+    );
 }
 
 /// Opens a model with a bar, and says what it is.

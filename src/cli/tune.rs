@@ -251,10 +251,7 @@ impl Observer for Watch {
     }
 
     fn out_of_memory(&mut self, limits: Limits) -> gneiss::Result<()> {
-        let Limits { max_rows, recompute } = limits;
-        let text =
-            format!("out of memory: trying again with {max_rows} rows a pass, {recompute} blocks recomputed");
-        progress::line(&self.bar, &text);
+        progress::out_of_memory(&self.bar, limits);
         Ok(())
     }
 
