@@ -118,8 +118,8 @@ mod tests {
     #[test]
     fn names_are_as_long_as_it_takes() {
         let of = |paths: &[&str]| names(&paths.iter().map(Path::new).collect::<Vec<_>>());
-        assert_eq!(of(&["/work/runs/dogs"]), ["dogs"]);
-        assert_eq!(of(&["/work/runs/dogs", "/work/runs/cats"]), ["dogs", "cats"]);
+        assert_eq!(of(&["/home/runs/dogs"]), ["dogs"]);
+        assert_eq!(of(&["/home/runs/dogs", "/home/runs/cats"]), ["dogs", "cats"]);
         assert_eq!(
             of(&["/a/runs/dogs", "/b/runs/dogs", "/b/runs/cats"]),
             ["a/runs/dogs", "b/runs/dogs", "cats"]
