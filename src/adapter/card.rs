@@ -75,7 +75,7 @@ impl ModelCard {
 
     /// Python that loads the prompt and answers one input.
     fn peft(&self, base: &str, config: &AdapterConfig) -> String {
-        let from = pretrained(base, config);
+        let from = pretrained(base, config.revision.as_deref());
         let verbalizer = if self.verbalizer.is_empty() { "{{input}}" } else { &self.verbalizer };
         let tokens =
             self.max_output_tokens.map(|most| format!(", max_new_tokens={most}")).unwrap_or_default();
@@ -104,7 +104,7 @@ fn header(base: &str) -> String {
 }
 
 /// Arguments of transformers' `from_pretrained`, which wants a GGUF file apart from its folder.
-fn pretrained(base: &str, config: &AdapterConfig) -> String {
+pub(crate) fn pretrained(base: &str, revision: Option<&str>) -> String {
     let path = Path::new(base);
     let is_gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
     if let (true, Some(name)) = (is_gguf, path.file_name()) {
@@ -112,7 +112,7 @@ fn pretrained(base: &str, config: &AdapterConfig) -> String {
         let (folder, name) = (folder.to_string_lossy(), name.to_string_lossy());
         return format!("{}, gguf_file={}", quoted(&folder), quoted(&name));
     }
-    match &config.revision {
+    match revision {
         Some(revision) => format!("{}, revision={}", quoted(base), quoted(revision)),
         None => quoted(base),
     }
@@ -125,7 +125,7 @@ fn gneiss(base: &str, config: &AdapterConfig) -> String {
 }
 
 /// A string literal that JSON, YAML and Python read alike.
-fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 

@@ -62,6 +62,15 @@ pub struct AdapterConfig {
     pub extra: BTreeMap<String, Value>,
 }
 
+/// A model as it was asked for, and the revision behind a hub id's `@`.
+pub(crate) fn split_revision(model_id: &str) -> (&str, Option<&str>) {
+    match model_id.split_once('@') {
+        // A local path may hold an @ too.
+        Some((name, revision)) if !Path::new(model_id).exists() => (name, Some(revision)),
+        _ => (model_id, None),
+    }
+}
+
 impl AdapterConfig {
     /// The configuration of a prompt of `num_virtual_tokens` rows for `model`.
     ///
@@ -75,16 +84,12 @@ impl AdapterConfig {
         init: PromptTuningInit,
         init_text: Option<&str>,
     ) -> Self {
-        let (name, revision) = match model_id.split_once('@') {
-            // A local path may hold an @ too.
-            Some((name, revision)) if !Path::new(model_id).exists() => (name, Some(revision.to_string())),
-            _ => (model_id, None),
-        };
+        let (name, revision) = split_revision(model_id);
         Self {
             peft_type: PROMPT_TUNING.into(),
             task_type: Some(CAUSAL_LM.into()),
             base_model_name_or_path: Some(name.into()),
-            revision,
+            revision: revision.map(str::to_owned),
             num_virtual_tokens,
             token_dim: model.hidden_size,
             num_transformer_submodules: 1,

@@ -16,6 +16,8 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 pub use card::ModelCard;
+pub(crate) use card::{pretrained, quoted};
+pub(crate) use config::split_revision;
 pub use config::{AdapterConfig, PromptTuningInit};
 
 use crate::files::write_atomically;

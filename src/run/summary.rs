@@ -1,6 +1,7 @@
 //! What a run came to: `summary.json`.
 
 use crate::config::InitMethod;
+use crate::tune::Position;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -103,4 +104,12 @@ pub struct Summary {
     pub resumed: usize,
     /// What looked wrong, and what to try.
     pub warnings: Vec<String>,
+}
+
+impl Summary {
+    /// The run is at `position`, after `elapsed` seconds.
+    pub(super) fn reach(&mut self, position: &Position, elapsed: f64) {
+        (self.steps, self.skipped_steps) = (position.step, position.skipped);
+        (self.epochs, self.seconds) = (position.last.epoch, elapsed);
+    }
 }

@@ -52,9 +52,9 @@ impl<'a> Tuning<'a> {
         let validation = setup::examples(&data.validation, config, &encoder)?;
         // Read before the first step, so that a mistake in it does not show after the last one.
         let test = setup::examples(&data.test, config, &encoder)?;
-        let records = |split: &'_ Option<(Dataset, Encoded)>| split.as_ref().map(|(d, _)| d.records.clone());
-        let (of_validation, of_test) = (records(&validation), records(&test));
-        let warnings = health::data(config, &train.0.records, of_validation.as_deref(), of_test.as_deref());
+        let [of_validation, of_test] =
+            [&validation, &test].map(|split| split.as_ref().map(|(dataset, _)| &dataset.records[..]));
+        let warnings = health::data(config, &train.0.records, of_validation, of_test);
         let initial = match &state {
             Some(state) => state.initial.clone(),
             None => prompt::initial(&config.prompt, &session.model, &session.tokenizer, options.seed)?,
@@ -123,12 +123,9 @@ impl<'a> Tuning<'a> {
             Ok(Ended::Interrupted) => Status::Interrupted,
             Err(error) => Status::Failed { error: error.to_string() },
         };
-        let position = trainer.position();
-        (summary.steps, summary.skipped_steps, summary.epochs) =
-            (position.step, position.skipped, position.last.epoch);
+        summary.reach(trainer.position(), trainer.elapsed());
         (summary.kept_step, summary.kept_epoch) = (kept.step, kept.epoch);
         (summary.train_loss, summary.validation_loss) = (kept.train_loss, kept.validation_loss);
-        summary.seconds = trainer.elapsed();
         rates.write(&mut summary, memory);
         folder.summary(&summary)?;
         outcome.map(|_| summary)
@@ -347,8 +344,7 @@ impl Observer for Recorder<'_> {
     fn checkpoint(&mut self, state: &State) -> Result<()> {
         self.folder.checkpoint(state)?;
         let position = &state.position;
-        (self.summary.steps, self.summary.skipped_steps) = (position.step, position.skipped);
-        (self.summary.epochs, self.summary.seconds) = (position.last.epoch, position.elapsed);
+        self.summary.reach(position, position.elapsed);
         self.rates.write(&mut self.summary, self.memory);
         if !position.open {
             let found = self.health.prompt(&state.prompt)?;

@@ -63,6 +63,8 @@ pub struct Trainer<'a> {
     limits: Limits,
     position: Position,
     clock: Clock,
+    /// [`state::fingerprint`] of the examples.
+    examples: String,
 }
 
 /// What a step computed; nothing is changed yet.
@@ -104,7 +106,8 @@ impl<'a> Trainer<'a> {
         let parameter = Parameter::new(&initial)?;
         let (limits, position) = (task.limits, Position::default());
         let clock = Clock::new(position.elapsed);
-        Ok(Self { task, adamw, parameter, initial, best: None, limits, position, clock })
+        let examples = state::fingerprint(task.train, task.validation);
+        Ok(Self { task, adamw, parameter, initial, best: None, limits, position, clock, examples })
     }
 
     /// The run that `state` was taken of.
@@ -112,22 +115,22 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// Other examples or a prompt of another width than the run had; those of [`Trainer::new`].
     pub fn resume(task: Task<'a>, state: &State) -> Result<Self> {
-        let found = state::fingerprint(task.train, task.validation);
-        if found != state.examples {
+        let mut trainer = Self::new(task, &state.initial)?;
+        let found = &trainer.examples;
+        if *found != state.examples {
             return Err(Error::Invalid(format!(
                 "expected the examples that the run began with ({}), found others ({found}): data.train, \
                  data.validation or the tokenizer have changed; start a new run",
                 state.examples
             )));
         }
-        let (width, expected) = (state.prompt.dims()[1], task.model.config().hidden_size);
+        let (width, expected) = (state.prompt.dims()[1], trainer.task.model.config().hidden_size);
         if width != expected {
             return Err(Error::Invalid(format!(
                 "expected a checkpoint of width {expected}, the model's hidden size, found {width}; the run had \
                  another model"
             )));
         }
-        let mut trainer = Self::new(task, &state.initial)?;
         let here = |tensor: &Tensor| tensor.to_device(trainer.task.model.device());
         trainer.parameter = Parameter { value: here(&state.prompt)?, m: here(&state.m)?, v: here(&state.v)? };
         trainer.best = state.best.as_ref().map(here).transpose()?;
@@ -147,7 +150,7 @@ impl<'a> Trainer<'a> {
             best: self.best.clone(),
             position: Position { elapsed: self.clock.seconds(), ..self.position.clone() },
             max_rows: self.limits.max_rows,
-            examples: state::fingerprint(self.task.train, self.task.validation),
+            examples: self.examples.clone(),
         }
     }
 

@@ -6,6 +6,7 @@ mod tokens;
 use super::plot::{self, Size};
 use super::{svg, text};
 use crate::Result;
+use crate::adapter::{pretrained, quoted, split_revision};
 use crate::run::{Run, Status, Summary};
 use crate::tune::EpochRecord;
 pub(super) use evaluation::{ArmScores, EvaluationView, scores};
@@ -228,22 +229,12 @@ fn commands(run: &Run) -> Vec<[String; 2]> {
 
 /// Python that loads the prompt with PEFT.
 fn peft(model: &str, adapter: &Path) -> String {
-    // A string literal that JSON and Python read alike.
-    let quoted = |text: &str| serde_json::Value::from(text).to_string();
-    let path = Path::new(model);
-    let name = path.file_name().filter(|_| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")));
-    let from = match (name, path.parent(), model.split_once('@')) {
-        (Some(name), Some(folder), _) => {
-            let folder = if folder == Path::new("") { Path::new(".") } else { folder };
-            format!("{}, gguf_file={}", quoted(&folder.to_string_lossy()), quoted(&name.to_string_lossy()))
-        }
-        (_, _, Some((id, revision))) => format!("{}, revision={}", quoted(id), quoted(revision)),
-        _ => quoted(model),
-    };
+    let (base, revision) = split_revision(model);
     format!(
         "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n\
-         base = AutoModelForCausalLM.from_pretrained({from})\n\
+         base = AutoModelForCausalLM.from_pretrained({})\n\
          model = PeftModel.from_pretrained(base, {})\n",
+        pretrained(base, revision),
         quoted(&adapter.display().to_string())
     )
 }
