@@ -19,6 +19,7 @@ pub mod ops;
 pub mod report;
 pub mod run;
 pub mod setup;
+pub mod text;
 pub mod tune;
 pub mod vocabulary;
 

@@ -1,15 +1,7 @@
 //! Numbers and tables for people.
 
+pub use gneiss::text::bytes;
 use gneiss::tune::MemoryPlan;
-
-/// Bytes in kB, MB or GB, powers of 1,000.
-pub fn bytes(n: u64) -> String {
-    match n {
-        0..1_000_000 => format!("{:.1} kB", n as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.0} MB", n as f64 / 1e6),
-        _ => format!("{:.2} GB", n as f64 / 1e9),
-    }
-}
 
 /// A plan in two lines: what it may take and takes, and how.
 pub fn plan(plan: &MemoryPlan) -> [String; 2] {
@@ -71,13 +63,7 @@ pub fn table(rows: &[Vec<String>]) -> String {
 
 /// A number with its thousands apart.
 pub fn grouped(n: usize) -> String {
-    let digits = n.to_string();
-    let first = digits.len() % 3;
-    let parts = digits.as_bytes().iter().enumerate().flat_map(|(i, digit)| {
-        let comma = (i > 0 && i % 3 == first).then_some(',');
-        comma.into_iter().chain([char::from(*digit)])
-    });
-    parts.collect()
+    gneiss::text::grouped(&n.to_string())
 }
 
 /// Seconds as a person says them.

@@ -1,24 +1,12 @@
 //! Numbers, times and texts for people.
 
+pub(super) use crate::text::grouped;
+
 /// Between a number and its unit.
 const NBSP: char = '\u{a0}';
 
 /// What stands for a value that is not there.
 const NONE: &str = "–";
-
-/// A written number with commas between thousands.
-pub(super) fn grouped(number: &str) -> String {
-    let whole = number.find('.').unwrap_or(number.len());
-    let mut text = String::with_capacity(number.len() + 4);
-    for (i, c) in number.char_indices() {
-        let left = whole.saturating_sub(i);
-        if c.is_ascii_digit() && i < whole && left % 3 == 0 && text.ends_with(|c: char| c.is_ascii_digit()) {
-            text.push(',');
-        }
-        text.push(c);
-    }
-    text
-}
 
 /// `12,345`.
 pub(super) fn count(n: u64) -> String {
@@ -93,11 +81,7 @@ pub(super) fn duration(seconds: f64) -> String {
 
 /// Bytes in kB, MB or GB, powers of 1,000.
 pub(super) fn bytes(n: u64) -> String {
-    match n {
-        0..1_000_000 => format!("{:.1}{NBSP}kB", n as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.0}{NBSP}MB", n as f64 / 1e6),
-        _ => format!("{:.2}{NBSP}GB", n as f64 / 1e9),
-    }
+    crate::text::bytes(n).replace(' ', "\u{a0}")
 }
 
 /// A time, seconds since 1970-01-01, as `2026-11-22 20:44 UTC`.
