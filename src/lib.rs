@@ -18,6 +18,7 @@ pub mod model;
 pub mod ops;
 pub mod report;
 pub mod run;
+pub mod serve;
 pub mod setup;
 pub mod text;
 pub mod tune;

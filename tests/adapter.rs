@@ -40,6 +40,7 @@ fn adapter() -> Adapter {
     Adapter {
         prompt: Tensor::arange(0f32, 15., &Device::Cpu).unwrap().reshape((3, 5)).unwrap(),
         config: AdapterConfig::new("org/name@v2", &model(), 3, PromptTuningInit::Text, text),
+        task: None,
     }
 }
 

@@ -4,10 +4,12 @@
 //! adapter_config.json         what the prompt belongs to
 //! adapter_model.safetensors   prompt_embeddings [P, C]
 //! README.md                   model card
+//! task.json                   what the prompt was tuned for, where gneiss tuned it
 //! ```
 
 mod card;
 mod config;
+mod task;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -19,6 +21,7 @@ pub use card::ModelCard;
 pub(crate) use card::{pretrained, quoted};
 pub(crate) use config::split_revision;
 pub use config::{AdapterConfig, PromptTuningInit};
+pub use task::PromptTask;
 
 use crate::files::write_atomically;
 use crate::{Error, Result};
@@ -42,6 +45,8 @@ pub struct Adapter {
     pub prompt: Tensor,
     /// What the prompt belongs to.
     pub config: AdapterConfig,
+    /// What it was tuned for; `None` where PEFT wrote the folder.
+    pub task: Option<PromptTask>,
 }
 
 impl Adapter {
@@ -64,7 +69,8 @@ impl Adapter {
         let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
         let (shape, values) = decode(&bytes).map_err(|problem| malformed(&path, problem))?;
         check(&config, &shape, &values).map_err(|problem| malformed(&path, problem))?;
-        Ok(Self { prompt: Tensor::from_vec(values, shape, &Device::Cpu)?, config })
+        let task = PromptTask::read(dir)?;
+        Ok(Self { prompt: Tensor::from_vec(values, shape, &Device::Cpu)?, config, task })
     }
 
     /// Writes the folder (made where it is missing), each file in full or not at all. The prompt is
@@ -84,6 +90,10 @@ impl Adapter {
         std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
         write_atomically(&path, |out| out.write_all(&weights))?;
         write_atomically(&dir.join(CARD), |out| out.write_all(card.render(&self.config).as_bytes()))?;
+        match &self.task {
+            Some(task) => task.write(dir)?,
+            None => crate::files::remove_if_there(&dir.join(task::TASK))?,
+        }
         // Last, so that a new folder with a configuration is a whole one.
         write_atomically(&dir.join(CONFIG), |out| out.write_all(config.as_bytes()))
     }

@@ -2,10 +2,11 @@
 
 use super::tensorboard::EventFile;
 use super::{CHECKPOINT, ModelSummary, Run, RunFolder, Status, Summary};
-use crate::adapter::{Adapter, AdapterConfig, ModelCard, PromptTuningInit};
+use crate::adapter::{Adapter, AdapterConfig, ModelCard, PromptTask, PromptTuningInit};
 use crate::bench::PeakMemory;
 use crate::config::{Config, InitMethod, Task as TaskKind};
 use crate::data::{Dataset, Encoded, Template};
+use crate::evaluate::labels;
 use crate::model::memory::Parameters;
 use crate::setup::{self, Session};
 use crate::tune::health::{self, Health};
@@ -17,6 +18,9 @@ use crate::{Error, Result};
 use candle_core::Tensor;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Inputs that a prompt's folder holds to try it on.
+const EXAMPLES: usize = 8;
 
 /// A run that is ready to begin, or to go on: data, prompt and plan.
 pub struct Tuning<'a> {
@@ -210,7 +214,27 @@ impl<'a> Tuning<'a> {
             train_loss: kept.train_loss,
             validation_loss: kept.validation_loss,
         };
-        Adapter { prompt: kept.prompt.clone(), config: adapter }.write(&folder.adapter(), &card)
+        let task = Some(self.prompt_task());
+        Adapter { prompt: kept.prompt.clone(), config: adapter, task }.write(&folder.adapter(), &card)
+    }
+
+    /// What the prompt is tuned for, with the first inputs that it did not learn from.
+    fn prompt_task(&self) -> PromptTask {
+        let data = &self.config.data;
+        let seen = [Some(&self.train.0), self.validation.as_ref().map(|(dataset, _)| dataset)];
+        let labels = match data.task {
+            TaskKind::Classification => labels(seen.iter().flatten().flat_map(|dataset| &dataset.records)),
+            TaskKind::Generation => Vec::new(),
+        };
+        let (unseen, _) = self.validation.as_ref().unwrap_or(&self.train);
+        PromptTask {
+            task: data.task,
+            verbalizer: data.verbalizer.clone(),
+            labels,
+            hard_prompt: self.config.prompt.init_text.clone(),
+            max_output_tokens: data.max_output_tokens,
+            examples: unseen.records.iter().take(EXAMPLES).map(|record| record.input.clone()).collect(),
+        }
     }
 }
 

@@ -38,7 +38,7 @@ fn peft_computes_the_same_from_an_adapter_of_gneiss() {
     let folder = tempfile::tempdir().unwrap();
     let config = AdapterConfig::new(&id, model.config(), n, PromptTuningInit::Random, None);
     let card = ModelCard { name: "parity".into(), ..ModelCard::default() };
-    Adapter { prompt: prompt.clone(), config }.write(folder.path(), &card).unwrap();
+    Adapter { prompt: prompt.clone(), config, task: None }.write(folder.path(), &card).unwrap();
 
     let cases = golden.json["generate"]["sequences"].as_array().unwrap();
     let sequences: Vec<Vec<u32>> = cases.iter().map(|s| ids(&s["input"])).collect();

@@ -50,7 +50,7 @@ struct Base {
 
 /// Looks at an adapter; `model` is used in the place of the base model that it names.
 pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<AdapterReport> {
-    let Adapter { prompt, config } = Adapter::read(path)?;
+    let Adapter { prompt, config, .. } = Adapter::read(path)?;
     let (rows, width) = prompt.dims2()?;
     let base = open(&config, model)?;
     let mut report = AdapterReport {

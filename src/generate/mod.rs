@@ -1,10 +1,14 @@
 //! Generation: the prefix's keys and values once, then all sequences together, a token each per step.
 
+mod request;
+
+pub use request::{Event, Request, Sampling, StopReason, Token};
+
 use crate::Result;
 use crate::data::pack::{Passes, PrefixGroup};
 use crate::model::{Granite, KvCache, PrefixCache};
 use candle_core::{D, DType, Device, Tensor};
-use candle_transformers::generation::{LogitsProcessor, Sampling};
+use candle_transformers::generation::{LogitsProcessor, Sampling as Choice};
 
 /// When to stop, and how to choose.
 pub struct Options<'a> {
@@ -13,21 +17,11 @@ pub struct Options<'a> {
     /// Tokens that end a sequence; they are not part of what was generated.
     pub stop_token_ids: &'a [u32],
     /// How the next token is chosen.
-    pub sampling: Sampling,
+    pub sampling: Choice,
     /// Of the sampling.
     pub seed: u64,
     /// Tokens whose log-probability as the first generated token is wanted.
     pub score: &'a [u32],
-}
-
-/// Why a sequence ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum StopReason {
-    /// A stop token came.
-    StopToken,
-    /// `max_new_tokens` were generated.
-    MaxTokens,
 }
 
 /// What a sequence was continued with.
