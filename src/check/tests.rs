@@ -133,16 +133,15 @@ fn models_compute_as_on_the_cpu() {
 
 /// Six tokens behind each of three inputs.
 fn continued(model: &Granite, prompts: &Tensor) -> Vec<Vec<u32>> {
-    let options = generate::Options {
+    let inputs: [&[u32]; 3] = [&[3, 4, 1, 2], &[3, 4, 50], &[3, 4, 8, 9, 10, 11]];
+    let request = |tokens: &&[u32]| generate::Request {
+        tokens: tokens.to_vec(),
         max_new_tokens: 6,
-        stop_token_ids: &[],
-        sampling: candle_transformers::generation::Sampling::ArgMax,
-        seed: 0,
-        score: &[],
+        ..generate::Request::default()
     };
-    let prefix = generate::prefix(model, Some(prompts), &[3, 4]).unwrap();
-    let inputs: [&[u32]; 3] = [&[1, 2], &[50], &[8, 9, 10, 11]];
-    generate::generate(model, &prefix, &inputs, &options).unwrap().into_iter().map(|g| g.tokens).collect()
+    let requests = inputs.iter().map(request).collect();
+    let generated = generate::generate(model, Some(prompts), requests, 512, &mut |_| ()).unwrap();
+    generated.into_iter().map(|g| g.tokens).collect()
 }
 
 #[test]

@@ -2,11 +2,11 @@
 
 use super::{PlaceArgs, progress};
 use anyhow::Context;
-use candle_transformers::generation::Sampling;
 use clap::Args;
 use gneiss::adapter::Adapter;
 use gneiss::config::ModelOptions;
-use gneiss::generate::{Options, generate, prefix};
+use gneiss::generate::{Request, Sampling, generate};
+use gneiss::setup;
 use std::path::PathBuf;
 
 /// Continues a text, behind a tuned prompt where one is given.
@@ -30,6 +30,9 @@ pub struct Generate {
     /// Sample from this many likeliest tokens.
     #[arg(long)]
     top_k: Option<usize>,
+    /// Divide the logits of tokens that were there before by this; 1 is no penalty.
+    #[arg(long, default_value_t = 1.0)]
+    repetition_penalty: f64,
     /// Seed of the sampling.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -44,13 +47,13 @@ pub struct Generate {
 
 impl Generate {
     fn sampling(&self) -> Sampling {
-        let temperature = self.temperature;
-        match (self.top_k, self.top_p) {
-            _ if temperature <= 0.0 => Sampling::ArgMax,
-            (None, None) => Sampling::All { temperature },
-            (Some(k), None) => Sampling::TopK { k, temperature },
-            (None, Some(p)) => Sampling::TopP { p, temperature },
-            (Some(k), Some(p)) => Sampling::TopKThenTopP { k, p, temperature },
+        Sampling {
+            temperature: self.temperature.max(0.0),
+            top_p: self.top_p.unwrap_or(1.0),
+            top_k: self.top_k.unwrap_or(0),
+            repetition_penalty: self.repetition_penalty,
+            seed: self.seed,
+            ..Sampling::default()
         }
     }
 
@@ -69,22 +72,22 @@ impl Generate {
             gneiss::Error::Invalid("TEXT: expected at least one token, found none".into())
         );
         let prompt = adapter.as_ref().map(|a| &a.prompt);
-        let cache = prefix(&session.model, prompt, &[])?;
-        let options = Options {
+        let request = Request {
+            tokens: ids.clone(),
             max_new_tokens: self.max_new_tokens,
-            stop_token_ids: &session.tokenizer.stop_token_ids,
+            stop_token_ids: session.tokenizer.stop_token_ids.as_slice().into(),
             sampling: self.sampling(),
-            seed: self.seed,
-            score: &[],
+            ..Request::default()
         };
-        let generated = generate(&session.model, &cache, &[&ids], &options)?;
+        let step_rows = setup::max_rows(0, session.model.device());
+        let generated = generate(&session.model, prompt, vec![request], step_rows, &mut |_| ())?;
         let generated = generated.first().context("one input gives one completion")?;
         let text = session.tokenizer.decode(&generated.tokens, true)?;
         if self.json {
             let result = serde_json::json!({
                 "generated_text": text,
                 "generated_token_count": generated.tokens.len(),
-                "input_token_count": ids.len() + cache.rows,
+                "input_token_count": ids.len() + prompt.map_or(0, |prompt| prompt.dims()[0]),
                 "stop_reason": generated.stop_reason,
             });
             println!("{result}");

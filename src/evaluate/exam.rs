@@ -4,14 +4,13 @@ use super::likelihood::{finite, nll};
 use super::{Answers, Prediction, RowScores, Scores, TextScores};
 use crate::config::Task;
 use crate::data::encode::Encoder;
-use crate::data::pack::common_head;
 use crate::data::{Dataset, Example, Record};
-use crate::generate::{self, Generated, Options};
+use crate::generate::{self, Generated, Request};
 use crate::model::{Granite, TextTokenizer};
 use crate::{Error, Result};
 use candle_core::Tensor;
-use candle_transformers::generation::Sampling;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// What is asked, and of whom.
 pub struct Exam<'a> {
@@ -154,26 +153,17 @@ impl Exam<'_> {
         score: &[u32],
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Vec<Generated>> {
-        let head = common_head(examples.iter().map(|e| e.input.as_slice()));
-        let prefix = generate::prefix(self.model, prompt, head)?;
-        let options = Options {
+        let stop_token_ids: Arc<[u32]> = self.tokenizer.stop_token_ids.as_slice().into();
+        let request = |example: &Example| Request {
+            tokens: example.input.clone(),
             max_new_tokens,
-            stop_token_ids: &self.tokenizer.stop_token_ids,
-            sampling: Sampling::ArgMax,
-            seed: 0,
-            score,
+            stop_token_ids: stop_token_ids.clone(),
+            score: score.to_vec(),
+            ..Request::default()
         };
-        let inputs: Vec<&[u32]> = examples.iter().map(|e| &e.input[head.len()..]).collect();
-        let (mut generated, mut from, mut rows) = (Vec::with_capacity(inputs.len()), 0, 0);
-        for to in 1..=inputs.len() {
-            rows += inputs[to - 1].len();
-            if to == inputs.len() || rows + inputs[to].len() > self.max_rows {
-                generated.extend(generate::generate(self.model, &prefix, &inputs[from..to], &options)?);
-                progress(Progress { stage: Stage::Generating, done: to, of: inputs.len() });
-                (from, rows) = (to, 0);
-            }
-        }
-        Ok(generated)
+        let (requests, of) = (examples.iter().map(request).collect(), examples.len());
+        let mut progress = |done| progress(Progress { stage: Stage::Generating, done, of });
+        generate::generate(self.model, prompt, requests, self.max_rows, &mut progress)
     }
 
     /// Negative log-likelihoods of the targets of `examples`.

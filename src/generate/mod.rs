@@ -1,52 +1,29 @@
-//! Generation: the prefix's keys and values once, then all sequences together, a token each per step.
+//! Generation: keys and values of what requests share once, then all requests together, in steps.
 
+mod choose;
+mod engine;
+mod prefixes;
 mod request;
+mod sampling;
 
+pub use engine::{Engine, SequenceId, Stepped};
+pub use prefixes::PrefixId;
 pub use request::{Event, Request, Sampling, StopReason, Token};
 
-use crate::Result;
-use crate::data::pack::{Passes, PrefixGroup};
-use crate::model::{Granite, KvCache, PrefixCache};
-use candle_core::{D, DType, Device, Tensor};
-use candle_transformers::generation::{LogitsProcessor, Sampling as Choice};
+use crate::model::Granite;
+use crate::{Error, Result};
+use candle_core::Tensor;
+use std::collections::HashMap;
 
-/// When to stop, and how to choose.
-pub struct Options<'a> {
-    /// Tokens to generate at most.
-    pub max_new_tokens: usize,
-    /// Tokens that end a sequence; they are not part of what was generated.
-    pub stop_token_ids: &'a [u32],
-    /// How the next token is chosen.
-    pub sampling: Choice,
-    /// Of the sampling.
-    pub seed: u64,
-    /// Tokens whose log-probability as the first generated token is wanted.
-    pub score: &'a [u32],
-}
-
-/// What a sequence was continued with.
+/// What a request came to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Generated {
     /// Token ids, without the stop token.
     pub tokens: Vec<u32>,
     /// Why it ended.
     pub stop_reason: StopReason,
-    /// Log-probabilities of [`Options::score`].
+    /// Log-probabilities of [`Request::score`].
     pub scores: Vec<f64>,
-}
-
-/// Keys and values of a soft prompt f32 [P, C] (if any) and the tokens `head` behind it.
-///
-/// # Errors
-/// A prompt of another width; the device's.
-pub fn prefix(model: &Granite, prompt: Option<&Tensor>, head: &[u32]) -> Result<PrefixCache> {
-    let prompts = prompts(model, prompt)?;
-    let virtual_tokens = prompts.dims()[0] as u32;
-    let group = PrefixGroup { prompt: 0..virtual_tokens, head: head.to_vec(), sequences: Vec::new() };
-    let rows = group.prefix_rows();
-    let lead = Passes::new(&[group], model.config().vocab_size, usize::MAX).lead;
-    let layers = if rows == 0 { Vec::new() } else { model.keys_values(&lead, &prompts)? };
-    Ok(PrefixCache { layers, rows })
 }
 
 /// The matrix of prompts that a pass reads: `prompt` as the model computes, or no row.
@@ -57,67 +34,55 @@ pub(crate) fn prompts(model: &Granite, prompt: Option<&Tensor>) -> Result<Tensor
     })
 }
 
-/// Continues each of `inputs` (token ids behind the prefix, at least one each), all together.
-///
-/// # Errors
-/// An empty input; the device's.
-pub fn generate(
-    model: &Granite,
-    prefix: &PrefixCache,
-    inputs: &[&[u32]],
-    options: &Options,
-) -> Result<Vec<Generated>> {
-    let empty = Generated { tokens: Vec::new(), stop_reason: StopReason::MaxTokens, scores: Vec::new() };
-    let mut generated = vec![empty; inputs.len()];
-    if inputs.is_empty() || options.max_new_tokens == 0 {
-        return Ok(generated);
-    }
-    let no_prompts = prompts(model, None)?;
-    let capacities: Vec<usize> = inputs.iter().map(|i| i.len() + options.max_new_tokens).collect();
-    let config = model.config();
-    let width = 2 * config.num_key_value_heads * config.head_dim;
-    let mut cache = KvCache::new(
-        config.num_hidden_layers,
-        width,
-        &capacities,
-        Some(prefix.clone()),
-        (model.dtype(), model.device()),
-    )?;
-    let mut choosers: Vec<LogitsProcessor> = (0..inputs.len() as u64)
-        .map(|i| LogitsProcessor::from_sampling(options.seed.wrapping_add(i), options.sampling.clone()))
-        .collect();
-    let mut next: Vec<(usize, Vec<u32>)> = inputs.iter().map(|i| i.to_vec()).enumerate().collect();
-    for step in 0..options.max_new_tokens {
-        let rows: Vec<(usize, &[u32])> =
-            next.iter().map(|(slot, tokens)| (*slot, tokens.as_slice())).collect();
-        let batch = cache.pack(&rows)?;
-        let hidden = model.infer(&batch, &no_prompts, &mut cache)?;
-        let logits = model.logits(&hidden)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
-        let mut going_on = Vec::new();
-        for (row, (slot, _)) in next.iter().enumerate() {
-            let logits = logits.get(row)?;
-            let of = &mut generated[*slot];
-            if step == 0 {
-                of.scores = log_probabilities(&logits, options.score)?;
-            }
-            let token = choosers[*slot].sample(&logits)?;
-            if options.stop_token_ids.contains(&token) {
-                of.stop_reason = StopReason::StopToken;
-            } else {
-                of.tokens.push(token);
-                going_on.push((*slot, vec![token]));
-            }
-        }
-        next = going_on;
-        if next.is_empty() {
-            break;
-        }
-    }
-    Ok(generated)
+/// Room that a batch of `requests` behind `virtual_tokens` needs, where it may have `most` rows at a time.
+fn cache_rows(requests: &[Request], virtual_tokens: usize, most: usize) -> usize {
+    let rows = |request: &Request| request.tokens.len() + request.max_new_tokens;
+    let (all, largest) =
+        (requests.iter().map(rows).sum::<usize>(), requests.iter().map(rows).max().unwrap_or(0));
+    let longest_text = requests.iter().map(|request| request.tokens.len()).max().unwrap_or(0);
+    // The head that all share is at most a text.
+    2 * virtual_tokens + longest_text + all.min(most.max(largest))
 }
 
-fn log_probabilities(logits: &Tensor, tokens: &[u32]) -> Result<Vec<f64>> {
-    let logits = logits.to_dtype(DType::F64)?;
-    let lse = logits.log_sum_exp(D::Minus1)?.to_scalar::<f64>()?;
-    tokens.iter().map(|t| Ok(logits.get(*t as usize)?.to_scalar::<f64>()? - lse)).collect()
+/// Runs `requests` behind `prompt` f32 [P, C], or without one, in steps of at most `step_rows` rows; `progress` is told
+/// how many are done. What comes of each, in their order.
+///
+/// # Errors
+/// A prompt of another width; requests that [`Engine::submit`] refuses; logits that are no numbers; the device's.
+pub fn generate(
+    model: &Granite,
+    prompt: Option<&Tensor>,
+    requests: Vec<Request>,
+    step_rows: usize,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Vec<Generated>> {
+    let virtual_tokens = prompt.map_or(0, |prompt| prompt.dims()[0]);
+    let rows = cache_rows(&requests, virtual_tokens, 4 * step_rows);
+    let mut engine = Engine::new(model, rows, step_rows)?;
+    let prefix = engine.add_prefix(prompt)?;
+    engine
+        .share_head(prefix, crate::data::pack::common_head(requests.iter().map(|r| r.tokens.as_slice())))?;
+    let empty = Generated { tokens: Vec::new(), stop_reason: StopReason::MaxTokens, scores: Vec::new() };
+    let (mut generated, mut places) = (vec![empty; requests.len()], HashMap::new());
+    for (place, request) in requests.into_iter().enumerate() {
+        places.insert(engine.submit(prefix, request)?, place);
+    }
+    let mut done = 0;
+    while !engine.is_idle() {
+        for (id, event) in engine.step()?.events {
+            let of = &mut generated[places[&id]];
+            match event {
+                Event::Scored(_) => {}
+                Event::FirstScores(scores) => of.scores = scores,
+                Event::Token(token) => of.tokens.push(token.id),
+                Event::Finished(reason) => {
+                    of.stop_reason = reason;
+                    done += 1;
+                }
+                Event::Failed(problem) => return Err(Error::Invalid(problem)),
+            }
+        }
+        progress(done);
+    }
+    Ok(generated)
 }

@@ -1,93 +1,152 @@
-//! Keys and values of sequences that are being generated, and of the prefix that they share.
+//! Keys and values of prefixes and of the sequences behind them, in one matrix per block of the model.
+//!
+//! ```text
+//!   rows   0        25   34          70        91                          capacity
+//!          ┌─────────┬────┬───────────┬─────────┬─────────────────────────────┐
+//!          │ prefix  │    │ sequence  │ another │ free                        │   [capacity, 2K D]
+//!          └─────────┴────┴───────────┴─────────┴─────────────────────────────┘
+//!           virtual   free  filled ▸ reserved
+//!           tokens
+//! ```
+//!
+//! A range is taken whole when a sequence begins, for all that it may come to, so that none has to be moved or thrown
+//! out later; ranges that are given back are joined with their neighbours, and the lowest that is large enough is
+//! taken first.
 
+use super::Granite;
 use crate::data::pack::PackedBatch;
 use crate::ops::{Indices, Segment};
 use crate::{Error, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use std::ops::Range;
+use std::sync::OnceLock;
 
-/// Keys and values of a prefix, made once and shared by every sequence behind it.
-#[derive(Clone)]
-pub struct PrefixCache {
-    /// Per block, a matrix whose last 2K D columns are the keys and values of its rows.
-    pub layers: Vec<Tensor>,
-    /// Rows of the prefix, P.
-    pub rows: usize,
-}
-
-/// Keys and values per block, [capacity, 2K D]: each sequence has a range of rows with room to grow.
+/// Keys and values of every row that is kept.
 pub struct KvCache {
+    /// Per block, [capacity, 2K D].
     layers: Vec<Tensor>,
-    slots: Vec<Slot>,
-    prefix: Option<PrefixCache>,
-    /// Rows that the pass under way writes, in the order of its rows.
-    writes: Vec<Range<usize>>,
+    capacity: usize,
+    /// Ranges that nobody has, in order, no two of which touch.
+    free: Vec<Range<usize>>,
+    writes: Writes,
 }
 
-#[derive(Clone)]
-struct Slot {
-    rows: Range<usize>,
-    filled: usize,
+/// The next tokens of one sequence, or a prefix's own.
+#[derive(Debug, Clone)]
+pub struct Next<'a> {
+    /// Token ids, at least one; those above the vocabulary are rows of the matrix of prompts.
+    pub tokens: &'a [u32],
+    /// Rows of the prefix that all of them see.
+    pub prefix: Range<usize>,
+    /// Rows that the sequence has.
+    pub own: Range<usize>,
+    /// How many of them are written.
+    pub filled: usize,
+    /// Trailing tokens whose hidden states are wanted.
+    pub targets: usize,
+}
+
+/// Where the rows of a pass go.
+#[derive(Default)]
+struct Writes {
+    /// (row of the pass, rows of the cache) of tokens that stand together.
+    ranges: Vec<(usize, Range<usize>)>,
+    /// Rows of the pass that are a sequence's only one, and their rows of the cache.
+    from: Indices,
+    to: Vec<u32>,
+    /// `to` in every column, on the device.
+    to_columns: OnceLock<Tensor>,
 }
 
 impl KvCache {
-    /// Room for sequences of `capacities` rows behind `prefix`, in the dtype of the activations; `width` is 2K D.
+    /// Room for `capacity` rows of keys and values, in the dtype of the model's activations.
     ///
     /// # Errors
     /// The device's.
-    pub fn new(
-        blocks: usize,
-        width: usize,
-        capacities: &[usize],
-        prefix: Option<PrefixCache>,
-        (dtype, device): (DType, &Device),
-    ) -> Result<Self> {
-        let mut slots = Vec::new();
-        let mut end = 0;
-        for rows in capacities {
-            slots.push(Slot { rows: end..end + rows, filled: 0 });
-            end += rows;
-        }
-        let layer = || Tensor::zeros((end, width), dtype, device);
-        let layers = (0..blocks).map(|_| layer()).collect::<candle_core::Result<_>>()?;
-        Ok(Self { layers, slots, prefix, writes: Vec::new() })
+    pub fn new(model: &Granite, capacity: usize) -> Result<Self> {
+        let config = model.config();
+        let width = 2 * config.num_key_value_heads * config.head_dim;
+        let layer = || Tensor::zeros((capacity, width), model.dtype(), model.device());
+        let layers = (0..config.num_hidden_layers).map(|_| layer()).collect::<candle_core::Result<_>>()?;
+        Ok(Self { layers, capacity, free: free_ranges(capacity), writes: Writes::default() })
     }
 
-    /// Packs the next tokens of some sequences, (slot, tokens), as a batch whose last rows are target rows.
+    /// Rows in all.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Takes `rows` rows that stand together, where there are such.
+    pub fn take(&mut self, rows: usize) -> Option<Range<usize>> {
+        if rows == 0 {
+            return Some(0..0);
+        }
+        let at = self.free.iter().position(|range| range.len() >= rows)?;
+        let range = &mut self.free[at];
+        let taken = range.start..range.start + rows;
+        range.start = taken.end;
+        if range.start == range.end {
+            self.free.remove(at);
+        }
+        Some(taken)
+    }
+
+    /// Gives back rows that were taken.
+    pub fn give_back(&mut self, rows: Range<usize>) {
+        if rows.is_empty() {
+            return;
+        }
+        let at = self.free.partition_point(|range| range.start < rows.start);
+        let joins_next = self.free.get(at).is_some_and(|next| next.start == rows.end);
+        let joins_last = at > 0 && self.free[at - 1].end == rows.start;
+        match (joins_last, joins_next) {
+            (true, true) => self.free[at - 1].end = self.free.remove(at).end,
+            (true, false) => self.free[at - 1].end = rows.end,
+            (false, true) => self.free[at].start = rows.start,
+            (false, false) => self.free.insert(at, rows),
+        }
+    }
+
+    /// Packs the next tokens of some sequences as a batch, which [`Granite::infer`] has to be given next.
     ///
     /// # Errors
-    /// More tokens than a slot has room for.
-    pub fn pack(&mut self, next: &[(usize, &[u32])]) -> Result<PackedBatch> {
-        let prefix = self.prefix.as_ref().map_or(0, |p| p.rows);
+    /// More tokens than a sequence has room for, or none; more targets than tokens.
+    pub fn pack(&mut self, next: &[Next]) -> Result<PackedBatch> {
         let (mut ids, mut position_ids, mut target_rows) = (Vec::new(), Vec::new(), Vec::new());
         let (mut segments, mut target_segments) = (Vec::new(), Vec::new());
-        self.writes.clear();
-        for (i, (slot, tokens)) in next.iter().enumerate() {
-            let slot = &mut self.slots[*slot];
-            let (first, filled) = (slot.filled, slot.filled + tokens.len());
-            if filled > slot.rows.len() || tokens.is_empty() {
+        let (mut ranges, mut from, mut to) = (Vec::new(), Vec::new(), Vec::new());
+        for Next { tokens, prefix, own, filled, targets } in next {
+            let (first, end) = (*filled, filled + tokens.len());
+            if end > own.len() || tokens.is_empty() || *targets > tokens.len() {
                 return Err(Error::Shape {
                     op: "kv_cache",
-                    expected: format!("1 to {} more tokens", slot.rows.len() - first),
-                    found: format!("{}", tokens.len()),
+                    expected: format!("1 to {} more tokens, and no more targets", own.len() - first),
+                    found: format!("{} tokens and {targets} targets", tokens.len()),
                 });
             }
-            slot.filled = filled;
-            self.writes.push(slot.rows.start + first..slot.rows.start + filled);
             let queries = ids.len()..ids.len() + tokens.len();
+            let written = own.start + first..own.start + end;
+            match tokens {
+                [_] => {
+                    from.push(queries.start as u32);
+                    to.push(written.start as u32);
+                }
+                _ => ranges.push((queries.start, written.clone())),
+            }
             ids.extend_from_slice(tokens);
-            position_ids.extend((prefix + first) as u32..(prefix + filled) as u32);
-            target_rows.push(queries.end as u32 - 1);
-            let keys = slot.rows.start..slot.rows.start + filled;
+            position_ids.extend((prefix.len() + first) as u32..(prefix.len() + end) as u32);
+            let wanted = target_rows.len()..target_rows.len() + targets;
+            target_rows.extend((queries.end - targets) as u32..queries.end as u32);
             let segment = |queries, first| Segment {
                 queries,
-                keys: keys.clone(),
+                keys: own.start..written.end,
                 first,
-                prefix: (prefix > 0).then_some(0..prefix),
+                prefix: Some(prefix.clone()).filter(|p| !p.is_empty()),
             };
-            target_segments.push(segment(i..i + 1, filled - 1));
+            target_segments.push(segment(wanted, end - targets));
             segments.push(segment(queries, first));
         }
+        self.writes = Writes { ranges, from: from.into(), to, to_columns: OnceLock::new() };
         Ok(PackedBatch {
             ids: ids.into(),
             position_ids: position_ids.into(),
@@ -102,11 +161,14 @@ impl KvCache {
 
     /// Writes the keys and values [rows of the batch, 2K D] of the batch packed last.
     pub(super) fn write(&mut self, block: usize, kv: &Tensor) -> Result<()> {
-        let kv = kv.contiguous()?;
-        let mut row = 0;
-        for range in &self.writes {
-            self.layers[block].slice_set(&kv.narrow(0, row, range.len())?.contiguous()?, 0, range.start)?;
-            row += range.len();
+        let layer = &self.layers[block];
+        for (row, range) in &self.writes.ranges {
+            layer.slice_set(&kv.narrow(0, *row, range.len())?.contiguous()?, 0, range.start)?;
+        }
+        // In one go: a launch for every row is what a GPU's step would wait for.
+        if !self.writes.to.is_empty() {
+            let rows = kv.contiguous()?.index_select(&self.writes.from.on(kv.device())?, 0)?;
+            layer.scatter_set(&self.writes.columns(kv.dims()[1], kv.device())?, &rows, 0)?;
         }
         Ok(())
     }
@@ -114,8 +176,64 @@ impl KvCache {
     pub(super) fn layer(&self, block: usize) -> &Tensor {
         &self.layers[block]
     }
+}
 
-    pub(super) fn prefix(&self, block: usize) -> Option<&Tensor> {
-        self.prefix.as_ref().filter(|p| p.rows > 0).map(|p| &p.layers[block])
+impl Writes {
+    fn columns(&self, width: usize, device: &Device) -> Result<Tensor> {
+        if let Some(columns) = self.to_columns.get() {
+            return Ok(columns.clone());
+        }
+        let columns: Vec<u32> = self.to.iter().flat_map(|row| std::iter::repeat_n(*row, width)).collect();
+        let columns = Tensor::from_vec(columns, (self.to.len(), width), device)?;
+        // The one thread that writes made both.
+        let _ = self.to_columns.set(columns.clone());
+        Ok(columns)
+    }
+}
+
+fn free_ranges(capacity: usize) -> Vec<Range<usize>> {
+    if capacity == 0 { Vec::new() } else { std::iter::once(0..capacity).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn of(capacity: usize) -> KvCache {
+        KvCache { layers: Vec::new(), capacity, free: free_ranges(capacity), writes: Writes::default() }
+    }
+
+    #[test]
+    fn what_is_given_back_is_whole_again() {
+        let mut cache = of(10);
+        let taken: Vec<_> = [3, 3, 4].into_iter().map(|n| cache.take(n).unwrap()).collect();
+        assert_eq!(taken, [0..3, 3..6, 6..10]);
+        assert_eq!(cache.take(1), None);
+        cache.give_back(taken[0].clone());
+        cache.give_back(taken[2].clone());
+        assert_eq!(cache.take(5), None, "seven rows are free, and no five stand together");
+        cache.give_back(taken[1].clone());
+        assert_eq!(cache.take(10), Some(0..10));
+    }
+
+    proptest! {
+        #[test]
+        fn no_row_is_had_twice_and_none_is_lost(sizes in prop::collection::vec((0usize..9, any::<bool>()), 1..60)) {
+            let mut cache = of(40);
+            let mut had: Vec<Range<usize>> = Vec::new();
+            for (rows, give_back) in sizes {
+                if give_back && !had.is_empty() {
+                    cache.give_back(had.remove(rows % had.len()));
+                } else if let Some(range) = cache.take(rows) {
+                    prop_assert_eq!(range.len(), rows);
+                    had.push(range);
+                }
+                let mut all: Vec<usize> = had.iter().chain(&cache.free).flat_map(Clone::clone).collect();
+                all.sort_unstable();
+                prop_assert_eq!(all, (0..40).collect::<Vec<_>>());
+                prop_assert!(cache.free.windows(2).all(|pair| pair[0].end < pair[1].start));
+            }
+        }
     }
 }

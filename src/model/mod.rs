@@ -23,7 +23,7 @@ pub use config::{ModelConfig, ModelType, Rope};
 pub use gguf::GgufFile;
 pub use granite::{Dtypes, Granite};
 pub use hub::HubOptions;
-pub use kv_cache::{KvCache, PrefixCache};
+pub use kv_cache::{KvCache, Next};
 pub use memory::{Parameters, TuningMemory};
 pub use source::{Local, Source, resolve};
 pub use tape::Tape;

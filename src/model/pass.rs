@@ -25,6 +25,13 @@ pub(super) fn head_rows(device: DeviceLocation) -> usize {
     if device == DeviceLocation::Cpu { 64 } else { 512 }
 }
 
+impl Granite {
+    /// Rows whose logits exist at a time.
+    pub(crate) fn head_rows(&self) -> usize {
+        head_rows(self.device().location())
+    }
+}
+
 /// Result of [`Granite::backward`].
 pub struct Backward {
     /// Gradient of the prompts [rows, C]; `None` where the prefixes are in another pass.
@@ -188,7 +195,7 @@ impl Granite {
             )?;
             let q = fresh.queries().narrow(1, 0, self.attention.q_width())?.contiguous()?;
             let qkv = Qkv::Split { q, kv: cache.layer(i).clone() };
-            let attended = self.attention.forward(inputs(batch, &qkv, cache.prefix(i), last))?;
+            let attended = self.attention.forward(inputs(batch, &qkv, None, last))?;
             let stream = if last { rows.of_targets(&normed.residual)? } else { normed.residual };
             let (mlp, gate_up) = self.behind_attention(block, &attended.out, &stream)?;
             (x, delta) = (mlp.residual, Some(self.down(block, &gate_up)?));

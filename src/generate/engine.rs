@@ -1,0 +1,437 @@
+//! Continuous batching: every step runs the next tokens of all requests under way through the model together, whatever
+//! prefix they stand behind; requests join and leave between steps.
+//!
+//! ```text
+//!   rows of a step, grouped by block (src/generate/prefixes.rs):
+//!   ┌ behind prompt A ───────────────────────────────┐┌ behind prompt B ┐┌ base ──────────┐
+//!   │ a's last token │ b's last token │ text of c    ││ text of d       ││ e's last token │   [rows, C]
+//!   └─ logits ───────┴─ logits ───────┴──── of its ──┘└────── last ─────┘└─ logits ───────┘
+//! ```
+//!
+//! A request is taken in when the cache has rows for all that it may come to, in the order of arrival, so none is ever
+//! thrown out again. Long texts go through in parts, so that they do not hold up the others.
+
+use super::prefixes::{Block, Prefix, PrefixId};
+use super::sampling::Chooser;
+use super::{Event, Request, StopReason, Token};
+use crate::model::{Granite, KvCache, Next};
+use crate::{Error, Result};
+use candle_core::Tensor;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A handle on a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SequenceId(u64);
+
+/// Runs requests through a model.
+pub struct Engine<'m> {
+    model: &'m Granite,
+    pub(super) cache: KvCache,
+    no_prompts: Tensor,
+    step_rows: usize,
+    prefixes: BTreeMap<PrefixId, Prefix>,
+    /// Blocks of prefixes that are gone, whose requests are not.
+    leaving: Vec<Arc<Block>>,
+    waiting: VecDeque<Waiting>,
+    running: Vec<Sequence>,
+    ids: u64,
+}
+
+/// What a step came to.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Stepped {
+    /// What became of requests, each one's in order.
+    pub events: Vec<(SequenceId, Event)>,
+    /// Requests that had rows in the pass.
+    pub sequences: usize,
+    /// Token rows in the pass.
+    pub rows: usize,
+}
+
+struct Waiting {
+    id: SequenceId,
+    prefix: PrefixId,
+    request: Request,
+}
+
+/// A request under way.
+pub(super) struct Sequence {
+    id: SequenceId,
+    pub(super) request: Request,
+    pub(super) chooser: Chooser,
+    block: Arc<Block>,
+    own: Range<usize>,
+    /// Rows of `own` that are written.
+    filled: usize,
+    pub(super) generated: Vec<u32>,
+    pub(super) scored: Vec<Token>,
+    /// Events of the step under way.
+    pub(super) events: Vec<Event>,
+}
+
+/// The part of a sequence that goes through in a step.
+struct Part {
+    /// Which of `running`.
+    sequence: usize,
+    tokens: Vec<u32>,
+    targets: usize,
+}
+
+impl Part {
+    fn next<'a>(&'a self, running: &[Sequence]) -> Next<'a> {
+        let Sequence { block, own, filled, .. } = &running[self.sequence];
+        Next {
+            tokens: &self.tokens,
+            prefix: block.rows.clone(),
+            own: own.clone(),
+            filled: *filled,
+            targets: self.targets,
+        }
+    }
+}
+
+impl<'m> Engine<'m> {
+    /// An engine with room for `cache_rows` rows of keys and values, and steps of at most `step_rows` rows.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn new(model: &'m Granite, cache_rows: usize, step_rows: usize) -> Result<Self> {
+        Ok(Self {
+            model,
+            cache: KvCache::new(model, cache_rows)?,
+            no_prompts: super::prompts(model, None)?,
+            step_rows: step_rows.max(1),
+            prefixes: BTreeMap::new(),
+            leaving: Vec::new(),
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            ids: 0,
+        })
+    }
+
+    /// Computes keys and values of a soft prompt f32 [P, C], or of none for the base model.
+    ///
+    /// # Errors
+    /// A prompt of another width; no room in the cache; the device's.
+    pub fn add_prefix(&mut self, prompt: Option<&Tensor>) -> Result<PrefixId> {
+        let rows = prompt.map_or(0, |prompt| prompt.dims()[0]);
+        self.make_room(rows);
+        let Some(prefix) = Prefix::new(self.model, &mut self.cache, prompt)? else {
+            return Err(Error::Invalid(format!(
+                "cache: expected {rows} free rows for a prompt, found none of {}; hint: a larger cache, fewer prompts, \
+                 or fewer requests at a time",
+                self.cache.capacity()
+            )));
+        };
+        let id = PrefixId(self.next_id());
+        self.prefixes.insert(id, prefix);
+        Ok(id)
+    }
+
+    /// Computes the tokens that requests behind `prefix` begin with, once for all of them. Requests still hold them; what
+    /// they get is the same.
+    ///
+    /// # Errors
+    /// A prefix that is gone; the device's.
+    pub fn share_head(&mut self, prefix: PrefixId, head: &[u32]) -> Result<()> {
+        if head.is_empty() {
+            return Ok(());
+        }
+        let found = self.prefixes.get_mut(&prefix).ok_or_else(gone)?;
+        found.share(self.model, &mut self.cache, head)
+    }
+
+    /// Virtual tokens of a prefix.
+    pub fn virtual_tokens(&self, prefix: PrefixId) -> Option<usize> {
+        self.prefixes.get(&prefix).map(Prefix::virtual_tokens)
+    }
+
+    /// Takes a prefix away. Requests behind it that are under way go on; those that wait for it end at the next step.
+    pub fn remove_prefix(&mut self, prefix: PrefixId) {
+        if let Some(prefix) = self.prefixes.remove(&prefix) {
+            self.leaving.extend(prefix.into_blocks());
+        }
+    }
+
+    /// Puts a request in line.
+    ///
+    /// # Errors
+    /// A prefix that is gone; a request without text, that asks for nothing, with tokens that the model does not have, or
+    /// that is longer than the cache; the device's.
+    pub fn submit(&mut self, prefix: PrefixId, request: Request) -> Result<SequenceId> {
+        self.check(prefix, &request)?;
+        if let Some(found) = self.prefixes.get_mut(&prefix) {
+            found.learn(self.model, &mut self.cache, &request.tokens)?;
+        }
+        let id = SequenceId(self.next_id());
+        self.waiting.push_back(Waiting { id, prefix, request });
+        Ok(id)
+    }
+
+    fn check(&self, prefix: PrefixId, request: &Request) -> Result<()> {
+        let found = self.prefixes.get(&prefix).ok_or_else(gone)?;
+        let invalid = |problem: String| Err(Error::Invalid(format!("request: {problem}")));
+        let (tokens, vocabulary) = (&request.tokens, self.model.config().vocab_size);
+        if tokens.is_empty() {
+            return invalid("expected at least one token, found none".into());
+        }
+        if let Some(id) = tokens.iter().find(|id| **id as usize >= vocabulary) {
+            return invalid(format!("expected token ids under {vocabulary}, found {id}"));
+        }
+        if let Some(id) = request.score.iter().find(|id| **id as usize >= vocabulary) {
+            return invalid(format!("score: expected token ids under {vocabulary}, found {id}"));
+        }
+        if request.scored > tokens.len() || (request.max_new_tokens == 0 && request.scored == 0) {
+            return invalid(format!(
+                "expected something to generate, or up to {} tokens to score, found max_new_tokens {} and scored {}",
+                tokens.len(),
+                request.max_new_tokens,
+                request.scored
+            ));
+        }
+        let positions = found.virtual_tokens() + tokens.len() + request.max_new_tokens;
+        let most = self.model.config().max_position_embeddings;
+        if positions > most {
+            return invalid(format!(
+                "expected at most {most} virtual tokens, tokens of text and tokens to generate together, as the model \
+                 has positions, found {positions}"
+            ));
+        }
+        let rows = own_rows(tokens.len(), request.max_new_tokens) + found.virtual_tokens();
+        if rows > self.cache.capacity() {
+            return invalid(format!(
+                "expected at most {} rows of keys and values, the size of the cache, found {rows}",
+                self.cache.capacity()
+            ));
+        }
+        Ok(())
+    }
+
+    /// Ends a request; nothing more comes of it.
+    pub fn cancel(&mut self, id: SequenceId) {
+        self.waiting.retain(|waiting| waiting.id != id);
+        if let Some(at) = self.running.iter().position(|sequence| sequence.id == id) {
+            self.end(at);
+        }
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.running.is_empty()
+    }
+
+    /// Requests that have not begun.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Runs the next rows of the requests through the model.
+    ///
+    /// # Errors
+    /// The device's. The requests under way ([`Engine::running`]) have to be ended then.
+    pub fn step(&mut self) -> Result<Stepped> {
+        let mut events = self.end_overdue();
+        self.admit(&mut events);
+        let parts = self.parts();
+        let mut stepped = Stepped { sequences: parts.len(), rows: 0, events };
+        stepped.rows = parts.iter().map(|part| part.tokens.len()).sum();
+        if parts.is_empty() {
+            return Ok(stepped);
+        }
+        let next: Vec<Next> = parts.iter().map(|part| part.next(&self.running)).collect();
+        let batch = self.cache.pack(&next)?;
+        let hidden = self.model.infer(&batch, &self.no_prompts, &mut self.cache)?;
+        self.choose(&parts, &hidden)?;
+        for part in &parts {
+            self.running[part.sequence].filled += part.tokens.len();
+        }
+        for sequence in &mut self.running {
+            let id = sequence.id;
+            stepped.events.extend(sequence.events.drain(..).map(|event| (id, event)));
+        }
+        for at in (0..self.running.len()).rev() {
+            let ended = stepped.events.iter().any(|(id, event)| {
+                *id == self.running[at].id && matches!(event, Event::Finished(_) | Event::Failed(_))
+            });
+            if ended {
+                self.end(at);
+            }
+        }
+        Ok(stepped)
+    }
+
+    /// Requests under way.
+    pub fn running(&self) -> Vec<SequenceId> {
+        self.running.iter().map(|sequence| sequence.id).collect()
+    }
+
+    fn next_id(&mut self) -> u64 {
+        self.ids += 1;
+        self.ids
+    }
+
+    fn end(&mut self, at: usize) {
+        let sequence = self.running.remove(at);
+        self.cache.give_back(sequence.own);
+        drop(sequence.block);
+        self.leave();
+    }
+
+    /// Gives back blocks of prefixes that are gone, where nobody uses them any more.
+    fn leave(&mut self) {
+        let (cache, leaving) = (&mut self.cache, &mut self.leaving);
+        leaving.retain(|block| {
+            let used = Arc::strong_count(block) > 1;
+            if !used {
+                cache.give_back(block.rows.clone());
+            }
+            used
+        });
+    }
+
+    fn end_overdue(&mut self) -> Vec<(SequenceId, Event)> {
+        let now = Instant::now();
+        let overdue = |request: &Request| request.deadline.is_some_and(|deadline| deadline <= now);
+        let mut events = Vec::new();
+        self.waiting.retain(|waiting| {
+            let over = overdue(&waiting.request);
+            if over {
+                events.push((waiting.id, Event::Finished(StopReason::TimeLimit)));
+            }
+            !over
+        });
+        for at in (0..self.running.len()).rev() {
+            if overdue(&self.running[at].request) {
+                events.push((self.running[at].id, Event::Finished(StopReason::TimeLimit)));
+                self.end(at);
+            }
+        }
+        events
+    }
+
+    /// Frees heads that nobody uses until `rows` rows stand together, or none is left.
+    fn make_room(&mut self, rows: usize) -> Option<Range<usize>> {
+        self.leave();
+        loop {
+            if let Some(range) = self.cache.take(rows) {
+                self.cache.give_back(range.clone());
+                return Some(range);
+            }
+            let cache = &mut self.cache;
+            if !self.prefixes.values_mut().any(|prefix| prefix.give_back_one(cache)) {
+                return None;
+            }
+        }
+    }
+
+    /// Takes requests in, in the order of their arrival, while there is room for them.
+    fn admit(&mut self, events: &mut Vec<(SequenceId, Event)>) {
+        self.leave();
+        let mut rows: usize = self.running.iter().map(Sequence::rows_to_come).sum();
+        while rows < self.step_rows {
+            let Some(Waiting { id, prefix, request }) = self.waiting.front() else { break };
+            let Some(found) = self.prefixes.get_mut(prefix) else {
+                events.push((*id, Event::Failed("the prompt was unloaded".into())));
+                self.waiting.pop_front();
+                continue;
+            };
+            // The row before the first token to score is the request's own, as is the last.
+            let block = found.block(&request.tokens, request.scored + 1);
+            let n = own_rows(request.tokens.len() - block.head.len(), request.max_new_tokens);
+            if self.make_room(n).is_none() {
+                break;
+            }
+            let Some(own) = self.cache.take(n) else { break };
+            let Some(Waiting { id, request, .. }) = self.waiting.pop_front() else { break };
+            let chooser = Chooser::new(&request.sampling, &request.tokens);
+            rows += request.tokens.len() - block.head.len();
+            let (generated, scored, events) = (Vec::new(), Vec::new(), Vec::new());
+            let sequence =
+                Sequence { id, request, chooser, block, own, filled: 0, generated, scored, events };
+            self.running.push(sequence);
+        }
+    }
+
+    /// What of each sequence goes through now: a token of those that generate, then as much text as there is room for.
+    /// In the order of their blocks, so that those behind one prefix stand together.
+    fn parts(&self) -> Vec<Part> {
+        let mut room = self.step_rows;
+        let (mut texts, mut parts) = (Vec::new(), Vec::new());
+        for (i, sequence) in self.running.iter().enumerate() {
+            match sequence.generated.last() {
+                Some(token) if room > 0 => {
+                    parts.push(Part { sequence: i, tokens: vec![*token], targets: 1 });
+                    room -= 1;
+                }
+                Some(_) => {}
+                None => texts.push(i),
+            }
+        }
+        for i in texts {
+            let sequence = &self.running[i];
+            let text = sequence.text();
+            let end = text.len().min(sequence.filled + room);
+            if end > sequence.filled {
+                let targets = end.saturating_sub(sequence.first_target().max(sequence.filled));
+                let tokens = text[sequence.filled..end].to_vec();
+                room -= tokens.len();
+                parts.push(Part { sequence: i, tokens, targets });
+            }
+        }
+        parts.sort_by_key(|part| {
+            let sequence = &self.running[part.sequence];
+            (sequence.block.rows.start, sequence.own.start)
+        });
+        parts
+    }
+
+    /// Looks at the logits of the target rows, whose hidden states are `hidden` [targets, C].
+    fn choose(&mut self, parts: &[Part], hidden: &Tensor) -> Result<()> {
+        let mut rows = Vec::new();
+        for part in parts {
+            let sequence = &self.running[part.sequence];
+            let first = sequence.filled + part.tokens.len() - part.targets;
+            rows.extend((first..first + part.targets).map(|row| (part.sequence, row)));
+        }
+        super::choose::choose(self.model, hidden, &rows, &mut self.running)
+    }
+}
+
+impl Sequence {
+    /// Tokens of the text that are not in the block.
+    fn text(&self) -> &[u32] {
+        &self.request.tokens[self.block.head.len()..]
+    }
+
+    /// The first row of the text whose logits are wanted: that before the first token to score, else the last.
+    fn first_target(&self) -> usize {
+        self.text().len().saturating_sub(self.request.scored + 1)
+    }
+
+    /// Tokens before the answer's first that row `row` of `own` stands behind, itself counted.
+    pub(super) fn position(&self, row: usize) -> usize {
+        self.block.head.len() + row + 1
+    }
+
+    /// Hidden state of the last virtual token, which predicts the first token of the text.
+    pub(super) fn last_virtual(&self) -> Option<&Tensor> {
+        self.block.last.as_ref()
+    }
+
+    /// Rows of the next steps that are known: the rest of the text, or a token.
+    fn rows_to_come(&self) -> usize {
+        self.text().len().saturating_sub(self.filled).max(1)
+    }
+}
+
+/// Rows of keys and values that a request may need; the last token is chosen and not read.
+fn own_rows(text: usize, max_new_tokens: usize) -> usize {
+    text + max_new_tokens.saturating_sub(1)
+}
+
+fn gone() -> Error {
+    Error::Invalid("request: expected a prompt that is loaded, found one that was unloaded".into())
+}

@@ -1,0 +1,276 @@
+//! The choice of the next token, as transformers' logits processors and warpers make it.
+//!
+//! candle-transformers' `LogitsProcessor` takes `top_p` of the whole distribution where transformers takes it of the
+//! `top_k` that are left, has no penalties, and sorts the whole vocabulary for every token; a batch of requests in a
+//! server needs neither.
+
+use super::Sampling;
+use crate::{Error, Result};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use std::cmp::Ordering;
+use std::collections::HashMap;
+
+/// Of the likeliest tokens so many are looked at first for `top_p`; four times as many each time that they make up
+/// too little.
+const NUCLEUS: usize = 64;
+
+/// Chooses the tokens of one sequence.
+pub(super) struct Chooser {
+    sampling: Sampling,
+    rng: ChaCha8Rng,
+    /// Tokens of the text and those generated, with how often they were generated; kept where penalties need it.
+    seen: HashMap<u32, u32>,
+}
+
+impl Chooser {
+    pub(super) fn new(sampling: &Sampling, text: &[u32]) -> Self {
+        let rng = ChaCha8Rng::seed_from_u64(sampling.seed);
+        let mut seen = HashMap::new();
+        if sampling.repetition_penalty != 1.0 {
+            seen.extend(text.iter().map(|token| (*token, 0)));
+        }
+        Self { sampling: sampling.clone(), rng, seen }
+    }
+
+    /// Whether the choice is the largest logit, and nothing else has to be known.
+    pub(super) fn is_plain(&self) -> bool {
+        self.sampling.temperature == 0.0 && !self.penalises() && self.sampling.logit_bias.is_empty()
+    }
+
+    fn penalises(&self) -> bool {
+        let Sampling { repetition_penalty, presence_penalty, frequency_penalty, .. } = self.sampling;
+        repetition_penalty != 1.0 || presence_penalty != 0.0 || frequency_penalty != 0.0
+    }
+
+    /// The next token by its logits [V], which are changed on the way; none of `forbidden`.
+    pub(super) fn choose(&mut self, logits: &mut [f32], forbidden: &[u32]) -> Result<u32> {
+        self.adjust(logits, forbidden);
+        let token = match self.sampling.temperature {
+            0.0 => largest(logits)?,
+            _ => {
+                largest(logits)?;
+                let kept = kept(logits, &self.sampling);
+                draw(&kept, self.rng.random::<f64>())
+            }
+        };
+        if self.penalises() {
+            *self.seen.entry(token).or_default() += 1;
+        }
+        Ok(token)
+    }
+
+    fn adjust(&self, logits: &mut [f32], forbidden: &[u32]) {
+        for (token, bias) in &self.sampling.logit_bias {
+            if let Some(logit) = logits.get_mut(*token as usize) {
+                *logit += bias;
+            }
+        }
+        let Sampling { repetition_penalty, presence_penalty, frequency_penalty, .. } = self.sampling;
+        for (token, times) in &self.seen {
+            let Some(logit) = logits.get_mut(*token as usize) else { continue };
+            let penalty = repetition_penalty as f32;
+            *logit = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
+            if *times > 0 {
+                *logit -= (presence_penalty + frequency_penalty * f64::from(*times)) as f32;
+            }
+        }
+        for token in forbidden {
+            if let Some(logit) = logits.get_mut(*token as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+    }
+}
+
+/// The first of the largest logits.
+///
+/// # Errors
+/// A logit that is not a number, or none above negative infinity.
+pub(super) fn largest(logits: &[f32]) -> Result<u32> {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let nan = logits.iter().fold(false, |nan, logit| nan | logit.is_nan());
+    match logits.iter().position(|logit| *logit == largest) {
+        Some(at) if !nan && largest.is_finite() => Ok(at as u32),
+        _ => Err(Error::Invalid(format!(
+            "logits: expected numbers, found {}; the model computes nothing sensible in this dtype or on this device",
+            if nan { f32::NAN } else { largest }
+        ))),
+    }
+}
+
+/// Tokens that may be drawn, with their probabilities among themselves.
+fn kept(logits: &[f32], sampling: &Sampling) -> Vec<(u32, f64)> {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut kept: Vec<(u32, f64)> = (0u32..).zip(logits.iter().map(|logit| f64::from(*logit))).collect();
+    if sampling.top_k > 0 && sampling.top_k < kept.len() {
+        let (_, (_, least), _) = kept.select_nth_unstable_by(sampling.top_k - 1, by_size);
+        let least = *least;
+        kept.retain(|(_, logit)| *logit >= least);
+    }
+    for (_, logit) in &mut kept {
+        *logit = ((*logit - f64::from(largest)) / sampling.temperature).exp();
+    }
+    if sampling.top_p < 1.0 {
+        nucleus(&mut kept, sampling.top_p);
+    }
+    kept.sort_unstable_by(by_size);
+    let sum: f64 = kept.iter().map(|(_, weight)| weight).sum();
+    kept.iter_mut().for_each(|(_, weight)| *weight /= sum);
+    kept
+}
+
+/// Leaves the smallest set of the largest weights that makes up `top_p` of their sum; the largest always stays.
+fn nucleus(kept: &mut Vec<(u32, f64)>, top_p: f64) {
+    let wanted = top_p * kept.iter().map(|(_, weight)| weight).sum::<f64>();
+    let mut n = NUCLEUS;
+    while n < kept.len() {
+        kept.select_nth_unstable_by(n - 1, by_size);
+        if kept[..n].iter().map(|(_, weight)| weight).sum::<f64>() >= wanted {
+            kept.truncate(n);
+            break;
+        }
+        n *= 4;
+    }
+    kept.sort_unstable_by(by_size);
+    let mut sum = 0.0;
+    let few = kept.iter().take_while(|(_, weight)| {
+        let before = sum;
+        sum += weight;
+        before < wanted
+    });
+    let few = few.count().max(1);
+    kept.truncate(few);
+}
+
+/// The largest first, and of equal ones the lower token.
+fn by_size(a: &(u32, f64), b: &(u32, f64)) -> Ordering {
+    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
+}
+
+/// The token at which the probabilities add up to more than `at`, from 0 to 1.
+fn draw(kept: &[(u32, f64)], at: f64) -> u32 {
+    let mut sum = 0.0;
+    let found = kept.iter().find(|(_, probability)| {
+        sum += probability;
+        sum > at
+    });
+    // Rounding can leave the sum just under 1.
+    found.or(kept.iter().rfind(|(_, p)| *p > 0.0)).map_or(0, |(token, _)| *token)
+}
+
+/// Log of the sum of the exponentials, from which log-probabilities are taken.
+pub(super) fn log_sum_exp(logits: &[f32]) -> f64 {
+    let largest = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let sum: f64 = logits.iter().map(|logit| (f64::from(*logit) - largest).exp()).sum();
+    largest + sum.ln()
+}
+
+/// The `n` largest of `logits` with their log-probabilities, the largest first.
+pub(super) fn top(logits: &[f32], n: usize, log_sum_exp: f64) -> Vec<(u32, f64)> {
+    let n = n.min(logits.len());
+    if n == 0 {
+        return Vec::new();
+    }
+    let mut all: Vec<(u32, f64)> = (0u32..).zip(logits.iter().map(|logit| f64::from(*logit))).collect();
+    all.select_nth_unstable_by(n - 1, by_size);
+    all.truncate(n);
+    all.sort_unstable_by(by_size);
+    all.iter_mut().for_each(|(_, logit)| *logit -= log_sum_exp);
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    fn floats(value: &Value) -> Vec<f64> {
+        value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap_or(f64::NEG_INFINITY)).collect()
+    }
+
+    fn tokens(value: &Value) -> Vec<u32> {
+        value.as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect()
+    }
+
+    /// transformers' own processors and warpers on the same logits (tests/golden/sampling.py).
+    #[test]
+    fn the_distribution_is_transformers() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/sampling.json");
+        let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let cases = golden["cases"].as_array().unwrap();
+        assert!(cases.len() >= 12);
+        for case in cases {
+            let sampling = Sampling {
+                temperature: case["temperature"].as_f64().unwrap(),
+                top_p: case["top_p"].as_f64().unwrap(),
+                top_k: case["top_k"].as_u64().unwrap() as usize,
+                repetition_penalty: case["repetition_penalty"].as_f64().unwrap(),
+                ..Sampling::default()
+            };
+            let mut logits: Vec<f32> = floats(&case["logits"]).iter().map(|v| *v as f32).collect();
+            let chooser = Chooser::new(&sampling, &tokens(&case["text"]));
+            chooser.adjust(&mut logits, &tokens(&case["forbidden"]));
+            let mut ours = vec![0.0; logits.len()];
+            kept(&logits, &sampling).iter().for_each(|(token, p)| ours[*token as usize] = *p);
+            for (token, (ours, wanted)) in ours.iter().zip(floats(&case["probabilities"])).enumerate() {
+                assert!((ours - wanted).abs() < 2e-6, "{}, token {token}: {ours} and {wanted}", case["name"]);
+            }
+        }
+    }
+
+    #[test]
+    fn draws_follow_the_probabilities_and_the_seed() {
+        let logits = [0.0f32, 1.0, 2.0, -1.0];
+        let sampling = Sampling { temperature: 1.0, seed: 7, ..Sampling::default() };
+        let draws = |n: usize| {
+            let mut chooser = Chooser::new(&sampling, &[]);
+            (0..n).map(|_| chooser.choose(&mut logits.clone(), &[3]).unwrap()).collect::<Vec<_>>()
+        };
+        let many = draws(20_000);
+        assert_eq!(many[..100], draws(100));
+        let sum: f64 = logits[..3].iter().map(|l| f64::from(*l).exp()).sum();
+        for (token, logit) in (0u32..).zip(&logits[..3]) {
+            let (expected, n) = (f64::from(*logit).exp() / sum, many.len() as f64);
+            let found = many.iter().filter(|t| **t == token).count() as f64 / n;
+            // Four standard deviations of a share of so many draws.
+            assert!(
+                (found - expected).abs() < 4.0 * (expected * (1.0 - expected) / n).sqrt(),
+                "{token}: {found}"
+            );
+        }
+        assert!(!many.contains(&3));
+    }
+
+    #[test]
+    fn penalties_of_what_was_generated_count_its_times() {
+        let sampling = Sampling { presence_penalty: 0.5, frequency_penalty: 0.25, ..Sampling::default() };
+        let mut chooser = Chooser::new(&sampling, &[1]);
+        let mut chosen = Vec::new();
+        for _ in 0..4 {
+            chosen.push(chooser.choose(&mut [0.0, 1.3, 1.0], &[]).unwrap());
+        }
+        // 1.3 | 1.3 - 0.75, 1.0 | 0.55, 0.25 | 1.3 - 1.0, 0.25
+        assert_eq!(chosen, [1, 2, 1, 1]);
+    }
+
+    #[test]
+    fn logits_that_are_no_numbers_are_an_error() {
+        for logits in [[0.0, f32::NAN], [f32::NEG_INFINITY; 2], [f32::INFINITY, 0.0]] {
+            let error = largest(&logits).unwrap_err().to_string();
+            assert!(error.starts_with("logits: expected numbers"), "{error}");
+        }
+        assert_eq!(largest(&[1.0, 2.0, 2.0]).unwrap(), 1);
+    }
+
+    #[test]
+    fn the_likeliest_come_with_their_log_probabilities() {
+        let logits = [1.0f32, 3.0, 2.0, 3.0];
+        let lse = log_sum_exp(&logits);
+        let expected = logits.iter().map(|l| f64::from(*l).exp()).sum::<f64>().ln();
+        assert!((lse - expected).abs() < 1e-12);
+        let top = top(&logits, 3, lse);
+        assert_eq!(top.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [1, 3, 2]);
+        assert!((top[2].1 - (2.0 - expected)).abs() < 1e-12);
+    }
+}
