@@ -27,13 +27,15 @@ use crate::files::write_atomically;
 use crate::{Error, Result};
 
 /// Name of the configuration file.
-const CONFIG: &str = "adapter_config.json";
+pub(crate) const CONFIG: &str = "adapter_config.json";
 /// Name of the file with the prompt.
 const WEIGHTS: &str = "adapter_model.safetensors";
 /// What PEFT wrote before safetensors: a Python pickle, which gneiss does not run.
 const PICKLE: &str = "adapter_model.bin";
 /// Name of the model card.
 const CARD: &str = "README.md";
+/// What makes up an adapter.
+pub(crate) const FILES: [&str; 3] = [CONFIG, WEIGHTS, task::TASK];
 /// The only tensor of a prompt-tuning adapter.
 const PROMPT: &str = "prompt_embeddings";
 
