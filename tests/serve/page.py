@@ -50,7 +50,7 @@ class Server:
 
     def completion(self, model, prompt, max_tokens):
         body = {"model": model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
-        return self.ask("/v1/completions", body)["choices"][0]["text"]
+        return self.ask("/v1/completions", body)["choices"][0]
 
 
 class Visit:
@@ -59,7 +59,8 @@ class Visit:
     def __init__(self, browser, server, shots, width=1280, height=900, dark=False):
         self.server, self.shots = server, shots
         self.context = browser.new_context(
-            viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light", reduced_motion="reduce"
+            viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light", reduced_motion="reduce",
+            is_mobile=width == 360, has_touch=width == 360,
         )
         self.page = page = self.context.new_page()
         self.complaints, self.refusals = [], 0
@@ -83,6 +84,7 @@ class Visit:
         assert response.ok, response.status
         if self.server.key:
             expect(self.page.locator("#lock-message")).to_contain_text("asks for a key")
+            self.shot("key")
             self.page.fill("#key", "not " + self.server.key)
             self.page.click("text=Use key")
             expect(self.page.locator("#lock-message")).to_contain_text("without spaces")
@@ -169,13 +171,13 @@ def check_answers(visit, prompt, base):
     for kind, model, sent in [("tuned", prompt["model"], text), ("base", base, instructed)]:
         expected = visit.server.completion(model, sent, task["max_output_tokens"])
         found = visit.column(kind, ".answer").text_content()
-        assert found == (expected or "(nothing)"), f"{kind}: expected {expected!r}, found {found!r}"
+        assert found == (expected["text"] or "(nothing)"), f"{kind}: expected {expected}, found {found!r}"
+        expect(visit.column(kind, ".state")).to_contain_text("cut at" if expected["finish_reason"] == "length" else "done")
         assert visit.column(kind, ".text").text_content().removeprefix(f"{prompt['virtual_tokens']} virtual tokens ") == sent
         check_labels(visit, kind, {"model": model, "input": last, **({"task": prompt["model"]} if kind == "base" else {})})
         for measure in ("first", "total"):
             assert re.fullmatch(r"[\d,.]+ ms", visit.column(kind, f".{measure}").text_content())
         assert re.fullmatch(r"[\d,]+, \d+", visit.column(kind, ".tokens").text_content())
-        expect(visit.column(kind, ".state")).to_contain_text("done")
     expect(page.locator("#verdict strong")).to_have_text(re.compile("^(=Same answer|≠Different answers)$"))
     expect(page.locator("#rows tr")).to_have_count(1)
 
@@ -310,14 +312,19 @@ def check_failures(visit, prompt, tasks):
 
 def check_base_alone(visit, tasks):
     page = visit.page
-    page.route("**/v1/tasks", lambda route: route.fulfill(json={**tasks, "tasks": []}))
+
+    def without_prompts(route):
+        response = route.fetch()
+        route.fulfill(response=response, **({"json": {**tasks, "tasks": []}} if response.ok else {}))
+
+    page.route("**/v1/tasks", without_prompts)
     visit.open()
     expect(page.locator("#start-command")).to_have_text(f"gneiss serve --model {tasks['base']} --adapter NAME=DIR")
     expect(page.locator(".column.tuned")).to_be_hidden()
     page.fill("#input", "Once upon a time")
     visit.set_tokens(8)
     visit.run()
-    expected = visit.server.completion(tasks["base"], "Once upon a time", 8)
+    expected = visit.server.completion(tasks["base"], "Once upon a time", 8)["text"]
     assert visit.column("base", ".answer").text_content() == (expected or "(nothing)")
     visit.shot("base-alone")
 
