@@ -26,7 +26,7 @@ LOOKS = [("light", 1280, 900, False), ("dark", 1280, 900, True), ("phone", 360, 
 PATIENCE = 120_000
 BUSY = {"error": {"message": "17 requests are waiting", "type": "rate_limit_error", "code": None}}
 GONE = {"error": {"message": "the model is not there", "type": "invalid_request_error", "code": "model_not_found"}}
-# Records each length that the base's answer has, and each width that the columns have.
+# Records each length that the base's answer has.
 RECORD = """() => {
   const answer = document.querySelector('.column.base .answer');
   window.lengths = [];
@@ -84,7 +84,7 @@ class Visit:
         assert response.ok, response.status
         if self.server.key:
             expect(self.page.locator("#lock-message")).to_contain_text("asks for a key")
-            self.shot("key")
+            self.shot(f"key-{self.page.viewport_size['width']}")
             self.page.fill("#key", "not " + self.server.key)
             self.page.click("text=Use key")
             expect(self.page.locator("#lock-message")).to_contain_text("without spaces")
@@ -115,6 +115,10 @@ class Visit:
     def shot(self, name):
         if self.shots:
             self.page.screenshot(path=self.shots / f"{name}.png", full_page=True)
+
+    def fits(self):
+        found, width, over = self.page.evaluate(WIDE)
+        assert found <= width and not over, f"expected {width} pixels across, found {found}: {over}"
 
     def choose(self, name):
         if self.page.locator("#prompt").is_visible():
@@ -335,13 +339,13 @@ def check_looks(browser, server, shots, prompt):
             look.open()
             look.choose(prompt["model"])
             look.shot(f"start-{name}")
+            look.fits()
             for example in look.page.locator("#examples button").all()[:3]:
                 example.click()
                 look.run()
             look.column("tuned", ".sent summary").click()
             look.shot(f"answers-{name}")
-            scroll_width, client_width, over = look.page.evaluate(WIDE)
-            assert scroll_width <= client_width and not over, f"{name}: expected {client_width} pixels across, found {scroll_width}: {over}"
+            look.fits()
 
 
 def main():
