@@ -253,6 +253,8 @@ def check_stream(visit):
     steps = sorted(set(page.evaluate("window.lengths")))
     assert len(steps) >= 4, f"expected an answer in several steps, found lengths {steps}"
     visit.shot("stream")
+    rows = page.evaluate("[...document.querySelectorAll('#rows tr')].map(e => e.offsetHeight)")
+    assert max(rows) <= 80, f"expected rows of two lines, found {rows} pixels"
     visit.set_tokens(200)
     page.click("#run")
     expect(visit.column("base", ".state")).to_have_text("streaming")
