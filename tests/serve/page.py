@@ -282,6 +282,26 @@ def check_cancel(visit, prompt):
     page.unroute("**/v1/completions")
 
 
+def check_list(visit, prompt, tasks):
+    """A prompt that is loaded meanwhile is in the list when the page is looked at again; nothing else changes."""
+    page, late = visit.page, {"model": "<i>late</i>", "virtual_tokens": 1, "task": None}
+    page.fill("#input", prompt["task"]["examples"][0])
+    visit.set_tokens(2)
+    visit.run()
+    shown = page.locator("#columns").text_content()
+    page.route("**/v1/tasks", lambda route: route.fulfill(json={**tasks, "tasks": [late, *tasks["tasks"]]}))
+    page.evaluate("dispatchEvent(new Event('focus'))")
+    expect(page.locator("#prompt option").first).to_have_text(late["model"])
+    expect(page.locator("#prompt")).to_have_value(prompt["model"])
+    expect(page.locator("#input")).to_have_value(prompt["task"]["examples"][0])
+    assert page.locator("#columns").text_content() == shown
+    page.select_option("#prompt", late["model"])
+    expect(visit.column("tuned", "h3")).to_have_text(late["model"])
+    expect(page.locator("#task")).to_contain_text("no task.json")
+    expect(page.locator("#virtual-tokens")).to_have_text("1 virtual token")
+    page.unroute("**/v1/tasks")
+
+
 def check_failures(visit, prompt, tasks):
     """What the page says of a server that is busy, gone, or has unloaded the prompt."""
     page = visit.page
@@ -361,6 +381,7 @@ def main():
     server, shots = Server(options.url, options.key), options.shots
     tasks = server.ask("/v1/tasks")
     prompt = pick_labelled(tasks)
+    expect.set_options(timeout=30_000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         with visit(browser, server, shots) as clicks:
@@ -370,6 +391,7 @@ def main():
             check_keyboard(clicks, prompt)
             check_stream(clicks)
             check_cancel(clicks, prompt)
+            check_list(clicks, prompt, tasks)
         with visit(browser, server, shots, refusals=6) as failures:
             failures.open()
             failures.choose(prompt["model"])
