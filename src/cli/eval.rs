@@ -280,7 +280,7 @@ fn accuracy(scores: &Scores) -> String {
 }
 
 /// A share in per cent, with its counts.
-fn share(part: usize, of: usize) -> String {
+pub(super) fn share(part: usize, of: usize) -> String {
     format!("{:.2} % ({part}/{of})", 100.0 * part as f64 / of as f64)
 }
 

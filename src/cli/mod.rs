@@ -2,6 +2,7 @@
 
 mod bench;
 mod check;
+mod deployment;
 mod eval;
 mod find_lr;
 mod generate;
@@ -11,6 +12,7 @@ mod learning_curve;
 pub mod process;
 mod progress;
 mod report;
+mod serve;
 mod text;
 mod tune;
 mod tutorial;
@@ -31,7 +33,7 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Walk through IBM's tutorial on this machine: data, run, learning curve, tuned against base.
+    /// Walk through IBM's tutorial on this machine: data, run, learning curve, tuned against base, deployment.
     Tutorial(tutorial::Tutorial),
     /// Tune a soft prompt; writes a run folder.
     Tune(tune::Tune),
@@ -39,6 +41,8 @@ enum Command {
     Eval(eval::Eval),
     /// Continue one text.
     Generate(generate::Generate),
+    /// Serve base and tuned prompts over HTTP.
+    Serve(serve::Serve),
     /// Make a run's report again, or compare several runs in one page.
     Report(report::Report),
     /// Measure the throughput of tuning, of a configuration or of a model's shape alone.
@@ -57,6 +61,7 @@ impl Cli {
             Command::Tune(command) => command.run(),
             Command::Eval(command) => command.run(),
             Command::Generate(command) => command.run(),
+            Command::Serve(command) => command.run(),
             Command::Report(command) => command.run(),
             Command::Bench(command) => command.run(),
             Command::Check(command) => command.run(),

@@ -1,5 +1,6 @@
 //! `gneiss tutorial`: the steps of IBM's "Prompt tune a Granite model", on this machine.
 
+use super::deployment::{self, Asked, Server};
 use super::inspect::dataset::DatasetReport;
 use super::tune::{self, RunArgs};
 use super::{eval, find_lr, learning_curve, progress, text};
@@ -18,9 +19,10 @@ const SAMPLES: usize = 2;
 /// Labels that samples are shown of.
 const MOST_LABELS: usize = 5;
 /// Steps, as they are counted on the screen.
-const STEPS: usize = 8;
+const STEPS: usize = 9;
 
-/// Walks through the tutorial: data, experiment, run, status, summary, learning curve, tuned against base. The
+/// Walks through the tutorial: data, experiment, run, status, summary, learning curve, tuned against base, deployment,
+/// and base and tuned asked over HTTP. The
 /// configuration is configs/tutorial.toml where none is named.
 #[derive(Args)]
 pub struct Tutorial {
@@ -33,6 +35,7 @@ pub struct Tutorial {
 struct Outcome<'a> {
     tuning: tune::Outcome<'a>,
     evaluation: Evaluation,
+    deployment: Vec<Asked>,
 }
 
 impl Tutorial {
@@ -94,18 +97,33 @@ impl Tutorial {
         }
         let tuned = Tuned::read_all(std::slice::from_ref(&folder))?;
         let evaluation = eval::evaluate(&order.config, &session, &tuned, &folder)?;
-        if !show {
-            let outcome = Outcome { tuning: tune::Outcome::of(&folder, &summary), evaluation };
-            println!("{}", serde_json::to_string(&outcome)?);
-            return Ok(());
+        if show {
+            eval::print(&evaluation);
+            step(
+                8,
+                "Deployment",
+                "a server on this machine, for OpenAI's and watsonx's clients, until the end of this tutorial",
+            );
         }
-        eval::print(&evaluation);
-        step(
-            8,
-            "Deployment",
-            "the tuned prompt is a folder; any program that loads PEFT adapters can use it",
-        );
-        deployment(&order.config, &folder)
+        let server = Server::start(&order.config, session, &folder)?;
+        if show {
+            deployment(&order.config, &folder, &server, &evaluation)?;
+            step(
+                9,
+                "Tuned against base, over HTTP",
+                "both answer the test file again, as a program elsewhere would ask",
+            );
+        }
+        let asked = server.ask(&order.config, &evaluation)?;
+        server.end()?;
+        if show {
+            deployment::print(&asked);
+        } else {
+            let outcome =
+                Outcome { tuning: tune::Outcome::of(&folder, &summary), evaluation, deployment: asked };
+            println!("{}", serde_json::to_string(&outcome)?);
+        }
+        Ok(())
     }
 }
 
@@ -214,19 +232,27 @@ fn experiment(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn deployment(config: &Config, folder: &Path) -> anyhow::Result<()> {
+fn deployment(
+    config: &Config,
+    folder: &Path,
+    server: &Server,
+    evaluation: &Evaluation,
+) -> anyhow::Result<()> {
     let adapter = folder.join(run::ADAPTER);
     let bytes = std::fs::metadata(adapter.join("adapter_model.safetensors"))?.len();
     line("adapter", format!("{} ({})", adapter.display(), text::bytes(bytes)));
     line("report", folder.join(run::REPORT).display());
-    let template = Template::parse(&config.data.verbalizer)?;
-    let input = template.render("Comment: They were kind and quick.\nSatisfaction:\n").replace('\n', "\\n");
-    println!("\nOne more review, from the command line:\n");
+    line("server", format!("{} serves {} and {}", server.url, config.model.id, server.name));
+    let first = evaluation.arms.first().and_then(|arm| arm.answers.predictions.first());
+    let (request, answer) = server.example(config, first.map_or("", |row| &row.input))?;
+    println!("\nA request, and its answer:\n\n  {request}\n  {answer}");
+    let (model, name) = (&config.model.id, &server.name);
+    println!("\nTo serve it from now on, with a page to try it in a browser:\n");
+    println!("  gneiss serve --model {model} --adapter {name}={}", adapter.display());
+    println!("\nFor engines that know nothing of prompts, such as vLLM or llama.cpp:\n");
     println!(
-        "  gneiss generate --model {} --adapter {} --max-new-tokens {} '{input}'",
-        config.model.id,
-        adapter.display(),
-        config.data.max_output_tokens
+        "  gneiss export --model {model} --adapter {name}={} --bake --out {name}-baked",
+        adapter.display()
     );
     println!("\nIn Python:\n");
     println!("  from peft import PeftModel");

@@ -1,0 +1,283 @@
+//! `gneiss serve`: base and tuned prompts over HTTP.
+
+use super::{PlaceArgs, progress};
+use anyhow::Context;
+use clap::Args;
+use gneiss::adapter::Adapter;
+use gneiss::config::ModelOptions;
+use gneiss::evaluate::Tuned;
+use gneiss::model::TextTokenizer;
+use gneiss::serve::adapters::{AdapterFolder, Change, Served, check_name};
+use gneiss::serve::worker::{self, Client, Limits};
+use gneiss::serve::{App, Metrics, Options, Tls, chat_template_of};
+use gneiss::setup::{self, Session};
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Between two looks at the folder of adapters.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Serves the base model and tuned prompts over HTTP: OpenAI's API, watsonx's, and a page to try them at `/`. Ctrl-C ends
+/// it once the requests under way are answered.
+#[derive(Args)]
+pub struct Serve {
+    /// The base model: a folder, a .gguf file or org/name[@revision].
+    #[arg(long)]
+    model: String,
+    /// A tuned prompt and the name that requests give it: a folder in PEFT's format, or a run's; may be repeated.
+    #[arg(long = "adapter", value_name = "NAME=DIR")]
+    adapters: Vec<String>,
+    /// Serve what this folder's folders hold under their names, and follow its content: what is new is loaded, what is
+    /// gone is unloaded.
+    #[arg(long, value_name = "DIR")]
+    adapter_dir: Option<PathBuf>,
+    /// Address and port to listen on; port 0 takes a free one.
+    #[arg(long, default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+    /// A file whose one line every request has to bring as its key.
+    #[arg(long, value_name = "FILE")]
+    api_key_file: Option<PathBuf>,
+    /// Certificate chain (PEM) to speak HTTPS with, together with --tls-key.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's private key (PEM).
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    #[command(flatten)]
+    limits: LimitArgs,
+    #[command(flatten)]
+    place: PlaceArgs,
+}
+
+/// What is kept for requests.
+#[derive(Args)]
+struct LimitArgs {
+    /// Requests that may wait; one more is told to try again later (429).
+    #[arg(long, default_value_t = 1024)]
+    max_queue: usize,
+    /// Tokens of virtual tokens, text and answer together; 0: as many as the model has positions.
+    #[arg(long, default_value_t = 0)]
+    max_sequence_tokens: usize,
+    /// Tokens of an answer.
+    #[arg(long, default_value_t = 4096)]
+    max_new_tokens: usize,
+    /// Seconds that a request may take; then it ends with what there is.
+    #[arg(long, default_value_t = 300.0)]
+    max_seconds: f64,
+    /// Bytes of a request's body.
+    #[arg(long, default_value_t = 2 << 20)]
+    max_body_bytes: usize,
+    /// Connections at a time.
+    #[arg(long, default_value_t = 1024)]
+    max_connections: usize,
+    /// Tokens whose keys and values are kept at a time; 0: by the memory that is free.
+    #[arg(long, default_value_t = 0)]
+    cache_tokens: usize,
+    /// Token rows that go through the model at a time; 0: as the device likes it.
+    #[arg(long, default_value_t = 0)]
+    step_tokens: usize,
+}
+
+/// A server that is ready to take connections.
+pub(super) struct Deployed {
+    /// What the connections get.
+    pub(super) app: App,
+    /// The models.
+    pub(super) client: Client,
+    thread: JoinHandle<()>,
+}
+
+impl Serve {
+    /// Runs the subcommand.
+    pub fn run(self) -> anyhow::Result<()> {
+        let named = self.named()?;
+        let api_key = self.api_key_file.as_deref().map(read_key).transpose()?;
+        let tls = match (&self.tls_cert, &self.tls_key) {
+            (Some(cert), Some(key)) => Some(Tls::read(cert, key)?),
+            _ => None,
+        };
+        let mut options = ModelOptions { id: self.model.clone(), ..ModelOptions::default() };
+        self.place.apply(&mut options);
+        let session = progress::open(&options)?;
+        let serving = Options {
+            api_key,
+            max_body_bytes: self.limits.max_body_bytes,
+            max_new_tokens: self.limits.max_new_tokens,
+            max_seconds: self.limits.max_seconds,
+            max_connections: self.limits.max_connections,
+            ..Options::default()
+        };
+        let limits = Limits {
+            queue: self.limits.max_queue,
+            sequence_tokens: self.limits.max_sequence_tokens,
+            cache_rows: self.limits.cache_tokens,
+            step_rows: self.limits.step_tokens,
+        };
+        let deployed = deploy(session, limits, serving)?;
+        for Tuned { name, folder, adapter, .. } in named {
+            deployed.client.load(Served::tuned(&name, &folder, &adapter)?, adapter)?;
+        }
+        let taken = deployed.client.models().iter().map(|served| served.name.clone()).collect();
+        let folder = self.adapter_dir.as_deref().map(|path| AdapterFolder::new(path, taken)).transpose()?;
+        self.listen(deployed, tls, folder)
+    }
+
+    /// The adapters that the command line names.
+    fn named(&self) -> anyhow::Result<Vec<Tuned>> {
+        let mut named: Vec<Tuned> = Vec::new();
+        for given in &self.adapters {
+            let Some((name, folder)) = given.split_once('=') else {
+                let problem = format!("--adapter {given}: expected NAME=DIR, found no `=`");
+                return Err(gneiss::Error::Invalid(problem).into());
+            };
+            check_name(name)?;
+            if name == self.model || named.iter().any(|tuned| tuned.name == name) {
+                let problem =
+                    format!("--adapter {given}: expected a name of its own, found that another model has it");
+                return Err(gneiss::Error::Invalid(problem).into());
+            }
+            let mut tuned = Tuned::read_all(&[folder.into()])?.remove(0);
+            tuned.name = name.to_owned();
+            named.push(tuned);
+        }
+        Ok(named)
+    }
+
+    fn listen(
+        self,
+        deployed: Deployed,
+        tls: Option<Tls>,
+        folder: Option<AdapterFolder>,
+    ) -> anyhow::Result<()> {
+        let (app, client) = (deployed.app.clone(), deployed.client.clone());
+        let runtime = runtime()?;
+        let outcome = runtime.block_on(async {
+            let listener = tokio::net::TcpListener::bind(self.listen).await;
+            let listener = listener.with_context(|| format!("--listen {}", self.listen))?;
+            let address = listener.local_addr()?;
+            if !address.ip().is_loopback() && self.api_key_file.is_none() {
+                eprintln!(
+                    "warning: {address} can be reached from other machines, and there is no --api-key-file"
+                );
+            }
+            if let Some(folder) = folder {
+                follow(folder, client.clone());
+            }
+            for served in client.models().iter() {
+                describe(served);
+            }
+            let scheme = if tls.is_some() { "https" } else { "http" };
+            // What a script waits for.
+            println!("listening on {scheme}://{address}");
+            std::io::stdout().flush()?;
+            gneiss::serve::serve(listener, tls, app, asked_to_end()).await?;
+            anyhow::Ok(())
+        });
+        drop(runtime);
+        let ended = deployed.end();
+        outcome?;
+        ended?;
+        eprintln!("ended");
+        Ok(())
+    }
+}
+
+impl Deployed {
+    /// Ends the model's thread, every request answered.
+    pub(super) fn end(self) -> anyhow::Result<()> {
+        self.client.end();
+        drop(self.app);
+        anyhow::ensure!(self.thread.join().is_ok(), "the model's thread ended by a panic");
+        Ok(())
+    }
+}
+
+/// Two threads: the model takes the cores.
+pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
+}
+
+/// Puts the model of `session` on a thread of its own, behind a server that nothing has connected to yet.
+pub(super) fn deploy(session: Session, limits: Limits, options: Options) -> anyhow::Result<Deployed> {
+    let limits = setup::serving_limits(&session.model, limits)?;
+    let template = chat_template_of(&setup::locate(&session.id)?)?;
+    let Session { model, tokenizer, id, .. } = session;
+    let metrics = Arc::new(Metrics::new());
+    let counted = metrics.clone();
+    let (client, thread) = worker::start(model, Served::base(&id), limits, move |step| counted.step(&step))?;
+    let tokenizer: TextTokenizer = tokenizer;
+    let app = App::new(client.clone(), tokenizer, template, metrics, options)?;
+    Ok(Deployed { app, client, thread })
+}
+
+/// The key in a file of one line.
+fn read_key(path: &Path) -> gneiss::Result<String> {
+    let text = std::fs::read_to_string(path).map_err(gneiss::Error::io(path))?;
+    let key = text.trim();
+    if key.is_empty() || key.lines().count() != 1 || !key.chars().all(|c| c.is_ascii_graphic()) {
+        return Err(gneiss::Error::Invalid(format!(
+            "{}: expected one line with a key of printable ASCII characters without spaces",
+            path.display()
+        )));
+    }
+    Ok(key.to_owned())
+}
+
+fn describe(served: &Served) {
+    let what = match (&served.folder, &served.task) {
+        (None, _) => "the base model".to_owned(),
+        (Some(folder), Some(task)) => {
+            format!("{} virtual tokens, {}, {}", served.virtual_tokens, task.task, folder.display())
+        }
+        (Some(folder), None) => format!("{} virtual tokens, {}", served.virtual_tokens, folder.display()),
+    };
+    eprintln!("serving    {}: {what}", served.name);
+}
+
+/// Follows a folder's content until the process ends, from now on.
+fn follow(mut folder: AdapterFolder, client: Client) {
+    let mut look = move || {
+        match folder.look(&client) {
+            Ok(changes) => changes.iter().for_each(tell),
+            Err(error) => eprintln!("warning: {error}; what is loaded stays"),
+        }
+        client.is_serving()
+    };
+    look();
+    std::thread::spawn(move || {
+        loop {
+            std::thread::sleep(LOOK);
+            if !look() {
+                return;
+            }
+        }
+    });
+}
+
+fn tell(change: &Change) {
+    match change {
+        Change::Loaded(name) => eprintln!("loaded     {name}"),
+        Change::Unloaded(name) => eprintln!("unloaded   {name}"),
+        Change::Failed { name, problem } => eprintln!("warning: {name}: {problem}"),
+    }
+}
+
+/// Ends with Ctrl-C or SIGTERM.
+async fn asked_to_end() {
+    let interrupt = tokio::signal::ctrl_c();
+    #[cfg(unix)]
+    {
+        let mut terminate = match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            Ok(terminate) => terminate,
+            Err(_) => return drop(interrupt.await),
+        };
+        tokio::select! { _ = interrupt => {}, _ = terminate.recv() => {} }
+    }
+    #[cfg(not(unix))]
+    drop(interrupt.await);
+    eprintln!("ending once the requests under way are answered");
+}
