@@ -3,10 +3,8 @@
 use super::{PlaceArgs, progress};
 use anyhow::Context;
 use clap::Args;
-use gneiss::adapter::Adapter;
 use gneiss::config::ModelOptions;
 use gneiss::evaluate::Tuned;
-use gneiss::model::TextTokenizer;
 use gneiss::serve::adapters::{AdapterFolder, Change, Served, check_name};
 use gneiss::serve::worker::{self, Client, Limits};
 use gneiss::serve::{App, Metrics, Options, Tls, chat_template_of};
@@ -62,14 +60,11 @@ struct LimitArgs {
     /// Tokens of virtual tokens, text and answer together; 0: as many as the model has positions.
     #[arg(long, default_value_t = 0)]
     max_sequence_tokens: usize,
-    /// Tokens of an answer.
-    #[arg(long, default_value_t = 4096)]
-    max_new_tokens: usize,
     /// Seconds that a request may take; then it ends with what there is.
     #[arg(long, default_value_t = 300.0)]
     max_seconds: f64,
     /// Bytes of a request's body.
-    #[arg(long, default_value_t = 2 << 20)]
+    #[arg(long, default_value_t = 4 << 20)]
     max_body_bytes: usize,
     /// Connections at a time.
     #[arg(long, default_value_t = 1024)]
@@ -106,8 +101,8 @@ impl Serve {
         let serving = Options {
             api_key,
             max_body_bytes: self.limits.max_body_bytes,
-            max_new_tokens: self.limits.max_new_tokens,
-            max_seconds: self.limits.max_seconds,
+            listen: self.listen,
+            request_seconds: self.limits.max_seconds,
             max_connections: self.limits.max_connections,
             ..Options::default()
         };
@@ -206,11 +201,13 @@ pub(super) fn deploy(session: Session, limits: Limits, options: Options) -> anyh
     let limits = setup::serving_limits(&session.model, limits)?;
     let template = chat_template_of(&setup::locate(&session.id)?)?;
     let Session { model, tokenizer, id, .. } = session;
-    let metrics = Arc::new(Metrics::new());
+    let metrics = Arc::<Metrics>::default();
     let counted = metrics.clone();
-    let (client, thread) = worker::start(model, Served::base(&id), limits, move |step| counted.step(&step))?;
-    let tokenizer: TextTokenizer = tokenizer;
-    let app = App::new(client.clone(), tokenizer, template, metrics, options)?;
+    let (client, thread) = worker::start(model, Served::base(&id), limits, move |step| counted.step(step))?;
+    let app = App::new(client.clone(), tokenizer, template, id, options)?.with_metrics(metrics);
+    if let Some(problem) = app.chat_problem() {
+        eprintln!("warning: the checkpoint's chat template can't be used, and chats are refused: {problem}");
+    }
     Ok(Deployed { app, client, thread })
 }
 

@@ -151,10 +151,4 @@ impl Prefix {
     pub(super) fn into_blocks(self) -> Vec<Arc<Block>> {
         self.blocks
     }
-
-    /// Rows of the cache that its blocks have.
-    #[cfg(test)]
-    pub(super) fn heads(&self) -> Vec<usize> {
-        self.blocks.iter().map(|block| block.head.len()).collect()
-    }
 }

@@ -1,4 +1,38 @@
 //! A server of the base model and of tuned prompts, over HTTP.
+//!
+//! ```text
+//! server.rs   connections, shutdown          worker.rs    the one thread that owns the model
+//! app.rs      routes, what all requests get  adapters.rs  base and tuned prompts, by name
+//! openai/     /v1/completions, /v1/chat/completions, /v1/models
+//! watsonx/    /ml/v1/.../text/generation, and what IBM's SDK asks before it
+//! classify.rs /v1/classify, /v1/tasks: gneiss's own
+//! ```
+//!
+//! A request's way: body → parameters → token ids → [`worker::Client::submit`] → events → text → JSON.
 
 pub mod adapters;
+mod app;
+mod auth;
+mod body;
+mod chat_template;
+mod classify;
+mod clock;
+mod failure;
+mod generation;
+mod metrics;
+mod openai;
+mod params;
+mod prompt;
+mod pythonic;
+mod server;
+mod sse;
+mod text;
+mod tls;
+mod watsonx;
 pub mod worker;
+
+pub use app::{App, Options};
+pub use chat_template::{ChatTemplate, chat_template_of};
+pub use metrics::Metrics;
+pub use server::serve;
+pub use tls::Tls;

@@ -1,0 +1,193 @@
+//! The key that requests have to show, and the tokens that Cloud Pak clients get for it.
+
+use super::clock;
+use super::failure::Failure;
+use axum::http::{HeaderMap, StatusCode, header};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+use subtle::ConstantTimeEq;
+
+/// Longest key or token in bytes; both are compared as if they had this length.
+const LONGEST: usize = 512;
+/// How long a token is taken.
+const LIFETIME: Duration = Duration::from_secs(12 * 3600);
+
+/// Who may ask.
+pub(super) struct Auth {
+    key: Option<String>,
+    /// Tokens that are taken, the newest last. There are never more than three: a new one is made when the last has
+    /// half of its lifetime behind it.
+    tokens: Mutex<Vec<Issued>>,
+}
+
+struct Issued {
+    token: String,
+    since: SystemTime,
+}
+
+impl Auth {
+    /// # Errors
+    /// A key that no request could show.
+    pub fn new(key: Option<String>) -> crate::Result<Self> {
+        if let Some(key) = &key {
+            let printable = key.bytes().all(|byte| byte.is_ascii_graphic());
+            if key.is_empty() || key.len() > LONGEST || !printable {
+                return Err(crate::Error::Invalid(format!(
+                    "the API key: expected 1 to {LONGEST} printable ASCII characters without spaces, found {} bytes",
+                    key.len()
+                )));
+            }
+        }
+        Ok(Self { key, tokens: Mutex::new(Vec::new()) })
+    }
+
+    /// Lets a request with the key, or with a token that was given for it, pass.
+    ///
+    /// # Errors
+    /// 401.
+    pub fn check(&self, headers: &HeaderMap) -> Result<(), Failure> {
+        let Some(key) = &self.key else { return Ok(()) };
+        let header = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes()).unwrap_or_default();
+        let scheme = header.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"Bearer "));
+        let given = if scheme { &header[7..] } else { &[] };
+        if given.is_empty() {
+            let message =
+                "expected the header `Authorization: Bearer KEY` with this server's key, found none";
+            return Err(unauthorized(message));
+        }
+        if same(key.as_bytes(), given) || self.knows(given) {
+            return Ok(());
+        }
+        Err(unauthorized("the key in `Authorization: Bearer KEY` is not this server's"))
+    }
+
+    fn knows(&self, given: &[u8]) -> bool {
+        let tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        let alive = |issued: &&Issued| age(issued) < LIFETIME;
+        // Every token is looked at, so that the time tells nothing.
+        tokens.iter().filter(alive).fold(false, |known, issued| same(issued.token.as_bytes(), given) | known)
+    }
+
+    /// A token for whoever knows the key, in the form of a JWT, whose `exp` clients read.
+    ///
+    /// # Errors
+    /// 401 of another key.
+    pub fn authorize(&self, given: &str) -> Result<String, Failure> {
+        if let Some(key) = &self.key
+            && !same(key.as_bytes(), given.as_bytes())
+        {
+            return Err(unauthorized("expected this server's key as `password` or `api_key`"));
+        }
+        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        tokens.retain(|issued| age(issued) < LIFETIME);
+        match tokens.last() {
+            Some(issued) if age(issued) < LIFETIME / 2 => Ok(issued.token.clone()),
+            _ => {
+                let since = SystemTime::now();
+                let token = token(since);
+                tokens.push(Issued { token: token.clone(), since });
+                Ok(token)
+            }
+        }
+    }
+}
+
+fn age(issued: &Issued) -> Duration {
+    issued.since.elapsed().unwrap_or_default()
+}
+
+fn unauthorized(message: &str) -> Failure {
+    Failure::new(StatusCode::UNAUTHORIZED, "invalid_api_key", message)
+}
+
+/// Whether two texts are the same, in a time that does not depend on where they differ.
+fn same(expected: &[u8], given: &[u8]) -> bool {
+    if expected.len() > LONGEST || given.len() > LONGEST {
+        return false;
+    }
+    let padded = |bytes: &[u8]| {
+        let mut padded = [0; LONGEST];
+        padded[..bytes.len()].copy_from_slice(bytes);
+        padded
+    };
+    let lengths = (expected.len() as u64).ct_eq(&(given.len() as u64));
+    (padded(expected).ct_eq(&padded(given)) & lengths).into()
+}
+
+/// Header, payload and 32 random bytes. The last part signs nothing: the server knows the tokens that it gave.
+fn token(since: SystemTime) -> String {
+    let (issued, expires) = (clock::seconds(since), clock::seconds(since + LIFETIME));
+    let payload = serde_json::json!({"sub": "gneiss", "iat": issued, "exp": expires}).to_string();
+    let secret: [u8; 32] = rand::random();
+    let parts: [&[u8]; 3] = [br#"{"alg":"none","typ":"JWT"}"#, payload.as_bytes(), &secret];
+    parts.map(base64url).join(".")
+}
+
+/// Base64 for URLs, without padding (RFC 4648, section 5).
+fn base64url(bytes: &[u8]) -> String {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let group = |chunk: &[u8]| {
+        let bits =
+            chunk.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
+        let letter = move |i: usize| char::from(LETTERS[(bits >> (18 - 6 * i) & 63) as usize]);
+        (0..=chunk.len()).map(letter).collect::<String>()
+    };
+    bytes.chunks(3).map(group).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::http::HeaderValue;
+
+    fn with(value: &str) -> HeaderMap {
+        HeaderMap::from_iter([(header::AUTHORIZATION, HeaderValue::from_str(value).unwrap())])
+    }
+
+    #[test]
+    fn the_key_and_tokens_given_for_it_pass() {
+        let auth = Auth::new(Some("secret-key".into())).unwrap();
+        assert!(auth.check(&with("Bearer secret-key")).is_ok());
+        assert!(auth.check(&with("bearer secret-key")).is_ok());
+        for wrong in
+            ["Bearer secret-kez", "Bearer secret-key1", "Bearer secret", "secret-key", "Bearer ", "Basic x"]
+        {
+            assert_eq!(auth.check(&with(wrong)).unwrap_err().status, StatusCode::UNAUTHORIZED, "{wrong}");
+        }
+        assert!(auth.check(&HeaderMap::new()).is_err());
+        assert!(auth.authorize("other").is_err());
+        let token = auth.authorize("secret-key").unwrap();
+        assert_eq!(auth.authorize("secret-key").unwrap(), token, "a fresh token is given again");
+        assert!(auth.check(&with(&format!("Bearer {token}"))).is_ok());
+        assert_eq!(token.split('.').count(), 3);
+    }
+
+    #[test]
+    fn an_old_token_is_not_taken() {
+        let auth = Auth::new(Some("k".into())).unwrap();
+        let token = auth.authorize("k").unwrap();
+        auth.tokens.lock().unwrap()[0].since -= LIFETIME;
+        assert!(auth.check(&with(&format!("Bearer {token}"))).is_err());
+        assert_ne!(auth.authorize("k").unwrap(), token);
+        assert_eq!(auth.tokens.lock().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn keys_that_no_request_can_show_are_refused() {
+        for key in ["", "a b", "a\n", "ä"] {
+            assert!(Auth::new(Some(key.into())).is_err(), "{key:?}");
+        }
+        assert!(Auth::new(Some("x".repeat(LONGEST + 1))).is_err());
+    }
+
+    /// Test vectors of RFC 4648, section 10, without their padding.
+    #[test]
+    fn base64_is_the_standards() {
+        for (bytes, expected) in
+            [("", ""), ("f", "Zg"), ("fo", "Zm8"), ("foo", "Zm9v"), ("foob", "Zm9vYg"), ("fooba", "Zm9vYmE")]
+        {
+            assert_eq!(base64url(bytes.as_bytes()), expected);
+        }
+        assert_eq!(base64url(&[0xFB, 0xFF]), "-_8");
+    }
+}

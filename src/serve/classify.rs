@@ -1,0 +1,192 @@
+//! gneiss's own routes: `POST /v1/classify` tells how likely each label is, `GET /v1/tasks` what the prompts are for.
+
+use super::adapters::Served;
+use super::app::Shared;
+use super::body::describe;
+use super::failure::Failure;
+use super::generation::{Generation, Stopping};
+use super::params::Fields;
+use super::prompt::{Encode, not_empty};
+use crate::adapter::PromptTask;
+use crate::data::Template;
+use crate::generate::Request as Asked;
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Most labels of a request.
+const LABELS: usize = 256;
+
+pub(super) fn routes() -> Router<Arc<Shared>> {
+    Router::new().route("/v1/classify", post(classify)).route("/v1/tasks", get(tasks))
+}
+
+/// The base model's name, and each tuned prompt with what it was tuned for.
+async fn tasks(State(app): State<Arc<Shared>>) -> Response {
+    let models = app.client.models();
+    let tuned = models.iter().filter(|served| served.folder.is_some());
+    let tasks = tuned.map(
+        |served| json!({"model": served.name, "virtual_tokens": served.virtual_tokens, "task": served.task}),
+    );
+    axum::Json(json!({"base": app.model_id, "tasks": tasks.collect::<Vec<_>>()})).into_response()
+}
+
+async fn classify(State(app): State<Arc<Shared>>, request: Request) -> Result<Response, Failure> {
+    let started = Instant::now();
+    let asked = app.read(request).await?;
+    let fields = Fields::new(&asked.object);
+    let Some(name) = fields.string("model")? else {
+        return Err(Failure::missing("model", "the name of a model; GET /v1/tasks lists them"));
+    };
+    let model = app.model(name)?;
+    asked.label.set(&model);
+    let Some(input) = fields.string("input")? else {
+        return Err(Failure::missing("input", "the text to classify"));
+    };
+    let (task, template) = task(&app, &model, &fields)?;
+    let labels = labels(&fields, task.as_ref())?;
+    let targets = targets(&app, &labels)?;
+    // The base model gets the instruction in the prompt's place unless the request says otherwise.
+    let base = model.folder.is_none();
+    let instruction = match fields.boolean("hard_prompt")?.unwrap_or(base && task.is_some()) {
+        false => None,
+        true => match task.map(|task| task.hard_prompt).filter(|instruction| !instruction.is_empty()) {
+            None if fields.get("hard_prompt").is_some() => {
+                return Err(Failure::invalid(
+                    "hard_prompt",
+                    "expected a task with an instruction in plain words, found none",
+                ));
+            }
+            instruction => instruction,
+        },
+    };
+    let how = match template {
+        Some(template) => Encode::Verbalized { template, instruction },
+        None => Encode::Text { special: true },
+    };
+    let tokens = app.encode(input.to_owned(), how, None).await?;
+    not_empty("input", &tokens)?;
+    let logprobs = likelihoods(&app, &model, tokens, &targets, started).await?;
+    let entries = entries(&labels, &logprobs)?;
+    let seconds = started.elapsed().as_secs_f64();
+    Ok(axum::Json(json!({"model": model.name, "labels": entries, "seconds": seconds})).into_response())
+}
+
+/// What the request's model, or the model that the base is to stand in for, was tuned for.
+fn task(
+    app: &Shared,
+    model: &Served,
+    fields: &Fields,
+) -> Result<(Option<PromptTask>, Option<Template>), Failure> {
+    let Some(name) = fields.string("task")? else { return Ok((model.task.clone(), model.template.clone())) };
+    let models = app.client.models();
+    let of = models.iter().find(|served| served.name == name && served.task.is_some());
+    match of {
+        Some(of) => Ok((of.task.clone(), of.template.clone())),
+        None => Err(Failure::invalid(
+            "task",
+            format!("expected a model with a task, as GET /v1/tasks lists them; found {name:?}"),
+        )),
+    }
+}
+
+fn labels(fields: &Fields, task: Option<&PromptTask>) -> Result<Vec<String>, Failure> {
+    let given = fields.strings("labels", LABELS)?;
+    let labels = given.or_else(|| task.map(|task| task.labels.clone())).unwrap_or_default();
+    match labels.len() {
+        0 => {
+            Err(Failure::missing("labels", "the labels to choose from, as the model has no task with labels"))
+        }
+        1 => Err(Failure::invalid("labels", "expected two labels or more, found 1")),
+        _ => Ok(labels),
+    }
+}
+
+/// The labels' token ids, no two alike, as `gneiss eval` has them: where one begins as another ends, each gets an end of
+/// text, for else the shorter would never be less likely.
+fn targets(app: &Shared, labels: &[String]) -> Result<Vec<Vec<u32>>, Failure> {
+    let mut all = Vec::with_capacity(labels.len());
+    for label in labels {
+        let ids = app.tokenizer.encode(label, false)?;
+        if ids.is_empty() {
+            return Err(Failure::invalid(
+                "labels",
+                format!("expected labels of a token or more, found {label:?}"),
+            ));
+        }
+        all.push(ids);
+    }
+    let mut open = false;
+    for (i, a) in all.iter().enumerate() {
+        for (j, b) in all.iter().enumerate().filter(|(j, b)| *j != i && b.starts_with(a)) {
+            if a == b {
+                let problem = format!(
+                    "expected labels with tokens of their own, found that {:?} and {:?} have the same",
+                    labels[i], labels[j]
+                );
+                return Err(Failure::invalid("labels", problem));
+            }
+            open = true;
+        }
+    }
+    if open {
+        all.iter_mut().for_each(|ids| ids.push(app.tokenizer.eos_token_id));
+    }
+    Ok(all)
+}
+
+/// Log-likelihood of each label behind the text, nats.
+async fn likelihoods(
+    app: &Arc<Shared>,
+    model: &Served,
+    tokens: Vec<u32>,
+    targets: &[Vec<u32>],
+    started: Instant,
+) -> Result<Vec<f64>, Failure> {
+    let start = |request: Asked| {
+        let request = Asked { deadline: app.deadline(f64::MAX), ..request };
+        Generation::start(app, model, request, &Stopping::default(), started)
+    };
+    // One token a label: the probabilities of the first token are all that is needed.
+    if targets.iter().all(|ids| ids.len() == 1) {
+        let mut generation = start(Asked { tokens, score: targets.concat(), ..Asked::default() })?;
+        while let Some(piece) = generation.next().await {
+            if let super::generation::Piece::First(scores) = piece? {
+                return Ok(scores);
+            }
+        }
+        return Err(Failure::internal("the model's thread gave no label's likelihood"));
+    }
+    let mut generations = Vec::with_capacity(targets.len());
+    for ids in targets {
+        let tokens = [&tokens[..], ids].concat();
+        generations.push(start(Asked { tokens, scored: ids.len(), max_new_tokens: 0, ..Asked::default() })?);
+    }
+    let mut sums = Vec::with_capacity(targets.len());
+    for (generation, ids) in generations.into_iter().zip(targets) {
+        let scored: Vec<f64> =
+            generation.whole().await?.scored.iter().filter_map(|token| token.logprob).collect();
+        if scored.len() != ids.len() {
+            return Err(Failure::internal("the model's thread gave no label's likelihood"));
+        }
+        sums.push(scored.iter().sum());
+    }
+    Ok(sums)
+}
+
+/// The labels with their shares of the probability that they have together.
+fn entries(labels: &[String], logprobs: &[f64]) -> Result<Vec<Value>, Failure> {
+    if let Some(value) = logprobs.iter().find(|value| !value.is_finite()) {
+        let found = describe(&json!(value.to_string()));
+        return Err(Failure::internal(format!("the log-likelihood of a label is {found}")));
+    }
+    let largest = logprobs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let weights: Vec<f64> = logprobs.iter().map(|logprob| (logprob - largest).exp()).collect();
+    let sum: f64 = weights.iter().sum();
+    let entry = |((label, logprob), weight): ((&String, &f64), &f64)| json!({"label": label, "probability": weight / sum, "logprob": logprob});
+    Ok(labels.iter().zip(logprobs).zip(&weights).map(entry).collect())
+}

@@ -1,0 +1,142 @@
+//! What goes wrong with a request, and its form in each of the two APIs.
+
+use super::worker::Refused;
+use axum::body::Body;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+/// Seconds after which a client that was turned away may try again.
+const RETRY_AFTER: u64 = 1;
+
+/// Why a request gets no answer.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Failure {
+    pub status: StatusCode,
+    /// For programs.
+    pub code: &'static str,
+    /// For people: what was expected, what was found.
+    pub message: String,
+    /// The key of the request that it is about.
+    pub param: Option<String>,
+}
+
+impl Failure {
+    pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into(), param: None }
+    }
+
+    /// A value of the request that can't be taken; the message names the key.
+    pub fn invalid(key: impl Into<String>, problem: impl std::fmt::Display) -> Self {
+        let key = key.into();
+        let message = format!("`{key}`: {problem}");
+        Self { param: Some(key), ..Self::new(StatusCode::BAD_REQUEST, "invalid_value", message) }
+    }
+
+    /// A key that has to be there.
+    pub fn missing(key: impl Into<String>, expected: &str) -> Self {
+        let key = key.into();
+        let message = format!("`{key}`: expected {expected}, found no such key");
+        Self { param: Some(key), ..Self::new(StatusCode::BAD_REQUEST, "missing_required_parameter", message) }
+    }
+
+    /// Something that this server does not do.
+    pub fn unsupported(key: impl Into<String>, problem: &str) -> Self {
+        Self { code: "unsupported_parameter", ..Self::invalid(key, problem) }
+    }
+
+    /// A body that is no JSON object.
+    pub fn malformed(problem: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_json", problem)
+    }
+
+    pub fn model_not_found(name: &str, models: &[String]) -> Self {
+        let message = format!("the model `{name}` does not exist; this server has {}", models.join(", "));
+        Self { param: Some("model".into()), ..Self::new(StatusCode::NOT_FOUND, "model_not_found", message) }
+    }
+
+    /// The text alone, or text and answer, are longer than a sequence may be.
+    pub fn too_long(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "context_length_exceeded", message)
+    }
+
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
+    }
+
+    pub fn ending() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", Refused::Ending.to_string())
+    }
+
+    /// OpenAI's `error` object.
+    pub fn openai(&self) -> Value {
+        let kind = match self.status {
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            StatusCode::SERVICE_UNAVAILABLE => "service_unavailable_error",
+            status if status.is_server_error() => "server_error",
+            _ => "invalid_request_error",
+        };
+        json!({"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}})
+    }
+
+    /// watsonx's list of errors.
+    pub fn watsonx(&self) -> Value {
+        let error = json!({"code": self.code, "message": self.message, "more_info": ""});
+        let trace = format!("{:032x}", rand::random::<u128>());
+        json!({"errors": [error], "trace": trace, "status_code": self.status.as_u16()})
+    }
+
+    /// The answer, in the form of the API that `path` belongs to.
+    pub fn render(&self, path: &str) -> Response {
+        let body = if super::app::is_watsonx(path) { self.watsonx() } else { self.openai() };
+        let mut response = (self.status, axum::Json(body)).into_response();
+        let headers = response.headers_mut();
+        match self.status {
+            StatusCode::TOO_MANY_REQUESTS => {
+                headers.insert(header::RETRY_AFTER, RETRY_AFTER.into());
+            }
+            StatusCode::UNAUTHORIZED => {
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            // What is left of the body is not read.
+            StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE | StatusCode::SERVICE_UNAVAILABLE => {
+                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            _ => {}
+        }
+        response
+    }
+}
+
+impl IntoResponse for Failure {
+    /// Without a body: [`super::app`] gives it one, which knows the API that was asked.
+    fn into_response(self) -> Response {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = self.status;
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        let message = refused.to_string();
+        match refused {
+            Refused::Busy { .. } => Self::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", message),
+            Refused::TooLong { .. } => Self::too_long(message),
+            Refused::Invalid(_) => Self::new(StatusCode::BAD_REQUEST, "invalid_value", message),
+            Refused::Gone(_) => Self::new(StatusCode::NOT_FOUND, "model_not_found", message),
+            Refused::Ending => Self::ending(),
+        }
+    }
+}
+
+impl From<crate::Error> for Failure {
+    fn from(error: crate::Error) -> Self {
+        if error.is_bad_input() {
+            Self::new(StatusCode::BAD_REQUEST, "invalid_value", error.to_string())
+        } else {
+            Self::internal(error.to_string())
+        }
+    }
+}

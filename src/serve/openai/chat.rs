@@ -1,0 +1,275 @@
+//! `POST /v1/chat/completions`: messages in, through the checkpoint's chat template, a message out.
+
+use super::logprobs::{LOGPROBS_RANGE, content};
+use super::parameters::Parameters;
+use super::{Answer, Usage, finish, named};
+use crate::generate::Token;
+use crate::serve::adapters::Served;
+use crate::serve::app::Shared;
+use crate::serve::body::describe;
+use crate::serve::chat_template::Chat;
+use crate::serve::failure::Failure;
+use crate::serve::generation::{Generation, Generations, Piece};
+use crate::serve::params::Fields;
+use crate::serve::prompt::{Encode, not_empty};
+use crate::serve::sse::{Events, HungUp, respond};
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use minijinja::Value as Templated;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// What a request asks for.
+struct ChatCompletion {
+    app: Arc<Shared>,
+    model: Arc<Served>,
+    tokens: Vec<u32>,
+    parameters: Parameters,
+    /// So many likeliest tokens with each.
+    logprobs: Option<usize>,
+}
+
+/// Answers the request.
+pub(super) async fn complete(State(app): State<Arc<Shared>>, request: Request) -> Result<Response, Failure> {
+    let started = Instant::now();
+    let asked = app.read(request).await?;
+    let fields = Fields::new(&asked.object);
+    let model = named(&app, &fields, &asked.label)?;
+    refuse(&fields)?;
+    let parameters = Parameters::read(&app, &fields)?;
+    let logprobs = logprobs(&fields)?;
+    let mut max_tokens = fields.count("max_completion_tokens", 1..=usize::MAX)?;
+    max_tokens = max_tokens.or(fields.count("max_tokens", 1..=usize::MAX)?);
+    let text = rendered(&app, &fields, &asked.bytes)?;
+    // The template writes what the tokenizer would put before a text.
+    let tokens = app.encode(text, Encode::Text { special: false }, None).await?;
+    not_empty("messages", &tokens)?;
+    let most = app.client.limits().sequence_tokens;
+    if tokens.len() >= most {
+        let found = tokens.len();
+        return Err(Failure::too_long(format!(
+            "expected messages of fewer than {most} tokens, found {found}"
+        )));
+    }
+    let max_tokens = max_tokens.unwrap_or(app.options.max_new_tokens.min(most - tokens.len()));
+    let chat = ChatCompletion { app, model, tokens, parameters, logprobs };
+    let generations = chat.start(max_tokens, started)?;
+    if chat.parameters.stream {
+        Ok(respond(|events| chat.stream(generations, events)))
+    } else {
+        chat.whole(generations).await
+    }
+}
+
+impl ChatCompletion {
+    fn start(&self, max_tokens: usize, started: Instant) -> Result<Vec<Generation>, Failure> {
+        let each = (0..self.parameters.n).map(|choice| {
+            let mut request = self.parameters.request(&self.app, self.tokens.clone(), max_tokens, choice);
+            request.logprobs = self.logprobs;
+            Generation::start(&self.app, &self.model, request, &self.parameters.stopping, started)
+        });
+        each.collect()
+    }
+
+    fn usage(&self, completion: usize) -> Usage {
+        let virtual_tokens = self.model.virtual_tokens;
+        Usage { prompt: self.tokens.len() + virtual_tokens, virtual_tokens, completion }
+    }
+
+    fn logprobs(&self, tokens: &[Token]) -> Option<Value> {
+        self.logprobs.map(|_| content(&self.app.tokenizer, tokens))
+    }
+
+    async fn whole(&self, generations: Vec<Generation>) -> Result<Response, Failure> {
+        let (mut choices, mut generated) = (Vec::new(), 0);
+        for (index, generation) in generations.into_iter().enumerate() {
+            let whole = generation.whole().await?;
+            generated += whole.generated;
+            let ended = whole.reason.as_ref().map(finish);
+            choices.push(json!({
+                "index": index,
+                "message": {"role": "assistant", "content": whole.text, "refusal": null},
+                "logprobs": self.logprobs(&whole.tokens),
+                "finish_reason": ended.as_ref().map(|(reason, _)| *reason),
+                "stop_reason": ended.map(|(_, stop)| stop),
+            }));
+        }
+        let mut answer = Answer::new("chatcmpl", "chat.completion", &self.model).with(choices);
+        answer["usage"] = self.usage(generated).json();
+        Ok(axum::Json(answer).into_response())
+    }
+
+    async fn stream(self, generations: Vec<Generation>, events: Events) -> Result<(), HungUp> {
+        let answer = Answer::new("chatcmpl", "chat.completion.chunk", &self.model);
+        let chunk = |index: usize, delta: Value, logprobs: Option<Value>| {
+            let choice = json!({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": null});
+            let mut chunk = answer.with(vec![choice]);
+            if self.parameters.include_usage {
+                chunk["usage"] = Value::Null;
+            }
+            chunk
+        };
+        for index in 0..generations.len() {
+            events.data(&chunk(index, json!({"role": "assistant", "content": ""}), None)).await?;
+        }
+        let (mut generations, mut generated) = (Generations::new(generations), 0);
+        while let Some((index, piece)) = generations.next().await {
+            let event = match piece {
+                Ok(Piece::Scored(_) | Piece::First(_)) => continue,
+                Ok(Piece::Text { text, tokens }) => {
+                    chunk(index, json!({"content": text}), self.logprobs(&tokens))
+                }
+                Ok(Piece::End { reason, generated: tokens }) => {
+                    generated += tokens;
+                    let (reason, stop) = finish(&reason);
+                    let mut last = chunk(index, json!({}), None);
+                    last["choices"][0]["finish_reason"] = reason.into();
+                    last["choices"][0]["stop_reason"] = stop;
+                    last
+                }
+                Err(failure) => return events.data(&failure.openai()).await,
+            };
+            events.data(&event).await?;
+        }
+        if self.parameters.include_usage {
+            let mut last = answer.with(Vec::new());
+            last["usage"] = self.usage(generated).json();
+            events.data(&last).await?;
+        }
+        events.done().await
+    }
+}
+
+/// Refuses what changes the answer and is not done here.
+fn refuse(fields: &Fields) -> Result<(), Failure> {
+    for key in ["tools", "functions"] {
+        let some = |value: &Value| value.as_array().is_none_or(|items| !items.is_empty());
+        if fields.get(key).is_some_and(some) {
+            return Err(Failure::unsupported(key, "this server calls no tools; leave it out"));
+        }
+    }
+    if let Some(choice) = fields.get("tool_choice")
+        && !matches!(choice.as_str(), Some("none" | "auto"))
+    {
+        return Err(Failure::unsupported("tool_choice", "this server calls no tools; leave it out"));
+    }
+    if let Some(format) = fields.object("response_format", "response_format.")?
+        && format.string("type")? != Some("text")
+    {
+        let problem = "expected {\"type\": \"text\"}: answers are not bound to a grammar by this server";
+        return Err(Failure::unsupported("response_format", problem));
+    }
+    if fields.get("audio").is_some() {
+        return Err(Failure::unsupported("audio", "this server answers in text"));
+    }
+    Ok(())
+}
+
+/// `logprobs` and `top_logprobs` as one number.
+fn logprobs(fields: &Fields) -> Result<Option<usize>, Failure> {
+    let wanted = fields.boolean("logprobs")?.unwrap_or(false);
+    let top = fields.count("top_logprobs", LOGPROBS_RANGE)?;
+    if top.is_some_and(|top| top > 0) && !wanted {
+        return Err(Failure::invalid("top_logprobs", "expected `logprobs` true with it, found it without"));
+    }
+    Ok(wanted.then(|| top.unwrap_or(0)))
+}
+
+/// The parts of a body that go into the template, with the order of their keys.
+#[derive(serde::Deserialize)]
+struct ForTemplate {
+    messages: Vec<Templated>,
+    #[serde(default)]
+    chat_template_kwargs: Option<Templated>,
+}
+
+/// The conversation as one text.
+fn rendered(app: &Shared, fields: &Fields, bytes: &[u8]) -> Result<String, Failure> {
+    let renderer = match &app.chat {
+        Some(Ok(renderer)) => renderer,
+        Some(Err(problem)) => {
+            return Err(no_template(&format!("the checkpoint's chat template can't be used: {problem}")));
+        }
+        None => return Err(no_template("the checkpoint has no chat template")),
+    };
+    let add_generation_prompt = fields.boolean("add_generation_prompt")?.unwrap_or(true);
+    fields.object("chat_template_kwargs", "chat_template_kwargs.")?;
+    let contents = contents(fields)?;
+    let ordered: ForTemplate = serde_json::from_slice(bytes)
+        .map_err(|error| Failure::invalid("messages", format!("expected messages: {error}")))?;
+    let messages = ordered.messages.iter().zip(contents).map(|(message, (role, content))| {
+        let keys = message.try_iter().into_iter().flatten();
+        let rest = keys.filter_map(|key| Some((key.clone(), message.get_item(&key).ok()?)));
+        let own = [("role", Templated::from(role)), ("content", Templated::from(content))];
+        let own = own.map(|(key, value)| (Templated::from(key), value));
+        // Of two entries of one key the last counts, and the first has the place.
+        Templated::from_pairs(rest.chain(own))
+    });
+    let chat = Chat {
+        messages: messages.collect(),
+        add_generation_prompt,
+        kwargs: ordered.chat_template_kwargs.filter(|kwargs| !kwargs.is_none()),
+    };
+    renderer
+        .render(&chat)
+        .map_err(|problem| Failure::invalid("messages", format!("the chat template says: {problem}")))
+}
+
+fn no_template(problem: &str) -> Failure {
+    let message = format!("{problem}; ask for a completion of raw text at /v1/completions instead");
+    Failure { code: "no_chat_template", ..Failure::malformed(message) }
+}
+
+/// Roles and contents of `messages`. What a developer says is the system's, as templates have it; of contents in
+/// parts, the texts are joined by line breaks.
+fn contents(fields: &Fields) -> Result<Vec<(String, String)>, Failure> {
+    let Some(messages) = fields.get("messages") else {
+        return Err(Failure::missing("messages", "a list of messages with `role` and `content`"));
+    };
+    let list = messages.as_array().filter(|list| !list.is_empty());
+    let Some(list) = list else {
+        return Err(fields.wrong("messages", "a list of one message or more", messages));
+    };
+    let each = list.iter().enumerate().map(|(i, message)| {
+        let key = |key: &str| format!("messages[{i}]{key}");
+        if !message.is_object() {
+            let problem =
+                format!("expected an object with `role` and `content`, found {}", describe(message));
+            return Err(Failure::invalid(key(""), problem));
+        }
+        let role = match &message["role"] {
+            Value::String(role) if role == "developer" => "system".to_owned(),
+            Value::String(role) => role.clone(),
+            other => {
+                let problem = format!("expected system, user or assistant, found {}", describe(other));
+                return Err(Failure::invalid(key(".role"), problem));
+            }
+        };
+        Ok((role, content_text(&message["content"], &key(".content"))?))
+    });
+    each.collect()
+}
+
+fn content_text(content: &Value, key: &str) -> Result<String, Failure> {
+    let part = |part: &Value| match (part["type"].as_str(), part["text"].as_str()) {
+        (Some("text"), Some(text)) => Ok(text.to_owned()),
+        (Some(kind), _) if kind != "text" => {
+            Err(Failure::unsupported(key, &format!("expected text, found a part of type {kind}")))
+        }
+        _ => Err(Failure::invalid(
+            key,
+            format!("expected parts with `type` and `text`, found {}", describe(part)),
+        )),
+    };
+    match content {
+        Value::String(text) => Ok(text.clone()),
+        // An assistant's message with nothing but tool calls.
+        Value::Null => Ok(String::new()),
+        Value::Array(parts) => Ok(parts.iter().map(part).collect::<Result<Vec<_>, _>>()?.join("\n")),
+        other => Err(Failure::invalid(
+            key,
+            format!("expected a string or a list of text parts, found {}", describe(other)),
+        )),
+    }
+}

@@ -1,0 +1,115 @@
+//! From a request's text to token ids: large texts on threads of their own, too large ones not at all.
+
+use super::app::Shared;
+use super::failure::Failure;
+use crate::data::Template;
+use crate::data::encode::Encoder;
+use std::sync::Arc;
+
+/// Texts of more bytes are tokenized on a thread of their own, where they hold up nobody; a shorter one takes less than
+/// a millisecond.
+const LARGE: usize = 4096;
+/// A normalizer may make a text shorter before it is tokenized, though not by much more than this.
+const NORMALIZED: usize = 4;
+
+/// How a text becomes tokens.
+#[derive(Debug, Clone)]
+pub(super) enum Encode {
+    /// As it is; with what the tokenizer puts before every text, or without.
+    Text { special: bool },
+    /// In a verbalizer's place, as for tuning, behind an instruction where there is one.
+    Verbalized { template: Template, instruction: Option<String> },
+}
+
+impl Shared {
+    /// Token ids of a text; of its end alone, and of what stands before every text, where there are more than `most`.
+    ///
+    /// # Errors
+    /// 400 of a text that is too long without a tokenizer's word, or that can't be encoded.
+    pub async fn encode(
+        self: &Arc<Self>,
+        text: String,
+        how: Encode,
+        most: Option<usize>,
+    ) -> Result<Vec<u32>, Failure> {
+        if most.is_none() {
+            self.may_fit(text.len())?;
+        }
+        if text.len() <= LARGE {
+            return self.encode_now(&text, &how, most);
+        }
+        let permit = self.tokenizing.acquire().await;
+        let app = self.clone();
+        let encoded = tokio::task::spawn_blocking(move || app.encode_now(&text, &how, most)).await;
+        drop(permit);
+        encoded.unwrap_or_else(|error| Err(Failure::internal(format!("the tokenizer: {error}"))))
+    }
+
+    /// Refuses a text that is too long even if each of its tokens were the longest there is.
+    fn may_fit(&self, bytes: usize) -> Result<(), Failure> {
+        let most = self.client.limits().sequence_tokens;
+        let shrinks = if self.tokenizer.tokenizer.get_normalizer().is_some() { NORMALIZED } else { 1 };
+        let least = bytes / (self.longest_token * shrinks).max(1);
+        if least > most {
+            let message = format!(
+                "expected a text of at most {most} tokens, found {bytes} bytes, at least {least} tokens"
+            );
+            return Err(Failure::too_long(message));
+        }
+        Ok(())
+    }
+
+    fn encode_now(&self, text: &str, how: &Encode, most: Option<usize>) -> Result<Vec<u32>, Failure> {
+        match how {
+            Encode::Text { special } => {
+                let ids = self.plain(text, *special)?;
+                Ok(most.map_or_else(|| ids.clone(), |most| self.end_of(&ids, *special, most)))
+            }
+            Encode::Verbalized { template, instruction } => {
+                let encoder = Encoder {
+                    tokenizer: &self.tokenizer.tokenizer,
+                    template,
+                    eos_token_id: self.tokenizer.eos_token_id,
+                    max_input_tokens: most.unwrap_or(usize::MAX),
+                    max_output_tokens: 1,
+                    instruction: instruction.as_deref(),
+                };
+                Ok(encoder.encode_input(text)?.0)
+            }
+        }
+    }
+
+    /// Without the end of text that some tokenizers put behind every text: it is to go on.
+    fn plain(&self, text: &str, special: bool) -> crate::Result<Vec<u32>> {
+        let encoding = self.tokenizer.tokenizer.encode(text, special);
+        let encoding = encoding.map_err(|error| crate::Error::Tokenizer(error.to_string()))?;
+        let mut ids = encoding.get_ids().to_vec();
+        let mut masks = encoding.get_special_tokens_mask().iter().rev();
+        while special && ids.last() == Some(&self.tokenizer.eos_token_id) && masks.next() == Some(&1) {
+            ids.pop();
+        }
+        Ok(ids)
+    }
+
+    /// The last `most` of `ids`, the first of which stays where the tokenizer puts it before every text.
+    fn end_of(&self, ids: &[u32], special: bool, most: usize) -> Vec<u32> {
+        let cut = ids.len().saturating_sub(most);
+        if cut == 0 {
+            return ids.to_vec();
+        }
+        let first = if special { self.plain("", true).unwrap_or_default() } else { Vec::new() };
+        if most > first.len() && !first.is_empty() && ids.starts_with(&first) {
+            [&first[..], &ids[cut + first.len()..]].concat()
+        } else {
+            ids[cut..].to_vec()
+        }
+    }
+}
+
+/// Refuses a text without a token, which nothing can go on from.
+pub(super) fn not_empty(key: &str, tokens: &[u32]) -> Result<(), Failure> {
+    if tokens.is_empty() {
+        return Err(Failure::invalid(key, "expected a text of at least one token, found none"));
+    }
+    Ok(())
+}

@@ -1,0 +1,78 @@
+//! Connections: so many at a time, each with so much time for a request's head, and a quiet end.
+
+use super::app::App;
+use super::tls::Tls;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+/// Bytes of a request's head at most.
+const HEAD: usize = 64 << 10;
+/// Pause where the system has no connection to give, for want of file descriptors mostly.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves `app` to whom `listener` accepts, over HTTPS where there is a certificate, until `shutdown` comes: then no connection is accepted any more, requests
+/// under way get [`grace_seconds`](super::Options::grace_seconds), and what is left is cut off.
+///
+/// # Errors
+/// None now: a connection that fails is that client's alone.
+pub async fn serve(
+    listener: TcpListener,
+    tls: Option<Tls>,
+    app: App,
+    shutdown: impl Future<Output = ()>,
+) -> std::io::Result<()> {
+    let options = app.0.options.clone();
+    let service = TowerToHyperService::new(app.router());
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_secs_f64(options.header_seconds))
+        .max_buf_size(HEAD);
+    let places = Arc::new(Semaphore::new(options.max_connections.max(1)));
+    let graceful = GracefulShutdown::new();
+    let mut connections = JoinSet::new();
+    let mut shutdown = std::pin::pin!(shutdown);
+    loop {
+        let accepted = async {
+            let place = places.clone().acquire_owned().await;
+            (listener.accept().await, place)
+        };
+        let (accepted, place) = tokio::select! {
+            accepted = accepted => accepted,
+            () = &mut shutdown => break,
+        };
+        while connections.try_join_next().is_some() {}
+        let Ok((stream, _)) = accepted else {
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        };
+        // Small pieces of a stream are to go out at once; where that can't be had, they come a little later.
+        let _ = stream.set_nodelay(true);
+        let (http, service, watcher) = (http.clone(), service.clone(), graceful.watcher());
+        let (tls, patience) = (tls.clone(), Duration::from_secs_f64(options.header_seconds));
+        connections.spawn(async move {
+            // A client that hangs up or is too slow ends its connection; there is nobody to tell.
+            match tls {
+                None => drop(watcher.watch(http.serve_connection(TokioIo::new(stream), service)).await),
+                Some(tls) => {
+                    if let Ok(Ok(stream)) = tokio::time::timeout(patience, tls.0.accept(stream)).await {
+                        drop(watcher.watch(http.serve_connection(TokioIo::new(stream), service)).await);
+                    }
+                }
+            }
+            drop(place);
+        });
+    }
+    drop(listener);
+    app.end();
+    let grace = Duration::from_secs_f64(options.grace_seconds);
+    let _ = tokio::time::timeout(grace, graceful.shutdown()).await;
+    connections.shutdown().await;
+    Ok(())
+}

@@ -1,0 +1,240 @@
+//! Text generation, of a deployment or of a model, whole or in pieces; and tokenization.
+
+use super::deployed;
+use super::parameters::Parameters;
+use crate::generate::Token;
+use crate::serve::adapters::Served;
+use crate::serve::app::{Asked, Shared};
+use crate::serve::clock;
+use crate::serve::failure::Failure;
+use crate::serve::generation::{Generation, Piece, Reason};
+use crate::serve::params::Fields;
+use crate::serve::prompt::{Encode, not_empty};
+use crate::serve::sse::{Events, HungUp, respond};
+use crate::serve::text::token_label;
+use axum::extract::{Path, Request, State};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Map, Value, json};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+/// What a request asks for.
+struct TextGeneration {
+    app: Arc<Shared>,
+    model: Arc<Served>,
+    input: String,
+    tokens: Vec<u32>,
+    parameters: Parameters,
+    created: String,
+}
+
+/// What a request is for.
+enum Of {
+    /// A deployment, whose verbalizer takes the input.
+    Deployment(String),
+    /// The model that the body names, which takes the text as it is.
+    Model,
+}
+
+pub(super) async fn of_deployment(
+    State(app): State<Arc<Shared>>,
+    Path(deployment): Path<String>,
+    request: Request,
+) -> Result<Response, Failure> {
+    let (text, generation) = TextGeneration::start(app, Of::Deployment(deployment), request).await?;
+    text.whole(generation).await
+}
+
+pub(super) async fn of_model(State(app): State<Arc<Shared>>, request: Request) -> Result<Response, Failure> {
+    let (text, generation) = TextGeneration::start(app, Of::Model, request).await?;
+    text.whole(generation).await
+}
+
+pub(super) async fn stream_of_deployment(
+    State(app): State<Arc<Shared>>,
+    Path(deployment): Path<String>,
+    request: Request,
+) -> Result<Response, Failure> {
+    let (text, generation) = TextGeneration::start(app, Of::Deployment(deployment), request).await?;
+    Ok(respond(|events| text.stream(generation, events)))
+}
+
+pub(super) async fn stream_of_model(
+    State(app): State<Arc<Shared>>,
+    request: Request,
+) -> Result<Response, Failure> {
+    let (text, generation) = TextGeneration::start(app, Of::Model, request).await?;
+    Ok(respond(|events| text.stream(generation, events)))
+}
+
+/// `POST /ml/v1/text/tokenization`: how many tokens a text has, and which, without virtual ones.
+pub(super) async fn tokenize(State(app): State<Arc<Shared>>, request: Request) -> Result<Response, Failure> {
+    let asked = app.read(request).await?;
+    let fields = Fields::new(&asked.object);
+    let model = named(&app, &fields)?;
+    asked.label.set(&model);
+    let parameters = fields.object("parameters", "parameters.")?;
+    let return_tokens =
+        parameters.map(|parameters| parameters.boolean("return_tokens")).transpose()?.flatten();
+    let tokens =
+        app.encode(input(&fields)?.to_owned(), Encode::Text { special: true }, Some(usize::MAX)).await?;
+    let mut result = json!({"token_count": tokens.len()});
+    if return_tokens == Some(true) {
+        result["tokens"] = tokens.iter().map(|id| token_label(&app.tokenizer, *id)).collect();
+    }
+    Ok(axum::Json(json!({"model_id": model.name, "result": result})).into_response())
+}
+
+/// The model that `model_id` names.
+fn named(app: &Shared, fields: &Fields) -> Result<Arc<Served>, Failure> {
+    match fields.string("model_id")? {
+        Some(name) => app.model(name),
+        None => Err(Failure::missing("model_id", "the name of a model")),
+    }
+}
+
+fn input<'a>(fields: &Fields<'a>) -> Result<&'a str, Failure> {
+    fields.string("input")?.ok_or_else(|| Failure::missing("input", "a text"))
+}
+
+impl TextGeneration {
+    async fn start(app: Arc<Shared>, of: Of, request: Request) -> Result<(Self, Generation), Failure> {
+        let started = Instant::now();
+        let Asked { object, label, .. } = app.read(request).await?;
+        let fields = Fields::new(&object);
+        let (model, template) = match of {
+            Of::Deployment(name) => {
+                let model = deployed(&app, &name)?;
+                let template = model.template.clone();
+                (model, template)
+            }
+            Of::Model => (named(&app, &fields)?, None),
+        };
+        label.set(&model);
+        if fields.get("moderations").is_some() {
+            return Err(Failure::unsupported("moderations", "this server moderates nothing; leave it out"));
+        }
+        let input = input(&fields)?.to_owned();
+        let parameters = Parameters::read(&app, &fields)?;
+        let how = match template {
+            Some(template) => Encode::Verbalized { template, instruction: None },
+            None => Encode::Text { special: true },
+        };
+        let tokens = app.encode(input.clone(), how, parameters.truncate).await?;
+        not_empty("input", &tokens)?;
+        let request = parameters.request(&app, tokens.clone());
+        let generation = Generation::start(&app, &model, request, &parameters.stopping, started)?;
+        let created = clock::timestamp(SystemTime::now());
+        Ok((Self { app, model, input, tokens, parameters, created }, generation))
+    }
+
+    fn answer(&self, result: Map<String, Value>) -> Value {
+        let created = &self.created;
+        json!({"model_id": self.model.name, "created_at": created, "results": [result]})
+    }
+
+    fn input_token_count(&self) -> usize {
+        self.tokens.len() + self.model.virtual_tokens
+    }
+
+    /// What the request wants told of its own text.
+    fn of_input(&self, scored: &[Token], result: &mut Map<String, Value>) {
+        let returned = self.parameters.returned;
+        if returned.input_text {
+            result.insert("input_text".into(), self.input.clone().into());
+        }
+        if returned.input_tokens {
+            let plain = self.tokens.iter().map(|id| Token { id: *id, logprob: None, top: Vec::new() });
+            let plain: Vec<Token> = if scored.is_empty() { plain.collect() } else { scored.to_vec() };
+            result.insert("input_tokens".into(), self.told(&plain));
+        }
+    }
+
+    /// Tokens with what the request wants told of each.
+    fn told(&self, tokens: &[Token]) -> Value {
+        let returned = self.parameters.returned;
+        let label = |id: u32| token_label(&self.app.tokenizer, id);
+        let token = |token: &Token| {
+            let mut told = json!({"text": label(token.id)});
+            if returned.token_logprobs
+                && let Some(logprob) = token.logprob
+            {
+                told["logprob"] = logprob.into();
+            }
+            if returned.top_n_tokens > 0 && token.logprob.is_some() {
+                let top =
+                    token.top.iter().map(|(id, logprob)| json!({"text": label(*id), "logprob": logprob}));
+                told["top_tokens"] = top.collect();
+            }
+            told
+        };
+        tokens.iter().map(token).collect()
+    }
+
+    async fn whole(self, generation: Generation) -> Result<Response, Failure> {
+        let whole = generation.whole().await?;
+        let mut result = Map::new();
+        result.insert("generated_text".into(), whole.text.into());
+        result.insert("generated_token_count".into(), whole.generated.into());
+        result.insert("input_token_count".into(), self.input_token_count().into());
+        result.insert("stop_reason".into(), whole.reason.as_ref().map(stop_reason).into());
+        if let Some(seed) = self.parameters.seed {
+            result.insert("seed".into(), seed.into());
+        }
+        self.of_input(&whole.scored, &mut result);
+        if self.parameters.returned.generated_tokens {
+            result.insert("generated_tokens".into(), self.told(&whole.tokens));
+        }
+        Ok(axum::Json(self.answer(result)).into_response())
+    }
+
+    /// Each event tells the text since the last one, and the tokens so far.
+    async fn stream(self, mut generation: Generation, events: Events) -> Result<(), HungUp> {
+        let (mut id, mut scored, mut generated, mut first) = (0, Vec::new(), 0, true);
+        while let Some(piece) = generation.next().await {
+            let (text, tokens, reason) = match piece {
+                Ok(Piece::Scored(tokens)) => {
+                    scored = tokens;
+                    continue;
+                }
+                Ok(Piece::First(_)) => continue,
+                Ok(Piece::Text { text, tokens }) => {
+                    generated += tokens.len();
+                    (text, tokens, "not_finished")
+                }
+                Ok(Piece::End { reason, generated: all }) => {
+                    generated = all;
+                    (String::new(), Vec::new(), stop_reason(&reason))
+                }
+                Err(failure) => return events.named(id, "error", &failure.watsonx()).await,
+            };
+            let mut result = Map::new();
+            result.insert("generated_text".into(), text.into());
+            result.insert("generated_token_count".into(), generated.into());
+            result.insert("input_token_count".into(), self.input_token_count().into());
+            result.insert("stop_reason".into(), reason.into());
+            if std::mem::take(&mut first) {
+                if let Some(seed) = self.parameters.seed {
+                    result.insert("seed".into(), seed.into());
+                }
+                self.of_input(&scored, &mut result);
+            }
+            if self.parameters.returned.generated_tokens && !tokens.is_empty() {
+                result.insert("generated_tokens".into(), self.told(&tokens));
+            }
+            events.named(id, "message", &self.answer(result)).await?;
+            id += 1;
+        }
+        Ok(())
+    }
+}
+
+/// watsonx's word for why a text ended.
+fn stop_reason(reason: &Reason) -> &'static str {
+    match reason {
+        Reason::EndOfText => "eos_token",
+        Reason::MaxTokens => "max_tokens",
+        Reason::TimeLimit => "time_limit",
+        Reason::Sequence(_) => "stop_sequence",
+    }
+}
