@@ -23,7 +23,7 @@ const RECENT: usize = 8;
 const ALIKE: usize = 3;
 
 /// Tokens that a head is longer than the one there is: a block costs a pass over virtual tokens and head.
-const LONGER: usize = 8;
+const LONGER: usize = 4;
 
 /// Heads of a prefix at most; the one that was not used for the longest makes room.
 const HEADS: usize = 4;

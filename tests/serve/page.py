@@ -208,7 +208,9 @@ def check_curl(visit, prompt):
         assert path in command and visit.server.url in command, command
         assert not visit.server.key or visit.server.key not in command, "the key is in the command"
         body = json.loads(command.partition("-d '")[2].removesuffix("'").replace("'\\''", "'"))
-        assert prompt["task"]["verbalizer"].partition("{{input}}")[0] in (body.get("prompt") or body.get("input"))
+        head = prompt["task"]["verbalizer"].partition("{{input}}")[0]
+        # A deployment puts the input into its verbalizer itself.
+        assert body["prompt"].startswith(head) if "prompt" in body else not body["input"].startswith(head), body
     button = visit.column("tuned", "h4 button").first
     button.click()
     expect(button).to_have_text("Copied")
