@@ -1,11 +1,13 @@
 """A server of one prompt-tuned model on transformers and PEFT, with dynamic batching: what gneiss serve is measured against.
 
     python benches/serve/peer.py --model models/SmolLM2-135M-Instruct.Q4_1.gguf --adapter tutorial=runs/tutorial/adapter
-        [--listen 127.0.0.1:0] [--threads 2] [--max-batch 32] [--wait-ms 5] [--batching embeds|generate|prefix]
+        [--listen 127.0.0.1:0] [--threads 2] [--max-batch 32] [--pass-size 8] [--wait-ms 5]
+        [--batching embeds|generate|prefix]
 
 POST /v1/completions takes {"model", "prompt", "max_tokens", "temperature": 0} and answers in OpenAI's form; GET /health
 answers 200. One line on standard output, `listening on http://HOST:PORT`, says that it is ready. Requests queue; a batch
-is what waits, at most --max-batch, and an idle server waits --wait-ms for company. SIGTERM ends it.
+is what waits, at most --max-batch, and an idle server waits --wait-ms for company. A batch is sorted by length and goes
+through the model --pass-size texts at a time, so that little of it is padding. SIGTERM ends it.
 
 --batching is how a batch of texts of unlike lengths goes through the model (README.md has the figures):
 
@@ -49,6 +51,7 @@ def arguments():
     add("--threads", type=peft_step.positive, default=2)
     add("--dtype", choices=("f32", "bf16"), default="f32")
     add("--max-batch", type=peft_step.positive, default=32, help="requests a batch")
+    add("--pass-size", type=peft_step.positive, default=8, help="requests that go through the model together")
     add("--wait-ms", type=float, default=5.0, help="how long the first of a batch waits for others")
     add("--batching", choices=("embeds", "generate", "prefix"), default="embeds")
     add("--plain-malloc", action="store_true", help="leave malloc as it comes")
@@ -191,10 +194,13 @@ async def batches(args, engine, queue):
                         break
             for max_tokens in {most for _, most, _ in batch}:
                 same = [(text, future) for text, most, future in batch if most == max_tokens]
-                done = await loop.run_in_executor(thread, engine.complete, [text for text, _ in same], max_tokens)
-                for (_, future), answer in zip(same, done):
-                    if not future.cancelled():
-                        future.set_result(answer)
+                same.sort(key=lambda asked: len(asked[0]))
+                for at in range(0, len(same), args.pass_size):
+                    part = same[at : at + args.pass_size]
+                    done = await loop.run_in_executor(thread, engine.complete, [text for text, _ in part], max_tokens)
+                    for (_, future), answer in zip(part, done):
+                        if not future.cancelled():
+                            future.set_result(answer)
 
 
 async def connection(reader, writer, engine, queue):
