@@ -8,6 +8,8 @@ mod chat;
 mod completions;
 mod logprobs;
 mod parameters;
+#[cfg(test)]
+mod tests;
 
 use super::adapters::Served;
 use super::app::{Label, Shared};
