@@ -314,3 +314,6 @@ async fn wrong_method(request: Request) -> Failure {
     let message = format!("{} is not for {}", request.uri().path(), request.method());
     Failure::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
 }
+
+#[cfg(test)]
+mod tests;

@@ -67,3 +67,6 @@ pub async fn serve(
     connections.shutdown().await;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
