@@ -29,6 +29,7 @@ mod sse;
 #[cfg(test)]
 mod testing;
 mod text;
+mod tls;
 mod watsonx;
 pub mod worker;
 
@@ -36,3 +37,4 @@ pub use app::{App, Options};
 pub use chat_template::{ChatTemplate, chat_template_of};
 pub use metrics::Metrics;
 pub use server::serve;
+pub use tls::Tls;

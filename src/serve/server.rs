@@ -29,9 +29,8 @@ pub async fn serve(
     let options = app.0.options.clone();
     let service = TowerToHyperService::new(app.router());
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_secs_f64(options.header_seconds))
-        .max_buf_size(HEAD);
+    let head = Duration::from_secs_f64(options.header_seconds);
+    http.timer(TokioTimer::new()).header_read_timeout(head).max_buf_size(HEAD);
     let places = Arc::new(Semaphore::new(options.max_connections.max(1)));
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
@@ -52,12 +51,18 @@ pub async fn serve(
         };
         // Small pieces of a stream are to go out at once; where that can't be had, they come a little later.
         let _ = stream.set_nodelay(true);
-        let connection = http.serve_connection(TokioIo::new(stream), service.clone());
-        let connection = graceful.watch(connection);
+        let (http, service, watcher) = (http.clone(), service.clone(), graceful.watcher());
+        let tls = app.0.tls.clone();
+        // A client that hangs up or is too slow ends its connection; there is nobody to tell.
         connections.spawn(async move {
-            // A client that hangs up or is too slow ends its connection; there is nobody to tell.
-            let _ = connection.await;
-            drop(place);
+            let _place = place;
+            let Some(tls) = tls else {
+                let _ = watcher.watch(http.serve_connection(TokioIo::new(stream), service)).await;
+                return;
+            };
+            if let Ok(Ok(stream)) = tokio::time::timeout(head, tls.accept(stream)).await {
+                let _ = watcher.watch(http.serve_connection(TokioIo::new(stream), service)).await;
+            }
         });
     }
     drop(listener);

@@ -197,6 +197,40 @@ async fn a_server_that_is_to_end_cuts_off_what_does_not() {
 }
 
 #[tokio::test]
+async fn a_server_with_a_certificate_speaks_https() {
+    use tokio_rustls::TlsConnector;
+    use tokio_rustls::rustls::pki_types::pem::PemObject;
+    use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+    use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto::ring};
+    let fixture =
+        |name: &str| std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tls").join(name);
+    let tls = crate::serve::Tls { certificate: fixture("certificate.pem"), key: fixture("key.pem") };
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(&tls.certificate).unwrap()).unwrap();
+    let options = Options { tls: Some(tls), ..quick() };
+    let fake = Fake::with(options, None, |request, events| say(b"hello", request, &events));
+    let mut server = Running::new(&fake).await;
+    let client = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let client = client.with_safe_default_protocol_versions().unwrap();
+    let client = TlsConnector::from(Arc::new(client.with_root_certificates(roots).with_no_client_auth()));
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut stream = client.connect(name, server.connect().await).await.unwrap();
+    stream.write_all(completion(true).as_bytes()).await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    assert!(text.starts_with("HTTP/1.1 200 OK") && text.ends_with("0\r\n\r\n"), "{text}");
+    assert_eq!(text.matches("\"object\":\"text_completion\"").count(), 6, "{text}");
+    // Who begins no handshake is hung up on, and who speaks HTTP gets no answer of it.
+    assert_eq!(rest(&mut server.connect().await).await, "");
+    let mut plain = server.connect().await;
+    plain.write_all(completion(false).as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    let _ = plain.read_to_end(&mut answer).await;
+    assert!(!answer.starts_with(b"HTTP"));
+    server.ended().await;
+}
+
+#[tokio::test]
 async fn connections_beyond_the_limit_wait() {
     let (fake, kept) = waiting(Options { max_connections: 1, ..Options::default() });
     let server = Running::new(&fake).await;
