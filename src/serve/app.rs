@@ -90,7 +90,7 @@ pub(super) struct Shared {
     /// Bytes of the longest token.
     pub longest_token: usize,
     /// Large texts that are tokenized at a time.
-    pub tokenizing: Semaphore,
+    pub tokenizing: Arc<Semaphore>,
     pub tls: Option<TlsAcceptor>,
     ending: AtomicBool,
 }
@@ -134,7 +134,7 @@ impl App {
             started: SystemTime::now(),
             vocabulary: largest,
             longest_token,
-            tokenizing: Semaphore::new(threads),
+            tokenizing: Arc::new(Semaphore::new(threads)),
             ending: AtomicBool::new(false),
         })))
     }
