@@ -92,7 +92,9 @@ impl Serve {
         let named = self.named()?;
         let api_key = self.api_key_file.as_deref().map(read_key).transpose()?;
         let tls = match (&self.tls_cert, &self.tls_key) {
-            (Some(cert), Some(key)) => Some(Tls::read(cert, key)?),
+            (Some(certificate), Some(key)) => {
+                Some(Tls { certificate: certificate.clone(), key: key.clone() })
+            }
             _ => None,
         };
         let mut options = ModelOptions { id: self.model.clone(), ..ModelOptions::default() };
@@ -104,6 +106,7 @@ impl Serve {
             listen: self.listen,
             request_seconds: self.limits.max_seconds,
             max_connections: self.limits.max_connections,
+            tls,
             ..Options::default()
         };
         let limits = Limits {
@@ -118,7 +121,7 @@ impl Serve {
         }
         let taken = deployed.client.models().iter().map(|served| served.name.clone()).collect();
         let folder = self.adapter_dir.as_deref().map(|path| AdapterFolder::new(path, taken)).transpose()?;
-        self.listen(deployed, tls, folder)
+        self.listen(deployed, folder)
     }
 
     /// The adapters that the command line names.
@@ -142,12 +145,7 @@ impl Serve {
         Ok(named)
     }
 
-    fn listen(
-        self,
-        deployed: Deployed,
-        tls: Option<Tls>,
-        folder: Option<AdapterFolder>,
-    ) -> anyhow::Result<()> {
+    fn listen(self, deployed: Deployed, folder: Option<AdapterFolder>) -> anyhow::Result<()> {
         let (app, client) = (deployed.app.clone(), deployed.client.clone());
         let runtime = runtime()?;
         let outcome = runtime.block_on(async {
@@ -165,11 +163,11 @@ impl Serve {
             for served in client.models().iter() {
                 describe(served);
             }
-            let scheme = if tls.is_some() { "https" } else { "http" };
+            let scheme = if self.tls_cert.is_some() { "https" } else { "http" };
             // What a script waits for.
             println!("listening on {scheme}://{address}");
             std::io::stdout().flush()?;
-            gneiss::serve::serve(listener, tls, app, asked_to_end()).await?;
+            gneiss::serve::serve(listener, app, asked_to_end()).await?;
             anyhow::Ok(())
         });
         drop(runtime);

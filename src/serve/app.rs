@@ -5,6 +5,7 @@ use super::auth::Auth;
 use super::chat_template::{ChatTemplate, Renderer};
 use super::failure::Failure;
 use super::metrics::Metrics;
+use super::tls::Tls;
 use super::worker::Client;
 use super::{body, classify, openai, watsonx};
 use crate::Result;
@@ -24,6 +25,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
 
 /// What a server keeps for its clients.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,6 +48,8 @@ pub struct Options {
     pub grace_seconds: f64,
     /// Most connections at a time; more wait to be accepted; 1024.
     pub max_connections: usize,
+    /// With these the server speaks HTTPS, which IBM's SDK insists on; none.
+    pub tls: Option<Tls>,
 }
 
 impl Default for Options {
@@ -60,6 +64,7 @@ impl Default for Options {
             body_seconds: 30.0,
             grace_seconds: 30.0,
             max_connections: 1024,
+            tls: None,
         }
     }
 }
@@ -85,7 +90,8 @@ pub(super) struct Shared {
     /// Bytes of the longest token.
     pub longest_token: usize,
     /// Large texts that are tokenized at a time.
-    pub tokenizing: Semaphore,
+    pub tokenizing: Arc<Semaphore>,
+    pub tls: Option<TlsAcceptor>,
     ending: AtomicBool,
 }
 
@@ -94,7 +100,8 @@ impl App {
     /// (see [`chat_template_of`](super::chat_template_of)).
     ///
     /// # Errors
-    /// An API key that no request could show; a time that is no number of seconds over 0.
+    /// An API key that no request could show; a time that is no number of seconds over 0; a certificate or key that
+    /// can't be used.
     pub fn new(
         client: Client,
         tokenizer: TextTokenizer,
@@ -121,12 +128,13 @@ impl App {
             tokenizer,
             model_id,
             auth: Auth::new(options.api_key.clone())?,
+            tls: options.tls.as_ref().map(Tls::acceptor).transpose()?,
             options,
             metrics: Arc::default(),
             started: SystemTime::now(),
             vocabulary: largest,
             longest_token,
-            tokenizing: Semaphore::new(threads),
+            tokenizing: Arc::new(Semaphore::new(threads)),
             ending: AtomicBool::new(false),
         })))
     }
@@ -314,3 +322,6 @@ async fn wrong_method(request: Request) -> Failure {
     let message = format!("{} is not for {}", request.uri().path(), request.method());
     Failure::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
 }
+
+#[cfg(test)]
+mod tests;

@@ -178,3 +178,113 @@ pub(super) fn raise_exception(message: String) -> std::result::Result<Value, min
 pub(super) fn strftime_now(format: String) -> String {
     clock::strftime(SystemTime::now(), &format)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(serde::Deserialize)]
+    struct Golden {
+        special_tokens: BTreeMap<String, String>,
+        templates: BTreeMap<String, String>,
+        cases: Vec<Case>,
+    }
+
+    #[derive(serde::Deserialize)]
+    struct Case {
+        template: String,
+        messages: Vec<Value>,
+        add_generation_prompt: bool,
+        kwargs: Value,
+        text: Option<String>,
+        error: Option<String>,
+    }
+
+    #[test]
+    fn conversations_are_rendered_as_transformers_renders_them() {
+        let golden: Golden =
+            serde_json::from_str(include_str!("../../tests/golden/chat_templates.json")).unwrap();
+        let renderer = |template: &String| {
+            let special_tokens = golden.special_tokens.clone();
+            Renderer::new(&ChatTemplate { template: template.clone(), special_tokens }).unwrap()
+        };
+        let renderers: BTreeMap<&str, Renderer> =
+            golden.templates.iter().map(|(name, template)| (name.as_str(), renderer(template))).collect();
+        assert_eq!((renderers.len(), golden.cases.len()), (6, 132));
+        let mut wrong = Vec::new();
+        for (i, case) in golden.cases.iter().enumerate() {
+            let chat = Chat {
+                messages: case.messages.clone(),
+                add_generation_prompt: case.add_generation_prompt,
+                kwargs: Some(case.kwargs.clone()),
+            };
+            let rendered = renderers[case.template.as_str()].render(&chat);
+            let expected = match (&case.text, &case.error) {
+                (Some(text), _) => Ok(text.clone()),
+                (None, error) => Err(error.clone().unwrap()),
+            };
+            if rendered != expected {
+                wrong.push(format!("case {i}, {}:\n{rendered:?}\nexpected\n{expected:?}", case.template));
+            }
+        }
+        assert!(wrong.is_empty(), "{} cases\n{}", wrong.len(), wrong[..wrong.len().min(6)].join("\n"));
+    }
+
+    #[test]
+    fn a_folders_template_is_found_in_each_of_its_places() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        let found = || chat_template_of(dir.path());
+        assert_eq!(found().unwrap(), None);
+        write(
+            "tokenizer_config.json",
+            r#"{"bos_token": {"content": "<b>"}, "eos_token": "<e>", "pad_token": null}"#,
+        );
+        assert_eq!(found().unwrap(), None);
+        let tokens = r#""bos_token": {"content": "<b>"}, "eos_token": "<e>", "pad_token": null, "add_bos_token": true"#;
+        write("tokenizer_config.json", &format!(r#"{{"chat_template": "one", {tokens}}}"#));
+        let special_tokens = [("bos_token", "<b>"), ("eos_token", "<e>")];
+        let special_tokens: BTreeMap<_, _> = special_tokens.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+        assert_eq!(found().unwrap(), Some(ChatTemplate { template: "one".into(), special_tokens }));
+        let named = r#"[{"name": "tool_use", "template": "no"}, {"name": "default", "template": "two"}]"#;
+        write("tokenizer_config.json", &format!(r#"{{"chat_template": {named}}}"#));
+        assert_eq!(found().unwrap().unwrap().template, "two");
+        write("tokenizer_config.json", r#"{"chat_template": [{"name": "rag", "template": "no"}]}"#);
+        assert!(found().unwrap_err().to_string().contains("one of them `default`"));
+        write("tokenizer_config.json", "{");
+        assert!(found().unwrap_err().to_string().contains("tokenizer_config.json: expected JSON"));
+        write("tokenizer_config.json", "{}");
+        write("chat_template.jinja", "three");
+        assert_eq!(found().unwrap().unwrap().template, "three");
+    }
+
+    #[test]
+    fn a_gguf_files_template_is_found() {
+        use candle_core::quantized::gguf_file::write;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.gguf");
+        let token = |text: &str| Metadata::String(text.to_owned());
+        let template = token("{{ bos_token }}");
+        let tokens = Metadata::Array(vec![token("a"), token("<b>"), token("<e>")]);
+        let (bos, eos) = (Metadata::U32(1), Metadata::U32(9));
+        let all = [
+            ("tokenizer.chat_template", &template),
+            ("tokenizer.ggml.tokens", &tokens),
+            ("tokenizer.ggml.bos_token_id", &bos),
+            ("tokenizer.ggml.eos_token_id", &eos),
+        ];
+        let save = |metadata: &[(&str, &Metadata)]| {
+            let mut file = File::create(&path).unwrap();
+            write(&mut file, metadata, &[]).unwrap();
+        };
+        save(&all);
+        // An id without a token names none.
+        let special_tokens = [("bos_token".to_owned(), "<b>".to_owned())].into();
+        let expected = ChatTemplate { template: "{{ bos_token }}".into(), special_tokens };
+        assert_eq!(chat_template_of(&path).unwrap(), Some(expected));
+        save(&all[1..]);
+        assert_eq!(chat_template_of(&path).unwrap(), None);
+        std::fs::write(&path, "none").unwrap();
+        assert!(chat_template_of(&path).unwrap_err().to_string().contains("GGUF"));
+    }
+}

@@ -190,3 +190,116 @@ fn entries(labels: &[String], logprobs: &[f64]) -> Result<Vec<Value>, Failure> {
     let entry = |((label, logprob), weight): ((&String, &f64), &f64)| json!({"label": label, "probability": weight / sum, "logprob": logprob});
     Ok(labels.iter().zip(logprobs).zip(&weights).map(entry).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::generate::{Event, StopReason, Token};
+    use crate::serve::testing::{BASE, END, Fake};
+    use serde_json::{Value, json};
+
+    fn ids(text: &str) -> Vec<u32> {
+        text.bytes().map(u32::from).collect()
+    }
+
+    /// Probabilities of log-likelihoods, by their definition.
+    fn shares(logprobs: &[f64]) -> Vec<f64> {
+        logprobs.iter().map(|x| 1.0 / logprobs.iter().map(|y| (y - x).exp()).sum::<f64>()).collect()
+    }
+
+    #[track_caller]
+    fn check(answer: &Value, expected: &[(&str, f64)]) {
+        let logprobs: Vec<f64> = expected.iter().map(|(_, logprob)| *logprob).collect();
+        let labels = answer["labels"].as_array().unwrap();
+        assert_eq!(labels.len(), expected.len());
+        for ((entry, (label, logprob)), share) in labels.iter().zip(expected).zip(shares(&logprobs)) {
+            assert_eq!((&entry["label"], &entry["logprob"]), (&json!(label), &json!(logprob)));
+            assert!((entry["probability"].as_f64().unwrap() - share).abs() < 1e-12, "{entry} is not {share}");
+        }
+        assert!(answer["seconds"].as_f64().unwrap() >= 0.0);
+    }
+
+    #[tokio::test]
+    async fn labels_of_one_token_are_scored_by_one_pass() {
+        let fake = Fake::saying("x");
+        let answer = fake.post("/v1/classify", json!({"model": "dogs", "input": "good"})).await.ok();
+        // The script's log-probability of byte 48 is -6.
+        check(&answer, &[("0", -6.0), ("1", -6.125)]);
+        assert_eq!(answer["model"], "dogs");
+        let (model, request) = fake.request();
+        assert_eq!((model.as_str(), request.tokens), ("dogs", ids("classify good Label:")));
+        assert_eq!((request.score, request.scored), (vec![48, 49], 0));
+    }
+
+    #[tokio::test]
+    async fn labels_of_several_tokens_are_scored_each_as_a_target() {
+        // The log-probability of a target's token is its byte, negative, by 100.
+        let fake = Fake::new(|request, events| {
+            let scored = request.tokens[request.tokens.len() - request.scored..].iter();
+            let token = |id: &u32| Token { id: *id, logprob: Some(-f64::from(*id) / 128.0), top: Vec::new() };
+            events.send(Event::Scored(scored.map(token).collect())).unwrap();
+            events.send(Event::Finished(StopReason::MaxTokens)).is_ok()
+        });
+        let body = json!({"model": "dogs", "input": "good", "labels": ["no", "yes"]});
+        let (no, yes) = (-221.0 / 128.0, -337.0 / 128.0);
+        check(&fake.post("/v1/classify", body).await.ok(), &[("no", no), ("yes", yes)]);
+        let seen = std::mem::take(&mut *fake.seen.lock().unwrap());
+        assert_eq!(seen.len(), 2);
+        assert_eq!(seen[0].1.tokens, ids("classify good Label:no"));
+        assert_eq!((seen[1].1.scored, seen[1].1.max_new_tokens), (3, 0));
+        // Where one label begins as another ends, an end of text tells them apart.
+        let body = json!({"model": "dogs", "input": "good", "labels": ["no", "none"]});
+        let none = -(110.0 + 111.0 + 110.0 + 101.0 + 256.0) / 128.0;
+        check(&fake.post("/v1/classify", body).await.ok(), &[("no", no - 2.0), ("none", none)]);
+        assert_eq!(fake.seen.lock().unwrap()[0].1.tokens.last(), Some(&END));
+    }
+
+    #[tokio::test]
+    async fn the_base_stands_in_with_the_instruction_in_plain_words() {
+        for (body, expected) in [
+            (json!({"model": BASE, "task": "dogs", "input": "a"}), "Say 0 or 1. classify a Label:"),
+            (json!({"model": BASE, "task": "dogs", "input": "a", "hard_prompt": false}), "classify a Label:"),
+            (json!({"model": "dogs", "input": "a", "hard_prompt": true}), "Say 0 or 1. classify a Label:"),
+            (json!({"model": "plain", "task": "dogs", "input": "a"}), "classify a Label:"),
+            (json!({"model": BASE, "input": "a", "labels": ["x", "y"]}), "a"),
+        ] {
+            let fake = Fake::saying("x");
+            fake.post("/v1/classify", body).await.ok();
+            assert_eq!(fake.request().1.tokens, ids(expected));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_cant_be_classified_is_named() {
+        let fake = Fake::saying("x");
+        for (body, word) in [
+            (json!({"input": "a"}), "`model`"),
+            (json!({"model": "dogs"}), "`input`"),
+            (json!({"model": "dogs", "input": "  "}), "blank"),
+            (json!({"model": BASE, "input": "a"}), "no task"),
+            (json!({"model": BASE, "input": "a", "labels": ["x"]}), "two labels or more"),
+            (json!({"model": BASE, "input": "a", "labels": ["x", "x"]}), "have the same"),
+            (json!({"model": BASE, "input": "a", "labels": ["x", "y"], "hard_prompt": true}), "found none"),
+            (json!({"model": BASE, "input": "a", "task": "plain"}), "`task`"),
+        ] {
+            let answer = fake.post("/v1/classify", body).await;
+            assert_eq!(answer.status, 400, "{}", answer.text);
+            let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
+            assert!(message.contains(word), "{word} is not in {message}");
+        }
+        assert!(fake.seen.lock().unwrap().is_empty());
+        let nan = Fake::new(|_, events| events.send(Event::FirstScores(vec![f64::NAN, 0.0])).is_ok());
+        let answer = nan.post("/v1/classify", json!({"model": "dogs", "input": "a"})).await;
+        assert_eq!((answer.status.as_u16(), answer.text.contains("NaN")), (500, true), "{}", answer.text);
+    }
+
+    #[tokio::test]
+    async fn tasks_tell_what_each_prompt_is_for() {
+        let fake = Fake::saying("");
+        let tasks = fake.get("/v1/tasks").await.ok();
+        let task = json!({"task": "classification", "verbalizer": "classify {{input}} Label:", "labels": ["0", "1"],
+                          "hard_prompt": "Say 0 or 1.", "max_output_tokens": 2, "examples": []});
+        let expected = json!([{"model": "dogs", "virtual_tokens": 10, "task": task},
+                              {"model": "plain", "virtual_tokens": 4, "task": null}]);
+        assert_eq!(tasks, json!({"base": BASE, "tasks": expected}));
+    }
+}

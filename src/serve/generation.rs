@@ -5,7 +5,6 @@ use super::app::Shared;
 use super::failure::Failure;
 use super::metrics::Meter;
 use super::text::{StopFilter, TextStream};
-use super::worker::Refused;
 use crate::generate::{Event, Request, StopReason, Token};
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -75,13 +74,6 @@ impl Generation {
     ) -> Result<Self, Failure> {
         if app.is_ending() {
             return Err(Failure::ending());
-        }
-        let (found, most) = (
-            request.tokens.len().saturating_add(request.max_new_tokens),
-            app.client.limits().sequence_tokens,
-        );
-        if found > most {
-            return Err(Refused::TooLong { found, most }.into());
         }
         let text = TextStream::new(&app.tokenizer.tokenizer, &request.tokens)?;
         let min_new_tokens = request.min_new_tokens;

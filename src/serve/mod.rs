@@ -26,6 +26,8 @@ mod prompt;
 mod pythonic;
 mod server;
 mod sse;
+#[cfg(test)]
+mod testing;
 mod text;
 mod tls;
 mod watsonx;

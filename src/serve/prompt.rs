@@ -38,10 +38,14 @@ impl Shared {
         if text.len() <= LARGE {
             return self.encode_now(&text, &how, most);
         }
-        let permit = self.tokenizing.acquire().await;
+        // The thread keeps its place to its end, though the client may be gone by then.
+        let permit = self.tokenizing.clone().acquire_owned().await;
         let app = self.clone();
-        let encoded = tokio::task::spawn_blocking(move || app.encode_now(&text, &how, most)).await;
-        drop(permit);
+        let encoded = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            app.encode_now(&text, &how, most)
+        })
+        .await;
         encoded.unwrap_or_else(|error| Err(Failure::internal(format!("the tokenizer: {error}"))))
     }
 

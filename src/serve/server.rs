@@ -1,7 +1,6 @@
 //! Connections: so many at a time, each with so much time for a request's head, and a quiet end.
 
 use super::app::App;
-use super::tls::Tls;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -17,23 +16,21 @@ const HEAD: usize = 64 << 10;
 /// Pause where the system has no connection to give, for want of file descriptors mostly.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves `app` to whom `listener` accepts, over HTTPS where there is a certificate, until `shutdown` comes: then no connection is accepted any more, requests
+/// Serves `app` to whom `listener` accepts, until `shutdown` comes: then no connection is accepted any more, requests
 /// under way get [`grace_seconds`](super::Options::grace_seconds), and what is left is cut off.
 ///
 /// # Errors
 /// None now: a connection that fails is that client's alone.
 pub async fn serve(
     listener: TcpListener,
-    tls: Option<Tls>,
     app: App,
     shutdown: impl Future<Output = ()>,
 ) -> std::io::Result<()> {
     let options = app.0.options.clone();
     let service = TowerToHyperService::new(app.router());
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_secs_f64(options.header_seconds))
-        .max_buf_size(HEAD);
+    let head = Duration::from_secs_f64(options.header_seconds);
+    http.timer(TokioTimer::new()).header_read_timeout(head).max_buf_size(HEAD);
     let places = Arc::new(Semaphore::new(options.max_connections.max(1)));
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
@@ -55,18 +52,17 @@ pub async fn serve(
         // Small pieces of a stream are to go out at once; where that can't be had, they come a little later.
         let _ = stream.set_nodelay(true);
         let (http, service, watcher) = (http.clone(), service.clone(), graceful.watcher());
-        let (tls, patience) = (tls.clone(), Duration::from_secs_f64(options.header_seconds));
+        let tls = app.0.tls.clone();
+        // A client that hangs up or is too slow ends its connection; there is nobody to tell.
         connections.spawn(async move {
-            // A client that hangs up or is too slow ends its connection; there is nobody to tell.
-            match tls {
-                None => drop(watcher.watch(http.serve_connection(TokioIo::new(stream), service)).await),
-                Some(tls) => {
-                    if let Ok(Ok(stream)) = tokio::time::timeout(patience, tls.0.accept(stream)).await {
-                        drop(watcher.watch(http.serve_connection(TokioIo::new(stream), service)).await);
-                    }
-                }
+            let _place = place;
+            let Some(tls) = tls else {
+                let _ = watcher.watch(http.serve_connection(TokioIo::new(stream), service)).await;
+                return;
+            };
+            if let Ok(Ok(stream)) = tokio::time::timeout(head, tls.accept(stream)).await {
+                let _ = watcher.watch(http.serve_connection(TokioIo::new(stream), service)).await;
             }
-            drop(place);
         });
     }
     drop(listener);
@@ -76,3 +72,6 @@ pub async fn serve(
     connections.shutdown().await;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

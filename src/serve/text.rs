@@ -129,14 +129,14 @@ fn begun(text: &str, sequence: &str) -> usize {
 
 /// The bytes of one token: those of a byte-level vocabulary, whose tokens need be no whole characters, or of its text.
 pub(super) fn token_bytes(tokenizer: &TextTokenizer, id: u32) -> Vec<u8> {
-    let text = tokenizer.token_text(id).unwrap_or_default();
-    if !text.contains(REPLACEMENT) {
-        return text.into_bytes();
-    }
     let piece = tokenizer.tokenizer.id_to_token(id).unwrap_or_default();
     let fallback = piece.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
     if let Some(byte) = fallback.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
         return vec![byte];
+    }
+    let text = tokenizer.token_text(id).unwrap_or_default();
+    if !text.contains(REPLACEMENT) {
+        return text.into_bytes();
     }
     piece.chars().map(byte_level).collect::<Option<_>>().unwrap_or_else(|| text.into_bytes())
 }
@@ -156,5 +156,170 @@ fn byte_level(letter: char) -> Option<u8> {
     match u32::from(letter) {
         code @ 0..=0xFF => u8::try_from(code).ok().filter(|byte| itself(*byte)),
         code => (0..=u8::MAX).filter(|byte| !itself(*byte)).nth(code as usize - 0x100),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::testing::{byte_fallback, byte_level};
+    use proptest::prelude::*;
+
+    /// Texts that a stream gives, token by token.
+    fn pieces(tokenizer: &TextTokenizer, before: &[u32], ids: &[u32]) -> Vec<String> {
+        let mut stream = TextStream::new(&tokenizer.tokenizer, before).unwrap();
+        ids.iter().map(|id| stream.push(&tokenizer.tokenizer, *id).unwrap()).collect()
+    }
+
+    fn bytes(text: &str) -> Vec<u32> {
+        text.bytes().map(u32::from).collect()
+    }
+
+    #[test]
+    fn a_character_comes_when_it_is_whole() {
+        let tokenizer = byte_level();
+        let expected = ["a", "", "\u{e9}", "", "", "", "\u{1f600}", "!"];
+        assert_eq!(pieces(&tokenizer, &bytes("x"), &bytes("a\u{e9}\u{1f600}!")), expected);
+        // The first space of a text is text, and an end without its last byte is left out.
+        assert_eq!(pieces(&tokenizer, &[], &bytes(" a\u{e9}")[..3]), [" ", "a", ""]);
+        // Bytes that are no text show, once it is certain.
+        let broken = pieces(&tokenizer, &[], &[0xFF, 65]).concat();
+        assert_eq!(broken, "\u{fffd}A");
+    }
+
+    #[test]
+    fn garbage_without_end_comes_out_and_takes_no_more_time() {
+        let tokenizer = byte_level();
+        let mut stream = TextStream::new(&tokenizer.tokenizer, &[]).unwrap();
+        let mut text = String::new();
+        for _ in 0..1000 {
+            text += &stream.push(&tokenizer.tokenizer, 0xFF).unwrap();
+            assert!(stream.ids.len() <= 2 * (WAITING + 1), "{}", stream.ids.len());
+        }
+        assert!(text.chars().count() > 900, "{}", text.chars().count());
+        assert!(text.chars().all(|letter| letter == REPLACEMENT));
+    }
+
+    #[test]
+    fn a_space_before_a_text_is_kept_behind_another_text() {
+        let tokenizer = byte_fallback();
+        let id = |piece: &str| tokenizer.tokenizer.token_to_id(piece).unwrap();
+        let (space_a, b) = (id("\u{2581}a"), id("b"));
+        assert_eq!(pieces(&tokenizer, &[b], &[space_a, b]), [" a", "b"]);
+        // Behind a euro in bytes, one more byte makes its decoder show all four as broken: what was given stays.
+        let euro = [0xE2, 0x82, 0xAC];
+        let text = pieces(&tokenizer, &[b], &[&euro[..], &[0xFF, b, b]].concat()).concat();
+        assert!(text.starts_with('\u{20ac}') && text.ends_with("bb"), "{text:?}");
+    }
+
+    #[test]
+    fn a_token_that_is_no_character_shows_its_bytes() {
+        let (level, fallback) = (byte_level(), byte_fallback());
+        for byte in 0..=255u8 {
+            assert_eq!(token_bytes(&level, byte.into()), [byte]);
+            assert_eq!(token_bytes(&fallback, byte.into()), [byte]);
+        }
+        assert_eq!(token_label(&level, 0xE2), "bytes:\\xe2");
+        assert_eq!(token_label(&level, 65), "A");
+        assert_eq!(token_label(&fallback, fallback.tokenizer.token_to_id("\u{2581}a").unwrap()), " a");
+        assert_eq!(token_label(&level, 256), "<|end|>");
+    }
+
+    fn filtered(sequences: &[&str], pieces: &[&str]) -> (String, Option<String>) {
+        let mut filter = StopFilter::new(sequences.iter().map(|s| (*s).to_owned()).collect());
+        let mut text = String::new();
+        for piece in pieces {
+            let passed = filter.push(piece);
+            text += &passed.text;
+            if passed.stop.is_some() {
+                return (text, passed.stop);
+            }
+        }
+        (text + &filter.rest(), None)
+    }
+
+    #[test]
+    fn what_may_begin_a_stop_sequence_is_held_back() {
+        let mut filter = StopFilter::new(vec!["\n\nQ:".into(), "Q!".into()]);
+        let mut push = |piece: &str| filter.push(piece).text;
+        assert_eq!(
+            [push("a\n"), push("\nb"), push("\n"), push("\nQ"), push("x")],
+            ["a", "\n\nb", "", "", "\n\nQx"]
+        );
+        let same = ("a".to_owned(), Some("bc".to_owned()));
+        assert_eq!(filtered(&["bc", "bcd"], &["abcd"]), same, "the first that is complete");
+        assert_eq!(filtered(&["bc", "bcd"], &["ab", "cd"]), same);
+        assert_eq!(
+            filtered(&["abc", "c"], &["xabc"]),
+            ("x".to_owned(), Some("abc".to_owned())),
+            "of two, the longest"
+        );
+        assert_eq!(filtered(&["aab"], &["aaa", "b"]), ("a".to_owned(), Some("aab".to_owned())));
+        assert_eq!(filtered(&["\u{e9}\u{20ac}"], &["x\u{e9}", "y"]), ("x\u{e9}y".to_owned(), None));
+        assert_eq!(filtered(&[], &["x", "y"]), ("xy".to_owned(), None));
+    }
+
+    proptest! {
+        /// What comes in pieces is what the decoder makes of the whole, but for an end that is no whole character.
+        #[test]
+        fn pieces_make_the_whole(text in ".{0,40}", cut in 0usize..4, before in "[ab ]{0,9}") {
+            let tokenizer = byte_level();
+            let ids = bytes(&text);
+            let ids = &ids[..ids.len().saturating_sub(cut)];
+            let given = pieces(&tokenizer, &bytes(&before), ids);
+            let whole = String::from_utf8_lossy(&ids.iter().map(|id| *id as u8).collect::<Vec<_>>()).into_owned();
+            // The text may end in a replacement character of its own, which is not told from an incomplete one.
+            let all = given.concat();
+            prop_assert_eq!(all.trim_end_matches(REPLACEMENT), whole.trim_end_matches(REPLACEMENT));
+            for piece in given.iter().filter(|_| !text.contains(REPLACEMENT)) {
+                prop_assert!(!piece.contains(REPLACEMENT), "{piece:?}");
+            }
+        }
+
+        /// Bytes of any kind come out as a lossy decoder shows them, but for an end that may be incomplete.
+        #[test]
+        fn bytes_of_any_kind_do_not_upset_it(ids in prop::collection::vec(0u32..259, 0..60)) {
+            let tokenizer = byte_level();
+            let given = pieces(&tokenizer, &[], &ids).concat();
+            let whole = tokenizer.decode(&ids, true).unwrap();
+            prop_assert_eq!(given.trim_end_matches(REPLACEMENT), whole.trim_end_matches(REPLACEMENT));
+            prop_assert!(whole.starts_with(&given));
+        }
+
+        /// Byte-fallback decoders go back on what they showed; the stream does not, and loses no whole character.
+        #[test]
+        fn byte_fallback_does_not_upset_it(text in "[ab\u{e9}\u{20ac}\u{1f600} ]{0,20}") {
+            let tokenizer = byte_fallback();
+            let ids = tokenizer.encode(&text, false).unwrap();
+            let b = tokenizer.tokenizer.token_to_id("b").unwrap();
+            let given = pieces(&tokenizer, &[b], &ids).concat();
+            prop_assert_eq!(given, if ids.is_empty() { String::new() } else { format!(" {text}") });
+        }
+
+        /// However a text is cut, the same of it passes, and it is what stands before the first complete sequence.
+        #[test]
+        fn the_cut_makes_no_difference(
+            text in "[abc]{0,30}",
+            sequences in prop::collection::vec("[abc]{1,4}", 0..4),
+            cuts in prop::collection::vec(1usize..5, 30),
+        ) {
+            let sequences: Vec<&str> = sequences.iter().map(String::as_str).collect();
+            let (mut rest, mut pieces) = (text.as_str(), Vec::new());
+            for cut in cuts {
+                let (piece, after) = rest.split_at(cut.min(rest.len()));
+                pieces.push(piece);
+                rest = after;
+            }
+            pieces.push(rest);
+            let letters: Vec<&str> = text.split("").collect();
+            let found = filtered(&sequences, &pieces);
+            prop_assert_eq!(&found, &filtered(&sequences, &letters));
+            let first = (0..=text.len()).find(|end| sequences.iter().any(|s| text[..*end].ends_with(s)));
+            let expected = first.map(|end| {
+                let longest = sequences.iter().filter(|s| text[..end].ends_with(**s)).max_by_key(|s| s.len()).unwrap();
+                (text[..end - longest.len()].to_owned(), Some((*longest).to_owned()))
+            });
+            prop_assert_eq!(found, expected.unwrap_or((text.clone(), None)));
+        }
     }
 }

@@ -1,50 +1,66 @@
-//! HTTPS, for clients that speak nothing else, such as IBM's SDK.
+//! HTTPS: a certificate and its key, in PEM files.
 
 use crate::{Error, Result};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, pem};
-use tokio_rustls::rustls::{self, ServerConfig};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-/// A server's certificate with its key.
-#[derive(Clone)]
-pub struct Tls(pub(super) TlsAcceptor);
+/// Where a server's certificate and its key are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// A PEM file with the certificate, and those that it rests on behind it.
+    pub certificate: PathBuf,
+    /// A PEM file with the private key.
+    pub key: PathBuf,
+}
 
 impl Tls {
-    /// Reads a certificate chain and its private key, both PEM.
+    /// What takes connections over HTTPS.
     ///
     /// # Errors
-    /// A file that can't be read, that holds no such thing, or a key of another certificate, by its name.
-    pub fn read(certificates: &Path, key: &Path) -> Result<Self> {
-        let chain = CertificateDer::pem_file_iter(certificates)
-            .and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>);
-        let chain = chain.map_err(|error| malformed(certificates, "a certificate", &error))?;
-        if chain.is_empty() {
-            return Err(malformed(certificates, "a certificate", &pem::Error::NoItemsFound));
+    /// A file that can't be read or is no PEM; a key that is not the certificate's.
+    pub(super) fn acceptor(&self) -> Result<TlsAcceptor> {
+        let failed = |path: &Path, problem: String| Error::Invalid(format!("{}: {problem}", path.display()));
+        let pem = |problem| format!("expected a PEM file: {problem}");
+        let certificates = CertificateDer::pem_file_iter(&self.certificate)
+            .and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>)
+            .map_err(|error| failed(&self.certificate, pem(error)))?;
+        if certificates.is_empty() {
+            return Err(failed(&self.certificate, "expected a certificate in PEM form, found none".into()));
         }
-        let secret =
-            PrivateKeyDer::from_pem_file(key).map_err(|error| malformed(key, "a private key", &error))?;
-        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|error| failed(&self.key, pem(error)))?;
+        let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
-            .map(|builder| builder.with_no_client_auth())
-            .and_then(|builder| builder.with_single_cert(chain, secret));
-        let unfit = |error: rustls::Error| Error::Checkpoint {
-            path: key.to_path_buf(),
-            problem: format!("expected the private key of {}, found {error}", certificates.display()),
-        };
-        Ok(Self(TlsAcceptor::from(Arc::new(config.map_err(unfit)?))))
+            .and_then(|config| config.with_no_client_auth().with_single_cert(certificates, key))
+            .map_err(|error| {
+                failed(&self.key, format!("expected the key of {}: {error}", self.certificate.display()))
+            })?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(TlsAcceptor::from(Arc::new(config)))
     }
 }
 
-fn malformed(path: &Path, expected: &str, error: &pem::Error) -> Error {
-    match error {
-        pem::Error::Io(io) => Error::io(path)(std::io::Error::new(io.kind(), io.to_string())),
-        other => Error::Checkpoint {
-            path: path.to_path_buf(),
-            problem: format!("expected {expected} in PEM form (-----BEGIN ...-----), found {other}"),
-        },
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_that_are_no_certificate_and_key_are_named() {
+        let fixture =
+            |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tls").join(name);
+        let (certificate, key) = (fixture("certificate.pem"), fixture("key.pem"));
+        assert!(Tls { certificate: certificate.clone(), key: key.clone() }.acceptor().is_ok());
+        for (certificate, key, word) in [
+            (fixture("none.pem"), key.clone(), "none.pem"),
+            (key.clone(), key.clone(), "found none"),
+            (certificate.clone(), certificate.clone(), "certificate.pem: expected a PEM file"),
+        ] {
+            let error = Tls { certificate, key }.acceptor().map(drop).unwrap_err();
+            assert!(error.is_bad_input() && error.to_string().contains(word), "{error}");
+        }
     }
 }

@@ -124,6 +124,11 @@ impl Client {
         self.shared.limits
     }
 
+    /// Tokens of text and answer together that there is room for behind the model's virtual tokens.
+    pub fn room(&self, model: &Served) -> usize {
+        self.shared.limits.sequence_tokens.saturating_sub(model.virtual_tokens)
+    }
+
     /// Requests that wait for their first step.
     pub fn waiting(&self) -> usize {
         self.shared.waiting.load(Ordering::Relaxed)
@@ -145,7 +150,8 @@ impl Client {
         request: Request,
     ) -> std::result::Result<UnboundedReceiver<Event>, Refused> {
         let limits = self.shared.limits;
-        let found = model.virtual_tokens + request.tokens.len() + request.max_new_tokens;
+        let text = model.virtual_tokens + request.tokens.len();
+        let found = text.saturating_add(request.max_new_tokens);
         if found > limits.sequence_tokens {
             return Err(Refused::TooLong { found, most: limits.sequence_tokens });
         }

@@ -45,7 +45,7 @@ pub(super) async fn complete(State(app): State<Arc<Shared>>, request: Request) -
     // The template writes what the tokenizer would put before a text.
     let tokens = app.encode(text, Encode::Text { special: false }, None).await?;
     not_empty("messages", &tokens)?;
-    let most = app.client.limits().sequence_tokens;
+    let most = app.client.room(&model);
     if tokens.len() >= most {
         let found = tokens.len();
         return Err(Failure::too_long(format!(

@@ -54,7 +54,7 @@ pub(super) async fn complete(State(app): State<Arc<Shared>>, request: Request) -
         return Err(Failure::invalid("max_tokens", "expected 1 or more without `echo`, found 0"));
     }
     let logprobs = fields.count("logprobs", LOGPROBS_RANGE)?;
-    let prompts = prompts(&app, &fields, max_tokens).await?;
+    let prompts = prompts(&app, &fields, app.client.room(&model), max_tokens).await?;
     let completion = Completion { app, model, prompts, parameters, max_tokens, echo, logprobs };
     let generations = completion.start(started)?;
     if completion.parameters.stream {
@@ -172,12 +172,17 @@ fn choice(index: usize, text: &str, logprobs: Option<Value>, reason: Option<&Rea
     })
 }
 
-/// `prompt`: a text, several, token ids, or several lists of them.
-async fn prompts(app: &Arc<Shared>, fields: &Fields<'_>, max_tokens: usize) -> Result<Vec<Prompt>, Failure> {
+/// `prompt`: a text, several, token ids, or several lists of them; `room` is for text and answer together.
+async fn prompts(
+    app: &Arc<Shared>,
+    fields: &Fields<'_>,
+    room: usize,
+    max_tokens: usize,
+) -> Result<Vec<Prompt>, Failure> {
     let special = fields.boolean("add_special_tokens")?.unwrap_or(true);
     let most = match fields.integer("truncate_prompt_tokens", -1..=i64::MAX)? {
         // vLLM's word for as many as there is room for.
-        Some(-1) => Some(app.client.limits().sequence_tokens.saturating_sub(max_tokens).max(1)),
+        Some(-1) => Some(room.saturating_sub(max_tokens).max(1)),
         Some(0) => {
             return Err(Failure::invalid("truncate_prompt_tokens", "expected -1, or 1 or more, found 0"));
         }

@@ -19,21 +19,16 @@ impl Lists {
         Self { offset: 0 }
     }
 
-    /// Text without tokens comes before the next ones.
-    pub fn skip(&mut self, text: &str) {
-        self.offset += text.chars().count();
-    }
-
     pub fn of(&mut self, tokenizer: &TextTokenizer, tokens: &[Token]) -> Value {
         let labels: Vec<String> = tokens.iter().map(|token| token_label(tokenizer, token.id)).collect();
-        let offsets: Vec<usize> = labels
-            .iter()
-            .map(|label| {
-                let at = self.offset;
-                self.skip(label);
-                at
-            })
-            .collect();
+        let offset = |token: &Token| {
+            let at = self.offset;
+            // A character counts where its first byte is.
+            self.offset +=
+                token_bytes(tokenizer, token.id).iter().filter(|byte| **byte & 0xC0 != 0x80).count();
+            at
+        };
+        let offsets: Vec<usize> = tokens.iter().map(offset).collect();
         let top: Vec<Value> = tokens.iter().map(|token| top(tokenizer, token)).collect();
         let logprobs: Vec<Option<f64>> = tokens.iter().map(|token| token.logprob.map(finite)).collect();
         json!({"tokens": labels, "token_logprobs": logprobs, "top_logprobs": top, "text_offset": offsets})

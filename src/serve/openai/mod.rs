@@ -8,6 +8,8 @@ mod chat;
 mod completions;
 mod logprobs;
 mod parameters;
+#[cfg(test)]
+mod tests;
 
 use super::adapters::Served;
 use super::app::{Label, Shared};
@@ -51,7 +53,7 @@ fn entry(app: &Shared, served: &Served) -> Value {
         "owned_by": "gneiss",
         "root": parent.unwrap_or(&served.name),
         "parent": parent,
-        "max_model_len": app.client.limits().sequence_tokens,
+        "max_model_len": app.client.room(served),
     })
 }
 

@@ -7,7 +7,7 @@ use crate::serve::clock;
 use crate::serve::failure::Failure;
 use crate::serve::params::Fields;
 use axum::extract::{Path, Query, Request, State};
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -43,7 +43,7 @@ pub(super) async fn deployments(
     let models = app.client.models();
     let wanted = |served: &&Arc<Served>| query.get("serving_name").is_none_or(|name| *name == served.name);
     let resources: Vec<Value> =
-        models.iter().filter(wanted).map(|served| details(&app, served, None)).collect();
+        models.iter().filter(wanted).map(|served| details(&app, served, "")).collect();
     axum::Json(json!({"total_count": resources.len(), "limit": 200, "resources": resources})).into_response()
 }
 
@@ -53,15 +53,16 @@ pub(super) async fn deployment(
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
     let served = deployed(&app, &deployment)?;
-    let host = headers.get("host").and_then(|host| host.to_str().ok());
-    Ok(axum::Json(details(&app, &served, host)).into_response())
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let scheme = if app.tls.is_some() { "https" } else { "http" };
+    let origin = host.map(|host| format!("{scheme}://{host}"));
+    Ok(axum::Json(details(&app, &served, &origin.unwrap_or_default())).into_response())
 }
 
-/// A model as a deployment.
-fn details(app: &Shared, served: &Served, host: Option<&str>) -> Value {
+/// A model as a deployment of the server at `origin`.
+fn details(app: &Shared, served: &Served, origin: &str) -> Value {
     let id = id(&served.name);
     let created = clock::timestamp(served.loaded);
-    let origin = host.map(|host| format!("http://{host}")).unwrap_or_default();
     let url = |kind: &str| format!("{origin}/ml/v1/deployments/{}/text/{kind}", served.name);
     let inference =
         [json!({"url": url("generation")}), json!({"url": url("generation_stream"), "sse": true})];
