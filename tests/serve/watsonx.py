@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import csv
 import json
+import logging
 import ssl
 import subprocess
 import sys
@@ -24,7 +25,6 @@ from urllib.parse import urlsplit
 import httpx
 from ibm_watsonx_ai import APIClient, Credentials
 from ibm_watsonx_ai.foundation_models import ModelInference
-from ibm_watsonx_ai.foundation_models.inference import DeploymentModelInference
 from ibm_watsonx_ai.metanames import GenTextParamsMetaNames as GenParams
 from ibm_watsonx_ai.wml_client_error import InvalidCredentialsError, WMLClientError
 
@@ -35,6 +35,7 @@ NO_UUID = "00000000-0000-4000-8000-000000000000"
 
 def main():
     warnings.simplefilter("ignore")
+    logging.getLogger("ibm_watsonx_ai").setLevel(logging.CRITICAL)  # it logs each error that it raises
     args = arguments()
     with tempfile.TemporaryDirectory() as folder:
         args.certificate, args.plain = True, args.url
@@ -150,8 +151,9 @@ def step_nine(args):
         answers = model.generate_text(prompt=prompts)
         predictions = arms[name]["predictions"]
         expect(f"{name}: rows", len(predictions), len(test))
+        # A server gives whole characters; of a cut one at the end, eval shows a mark in its place.
         differ = [(p["line"], p["generated"], answer) for p, answer in zip(predictions, answers)
-                  if p["generated"] != answer.strip()]
+                  if p["generated"].rstrip("\ufffd") != answer.strip().rstrip("\ufffd")]
         expect_that(not differ, f"{name}: expected the answers of {args.evaluation}, found {len(differ)} others: (line, expected, "
                     f"found) {differ[:5]}")
         found[name] = accuracy(answers, outputs)
@@ -172,7 +174,7 @@ def streams(args):
         expect("tokens at the last piece", raw[-1].get("generated_token_count"), whole["generated_token_count"])
         early = {part.get("stop_reason", "not_finished").lower() for part in raw[:-1]}
         expect_that(early <= {"not_finished"}, f"expected no reason before the last piece, found {early}")
-        pieces[type(model._inference).__name__] = len(parts)
+        pieces["tuned" if model.deployment_id else "base"] = len(parts)
     expect_that(max(pieces.values()) > 1, f"expected an answer in more than one piece, found {pieces}")
     return pieces
 
@@ -194,7 +196,8 @@ def stops(args):
     expect("text without it", model.generate_text(prompt=text, params=without), until)
     expect("streamed", "".join(model.generate_text_stream(prompt=text, params=without)), until)
     tuned = tuned_model(args, NEW_TOKENS).generate(prompt=text)["results"][0]
-    expect("reason at the end-of-text token", tuned["stop_reason"], "eos_token")
+    reason = "max_tokens" if tuned["generated_token_count"] == NEW_TOKENS else "eos_token"
+    expect(f"reason at the end of {tuned}", tuned["stop_reason"], reason)
     return {"plain": plain, "stop": stop}
 
 
@@ -204,7 +207,7 @@ def options(args):
     wanted = {"input_text": True, "generated_tokens": True, "input_tokens": True, "token_logprobs": True,
               "token_ranks": False, "top_n_tokens": 2}
     for model in (tuned_model(args, 2), base_model(args, 2)):
-        virtual = virtual_tokens(args) if isinstance(model._inference, DeploymentModelInference) else 0
+        virtual = virtual_tokens(args) if model.deployment_id else 0
         plain = model.generate(prompt=text)["results"][0]
         expect_that("generated_tokens" not in plain, f"expected no tokens unasked, found {plain}")
         full = model.generate(prompt=text, params=greedy(2, return_options=wanted))["results"][0]
@@ -220,7 +223,7 @@ def options(args):
             expect("the likeliest", (top[0]["text"], top[0]["logprob"]), (token["text"], token["logprob"]))
             expect_that(0 >= top[0]["logprob"] >= top[1]["logprob"], f"expected falling log-probabilities, found {top}")
         expect_that(all(token["logprob"] <= 0 for token in inputs[1:]), f"expected log-probabilities, found {inputs[:3]}")
-        found[type(model._inference).__name__] = tokens
+        found["tuned" if model.deployment_id else "base"] = tokens
     return found
 
 
@@ -248,8 +251,14 @@ def tokens(args):
     expect("tokens", len(found["tokens"]), found["token_count"])
     plain = model.generate(prompt=text)["results"][0]
     expect("tokens of the input", found["token_count"], plain["input_token_count"])
-    expect("asynchronously", asyncio.run(model.agenerate(prompt=text))["results"][0]["generated_text"],
-           plain["generated_text"])
+
+    async def later():
+        try:
+            return await model.agenerate(prompt=text)
+        finally:
+            await model.aclose_persistent_connection()
+
+    expect("asynchronously", asyncio.run(later())["results"][0]["generated_text"], plain["generated_text"])
     cut = model.generate(prompt=text, params=greedy(2, truncate_input_tokens=5))["results"][0]
     expect("tokens of a cut input", cut["input_token_count"], 5)
     return found["token_count"]
