@@ -63,6 +63,9 @@ struct LimitArgs {
     /// Seconds that a request may take; then it ends with what there is.
     #[arg(long, default_value_t = 300.0)]
     max_seconds: f64,
+    /// Seconds that a client may take to send a request's head, and its body; then it gets status 408.
+    #[arg(long, default_value_t = 30.0)]
+    max_read_seconds: f64,
     /// Bytes of a request's body.
     #[arg(long, default_value_t = 4 << 20)]
     max_body_bytes: usize,
@@ -105,6 +108,8 @@ impl Serve {
             max_body_bytes: self.limits.max_body_bytes,
             listen: self.listen,
             request_seconds: self.limits.max_seconds,
+            header_seconds: self.limits.max_read_seconds,
+            body_seconds: self.limits.max_read_seconds,
             max_connections: self.limits.max_connections,
             tls,
             ..Options::default()

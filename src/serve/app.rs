@@ -262,6 +262,11 @@ async fn around(State(app): State<Arc<Shared>>, mut request: Request, next: Next
             }
             rendered
         }
+        // The router's own refusal, of a path whose letters it can't take.
+        None if response.status().is_client_error() => {
+            let message = format!("expected a path that is UTF-8 once it is decoded, found {path}");
+            Failure::new(response.status(), "invalid_path", message).render(&path)
+        }
         None => response,
     };
     let api = match path.as_str() {
@@ -298,9 +303,10 @@ async fn page() -> Response {
 }
 
 async fn health(State(app): State<Arc<Shared>>) -> Response {
-    let (status, word) = match app.is_ending() {
-        false => (StatusCode::OK, "ok"),
-        true => (StatusCode::SERVICE_UNAVAILABLE, "ending"),
+    let (status, word) = match (app.is_ending(), app.client.is_serving()) {
+        (true, _) => (StatusCode::SERVICE_UNAVAILABLE, "ending"),
+        (_, false) => (StatusCode::SERVICE_UNAVAILABLE, "the model's thread has ended"),
+        _ => (StatusCode::OK, "ok"),
     };
     let waiting = app.client.waiting();
     let models = app.client.models().len();

@@ -137,11 +137,13 @@ impl TextGeneration {
         self.tokens.len() + self.model.virtual_tokens
     }
 
-    /// What the request wants told of its own text.
+    /// What the request wants told of its own text: watsonx puts it before what is generated.
     fn of_input(&self, scored: &[Token], result: &mut Map<String, Value>) {
         let returned = self.parameters.returned;
-        if returned.input_text {
-            result.insert("input_text".into(), self.input.clone().into());
+        if returned.input_text
+            && let Some(Value::String(text)) = result.get_mut("generated_text")
+        {
+            text.insert_str(0, &self.input);
         }
         if returned.input_tokens {
             let plain = self.tokens.iter().map(|id| Token { id: *id, logprob: None, top: Vec::new() });

@@ -1,0 +1,183 @@
+//! The program as clients see it: the openai package, IBM's SDK, a browser, and what no client should send.
+//!
+//! Where Python lacks the packages the tests say so and pass, unless GNEISS_REQUIRE_CLIENTS=1 (and for the browser
+//! GNEISS_REQUIRE_CHROMIUM=1).
+
+use crate::python::python_with;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use tempfile::TempDir;
+
+const REQUIRED: &str = "GNEISS_REQUIRE_CLIENTS";
+const KEY: &str = "a-key-of-the-tests";
+const CHROMIUM: &str = "/usr/bin/chromium";
+
+/// A prompt's place in the base's: raw bytes are tokens, so any text will do.
+const TASK: &str = r#"{"task": "classification", "verbalizer": "classify {0, 1} {{input}}", "labels": ["0", "1"],
+  "hard_prompt": "Say 1 or 0.", "max_output_tokens": 2, "examples": ["Comment: They were kind.\nSatisfaction:\n", "Comment: Long waits.\n"]}"#;
+
+const CONFIG: &str = r#"
+name = "one"
+[model]
+id = "base"
+device = "cpu"
+dtype = "f32"
+[prompt]
+init_text = "Say 1 or 0."
+[data]
+task = "classification"
+train = "rows.csv"
+test = "rows.csv"
+verbalizer = "classify {0, 1} {{input}}"
+max_output_tokens = 2
+[train]
+keep = "last"
+"#;
+
+/// What a server is started in: a checkpoint that transformers wrote and prompts that PEFT wrote.
+struct Place(TempDir);
+
+impl Place {
+    fn new(python: &Path) -> Self {
+        let place = Self(tempfile::tempdir().unwrap());
+        run(python, "checkpoint.py", &[place.0.path().to_str().unwrap()]);
+        for name in ["one", "two"] {
+            std::fs::write(place.path(name).join("task.json"), TASK).unwrap();
+        }
+        std::fs::write(place.path("one.toml"), CONFIG).unwrap();
+        let rows =
+            (0..12).map(|i| format!("\"Comment: visit {i} was {}.\nSatisfaction:\n\",{}\n", i * i, i % 2));
+        std::fs::write(place.path("rows.csv"), format!("input,output\n{}", rows.collect::<String>()))
+            .unwrap();
+        std::fs::write(place.path("key"), format!("{KEY}\n")).unwrap();
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gneiss"));
+        command.current_dir(self.0.path()).env("HF_HUB_OFFLINE", "1").args(args);
+        command
+    }
+}
+
+/// A server under way; it is ended as an operator would.
+struct Server {
+    child: Child,
+    url: String,
+}
+
+impl Server {
+    fn start(place: &Place, more: &[&str]) -> Self {
+        let args = ["serve", "--model", "base", "--device", "cpu", "--listen", "127.0.0.1:0"];
+        let mut command = place.command(&[&args, more].concat());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        let Some(url) = line.trim().strip_prefix("listening on ") else {
+            let mut said = String::new();
+            child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+            panic!("{line}{said}");
+        };
+        Self { url: url.to_owned(), child }
+    }
+
+    /// Asks it to end; what it said on stderr.
+    fn end(mut self) -> String {
+        let pid = libc::pid_t::try_from(self.child.id()).unwrap();
+        // SAFETY: a signal to a child that has not been waited for.
+        assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
+        let mut said = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "{status}: {said}");
+        said
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Where a test failed; a server that has ended is gone.
+        let _ = self.child.kill();
+    }
+}
+
+/// Runs a script of this folder, which has to succeed; what it prints.
+#[track_caller]
+fn run(python: &Path, script: &str, args: &[&str]) -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/serve");
+    let output = Command::new(python).arg(folder.join(script)).args(args).output().unwrap();
+    let said =
+        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    assert!(output.status.success(), "{script}: {said}");
+    said
+}
+
+fn python() -> Option<PathBuf> {
+    python_with("openai, ibm_watsonx_ai, peft", REQUIRED)
+}
+
+const ADAPTERS: [&str; 6] = ["--adapter", "one=one", "--adapter", "two=two", "--api-key-file", "key"];
+
+#[test]
+fn the_openai_package_gets_what_peft_computes() {
+    let Some(python) = python() else { return };
+    let place = Place::new(&python);
+    let server = Server::start(&place, &ADAPTERS);
+    let text = |name: &str| place.path(name).to_str().unwrap().to_owned();
+    let (one, two) = (format!("one={}", text("one")), format!("two={}", text("two")));
+    let args = ["--url", &server.url, "--key", KEY, "--base", "base", "--tuned", "one", "--tuned", "two"];
+    let reference = ["--checkpoint", &text("base"), "--adapter", &one, "--adapter", &two];
+    run(&python, "openai_client.py", &[&args[..], &reference].concat());
+    let said = server.end();
+    assert!(said.ends_with("ended\n"), "{said}");
+    assert!(said.contains("serving    two: 9 virtual tokens, classification, two"), "{said}");
+}
+
+#[test]
+fn ibms_sdk_gets_what_gneiss_eval_says() {
+    let Some(python) = python() else { return };
+    let place = Place::new(&python);
+    let evaluated = place.command(&["eval", "one.toml", "--adapter", "one", "--out", "."]).output().unwrap();
+    assert!(evaluated.status.success(), "{}", String::from_utf8_lossy(&evaluated.stderr));
+    let server = Server::start(&place, &ADAPTERS);
+    let (rows, evaluation) = (place.path("rows.csv"), place.path("evaluation.json"));
+    let files = ["--test", rows.to_str().unwrap(), "--evaluation", evaluation.to_str().unwrap()];
+    let args = ["--url", &server.url, "--key", KEY, "--deployment", "one", "--base", "base"];
+    run(&python, "watsonx.py", &[&args[..], &files].concat());
+    server.end();
+}
+
+#[test]
+fn what_no_client_should_send_is_answered_and_survived() {
+    let Some(python) = python() else { return };
+    let place = Place::new(&python);
+    let limits = ["--max-read-seconds", "2", "--max-seconds", "60"];
+    let server = Server::start(&place, &[&ADAPTERS[..], &limits].concat());
+    let pid = server.child.id().to_string();
+    let args = ["--url", &server.url, "--key", KEY, "--model", "one", "--seconds", "2", "--pid", &pid];
+    run(&python, "hostile.py", &args);
+    server.end();
+}
+
+/// Screenshots are kept in `target/tmp/serve/`, to be looked at.
+#[test]
+fn the_page_is_clicked_through() {
+    let Some(python) = python() else { return };
+    let required = "GNEISS_REQUIRE_CHROMIUM";
+    if !Path::new(CHROMIUM).is_file() {
+        assert!(std::env::var(required).as_deref() != Ok("1"), "{CHROMIUM} is not there");
+        return eprintln!("skipped: {CHROMIUM} is not there: Debian's package chromium has it");
+    }
+    let Some(browser) = python_with("playwright.sync_api", required) else { return };
+    let place = Place::new(&python);
+    let server = Server::start(&place, &ADAPTERS);
+    let shots = Path::new(env!("CARGO_TARGET_TMPDIR")).join("serve");
+    std::fs::create_dir_all(&shots).unwrap();
+    run(&browser, "page.py", &[&server.url, "--key", KEY, "--shots", shots.to_str().unwrap()]);
+    server.end();
+}
