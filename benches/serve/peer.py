@@ -117,7 +117,7 @@ class Engine:
         return out[:, ids.shape[1] :]
 
     def embeds(self, ids, mask, max_tokens):
-        torch, virtual = self.torch, self.prompt.shape[1]
+        virtual = self.prompt.shape[1]
         batch, width = ids.shape
         text = self.base.get_input_embeddings()(ids)
         inputs = text.new_zeros(batch, virtual + width, text.shape[2])
