@@ -3,6 +3,7 @@
 mod bench;
 mod check;
 mod eval;
+mod export;
 mod find_lr;
 mod generate;
 mod inspect;
@@ -39,6 +40,8 @@ enum Command {
     Eval(eval::Eval),
     /// Continue one text.
     Generate(generate::Generate),
+    /// Write tuned prompts for other engines: as tokens of a checkpoint, or as embeddings of a text.
+    Export(export::Export),
     /// Make a run's report again, or compare several runs in one page.
     Report(report::Report),
     /// Measure the throughput of tuning, of a configuration or of a model's shape alone.
@@ -57,6 +60,7 @@ impl Cli {
             Command::Tune(command) => command.run(),
             Command::Eval(command) => command.run(),
             Command::Generate(command) => command.run(),
+            Command::Export(command) => command.run(),
             Command::Report(command) => command.run(),
             Command::Bench(command) => command.run(),
             Command::Check(command) => command.run(),
