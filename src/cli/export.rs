@@ -87,7 +87,11 @@ impl Export {
                 model: &model,
                 prompts,
                 out: &self.out,
-                format: if format == Format::Gguf { export::Format::Gguf } else { export::Format::Safetensors },
+                format: if format == Format::Gguf {
+                    export::Format::Gguf
+                } else {
+                    export::Format::Safetensors
+                },
                 value_type: self.value_type,
             },
             &mut |what, done, of| {

@@ -50,10 +50,9 @@ impl Base {
         }
         let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
         let object = serde_json::from_str(&text);
-        object.map(Some).map_err(|error| Error::Checkpoint {
-            path,
-            problem: format!("expected a JSON object: {error}"),
-        })
+        object
+            .map(Some)
+            .map_err(|error| Error::Checkpoint { path, problem: format!("expected a JSON object: {error}") })
     }
 
     /// A string of a GGUF file's key-value pairs.

@@ -5,8 +5,8 @@ use super::{NamedPrompt, ValueType, torch, values};
 use crate::data::Template;
 use crate::files::write_atomically;
 use crate::{Error, Result};
-use candle_core::{Device, Tensor};
 use candle_core::quantized::GgmlDType;
+use candle_core::{Device, Tensor};
 use std::path::Path;
 
 /// What [`prompt_embeds`] is asked for.
@@ -66,7 +66,9 @@ pub fn prompt_embeds(options: &PromptEmbeds<'_>) -> Result<usize> {
     let dtype = options.value_type.map_or(GgmlDType::F32, ValueType::ggml);
     let (n, width) = rows.dims2()?;
     if values::is_quantised(dtype) {
-        return Err(Error::Invalid("--type: expected f32, f16 or bf16 for prompt embeddings, found q8_0".into()));
+        return Err(Error::Invalid(
+            "--type: expected f32, f16 or bf16 for prompt embeddings, found q8_0".into(),
+        ));
     }
     let file = torch::file([n, width], dtype, &values::encode(&rows, dtype)?)?;
     write_atomically(options.out, |out| out.write_all(&file))?;

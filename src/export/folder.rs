@@ -111,7 +111,8 @@ impl Weights<'_> {
                 (_, StoredDtype::Safetensors(dtype)) => dtype,
                 (_, StoredDtype::Gguf(dtype)) => plain(dtype),
             };
-            let shape = if [EMBEDDING, HEAD].contains(&name) { self.matrices.shape().to_vec() } else { stored.shape };
+            let shape =
+                if [EMBEDDING, HEAD].contains(&name) { self.matrices.shape().to_vec() } else { stored.shape };
             if tied && name == EMBEDDING {
                 entries.push(Entry { name: HEAD.into(), dtype, shape: shape.clone() });
             }
@@ -174,7 +175,8 @@ fn config(base: &Base, vocab_size: usize, value_type: Option<ValueType>) -> Resu
     json.insert("tie_word_embeddings".into(), json!(false));
     if let Some(target) = target(base, value_type) {
         // transformers 5 writes the first and reads both.
-        let keys: Vec<&str> = ["dtype", "torch_dtype"].into_iter().filter(|key| json.contains_key(*key)).collect();
+        let keys: Vec<&str> =
+            ["dtype", "torch_dtype"].into_iter().filter(|key| json.contains_key(*key)).collect();
         let keys = if keys.is_empty() { vec!["torch_dtype"] } else { keys };
         keys.into_iter().for_each(|key| drop(json.insert(key.into(), json!(torch_name(target)))));
     }

@@ -55,7 +55,8 @@ pub(super) fn write(
         let mut counted = Counted { out, bytes: 0 };
         values(entry, &mut counted)?;
         if counted.bytes != entry.bytes() {
-            let problem = format!("tensor `{}`: expected {} bytes, found {}", entry.name, entry.bytes(), counted.bytes);
+            let problem =
+                format!("tensor `{}`: expected {} bytes, found {}", entry.name, entry.bytes(), counted.bytes);
             return Err(Error::Checkpoint { path: path.to_path_buf(), problem });
         }
     }
@@ -87,7 +88,8 @@ mod tests {
 
     #[test]
     fn is_read_by_the_crate() {
-        let entry = |name: &str, dtype, shape: &[usize]| Entry { name: name.into(), dtype, shape: shape.to_vec() };
+        let entry =
+            |name: &str, dtype, shape: &[usize]| Entry { name: name.into(), dtype, shape: shape.to_vec() };
         let mut entries = [entry("a", Dtype::BF16, &[3]), entry("b", Dtype::F32, &[2, 1])];
         order(&mut entries);
         let mut file = Vec::new();

@@ -61,7 +61,8 @@ impl Staging {
 
     pub fn write_json(&self, name: &str, json: &impl serde::Serialize) -> Result<()> {
         let path = self.path(name);
-        let text = serde_json::to_string_pretty(json).map_err(|error| bad(&path, "JSON", &error.to_string()))?;
+        let text =
+            serde_json::to_string_pretty(json).map_err(|error| bad(&path, "JSON", &error.to_string()))?;
         write_atomically(&path, |out| writeln!(out, "{text}"))
     }
 

@@ -23,7 +23,9 @@ impl ChatTemplate {
         }
         let file = base.path.join("chat_template.jinja");
         if base.metadata.is_none() && file.is_file() {
-            return std::fs::read_to_string(&file).map(|text| Some(Self::One(text))).map_err(Error::io(&file));
+            return std::fs::read_to_string(&file)
+                .map(|text| Some(Self::One(text)))
+                .map_err(Error::io(&file));
         }
         for name in ["chat_template.json", "tokenizer_config.json"] {
             let template = base.json(name)?.and_then(|mut json| json.remove("chat_template"));
@@ -98,12 +100,19 @@ pub(super) fn prompts_json(base: &Base, placed: &Placed) -> Result<Listed> {
 
 /// Whether the tokens of the template are the prompt's and then those that the base's tokenizer gives the input. Some
 /// tokenizers put a space before a text that they don't put behind a special token.
-fn is_exact(base: &Base, placed: &Placed, tokens: &Tokens, verbalizer: &str, around: &[String; 2]) -> Result<bool> {
+fn is_exact(
+    base: &Base,
+    placed: &Placed,
+    tokens: &Tokens,
+    verbalizer: &str,
+    around: &[String; 2],
+) -> Result<bool> {
     let verbalizer = Template::parse(verbalizer)?;
     for input in ["Comment: it works.\n", " 7", "a"] {
         let text = verbalizer.render(input);
         let template = format!("{}{}{text}{}", tokens.text(), around[0], around[1]);
-        let found = placed.tokenizer.encode(template, false).map_err(|error| Error::Tokenizer(error.to_string()))?;
+        let found =
+            placed.tokenizer.encode(template, false).map_err(|error| Error::Tokenizer(error.to_string()))?;
         let expected = tokens.ids.clone().chain(base.tokenizer.encode(&text, true)?);
         if !found.get_ids().iter().copied().eq(expected) {
             return Ok(false);

@@ -56,10 +56,8 @@ pub(super) fn write(staging: &Staging, base: &Base, placed: &Placed) -> Result<(
 
 /// The base's `tokenizer.json` with the new tokens and all else as it is.
 fn edited(base: &Base, placed: &Placed) -> Result<String> {
-    let malformed = |problem: &str| Error::Checkpoint {
-        path: base.path.join(TOKENIZER),
-        problem: problem.to_string(),
-    };
+    let malformed =
+        |problem: &str| Error::Checkpoint { path: base.path.join(TOKENIZER), problem: problem.to_string() };
     let mut json = base.json(TOKENIZER)?.ok_or_else(|| malformed("expected a JSON object, found no file"))?;
     let added = json.entry("added_tokens").or_insert_with(|| json!([]));
     let added = added.as_array_mut().ok_or_else(|| malformed("`added_tokens`: expected a list"))?;
@@ -74,7 +72,9 @@ fn edited(base: &Base, placed: &Placed) -> Result<String> {
         text.parse().map_err(|error: tokenizers::Error| Error::Tokenizer(error.to_string()))?;
     match placed.numbered().find(|(id, token)| read.token_to_id(token) != Some(*id)) {
         None => Ok(text),
-        Some((id, token)) => Err(malformed(&format!("expected {id} as the id of {token} once it is added, found another"))),
+        Some((id, token)) => {
+            Err(malformed(&format!("expected {id} as the id of {token} once it is added, found another")))
+        }
     }
 }
 

@@ -39,7 +39,9 @@ fn storage(dtype: GgmlDType) -> Result<&'static str> {
         GgmlDType::F32 => Ok("FloatStorage"),
         GgmlDType::F16 => Ok("HalfStorage"),
         GgmlDType::BF16 => Ok("BFloat16Storage"),
-        _ => Err(Error::Invalid("--type: expected f32, f16 or bf16 for prompt embeddings, found q8_0".into())),
+        _ => {
+            Err(Error::Invalid("--type: expected f32, f16 or bf16 for prompt embeddings, found q8_0".into()))
+        }
     }
 }
 

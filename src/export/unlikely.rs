@@ -71,7 +71,8 @@ pub(super) fn find(base: &Base, placed: &Placed, progress: Progress<'_>) -> Resu
     let dtypes = granite::dtypes(DType::BF16, &device)?;
     let loaded = &mut |done| progress("reading the base", done, blocks);
     let model = Granite::load(&base.config, &base.weights, dtypes, &device, loaded)?;
-    let mut seen = Seen { sums: vec![0.0; base.config.vocab_size], hidden: Vec::new(), normalisers: Vec::new() };
+    let mut seen =
+        Seen { sums: vec![0.0; base.config.vocab_size], hidden: Vec::new(), normalisers: Vec::new() };
     let groups = groups(base, placed)?;
     let prompts = generate::prompts(&model, Some(&placed.rows))?;
     for (i, group) in groups.iter().enumerate() {
@@ -113,7 +114,8 @@ fn eligible(base: &Base, first: u32) -> Vec<u32> {
     let tokenizer = &base.tokenizer.tokenizer;
     let added = tokenizer.get_added_tokens_decoder();
     let stops: HashSet<u32> = base.tokenizer.stop_token_ids.iter().copied().collect();
-    let plain = |id: &u32| tokenizer.id_to_token(*id).is_some() && !added.contains_key(id) && !stops.contains(id);
+    let plain =
+        |id: &u32| tokenizer.id_to_token(*id).is_some() && !added.contains_key(id) && !stops.contains(id);
     let plain: Vec<u32> = (0..first).filter(plain).collect();
     if plain.len() < 2 { (0..first).collect() } else { plain }
 }

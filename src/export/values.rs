@@ -33,7 +33,11 @@ pub(super) fn is_quantised(dtype: GgmlDType) -> bool {
 pub(super) fn encode(values: &Tensor, dtype: GgmlDType) -> Result<Vec<u8>> {
     let flat = values.flatten_all()?;
     let finite = |all: bool| {
-        let problem = || Error::Invalid(format!("--type: expected values that fit {dtype:?}, found larger ones; hint: bf16"));
+        let problem = || {
+            Error::Invalid(format!(
+                "--type: expected values that fit {dtype:?}, found larger ones; hint: bf16"
+            ))
+        };
         if all { Ok(()) } else { Err(problem()) }
     };
     Ok(match dtype {

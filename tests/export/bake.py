@@ -1,15 +1,15 @@
 """Holds a baked folder against its base with PEFT, by transformers.
 
-    python tests/export/bake.py --base DIR --baked DIR --adapter NAME=DIR ... [--without-tokenizer] [--texts A|B]
+    python tests/export/bake.py '[{"base": DIR, "baked": DIR, "adapters": {NAME: DIR}, "has_tokenizer": true}, ...]'
 
-For each adapter: the logits behind its tokens and a text are those that PEFT gives the text, and so are the tokens of
+A case may have `texts` of its own; `has_tokenizer` says whether the base's folder has one. For each adapter: the logits behind its tokens and a text are those that PEFT gives the text, and so are the tokens of
 greedy decoding. Without the tokens, the hidden states and the base's rows of the head are those of the base, bit for bit.
 New tokens are one id each, are not decoded, are never the likeliest, and are never generated.
 """
 
-import argparse
 import json
 import os
+import sys
 from pathlib import Path
 
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
@@ -19,7 +19,7 @@ import transformers
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-TEXTS = "wet dogs, 7 days\n|Comment: go on!|1"
+TEXTS = ["wet dogs, 7 days\n", "Comment: go on!", "1"]
 
 
 def load(folder):
@@ -40,7 +40,7 @@ def inputs(ids):
     return dict(input_ids=ids, attention_mask=torch.ones_like(ids))
 
 
-def check_tokenizer(args, tokenizer, prompts):
+def check_tokenizer(case, texts, tokenizer, prompts):
     assert len(tokenizer) == max(p["token_ids"][1] for p in prompts.values()) + 1, len(tokenizer)
     for prompt in prompts.values():
         first, last = prompt["token_ids"]
@@ -53,10 +53,10 @@ def check_tokenizer(args, tokenizer, prompts):
             assert tokenizer(token, add_special_tokens=False).input_ids == [id], token
             assert tokenizer.added_tokens_decoder[id].special, token
             assert token in tokenizer.extra_special_tokens, token
-    if args.without_tokenizer:
+    if not case["has_tokenizer"]:
         return
-    base = AutoTokenizer.from_pretrained(args.base)
-    for text in [*args.texts, " a <s> b", "x<|tool|> </s>y"]:
+    base = AutoTokenizer.from_pretrained(case["base"])
+    for text in [*texts, " a <s> b", "x<|tool|> </s>y"]:
         assert tokenizer(text).input_ids == base(text).input_ids, text
     assert set(base.all_special_tokens) <= set(tokenizer.all_special_tokens)
     assert tokenizer.eos_token_id == base.eos_token_id and tokenizer.bos_token_id == base.bos_token_id
@@ -119,31 +119,30 @@ def check_prompt(base_folder, adapter, baked, tokenizer, prompt, texts, new):
         assert not set(ours) & new
 
 
+def check(case):
+    folder, texts = Path(case["baked"]), case.get("texts", TEXTS)
+    prompts = json.loads((folder / "prompts.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    check_tokenizer(case, texts, tokenizer, prompts)
+    base, baked = load(case["base"]), load(folder)
+    assert AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype == torch.float32
+    new = {id for p in prompts.values() for id in range(p["token_ids"][0], p["token_ids"][1] + 1)}
+    assert set(baked.generation_config.suppress_tokens) == new
+    check_base(base, baked, [tokenizer(text).input_ids for text in texts], new)
+    assert set(prompts) == set(case["adapters"])
+    for name, adapter in case["adapters"].items():
+        check_prompt(case["base"], adapter, baked, tokenizer, prompts[name], texts, new)
+    return len(prompts)
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", type=Path, required=True)
-    parser.add_argument("--baked", type=Path, required=True)
-    parser.add_argument("--adapter", action="append", required=True)
-    parser.add_argument("--without-tokenizer", action="store_true", help="the base is a folder without one")
-    parser.add_argument("--texts", type=lambda texts: texts.split("|"), default=TEXTS.split("|"))
-    args = parser.parse_args()
+    cases = json.loads(sys.argv[1])
     torch.set_num_threads(1)
     torch.manual_seed(0)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-
-    prompts = json.loads((args.baked / "prompts.json").read_text())
-    tokenizer = AutoTokenizer.from_pretrained(args.baked)
-    check_tokenizer(args, tokenizer, prompts)
-    base, baked = load(args.base), load(args.baked)
-    assert AutoModelForCausalLM.from_pretrained(args.baked, dtype="auto").dtype == torch.float32
-    new = {id for p in prompts.values() for id in range(p["token_ids"][0], p["token_ids"][1] + 1)}
-    assert set(baked.generation_config.suppress_tokens) == new
-    check_base(base, baked, [tokenizer(text).input_ids for text in args.texts], new)
-    for adapter in args.adapter:
-        name, folder = adapter.split("=", 1)
-        check_prompt(args.base, folder, baked, tokenizer, prompts[name], args.texts, new)
-    print(f"{len(args.adapter)} prompts")
+    prompts = sum(check(case) for case in cases)
+    print(f"{len(cases)} checkpoints, {prompts} prompts")
 
 
 if __name__ == "__main__":

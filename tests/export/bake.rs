@@ -23,7 +23,9 @@ fn json_of(path: &Path) -> Value {
 fn tensor(folder: &Path, name: &str) -> Option<Tensor> {
     let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let files = files.filter(|path| path.extension().is_some_and(|e| e == "safetensors"));
-    files.into_iter().find_map(|path| candle_core::safetensors::load(path, &Device::Cpu).unwrap().remove(name))
+    files
+        .into_iter()
+        .find_map(|path| candle_core::safetensors::load(path, &Device::Cpu).unwrap().remove(name))
 }
 
 /// PEFT's logits of a golden case, by tokens in front of the text.
@@ -39,9 +41,18 @@ fn a_baked_folder_gives_the_logits_of_peft() {
         let group = &case["groups"][0];
         let soft = &golden.tensors[group["prompt"].as_str().unwrap()];
         adapter(&here.path().join("a"), &model_folder, soft, None);
-        let written = baked(&model_folder, &[format!("p={}", here.path().join("a").display())], &out, Format::Safetensors, None);
+        let written = baked(
+            &model_folder,
+            &[format!("p={}", here.path().join("a").display())],
+            &out,
+            Format::Safetensors,
+            None,
+        );
         let vocab = setup.tokens as u32;
-        assert_eq!(written.prompts["p"]["token_ids"], serde_json::json!([vocab, vocab as usize + soft.dims()[0] - 1]));
+        assert_eq!(
+            written.prompts["p"]["token_ids"],
+            serde_json::json!([vocab, vocab as usize + soft.dims()[0] - 1])
+        );
         assert_eq!((written.rounding, written.embedding_type.as_str()), (0.0, "f32"));
 
         let baked = model(&out);
@@ -77,9 +88,12 @@ fn rows_are_copied_and_nothing_else_changes() {
         let adapters = ["a", "b"].map(|name| format!("{name}={}", here.path().join(name).display()));
         let written = baked(&model_folder, &adapters, &out, Format::Safetensors, None);
 
-        let rows = |t: &Tensor, from: usize, n: usize| t.narrow(0, from, n).unwrap().to_vec2::<f32>().unwrap();
+        let rows =
+            |t: &Tensor, from: usize, n: usize| t.narrow(0, from, n).unwrap().to_vec2::<f32>().unwrap();
         let first = setup.tokens;
-        let (old, new) = ["base", "out"].map(|f| tensor(&here.path().join(f), "model.embed_tokens.weight").unwrap()).into();
+        let (old, new) = ["base", "out"]
+            .map(|f| tensor(&here.path().join(f), "model.embed_tokens.weight").unwrap())
+            .into();
         assert_eq!(rows(&new, 0, first), rows(&old, 0, first));
         assert_eq!(rows(&new, first, 7), a.to_vec2::<f32>().unwrap());
         assert_eq!(rows(&new, first + 7, 5), b.to_vec2::<f32>().unwrap());
@@ -93,10 +107,14 @@ fn rows_are_copied_and_nothing_else_changes() {
         for name in gneiss::model::Weights::open_folder(&model_folder).unwrap().names() {
             if !name.contains("embed_tokens") && !name.contains("lm_head") {
                 let [old, new] = [&model_folder, &out].map(|folder| tensor(folder, &name).unwrap());
-                assert_eq!(old.flatten_all().unwrap().to_vec1::<f32>().unwrap(), new.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+                assert_eq!(
+                    old.flatten_all().unwrap().to_vec1::<f32>().unwrap(),
+                    new.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+                );
             }
         }
-        let (mut old, mut new) = (json_of(&model_folder.join("config.json")), json_of(&out.join("config.json")));
+        let (mut old, mut new) =
+            (json_of(&model_folder.join("config.json")), json_of(&out.join("config.json")));
         assert_eq!(new["vocab_size"], head.dims()[0]);
         assert_eq!(new["tie_word_embeddings"], false);
         for json in [&mut old, &mut new] {
@@ -126,7 +144,10 @@ fn the_heads_row_is_a_mean_of_real_rows() {
         assert!((f64::from(*value) - mean).abs() < 1e-6);
     }
     // Less likely than a token is on the mean, even of random weights.
-    assert!(unlikely.states > 100 && unlikely.mean <= unlikely.worst && unlikely.mean < 1.0 / 131.0, "{unlikely:?}");
+    assert!(
+        unlikely.states > 100 && unlikely.mean <= unlikely.worst && unlikely.mean < 1.0 / 131.0,
+        "{unlikely:?}"
+    );
 }
 
 #[test]
@@ -136,14 +157,18 @@ fn other_types_are_rounded_and_say_so() {
     let a = here.path().join("a");
     let soft = prompt(3, 42);
     adapter(&a, here.path(), &soft, None);
-    for (value_type, dtype, name, most) in
-        [(ValueType::Bf16, DType::BF16, "bfloat16", 1.0 / 256.0), (ValueType::F16, DType::F16, "float16", 1.0 / 2048.0)]
-    {
+    for (value_type, dtype, name, most) in [
+        (ValueType::Bf16, DType::BF16, "bfloat16", 1.0 / 256.0),
+        (ValueType::F16, DType::F16, "float16", 1.0 / 2048.0),
+    ] {
         let out = here.path().join(name);
-        let written = baked(here.path(), &[format!("p={}", a.display())], &out, Format::Safetensors, Some(value_type));
+        let written =
+            baked(here.path(), &[format!("p={}", a.display())], &out, Format::Safetensors, Some(value_type));
         assert!(written.rounding > 0.0 && written.rounding < most, "{}", written.rounding);
         assert_eq!(json_of(&out.join("config.json"))["dtype"], name);
-        for tensor in candle_core::safetensors::load(out.join("model.safetensors"), &Device::Cpu).unwrap().values() {
+        for tensor in
+            candle_core::safetensors::load(out.join("model.safetensors"), &Device::Cpu).unwrap().values()
+        {
             assert_eq!(tensor.dtype(), dtype);
         }
         let embedding = tensor(&out, "model.embed_tokens.weight").unwrap();
@@ -165,18 +190,26 @@ fn templates_give_the_tokens_of_tuning() {
         let out = here.path().join("out");
         baked(here.path(), &[format!("p={}", a.display())], &out, Format::Safetensors, None);
         let listed = json_of(&out.join(PROMPTS))["p"].clone();
-        assert_eq!((listed["template_is_exact"].as_bool(), listed["add_special_tokens"].as_bool()), (Some(true), Some(false)));
+        assert_eq!(
+            (listed["template_is_exact"].as_bool(), listed["add_special_tokens"].as_bool()),
+            (Some(true), Some(false))
+        );
         assert_eq!(listed["labels"], serde_json::json!(["0", "1"]));
         let bos = if setup.bos { "<s>" } else { "" };
         let tokens = "<|p:0|><|p:1|><|p:2|><|p:3|>";
         assert_eq!(listed["template"], format!("{tokens}{bos}say {{0, 1}} {{{{input}}}}!"));
 
-        let (before, after) = [here.path(), &out].map(|folder| TextTokenizer::from_folder(folder).unwrap()).into();
+        let (before, after) =
+            [here.path(), &out].map(|folder| TextTokenizer::from_folder(folder).unwrap()).into();
         let text = listed["template"].as_str().unwrap().replace("{{input}}", "wet dogs 12\n");
         let first = setup.tokens as u32;
-        let expected: Vec<u32> = (first..first + 4).chain(before.encode("say {0, 1} wet dogs 12\n!", true).unwrap()).collect();
+        let expected: Vec<u32> =
+            (first..first + 4).chain(before.encode("say {0, 1} wet dogs 12\n!", true).unwrap()).collect();
         assert_eq!(after.encode(&text, false).unwrap(), expected);
-        assert_eq!(after.encode("a<s>b wet </s>", true).unwrap(), before.encode("a<s>b wet </s>", true).unwrap());
+        assert_eq!(
+            after.encode("a<s>b wet </s>", true).unwrap(),
+            before.encode("a<s>b wet </s>", true).unwrap()
+        );
         assert_eq!(after.decode(&expected[..4], true).unwrap(), "");
         assert_eq!(after.stop_token_ids, before.stop_token_ids);
     }

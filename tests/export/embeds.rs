@@ -16,11 +16,15 @@ fn torch_loads_what_was_written() {
     let prompts = read_prompts(&[a.display().to_string()]).unwrap();
     let text = prompts[0].render("wet 12").unwrap();
     assert_eq!(text, "say wet 12!");
-    let tensors = candle_core::safetensors::load(tests("golden/hybrid_dense/model.safetensors"), &Device::Cpu).unwrap();
+    let tensors =
+        candle_core::safetensors::load(tests("golden/hybrid_dense/model.safetensors"), &Device::Cpu).unwrap();
     // A byte or a pair each, behind the token that begins every text: <s> s a y Ġ we t Ġ 1 2 !
     let id = |token: &str| tokenizer_json(127, true)["model"]["vocab"][token].as_u64().unwrap() as u32;
-    let ids: Vec<u32> = ["<s>", "s", "a", "y", "\u{120}", "w", "e", "t", "\u{120}", "1", "2", "!"].map(id).into();
-    let rows = tensors["model.embed_tokens.weight"].index_select(&Tensor::new(ids, &Device::Cpu).unwrap(), 0).unwrap();
+    let ids: Vec<u32> =
+        ["<s>", "s", "a", "y", "\u{120}", "w", "e", "t", "\u{120}", "1", "2", "!"].map(id).into();
+    let rows = tensors["model.embed_tokens.weight"]
+        .index_select(&Tensor::new(ids, &Device::Cpu).unwrap(), 0)
+        .unwrap();
     let whole = Tensor::cat(&[&soft, &rows], 0).unwrap();
     for (name, value_type, dtype) in [
         ("float32", None, DType::F32),
@@ -29,7 +33,8 @@ fn torch_loads_what_was_written() {
     ] {
         for (text, expected) in [(None, &soft), (Some((here.path(), text.as_str())), &whole)] {
             let (out, wanted) = (here.path().join("x.pt"), here.path().join("expected.safetensors"));
-            let n = prompt_embeds(&PromptEmbeds { prompt: &prompts[0], text, out: &out, value_type }).unwrap();
+            let n =
+                prompt_embeds(&PromptEmbeds { prompt: &prompts[0], text, out: &out, value_type }).unwrap();
             assert_eq!(n, expected.dims()[0]);
             let expected = expected.to_dtype(dtype).unwrap();
             candle_core::safetensors::save(&[("x", expected)].into(), &wanted).unwrap();

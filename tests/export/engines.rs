@@ -5,37 +5,45 @@ use crate::fixtures::*;
 use crate::python::python_with;
 use candle_core::{Device, Tensor};
 use gneiss::export::Format;
-use serde_json::json;
+use gneiss::model::ModelConfig;
+use serde_json::{Value, json};
 use std::path::Path;
 
-/// Bakes two prompts for the base in `folder` and asks `bake.py` about it.
-fn check(python: &Path, folder: &Path, model: &Path, width: usize, options: &[&str]) {
+/// Bakes two prompts for the base in `folder`; what `bake.py` is to look at.
+fn case(folder: &Path, model: &Path, width: usize, mut options: Value) -> Value {
     let (a, b, out) = (folder.join("a"), folder.join("b"), folder.join("out"));
     adapter(&a, folder, &prompt(7, width), Some("say {0, 1} {{input}}!"));
     adapter(&b, folder, &prompt(4, width).neg().unwrap(), None);
     let adapters = [("dogs", &a), ("cats.2", &b)].map(|(name, path)| format!("{name}={}", path.display()));
     baked(model, &adapters, &out, Format::Safetensors, None);
-    let mut args = vec!["--base", folder.to_str().unwrap(), "--baked", out.to_str().unwrap()];
-    adapters.iter().for_each(|adapter| args.extend(["--adapter", adapter]));
-    args.extend(options);
-    let said = script(python, "bake.py", &args);
-    assert!(said.contains("2 prompts"), "{said}");
+    options["base"] = json!(folder);
+    options["baked"] = json!(out);
+    options["adapters"] = json!({"dogs": a, "cats.2": b});
+    options
 }
 
 #[test]
 fn transformers_serves_a_baked_folder_as_peft_serves_the_prompt() {
     let Some(python) = python_with("peft", "GNEISS_REQUIRE_PEFT") else { return };
-    std::thread::scope(|scope| {
-        for setup in &SETUPS {
-            let python = &python;
-            scope.spawn(move || {
-                let here = tempfile::tempdir().unwrap();
-                base(here.path(), setup);
-                let width = gneiss::model::ModelConfig::from_json(&here.path().join("config.json")).unwrap().hidden_size;
-                check(python, here.path(), here.path(), width, &[]);
-            });
-        }
-    });
+    let (mut folders, mut cases) = (Vec::new(), Vec::new());
+    for setup in &SETUPS {
+        let here = tempfile::tempdir().unwrap();
+        base(here.path(), setup);
+        let width = ModelConfig::from_json(&here.path().join("config.json")).unwrap().hidden_size;
+        cases.push(case(here.path(), here.path(), width, json!({"has_tokenizer": true})));
+        folders.push(here);
+    }
+    // Folders made of GGUF files, with texts of the few tokens that these know.
+    for (name, width) in [("granite", 32), ("llama", 24)] {
+        let here = tempfile::tempdir().unwrap();
+        gguf_base(here.path(), name);
+        let file = tests("fixtures").join(format!("{name}.gguf"));
+        let options = json!({"has_tokenizer": false, "texts": ["abab ba", "c"]});
+        cases.push(case(here.path(), &file, width, options));
+        folders.push(here);
+    }
+    let said = script(&python, "bake.py", &[&Value::Array(cases).to_string()]);
+    assert_eq!(said, "6 checkpoints, 12 prompts\n");
 }
 
 /// What the GGUF files of `tests/fixtures` are, as a folder: the tensors as the gguf package dequantises them, and the
@@ -65,16 +73,4 @@ pub fn gguf_base(folder: &Path, name: &str) {
     };
     config.as_object_mut().unwrap().extend(own.as_object().unwrap().clone());
     std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
-}
-
-#[test]
-fn transformers_serves_a_folder_made_of_a_gguf_file() {
-    let Some(python) = python_with("peft", "GNEISS_REQUIRE_PEFT") else { return };
-    for (name, width) in [("granite", 32), ("llama", 24)] {
-        let here = tempfile::tempdir().unwrap();
-        gguf_base(here.path(), name);
-        let file = tests("fixtures").join(format!("{name}.gguf"));
-        // Of the tokens that these vocabularies have.
-        check(&python, here.path(), &file, width, &["--without-tokenizer", "--texts", "abab ba|c"]);
-    }
 }

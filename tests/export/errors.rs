@@ -26,7 +26,13 @@ impl Place {
     }
 
     fn run(&self, args: &[&str]) -> (Option<i32>, String, String) {
-        let output = Command::cargo_bin("gneiss").unwrap().arg("export").args(args).current_dir(self.path()).output().unwrap();
+        let output = Command::cargo_bin("gneiss")
+            .unwrap()
+            .arg("export")
+            .args(args)
+            .current_dir(self.path())
+            .output()
+            .unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
         (output.status.code(), text(output.stdout), text(output.stderr))
     }
@@ -39,7 +45,8 @@ impl Place {
 
     fn names(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.path()).unwrap();
-        let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     }
@@ -62,7 +69,10 @@ fn bad_requests_say_what_to_do() {
         (&["--bake", "--adapter", "a", "--format", "gguf", "--out", "there.gguf"], "no such file yet"),
         (&["--bake", "--adapter", "wide", "--model", "base", "--out", "o"], "expected a prompt of width 40"),
         (&["--bake", "--adapter", "a", "--adapter", "wide", "--out", "o"], "expected prompts of one model"),
-        (&["--bake", "--adapter", "a", "--type", "q8_0", "--out", "o"], "expected f32, f16 or bf16 for safetensors"),
+        (
+            &["--bake", "--adapter", "a", "--type", "q8_0", "--out", "o"],
+            "expected f32, f16 or bf16 for safetensors",
+        ),
         (&["--bake", "--adapter", "a", "--type", "q4", "--out", "o"], "expected f32, f16, bf16 or q8_0"),
         (&["--bake", "--adapter", "a", "--text", "x", "--out", "o"], "expected --format prompt-embeds"),
         (&["--bake", "--adapter", "a", "--format", "prompt-embeds", "--out", "o"], "expected no --bake"),
@@ -70,7 +80,10 @@ fn bad_requests_say_what_to_do() {
         (&["--adapter", "a", "--out", "o"], "--bake"),
         (&["--format", "prompt-embeds", "--adapter", "a", "--adapter", "b", "--out", "o.pt"], "expected one"),
         (&["--format", "prompt-embeds", "--adapter", "a", "--type", "q8_0", "--out", "o.pt"], "found q8_0"),
-        (&["--format", "prompt-embeds", "--adapter", "wide", "--input", "x", "--out", "o.pt"], "hint: --text"),
+        (
+            &["--format", "prompt-embeds", "--adapter", "wide", "--input", "x", "--out", "o.pt"],
+            "hint: --text",
+        ),
         (&["--bake", "--adapter", "nothing", "--out", "o"], "expected an adapter folder"),
     ] {
         place.refuses(args, expected);
@@ -84,13 +97,20 @@ fn a_prompt_is_not_baked_twice() {
     let (code, stdout, stderr) = place.run(&["--bake", "--adapter", "dogs=a", "--out", "once"]);
     assert_eq!((code, stdout.as_str()), (Some(0), "once\n"), "{stderr}");
     assert!(stderr.contains("dogs: 3 tokens, ids 131 to 133"), "{stderr}");
-    place.refuses(&["--bake", "--adapter", "dogs=b", "--model", "once", "--out", "twice"], "without <|dogs:0|>, found it there");
+    place.refuses(
+        &["--bake", "--adapter", "dogs=b", "--model", "once", "--out", "twice"],
+        "without <|dogs:0|>, found it there",
+    );
     // Another name is another matter.
-    let (code, stdout, stderr) = place.run(&["--bake", "--json", "--adapter", "cats=b", "--model", "once", "--out", "twice"]);
+    let (code, stdout, stderr) =
+        place.run(&["--bake", "--json", "--adapter", "cats=b", "--model", "once", "--out", "twice"]);
     assert_eq!(code, Some(0), "{stderr}");
     assert!(stderr.contains("note: cats says that it was tuned on"), "{stderr}");
     let json: serde_json::Value = serde_json::from_str(&stdout).unwrap();
-    assert_eq!((&json["vocab_size"], &json["prompts"]["cats"]["token_ids"]), (&137.into(), &serde_json::json!([134, 136])));
+    assert_eq!(
+        (&json["vocab_size"], &json["prompts"]["cats"]["token_ids"]),
+        (&137.into(), &serde_json::json!([134, 136]))
+    );
     assert_eq!(json["embedding_type"], "f32");
 }
 

@@ -5,7 +5,7 @@ use gneiss::adapter::{Adapter, AdapterConfig, ModelCard, PromptTask, PromptTunin
 use gneiss::config::Task;
 use gneiss::data::pack::{Passes, PrefixGroup, Sequence};
 use gneiss::export::{Bake, Baked, Format, ValueType, bake, read_prompts};
-use gneiss::model::{Checkpoint, ModelConfig, Granite, Weights, granite};
+use gneiss::model::{Checkpoint, Granite, ModelConfig, Weights, granite};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -62,13 +62,15 @@ pub fn tokenizer_json(tokens: usize, bos: bool) -> Value {
         }
     }
     assert_eq!(all.len(), tokens);
-    let vocab: serde_json::Map<String, Value> = all.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect();
+    let vocab: serde_json::Map<String, Value> =
+        all.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect();
     let added = specials.iter().enumerate().map(|(id, token)| {
         json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
                "special": *token != "<|tool|>"})
     });
     let byte_level = |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
-    let single = json!([{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]);
+    let single =
+        json!([{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]);
     let processor = json!({
         "type": "TemplateProcessing", "single": single, "pair": single,
         "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
@@ -99,11 +101,14 @@ pub fn base(folder: &Path, setup: &Setup) {
     }
     let write = |name: &str, json: Value| std::fs::write(folder.join(name), json.to_string()).unwrap();
     write("tokenizer.json", tokenizer_json(setup.tokens, setup.bos));
-    write("tokenizer_config.json", json!({
-        "tokenizer_class": setup.class, "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<|pad|>",
-        "additional_special_tokens": ["<|pad|>"], "add_bos_token": setup.bos,
-        "clean_up_tokenization_spaces": false, "chat_template": CHAT,
-    }));
+    write(
+        "tokenizer_config.json",
+        json!({
+            "tokenizer_class": setup.class, "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<|pad|>",
+            "additional_special_tokens": ["<|pad|>"], "add_bos_token": setup.bos,
+            "clean_up_tokenization_spaces": false, "chat_template": CHAT,
+        }),
+    );
 }
 
 fn shard(file: &Path, folder: &Path, shards: usize) {
@@ -114,7 +119,8 @@ fn shard(file: &Path, folder: &Path, shards: usize) {
     for i in 0..shards {
         let name = format!("model-{:05}-of-{shards:05}.safetensors", i + 1);
         let part = names.iter().skip(i).step_by(shards);
-        let part: HashMap<String, Tensor> = part.map(|name| ((*name).clone(), tensors[*name].clone())).collect();
+        let part: HashMap<String, Tensor> =
+            part.map(|name| ((*name).clone(), tensors[*name].clone())).collect();
         map.extend(part.keys().map(|tensor| (tensor.clone(), json!(name))));
         candle_core::safetensors::save(&part, folder.join(name)).unwrap();
     }
@@ -146,7 +152,13 @@ pub fn prompt(rows: usize, width: usize) -> Tensor {
 }
 
 /// Bakes the prompts given as `NAME=DIR`.
-pub fn baked(model: &Path, adapters: &[String], out: &Path, format: Format, value_type: Option<ValueType>) -> Baked {
+pub fn baked(
+    model: &Path,
+    adapters: &[String],
+    out: &Path,
+    format: Format,
+    value_type: Option<ValueType>,
+) -> Baked {
     let prompts = read_prompts(adapters).unwrap();
     bake(Bake { model, prompts, out, format, value_type }, &mut |_, _, _| ()).unwrap()
 }
@@ -166,8 +178,11 @@ fn load(config: &ModelConfig, weights: &Weights) -> Granite {
 pub fn logits(model: &Granite, ids: &[u32]) -> Tensor {
     let mut target = ids[1..].to_vec();
     target.push(0);
-    let group =
-        PrefixGroup { prompt: 0..0, head: Vec::new(), sequences: vec![Sequence { input: ids[..1].to_vec(), target }] };
+    let group = PrefixGroup {
+        prompt: 0..0,
+        head: Vec::new(),
+        sequences: vec![Sequence { input: ids[..1].to_vec(), target }],
+    };
     let batch = Passes::new(&[group], model.config().vocab_size, usize::MAX).lead;
     let none = Tensor::zeros((0, model.config().hidden_size), DType::F32, &Device::Cpu);
     let none = none.unwrap_or_else(|_| panic!("no rows"));

@@ -40,7 +40,10 @@ impl Place {
         let generate = &self.golden.json["generate"];
         let new = self.tokens..self.tokens + generate["num_virtual_tokens"].as_u64().unwrap() as u32;
         let sequences = generate["sequences"].as_array().unwrap();
-        sequences.iter().map(|s| (new.clone().chain(ids(&s["input"])).collect(), ids(&s["generated"]))).collect()
+        sequences
+            .iter()
+            .map(|s| (new.clone().chain(ids(&s["input"])).collect(), ids(&s["generated"])))
+            .collect()
     }
 }
 
@@ -56,7 +59,8 @@ fn gneiss_reads_back_what_peft_computes() {
     for setup in SETUPS.iter().filter(|setup| setup.tokens >= 127 && setup.golden != "llama_bias") {
         let place = Place::new(setup);
         let exact = place.bake("f32", None);
-        let (read, own) = (TextTokenizer::open(&exact).unwrap(), TextTokenizer::open(place.here.path()).unwrap());
+        let (read, own) =
+            (TextTokenizer::open(&exact).unwrap(), TextTokenizer::open(place.here.path()).unwrap());
         assert_eq!(read.stop_token_ids, own.stop_token_ids);
         let text = "a<s>b wet dogs 123,\n\n the Café";
         assert_eq!(read.encode(text, true).unwrap(), own.encode(text, true).unwrap());
@@ -66,11 +70,18 @@ fn gneiss_reads_back_what_peft_computes() {
             let found = over(&exact, &sequence);
             assert_eq!(found.argmax(1).unwrap().to_vec1::<u32>().unwrap(), sequence.1, "{}", setup.golden);
             let scale = difference(&found, &found.zeros_like().unwrap());
-            for (value_type, most) in [(ValueType::F16, 0.004), (ValueType::Bf16, 0.04), (ValueType::Q8_0, 0.04)] {
+            for (value_type, most) in
+                [(ValueType::F16, 0.004), (ValueType::Bf16, 0.04), (ValueType::Q8_0, 0.04)]
+            {
                 let path = place.here.path().join(format!("{value_type}.gguf"));
-                let path = if path.exists() { path } else { place.bake(&value_type.to_string(), Some(value_type)) };
+                let path =
+                    if path.exists() { path } else { place.bake(&value_type.to_string(), Some(value_type)) };
                 let worst = difference(&over(&path, &sequence), &found);
-                assert!(worst > 0.0 && worst < most * scale, "{}, {value_type}: {worst} of {scale}", setup.golden);
+                assert!(
+                    worst > 0.0 && worst < most * scale,
+                    "{}, {value_type}: {worst} of {scale}",
+                    setup.golden
+                );
             }
         }
     }
@@ -103,11 +114,17 @@ fn a_gguf_base_stays_as_it_is() {
         }
         // Logits of the base, of tokens that it had.
         let ids = [3, 4, 5, 4];
-        let [old, new] = [&file, &out].map(|path| logits(&model(path), &ids).narrow(1, 0, first).unwrap().contiguous().unwrap());
+        let [old, new] = [&file, &out]
+            .map(|path| logits(&model(path), &ids).narrow(1, 0, first).unwrap().contiguous().unwrap());
         assert!(difference(&old, &new) < 1e-6);
         let embedding = gneiss::model::Weights::open_gguf(&out).unwrap();
         let shape = [written.vocab_size, width];
-        let rows = embedding.tensor("model.embed_tokens.weight", &shape, candle_core::DType::F32, &candle_core::Device::Cpu);
+        let rows = embedding.tensor(
+            "model.embed_tokens.weight",
+            &shape,
+            candle_core::DType::F32,
+            &candle_core::Device::Cpu,
+        );
         let rows = rows.unwrap().narrow(0, first, 6).unwrap();
         assert_eq!(rows.to_vec2::<f32>().unwrap(), soft.to_vec2::<f32>().unwrap());
 
@@ -119,18 +136,44 @@ fn a_gguf_base_stays_as_it_is() {
     }
 }
 
-/// The gguf package reads keys and tensors; of Llama transformers gives the logits too.
+/// The gguf package reads keys and tensors as they are in the base.
 #[test]
-fn the_gguf_package_and_transformers_read_it() {
+fn the_gguf_package_reads_it() {
     let Some(python) = python_with("gguf", "GNEISS_REQUIRE_PEFT") else { return };
     for setup in SETUPS.iter().filter(|setup| setup.tokens >= 127) {
         let place = Place::new(setup);
-        for (name, value_type) in [("f32", None), ("q8_0", Some(ValueType::Q8_0)), ("bf16", Some(ValueType::Bf16))] {
+        for (name, value_type) in
+            [("f32", None), ("q8_0", Some(ValueType::Q8_0)), ("bf16", Some(ValueType::Bf16))]
+        {
             let out = place.bake(name, value_type);
             let folder = place.here.path().to_str().unwrap();
-            script(&python, "gguf_file.py", &[out.to_str().unwrap(), folder, name, &place.tokens.to_string()]);
+            script(
+                &python,
+                "gguf_file.py",
+                &[out.to_str().unwrap(), folder, name, &place.tokens.to_string()],
+            );
         }
     }
+}
+
+/// transformers reads GGUF of Llama without biases: it gives the logits of the baked folder, whose are PEFT's.
+#[test]
+fn transformers_reads_it() {
+    let Some(python) = python_with("gguf, transformers", "GNEISS_REQUIRE_PEFT") else { return };
+    let here = tempfile::tempdir().unwrap();
+    base(here.path(), &SETUPS[1]);
+    let config = here.path().join("config.json");
+    let mut json: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&config).unwrap()).unwrap();
+    json["model_type"] = "llama".into();
+    json["architectures"] = json!(["LlamaForCausalLM"]);
+    std::fs::write(&config, json.to_string()).unwrap();
+    adapter(&here.path().join("a"), here.path(), &prompt(5, 40), None);
+    let adapters = [format!("p={}", here.path().join("a").display())];
+    let [folder, file] = ["out", "out.gguf"].map(|name| here.path().join(name));
+    baked(here.path(), &adapters, &folder, Format::Safetensors, None);
+    baked(here.path(), &adapters, &file, Format::Gguf, None);
+    script(&python, "gguf_transformers.py", &[folder.to_str().unwrap(), file.to_str().unwrap()]);
 }
 
 /// llama.cpp generates what PEFT generated, from the prompt's tokens and the input.
@@ -146,7 +189,11 @@ fn llama_cpp_continues_as_peft_does() {
             let own = TextTokenizer::open(place.here.path()).unwrap();
             let mut ids: Vec<u32> = (place.tokens..place.tokens + 5).collect();
             ids.extend(own.encode("<s>wet dogs, 12\n", false).unwrap());
-            script(&python, "llama_cpp_file.py", &[out.to_str().unwrap(), &sequences, text, &json!(ids).to_string()]);
+            script(
+                &python,
+                "llama_cpp_file.py",
+                &[out.to_str().unwrap(), &sequences, text, &json!(ids).to_string()],
+            );
         }
     }
 }

@@ -79,10 +79,14 @@ fn grown(metadata: &HashMap<String, Value>, placed: &Placed) -> Vec<(String, Val
 /// The lists of a `tokenizer.json`.
 fn of_folder(base: &Base, placed: &Placed) -> Result<Vec<(String, Value)>> {
     let json = base.json("tokenizer.json")?.unwrap_or_default();
-    let model = json.get("model").and_then(Json::as_object).filter(|model| model.get("type") == Some(&"BPE".into()));
+    let model =
+        json.get("model").and_then(Json::as_object).filter(|model| model.get("type") == Some(&"BPE".into()));
     let model = model.ok_or_else(|| unsupported(base, "a tokenizer that is no BPE"))?;
     let Some(pre) = pre_tokenizer_name(&base.tokenizer.tokenizer, &TEXTS)? else {
-        return Err(unsupported(base, "a pre-tokenizer that is none of those that gneiss knows by llama.cpp's names"));
+        return Err(unsupported(
+            base,
+            "a pre-tokenizer that is none of those that gneiss knows by llama.cpp's names",
+        ));
     };
     let merges = model.get("merges").and_then(Json::as_array).into_iter().flatten().map(merge);
     let merges: Option<Vec<Value>> = merges.collect();

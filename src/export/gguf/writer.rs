@@ -169,7 +169,8 @@ mod tests {
             ("yes".to_string(), Value::Bool(true)),
             ("x".to_string(), Value::F32(0.22)),
         ];
-        let entry = |name: &str, shape: &[usize], dtype| Entry { name: name.into(), shape: shape.to_vec(), dtype };
+        let entry =
+            |name: &str, shape: &[usize], dtype| Entry { name: name.into(), shape: shape.to_vec(), dtype };
         let entries = [entry("a", &[3], GgmlDType::F32), entry("b", &[2, 5], GgmlDType::BF16)];
         let entries: Vec<&Entry> = entries.iter().collect();
         let mut file = Vec::new();
@@ -186,7 +187,8 @@ mod tests {
         assert_eq!(content.metadata["x"].to_f32().unwrap(), 0.22);
         assert_eq!(content.metadata["list"].to_vec().unwrap()[1].to_string().unwrap(), "ö");
         assert!(content.metadata["yes"].to_bool().unwrap() && content.metadata["n"].to_u32().unwrap() == 7);
-        let mut read = |name| content.tensor(&mut file, name, &Device::Cpu).unwrap().dequantize(&Device::Cpu).unwrap();
+        let mut read =
+            |name| content.tensor(&mut file, name, &Device::Cpu).unwrap().dequantize(&Device::Cpu).unwrap();
         assert_eq!(read("a").to_vec1::<f32>().unwrap(), [1.0, 2.0, 3.0]);
         assert_eq!(read("b").to_vec2::<f32>().unwrap()[1], [5.0, 6.0, 7.0, 8.0, 9.0]);
     }
