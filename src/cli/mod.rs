@@ -4,6 +4,7 @@ mod bench;
 mod check;
 mod deployment;
 mod eval;
+mod export;
 mod find_lr;
 mod generate;
 mod inspect;
@@ -43,6 +44,8 @@ enum Command {
     Generate(generate::Generate),
     /// Serve base and tuned prompts over HTTP.
     Serve(serve::Serve),
+    /// Write tuned prompts for other engines: as tokens of a checkpoint, or as embeddings of a text.
+    Export(export::Export),
     /// Make a run's report again, or compare several runs in one page.
     Report(report::Report),
     /// Measure the throughput of tuning, of a configuration or of a model's shape alone.
@@ -62,6 +65,7 @@ impl Cli {
             Command::Eval(command) => command.run(),
             Command::Generate(command) => command.run(),
             Command::Serve(command) => command.run(),
+            Command::Export(command) => command.run(),
             Command::Report(command) => command.run(),
             Command::Bench(command) => command.run(),
             Command::Check(command) => command.run(),

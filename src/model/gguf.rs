@@ -8,20 +8,22 @@
 mod config;
 pub(super) mod metadata;
 
-use std::collections::BTreeMap;
+pub(crate) use config::llama3_divisor;
+
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fs::File;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 use candle_core::quantized::GgmlDType;
-use candle_core::quantized::gguf_file::{Content, TensorInfo};
+use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
 use candle_core::{DType, Device, Tensor};
 use memmap2::Mmap;
 
 use self::metadata::Metadata;
 use super::config::{ModelConfig, unsupported};
-use super::weights::check_shape;
+use super::weights::{Stored, StoredDtype, check_shape};
 use crate::{Error, Result};
 
 /// Names of a block's modules: Hugging Face's and GGUF's.
@@ -45,7 +47,7 @@ const OUTER: [(&str, &str); 3] = [
 ];
 
 /// Factors of the rotary frequencies, which belong to the configuration.
-const ROPE_FREQS: &str = "rope_freqs.weight";
+pub(crate) const ROPE_FREQS: &str = "rope_freqs.weight";
 
 /// A memory-mapped GGUF file. It must not be changed while this value lives.
 pub struct GgufFile {
@@ -121,11 +123,7 @@ impl GgufFile {
     /// # Errors
     /// [`Error::Checkpoint`] for a missing tensor, another shape or an unreadable type.
     pub fn tensor(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
-        let found = self.names.get(name).and_then(|gguf| self.content.tensor_infos.get(gguf));
-        let Some(info) = found else {
-            let problem = format!("tensor `{name}`: expected it in the checkpoint, not found");
-            return Err(Error::Checkpoint { path: self.path.clone(), problem });
-        };
+        let info = self.info(name)?;
         check_shape(&self.path, name, shape, info.shape.dims())?;
         let values = dequantise(&self.path, name, info, &self.content, &self.map)?;
         let values = if name.contains(".self_attn.q_proj.") {
@@ -136,6 +134,37 @@ impl GgufFile {
             values
         };
         Ok(values.to_dtype(dtype)?.to_device(device)?)
+    }
+
+    /// One tensor by its Hugging Face name, as it is on disk.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] for a missing tensor.
+    pub(super) fn stored(&self, name: &str) -> Result<Stored<'_>> {
+        let info = self.info(name)?;
+        let blocks = info.shape.elem_count().div_ceil(info.ggml_dtype.block_size());
+        // That it lies inside the file was checked as the file was opened.
+        let start = (self.content.tensor_data_offset + info.offset) as usize;
+        let bytes = &self.map[start..start + blocks * info.ggml_dtype.type_size()];
+        Ok(Stored { shape: info.shape.dims().to_vec(), dtype: StoredDtype::Gguf(info.ggml_dtype), bytes })
+    }
+
+    /// Hugging Face names of all tensors, sorted.
+    pub(super) fn hf_names(&self) -> impl Iterator<Item = &str> {
+        self.names.keys().map(String::as_str)
+    }
+
+    /// The file's key-value pairs, the tokenizer's among them.
+    pub fn values(&self) -> &HashMap<String, Value> {
+        &self.content.metadata
+    }
+
+    fn info(&self, name: &str) -> Result<&TensorInfo> {
+        let found = self.names.get(name).and_then(|gguf| self.content.tensor_infos.get(gguf));
+        found.ok_or_else(|| {
+            let problem = format!("tensor `{name}`: expected it in the checkpoint, not found");
+            Error::Checkpoint { path: self.path.clone(), problem }
+        })
     }
 
     /// Drops the vocabulary's strings, which a tokenizer has copied or nobody needs.
@@ -168,6 +197,14 @@ fn unpermute(stored: &Tensor, heads: usize) -> Result<Tensor> {
     Ok(by_half.reshape(stored.shape())?)
 }
 
+/// The way there: rows of q or k, weights or biases, in llama.cpp's order.
+pub(crate) fn permute(rows: &Tensor, heads: usize) -> Result<Tensor> {
+    let count = rows.dim(0)?;
+    let (half, columns) = (count / heads / 2, rows.elem_count() / count);
+    let by_pair = rows.reshape((heads, 2, half, columns))?.transpose(1, 2)?.contiguous()?;
+    Ok(by_pair.reshape(rows.shape())?)
+}
+
 /// Reads a tensor to f32 on the CPU.
 fn dequantise(path: &Path, name: &str, info: &TensorInfo, content: &Content, map: &Mmap) -> Result<Tensor> {
     let mut reader = Cursor::new(&map[..]);
@@ -188,6 +225,17 @@ fn hf_names(path: &Path, content: &Content, blocks: usize) -> Result<BTreeMap<St
         names.insert(hf, gguf.clone());
     }
     Ok(names)
+}
+
+/// GGUF's name of a Hugging Face tensor; `None` where the architectures have no such tensor.
+pub(crate) fn gguf_name(hf: &str) -> Option<String> {
+    if let Some((_, gguf)) = OUTER.iter().find(|(outer, _)| *outer == hf) {
+        return Some((*gguf).to_string());
+    }
+    let (block, rest) = hf.strip_prefix("model.layers.")?.split_once('.')?;
+    let (module, kind) = rest.rsplit_once('.')?;
+    let (_, gguf) = BLOCK_MODULES.iter().find(|(known, _)| *known == module)?;
+    matches!(kind, "weight" | "bias").then(|| format!("blk.{block}.{gguf}.{kind}"))
 }
 
 fn hf_name(gguf: &str, blocks: usize) -> Option<String> {

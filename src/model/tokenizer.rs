@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tokenizers::{PaddingParams, Tokenizer};
 
+pub(crate) use pre::name_of as pre_tokenizer_name;
+
 use super::gguf::GgufFile;
 use super::json::{JsonObject, describe};
 use crate::{Error, Result};

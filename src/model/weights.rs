@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
+use candle_core::quantized::GgmlDType;
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
+use safetensors::Dtype;
 
 use super::gguf::GgufFile;
 use super::json::{JsonObject, describe};
@@ -31,6 +33,26 @@ struct Shards {
     files: Vec<(PathBuf, MmapedSafetensors)>,
     tensors: BTreeMap<String, usize>,
     bytes: u64,
+}
+
+/// A tensor as its file holds it.
+#[derive(Debug)]
+pub struct Stored<'a> {
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Type of its values on disk.
+    pub dtype: StoredDtype,
+    /// Its values: those of safetensors in Hugging Face's order of rows, those of GGUF in llama.cpp's.
+    pub bytes: &'a [u8],
+}
+
+/// Type of a tensor's values on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoredDtype {
+    /// Of a safetensors file.
+    Safetensors(Dtype),
+    /// Of a GGUF file.
+    Gguf(GgmlDType),
 }
 
 impl Weights {
@@ -80,6 +102,38 @@ impl Weights {
         match &self.0 {
             Source::Safetensors(shards) => shards.tensor(name, shape, dtype, device),
             Source::Gguf(file) => file.tensor(name, shape, dtype, device),
+        }
+    }
+
+    /// One tensor by its Hugging Face name, as it is on disk.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] for a missing tensor, with the nearest name that is there.
+    pub fn stored(&self, name: &str) -> Result<Stored<'_>> {
+        if !self.contains(name) {
+            return Err(self.missing(name));
+        }
+        match &self.0 {
+            Source::Safetensors(shards) => {
+                let view = shards.files[shards.tensors[name]].1.get(name)?;
+                let dtype = StoredDtype::Safetensors(view.dtype());
+                Ok(Stored { shape: view.shape().to_vec(), dtype, bytes: view.data() })
+            }
+            Source::Gguf(file) => file.stored(name),
+        }
+    }
+
+    /// The files, each with the Hugging Face names of its tensors, sorted.
+    pub fn files(&self) -> Vec<(&Path, Vec<&str>)> {
+        match &self.0 {
+            Source::Safetensors(shards) => {
+                let names = |file| {
+                    let inside = shards.tensors.iter().filter(move |(_, in_file)| **in_file == file);
+                    inside.map(|(name, _)| name.as_str()).collect()
+                };
+                shards.files.iter().enumerate().map(|(i, (path, _))| (path.as_path(), names(i))).collect()
+            }
+            Source::Gguf(file) => vec![(file.path(), file.hf_names().collect())],
         }
     }
 

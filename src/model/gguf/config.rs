@@ -228,7 +228,7 @@ fn llama3_from_factors(
 }
 
 /// What Llama 3's scaling divides a frequency by (transformers `_compute_llama3_parameters`).
-fn llama3_divisor(scaling: &Llama3Scaling, frequency: f64) -> f64 {
+pub(crate) fn llama3_divisor(scaling: &Llama3Scaling, frequency: f64) -> f64 {
     let turns = scaling.original_max_position_embeddings as f64 * frequency / (2.0 * PI);
     let (low, high) = (scaling.low_freq_factor, scaling.high_freq_factor);
     let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);

@@ -5,13 +5,17 @@
 //! <https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp>. Granite Code and Granite 3
 //! are `refact`, Granite 4 is `dbrx`.
 
+use tokenizers::models::ModelWrapper;
 use tokenizers::normalizers::{NFC, NormalizerWrapper};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::tokenizer::SplitDelimiterBehavior;
+use tokenizers::tokenizer::{
+    NormalizedString, Normalizer, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer,
+    SplitDelimiterBehavior, Tokenizer,
+};
 
 use crate::{Error, Result};
 
@@ -65,6 +69,46 @@ pub(super) fn pipeline(name: &str) -> Result<Option<Pipeline>> {
     }))
 }
 
+/// The name of the pipeline that splits and normalises `texts` as `tokenizer` does; `None` where no known one does.
+pub(crate) fn name_of(tokenizer: &Tokenizer, texts: &[&str]) -> Result<Option<&'static str>> {
+    let ignores = match tokenizer.get_model() {
+        ModelWrapper::BPE(bpe) => bpe.ignore_merges,
+        _ => return Ok(None),
+    };
+    let theirs = words_of(tokenizer.get_normalizer(), tokenizer.get_pre_tokenizer(), texts)?;
+    // One name for each pipeline.
+    for name in ["refact", "gpt-2", "dbrx", "llama-bpe", "qwen2", "default"] {
+        let Some(pipeline) = pipeline(name)? else { continue };
+        let ours = words_of(pipeline.normalizer.as_ref(), Some(&pipeline.pre_tokenizer), texts)?;
+        if pipeline.ignore_merges == ignores && ours == theirs {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
+}
+
+/// The words of each text, in the characters that stand for bytes.
+fn words_of(
+    normalizer: Option<&NormalizerWrapper>,
+    pre_tokenizer: Option<&PreTokenizerWrapper>,
+    texts: &[&str],
+) -> Result<Vec<Vec<String>>> {
+    let failed = |error: tokenizers::Error| Error::Tokenizer(error.to_string());
+    let words = |text: &&str| {
+        let mut normalized = NormalizedString::from(*text);
+        if let Some(normalizer) = normalizer {
+            normalizer.normalize(&mut normalized).map_err(failed)?;
+        }
+        let mut words = PreTokenizedString::from(normalized);
+        if let Some(pre_tokenizer) = pre_tokenizer {
+            pre_tokenizer.pre_tokenize(&mut words).map_err(failed)?;
+        }
+        let words = words.get_splits(OffsetReferential::Normalized, OffsetType::Byte);
+        Ok(words.into_iter().map(|(word, ..)| word.to_string()).filter(|word| !word.is_empty()).collect())
+    };
+    texts.iter().map(words).collect()
+}
+
 /// Splits a text at the matches of a regular expression; each match is a word, and so is what lies
 /// between two of them.
 fn words(pattern: &str) -> Result<PreTokenizerWrapper> {
@@ -76,7 +120,6 @@ fn words(pattern: &str) -> Result<PreTokenizerWrapper> {
 #[cfg(test)]
 mod tests {
     use serde_json::Value;
-    use tokenizers::tokenizer::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
 
     use super::*;
 

@@ -1,0 +1,188 @@
+//! `gneiss export`: tuned prompts for other engines.
+
+use super::progress;
+use clap::{ArgGroup, Args, ValueEnum};
+use gneiss::export::{self, Bake, Baked, NamedPrompt, PromptEmbeds, ValueType};
+use gneiss::{Error, setup};
+use std::path::PathBuf;
+
+/// Writes tuned prompts for engines that know no adapters: as tokens of a checkpoint, or as embeddings of a text.
+#[derive(Args)]
+#[command(group(ArgGroup::new("kind").args(["bake", "format"]).multiple(true).required(true)))]
+pub struct Export {
+    /// A tuned prompt: an adapter folder, or a run folder that holds one; may be repeated with --bake. NAME is part of its
+    /// tokens, and that of the run or folder where it is left out.
+    #[arg(long = "adapter", value_name = "[NAME=]DIR", required = true)]
+    adapters: Vec<String>,
+    /// Write the base with each prompt's vectors as embeddings of new tokens `<|NAME:0|>`, `<|NAME:1|>` and so on.
+    #[arg(long)]
+    bake: bool,
+    /// The base: a folder, a .gguf file or org/name[@revision]; without it the one that the prompts name.
+    #[arg(long)]
+    model: Option<String>,
+    /// What to write: with --bake safetensors or gguf, without it prompt-embeds.
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+    /// Type of the values: f32, f16, bf16, or of gguf q8_0; without it the base's.
+    #[arg(long = "type", value_name = "TYPE")]
+    value_type: Option<ValueType>,
+    /// The folder or file to write; nothing may be there yet but an empty folder.
+    #[arg(long)]
+    out: PathBuf,
+    /// For prompt-embeds: the whole text behind the prompt; `\n` stands for a line break.
+    #[arg(long, conflicts_with = "input")]
+    text: Option<String>,
+    /// For prompt-embeds: an input, which is put into the prompt's verbalizer.
+    #[arg(long)]
+    input: Option<String>,
+    /// Print what was written as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// A checkpoint folder.
+    Safetensors,
+    /// A GGUF file.
+    Gguf,
+    /// A tensor that torch.load reads.
+    PromptEmbeds,
+}
+
+impl Export {
+    /// Runs the subcommand.
+    pub fn run(self) -> anyhow::Result<()> {
+        let prompts = export::read_prompts(&self.adapters)?;
+        match (self.bake, self.format) {
+            (true, Some(Format::PromptEmbeds)) => {
+                Err(bad("--format prompt-embeds: expected no --bake: it writes no checkpoint"))
+            }
+            (true, _) if self.text.is_some() || self.input.is_some() => {
+                Err(bad("--text, --input: expected --format prompt-embeds, found --bake"))
+            }
+            (true, format) => self.bake(prompts, format.unwrap_or(Format::Safetensors)),
+            (false, Some(Format::PromptEmbeds)) => self.embeds(&prompts),
+            (false, _) => Err(bad("--format safetensors and gguf: expected --bake with them")),
+        }
+    }
+
+    fn model(&self, prompts: &[NamedPrompt]) -> gneiss::Result<String> {
+        self.model.clone().map_or_else(|| export::base_model(prompts), Ok)
+    }
+
+    fn bake(&self, prompts: Vec<NamedPrompt>, format: Format) -> anyhow::Result<()> {
+        let model = self.model(&prompts)?;
+        for NamedPrompt { name, adapter } in &prompts {
+            let own = adapter.config.base_model_name_or_path.as_deref().unwrap_or_default();
+            if !own.is_empty() && !model.starts_with(own) {
+                eprintln!("note: {name} says that it was tuned on {own}, and is baked into {model}");
+            }
+        }
+        let model = setup::locate(&model)?;
+        let bar = progress::bar(1, "", "{msg:>30} {bar:30} {pos}/{len}");
+        let baked = export::bake(
+            Bake {
+                model: &model,
+                prompts,
+                out: &self.out,
+                format: if format == Format::Gguf {
+                    export::Format::Gguf
+                } else {
+                    export::Format::Safetensors
+                },
+                value_type: self.value_type,
+            },
+            &mut |what, done, of| {
+                bar.set_message(what);
+                bar.set_length(of as u64);
+                bar.set_position(done as u64);
+            },
+        )?;
+        bar.finish_and_clear();
+        say(&baked);
+        if self.json {
+            let unlikely = serde_json::json!({
+                "tokens": baked.unlikely.tokens,
+                "states": baked.unlikely.states,
+                "mean_probability": baked.unlikely.mean,
+                "greatest_probability": baked.unlikely.worst,
+            });
+            let result = serde_json::json!({
+                "out": self.out,
+                "vocab_size": baked.vocab_size,
+                "embedding_type": baked.embedding_type,
+                "rounding": baked.rounding,
+                "unlikely": unlikely,
+                "prompts": baked.prompts,
+            });
+            println!("{result}");
+        } else {
+            println!("{}", self.out.display());
+        }
+        Ok(())
+    }
+
+    fn embeds(&self, prompts: &[NamedPrompt]) -> anyhow::Result<()> {
+        let [prompt] = prompts else {
+            return Err(bad("--adapter: expected one with --format prompt-embeds, found several"));
+        };
+        let text = match (&self.text, &self.input) {
+            (Some(text), _) => Some(text.replace("\\n", "\n")),
+            (None, Some(input)) => Some(prompt.render(&input.replace("\\n", "\n"))?),
+            (None, None) => None,
+        };
+        let model = match &text {
+            Some(_) => Some(setup::locate(&self.model(prompts)?)?),
+            None => None,
+        };
+        let text = model.as_deref().zip(text.as_deref());
+        let rows = export::prompt_embeds(&PromptEmbeds {
+            prompt,
+            text,
+            out: &self.out,
+            value_type: self.value_type,
+        })?;
+        let width = prompt.adapter.config.token_dim;
+        if self.json {
+            println!("{}", serde_json::json!({"out": self.out, "shape": [rows, width]}));
+        } else {
+            eprintln!("{} of {rows} rows, {width} wide", prompt.name);
+            println!("{}", self.out.display());
+        }
+        Ok(())
+    }
+}
+
+fn bad(problem: &str) -> anyhow::Error {
+    Error::Invalid(problem.into()).into()
+}
+
+/// What came of it, on stderr.
+fn say(baked: &Baked) {
+    for (name, prompt) in baked.prompts.as_object().into_iter().flatten() {
+        eprintln!(
+            "{name}: {} tokens, ids {} to {}",
+            prompt["num_virtual_tokens"], prompt["token_ids"][0], prompt["token_ids"][1]
+        );
+    }
+    let unlikely = &baked.unlikely;
+    eprintln!(
+        "a new token's probability to be generated, over {} states: {:.1e} on the mean, {:.1e} at the most",
+        unlikely.states, unlikely.mean, unlikely.worst
+    );
+    if baked.rounding > 0.0 {
+        eprintln!(
+            "note: the prompts' vectors are rounded to {}, by up to {:.2} % of their norm; --type f32 keeps them",
+            baked.embedding_type,
+            100.0 * baked.rounding
+        );
+    }
+    for name in &baked.inexact {
+        eprintln!(
+            "note: {name}: the tokenizer splits a text otherwise behind special tokens: send token ids, the prompt's and then \
+             those of the text"
+        );
+    }
+}

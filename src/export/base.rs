@@ -1,0 +1,86 @@
+//! The checkpoint that prompts are baked into.
+
+use crate::model::{GgufFile, ModelConfig, TextTokenizer, Weights};
+use crate::{Error, Result};
+use candle_core::quantized::gguf_file::Value;
+use serde_json::{Map, Value as Json};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
+pub(super) const HEAD: &str = "lm_head.weight";
+
+/// An open checkpoint.
+pub(super) struct Base {
+    pub path: PathBuf,
+    pub config: ModelConfig,
+    pub tokenizer: TextTokenizer,
+    pub weights: Weights,
+    /// Key-value pairs of a GGUF file; `None` of a folder.
+    pub metadata: Option<HashMap<String, Value>>,
+}
+
+impl Base {
+    pub fn open(path: &Path) -> Result<Self> {
+        let path = path.to_path_buf();
+        if path.is_dir() {
+            let config = ModelConfig::from_json(&path.join("config.json"))?;
+            let (tokenizer, weights) = (TextTokenizer::from_folder(&path)?, Weights::open_folder(&path)?);
+            return Ok(Self { path, config, tokenizer, weights, metadata: None });
+        }
+        let file = GgufFile::open(&path)?;
+        let (config, tokenizer) = (file.config().clone(), TextTokenizer::from_gguf(&file)?);
+        let metadata = Some(file.values().clone());
+        Ok(Self { path, config, tokenizer, weights: file.into(), metadata })
+    }
+
+    /// Name of the matrix that gives logits.
+    pub fn head(&self) -> &'static str {
+        if self.config.tie_word_embeddings { EMBEDDING } else { HEAD }
+    }
+
+    /// A JSON object beside a folder's weights; `None` where there is no such file.
+    ///
+    /// # Errors
+    /// A file that can't be read or is no object.
+    pub fn json(&self, name: &str) -> Result<Option<Map<String, Json>>> {
+        let path = self.path.join(name);
+        if self.metadata.is_some() || !path.is_file() {
+            return Ok(None);
+        }
+        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+        let object = serde_json::from_str(&text);
+        object
+            .map(Some)
+            .map_err(|error| Error::Checkpoint { path, problem: format!("expected a JSON object: {error}") })
+    }
+
+    /// A string of a GGUF file's key-value pairs.
+    pub fn string(&self, key: &str) -> Option<&str> {
+        self.metadata.as_ref()?.get(key)?.to_string().ok().map(String::as_str)
+    }
+
+    /// A whole number of a GGUF file's key-value pairs.
+    pub fn number(&self, key: &str) -> Option<u32> {
+        let value = self.metadata.as_ref()?.get(key)?;
+        value.to_u32().ok()
+    }
+
+    /// What the tokenizer puts before and after every text, as token ids.
+    pub fn around(&self) -> Result<[Vec<u32>; 2]> {
+        for probe in ["a", "0", "the", " ", "\n"] {
+            let (bare, whole) = (self.tokenizer.encode(probe, false)?, self.tokenizer.encode(probe, true)?);
+            let at = (0..=whole.len().saturating_sub(bare.len())).find(|at| whole[*at..].starts_with(&bare));
+            if let Some(at) = at.filter(|_| !bare.is_empty()) {
+                return Ok([whole[..at].to_vec(), whole[at + bare.len()..].to_vec()]);
+            }
+        }
+        let problem = "expected a tokenizer that adds tokens around a text, found one that changes it";
+        Err(Error::Tokenizer(format!("{}: {problem}", self.path.display())))
+    }
+
+    /// The text of special tokens, as it stands in a prompt.
+    pub fn text_of(&self, ids: &[u32]) -> String {
+        ids.iter().filter_map(|id| self.tokenizer.tokenizer.id_to_token(*id)).collect()
+    }
+}

@@ -1,0 +1,76 @@
+//! A prompt's vectors with a text's embeddings behind them, as a file that `torch.load` reads.
+
+use super::base::{Base, EMBEDDING};
+use super::{NamedPrompt, ValueType, torch, values};
+use crate::data::Template;
+use crate::files::write_atomically;
+use crate::{Error, Result};
+use candle_core::quantized::GgmlDType;
+use candle_core::{Device, Tensor};
+use std::path::Path;
+
+/// What [`prompt_embeds`] is asked for.
+#[derive(Debug)]
+pub struct PromptEmbeds<'a> {
+    /// The prompt.
+    pub prompt: &'a NamedPrompt,
+    /// The base and the text whose embeddings follow, tokenised as it is in tuning; `None` for the prompt alone.
+    pub text: Option<(&'a Path, &'a str)>,
+    /// The file to write.
+    pub out: &'a Path,
+    /// Type of the values; `None` is f32.
+    pub value_type: Option<ValueType>,
+}
+
+impl NamedPrompt {
+    /// The text that the prompt was tuned to see for an input.
+    ///
+    /// # Errors
+    /// A prompt whose folder does not say which verbalizer it was tuned with.
+    pub fn render(&self, input: &str) -> Result<String> {
+        match &self.adapter.task {
+            Some(task) => Ok(Template::parse(&task.verbalizer)?.render(input)),
+            None => Err(Error::Invalid(format!(
+                "--input: expected a verbalizer in task.json of {}, found no such file; hint: --text with the whole text",
+                self.name
+            ))),
+        }
+    }
+}
+
+/// Writes a tensor [rows, C] by `torch.save`'s format: the prompt's vectors, then those of the text's tokens, all before
+/// the model's `embedding_multiplier`. Returns the number of rows.
+///
+/// # Errors
+/// A base that can't be read or has another width; a value that does not fit the type; [`Error::Io`].
+pub fn prompt_embeds(options: &PromptEmbeds<'_>) -> Result<usize> {
+    let prompt = &options.prompt.adapter.prompt;
+    let rows = match options.text {
+        None => prompt.clone(),
+        Some((model, text)) => {
+            let base = Base::open(model)?;
+            let (width, found) = (base.config.hidden_size, prompt.dims()[1]);
+            if width != found {
+                let problem =
+                    format!("{}: expected a prompt of width {width}, found {found}", options.prompt.name);
+                return Err(Error::Checkpoint { path: base.path, problem });
+            }
+            let ids = base.tokenizer.encode(text, true)?;
+            if ids.is_empty() {
+                return Err(Error::Invalid("--text: expected at least one token, found none".into()));
+            }
+            let ids = Tensor::new(ids, &Device::Cpu)?;
+            Tensor::cat(&[prompt, &base.config_matrix(EMBEDDING)?.index_select(&ids, 0)?], 0)?
+        }
+    };
+    let dtype = options.value_type.map_or(GgmlDType::F32, ValueType::ggml);
+    let (n, width) = rows.dims2()?;
+    if values::is_quantised(dtype) {
+        return Err(Error::Invalid(
+            "--type: expected f32, f16 or bf16 for prompt embeddings, found q8_0".into(),
+        ));
+    }
+    let file = torch::file([n, width], dtype, &values::encode(&rows, dtype)?)?;
+    write_atomically(options.out, |out| out.write_all(&file))?;
+    Ok(n)
+}

@@ -1,0 +1,104 @@
+//! The key-value pairs of the file. The keys are those of llama.cpp's conversion (`gguf/constants.py`).
+
+use super::vocabulary::Vocabulary;
+use crate::export::ValueType;
+use crate::export::values::Matrices;
+use crate::model::gguf::llama3_divisor;
+use crate::model::{ModelConfig, ModelType};
+use candle_core::quantized::GgmlDType;
+use candle_core::quantized::gguf_file::Value;
+use std::collections::BTreeMap;
+
+/// Pairs by key, `general.architecture` first.
+pub fn pairs(
+    matrices: &Matrices<'_>,
+    vocabulary: &Vocabulary,
+    value_type: Option<ValueType>,
+    dominant: GgmlDType,
+) -> Vec<(String, Value)> {
+    let base = matrices.base;
+    let mut pairs: BTreeMap<String, Value> = match &base.metadata {
+        Some(pairs) => pairs.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
+        None => of_config(&base.config),
+    };
+    let arch = architecture(&base.config);
+    pairs.insert(format!("{arch}.vocab_size"), count(matrices.vocab_size()));
+    pairs.extend(vocabulary.pairs.iter().cloned());
+    // The values of these tensors are aligned to the default.
+    pairs.remove("general.alignment");
+    if value_type.is_some() || base.metadata.is_none() {
+        pairs.insert("general.file_type".into(), Value::U32(file_type(dominant)));
+        pairs.insert("general.quantization_version".into(), Value::U32(2));
+    }
+    let first = "general.architecture".to_string();
+    pairs.remove(&first);
+    std::iter::once((first, text(arch))).chain(pairs).collect()
+}
+
+fn architecture(config: &ModelConfig) -> &'static str {
+    match config.model_type {
+        ModelType::Llama => "llama",
+        // llama.cpp's conversion makes dense granitemoehybrid this too.
+        ModelType::Granite | ModelType::GraniteMoeHybrid => "granite",
+    }
+}
+
+/// `llama_ftype`.
+fn file_type(dtype: GgmlDType) -> u32 {
+    match dtype {
+        GgmlDType::F16 => 1,
+        GgmlDType::Q8_0 => 7,
+        GgmlDType::BF16 => 32,
+        _ => 0,
+    }
+}
+
+fn text(text: &str) -> Value {
+    Value::String(text.to_string())
+}
+
+fn count(n: usize) -> Value {
+    Value::U32(n as u32)
+}
+
+fn of_config(c: &ModelConfig) -> BTreeMap<String, Value> {
+    let arch = architecture(c);
+    let number = |value: f64| Value::F32(value as f32);
+    let mut pairs = vec![
+        ("block_count", count(c.num_hidden_layers)),
+        ("context_length", count(c.max_position_embeddings)),
+        ("embedding_length", count(c.hidden_size)),
+        ("feed_forward_length", count(c.intermediate_size)),
+        ("attention.head_count", count(c.num_attention_heads)),
+        ("attention.head_count_kv", count(c.num_key_value_heads)),
+        ("attention.key_length", count(c.head_dim)),
+        ("attention.value_length", count(c.head_dim)),
+        ("attention.layer_norm_rms_epsilon", number(c.rms_norm_eps)),
+        ("rope.dimension_count", count(c.head_dim)),
+    ];
+    match &c.rope {
+        Some(rope) => pairs.push(("rope.freq_base", number(rope.theta))),
+        // llama.cpp keeps Granite's switch between rotary and no position embedding in this key.
+        None => pairs.push(("rope.scaling.finetuned", Value::Bool(false))),
+    }
+    if c.model_type != ModelType::Llama {
+        pairs.extend([
+            ("embedding_scale", number(c.embedding_multiplier)),
+            ("residual_scale", number(c.residual_multiplier)),
+            ("attention.scale", number(c.attention_multiplier)),
+            ("logit_scale", number(c.logits_scaling)),
+        ]);
+        if c.rope.is_some() {
+            pairs.push(("rope.scaling.finetuned", Value::Bool(true)));
+        }
+    }
+    pairs.into_iter().map(|(key, value)| (format!("{arch}.{key}"), value)).collect()
+}
+
+/// Values of `rope_freqs.weight`, [D / 2]: what Llama 3's scaling divides the frequencies by.
+pub fn rope_factors(config: &ModelConfig) -> Option<Vec<f32>> {
+    let rope = config.rope.as_ref()?;
+    let scaling = rope.llama3.as_ref()?;
+    let frequency = |i: usize| rope.theta.powf(-2.0 * i as f64 / config.head_dim as f64);
+    Some((0..config.head_dim / 2).map(|i| llama3_divisor(scaling, frequency(i)) as f32).collect())
+}

@@ -1,0 +1,210 @@
+//! A baked checkpoint as one GGUF file, as llama.cpp's conversion lays it out.
+
+mod metadata;
+mod vocabulary;
+mod writer;
+
+use super::base::{Base, EMBEDDING, HEAD};
+use super::staging::Staging;
+use super::unlikely::TEXTS;
+use super::values::{self, Matrices};
+use super::{Progress, ValueType};
+use crate::model::gguf::{ROPE_FREQS, gguf_name, permute};
+use crate::model::{GgufFile, TextTokenizer};
+use crate::{Error, Result};
+use candle_core::quantized::GgmlDType;
+use candle_core::{DType, Device, Tensor};
+use std::borrow::Cow;
+use std::io::Write;
+use writer::Entry;
+
+pub(super) use vocabulary::Vocabulary;
+
+/// A tensor to be written: what it is made of.
+struct Planned {
+    entry: Entry,
+    source: Source,
+}
+
+enum Source {
+    Embedding,
+    Head,
+    /// A tensor of a GGUF base as it is.
+    Copied(String),
+    /// A tensor by its Hugging Face name: converted, the rows of q and k put into llama.cpp's order.
+    Converted(String),
+    /// Rows of a stacked tensor by its Hugging Face name.
+    Rows(String, std::ops::Range<usize>),
+    /// Values that are computed.
+    Values(Vec<f32>),
+}
+
+/// Writes the file and reads it again. Returns the type of the embedding.
+pub(super) fn write(
+    staging: &Staging,
+    matrices: &Matrices<'_>,
+    vocabulary: &Vocabulary,
+    value_type: Option<ValueType>,
+    progress: Progress<'_>,
+) -> Result<GgmlDType> {
+    let plan = Plan { base: matrices.base, matrices, value_type };
+    let planned = plan.all()?;
+    let embedding = planned.iter().find(|p| matches!(p.source, Source::Embedding)).map(|p| p.entry.dtype);
+    let metadata = metadata::pairs(matrices, vocabulary, value_type, dominant(&planned));
+    let path = staging.gguf();
+    let entries: Vec<&Entry> = planned.iter().map(|planned| &planned.entry).collect();
+    let mut written = 0;
+    staging.write(&path, |out| {
+        writer::write(&path, &metadata, &entries, out, |i, out| {
+            written += 1;
+            progress("writing", written, planned.len());
+            plan.values(&planned[i], out)
+        })
+    })?;
+    check(&path, matrices)?;
+    embedding.ok_or_else(|| Error::Invalid("expected an embedding among the tensors, found none".into()))
+}
+
+/// The type of most matrices.
+fn dominant(planned: &[Planned]) -> GgmlDType {
+    let of = |dtype| planned.iter().filter(|p| p.entry.shape.len() > 1 && p.entry.dtype == dtype).count();
+    let types = planned.iter().map(|planned| planned.entry.dtype);
+    types.max_by_key(|dtype| of(*dtype)).unwrap_or(GgmlDType::F32)
+}
+
+struct Plan<'a> {
+    base: &'a Base,
+    matrices: &'a Matrices<'a>,
+    value_type: Option<ValueType>,
+}
+
+impl Plan<'_> {
+    fn all(&self) -> Result<Vec<Planned>> {
+        let base = self.base;
+        let mut all = Vec::new();
+        let outer = |name: &str, source, dtype| Planned {
+            entry: Entry { name: name.into(), shape: self.matrices.shape().to_vec(), dtype },
+            source,
+        };
+        all.push(outer("token_embd.weight", Source::Embedding, self.embedding()?));
+        all.push(outer("output.weight", Source::Head, self.matrix(base.head(), base.config.hidden_size)?));
+        for name in base.weights.names() {
+            if name == EMBEDDING || name == HEAD || name.ends_with("rotary_emb.inv_freq") {
+                continue;
+            }
+            all.extend(self.tensor(name)?);
+        }
+        if let Some(factors) = metadata::rope_factors(&base.config) {
+            let entry = Entry { name: ROPE_FREQS.into(), shape: vec![factors.len()], dtype: GgmlDType::F32 };
+            all.push(Planned { entry, source: Source::Values(factors) });
+        }
+        Ok(all)
+    }
+
+    /// Type of the embedding: prompts are not quantised.
+    fn embedding(&self) -> Result<GgmlDType> {
+        let dtype = match self.value_type {
+            Some(ValueType::Q8_0) => GgmlDType::F16,
+            Some(value_type) => value_type.ggml(),
+            None => self.base.dtype_of(EMBEDDING)?,
+        };
+        Ok(if values::is_quantised(dtype) { GgmlDType::F32 } else { dtype })
+    }
+
+    /// Type of a matrix with rows of `columns`: llama.cpp too takes f16 where rows are no whole blocks.
+    fn matrix(&self, name: &str, columns: usize) -> Result<GgmlDType> {
+        let dtype = match self.value_type {
+            Some(value_type) => value_type.ggml(),
+            None => self.base.dtype_of(name)?,
+        };
+        Ok(if columns.is_multiple_of(dtype.block_size()) { dtype } else { GgmlDType::F16 })
+    }
+
+    /// One tensor of the base; two where it is gate and up in one.
+    fn tensor(&self, name: String) -> Result<Vec<Planned>> {
+        let stored = self.base.weights.stored(&name)?;
+        let (shape, from_gguf) = (stored.shape, self.base.metadata.is_some());
+        // llama.cpp computes with norms and biases in f32.
+        let dtype = match shape[..] {
+            [_, columns] => self.matrix(&name, columns)?,
+            _ => GgmlDType::F32,
+        };
+        if let Some((layer, "weight")) = name.split_once(".shared_mlp.input_linear.") {
+            let (rows, f) = (&shape[..], self.base.config.intermediate_size);
+            let part = |module: &str, range: std::ops::Range<usize>| {
+                let hf = format!("{layer}.mlp.{module}.weight");
+                let gguf = gguf_name(&hf).ok_or_else(|| self.unknown(&hf))?;
+                let entry = Entry { name: gguf, shape: vec![f, rows[1]], dtype };
+                Ok::<_, Error>(Planned { entry, source: Source::Rows(name.clone(), range) })
+            };
+            return Ok(vec![part("gate_proj", 0..f)?, part("up_proj", f..2 * f)?]);
+        }
+        let hf = name.replace(".shared_mlp.output_linear.", ".mlp.down_proj.");
+        let entry = Entry { name: gguf_name(&hf).ok_or_else(|| self.unknown(&name))?, shape, dtype };
+        let same = values::ggml(stored.dtype) == Some(dtype);
+        let source = if from_gguf && same { Source::Copied(name) } else { Source::Converted(name) };
+        Ok(vec![Planned { entry, source }])
+    }
+
+    fn unknown(&self, name: &str) -> Error {
+        let hint = "bake it as safetensors".to_string();
+        Error::Unsupported { path: self.base.path.clone(), what: format!("tensor `{name}` in GGUF"), hint }
+    }
+
+    fn values(&self, planned: &Planned, out: &mut dyn Write) -> Result<()> {
+        let (dtype, weights) = (planned.entry.dtype, &self.base.weights);
+        let converted = |tensor: Tensor| Ok::<_, Error>(vec![Cow::Owned(values::encode(&tensor, dtype)?)]);
+        let pieces: Vec<Cow<'_, [u8]>> = match &planned.source {
+            Source::Embedding => self.matrices.embedding(dtype)?.into(),
+            Source::Head => self.matrices.head(dtype)?.into(),
+            Source::Copied(name) => vec![Cow::Borrowed(weights.stored(name)?.bytes)],
+            Source::Converted(name) => converted(self.rotated(name)?)?,
+            Source::Rows(name, range) => {
+                let shape = weights.stored(name)?.shape;
+                let all = weights.tensor(name, &shape, DType::F32, &Device::Cpu)?;
+                converted(all.narrow(0, range.start, range.len())?.contiguous()?)?
+            }
+            Source::Values(list) => converted(Tensor::new(list.as_slice(), &Device::Cpu)?)?,
+        };
+        let path = self.base.weights.path();
+        pieces.iter().try_for_each(|piece| out.write_all(piece)).map_err(Error::io(path))
+    }
+
+    fn rotated(&self, name: &str) -> Result<Tensor> {
+        let (config, shape) = (&self.base.config, self.base.weights.stored(name)?.shape);
+        let tensor = self.base.weights.tensor(name, &shape, DType::F32, &Device::Cpu)?;
+        if name.contains(".self_attn.q_proj.") {
+            permute(&tensor, config.num_attention_heads)
+        } else if name.contains(".self_attn.k_proj.") {
+            permute(&tensor, config.num_key_value_heads)
+        } else {
+            Ok(tensor)
+        }
+    }
+}
+
+/// The vocabulary of the file has to give the tokens that the base's tokenizer gives: what GGUF keeps of a tokenizer is a
+/// name and lists.
+fn check(path: &std::path::Path, matrices: &Matrices<'_>) -> Result<()> {
+    let Some(read) = TextTokenizer::from_gguf_vocabulary(path)? else { return Ok(()) };
+    let placed = matrices.placed;
+    for text in TEXTS.iter().map(|text| (*text).to_string()).chain(placed.tokens.iter().map(|t| t.text())) {
+        let expected = placed.tokenizer.encode(text.as_str(), true);
+        let expected = expected.map_err(|error| Error::Tokenizer(error.to_string()))?;
+        if read.encode(&text, true)? != expected.get_ids() {
+            return Err(vocabulary::unsupported(matrices.base, "a tokenizer that GGUF gives other tokens"));
+        }
+    }
+    Ok(())
+}
+
+impl TextTokenizer {
+    /// The tokenizer of a file whose model gneiss need not be able to run; `None` where it can't read the file.
+    fn from_gguf_vocabulary(path: &std::path::Path) -> Result<Option<Self>> {
+        match GgufFile::open(path) {
+            Ok(file) => Self::from_gguf(&file).map(Some),
+            Err(Error::Unsupported { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! Tuned prompts in other engines' formats, against transformers, PEFT, torch, the gguf package and llama.cpp.
+
+mod bake;
+mod embeds;
+mod engines;
+mod errors;
+mod fixtures;
+mod gguf;
+#[path = "../common/python.rs"]
+mod python;
