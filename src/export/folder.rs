@@ -18,16 +18,8 @@ const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// Files that are copied where the base has them: licences, and tokenizers in older forms.
-const COPIED: [&str; 8] = [
-    "LICENSE",
-    "LICENSE.txt",
-    "LICENSE.md",
-    "NOTICE",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "preprocessor_config.json",
-];
+const COPIED: [&str; 7] =
+    ["LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "vocab.json", "merges.txt", "tokenizer.model"];
 
 /// Writes all files but `prompts.json`. Returns the type of the embedding.
 pub(super) fn write(
@@ -51,7 +43,7 @@ pub(super) fn write(
             }
         }
     }
-    Ok(weights.dtype(EMBEDDING)?)
+    weights.dtype(EMBEDDING)
 }
 
 /// The type that all tensors are written in; `None` where each keeps its own.

@@ -20,7 +20,7 @@ impl Staging {
     /// An `out` that is there already and not an empty folder; a `.gguf` file without that ending.
     pub fn new(out: &Path, format: Format) -> Result<Self> {
         check_free(out, format)?;
-        let name = out.file_name().ok_or_else(|| bad(out, "expected a name", "none"))?;
+        let name = out.file_name().ok_or_else(|| bad(out, "a path with a name", "none"))?;
         let parent = match out.parent() {
             Some(parent) if parent != Path::new("") => parent,
             _ => Path::new("."),

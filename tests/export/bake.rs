@@ -214,3 +214,41 @@ fn templates_give_the_tokens_of_tuning() {
         assert_eq!(after.stop_token_ids, before.stop_token_ids);
     }
 }
+
+/// A chat template stays where the base has it, in a file or in a list of several, and grows in front.
+#[test]
+fn chat_templates_grow_in_front() {
+    let here = tempfile::tempdir().unwrap();
+    base(here.path(), &SETUPS[1]);
+    let a = here.path().join("a");
+    adapter(&a, here.path(), &prompt(2, 40), None);
+    let adapters = [format!("p={}", a.display())];
+    let config = here.path().join("tokenizer_config.json");
+    let mut json = json_of(&config);
+    json["chat_template"] =
+        serde_json::json!([{"name": "default", "template": CHAT}, {"name": "tool_use", "template": "\nT"}]);
+    std::fs::write(&config, json.to_string()).unwrap();
+    let own = "{\"p\": \"<|p:0|><|p:1|>\"}";
+
+    let out = here.path().join("list");
+    baked(here.path(), &adapters, &out, Format::Safetensors, None);
+    assert!(!out.join("chat_template.jinja").exists());
+    for (template, old) in json_of(&out.join("tokenizer_config.json"))["chat_template"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .zip([CHAT, "\nT"])
+    {
+        let text = template["template"].as_str().unwrap();
+        assert!(text.ends_with(old) && text.contains(own), "{text}");
+    }
+    std::fs::write(here.path().join("chat_template.jinja"), "J").unwrap();
+    let out = here.path().join("file");
+    baked(here.path(), &adapters, &out, Format::Safetensors, None);
+    let text = std::fs::read_to_string(out.join("chat_template.jinja")).unwrap();
+    assert!(text.ends_with("J") && text.contains(own), "{text}");
+    let gguf = here.path().join("x.gguf");
+    baked(here.path(), &adapters, &gguf, Format::Gguf, None);
+    let file = gneiss::model::GgufFile::open(&gguf).unwrap();
+    assert_eq!(*file.values()["tokenizer.chat_template"].to_string().unwrap(), text);
+}
