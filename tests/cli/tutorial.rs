@@ -3,7 +3,7 @@
 use super::*;
 
 /// The steps' titles in their order, each with a word of what it shows.
-const STEPS: [(&str, &str); 8] = [
+const STEPS: [(&str, &str); 9] = [
     ("Environment", "cpu"),
     ("Data", "sample rows of train.csv"),
     ("Experiment", "train.learning_rate"),
@@ -12,6 +12,7 @@ const STEPS: [(&str, &str); 8] = [
     ("Learning curve", "best"),
     ("Tuned against base", "McNemar"),
     ("Deployment", "PeftModel.from_pretrained"),
+    ("Tuned against base, over HTTP", "same answers"),
 ];
 
 #[test]
@@ -20,7 +21,7 @@ fn the_tutorial_goes_through_all_its_steps() {
     let (stdout, stderr) = texts(&place.gneiss(["tutorial", "dogs.toml"]).success());
     let mut rest = stdout.as_str();
     for (i, (title, shown)) in STEPS.iter().enumerate() {
-        let head = format!("Step {} of 8: {title}\n", i + 1);
+        let head = format!("Step {} of 9: {title}\n", i + 1);
         let Some((_, after)) = rest.split_once(&head) else { panic!("no {head:?} in: {rest}") };
         let own = after.split("\nStep ").next().unwrap();
         assert!(own.contains(shown), "{title}: expected {shown:?} in: {own}");
@@ -54,7 +55,7 @@ fn the_tutorial_takes_the_flags_of_tune() {
     assert_eq!(found["suggestion"].as_f64(), Some(config.train.learning_rate));
     let (stdout, _) =
         texts(&place.gneiss(["tutorial", "--resume", "runs/dogs", "--set", "train.num_epochs=2"]).success());
-    assert!(stdout.contains("2, 6 of 6 steps") && stdout.contains("Step 8 of 8"), "{stdout}");
+    assert!(stdout.contains("2, 6 of 6 steps") && stdout.contains("Step 9 of 9"), "{stdout}");
     place.refuses(["tutorial"], &["configs/tutorial.toml"]);
     place.refuses(["tutorial", "dogs.toml", "--set", "data.test="], &["data.test"]);
 }
