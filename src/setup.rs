@@ -6,7 +6,7 @@ use crate::model::{
     Checkpoint, Dtypes, Granite, HubOptions, Local, ModelConfig, TextTokenizer, TuningMemory, granite,
     resolve,
 };
-use crate::serve::worker;
+use crate::serve::client::Limits;
 use crate::tune::plan::free_memory;
 use crate::tune::{Budget, MemoryPlan, RowRange, Work};
 use crate::{Error, Result};
@@ -121,7 +121,7 @@ const GPU_STEP_RESERVE: usize = 2 << 30;
 ///
 /// # Errors
 /// The device's; too little memory for a single row.
-pub fn serving_limits(model: &Granite, configured: worker::Limits) -> Result<worker::Limits> {
+pub fn serving_limits(model: &Granite, configured: Limits) -> Result<Limits> {
     let (config, device) = (model.config(), model.device());
     let width = 2 * config.num_key_value_heads * config.head_dim;
     let row_bytes = config.num_hidden_layers * width * model.dtype().size_in_bytes();

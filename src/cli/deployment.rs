@@ -11,7 +11,7 @@ use gneiss::evaluate::{Answers, Evaluation};
 use gneiss::run;
 use gneiss::serve::Options;
 use gneiss::serve::adapters::{LONGEST_NAME, Served};
-use gneiss::serve::worker::Limits;
+use gneiss::serve::client::Limits;
 use gneiss::setup::Session;
 use serde_json::{Value, json};
 use std::path::Path;

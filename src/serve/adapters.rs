@@ -1,7 +1,7 @@
 //! The models that a server offers: the base, and each tuned prompt under its name; and a folder whose content says
 //! which prompts there are.
 
-use super::worker::Client;
+use super::client::Client;
 use crate::adapter::{Adapter, PromptTask};
 use crate::data::Template;
 use crate::evaluate::Tuned;

@@ -3,10 +3,10 @@
 use super::adapters::Served;
 use super::auth::Auth;
 use super::chat_template::{ChatTemplate, Renderer};
+use super::client::Client;
 use super::failure::Failure;
 use super::metrics::Metrics;
 use super::tls::Tls;
-use super::worker::Client;
 use super::{body, classify, openai, watsonx};
 use crate::Result;
 use crate::model::TextTokenizer;

@@ -1,6 +1,6 @@
 //! What goes wrong with a request, and its form in each of the two APIs.
 
-use super::worker::Refused;
+use super::client::Refused;
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};

@@ -1,14 +1,14 @@
 //! A server of the base model and of tuned prompts, over HTTP.
 //!
 //! ```text
-//! server.rs   connections, shutdown          worker.rs    the one thread that owns the model
+//! server.rs   connections, shutdown          worker.rs    the one thread that owns the model; client.rs: its handle
 //! app.rs      routes, what all requests get  adapters.rs  base and tuned prompts, by name
 //! openai/     /v1/completions, /v1/chat/completions, /v1/models
 //! watsonx/    /ml/v1/.../text/generation, and what IBM's SDK asks before it
 //! classify.rs /v1/classify, /v1/tasks: gneiss's own
 //! ```
 //!
-//! A request's way: body → parameters → token ids → [`worker::Client::submit`] → events → text → JSON.
+//! A request's way: body → parameters → token ids → [`client::Client::submit`] → events → text → JSON.
 
 pub mod adapters;
 mod app;
@@ -16,6 +16,7 @@ mod auth;
 mod body;
 mod chat_template;
 mod classify;
+pub mod client;
 mod clock;
 mod failure;
 mod generation;

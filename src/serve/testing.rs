@@ -3,7 +3,7 @@
 use super::adapters::Served;
 use super::app::{App, Options};
 use super::chat_template::ChatTemplate;
-use super::worker::{self, Client, Command, Limits};
+use super::client::{Client, Command, Limits, Shared};
 use crate::adapter::PromptTask;
 use crate::config::Task;
 use crate::data::Template;
@@ -133,7 +133,7 @@ impl Fake {
         mut script: impl FnMut(&Request, UnboundedSender<Event>) -> bool + Send + 'static,
     ) -> Self {
         let (commands, receiver) = mpsc::channel();
-        let shared = worker::Shared {
+        let shared = Shared {
             limits: LIMITS,
             vocab_size: usize::MAX,
             waiting: AtomicUsize::new(0),
