@@ -53,7 +53,7 @@ pub(super) const TEXTS: [&str; 8] = [
 pub struct Unlikely {
     /// The real tokens whose rows it is the mean of.
     pub tokens: Vec<u32>,
-    /// The row, [C].
+    /// The row, `[C]`.
     pub row: Vec<f32>,
     /// Hidden states that were looked at.
     pub states: usize,
