@@ -159,8 +159,8 @@ fn tune_writes_a_run() {
     let place = Place::new();
     let (stdout, stderr) = texts(&place.gneiss(["tune", "dogs.toml"]).success());
     let files = place.files("runs/dogs");
-    let names =
-        ["README.md", "adapter_config.json", "adapter_model.safetensors"].map(|n| format!("adapter/{n}"));
+    let names = ["README.md", "adapter_config.json", "adapter_model.safetensors", "task.json"]
+        .map(|n| format!("adapter/{n}"));
     let mut names: BTreeSet<PathBuf> = names.iter().map(PathBuf::from).collect();
     let files_of_run = [
         "config.toml",

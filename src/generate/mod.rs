@@ -10,8 +10,8 @@ pub use engine::{Engine, SequenceId, Stepped};
 pub use prefixes::PrefixId;
 pub use request::{Event, Request, Sampling, StopReason, Token};
 
+use crate::Result;
 use crate::model::Granite;
-use crate::{Error, Result};
 use candle_core::Tensor;
 use std::collections::HashMap;
 
@@ -68,6 +68,7 @@ pub fn generate(
         places.insert(engine.submit(prefix, request)?, place);
     }
     let mut done = 0;
+    progress(done);
     while !engine.is_idle() {
         for (id, event) in engine.step()?.events {
             let of = &mut generated[places[&id]];
@@ -79,7 +80,7 @@ pub fn generate(
                     of.stop_reason = reason;
                     done += 1;
                 }
-                Event::Failed(problem) => return Err(Error::Invalid(problem)),
+                Event::Failed(problem) => return Err(candle_core::Error::Msg(problem).into()),
             }
         }
         progress(done);

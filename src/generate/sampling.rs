@@ -5,7 +5,7 @@
 //! server needs neither.
 
 use super::Sampling;
-use crate::{Error, Result};
+use crate::Result;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::cmp::Ordering;
@@ -92,10 +92,12 @@ pub(super) fn largest(logits: &[f32]) -> Result<u32> {
     let nan = logits.iter().fold(false, |nan, logit| nan | logit.is_nan());
     match logits.iter().position(|logit| *logit == largest) {
         Some(at) if !nan && largest.is_finite() => Ok(at as u32),
-        _ => Err(Error::Invalid(format!(
-            "logits: expected numbers, found {}; the model computes nothing sensible in this dtype or on this device",
-            if nan { f32::NAN } else { largest }
-        ))),
+        _ => {
+            let found = if nan { f32::NAN } else { largest };
+            let hint = "a prompt whose tuning blew up, or weights too large for f16: --dtype f32 tells";
+            Err(candle_core::Error::Msg(format!("logits: expected numbers, found {found}; hint: {hint}"))
+                .into())
+        }
     }
 }
 
