@@ -230,9 +230,16 @@ impl<'m, W: Fn(Step)> Worker<'m, W> {
             Err(error) => return self.fail(&error.to_string()),
         };
         self.count();
-        let mut generated = 0;
+        let tokens = stepped.events.iter().filter(|(_, event)| matches!(event, Event::Token(_)));
+        // Before anybody has an answer, so that whoever looks behind one finds it counted.
+        (self.watch)(Step {
+            sequences: stepped.sequences,
+            rows: stepped.rows,
+            generated: tokens.count(),
+            waiting: self.counted,
+            seconds: started.elapsed().as_secs_f64(),
+        });
         for (id, event) in stepped.events {
-            generated += usize::from(matches!(event, Event::Token(_)));
             let over = matches!(event, Event::Finished(_) | Event::Failed(_));
             if let Some(events) = self.streams.get(&id) {
                 // Whoever hung up is forgotten before the next step.
@@ -242,13 +249,6 @@ impl<'m, W: Fn(Step)> Worker<'m, W> {
                 self.streams.remove(&id);
             }
         }
-        (self.watch)(Step {
-            sequences: stepped.sequences,
-            rows: stepped.rows,
-            generated,
-            waiting: self.counted,
-            seconds: started.elapsed().as_secs_f64(),
-        });
     }
 
     /// The device failed: the requests that were in the step end, and the server goes on.

@@ -160,7 +160,9 @@ fn models_come_and_go_while_requests_run() {
     let ids: Vec<u32> =
         tokens.iter().filter_map(|e| if let Event::Token(t) = e { Some(t.id) } else { None }).collect();
     assert_eq!(ids, expected);
-    assert_eq!(server.names(), ["base"]);
+    // The order of the worker's commands is that of the calls: it has unloaded the one when it has loaded the other.
+    server.load("other", &[7]);
+    assert_eq!(server.names(), ["base", "other"]);
     assert_eq!(server.client.submit(&one, request(1)).map(drop), Err(Refused::Gone("one".into())));
     let wide = Adapter {
         prompt: Tensor::zeros((2, 3), DType::F32, &Device::Cpu).unwrap(),
