@@ -156,7 +156,7 @@ fn the_gguf_package_reads_it() {
     }
 }
 
-/// transformers reads GGUF of Llama without biases: it gives the logits of the baked folder, whose are PEFT's.
+/// transformers reads GGUF of Llama without biases: it gives the logits of the baked folder of the same base.
 #[test]
 fn transformers_reads_it() {
     let Some(python) = python_with("gguf, transformers", "GNEISS_REQUIRE_PEFT") else { return };
