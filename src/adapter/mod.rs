@@ -75,6 +75,24 @@ impl Adapter {
         Ok(Self { prompt: Tensor::from_vec(values, shape, &Device::Cpu)?, config, task })
     }
 
+    /// Refuses a prompt, read from `path`, that is not as wide as `model`, whose hidden size is `width`.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] with both widths.
+    pub fn check_width(&self, path: &Path, model: &str, width: usize) -> Result<()> {
+        let found = self.prompt.dims()[1];
+        if found == width {
+            return Ok(());
+        }
+        let base = self.config.base_model_name_or_path.as_deref().unwrap_or("another model");
+        Err(malformed(
+            path,
+            format!(
+                "expected a prompt of width {width}, the hidden size of {model}, found {found}; it was tuned on {base}"
+            ),
+        ))
+    }
+
     /// Writes the folder (made where it is missing), each file in full or not at all. The prompt is
     /// written as f32 from whatever dtype and device it has.
     ///

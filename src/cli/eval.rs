@@ -68,7 +68,7 @@ pub(super) fn evaluate(
     folder: &Path,
 ) -> anyhow::Result<Evaluation> {
     for tuned in tuned {
-        super::check_width(&tuned.adapter, &tuned.folder, session)?;
+        tuned.adapter.check_width(&tuned.folder, &session.id, session.model.config().hidden_size)?;
     }
     writable(folder)?;
     let mut bars =

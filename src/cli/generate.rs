@@ -64,7 +64,7 @@ impl Generate {
         let adapter = self.adapter.as_deref().map(Adapter::read).transpose()?;
         let session = progress::open(&options)?;
         if let (Some(adapter), Some(path)) = (&adapter, &self.adapter) {
-            super::check_width(adapter, path, &session)?;
+            adapter.check_width(path, &session.id, session.model.config().hidden_size)?;
         }
         let ids = session.tokenizer.encode(&self.text.replace("\\n", "\n"), true)?;
         anyhow::ensure!(

@@ -19,9 +19,7 @@ mod tune;
 mod tutorial;
 
 use clap::{Args, Parser, Subcommand};
-use gneiss::adapter::Adapter;
 use gneiss::config::{Config, DeviceChoice, DtypeChoice, ModelOptions};
-use gneiss::setup::Session;
 use std::path::{Path, PathBuf};
 
 /// Tunes soft prompts for open IBM Granite language models on your own machine.
@@ -134,18 +132,4 @@ impl PlaceArgs {
         options.device = self.device.unwrap_or(options.device);
         options.dtype = self.dtype.unwrap_or(options.dtype);
     }
-}
-
-/// Refuses an adapter, read from `path`, whose prompt is not as wide as the model.
-fn check_width(adapter: &Adapter, path: &Path, session: &Session) -> gneiss::Result<()> {
-    let (width, found) = (session.model.config().hidden_size, adapter.prompt.dims()[1]);
-    if found == width {
-        return Ok(());
-    }
-    let problem = format!(
-        "expected a prompt of width {width}, the hidden size of {}, found {found}; it was tuned on {}",
-        session.id,
-        adapter.config.base_model_name_or_path.as_deref().unwrap_or("another model")
-    );
-    Err(gneiss::Error::Checkpoint { path: path.to_path_buf(), problem })
 }

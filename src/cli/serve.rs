@@ -107,7 +107,6 @@ impl Serve {
         let serving = Options {
             api_key,
             max_body_bytes: self.limits.max_body_bytes,
-            listen: self.listen,
             request_seconds: self.limits.max_seconds,
             header_seconds: self.limits.max_read_seconds,
             body_seconds: self.limits.max_read_seconds,

@@ -18,7 +18,6 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use serde_json::{Map, Value, json};
-use std::net::{Ipv4Addr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -30,8 +29,6 @@ use tokio_rustls::TlsAcceptor;
 /// What a server keeps for its clients.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
-    /// Where it listens; 127.0.0.1:8080.
-    pub listen: SocketAddr,
     /// The key that requests have to show as `Authorization: Bearer KEY`; none.
     pub api_key: Option<String>,
     /// Most bytes of a request's body; 4 MiB.
@@ -55,7 +52,6 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             api_key: None,
             max_body_bytes: 4 << 20,
             max_new_tokens: 512,

@@ -7,6 +7,7 @@ use crate::generate::{Engine, Event, PrefixId, SequenceId};
 use crate::model::Granite;
 use crate::{Error, Result};
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, PoisonError, RwLock, mpsc};
@@ -178,17 +179,8 @@ impl<'m, W: Fn(Step)> Worker<'m, W> {
     }
 
     fn load(&mut self, served: Served, adapter: &Adapter) -> Result<()> {
-        let (width, found) = (self.model.config().hidden_size, adapter.prompt.dims()[1]);
-        if found != width {
-            return Err(Error::Checkpoint {
-                path: served.folder.unwrap_or_default(),
-                problem: format!(
-                    "expected a prompt of width {width}, the hidden size of {}, found {found}; it was tuned on {}",
-                    self.base.name,
-                    adapter.config.base_model_name_or_path.as_deref().unwrap_or("another model")
-                ),
-            });
-        }
+        let folder = served.folder.as_deref().unwrap_or(Path::new(&served.name));
+        adapter.check_width(folder, &self.base.name, self.model.config().hidden_size)?;
         let prefix = self.engine.add_prefix(Some(&adapter.prompt))?;
         if let Some(old) = self.prefixes.insert(served.name.clone(), prefix) {
             self.engine.remove_prefix(old);
