@@ -194,10 +194,10 @@ fn rms_norm(c: &mut Criterion) {
     let norm = RmsNorm { weight, eps: 1e-5 };
     let inputs = rotated(|| (randn(T, C), randn(T, C)));
     op.measure("forward", T * C, &inputs, |(x, delta)| {
-        norm.forward(x, Some(Add { delta, multiplier: 0.22 }))
+        norm.forward(x, Some(Add { delta, multiplier: 0.22 }), x.dtype())
     });
     let saved = from_each(&inputs, |(x, dy)| {
-        let normed = norm.forward(x, None).expect("the op runs");
+        let normed = norm.forward(x, None, x.dtype()).expect("the op runs");
         (dy.clone(), normed.residual, normed.rstd, randn(T, C))
     });
     op.measure("backward", T * C, &saved, |(dy, r, rstd, past)| norm.backward(dy, r, rstd, Some(past)));
@@ -217,8 +217,10 @@ fn rope(c: &mut Criterion) {
 fn swiglu(c: &mut Criterion) {
     let mut op = Op::new(c, "swiglu", &format!("T={T} F={F}"));
     let inputs = rotated(|| (randn(T, 2 * F), randn(T, F)));
-    op.measure("forward", T * F, &inputs, |(gate_up, _)| ops::swiglu::forward(gate_up));
-    op.measure("backward", 2 * T * F, &inputs, |(gate_up, da)| ops::swiglu::backward(da, gate_up));
+    op.measure("forward", T * F, &inputs, |(gate_up, _)| ops::swiglu::forward(gate_up, gate_up.dtype()));
+    op.measure("backward", 2 * T * F, &inputs, |(gate_up, da)| {
+        ops::swiglu::backward(da, gate_up, gate_up.dtype())
+    });
 }
 
 criterion_group!(all, adamw, attention, cross_entropy, embed, linear, rms_norm, rope, swiglu);

@@ -85,18 +85,19 @@ fn rms_norm(checks: &mut Checks) -> Result<()> {
             let (exact_norm, plain_norm) = (norm(&weight.exact), norm(&weight.plain));
             let device_norm = norm(&weight.device);
             let with = |delta| add.then_some(Add { delta, multiplier: 0.22 });
-            let ours = checks.run(|| device_norm.forward(&x.device, with(&delta.device)))?;
+            let ours = checks.run(|| device_norm.forward(&x.device, with(&delta.device), checks.dtype()))?;
             // The norm is of the rounded residual stream, as the kernel keeps it.
             let residual = checks.input(&match add {
-                true => {
-                    exact_norm.forward(&x.exact, with(&delta.exact))?.residual.to_dtype(checks.dtype())?
-                }
+                true => exact_norm
+                    .forward(&x.exact, with(&delta.exact), x.exact.dtype())?
+                    .residual
+                    .to_dtype(checks.dtype())?,
                 false => x.plain.clone(),
             })?;
             let plain = plain_norm.reference(&x.plain, with(&delta.plain))?;
-            let summed = exact_norm.forward(&x.exact, with(&delta.exact))?.residual;
+            let summed = exact_norm.forward(&x.exact, with(&delta.exact), x.exact.dtype())?.residual;
             checks.compare("residual", Kind::Value, &ours.residual, &summed, &plain.residual)?;
-            let exact = exact_norm.forward(&residual.exact, None)?;
+            let exact = exact_norm.forward(&residual.exact, None, x.exact.dtype())?;
             let plain = plain_norm.reference(&residual.plain, None)?;
             checks.compare("normed", Kind::Value, &ours.normed, &exact.normed, &plain.normed)?;
             checks.compare("rstd", Kind::Value, &ours.rstd, &exact.rstd, &plain.normed)?;
@@ -144,21 +145,21 @@ fn swiglu(checks: &mut Checks) -> Result<()> {
     for (t, f) in [(1, 1), (5, 123), (123, 56), (3, 4096)] {
         checks.case(format!("[{t}, {f}]"));
         let (x, da) = (checks.random((t, 2 * f), 4.0)?, checks.random((t, f), 1.0)?);
-        let ours = checks.run(|| swiglu::forward(&x.device))?;
+        let ours = checks.run(|| swiglu::forward(&x.device, checks.dtype()))?;
         checks.compare(
             "a",
             Kind::Value,
             &ours,
-            &swiglu::forward(&x.exact)?,
+            &swiglu::forward(&x.exact, x.exact.dtype())?,
             &swiglu::reference(&x.plain)?,
         )?;
-        let ours = checks.run(|| swiglu::backward(&da.device, &x.device))?;
+        let ours = checks.run(|| swiglu::backward(&da.device, &x.device, checks.dtype()))?;
         let plain = autograd(&[&x.plain], &da.plain, |v| swiglu::reference(v[0].as_tensor()))?;
         checks.compare(
             "dgate_up",
             Kind::Gradient,
             &ours,
-            &swiglu::backward(&da.exact, &x.exact)?,
+            &swiglu::backward(&da.exact, &x.exact, x.exact.dtype())?,
             &plain[0],
         )?;
     }

@@ -10,20 +10,22 @@ pub(super) mod metadata;
 
 pub(crate) use config::llama3_divisor;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fs::File;
 use std::io::Cursor;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
+use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{DType, Device, Tensor};
 use memmap2::Mmap;
 
 use self::metadata::Metadata;
 use super::config::{ModelConfig, unsupported};
-use super::weights::{Stored, StoredDtype, check_shape};
+use super::weights::{Float, Stored, StoredDtype, check_shape};
 use crate::{Error, Result};
 
 /// Names of a block's modules: Hugging Face's and GGUF's.
@@ -126,14 +128,64 @@ impl GgufFile {
         let info = self.info(name)?;
         check_shape(&self.path, name, shape, info.shape.dims())?;
         let values = dequantise(&self.path, name, info, &self.content, &self.map)?;
-        let values = if name.contains(".self_attn.q_proj.") {
-            unpermute(&values, self.config.num_attention_heads)?
-        } else if name.contains(".self_attn.k_proj.") {
-            unpermute(&values, self.config.num_key_value_heads)?
-        } else {
-            values
+        let values = match self.permuted_heads(name) {
+            Some(heads) => unpermute(&values, heads)?,
+            None => values,
         };
         Ok(values.to_dtype(dtype)?.to_device(device)?)
+    }
+
+    /// Dequantises some rows of a matrix, one after another, in Hugging Face's order.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] for a missing tensor or rows that end inside a quantised block.
+    ///
+    /// # Panics
+    /// Rows beyond the matrix, or another length of `out` than theirs.
+    pub(super) fn rows<T: Float>(&self, name: &str, rows: Range<usize>, out: &mut [T]) -> Result<()> {
+        let info = self.info(name)?;
+        let (count, width) = (info.shape.dims()[0], info.shape.elem_count() / info.shape.dims()[0].max(1));
+        assert_eq!(out.len(), rows.len() * width, "values of {} rows of `{name}`", rows.len());
+        let block = info.ggml_dtype.block_size();
+        if !width.is_multiple_of(block) {
+            let problem = format!(
+                "tensor `{name}`: expected rows of whole blocks of {block} values, found {width} values"
+            );
+            return Err(Error::Checkpoint { path: self.path.clone(), problem });
+        }
+        let bytes = width / block * info.ggml_dtype.type_size();
+        let data = self.stored(name)?.bytes;
+        let read = |first: usize, out: &mut [T]| -> Result<()> {
+            let data = Cow::Borrowed(&data[first * bytes..][..out.len() / width.max(1) * bytes]);
+            let values = QStorage::from_data(data, &Device::Cpu, info.ggml_dtype)
+                .and_then(|storage| QTensor::new(storage, out.len()))
+                .and_then(|quantised| quantised.dequantize(&Device::Cpu))
+                .and_then(|values| values.to_vec1::<f32>())
+                .map_err(|error| unreadable(&self.path, name, info, &error))?;
+            out.iter_mut().zip(values).for_each(|(y, x)| *y = T::nearest(x));
+            Ok(())
+        };
+        match self.permuted_heads(name) {
+            None => read(rows.start, out),
+            Some(heads) => {
+                let d = count / heads;
+                rows.zip(out.chunks_exact_mut(width)).try_for_each(|(row, out)| {
+                    let (head, i) = (row / d, row % d);
+                    read(head * d + i % (d / 2) * 2 + i / (d / 2), out)
+                })
+            }
+        }
+    }
+
+    /// Heads of a tensor whose rows llama.cpp's conversion permutes.
+    fn permuted_heads(&self, name: &str) -> Option<usize> {
+        if name.contains(".self_attn.q_proj.") {
+            Some(self.config.num_attention_heads)
+        } else if name.contains(".self_attn.k_proj.") {
+            Some(self.config.num_key_value_heads)
+        } else {
+            None
+        }
     }
 
     /// One tensor by its Hugging Face name, as it is on disk.
@@ -210,10 +262,12 @@ fn dequantise(path: &Path, name: &str, info: &TensorInfo, content: &Content, map
     let mut reader = Cursor::new(&map[..]);
     info.read(&mut reader, content.tensor_data_offset, &Device::Cpu)
         .and_then(|quantised| quantised.dequantize(&Device::Cpu))
-        .map_err(|error| Error::Checkpoint {
-            path: path.to_path_buf(),
-            problem: format!("tensor `{name}` ({:?}): {error}", info.ggml_dtype),
-        })
+        .map_err(|error| unreadable(path, name, info, &error))
+}
+
+fn unreadable(path: &Path, name: &str, info: &TensorInfo, error: &candle_core::Error) -> Error {
+    let problem = format!("tensor `{name}` ({:?}): {error}", info.ggml_dtype);
+    Error::Checkpoint { path: path.to_path_buf(), problem }
 }
 
 /// Every tensor under its Hugging Face name.

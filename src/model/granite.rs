@@ -9,10 +9,11 @@
 //! ```
 
 use super::{ModelConfig, Weights};
+use crate::ops::packed::{Isa, Panels};
 use crate::ops::rms_norm::RmsNorm;
 use crate::ops::{AttentionShape, Linear, RopeTable};
 use crate::{Error, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, DeviceLocation, Tensor};
 use std::sync::{Arc, Mutex};
 
 /// A frozen model on a device.
@@ -22,6 +23,10 @@ pub struct Granite {
     pub(super) blocks: Vec<Block>,
     pub(super) norm: RmsNorm,
     pub(super) head: Linear,
+    /// Of the last block, the layer that makes the queries, and the one that makes keys and values.
+    pub(super) last_qkv: (Linear, Linear),
+    /// dtype in which the blocks' layers read their inputs.
+    pub(super) inputs: DType,
     pub(super) attention: AttentionShape,
     rope: Mutex<Option<Arc<RopeTable>>>,
     dtype: DType,
@@ -47,7 +52,7 @@ pub(super) struct Parts {
     pub(super) blocks: Vec<Block>,
     pub(super) norm: RmsNorm,
     /// [V, C]; the embedding again where it is tied.
-    pub(super) head: Tensor,
+    pub(super) head: Linear,
 }
 
 /// dtypes of a loaded model.
@@ -57,6 +62,15 @@ pub struct Dtypes {
     pub weights: DType,
     /// Of the activations, the prompt's gradient included.
     pub activations: DType,
+}
+
+impl Dtypes {
+    /// The instructions that the layers' weights are packed for on a device of this kind.
+    pub(super) fn packed_for(&self, device: DeviceLocation) -> Option<Isa> {
+        let packed =
+            device == DeviceLocation::Cpu && (self.weights, self.activations) == (DType::BF16, DType::F32);
+        Isa::best().filter(|_| packed)
+    }
 }
 
 impl Granite {
@@ -79,8 +93,8 @@ impl Granite {
             progress(i + 1);
         }
         let head = match config.tie_word_embeddings {
-            true => embedding.clone(),
-            false => load.matrix("lm_head.weight", config.vocab_size, config.hidden_size)?,
+            true => Linear::new(embedding.clone(), None)?,
+            false => load.stacked(&[("lm_head".into(), config.vocab_size)], config.hidden_size, false)?,
         };
         let norm = load.norm("model.norm.weight")?;
         Self::from_parts(config, Parts { embedding, blocks, norm, head }, dtypes, device)
@@ -104,8 +118,8 @@ impl Granite {
         };
         let embedding = self.embedding.to_dtype(dtypes.weights)?.to_device(device)?;
         let head = match self.config.tie_word_embeddings {
-            true => embedding.clone(),
-            false => linear(&self.head)?.weight().clone(),
+            true => Linear::new(embedding.clone(), None)?,
+            false => linear(&self.head)?,
         };
         let blocks = self.blocks.iter().map(block).collect::<Result<_>>()?;
         let norm = norm(&self.norm)?;
@@ -119,18 +133,26 @@ impl Granite {
         dtypes: Dtypes,
         device: &Device,
     ) -> Result<Self> {
+        let attention = AttentionShape {
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+            scale: config.attention_multiplier,
+        };
+        let Some(Block { qkv, .. }) = parts.blocks.last() else {
+            return Err(Error::Invalid("num_hidden_layers: expected at least 1, found 0".into()));
+        };
+        let (q, kv) = (attention.q_width(), attention.kv_width());
+        let last_qkv = (qkv.rows(0..q)?, qkv.rows(q..q + kv)?);
         Ok(Self {
             config: config.clone(),
             embedding: parts.embedding,
-            blocks: parts.blocks,
             norm: parts.norm,
-            head: Linear::new(parts.head, None)?,
-            attention: AttentionShape {
-                heads: config.num_attention_heads,
-                kv_heads: config.num_key_value_heads,
-                head_dim: config.head_dim,
-                scale: config.attention_multiplier,
-            },
+            head: parts.head,
+            last_qkv,
+            inputs: qkv.input_dtype(dtypes.activations),
+            blocks: parts.blocks,
+            attention,
             rope: Mutex::new(None),
             dtype: dtypes.activations,
             device: device.clone(),
@@ -194,7 +216,7 @@ struct Loader<'a> {
 
 impl Loader<'_> {
     fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Tensor> {
-        self.weights.tensor(name, &[rows, columns], self.dtypes.weights, self.device)
+        self.weights.matrix(name, (rows, columns), self.dtypes.weights, self.device)
     }
 
     fn norm(&self, name: &str) -> Result<RmsNorm> {
@@ -205,17 +227,48 @@ impl Loader<'_> {
 
     /// Layers over one input as one, stacked in the order given.
     fn stacked(&self, names: &[(String, usize)], columns: usize, bias: bool) -> Result<Linear> {
-        let (mut parts, mut biases) = (Vec::new(), Vec::new());
-        for (name, rows) in names {
-            parts.push(self.matrix(&format!("{name}.weight"), *rows, columns)?);
-            if bias {
-                let name = format!("{name}.bias");
-                biases.push(self.weights.tensor(&name, &[*rows], self.dtypes.activations, self.device)?);
-            }
+        let mut biases = Vec::new();
+        for (name, rows) in names.iter().filter(|_| bias) {
+            let name = format!("{name}.bias");
+            biases.push(self.weights.tensor(&name, &[*rows], self.dtypes.activations, self.device)?);
         }
         let bias = if bias { Some(Tensor::cat(&biases, 0)?) } else { None };
+        let parts: Vec<_> = names.iter().map(|(name, rows)| (format!("{name}.weight"), *rows)).collect();
+        if let Some(isa) = self.dtypes.packed_for(self.device.location()) {
+            return Linear::packed(self.packed(isa, &parts, columns)?, bias);
+        }
+        let parts = parts.iter().map(|(name, rows)| self.matrix(name, *rows, columns));
+        let parts = parts.collect::<Result<Vec<_>>>()?;
         let weight = if let [only] = &parts[..] { only.clone() } else { Tensor::cat(&parts, 0)? };
         Linear::new(weight, bias)
+    }
+
+    /// Matrices [rows, columns] on top of each other, from the file into panels without a whole one in between.
+    fn packed(&self, isa: Isa, parts: &[(String, usize)], columns: usize) -> Result<Panels> {
+        let mut starts = Vec::new();
+        let mut total = 0;
+        for (name, rows) in parts {
+            starts.push(total);
+            total += rows;
+            self.weights.check(name, &[*rows, columns])?;
+        }
+        Panels::pack(isa, (total, columns), |range, out| {
+            let mut done = 0;
+            for ((name, rows), start) in parts.iter().zip(&starts) {
+                let part = range.start.max(*start)..range.end.min(start + rows);
+                if part.is_empty() {
+                    continue;
+                }
+                let values = part.len() * columns;
+                self.weights.rows(
+                    name,
+                    part.start - start..part.end - start,
+                    &mut out[done..done + values],
+                )?;
+                done += values;
+            }
+            Ok(())
+        })
     }
 
     fn block(&self, name: &str) -> Result<Block> {

@@ -24,7 +24,9 @@
 
 use super::pass::head_rows;
 use super::{Dtypes, ModelConfig};
+use crate::ops::packed::Panels;
 use candle_core::DeviceLocation;
+use half::bf16;
 
 /// Bytes of one value of the prompt and its moments, which are f32 on every device.
 const F32: usize = size_of::<f32>();
@@ -89,7 +91,10 @@ impl TuningMemory {
         let Parameters { matrices, vectors } = Parameters::of(config);
         let cpu = device == DeviceLocation::Cpu;
         Self {
-            weights: matrices * dtypes.weights.size_in_bytes() + vectors * value,
+            weights: match dtypes.packed_for(device) {
+                Some(_) => packed_bytes(config),
+                None => matrices * dtypes.weights.size_in_bytes(),
+            } + vectors * value,
             blocks: layers,
             block_per_row: block,
             input_per_row: c * value,
@@ -153,6 +158,17 @@ impl TuningMemory {
     pub fn reserve(&self, pass: usize) -> usize {
         self.reserve_at_least + pass / 100 * self.slack
     }
+}
+
+/// Bytes of the embedding, and of all linear layers as the CPU's bf16 products read them.
+fn packed_bytes(config: &ModelConfig) -> usize {
+    let (c, f, v) = (config.hidden_size, config.intermediate_size, config.vocab_size);
+    let q = config.num_attention_heads * config.head_dim;
+    let kv = 2 * config.num_key_value_heads * config.head_dim;
+    let block: usize =
+        [(q + kv, c), (c, q), (2 * f, c), (c, f)].map(|(n, k)| Panels::bytes_of(n, k)).iter().sum();
+    let head = if config.tie_word_embeddings { 0 } else { Panels::bytes_of(v, c) };
+    v * c * size_of::<bf16>() + head + config.num_hidden_layers * block
 }
 
 /// Values of a model's weights.
@@ -233,10 +249,10 @@ mod tests {
                 let parameters = Parameters::of(&config);
                 let loaded = model.weight_bytes();
                 let memory = TuningMemory::of(&config, dtypes, DeviceLocation::Cpu);
-                assert_eq!(
-                    memory.weights,
-                    parameters.matrices * dtypes.weights.size_in_bytes() + 4 * parameters.vectors
-                );
+                if dtypes.packed_for(DeviceLocation::Cpu).is_none() {
+                    let matrices = parameters.matrices * dtypes.weights.size_in_bytes();
+                    assert_eq!(memory.weights, matrices + 4 * parameters.vectors);
+                }
                 // A loaded model counts its biases as weights, and leaves its norms out.
                 let norms = 4 * config.hidden_size * (2 * config.num_hidden_layers + 1);
                 assert_eq!(memory.weights - norms, loaded, "{name} in {dtypes:?}");

@@ -155,12 +155,12 @@ impl Granite {
         let mut x = embed::forward(&self.embedding, prompts, &self.lookup(batch))?;
         let mut delta = None;
         for (i, block) in self.blocks.iter().enumerate() {
-            let normed = block.attention_norm.forward(&x, self.add(delta.as_ref()))?;
+            let normed = block.attention_norm.forward(&x, self.add(delta.as_ref()), self.inputs)?;
             let tape = self.block(i, &rows, normed, prefix)?;
             (x, delta) = (tape.mlp.residual.clone(), Some(self.down(block, &tape.gate_up)?));
             keep(i, tape)?;
         }
-        self.norm.forward(&x, self.add(delta.as_ref()))
+        self.norm.forward(&x, self.add(delta.as_ref()), self.dtype())
     }
 
     /// Block `i` from what its attention norm made up to gate and up.
@@ -186,7 +186,7 @@ impl Granite {
         let mut delta = None;
         for (i, block) in self.blocks.iter().enumerate() {
             let last = i + 1 == self.blocks.len();
-            let normed = block.attention_norm.forward(&x, self.add(delta.as_ref()))?;
+            let normed = block.attention_norm.forward(&x, self.add(delta.as_ref()), self.inputs)?;
             let fresh = self.qkv(block, &rows, &normed.normed, last)?;
             let kv = fresh.keys_values();
             cache.write(
@@ -200,7 +200,7 @@ impl Granite {
             let (mlp, gate_up) = self.behind_attention(block, &attended.out, &stream)?;
             (x, delta) = (mlp.residual, Some(self.down(block, &gate_up)?));
         }
-        Ok(self.norm.forward(&x, self.add(delta.as_ref()))?.normed)
+        Ok(self.norm.forward(&x, self.add(delta.as_ref()), self.dtype())?.normed)
     }
 
     fn add<'a>(&self, delta: Option<&'a Tensor>) -> Option<Add<'a>> {
@@ -214,7 +214,7 @@ impl Granite {
             let qkv = block.qkv.forward(normed)?;
             return Ok(Qkv::Fused(rows.rotate(qkv, h + k, positions, false)?));
         }
-        let (q, kv) = self.split(block)?;
+        let (q, kv) = &self.last_qkv;
         let q = q.forward(&rows.of_targets(normed)?)?;
         Ok(Qkv::Split {
             q: rows.rotate(q, h, (&rows.target_positions).into(), false)?,
@@ -222,22 +222,17 @@ impl Granite {
         })
     }
 
-    /// The layers that make the queries, and the keys and values.
-    fn split(&self, block: &Block) -> Result<(crate::ops::Linear, crate::ops::Linear)> {
-        let (q, kv) = (self.attention.q_width(), self.attention.kv_width());
-        Ok((block.qkv.rows(0..q)?, block.qkv.rows(q..q + kv)?))
-    }
-
     /// The second norm, and gate and up.
     fn behind_attention(&self, block: &Block, attended: &Tensor, x: &Tensor) -> Result<(NormTape, Tensor)> {
         let delta = block.o.forward(attended)?;
-        let Normed { residual, normed, rstd } = block.mlp_norm.forward(x, self.add(Some(&delta)))?;
+        let Normed { residual, normed, rstd } =
+            block.mlp_norm.forward(x, self.add(Some(&delta)), self.inputs)?;
         Ok((NormTape { residual, rstd }, block.gate_up.forward(&normed)?))
     }
 
     /// What the MLP adds to the residual stream.
     fn down(&self, block: &Block, gate_up: &Tensor) -> Result<Tensor> {
-        block.down.forward(&swiglu::forward(gate_up)?)
+        block.down.forward(&swiglu::forward(gate_up, self.inputs)?)
     }
 
     /// Losses of `labels` for the hidden states of their rows [targets, C]; their gradient for a loss of
@@ -307,7 +302,7 @@ impl Granite {
             let saved = match saved {
                 Saved::Whole(tape) => tape,
                 Saved::Input { residual, .. } => {
-                    self.block(i, &rows, block.attention_norm.forward(&residual, None)?, prefix)?
+                    self.block(i, &rows, block.attention_norm.forward(&residual, None, self.inputs)?, prefix)?
                 }
             };
             let dstream = self.backward_mlp(block, &saved, &dx)?;
@@ -335,7 +330,7 @@ impl Granite {
     /// Gradient of the residual stream before the MLP.
     fn backward_mlp(&self, block: &Block, saved: &BlockTape, dx: &Tensor) -> Result<Tensor> {
         let da = block.down.backward(dx, self.config.residual_multiplier)?;
-        let dnormed = block.gate_up.backward(&swiglu::backward(&da, &saved.gate_up)?, 1.0)?;
+        let dnormed = block.gate_up.backward(&swiglu::backward(&da, &saved.gate_up, self.inputs)?, 1.0)?;
         block.mlp_norm.backward(&dnormed, &saved.mlp.residual, &saved.mlp.rstd, Some(dx))
     }
 
@@ -373,7 +368,7 @@ impl Granite {
                 (dnormed, Some(dstream.narrow(0, 0, n)?))
             }
             Qkv::Split { q, kv } => {
-                let (q_layer, kv_layer) = self.split(block)?;
+                let (q_layer, kv_layer) = &self.last_qkv;
                 let dnormed = kv_layer.backward(&rows.rotate(kv, k, positions, true)?, 1.0)?;
                 if needs == Needs::Prefixes {
                     // A model of one block: no target row is a prefix row.

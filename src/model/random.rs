@@ -34,8 +34,8 @@ impl Granite {
         let embedding = make.matrix(config.vocab_size, config.hidden_size)?;
         let blocks = (0..config.num_hidden_layers).map(|_| make.block()).collect::<Result<_>>()?;
         let head = match config.tie_word_embeddings {
-            true => embedding.clone(),
-            false => make.matrix(config.vocab_size, config.hidden_size)?,
+            true => Linear::new(embedding.clone(), None)?,
+            false => make.linear(config.vocab_size, config.hidden_size, false)?,
         };
         let norm = make.norm()?;
         Self::from_parts(config, Parts { embedding, blocks, norm, head }, dtypes, device)
@@ -76,7 +76,7 @@ impl Maker<'_> {
             true => Some(Tensor::zeros(rows, self.dtypes.activations, self.device)?),
             false => None,
         };
-        Linear::new(self.matrix(rows, columns)?, bias)
+        Linear::new(self.matrix(rows, columns)?, bias)?.pack(self.dtypes.activations)
     }
 
     fn matrix(&mut self, rows: usize, columns: usize) -> Result<Tensor> {
@@ -114,8 +114,8 @@ fn normal(n: usize, seed: u64, stream: u64) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Parameters, granite};
-    use candle_core::DType;
+    use crate::model::{TuningMemory, granite};
+    use candle_core::{DType, DeviceLocation};
     use std::path::Path;
 
     fn config(name: &str) -> ModelConfig {
@@ -135,10 +135,9 @@ mod tests {
                 let dtypes = granite::dtypes(weights, &Device::Cpu).unwrap();
                 let model = Granite::random(&config, dtypes, &Device::Cpu, 1).unwrap();
                 // The norms are no part of what a model counts as its weights.
-                let norms = config.hidden_size * (2 * config.num_hidden_layers + 1);
-                let Parameters { matrices, vectors } = Parameters::of(&config);
-                let bytes = matrices * weights.size_in_bytes() + (vectors - norms) * 4;
-                assert_eq!(model.weight_bytes(), bytes, "{name} in {weights:?}");
+                let norms = 4 * config.hidden_size * (2 * config.num_hidden_layers + 1);
+                let memory = TuningMemory::of(&config, dtypes, DeviceLocation::Cpu);
+                assert_eq!(model.weight_bytes(), memory.weights - norms, "{name} in {weights:?}");
                 assert_eq!(model.embedding().dtype(), weights);
                 assert_eq!(model.embedding().dims(), [config.vocab_size, config.hidden_size]);
                 assert_eq!(model.dtype(), DType::F32);
@@ -154,10 +153,10 @@ mod tests {
         let (model, again, other) = (of(3), of(3), of(4));
         assert_eq!(flat(model.embedding()), flat(again.embedding()));
         assert_ne!(flat(model.embedding()), flat(other.embedding()));
-        let qkv: Vec<_> = model.blocks.iter().map(|b| flat(b.qkv.weight())).collect();
+        let qkv: Vec<_> = model.blocks.iter().map(|b| flat(&b.qkv.weight().unwrap())).collect();
         assert_ne!(qkv[0], qkv[1]);
-        assert_eq!(qkv[1], flat(again.blocks[1].qkv.weight()));
-        assert_ne!(flat(model.embedding()), flat(model.head.weight()), "the head is not tied");
+        assert_eq!(qkv[1], flat(&again.blocks[1].qkv.weight().unwrap()));
+        assert_ne!(flat(model.embedding()), flat(&model.head.weight().unwrap()), "the head is not tied");
     }
 
     #[test]

@@ -3,11 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
 use candle_core::quantized::GgmlDType;
 use candle_core::safetensors::MmapedSafetensors;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, WithDType};
+use half::{bf16, f16};
+use rayon::prelude::*;
 use safetensors::Dtype;
 
 use super::gguf::GgufFile;
@@ -16,6 +19,33 @@ use crate::{Error, Result};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+
+/// Rows that a task reads at a time.
+const ROWS: usize = 16;
+
+/// A float that weights are read as.
+pub(super) trait Float: WithDType + num_traits::Zero {
+    /// The nearest value to `x`.
+    fn nearest(x: f32) -> Self;
+}
+
+impl Float for f32 {
+    fn nearest(x: f32) -> Self {
+        x
+    }
+}
+
+impl Float for f16 {
+    fn nearest(x: f32) -> Self {
+        Self::from_f32(x)
+    }
+}
+
+impl Float for bf16 {
+    fn nearest(x: f32) -> Self {
+        Self::from_f32(x)
+    }
+}
 
 /// The tensors of one checkpoint.
 ///
@@ -102,6 +132,59 @@ impl Weights {
         match &self.0 {
             Source::Safetensors(shards) => shards.tensor(name, shape, dtype, device),
             Source::Gguf(file) => file.tensor(name, shape, dtype, device),
+        }
+    }
+
+    /// As [`Weights::tensor`], of a matrix [n, k]: on the CPU some rows at a time, in parallel, so that no second
+    /// matrix is in memory, whatever the type on disk.
+    ///
+    /// # Errors
+    /// As [`Weights::tensor`].
+    pub fn matrix(
+        &self,
+        name: &str,
+        (n, k): (usize, usize),
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Tensor> {
+        match dtype {
+            DType::F32 if device.is_cpu() => self.in_memory::<f32>(name, (n, k)),
+            DType::F16 if device.is_cpu() => self.in_memory::<f16>(name, (n, k)),
+            DType::BF16 if device.is_cpu() => self.in_memory::<bf16>(name, (n, k)),
+            _ => self.tensor(name, &[n, k], dtype, device),
+        }
+    }
+
+    fn in_memory<T: Float>(&self, name: &str, (n, k): (usize, usize)) -> Result<Tensor> {
+        self.check(name, &[n, k])?;
+        let mut values = vec![T::zero(); n * k];
+        values
+            .par_chunks_mut((ROWS * k).max(1))
+            .enumerate()
+            .try_for_each(|(i, values)| self.rows(name, i * ROWS..((i + 1) * ROWS).min(n), values))?;
+        Ok(Tensor::from_vec(values, (n, k), &Device::Cpu)?)
+    }
+
+    /// Checks that there is a tensor of this Hugging Face name, and its shape.
+    ///
+    /// # Errors
+    /// As [`Weights::tensor`].
+    pub(super) fn check(&self, name: &str, shape: &[usize]) -> Result<()> {
+        check_shape(self.path(), name, shape, &self.stored(name)?.shape)
+    }
+
+    /// Reads some rows of a matrix, one after another.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] for a missing tensor or a type on disk that is not a floating point one.
+    ///
+    /// # Panics
+    /// Rows beyond the matrix, or another length of `out` than theirs.
+    pub(super) fn rows<T: Float>(&self, name: &str, rows: Range<usize>, out: &mut [T]) -> Result<()> {
+        match &self.0 {
+            Source::Safetensors(shards) if self.contains(name) => shards.rows(name, rows, out),
+            Source::Gguf(file) if self.contains(name) => file.rows(name, rows, out),
+            _ => Err(self.missing(name)),
         }
     }
 
@@ -268,16 +351,44 @@ impl Shards {
         let (path, file) = &self.files[self.tensors[name]];
         let view = file.get(name)?;
         check_shape(path, name, shape, view.shape())?;
-        let stored = match DType::try_from(view.dtype()) {
-            Ok(stored @ (DType::F32 | DType::F16 | DType::BF16)) => stored,
-            _ => {
-                let found = view.dtype();
-                let problem = format!("tensor `{name}`: expected F32, F16 or BF16, found {found:?}");
-                return Err(Error::Checkpoint { path: path.clone(), problem });
-            }
+        let stored = match view.dtype() {
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::BF16,
+            found => return Err(not_a_float(path, name, found)),
         };
         Ok(Tensor::from_raw_buffer(view.data(), stored, shape, device)?.to_dtype(dtype)?)
     }
+
+    fn rows<T: Float>(&self, name: &str, rows: Range<usize>, out: &mut [T]) -> Result<()> {
+        let (path, file) = &self.files[self.tensors[name]];
+        let view = file.get(name)?;
+        let width = view.shape().iter().skip(1).product::<usize>();
+        let (start, count) = (rows.start * width, rows.len() * width);
+        assert_eq!(out.len(), count, "values of {} rows of `{name}`", rows.len());
+        let halves = || view.data()[2 * start..2 * (start + count)].as_chunks::<2>().0.iter();
+        match view.dtype() {
+            Dtype::F32 => {
+                let values = view.data()[4 * start..4 * (start + count)].as_chunks::<4>().0;
+                out.iter_mut().zip(values).for_each(|(y, x)| *y = T::nearest(f32::from_le_bytes(*x)));
+            }
+            Dtype::F16 => {
+                let values = halves().map(|x| f16::from_le_bytes(*x).to_f32());
+                out.iter_mut().zip(values).for_each(|(y, x)| *y = T::nearest(x));
+            }
+            Dtype::BF16 => {
+                let values = halves().map(|x| bf16::from_le_bytes(*x).to_f32());
+                out.iter_mut().zip(values).for_each(|(y, x)| *y = T::nearest(x));
+            }
+            found => return Err(not_a_float(path, name, found)),
+        }
+        Ok(())
+    }
+}
+
+fn not_a_float(path: &Path, name: &str, found: Dtype) -> Error {
+    let problem = format!("tensor `{name}`: expected F32, F16 or BF16, found {found:?}");
+    Error::Checkpoint { path: path.to_path_buf(), problem }
 }
 
 /// An error where a tensor has not the shape that the configuration implies.

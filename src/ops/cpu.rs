@@ -4,6 +4,7 @@
 use crate::{Error, Result};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, DType, Storage, StorageRef, Tensor, WithDType};
+use half::bf16;
 use rayon::prelude::*;
 use std::marker::PhantomData;
 use std::ops::{Deref, Range};
@@ -117,6 +118,45 @@ macro_rules! with_real {
 }
 pub(crate) use with_real;
 
+/// As `with_real`, with `$O` standing for the dtype of the output: `$dtype` itself, or bf16 of f32.
+macro_rules! with_stored {
+    ($op:expr, $dtype:expr, $out:expr, $T:ident, $O:ident => $body:expr) => {
+        match ($dtype, $out) {
+            (candle_core::DType::F32, candle_core::DType::F32) => {
+                type $T = f32;
+                type $O = f32;
+                $body
+            }
+            (candle_core::DType::F32, candle_core::DType::BF16) => {
+                type $T = f32;
+                type $O = half::bf16;
+                $body
+            }
+            (candle_core::DType::F64, candle_core::DType::F64) => {
+                type $T = f64;
+                type $O = f64;
+                $body
+            }
+            (dtype, out) => Err(crate::ops::cpu::not_stored($op, dtype, out)),
+        }
+    };
+}
+pub(crate) use with_stored;
+
+/// An error where an op's output has another dtype than its input on a device that can't.
+pub(crate) fn same_dtype(op: &'static str, x: &Tensor, out: DType) -> Result<()> {
+    if x.dtype() == out { Ok(()) } else { Err(not_stored(op, x.dtype(), out)) }
+}
+
+pub(crate) fn not_stored(op: &'static str, dtype: DType, out: DType) -> Error {
+    Error::Shape {
+        op,
+        expected: "an output in the dtype of the activations, or in bf16 where those are f32 on the CPU"
+            .into(),
+        found: format!("{out:?} of {dtype:?}"),
+    }
+}
+
 pub(crate) fn not_real(op: &'static str, dtype: DType) -> Error {
     Error::Shape { op, expected: "f32 (or f64) activations on the CPU".into(), found: format!("{dtype:?}") }
 }
@@ -125,12 +165,12 @@ pub(crate) fn not_real(op: &'static str, dtype: DType) -> Error {
 ///
 /// Fresh memory is not zeroed first (a step would clear over half a gigabyte for nothing). Builds with
 /// debug assertions poison it with NaN instead, so that the tests see an element left unwritten.
-pub(crate) fn overwrite<T: Real>(n: usize, fill: impl FnOnce(&mut [T])) -> Vec<T> {
+pub(crate) fn overwrite<T: num_traits::Float>(n: usize, fill: impl FnOnce(&mut [T])) -> Vec<T> {
     let mut buffer: Vec<T> = Vec::with_capacity(n);
     if cfg!(debug_assertions) {
-        buffer.resize(n, <T as num_traits::Float>::nan());
+        buffer.resize(n, T::nan());
     } else {
-        // SAFETY: the capacity is n, every bit pattern is a valid f32 or f64, and `fill` writes all n
+        // SAFETY: the capacity is n, every bit pattern is a valid float, and `fill` writes all n
         // before anything reads them.
         #[allow(clippy::uninit_vec)]
         unsafe {
@@ -142,11 +182,51 @@ pub(crate) fn overwrite<T: Real>(n: usize, fill: impl FnOnce(&mut [T])) -> Vec<T
 }
 
 /// A tensor that owns `buffer`.
-pub(crate) fn tensor<T: Real>(
+pub(crate) fn tensor<T: WithDType>(
     buffer: Vec<T>,
     shape: impl candle_core::shape::ShapeWithOneHole,
 ) -> Result<Tensor> {
     Ok(Tensor::from_vec(buffer, shape, &candle_core::Device::Cpu)?)
+}
+
+/// A float as a kernel writes what it computed in `T`.
+pub(crate) trait Stored<T>: WithDType + num_traits::Float {
+    /// The nearest value to `x`, ties to even.
+    fn stored(x: T) -> Self;
+}
+
+impl<T: Real> Stored<T> for T {
+    #[inline(always)]
+    fn stored(x: T) -> T {
+        x
+    }
+}
+
+impl Stored<f32> for bf16 {
+    #[inline(always)]
+    fn stored(x: f32) -> Self {
+        let bits = x.to_bits();
+        let rounded = (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16;
+        // A NaN's payload may not carry over into its sign.
+        Self::from_bits(if x.is_nan() { (bits >> 16) as u16 | 0x40 } else { rounded })
+    }
+}
+
+/// `x` in f32, rounded to bf16.
+pub(crate) fn round(op: &'static str, x: &Tensor) -> Result<Tensor> {
+    let from = View::<f32>::new(op, x)?;
+    let from: &[f32] = &from;
+    let rounded = overwrite::<bf16>(from.len(), |out| {
+        par_rows(
+            out,
+            1,
+            #[inline(always)]
+            |first, out| {
+                out.iter_mut().zip(&from[first..]).for_each(|(y, &x)| *y = Stored::stored(x));
+            },
+        );
+    });
+    tensor(rounded, x.dims())
 }
 
 /// Rows of `width` elements that one task takes: about 16 thousand elements, enough work to outweigh what a
@@ -158,10 +238,16 @@ pub(crate) fn rows_per_task(width: usize) -> usize {
 /// Fills `out`, rows of `width` elements, in parallel: `f(first_row, rows)`.
 pub(crate) fn par_rows<T: Send>(out: &mut [T], width: usize, f: impl Fn(usize, &mut [T]) + Sync) {
     let rows = rows_per_task(width);
-    out.par_chunks_mut((rows * width).max(1)).enumerate().for_each(|(i, chunk)| simd(|| f(i * rows, chunk)));
+    out.par_chunks_mut((rows * width).max(1)).enumerate().for_each(|(i, chunk)| {
+        simd(
+            #[inline(always)]
+            || f(i * rows, chunk),
+        )
+    });
 }
 
-/// Runs `f` compiled for the widest vectors that this CPU has.
+/// Runs `f` compiled for the widest vectors that this CPU has. Only what is inlined is: say `#[inline(always)]` before
+/// the closure, here and in [`par_rows`], or the compiler's own judgement leaves a long one as it is, in SSE2.
 #[inline(always)]
 pub(crate) fn simd<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)

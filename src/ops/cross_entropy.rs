@@ -58,7 +58,7 @@ pub fn forward(logits: &Tensor, labels: IndexView, scale: f64) -> Result<Losses>
     with_real!("cross_entropy", logits.dtype(), T => {
         let z = View::<T>::new("cross_entropy", logits)?;
         let z: &[T] = &z;
-        let of_row = |(row, &label): (&[T], &u32)| cpu::simd(|| {
+        let of_row = |(row, &label): (&[T], &u32)| cpu::simd(#[inline(always)] || {
             let lse = log_sum_exp(row, T::of(scale));
             (lse - scale * row[label as usize].wide(), lse)
         });
@@ -102,7 +102,7 @@ pub fn backward(
             let rows = z.par_chunks_mut(vocab).zip(labels.host()).zip(lse);
             rows.for_each(|((row, &label), &lse)| {
                 let lse = T::of(lse);
-                cpu::simd(|| row.iter_mut().for_each(|z| *z = d * (*z * s - lse).exp_()));
+                cpu::simd(#[inline(always)] || row.iter_mut().for_each(|z| *z = d * (*z * s - lse).exp_()));
                 row[label as usize] -= d;
             });
         })

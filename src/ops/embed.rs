@@ -115,16 +115,23 @@ fn gather<T: Real, W: candle_core::WithDType>(
     let (e, p): (&[W], &[T]) = (&e, &p);
     let (m, ids) = (lookup.multiplier, lookup.ids.host());
     let out = cpu::overwrite::<T>(ids.len() * c, |out| {
-        cpu::par_rows(out, c, |first, rows| {
-            for (row, &id) in rows.chunks_exact_mut(c).zip(&ids[first..]) {
-                let id = id as usize;
-                if id < vocab {
-                    row.iter_mut().zip(&e[id * c..]).for_each(|(y, &x)| *y = T::of(m * widen(x)));
-                } else {
-                    row.iter_mut().zip(&p[(id - vocab) * c..]).for_each(|(y, &x)| *y = T::of(m * x.wide()));
+        cpu::par_rows(
+            out,
+            c,
+            #[inline(always)]
+            |first, rows| {
+                for (row, &id) in rows.chunks_exact_mut(c).zip(&ids[first..]) {
+                    let id = id as usize;
+                    if id < vocab {
+                        row.iter_mut().zip(&e[id * c..]).for_each(|(y, &x)| *y = T::of(m * widen(x)));
+                    } else {
+                        row.iter_mut()
+                            .zip(&p[(id - vocab) * c..])
+                            .for_each(|(y, &x)| *y = T::of(m * x.wide()));
+                    }
                 }
-            }
-        });
+            },
+        );
     });
     cpu::tensor(out, (ids.len(), c))
 }

@@ -1,13 +1,16 @@
 //! A frozen linear layer: `y = x Wᵀ + b`, and `dx = scale * dy W`. No weight gradient exists.
 //!
-//! On the CPU a weight may be held in f16 or bf16 to save memory; it is widened to f32 block by block
-//! as the product goes, and activations are f32 all the same.
+//! On the CPU a weight may be held in f16 or bf16. Where the CPU multiplies bf16 itself, a weight in bf16 is packed
+//! for that ([`super::packed`]): inputs are rounded to bf16, sums and outputs are f32. Elsewhere it is widened to f32
+//! block by block as the product goes, and so is f16 everywhere. Activations are f32 all the same.
 
 use super::cpu::{self, Disjoint, Mat, Real, View, with_real};
 use super::gpu::{self, Route};
+use super::packed::{self, Isa, Panels, Right, Then};
 use super::profile;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
+use half::bf16;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -18,17 +21,44 @@ const WIDENED_ROWS: usize = 128;
 /// Weight [out, in] and bias `[out]` of a frozen layer; several layers over one input are stacked in `out`.
 #[derive(Debug, Clone)]
 pub struct Linear {
-    weight: Tensor,
+    weight: Weight,
     bias: Option<Tensor>,
 }
 
+#[derive(Debug, Clone)]
+enum Weight {
+    Tensor(Tensor),
+    Packed(Panels),
+}
+
+impl Weight {
+    fn dims(&self) -> Result<(usize, usize)> {
+        match self {
+            Self::Tensor(weight) => Ok(weight.dims2()?),
+            Self::Packed(panels) => Ok(panels.dims()),
+        }
+    }
+}
+
 impl Linear {
-    /// From a weight [out, in] and a bias `[out]`.
+    /// From a weight [out, in], which is kept as it is, and a bias `[out]`.
     ///
     /// # Errors
     /// A bias that does not fit the weight.
     pub fn new(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
-        let (n, _) = weight.dims2()?;
+        Self::checked(Weight::Tensor(weight.contiguous()?), bias)
+    }
+
+    /// From a packed weight [out, in] and a bias `[out]` in f32.
+    ///
+    /// # Errors
+    /// A bias that does not fit the weight.
+    pub(crate) fn packed(weight: Panels, bias: Option<Tensor>) -> Result<Self> {
+        Self::checked(Weight::Packed(weight), bias)
+    }
+
+    fn checked(weight: Weight, bias: Option<Tensor>) -> Result<Self> {
+        let (n, _) = weight.dims()?;
         if let Some(bias) = &bias
             && bias.dims() != [n]
         {
@@ -38,38 +68,81 @@ impl Linear {
                 found: format!("{:?}", bias.dims()),
             });
         }
-        Ok(Self { weight: weight.contiguous()?, bias })
+        Ok(Self { weight, bias })
+    }
+
+    /// The layer with its weight packed, where it is bf16 behind activations in f32 on a CPU that multiplies bf16; as
+    /// it is elsewhere.
+    pub fn pack(self, activations: DType) -> Result<Self> {
+        let Weight::Tensor(weight) = &self.weight else { return Ok(self) };
+        let Some(isa) = multiplies_bf16(weight).filter(|_| activations == DType::F32) else {
+            return Ok(self);
+        };
+        let (n, k) = weight.dims2()?;
+        let values = View::<bf16>::new("linear", weight)?;
+        let values: &[bf16] = &values;
+        let panels = Panels::pack(isa, (n, k), |rows, out| -> Result<()> {
+            out.copy_from_slice(&values[rows.start * k..rows.end * k]);
+            Ok(())
+        })?;
+        Self::packed(panels, self.bias.clone())
     }
 
     /// The layer that makes only the output features of `range`.
     pub fn rows(&self, range: Range<usize>) -> Result<Self> {
         let bias = self.bias.as_ref().map(|b| b.narrow(0, range.start, range.len())).transpose()?;
-        Ok(Self { weight: self.weight.narrow(0, range.start, range.len())?, bias })
+        match &self.weight {
+            Weight::Tensor(weight) => Self::new(weight.narrow(0, range.start, range.len())?, bias),
+            Weight::Packed(panels) => match panels.rows(range.clone()) {
+                Some(panels) => Self::packed(panels, bias),
+                None => {
+                    Self::new(self.weight()?.narrow(0, range.start, range.len())?, bias)?.pack(DType::F32)
+                }
+            },
+        }
     }
 
-    /// The layer with its weight and its bias in other dtypes on another device.
-    pub(crate) fn on(&self, weight: DType, bias: DType, device: &Device) -> Result<Self> {
+    /// The layer with its weight in another dtype, for other activations, on another device.
+    pub(crate) fn on(&self, weight: DType, activations: DType, device: &Device) -> Result<Self> {
         let moved = |t: &Tensor, dtype| t.to_dtype(dtype)?.to_device(device);
-        Self::new(moved(&self.weight, weight)?, self.bias.as_ref().map(|b| moved(b, bias)).transpose()?)
+        let bias = self.bias.as_ref().map(|b| moved(b, activations)).transpose()?;
+        Self::new(moved(&self.weight()?, weight)?, bias)?.pack(activations)
     }
 
     /// Output and input features.
     pub fn dims(&self) -> Result<(usize, usize)> {
-        Ok(self.weight.dims2()?)
+        self.weight.dims()
     }
 
-    /// The weight [out, in].
-    pub fn weight(&self) -> &Tensor {
-        &self.weight
+    /// The weight [out, in]; unpacked into a new tensor where it is packed.
+    pub fn weight(&self) -> Result<Tensor> {
+        match &self.weight {
+            Weight::Tensor(weight) => Ok(weight.clone()),
+            Weight::Packed(panels) => Ok(Tensor::from_vec(panels.unpack(), panels.dims(), &Device::Cpu)?),
+        }
+    }
+
+    /// The dtype in which the product reads inputs of dtype `activations`: an input that comes in it is not
+    /// converted first.
+    pub fn input_dtype(&self, activations: DType) -> DType {
+        let bf16 = match &self.weight {
+            Weight::Tensor(weight) => multiplies_bf16(weight).is_some(),
+            Weight::Packed(_) => true,
+        };
+        if bf16 && activations == DType::F32 { DType::BF16 } else { activations }
     }
 
     /// Bytes that weight and bias take.
     pub fn bytes(&self) -> usize {
         let of = |t: &Tensor| t.elem_count() * t.dtype().size_in_bytes();
-        of(&self.weight) + self.bias.as_ref().map_or(0, of)
+        let weight = match &self.weight {
+            Weight::Tensor(weight) => of(weight),
+            Weight::Packed(panels) => panels.bytes(),
+        };
+        weight + self.bias.as_ref().map_or(0, of)
     }
 
-    /// `x Wᵀ + b` of `x` [T, in]: [T, out] in `x`'s dtype.
+    /// `x Wᵀ + b` of `x` [T, in]: [T, out], in f32 where `x` is bf16 on the CPU, in `x`'s dtype otherwise.
     ///
     /// # Errors
     /// A width that is not the layer's, or a dtype that the device's kernels do not know.
@@ -77,10 +150,14 @@ impl Linear {
         let _timed = profile::scope("linear", x.device());
         let (n, k) = self.dims()?;
         self.check("linear", x, k)?;
+        if let Some(out) = self.in_bf16("linear", x, 1.0, true)? {
+            return Ok(out);
+        }
+        let Weight::Tensor(weight) = &self.weight else { return Err(cpu::not_real("linear", x.dtype())) };
         match gpu::route(x) {
-            Route::Cpu => with_real!("linear", x.dtype(), T => self.forward_cpu::<T>(x, n, k)),
+            Route::Cpu => with_real!("linear", x.dtype(), T => self.forward_cpu::<T>(weight, x, n, k)),
             Route::Kernel => {
-                let y = gpu::matmul(x, &self.weight, true, 1.0)?;
+                let y = gpu::matmul(x, weight, true, 1.0)?;
                 Ok(match &self.bias {
                     Some(bias) if y.dims()[0] > 0 => y.broadcast_add(bias)?,
                     _ => y,
@@ -90,7 +167,7 @@ impl Linear {
         }
     }
 
-    /// `scale * dy W` of `dy` [T, out]: the gradient of the input, [T, in].
+    /// `scale * dy W` of `dy` [T, out]: the gradient of the input, [T, in]; dtypes as in [`Linear::forward`].
     ///
     /// # Errors
     /// As [`Linear::forward`].
@@ -98,22 +175,66 @@ impl Linear {
         let _timed = profile::scope("linear backward", dy.device());
         let (n, k) = self.dims()?;
         self.check("linear backward", dy, n)?;
+        if let Some(out) = self.in_bf16("linear backward", dy, scale, false)? {
+            return Ok(out);
+        }
+        let Weight::Tensor(weight) = &self.weight else {
+            return Err(cpu::not_real("linear backward", dy.dtype()));
+        };
         match gpu::route(dy) {
             Route::Cpu => {
-                with_real!("linear backward", dy.dtype(), T => self.backward_cpu::<T>(dy, scale, n, k))
+                with_real!("linear backward", dy.dtype(), T => backward_cpu::<T>(weight, dy, scale, n, k))
             }
-            Route::Kernel => gpu::matmul(dy, &self.weight, false, scale),
-            Route::Reference => Ok((dy.matmul(&self.weight.to_dtype(dy.dtype())?)? * scale)?),
+            Route::Kernel => gpu::matmul(dy, weight, false, scale),
+            Route::Reference => Ok((dy.matmul(&weight.to_dtype(dy.dtype())?)? * scale)?),
         }
     }
 
     /// The formula in plain candle ops.
     pub fn reference(&self, x: &Tensor) -> Result<Tensor> {
-        let y = x.matmul(&self.weight.to_dtype(x.dtype())?.t()?)?;
+        let y = x.matmul(&self.weight()?.to_dtype(x.dtype())?.t()?)?;
         Ok(match &self.bias {
             Some(bias) => y.broadcast_add(&bias.to_dtype(x.dtype())?)?,
             None => y,
         })
+    }
+
+    /// The product by the CPU's own bf16 instructions, forward or backward; `None` where they do not apply.
+    fn in_bf16(&self, op: &'static str, x: &Tensor, scale: f64, forward: bool) -> Result<Option<Tensor>> {
+        if !matches!(x.dtype(), DType::F32 | DType::BF16) || gpu::route(x) != Route::Cpu {
+            return Ok(None);
+        }
+        let (n, k) = self.dims()?;
+        let view;
+        let (isa, right) = match &self.weight {
+            Weight::Packed(panels) => (panels.isa(), Right::Panels(panels)),
+            Weight::Tensor(weight) => match multiplies_bf16(weight) {
+                Some(isa) => {
+                    view = View::<bf16>::new(op, weight)?;
+                    (isa, Right::Rows(&view, k))
+                }
+                None => return Ok(None),
+            },
+        };
+        let m = x.dims()[0];
+        let rounded = if x.dtype() == DType::F32 { Some(cpu::round(op, x)?) } else { None };
+        let x = View::<bf16>::new(op, rounded.as_ref().unwrap_or(x))?;
+        let bias = self.bias.as_ref().filter(|_| forward).map(|b| View::<f32>::new(op, b)).transpose()?;
+        let width = if forward { n } else { k };
+        let out = cpu::overwrite::<f32>(m * width, |out| {
+            if let Some(bias) = &bias {
+                cpu::par_rows(
+                    out,
+                    n,
+                    #[inline(always)]
+                    |_, rows| rows.chunks_exact_mut(n).for_each(|row| row.copy_from_slice(bias)),
+                );
+            }
+            let then = Then { scale: scale as f32, add: bias.is_some() };
+            let product = if forward { packed::forward } else { packed::backward };
+            product(isa, &x, right, out, then);
+        });
+        Ok(Some(cpu::tensor(out, (m, width))?))
     }
 
     fn check(&self, op: &'static str, x: &Tensor, width: usize) -> Result<()> {
@@ -123,17 +244,20 @@ impl Linear {
         }
     }
 
-    fn forward_cpu<T: Real>(&self, x: &Tensor, n: usize, k: usize) -> Result<Tensor> {
+    fn forward_cpu<T: Real>(&self, weight: &Tensor, x: &Tensor, n: usize, k: usize) -> Result<Tensor> {
         let m = x.dims()[0];
         let x = View::<T>::new("linear", x)?;
         let bias = self.bias.as_ref().map(|b| b.to_dtype(T::DTYPE)).transpose()?;
         let bias = bias.as_ref().map(|b| View::<T>::new("linear", b)).transpose()?;
-        let weight = Weight::<T>::new(&self.weight)?;
+        let weight = Operand::<T>::new(weight)?;
         let out = cpu::overwrite::<T>(m * n, |out| {
             if let Some(bias) = &bias {
-                cpu::par_rows(out, n, |_, rows| {
-                    rows.chunks_exact_mut(n).for_each(|row| row.copy_from_slice(bias))
-                });
+                cpu::par_rows(
+                    out,
+                    n,
+                    #[inline(always)]
+                    |_, rows| rows.chunks_exact_mut(n).for_each(|row| row.copy_from_slice(bias)),
+                );
             }
             let (add, x, y): (_, &[T], _) = (bias.is_some(), &x, Disjoint(out.as_mut_ptr()));
             let product = |block: Range<usize>, w: *const T, parallel| {
@@ -145,8 +269,8 @@ impl Linear {
                 }
             };
             match &weight {
-                Weight::Plain(w) => product(0..n, w.as_ptr(), true),
-                Weight::Half(w) => (0..n.div_ceil(WIDENED_ROWS)).into_par_iter().for_each(|i| {
+                Operand::Plain(w) => product(0..n, w.as_ptr(), true),
+                Operand::Half(w) => (0..n.div_ceil(WIDENED_ROWS)).into_par_iter().for_each(|i| {
                     let block = i * WIDENED_ROWS..((i + 1) * WIDENED_ROWS).min(n);
                     product(block.clone(), w.widen::<T>(block.start * k..block.end * k).as_ptr(), false);
                 }),
@@ -154,40 +278,45 @@ impl Linear {
         });
         cpu::tensor(out, (m, n))
     }
-
-    fn backward_cpu<T: Real>(&self, dy: &Tensor, scale: f64, n: usize, k: usize) -> Result<Tensor> {
-        let m = dy.dims()[0];
-        let dy = View::<T>::new("linear backward", dy)?;
-        let (scale, dy) = (T::of(scale), Mat::rows(dy.as_ptr(), n));
-        let out = match &Weight::<T>::new(&self.weight)? {
-            Weight::Plain(w) => cpu::overwrite::<T>(m * k, |out| {
-                // SAFETY: the views live and their sizes were checked.
-                unsafe {
-                    let (dx, w) = (Mat::rows(out.as_mut_ptr(), k), Mat::rows(w.as_ptr(), k));
-                    cpu::gemm((m, k, n), dx, false, dy, w, scale, true);
-                }
-            }),
-            Weight::Half(w) => {
-                let mut out = vec![T::zero(); m * k];
-                for start in (0..n).step_by(4 * WIDENED_ROWS) {
-                    let block = start..(start + 4 * WIDENED_ROWS).min(n);
-                    let wide = w.widen_parallel::<T>(block.start * k..block.end * k);
-                    // SAFETY: as above; `block` are columns of dy.
-                    unsafe {
-                        let dy = Mat { ptr: dy.ptr.add(block.start), ..dy };
-                        let (dx, w) = (Mat::rows(out.as_mut_ptr(), k), Mat::rows(wide.as_ptr(), k));
-                        cpu::gemm((m, k, block.len()), dx, true, dy, w, scale, true);
-                    }
-                }
-                out
-            }
-        };
-        cpu::tensor(out, (m, k))
-    }
 }
 
-/// A weight as the product reads it.
-enum Weight<'a, T> {
+fn backward_cpu<T: Real>(weight: &Tensor, dy: &Tensor, scale: f64, n: usize, k: usize) -> Result<Tensor> {
+    let m = dy.dims()[0];
+    let dy = View::<T>::new("linear backward", dy)?;
+    let (scale, dy) = (T::of(scale), Mat::rows(dy.as_ptr(), n));
+    let out = match &Operand::<T>::new(weight)? {
+        Operand::Plain(w) => cpu::overwrite::<T>(m * k, |out| {
+            // SAFETY: the views live and their sizes were checked.
+            unsafe {
+                let (dx, w) = (Mat::rows(out.as_mut_ptr(), k), Mat::rows(w.as_ptr(), k));
+                cpu::gemm((m, k, n), dx, false, dy, w, scale, true);
+            }
+        }),
+        Operand::Half(w) => {
+            let mut out = vec![T::zero(); m * k];
+            for start in (0..n).step_by(4 * WIDENED_ROWS) {
+                let block = start..(start + 4 * WIDENED_ROWS).min(n);
+                let wide = w.widen_parallel::<T>(block.start * k..block.end * k);
+                // SAFETY: as above; `block` are columns of dy.
+                unsafe {
+                    let dy = Mat { ptr: dy.ptr.add(block.start), ..dy };
+                    let (dx, w) = (Mat::rows(out.as_mut_ptr(), k), Mat::rows(wide.as_ptr(), k));
+                    cpu::gemm((m, k, block.len()), dx, true, dy, w, scale, true);
+                }
+            }
+            out
+        }
+    };
+    cpu::tensor(out, (m, k))
+}
+
+/// The instructions that multiply a weight in bf16 on this CPU.
+fn multiplies_bf16(weight: &Tensor) -> Option<Isa> {
+    if weight.dtype() == DType::BF16 && weight.device().is_cpu() { Isa::best() } else { None }
+}
+
+/// A weight as the product of floats reads it.
+enum Operand<'a, T> {
     Plain(View<'a, T>),
     Half(HalfWeight<'a>),
 }
@@ -198,7 +327,7 @@ enum HalfWeight<'a> {
     Bf16(View<'a, half::bf16>),
 }
 
-impl<'a, T: Real> Weight<'a, T> {
+impl<'a, T: Real> Operand<'a, T> {
     fn new(weight: &'a Tensor) -> Result<Self> {
         Ok(match weight.dtype() {
             DType::F16 => Self::Half(HalfWeight::F16(View::new("linear", weight)?)),
@@ -215,15 +344,23 @@ impl HalfWeight<'_> {
 
     fn widen_parallel<T: Real>(&self, range: Range<usize>) -> Vec<T> {
         cpu::overwrite::<T>(range.len(), |out| {
-            cpu::par_rows(out, 1024, |first, part| self.widen_into(range.start + first * 1024, part));
+            cpu::par_rows(
+                out,
+                1024,
+                #[inline(always)]
+                |first, part| self.widen_into(range.start + first * 1024, part),
+            );
         })
     }
 
     fn widen_into<T: Real>(&self, start: usize, out: &mut [T]) {
-        cpu::simd(|| match self {
-            Self::F16(w) => out.iter_mut().zip(&w[start..]).for_each(|(y, x)| *y = T::of(x.to_f64())),
-            Self::Bf16(w) => out.iter_mut().zip(&w[start..]).for_each(|(y, x)| *y = T::of(x.to_f64())),
-        });
+        cpu::simd(
+            #[inline(always)]
+            || match self {
+                Self::F16(w) => out.iter_mut().zip(&w[start..]).for_each(|(y, x)| *y = T::of(x.to_f64())),
+                Self::Bf16(w) => out.iter_mut().zip(&w[start..]).for_each(|(y, x)| *y = T::of(x.to_f64())),
+            },
+        );
     }
 }
 
@@ -239,12 +376,22 @@ mod tests {
                 let act = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
                 for bias in [None, Some(randn(3, n, act)?)] {
                     let layer = Linear::new(randn(1, (n, k), act)?.to_dtype(dtype)?, bias)?;
-                    let (x, dy) = (randn(2, (t, k), act)?, randn(4, (t, n), act)?);
-                    assert_close("linear", &layer.forward(&x)?, &layer.reference(&x)?, Tolerance::of(act));
+                    // Where the CPU multiplies bf16, inputs are rounded to it.
+                    let inputs = layer.input_dtype(act);
+                    let rounded = |x: Tensor| x.to_dtype(inputs)?.to_dtype(act);
+                    let (x, dy) = (rounded(randn(2, (t, k), act)?)?, rounded(randn(4, (t, n), act)?)?);
                     let expected = autograd(&[&x], &dy, |v| layer.reference(v[0].as_tensor()))?;
-                    let dx = (layer.backward(&dy, 0.5)? * 2.0)?;
-                    assert_close("linear backward", &dx, &expected[0], Tolerance::of(act));
-                    assert!(max_abs(&dx)? > 0.0);
+                    for layer in [layer.clone(), layer.clone().pack(act)?] {
+                        for as_read in [false, true] {
+                            let given = |x: &Tensor| if as_read { x.to_dtype(inputs) } else { Ok(x.clone()) };
+                            let y = layer.forward(&given(&x)?)?;
+                            assert_eq!((y.dtype(), layer.input_dtype(act)), (act, inputs));
+                            assert_close("linear", &y, &layer.reference(&x)?, Tolerance::of(act));
+                            let dx = (layer.backward(&given(&dy)?, 0.5)? * 2.0)?;
+                            assert_close("linear backward", &dx, &expected[0], Tolerance::of(act));
+                            assert!(max_abs(&dx)? > 0.0);
+                        }
+                    }
                 }
             }
         }
@@ -252,11 +399,24 @@ mod tests {
     }
 
     #[test]
+    fn a_packed_weight_takes_no_f64() -> Result<()> {
+        let layer = Linear::new(randn(1, (10, 6), DType::BF16)?, None)?.pack(DType::F32)?;
+        let x = randn(2, (4, 6), DType::F64)?;
+        assert_eq!(layer.forward(&x).is_err(), Isa::best().is_some());
+        Ok(())
+    }
+
+    #[test]
     fn rows_make_a_part_of_the_output() -> Result<()> {
-        let layer = Linear::new(randn(1, (10, 6), DType::F32)?, Some(randn(2, 10, DType::F32)?))?;
-        let x = randn(3, (4, 6), DType::F32)?;
-        let (part, whole) = (layer.rows(3..8)?.forward(&x)?, layer.forward(&x)?.narrow(1, 3, 5)?);
-        assert_close("rows", &part, &whole, Tolerance::F32);
+        for dtype in [DType::F32, DType::BF16] {
+            let bias = Some(randn(2, 40, DType::F32)?);
+            let layer = Linear::new(randn(1, (40, 6), dtype)?, bias)?.pack(DType::F32)?;
+            let x = randn(3, (4, 6), DType::F32)?;
+            for rows in [3..8, 16..40] {
+                let whole = layer.forward(&x)?.narrow(1, rows.start, rows.len())?;
+                assert_close("rows", &layer.rows(rows)?.forward(&x)?, &whole, Tolerance::F32);
+            }
+        }
         Ok(())
     }
 

@@ -27,6 +27,7 @@ pub mod embed;
 pub(crate) mod gpu;
 pub mod indices;
 pub mod linear;
+pub(crate) mod packed;
 pub mod profile;
 pub mod rms_norm;
 pub mod rope;

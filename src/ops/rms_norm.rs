@@ -8,7 +8,7 @@
 //! dr   = dresidual + rstd * (w * dy - r * rstd² * mean(w * dy * r))
 //! ```
 
-use super::cpu::{self, Real, View, with_real};
+use super::cpu::{self, Real, Stored, View, with_real, with_stored};
 use super::gpu::{self, Kernel, Route};
 use super::profile;
 use crate::{Error, Result};
@@ -53,11 +53,12 @@ pub struct Normed {
 }
 
 impl RmsNorm {
-    /// Adds to the residual stream `x` [T, C] and norms the sum.
+    /// Adds to the residual stream `x` [T, C] and norms the sum; what is normed comes in dtype `out`: that of `x`, or
+    /// on the CPU bf16 of f32.
     ///
     /// # Errors
-    /// Shapes that do not fit.
-    pub fn forward(&self, x: &Tensor, add: Option<Add>) -> Result<Normed> {
+    /// Shapes that do not fit; another `out`.
+    pub fn forward(&self, x: &Tensor, add: Option<Add>, out: DType) -> Result<Normed> {
         let _timed = profile::scope("rms_norm", x.device());
         let (t, c) = x.dims2()?;
         if self.weight.dims() != [c] || add.is_some_and(|a| a.delta.dims() != [t, c]) {
@@ -67,8 +68,13 @@ impl RmsNorm {
                 found: format!("{:?} and {:?}", self.weight.dims(), add.map(|a| a.delta.dims())),
             });
         }
+        if gpu::route(x) != Route::Cpu {
+            cpu::same_dtype("rms_norm", x, out)?;
+        }
         match gpu::route(x) {
-            Route::Cpu => with_real!("rms_norm", x.dtype(), T => self.forward_cpu::<T>(x, add, t, c)),
+            Route::Cpu => {
+                with_stored!("rms_norm", x.dtype(), out, T, O => self.forward_cpu::<T, O>(x, add, t, c))
+            }
             Route::Kernel => self.forward_kernel(x, add, t, c),
             Route::Reference => self.reference(x, add),
         }
@@ -167,13 +173,19 @@ impl RmsNorm {
         Ok(dx)
     }
 
-    fn forward_cpu<T: Real>(&self, x: &Tensor, add: Option<Add>, t: usize, c: usize) -> Result<Normed> {
+    fn forward_cpu<T: Real, O: Stored<T>>(
+        &self,
+        x: &Tensor,
+        add: Option<Add>,
+        t: usize,
+        c: usize,
+    ) -> Result<Normed> {
         let delta = add.map(|a| View::<T>::new("rms_norm", a.delta)).transpose()?;
         let (delta, m) = (delta.as_deref(), T::of(add.map_or(0.0, |a| a.multiplier)));
         let (xs, w) = (View::<T>::new("rms_norm", x)?, View::<T>::new("rms_norm", &self.weight)?);
         let (xs, w): (&[T], &[T]) = (&xs, &w);
         let (mut residual, mut rstd) = (Vec::new(), Vec::new());
-        let normed = cpu::overwrite::<T>(t * c, |normed| {
+        let normed = cpu::overwrite::<O>(t * c, |normed| {
             let mut fill = |residual: &mut [T]| {
                 rstd = cpu::overwrite::<T>(t, |rstd| {
                     let rows = cpu::rows_per_task(c);
@@ -182,16 +194,22 @@ impl RmsNorm {
                     if let Some(delta) = delta {
                         chunks.zip(residual.par_chunks_mut(rows * c)).for_each(|((i, (y, s)), r)| {
                             let at = i * rows * c;
-                            cpu::simd(|| {
-                                for ((r, &x), &d) in r.iter_mut().zip(&xs[at..]).zip(&delta[at..]) {
-                                    *r = x + m * d;
-                                }
-                                norm_rows(y, s, r, w, T::of(self.eps));
-                            });
+                            cpu::simd(
+                                #[inline(always)]
+                                || {
+                                    for ((r, &x), &d) in r.iter_mut().zip(&xs[at..]).zip(&delta[at..]) {
+                                        *r = x + m * d;
+                                    }
+                                    norm_rows(y, s, r, w, T::of(self.eps));
+                                },
+                            );
                         });
                     } else {
                         chunks.for_each(|(i, (y, s))| {
-                            cpu::simd(|| norm_rows(y, s, &xs[i * rows * c..], w, T::of(self.eps)));
+                            cpu::simd(
+                                #[inline(always)]
+                                || norm_rows(y, s, &xs[i * rows * c..], w, T::of(self.eps)),
+                            );
                         });
                     }
                 });
@@ -221,21 +239,26 @@ impl RmsNorm {
         let (dy, r, rstd, w): (&[T], &[T], &[T], &[T]) = (&dy, &r, &rstd, &w);
         let inverse = T::one() / T::of(c as f64);
         let out = cpu::overwrite::<T>(t * c, |out| {
-            cpu::par_rows(out, c, |first, rows| {
-                for (i, row) in rows.chunks_exact_mut(c).enumerate() {
-                    let at = (first + i) * c;
-                    let (dy, r, s) = (&dy[at..at + c], &r[at..at + c], rstd[first + i]);
-                    let dot = sum_of(c, |j| w[j] * dy[j] * r[j]);
-                    let k = s * s * s * dot * inverse;
-                    match past {
-                        Some(past) => {
-                            let past = &past[at..at + c];
-                            (0..c).for_each(|j| row[j] = past[j] + s * w[j] * dy[j] - k * r[j]);
+            cpu::par_rows(
+                out,
+                c,
+                #[inline(always)]
+                |first, rows| {
+                    for (i, row) in rows.chunks_exact_mut(c).enumerate() {
+                        let at = (first + i) * c;
+                        let (dy, r, s) = (&dy[at..at + c], &r[at..at + c], rstd[first + i]);
+                        let dot = sum_of(c, |j| w[j] * dy[j] * r[j]);
+                        let k = s * s * s * dot * inverse;
+                        match past {
+                            Some(past) => {
+                                let past = &past[at..at + c];
+                                (0..c).for_each(|j| row[j] = past[j] + s * w[j] * dy[j] - k * r[j]);
+                            }
+                            None => (0..c).for_each(|j| row[j] = s * w[j] * dy[j] - k * r[j]),
                         }
-                        None => (0..c).for_each(|j| row[j] = s * w[j] * dy[j] - k * r[j]),
                     }
-                }
-            });
+                },
+            );
         });
         cpu::tensor(out, (t, c))
     }
@@ -247,12 +270,12 @@ fn row_threads(width: usize) -> usize {
 }
 
 #[inline(always)]
-fn norm_rows<T: Real>(y: &mut [T], rstd: &mut [T], r: &[T], w: &[T], eps: T) {
+fn norm_rows<T: Real, O: Stored<T>>(y: &mut [O], rstd: &mut [T], r: &[T], w: &[T], eps: T) {
     let c = w.len();
     for ((y, s), r) in y.chunks_exact_mut(c).zip(rstd).zip(r.chunks_exact(c)) {
         let square = sum_of(c, |j| r[j] * r[j]);
         *s = (square / T::of(c as f64) + eps).sqrt().recip();
-        (0..c).for_each(|j| y[j] = w[j] * r[j] * *s);
+        (0..c).for_each(|j| y[j] = O::stored(w[j] * r[j] * *s));
     }
 }
 
@@ -282,7 +305,7 @@ mod tests {
                 let norm = RmsNorm { weight: randn(1, c, dtype)?, eps: 1e-5 };
                 let (x, delta) = (randn(2, (t, c), dtype)?, randn(3, (t, c), dtype)?);
                 for add in [None, Some(Add { delta: &delta, multiplier: 0.22 })] {
-                    let (ours, expected) = (norm.forward(&x, add)?, norm.reference(&x, add)?);
+                    let (ours, expected) = (norm.forward(&x, add, dtype)?, norm.reference(&x, add)?);
                     let tolerance = Tolerance::of(dtype);
                     assert_close("residual", &ours.residual, &expected.residual, tolerance);
                     assert_close("normed", &ours.normed, &expected.normed, tolerance);
@@ -303,9 +326,22 @@ mod tests {
     }
 
     #[test]
+    fn an_output_in_bf16_is_the_other_rounded() -> Result<()> {
+        let norm = RmsNorm { weight: randn(1, 45, DType::F32)?, eps: 1e-5 };
+        let x = randn(2, (7, 45), DType::F32)?;
+        let add = Some(Add { delta: &x, multiplier: 0.22 });
+        let (wide, narrow) = (norm.forward(&x, add, DType::F32)?, norm.forward(&x, add, DType::BF16)?);
+        assert_close("residual", &narrow.residual, &wide.residual, Tolerance::F32);
+        let rounded = wide.normed.to_dtype(DType::BF16)?.to_vec2::<half::bf16>()?;
+        assert_eq!(narrow.normed.to_vec2::<half::bf16>()?, rounded);
+        assert!(norm.forward(&x, add, DType::F64).is_err());
+        Ok(())
+    }
+
+    #[test]
     fn a_gain_of_another_width_is_an_error() -> Result<()> {
         let norm = RmsNorm { weight: randn(1, 5, DType::F32)?, eps: 1e-5 };
-        assert!(norm.forward(&randn(2, (3, 4), DType::F32)?, None).is_err());
+        assert!(norm.forward(&randn(2, (3, 4), DType::F32)?, None, DType::F32).is_err());
         Ok(())
     }
 }

@@ -134,20 +134,23 @@ impl RopeTable {
         cpu::in_place::<T>(x, |x| {
             x.par_chunks_mut((rows * width).max(1)).zip(position_ids.par_chunks(rows)).for_each(
                 |(x, positions)| {
-                    cpu::simd(|| {
-                        for (row, &p) in x.chunks_exact_mut(width).zip(positions) {
-                            let at = p as usize * (d / 2);
-                            let (cos, sin) = (&cos[at..at + d / 2], &sin[at..at + d / 2]);
-                            for head in row[..heads * d].chunks_exact_mut(d) {
-                                let (a, b) = head.split_at_mut(d / 2);
-                                for (((a, b), &c), &s) in a.iter_mut().zip(b).zip(cos).zip(sin) {
-                                    let (s, x, y) = (sign * s, *a, *b);
-                                    *a = x * c - y * s;
-                                    *b = y * c + x * s;
+                    cpu::simd(
+                        #[inline(always)]
+                        || {
+                            for (row, &p) in x.chunks_exact_mut(width).zip(positions) {
+                                let at = p as usize * (d / 2);
+                                let (cos, sin) = (&cos[at..at + d / 2], &sin[at..at + d / 2]);
+                                for head in row[..heads * d].chunks_exact_mut(d) {
+                                    let (a, b) = head.split_at_mut(d / 2);
+                                    for (((a, b), &c), &s) in a.iter_mut().zip(b).zip(cos).zip(sin) {
+                                        let (s, x, y) = (sign * s, *a, *b);
+                                        *a = x * c - y * s;
+                                        *b = y * c + x * s;
+                                    }
                                 }
                             }
-                        }
-                    });
+                        },
+                    );
                 },
             );
         })

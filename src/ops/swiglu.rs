@@ -7,11 +7,11 @@
 //! dup   = da * silu(g)
 //! ```
 
-use super::cpu::{self, Real, View, with_real};
+use super::cpu::{self, Real, Stored, View, with_stored};
 use super::gpu::{self, Kernel, Route};
 use super::profile;
 use crate::{Error, Result};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use num_traits::One;
 
 /// Most threads of a block; each makes 8 elements of a row of the activation.
@@ -19,13 +19,16 @@ const THREADS: usize = 256;
 
 gpu::parameters!(SwigluParameters { rows: u32, width: u32, aligned: u32 });
 
-/// `silu(gate) * up` [T, F] of `gate_up` [T, 2F].
+/// `silu(gate) * up` [T, F] of `gate_up` [T, 2F], in dtype `out`: that of `gate_up`, or on the CPU bf16 of f32.
 ///
 /// # Errors
-/// An odd number of columns.
-pub fn forward(gate_up: &Tensor) -> Result<Tensor> {
+/// An odd number of columns; another `out`.
+pub fn forward(gate_up: &Tensor, out: DType) -> Result<Tensor> {
     let _timed = profile::scope("swiglu", gate_up.device());
     let (t, f) = half(gate_up)?;
+    if gpu::route(gate_up) != Route::Cpu {
+        cpu::same_dtype("swiglu", gate_up, out)?;
+    }
     match gpu::route(gate_up) {
         Route::Cpu => {}
         Route::Kernel => {
@@ -35,15 +38,15 @@ pub fn forward(gate_up: &Tensor) -> Result<Tensor> {
         }
         Route::Reference => return reference(gate_up),
     }
-    with_real!("swiglu", gate_up.dtype(), T => {
+    with_stored!("swiglu", gate_up.dtype(), out, T, O => {
         let x = View::<T>::new("swiglu", gate_up)?;
         let x: &[T] = &x;
-        let out = cpu::overwrite::<T>(t * f, |out| {
-            cpu::par_rows(out, f, |first, rows| {
+        let out = cpu::overwrite::<O>(t * f, |out| {
+            cpu::par_rows(out, f, #[inline(always)] |first, rows| {
                 for (row, x) in rows.chunks_exact_mut(f).zip(x[first * 2 * f..].chunks_exact(2 * f)) {
                     let (gate, up) = x.split_at(f);
                     for ((y, &g), &u) in row.iter_mut().zip(gate).zip(up) {
-                        *y = g * sigmoid(g) * u;
+                        *y = O::stored(g * sigmoid(g) * u);
                     }
                 }
             });
@@ -52,11 +55,11 @@ pub fn forward(gate_up: &Tensor) -> Result<Tensor> {
     })
 }
 
-/// Gradient of `gate_up` [T, 2F] from `da` [T, F].
+/// Gradient of `gate_up` [T, 2F] from `da` [T, F], in dtype `out` as in [`forward`].
 ///
 /// # Errors
-/// Shapes that do not fit.
-pub fn backward(da: &Tensor, gate_up: &Tensor) -> Result<Tensor> {
+/// Shapes that do not fit; another `out`.
+pub fn backward(da: &Tensor, gate_up: &Tensor, out: DType) -> Result<Tensor> {
     let _timed = profile::scope("swiglu backward", gate_up.device());
     let (t, f) = half(gate_up)?;
     if da.dims() != [t, f] {
@@ -66,6 +69,9 @@ pub fn backward(da: &Tensor, gate_up: &Tensor) -> Result<Tensor> {
             found: format!("{:?}", da.dims()),
         });
     }
+    if gpu::route(da) != Route::Cpu {
+        cpu::same_dtype("swiglu backward", da, out)?;
+    }
     if gpu::route(da) == Route::Kernel {
         let dgate_up = gpu::empty((t, 2 * f), da.dtype(), da)?;
         launch("swiglu_backward", t, f, &[da, gate_up, &dgate_up])?;
@@ -74,18 +80,18 @@ pub fn backward(da: &Tensor, gate_up: &Tensor) -> Result<Tensor> {
     if !da.device().is_cpu() {
         return Ok(super::autograd(&[gate_up], da, |v| reference(v[0].as_tensor()))?.remove(0));
     }
-    with_real!("swiglu backward", da.dtype(), T => {
+    with_stored!("swiglu backward", da.dtype(), out, T, O => {
         let (da, x) = (View::<T>::new("swiglu backward", da)?, View::<T>::new("swiglu backward", gate_up)?);
         let (da, x): (&[T], &[T]) = (&da, &x);
-        let out = cpu::overwrite::<T>(t * 2 * f, |out| {
-            cpu::par_rows(out, 2 * f, |first, rows| {
+        let out = cpu::overwrite::<O>(t * 2 * f, |out| {
+            cpu::par_rows(out, 2 * f, #[inline(always)] |first, rows| {
                 let (da, x) = (&da[first * f..], &x[first * 2 * f..]);
                 for ((row, da), x) in rows.chunks_exact_mut(2 * f).zip(da.chunks_exact(f)).zip(x.chunks_exact(2 * f)) {
                     let ((gate, up), (dgate, dup)) = (x.split_at(f), row.split_at_mut(f));
                     for j in 0..f {
                         let (g, d, s) = (gate[j], da[j], sigmoid(gate[j]));
-                        dgate[j] = d * up[j] * s * (T::one() + g * (T::one() - s));
-                        dup[j] = d * g * s;
+                        dgate[j] = O::stored(d * up[j] * s * (T::one() + g * (T::one() - s)));
+                        dup[j] = O::stored(d * g * s);
                     }
                 }
             });
@@ -129,7 +135,6 @@ fn half(gate_up: &Tensor) -> Result<(usize, usize)> {
 mod tests {
     use super::*;
     use crate::ops::{autograd, testing::*};
-    use candle_core::DType;
 
     #[test]
     fn forward_and_backward_agree_with_the_reference() -> Result<()> {
@@ -137,9 +142,9 @@ mod tests {
             for dtype in [DType::F32, DType::F64] {
                 let x = (randn(1, (t, 2 * f), dtype)? * 4.0)?;
                 let da = randn(2, (t, f), dtype)?;
-                assert_close("swiglu", &forward(&x)?, &reference(&x)?, Tolerance::of(dtype));
+                assert_close("swiglu", &forward(&x, dtype)?, &reference(&x)?, Tolerance::of(dtype));
                 let dx = autograd(&[&x], &da, |v| reference(v[0].as_tensor()))?;
-                let ours = backward(&da, &x)?;
+                let ours = backward(&da, &x, dtype)?;
                 assert_close("swiglu backward", &ours, &dx[0], Tolerance::of(dtype));
                 assert!(max_abs(&ours)? > 0.0);
             }
@@ -148,10 +153,24 @@ mod tests {
     }
 
     #[test]
+    fn an_output_in_bf16_is_the_other_rounded() -> Result<()> {
+        let (x, da) = (randn(1, (7, 2 * 45), DType::F32)?, randn(2, (7, 45), DType::F32)?);
+        for (wide, narrow) in [
+            (forward(&x, DType::F32)?, forward(&x, DType::BF16)?),
+            (backward(&da, &x, DType::F32)?, backward(&da, &x, DType::BF16)?),
+        ] {
+            let rounded = wide.to_dtype(DType::BF16)?.flatten_all()?.to_vec1::<half::bf16>()?;
+            assert_eq!(narrow.flatten_all()?.to_vec1::<half::bf16>()?, rounded);
+        }
+        assert!(forward(&x, DType::F64).is_err());
+        Ok(())
+    }
+
+    #[test]
     fn far_gates_stay_finite() -> Result<()> {
         let x = Tensor::new(&[[-1e4f32, 1e4, 2.0, 3.0]], &candle_core::Device::Cpu)?;
         let expected = Tensor::new(&[[0f32, 3e4]], &candle_core::Device::Cpu)?;
-        assert_close("far gates", &forward(&x)?, &expected, Tolerance::F32);
+        assert_close("far gates", &forward(&x, DType::F32)?, &expected, Tolerance::F32);
         Ok(())
     }
 }

@@ -173,7 +173,10 @@ fn forward_task<T: Real>(
             unsafe {
                 heads.against_keys(&block, q, false, &mut scores, heads.scale);
                 let o = out.at(block.query * shape.q_width() + head * d);
-                let sums = cpu::simd(|| softmax_rows(&block, heads.prefix, &mut scores));
+                let sums = cpu::simd(
+                    #[inline(always)]
+                    || softmax_rows(&block, heads.prefix, &mut scores),
+                );
                 heads.over_keys(&block, &scores, true, Mat::rows(o, shape.q_width()));
                 for (i, (largest, sum)) in sums.into_iter().enumerate() {
                     *lse.at((block.query + i) * shape.heads + head) = largest + sum.ln();
@@ -331,7 +334,10 @@ impl<T: Real> Work<'_, T> {
                 unsafe {
                     heads.against_keys(&block, q, false, &mut p, heads.scale);
                     heads.against_keys(&block, dout, true, &mut ds, T::one());
-                    cpu::simd(|| self.score_gradients(&block, heads.prefix, head, &mut p, &mut ds));
+                    cpu::simd(
+                        #[inline(always)]
+                        || self.score_gradients(&block, heads.prefix, head, &mut p, &mut ds),
+                    );
                     self.key_gradients(&heads, &block, (&p, dout), true, &mut dprefix, target, kv_head);
                     self.key_gradients(&heads, &block, (&ds, q), false, &mut dprefix, target, kv_head);
                     if self.own {

@@ -1,0 +1,177 @@
+//! Products of bf16 matrices with sums in f32, on CPUs that have them in hardware: `y = x Wᵀ` and `dx = dy W` for
+//! a frozen weight `W` [n, k] that is packed once, as it is loaded, and serves both directions.
+//!
+//! A *panel* holds 16 rows of `W`, a *line* (64 bytes) one pair of columns of each of them:
+//!
+//! ```text
+//! panel j, line p:   W[16j, 2p] W[16j, 2p+1]   W[16j+1, 2p] W[16j+1, 2p+1]   ...   W[16j+15, 2p] W[16j+15, 2p+1]
+//! ```
+//!
+//! That is the order in which `vdpbf16ps` (16 lanes, a pair each) and AMX's `tdpbf16ps` (tiles of 16 lines) take
+//! their right operand; the left operand is read where it lies, row by row. `dx = dy W` sums over rows of `W`, so
+//! its panels hold pairs of rows: each task turns the blocks that it needs, 16 by 32 values at a time in registers,
+//! which costs about 5 cycles a line that is then used once a row of `dy`.
+
+mod isa;
+pub(crate) mod kernel;
+mod panels;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use isa::Isa;
+pub(crate) use kernel::Then;
+pub(crate) use panels::Panels;
+
+use half::bf16;
+use kernel::{Left, Line, Out};
+use rayon::prelude::*;
+use std::cell::RefCell;
+use std::ops::Range;
+
+/// Rows of `W` in a panel.
+pub(crate) const PANEL: usize = 16;
+
+/// Columns that packing takes at a time: panels have lines for a multiple of it.
+pub(crate) const STEP: usize = 32;
+
+/// Columns of a task: four panels, side by side in a tile.
+const COLUMNS: usize = 4 * PANEL;
+
+/// The most rows of a task.
+const MAX_ROWS: usize = 512;
+
+/// The fewest rows that are worth a task of their own: turning a panel costs as much as five of them.
+const MIN_ROWS: usize = 48;
+
+/// A frozen matrix [n, k] on the right of a product.
+#[derive(Clone, Copy)]
+pub(crate) enum Right<'a> {
+    /// Packed.
+    Panels(&'a Panels),
+    /// Rows of `k` values, one after another: packed block by block as the product goes.
+    Rows(&'a [bf16], usize),
+}
+
+impl Right<'_> {
+    fn dims(&self) -> (usize, usize) {
+        match self {
+            Self::Panels(panels) => panels.dims(),
+            Self::Rows(values, k) => (values.len() / (*k).max(1), *k),
+        }
+    }
+}
+
+/// `out [m, n] = x [m, k] Wᵀ`.
+///
+/// # Panics
+/// Slices whose lengths are not those of the shapes.
+pub(crate) fn forward(isa: Isa, x: &[bf16], w: Right, out: &mut [f32], then: Then) {
+    let (n, k) = w.dims();
+    if out.is_empty() {
+        return;
+    }
+    let m = out.len() / n.max(1);
+    assert_eq!((x.len(), out.len()), (m * k, m * n), "x and out of a product of {m} rows with [{n}, {k}]");
+    tasks(out, n, |mut out, scratch| {
+        let left = Left::rows(x, k).from(out.rows.start, 0);
+        for depth in blocks(k) {
+            let right = match w {
+                Right::Panels(panels) => panels.operand(out.columns.start / PANEL).from(0, depth.start / 2),
+                Right::Rows(values, _) => {
+                    let stride = depth.len().next_multiple_of(STEP) / 2 + 1;
+                    let scratch = first(scratch, COLUMNS / PANEL * stride);
+                    for (row, panel) in out.columns.clone().step_by(PANEL).zip(scratch.chunks_mut(stride)) {
+                        let (from, rows) = (&values[row * k + depth.start..], PANEL.min(n - row));
+                        kernel::pack_rows(isa, from, k, rows, depth.len(), panel);
+                    }
+                    kernel::Panels::new(scratch, stride)
+                }
+            };
+            let then = Then { add: then.add || depth.start > 0, ..then };
+            kernel::block(isa, left.from(0, depth.start / 2), right, depth.len(), &mut out, then);
+        }
+    });
+}
+
+/// `out [m, k] = dy [m, n] W`.
+///
+/// # Panics
+/// Slices whose lengths are not those of the shapes.
+pub(crate) fn backward(isa: Isa, dy: &[bf16], w: Right, out: &mut [f32], then: Then) {
+    let (n, k) = w.dims();
+    if out.is_empty() {
+        return;
+    }
+    let m = out.len() / k.max(1);
+    assert_eq!((dy.len(), out.len()), (m * n, m * k), "dy and out of a product of {m} rows with [{n}, {k}]");
+    tasks(out, k, |mut out, scratch| {
+        let left = Left::rows(dy, n).from(out.rows.start, 0);
+        let columns = out.columns.clone();
+        for depth in blocks(n) {
+            let stride = depth.len().next_multiple_of(STEP) / 2 + 1;
+            let scratch = first(scratch, COLUMNS / PANEL * stride);
+            for (i, row) in depth.clone().step_by(PANEL).enumerate() {
+                let to = &mut scratch[i * PANEL / 2..];
+                match w {
+                    Right::Panels(panels) => {
+                        let from = &panels.lines(row / PANEL)[columns.start / 2..];
+                        kernel::turn(isa, from, columns.len(), to, stride);
+                    }
+                    Right::Rows(values, _) => {
+                        let (from, rows) = (&values[row * k + columns.start..], PANEL.min(n - row));
+                        kernel::pack_columns(isa, from, k, rows, columns.len(), to, stride);
+                    }
+                }
+            }
+            if depth.len().div_ceil(PANEL) % 2 == 1 {
+                let end = depth.len().next_multiple_of(STEP) / 2;
+                scratch.chunks_mut(stride).for_each(|panel| panel[end - PANEL / 2..end].fill(Line::ZERO));
+            }
+            let then = Then { add: then.add || depth.start > 0, ..then };
+            let right = kernel::Panels::new(scratch, stride);
+            kernel::block(isa, left.from(0, depth.start / 2), right, depth.len(), &mut out, then);
+        }
+    });
+}
+
+/// Cuts `out`, rows of `width` elements, into blocks for the threads that there are, and runs `f` on each with
+/// lines that belong to its thread.
+fn tasks(out: &mut [f32], width: usize, f: impl Fn(Out, &mut Vec<Line>) + Sync) {
+    thread_local! {
+        static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
+    }
+    let rows = rows_per_task(out.len() / width, width.div_ceil(COLUMNS), rayon::current_num_threads());
+    Out::blocks(out, width, rows, COLUMNS)
+        .for_each(|block| SCRATCH.with_borrow_mut(|scratch| f(block, scratch)));
+}
+
+/// Rows of a task of `m` rows, where `groups` tasks make a row of blocks: as many as leave no thread idle for more
+/// than a twentieth of the time, or what comes nearest to that.
+fn rows_per_task(m: usize, groups: usize, threads: usize) -> usize {
+    let fewest = m.div_ceil(MAX_ROWS);
+    let busy = |cuts: usize| {
+        let tasks = groups * cuts;
+        tasks as f64 / (tasks.div_ceil(threads) * threads) as f64
+    };
+    let most = (m / MIN_ROWS).max(fewest);
+    let cuts = (fewest..=most).find(|&cuts| busy(cuts) >= 0.95);
+    let cuts = cuts.or_else(|| (fewest..=most).max_by(|&a, &b| busy(a).total_cmp(&busy(b)).then(b.cmp(&a))));
+    m.div_ceil(cuts.unwrap_or(fewest))
+}
+
+/// Cuts the values that a product sums over such that four panels of them fill half of the second-level cache.
+fn blocks(depth: usize) -> impl Iterator<Item = Range<usize>> {
+    let cache = gemm_common::cache::CACHE_INFO[1].cache_bytes;
+    let most = (cache / 2 / (COLUMNS * size_of::<bf16>()) / STEP * STEP).max(STEP);
+    let size = depth.div_ceil(depth.div_ceil(most).max(1)).next_multiple_of(STEP);
+    // A product over nothing is zero, which has to be written.
+    (0..depth.max(1)).step_by(size.max(1)).map(move |start| start..(start + size).min(depth))
+}
+
+/// The first `n` lines, which are made where there are fewer.
+fn first(lines: &mut Vec<Line>, n: usize) -> &mut [Line] {
+    if lines.len() < n {
+        lines.resize(n, Line::ZERO);
+    }
+    &mut lines[..n]
+}
