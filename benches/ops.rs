@@ -147,7 +147,7 @@ fn attention(c: &mut Criterion) {
     let product = 2 * D * H * seen.sum::<usize>();
     let inputs = rotated(|| (Qkv::Fused(randn(T, (H + 2 * K) * D)), randn(T, H * D)));
     fn of(qkv: &Qkv) -> Inputs<'_> {
-        Inputs { segments: &BATCH.segments, qkv, prefix: None }
+        Inputs { segments: &BATCH.segments, qkv, prefix: None, products: DType::F32 }
     }
     op.measure("forward", 2 * product, &inputs, |(qkv, _)| shape.forward(of(qkv)));
     let attended = from_each(&inputs, |(qkv, dout)| {

@@ -138,7 +138,12 @@ impl Case {
     }
 
     fn inputs<'a>(&'a self, form: &'a Form) -> Inputs<'a> {
-        Inputs { segments: &self.segments, qkv: &form.qkv, prefix: form.prefix.as_ref() }
+        Inputs {
+            segments: &self.segments,
+            qkv: &form.qkv,
+            prefix: form.prefix.as_ref(),
+            products: form.qkv.queries().dtype(),
+        }
     }
 }
 

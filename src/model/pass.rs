@@ -14,8 +14,9 @@ use crate::data::pack::PackedBatch;
 use crate::ops::attention::{Inputs, Needs, Qkv};
 use crate::ops::cross_entropy;
 use crate::ops::embed::{self, Lookup};
+use crate::ops::gpu::{self, Route};
 use crate::ops::rms_norm::{Add, Normed};
-use crate::ops::{IndexView, Indices, RopeTable, swiglu};
+use crate::ops::{IndexView, Indices, RopeTable, cpu, swiglu};
 use candle_core::{DType, DeviceLocation, Tensor};
 use std::sync::Arc;
 
@@ -149,18 +150,25 @@ impl Granite {
         batch: &PackedBatch,
         prompts: &Tensor,
         prefix: Option<&[Tensor]>,
-        mut keep: impl FnMut(usize, BlockTape) -> Result<()>,
+        mut keep: impl FnMut(usize, BlockTape) -> Result<()> + Send,
     ) -> Result<Normed> {
-        let rows = Rows::new(self, batch)?;
-        let mut x = embed::forward(&self.embedding, prompts, &self.lookup(batch))?;
-        let mut delta = None;
-        for (i, block) in self.blocks.iter().enumerate() {
-            let normed = block.attention_norm.forward(&x, self.add(delta.as_ref()), self.inputs)?;
-            let tape = self.block(i, &rows, normed, prefix)?;
-            (x, delta) = (tape.mlp.residual.clone(), Some(self.down(block, &tape.gate_up)?));
-            keep(i, tape)?;
-        }
-        self.norm.forward(&x, self.add(delta.as_ref()), self.dtype())
+        self.on_pool(|| {
+            let rows = Rows::new(self, batch)?;
+            let mut x = embed::forward(&self.embedding, prompts, &self.lookup(batch))?;
+            let mut delta = None;
+            for (i, block) in self.blocks.iter().enumerate() {
+                let normed = block.attention_norm.forward(&x, self.add(delta.as_ref()), self.inputs)?;
+                let tape = self.block(i, &rows, normed, prefix)?;
+                (x, delta) = (tape.mlp.residual.clone(), Some(self.down(block, &tape.gate_up)?));
+                keep(i, tape)?;
+            }
+            self.norm.forward(&x, self.add(delta.as_ref()), self.dtype())
+        })
+    }
+
+    /// Runs `f` where the loops of the CPU's ops begin at once.
+    fn on_pool<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        if gpu::route(&self.embedding) == Route::Cpu { cpu::on_pool(f) } else { f() }
     }
 
     /// Block `i` from what its attention norm made up to gate and up.
@@ -169,7 +177,8 @@ impl Granite {
         let Normed { residual, normed, rstd } = normed;
         let qkv = self.qkv(block, rows, &normed, last)?;
         drop(normed);
-        let attended = self.attention.forward(inputs(rows.batch, &qkv, prefix.map(|p| &p[i]), last))?;
+        let attended =
+            self.attention.forward(self.attention_inputs(rows.batch, &qkv, prefix.map(|p| &p[i]), last))?;
         let stream = if last { rows.of_targets(&residual)? } else { residual.clone() };
         let (mlp, gate_up) = self.behind_attention(block, &attended.out, &stream)?;
         Ok(BlockTape { attention: NormTape { residual, rstd }, qkv, attended, mlp, gate_up })
@@ -181,6 +190,10 @@ impl Granite {
     /// # Errors
     /// Shapes that do not fit; the device's.
     pub fn infer(&self, batch: &PackedBatch, prompts: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
+        self.on_pool(|| self.infer_here(batch, prompts, cache))
+    }
+
+    fn infer_here(&self, batch: &PackedBatch, prompts: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
         let rows = Rows::new(self, batch)?;
         let mut x = embed::forward(&self.embedding, prompts, &self.lookup(batch))?;
         let mut delta = None;
@@ -195,12 +208,23 @@ impl Granite {
             )?;
             let q = fresh.queries().narrow(1, 0, self.attention.q_width())?.contiguous()?;
             let qkv = Qkv::Split { q, kv: cache.layer(i).clone() };
-            let attended = self.attention.forward(inputs(batch, &qkv, None, last))?;
+            let attended = self.attention.forward(self.attention_inputs(batch, &qkv, None, last))?;
             let stream = if last { rows.of_targets(&normed.residual)? } else { normed.residual };
             let (mlp, gate_up) = self.behind_attention(block, &attended.out, &stream)?;
             (x, delta) = (mlp.residual, Some(self.down(block, &gate_up)?));
         }
         Ok(self.norm.forward(&x, self.add(delta.as_ref()), self.dtype())?.normed)
+    }
+
+    fn attention_inputs<'a>(
+        &self,
+        batch: &'a PackedBatch,
+        qkv: &'a Qkv,
+        prefix: Option<&'a Tensor>,
+        last: bool,
+    ) -> Inputs<'a> {
+        let segments = if last { &batch.target_segments } else { &batch.segments };
+        Inputs { segments, qkv, prefix, products: self.inputs }
     }
 
     fn add<'a>(&self, delta: Option<&'a Tensor>) -> Option<Add<'a>> {
@@ -241,6 +265,10 @@ impl Granite {
     /// # Errors
     /// Another number of labels than rows; the device's.
     pub fn head_loss(&self, hidden: &Tensor, labels: &Indices, dloss: Option<f64>) -> Result<HeadLoss> {
+        self.on_pool(|| self.head_loss_here(hidden, labels, dloss))
+    }
+
+    fn head_loss_here(&self, hidden: &Tensor, labels: &Indices, dloss: Option<f64>) -> Result<HeadLoss> {
         let scale = 1.0 / self.config.logits_scaling;
         let (mut nll, mut dhidden) = (Vec::new(), Vec::new());
         let step = head_rows(self.device().location());
@@ -292,6 +320,18 @@ impl Granite {
         behind: Option<&[Tensor]>,
         virtual_tokens: usize,
     ) -> Result<Backward> {
+        self.on_pool(|| self.backward_here(batch, tape, dhidden, prefix, behind, virtual_tokens))
+    }
+
+    fn backward_here(
+        &self,
+        batch: &PackedBatch,
+        tape: Tape,
+        dhidden: &Tensor,
+        prefix: Option<&[Tensor]>,
+        behind: Option<&[Tensor]>,
+        virtual_tokens: usize,
+    ) -> Result<Backward> {
         let rows = Rows::new(self, batch)?;
         let Tape { blocks, last } = tape;
         let mut dx = self.norm.backward(dhidden, &last.residual, &last.rstd, None)?;
@@ -307,7 +347,7 @@ impl Granite {
             };
             let dstream = self.backward_mlp(block, &saved, &dx)?;
             let last = i + 1 == self.blocks.len();
-            let inputs = inputs(batch, &saved.qkv, prefix.map(|p| &p[i]), last);
+            let inputs = self.attention_inputs(batch, &saved.qkv, prefix.map(|p| &p[i]), last);
             let dout = block.o.backward(&dstream, self.config.residual_multiplier)?;
             let gradients = self.attention.backward(inputs, &saved.attended, &dout, needs)?;
             prefixes.extend(gradients.prefix);
@@ -387,8 +427,4 @@ impl Granite {
 
 fn positions_of(batch: &PackedBatch) -> Indices {
     batch.target_rows.iter().map(|r| batch.position_ids[*r as usize]).collect::<Vec<_>>().into()
-}
-
-fn inputs<'a>(batch: &'a PackedBatch, qkv: &'a Qkv, prefix: Option<&'a Tensor>, last: bool) -> Inputs<'a> {
-    Inputs { segments: if last { &batch.target_segments } else { &batch.segments }, qkv, prefix }
 }

@@ -246,6 +246,12 @@ pub(crate) fn par_rows<T: Send>(out: &mut [T], width: usize, f: impl Fn(usize, &
     });
 }
 
+/// Runs `f` on a thread of the pool, where a parallel loop begins at once: one that begins elsewhere wakes a thread of the
+/// pool and sleeps, and a step has 500 of them.
+pub(crate) fn on_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| f())
+}
+
 /// Runs `f` compiled for the widest vectors that this CPU has. Only what is inlined is: say `#[inline(always)]` before
 /// the closure, here and in [`par_rows`], or the compiler's own judgement leaves a long one as it is, in SSE2.
 #[inline(always)]
@@ -263,6 +269,20 @@ pub(crate) fn largest<T: Real>(values: &[T]) -> T {
         lanes.iter_mut().zip(part).for_each(|(lane, &x)| *lane = larger(*lane, x));
     }
     lanes.iter().chain(parts.remainder()).copied().fold(T::neg_infinity(), larger)
+}
+
+/// Sum of `f(0..n)` in 32 partial sums, so that it vectorises and does not depend on the vector length.
+#[inline(always)]
+pub(crate) fn sum_of<T: Real>(n: usize, f: impl Fn(usize) -> T) -> T {
+    let mut lanes = [T::zero(); 32];
+    let whole = n - n % 32;
+    for start in (0..whole).step_by(32) {
+        for (l, lane) in lanes.iter_mut().enumerate() {
+            *lane += f(start + l);
+        }
+    }
+    let tail: T = (whole..n).map(&f).sum();
+    lanes.into_iter().sum::<T>() + tail
 }
 
 /// A pointer that tasks share; each writes a part that no other touches.

@@ -247,7 +247,7 @@ impl RmsNorm {
                     for (i, row) in rows.chunks_exact_mut(c).enumerate() {
                         let at = (first + i) * c;
                         let (dy, r, s) = (&dy[at..at + c], &r[at..at + c], rstd[first + i]);
-                        let dot = sum_of(c, |j| w[j] * dy[j] * r[j]);
+                        let dot = cpu::sum_of(c, |j| w[j] * dy[j] * r[j]);
                         let k = s * s * s * dot * inverse;
                         match past {
                             Some(past) => {
@@ -273,24 +273,10 @@ fn row_threads(width: usize) -> usize {
 fn norm_rows<T: Real, O: Stored<T>>(y: &mut [O], rstd: &mut [T], r: &[T], w: &[T], eps: T) {
     let c = w.len();
     for ((y, s), r) in y.chunks_exact_mut(c).zip(rstd).zip(r.chunks_exact(c)) {
-        let square = sum_of(c, |j| r[j] * r[j]);
+        let square = cpu::sum_of(c, |j| r[j] * r[j]);
         *s = (square / T::of(c as f64) + eps).sqrt().recip();
         (0..c).for_each(|j| y[j] = O::stored(w[j] * r[j] * *s));
     }
-}
-
-/// Sum of `f(0..n)` in 32 partial sums, so that it vectorises and does not depend on the vector length.
-#[inline(always)]
-fn sum_of<T: Real>(n: usize, f: impl Fn(usize) -> T) -> T {
-    let mut lanes = [T::zero(); 32];
-    let whole = n - n % 32;
-    for start in (0..whole).step_by(32) {
-        for (l, lane) in lanes.iter_mut().enumerate() {
-            *lane += f(start + l);
-        }
-    }
-    let tail: T = (whole..n).map(&f).sum();
-    lanes.into_iter().sum::<T>() + tail
 }
 
 #[cfg(test)]

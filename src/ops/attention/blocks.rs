@@ -54,9 +54,12 @@ pub(super) struct Block {
     pub(super) query: usize,
     pub(super) rows: usize,
     pub(super) pieces: Vec<Piece>,
-    /// Keys of the prefix, and the most own keys of a piece: columns of the scores.
+    /// Keys of the prefix, and the most own keys of a piece: columns of the scores, up to whole lanes.
     pub(super) columns: usize,
 }
+
+/// Columns of the scores are a multiple of it, so that a row can be worked on in whole vectors.
+pub(super) const LANES: usize = 16;
 
 pub(super) fn blocks(segments: &[Segment], prefix: usize) -> Vec<Block> {
     let mut blocks: Vec<Block> = Vec::new();
@@ -71,7 +74,7 @@ pub(super) fn blocks(segments: &[Segment], prefix: usize) -> Vec<Block> {
             let n = (segment.queries.len() - done).min(QUERY_BLOCK - block.rows);
             let rows = block.rows..block.rows + n;
             let piece = Piece { rows, key: segment.keys.start, visible: segment.first + done + 1 };
-            block.columns = block.columns.max(prefix + piece.keys());
+            block.columns = block.columns.max((prefix + piece.keys()).next_multiple_of(LANES));
             block.rows += n;
             block.pieces.push(piece);
             done += n;

@@ -17,14 +17,19 @@
 mod blocks;
 mod gpu;
 mod kernel;
+mod narrow;
 mod plan;
+mod products;
 mod segments;
 
 use super::cpu::with_real;
 use super::gpu::{Route, route};
+use super::packed::Isa;
 use super::profile;
 use crate::{Error, Result};
 use candle_core::{D, DType, Tensor};
+use narrow::Narrow;
+use products::Whole;
 pub use segments::Segments;
 use std::ops::Range;
 
@@ -94,6 +99,8 @@ pub struct Inputs<'a> {
     /// Where another pass made the prefixes: a matrix whose last 2K D columns are their keys and values.
     /// Without it the prefixes are rows of `qkv`.
     pub prefix: Option<&'a Tensor>,
+    /// dtype in which products read their operands: that of `qkv`, or bf16 of f32 on a CPU that multiplies bf16.
+    pub products: DType,
 }
 
 /// Result of [`AttentionShape::forward`].
@@ -144,7 +151,10 @@ impl AttentionShape {
         self.check(&inputs)?;
         let q = inputs.qkv.queries();
         match route(q) {
-            Route::Cpu => with_real!("attention", q.dtype(), T => kernel::forward::<T>(self, inputs)),
+            Route::Cpu if inputs.narrow() => kernel::forward::<f32, Narrow>(self, inputs),
+            Route::Cpu => {
+                with_real!("attention", q.dtype(), T => kernel::forward::<T, Whole<T>>(self, inputs))
+            }
             Route::Kernel if self.head_dim <= gpu::MAX_HEAD_DIM => gpu::forward(self, inputs),
             _ => self.reference(inputs),
         }
@@ -171,8 +181,11 @@ impl AttentionShape {
             });
         }
         match route(dout) {
+            Route::Cpu if inputs.narrow() => {
+                kernel::backward::<f32, Narrow>(self, inputs, attended, dout, needs)
+            }
             Route::Cpu => {
-                with_real!("attention backward", dout.dtype(), T => kernel::backward::<T>(self, inputs, attended, dout, needs))
+                with_real!("attention backward", dout.dtype(), T => kernel::backward::<T, Whole<T>>(self, inputs, attended, dout, needs))
             }
             Route::Kernel if self.head_dim <= gpu::MAX_HEAD_DIM => {
                 gpu::backward(self, inputs, attended, dout, needs)
@@ -305,6 +318,11 @@ impl AttentionShape {
 }
 
 impl Inputs<'_> {
+    /// Whether products are in bf16 where activations are f32.
+    fn narrow(&self) -> bool {
+        self.products == DType::BF16 && self.qkv.queries().dtype() == DType::F32 && Isa::best().is_some()
+    }
+
     /// Queries and keys that are the prefixes': of segments that have no prefix themselves.
     fn prefix_rows(&self) -> (usize, usize) {
         let prefixes = self.segments.iter().filter(|s| s.prefix.is_none());

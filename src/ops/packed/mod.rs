@@ -34,7 +34,7 @@ pub(crate) const PANEL: usize = 16;
 /// Columns that packing takes at a time: panels have lines for a multiple of it.
 pub(crate) const STEP: usize = 32;
 
-/// Columns of a task: four panels, side by side in a tile.
+/// The most columns of a task: four panels, side by side in a tile.
 const COLUMNS: usize = 4 * PANEL;
 
 /// The most rows of a task.
@@ -72,7 +72,7 @@ pub(crate) fn forward(isa: Isa, x: &[bf16], w: Right, out: &mut [f32], then: The
     }
     let m = out.len() / n.max(1);
     assert_eq!((x.len(), out.len()), (m * k, m * n), "x and out of a product of {m} rows with [{n}, {k}]");
-    tasks(out, n, |mut out, scratch| {
+    tasks(out, n, &[4, 3, 2], |mut out, scratch| {
         let left = Left::rows(x, k).from(out.rows.start, 0);
         for depth in blocks(k) {
             let right = match w {
@@ -104,28 +104,32 @@ pub(crate) fn backward(isa: Isa, dy: &[bf16], w: Right, out: &mut [f32], then: T
     }
     let m = out.len() / k.max(1);
     assert_eq!((dy.len(), out.len()), (m * n, m * k), "dy and out of a product of {m} rows with [{n}, {k}]");
-    tasks(out, k, |mut out, scratch| {
+    // Panels are turned a step of columns, which are two panels, at a time.
+    tasks(out, k, &[4, 2], |mut out, scratch| {
         let left = Left::rows(dy, n).from(out.rows.start, 0);
         let columns = out.columns.clone();
         for depth in blocks(n) {
             let stride = depth.len().next_multiple_of(STEP) / 2 + 1;
             let scratch = first(scratch, COLUMNS / PANEL * stride);
-            for (i, row) in depth.clone().step_by(PANEL).enumerate() {
-                let to = &mut scratch[i * PANEL / 2..];
-                match w {
-                    Right::Panels(panels) => {
+            match w {
+                Right::Panels(panels) => {
+                    for (i, row) in depth.clone().step_by(PANEL).enumerate() {
                         let from = &panels.lines(row / PANEL)[columns.start / 2..];
-                        kernel::turn(isa, from, columns.len(), to, stride);
+                        kernel::turn(
+                            isa,
+                            from,
+                            panels.stride(),
+                            columns.len(),
+                            &mut scratch[i * PANEL / 2..],
+                            stride,
+                        );
                     }
-                    Right::Rows(values, _) => {
-                        let (from, rows) = (&values[row * k + columns.start..], PANEL.min(n - row));
-                        kernel::pack_columns(isa, from, k, rows, columns.len(), to, stride);
-                    }
+                    clear_half_step(depth.len(), scratch, stride);
                 }
-            }
-            if depth.len().div_ceil(PANEL) % 2 == 1 {
-                let end = depth.len().next_multiple_of(STEP) / 2;
-                scratch.chunks_mut(stride).for_each(|panel| panel[end - PANEL / 2..end].fill(Line::ZERO));
+                Right::Rows(values, _) => {
+                    let from = &values[depth.start * k + columns.start..];
+                    pack_sums(isa, from, (depth.len(), columns.len()), k, scratch, stride);
+                }
             }
             let then = Then { add: then.add || depth.start > 0, ..then };
             let right = kernel::Panels::new(scratch, stride);
@@ -134,29 +138,70 @@ pub(crate) fn backward(isa: Isa, dy: &[bf16], w: Right, out: &mut [f32], then: T
     });
 }
 
-/// Cuts `out`, rows of `width` elements, into blocks for the threads that there are, and runs `f` on each with
-/// lines that belong to its thread.
-fn tasks(out: &mut [f32], width: usize, f: impl Fn(Out, &mut Vec<Line>) + Sync) {
+/// Packs a matrix [rows, columns], whose rows are `stride` values apart, for a product that sums over its rows: a panel
+/// for each 16 columns, `panel_stride` lines apart.
+pub(crate) fn pack_sums(
+    isa: Isa,
+    from: &[bf16],
+    (rows, columns): (usize, usize),
+    stride: usize,
+    panels: &mut [Line],
+    panel_stride: usize,
+) {
+    for (i, row) in (0..rows).step_by(PANEL).enumerate() {
+        let to = &mut panels[i * PANEL / 2..];
+        kernel::pack_columns(
+            isa,
+            &from[row * stride..],
+            stride,
+            PANEL.min(rows - row),
+            columns,
+            to,
+            panel_stride,
+        );
+    }
+    clear_half_step(rows, panels, panel_stride);
+}
+
+/// Panels that are packed 16 values of their sums at a time have to hold whole steps of 32.
+fn clear_half_step(depth: usize, panels: &mut [Line], panel_stride: usize) {
+    if depth.div_ceil(PANEL) % 2 == 1 {
+        let end = depth.next_multiple_of(STEP) / 2;
+        panels.chunks_mut(panel_stride).for_each(|panel| panel[end - PANEL / 2..end].fill(Line::ZERO));
+    }
+}
+
+/// Cuts `out`, rows of `width` elements, into blocks of one of `panels` side by side for the threads that there are, and
+/// runs `f` on each with lines that belong to its thread.
+fn tasks(out: &mut [f32], width: usize, panels: &[usize], f: impl Fn(Out, &mut Vec<Line>) + Sync) {
     thread_local! {
         static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
     }
-    let rows = rows_per_task(out.len() / width, width.div_ceil(COLUMNS), rayon::current_num_threads());
-    Out::blocks(out, width, rows, COLUMNS)
+    let (rows, columns) =
+        task(out.len() / width, width.div_ceil(PANEL), panels, rayon::current_num_threads());
+    Out::blocks(out, width, rows, columns * PANEL)
         .for_each(|block| SCRATCH.with_borrow_mut(|scratch| f(block, scratch)));
 }
 
-/// Rows of a task of `m` rows, where `groups` tasks make a row of blocks: as many as leave no thread idle for more
-/// than a twentieth of the time, or what comes nearest to that.
-fn rows_per_task(m: usize, groups: usize, threads: usize) -> usize {
+/// Rows and panels of a task of `m` rows and `panels` panels, one of `columns` side by side: as many as leave no thread idle for more than a twentieth
+/// of the time, or what comes nearest to that. Fewer panels come before fewer rows, which make the same panels twice.
+fn task(m: usize, panels: usize, columns: &[usize], threads: usize) -> (usize, usize) {
+    let busy = |tasks: usize| tasks as f64 / (tasks.div_ceil(threads) * threads) as f64;
     let fewest = m.div_ceil(MAX_ROWS);
-    let busy = |cuts: usize| {
-        let tasks = groups * cuts;
-        tasks as f64 / (tasks.div_ceil(threads) * threads) as f64
-    };
     let most = (m / MIN_ROWS).max(fewest);
-    let cuts = (fewest..=most).find(|&cuts| busy(cuts) >= 0.95);
-    let cuts = cuts.or_else(|| (fewest..=most).max_by(|&a, &b| busy(a).total_cmp(&busy(b)).then(b.cmp(&a))));
-    m.div_ceil(cuts.unwrap_or(fewest))
+    let mut best = (0.0, (m, columns[0]));
+    for cuts in fewest..=most {
+        for &columns in columns {
+            let busy = busy(cuts * panels.div_ceil(columns));
+            if busy > best.0 {
+                best = (busy, (m.div_ceil(cuts), columns));
+            }
+            if busy >= 0.95 {
+                return best.1;
+            }
+        }
+    }
+    best.1
 }
 
 /// Cuts the values that a product sums over such that four panels of them fill half of the second-level cache.

@@ -84,6 +84,11 @@ impl Panels {
         rows
     }
 
+    /// Lines from a panel to the next one.
+    pub(super) fn stride(&self) -> usize {
+        self.stride
+    }
+
     /// The panel `panel`.
     pub(super) fn lines(&self, panel: usize) -> &[Line] {
         &self.lines[(self.first + panel) * self.stride..][..self.stride]

@@ -204,12 +204,14 @@ fn a_short_operand_panics() {
 
 #[test]
 fn tasks_keep_threads_busy() {
-    assert_eq!(rows_per_task(385, 9, 2), 193, "9 groups on 2 threads: cut in two");
-    assert_eq!(rows_per_task(385, 48, 2), 385, "48 groups are enough");
-    assert_eq!(rows_per_task(16, 9, 64), 16, "too few rows to cut");
-    assert_eq!(rows_per_task(4096, 128, 2), 512, "no more rows than stay in the cache");
-    let rows = rows_per_task(385, 9, 64);
-    assert!((48..=56).contains(&rows), "as many tasks as are worth it: {rows}");
+    assert_eq!(task(385, 36, &[4, 3, 2], 2), (385, 3), "9 groups of 4 panels on 2 threads: 12 of 3 instead");
+    assert_eq!(task(385, 36, &[4, 2], 2), (385, 2));
+    assert_eq!(task(385, 192, &[4, 3, 2], 2), (385, 4), "48 groups are enough");
+    assert_eq!(task(16, 3072, &[4, 3, 2], 2), (16, 4), "few rows");
+    assert_eq!(task(4096, 512, &[4, 3, 2], 2), (512, 4), "no more rows than stay in the cache");
+    let (rows, panels) = task(385, 36, &[4, 3, 2], 64);
+    assert!((48..=56).contains(&rows) && panels == 4, "as many tasks as are worth it: {rows}, {panels}");
+    assert_eq!(task(1, 1, &[4, 3, 2], 64), (1, 4));
 }
 
 #[test]

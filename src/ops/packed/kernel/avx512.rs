@@ -10,8 +10,10 @@ use super::{Left, Line, Out, PANEL, Panels, STEP, Then};
 use half::bf16;
 use std::arch::x86_64::*;
 
-/// Rows of a tile.
-const ROWS: usize = 6;
+/// The most rows of a tile of `V` panels: 24 sums leave registers for a line of each panel and a pair of the left.
+const fn rows<const V: usize>() -> usize {
+    if V == 4 { 6 } else { 8 }
+}
 
 /// `out = scale * left right`; see [`super::block`].
 ///
@@ -48,34 +50,46 @@ struct Target {
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 unsafe fn strips<const V: usize>(
     left: Left,
-    rows: usize,
+    height: usize,
     depth: usize,
     right: Panels,
     width: usize,
     to: Target,
 ) {
     let mask = 0xffff >> (V * PANEL - width);
-    for row in (0..rows).step_by(ROWS) {
+    for (strip, row) in (0..height).step_by(rows::<V>()).enumerate() {
+        // The first strips fetch the panels behind these: a task's next ones, more often than not. Later ones fetch
+        // what is there.
+        let panel = if strip < V { V + strip } else { 0 };
+        let ahead = right.lines.as_ptr().wrapping_add(panel * right.stride);
         // SAFETY: rows from `row` on are inside both matrices; the rest is the caller's promise.
         unsafe {
             let left = left.from(row, 0);
             let to = Target { ptr: to.ptr.add(row * to.stride), mask, ..to };
-            match rows - row {
-                1 => tile::<1, V>(left, depth, right, to),
-                2 => tile::<2, V>(left, depth, right, to),
-                3 => tile::<3, V>(left, depth, right, to),
-                4 => tile::<4, V>(left, depth, right, to),
-                5 => tile::<5, V>(left, depth, right, to),
-                _ => tile::<ROWS, V>(left, depth, right, to),
+            match (height - row).min(rows::<V>()) {
+                1 => tile::<1, V>(left, depth, right, to, ahead),
+                2 => tile::<2, V>(left, depth, right, to, ahead),
+                3 => tile::<3, V>(left, depth, right, to, ahead),
+                4 => tile::<4, V>(left, depth, right, to, ahead),
+                5 => tile::<5, V>(left, depth, right, to, ahead),
+                6 => tile::<6, V>(left, depth, right, to, ahead),
+                7 => tile::<7, V>(left, depth, right, to, ahead),
+                _ => tile::<8, V>(left, depth, right, to, ahead),
             }
         }
     }
 }
 
-/// `R` rows by `V` panels.
+/// `R` rows by `V` panels; the panel at `ahead`, which need not exist, is fetched on the way.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn tile<const R: usize, const V: usize>(left: Left, depth: usize, right: Panels, to: Target) {
+unsafe fn tile<const R: usize, const V: usize>(
+    left: Left,
+    depth: usize,
+    right: Panels,
+    to: Target,
+    ahead: *const Line,
+) {
     let values = left.values.as_ptr();
     let lines = right.lines.as_ptr();
     // SAFETY: a pair of `left` below `depth / 2` is two values; the last of an odd depth is read alone. Lines and
@@ -83,6 +97,7 @@ unsafe fn tile<const R: usize, const V: usize>(left: Left, depth: usize, right: 
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); V]; R];
         for pair in 0..depth / 2 {
+            _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(pair).cast());
             let mut weights = [_mm512_setzero_si512(); V];
             for (v, w) in weights.iter_mut().enumerate() {
                 *w = _mm512_load_si512(lines.add(v * right.stride + pair).cast());
@@ -131,6 +146,9 @@ fn low(n: usize) -> u32 {
     if n >= 32 { u32::MAX } else { (1 << n) - 1 }
 }
 
+/// Steps that are fetched ahead of those that are packed.
+const AHEAD: usize = 8;
+
 /// Packs up to 16 rows of `depth` values, `stride` values apart: line `p` of `panel` holds pair `p` of every row,
 /// zeros where there is none, up to a whole number of [`STEP`] values.
 ///
@@ -150,6 +168,7 @@ pub(super) unsafe fn pack_rows(
         unsafe {
             for (row, line) in lines.iter_mut().take(rows).enumerate() {
                 let at = from.add(row * stride + start);
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD * STEP).cast());
                 *line = _mm512_maskz_loadu_epi16(low(depth - start), at.cast());
             }
             store(transpose(lines), panel.add(start / 2));
@@ -178,6 +197,7 @@ pub(super) unsafe fn pack_columns(
         unsafe {
             for (row, line) in lines.iter_mut().take(rows).enumerate() {
                 let at = from.add(row * stride + start);
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PANEL * stride).cast());
                 *line = _mm512_maskz_loadu_epi16(low(columns - start), at.cast());
             }
             interleave(lines, panels.add(start / PANEL * panel_stride), panel_stride);
@@ -185,19 +205,28 @@ pub(super) unsafe fn pack_columns(
     }
 }
 
-/// As [`pack_columns`], of 16 rows that are packed: `columns` columns from the front of `panel`.
+/// As [`pack_columns`], of 16 rows that are packed: `columns` columns from the front of `panel`. The next panel, which
+/// need not exist, is `panel_lines` behind it.
 ///
 /// # Safety
 /// See the module; `panel` has `columns.next_multiple_of(STEP) / 2` lines, and there are twice as many panels of 8
 /// lines as steps.
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(super) unsafe fn turn(panel: *const Line, columns: usize, panels: *mut Line, panel_stride: usize) {
+pub(super) unsafe fn turn(
+    panel: *const Line,
+    panel_lines: usize,
+    columns: usize,
+    panels: *mut Line,
+    panel_stride: usize,
+) {
     for start in (0..columns).step_by(STEP) {
         let mut lines = [_mm512_setzero_si512(); PANEL];
         // SAFETY: the caller's promise.
         unsafe {
             for (pair, line) in lines.iter_mut().enumerate() {
-                *line = _mm512_load_si512(panel.add(start / 2 + pair).cast());
+                let at = panel.add(start / 2 + pair);
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(panel_lines).cast());
+                *line = _mm512_load_si512(at.cast());
             }
             interleave(transpose(lines), panels.add(start / PANEL * panel_stride), panel_stride);
         }

@@ -107,6 +107,14 @@ impl<'a> Out<'a> {
         Self { ptr: matrix.as_mut_ptr(), stride, rows: 0..rows, columns: 0..columns, matrix: PhantomData }
     }
 
+    /// The same, by address.
+    ///
+    /// # Safety
+    /// The elements lie in live memory, and for as long as the value lives nobody else reads or writes them.
+    pub(crate) unsafe fn at(ptr: *mut f32, rows: usize, columns: usize, stride: usize) -> Self {
+        Self { ptr, stride, rows: 0..rows, columns: 0..columns, matrix: PhantomData }
+    }
+
     /// Cuts a matrix of whole rows of `width` elements into blocks of at most `rows` by `columns`, those of the
     /// same rows one after another.
     pub(crate) fn blocks(
@@ -232,18 +240,26 @@ pub(crate) fn pack_columns(
     }
 }
 
-/// As [`pack_columns`], of 16 rows that are packed as [`pack_rows`] does: the first `columns` columns of `panel`.
+/// As [`pack_columns`], of 16 rows that are packed as [`pack_rows`] does: the first `columns` columns of `panel`. The
+/// next panel begins `panel_lines` behind it, if there is one.
 ///
 /// # Panics
 /// Slices that are shorter than the shape.
-pub(crate) fn turn(isa: Isa, panel: &[Line], columns: usize, panels: &mut [Line], panel_stride: usize) {
+pub(crate) fn turn(
+    isa: Isa,
+    panel: &[Line],
+    panel_lines: usize,
+    columns: usize,
+    panels: &mut [Line],
+    panel_stride: usize,
+) {
     assert!(columns.next_multiple_of(STEP) / 2 <= panel.len());
     check_turned(columns, panels, panel_stride);
     // SAFETY: `isa` is proof of the instructions; the extents were checked.
     match isa.kind() {
         #[cfg(target_arch = "x86_64")]
         Kind::Avx512 | Kind::Amx => unsafe {
-            avx512::turn(panel.as_ptr(), columns, panels.as_mut_ptr(), panel_stride)
+            avx512::turn(panel.as_ptr(), panel_lines, columns, panels.as_mut_ptr(), panel_stride)
         },
     }
 }
