@@ -6,6 +6,7 @@ use crate::model::{
     Checkpoint, Dtypes, Granite, HubOptions, Local, ModelConfig, TextTokenizer, TuningMemory, granite,
     resolve,
 };
+use crate::ops::packed::Isa;
 use crate::serve::client::Limits;
 use crate::tune::plan::free_memory;
 use crate::tune::{Budget, MemoryPlan, RowRange, Work};
@@ -82,13 +83,13 @@ fn cuda(index: usize) -> Result<Device> {
     Ok(device)
 }
 
-/// The dtype of the weights: `auto` is f32 on the CPU and bf16 on a GPU.
+/// The dtype of the weights: `auto` is bf16 on a GPU and on a CPU that multiplies bf16, f32 on another CPU.
 pub fn dtype(choice: DtypeChoice, device: &Device) -> DType {
     match choice {
         DtypeChoice::F32 => DType::F32,
         DtypeChoice::Bf16 => DType::BF16,
         DtypeChoice::F16 => DType::F16,
-        DtypeChoice::Auto if device.is_cpu() => DType::F32,
+        DtypeChoice::Auto if device.is_cpu() && Isa::best().is_none() => DType::F32,
         DtypeChoice::Auto => DType::BF16,
     }
 }

@@ -169,6 +169,12 @@ impl Granite {
         self.dtype
     }
 
+    /// dtype in which the blocks' products read what they multiply: that of the activations, or bf16 on a CPU that
+    /// multiplies bf16.
+    pub fn product_dtype(&self) -> DType {
+        self.inputs
+    }
+
     /// dtype of the prompts that [`Granite::forward`] takes: f32, or f64 where the activations are.
     pub fn prompt_dtype(&self) -> DType {
         if self.dtype == DType::F64 { DType::F64 } else { DType::F32 }

@@ -114,7 +114,7 @@ impl Bench {
             (None, None) => unreachable!("clap asks for one of them"),
         };
         let device = subject.model.device().clone();
-        let peak = MatmulPeak::measure(&device, subject.model.dtype())?;
+        let peak = MatmulPeak::measure(&device, subject.model.product_dtype())?;
         let mut report = Report {
             version: env!("CARGO_PKG_VERSION"),
             date: machine::now(),

@@ -69,7 +69,7 @@ impl Report {
         println!(
             "matmul peak: {}, of [{size}, {size}] x [{size}, {size}] in {}\n",
             si(self.matmul_peak.flops_per_second, "FLOP/s"),
-            self.activations
+            self.matmul_peak.dtype
         );
         println!("{}", text::table(&self.rows()));
         for case in &self.cases {
