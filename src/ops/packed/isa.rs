@@ -39,6 +39,17 @@ impl Isa {
         }
     }
 
+    /// How many panels a task may take side by side, the most first, at least two at a time. AMX copies the left operand
+    /// into tiles once a task, which wide tasks pay for.
+    pub(super) fn panels(self) -> &'static [usize] {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => &[4, 2],
+            #[cfg(target_arch = "x86_64")]
+            Kind::Amx => &[16, 8, 4, 2],
+        }
+    }
+
     pub(super) fn kind(self) -> Kind {
         self.0
     }

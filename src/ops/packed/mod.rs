@@ -34,9 +34,6 @@ pub(crate) const PANEL: usize = 16;
 /// Columns that packing takes at a time: panels have lines for a multiple of it.
 pub(crate) const STEP: usize = 32;
 
-/// The most columns of a task: four panels, side by side in a tile.
-const COLUMNS: usize = 4 * PANEL;
-
 /// The most rows of a task.
 const MAX_ROWS: usize = 512;
 
@@ -72,14 +69,14 @@ pub(crate) fn forward(isa: Isa, x: &[bf16], w: Right, out: &mut [f32], then: The
     }
     let m = out.len() / n.max(1);
     assert_eq!((x.len(), out.len()), (m * k, m * n), "x and out of a product of {m} rows with [{n}, {k}]");
-    tasks(out, n, &[4, 3, 2], |mut out, scratch| {
+    tasks(isa, out, n, |mut out, scratch| {
         let left = Left::rows(x, k).from(out.rows.start, 0);
-        for depth in blocks(k) {
+        for depth in blocks(k, out.columns.len()) {
             let right = match w {
                 Right::Panels(panels) => panels.operand(out.columns.start / PANEL).from(0, depth.start / 2),
                 Right::Rows(values, _) => {
                     let stride = depth.len().next_multiple_of(STEP) / 2 + 1;
-                    let scratch = first(scratch, COLUMNS / PANEL * stride);
+                    let scratch = first(scratch, out.columns.len().next_multiple_of(STEP) / PANEL * stride);
                     for (row, panel) in out.columns.clone().step_by(PANEL).zip(scratch.chunks_mut(stride)) {
                         let (from, rows) = (&values[row * k + depth.start..], PANEL.min(n - row));
                         kernel::pack_rows(isa, from, k, rows, depth.len(), panel);
@@ -105,12 +102,12 @@ pub(crate) fn backward(isa: Isa, dy: &[bf16], w: Right, out: &mut [f32], then: T
     let m = out.len() / k.max(1);
     assert_eq!((dy.len(), out.len()), (m * n, m * k), "dy and out of a product of {m} rows with [{n}, {k}]");
     // Panels are turned a step of columns, which are two panels, at a time.
-    tasks(out, k, &[4, 2], |mut out, scratch| {
+    tasks(isa, out, k, |mut out, scratch| {
         let left = Left::rows(dy, n).from(out.rows.start, 0);
         let columns = out.columns.clone();
-        for depth in blocks(n) {
+        for depth in blocks(n, out.columns.len()) {
             let stride = depth.len().next_multiple_of(STEP) / 2 + 1;
-            let scratch = first(scratch, COLUMNS / PANEL * stride);
+            let scratch = first(scratch, out.columns.len().next_multiple_of(STEP) / PANEL * stride);
             match w {
                 Right::Panels(panels) => {
                     for (i, row) in depth.clone().step_by(PANEL).enumerate() {
@@ -171,14 +168,14 @@ fn clear_half_step(depth: usize, panels: &mut [Line], panel_stride: usize) {
     }
 }
 
-/// Cuts `out`, rows of `width` elements, into blocks of one of `panels` side by side for the threads that there are, and
-/// runs `f` on each with lines that belong to its thread.
-fn tasks(out: &mut [f32], width: usize, panels: &[usize], f: impl Fn(Out, &mut Vec<Line>) + Sync) {
+/// Cuts `out`, rows of `width` elements, into blocks for the threads that there are, and runs `f` on each with
+/// lines that belong to its thread.
+fn tasks(isa: Isa, out: &mut [f32], width: usize, f: impl Fn(Out, &mut Vec<Line>) + Sync) {
     thread_local! {
         static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
     }
     let (rows, columns) =
-        task(out.len() / width, width.div_ceil(PANEL), panels, rayon::current_num_threads());
+        task(out.len() / width, width.div_ceil(PANEL), isa.panels(), rayon::current_num_threads());
     Out::blocks(out, width, rows, columns * PANEL)
         .for_each(|block| SCRATCH.with_borrow_mut(|scratch| f(block, scratch)));
 }
@@ -204,10 +201,10 @@ fn task(m: usize, panels: usize, columns: &[usize], threads: usize) -> (usize, u
     best.1
 }
 
-/// Cuts the values that a product sums over such that four panels of them fill half of the second-level cache.
-fn blocks(depth: usize) -> impl Iterator<Item = Range<usize>> {
+/// Cuts the values that a product sums over such that so many columns of them fill half of the second-level cache.
+fn blocks(depth: usize, columns: usize) -> impl Iterator<Item = Range<usize>> {
     let cache = gemm_common::cache::CACHE_INFO[1].cache_bytes;
-    let most = (cache / 2 / (COLUMNS * size_of::<bf16>()) / STEP * STEP).max(STEP);
+    let most = (cache / 2 / (columns * size_of::<bf16>()) / STEP * STEP).max(STEP);
     let size = depth.div_ceil(depth.div_ceil(most).max(1)).next_multiple_of(STEP);
     // A product over nothing is zero, which has to be written.
     (0..depth.max(1)).step_by(size.max(1)).map(move |start| start..(start + size).min(depth))

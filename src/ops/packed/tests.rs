@@ -97,6 +97,44 @@ fn both_directions_are_the_sums_of_f64() {
     }
 }
 
+/// AMX's blocks and tiles, by a model of its registers: on every x86-64, whatever it has.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn tiles_of_amx_are_the_sums_of_f64() {
+    let Some(&isa) = Isa::all().first() else { return };
+    let mut random = Random(99);
+    for (m, n, k) in [(1, 1, 1), (16, 16, 32), (17, 33, 31), (32, 32, 64), (45, 70, 97), (64, 48, 0)] {
+        let (x, w) = (random.values(m * k), random.values(n * k));
+        let panels = pack(isa, (n, k), &w);
+        for then in [Then::WRITE, Then { scale: 0.22, add: true }] {
+            let mut out = vec![if then.add { 0.5 } else { f32::NAN }; m * n];
+            let to = &mut Out::new(&mut out, m, n, n);
+            kernel::amx::model::block(Left::rows(&x, k), panels.operand(0), k, to, then);
+            for (i, &y) in out.iter().enumerate() {
+                let sum = exact(k, |j| (x[i / n * k + j], w[i % n * k + j]));
+                assert_near(&format!("{m} {n} {k} {then:?} at {i}"), y, sum, then, 0.5);
+            }
+        }
+    }
+    // Rows that are interleaved are copied pair by pair.
+    let (a, b) = (random.values(2 * 40 * 20), random.values(40 * 19));
+    let mut lines = vec![Line::ZERO; 2 * 32];
+    pack_sums(isa, &b, (40, 19), 19, &mut lines, 32);
+    let mut out = vec![0.0; 20 * 19];
+    let to = &mut Out::new(&mut out, 20, 19, 19);
+    kernel::amx::model::block(
+        Left::interleaved(&a, 40),
+        kernel::Panels::new(&lines, 32),
+        40,
+        to,
+        Then::WRITE,
+    );
+    for (i, &y) in out.iter().enumerate() {
+        let sum = exact(40, |r| (a[r / 2 * 40 + 2 * (i / 19) + r % 2], b[r * 19 + i % 19]));
+        assert_near("interleaved", y, sum, Then::WRITE, 0.0);
+    }
+}
+
 #[test]
 fn operands_need_no_alignment() {
     for &isa in Isa::all() {
@@ -217,7 +255,7 @@ fn tasks_keep_threads_busy() {
 #[test]
 fn blocks_cover_the_depth_in_whole_steps() {
     for depth in [0, 1, 31, 32, 33, 4096, 5000, 100_000] {
-        let blocks: Vec<_> = blocks(depth).collect();
+        let blocks: Vec<_> = blocks(depth, 64).collect();
         assert_eq!(blocks.last().map(|b| b.end), Some(depth));
         assert!(blocks.windows(2).all(|w| w[0].end == w[1].start && w[0].len().is_multiple_of(STEP)));
     }

@@ -6,7 +6,7 @@
 //! to live memory of the extents that it names. Nothing is read or written beyond them: partial rows, columns and
 //! pairs are masked.
 
-use super::{Left, Line, Out, PANEL, Panels, STEP, Then};
+use super::{Left, Line, Out, PANEL, Panels, STEP, Then, low};
 use half::bf16;
 use std::arch::x86_64::*;
 
@@ -138,12 +138,6 @@ unsafe fn tile<const R: usize, const V: usize>(
 fn pairs(x: __m512i) -> __m512bh {
     // SAFETY: both are 512 bits without invalid patterns.
     unsafe { std::mem::transmute(x) }
-}
-
-/// The lowest `n` bits, all 32 where there are more.
-#[inline]
-fn low(n: usize) -> u32 {
-    if n >= 32 { u32::MAX } else { (1 << n) - 1 }
 }
 
 /// Steps that are fetched ahead of those that are packed.

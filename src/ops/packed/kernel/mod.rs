@@ -3,7 +3,7 @@
 //! no two share an element.
 
 #[cfg(target_arch = "x86_64")]
-mod amx;
+pub(super) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 
@@ -270,4 +270,10 @@ fn check_turned(columns: usize, panels: &[Line], panel_stride: usize) {
         count == 0 || (count - 1) * panel_stride + PANEL / 2 <= panels.len(),
         "{count} panels of 8 lines"
     );
+}
+
+/// The lowest `n` bits, all 32 where there are more: a mask of the first `n` values.
+#[cfg(target_arch = "x86_64")]
+fn low(n: usize) -> u32 {
+    if n >= 32 { u32::MAX } else { (1 << n) - 1 }
 }
