@@ -7,7 +7,7 @@ SMOLLM2 := models/SmolLM2-135M-Instruct.Q4_1.gguf
 SMOLLM2_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 GNEISS := target/release/gneiss
 
-.PHONY: tutorial build cuda model test check-cuda check-metal gpu-check oracle nvcc bench-peft bench-serve clean
+.PHONY: tutorial build cuda model test check-cuda check-metal gpu-check oracle nvcc bench-peft bench-product bench-serve clean
 
 tutorial: build $(if $(filter $(SMOLLM2),$(MODEL)),model)
 	$(GNEISS) tutorial --model $(MODEL)
@@ -78,6 +78,10 @@ oracle: .venv/done
 # The tuning step against PEFT's, in turn, in one run.
 bench-peft: build model oracle
 	.venv/bin/python benches/peft/compare.py
+
+# The product of a frozen bf16 weight beside torch's, both directions.
+bench-product: oracle
+	.venv/bin/python benches/product/compare.py
 
 # The server against one on transformers and PEFT, by turns, under the same load; needs runs/tutorial (make tutorial).
 bench-serve: build model oracle

@@ -5,32 +5,10 @@ use candle_core::{DType, Device, DeviceLocation, Tensor};
 use gneiss::data::{Example, Passes, PrefixGroup};
 use gneiss::model::{Checkpoint, Dtypes, Granite, ModelConfig, TuningMemory};
 use gneiss::tune::{self, Limits};
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
-use std::sync::atomic::{AtomicIsize, Ordering::SeqCst};
 
-/// Counts the bytes that are given out.
-struct Counting;
-
-static LIVE: AtomicIsize = AtomicIsize::new(0);
-static PEAK: AtomicIsize = AtomicIsize::new(0);
-
-// SAFETY: everything is the system allocator's; only a number is kept beside it.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let before = LIVE.fetch_add(layout.size() as isize, SeqCst);
-        PEAK.fetch_max(before + layout.size() as isize, SeqCst);
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size() as isize, SeqCst);
-        unsafe { System.dealloc(memory, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
+#[path = "common/allocated.rs"]
+mod allocated;
 
 const DTYPES: Dtypes = Dtypes { weights: DType::F32, activations: DType::F32 };
 
@@ -61,14 +39,6 @@ fn example(rows: usize) -> Example {
     Example { input: (1..half).map(|i| i % 97).collect(), target: vec![3; half as usize], line: 1 }
 }
 
-/// Bytes that `work` adds and gives back, and those that it leaves.
-fn allocated<T>(work: impl FnOnce() -> T) -> (isize, isize, T) {
-    let before = LIVE.load(SeqCst);
-    PEAK.store(before, SeqCst);
-    let made = work();
-    (PEAK.load(SeqCst) - before, LIVE.load(SeqCst) - before, made)
-}
-
 #[track_caller]
 fn assert_near(what: &str, found: isize, estimated: usize, tolerance: f64) {
     let ratio = found as f64 / estimated as f64;
@@ -88,7 +58,7 @@ fn tapes(name: &str, model: &Granite, rows: usize) {
     // The first pass makes what stays: the rotary table, the threads, the products' buffers.
     drop(model.forward(&batch, &prompt, None, 0).unwrap());
     for recompute in 0..model.config().num_hidden_layers {
-        let (_, held, tape) = allocated(|| model.forward(&batch, &prompt, None, recompute).unwrap());
+        let (_, held, tape) = allocated::during(|| model.forward(&batch, &prompt, None, recompute).unwrap());
         let estimated = memory.tape(batch.ids.len(), batch.target_rows.len(), recompute);
         assert_near(&format!("{name}, {recompute} recomputed"), held, estimated, 0.02);
         drop(tape);
@@ -98,7 +68,7 @@ fn tapes(name: &str, model: &Granite, rows: usize) {
     let prefixes = PrefixGroup { prompt: 0..5, head, sequences: Vec::new() };
     let lead = Passes::new(&[prefixes], model.config().vocab_size, 1000).lead;
     for recompute in 0..model.config().num_hidden_layers {
-        let (_, held, tape) = allocated(|| model.forward(&lead, &prompt, None, recompute).unwrap());
+        let (_, held, tape) = allocated::during(|| model.forward(&lead, &prompt, None, recompute).unwrap());
         let estimated = memory.prefix_tape(lead.ids.len(), recompute);
         assert_near(&format!("{name}, prefixes, {recompute} recomputed"), held, estimated, 0.02);
         assert_eq!(tape.keys_values().unwrap().len(), model.config().num_hidden_layers);
@@ -114,11 +84,11 @@ fn peaks(model: &Granite, rows: usize) {
     drop(tune::gradient(model, &prompt, &groups, Limits::rows(1000)).unwrap());
     for recompute in 0..model.config().num_hidden_layers {
         let limits = Limits { max_rows: 1000, recompute };
-        let (peak, ..) = allocated(|| tune::gradient(model, &prompt, &groups, limits).unwrap());
+        let (peak, ..) = allocated::during(|| tune::gradient(model, &prompt, &groups, limits).unwrap());
         let estimated = memory.tape(rows, targets, recompute) + memory.workspace(rows, targets, recompute);
         assert_near(&format!("step, {recompute} recomputed"), peak, estimated, 0.02);
     }
-    let (peak, ..) = allocated(|| tune::evaluate(model, &prompt, &groups, 1000).unwrap());
+    let (peak, ..) = allocated::during(|| tune::evaluate(model, &prompt, &groups, 1000).unwrap());
     let one_block = rows * (memory.block_per_row + memory.workspace_per_row);
     assert!(peak < one_block as isize, "evaluation took {peak} bytes, a block's step {one_block}");
 }

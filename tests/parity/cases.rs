@@ -45,12 +45,14 @@ fn dense_granitemoehybrid_agrees_with_peft() {
     cases("hybrid_dense");
 }
 
-/// Half-precision weights on the CPU are widened as the products go: the same as rounding them and computing in f32.
+/// Half-precision weights on the CPU are widened as the products go: the same as rounding them and computing in f32. But a
+/// CPU that multiplies bf16 rounds the inputs too ([`crate::bf16`]).
 #[test]
 fn half_precision_weights_are_rounded_weights() {
     for name in CHECKPOINTS {
         let golden = golden(name);
-        for dtype in [DType::F16, DType::BF16] {
+        let multiplies_bf16 = model(name, DType::BF16).product_dtype() == DType::BF16;
+        for dtype in [DType::F16, DType::BF16].into_iter().filter(|d| *d == DType::F16 || !multiplies_bf16) {
             let rounded = tempfile::tempdir().unwrap();
             let weights =
                 candle_core::safetensors::load(folder(name).join("model.safetensors"), &Device::Cpu).unwrap();

@@ -1,5 +1,6 @@
 //! gneiss against transformers and PEFT, by the fixtures that `tests/golden/generate.py` makes.
 
+mod bf16;
 mod cases;
 mod finite_differences;
 mod fixtures;

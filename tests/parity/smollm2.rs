@@ -18,9 +18,9 @@ fn path() -> PathBuf {
     path
 }
 
-fn open() -> (Granite, TextTokenizer) {
+pub fn open(dtype: DType) -> (Granite, TextTokenizer) {
     let Checkpoint { config, weights, tokenizer, .. } = Checkpoint::open(&path()).unwrap();
-    let dtypes = granite::dtypes(DType::F32, &Device::Cpu).unwrap();
+    let dtypes = granite::dtypes(dtype, &Device::Cpu).unwrap();
     let model = Granite::load(&config, &weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap();
     (model, tokenizer)
 }
@@ -28,9 +28,9 @@ fn open() -> (Granite, TextTokenizer) {
 /// One test, so that the weights are in memory once.
 #[test]
 fn smollm2_agrees_with_transformers() {
-    let (golden, (model, tokenizer)) = (golden("smollm2"), open());
+    let (golden, (model, tokenizer)) = (golden("smollm2"), open(DType::F32));
     token_ids(&golden, &tokenizer);
-    last_logits(&golden, &model);
+    compare_last_logits(&golden, &model);
     text_init(&golden, &model, &tokenizer);
     prompt_gradient(&golden, &model);
 }
@@ -45,7 +45,7 @@ fn token_ids(golden: &Golden, tokenizer: &TextTokenizer) {
 }
 
 /// All four sequences in one pack, with no prompt and no target.
-fn last_logits(golden: &Golden, model: &Granite) {
+pub fn last_logits(golden: &Golden, model: &Granite) -> Tensor {
     let sequences = golden.json["sequences"].as_array().unwrap().iter();
     let sequences: Vec<Sequence> =
         sequences.map(|s| Sequence { input: ids(&s["ids"]), target: Vec::new() }).collect();
@@ -53,8 +53,11 @@ fn last_logits(golden: &Golden, model: &Granite) {
     let batch = Passes::new(&[group], model.config().vocab_size, usize::MAX).lead;
     let no_prompt = Tensor::zeros((0, model.config().hidden_size), DType::F32, &Device::Cpu).unwrap();
     let tape = model.forward(&batch, &no_prompt, None, 0).unwrap();
-    let logits = model.logits(tape.hidden()).unwrap();
-    let expected = golden.tensor(&golden.json["last_logits"]);
+    model.logits(tape.hidden()).unwrap()
+}
+
+fn compare_last_logits(golden: &Golden, model: &Granite) {
+    let (logits, expected) = (last_logits(golden, model), golden.tensor(&golden.json["last_logits"]));
     assert_eq!(expected.dims(), [4, 49152]);
     assert_within("last logits", &logits, expected, 1e-3);
     let best = |t: &Tensor| t.argmax(1).unwrap().to_vec1::<u32>().unwrap();

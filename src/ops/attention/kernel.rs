@@ -136,7 +136,7 @@ pub(super) fn backward<T: Real, P: Products<T>>(
     needs: Needs,
 ) -> Result<Gradients> {
     const OP: &str = "attention backward";
-    let (out, lse) = (View::<T>::new(OP, &attended.out)?, View::<T>::new(OP, &attended.lse)?);
+    let lse = View::<T>::new(OP, &attended.lse)?;
     let dout = View::<T>::new(OP, dout)?;
     let runs = runs(inputs.segments);
     let (q, kv) = (inputs.qkv.queries(), inputs.qkv.keys_values());
@@ -157,7 +157,7 @@ pub(super) fn backward<T: Real, P: Products<T>>(
         kv_width: kv.dims()[1],
     };
     let partial: Vec<Vec<T>> = with_source!(inputs, T, source => {
-        let saved = Saved { out: &out, lse: &lse, dout: &dout };
+        let saved = Saved { lse: &lse, dout: &dout };
         let task = |task: usize| {
             let (run, kv_head) = (&runs[task / shape.kv_heads], task % shape.kv_heads);
             let own = needs == Needs::All || run.prefix.is_none();
@@ -214,7 +214,6 @@ fn add_prefix<T: Real>(
 
 /// What the forward pass left, and the gradient of its output.
 struct Saved<'a, T> {
-    out: &'a [T],
     lse: &'a [T],
     dout: &'a [T],
 }
@@ -278,24 +277,31 @@ impl<T: Real> Work<'_, T> {
         dprefix
     }
 
-    /// From scores to probabilities in `p`, and from dp to ds in `ds`; both zero where masked.
+    /// From scores to probabilities in `p`, and from dp to ds in `ds`; both zero where masked. The sum of p dp is taken of
+    /// those very values and not of `do * out`, which is the same number only where nothing was rounded: ds is small
+    /// where dp is near that sum, and has to be the difference of the two alone.
     #[inline(always)]
     fn score_gradients(&self, block: &Block, prefix: usize, head: usize, p: &mut [T], ds: &mut [T]) {
-        let (d, width) = (self.shape.head_dim, self.shape.q_width());
         let scale = T::of(self.shape.scale);
         for piece in &block.pieces {
             for (i, in_block) in piece.rows.clone().enumerate() {
                 let (row, visible) = (block.query + in_block, prefix + piece.visible + i);
-                let at = row * width + head * d;
-                let delta = cpu::sum_of(d, |j| self.saved.out[at + j] * self.saved.dout[at + j]);
                 let lse = self.saved.lse[row * self.shape.heads + head];
                 let of_row = in_block * block.columns..(in_block + 1) * block.columns;
                 let (p, ds) = (&mut p[of_row.clone()], &mut ds[of_row]);
-                for (p, ds) in lanes(p, visible).iter_mut().zip(lanes(ds, visible)) {
-                    p.iter_mut().zip(ds).for_each(|(p, ds)| {
+                let end = visible.next_multiple_of(LANES);
+                p[visible..end].fill(T::neg_infinity());
+                ds[visible..end].fill(T::zero());
+                let mut sums = [T::zero(); LANES];
+                for (p, dp) in lanes(p, visible).iter_mut().zip(lanes(ds, visible)) {
+                    for ((p, &mut dp), sum) in p.iter_mut().zip(dp).zip(&mut sums) {
                         *p = (*p - lse).exp_();
-                        *ds = scale * *p * (*ds - delta);
-                    });
+                        *sum += *p * dp;
+                    }
+                }
+                let delta: T = sums.into_iter().sum();
+                for (p, ds) in lanes(p, visible).iter_mut().zip(lanes(ds, visible)) {
+                    p.iter().zip(ds).for_each(|(&p, ds)| *ds = scale * p * (*ds - delta));
                 }
                 p[visible..].fill(T::zero());
                 ds[visible..].fill(T::zero());

@@ -1,0 +1,128 @@
+//! The product of a frozen weight in bf16, both directions, at shapes of Granite and SmolLM2, and the floor that it is held
+//! against: a loop that multiplies registers and reads no memory, on every thread.
+//!
+//!     cargo bench --bench product
+//!     python benches/product/compare.py        the same beside torch's product, in one run
+//!
+//! Throughputs are floating-point operations. On a CPU that does not multiply bf16 the product is `gemm`'s in f32, of a
+//! weight that is widened block by block, and the floor is left out.
+
+use candle_core::{DType, Device, Tensor};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use gneiss::ops::Linear;
+use rayon::prelude::*;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+/// Rows, input features, output features. The first three are those that LOG.md holds against oneDNN; then SmolLM2's
+/// layers behind a batch of 8 examples and its head, then granite-3.3-2b's.
+const SHAPES: [(usize, usize, usize); 10] = [
+    (512, 2048, 2048),
+    (512, 576, 1536),
+    (4096, 2560, 8192),
+    (367, 576, 960),
+    (367, 576, 576),
+    (367, 576, 3072),
+    (367, 1536, 576),
+    (16, 576, 49152),
+    (1024, 2048, 16384),
+    (1024, 8192, 2048),
+];
+
+/// Weights that a shape rotates over, so that none is in a cache because it was the last one; 400 MB at most.
+fn weights(k: usize, n: usize) -> usize {
+    (400_000_000 / (2 * k * n)).clamp(2, 8)
+}
+
+fn bf16(rows: usize, columns: usize) -> Tensor {
+    let values = Tensor::randn(0f32, 1.0, (rows, columns), &Device::Cpu);
+    values.and_then(|t| t.to_dtype(DType::BF16)).expect("memory for a matrix")
+}
+
+fn products(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("product");
+    group
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_millis(1500))
+        .sample_size(20);
+    for (m, k, n) in SHAPES {
+        let packed = |_| Linear::new(bf16(n, k), None).and_then(|l| l.pack(DType::F32)).expect("a layer");
+        let layers: Vec<Linear> = (0..weights(k, n)).map(packed).collect();
+        let input = layers[0].input_dtype(DType::F32);
+        let as_read = |t: Tensor| t.to_dtype(input).expect("a dtype that there is");
+        let (x, dy) = (as_read(bf16(m, k)), as_read(bf16(m, n)));
+        group.throughput(Throughput::Elements(2 * (m * k * n) as u64));
+        let mut next = 0;
+        let mut layer = || {
+            next = (next + 1) % layers.len();
+            &layers[next]
+        };
+        let id = |direction| BenchmarkId::new(direction, format!("{m}x{k}x{n}"));
+        group.bench_function(id("forward"), |b| b.iter(|| layer().forward(&x).expect("the product runs")));
+        group.bench_function(id("backward"), |b| {
+            b.iter(|| layer().backward(&dy, 1.0).expect("the product runs"))
+        });
+    }
+    group.finish();
+}
+
+fn floor(criterion: &mut Criterion) {
+    let Some(multiply) = registers::kernel() else { return };
+    let mut group = criterion.benchmark_group("floor");
+    let (threads, times) = (rayon::current_num_threads(), 100_000);
+    group.throughput(Throughput::Elements((threads * times) as u64 * registers::FLOPS));
+    group.bench_function("registers", |b| {
+        b.iter_custom(|rounds| {
+            let started = Instant::now();
+            for _ in 0..rounds {
+                (0..threads).into_par_iter().with_max_len(1).for_each(|_| {
+                    black_box(multiply(times));
+                });
+            }
+            started.elapsed()
+        });
+    });
+    group.finish();
+}
+
+/// As many products of registers as a tile of the kernel makes, over and over.
+mod registers {
+    #[cfg(target_arch = "x86_64")]
+    use std::arch::x86_64::*;
+
+    /// Of one round: 24 instructions of 32 products and sums.
+    pub const FLOPS: u64 = 24 * 64;
+
+    /// The loop, where the CPU has the instruction.
+    #[cfg(target_arch = "x86_64")]
+    pub fn kernel() -> Option<fn(usize) -> f32> {
+        let there = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16");
+        // SAFETY: the CPU has the instructions.
+        there.then_some(|times| unsafe { avx512(times) })
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    pub fn kernel() -> Option<fn(usize) -> f32> {
+        None
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    fn avx512(times: usize) -> f32 {
+        let mut sums = [_mm512_setzero_ps(); 24];
+        // SAFETY: both are 512 bits without invalid patterns.
+        let (a, b): (__m512bh, __m512bh) =
+            unsafe { std::mem::transmute([_mm512_set1_epi32(0x3f80_3f80); 2]) };
+        for _ in 0..times {
+            // Opaque, or the compiler takes the loop away.
+            let a = std::hint::black_box(a);
+            for sum in &mut sums {
+                *sum = _mm512_dpbf16_ps(*sum, a, b);
+            }
+        }
+        sums.into_iter().map(|sum| _mm512_reduce_add_ps(sum)).sum()
+    }
+}
+
+criterion_group!(benches, floor, products);
+criterion_main!(benches);
