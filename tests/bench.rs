@@ -18,7 +18,10 @@ fn tiny() -> PathBuf {
 /// Runs `gneiss bench --model-config` on the tiny model, with more arguments.
 fn bench(folder: &Path, args: &[&str]) -> Assert {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gneiss"));
-    command.current_dir(folder).args(["bench", "--device", "cpu", "--model-config"]).arg(tiny());
+    command
+        .current_dir(folder)
+        .args(["bench", "--device", "cpu", "--dtype", "f32", "--model-config"])
+        .arg(tiny());
     command.args(args).assert()
 }
 

@@ -71,7 +71,7 @@ pub(crate) fn forward(isa: Isa, x: &[bf16], w: Right, out: &mut [f32], then: The
     assert_eq!((x.len(), out.len()), (m * k, m * n), "x and out of a product of {m} rows with [{n}, {k}]");
     tasks(isa, out, n, |mut out, scratch| {
         let left = Left::rows(x, k).from(out.rows.start, 0);
-        for depth in blocks(k, out.columns.len()) {
+        for depth in blocks(isa, k) {
             let right = match w {
                 Right::Panels(panels) => panels.operand(out.columns.start / PANEL).from(0, depth.start / 2),
                 Right::Rows(values, _) => {
@@ -105,7 +105,7 @@ pub(crate) fn backward(isa: Isa, dy: &[bf16], w: Right, out: &mut [f32], then: T
     tasks(isa, out, k, |mut out, scratch| {
         let left = Left::rows(dy, n).from(out.rows.start, 0);
         let columns = out.columns.clone();
-        for depth in blocks(n, out.columns.len()) {
+        for depth in blocks(isa, n) {
             let stride = depth.len().next_multiple_of(STEP) / 2 + 1;
             let scratch = first(scratch, out.columns.len().next_multiple_of(STEP) / PANEL * stride);
             match w {
@@ -201,10 +201,11 @@ fn task(m: usize, panels: usize, columns: &[usize], threads: usize) -> (usize, u
     best.1
 }
 
-/// Cuts the values that a product sums over such that so many columns of them fill half of the second-level cache.
-fn blocks(depth: usize, columns: usize) -> impl Iterator<Item = Range<usize>> {
+/// Cuts the values that a product sums over such that the widest task's panels of them fill half of the second-level
+/// cache. The cuts are the same for every task, so that sums do not depend on how many threads there are.
+fn blocks(isa: Isa, depth: usize) -> impl Iterator<Item = Range<usize>> {
     let cache = gemm_common::cache::CACHE_INFO[1].cache_bytes;
-    let most = (cache / 2 / (columns * size_of::<bf16>()) / STEP * STEP).max(STEP);
+    let most = (cache / 2 / (isa.panels()[0] * PANEL * size_of::<bf16>()) / STEP * STEP).max(STEP);
     let size = depth.div_ceil(depth.div_ceil(most).max(1)).next_multiple_of(STEP);
     // A product over nothing is zero, which has to be written.
     (0..depth.max(1)).step_by(size.max(1)).map(move |start| start..(start + size).min(depth))
