@@ -113,9 +113,9 @@ mod registers {
         // SAFETY: both are 512 bits without invalid patterns.
         let (a, b): (__m512bh, __m512bh) =
             unsafe { std::mem::transmute([_mm512_set1_epi32(0x3f80_3f80); 2]) };
+        // Opaque, so that the sums are not known beforehand; once, or the loop would go through memory.
+        let (a, b) = std::hint::black_box((a, b));
         for _ in 0..times {
-            // Opaque, or the compiler takes the loop away.
-            let a = std::hint::black_box(a);
             for sum in &mut sums {
                 *sum = _mm512_dpbf16_ps(*sum, a, b);
             }

@@ -2,6 +2,9 @@
 //! strides, checked against each other before a pointer is taken, and blocks of an output are handed out such that
 //! no two share an element.
 
+// On other architectures there is no `Isa` to call these functions with, and their bodies are empty.
+#![cfg_attr(not(target_arch = "x86_64"), allow(unused, unreachable_code))]
+
 #[cfg(target_arch = "x86_64")]
 pub(super) mod amx;
 #[cfg(target_arch = "x86_64")]
