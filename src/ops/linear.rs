@@ -1,7 +1,7 @@
 //! A frozen linear layer: `y = x Wᵀ + b`, and `dx = scale * dy W`. No weight gradient exists.
 //!
 //! On the CPU a weight may be held in f16 or bf16. Where the CPU multiplies bf16 itself, a weight in bf16 is packed
-//! for that ([`super::packed`]): inputs are rounded to bf16, sums and outputs are f32. Elsewhere it is widened to f32
+//! for that (`src/ops/packed`): inputs are rounded to bf16, sums and outputs are f32. Elsewhere it is widened to f32
 //! block by block as the product goes, and so is f16 everywhere. Activations are f32 all the same.
 
 use super::cpu::{self, Disjoint, Mat, Real, View, with_real};
