@@ -3,23 +3,15 @@
 
 use candle_core::{DType, Device};
 use gneiss::model::{Checkpoint, Granite, granite};
-use std::path::{Path, PathBuf};
 
 #[path = "common/allocated.rs"]
 mod allocated;
-
-/// The real model, which `make model` fetches into models/ (or GNEISS_MODELS names its folder).
-fn smollm2() -> PathBuf {
-    let folder = std::env::var_os("GNEISS_MODELS").map(PathBuf::from);
-    let folder = folder.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("models"));
-    let path = folder.join("SmolLM2-135M-Instruct.Q4_1.gguf");
-    assert!(path.is_file(), "{} is not there: `make model` gets it", path.display());
-    path
-}
+#[path = "common/smollm2.rs"]
+mod smollm2;
 
 #[test]
 fn a_quantised_file_needs_little_more_memory_than_its_model() {
-    let Checkpoint { config, weights, .. } = Checkpoint::open(&smollm2()).unwrap();
+    let Checkpoint { config, weights, .. } = Checkpoint::open(&smollm2::path()).unwrap();
     for dtype in [DType::BF16, DType::F32] {
         let dtypes = granite::dtypes(dtype, &Device::Cpu).unwrap();
         let load = || Granite::load(&config, &weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap();

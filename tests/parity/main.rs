@@ -5,6 +5,8 @@ mod cases;
 mod finite_differences;
 mod fixtures;
 mod generation;
+#[path = "../common/smollm2.rs"]
+mod model_file;
 mod peft;
 #[path = "../common/python.rs"]
 mod python;

@@ -7,19 +7,9 @@ use gneiss::data::pack::{Passes, PrefixGroup, Sequence};
 use gneiss::model::{Checkpoint, Granite, TextTokenizer, granite};
 use gneiss::tune::prompt::initial;
 use gneiss::tune::{self, Limits};
-use std::path::{Path, PathBuf};
-
-/// The real model, which `make model` fetches into models/ (or GNEISS_MODELS names its folder).
-fn path() -> PathBuf {
-    let folder = std::env::var_os("GNEISS_MODELS").map(PathBuf::from);
-    let folder = folder.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("models"));
-    let path = folder.join("SmolLM2-135M-Instruct.Q4_1.gguf");
-    assert!(path.is_file(), "{} is not there: `make model` gets it", path.display());
-    path
-}
 
 pub fn open(dtype: DType) -> (Granite, TextTokenizer) {
-    let Checkpoint { config, weights, tokenizer, .. } = Checkpoint::open(&path()).unwrap();
+    let Checkpoint { config, weights, tokenizer, .. } = Checkpoint::open(&crate::model_file::path()).unwrap();
     let dtypes = granite::dtypes(dtype, &Device::Cpu).unwrap();
     let model = Granite::load(&config, &weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap();
     (model, tokenizer)

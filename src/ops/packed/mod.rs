@@ -180,8 +180,9 @@ fn tasks(isa: Isa, out: &mut [f32], width: usize, f: impl Fn(Out, &mut Vec<Line>
         .for_each(|block| SCRATCH.with_borrow_mut(|scratch| f(block, scratch)));
 }
 
-/// Rows and panels of a task of `m` rows and `panels` panels, one of `columns` side by side: as many as leave no thread idle for more than a twentieth
-/// of the time, or what comes nearest to that. Fewer panels come before fewer rows, which make the same panels twice.
+/// Rows and panels of a task of `m` rows and `panels` panels, one of `columns` side by side: as many as leave no thread
+/// idle for more than a twentieth of the time, or what comes nearest to that. Fewer panels come before fewer rows, which
+/// make the same panels twice.
 fn task(m: usize, panels: usize, columns: &[usize], threads: usize) -> (usize, usize) {
     let busy = |tasks: usize| tasks as f64 / (tasks.div_ceil(threads) * threads) as f64;
     let fewest = m.div_ceil(MAX_ROWS);

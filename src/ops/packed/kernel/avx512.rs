@@ -140,6 +140,32 @@ fn pairs(x: __m512i) -> __m512bh {
     unsafe { std::mem::transmute(x) }
 }
 
+/// Up to 32 values of each of up to 16 rows, zeros where there is none. What lies `ahead` values behind each, which need
+/// not exist, is fetched for a later call.
+///
+/// # Safety
+/// See the module; `rows` rows of `width` values, `stride` values apart, are at `from`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn load(
+    from: *const bf16,
+    stride: usize,
+    rows: usize,
+    width: usize,
+    ahead: usize,
+) -> [__m512i; PANEL] {
+    let mut lines = [_mm512_setzero_si512(); PANEL];
+    for (row, line) in lines.iter_mut().take(rows).enumerate() {
+        // SAFETY: the mask leaves out what lies behind the row's end.
+        unsafe {
+            let at = from.add(row * stride);
+            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(ahead).cast());
+            *line = _mm512_maskz_loadu_epi16(low(width), at.cast());
+        }
+    }
+    lines
+}
+
 /// Steps that are fetched ahead of those that are packed.
 const AHEAD: usize = 8;
 
@@ -157,14 +183,9 @@ pub(super) unsafe fn pack_rows(
     panel: *mut Line,
 ) {
     for start in (0..depth).step_by(STEP) {
-        let mut lines = [_mm512_setzero_si512(); PANEL];
-        // SAFETY: the mask leaves out what lies behind the row's end.
+        // SAFETY: `depth - start` values of each row are left.
         unsafe {
-            for (row, line) in lines.iter_mut().take(rows).enumerate() {
-                let at = from.add(row * stride + start);
-                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD * STEP).cast());
-                *line = _mm512_maskz_loadu_epi16(low(depth - start), at.cast());
-            }
+            let lines = load(from.add(start), stride, rows, depth - start, AHEAD * STEP);
             store(transpose(lines), panel.add(start / 2));
         }
     }
@@ -186,14 +207,9 @@ pub(super) unsafe fn pack_columns(
     panel_stride: usize,
 ) {
     for start in (0..columns).step_by(STEP) {
-        let mut lines = [_mm512_setzero_si512(); PANEL];
-        // SAFETY: as in `pack_rows`.
+        // SAFETY: `columns - start` values of each row are left.
         unsafe {
-            for (row, line) in lines.iter_mut().take(rows).enumerate() {
-                let at = from.add(row * stride + start);
-                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PANEL * stride).cast());
-                *line = _mm512_maskz_loadu_epi16(low(columns - start), at.cast());
-            }
+            let lines = load(from.add(start), stride, rows, columns - start, PANEL * stride);
             interleave(lines, panels.add(start / PANEL * panel_stride), panel_stride);
         }
     }
