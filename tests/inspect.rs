@@ -6,7 +6,10 @@ use gneiss::adapter::Adapter;
 use gneiss::data::{Dataset, LengthStats};
 use gneiss::model::{Checkpoint, TextTokenizer};
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+#[path = "common/smollm2.rs"]
+mod model_file;
 
 const ADAPTER: &str = "tests/golden/peft_adapter";
 const GRANITE: &str = "tests/golden/granite";
@@ -43,13 +46,8 @@ fn refused(arguments: &[&str], parts: &[&str]) {
     }
 }
 
-/// The real model, which `make model` fetches into models/ (or GNEISS_MODELS names its folder).
 fn smollm2() -> String {
-    let folder = std::env::var_os("GNEISS_MODELS").map(PathBuf::from);
-    let folder = folder.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("models"));
-    let path = folder.join("SmolLM2-135M-Instruct.Q4_1.gguf");
-    assert!(path.is_file(), "{} is not there: `make model` gets it", path.display());
-    path.display().to_string()
+    model_file::path().display().to_string()
 }
 
 /// [`ADAPTER`] in a folder of its own, with another base model.

@@ -2,9 +2,12 @@
 
 mod config;
 mod gguf;
+#[path = "../common/smollm2.rs"]
+mod model_file;
 mod safetensors;
 mod tokenizer;
 
+use model_file::path as smollm2;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
@@ -19,15 +22,6 @@ fn fixture(name: &str) -> PathBuf {
 fn fixture_json(name: &str) -> serde_json::Value {
     let text = std::fs::read_to_string(fixture(name)).unwrap();
     serde_json::from_str(&text).unwrap()
-}
-
-/// The real model, which `make model` fetches into models/ (or GNEISS_MODELS names its folder).
-fn smollm2() -> PathBuf {
-    let folder = std::env::var_os("GNEISS_MODELS").map(PathBuf::from);
-    let folder = folder.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("models"));
-    let path = folder.join("SmolLM2-135M-Instruct.Q4_1.gguf");
-    assert!(path.is_file(), "{} is not there: `make model` gets it", path.display());
-    path
 }
 
 /// Asserts that an error's message has all these parts.
