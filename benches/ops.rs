@@ -147,14 +147,14 @@ fn attention(c: &mut Criterion) {
     let product = 2 * D * H * seen.sum::<usize>();
     let inputs = rotated(|| (Qkv::Fused(randn(T, (H + 2 * K) * D)), randn(T, H * D)));
     fn of(qkv: &Qkv) -> Inputs<'_> {
-        Inputs { segments: &BATCH.segments, qkv, prefix: None, products: DType::F32 }
+        Inputs { segments: &BATCH.segments, qkv, prefix: None }
     }
     op.measure("forward", 2 * product, &inputs, |(qkv, _)| shape.forward(of(qkv)));
     let attended = from_each(&inputs, |(qkv, dout)| {
-        (qkv.clone(), dout.clone(), shape.forward(of(qkv)).expect("the op runs"))
+        (qkv.clone(), dout.clone(), shape.forward(of(qkv)).expect("the op runs").kept())
     });
-    op.measure("backward", 5 * product, &attended, |(qkv, dout, attended)| {
-        shape.backward(of(qkv), attended, dout, Needs::All)
+    op.measure("backward", 5 * product, &attended, |(qkv, dout, kept)| {
+        shape.backward(of(qkv), kept, dout, Needs::All)
     });
 }
 
@@ -210,17 +210,15 @@ fn rope(c: &mut Criterion) {
     let table = RopeTable::new(&rope, D, 512, DType::F32, &DEVICE).expect("a table of angles");
     let inputs = rotated(|| randn(T, (H + 2 * K) * D));
     let (work, positions) = (T * (H + K) * D, (&BATCH.position_ids).into());
-    op.measure_owned("forward", work, &inputs, |x| table.forward(x, H + K, positions));
-    op.measure_owned("backward", work, &inputs, |dy| table.backward(dy, H + K, positions));
+    op.measure_owned("forward", work, &inputs, |x| table.forward(x, H + K, positions, DType::F32));
+    op.measure_owned("backward", work, &inputs, |dy| table.backward(dy, H + K, positions, DType::F32));
 }
 
 fn swiglu(c: &mut Criterion) {
     let mut op = Op::new(c, "swiglu", &format!("T={T} F={F}"));
     let inputs = rotated(|| (randn(T, 2 * F), randn(T, F)));
     op.measure("forward", T * F, &inputs, |(gate_up, _)| ops::swiglu::forward(gate_up, gate_up.dtype()));
-    op.measure("backward", 2 * T * F, &inputs, |(gate_up, da)| {
-        ops::swiglu::backward(da, gate_up, gate_up.dtype())
-    });
+    op.measure("backward", 2 * T * F, &inputs, |(gate_up, da)| ops::swiglu::backward(da, gate_up));
 }
 
 criterion_group!(all, adamw, attention, cross_entropy, embed, linear, rms_norm, rope, swiglu);

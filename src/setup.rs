@@ -125,7 +125,7 @@ const GPU_STEP_RESERVE: usize = 2 << 30;
 pub fn serving_limits(model: &Granite, configured: Limits) -> Result<Limits> {
     let (config, device) = (model.config(), model.device());
     let width = 2 * config.num_key_value_heads * config.head_dim;
-    let row_bytes = config.num_hidden_layers * width * model.dtype().size_in_bytes();
+    let row_bytes = config.num_hidden_layers * width * model.product_dtype().size_in_bytes();
     let (most, full) = match device.is_cpu() {
         true => (CPU_CACHE_ROWS, CPU_SERVING_ROWS),
         false => (GPU_CACHE_ROWS, GPU_FULL_ROWS),

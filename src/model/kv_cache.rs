@@ -59,14 +59,14 @@ struct Writes {
 }
 
 impl KvCache {
-    /// Room for `capacity` rows of keys and values, in the dtype of the model's activations.
+    /// Room for `capacity` rows of keys and values, in the dtype that the model's products read.
     ///
     /// # Errors
     /// The device's.
     pub fn new(model: &Granite, capacity: usize) -> Result<Self> {
         let config = model.config();
         let width = 2 * config.num_key_value_heads * config.head_dim;
-        let layer = || Tensor::zeros((capacity, width), model.dtype(), model.device());
+        let layer = || Tensor::zeros((capacity, width), model.product_dtype(), model.device());
         let layers = (0..config.num_hidden_layers).map(|_| layer()).collect::<candle_core::Result<_>>()?;
         Ok(Self { layers, capacity, free: free_ranges(capacity), writes: Writes::default() })
     }

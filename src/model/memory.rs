@@ -31,6 +31,9 @@ use half::bf16;
 /// Bytes of one value of the prompt and its moments, which are f32 on every device.
 const F32: usize = size_of::<f32>();
 
+/// Bytes of a value in bf16.
+const BF16: usize = size_of::<bf16>();
+
 /// Kept free on the CPU: the process itself, the tokenizer, the products' packed blocks (a few megabytes a thread)
 /// and the rotary table. Two steps on SmolLM2-135M peaked at 60 MB above the estimate (tests/inspect.rs).
 const CPU_RESERVE: usize = 128 << 20;
@@ -85,26 +88,31 @@ impl TuningMemory {
         let (c, f, h) = (config.hidden_size, config.intermediate_size, config.num_attention_heads);
         let q = h * config.head_dim;
         let kv = 2 * config.num_key_value_heads * config.head_dim;
-        let block = (2 * c + (q + kv) + q + 2 * f) * value + (2 + h) * wide;
-        let last_block = (c + kv) * value + wide;
-        let target = (2 * q + c + 2 * f + 2 * c) * value + (h + 2) * wide;
         let Parameters { matrices, vectors } = Parameters::of(config);
-        let cpu = device == DeviceLocation::Cpu;
+        let (cpu, packed) = (device == DeviceLocation::Cpu, dtypes.packed_for(device).is_some());
+        // What products read, and what they read of a gradient that is kept wider.
+        let (operand, rounded) = if packed { (BF16, BF16) } else { (value, 0) };
+        let attended = if cpu { 0 } else { q * value };
+        let block = 2 * c * value + (q + kv + 2 * f) * operand + attended + (2 + h) * wide;
+        let last_block = c * value + kv * operand + wide;
+        let target = 3 * c * value + (q + 2 * f) * operand + attended + (h + 2) * wide;
+        let mlp = (2 * c + f) * value + 2 * f * operand + c * rounded;
+        let attention = (4 * c + q + (q + kv)) * value + (q + (q + kv)) * rounded;
         Self {
-            weights: match dtypes.packed_for(device) {
-                Some(_) => packed_bytes(config),
-                None => matrices * dtypes.weights.size_in_bytes(),
+            weights: match packed {
+                true => packed_bytes(config),
+                false => matrices * dtypes.weights.size_in_bytes(),
             } + vectors * value,
             blocks: layers,
             block_per_row: block,
             input_per_row: c * value,
             last_per_row: last_block,
             tape_per_target: target,
-            keys_values_per_row: kv * value,
+            keys_values_per_row: kv * operand,
             split_per_row: 2 * layers * kv * wide,
             head: head_rows(device) * config.vocab_size * value,
-            workspace_per_row: (2 * c + 3 * f).max(4 * c + q + (q + kv)) * value,
-            last_workspace_per_row: (5 * c + kv) * value,
+            workspace_per_row: mlp.max(attention),
+            last_workspace_per_row: (5 * c + kv) * value + kv * rounded,
             prompt_per_token: 3 * c * F32,
             reserve_at_least: if cpu { CPU_RESERVE } else { GPU_RESERVE },
             slack: if cpu { 0 } else { GPU_SLACK },

@@ -2,9 +2,12 @@
 //!
 //! No weight gets a gradient, so the inputs of linear layers are not kept. Of each block the tape holds the
 //! residual stream at its two norms with the reciprocal RMS, q/k/v behind the rotation, the attention's
-//! output with its log-sum-exp, and gate/up; or the block's input alone ([`super::tape`]). The last block runs
+//! log-sum-exp, on a GPU its output too, and gate/up; or the block's input alone ([`super::tape`]). The last block runs
 //! its queries, output and MLP for target rows only; the first block's backward makes what reaches the prefix
 //! rows only.
+//!
+//! On a CPU that multiplies bf16, the residual stream, all sums and what is between products are f32; q/k/v, the
+//! attention's output and gate/up are kept in bf16, as the products read them.
 
 use super::granite::{Block, Granite};
 use super::kv_cache::KvCache;
@@ -56,6 +59,8 @@ struct Rows<'a> {
     rope: Option<Arc<RopeTable>>,
     targets: Tensor,
     target_positions: Indices,
+    /// dtype that products read.
+    inputs: DType,
 }
 
 impl<'a> Rows<'a> {
@@ -66,6 +71,7 @@ impl<'a> Rows<'a> {
             rope: model.rope(positions)?,
             targets: batch.target_rows.on(model.device())?,
             target_positions: positions_of(batch),
+            inputs: model.inputs,
         })
     }
 
@@ -82,11 +88,12 @@ impl<'a> Rows<'a> {
         if self.batch.target_rows.is_empty() { Ok(x) } else { Ok(x.index_add(&self.targets, rows, 0)?) }
     }
 
+    /// `x` rotated, forwards or backwards, in the dtype that products read.
     fn rotate(&self, x: Tensor, heads: usize, positions: IndexView, backward: bool) -> Result<Tensor> {
         match &self.rope {
-            None => Ok(x),
-            Some(rope) if backward => rope.backward(x, heads, positions),
-            Some(rope) => rope.forward(x, heads, positions),
+            None => cpu::stored("rope", &x, self.inputs),
+            Some(rope) if backward => rope.backward(x, heads, positions, self.inputs),
+            Some(rope) => rope.forward(x, heads, positions, self.inputs),
         }
     }
 }
@@ -158,8 +165,8 @@ impl Granite {
             let mut delta = None;
             for (i, block) in self.blocks.iter().enumerate() {
                 let normed = block.attention_norm.forward(&x, self.add(delta.as_ref()), self.inputs)?;
-                let tape = self.block(i, &rows, normed, prefix)?;
-                (x, delta) = (tape.mlp.residual.clone(), Some(self.down(block, &tape.gate_up)?));
+                let (tape, activated) = self.block(i, &rows, normed, prefix)?;
+                (x, delta) = (tape.mlp.residual.clone(), Some(block.down.forward(&activated)?));
                 keep(i, tape)?;
             }
             self.norm.forward(&x, self.add(delta.as_ref()), self.dtype())
@@ -171,8 +178,14 @@ impl Granite {
         if gpu::route(&self.embedding) == Route::Cpu { cpu::on_pool(f) } else { f() }
     }
 
-    /// Block `i` from what its attention norm made up to gate and up.
-    fn block(&self, i: usize, rows: &Rows, normed: Normed, prefix: Option<&[Tensor]>) -> Result<BlockTape> {
+    /// Block `i` from what its attention norm made up to what its last layer reads.
+    fn block(
+        &self,
+        i: usize,
+        rows: &Rows,
+        normed: Normed,
+        prefix: Option<&[Tensor]>,
+    ) -> Result<(BlockTape, Tensor)> {
         let (block, last) = (&self.blocks[i], i + 1 == self.blocks.len());
         let Normed { residual, normed, rstd } = normed;
         let qkv = self.qkv(block, rows, &normed, last)?;
@@ -181,7 +194,10 @@ impl Granite {
             self.attention.forward(self.attention_inputs(rows.batch, &qkv, prefix.map(|p| &p[i]), last))?;
         let stream = if last { rows.of_targets(&residual)? } else { residual.clone() };
         let (mlp, gate_up) = self.behind_attention(block, &attended.out, &stream)?;
-        Ok(BlockTape { attention: NormTape { residual, rstd }, qkv, attended, mlp, gate_up })
+        let (activated, gate_up) = swiglu::forward_kept(gate_up, self.inputs)?;
+        let attended = attended.kept();
+        let tape = BlockTape { attention: NormTape { residual, rstd }, qkv, attended, mlp, gate_up };
+        Ok((tape, activated))
     }
 
     /// Runs a batch without a tape: its keys and values go into `cache`, whose rows the batch's segments name.
@@ -211,7 +227,8 @@ impl Granite {
             let attended = self.attention.forward(self.attention_inputs(batch, &qkv, None, last))?;
             let stream = if last { rows.of_targets(&normed.residual)? } else { normed.residual };
             let (mlp, gate_up) = self.behind_attention(block, &attended.out, &stream)?;
-            (x, delta) = (mlp.residual, Some(self.down(block, &gate_up)?));
+            let activated = swiglu::forward(&gate_up, self.inputs)?;
+            (x, delta) = (mlp.residual, Some(block.down.forward(&activated)?));
         }
         Ok(self.norm.forward(&x, self.add(delta.as_ref()), self.dtype())?.normed)
     }
@@ -224,7 +241,7 @@ impl Granite {
         last: bool,
     ) -> Inputs<'a> {
         let segments = if last { &batch.target_segments } else { &batch.segments };
-        Inputs { segments, qkv, prefix, products: self.inputs }
+        Inputs { segments, qkv, prefix }
     }
 
     fn add<'a>(&self, delta: Option<&'a Tensor>) -> Option<Add<'a>> {
@@ -252,11 +269,6 @@ impl Granite {
         let Normed { residual, normed, rstd } =
             block.mlp_norm.forward(x, self.add(Some(&delta)), self.inputs)?;
         Ok((NormTape { residual, rstd }, block.gate_up.forward(&normed)?))
-    }
-
-    /// What the MLP adds to the residual stream.
-    fn down(&self, block: &Block, gate_up: &Tensor) -> Result<Tensor> {
-        block.down.forward(&swiglu::forward(gate_up, self.inputs)?)
     }
 
     /// Losses of `labels` for the hidden states of their rows [targets, C]; their gradient for a loss of
@@ -320,57 +332,48 @@ impl Granite {
         behind: Option<&[Tensor]>,
         virtual_tokens: usize,
     ) -> Result<Backward> {
-        self.on_pool(|| self.backward_here(batch, tape, dhidden, prefix, behind, virtual_tokens))
-    }
-
-    fn backward_here(
-        &self,
-        batch: &PackedBatch,
-        tape: Tape,
-        dhidden: &Tensor,
-        prefix: Option<&[Tensor]>,
-        behind: Option<&[Tensor]>,
-        virtual_tokens: usize,
-    ) -> Result<Backward> {
-        let rows = Rows::new(self, batch)?;
-        let Tape { blocks, last } = tape;
-        let mut dx = self.norm.backward(dhidden, &last.residual, &last.rstd, None)?;
-        drop(last);
-        let mut prefixes = Vec::new();
-        for (i, (block, saved)) in self.blocks.iter().zip(blocks).enumerate().rev() {
-            let needs = if i == 0 { Needs::Prefixes } else { Needs::All };
-            let saved = match saved {
-                Saved::Whole(tape) => tape,
-                Saved::Input { residual, .. } => {
-                    self.block(i, &rows, block.attention_norm.forward(&residual, None, self.inputs)?, prefix)?
-                }
-            };
-            let dstream = self.backward_mlp(block, &saved, &dx)?;
-            let last = i + 1 == self.blocks.len();
-            let inputs = self.attention_inputs(batch, &saved.qkv, prefix.map(|p| &p[i]), last);
-            let dout = block.o.backward(&dstream, self.config.residual_multiplier)?;
-            let gradients = self.attention.backward(inputs, &saved.attended, &dout, needs)?;
-            prefixes.extend(gradients.prefix);
-            let Some(dqkv) = gradients.qkv else { break };
-            let dqkv = match behind {
-                Some(behind) => self.add_behind(dqkv, &behind[i])?,
-                None => dqkv,
-            };
-            dx = self.backward_qkv(block, &rows, &saved.attention, dqkv, dstream, needs)?;
-        }
-        prefixes.reverse();
-        if prefix.is_some() {
-            return Ok(Backward { prompts: None, prefixes: Some(prefixes) });
-        }
-        let lookup = Lookup { ids: batch.ids.view(0..batch.prefix_rows), ..self.lookup(batch) };
-        let prompts = embed::backward(&dx, self.config.vocab_size, virtual_tokens, &lookup)?;
-        Ok(Backward { prompts: Some(prompts), prefixes: None })
+        self.on_pool(|| {
+            let rows = Rows::new(self, batch)?;
+            let Tape { blocks, last } = tape;
+            let mut dx = self.norm.backward(dhidden, &last.residual, &last.rstd, None)?;
+            drop(last);
+            let mut prefixes = Vec::new();
+            for (i, (block, saved)) in self.blocks.iter().zip(blocks).enumerate().rev() {
+                let needs = if i == 0 { Needs::Prefixes } else { Needs::All };
+                let saved = match saved {
+                    Saved::Whole(tape) => tape,
+                    Saved::Input { residual, .. } => {
+                        let normed = block.attention_norm.forward(&residual, None, self.inputs)?;
+                        self.block(i, &rows, normed, prefix)?.0
+                    }
+                };
+                let dstream = self.backward_mlp(block, &saved, &dx)?;
+                let last = i + 1 == self.blocks.len();
+                let inputs = self.attention_inputs(batch, &saved.qkv, prefix.map(|p| &p[i]), last);
+                let dout = block.o.backward(&dstream, self.config.residual_multiplier)?;
+                let gradients = self.attention.backward(inputs, &saved.attended, &dout, needs)?;
+                prefixes.extend(gradients.prefix);
+                let Some(dqkv) = gradients.qkv else { break };
+                let dqkv = match behind {
+                    Some(behind) => self.add_behind(dqkv, &behind[i])?,
+                    None => dqkv,
+                };
+                dx = self.backward_qkv(block, &rows, &saved.attention, dqkv, dstream, needs)?;
+            }
+            prefixes.reverse();
+            if prefix.is_some() {
+                return Ok(Backward { prompts: None, prefixes: Some(prefixes) });
+            }
+            let lookup = Lookup { ids: batch.ids.view(0..batch.prefix_rows), ..self.lookup(batch) };
+            let prompts = embed::backward(&dx, self.config.vocab_size, virtual_tokens, &lookup)?;
+            Ok(Backward { prompts: Some(prompts), prefixes: None })
+        })
     }
 
     /// Gradient of the residual stream before the MLP.
     fn backward_mlp(&self, block: &Block, saved: &BlockTape, dx: &Tensor) -> Result<Tensor> {
         let da = block.down.backward(dx, self.config.residual_multiplier)?;
-        let dnormed = block.gate_up.backward(&swiglu::backward(&da, &saved.gate_up, self.inputs)?, 1.0)?;
+        let dnormed = block.gate_up.backward(&swiglu::backward(&da, &saved.gate_up)?, 1.0)?;
         block.mlp_norm.backward(&dnormed, &saved.mlp.residual, &saved.mlp.rstd, Some(dx))
     }
 

@@ -11,7 +11,7 @@
 //! what running a block again takes fits where those were. At the other end it would come on top of all of them. The
 //! last block is never run again: its queries, output and MLP exist for target rows only, and its turn comes first.
 
-use crate::ops::attention::{Attended, Qkv};
+use crate::ops::attention::{Kept, Qkv};
 use crate::ops::rms_norm::Normed;
 use crate::{Error, Result};
 use candle_core::Tensor;
@@ -37,7 +37,7 @@ pub(super) enum Saved {
 pub(super) struct BlockTape {
     pub(super) attention: NormTape,
     pub(super) qkv: Qkv,
-    pub(super) attended: Attended,
+    pub(super) attended: Kept,
     pub(super) mlp: NormTape,
     pub(super) gate_up: Tensor,
 }

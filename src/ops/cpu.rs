@@ -193,12 +193,20 @@ pub(crate) fn tensor<T: WithDType>(
 pub(crate) trait Stored<T>: WithDType + num_traits::Float {
     /// The nearest value to `x`, ties to even.
     fn stored(x: T) -> Self;
+
+    /// The value that is stored.
+    fn loaded(self) -> T;
 }
 
 impl<T: Real> Stored<T> for T {
     #[inline(always)]
     fn stored(x: T) -> T {
         x
+    }
+
+    #[inline(always)]
+    fn loaded(self) -> T {
+        self
     }
 }
 
@@ -209,6 +217,19 @@ impl Stored<f32> for bf16 {
         let rounded = (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16;
         // A NaN's payload may not carry over into its sign.
         Self::from_bits(if x.is_nan() { (bits >> 16) as u16 | 0x40 } else { rounded })
+    }
+
+    #[inline(always)]
+    fn loaded(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+}
+
+/// `x`, in dtype `out`: its own, or bf16 of f32.
+pub(crate) fn stored(op: &'static str, x: &Tensor, out: DType) -> Result<Tensor> {
+    match (x.dtype(), out) {
+        (DType::F32, DType::BF16) => round(op, x),
+        _ => same_dtype(op, x, out).map(|()| x.clone()),
     }
 }
 

@@ -9,13 +9,12 @@
 //! The backward pass is the same rotation by the negative angle.
 
 use super::IndexView;
-use super::cpu::{self, Real, View, with_real};
+use super::cpu::{self, Real, Stored, View, with_stored};
 use super::gpu::{self, Kernel, Route};
 use super::profile;
 use crate::model::config::{Llama3Scaling, Rope};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
-use rayon::prelude::*;
 
 gpu::parameters!(RopeParameters {
     rows: u32,
@@ -64,24 +63,24 @@ impl RopeTable {
         self.cos.dims()[0]
     }
 
-    /// Rotates the first `heads` heads of each row of `x` [T, at least heads * D] by its position.
-    /// Where the device has a kernel `x` is changed in place and returned.
+    /// Rotates the first `heads` heads of each row of `x` [T, at least heads * D] by its position, in dtype `out`: that of
+    /// `x`, or on the CPU bf16 of f32. A GPU's kernel changes `x` in place.
     ///
     /// # Errors
-    /// A position beyond the table, or fewer columns than heads.
-    pub fn forward(&self, x: Tensor, heads: usize, position_ids: IndexView) -> Result<Tensor> {
-        self.rotate(x, heads, position_ids, 1.0)
+    /// A position beyond the table, or fewer columns than heads; another `out`.
+    pub fn forward(&self, x: Tensor, heads: usize, position_ids: IndexView, out: DType) -> Result<Tensor> {
+        self.rotate(x, heads, position_ids, 1.0, out)
     }
 
-    /// Gradient of [`RopeTable::forward`]'s input from that of its output, in place where it can be.
+    /// Gradient of [`RopeTable::forward`]'s input from that of its output; dtypes as there.
     ///
     /// # Errors
     /// As [`RopeTable::forward`].
-    pub fn backward(&self, dy: Tensor, heads: usize, position_ids: IndexView) -> Result<Tensor> {
-        self.rotate(dy, heads, position_ids, -1.0)
+    pub fn backward(&self, dy: Tensor, heads: usize, position_ids: IndexView, out: DType) -> Result<Tensor> {
+        self.rotate(dy, heads, position_ids, -1.0, out)
     }
 
-    fn rotate(&self, x: Tensor, heads: usize, positions: IndexView, sign: f64) -> Result<Tensor> {
+    fn rotate(&self, x: Tensor, heads: usize, positions: IndexView, sign: f64, out: DType) -> Result<Tensor> {
         let _timed = profile::scope("rope", x.device());
         let (t, width) = x.dims2()?;
         let position_ids = positions.host();
@@ -98,14 +97,16 @@ impl RopeTable {
                 found: format!("[{t}, {width}], positions under {last}"),
             });
         }
-        match gpu::route(&x) {
-            Route::Cpu => {
-                with_real!("rope", x.dtype(), T => self.rotate_cpu::<T>(&x, heads, position_ids, T::of(sign)))?;
-            }
-            Route::Kernel => self.rotate_kernel(&x, heads, positions, sign)?,
-            Route::Reference => return self.reference(&x, heads, positions, sign),
+        if gpu::route(&x) != Route::Cpu {
+            cpu::same_dtype("rope", &x, out)?;
         }
-        Ok(x)
+        match gpu::route(&x) {
+            Route::Cpu => with_stored!("rope", x.dtype(), out, T, O => {
+                self.rotate_cpu::<T, O>(&x, heads, position_ids, T::of(sign))
+            }),
+            Route::Kernel => self.rotate_kernel(&x, heads, positions, sign).map(|()| x),
+            Route::Reference => self.reference(&x, heads, positions, sign),
+        }
     }
 
     fn rotate_kernel(&self, x: &Tensor, heads: usize, positions: IndexView, sign: f64) -> Result<()> {
@@ -126,34 +127,39 @@ impl RopeTable {
         gpu::launch(&kernel, x.dtype(), &[x, &self.cos, &self.sin, &positions], &parameters)
     }
 
-    fn rotate_cpu<T: Real>(&self, x: &Tensor, heads: usize, position_ids: &[u32], sign: T) -> Result<()> {
-        let (width, d) = (x.dims()[1], self.head_dim);
+    fn rotate_cpu<T: Real, O: Stored<T>>(
+        &self,
+        x: &Tensor,
+        heads: usize,
+        position_ids: &[u32],
+        sign: T,
+    ) -> Result<Tensor> {
+        let ((t, width), d, half) = (x.dims2()?, self.head_dim, self.head_dim / 2);
         let (cos, sin) = (View::<T>::new("rope", &self.cos)?, View::<T>::new("rope", &self.sin)?);
-        let (cos, sin): (&[T], &[T]) = (&cos, &sin);
-        let rows = cpu::rows_per_task(width);
-        cpu::in_place::<T>(x, |x| {
-            x.par_chunks_mut((rows * width).max(1)).zip(position_ids.par_chunks(rows)).for_each(
-                |(x, positions)| {
-                    cpu::simd(
-                        #[inline(always)]
-                        || {
-                            for (row, &p) in x.chunks_exact_mut(width).zip(positions) {
-                                let at = p as usize * (d / 2);
-                                let (cos, sin) = (&cos[at..at + d / 2], &sin[at..at + d / 2]);
-                                for head in row[..heads * d].chunks_exact_mut(d) {
-                                    let (a, b) = head.split_at_mut(d / 2);
-                                    for (((a, b), &c), &s) in a.iter_mut().zip(b).zip(cos).zip(sin) {
-                                        let (s, x, y) = (sign * s, *a, *b);
-                                        *a = x * c - y * s;
-                                        *b = y * c + x * s;
-                                    }
-                                }
-                            }
-                        },
-                    );
+        let x = View::<T>::new("rope", x)?;
+        let (x, cos, sin): (&[T], &[T], &[T]) = (&x, &cos, &sin);
+        let out = cpu::overwrite::<O>(t * width, |out| {
+            cpu::par_rows(
+                out,
+                width,
+                #[inline(always)]
+                |first, rows| {
+                    let x = x[first * width..].chunks_exact(width);
+                    for ((row, x), &p) in rows.chunks_exact_mut(width).zip(x).zip(&position_ids[first..]) {
+                        let at = p as usize * half..(p as usize + 1) * half;
+                        let (cos, sin) = (&cos[at.clone()], &sin[at]);
+                        let ((row, rest), (x, past)) = (row.split_at_mut(heads * d), x.split_at(heads * d));
+                        for (head, x) in row.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
+                            let ((low, high), (a, b)) = (head.split_at_mut(half), x.split_at(half));
+                            turn(low, (a, b), (cos, sin), -sign);
+                            turn(high, (b, a), (cos, sin), sign);
+                        }
+                        rest.iter_mut().zip(past).for_each(|(y, &x)| *y = O::stored(x));
+                    }
                 },
             );
-        })
+        });
+        cpu::tensor(out, (t, width))
     }
 
     /// The formula in plain candle ops; `sign` is 1, or -1 for the backward rotation.
@@ -169,6 +175,15 @@ impl RopeTable {
         let high = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
         let turned = Tensor::cat(&[low, high], 2)?.reshape((t, heads * d))?;
         Ok(Tensor::cat(&[&turned, &x.narrow(1, heads * d, width - heads * d)?], 1)?)
+    }
+}
+
+/// `x cos + sign y sin`: one coordinate of pairs (x, y) that are turned. Each output has a loop of its own, as with more
+/// addresses to tell apart it does not vectorise.
+#[inline(always)]
+fn turn<T: Real, O: Stored<T>>(to: &mut [O], (x, y): (&[T], &[T]), (cos, sin): (&[T], &[T]), sign: T) {
+    for (z, ((&x, &y), (&c, &s))) in to.iter_mut().zip(x.iter().zip(y).zip(cos.iter().zip(sin))) {
+        *z = O::stored(x * c + sign * s * y);
     }
 }
 
@@ -209,9 +224,9 @@ mod tests {
                 let dy = randn(2, x.dims2()?, dtype)?;
                 let dx = autograd(&[&x], &dy, |v| table.reference(v[0].as_tensor(), heads, positions, 1.0))?
                     .remove(0);
-                let y = table.forward(x.copy()?, heads, positions)?;
+                let y = table.forward(x.copy()?, heads, positions, dtype)?;
                 assert_close("rope", &y, &expected, Tolerance::of(dtype));
-                let ours = table.backward(dy.copy()?, heads, positions)?;
+                let ours = table.backward(dy.copy()?, heads, positions, dtype)?;
                 assert_close("rope backward", &ours, &dx, Tolerance::of(dtype));
             }
         }
@@ -219,11 +234,28 @@ mod tests {
     }
 
     #[test]
+    fn an_output_in_bf16_is_the_other_rounded() -> Result<()> {
+        let table = RopeTable::new(&Rope { theta: 1e4, llama3: None }, 10, 60, DType::F32, &Device::Cpu)?;
+        let positions = Indices::from((0..50).collect::<Vec<u32>>());
+        let positions = IndexView::from(&positions);
+        for turn in [RopeTable::forward, RopeTable::backward] {
+            let x = randn(1, (50, 3 * 10 + 7), DType::F32)?;
+            let narrow = turn(&table, x.copy()?, 3, positions, DType::BF16)?;
+            let wide = turn(&table, x, 3, positions, DType::F32)?.to_dtype(DType::BF16)?;
+            let values = |t: &Tensor| t.flatten_all()?.to_vec1::<half::bf16>();
+            assert_eq!(values(&narrow)?, values(&wide)?);
+        }
+        assert!(table.forward(randn(1, (50, 30), DType::F32)?, 3, positions, DType::F64).is_err());
+        Ok(())
+    }
+
+    #[test]
     fn a_position_beyond_the_table_is_an_error() -> Result<()> {
         let rope = Rope { theta: 1e4, llama3: None };
         let table = RopeTable::new(&rope, 4, 8, DType::F32, &Device::Cpu)?;
-        let error =
-            table.forward(randn(1, (1, 4), DType::F32)?, 1, (&Indices::from(vec![8])).into()).unwrap_err();
+        let error = table
+            .forward(randn(1, (1, 4), DType::F32)?, 1, (&Indices::from(vec![8])).into(), DType::F32)
+            .unwrap_err();
         assert!(error.to_string().contains("positions under 8, found [1, 4], positions under 9"), "{error}");
         Ok(())
     }

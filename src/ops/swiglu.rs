@@ -13,6 +13,7 @@ use super::profile;
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 use num_traits::One;
+use rayon::prelude::*;
 
 /// Most threads of a block; each makes 8 elements of a row of the activation.
 const THREADS: usize = 256;
@@ -43,23 +44,64 @@ pub fn forward(gate_up: &Tensor, out: DType) -> Result<Tensor> {
         let x: &[T] = &x;
         let out = cpu::overwrite::<O>(t * f, |out| {
             cpu::par_rows(out, f, #[inline(always)] |first, rows| {
-                for (row, x) in rows.chunks_exact_mut(f).zip(x[first * 2 * f..].chunks_exact(2 * f)) {
-                    let (gate, up) = x.split_at(f);
-                    for ((y, &g), &u) in row.iter_mut().zip(gate).zip(up) {
-                        *y = O::stored(g * sigmoid(g) * u);
-                    }
-                }
+                let x = x[first * 2 * f..].chunks_exact(2 * f);
+                rows.chunks_exact_mut(f).zip(x).for_each(|(row, x)| activate(x, row));
             });
         });
         cpu::tensor(out, (t, f))
     })
 }
 
-/// Gradient of `gate_up` [T, 2F] from `da` [T, F], in dtype `out` as in [`forward`].
+/// As [`forward`], and `gate_up` in dtype `out` for [`backward`], in one pass.
 ///
 /// # Errors
-/// Shapes that do not fit; another `out`.
-pub fn backward(da: &Tensor, gate_up: &Tensor, out: DType) -> Result<Tensor> {
+/// As [`forward`].
+pub fn forward_kept(gate_up: Tensor, out: DType) -> Result<(Tensor, Tensor)> {
+    if gate_up.dtype() == out {
+        return Ok((forward(&gate_up, out)?, gate_up));
+    }
+    let _timed = profile::scope("swiglu", gate_up.device());
+    let (t, f) = half(&gate_up)?;
+    if gpu::route(&gate_up) != Route::Cpu {
+        cpu::same_dtype("swiglu", &gate_up, out)?;
+    }
+    with_stored!("swiglu", gate_up.dtype(), out, T, O => {
+        let x = View::<T>::new("swiglu", &gate_up)?;
+        let (x, rows): (&[T], _) = (&x, cpu::rows_per_task(f));
+        let mut kept = Vec::new();
+        let a = cpu::overwrite::<O>(t * f, |a| {
+            kept = cpu::overwrite::<O>(t * 2 * f, |kept| {
+                let to = a.par_chunks_mut(rows * f.max(1)).zip(kept.par_chunks_mut(rows * 2 * f.max(1)));
+                to.zip(x.par_chunks(rows * 2 * f.max(1))).for_each(|((a, kept), x)| cpu::simd(
+                    #[inline(always)]
+                    || {
+                        let to = a.chunks_exact_mut(f).zip(kept.chunks_exact_mut(2 * f));
+                        for ((a, kept), x) in to.zip(x.chunks_exact(2 * f)) {
+                            activate(x, a);
+                            kept.iter_mut().zip(x).for_each(|(y, &x)| *y = O::stored(x));
+                        }
+                    },
+                ));
+            });
+        });
+        Ok((cpu::tensor(a, (t, f))?, cpu::tensor(kept, (t, 2 * f))?))
+    })
+}
+
+/// `silu(gate) * up` of one row.
+#[inline(always)]
+fn activate<T: Real, O: Stored<T>>(gate_up: &[T], a: &mut [O]) {
+    let (gate, up) = gate_up.split_at(a.len());
+    for ((y, &g), &u) in a.iter_mut().zip(gate).zip(up) {
+        *y = O::stored(g * sigmoid(g) * u);
+    }
+}
+
+/// Gradient of `gate_up` [T, 2F] from `da` [T, F], in the dtype of `gate_up`: that of `da`, or on the CPU bf16 of f32.
+///
+/// # Errors
+/// Shapes that do not fit; other dtypes.
+pub fn backward(da: &Tensor, gate_up: &Tensor) -> Result<Tensor> {
     let _timed = profile::scope("swiglu backward", gate_up.device());
     let (t, f) = half(gate_up)?;
     if da.dims() != [t, f] {
@@ -70,7 +112,7 @@ pub fn backward(da: &Tensor, gate_up: &Tensor, out: DType) -> Result<Tensor> {
         });
     }
     if gpu::route(da) != Route::Cpu {
-        cpu::same_dtype("swiglu backward", da, out)?;
+        cpu::same_dtype("swiglu backward", da, gate_up.dtype())?;
     }
     if gpu::route(da) == Route::Kernel {
         let dgate_up = gpu::empty((t, 2 * f), da.dtype(), da)?;
@@ -80,17 +122,18 @@ pub fn backward(da: &Tensor, gate_up: &Tensor, out: DType) -> Result<Tensor> {
     if !da.device().is_cpu() {
         return Ok(super::autograd(&[gate_up], da, |v| reference(v[0].as_tensor()))?.remove(0));
     }
-    with_stored!("swiglu backward", da.dtype(), out, T, O => {
-        let (da, x) = (View::<T>::new("swiglu backward", da)?, View::<T>::new("swiglu backward", gate_up)?);
-        let (da, x): (&[T], &[T]) = (&da, &x);
+    with_stored!("swiglu backward", da.dtype(), gate_up.dtype(), T, O => {
+        let (da, x) = (View::<T>::new("swiglu backward", da)?, View::<O>::new("swiglu backward", gate_up)?);
+        let (da, x): (&[T], &[O]) = (&da, &x);
         let out = cpu::overwrite::<O>(t * 2 * f, |out| {
             cpu::par_rows(out, 2 * f, #[inline(always)] |first, rows| {
                 let (da, x) = (&da[first * f..], &x[first * 2 * f..]);
                 for ((row, da), x) in rows.chunks_exact_mut(2 * f).zip(da.chunks_exact(f)).zip(x.chunks_exact(2 * f)) {
                     let ((gate, up), (dgate, dup)) = (x.split_at(f), row.split_at_mut(f));
                     for j in 0..f {
-                        let (g, d, s) = (gate[j], da[j], sigmoid(gate[j]));
-                        dgate[j] = O::stored(d * up[j] * s * (T::one() + g * (T::one() - s)));
+                        let (g, u, d) = (gate[j].loaded(), up[j].loaded(), da[j]);
+                        let s = sigmoid(g);
+                        dgate[j] = O::stored(d * u * s * (T::one() + g * (T::one() - s)));
                         dup[j] = O::stored(d * g * s);
                     }
                 }
@@ -144,7 +187,7 @@ mod tests {
                 let da = randn(2, (t, f), dtype)?;
                 assert_close("swiglu", &forward(&x, dtype)?, &reference(&x)?, Tolerance::of(dtype));
                 let dx = autograd(&[&x], &da, |v| reference(v[0].as_tensor()))?;
-                let ours = backward(&da, &x, dtype)?;
+                let ours = backward(&da, &x)?;
                 assert_close("swiglu backward", &ours, &dx[0], Tolerance::of(dtype));
                 assert!(max_abs(&ours)? > 0.0);
             }
@@ -154,15 +197,23 @@ mod tests {
 
     #[test]
     fn an_output_in_bf16_is_the_other_rounded() -> Result<()> {
-        let (x, da) = (randn(1, (7, 2 * 45), DType::F32)?, randn(2, (7, 45), DType::F32)?);
-        for (wide, narrow) in [
-            (forward(&x, DType::F32)?, forward(&x, DType::BF16)?),
-            (backward(&da, &x, DType::F32)?, backward(&da, &x, DType::BF16)?),
-        ] {
-            let rounded = wide.to_dtype(DType::BF16)?.flatten_all()?.to_vec1::<half::bf16>()?;
-            assert_eq!(narrow.flatten_all()?.to_vec1::<half::bf16>()?, rounded);
+        let values = |t: &Tensor| t.to_dtype(DType::BF16)?.flatten_all()?.to_vec1::<half::bf16>();
+        for (t, f) in [(7, 45), (300, 100), (0, 5)] {
+            let (x, da) = (randn(1, (t, 2 * f), DType::F32)?, randn(2, (t, f), DType::F32)?);
+            let (a, kept) = forward_kept(x.clone(), DType::BF16)?;
+            let seen = kept.to_dtype(DType::F32)?;
+            for (wide, narrow) in [
+                (&forward(&x, DType::F32)?, &a),
+                (&a, &forward(&x, DType::BF16)?),
+                (&x, &kept),
+                (&backward(&da, &seen)?, &backward(&da, &kept)?),
+            ] {
+                assert_eq!((values(narrow)?, narrow.dtype()), (values(wide)?, DType::BF16));
+            }
+            let (a, kept) = forward_kept(x.clone(), DType::F32)?;
+            assert_eq!((a.dtype(), kept.dtype()), (DType::F32, DType::F32));
+            assert!(forward(&x, DType::F64).is_err() && forward_kept(x, DType::F64).is_err());
         }
-        assert!(forward(&x, DType::F64).is_err());
         Ok(())
     }
 

@@ -193,7 +193,7 @@ impl Outputs {
 pub(super) fn backward(
     shape: &AttentionShape,
     inputs: Inputs,
-    attended: &Attended,
+    (out, lse): (&Tensor, &Tensor),
     dout: &Tensor,
     needs: Needs,
 ) -> Result<Gradients> {
@@ -203,11 +203,11 @@ pub(super) fn backward(
     let delta = gpu::empty((q.dims()[0], shape.heads), DType::F32, q)?;
     let pairs = q.dims()[0] * shape.heads;
     let kernel = Kernel::new("attention", "attention_delta", pairs.div_ceil(THREADS / 8), THREADS);
-    call.launch(&kernel, &[&attended.out, dout, &delta])?;
+    call.launch(&kernel, &[out, dout, &delta])?;
 
     let visible = inputs.segments.visible().on(device)?;
     let seen = [q, call.kv, call.prefix, &visible];
-    let made = [dout, &attended.lse, &delta];
+    let made = [dout, lse, &delta];
     if let Some(qkv) = &outputs.qkv {
         let plan = inputs.segments.query_plan(&call.form.tiling, outputs.wanted.queries);
         let kernel = call.kernel(call.form.dq, plan.len() / 6, shape.heads);

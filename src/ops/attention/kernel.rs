@@ -5,8 +5,8 @@ use super::blocks::{Block, LANES, Run, blocks, runs};
 use super::products::{Heads, Pass, Products, Source, at, from_row};
 use super::{Attended, AttentionShape, Gradients, Inputs, Needs, Qkv, Segment};
 use crate::Result;
-use crate::ops::cpu::{self, Disjoint, Mat, Real, View};
-use candle_core::Tensor;
+use crate::ops::cpu::{self, Disjoint, Mat, Real, Stored, View};
+use candle_core::{Tensor, WithDType};
 use rayon::prelude::*;
 
 /// The scores that a row sees, `visible` of them and what fills up their last lanes.
@@ -38,9 +38,9 @@ macro_rules! with_source {
 pub(super) fn forward<T: Real, P: Products<T>>(shape: &AttentionShape, inputs: Inputs) -> Result<Attended> {
     let queries = inputs.qkv.queries().dims()[0];
     let runs = runs(inputs.segments);
-    with_source!(inputs, T, source => {
+    with_source!(inputs, P::Operand, source => {
         let mut lse = Vec::new();
-        let out = cpu::overwrite::<T>(queries * shape.q_width(), |out| {
+        let out = cpu::overwrite::<P::Operand>(queries * shape.q_width(), |out| {
             lse = cpu::overwrite::<T>(queries * shape.heads, |lse| {
                 let (out, lse) = (Disjoint(out.as_mut_ptr()), Disjoint(lse.as_mut_ptr()));
                 let tasks = runs.len() * shape.kv_heads;
@@ -56,37 +56,38 @@ pub(super) fn forward<T: Real, P: Products<T>>(shape: &AttentionShape, inputs: I
 
 fn forward_task<T: Real, P: Products<T>>(
     shape: &AttentionShape,
-    source: &Source<T>,
+    source: &Source<P::Operand>,
     segments: &[Segment],
     (run, kv_head): (&Run, usize),
-    (out, lse): (Disjoint<T>, Disjoint<T>),
+    (out, lse): (Disjoint<P::Operand>, Disjoint<T>),
 ) {
     let (d, group) = (shape.head_dim, shape.heads / shape.kv_heads);
     let (prefix, scale) = (run.prefix.as_ref().map_or(0, |p| p.len()), T::of(shape.scale));
     let mut products = P::new(Heads::new(shape, source, run, kv_head), Pass::Forward);
-    let (mut scores, mut sums) = (Vec::new(), Vec::new());
+    let (mut scores, mut sums, mut attended) = (Vec::new(), Vec::new(), Vec::new());
     for block in blocks(&segments[run.segments.clone()], prefix) {
         products.begin(&block);
         scores.resize(block.rows * block.columns, T::zero());
+        attended.resize(block.rows * d, T::zero());
         for head in kv_head * group..(kv_head + 1) * group {
             let q = at(source.q, source.q_width, block.query, head * d);
             // SAFETY: a task writes the rows of its run in the columns of its heads, and no other task does.
             unsafe {
                 products.against_keys(&block, q, false, &mut scores, scale);
-                let o = out.at(block.query * shape.q_width() + head * d);
                 cpu::simd(
                     #[inline(always)]
                     || softmax_rows(&block, prefix, &mut scores, &mut sums),
                 );
-                products.over_keys(&block, &scores, true, Mat::rows(o, shape.q_width()));
+                products.over_keys(&block, &scores, true, Mat::rows(attended.as_mut_ptr(), d));
                 cpu::simd(
                     #[inline(always)]
                     || {
-                        for (i, &(largest, sum)) in sums.iter().enumerate() {
-                            *lse.at((block.query + i) * shape.heads + head) = largest + sum.ln();
-                            let row = std::slice::from_raw_parts_mut(o.add(i * shape.q_width()), d);
-                            let inverse = sum.recip();
-                            row.iter_mut().for_each(|o| *o *= inverse);
+                        for (i, (x, &(largest, sum))) in attended.chunks_exact(d).zip(&sums).enumerate() {
+                            let row = block.query + i;
+                            *lse.at(row * shape.heads + head) = largest + sum.ln();
+                            let out = out.at(row * shape.q_width() + head * d);
+                            let (out, inverse) = (std::slice::from_raw_parts_mut(out, d), sum.recip());
+                            out.iter_mut().zip(x).for_each(|(y, &x)| *y = P::Operand::stored(x * inverse));
                         }
                     },
                 );
@@ -131,13 +132,14 @@ struct Target<T> {
 pub(super) fn backward<T: Real, P: Products<T>>(
     shape: &AttentionShape,
     inputs: Inputs,
-    attended: &Attended,
+    lse: &Tensor,
     dout: &Tensor,
     needs: Needs,
 ) -> Result<Gradients> {
     const OP: &str = "attention backward";
-    let lse = View::<T>::new(OP, &attended.lse)?;
-    let dout = View::<T>::new(OP, dout)?;
+    let lse = View::<T>::new(OP, lse)?;
+    let dout = cpu::stored(OP, dout, P::Operand::DTYPE)?;
+    let dout = View::<P::Operand>::new(OP, &dout)?;
     let runs = runs(inputs.segments);
     let (q, kv) = (inputs.qkv.queries(), inputs.qkv.keys_values());
     let (q_rows, kv_rows) = match needs {
@@ -156,7 +158,7 @@ pub(super) fn backward<T: Real, P: Products<T>>(
         kv: if dkv.is_empty() { q_address } else { Disjoint(dkv.as_mut_ptr()) },
         kv_width: kv.dims()[1],
     };
-    let partial: Vec<Vec<T>> = with_source!(inputs, T, source => {
+    let partial: Vec<Vec<T>> = with_source!(inputs, P::Operand, source => {
         let saved = Saved { lse: &lse, dout: &dout };
         let task = |task: usize| {
             let (run, kv_head) = (&runs[task / shape.kv_heads], task % shape.kv_heads);
@@ -213,22 +215,22 @@ fn add_prefix<T: Real>(
 }
 
 /// What the forward pass left, and the gradient of its output.
-struct Saved<'a, T> {
+struct Saved<'a, T, S> {
     lse: &'a [T],
-    dout: &'a [T],
+    dout: &'a [S],
 }
 
-struct Work<'a, T> {
+struct Work<'a, T, S> {
     shape: &'a AttentionShape,
-    source: &'a Source<'a, T>,
-    saved: &'a Saved<'a, T>,
+    source: &'a Source<'a, S>,
+    saved: &'a Saved<'a, T, S>,
     /// Whether gradients of the segments' own queries, keys and values are made too.
     own: bool,
 }
 
-impl<T: Real> Work<'_, T> {
+impl<T: Real, S: Stored<T>> Work<'_, T, S> {
     /// Writes the gradients of one run and head, and returns that of its prefix, [P, 2D] (dk, dv).
-    fn task<P: Products<T>>(
+    fn task<P: Products<T, Operand = S>>(
         &self,
         segments: &[Segment],
         run: &Run,
@@ -314,11 +316,11 @@ impl<T: Real> Work<'_, T> {
     /// # Safety
     /// As in [`Work::task`].
     #[allow(clippy::too_many_arguments)]
-    unsafe fn key_gradients<P: Products<T>>(
+    unsafe fn key_gradients<P: Products<T, Operand = S>>(
         &self,
         products: &mut P,
         block: &Block,
-        (w, x): (&[T], Mat<*const T>),
+        (w, x): (&[T], Mat<*const S>),
         values: bool,
         dprefix: &mut [T],
         target: Target<T>,

@@ -7,8 +7,10 @@
 //!   sequence      │ all visible    │ ◣ causal│     s = scale * q kᵀ,  p = softmax(s),  out = p v
 //!                 └────────────────┴────────┘     lse = log(sum(exp(s)))
 //!
-//!   dv = pᵀ do    dp = do vᵀ    ds = scale * p (dp - rowsum(do * out))    dq = ds k    dk = dsᵀ q
+//!   dv = pᵀ do    dp = do vᵀ    ds = scale * p (dp - rowsum(p * dp))    dq = ds k    dk = dsᵀ q
 //! ```
+//!
+//! GPUs take `rowsum(p * dp)` as `rowsum(do * out)`, the same sum, which needs no second pass over the keys.
 //!
 //! Only `lse` is kept of the scores; the backward pass makes the probabilities again, block by block, so
 //! that memory is linear in T (Dao et al., 2022, arXiv:2205.14135, algorithms 1 and 4).
@@ -99,17 +101,31 @@ pub struct Inputs<'a> {
     /// Where another pass made the prefixes: a matrix whose last 2K D columns are their keys and values.
     /// Without it the prefixes are rows of `qkv`.
     pub prefix: Option<&'a Tensor>,
-    /// dtype in which products read their operands: that of `qkv`, or bf16 of f32 on a CPU that multiplies bf16.
-    pub products: DType,
 }
 
 /// Result of [`AttentionShape::forward`].
 #[derive(Debug, Clone)]
 pub struct Attended {
-    /// [queries, H D].
+    /// [queries, H D], in the dtype of the queries.
     pub out: Tensor,
-    /// Log-sum-exp of each query's scores, [queries, H].
+    /// Log-sum-exp of each query's scores, [queries, H]; f32, or f64 of queries in f64.
     pub lse: Tensor,
+}
+
+impl Attended {
+    /// What the backward pass reads of it.
+    pub fn kept(self) -> Kept {
+        let out = if route(&self.out) == Route::Cpu { None } else { Some(self.out) };
+        Kept { lse: self.lse, out }
+    }
+}
+
+/// What [`AttentionShape::backward`] reads of a forward pass.
+#[derive(Debug, Clone)]
+pub struct Kept {
+    lse: Tensor,
+    /// The output; the CPU has no use for it.
+    out: Option<Tensor>,
 }
 
 /// Which gradients [`AttentionShape::backward`] makes.
@@ -160,35 +176,28 @@ impl AttentionShape {
         }
     }
 
-    /// Gradients from that of the output, `dout` [queries, H D].
+    /// Gradients from that of the output, `dout` [queries, H D]; on the CPU in its dtype, f32 of inputs in bf16.
     ///
     /// # Errors
     /// Shapes or segments that do not fit.
-    pub fn backward(
-        &self,
-        inputs: Inputs,
-        attended: &Attended,
-        dout: &Tensor,
-        needs: Needs,
-    ) -> Result<Gradients> {
-        let _timed = profile::scope("attention backward", dout.device());
+    pub fn backward(&self, inputs: Inputs, kept: &Kept, dout: &Tensor, needs: Needs) -> Result<Gradients> {
+        const OP: &str = "attention backward";
+        let _timed = profile::scope(OP, dout.device());
         self.check(&inputs)?;
-        if dout.dims() != attended.out.dims() {
-            return Err(Error::Shape {
-                op: "attention backward",
-                expected: format!("a gradient of {:?}", attended.out.dims()),
-                found: format!("{:?}", dout.dims()),
-            });
+        let expected = (inputs.qkv.queries().dims()[0], self.q_width());
+        if dout.dims2().ok() != Some(expected) {
+            let (expected, found) = (format!("a gradient of {expected:?}"), format!("{:?}", dout.dims()));
+            return Err(Error::Shape { op: OP, expected, found });
         }
-        match route(dout) {
-            Route::Cpu if inputs.narrow() => {
-                kernel::backward::<f32, Narrow>(self, inputs, attended, dout, needs)
+        match (route(dout), &kept.out) {
+            (Route::Cpu, _) if inputs.narrow() => {
+                kernel::backward::<f32, Narrow>(self, inputs, &kept.lse, dout, needs)
             }
-            Route::Cpu => {
-                with_real!("attention backward", dout.dtype(), T => kernel::backward::<T, Whole<T>>(self, inputs, attended, dout, needs))
+            (Route::Cpu, _) => {
+                with_real!(OP, dout.dtype(), T => kernel::backward::<T, Whole<T>>(self, inputs, &kept.lse, dout, needs))
             }
-            Route::Kernel if self.head_dim <= gpu::MAX_HEAD_DIM => {
-                gpu::backward(self, inputs, attended, dout, needs)
+            (Route::Kernel, Some(out)) if self.head_dim <= gpu::MAX_HEAD_DIM => {
+                gpu::backward(self, inputs, (out, &kept.lse), dout, needs)
             }
             _ => self.reference_backward(inputs, dout, needs),
         }
@@ -318,9 +327,9 @@ impl AttentionShape {
 }
 
 impl Inputs<'_> {
-    /// Whether products are in bf16 where activations are f32.
+    /// Whether a CPU's products are those of bf16.
     fn narrow(&self) -> bool {
-        self.products == DType::BF16 && self.qkv.queries().dtype() == DType::F32 && Isa::best().is_some()
+        self.qkv.queries().dtype() == DType::BF16 && Isa::best().is_some()
     }
 
     /// Queries and keys that are the prefixes': of segments that have no prefix themselves.

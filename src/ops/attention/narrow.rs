@@ -1,5 +1,6 @@
-//! The products of the CPU kernel by the CPU's own bf16 instructions: operands are rounded to bf16 and packed as they
-//! come, sums, scores and outputs are f32. Keys and values are packed once for all query heads that share them.
+//! The products of the CPU kernel by the CPU's own bf16 instructions: queries, keys and values are bf16, probabilities
+//! and their gradients are rounded to it, scores and sums are f32. Keys and values are packed once for all query heads
+//! that share them.
 
 use super::blocks::Block;
 use super::products::{Heads, Pass, Products, from_row};
@@ -11,21 +12,20 @@ use half::bf16;
 /// Products in bf16 with sums in f32.
 pub(super) struct Narrow {
     isa: Isa,
-    heads: Heads<f32>,
+    heads: Heads<bf16>,
     pass: Pass,
     prefix: [Packed; 2],
     /// Keys and values of the block's pieces.
     pieces: Vec<[Packed; 2]>,
-    /// The left operand, rounded.
+    /// Scores as the left operand, rounded.
     left: Vec<bf16>,
-    /// A right operand, rounded and packed.
+    /// Queries, or the output's gradient, as the right operand.
     right: Packed,
 }
 
-/// A matrix [n, D] of f32, rounded and packed.
+/// A matrix [n, D], packed.
 #[derive(Default)]
 struct Packed {
-    rounded: Vec<bf16>,
     n: usize,
     d: usize,
     /// For `x · matrixᵀ`, sums over D.
@@ -47,24 +47,24 @@ impl Packed {
     unsafe fn fill(
         &mut self,
         isa: Isa,
-        matrix: Mat<*const f32>,
+        matrix: Mat<*const bf16>,
         (n, d): (usize, usize),
         across: bool,
         along: bool,
     ) {
         (self.n, self.d) = (n, d);
         // SAFETY: the caller's promise.
-        unsafe { round(matrix, (n, d), &mut self.rounded) };
+        let (from, stride) = unsafe { (elements(matrix, (n, d)), matrix.rs as usize) };
         if across {
             self.across.resize(n.div_ceil(PANEL) * lines(d), Line::ZERO);
             for (i, panel) in self.across.chunks_mut(lines(d)).enumerate() {
                 let rows = PANEL.min(n - i * PANEL);
-                kernel::pack_rows(isa, &self.rounded[i * PANEL * d..], d, rows, d, panel);
+                kernel::pack_rows(isa, &from[i * PANEL * stride..], stride, rows, d, panel);
             }
         }
         if along {
             self.along.resize(d.next_multiple_of(STEP) / PANEL * lines(n), Line::ZERO);
-            packed::pack_sums(isa, &self.rounded, (n, d), d, &mut self.along, lines(n));
+            packed::pack_sums(isa, from, (n, d), stride, &mut self.along, lines(n));
         }
     }
 
@@ -77,26 +77,31 @@ impl Packed {
     }
 }
 
-/// Rounds the rows of `matrix` into `to`, one after another.
+/// The elements of `matrix` from its first to its last; none where it has no element.
 ///
 /// # Safety
-/// The elements lie in live memory.
-unsafe fn round(matrix: Mat<*const f32>, (rows, columns): (usize, usize), to: &mut Vec<bf16>) {
-    to.resize(rows * columns, bf16::ZERO);
+/// They lie in live memory, which nobody writes.
+unsafe fn elements<'a>(matrix: Mat<*const bf16>, (rows, columns): (usize, usize)) -> &'a [bf16] {
+    match (rows, columns) {
+        (0, _) | (_, 0) => &[],
+        // SAFETY: the caller's promise.
+        _ => unsafe { std::slice::from_raw_parts(matrix.ptr, (rows - 1) * matrix.rs as usize + columns) },
+    }
+}
+
+/// Rounds `values` into `to`.
+fn round(values: &[f32], to: &mut Vec<bf16>) {
+    to.resize(values.len(), bf16::ZERO);
     cpu::simd(
         #[inline(always)]
-        || {
-            for (i, to) in to.chunks_exact_mut(columns.max(1)).enumerate() {
-                // SAFETY: the caller's promise.
-                let from = unsafe { std::slice::from_raw_parts(from_row(matrix, i).ptr, columns) };
-                to.iter_mut().zip(from).for_each(|(y, &x)| *y = Stored::stored(x));
-            }
-        },
+        || to.iter_mut().zip(values).for_each(|(y, &x)| *y = Stored::stored(x)),
     );
 }
 
 impl Products<f32> for Narrow {
-    fn new(heads: Heads<f32>, pass: Pass) -> Self {
+    type Operand = bf16;
+
+    fn new(heads: Heads<bf16>, pass: Pass) -> Self {
         let Some(isa) = Isa::best() else {
             unreachable!("the caller asked for products in bf16 where there are some")
         };
@@ -127,7 +132,7 @@ impl Products<f32> for Narrow {
     unsafe fn against_keys(
         &mut self,
         block: &Block,
-        x: Mat<*const f32>,
+        x: Mat<*const bf16>,
         values: bool,
         out: &mut [f32],
         beta: f32,
@@ -135,8 +140,7 @@ impl Products<f32> for Narrow {
         let (d, count) = (self.heads.d, self.heads.prefix);
         let then = Then { scale: beta, add: false };
         // SAFETY: the caller's promise.
-        unsafe { round(x, (block.rows, d), &mut self.left) };
-        let left = Left::rows(&self.left, d);
+        let left = Left::rows(unsafe { elements(x, (block.rows, d)) }, x.rs as usize);
         let right = self.prefix[usize::from(values)].across();
         kernel::block(self.isa, left, right, d, &mut Out::new(out, block.rows, count, block.columns), then);
         for (piece, packed) in block.pieces.iter().zip(&self.pieces) {
@@ -150,8 +154,7 @@ impl Products<f32> for Narrow {
     unsafe fn over_keys(&mut self, block: &Block, p: &[f32], values: bool, out: Mat<*mut f32>) {
         let (d, count) = (self.heads.d, self.heads.prefix);
         let stride = out.rs as usize;
-        // SAFETY: `p` has the block's rows.
-        unsafe { round(Mat::rows(p.as_ptr(), block.columns), (block.rows, block.columns), &mut self.left) };
+        round(p, &mut self.left);
         let left = Left::rows(&self.left, block.columns);
         if count > 0 {
             let right = self.prefix[usize::from(values)].along();
@@ -173,7 +176,7 @@ impl Products<f32> for Narrow {
         &mut self,
         (m, n): (usize, usize),
         w: Mat<*const f32>,
-        x: Mat<*const f32>,
+        x: Mat<*const bf16>,
         out: Mat<*mut f32>,
     ) {
         let d = self.heads.d;

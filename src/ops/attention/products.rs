@@ -2,7 +2,7 @@
 
 use super::AttentionShape;
 use super::blocks::{Block, Run};
-use crate::ops::cpu::{self, Mat, Real};
+use crate::ops::cpu::{self, Mat, Real, Stored};
 
 /// The matrices that a pass reads.
 pub(super) struct Source<'a, T> {
@@ -21,10 +21,13 @@ pub(super) enum Pass {
     Backward,
 }
 
-/// The products of a task. Addresses are of matrices whose columns lie side by side.
+/// The products of a task, with scores and sums in `T`. Addresses are of matrices whose columns lie side by side.
 pub(super) trait Products<T: Real>: Sized {
+    /// How queries, keys, values and the gradient of the output are stored.
+    type Operand: Stored<T>;
+
     /// Of the keys and values of `heads`.
-    fn new(heads: Heads<T>, pass: Pass) -> Self;
+    fn new(heads: Heads<Self::Operand>, pass: Pass) -> Self;
 
     /// Turns to another block of queries.
     fn begin(&mut self, block: &Block);
@@ -33,7 +36,14 @@ pub(super) trait Products<T: Real>: Sized {
     ///
     /// # Safety
     /// `x` has the rows of the block, which is the one that `begin` was given; `out` has room for them.
-    unsafe fn against_keys(&mut self, block: &Block, x: Mat<*const T>, values: bool, out: &mut [T], beta: T);
+    unsafe fn against_keys(
+        &mut self,
+        block: &Block,
+        x: Mat<*const Self::Operand>,
+        values: bool,
+        out: &mut [T],
+        beta: T,
+    );
 
     /// `out[rows, D] = p[rows, columns] · (keys or values)`.
     ///
@@ -49,7 +59,7 @@ pub(super) trait Products<T: Real>: Sized {
         &mut self,
         size: (usize, usize),
         w: Mat<*const T>,
-        x: Mat<*const T>,
+        x: Mat<*const Self::Operand>,
         out: Mat<*mut T>,
     );
 }
@@ -101,6 +111,8 @@ impl<T> Heads<T> {
 pub(super) struct Whole<T>(Heads<T>);
 
 impl<T: Real> Products<T> for Whole<T> {
+    type Operand = T;
+
     fn new(heads: Heads<T>, _: Pass) -> Self {
         Self(heads)
     }
