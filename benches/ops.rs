@@ -217,7 +217,7 @@ fn rope(c: &mut Criterion) {
 fn swiglu(c: &mut Criterion) {
     let mut op = Op::new(c, "swiglu", &format!("T={T} F={F}"));
     let inputs = rotated(|| (randn(T, 2 * F), randn(T, F)));
-    op.measure("forward", T * F, &inputs, |(gate_up, _)| ops::swiglu::forward(gate_up, gate_up.dtype()));
+    op.measure("forward", T * F, &inputs, |(gate_up, _)| ops::swiglu::forward(gate_up));
     op.measure("backward", 2 * T * F, &inputs, |(gate_up, da)| ops::swiglu::backward(da, gate_up));
 }
 

@@ -4,12 +4,14 @@ use crate::model::TextTokenizer;
 use crate::{Error, Result};
 use candle_core::{D, DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// Vocabulary tokens named for a virtual one.
 const NEAREST: usize = 3;
 
-/// Virtual tokens compared with the vocabulary at a time: 128 rows of 100,352 scores are 51 MB.
-const CHUNK: usize = 128;
+/// Rows of the vocabulary that are worked on at a time, in f32: 2,048 of 4,096 values are 34 MB, where the whole matrix of a
+/// Granite 8b would be 1.6 GB.
+const ROWS: usize = 2048;
 
 /// A token of the vocabulary with its text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,9 +74,9 @@ pub struct PromptTokens {
 
 /// The embeddings of a vocabulary.
 pub struct Vocabulary<'a> {
-    /// f32 [V, C] on the CPU.
+    /// [V, C], as the model holds it.
     embedding: Tensor,
-    /// L2 norm of each row, [V].
+    /// L2 norm of each row, f32 [V] on the CPU.
     norms: Tensor,
     tokenizer: Option<&'a TextTokenizer>,
 }
@@ -131,8 +133,15 @@ impl<'a> Vocabulary<'a> {
     /// # Errors
     /// The device's.
     pub fn new(embedding: &Tensor, tokenizer: Option<&'a TextTokenizer>) -> Result<Self> {
-        let embedding = embedding.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
-        Ok(Self { norms: row_norms(&embedding)?, embedding, tokenizer })
+        let norms: Vec<Tensor> = parts(embedding)
+            .map(|part| row_norms(&wide(&embedding.narrow(0, part.start, part.len())?)?))
+            .collect::<Result<_>>()?;
+        let norms = if norms.is_empty() {
+            Tensor::zeros(0, DType::F32, &Device::Cpu)?
+        } else {
+            Tensor::cat(&norms, 0)?
+        };
+        Ok(Self { norms, embedding: embedding.clone(), tokenizer })
     }
 
     /// Norms of all embeddings.
@@ -153,7 +162,7 @@ impl<'a> Vocabulary<'a> {
             let problem = format!("expected ids under the vocabulary's {vocabulary}, found {id}");
             return Err(Error::Tokenizer(problem));
         }
-        Ok(self.embedding.index_select(&Tensor::new(ids, &Device::Cpu)?, 0)?)
+        wide(&self.embedding.index_select(&Tensor::new(ids, self.embedding.device())?, 0)?)
     }
 
     /// Each row of `prompt`, f32 [P, C] on the CPU, with its norm and the vocabulary's nearest tokens by cosine
@@ -162,24 +171,28 @@ impl<'a> Vocabulary<'a> {
     /// # Errors
     /// Another width than the vocabulary's.
     pub fn place(&self, prompt: &Tensor) -> Result<Vec<Place>> {
-        let mut all = Vec::new();
         // A row of zeros has no direction and is nearest to none.
-        let lengths = self.norms.clamp(f32::MIN_POSITIVE, f32::MAX)?;
-        for first in (0..prompt.dims()[0]).step_by(CHUNK) {
-            let rows = prompt.narrow(0, first, CHUNK.min(prompt.dims()[0] - first))?;
-            let norms = row_norms(&rows)?;
-            let unit = rows.broadcast_div(&norms.clamp(f32::MIN_POSITIVE, f32::MAX)?.unsqueeze(1)?)?;
-            let cosines = unit.matmul(&self.embedding.t()?)?.broadcast_div(&lengths)?;
-            for (cosines, norm) in cosines.to_vec2::<f32>()?.into_iter().zip(norms.to_vec1::<f32>()?) {
-                let neighbour = |id: usize| Neighbour {
-                    token: Token::new(id as u32, self.tokenizer),
-                    cosine: f64::from(cosines[id]),
-                };
-                let nearest = largest(&cosines).into_iter().map(neighbour).collect();
-                all.push(Place { norm: f64::from(norm), nearest });
+        let length = |norms: &Tensor| norms.clamp(f32::MIN_POSITIVE, f32::MAX);
+        let norms = row_norms(prompt)?;
+        let unit = prompt.broadcast_div(&length(&norms)?.unsqueeze(1)?)?;
+        let mut nearest = vec![Vec::new(); prompt.dims()[0]];
+        for part in parts(&self.embedding) {
+            let rows = wide(&self.embedding.narrow(0, part.start, part.len())?)?;
+            let lengths = length(&self.norms.narrow(0, part.start, part.len())?)?;
+            let cosines = unit.matmul(&rows.t()?)?.broadcast_div(&lengths)?;
+            for (nearest, cosines) in nearest.iter_mut().zip(cosines.to_vec2::<f32>()?) {
+                keep_largest(nearest, part.start, &cosines);
             }
         }
-        Ok(all)
+        let neighbour = |(id, cosine): (usize, f32)| Neighbour {
+            token: Token::new(id as u32, self.tokenizer),
+            cosine: f64::from(cosine),
+        };
+        let place = |(norm, nearest): (f32, Vec<_>)| Place {
+            norm: f64::from(norm),
+            nearest: nearest.into_iter().map(neighbour).collect(),
+        };
+        Ok(norms.to_vec1::<f32>()?.into_iter().zip(nearest).map(place).collect())
     }
 
     /// A prompt before and after tuning, both f32 [P, C] on the CPU.
@@ -194,15 +207,25 @@ impl<'a> Vocabulary<'a> {
     }
 }
 
-/// Indices of the [`NEAREST`] largest values, largest first.
-fn largest(values: &[f32]) -> Vec<usize> {
-    let mut best: Vec<usize> = Vec::with_capacity(NEAREST + 1);
+/// The rows of a matrix, a part at a time.
+fn parts(matrix: &Tensor) -> impl Iterator<Item = Range<usize>> {
+    let rows = matrix.dims()[0];
+    (0..rows).step_by(ROWS).map(move |first| first..(first + ROWS).min(rows))
+}
+
+/// `rows` in f32 on the CPU.
+fn wide(rows: &Tensor) -> Result<Tensor> {
+    Ok(rows.to_device(&Device::Cpu)?.to_dtype(DType::F32)?)
+}
+
+/// Adds `values`, the first of which is number `first`, to the [`NEAREST`] largest, which are (number, value), largest
+/// first.
+fn keep_largest(best: &mut Vec<(usize, f32)>, first: usize, values: &[f32]) {
     for (i, value) in values.iter().enumerate() {
-        let at = best.iter().position(|b| *value > values[*b]).unwrap_or(best.len());
+        let at = best.iter().position(|(_, b)| value > b).unwrap_or(best.len());
         if at < NEAREST {
-            best.insert(at, i);
+            best.insert(at, (first + i, *value));
             best.truncate(NEAREST);
         }
     }
-    best
 }

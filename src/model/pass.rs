@@ -194,7 +194,7 @@ impl Granite {
             self.attention.forward(self.attention_inputs(rows.batch, &qkv, prefix.map(|p| &p[i]), last))?;
         let stream = if last { rows.of_targets(&residual)? } else { residual.clone() };
         let (mlp, gate_up) = self.behind_attention(block, &attended.out, &stream)?;
-        let (activated, gate_up) = swiglu::forward_kept(gate_up, self.inputs)?;
+        let activated = swiglu::forward(&gate_up)?;
         let attended = attended.kept();
         let tape = BlockTape { attention: NormTape { residual, rstd }, qkv, attended, mlp, gate_up };
         Ok((tape, activated))
@@ -227,7 +227,7 @@ impl Granite {
             let attended = self.attention.forward(self.attention_inputs(batch, &qkv, None, last))?;
             let stream = if last { rows.of_targets(&normed.residual)? } else { normed.residual };
             let (mlp, gate_up) = self.behind_attention(block, &attended.out, &stream)?;
-            let activated = swiglu::forward(&gate_up, self.inputs)?;
+            let activated = swiglu::forward(&gate_up)?;
             (x, delta) = (mlp.residual, Some(block.down.forward(&activated)?));
         }
         Ok(self.norm.forward(&x, self.add(delta.as_ref()), self.dtype())?.normed)
@@ -252,14 +252,14 @@ impl Granite {
         let (h, k) = (self.attention.heads, self.attention.kv_heads);
         let positions = IndexView::from(&rows.batch.position_ids);
         if !last {
-            let qkv = block.qkv.forward(normed)?;
+            let qkv = block.qkv.forward_in(normed, self.inputs)?;
             return Ok(Qkv::Fused(rows.rotate(qkv, h + k, positions, false)?));
         }
         let (q, kv) = &self.last_qkv;
-        let q = q.forward(&rows.of_targets(normed)?)?;
+        let q = q.forward_in(&rows.of_targets(normed)?, self.inputs)?;
         Ok(Qkv::Split {
             q: rows.rotate(q, h, (&rows.target_positions).into(), false)?,
-            kv: rows.rotate(kv.forward(normed)?, k, positions, false)?,
+            kv: rows.rotate(kv.forward_in(normed, self.inputs)?, k, positions, false)?,
         })
     }
 
@@ -268,7 +268,7 @@ impl Granite {
         let delta = block.o.forward(attended)?;
         let Normed { residual, normed, rstd } =
             block.mlp_norm.forward(x, self.add(Some(&delta)), self.inputs)?;
-        Ok((NormTape { residual, rstd }, block.gate_up.forward(&normed)?))
+        Ok((NormTape { residual, rstd }, block.gate_up.forward_in(&normed, self.inputs)?))
     }
 
     /// Losses of `labels` for the hidden states of their rows [targets, C]; their gradient for a loss of

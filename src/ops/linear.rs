@@ -6,7 +6,7 @@
 
 use super::cpu::{self, Disjoint, Mat, Real, View, with_real};
 use super::gpu::{self, Route};
-use super::packed::{self, Isa, Panels, Right, Then};
+use super::packed::{self, Element, Isa, Panels, Right, Then};
 use super::profile;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -147,13 +147,26 @@ impl Linear {
     /// # Errors
     /// A width that is not the layer's, or a dtype that the device's kernels do not know.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let out = if x.dtype() == DType::BF16 && x.device().is_cpu() { DType::F32 } else { x.dtype() };
+        self.forward_in(x, out)
+    }
+
+    /// As [`Linear::forward`], in dtype `out`: that, or bf16 where the CPU multiplies bf16.
+    ///
+    /// # Errors
+    /// As [`Linear::forward`]; another `out`.
+    pub fn forward_in(&self, x: &Tensor, out: DType) -> Result<Tensor> {
         let _timed = profile::scope("linear", x.device());
         let (n, k) = self.dims()?;
         self.check("linear", x, k)?;
-        if let Some(out) = self.in_bf16("linear", x, 1.0, true)? {
+        if let Some(out) = match out {
+            DType::BF16 => self.in_bf16::<bf16>("linear", x, 1.0, true)?,
+            _ => self.in_bf16::<f32>("linear", x, 1.0, true)?,
+        } {
             return Ok(out);
         }
         let Weight::Tensor(weight) = &self.weight else { return Err(cpu::not_real("linear", x.dtype())) };
+        cpu::same_dtype("linear", x, out)?;
         match gpu::route(x) {
             Route::Cpu => with_real!("linear", x.dtype(), T => self.forward_cpu::<T>(weight, x, n, k)),
             Route::Kernel => {
@@ -175,7 +188,7 @@ impl Linear {
         let _timed = profile::scope("linear backward", dy.device());
         let (n, k) = self.dims()?;
         self.check("linear backward", dy, n)?;
-        if let Some(out) = self.in_bf16("linear backward", dy, scale, false)? {
+        if let Some(out) = self.in_bf16::<f32>("linear backward", dy, scale, false)? {
             return Ok(out);
         }
         let Weight::Tensor(weight) = &self.weight else {
@@ -200,7 +213,13 @@ impl Linear {
     }
 
     /// The product by the CPU's own bf16 instructions, forward or backward; `None` where they do not apply.
-    fn in_bf16(&self, op: &'static str, x: &Tensor, scale: f64, forward: bool) -> Result<Option<Tensor>> {
+    fn in_bf16<O: Element>(
+        &self,
+        op: &'static str,
+        x: &Tensor,
+        scale: f64,
+        forward: bool,
+    ) -> Result<Option<Tensor>> {
         if !matches!(x.dtype(), DType::F32 | DType::BF16) || gpu::route(x) != Route::Cpu {
             return Ok(None);
         }
@@ -221,18 +240,25 @@ impl Linear {
         let x = View::<bf16>::new(op, rounded.as_ref().unwrap_or(x))?;
         let bias = self.bias.as_ref().filter(|_| forward).map(|b| View::<f32>::new(op, b)).transpose()?;
         let width = if forward { n } else { k };
-        let out = cpu::overwrite::<f32>(m * width, |out| {
+        let out = cpu::overwrite::<O>(m * width, |out| {
             if let Some(bias) = &bias {
+                let bias: &[f32] = bias;
                 cpu::par_rows(
                     out,
                     n,
                     #[inline(always)]
-                    |_, rows| rows.chunks_exact_mut(n).for_each(|row| row.copy_from_slice(bias)),
+                    |_, rows| {
+                        for row in rows.chunks_exact_mut(n) {
+                            row.iter_mut().zip(bias).for_each(|(y, &b)| *y = O::stored(b));
+                        }
+                    },
                 );
             }
             let then = Then { scale: scale as f32, add: bias.is_some() };
-            let product = if forward { packed::forward } else { packed::backward };
-            product(isa, &x, right, out, then);
+            match forward {
+                true => packed::forward(isa, &x, right, out, then),
+                false => packed::backward(isa, &x, right, out, then),
+            }
         });
         Ok(Some(cpu::tensor(out, (m, width))?))
     }

@@ -15,6 +15,7 @@ use super::profile;
 use crate::model::config::{Llama3Scaling, Rope};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
+use half::bf16;
 
 gpu::parameters!(RopeParameters {
     rows: u32,
@@ -64,7 +65,7 @@ impl RopeTable {
     }
 
     /// Rotates the first `heads` heads of each row of `x` [T, at least heads * D] by its position, in dtype `out`: that of
-    /// `x`, or on the CPU bf16 of f32. A GPU's kernel changes `x` in place.
+    /// `x`, or on the CPU bf16 of f32. The CPU computes in f32 where `x` is bf16; a GPU's kernel changes `x` in place.
     ///
     /// # Errors
     /// A position beyond the table, or fewer columns than heads; another `out`.
@@ -101,8 +102,11 @@ impl RopeTable {
             cpu::same_dtype("rope", &x, out)?;
         }
         match gpu::route(&x) {
+            Route::Cpu if (x.dtype(), out) == (DType::BF16, DType::BF16) => {
+                self.rotate_cpu::<f32, bf16, bf16>(&x, heads, position_ids, sign as f32)
+            }
             Route::Cpu => with_stored!("rope", x.dtype(), out, T, O => {
-                self.rotate_cpu::<T, O>(&x, heads, position_ids, T::of(sign))
+                self.rotate_cpu::<T, T, O>(&x, heads, position_ids, T::of(sign))
             }),
             Route::Kernel => self.rotate_kernel(&x, heads, positions, sign).map(|()| x),
             Route::Reference => self.reference(&x, heads, positions, sign),
@@ -127,7 +131,7 @@ impl RopeTable {
         gpu::launch(&kernel, x.dtype(), &[x, &self.cos, &self.sin, &positions], &parameters)
     }
 
-    fn rotate_cpu<T: Real, O: Stored<T>>(
+    fn rotate_cpu<T: Real, I: Stored<T>, O: Stored<T>>(
         &self,
         x: &Tensor,
         heads: usize,
@@ -136,8 +140,8 @@ impl RopeTable {
     ) -> Result<Tensor> {
         let ((t, width), d, half) = (x.dims2()?, self.head_dim, self.head_dim / 2);
         let (cos, sin) = (View::<T>::new("rope", &self.cos)?, View::<T>::new("rope", &self.sin)?);
-        let x = View::<T>::new("rope", x)?;
-        let (x, cos, sin): (&[T], &[T], &[T]) = (&x, &cos, &sin);
+        let x = View::<I>::new("rope", x)?;
+        let (x, cos, sin): (&[I], &[T], &[T]) = (&x, &cos, &sin);
         let out = cpu::overwrite::<O>(t * width, |out| {
             cpu::par_rows(
                 out,
@@ -154,7 +158,7 @@ impl RopeTable {
                             turn(low, (a, b), (cos, sin), -sign);
                             turn(high, (b, a), (cos, sin), sign);
                         }
-                        rest.iter_mut().zip(past).for_each(|(y, &x)| *y = O::stored(x));
+                        rest.iter_mut().zip(past).for_each(|(y, &x)| *y = O::stored(x.loaded()));
                     }
                 },
             );
@@ -181,9 +185,14 @@ impl RopeTable {
 /// `x cos + sign y sin`: one coordinate of pairs (x, y) that are turned. Each output has a loop of its own, as with more
 /// addresses to tell apart it does not vectorise.
 #[inline(always)]
-fn turn<T: Real, O: Stored<T>>(to: &mut [O], (x, y): (&[T], &[T]), (cos, sin): (&[T], &[T]), sign: T) {
+fn turn<T: Real, I: Stored<T>, O: Stored<T>>(
+    to: &mut [O],
+    (x, y): (&[I], &[I]),
+    (cos, sin): (&[T], &[T]),
+    sign: T,
+) {
     for (z, ((&x, &y), (&c, &s))) in to.iter_mut().zip(x.iter().zip(y).zip(cos.iter().zip(sin))) {
-        *z = O::stored(x * c + sign * s * y);
+        *z = O::stored(x.loaded() * c + sign * s * y.loaded());
     }
 }
 
@@ -240,10 +249,12 @@ mod tests {
         let positions = IndexView::from(&positions);
         for turn in [RopeTable::forward, RopeTable::backward] {
             let x = randn(1, (50, 3 * 10 + 7), DType::F32)?;
-            let narrow = turn(&table, x.copy()?, 3, positions, DType::BF16)?;
-            let wide = turn(&table, x, 3, positions, DType::F32)?.to_dtype(DType::BF16)?;
-            let values = |t: &Tensor| t.flatten_all()?.to_vec1::<half::bf16>();
-            assert_eq!(values(&narrow)?, values(&wide)?);
+            let x = x.to_dtype(DType::BF16)?;
+            let wide = x.to_dtype(DType::F32)?;
+            let values = |t: Tensor| t.to_dtype(DType::BF16)?.flatten_all()?.to_vec1::<bf16>();
+            let expected = values(turn(&table, wide.copy()?, 3, positions, DType::F32)?)?;
+            assert_eq!(values(turn(&table, wide, 3, positions, DType::BF16)?)?, expected);
+            assert_eq!(values(turn(&table, x, 3, positions, DType::BF16)?)?, expected);
         }
         assert!(table.forward(randn(1, (50, 30), DType::F32)?, 3, positions, DType::F64).is_err());
         Ok(())

@@ -19,7 +19,7 @@ mod panels;
 mod tests;
 
 pub(crate) use isa::Isa;
-pub(crate) use kernel::Then;
+pub(crate) use kernel::{Element, Then};
 pub(crate) use panels::Panels;
 
 use half::bf16;
@@ -58,18 +58,18 @@ impl Right<'_> {
     }
 }
 
-/// `out [m, n] = x [m, k] Wᵀ`.
+/// `out [m, n] = x [m, k] Wᵀ`, in f32 or rounded to bf16.
 ///
 /// # Panics
 /// Slices whose lengths are not those of the shapes.
-pub(crate) fn forward(isa: Isa, x: &[bf16], w: Right, out: &mut [f32], then: Then) {
+pub(crate) fn forward<O: Element>(isa: Isa, x: &[bf16], w: Right, out: &mut [O], then: Then) {
     let (n, k) = w.dims();
     if out.is_empty() {
         return;
     }
     let m = out.len() / n.max(1);
     assert_eq!((x.len(), out.len()), (m * k, m * n), "x and out of a product of {m} rows with [{n}, {k}]");
-    tasks(isa, out, n, |mut out, scratch| {
+    tasks(isa, out, n, then.add, |mut out, scratch| {
         let left = Left::rows(x, k).from(out.rows.start, 0);
         for depth in blocks(isa, k) {
             let right = match w {
@@ -90,11 +90,11 @@ pub(crate) fn forward(isa: Isa, x: &[bf16], w: Right, out: &mut [f32], then: The
     });
 }
 
-/// `out [m, k] = dy [m, n] W`.
+/// `out [m, k] = dy [m, n] W`, in f32 or rounded to bf16.
 ///
 /// # Panics
 /// Slices whose lengths are not those of the shapes.
-pub(crate) fn backward(isa: Isa, dy: &[bf16], w: Right, out: &mut [f32], then: Then) {
+pub(crate) fn backward<O: Element>(isa: Isa, dy: &[bf16], w: Right, out: &mut [O], then: Then) {
     let (n, k) = w.dims();
     if out.is_empty() {
         return;
@@ -102,7 +102,7 @@ pub(crate) fn backward(isa: Isa, dy: &[bf16], w: Right, out: &mut [f32], then: T
     let m = out.len() / k.max(1);
     assert_eq!((dy.len(), out.len()), (m * n, m * k), "dy and out of a product of {m} rows with [{n}, {k}]");
     // Panels are turned a step of columns, which are two panels, at a time.
-    tasks(isa, out, k, |mut out, scratch| {
+    tasks(isa, out, k, then.add, |mut out, scratch| {
         let left = Left::rows(dy, n).from(out.rows.start, 0);
         let columns = out.columns.clone();
         for depth in blocks(isa, n) {
@@ -168,16 +168,23 @@ fn clear_half_step(depth: usize, panels: &mut [Line], panel_stride: usize) {
     }
 }
 
-/// Cuts `out`, rows of `width` elements, into blocks for the threads that there are, and runs `f` on each with
-/// lines that belong to its thread.
-fn tasks(isa: Isa, out: &mut [f32], width: usize, f: impl Fn(Out, &mut Vec<Line>) + Sync) {
+/// Cuts `out`, rows of `width` elements, into blocks for the threads that there are, and runs `f` on each, in f32 and with
+/// what it holds where `load` is set, with lines that belong to its thread.
+fn tasks<O: Element>(
+    isa: Isa,
+    out: &mut [O],
+    width: usize,
+    load: bool,
+    f: impl Fn(Out, &mut Vec<Line>) + Sync,
+) {
     thread_local! {
         static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
     }
     let (rows, columns) =
         task(out.len() / width, width.div_ceil(PANEL), isa.panels(), rayon::current_num_threads());
-    Out::blocks(out, width, rows, columns * PANEL)
-        .for_each(|block| SCRATCH.with_borrow_mut(|scratch| f(block, scratch)));
+    Out::blocks(out, width, rows, columns * PANEL).for_each(|block| {
+        O::in_f32(block, load, |block| SCRATCH.with_borrow_mut(|scratch| f(block, scratch)))
+    });
 }
 
 /// Rows and panels of a task of `m` rows and `panels` panels, one of `columns` side by side: as many as leave no thread

@@ -97,6 +97,26 @@ fn both_directions_are_the_sums_of_f64() {
     }
 }
 
+#[test]
+fn an_output_in_bf16_is_the_other_rounded() {
+    for &isa in Isa::all() {
+        let mut random = Random(5);
+        for (m, n, k) in [(1, 1, 1), (17, 5000, 47), (100, 130, 34), (600, 40, 40), (3, 20, 5000)] {
+            let (x, w, bias) = (random.values(m * k), random.values(n * k), random.values(m * n));
+            for then in [Then::WRITE, Then { scale: 0.22, add: true }] {
+                let mut wide: Vec<f32> = bias.iter().map(|b| b.to_f32()).collect();
+                forward(isa, &x, Right::Panels(&pack(isa, (n, k), &w)), &mut wide, then);
+                let mut narrow = bias.clone();
+                forward(isa, &x, Right::Panels(&pack(isa, (n, k), &w)), &mut narrow, then);
+                assert!(
+                    narrow.iter().zip(&wide).all(|(a, b)| *a == bf16::from_f32(*b)),
+                    "{isa:?} {m} {n} {k}"
+                );
+            }
+        }
+    }
+}
+
 /// AMX's blocks and tiles, by a model of its registers: on every x86-64, whatever it has.
 #[test]
 #[cfg(target_arch = "x86_64")]

@@ -4,7 +4,7 @@
 //!
 //! The loop over the steps is written once, as a list of tile instructions, and becomes `asm!` or, for tests on machines
 //! without AMX, calls of a model of the eight registers ([`Tiles`]): so packing, addresses, strides and edges are tested
-//! everywhere, and the instructions alone are taken on trust.
+//! everywhere. The instructions themselves, and the system's leave, ran in an emulator of the whole machine (tests/amx).
 //!
 //! # Safety
 //! Functions here need AMX's tiles and bf16, granted by the operating system ([`is_granted`]), and pointers to live memory

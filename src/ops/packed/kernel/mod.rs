@@ -12,8 +12,10 @@ mod avx512;
 
 use super::isa::{Isa, Kind};
 use super::{PANEL, STEP};
+use crate::ops::cpu::{self, Stored};
 use half::bf16;
 use rayon::prelude::*;
+use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -90,18 +92,18 @@ impl<'a> Panels<'a> {
 }
 
 /// A block of an output matrix, whose elements are this value's alone.
-pub(crate) struct Out<'a> {
-    ptr: *mut f32,
+pub(crate) struct Out<'a, T = f32> {
+    ptr: *mut T,
     stride: usize,
     /// The block's rows of the matrix.
     pub(crate) rows: Range<usize>,
     /// The block's columns of the matrix.
     pub(crate) columns: Range<usize>,
-    matrix: PhantomData<&'a mut [f32]>,
+    matrix: PhantomData<&'a mut [T]>,
 }
 
 // SAFETY: it is a `&mut` to its elements.
-unsafe impl Send for Out<'_> {}
+unsafe impl<T: Send> Send for Out<'_, T> {}
 
 impl<'a> Out<'a> {
     /// The first `columns` columns of rows that are `stride` elements apart.
@@ -117,11 +119,13 @@ impl<'a> Out<'a> {
     pub(crate) unsafe fn at(ptr: *mut f32, rows: usize, columns: usize, stride: usize) -> Self {
         Self { ptr, stride, rows: 0..rows, columns: 0..columns, matrix: PhantomData }
     }
+}
 
+impl<'a, T: Send> Out<'a, T> {
     /// Cuts a matrix of whole rows of `width` elements into blocks of at most `rows` by `columns`, those of the
     /// same rows one after another.
     pub(crate) fn blocks(
-        matrix: &'a mut [f32],
+        matrix: &'a mut [T],
         width: usize,
         rows: usize,
         columns: usize,
@@ -131,7 +135,7 @@ impl<'a> Out<'a> {
         let start = Start(matrix.as_mut_ptr());
         (0..down * across).into_par_iter().map(move |i| {
             let (row, column) = (i / across * rows, i % across * columns);
-            let Start(start) = start.copy();
+            let Start(start) = &start;
             Self {
                 // SAFETY: the element is inside the matrix.
                 ptr: unsafe { start.add(row * width + column) },
@@ -142,20 +146,62 @@ impl<'a> Out<'a> {
             }
         })
     }
-}
 
-#[derive(Clone, Copy)]
-struct Start(*mut f32);
-// SAFETY: tasks make disjoint blocks of what it points to.
-unsafe impl Send for Start {}
-// SAFETY: as above.
-unsafe impl Sync for Start {}
-
-impl Start {
-    fn copy(&self) -> Self {
-        *self
+    /// The block's row `i`.
+    #[inline(always)]
+    fn row(&mut self, i: usize) -> &mut [T] {
+        assert!(i < self.rows.len());
+        // SAFETY: the row is inside the block, whose elements are this value's alone.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.add(i * self.stride), self.columns.len()) }
     }
 }
+
+/// How an output is stored.
+pub(crate) trait Element: Stored<f32> + Send {
+    /// Runs `f` on `out` in f32, which holds what `out` holds where `load` is set, and anything otherwise.
+    fn in_f32(out: Out<Self>, load: bool, f: impl FnOnce(Out));
+}
+
+impl Element for f32 {
+    fn in_f32(out: Out<Self>, _: bool, f: impl FnOnce(Out)) {
+        f(out)
+    }
+}
+
+impl Element for bf16 {
+    /// In memory of the thread, of the block's size.
+    fn in_f32(mut out: Out<Self>, load: bool, f: impl FnOnce(Out)) {
+        thread_local! {
+            static SUMS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+        }
+        let (rows, columns) = (out.rows.len(), out.columns.len());
+        SUMS.with_borrow_mut(|sums| {
+            sums.resize(sums.len().max(rows * columns), 0.0);
+            if load {
+                for (i, sums) in sums.chunks_exact_mut(columns.max(1)).take(rows).enumerate() {
+                    sums.iter_mut().zip(out.row(i)).for_each(|(y, x)| *y = x.loaded());
+                }
+            }
+            let mut wide = Out::new(sums, rows, columns, columns);
+            (wide.rows, wide.columns) = (out.rows.clone(), out.columns.clone());
+            f(wide);
+            cpu::simd(
+                #[inline(always)]
+                || {
+                    for (i, sums) in sums.chunks_exact(columns.max(1)).take(rows).enumerate() {
+                        out.row(i).iter_mut().zip(sums).for_each(|(y, &x)| *y = Self::stored(x));
+                    }
+                },
+            );
+        });
+    }
+}
+
+struct Start<T>(*mut T);
+// SAFETY: tasks make disjoint blocks of what it points to.
+unsafe impl<T: Send> Send for Start<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Start<T> {}
 
 /// What becomes of a product.
 #[derive(Debug, Clone, Copy)]
