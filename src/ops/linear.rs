@@ -147,7 +147,8 @@ impl Linear {
     /// # Errors
     /// A width that is not the layer's, or a dtype that the device's kernels do not know.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let out = if x.dtype() == DType::BF16 && x.device().is_cpu() { DType::F32 } else { x.dtype() };
+        let wide = x.dtype() == DType::BF16 && gpu::route(x) == Route::Cpu;
+        let out = if wide { DType::F32 } else { x.dtype() };
         self.forward_in(x, out)
     }
 
