@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Runs test programs on an emulated CPU with AMX: boots Linux in Bochs with the programs in its initial file system.
 #   BOCHS=~/bochs/bochs KERNEL=~/vmlinuz tests/amx/run.sh COMMAND FILE...
-# COMMAND is run in /work of that system, which holds each FILE under its own name, and the repository's tests/golden
-# where a test looks for it. Prints what it says, and fails where it does not end with success. README.md has the rest.
+# COMMAND is run in /work of that system, which holds each FILE under its own name and tests/golden as the repository
+# does. Prints what it says, and fails where it does not end with success. README.md has the rest.
 set -euo pipefail
 : "${BOCHS:?the program, in its source folder}" "${KERNEL:?a Linux kernel for x86-64, 5.16 or newer}"
 command=${1:?a command}
@@ -22,11 +22,11 @@ for library in libc.so.6 libm.so.6 libgcc_s.so.1; do
 done
 if [ $# -gt 0 ]; then cp "$@" "$files/work/"; fi
 cp -r "$root/tests/golden" "$files$root/tests/golden"
+ln -s "$root/tests" "$files/work/tests"
 cat > "$files/init" <<EOF
 #!/bin/sh
 mount -t proc proc /proc
 mount -t devtmpfs dev /dev
-mount -t tmpfs tmp /tmp
 cd /work
 echo "-- begin"
 grep -o -m 1 amx_bf16 /proc/cpuinfo || echo "no amx_bf16"
