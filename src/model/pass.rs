@@ -165,8 +165,8 @@ impl Granite {
             let mut delta = None;
             for (i, block) in self.blocks.iter().enumerate() {
                 let normed = block.attention_norm.forward(&x, self.add(delta.as_ref()), self.inputs)?;
-                let (tape, activated) = self.block(i, &rows, normed, prefix)?;
-                (x, delta) = (tape.mlp.residual.clone(), Some(block.down.forward(&activated)?));
+                let tape = self.block(i, &rows, normed, prefix)?;
+                (x, delta) = (tape.mlp.residual.clone(), Some(self.down(block, &tape.gate_up)?));
                 keep(i, tape)?;
             }
             self.norm.forward(&x, self.add(delta.as_ref()), self.dtype())
@@ -178,14 +178,8 @@ impl Granite {
         if gpu::route(&self.embedding) == Route::Cpu { cpu::on_pool(f) } else { f() }
     }
 
-    /// Block `i` from what its attention norm made up to what its last layer reads.
-    fn block(
-        &self,
-        i: usize,
-        rows: &Rows,
-        normed: Normed,
-        prefix: Option<&[Tensor]>,
-    ) -> Result<(BlockTape, Tensor)> {
+    /// Block `i` from what its attention norm made up to gate and up.
+    fn block(&self, i: usize, rows: &Rows, normed: Normed, prefix: Option<&[Tensor]>) -> Result<BlockTape> {
         let (block, last) = (&self.blocks[i], i + 1 == self.blocks.len());
         let Normed { residual, normed, rstd } = normed;
         let qkv = self.qkv(block, rows, &normed, last)?;
@@ -194,10 +188,8 @@ impl Granite {
             self.attention.forward(self.attention_inputs(rows.batch, &qkv, prefix.map(|p| &p[i]), last))?;
         let stream = if last { rows.of_targets(&residual)? } else { residual.clone() };
         let (mlp, gate_up) = self.behind_attention(block, &attended.out, &stream)?;
-        let activated = swiglu::forward(&gate_up)?;
         let attended = attended.kept();
-        let tape = BlockTape { attention: NormTape { residual, rstd }, qkv, attended, mlp, gate_up };
-        Ok((tape, activated))
+        Ok(BlockTape { attention: NormTape { residual, rstd }, qkv, attended, mlp, gate_up })
     }
 
     /// Runs a batch without a tape: its keys and values go into `cache`, whose rows the batch's segments name.
@@ -227,8 +219,7 @@ impl Granite {
             let attended = self.attention.forward(self.attention_inputs(batch, &qkv, None, last))?;
             let stream = if last { rows.of_targets(&normed.residual)? } else { normed.residual };
             let (mlp, gate_up) = self.behind_attention(block, &attended.out, &stream)?;
-            let activated = swiglu::forward(&gate_up)?;
-            (x, delta) = (mlp.residual, Some(block.down.forward(&activated)?));
+            (x, delta) = (mlp.residual, Some(self.down(block, &gate_up)?));
         }
         Ok(self.norm.forward(&x, self.add(delta.as_ref()), self.dtype())?.normed)
     }
@@ -269,6 +260,11 @@ impl Granite {
         let Normed { residual, normed, rstd } =
             block.mlp_norm.forward(x, self.add(Some(&delta)), self.inputs)?;
         Ok((NormTape { residual, rstd }, block.gate_up.forward_in(&normed, self.inputs)?))
+    }
+
+    /// What the MLP adds to the residual stream.
+    fn down(&self, block: &Block, gate_up: &Tensor) -> Result<Tensor> {
+        block.down.forward(&swiglu::forward(gate_up)?)
     }
 
     /// Losses of `labels` for the hidden states of their rows [targets, C]; their gradient for a loss of
@@ -344,7 +340,7 @@ impl Granite {
                     Saved::Whole(tape) => tape,
                     Saved::Input { residual, .. } => {
                         let normed = block.attention_norm.forward(&residual, None, self.inputs)?;
-                        self.block(i, &rows, normed, prefix)?.0
+                        self.block(i, &rows, normed, prefix)?
                     }
                 };
                 let dstream = self.backward_mlp(block, &saved, &dx)?;
