@@ -1,11 +1,11 @@
 //! The product of a frozen weight in bf16, both directions, at shapes of Granite and SmolLM2, and the floor that it is held
-//! against: a loop that multiplies registers and reads no memory, on every thread.
+//! against: loops that multiply registers and read no memory, on every thread.
 //!
 //!     cargo bench --bench product
 //!     python benches/product/compare.py        the same beside torch's product, in one run
 //!
-//! Throughputs are floating-point operations. On a CPU that does not multiply bf16 the product is `gemm`'s in f32, of a
-//! weight that is widened block by block, and the floor is left out.
+//! Throughputs are floating-point operations. On a CPU without AVX-512 the product is `gemm`'s in f32, of a weight that
+//! is widened block by block, and the floor is left out. AMX has no loop here.
 
 use candle_core::{DType, Device, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -67,48 +67,57 @@ fn products(criterion: &mut Criterion) {
 }
 
 fn floor(criterion: &mut Criterion) {
-    let Some(multiply) = registers::kernel() else { return };
     let mut group = criterion.benchmark_group("floor");
     let (threads, times) = (rayon::current_num_threads(), 100_000);
-    group.throughput(Throughput::Elements((threads * times) as u64 * registers::FLOPS));
-    group.bench_function("registers", |b| {
-        b.iter_custom(|rounds| {
-            let started = Instant::now();
-            for _ in 0..rounds {
-                (0..threads).into_par_iter().with_max_len(1).for_each(|_| {
-                    black_box(multiply(times));
-                });
-            }
-            started.elapsed()
+    for (name, flops, multiply) in registers::kernels() {
+        group.throughput(Throughput::Elements((threads * times) as u64 * flops));
+        group.bench_function(name, |b| {
+            b.iter_custom(|rounds| {
+                let started = Instant::now();
+                for _ in 0..rounds {
+                    (0..threads).into_par_iter().with_max_len(1).for_each(|_| {
+                        black_box(multiply(times));
+                    });
+                }
+                started.elapsed()
+            });
         });
-    });
+    }
     group.finish();
 }
 
-/// As many products of registers as a tile of the kernel makes, over and over.
+/// As many products of registers as a tile of the kernels makes, over and over: in bf16, and in f32, which is the faster of
+/// the two on some CPUs.
 mod registers {
     #[cfg(target_arch = "x86_64")]
     use std::arch::x86_64::*;
 
-    /// Of one round: 24 instructions of 32 products and sums.
-    pub const FLOPS: u64 = 24 * 64;
+    /// A loop of that many rounds.
+    type Loop = fn(usize) -> f32;
 
-    /// The loop, where the CPU has the instruction.
+    /// By name, those whose instruction the CPU has, with the floating-point operations of a round.
     #[cfg(target_arch = "x86_64")]
-    pub fn kernel() -> Option<fn(usize) -> f32> {
-        let there = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16");
-        // SAFETY: the CPU has the instructions.
-        there.then_some(|times| unsafe { avx512(times) })
+    pub fn kernels() -> Vec<(&'static str, u64, Loop)> {
+        let mut all: Vec<(_, _, Loop)> = Vec::new();
+        if is_x86_feature_detected!("avx512f") {
+            // SAFETY: the CPU has the instruction.
+            all.push(("avx512f", 24 * 32, |times| unsafe { f32(times) }));
+            if is_x86_feature_detected!("avx512bf16") {
+                // SAFETY: the CPU has the instruction.
+                all.push(("avx512_bf16", 24 * 64, |times| unsafe { bf16(times) }));
+            }
+        }
+        all
     }
 
     #[cfg(not(target_arch = "x86_64"))]
-    pub fn kernel() -> Option<fn(usize) -> f32> {
-        None
+    pub fn kernels() -> Vec<(&'static str, u64, Loop)> {
+        Vec::new()
     }
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bf16")]
-    fn avx512(times: usize) -> f32 {
+    fn bf16(times: usize) -> f32 {
         let mut sums = [_mm512_setzero_ps(); 24];
         // SAFETY: both are 512 bits without invalid patterns.
         let (a, b): (__m512bh, __m512bh) =
@@ -118,6 +127,19 @@ mod registers {
         for _ in 0..times {
             for sum in &mut sums {
                 *sum = _mm512_dpbf16_ps(*sum, a, b);
+            }
+        }
+        sums.into_iter().map(|sum| _mm512_reduce_add_ps(sum)).sum()
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f")]
+    fn f32(times: usize) -> f32 {
+        let mut sums = [_mm512_setzero_ps(); 24];
+        let (a, b) = std::hint::black_box((_mm512_set1_ps(1.0), _mm512_set1_ps(1.0)));
+        for _ in 0..times {
+            for sum in &mut sums {
+                *sum = _mm512_fmadd_ps(a, b, *sum);
             }
         }
         sums.into_iter().map(|sum| _mm512_reduce_add_ps(sum)).sum()

@@ -83,13 +83,13 @@ fn cuda(index: usize) -> Result<Device> {
     Ok(device)
 }
 
-/// The dtype of the weights: `auto` is bf16 on a GPU and on a CPU that multiplies bf16, f32 on another CPU.
+/// The dtype of the weights: `auto` is bf16 on a GPU and on a CPU that has instructions for it, f32 on another CPU.
 pub fn dtype(choice: DtypeChoice, device: &Device) -> DType {
     match choice {
         DtypeChoice::F32 => DType::F32,
         DtypeChoice::Bf16 => DType::BF16,
         DtypeChoice::F16 => DType::F16,
-        DtypeChoice::Auto if device.is_cpu() && Isa::best().is_none() => DType::F32,
+        DtypeChoice::Auto if device.is_cpu() && !Isa::has_bf16() => DType::F32,
         DtypeChoice::Auto => DType::BF16,
     }
 }

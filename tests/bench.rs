@@ -245,7 +245,7 @@ fn a_case_is_a_run_of_the_trainer() {
     let dtypes = granite::dtypes(DType::F32, &Device::Cpu).unwrap();
     let model = Granite::random(&config, dtypes, &Device::Cpu, 1).unwrap();
     let given = Lengths::of_tokens(9).unwrap().examples(5, config.vocab_size);
-    let peak = MatmulPeak { size: 1, dtype: "f32", flops_per_second: 1e9 };
+    let peak = MatmulPeak { size: 1, dtype: "f32", instructions: None, flops_per_second: 1e9 };
     let bench = Bench {
         model: &model,
         source: Source::Given(given.clone()),

@@ -3,6 +3,7 @@
 
 use crate::Result;
 use crate::ops::Linear;
+use crate::ops::packed::Isa;
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 use std::time::Instant;
@@ -28,6 +29,8 @@ pub struct MatmulPeak {
     pub size: usize,
     /// Their dtype.
     pub dtype: &'static str,
+    /// What makes it, by the name of the CPU's feature, where that is chosen as gneiss starts: in bf16 on the CPU.
+    pub instructions: Option<&'static str>,
     /// Floating-point operations a second.
     pub flops_per_second: f64,
 }
@@ -43,7 +46,8 @@ impl MatmulPeak {
         let matrix = || Tensor::randn(0f32, 1.0, (size, size), device)?.to_dtype(dtype);
         // Three weights by turns, so that none is in a cache because it was the last one.
         let (x, weights) = (matrix()?, [matrix()?, matrix()?, matrix()?]);
-        let packed = match device.is_cpu() && dtype == DType::BF16 {
+        let on_bf16 = device.is_cpu() && dtype == DType::BF16;
+        let packed = match on_bf16 {
             true => weights
                 .iter()
                 .map(|w| Linear::new(w.clone(), None)?.pack(DType::F32))
@@ -71,6 +75,8 @@ impl MatmulPeak {
                 best = best.min(seconds);
             }
         }
-        Ok(Self { size, dtype: dtype.as_str(), flops_per_second: 2.0 * (size as f64).powi(3) / best })
+        let instructions = Isa::best().filter(|_| on_bf16).map(Isa::name);
+        let flops_per_second = 2.0 * (size as f64).powi(3) / best;
+        Ok(Self { size, dtype: dtype.as_str(), instructions, flops_per_second })
     }
 }

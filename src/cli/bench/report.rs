@@ -67,9 +67,10 @@ impl Report {
         let size = self.matmul_peak.size;
         println!("examples: {}; {} steps behind {} of warm-up", self.examples, self.steps, self.warmup);
         println!(
-            "matmul peak: {}, of [{size}, {size}] x [{size}, {size}] in {}\n",
+            "matmul peak: {}, of [{size}, {size}] x [{size}, {size}] in {}{}\n",
             si(self.matmul_peak.flops_per_second, "FLOP/s"),
-            self.matmul_peak.dtype
+            self.matmul_peak.dtype,
+            self.matmul_peak.instructions.map(|name| format!(" by {name}")).unwrap_or_default()
         );
         println!("{}", text::table(&self.rows()));
         for case in &self.cases {

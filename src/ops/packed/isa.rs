@@ -1,14 +1,21 @@
-//! Which instructions multiply bf16 here.
+//! Which instructions make products of bf16 here.
 
+#[cfg(target_arch = "x86_64")]
+use super::kernel;
 use std::sync::OnceLock;
+#[cfg(target_arch = "x86_64")]
+use std::time::{Duration, Instant};
 
-/// Instructions that multiply bf16 with sums in f32. A value is proof that this CPU and its operating system have
+/// Instructions that make products of bf16 with sums in f32. A value is proof that this CPU and its operating system have
 /// them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Isa(Kind);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
+    /// AVX-512's f32: values are widened, which is exact, and multiplied by `vfmadd231ps`.
+    #[cfg(target_arch = "x86_64")]
+    Fma,
     /// AVX-512 with BF16: `vdpbf16ps`.
     #[cfg(target_arch = "x86_64")]
     Avx512,
@@ -17,10 +24,31 @@ pub(super) enum Kind {
     Amx,
 }
 
+/// What a task of some rows and panels costs beside its products, in products of a row and a panel.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Costs {
+    /// The most panels of a task, an even number.
+    pub(super) panels: usize,
+    /// Copying a row of the left operand, in panels.
+    pub(super) copy: f64,
+    /// Turning or widening a panel, in rows.
+    pub(super) turn: f64,
+}
+
 impl Isa {
-    /// The fastest that there is; `None` where products in f32 are faster.
+    /// The fastest that there is; `None` where nothing here makes products of bf16.
     pub(crate) fn best() -> Option<Self> {
         Self::all().last().copied()
+    }
+
+    /// Whether the CPU has instructions for bf16, be they the fastest or not.
+    pub(crate) fn has_bf16() -> bool {
+        Self::all().iter().any(|isa| match isa.0 {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Fma => false,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 | Kind::Amx => true,
+        })
     }
 
     /// All that there are, the fastest last.
@@ -29,9 +57,11 @@ impl Isa {
         ALL.get_or_init(detect)
     }
 
-    /// The instruction's name.
+    /// The instructions' name, as the system gives it to the CPU's feature.
     pub(crate) fn name(self) -> &'static str {
         match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Fma => "avx512f",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => "avx512_bf16",
             #[cfg(target_arch = "x86_64")]
@@ -39,14 +69,15 @@ impl Isa {
         }
     }
 
-    /// How many panels a task may take side by side, the most first, at least two at a time. AMX copies the left operand
-    /// into tiles once a task, which wide tasks pay for.
-    pub(super) fn panels(self) -> &'static [usize] {
+    /// What a task costs beside its products.
+    pub(super) fn costs(self) -> Costs {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 => &[4, 2],
+            Kind::Fma => Costs { panels: 24, copy: 0.4, turn: 9.0 },
             #[cfg(target_arch = "x86_64")]
-            Kind::Amx => &[16, 8, 4, 2],
+            Kind::Avx512 => Costs { panels: 4, copy: 0.0, turn: 5.0 },
+            #[cfg(target_arch = "x86_64")]
+            Kind::Amx => Costs { panels: 16, copy: 2.0, turn: 80.0 },
         }
     }
 
@@ -57,17 +88,40 @@ impl Isa {
 
 #[cfg(target_arch = "x86_64")]
 fn detect() -> Vec<Isa> {
-    let avx512 = is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512bf16");
-    let mut all = Vec::new();
-    if avx512 {
-        all.push(Isa(Kind::Avx512));
-        if super::kernel::amx_is_granted() {
-            all.push(Isa(Kind::Amx));
+    if !(is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw")) {
+        return Vec::new();
+    }
+    let mut all = vec![Kind::Fma];
+    if is_x86_feature_detected!("avx512bf16") {
+        // SAFETY: the CPU has the instructions.
+        let faster = unsafe { is_faster_than_f32() };
+        all.insert(usize::from(faster), Kind::Avx512);
+        if kernel::amx_is_granted() {
+            all.push(Kind::Amx);
         }
     }
-    all
+    all.into_iter().map(Isa).collect()
+}
+
+/// Whether `vdpbf16ps`, which makes twice the products of `vfmadd231ps`, takes less than twice its time. AMD's Zen 4 takes
+/// the same time; Intel's Emerald Rapids takes four times as long (LOG.md). That is far enough from 2 on either side that
+/// ten microseconds of each tell it, and what disturbs one of the rounds does not matter.
+///
+/// # Safety
+/// The CPU has `avx512f` and `avx512bf16`.
+#[cfg(target_arch = "x86_64")]
+unsafe fn is_faster_than_f32() -> bool {
+    const ROUNDS: usize = 7;
+    const TIMES: usize = 500;
+    let time = |run: unsafe fn(usize) -> f32| {
+        let begun = Instant::now();
+        // SAFETY: the caller's promise.
+        std::hint::black_box(unsafe { run(TIMES) });
+        begun.elapsed()
+    };
+    let rounds = (0..ROUNDS).map(|_| (time(kernel::of_registers_bf16), time(kernel::of_registers_f32)));
+    let (bf16, f32) = rounds.fold((Duration::MAX, Duration::MAX), |(a, b), (x, y)| (a.min(x), b.min(y)));
+    bf16 < 2 * f32
 }
 
 #[cfg(not(target_arch = "x86_64"))]

@@ -23,6 +23,7 @@ pub(crate) use kernel::{Element, Then};
 pub(crate) use panels::Panels;
 
 use half::bf16;
+use isa::Costs;
 use kernel::{Left, Line, Out};
 use rayon::prelude::*;
 use std::cell::RefCell;
@@ -181,39 +182,37 @@ fn tasks<O: Element>(
         static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
     }
     let (rows, columns) =
-        task(out.len() / width, width.div_ceil(PANEL), isa.panels(), rayon::current_num_threads());
+        task(out.len() / width, width.div_ceil(PANEL), isa.costs(), rayon::current_num_threads());
     Out::blocks(out, width, rows, columns * PANEL).for_each(|block| {
         O::in_f32(block, load, |block| SCRATCH.with_borrow_mut(|scratch| f(block, scratch)))
     });
 }
 
-/// Rows and panels of a task of `m` rows and `panels` panels, one of `columns` side by side: as many as leave no thread
-/// idle for more than a twentieth of the time, or what comes nearest to that. Fewer panels come before fewer rows, which
-/// make the same panels twice.
-fn task(m: usize, panels: usize, columns: &[usize], threads: usize) -> (usize, usize) {
-    let busy = |tasks: usize| tasks as f64 / (tasks.div_ceil(threads) * threads) as f64;
-    let fewest = m.div_ceil(MAX_ROWS);
+/// Rows and panels of a task of `m` rows and `panels` panels: those with which `threads` threads are done first.
+fn task(m: usize, panels: usize, costs: Costs, threads: usize) -> (usize, usize) {
+    let fewest = m.div_ceil(MAX_ROWS).max(1);
     let most = (m / MIN_ROWS).max(fewest);
-    let mut best = (0.0, (m, columns[0]));
+    let (mut least, mut best) = (f64::INFINITY, (m, costs.panels));
     for cuts in fewest..=most {
-        for &columns in columns {
-            let busy = busy(cuts * panels.div_ceil(columns));
-            if busy > best.0 {
-                best = (busy, (m.div_ceil(cuts), columns));
-            }
-            if busy >= 0.95 {
-                return best.1;
+        let rows = m.div_ceil(cuts);
+        for pairs in (1..=costs.panels / 2).rev() {
+            let columns = 2 * pairs;
+            let rounds = (cuts * panels.div_ceil(columns)).div_ceil(threads);
+            let columns = columns.min(panels.next_multiple_of(2));
+            let cost = rounds as f64 * (rows as f64 + costs.turn) * (columns as f64 + costs.copy);
+            if cost < least {
+                (least, best) = (cost, (rows, columns));
             }
         }
     }
-    best.1
+    best
 }
 
 /// Cuts the values that a product sums over such that the widest task's panels of them fill half of the second-level
 /// cache. The cuts are the same for every task, so that sums do not depend on how many threads there are.
 fn blocks(isa: Isa, depth: usize) -> impl Iterator<Item = Range<usize>> {
     let cache = gemm_common::cache::CACHE_INFO[1].cache_bytes;
-    let most = (cache / 2 / (isa.panels()[0] * PANEL * size_of::<bf16>()) / STEP * STEP).max(STEP);
+    let most = (cache / 2 / (isa.costs().panels * PANEL * size_of::<bf16>()) / STEP * STEP).max(STEP);
     let size = depth.div_ceil(depth.div_ceil(most).max(1)).next_multiple_of(STEP);
     // A product over nothing is zero, which has to be written.
     (0..depth.max(1)).step_by(size.max(1)).map(move |start| start..(start + size).min(depth))

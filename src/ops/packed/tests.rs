@@ -262,14 +262,21 @@ fn a_short_operand_panics() {
 
 #[test]
 fn tasks_keep_threads_busy() {
-    assert_eq!(task(385, 36, &[4, 3, 2], 2), (385, 3), "9 groups of 4 panels on 2 threads: 12 of 3 instead");
-    assert_eq!(task(385, 36, &[4, 2], 2), (385, 2));
-    assert_eq!(task(385, 192, &[4, 3, 2], 2), (385, 4), "48 groups are enough");
-    assert_eq!(task(16, 3072, &[4, 3, 2], 2), (16, 4), "few rows");
-    assert_eq!(task(4096, 512, &[4, 3, 2], 2), (512, 4), "no more rows than stay in the cache");
-    let (rows, panels) = task(385, 36, &[4, 3, 2], 64);
-    assert!((48..=56).contains(&rows) && panels == 4, "as many tasks as are worth it: {rows}, {panels}");
-    assert_eq!(task(1, 1, &[4, 3, 2], 64), (1, 4));
+    let narrow = Costs { panels: 4, copy: 0.0, turn: 5.0 };
+    assert_eq!(task(385, 36, narrow, 2), (385, 2), "9 groups of 4 panels on 2 threads: 18 of 2 instead");
+    assert_eq!(task(385, 192, narrow, 2), (385, 4), "48 groups are enough");
+    assert_eq!(task(16, 3072, narrow, 2), (16, 4), "few rows");
+    assert_eq!(task(4096, 512, narrow, 2), (512, 4), "no more rows than stay in the cache");
+    assert_eq!(task(385, 36, narrow, 64), (55, 4), "as many tasks as there are threads");
+    assert_eq!(task(1, 1, narrow, 64), (1, 2));
+    let wide = Costs { panels: 24, copy: 0.4, turn: 9.0 };
+    assert_eq!(
+        task(367, 36, wide, 2),
+        (367, 18),
+        "a half each: rows of the left are copied once for all its panels"
+    );
+    assert_eq!(task(367, 192, wide, 2), (367, 24));
+    assert_eq!(task(16, 36, wide, 2), (16, 18), "too few rows to cut");
 }
 
 #[test]

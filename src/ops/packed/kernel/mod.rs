@@ -9,6 +9,8 @@
 pub(super) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod fma;
 
 use super::isa::{Isa, Kind};
 use super::{PANEL, STEP};
@@ -21,6 +23,8 @@ use std::ops::Range;
 
 #[cfg(target_arch = "x86_64")]
 pub(super) use amx::is_granted as amx_is_granted;
+#[cfg(target_arch = "x86_64")]
+pub(super) use {avx512::of_registers as of_registers_bf16, fma::of_registers as of_registers_f32};
 
 /// A pair of columns of the 16 rows of a panel.
 #[derive(Clone, Copy)]
@@ -233,6 +237,8 @@ pub(crate) fn block(isa: Isa, left: Left, right: Panels, depth: usize, out: &mut
     // SAFETY: `isa` is proof of the instructions; all extents were checked, the output's as it was made.
     match isa.kind() {
         #[cfg(target_arch = "x86_64")]
+        Kind::Fma => unsafe { fma::block(left, depth, right, out, then) },
+        #[cfg(target_arch = "x86_64")]
         Kind::Avx512 => unsafe { avx512::block(left, depth, right, out, then) },
         #[cfg(target_arch = "x86_64")]
         Kind::Amx => unsafe { amx::block(left, depth, right, out, then) },
@@ -257,7 +263,7 @@ pub(crate) fn pack_rows(
     // SAFETY: `isa` is proof of the instructions; the extents were checked.
     match isa.kind() {
         #[cfg(target_arch = "x86_64")]
-        Kind::Avx512 | Kind::Amx => unsafe {
+        Kind::Fma | Kind::Avx512 | Kind::Amx => unsafe {
             avx512::pack_rows(from.as_ptr(), stride, rows, depth, panel.as_mut_ptr())
         },
     }
@@ -283,7 +289,7 @@ pub(crate) fn pack_columns(
     // SAFETY: `isa` is proof of the instructions; the extents were checked.
     match isa.kind() {
         #[cfg(target_arch = "x86_64")]
-        Kind::Avx512 | Kind::Amx => unsafe {
+        Kind::Fma | Kind::Avx512 | Kind::Amx => unsafe {
             avx512::pack_columns(from.as_ptr(), stride, rows, columns, panels.as_mut_ptr(), panel_stride)
         },
     }
@@ -307,7 +313,7 @@ pub(crate) fn turn(
     // SAFETY: `isa` is proof of the instructions; the extents were checked.
     match isa.kind() {
         #[cfg(target_arch = "x86_64")]
-        Kind::Avx512 | Kind::Amx => unsafe {
+        Kind::Fma | Kind::Avx512 | Kind::Amx => unsafe {
             avx512::turn(panel.as_ptr(), panel_lines, columns, panels.as_mut_ptr(), panel_stride)
         },
     }
@@ -323,6 +329,7 @@ fn check_turned(columns: usize, panels: &[Line], panel_stride: usize) {
 
 /// The lowest `n` bits, all 32 where there are more: a mask of the first `n` values.
 #[cfg(target_arch = "x86_64")]
+#[inline]
 fn low(n: usize) -> u32 {
     if n >= 32 { u32::MAX } else { (1 << n) - 1 }
 }
