@@ -60,7 +60,7 @@ fn one_of(names: &[&str]) -> String {
 choices! {
     /// The number format that the model's weights are computed in.
     DtypeChoice {
-        /// bf16 on a GPU and on a CPU that multiplies bf16 (AVX512-BF16, AMX), f32 on another CPU.
+        /// bf16 on a GPU and on a CPU that has instructions for it (AVX512-BF16, AMX), f32 on another CPU.
         Auto = "auto",
         /// 32-bit floats.
         F32 = "f32",

@@ -1,7 +1,7 @@
 //! A frozen linear layer: `y = x Wᵀ + b`, and `dx = scale * dy W`. No weight gradient exists.
 //!
-//! On the CPU a weight may be held in f16 or bf16. Where the CPU multiplies bf16 itself, a weight in bf16 is packed
-//! for that (`src/ops/packed`): inputs are rounded to bf16, sums and outputs are f32. Elsewhere it is widened to f32
+//! On the CPU a weight may be held in f16 or bf16. Where there are kernels for bf16 (AVX-512, AMX), a weight in bf16 is
+//! packed for them (`src/ops/packed`): inputs are rounded to bf16, sums and outputs are f32. Elsewhere it is widened to f32
 //! block by block as the product goes, and so is f16 everywhere. Activations are f32 all the same.
 
 use super::cpu::{self, Disjoint, Mat, Real, View, with_real};
@@ -71,7 +71,7 @@ impl Linear {
         Ok(Self { weight, bias })
     }
 
-    /// The layer with its weight packed, where it is bf16 behind activations in f32 on a CPU that multiplies bf16; as
+    /// The layer with its weight packed, where it is bf16 behind activations in f32 on a CPU with kernels for bf16; as
     /// it is elsewhere.
     pub fn pack(self, activations: DType) -> Result<Self> {
         let Weight::Tensor(weight) = &self.weight else { return Ok(self) };
@@ -152,7 +152,7 @@ impl Linear {
         self.forward_in(x, out)
     }
 
-    /// As [`Linear::forward`], in dtype `out`: that, or bf16 where the CPU multiplies bf16.
+    /// As [`Linear::forward`], in dtype `out`: that, or bf16 where the CPU has kernels for bf16.
     ///
     /// # Errors
     /// As [`Linear::forward`]; another `out`.
@@ -403,7 +403,7 @@ mod tests {
                 let act = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
                 for bias in [None, Some(randn(3, n, act)?)] {
                     let layer = Linear::new(randn(1, (n, k), act)?.to_dtype(dtype)?, bias)?;
-                    // Where the CPU multiplies bf16, inputs are rounded to it.
+                    // Where there are kernels for bf16, inputs are rounded to it.
                     let inputs = layer.input_dtype(act);
                     let rounded = |x: Tensor| x.to_dtype(inputs)?.to_dtype(act);
                     let (x, dy) = (rounded(randn(2, (t, k), act)?)?, rounded(randn(4, (t, n), act)?)?);

@@ -1,5 +1,5 @@
-//! Products of bf16 matrices with sums in f32, on CPUs that have them in hardware: `y = x Wᵀ` and `dx = dy W` for
-//! a frozen weight `W` [n, k] that is packed once, as it is loaded, and serves both directions.
+//! Products of bf16 matrices with sums in f32, on CPUs with AVX-512 or AMX: `y = x Wᵀ` and `dx = dy W` for a frozen
+//! weight `W` [n, k] that is packed once, as it is loaded, and serves both directions.
 //!
 //! A *panel* holds 16 rows of `W`, a *line* (64 bytes) one pair of columns of each of them:
 //!
@@ -8,7 +8,8 @@
 //! ```
 //!
 //! That is the order in which `vdpbf16ps` (16 lanes, a pair each) and AMX's `tdpbf16ps` (tiles of 16 lines) take
-//! their right operand; the left operand is read where it lies, row by row. `dx = dy W` sums over rows of `W`, so
+//! their right operand, and from which `vfmadd231ps` gets it by a shift and a mask ([`Isa`] says which is taken); the left
+//! operand is read where it lies, row by row. `dx = dy W` sums over rows of `W`, so
 //! its panels hold pairs of rows: each task turns the blocks that it needs, 16 by 32 values at a time in registers,
 //! which costs about 5 cycles a line that is then used once a row of `dy`.
 
