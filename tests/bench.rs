@@ -181,6 +181,20 @@ fn nonsense_is_refused_by_its_flag() {
     assert_eq!(std::fs::read_to_string(folder.path().join("other.csv")).unwrap(), "a,b\n1,2\n");
 }
 
+#[test]
+fn the_peak_in_bf16_names_its_instructions() {
+    #[cfg(target_arch = "x86_64")]
+    let avx512 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
+    #[cfg(not(target_arch = "x86_64"))]
+    let avx512 = false;
+    let of = |dtype| MatmulPeak::measure(&Device::Cpu, dtype).unwrap().instructions;
+    assert_eq!(of(DType::F32), None);
+    match of(DType::BF16) {
+        Some(name) => assert!(avx512 && ["avx512f", "avx512_bf16", "amx_bf16"].contains(&name), "{name}"),
+        None => assert!(!avx512, "a CPU with AVX-512 has a kernel for bf16"),
+    }
+}
+
 fn shape(num_hidden_layers: usize) -> ModelConfig {
     ModelConfig {
         model_type: ModelType::Granite,

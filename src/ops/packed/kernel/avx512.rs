@@ -2,9 +2,9 @@
 //! one f32. A tile of 6 rows by 64 columns keeps its 24 sums in registers.
 //!
 //! # Safety
-//! Every function here needs `avx512f`, `avx512bw` and `avx512bf16` ([`super::Isa`] is proof of them) and pointers
-//! to live memory of the extents that it names. Nothing is read or written beyond them: partial rows, columns and
-//! pairs are masked.
+//! Every function here needs the features that it enables ([`super::Isa`] is proof of them: any of `avx512f` and
+//! `avx512bw`, which packing needs, one that comes here for a product of `avx512bf16` too) and pointers to live memory of
+//! the extents that it names. Nothing is read or written beyond them: partial rows, columns and pairs are masked.
 
 use super::{Left, Line, Out, PANEL, Panels, STEP, Then, low};
 use half::bf16;
