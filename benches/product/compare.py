@@ -4,7 +4,8 @@
 
 Run it in the repository's root, on an idle machine, with a Python that has torch. It runs `cargo bench --bench product`,
 reads what criterion wrote, then times torch at the same shapes: y = x @ w.t() and dx = dy @ w, w rotating over as many
-matrices. Rates are of the median time. The floor is the faster of two loops over registers alone, in bf16 and in f32 (benches/product.rs).
+matrices. Rates are of the median time. The floor is the faster of two loops over registers
+alone, in bf16 and in f32 (benches/product.rs).
 """
 
 import argparse

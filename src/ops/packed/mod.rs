@@ -191,7 +191,7 @@ fn tasks<O: Element>(
 
 /// Rows and panels of a task of `m` rows and `panels` panels: those with which `threads` threads are done first.
 fn task(m: usize, panels: usize, costs: Costs, threads: usize) -> (usize, usize) {
-    let fewest = m.div_ceil(MAX_ROWS).max(1);
+    let fewest = m.div_ceil(MAX_ROWS);
     let most = (m / MIN_ROWS).max(fewest);
     let (mut least, mut best) = (f64::INFINITY, (m, costs.panels));
     for cuts in fewest..=most {

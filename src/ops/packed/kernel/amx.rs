@@ -11,7 +11,7 @@
 //! of the extents that they name. Whole tiles are loaded and stored: rows, columns or values that are missing at an edge
 //! are made up in scratch memory, never read or written beyond the operands.
 
-use super::{Left, Line, Out, PANEL, Panels, STEP, Then, low};
+use super::{Left, Line, Out, PANEL, Panels, STEP, Then, avx512, low};
 use half::bf16;
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -230,11 +230,8 @@ unsafe fn blocks(
                     let mask = (low(columns - column - half) & 0xffff) as __mmask16;
                     // SAFETY: the masked elements are inside the block of the output, and the sums inside theirs.
                     unsafe {
-                        let y = out.ptr.add((row + r) * out.stride + column + half);
-                        let old = if then.add { _mm512_maskz_loadu_ps(mask, y) } else { _mm512_setzero_ps() };
-                        let sum = _mm512_load_ps(sums.add(r * SIDE + half));
-                        let scaled = _mm512_fmadd_ps(sum, _mm512_set1_ps(then.scale), old);
-                        _mm512_mask_storeu_ps(y, mask, scaled);
+                        let to = out.ptr.add((row + r) * out.stride + column + half);
+                        avx512::put(_mm512_load_ps(sums.add(r * SIDE + half)), to, mask, then);
                     }
                 }
             }

@@ -121,15 +121,26 @@ unsafe fn tile<const R: usize, const V: usize>(
                 }
             }
         }
-        let scale = _mm512_set1_ps(to.then.scale);
         for (r, sums) in sums.iter().enumerate() {
             for (v, sum) in sums.iter().enumerate() {
                 let mask = if v + 1 == V { to.mask } else { 0xffff };
-                let y = to.ptr.add(r * to.stride + v * PANEL);
-                let old = if to.then.add { _mm512_maskz_loadu_ps(mask, y) } else { _mm512_setzero_ps() };
-                _mm512_mask_storeu_ps(y, mask, _mm512_fmadd_ps(*sum, scale, old));
+                put(*sum, to.ptr.add(r * to.stride + v * PANEL), mask, to.then);
             }
         }
+    }
+}
+
+/// Writes the sums that `mask` names as `then` says.
+///
+/// # Safety
+/// The CPU has `avx512f`; those elements at `to` are the caller's.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn put(sums: __m512, to: *mut f32, mask: __mmask16, then: Then) {
+    // SAFETY: the mask leaves out all other elements.
+    unsafe {
+        let old = if then.add { _mm512_maskz_loadu_ps(mask, to) } else { _mm512_setzero_ps() };
+        _mm512_mask_storeu_ps(to, mask, _mm512_fmadd_ps(sums, _mm512_set1_ps(then.scale), old));
     }
 }
 

@@ -7,7 +7,7 @@
 //! Every function here needs `avx512f` and `avx512bw` ([`super::Isa`] is proof of them) and pointers to live memory of
 //! the extents that it names. Nothing is read or written beyond them: partial rows, columns and pairs are masked.
 
-use super::{Left, Line, Out, PANEL, Panels, Then, low};
+use super::{Left, Line, Out, PANEL, Panels, Then, avx512, low};
 use std::arch::x86_64::*;
 use std::cell::RefCell;
 
@@ -205,14 +205,11 @@ impl Strips {
                 x = x.wrapping_add(self.left.value);
                 line = line.wrapping_add(V);
             }
-            let scale = _mm512_set1_ps(self.then.scale);
             for r in 0..R {
                 for v in 0..V {
                     let mask = if v + 1 == V { self.mask } else { 0xffff };
-                    let y = self.to.add((row + r) * self.stride + v * PANEL);
-                    let old =
-                        if self.then.add { _mm512_maskz_loadu_ps(mask, y) } else { _mm512_setzero_ps() };
-                    _mm512_mask_storeu_ps(y, mask, _mm512_fmadd_ps(sums[r][v], scale, old));
+                    let to = self.to.add((row + r) * self.stride + v * PANEL);
+                    avx512::put(sums[r][v], to, mask, self.then);
                 }
             }
         }
