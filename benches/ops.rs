@@ -51,7 +51,7 @@ static BATCH: LazyLock<PackedBatch> = LazyLock::new(|| {
     let rows = (T - P) / EXAMPLES;
     let example = |i: u32| Example { input: vec![100 + i; rows - 1], target: vec![i % 2, 2], line: 0 };
     let examples: Vec<Example> = (0..EXAMPLES as u32).map(example).collect();
-    let batch = Passes::new(&[PrefixGroup::new(0..P as u32, &examples)], V, usize::MAX).lead;
+    let batch = Passes::new(&[PrefixGroup::new(0..P as u32, &examples)], usize::MAX).lead;
     assert_eq!((batch.ids.len(), batch.prefix_rows, batch.labels.len()), (T, P, TARGETS));
     batch
 });
@@ -175,7 +175,7 @@ fn embed(c: &mut Criterion) {
     let prompts = rotated(|| randn(P, C));
     op.measure("forward", T * C, &prompts, |p| ops::embed::forward(&embedding, p, &lookup));
     let gradients = rotated(|| randn(T, C));
-    op.measure("backward", P * C, &gradients, |dx| ops::embed::backward(dx, V, P, &lookup));
+    op.measure("backward", P * C, &gradients, |dx| ops::embed::backward(dx, P, &lookup));
 }
 
 /// Gate and up, the largest layer of a block; the weights rotate too, as those of the blocks do.

@@ -1,12 +1,16 @@
 // Embedding lookup over the vocabulary and the soft prompts (src/ops/embed.rs):
 //
-//   x[t]        = multiplier * (ids[t] < vocab ? embedding[ids[t]] : prompts[ids[t] - vocab])
-//   dprompts[j] = multiplier * sum of dx[t] over the t with ids[t] == vocab + j, in order of t
+//   x[t]        = multiplier * embedding[ids[t]]                    a token
+//   x[t]        = multiplier * prompts[j]                           ids[t] == VIRTUAL | j: a virtual token
+//   dprompts[j] = multiplier * sum of dx[t] over the t with ids[t] == VIRTUAL | j, in order of t
 //
-// The host holds the ids under vocab + virtual_tokens.
+// The host checks that the ids are in the matrix that they name.
+
+// As `VIRTUAL` in src/ops/embed.rs.
+#define VIRTUAL (1u << 31)
 
 struct EmbedParameters {
-    uint rows, width, vocab, virtual_tokens;
+    uint rows, width;
     float multiplier;
     uint aligned;
 };
@@ -15,8 +19,8 @@ struct EmbedParameters {
 KERNEL(embed_forward, 256, IN(0, Element, embedding), IN(1, float, prompts), IN(2, uint, ids), OUT(3, Element, x),
        PARAMETERS(4, EmbedParameters, p)) {
     const uint id = ids[BLOCK_X];
-    const bool token = id < p.vocab, aligned = p.aligned != 0;
-    const index_t from = index_t(token ? id : id - p.vocab) * p.width, to = index_t(BLOCK_X) * p.width;
+    const bool token = (id & VIRTUAL) == 0, aligned = p.aligned != 0;
+    const index_t from = index_t(id & ~VIRTUAL) * p.width, to = index_t(BLOCK_X) * p.width;
     for (uint at = THREAD * 8; at < p.width; at += THREADS * 8) {
         float values[8];
         if (token) load8(embedding, from + at, p.width - at, aligned, values);
@@ -32,7 +36,7 @@ KERNEL(embed_forward, 256, IN(0, Element, embedding), IN(1, float, prompts), IN(
 KERNEL(embed_backward, 256, IN(0, Element, dx), IN(1, uint, ids), OUT(2, float, dprompts),
        PARAMETERS(3, EmbedParameters, p)) {
     SHARED(uint, found, 256);
-    const uint wanted = p.vocab + BLOCK_X, at = (BLOCK_Y * THREADS + THREAD) * 8;
+    const uint wanted = VIRTUAL | BLOCK_X, at = (BLOCK_Y * THREADS + THREAD) * 8;
     const uint left = at < p.width ? p.width - at : 0;
     float sum[8];
     UNROLL for (uint i = 0; i < 8; ++i) sum[i] = 0.0f;

@@ -53,7 +53,7 @@ fn tapes(name: &str, model: &Granite, rows: usize) {
     let prompt = Tensor::ones((5, model.config().hidden_size), DType::F32, &Device::Cpu).unwrap();
     let example = example(rows);
     let group = |examples: &[Example]| PrefixGroup::new(0..5, examples);
-    let batch = Passes::new(&[group(&[example])], model.config().vocab_size, 1000).lead;
+    let batch = Passes::new(&[group(&[example])], 1000).lead;
     assert!(batch.target_rows.len() * 2 >= batch.ids.len() - 5, "{name}: few target rows");
     // The first pass makes what stays: the rotary table, the threads, the products' buffers.
     drop(model.forward(&batch, &prompt, None, 0).unwrap());
@@ -66,7 +66,7 @@ fn tapes(name: &str, model: &Granite, rows: usize) {
     // A pass of prefixes alone: many tokens that all inputs share, beside which a few kB of headers are nothing.
     let head = vec![9; 3 * rows];
     let prefixes = PrefixGroup { prompt: 0..5, head, sequences: Vec::new() };
-    let lead = Passes::new(&[prefixes], model.config().vocab_size, 1000).lead;
+    let lead = Passes::new(&[prefixes], 1000).lead;
     for recompute in 0..model.config().num_hidden_layers {
         let (_, held, tape) = allocated::during(|| model.forward(&lead, &prompt, None, recompute).unwrap());
         let estimated = memory.prefix_tape(lead.ids.len(), recompute);

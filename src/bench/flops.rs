@@ -54,7 +54,7 @@ struct Pairs {
 impl Flops {
     /// Of a step over `groups`.
     pub fn of_step(config: &ModelConfig, groups: &[PrefixGroup]) -> Self {
-        let batch = Passes::new(groups, config.vocab_size, usize::MAX).lead;
+        let batch = Passes::new(groups, usize::MAX).lead;
         let (t, p) = (batch.ids.len() as f64, batch.prefix_rows as f64);
         let m = batch.target_rows.len() as f64;
         let blocks = config.num_hidden_layers as f64;

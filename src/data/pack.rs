@@ -13,6 +13,7 @@
 //! A row that predicts a target token is a *target row*: the last input row of a sequence and its t rows.
 
 use super::Example;
+use crate::ops::embed::virtual_id;
 use crate::ops::{Indices, Segment, Segments};
 use std::ops::Range;
 
@@ -95,7 +96,7 @@ pub fn common_head<'a>(mut inputs: impl Iterator<Item = &'a [u32]>) -> &'a [u32]
 /// Rows that go through the model together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PackedBatch {
-    /// A token of the vocabulary, or the vocabulary's size plus a row of the matrix of prompts; `[T]`.
+    /// A token of the vocabulary, or a virtual token ([`virtual_id`]); `[T]`.
     pub ids: Indices,
     /// Position of each row behind the beginning of its prefix; `[T]`.
     pub position_ids: Indices,
@@ -123,9 +124,9 @@ pub struct Passes {
 }
 
 impl Passes {
-    /// Packs `groups` for a vocabulary of `vocab_size`; where that makes more than `max_rows` rows, the
-    /// prefixes get a pass of their own and the sequences as many as they need.
-    pub fn new(groups: &[PrefixGroup], vocab_size: usize, max_rows: usize) -> Self {
+    /// Packs `groups`; where that makes more than `max_rows` rows, the prefixes get a pass of their own and the
+    /// sequences as many as they need.
+    pub fn new(groups: &[PrefixGroup], max_rows: usize) -> Self {
         let prefixes: usize = groups.iter().map(PrefixGroup::prefix_rows).sum();
         let sequences: Vec<(usize, &Sequence)> = groups
             .iter()
@@ -133,7 +134,7 @@ impl Passes {
             .flat_map(|(g, group)| group.sequences.iter().map(move |s| (g, s)))
             .collect();
         let rows: usize = sequences.iter().map(|(_, s)| s.rows()).sum();
-        let packer = Packer { groups, vocab_size };
+        let packer = Packer { groups };
         if prefixes + rows <= max_rows || sequences.len() <= 1 {
             return Self { lead: packer.pack(true, &sequences), rest: Vec::new() };
         }
@@ -171,7 +172,6 @@ impl Passes {
 
 struct Packer<'a> {
     groups: &'a [PrefixGroup],
-    vocab_size: usize,
 }
 
 impl Packer<'_> {
@@ -193,7 +193,7 @@ impl Packer<'_> {
             let prefix = row..row + group.prefix_rows();
             row = prefix.end;
             if with_prefixes && !prefix.is_empty() {
-                let virtual_ids = group.prompt.clone().map(|i| self.vocab_size as u32 + i);
+                let virtual_ids = group.prompt.clone().map(virtual_id);
                 batch.push(virtual_ids.chain(group.head.iter().copied()), 0, None, 0);
             }
             prefixes.push(prefix);
@@ -232,6 +232,7 @@ impl PackedBatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::embed::virtual_row;
     use proptest::prelude::*;
 
     fn example(input: &[u32], target: &[u32]) -> Example {
@@ -247,9 +248,10 @@ mod tests {
             ),
             PrefixGroup::new(3..5, [&example(&[1, 2, 3], &[8, 9])]),
         ];
-        let Passes { lead, rest } = Passes::new(&groups, 100, 1000);
+        let Passes { lead, rest } = Passes::new(&groups, 1000);
         assert!(rest.is_empty());
-        assert_eq!(*lead.ids, [100, 101, 102, 1, 2, 3, 103, 104, 1, 2, 4, 5, 6, 7, 8, 5, 5, 8, 8, 3, 8]);
+        let [p0, p1, p2, p3, p4] = [0, 1, 2, 3, 4].map(virtual_id);
+        assert_eq!(*lead.ids, [p0, p1, p2, 1, 2, 3, p3, p4, 1, 2, 4, 5, 6, 7, 8, 5, 5, 8, 8, 3, 8]);
         assert_eq!(*lead.position_ids, [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 6, 7, 8, 9, 10, 6, 7, 8, 9, 4, 5]);
         assert_eq!(lead.prefix_rows, 10);
         assert_eq!(*lead.target_rows, [13, 14, 16, 17, 18, 19, 20]);
@@ -274,7 +276,7 @@ mod tests {
     fn a_budget_splits_sequences_and_not_prefixes() {
         let examples: Vec<_> = (0..10).map(|i| example(&[9, 9, i, i, i], &[1, 2])).collect();
         let groups = [PrefixGroup::new(0..6, &examples)];
-        let passes = Passes::new(&groups, 50, 9);
+        let passes = Passes::new(&groups, 9);
         assert_eq!(passes.lead.ids.len(), 8);
         assert_eq!(passes.lead.prefix_rows, 8);
         assert_eq!(passes.rest.iter().map(|b| b.examples).collect::<Vec<_>>(), [2, 2, 2, 2, 2]);
@@ -297,7 +299,7 @@ mod tests {
                 let expected: Vec<_> = examples.iter().map(|e| (e.input.clone(), e.target.clone())).collect();
                 prop_assert_eq!(group.unpack().collect::<Vec<_>>(), expected);
             }
-            let passes = Passes::new(&groups, 3, budget);
+            let passes = Passes::new(&groups, budget);
             let prefixes = passes.lead.prefix_rows;
             let mut found = Vec::new();
             for batch in passes.iter() {
@@ -306,7 +308,7 @@ mod tests {
                     let Some(prefix) = &segment.prefix else { continue };
                     let own = &batch.ids[segment.keys.clone()];
                     let before = &passes.lead.ids[prefix.clone()];
-                    let tokens: Vec<u32> = before.iter().chain(own).copied().filter(|id| *id < 3).collect();
+                    let tokens: Vec<u32> = before.iter().chain(own).copied().filter(|id| virtual_row(*id).is_none()).collect();
                     let labels = batch.labels[targets.queries.clone()].to_vec();
                     let input = tokens.len() + 1 - labels.len();
                     prop_assert_eq!(&tokens[input..], &labels[..labels.len() - 1]);

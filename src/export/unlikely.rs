@@ -76,7 +76,7 @@ pub(super) fn find(base: &Base, placed: &Placed, progress: Progress<'_>) -> Resu
     let groups = groups(base, placed)?;
     let prompts = generate::prompts(&model, Some(&placed.rows))?;
     for (i, group) in groups.iter().enumerate() {
-        let batch = Passes::new(std::slice::from_ref(group), base.config.vocab_size, usize::MAX).lead;
+        let batch = Passes::new(std::slice::from_ref(group), usize::MAX).lead;
         seen.add(&model, model.hidden(&batch, &prompts, None)?)?;
         progress("looking for unlikely tokens", i + 1, groups.len());
     }

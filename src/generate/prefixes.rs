@@ -11,6 +11,7 @@
 
 use crate::Result;
 use crate::model::{Granite, KvCache, Next};
+use crate::ops::embed::virtual_id;
 use candle_core::Tensor;
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -69,9 +70,8 @@ impl Prefix {
     }
 
     fn compute(&self, model: &Granite, cache: &mut KvCache, head: &[u32]) -> Result<Option<Block>> {
-        let (virtual_tokens, vocabulary) = (self.virtual_tokens(), model.config().vocab_size as u32);
-        let tokens: Vec<u32> =
-            (0..virtual_tokens as u32).map(|row| vocabulary + row).chain(head.iter().copied()).collect();
+        let virtual_ids = (0..self.virtual_tokens() as u32).map(virtual_id);
+        let tokens: Vec<u32> = virtual_ids.chain(head.iter().copied()).collect();
         let Some(rows) = cache.take(tokens.len()) else { return Ok(None) };
         if tokens.is_empty() {
             return Ok(Some(Block { rows, head: Vec::new(), last: None }));

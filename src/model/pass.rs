@@ -361,7 +361,7 @@ impl Granite {
                 return Ok(Backward { prompts: None, prefixes: Some(prefixes) });
             }
             let lookup = Lookup { ids: batch.ids.view(0..batch.prefix_rows), ..self.lookup(batch) };
-            let prompts = embed::backward(&dx, self.config.vocab_size, virtual_tokens, &lookup)?;
+            let prompts = embed::backward(&dx, virtual_tokens, &lookup)?;
             Ok(Backward { prompts: Some(prompts), prefixes: None })
         })
     }

@@ -66,7 +66,7 @@ pub fn gradient(
     limits: Limits,
 ) -> Result<Objective> {
     let Limits { max_rows, recompute } = limits;
-    let passes = Passes::new(groups, model.config().vocab_size, max_rows);
+    let passes = Passes::new(groups, max_rows);
     let dloss = 1.0 / passes.target_tokens() as f64;
     let virtual_tokens = prompts.dims()[0];
     let Passes { lead, rest } = &passes;
@@ -107,7 +107,7 @@ pub fn evaluate(
     groups: &[PrefixGroup],
     max_rows: usize,
 ) -> Result<Objective> {
-    let passes = Passes::new(groups, model.config().vocab_size, max_rows);
+    let passes = Passes::new(groups, max_rows);
     let of = |batch: &PackedBatch, prefix: Option<&[Tensor]>| -> Result<Tensor> {
         Ok(model.head_loss(&model.hidden(batch, prompts, prefix)?, &batch.labels, None)?.nll)
     };

@@ -183,7 +183,7 @@ pub fn logits(model: &Granite, ids: &[u32]) -> Tensor {
         head: Vec::new(),
         sequences: vec![Sequence { input: ids[..1].to_vec(), target }],
     };
-    let batch = Passes::new(&[group], model.config().vocab_size, usize::MAX).lead;
+    let batch = Passes::new(&[group], usize::MAX).lead;
     let none = Tensor::zeros((0, model.config().hidden_size), DType::F32, &Device::Cpu);
     let none = none.unwrap_or_else(|_| panic!("no rows"));
     model.logits(&model.hidden(&batch, &none, None).unwrap()).unwrap()

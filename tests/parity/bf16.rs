@@ -42,7 +42,7 @@ fn small_checkpoints_err_no_more_than_pefts() {
         let case = &golden.json["cases"][0];
         assert_eq!(case["name"], errors["case"]);
         let (prompts, groups, expected) = golden.case(case);
-        let batch = Passes::new(&groups, model.config().vocab_size, usize::MAX).lead;
+        let batch = Passes::new(&groups, usize::MAX).lead;
         let logits = model.logits(&model.hidden(&batch, &prompts, None).unwrap()).unwrap();
         let peft = |what: &str| errors[what].as_f64().unwrap();
         let of_logits = (distance(&logits, golden.tensor(&case["logits"])), peft("logits"));

@@ -40,7 +40,7 @@ pub fn last_logits(golden: &Golden, model: &Granite) -> Tensor {
     let sequences: Vec<Sequence> =
         sequences.map(|s| Sequence { input: ids(&s["ids"]), target: Vec::new() }).collect();
     let group = PrefixGroup { prompt: 0..0, head: Vec::new(), sequences };
-    let batch = Passes::new(&[group], model.config().vocab_size, usize::MAX).lead;
+    let batch = Passes::new(&[group], usize::MAX).lead;
     let no_prompt = Tensor::zeros((0, model.config().hidden_size), DType::F32, &Device::Cpu).unwrap();
     let tape = model.forward(&batch, &no_prompt, None, 0).unwrap();
     model.logits(tape.hidden()).unwrap()

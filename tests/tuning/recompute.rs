@@ -64,8 +64,7 @@ fn a_recomputed_run_is_the_same_run() {
 #[test]
 fn keys_and_values_are_kept_of_passes_of_prefixes() {
     let (prompts, groups) = groups(&MODEL, 3);
-    let vocab = MODEL.config().vocab_size;
-    let Passes { lead, .. } = Passes::new(&groups, vocab, 1);
+    let Passes { lead, .. } = Passes::new(&groups, 1);
     let whole = MODEL.keys_values(&lead, &prompts).unwrap();
     let kept = MODEL.forward(&lead, &prompts, None, 2).unwrap().keys_values().unwrap();
     let width = 2 * MODEL.config().num_key_value_heads * MODEL.config().head_dim;
@@ -74,7 +73,7 @@ fn keys_and_values_are_kept_of_passes_of_prefixes() {
         assert_eq!(bits(&last(a)), bits(&last(b)));
     }
     assert_eq!((whole.len(), kept[0].dims()[1]), (kept.len(), width));
-    let Passes { lead, .. } = Passes::new(&groups, vocab, usize::MAX);
+    let Passes { lead, .. } = Passes::new(&groups, usize::MAX);
     let error = MODEL.forward(&lead, &prompts, None, 1).unwrap().keys_values().err().unwrap().to_string();
     assert!(error.contains("prefixes alone") && error.contains("recomputed"), "{error}");
 }
