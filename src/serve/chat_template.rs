@@ -2,6 +2,7 @@
 //! renders it (`transformers/utils/chat_template_utils.py`).
 
 use super::{clock, pythonic};
+use crate::model::TextTokenizer;
 use crate::{Error, Result};
 use candle_core::quantized::gguf_file::{Content, Value as Metadata};
 use minijinja::syntax::SyntaxConfig;
@@ -32,6 +33,7 @@ pub fn chat_template_of(path: &Path) -> Result<Option<ChatTemplate>> {
 
 fn of_folder(dir: &Path) -> Result<Option<ChatTemplate>> {
     let config = dir.join("tokenizer_config.json");
+    let special_tokens = TextTokenizer::named_tokens(dir)?;
     let json: serde_json::Value = match std::fs::read_to_string(&config) {
         Ok(text) => serde_json::from_str(&text)
             .map_err(|error| malformed(&config, format!("expected JSON: {error}")))?,
@@ -46,19 +48,18 @@ fn of_folder(dir: &Path) -> Result<Option<ChatTemplate>> {
         }
         Err(error) => return Err(Error::io(&own)(error)),
     };
-    let special_tokens = json.as_object().into_iter().flatten().filter(|(key, _)| key.ends_with("_token"));
-    let special_tokens = special_tokens.filter_map(|(key, value)| {
-        let token = value.as_str().or_else(|| value["content"].as_str())?;
-        Some((key.clone(), token.to_owned()))
-    });
-    Ok(template.map(|template| ChatTemplate { template, special_tokens: special_tokens.collect() }))
+    Ok(template.map(|template| ChatTemplate { template, special_tokens }))
 }
 
-/// `chat_template`: a string, or a list of `{"name", "template"}`.
+/// `chat_template`: a string, a list of `{"name", "template"}`, or an object of templates by their names.
 fn in_config(path: &Path, value: &serde_json::Value) -> Result<Option<String>> {
     let expected = "`chat_template`: expected a string, or a list of objects with `name` and `template`, one of them \
                     `default`";
     match value {
+        serde_json::Value::Object(named) => match named.get("default").and_then(serde_json::Value::as_str) {
+            Some(template) => Ok(Some(template.to_owned())),
+            None => Err(malformed(path, format!("{expected}; found an object without it"))),
+        },
         serde_json::Value::Null => Ok(None),
         serde_json::Value::String(template) => Ok(Some(template.clone())),
         serde_json::Value::Array(named) => {
@@ -126,7 +127,8 @@ impl Renderer {
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|error| problem(&error))?);
         pythonic::adapt(&mut environment);
-        let template = pythonic::without_generation_tags(&source.template);
+        let template = pythonic::with_line_feeds(&source.template);
+        let template = pythonic::without_generation_tags(&template);
         environment.add_template_owned(NAME, template).map_err(|error| problem(&error))?;
         Ok(Self { environment, special_tokens: source.special_tokens.clone() })
     }
@@ -174,9 +176,9 @@ pub(super) fn raise_exception(message: String) -> std::result::Result<Value, min
     Err(minijinja::Error::new(RAISED, message))
 }
 
-/// `strftime_now(format)`: the time now, UTC.
+/// `strftime_now(format)`: the local time now, as `datetime.now().strftime(format)` of Python.
 pub(super) fn strftime_now(format: String) -> String {
-    clock::strftime(SystemTime::now(), &format)
+    clock::strftime(clock::local(SystemTime::now()), &format)
 }
 
 #[cfg(test)]
@@ -210,7 +212,7 @@ mod tests {
         };
         let renderers: BTreeMap<&str, Renderer> =
             golden.templates.iter().map(|(name, template)| (name.as_str(), renderer(template))).collect();
-        assert_eq!((renderers.len(), golden.cases.len()), (6, 132));
+        assert_eq!((renderers.len(), golden.cases.len()), (8, 180));
         let mut wrong = Vec::new();
         for (i, case) in golden.cases.iter().enumerate() {
             let chat = Chat {

@@ -153,6 +153,11 @@ impl Json {
     }
 }
 
+/// The template with its line ends as line feeds, as Jinja2 reads it (`jinja2/lexer.py`, `newline_re`).
+pub(super) fn with_line_feeds(template: &str) -> String {
+    template.replace("\r\n", "\n").replace('\r', "\n")
+}
+
 /// The template without the tags `{% generation %}` and `{% endgeneration %}`, which mark for training what an assistant
 /// said, and have no part in the text; what they do to the spaces around them stays.
 pub(super) fn without_generation_tags(template: &str) -> String {

@@ -127,6 +127,14 @@ TEMPLATES = {
 |{{ 'a,b'.split(',') | last }} {{ 'x' in 'xyz' }} {{ strftime_now('%Y') | length }} {{ 7 // 2 }} {{ 2 ** 3 }}|
 |{{ 'Title case'.title() }} {{ ' s '.strip() ~ '.' }} {{ 'abc'.endswith('c') }} {{ 'abc'.find('c') }}|
 """,
+    # Line ends of Windows and of old Macs in text, tags, strings and comments; values and escapes keep theirs.
+    "line_ends": (
+        "{# one\r\ntwo #}\r\n{% for message in messages %}\r\n  {% if true %}\r\n<{{ message.role }}>\r\n"
+        "{{ message.content }}\r{{ 'x\r\ny' }}\r\n  {%- endif %}\r\n{% endfor %}\r\n"
+        "{{ 'kept \\r\\n ' ~ nothing ~ '\\r' }}\r\r\n{%- set\r\na = 1 -%}\r\n\r\n{{ a }}\n\r{{ carriage }}\r\n"
+        "{% if add_generation_prompt %}\r\n<assistant>\r\n{% endif %}\r\n\r\n"
+    ),
+    "macs": "{% for message in messages %}\r<{{ message.role }}>\r{{ message.content }}\r{% endfor %}\r{%- if true %}\rx{% endif %}\r",
     # A trailing newline and indented tags, which trim_blocks and lstrip_blocks see to.
     "spaces": """  {% if true %}
     kept indent
@@ -165,6 +173,7 @@ KWARGS = [
         "controls": {"length": "short", "originality": True, "n": None},
         "flag": True,
         "nothing": None,
+        "carriage": "a\r\nb\rc",
         "data": {"b": [1, 2.5, "é<&>'"], "a": {"y": None, "x": True}, "c": [], "d": {}},
     },
 ]

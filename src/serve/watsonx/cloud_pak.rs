@@ -89,7 +89,7 @@ fn details(app: &Shared, served: &Served, origin: &str) -> Value {
 pub(super) async fn specs(State(app): State<Arc<Shared>>) -> Response {
     let tokens = app.client.limits().sequence_tokens;
     let (provider, label) = app.model_id.split_once('/').unwrap_or(("", &app.model_id));
-    let since = clock::strftime(app.started, "%Y-%m-%d");
+    let since = clock::strftime(clock::utc(app.started), "%Y-%m-%d");
     let resource = json!({
         "model_id": app.model_id,
         "label": label,
