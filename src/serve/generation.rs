@@ -4,7 +4,8 @@ use super::adapters::Served;
 use super::app::Shared;
 use super::failure::Failure;
 use super::metrics::Meter;
-use super::text::{StopFilter, TextStream};
+use super::stop::{Passed, StopFilter};
+use super::text::TextStream;
 use crate::generate::{Event, Request, StopReason, Token};
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -19,7 +20,7 @@ pub(super) enum Reason {
     EndOfText,
     MaxTokens,
     TimeLimit,
-    /// A stop sequence of the request's.
+    /// A stop sequence of the request.
     Sequence(String),
 }
 
@@ -142,13 +143,20 @@ impl Generation {
     fn token(&mut self, token: Token) -> Result<(), Failure> {
         self.generated += 1;
         self.meter.token();
-        let text = self.text.push(&self.app.tokenizer.tokenizer, token.id)?;
+        let tokenizer = &self.app.tokenizer;
+        let text = self.text.push(&tokenizer.tokenizer, token.id)?;
+        let special = (!self.stop.is_empty() && tokenizer.is_special(token.id))
+            .then(|| tokenizer.tokenizer.id_to_token(token.id));
         self.tokens.push(token);
         if self.generated < self.min_new_tokens {
             self.give(text);
             return Ok(());
         }
         let mut passed = self.stop.push(&text);
+        if let (None, Some(token)) = (&passed.stop, special.flatten()) {
+            let behind = self.stop.push_special(&token);
+            passed = Passed { text: passed.text + &behind.text, ..behind };
+        }
         match passed.stop {
             Some(stop) => {
                 if self.include_stop {

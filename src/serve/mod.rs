@@ -27,6 +27,7 @@ mod prompt;
 mod pythonic;
 mod server;
 mod sse;
+mod stop;
 #[cfg(test)]
 mod testing;
 mod text;

@@ -1,4 +1,4 @@
-//! From tokens to text, piece by piece: whole characters only, and nothing of a stop sequence.
+//! From tokens to text, piece by piece: whole characters only.
 
 use crate::model::TextTokenizer;
 use crate::{Error, Result};
@@ -79,54 +79,6 @@ fn decode(tokenizer: &Tokenizer, ids: &[u32]) -> Result<String> {
     tokenizer.decode(ids, true).map_err(|error| Error::Tokenizer(error.to_string()))
 }
 
-/// Holds text back that may be the beginning of a stop sequence.
-#[derive(Default)]
-pub(super) struct StopFilter {
-    sequences: Vec<String>,
-    held: String,
-}
-
-/// What a piece of text came to.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Passed {
-    /// Text that is no part of a stop sequence, those before the sequence included.
-    pub text: String,
-    /// The sequence that ended the text.
-    pub stop: Option<String>,
-}
-
-impl StopFilter {
-    pub fn new(sequences: Vec<String>) -> Self {
-        Self { sequences, held: String::new() }
-    }
-
-    /// Takes a piece of text. The text ends with the first stop sequence that is complete; of several that end at the
-    /// same place the longest counts. So it is the same however the text is cut into pieces.
-    pub fn push(&mut self, piece: &str) -> Passed {
-        self.held.push_str(piece);
-        let ends = self.sequences.iter().filter_map(|s| Some((self.held.find(s.as_str())?, s)));
-        if let Some((start, stop)) = ends.min_by_key(|(start, s)| (start + s.len(), *start)) {
-            let stop = stop.clone();
-            self.held.truncate(start);
-            return Passed { text: std::mem::take(&mut self.held), stop: Some(stop) };
-        }
-        let keep = self.sequences.iter().map(|s| begun(&self.held, s)).max().unwrap_or(0);
-        let rest = self.held.split_off(self.held.len() - keep);
-        Passed { text: std::mem::replace(&mut self.held, rest), stop: None }
-    }
-
-    /// What is held back, which no stop sequence came of.
-    pub fn rest(&mut self) -> String {
-        std::mem::take(&mut self.held)
-    }
-}
-
-/// Bytes at the end of `text` that begin `sequence`.
-fn begun(text: &str, sequence: &str) -> usize {
-    let lengths = (1..sequence.len()).rev().filter(|n| sequence.is_char_boundary(*n));
-    lengths.into_iter().find(|n| text.ends_with(&sequence[..*n])).unwrap_or(0)
-}
-
 /// The bytes of one token: those of a byte-level vocabulary, whose tokens need be no whole characters, or of its text.
 pub(super) fn token_bytes(tokenizer: &TextTokenizer, id: u32) -> Vec<u8> {
     let piece = tokenizer.tokenizer.id_to_token(id).unwrap_or_default();
@@ -142,7 +94,11 @@ pub(super) fn token_bytes(tokenizer: &TextTokenizer, id: u32) -> Vec<u8> {
 }
 
 /// A token's text as answers show it; of one that is no whole characters, its bytes, as OpenAI shows them.
+/// One that the tokenizer does not know, of an embedding with more rows than tokens, is `token_id:` and its id.
 pub(super) fn token_label(tokenizer: &TextTokenizer, id: u32) -> String {
+    if tokenizer.tokenizer.id_to_token(id).is_none() {
+        return format!("token_id:{id}");
+    }
     String::from_utf8(token_bytes(tokenizer, id)).unwrap_or_else(|error| {
         let bytes = error.as_bytes().iter().map(|byte| format!("\\x{byte:02x}"));
         std::iter::once("bytes:".to_owned()).chain(bytes).collect()
@@ -225,38 +181,14 @@ mod tests {
         assert_eq!(token_label(&level, 256), "<|end|>");
     }
 
-    fn filtered(sequences: &[&str], pieces: &[&str]) -> (String, Option<String>) {
-        let mut filter = StopFilter::new(sequences.iter().map(|s| (*s).to_owned()).collect());
-        let mut text = String::new();
-        for piece in pieces {
-            let passed = filter.push(piece);
-            text += &passed.text;
-            if passed.stop.is_some() {
-                return (text, passed.stop);
-            }
-        }
-        (text + &filter.rest(), None)
-    }
-
     #[test]
-    fn what_may_begin_a_stop_sequence_is_held_back() {
-        let mut filter = StopFilter::new(vec!["\n\nQ:".into(), "Q!".into()]);
-        let mut push = |piece: &str| filter.push(piece).text;
-        assert_eq!(
-            [push("a\n"), push("\nb"), push("\n"), push("\nQ"), push("x")],
-            ["a", "\n\nb", "", "", "\n\nQx"]
-        );
-        let same = ("a".to_owned(), Some("bc".to_owned()));
-        assert_eq!(filtered(&["bc", "bcd"], &["abcd"]), same, "the first that is complete");
-        assert_eq!(filtered(&["bc", "bcd"], &["ab", "cd"]), same);
-        assert_eq!(
-            filtered(&["abc", "c"], &["xabc"]),
-            ("x".to_owned(), Some("abc".to_owned())),
-            "of two, the longest"
-        );
-        assert_eq!(filtered(&["aab"], &["aaa", "b"]), ("a".to_owned(), Some("aab".to_owned())));
-        assert_eq!(filtered(&["\u{e9}\u{20ac}"], &["x\u{e9}", "y"]), ("x\u{e9}y".to_owned(), None));
-        assert_eq!(filtered(&[], &["x", "y"]), ("xy".to_owned(), None));
+    fn a_token_that_the_tokenizer_does_not_know_has_no_text() {
+        let tokenizer = byte_level();
+        let unknown = 5000;
+        assert_eq!(pieces(&tokenizer, &bytes("x"), &[65, unknown, 66]), ["A", "", "B"]);
+        assert_eq!(token_label(&tokenizer, unknown), "token_id:5000");
+        assert_eq!(token_bytes(&tokenizer, unknown), Vec::<u8>::new());
+        assert!(!tokenizer.is_special(unknown) && tokenizer.is_special(256));
     }
 
     proptest! {
@@ -294,32 +226,6 @@ mod tests {
             let b = tokenizer.tokenizer.token_to_id("b").unwrap();
             let given = pieces(&tokenizer, &[b], &ids).concat();
             prop_assert_eq!(given, if ids.is_empty() { String::new() } else { format!(" {text}") });
-        }
-
-        /// However a text is cut, the same of it passes, and it is what stands before the first complete sequence.
-        #[test]
-        fn the_cut_makes_no_difference(
-            text in "[abc]{0,30}",
-            sequences in prop::collection::vec("[abc]{1,4}", 0..4),
-            cuts in prop::collection::vec(1usize..5, 30),
-        ) {
-            let sequences: Vec<&str> = sequences.iter().map(String::as_str).collect();
-            let (mut rest, mut pieces) = (text.as_str(), Vec::new());
-            for cut in cuts {
-                let (piece, after) = rest.split_at(cut.min(rest.len()));
-                pieces.push(piece);
-                rest = after;
-            }
-            pieces.push(rest);
-            let letters: Vec<&str> = text.split("").collect();
-            let found = filtered(&sequences, &pieces);
-            prop_assert_eq!(&found, &filtered(&sequences, &letters));
-            let first = (0..=text.len()).find(|end| sequences.iter().any(|s| text[..*end].ends_with(s)));
-            let expected = first.map(|end| {
-                let longest = sequences.iter().filter(|s| text[..end].ends_with(**s)).max_by_key(|s| s.len()).unwrap();
-                (text[..end - longest.len()].to_owned(), Some((*longest).to_owned()))
-            });
-            prop_assert_eq!(found, expected.unwrap_or((text.clone(), None)));
         }
     }
 }
