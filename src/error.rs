@@ -115,6 +115,14 @@ impl Error {
         move |source| Self::Io { path, source }
     }
 
+    /// The tokenizer's error with the key, option or label whose text it is about; another error as it is.
+    pub fn in_text(self, name: &str) -> Self {
+        match self {
+            Self::Tokenizer(problem) => Self::Tokenizer(format!("{name}: {problem}")),
+            other => other,
+        }
+    }
+
     /// Whether the user's input caused this (exit code 2), rather than a failure (exit code 1).
     pub fn is_bad_input(&self) -> bool {
         match self {

@@ -223,6 +223,7 @@ pub fn encoder<'a>(
     Encoder {
         tokenizer: &tokenizer.tokenizer,
         template,
+        vocab_size: tokenizer.vocab_size,
         eos_token_id: tokenizer.eos_token_id,
         max_input_tokens: options.max_input_tokens,
         max_output_tokens: options.max_output_tokens,

@@ -66,7 +66,8 @@ impl Generate {
         if let (Some(adapter), Some(path)) = (&adapter, &self.adapter) {
             adapter.check_width(path, &session.id, session.model.config().hidden_size)?;
         }
-        let ids = session.tokenizer.encode(&self.text.replace("\\n", "\n"), true)?;
+        let ids = session.tokenizer.encode(&self.text.replace("\\n", "\n"), true);
+        let ids = ids.map_err(|error| error.in_text("TEXT"))?;
         anyhow::ensure!(
             !ids.is_empty(),
             gneiss::Error::Invalid("TEXT: expected at least one token, found none".into())

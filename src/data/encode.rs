@@ -8,6 +8,7 @@ use tokenizers::{Encoding, Tokenizer};
 
 use super::dataset::{Dataset, Problems, Record};
 use super::template::Template;
+use crate::model::{Rowless, first_without_row};
 use crate::{Error, Result};
 
 /// Turns records into token ids.
@@ -26,6 +27,8 @@ pub struct Encoder<'a> {
     pub tokenizer: &'a Tokenizer,
     /// Where the input goes.
     pub template: &'a Template,
+    /// Rows of the model's embedding: a text with a token that has none is refused.
+    pub vocab_size: usize,
     /// Ends every target.
     pub eos_token_id: u32,
     /// Most tokens of head, input and tail; BOS and the instruction don't count.
@@ -72,8 +75,9 @@ impl Encoder<'_> {
     /// Encodes records, in parallel; the order is kept.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for records that give no token, by their lines, for a template that leaves no room
-    /// for the input, and for a `max_output_tokens` of 0; [`Error::Tokenizer`].
+    /// [`Error::Invalid`] for records that give no token or one that the embedding has no row for, by their lines, for
+    /// a template that has such a token or leaves no room for the input, and for a `max_output_tokens` of 0;
+    /// [`Error::Tokenizer`].
     pub fn encode(&self, records: &[Record]) -> Result<Encoded> {
         let (encoded, problems) = self.encode_all(records)?;
         problems.into_invalid()?;
@@ -83,7 +87,7 @@ impl Encoder<'_> {
     /// Encodes a dataset's records, as [`encode`](Self::encode) does, with errors that name its file.
     ///
     /// # Errors
-    /// [`Error::Data`] for records that give no token, otherwise those of [`encode`](Self::encode).
+    /// [`Error::Data`] for records that can't be encoded, otherwise those of [`encode`](Self::encode).
     pub fn encode_dataset(&self, dataset: &Dataset) -> Result<Encoded> {
         let (encoded, problems) = self.encode_all(&dataset.records)?;
         problems.into_data_error(&dataset.path)?;
@@ -93,11 +97,11 @@ impl Encoder<'_> {
     /// Encodes one input: its ids, and whether it was cut.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if the input gives no token or the template leaves no room for it;
-    /// [`Error::Tokenizer`].
+    /// [`Error::Invalid`] if the input gives no token or one that the embedding has no row for, or if the template has
+    /// such a token or leaves no room for the input; [`Error::Tokenizer`].
     pub fn encode_input(&self, input: &str) -> Result<(Vec<u32>, bool)> {
         self.check()?;
-        self.input_ids(input)?.ok_or_else(|| Error::Invalid(NO_INPUT.into()))
+        self.input_ids(input)?.map_err(Error::Invalid)
     }
 
     fn encode_all(&self, records: &[Record]) -> Result<(Encoded, Problems)> {
@@ -128,12 +132,11 @@ impl Encoder<'_> {
             other => other,
         };
         Ok(match (self.input_ids(input).map_err(place)?, self.target_ids(output).map_err(place)?) {
-            (Some((input, input_cut)), Some((target, target_cut))) => {
+            (Ok((input, input_cut)), Ok((target, target_cut))) => {
                 Ok(Row { example: Example { input, target, line }, input_cut, target_cut })
             }
-            (None, Some(_)) => Err(format!("line {line}: {NO_INPUT}")),
-            (Some(_), None) => Err(format!("line {line}: {NO_TARGET}")),
-            (None, None) => Err(format!("line {line}: {NO_INPUT}; {NO_TARGET}")),
+            (Err(problem), Ok(_)) | (Ok(_), Err(problem)) => Err(format!("line {line}: {problem}")),
+            (Err(input), Err(output)) => Err(format!("line {line}: {input}; {output}")),
         })
     }
 
@@ -151,13 +154,21 @@ impl Encoder<'_> {
         Ok(())
     }
 
-    /// The input's ids and whether it was cut; `None` if the input is blank or gives no token.
-    fn input_ids(&self, input: &str) -> Result<Option<(Vec<u32>, bool)>> {
+    /// The input's ids and whether it was cut, or what is wrong with the input.
+    fn input_ids(&self, input: &str) -> Result<std::result::Result<(Vec<u32>, bool), String>> {
         let text = Text::new(self.instruction, self.template, input);
         let encoding = self.tokenizer.encode(text.text.as_str(), true).map_err(tokenizer_error)?;
         let parts = Parts::of(&encoding, &text);
         if !parts.has_input || input.trim().is_empty() {
-            return Ok(None);
+            return Ok(Err(NO_INPUT.into()));
+        }
+        if let Some(Rowless { index, problem }) =
+            first_without_row(self.tokenizer, &encoding, self.vocab_size)
+        {
+            return match text.place(&encoding, index) {
+                Place::Input => Ok(Err(format!("input: {problem}"))),
+                Place::Other(place) => Err(Error::Invalid(format!("{place}: {problem}"))),
+            };
         }
         let excess = parts.counted.saturating_sub(self.max_input_tokens);
         if excess > parts.droppable() {
@@ -171,7 +182,7 @@ impl Encoder<'_> {
         let dropped = &parts.own[..excess];
         let ids = encoding.get_ids()[..self.without_added_eos(&encoding)].iter().enumerate();
         let ids = ids.filter(|(i, _)| dropped.binary_search(i).is_err()).map(|(_, id)| *id);
-        Ok(Some((ids.collect(), excess > 0)))
+        Ok(Ok((ids.collect(), excess > 0)))
     }
 
     /// Length without the eos that a post-processor appends; an eos of the text itself stays.
@@ -180,17 +191,20 @@ impl Encoder<'_> {
         encoding.len() - added.take_while(|(id, special)| **id == self.eos_token_id && **special == 1).count()
     }
 
-    /// The target's ids and whether it was cut; `None` if the output is blank or gives no token.
-    fn target_ids(&self, output: &str) -> Result<Option<(Vec<u32>, bool)>> {
+    /// The target's ids and whether it was cut, or what is wrong with the output.
+    fn target_ids(&self, output: &str) -> Result<std::result::Result<(Vec<u32>, bool), String>> {
         let encoding = self.tokenizer.encode_fast(output, false).map_err(tokenizer_error)?;
         if encoding.is_empty() || output.trim().is_empty() {
-            return Ok(None);
+            return Ok(Err(NO_TARGET.into()));
+        }
+        if let Some(rowless) = first_without_row(self.tokenizer, &encoding, self.vocab_size) {
+            return Ok(Err(format!("output: {}", rowless.problem)));
         }
         let mut ids = encoding.get_ids().to_vec();
         ids.push(self.eos_token_id);
         let cut = ids.len() > self.max_output_tokens;
         ids.truncate(self.max_output_tokens);
-        Ok(Some((ids, cut)))
+        Ok(Ok((ids, cut)))
     }
 }
 
@@ -230,6 +244,20 @@ impl Text {
         Self { text, template: start, own }
     }
 
+    /// The part of the text that a token is in.
+    fn place(&self, encoding: &Encoding, index: usize) -> Place {
+        let (start, end) = encoding.get_offsets()[index];
+        if start < self.own.end && end > self.own.start {
+            Place::Input
+        } else if start == end {
+            Place::Other("what the tokenizer adds to every text")
+        } else if start < self.template {
+            Place::Other("prompt.init_text")
+        } else {
+            Place::Other("verbalizer")
+        }
+    }
+
     /// Whether a token with some of the input's text is the input's, where it has some of the template too.
     ///
     /// A word's token often begins with the space before it. It is the word's: after a cut, the next word
@@ -242,6 +270,13 @@ impl Text {
         let of_input = token.start.max(start)..end;
         spaces(of_head) && (token.end <= end || !spaces(of_input))
     }
+}
+
+/// A part of what is tokenized.
+enum Place {
+    Input,
+    /// By the name that a message has for it.
+    Other(&'static str),
 }
 
 /// Which tokens belong to which part of the text.

@@ -107,7 +107,10 @@ impl Exam<'_> {
     /// The labels' token ids, no two alike. Where one begins as another ends, each gets an end of text: a label would
     /// else never be less likely than those that go on from it.
     fn label_targets(&self) -> Result<Vec<Vec<u32>>> {
-        let encode = |label: &String| self.tokenizer.encode(label, false);
+        let encode = |label: &String| {
+            let ids = self.tokenizer.encode(label, false);
+            ids.map_err(|error| error.in_text(&format!("label {label:?}")))
+        };
         let mut all = self.labels.iter().map(encode).collect::<Result<Vec<_>>>()?;
         let mut open = false;
         for (i, a) in all.iter().enumerate() {

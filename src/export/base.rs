@@ -25,7 +25,8 @@ impl Base {
         let path = path.to_path_buf();
         if path.is_dir() {
             let config = ModelConfig::from_json(&path.join("config.json"))?;
-            let (tokenizer, weights) = (TextTokenizer::from_folder(&path)?, Weights::open_folder(&path)?);
+            let (mut tokenizer, weights) = (TextTokenizer::from_folder(&path)?, Weights::open_folder(&path)?);
+            tokenizer.vocab_size = config.vocab_size;
             return Ok(Self { path, config, tokenizer, weights, metadata: None });
         }
         let file = GgufFile::open(&path)?;

@@ -55,7 +55,7 @@ pub fn prompt_embeds(options: &PromptEmbeds<'_>) -> Result<usize> {
                     format!("{}: expected a prompt of width {width}, found {found}", options.prompt.name);
                 return Err(Error::Checkpoint { path: base.path, problem });
             }
-            let ids = base.tokenizer.encode(text, true)?;
+            let ids = base.tokenizer.encode(text, true).map_err(|error| error.in_text("--text"))?;
             if ids.is_empty() {
                 return Err(Error::Invalid("--text: expected at least one token, found none".into()));
             }

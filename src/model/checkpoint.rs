@@ -40,7 +40,7 @@ impl Checkpoint {
     /// Whatever is missing, malformed or not supported, by its name; see [`ModelConfig::from_json`],
     /// [`TextTokenizer::open`] and [`Weights`].
     pub fn open(local_path: &Path) -> Result<Self> {
-        let (tokenizer, bare) = match kind(local_path)? {
+        let (mut tokenizer, bare) = match kind(local_path)? {
             Kind::Folder => {
                 let config = ModelConfig::from_json(&local_path.join("config.json"))?;
                 let tokenizer = TextTokenizer::from_folder(local_path)?;
@@ -52,6 +52,7 @@ impl Checkpoint {
             }
         };
         let BareCheckpoint { config, weights, format } = bare;
+        tokenizer.vocab_size = config.vocab_size;
         if tokenizer.eos_token_id as usize >= config.vocab_size {
             let problem = format!(
                 "end-of-text token: expected an id under `vocab_size` ({}), found {}",

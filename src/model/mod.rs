@@ -28,4 +28,5 @@ pub use memory::{Parameters, TuningMemory};
 pub use source::{Local, Source, resolve};
 pub use tape::Tape;
 pub use tokenizer::TextTokenizer;
+pub(crate) use tokenizer::{Rowless, first_without_row};
 pub use weights::Weights;

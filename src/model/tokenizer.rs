@@ -1,19 +1,28 @@
 //! The checkpoint's tokenizer: `tokenizer.json` of a folder, or one built from GGUF metadata, with the
 //! tokens that end a text.
 
+mod configured;
 mod gguf;
 mod pre;
+mod rows;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use tokenizers::{PaddingParams, Tokenizer};
+use tokenizers::{Encoding, PaddingParams, Tokenizer};
 
 pub(crate) use pre::name_of as pre_tokenizer_name;
+pub(crate) use rows::{Rowless, first_without_row};
+
+use self::configured::Configured;
 
 use super::gguf::GgufFile;
 use super::json::{JsonObject, describe};
 use crate::{Error, Result};
+
+/// The name of the token that ends a text.
+const EOS: &str = "eos_token";
 
 /// A tokenizer with the ids of the tokens that end a text.
 #[derive(Debug, Clone)]
@@ -24,6 +33,11 @@ pub struct TextTokenizer {
     pub eos_token_id: u32,
     /// The tokens that stop generation, `eos_token_id` first.
     pub stop_token_ids: Vec<u32>,
+    /// Rows of the model's embedding: a text with a token that has none is refused. `usize::MAX` if no configuration
+    /// says how many there are.
+    pub vocab_size: usize,
+    /// What the files say and the tokenizer does not do.
+    pub warnings: Vec<String>,
 }
 
 impl TextTokenizer {
@@ -35,8 +49,8 @@ impl TextTokenizer {
         if path.is_dir() { Self::from_folder(path) } else { Self::from_gguf(&GgufFile::open(path)?) }
     }
 
-    /// Reads `tokenizer.json`, and the end-of-text tokens from `tokenizer_config.json`,
-    /// `generation_config.json` and `config.json`.
+    /// Reads `tokenizer.json` with the tokens that `tokenizer_config.json` and the files of older versions add, as
+    /// transformers does; the end-of-text tokens from there, `generation_config.json` and `config.json`.
     ///
     /// # Errors
     /// Where `tokenizer.json` is missing or malformed, or no file names an end-of-text token that the
@@ -51,12 +65,28 @@ impl TextTokenizer {
         }
         let failed = |error| Error::Tokenizer(format!("{}: {error}", path.display()));
         let mut tokenizer = Tokenizer::from_file(&path).map_err(failed)?;
+        let configured = Configured::read(dir)?;
+        known_eos(&configured, &tokenizer)?;
+        let warnings = configured.apply(&mut tokenizer)?;
         // Both may be left over from the training of the tokenizer's last user, and would cut or pad
         // without a word.
         tokenizer.with_truncation(None).map_err(failed)?;
         tokenizer.with_padding(None::<PaddingParams>);
-        let (eos_token_id, stop_token_ids) = end_tokens(dir, &tokenizer)?;
-        Ok(Self { tokenizer, eos_token_id, stop_token_ids })
+        let (eos_token_id, mut stop_token_ids) = end_tokens(dir, &configured, &tokenizer)?;
+        let config = JsonObject::read_if_exists(&dir.join("config.json"))?;
+        let vocab_size = config.map(|config| config.size("vocab_size")).transpose()?.flatten();
+        let vocab_size = vocab_size.unwrap_or(usize::MAX);
+        // Without a row, a token is never generated.
+        stop_token_ids.retain(|id| *id == eos_token_id || (*id as usize) < vocab_size);
+        Ok(Self { tokenizer, eos_token_id, stop_token_ids, vocab_size, warnings })
+    }
+
+    /// Texts of the tokens that a checkpoint's folder names, such as `eos_token`.
+    ///
+    /// # Errors
+    /// A file or a value that is not what it has to be.
+    pub fn named_tokens(dir: &Path) -> Result<BTreeMap<String, String>> {
+        Ok(Configured::read(dir)?.names())
     }
 
     /// Builds the tokenizer that a GGUF file's metadata describes.
@@ -72,10 +102,28 @@ impl TextTokenizer {
     /// a beginning-of-text token.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] with what the tokenizer said.
+    /// [`Error::Tokenizer`] with what the tokenizer said, or with the token that the model's embedding has no row for.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
+        Ok(self.encoding(text, add_special_tokens)?.get_ids().to_vec())
+    }
+
+    /// As [`encode`](Self::encode), with all that the tokenizer says of the tokens.
+    ///
+    /// # Errors
+    /// As those of [`encode`](Self::encode).
+    pub fn encoding(&self, text: &str, add_special_tokens: bool) -> Result<Encoding> {
         let encoding = self.tokenizer.encode(text, add_special_tokens);
-        Ok(encoding.map_err(|error| Error::Tokenizer(error.to_string()))?.get_ids().to_vec())
+        let encoding = encoding.map_err(|error| Error::Tokenizer(error.to_string()))?;
+        match first_without_row(&self.tokenizer, &encoding, self.vocab_size) {
+            Some(rowless) => Err(Error::Tokenizer(rowless.problem)),
+            None => Ok(encoding),
+        }
+    }
+
+    /// Whether a token is special: left out of an answer's text.
+    pub fn is_special(&self, id: u32) -> bool {
+        let token = self.tokenizer.id_to_token(id);
+        token.is_some_and(|token| self.tokenizer.get_added_vocabulary().is_special_token(&token))
     }
 
     /// The text of token ids; `skip_special_tokens` leaves special tokens out.
@@ -99,14 +147,24 @@ impl TextTokenizer {
     }
 }
 
+/// Refuses an `eos_token` that is no token: transformers would add one, which no model ever generates.
+fn known_eos(configured: &Configured, tokenizer: &Tokenizer) -> Result<()> {
+    let Some(eos) = configured.named(EOS) else { return Ok(()) };
+    let content = eos.token.content.as_str();
+    if tokenizer.token_to_id(content).is_some() || configured.defines(content) {
+        return Ok(());
+    }
+    let problem = format!("`{EOS}`: expected a token of tokenizer.json, found `{content}`");
+    Err(Error::Checkpoint { path: eos.path.clone(), problem })
+}
+
 /// The token that ends a target, and all that stop generation.
-fn end_tokens(dir: &Path, tokenizer: &Tokenizer) -> Result<(u32, Vec<u32>)> {
+fn end_tokens(dir: &Path, configured: &Configured, tokenizer: &Tokenizer) -> Result<(u32, Vec<u32>)> {
     let mut ids = Vec::new();
     let mut looked_at = Vec::<PathBuf>::new();
-    let path = dir.join("tokenizer_config.json");
-    if let Some(json) = JsonObject::read_if_exists(&path)? {
-        ids.extend(eos_token(&json, tokenizer)?);
-        looked_at.push(path);
+    looked_at.extend(Some(dir.join("tokenizer_config.json")).filter(|path| path.exists()));
+    if let Some(eos) = configured.named(EOS) {
+        ids.extend(tokenizer.token_to_id(&eos.token.content));
     }
     for name in ["generation_config.json", "config.json"] {
         let path = dir.join(name);
@@ -130,30 +188,6 @@ fn end_tokens(dir: &Path, tokenizer: &Tokenizer) -> Result<(u32, Vec<u32>)> {
         return Err(Error::Checkpoint { path: dir.to_path_buf(), problem });
     };
     Ok((*eos, stop))
-}
-
-/// `eos_token` of tokenizer_config.json: a string, or an object with `content`.
-fn eos_token(json: &JsonObject, tokenizer: &Tokenizer) -> Result<Option<u32>> {
-    let key = "eos_token";
-    let token = match json.get(key) {
-        None => return Ok(None),
-        Some(Value::String(token)) => token.clone(),
-        Some(Value::Object(_)) => {
-            let object = json.object(key)?;
-            let content = object.as_ref().map(|object| object.string("content")).transpose()?.flatten();
-            match content {
-                Some(content) => content.to_string(),
-                None => return Err(json.error(key, "a string, or an object with `content`", "an object")),
-            }
-        }
-        Some(other) => {
-            return Err(json.error(key, "a string, or an object with `content`", &describe(other)));
-        }
-    };
-    match tokenizer.token_to_id(&token) {
-        Some(id) => Ok(Some(id)),
-        None => Err(json.error(key, "a token of tokenizer.json", &format!("`{token}`"))),
-    }
 }
 
 /// `eos_token_id`: an id, or a list of them.

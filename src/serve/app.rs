@@ -116,6 +116,8 @@ impl App {
         }
         let vocabulary = tokenizer.tokenizer.get_vocab(true);
         let largest = vocabulary.values().max().map_or(0, |id| id + 1);
+        // A token without a row of the embedding can't be asked for.
+        let largest = largest.min(u32::try_from(tokenizer.vocab_size).unwrap_or(u32::MAX));
         let longest_token = vocabulary.keys().map(String::len).max().unwrap_or(1);
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self(Arc::new(Shared {

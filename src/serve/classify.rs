@@ -111,7 +111,8 @@ fn labels(fields: &Fields, task: Option<&PromptTask>) -> Result<Vec<String>, Fai
 fn targets(app: &Shared, labels: &[String]) -> Result<Vec<Vec<u32>>, Failure> {
     let mut all = Vec::with_capacity(labels.len());
     for label in labels {
-        let ids = app.tokenizer.encode(label, false)?;
+        let ids = app.tokenizer.encode(label, false);
+        let ids = ids.map_err(|error| Failure::invalid("labels", error.in_text(&format!("{label:?}"))))?;
         if ids.is_empty() {
             return Err(Failure::invalid(
                 "labels",

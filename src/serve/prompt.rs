@@ -73,6 +73,7 @@ impl Shared {
                 let encoder = Encoder {
                     tokenizer: &self.tokenizer.tokenizer,
                     template,
+                    vocab_size: self.tokenizer.vocab_size,
                     eos_token_id: self.tokenizer.eos_token_id,
                     max_input_tokens: most.unwrap_or(usize::MAX),
                     max_output_tokens: 1,
@@ -85,8 +86,7 @@ impl Shared {
 
     /// Without the end of text that some tokenizers put behind every text: it is to go on.
     fn plain(&self, text: &str, special: bool) -> crate::Result<Vec<u32>> {
-        let encoding = self.tokenizer.tokenizer.encode(text, special);
-        let encoding = encoding.map_err(|error| crate::Error::Tokenizer(error.to_string()))?;
+        let encoding = self.tokenizer.encoding(text, special)?;
         let mut ids = encoding.get_ids().to_vec();
         let mut masks = encoding.get_special_tokens_mask().iter().rev();
         while special && ids.last() == Some(&self.tokenizer.eos_token_id) && masks.next() == Some(&1) {

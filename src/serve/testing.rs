@@ -48,7 +48,13 @@ pub fn byte_level() -> TextTokenizer {
         "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
     });
     let tokenizer = json.to_string().parse().unwrap();
-    TextTokenizer { tokenizer, eos_token_id: END, stop_token_ids: vec![END] }
+    TextTokenizer {
+        tokenizer,
+        eos_token_id: END,
+        stop_token_ids: vec![END],
+        vocab_size: usize::MAX,
+        warnings: Vec::new(),
+    }
 }
 
 /// A sentencepiece vocabulary with byte fallback, which strips the space before a text.
@@ -74,6 +80,8 @@ pub fn byte_fallback() -> TextTokenizer {
         tokenizer: json.to_string().parse().unwrap(),
         eos_token_id: 256,
         stop_token_ids: vec![256],
+        vocab_size: usize::MAX,
+        warnings: Vec::new(),
     }
 }
 

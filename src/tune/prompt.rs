@@ -21,7 +21,7 @@ use std::path::Path;
 /// * `file`: another adapter's prompt, of the same length where one is asked for.
 ///
 /// # Errors
-/// A text without tokens; an adapter of another width or length.
+/// A text without tokens, or with one that the embedding has no row for; an adapter of another width or length.
 pub fn initial(
     options: &PromptOptions,
     model: &Granite,
@@ -32,7 +32,8 @@ pub fn initial(
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     match options.init_method {
         InitMethod::Text => {
-            let ids = tokenizer.encode(&options.init_text, true)?;
+            let ids =
+                tokenizer.encode(&options.init_text, true).map_err(|e| e.in_text("prompt.init_text"))?;
             if ids.is_empty() {
                 return Err(Error::Invalid(
                     "prompt.init_text: expected at least one token, found none".into(),

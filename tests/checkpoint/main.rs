@@ -1,6 +1,7 @@
 //! Reading a checkpoint: configuration, weights from safetensors and GGUF, tokenizer.
 
 mod config;
+mod configured;
 mod gguf;
 #[path = "../common/smollm2.rs"]
 mod model_file;

@@ -116,7 +116,7 @@ fn began(config: &AdapterConfig, rows: usize, tokenizer: Option<&TextTokenizer>)
     let (Some(text), Some(tokenizer)) = (config.prompt_tuning_init_text.as_deref(), tokenizer) else {
         return Ok(Vec::new());
     };
-    let ids = tokenizer.encode(text, true)?;
+    let ids = tokenizer.encode(text, true).map_err(|error| error.in_text("prompt_tuning_init_text"))?;
     if config.prompt_tuning_init != PromptTuningInit::Text {
         return Ok(Vec::new());
     }

@@ -182,7 +182,10 @@ fn splits(config: &Config, encoder: &Encoder) -> anyhow::Result<(Vec<Split>, Vec
 fn virtual_tokens(config: &Config, tokenizer: &TextTokenizer) -> anyhow::Result<usize> {
     let options = &config.prompt;
     let n = match (options.num_virtual_tokens, options.init_method) {
-        (0, InitMethod::Text) => tokenizer.encode(&options.init_text, true)?.len(),
+        (0, InitMethod::Text) => {
+            let ids = tokenizer.encode(&options.init_text, true);
+            ids.map_err(|error| error.in_text("prompt.init_text"))?.len()
+        }
         (0, InitMethod::File) => Adapter::read(Path::new(&options.init_file))?.prompt.dims()[0],
         (n, _) => n,
     };
@@ -202,7 +205,7 @@ impl Batches {
         for step in order.chunks(options.batch_size * options.accumulate_steps) {
             let group = PrefixGroup::new(0..virtual_tokens as u32, step.iter().map(|i| &train[*i]));
             // The size of the vocabulary numbers the virtual tokens, and doesn't count here.
-            let passes = Passes::new(&[group], 0, max_rows);
+            let passes = Passes::new(&[group], max_rows);
             let rest = passes.rest.iter().map(|b| (b.ids.len(), b.target_rows.len())).max().unwrap_or((0, 0));
             let alive = (passes.lead.ids.len() + rest.0, passes.lead.target_rows.len() + rest.1);
             largest = largest.max(alive);

@@ -75,6 +75,7 @@ pub fn inspect(path: &Path, model: Option<&str>, options: &Options) -> anyhow::R
             &Encoder {
                 tokenizer: &tokenizer.tokenizer,
                 template: &template,
+                vocab_size: tokenizer.vocab_size,
                 eos_token_id: tokenizer.eos_token_id,
                 max_input_tokens: options.max_input_tokens,
                 max_output_tokens: options.max_output_tokens,

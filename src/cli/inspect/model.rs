@@ -72,7 +72,13 @@ pub fn inspect(id: &str) -> anyhow::Result<ModelReport> {
     let path = setup::locate(id)?;
     let (config, storage) = open(&path)?;
     let tokenizer = match TextTokenizer::open(&path) {
-        Ok(tokenizer) => Some(tokenizer),
+        Ok(tokenizer) => {
+            let tokenizer = TextTokenizer { vocab_size: config.vocab_size, ..tokenizer };
+            for warning in tokenizer.warnings.iter().chain(&tokenizer.rows_warning()) {
+                eprintln!("warning    {warning}");
+            }
+            Some(tokenizer)
+        }
         Err(error) => {
             eprintln!("tokenizer  none: {error}");
             None

@@ -91,7 +91,7 @@ pub(super) fn build(metadata: Metadata<'_>, vocab_size: usize) -> Result<TextTok
             stop_token_ids.push(id);
         }
     }
-    Ok(TextTokenizer { tokenizer, eos_token_id, stop_token_ids })
+    Ok(TextTokenizer { tokenizer, eos_token_id, stop_token_ids, vocab_size, warnings: Vec::new() })
 }
 
 fn unsupported(metadata: Metadata<'_>, what: String) -> Error {

@@ -12,6 +12,7 @@ fn encoder<'a>(tokenizer: &'a Tokenizer, template: &'a Template) -> Encoder<'a> 
     Encoder {
         tokenizer,
         template,
+        vocab_size: usize::MAX,
         eos_token_id: EOS,
         max_input_tokens: usize::MAX,
         max_output_tokens: usize::MAX,
