@@ -36,7 +36,7 @@ pub struct TextTokenizer {
     /// Rows of the model's embedding: a text with a token that has none is refused. `usize::MAX` if no configuration
     /// says how many there are.
     pub vocab_size: usize,
-    /// What the files say and the tokenizer does not do.
+    /// What the files say and the tokenizer does not do, and what was filled in.
     pub warnings: Vec<String>,
 }
 

@@ -22,7 +22,11 @@ pub struct Altered {
 
 impl Altered {
     pub fn of(name: &str) -> Self {
-        let mut file = File::open(fixture(name)).unwrap();
+        Self::at(&fixture(name))
+    }
+
+    pub fn at(path: &Path) -> Self {
+        let mut file = File::open(path).unwrap();
         let content = Content::read(&mut file).unwrap();
         let names: Vec<String> = content.tensor_infos.keys().cloned().collect();
         let tensors = names.into_iter().map(|name| {

@@ -7,6 +7,7 @@ mod gguf;
 mod model_file;
 mod safetensors;
 mod tokenizer;
+mod vocabularies;
 
 use model_file::path as smollm2;
 use std::path::{Path, PathBuf};

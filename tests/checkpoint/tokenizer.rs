@@ -10,7 +10,9 @@ use super::{assert_says, fixture, fixture_json, smollm2};
 #[test]
 fn smollm2_gives_the_ids_of_its_own_tokenizer() {
     let tokenizer = TextTokenizer::open(&smollm2()).unwrap();
-    assert_eq!((tokenizer.eos_token_id, tokenizer.stop_token_ids.as_slice()), (2, &[2][..]));
+    // `<|im_end|>`; `<|endoftext|>` and `<reponame>` by their text, as llama.cpp's list of this file is.
+    assert_eq!((tokenizer.eos_token_id, tokenizer.stop_token_ids.as_slice()), (2, &[2, 0, 4][..]));
+    assert!(tokenizer.warnings.is_empty(), "{:?}", tokenizer.warnings);
     assert_eq!(tokenizer.encode("  12", true).unwrap(), [256, 33, 34]);
     let fixture = fixture_json("smollm2_tokens.json");
     let cases = fixture["cases"].as_array().unwrap();
@@ -76,13 +78,12 @@ fn unknown_tokenizers_are_named() {
         with("tokenizer.ggml.pre", "granite-9"),
         &["copy.gguf", "pre-tokenizer `granite-9`", "is not supported", "tokenizer.json"],
     );
-    assert_says(with("tokenizer.ggml.model", "llama"), &["tokenizer model `llama` in GGUF is not supported"]);
+    assert_says(with("tokenizer.ggml.model", "t5"), &["tokenizer model `t5` in GGUF is not supported"]);
 }
 
 #[test]
 fn broken_vocabularies_are_named() {
     let without = |key: &str| open(&Altered::of("granite.gguf").without(key));
-    assert_says(without("tokenizer.ggml.pre"), &["`tokenizer.ggml.pre`: expected", "found no such key"]);
     assert_says(without("tokenizer.ggml.eos_token_id"), &["`tokenizer.ggml.eos_token_id`", "no such key"]);
     assert_says(without("tokenizer.ggml.merges"), &["`tokenizer.ggml.merges`", "no such key"]);
     assert_says(without("tokenizer.ggml.token_type"), &["`tokenizer.ggml.token_type`", "no such key"]);

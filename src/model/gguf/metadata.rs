@@ -74,6 +74,11 @@ impl<'a> Metadata<'a> {
         })
     }
 
+    /// A list of numbers.
+    pub fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>> {
+        self.typed(key, "a list of numbers", |value| value.to_vec().ok()?.iter().map(as_number).collect())
+    }
+
     /// An error about a key.
     pub fn error(&self, key: &str, expected: &str, found: &str) -> Error {
         let problem = format!("`{key}`: expected {expected}, found {found}");

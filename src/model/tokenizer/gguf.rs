@@ -1,14 +1,21 @@
-//! A tokenizer from GGUF metadata.
+//! A tokenizer from GGUF metadata, as llama.cpp reads it
+//! (<https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp>).
 //!
 //! candle-core has `TokenizerFromGguf`, which does this for a few models. It takes every pre-tokenizer
 //! that it doesn't know for GPT-2's, with a space before the text, reads `unk_token_id`-like keys that
 //! llama.cpp does not write, and makes user-defined tokens special; so the parts are put together here.
 
+mod ends;
+mod sentencepiece;
+mod vocabulary;
+
 use tokenizers::decoders::byte_level::ByteLevel as ByteLevelDecoder;
-use tokenizers::models::bpe::{BPE, Merges, Vocab};
+use tokenizers::models::bpe::{BPE, Merges};
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, Tokenizer};
 
+use self::ends::Ends;
+use self::vocabulary::Vocabulary;
 use super::TextTokenizer;
 use super::pre;
 use crate::model::gguf::metadata::Metadata;
@@ -16,82 +23,67 @@ use crate::{Error, Result};
 
 const MODEL: &str = "tokenizer.ggml.model";
 const PRE: &str = "tokenizer.ggml.pre";
-const TOKENS: &str = "tokenizer.ggml.tokens";
-const TOKEN_TYPE: &str = "tokenizer.ggml.token_type";
 const MERGES: &str = "tokenizer.ggml.merges";
 const BOS_ID: &str = "tokenizer.ggml.bos_token_id";
 const EOS_ID: &str = "tokenizer.ggml.eos_token_id";
-/// Ends of a turn and of a message, which stop generation too.
-const OTHER_END_IDS: [&str; 2] = ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
+const ADD_SPACE_PREFIX: &str = "tokenizer.ggml.add_space_prefix";
 
-// `tokenizer.ggml.token_type`
-const UNKNOWN: usize = 2;
-const CONTROL: usize = 3;
-const USER_DEFINED: usize = 4;
+/// A tokenizer before its added tokens, with what its kind decides.
+struct Kind {
+    tokenizer: Tokenizer,
+    /// Whether a beginning-of-text token is added unless the file says otherwise.
+    add_bos: bool,
+    /// Ids of the beginning and the end of a text in a file that names none.
+    default_ids: [Option<u32>; 2],
+    /// Keys that are not obeyed, or whose absence changes the tokens.
+    warnings: Vec<String>,
+}
 
 /// Builds the tokenizer; `vocab_size` is the number of rows of the embedding.
 pub(super) fn build(metadata: Metadata<'_>, vocab_size: usize) -> Result<TextTokenizer> {
-    match metadata.string(MODEL)? {
-        Some("gpt2") => {}
+    let read: fn(Metadata<'_>, &Vocabulary) -> Result<Kind> = match metadata.string(MODEL)? {
+        Some("gpt2") => byte_level,
+        Some("llama") => sentencepiece::kind,
         Some(other) => return Err(unsupported(metadata, format!("tokenizer model `{other}` in GGUF"))),
-        None => return Err(metadata.missing(MODEL, "`gpt2`")),
-    }
-    let Some(pre_name) = metadata.string(PRE)? else {
-        let expected = "the name of a pre-tokenizer (convert the model again, with a newer llama.cpp)";
-        return Err(metadata.missing(PRE, expected));
+        None => return Err(metadata.missing(MODEL, "`gpt2` or `llama`")),
     };
-    let Some(pipeline) = pre::pipeline(pre_name)? else {
-        let what = format!("pre-tokenizer `{pre_name}` (`{PRE}`)");
-        return Err(unsupported(metadata, what));
-    };
-    let Some(tokens) = metadata.strings(TOKENS)? else {
-        return Err(metadata.missing(TOKENS, "a list of strings"));
-    };
-    if tokens.len() > vocab_size {
-        let expected = format!("at most {vocab_size} tokens, the rows of `token_embd.weight`");
-        return Err(metadata.error(TOKENS, &expected, &tokens.len().to_string()));
-    }
-
-    let failed = |error| Error::Tokenizer(format!("{}: {error}", metadata.path().display()));
-    let bpe = BPE::builder()
-        .vocab_and_merges(vocabulary(metadata, &tokens)?, merges(metadata)?)
-        .ignore_merges(pipeline.ignore_merges)
-        .build()
-        .map_err(failed)?;
-    let mut tokenizer = Tokenizer::new(bpe);
-    tokenizer.with_normalizer(pipeline.normalizer).map_err(failed)?;
-    tokenizer.with_pre_tokenizer(Some(pipeline.pre_tokenizer));
-    tokenizer.with_decoder(Some(ByteLevelDecoder::new(false, false, false)));
-    tokenizer.add_tokens(added_tokens(metadata, &tokens)?).map_err(failed)?;
-
-    let id = |key: &str| match metadata.count(key)? {
-        Some(id) if id < tokens.len() => Ok(Some((tokens[id], id as u32))),
-        Some(id) => Err(metadata.error(key, "an id of the vocabulary", &id.to_string())),
-        None => Ok(None),
-    };
-    let Some((eos, eos_token_id)) = id(EOS_ID)? else {
+    let vocabulary = Vocabulary::read(metadata, vocab_size)?;
+    let Kind { mut tokenizer, add_bos, default_ids, mut warnings } = read(metadata, &vocabulary)?;
+    let Some(eos_token_id) = id(metadata, &vocabulary, EOS_ID, default_ids[1])? else {
         return Err(metadata.missing(EOS_ID, "the id of the end-of-text token"));
     };
-    let add_bos = metadata.boolean("tokenizer.ggml.add_bos_token")?.unwrap_or(pipeline.add_bos);
-    let add_eos = metadata.boolean("tokenizer.ggml.add_eos_token")?.unwrap_or(false);
-    let bos = match id(BOS_ID)? {
-        None if add_bos => return Err(metadata.missing(BOS_ID, "the id of the token before every text")),
-        bos => bos,
+    let ends = Ends::find(metadata, &vocabulary, eos_token_id)?;
+    warnings.extend(ends.warning(&vocabulary));
+
+    let failed = |error| Error::Tokenizer(format!("{}: {error}", metadata.path().display()));
+    tokenizer.add_tokens(added_tokens(&vocabulary, &ends)).map_err(failed)?;
+    let around = Around {
+        bos: id(metadata, &vocabulary, BOS_ID, default_ids[0])?,
+        add_bos: metadata.boolean("tokenizer.ggml.add_bos_token")?.unwrap_or(add_bos),
+        eos: eos_token_id,
+        add_eos: metadata.boolean("tokenizer.ggml.add_eos_token")?.unwrap_or(false),
     };
-    let (bos, eos) = (bos.filter(|_| add_bos), add_eos.then_some((eos, eos_token_id)));
-    if let Some(template) = template(bos, eos).map_err(failed)? {
+    if around.add_bos && around.bos.is_none() {
+        return Err(metadata.missing(BOS_ID, "the id of the token before every text"));
+    }
+    if let Some(template) = around.template(&vocabulary).map_err(failed)? {
         tokenizer.with_post_processor(Some(template));
     }
+    Ok(TextTokenizer { tokenizer, eos_token_id, stop_token_ids: ends.ids, vocab_size, warnings })
+}
 
-    let mut stop_token_ids = vec![eos_token_id];
-    for key in OTHER_END_IDS {
-        if let Some((_, id)) = id(key)?
-            && !stop_token_ids.contains(&id)
-        {
-            stop_token_ids.push(id);
-        }
+/// A token id of the metadata; `default` in a file without the key, if that is a control token.
+fn id(
+    metadata: Metadata<'_>,
+    vocabulary: &Vocabulary,
+    key: &str,
+    default: Option<u32>,
+) -> Result<Option<u32>> {
+    match metadata.count(key)? {
+        Some(id) if id < vocabulary.len() => Ok(Some(id as u32)),
+        Some(id) => Err(metadata.error(key, "an id of the vocabulary", &id.to_string())),
+        None => Ok(default.filter(|id| (*id as usize) < vocabulary.len() && vocabulary.is_control(*id))),
     }
-    Ok(TextTokenizer { tokenizer, eos_token_id, stop_token_ids, vocab_size, warnings: Vec::new() })
 }
 
 fn unsupported(metadata: Metadata<'_>, what: String) -> Error {
@@ -102,15 +94,40 @@ fn unsupported(metadata: Metadata<'_>, what: String) -> Error {
     Error::Unsupported { path, what, hint }
 }
 
-fn vocabulary(metadata: Metadata<'_>, tokens: &[&str]) -> Result<Vocab> {
-    let mut vocabulary = Vocab::with_capacity(tokens.len());
-    for (id, token) in tokens.iter().enumerate() {
-        if let Some(first) = vocabulary.insert((*token).to_string(), id as u32) {
-            let found = format!("`{token}` as {first} and {id}");
-            return Err(metadata.error(TOKENS, "each token once", &found));
+/// GPT-2's kind: words by a pre-tokenizer that has a name, merged in the order of a list.
+fn byte_level(metadata: Metadata<'_>, vocabulary: &Vocabulary) -> Result<Kind> {
+    let mut warnings = Vec::new();
+    let name = match metadata.string(PRE)? {
+        Some(name) if !name.is_empty() => name,
+        _ => {
+            warnings.push(format!(
+                "`{PRE}` is missing: texts are split as llama.cpp's `{}` does, which may not be how the model was \
+                 trained; convert the model again with a newer llama.cpp, or use the checkpoint's folder",
+                pre::DEFAULT
+            ));
+            pre::DEFAULT
         }
+    };
+    let Some(pipeline) = pre::pipeline(name)? else {
+        return Err(unsupported(metadata, format!("pre-tokenizer `{name}` (`{PRE}`)")));
+    };
+    if metadata.boolean(ADD_SPACE_PREFIX)? == Some(true) {
+        warnings.push(format!(
+            "`{ADD_SPACE_PREFIX}` is true and has no effect on a `gpt2` vocabulary, as in llama.cpp: no space is put \
+             before a text"
+        ));
     }
-    Ok(vocabulary)
+    let failed = |error| Error::Tokenizer(format!("{}: {error}", metadata.path().display()));
+    let bpe = BPE::builder()
+        .vocab_and_merges(vocabulary.to_vocab(), merges(metadata)?)
+        .ignore_merges(pipeline.ignore_merges)
+        .build()
+        .map_err(failed)?;
+    let mut tokenizer = Tokenizer::new(bpe);
+    tokenizer.with_normalizer(pipeline.normalizer).map_err(failed)?;
+    tokenizer.with_pre_tokenizer(Some(pipeline.pre_tokenizer));
+    tokenizer.with_decoder(Some(ByteLevelDecoder::new(false, false, false)));
+    Ok(Kind { tokenizer, add_bos: pipeline.add_bos, default_ids: [None; 2], warnings })
 }
 
 fn merges(metadata: Metadata<'_>) -> Result<Merges> {
@@ -126,37 +143,35 @@ fn merges(metadata: Metadata<'_>) -> Result<Merges> {
 
 /// The tokens that are found in a text before it is split: control tokens, which are special, and
 /// user-defined ones.
-fn added_tokens(metadata: Metadata<'_>, tokens: &[&str]) -> Result<Vec<AddedToken>> {
-    let Some(types) = metadata.counts(TOKEN_TYPE)? else {
-        return Err(metadata.missing(TOKEN_TYPE, "a list of types, one a token"));
-    };
-    if types.len() != tokens.len() {
-        let expected = format!("{} types, one a token", tokens.len());
-        return Err(metadata.error(TOKEN_TYPE, &expected, &types.len().to_string()));
-    }
-    let added = tokens.iter().zip(types).filter_map(|(token, kind)| {
-        let special = match kind {
-            UNKNOWN | CONTROL => true,
-            USER_DEFINED => false,
-            _ => return None,
-        };
-        Some(AddedToken::from(*token, special).normalized(false))
+fn added_tokens(vocabulary: &Vocabulary, ends: &Ends) -> Vec<AddedToken> {
+    let added = vocabulary.iter().filter_map(|(id, text)| {
+        let special = if ends.by_text.contains(&id) { Some(true) } else { vocabulary.found_first(id) };
+        Some(AddedToken::from(text, special?).normalized(false))
     });
-    Ok(added.collect())
+    added.collect()
 }
 
 /// What goes before and after every text.
-fn template(
-    bos: Option<(&str, u32)>,
-    eos: Option<(&str, u32)>,
-) -> tokenizers::Result<Option<TemplateProcessing>> {
-    let special: Vec<(&str, u32)> = bos.into_iter().chain(eos).collect();
-    if special.is_empty() {
-        return Ok(None);
+struct Around {
+    bos: Option<u32>,
+    add_bos: bool,
+    eos: u32,
+    add_eos: bool,
+}
+
+impl Around {
+    fn template(&self, vocabulary: &Vocabulary) -> tokenizers::Result<Option<TemplateProcessing>> {
+        let bos = self.bos.filter(|_| self.add_bos);
+        let eos = Some(self.eos).filter(|_| self.add_eos);
+        let special: Vec<(&str, u32)> =
+            bos.into_iter().chain(eos).map(|id| (vocabulary.text(id), id)).collect();
+        if special.is_empty() {
+            return Ok(None);
+        }
+        let [bos, eos] = [bos, eos].map(|id| id.map(|id| vocabulary.text(id)));
+        let single: Vec<&str> = bos.into_iter().chain(["$A"]).chain(eos).collect();
+        let mut processing = TemplateProcessing::builder();
+        processing.try_single(single)?.special_tokens(special);
+        Ok(Some(processing.build()?))
     }
-    let (bos, eos) = (bos.map(|(token, _)| token), eos.map(|(token, _)| token));
-    let single: Vec<&str> = bos.into_iter().chain(["$A"]).chain(eos).collect();
-    let mut processing = TemplateProcessing::builder();
-    processing.try_single(single)?.special_tokens(special);
-    Ok(Some(processing.build()?))
 }

@@ -19,6 +19,9 @@ use tokenizers::tokenizer::{
 
 use crate::{Error, Result};
 
+/// The name of the pipeline of a file that names none.
+pub(super) const DEFAULT: &str = "default";
+
 /// GPT-4's words (cl100k): digits in groups of up to three.
 const CL100K: &str = concat!(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}",
@@ -29,9 +32,67 @@ const QWEN2: &str = concat!(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}",
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 );
-/// llama.cpp's `default`, applied one after the other around GPT-2's words.
-const DEFAULT_BEFORE: &str = r"[\p{P}\$\+<=>\^~\|]+";
-const DEFAULT_AFTER: [&str; 2] = [r"\p{N}+", r"[0-9][0-9][0-9]"];
+/// The same with line breaks apart from what stands before them.
+const SEED_CODER: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}",
+    r"| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
+);
+/// cl100k after digits were cut in groups of up to three.
+const MINICPM5: [&str; 2] = [
+    r"\p{N}{1,3}",
+    concat!(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+",
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+];
+/// GPT-4o's words (o200k), as in the tokenizer.json; llama.cpp's own engine lacks the classes and comes close to them.
+const GPT_4O: &str = concat!(
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+);
+/// Mistral's words, as in the tokenizer.json: GPT-4o's without contractions, and single digits.
+const TEKKEN: &str = concat!(
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+);
+/// GPT-2's words. [`ByteLevel`] has them too, for pipelines that map bytes in the same step.
+const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+/// llama.cpp's `default`, one after the other.
+const DEFAULT_WORDS: [&str; 4] = [r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"];
+const DEEPSEEK_LLM: [&str; 6] =
+    [r"[\r\n]", DEEPSEEK_LLM_LETTERS, r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", DEEPSEEK_ASIAN, r"\p{N}+"];
+/// Letters with small and capital forms, by their numbers: some change when a text is normalised.
+const DEEPSEEK_LLM_LETTERS: &str = concat!(
+    r"\s?[",
+    r"A-Za-z\x{B5}\x{C0}-\x{D6}\x{D8}-\x{F6}\x{F8}-\x{1BA}\x{1BC}-\x{1BF}\x{1C4}-\x{293}\x{295}-\x{2AF}",
+    r"\x{370}-\x{373}\x{376}\x{377}\x{37B}-\x{37D}\x{37F}\x{386}\x{388}-\x{38A}\x{38C}\x{38E}-\x{3A1}",
+    r"\x{3A3}-\x{3F5}\x{3F7}-\x{481}\x{48A}-\x{52F}\x{531}-\x{556}\x{10A0}-\x{10C5}\x{13A0}-\x{13F5}",
+    r"\x{13F8}-\x{13FD}\x{1C90}-\x{1CBA}\x{1CBD}-\x{1CBF}\x{1D00}-\x{1D2B}\x{1D6B}-\x{1D77}",
+    r"\x{1D79}-\x{1D9A}\x{1E00}-\x{1F15}\x{1F18}-\x{1F1D}\x{1F20}-\x{1F45}\x{1F48}-\x{1F4D}",
+    r"\x{1F50}-\x{1F57}\x{1F59}\x{1F5B}\x{1F5D}\x{1F5F}-\x{1F7D}\x{1F80}-\x{1FB4}\x{1FB6}-\x{1FBC}\x{1FBE}",
+    r"\x{1FC2}-\x{1FC4}\x{1FC6}-\x{1FCC}\x{1FD0}-\x{1FD3}\x{1FD6}-\x{1FDB}\x{1FE0}-\x{1FEC}",
+    r"\x{1FF2}-\x{1FF4}\x{1FF6}-\x{1FFC}\x{2102}\x{2107}\x{210A}-\x{2113}\x{2115}\x{2119}-\x{211D}\x{2124}",
+    r"\x{2126}\x{2128}\x{212A}-\x{212D}\x{212F}-\x{2134}\x{2139}\x{213C}-\x{213F}\x{2145}-\x{2149}\x{214E}",
+    r"\x{2183}\x{2184}\x{2C00}-\x{2C7B}\x{2C7E}-\x{2CE4}\x{2CEB}-\x{2CEE}\x{2CF2}\x{2CF3}\x{A640}-\x{A66D}",
+    r"\x{A680}-\x{A69B}\x{A722}-\x{A76F}\x{A771}-\x{A787}\x{A78B}-\x{A78E}\x{AB70}-\x{ABBF}",
+    r"\x{FB00}-\x{FB06}\x{FB13}-\x{FB17}\x{FF21}-\x{FF3A}\x{FF41}-\x{FF5A}\x{10400}-\x{1044F}",
+    r"\x{104B0}-\x{104D3}\x{104D8}-\x{104FB}\x{10C80}-\x{10CB2}\x{10CC0}-\x{10CF2}\x{118A0}-\x{118DF}",
+    r"\x{1E900}-\x{1E943}",
+    r"]+"
+);
+const DEEPSEEK_ASIAN: &str = r"[一-龥ࠀ-一가-퟿]+";
+const DEEPSEEK_CODER: [&str; 5] = [r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", DEEPSEEK_ASIAN, r"\p{N}"];
+const DEEPSEEK_V3: [&str; 3] = [
+    r"\p{N}{1,3}",
+    r"[一-龥぀-ゟ゠-ヿ]+",
+    concat!(
+        r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"##,
+        r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+];
+const VIKING: [&str; 2] = [r" ?[^(\s|.,!?…。，、।۔،)]+", r"\p{N}"];
 
 /// The parts of a tokenizer that its pre-tokenizer's name decides.
 pub(super) struct Pipeline {
@@ -48,26 +109,58 @@ pub(super) struct Pipeline {
 /// The pipeline of a name; `None` for a name that isn't known.
 pub(super) fn pipeline(name: &str) -> Result<Option<Pipeline>> {
     let gpt2_words = || PreTokenizerWrapper::from(ByteLevel::new(false, true, true));
-    let bytes = || PreTokenizerWrapper::from(ByteLevel::new(false, true, false));
-    let sequence = |parts| PreTokenizerWrapper::from(Sequence::new(parts));
     let plain =
         |pre_tokenizer| Pipeline { normalizer: None, pre_tokenizer, ignore_merges: false, add_bos: false };
     Ok(Some(match name {
-        "refact" | "starcoder" | "smollm" => plain(sequence(vec![Digits::new(true).into(), gpt2_words()])),
-        "gpt-2" | "granite-docling" => plain(gpt2_words()),
-        "dbrx" | "smaug-bpe" => plain(sequence(vec![words(CL100K)?, bytes()])),
-        "llama-bpe" | "llama3" | "llama-v3" => {
-            Pipeline { ignore_merges: true, add_bos: true, ..plain(sequence(vec![words(CL100K)?, bytes()])) }
+        "refact" | "starcoder" | "smollm" | "codeshell" | "minerva-7b" => {
+            plain(Sequence::new(vec![Digits::new(true).into(), gpt2_words()]).into())
         }
-        "qwen2" => Pipeline { normalizer: Some(NFC.into()), ..plain(sequence(vec![words(QWEN2)?, bytes()])) },
-        "default" => {
-            let [digits, triples] = DEFAULT_AFTER;
-            let gpt2 = words(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")?;
-            plain(sequence(vec![words(DEFAULT_BEFORE)?, gpt2, words(digits)?, words(triples)?, bytes()]))
+        "gpt-2" | "granite-docling" | "mellum" | "trillion" => plain(gpt2_words()),
+        "dbrx" | "smaug-bpe" => plain(words(&[CL100K])?),
+        "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "pixtral" | "midm-2.0" => {
+            Pipeline { ignore_merges: true, add_bos: true, ..plain(words(&[CL100K])?) }
         }
+        "qwen2" | "deepseek-r1-qwen" => Pipeline { normalizer: Some(NFC.into()), ..plain(words(&[QWEN2])?) },
+        "gpt-4o" | "llama4" => plain(words(&[GPT_4O])?),
+        "tekken" => Pipeline { ignore_merges: true, add_bos: true, ..plain(words(&[TEKKEN])?) },
+        "deepseek-llm" => plain(words(&DEEPSEEK_LLM)?),
+        "deepseek-coder" => plain(words(&DEEPSEEK_CODER)?),
+        "deepseek-v3" => plain(words(&DEEPSEEK_V3)?),
+        "seed-coder" => plain(words(&[SEED_CODER])?),
+        "minicpm5" => Pipeline { ignore_merges: true, ..plain(words(&MINICPM5)?) },
+        "viking" => plain(words(&VIKING)?),
+        DEFAULT => plain(words(&DEFAULT_WORDS)?),
         _ => return Ok(None),
     }))
 }
+
+/// One name for each pipeline.
+const NAMES: [&str; 14] = [
+    "refact",
+    "gpt-2",
+    "dbrx",
+    "llama-bpe",
+    "qwen2",
+    "gpt-4o",
+    "tekken",
+    "deepseek-llm",
+    "deepseek-coder",
+    "deepseek-v3",
+    "seed-coder",
+    "minicpm5",
+    "viking",
+    DEFAULT,
+];
+
+/// Texts on which any two pipelines differ.
+const PROBES: [&str; 6] = [
+    "It's LATE, isn't It'S? 'Tis McDonald's O'NEILL 12345678 ½Ⅷ²³ v1.2.3 ٣٤٥",
+    "a/b://\n\n !?\r\n\n/ #x =y _z a\u{301}b \u{301}\u{302}c 语\u{301} ǅabc ʰAb",
+    "tail  \n \t\n  x   \n\n",
+    "日本語テキスト，한국어。中文123汉字 Ελλάδα ไทย हिन्दी",
+    "price: $1,234.56 <=> ^~|`+ (x) [y] {z}…",
+    "e\u{301} \u{212b} \u{f900}",
+];
 
 /// The name of the pipeline that splits and normalises `texts` as `tokenizer` does; `None` where no known one does.
 pub(crate) fn name_of(tokenizer: &Tokenizer, texts: &[&str]) -> Result<Option<&'static str>> {
@@ -75,11 +168,11 @@ pub(crate) fn name_of(tokenizer: &Tokenizer, texts: &[&str]) -> Result<Option<&'
         ModelWrapper::BPE(bpe) => bpe.ignore_merges,
         _ => return Ok(None),
     };
-    let theirs = words_of(tokenizer.get_normalizer(), tokenizer.get_pre_tokenizer(), texts)?;
-    // One name for each pipeline.
-    for name in ["refact", "gpt-2", "dbrx", "llama-bpe", "qwen2", "default"] {
+    let texts: Vec<&str> = texts.iter().copied().chain(PROBES).collect();
+    let theirs = words_of(tokenizer.get_normalizer(), tokenizer.get_pre_tokenizer(), &texts)?;
+    for name in NAMES {
         let Some(pipeline) = pipeline(name)? else { continue };
-        let ours = words_of(pipeline.normalizer.as_ref(), Some(&pipeline.pre_tokenizer), texts)?;
+        let ours = words_of(pipeline.normalizer.as_ref(), Some(&pipeline.pre_tokenizer), &texts)?;
         if pipeline.ignore_merges == ignores && ours == theirs {
             return Ok(Some(name));
         }
@@ -109,12 +202,17 @@ fn words_of(
     texts.iter().map(words).collect()
 }
 
-/// Splits a text at the matches of a regular expression; each match is a word, and so is what lies
-/// between two of them.
-fn words(pattern: &str) -> Result<PreTokenizerWrapper> {
-    let pattern = SplitPattern::Regex(pattern.to_string());
-    let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false);
-    Ok(split.map_err(|error| Error::Tokenizer(error.to_string()))?.into())
+/// Splits a text at the matches of regular expressions, one after the other, and maps its bytes to characters. Each
+/// match is a word, and so is what lies between two of them.
+fn words(patterns: &[&str]) -> Result<PreTokenizerWrapper> {
+    let mut parts = Vec::with_capacity(patterns.len() + 1);
+    for pattern in patterns {
+        let pattern = SplitPattern::Regex((*pattern).to_string());
+        let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false);
+        parts.push(split.map_err(|error| Error::Tokenizer(error.to_string()))?.into());
+    }
+    parts.push(ByteLevel::new(false, true, false).into());
+    Ok(Sequence::new(parts).into())
 }
 
 #[cfg(test)]
