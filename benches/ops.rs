@@ -206,7 +206,7 @@ fn rms_norm(c: &mut Criterion) {
 /// Queries and keys inside the rows of queries, keys and values.
 fn rope(c: &mut Criterion) {
     let mut op = Op::new(c, "rope", &format!("T={T} heads={} D={D}", H + K));
-    let rope = Rope { theta: 10_000.0, llama3: None };
+    let rope = Rope::new(10_000.0);
     let table = RopeTable::new(&rope, D, 512, DType::F32, &DEVICE).expect("a table of angles");
     let inputs = rotated(|| randn(T, (H + 2 * K) * D));
     let (work, positions) = (T * (H + K) * D, (&BATCH.position_ids).into());

@@ -39,6 +39,8 @@ pub struct Session {
     pub format: String,
     /// dtype of the weights on the device.
     pub dtype: DType,
+    /// What is not as the checkpoint's configuration says, or is not read.
+    pub warnings: Vec<String>,
 }
 
 /// The device that `choice` names; `auto` takes a GPU where this build can use one.
@@ -207,11 +209,11 @@ pub fn open(options: &ModelOptions, progress: &mut dyn FnMut(usize, usize)) -> R
     let device = device(options.device)?;
     let path = locate(&options.id)?;
     let dtype = dtype(options.dtype, &device);
-    let Checkpoint { config, tokenizer, weights, format } = Checkpoint::open(&path)?;
+    let Checkpoint { config, tokenizer, weights, format, warnings } = Checkpoint::open(&path)?;
     let blocks = config.num_hidden_layers;
     let dtypes = granite::dtypes(dtype, &device)?;
     let model = Granite::load(&config, &weights, dtypes, &device, &mut |done| progress(done, blocks))?;
-    Ok(Session { model, tokenizer, id: options.id.clone(), format, dtype })
+    Ok(Session { model, tokenizer, id: options.id.clone(), format, dtype, warnings })
 }
 
 /// The template and limits of a configuration, ready to encode.

@@ -2,7 +2,7 @@
 
 use super::{Checks, Comparison, Input, Kind, Target, attention};
 use crate::Result;
-use crate::model::config::Rope;
+use crate::model::Rope;
 use crate::ops::adamw::{AdamW, Parameter, Step};
 use crate::ops::embed::{self, Lookup};
 use crate::ops::rms_norm::{Add, RmsNorm};
@@ -123,7 +123,7 @@ fn rms_norm(checks: &mut Checks) -> Result<()> {
 }
 
 fn rope(checks: &mut Checks) -> Result<()> {
-    let rope = Rope { theta: 1e4, llama3: None };
+    let rope = Rope::new(1e4);
     for (t, heads, others, d) in [(1, 1, 0, 2), (5, 3, 2, 10), (123, 2, 1, 64), (9, 5, 1, 128)] {
         checks.case(format!("{t} rows, {heads} of {} heads of {d}", heads + others));
         let x = checks.random((t, (heads + others) * d), 1.0)?;

@@ -4,7 +4,7 @@ use super::Target;
 use crate::Result;
 use crate::config::TrainOptions;
 use crate::data::Example;
-use crate::model::config::{ModelType, Rope};
+use crate::model::{ModelType, Rope};
 use crate::model::{Granite, ModelConfig, granite};
 use crate::tune::{EpochRecord, Limits, Observer, StepRecord, Task, Trainer};
 use candle_core::{DType, Device};
@@ -82,7 +82,7 @@ fn config(head_dim: usize) -> ModelConfig {
         head_dim,
         max_position_embeddings: 4096,
         rms_norm_eps: 1e-5,
-        rope: Some(Rope { theta: 1e4, llama3: None }),
+        rope: Some(Rope::new(1e4)),
         tie_word_embeddings: true,
         attention_bias: false,
         mlp_bias: false,

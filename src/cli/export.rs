@@ -161,6 +161,7 @@ fn bad(problem: &str) -> anyhow::Error {
 
 /// What came of it, on stderr.
 fn say(baked: &Baked) {
+    baked.warnings.iter().for_each(super::warn);
     for (name, prompt) in baked.prompts.as_object().into_iter().flatten() {
         eprintln!(
             "{name}: {} tokens, ids {} to {}",

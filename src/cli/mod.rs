@@ -133,3 +133,8 @@ impl PlaceArgs {
         options.dtype = self.dtype.unwrap_or(options.dtype);
     }
 }
+
+/// Prints a warning.
+fn warn(text: impl std::fmt::Display) {
+    eprintln!("warning    {text}");
+}

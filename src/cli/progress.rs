@@ -57,8 +57,6 @@ pub fn open(options: &gneiss::config::ModelOptions) -> anyhow::Result<Session> {
         super::text::bytes(session.model.weight_bytes() as u64),
         started.elapsed().as_secs_f64(),
     );
-    for warning in session.tokenizer.warnings.iter().chain(&session.tokenizer.rows_warning()) {
-        eprintln!("warning    {warning}");
-    }
+    session.warnings.iter().for_each(super::warn);
     Ok(session)
 }

@@ -11,6 +11,10 @@
 //! ```
 //!
 //! A row that predicts a target token is a *target row*: the last input row of a sequence and its t rows.
+//!
+//! Where a model turns the positions of long sequences by other frequencies ([`crate::model::Rope::long_above`]), a group
+//! with sequences of both kinds has two prefixes, one for each. So no sequence changes what another one gives. A
+//! sequence's length is that of its prefix, input and target, the target's end included, as transformers counts it.
 
 use super::Example;
 use crate::ops::embed::virtual_id;
@@ -98,7 +102,8 @@ pub fn common_head<'a>(mut inputs: impl Iterator<Item = &'a [u32]>) -> &'a [u32]
 pub struct PackedBatch {
     /// A token of the vocabulary, or a virtual token ([`virtual_id`]); `[T]`.
     pub ids: Indices,
-    /// Position of each row behind the beginning of its prefix; `[T]`.
+    /// Row of the rotary table for each row: its position behind the beginning of its prefix, and in a sequence of more
+    /// than [`crate::model::Rope::long_above`] positions that many more; `[T]`.
     pub position_ids: Indices,
     /// Leading rows of the batch that are prefixes.
     pub prefix_rows: usize,
@@ -127,14 +132,19 @@ impl Passes {
     /// Packs `groups`; where that makes more than `max_rows` rows, the prefixes get a pass of their own and the
     /// sequences as many as they need.
     pub fn new(groups: &[PrefixGroup], max_rows: usize) -> Self {
-        let prefixes: usize = groups.iter().map(PrefixGroup::prefix_rows).sum();
+        Self::with_long_rope(groups, max_rows, None)
+    }
+
+    /// As [`Passes::new`], for a model that turns sequences of more than `long_above` positions by other frequencies.
+    pub fn with_long_rope(groups: &[PrefixGroup], max_rows: usize, long_above: Option<usize>) -> Self {
         let sequences: Vec<(usize, &Sequence)> = groups
             .iter()
             .enumerate()
             .flat_map(|(g, group)| group.sequences.iter().map(move |s| (g, s)))
             .collect();
         let rows: usize = sequences.iter().map(|(_, s)| s.rows()).sum();
-        let packer = Packer { groups };
+        let packer = Packer { groups, long_above };
+        let prefixes: usize = groups.iter().map(|g| packer.kinds(g).count() * g.prefix_rows()).sum();
         if prefixes + rows <= max_rows || sequences.len() <= 1 {
             return Self { lead: packer.pack(true, &sequences), rest: Vec::new() };
         }
@@ -172,9 +182,28 @@ impl Passes {
 
 struct Packer<'a> {
     groups: &'a [PrefixGroup],
+    /// Positions above which a sequence is long.
+    long_above: Option<usize>,
 }
 
 impl Packer<'_> {
+    fn is_long(&self, group: &PrefixGroup, sequence: &Sequence) -> bool {
+        let positions = group.prefix_rows() + sequence.input.len() + sequence.target.len();
+        self.long_above.is_some_and(|most| positions > most)
+    }
+
+    /// Whether a group has short and long sequences; one without sequences counts as short.
+    fn kinds(&self, group: &PrefixGroup) -> impl Iterator<Item = bool> {
+        let has = |long| group.sequences.iter().any(|sequence| self.is_long(group, sequence) == long);
+        let (short, long) = (has(false) || group.sequences.is_empty(), has(true));
+        [(false, short), (true, long)].into_iter().filter(|(_, present)| *present).map(|(kind, _)| kind)
+    }
+
+    /// The first row of the rotary table for sequences of a kind.
+    fn first_position(&self, long: bool) -> usize {
+        self.long_above.filter(|_| long).unwrap_or(0)
+    }
+
     /// Packs the prefixes, where they are wanted, and `sequences` (group, sequence).
     fn pack(&self, with_prefixes: bool, sequences: &[(usize, &Sequence)]) -> PackedBatch {
         let mut batch = PackedBatch {
@@ -187,22 +216,31 @@ impl Packer<'_> {
             labels: Indices::default(),
             examples: sequences.len(),
         };
+        // Of each group, by kind.
         let mut prefixes = Vec::new();
         let mut row = 0;
         for group in self.groups {
-            let prefix = row..row + group.prefix_rows();
-            row = prefix.end;
-            if with_prefixes && !prefix.is_empty() {
-                let virtual_ids = group.prompt.clone().map(virtual_id);
-                batch.push(virtual_ids.chain(group.head.iter().copied()), 0, None, 0);
+            let mut of_kind = [0..0, 0..0];
+            for long in self.kinds(group) {
+                let prefix = row..row + group.prefix_rows();
+                row = prefix.end;
+                if with_prefixes && !prefix.is_empty() {
+                    let virtual_ids = group.prompt.clone().map(virtual_id);
+                    let ids = virtual_ids.chain(group.head.iter().copied());
+                    batch.push(ids, self.first_position(long), None, 0);
+                }
+                of_kind[usize::from(long)] = prefix;
             }
-            prefixes.push(prefix);
+            prefixes.push(of_kind);
         }
         batch.prefix_rows = batch.ids.len();
         for (g, sequence) in sequences {
-            let prefix = Some(prefixes[*g].clone()).filter(|p| !p.is_empty());
+            let group = &self.groups[*g];
+            let long = self.is_long(group, sequence);
+            let prefix = Some(prefixes[*g][usize::from(long)].clone()).filter(|p| !p.is_empty());
             let rows = sequence.input.iter().chain(&sequence.target).copied().take(sequence.rows());
-            batch.push(rows, self.groups[*g].prefix_rows(), prefix, sequence.target_rows());
+            let position = self.first_position(long) + group.prefix_rows();
+            batch.push(rows, position, prefix, sequence.target_rows());
             batch.labels.extend(sequence.target.iter().copied());
         }
         batch
@@ -262,6 +300,26 @@ mod tests {
             Segment { queries: 0..2, keys: 10..15, first: 3, prefix: Some(0..6) }
         );
         assert_eq!(lead.target_segments[0], Segment { queries: 0..0, keys: 0..6, first: 6, prefix: None });
+    }
+
+    #[test]
+    fn short_and_long_sequences_have_a_prefix_each() {
+        let examples = [example(&[1, 2, 3], &[8, 9]), example(&[1, 2, 4, 5], &[8, 9]), example(&[1, 2, 6], &[7])];
+        let groups = [PrefixGroup::new(0..2, &examples), PrefixGroup::new(2..3, &examples[..1])];
+        // Lengths 7, 8 and 6, and 6 in the other group: more than 7 is long.
+        let Passes { lead, .. } = Passes::with_long_rope(&groups, 100, 1000, Some(7));
+        assert_eq!(*lead.ids, [100, 101, 1, 2, 100, 101, 1, 2, 102, 1, 2, 3, 8, 4, 5, 8, 6, 3, 8]);
+        assert_eq!(*lead.position_ids, [0, 1, 2, 3, 7, 8, 9, 10, 0, 1, 2, 4, 5, 11, 12, 13, 4, 3, 4]);
+        assert_eq!(lead.prefix_rows, 11);
+        let prefixes: Vec<_> = lead.segments.iter().filter_map(|s| s.prefix.clone()).collect();
+        assert_eq!(prefixes, [0..4, 4..8, 0..4, 8..11]);
+        assert_eq!(*lead.labels, [8, 9, 8, 9, 7, 8, 9], "in the order of the examples");
+        let split = Passes::with_long_rope(&groups, 100, 5, Some(7));
+        assert_eq!((split.lead.prefix_rows, split.lead.ids.len()), (11, 11));
+        assert_eq!(split.rest[1].segments[0].prefix, Some(4..8));
+        assert_eq!(*split.rest[1].position_ids, [11, 12, 13]);
+        let all_short = Passes::with_long_rope(&groups, 100, 1000, Some(8));
+        assert_eq!(all_short, Passes::new(&groups, 100, 1000));
     }
 
     #[test]

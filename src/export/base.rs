@@ -1,14 +1,14 @@
 //! The checkpoint that prompts are baked into.
 
-use crate::model::{GgufFile, ModelConfig, TextTokenizer, Weights};
+use crate::model::json::read_map;
+use crate::model::{BareCheckpoint, GgufFile, ModelConfig, TextTokenizer, Weights};
 use crate::{Error, Result};
 use candle_core::quantized::gguf_file::Value;
 use serde_json::{Map, Value as Json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
-pub(super) const HEAD: &str = "lm_head.weight";
+pub(super) use crate::model::weights::{EMBEDDING, HEAD};
 
 /// An open checkpoint.
 pub(super) struct Base {
@@ -18,21 +18,25 @@ pub(super) struct Base {
     pub weights: Weights,
     /// Key-value pairs of a GGUF file; `None` of a folder.
     pub metadata: Option<HashMap<String, Value>>,
+    /// What is not as the configuration says, or is not read.
+    pub warnings: Vec<String>,
 }
 
 impl Base {
     pub fn open(path: &Path) -> Result<Self> {
         let path = path.to_path_buf();
         if path.is_dir() {
-            let config = ModelConfig::from_json(&path.join("config.json"))?;
-            let (mut tokenizer, weights) = (TextTokenizer::from_folder(&path)?, Weights::open_folder(&path)?);
+            let BareCheckpoint { config, weights, mut warnings, .. } = BareCheckpoint::open_folder(&path)?;
+            let mut tokenizer = TextTokenizer::from_folder(&path)?;
             tokenizer.vocab_size = config.vocab_size;
-            return Ok(Self { path, config, tokenizer, weights, metadata: None });
+            warnings.extend(tokenizer.all_warnings());
+            return Ok(Self { path, config, tokenizer, weights, metadata: None, warnings });
         }
         let file = GgufFile::open(&path)?;
         let (config, tokenizer) = (file.config().clone(), TextTokenizer::from_gguf(&file)?);
         let metadata = Some(file.values().clone());
-        Ok(Self { path, config, tokenizer, weights: file.into(), metadata })
+        let warnings = tokenizer.all_warnings().collect();
+        Ok(Self { path, config, tokenizer, weights: file.into(), metadata, warnings })
     }
 
     /// Name of the matrix that gives logits.
@@ -49,11 +53,7 @@ impl Base {
         if self.metadata.is_some() || !path.is_file() {
             return Ok(None);
         }
-        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-        let object = serde_json::from_str(&text);
-        object
-            .map(Some)
-            .map_err(|error| Error::Checkpoint { path, problem: format!("expected a JSON object: {error}") })
+        read_map(&path).map(Some)
     }
 
     /// A string of a GGUF file's key-value pairs.

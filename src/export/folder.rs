@@ -99,6 +99,7 @@ impl Weights<'_> {
         for name in names.iter().copied().filter(|name| !(tied && *name == HEAD)) {
             let stored = base.weights.stored(name)?;
             let dtype = match (self.target, stored.dtype) {
+                (None, _) if [EMBEDDING, HEAD].contains(&name) => plain(base.dtype_of(name)?),
                 (Some(target), dtype) if values::ggml(dtype).is_some() => plain(target),
                 (_, StoredDtype::Safetensors(dtype)) => dtype,
                 (_, StoredDtype::Gguf(dtype)) => plain(dtype),
@@ -130,7 +131,7 @@ impl Weights<'_> {
         }
         let stored = base.weights.stored(name)?;
         match (self.target, values::ggml(stored.dtype)) {
-            (Some(target), Some(found)) if base.metadata.is_some() || target != found => {
+            (Some(target), Some(_)) if base.metadata.is_some() || !values::is(stored.dtype, target) => {
                 let tensor = base.weights.tensor(name, &stored.shape, DType::F32, &Device::Cpu)?;
                 io(out.write_all(&values::encode(&tensor, target)?))
             }
@@ -165,6 +166,12 @@ fn config(base: &Base, vocab_size: usize, value_type: Option<ValueType>) -> Resu
     };
     json.insert("vocab_size".into(), json!(vocab_size));
     json.insert("tie_word_embeddings".into(), json!(false));
+    // Saved from the base class, as the baked checkpoint is not.
+    let class = json.get("architectures").and_then(|classes| classes.get(0)).and_then(Value::as_str);
+    if let Some(family) = class.and_then(|class| class.strip_suffix("Model")) {
+        let class = format!("{family}ForCausalLM");
+        json.insert("architectures".into(), json!([class]));
+    }
     if let Some(target) = target(base, value_type) {
         // transformers 5 writes the first and reads both.
         let keys: Vec<&str> =
@@ -201,13 +208,7 @@ fn config_of_gguf(base: &Base) -> Result<Map<String, Value>> {
         "max_position_embeddings": c.max_position_embeddings,
         "rms_norm_eps": c.rms_norm_eps,
         "rope_theta": rope.theta,
-        "rope_scaling": rope.llama3.map(|scaling| json!({
-            "rope_type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_max_position_embeddings,
-        })),
+        "rope_scaling": rope.scaling_json(),
         "attention_bias": c.attention_bias,
         "mlp_bias": c.mlp_bias,
         "bos_token_id": base.number("tokenizer.ggml.bos_token_id"),

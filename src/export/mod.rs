@@ -125,6 +125,8 @@ pub struct Baked {
     pub embedding_type: String,
     /// Prompts whose text form gives other tokens than the prompt was tuned on.
     pub inexact: Vec<String>,
+    /// What is not as the base's configuration says, or is not read.
+    pub warnings: Vec<String>,
 }
 
 /// Told of the work: what is done, how much of it, of how much.
@@ -169,5 +171,6 @@ pub fn bake(options: Bake<'_>, progress: Progress<'_>) -> Result<Baked> {
         embedding_type: format!("{embedding:?}").to_lowercase(),
         inexact: listed.inexact,
         unlikely,
+        warnings: base.warnings.clone(),
     })
 }

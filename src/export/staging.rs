@@ -1,6 +1,7 @@
 //! Output that is there in full or not at all: written in a hidden folder beside its place, then renamed.
 
 use super::{Format, PROMPTS};
+use crate::model::json::bare_again;
 use crate::files::write_atomically;
 use crate::{Error, Result};
 use std::ffi::OsString;
@@ -63,6 +64,7 @@ impl Staging {
         let path = self.path(name);
         let text =
             serde_json::to_string_pretty(json).map_err(|error| bad(&path, "JSON", &error.to_string()))?;
+        let text = bare_again(text);
         write_atomically(&path, |out| writeln!(out, "{text}"))
     }
 

@@ -22,7 +22,7 @@ use super::base::Base;
 use super::place::Placed;
 use crate::data::pack::{Passes, PrefixGroup, Sequence};
 use crate::generate;
-use crate::model::{Granite, granite};
+use crate::model::{Granite, Rope, granite};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use std::collections::HashSet;
@@ -76,7 +76,9 @@ pub(super) fn find(base: &Base, placed: &Placed, progress: Progress<'_>) -> Resu
     let groups = groups(base, placed)?;
     let prompts = generate::prompts(&model, Some(&placed.rows))?;
     for (i, group) in groups.iter().enumerate() {
-        let batch = Passes::new(std::slice::from_ref(group), usize::MAX).lead;
+        let long_above = base.config.rope.as_ref().and_then(Rope::long_above);
+        let group = std::slice::from_ref(group);
+        let batch = Passes::with_long_rope(group, usize::MAX, long_above).lead;
         seen.add(&model, model.hidden(&batch, &prompts, None)?)?;
         progress("looking for unlikely tokens", i + 1, groups.len());
     }

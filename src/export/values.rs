@@ -10,15 +10,20 @@ use candle_core::{D, DType, Device, Tensor};
 use safetensors::Dtype;
 use std::borrow::Cow;
 
-/// The type of floating-point values on disk; `None` of others.
+/// The type of floating-point values on disk, that of f64 being f32; `None` of others.
 pub(super) fn ggml(stored: StoredDtype) -> Option<GgmlDType> {
     match stored {
         StoredDtype::Gguf(dtype) => Some(dtype),
-        StoredDtype::Safetensors(Dtype::F32) => Some(GgmlDType::F32),
+        StoredDtype::Safetensors(Dtype::F32 | Dtype::F64) => Some(GgmlDType::F32),
         StoredDtype::Safetensors(Dtype::F16) => Some(GgmlDType::F16),
         StoredDtype::Safetensors(Dtype::BF16) => Some(GgmlDType::BF16),
         StoredDtype::Safetensors(_) => None,
     }
+}
+
+/// Whether the values on disk are those of `dtype` as they are.
+pub(super) fn is(stored: StoredDtype, dtype: GgmlDType) -> bool {
+    stored != StoredDtype::Safetensors(Dtype::F64) && ggml(stored) == Some(dtype)
 }
 
 /// Whether values of this type are blocks.
@@ -123,8 +128,9 @@ impl<'a> Matrices<'a> {
 
     /// The base's rows before the new ones, those, and what it has behind them.
     fn grown(&self, name: &str, new: &Tensor, dtype: GgmlDType) -> Result<[Cow<'_, [u8]>; 3]> {
-        let old = match self.base.dtype_of(name)? == dtype {
-            true => Cow::Borrowed(self.base.weights.stored(name)?.bytes),
+        let stored = self.base.weights.stored(name)?;
+        let old = match is(stored.dtype, dtype) {
+            true => Cow::Borrowed(stored.bytes),
             false => Cow::Owned(encode(&self.base.config_matrix(name)?, dtype)?),
         };
         let rows = self.base.config.vocab_size;

@@ -28,11 +28,13 @@ pub struct SequenceId(u64);
 
 /// Runs requests through a model.
 pub struct Engine<'m> {
-    model: &'m Granite,
+    pub(super) model: &'m Granite,
     pub(super) cache: KvCache,
     no_prompts: Tensor,
     step_rows: usize,
-    prefixes: BTreeMap<PrefixId, Prefix>,
+    pub(super) prefixes: BTreeMap<PrefixId, Prefix>,
+    /// The same prompts for requests longer than [`crate::model::Rope::long_above`], made when one comes.
+    pub(super) long_prefixes: BTreeMap<PrefixId, Prefix>,
     /// Blocks of prefixes that are gone, whose requests are not.
     leaving: Vec<Arc<Block>>,
     waiting: VecDeque<Waiting>,
@@ -86,6 +88,7 @@ impl Part {
         Next {
             tokens: &self.tokens,
             prefix: block.rows.clone(),
+            first_position: block.first_position,
             own: own.clone(),
             filled: *filled,
             targets: self.targets,
@@ -105,6 +108,7 @@ impl<'m> Engine<'m> {
             no_prompts: super::prompts(model, None)?,
             step_rows: step_rows.max(1),
             prefixes: BTreeMap::new(),
+            long_prefixes: BTreeMap::new(),
             leaving: Vec::new(),
             waiting: VecDeque::new(),
             running: Vec::new(),
@@ -151,7 +155,7 @@ impl<'m> Engine<'m> {
 
     /// Takes a prefix away. Requests behind it that are under way go on; those that wait for it end at the next step.
     pub fn remove_prefix(&mut self, prefix: PrefixId) {
-        if let Some(prefix) = self.prefixes.remove(&prefix) {
+        for prefix in [self.prefixes.remove(&prefix), self.long_prefixes.remove(&prefix)].into_iter().flatten() {
             self.leaving.extend(prefix.into_blocks());
         }
     }
@@ -163,7 +167,11 @@ impl<'m> Engine<'m> {
     /// that is longer than the cache; the device's.
     pub fn submit(&mut self, prefix: PrefixId, request: Request) -> Result<SequenceId> {
         self.check(prefix, &request)?;
-        if let Some(found) = self.prefixes.get_mut(&prefix) {
+        let found = match self.long(prefix, &request)? {
+            None => self.prefixes.get_mut(&prefix),
+            Some(_) => self.long_prefixes.get_mut(&prefix),
+        };
+        if let Some(found) = found {
             found.learn(self.model, &mut self.cache, &request.tokens)?;
         }
         let id = SequenceId(self.next_id());
@@ -200,7 +208,9 @@ impl<'m> Engine<'m> {
                  has positions, found {positions}"
             ));
         }
-        let rows = own_rows(tokens.len(), request.max_new_tokens) + found.virtual_tokens();
+        // A long request's prefix is computed beside the other.
+        let prefixes = found.virtual_tokens() * if self.long(prefix, request)?.is_some() { 2 } else { 1 };
+        let rows = own_rows(tokens.len(), request.max_new_tokens) + prefixes;
         if rows > self.cache.capacity() {
             return invalid(format!(
                 "expected at most {} rows of keys and values, the size of the cache, found {rows}",
@@ -234,7 +244,7 @@ impl<'m> Engine<'m> {
     /// The device's. The requests under way ([`Engine::running`]) have to be ended then.
     pub fn step(&mut self) -> Result<Stepped> {
         let mut events = self.end_overdue();
-        self.admit(&mut events);
+        self.admit(&mut events)?;
         let parts = self.parts();
         let mut stepped = Stepped { sequences: parts.len(), rows: 0, events };
         stepped.rows = parts.iter().map(|part| part.tokens.len()).sum();
@@ -313,7 +323,7 @@ impl<'m> Engine<'m> {
     }
 
     /// Frees heads that nobody uses until `rows` rows stand together, or none is left.
-    fn make_room(&mut self, rows: usize) -> Option<Range<usize>> {
+    pub(super) fn make_room(&mut self, rows: usize) -> Option<Range<usize>> {
         self.leave();
         loop {
             if let Some(range) = self.cache.take(rows) {
@@ -321,23 +331,33 @@ impl<'m> Engine<'m> {
                 return Some(range);
             }
             let cache = &mut self.cache;
-            if !self.prefixes.values_mut().any(|prefix| prefix.give_back_one(cache)) {
+            let mut prefixes = self.prefixes.values_mut().chain(self.long_prefixes.values_mut());
+            if !prefixes.any(|prefix| prefix.give_back_one(cache)) {
                 return None;
             }
         }
     }
 
     /// Takes requests in, in the order of their arrival, while there is room for them.
-    fn admit(&mut self, events: &mut Vec<(SequenceId, Event)>) {
+    fn admit(&mut self, events: &mut Vec<(SequenceId, Event)>) -> Result<()> {
         self.leave();
         let mut rows: usize = self.running.iter().map(Sequence::rows_to_come).sum();
         while rows < self.step_rows {
             let Some(Waiting { id, prefix, request }) = self.waiting.front() else { break };
-            let Some(found) = self.prefixes.get_mut(prefix) else {
+            if !self.prefixes.contains_key(prefix) {
                 events.push((*id, Event::Failed("the prompt was unloaded".into())));
                 self.waiting.pop_front();
                 continue;
-            };
+            }
+            let (prefix, long) = (*prefix, self.long(*prefix, request)?);
+            if let Some(first_position) = long
+                && !self.make_long_prefix(prefix, first_position)?
+            {
+                break;
+            }
+            let Some(Waiting { request, .. }) = self.waiting.front() else { break };
+            let prefixes = if long.is_some() { &mut self.long_prefixes } else { &mut self.prefixes };
+            let Some(found) = prefixes.get_mut(&prefix) else { break };
             // The row before the first token to score is the request's own, as is the last.
             let block = found.block(&request.tokens, request.scored + 1);
             let n = own_rows(request.tokens.len() - block.head.len(), request.max_new_tokens);
@@ -353,6 +373,7 @@ impl<'m> Engine<'m> {
                 Sequence { id, request, chooser, block, own, filled: 0, generated, scored, events };
             self.running.push(sequence);
         }
+        Ok(())
     }
 
     /// What of each sequence goes through now: a token of those that generate, then as much text as there is room for.

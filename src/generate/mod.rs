@@ -2,6 +2,7 @@
 
 mod choose;
 mod engine;
+mod long;
 mod prefixes;
 mod request;
 mod sampling;
@@ -11,7 +12,7 @@ pub use prefixes::PrefixId;
 pub use request::{Event, Request, Sampling, StopReason, Token};
 
 use crate::Result;
-use crate::model::Granite;
+use crate::model::{Granite, Rope};
 use candle_core::Tensor;
 use std::collections::HashMap;
 
@@ -57,7 +58,10 @@ pub fn generate(
     progress: &mut dyn FnMut(usize),
 ) -> Result<Vec<Generated>> {
     let virtual_tokens = prompt.map_or(0, |prompt| prompt.dims()[0]);
-    let rows = cache_rows(&requests, virtual_tokens, 4 * step_rows);
+    let long_above = model.config().rope.as_ref().and_then(Rope::long_above);
+    // Long requests have a prefix of their own.
+    let of_long = if long_above.is_some() { virtual_tokens } else { 0 };
+    let rows = cache_rows(&requests, virtual_tokens, 4 * step_rows) + of_long;
     let mut engine = Engine::new(model, rows, step_rows)?;
     let prefix = engine.add_prefix(prompt)?;
     engine

@@ -40,6 +40,8 @@ pub struct PrefixId(pub(super) u64);
 pub(super) struct Block {
     /// Rows of the cache.
     pub(super) rows: Range<usize>,
+    /// The first row of the rotary table for its positions.
+    pub(super) first_position: usize,
     /// Tokens behind the virtual ones.
     pub(super) head: Vec<u32>,
     /// Hidden state of the last virtual token [1, C], where there is one and no head.
@@ -50,6 +52,8 @@ pub(super) struct Block {
 pub(super) struct Prefix {
     /// The virtual tokens' embeddings as the model computes, [P, C].
     prompts: Tensor,
+    /// The first row of the rotary table for the positions of its sequences.
+    first_position: usize,
     /// The first has no head. In the order of their last use otherwise, the latest last.
     blocks: Vec<Arc<Block>>,
     recent: VecDeque<Vec<u32>>,
@@ -58,8 +62,26 @@ pub(super) struct Prefix {
 impl Prefix {
     /// A prefix and its block without a head; `None` where the cache has no room for it.
     pub(super) fn new(model: &Granite, cache: &mut KvCache, prompt: Option<&Tensor>) -> Result<Option<Self>> {
-        let mut prefix =
-            Self { prompts: super::prompts(model, prompt)?, blocks: Vec::new(), recent: VecDeque::new() };
+        Self::at(model, cache, super::prompts(model, prompt)?, 0)
+    }
+
+    /// The same prompt for sequences whose positions begin at `first_position` of the rotary table.
+    pub(super) fn turned(
+        &self,
+        model: &Granite,
+        cache: &mut KvCache,
+        first_position: usize,
+    ) -> Result<Option<Self>> {
+        Self::at(model, cache, self.prompts.clone(), first_position)
+    }
+
+    fn at(
+        model: &Granite,
+        cache: &mut KvCache,
+        prompts: Tensor,
+        first_position: usize,
+    ) -> Result<Option<Self>> {
+        let mut prefix = Self { prompts, first_position, blocks: Vec::new(), recent: VecDeque::new() };
         let Some(block) = prefix.compute(model, cache, &[])? else { return Ok(None) };
         prefix.blocks.push(Arc::new(block));
         Ok(Some(prefix))
@@ -70,18 +92,21 @@ impl Prefix {
     }
 
     fn compute(&self, model: &Granite, cache: &mut KvCache, head: &[u32]) -> Result<Option<Block>> {
+        let first_position = self.first_position;
         let virtual_ids = (0..self.virtual_tokens() as u32).map(virtual_id);
         let tokens: Vec<u32> = virtual_ids.chain(head.iter().copied()).collect();
         let Some(rows) = cache.take(tokens.len()) else { return Ok(None) };
         if tokens.is_empty() {
-            return Ok(Some(Block { rows, head: Vec::new(), last: None }));
+            return Ok(Some(Block { rows, first_position, head: Vec::new(), last: None }));
         }
         let targets = usize::from(head.is_empty());
-        let next = Next { tokens: &tokens, prefix: 0..0, own: rows.clone(), filled: 0, targets };
+        let own = rows.clone();
+        let next = Next { tokens: &tokens, prefix: 0..0, first_position, own, filled: 0, targets };
         let computed = cache.pack(&[next]).and_then(|batch| model.infer(&batch, &self.prompts, cache));
         match computed {
             Ok(hidden) => {
-                Ok(Some(Block { rows, head: head.to_vec(), last: head.is_empty().then_some(hidden) }))
+                let last = head.is_empty().then_some(hidden);
+                Ok(Some(Block { rows, first_position, head: head.to_vec(), last }))
             }
             Err(error) => {
                 cache.give_back(rows);

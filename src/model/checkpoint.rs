@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::config::ModelConfig;
 use super::gguf::GgufFile;
+use super::names;
 use super::tokenizer::TextTokenizer;
 use super::weights::Weights;
 use crate::{Error, Result};
@@ -19,6 +20,8 @@ pub struct Checkpoint {
     pub weights: Weights,
     /// `safetensors`, or `gguf` with its quantisation types.
     pub format: String,
+    /// What is not as the configuration says, or is not read; nothing that keeps the checkpoint from being used.
+    pub warnings: Vec<String>,
 }
 
 /// A checkpoint without its tokenizer, for work on token ids alone.
@@ -30,6 +33,8 @@ pub struct BareCheckpoint {
     pub weights: Weights,
     /// `safetensors`, or `gguf` with its quantisation types.
     pub format: String,
+    /// What is not as the configuration says, or is not read; nothing that keeps the checkpoint from being used.
+    pub warnings: Vec<String>,
 }
 
 impl Checkpoint {
@@ -42,17 +47,17 @@ impl Checkpoint {
     pub fn open(local_path: &Path) -> Result<Self> {
         let (mut tokenizer, bare) = match kind(local_path)? {
             Kind::Folder => {
-                let config = ModelConfig::from_json(&local_path.join("config.json"))?;
-                let tokenizer = TextTokenizer::from_folder(local_path)?;
-                (tokenizer, BareCheckpoint::new(config, Weights::open_folder(local_path)?))
+                let bare = BareCheckpoint::open_folder(local_path)?;
+                (TextTokenizer::from_folder(local_path)?, bare)
             }
             Kind::Gguf => {
                 let file = GgufFile::open(local_path)?;
-                (TextTokenizer::from_gguf(&file)?, BareCheckpoint::new(file.config().clone(), file.into()))
+                (TextTokenizer::from_gguf(&file)?, BareCheckpoint::of_gguf(file))
             }
         };
-        let BareCheckpoint { config, weights, format } = bare;
+        let BareCheckpoint { config, weights, format, mut warnings } = bare;
         tokenizer.vocab_size = config.vocab_size;
+        warnings.extend(tokenizer.all_warnings());
         if tokenizer.eos_token_id as usize >= config.vocab_size {
             let problem = format!(
                 "end-of-text token: expected an id under `vocab_size` ({}), found {}",
@@ -60,7 +65,7 @@ impl Checkpoint {
             );
             return Err(Error::Checkpoint { path: local_path.to_path_buf(), problem });
         }
-        Ok(Self { config, tokenizer, weights, format })
+        Ok(Self { config, tokenizer, weights, format, warnings })
     }
 
     /// Opens a checkpoint that may lack a tokenizer.
@@ -69,22 +74,34 @@ impl Checkpoint {
     /// As [`Checkpoint::open`], the tokenizer's left out.
     pub fn open_without_tokenizer(local_path: &Path) -> Result<BareCheckpoint> {
         Ok(match kind(local_path)? {
-            Kind::Folder => {
-                let config = ModelConfig::from_json(&local_path.join("config.json"))?;
-                BareCheckpoint::new(config, Weights::open_folder(local_path)?)
-            }
+            Kind::Folder => BareCheckpoint::open_folder(local_path)?,
             Kind::Gguf => {
                 let file = GgufFile::open(local_path)?;
-                BareCheckpoint::new(file.config().clone(), file.into())
+                BareCheckpoint::of_gguf(file)
             }
         })
     }
 }
 
 impl BareCheckpoint {
-    fn new(config: ModelConfig, weights: Weights) -> Self {
+    /// Opens configuration and weights of a folder.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub(crate) fn open_folder(path: &Path) -> Result<Self> {
+        let (mut config, mut warnings) = ModelConfig::read(&path.join("config.json"))?;
+        let mut weights = Weights::open_folder(path)?;
+        warnings.extend(names::settle_head(&mut config, &mut weights)?);
+        warnings.extend(names::unused(&config, &weights));
         let format = weights.format();
-        Self { config, weights, format }
+        Ok(Self { config, weights, format, warnings })
+    }
+
+    fn of_gguf(file: GgufFile) -> Self {
+        let config = file.config().clone();
+        let weights = Weights::from(file);
+        let format = weights.format();
+        Self { config, weights, format, warnings: Vec::new() }
     }
 }
 

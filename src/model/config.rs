@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
+use serde_json::Value;
+
 use super::json::{JsonObject, describe};
+use super::rope::{self, Rope};
 use crate::{Error, Result};
 
 /// The family that a checkpoint says it is of (`model_type` of `config.json`).
@@ -14,29 +17,6 @@ pub enum ModelType {
     Llama,
     /// `granitemoehybrid` where it is dense: all layers attention, no experts.
     GraniteMoeHybrid,
-}
-
-/// Rotary position embedding.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Rope {
-    /// Base of the frequencies, `rope_theta`.
-    pub theta: f64,
-    /// `rope_scaling` of the Llama 3 kind.
-    pub llama3: Option<Llama3Scaling>,
-}
-
-/// `rope_scaling` with `rope_type = "llama3"`: low frequencies are divided by `factor`, high ones kept,
-/// those between interpolated (transformers `modeling_rope_utils.py`, `_compute_llama3_parameters`).
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Llama3Scaling {
-    /// Divides the frequencies whose wavelength is long.
-    pub factor: f64,
-    /// Wavelengths over `original_max_position_embeddings / low_freq_factor` are long.
-    pub low_freq_factor: f64,
-    /// Wavelengths under `original_max_position_embeddings / high_freq_factor` are short.
-    pub high_freq_factor: f64,
-    /// Context length of the pretraining.
-    pub original_max_position_embeddings: usize,
 }
 
 /// Shape and multipliers of a dense decoder, one for Granite, Llama and dense granitemoehybrid.
@@ -91,6 +71,15 @@ impl ModelConfig {
     /// layers, another rotary scaling or activation, quantised weights); [`Error::Checkpoint`] names a
     /// key whose value does not fit.
     pub fn from_json(path: &Path) -> Result<Self> {
+        Self::read(path).map(|(config, _)| config)
+    }
+
+    /// As [`ModelConfig::from_json`], with a warning for each key of another arithmetic that transformers does not
+    /// read for this model type, nor does gneiss.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::from_json`].
+    pub fn read(path: &Path) -> Result<(Self, Vec<String>)> {
         let json = JsonObject::read(path)?;
         let model_type = match json.string("model_type")? {
             Some("granite") => ModelType::Granite,
@@ -99,11 +88,12 @@ impl ModelConfig {
             Some(other) => return Err(unsupported(path, format!("model type `{other}`"))),
             None => return Err(json.missing("model_type", "`granite`, `llama` or `granitemoehybrid`")),
         };
-        if json.get("quantization_config").is_some() {
-            return Err(unsupported(path, "`quantization_config` (quantised safetensors)".to_string()));
+        if let Some(quantised) = json.object("quantization_config")? {
+            return Err(quantised_by(path, &quantised));
         }
         match json.string("hidden_act")? {
-            None | Some("silu") => {}
+            // transformers' two names of one function.
+            None | Some("silu" | "swish") => {}
             Some(other) => return Err(unsupported(path, format!("activation `{other}` (`hidden_act`)"))),
         }
         let hybrid = model_type == ModelType::GraniteMoeHybrid;
@@ -143,7 +133,7 @@ impl ModelConfig {
             head_dim,
             max_position_embeddings,
             rms_norm_eps: json.number("rms_norm_eps")?.unwrap_or(1e-6),
-            rope: read_rope(&json, hybrid, max_position_embeddings)?,
+            rope: read_rope(&json, hybrid, &rope::Context { head_dim, max_position_embeddings })?,
             tie_word_embeddings: json.boolean("tie_word_embeddings")?.unwrap_or(false),
             attention_bias: json.boolean("attention_bias")?.unwrap_or(false),
             // granitemoehybrid's shared MLP has no biases, whatever its configuration says.
@@ -154,7 +144,8 @@ impl ModelConfig {
             logits_scaling: multiplier("logits_scaling", 1.0)?,
         };
         config.validate(path)?;
-        Ok(config)
+        let warnings = super::unread::warnings(&json, &config);
+        Ok((config, warnings))
     }
 
     /// What has to hold between the values, from `config.json` and GGUF metadata alike.
@@ -184,6 +175,11 @@ impl ModelConfig {
                 return bad(key, "a finite number over 0".to_string(), value.to_string());
             }
         }
+        let frequencies = self.rope.as_ref().map(|rope| rope.frequencies(self.head_dim, false));
+        if frequencies.is_some_and(|all| all.iter().any(|frequency| !frequency.is_finite())) {
+            let found = format!("{:?}", self.rope);
+            return bad("rope_scaling", "finite rotary frequencies".to_string(), found);
+        }
         Ok(())
     }
 }
@@ -194,6 +190,20 @@ pub(super) fn unsupported(path: &Path, what: String) -> Error {
                 floating point, or as GGUF"
         .to_string();
     Error::Unsupported { path: path.to_path_buf(), what, hint }
+}
+
+/// An error about quantised weights, by the name of the method.
+fn quantised_by(path: &Path, quantised: &JsonObject) -> Error {
+    let method = quantised.get("quant_method").and_then(Value::as_str);
+    let bits = |key: &str| quantised.get(key).and_then(Value::as_bool) == Some(true);
+    let what = match method {
+        Some(method) => format!("`quantization_config` (safetensors quantised by `{method}`)"),
+        None if bits("load_in_4bit") || bits("load_in_8bit") => {
+            "`quantization_config` (safetensors quantised by `bitsandbytes`)".to_string()
+        }
+        None => "`quantization_config` (quantised safetensors)".to_string(),
+    };
+    unsupported(path, what)
 }
 
 fn refuse_experts_and_mamba(json: &JsonObject, num_hidden_layers: usize) -> Result<()> {
@@ -225,8 +235,8 @@ fn refuse_experts_and_mamba(json: &JsonObject, num_hidden_layers: usize) -> Resu
     }
 }
 
-/// Rotary settings, wherever the version of transformers that saved the checkpoint put them.
-fn read_rope(json: &JsonObject, hybrid: bool, max_position_embeddings: usize) -> Result<Option<Rope>> {
+/// Rotary settings; `None` where positions are not embedded.
+fn read_rope(json: &JsonObject, hybrid: bool, context: &rope::Context) -> Result<Option<Rope>> {
     if hybrid {
         match json.string("position_embedding_type")? {
             Some("rope") => {}
@@ -237,57 +247,5 @@ fn read_rope(json: &JsonObject, hybrid: bool, max_position_embeddings: usize) ->
             }
         }
     }
-    let nested = match json.object("rope_scaling")? {
-        Some(scaling) => Some(scaling),
-        None => json.object("rope_parameters")?,
-    };
-    // A number may stand in the nested object or beside it; the nested one counts.
-    let number = |key| match &nested {
-        Some(object) if object.get(key).is_some() => object.number(key),
-        _ => json.number(key),
-    };
-    let theta = number("rope_theta")?.unwrap_or(10_000.0);
-    if let Some(fraction) = number("partial_rotary_factor")?
-        && fraction != 1.0
-    {
-        return Err(unsupported(json.path(), format!("a partial rotary embedding ({fraction})")));
-    }
-    let Some(nested) = nested else { return Ok(Some(Rope { theta, llama3: None })) };
-    if let Some((key, _)) = nested.entries().find(|(_, value)| value.is_object()) {
-        return Err(unsupported(json.path(), format!("a rotary embedding by layer type (`{key}`)")));
-    }
-    let kind = match nested.string("rope_type")? {
-        Some(kind) => Some(kind),
-        None => nested.string("type")?,
-    };
-    let llama3 = match kind {
-        None | Some("default") => None,
-        Some("llama3") => Some(read_llama3(json, &nested, max_position_embeddings)?),
-        Some(other) => return Err(unsupported(json.path(), format!("rotary scaling `{other}`"))),
-    };
-    Ok(Some(Rope { theta, llama3 }))
-}
-
-fn read_llama3(json: &JsonObject, nested: &JsonObject, max_positions: usize) -> Result<Llama3Scaling> {
-    let required = |key: &str| match nested.number(key)? {
-        Some(value) if value.is_finite() && value > 0.0 => Ok(value),
-        Some(value) => Err(nested.error(key, "a finite number over 0", &value.to_string())),
-        None => Err(nested.missing(key, "a number, for `rope_type` `llama3`")),
-    };
-    let original = match json.size("original_max_position_embeddings")? {
-        Some(original) => original,
-        None => nested.size("original_max_position_embeddings")?.unwrap_or(max_positions),
-    };
-    let scaling = Llama3Scaling {
-        factor: required("factor")?,
-        low_freq_factor: required("low_freq_factor")?,
-        high_freq_factor: required("high_freq_factor")?,
-        original_max_position_embeddings: original,
-    };
-    if scaling.high_freq_factor <= scaling.low_freq_factor {
-        let expected = format!("more than `low_freq_factor` ({})", scaling.low_freq_factor);
-        let found = scaling.high_freq_factor.to_string();
-        return Err(nested.error("high_freq_factor", &expected, &found));
-    }
-    Ok(scaling)
+    rope::from_json(json, context).map(Some)
 }

@@ -8,8 +8,6 @@
 mod config;
 pub(super) mod metadata;
 
-pub(crate) use config::llama3_divisor;
-
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -23,9 +21,12 @@ use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{DType, Device, Tensor};
 use memmap2::Mmap;
 
+use self::config::RopeTensors;
 use self::metadata::Metadata;
 use super::config::{ModelConfig, unsupported};
-use super::weights::{Float, Stored, StoredDtype, check_shape};
+use super::finite::{self, Float, Limit};
+use super::weights::{Stored, StoredDtype, check_shape};
+use super::content;
 use crate::{Error, Result};
 
 /// Names of a block's modules: Hugging Face's and GGUF's.
@@ -48,8 +49,10 @@ const OUTER: [(&str, &str); 3] = [
     ("lm_head.weight", "output.weight"),
 ];
 
-/// Factors of the rotary frequencies, which belong to the configuration.
+/// Factors of the rotary frequencies, which belong to the configuration: Llama 3's, and longrope's two lists.
 pub(crate) const ROPE_FREQS: &str = "rope_freqs.weight";
+pub(crate) const ROPE_SHORT: &str = "rope_factors_short.weight";
+pub(crate) const ROPE_LONG: &str = "rope_factors_long.weight";
 
 /// A memory-mapped GGUF file. It must not be changed while this value lives.
 pub struct GgufFile {
@@ -72,13 +75,16 @@ impl GgufFile {
         // SAFETY: the mapping is read only; that nobody shortens the file meanwhile is the contract of
         // this type, as it is of every program that maps checkpoints.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
+        content::expect(path, &map, "a GGUF file", content::GGUF)?;
         let content = Content::read(&mut Cursor::new(&map[..])).map_err(|e| header_error(path, &e))?;
         check_extents(path, &content, map.len() as u64)?;
-        let rope_freqs = match content.tensor_infos.get(ROPE_FREQS) {
-            Some(info) => Some(dequantise(path, ROPE_FREQS, info, &content, &map)?.to_vec1::<f32>()?),
-            None => None,
+        let factors = |name| match content.tensor_infos.get(name) {
+            Some(info) => Ok::<_, Error>(Some(dequantise(path, name, info, &content, &map)?.to_vec1::<f32>()?)),
+            None => Ok(None),
         };
-        let config = config::read(path, &content, rope_freqs.as_deref())?;
+        let factors =
+            RopeTensors { freqs: factors(ROPE_FREQS)?, short: factors(ROPE_SHORT)?, long: factors(ROPE_LONG)? };
+        let config = config::read(path, &content, &factors)?;
         let names = hf_names(path, &content, config.num_hidden_layers)?;
         Ok(Self { path: path.to_path_buf(), map, content, config, names })
     }
@@ -128,6 +134,10 @@ impl GgufFile {
         let info = self.info(name)?;
         check_shape(&self.path, name, shape, info.shape.dims())?;
         let values = dequantise(&self.path, name, info, &self.content, &self.map)?;
+        let found = finite::first_beyond(&values.flatten_all()?.to_vec1::<f32>()?, Limit::of(dtype));
+        if let Some((index, value)) = found {
+            return Err(finite::error(&self.path, name, &finite::place(shape, index), value, dtype));
+        }
         let values = match self.permuted_heads(name) {
             Some(heads) => unpermute(&values, heads)?,
             None => values,
@@ -162,6 +172,10 @@ impl GgufFile {
                 .and_then(|quantised| quantised.dequantize(&Device::Cpu))
                 .and_then(|values| values.to_vec1::<f32>())
                 .map_err(|error| unreadable(&self.path, name, info, &error))?;
+            if let Some((index, value)) = finite::first_beyond(&values, Limit::of(T::DTYPE)) {
+                let place = finite::place(info.shape.dims(), first * width + index);
+                return Err(finite::error(&self.path, name, &place, value, T::DTYPE));
+            }
             out.iter_mut().zip(values).for_each(|(y, x)| *y = T::nearest(x));
             Ok(())
         };
@@ -273,7 +287,8 @@ fn unreadable(path: &Path, name: &str, info: &TensorInfo, error: &candle_core::E
 /// Every tensor under its Hugging Face name.
 fn hf_names(path: &Path, content: &Content, blocks: usize) -> Result<BTreeMap<String, String>> {
     let mut names = BTreeMap::new();
-    for gguf in content.tensor_infos.keys().filter(|gguf| *gguf != ROPE_FREQS) {
+    let of_rope = |gguf: &str| [ROPE_FREQS, ROPE_SHORT, ROPE_LONG].contains(&gguf);
+    for gguf in content.tensor_infos.keys().filter(|gguf| !of_rope(gguf)) {
         // A tensor without a place in the model would silently change what the model computes.
         let hf = hf_name(gguf, blocks).ok_or_else(|| unsupported(path, format!("tensor `{gguf}`")))?;
         names.insert(hf, gguf.clone());

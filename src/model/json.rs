@@ -1,9 +1,13 @@
 //! A JSON object read from a file; typed access whose errors name file, key, expected and found.
+//!
+//! Python writes numbers that JSON does not have, bare: `{"time_step_limit": [0.0, Infinity]}`. Here they are strings
+//! that begin with a NUL, so that they survive reading and writing; transformers 5 writes `{"__float__": "Infinity"}`.
 
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use super::content;
 use crate::{Error, Result};
 
 /// A JSON object and where it came from. A key whose value is `null` counts as absent.
@@ -16,15 +20,8 @@ pub(super) struct JsonObject {
 impl JsonObject {
     /// Reads a file that holds one object.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-        let problem = match serde_json::from_str(&text) {
-            Ok(Value::Object(map)) => {
-                return Ok(Self { path: path.to_path_buf(), prefix: String::new(), map });
-            }
-            Ok(other) => format!("expected a JSON object, found {}", describe(&other)),
-            Err(error) => format!("expected JSON: {error}"),
-        };
-        Err(Error::Checkpoint { path: path.to_path_buf(), problem })
+        let map = read_map(path)?;
+        Ok(Self { path: path.to_path_buf(), prefix: String::new(), map })
     }
 
     /// Reads a file that may be absent.
@@ -54,7 +51,7 @@ impl JsonObject {
 
     /// A number.
     pub fn number(&self, key: &str) -> Result<Option<f64>> {
-        self.typed(key, "a number", Value::as_f64)
+        self.typed(key, "a number", as_number)
     }
 
     /// A whole number, not negative.
@@ -106,11 +103,137 @@ impl JsonObject {
     }
 }
 
+/// What Python writes of numbers that JSON does not have.
+const BARE: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
+
+/// Reads a file that holds one object, as Python's `json` does.
+///
+/// # Errors
+/// A file that can't be read, or holds something else.
+pub(crate) fn read_map(path: &Path) -> Result<Map<String, Value>> {
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    content::expect(path, &bytes, "JSON", b"")?;
+    let error = |problem| Error::Checkpoint { path: path.to_path_buf(), problem };
+    let text = match std::str::from_utf8(&bytes) {
+        Ok(text) => text.trim_start_matches('\u{feff}'),
+        Err(problem) => return Err(error(format!("expected JSON in UTF-8: {problem}"))),
+    };
+    let parsed = serde_json::from_str(text).or_else(|problem| {
+        // The first problem is the file's own.
+        quote_bare(text).and_then(|quoted| serde_json::from_str(&quoted).ok()).ok_or(problem)
+    });
+    match parsed {
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(other) => Err(error(format!("expected a JSON object, found {}", describe(&other)))),
+        Err(problem) => Err(error(format!("expected JSON: {problem}"))),
+    }
+}
+
+/// The text with bare numbers of Python as strings; `None` where it has none.
+fn quote_bare(text: &str) -> Option<String> {
+    let mut quoted = String::with_capacity(text.len());
+    let (mut rest, mut any) = (text, false);
+    while let Some(first) = rest.chars().next() {
+        let taken = if first == '"' {
+            string_length(rest)
+        } else if let Some(bare) = BARE.iter().find(|bare| rest.starts_with(**bare)) {
+            any = true;
+            quoted.push_str(&format!("\"\\u0000{bare}\""));
+            rest = &rest[bare.len()..];
+            continue;
+        } else {
+            first.len_utf8()
+        };
+        quoted.push_str(&rest[..taken]);
+        rest = &rest[taken..];
+    }
+    any.then_some(quoted)
+}
+
+/// Bytes of the string that `text` begins with, quotes included; all of them where it has no end.
+fn string_length(text: &str) -> usize {
+    let mut escaped = false;
+    for (at, byte) in text.bytes().enumerate().skip(1) {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => return at + 1,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+/// JSON text with Python's bare numbers as they were read.
+pub(crate) fn bare_again(mut json: String) -> String {
+    for bare in BARE {
+        json = json.replace(&format!("\"\\u0000{bare}\""), bare);
+    }
+    json
+}
+
+/// A number, those that Python writes included.
+fn as_number(value: &Value) -> Option<f64> {
+    let named = match value {
+        Value::String(text) => text.strip_prefix('\0')?,
+        Value::Object(map) => map.get("__float__").filter(|_| map.len() == 1)?.as_str()?,
+        number => return number.as_f64(),
+    };
+    match named {
+        "Infinity" => Some(f64::INFINITY),
+        "-Infinity" => Some(f64::NEG_INFINITY),
+        "NaN" => Some(f64::NAN),
+        _ => None,
+    }
+}
+
 /// A value in an error message: short, and with its type visible.
 pub(super) fn describe(value: &Value) -> String {
     match value {
+        Value::String(text) if text.starts_with('\0') => text[1..].to_string(),
         Value::Array(items) => format!("a list of {}", items.len()),
         Value::Object(_) => "an object".to_string(),
         scalar => scalar.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_python_are_read_and_written_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        let text = r#"{"a":[0.0,Infinity],"b":-Infinity,"c":"NaN, \" Infinity","d":NaN,"e":{"__float__":"NaN"}}"#;
+        std::fs::write(&path, text).unwrap();
+        let json = JsonObject::read(&path).unwrap();
+        assert_eq!(json.number("b").unwrap(), Some(f64::NEG_INFINITY));
+        assert!(json.number("d").unwrap().unwrap().is_nan());
+        assert!(json.number("e").unwrap().unwrap().is_nan());
+        assert_eq!(json.string("c").unwrap(), Some("NaN, \" Infinity"));
+        assert!(json.number("c").is_err());
+        assert_eq!(json.size("b").unwrap_err().to_string().split("found ").last(), Some("-Infinity"));
+        assert_eq!(bare_again(Value::Object(read_map(&path).unwrap()).to_string()), text);
+    }
+
+    #[test]
+    fn what_is_no_json_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        for (bytes, says) in [
+            (&b"{\"a\": Infinit}"[..], "expected JSON"),
+            (b"{\"a\": NaN", "line 1"),
+            (b"\xff\xfe{", "UTF-8"),
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n", "Git LFS pointer"),
+            (b"<!DOCTYPE html>", "web page"),
+            (b"", "empty file"),
+        ] {
+            std::fs::write(&path, bytes).unwrap();
+            let message = read_map(&path).unwrap_err().to_string();
+            assert!(message.contains(says) && message.contains("config.json"), "{message}");
+        }
+        std::fs::write(&path, b"\xef\xbb\xbf{}").unwrap();
+        assert!(read_map(&path).unwrap().is_empty());
     }
 }

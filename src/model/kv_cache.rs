@@ -38,6 +38,9 @@ pub struct Next<'a> {
     pub tokens: &'a [u32],
     /// Rows of the prefix that all of them see.
     pub prefix: Range<usize>,
+    /// The first row of the rotary table for its positions: 0, or [`super::Rope::long_above`] in a sequence that is
+    /// longer than that, whose prefix was computed so too.
+    pub first_position: usize,
     /// Rows that the sequence has.
     pub own: Range<usize>,
     /// How many of them are written.
@@ -115,7 +118,7 @@ impl KvCache {
         let (mut ids, mut position_ids, mut target_rows) = (Vec::new(), Vec::new(), Vec::new());
         let (mut segments, mut target_segments) = (Vec::new(), Vec::new());
         let (mut ranges, mut from, mut to) = (Vec::new(), Vec::new(), Vec::new());
-        for Next { tokens, prefix, own, filled, targets } in next {
+        for Next { tokens, prefix, first_position, own, filled, targets } in next {
             let (first, end) = (*filled, filled + tokens.len());
             if end > own.len() || tokens.is_empty() || *targets > tokens.len() {
                 return Err(Error::Shape {
@@ -134,7 +137,8 @@ impl KvCache {
                 _ => ranges.push((queries.start, written.clone())),
             }
             ids.extend_from_slice(tokens);
-            position_ids.extend((prefix.len() + first) as u32..(prefix.len() + end) as u32);
+            let position = first_position + prefix.len();
+            position_ids.extend((position + first) as u32..(position + end) as u32);
             let wanted = target_rows.len()..target_rows.len() + targets;
             target_rows.extend((queries.end - targets) as u32..queries.end as u32);
             let segment = |queries, first| Segment {

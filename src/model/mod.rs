@@ -3,28 +3,35 @@
 
 pub mod checkpoint;
 pub mod config;
+mod content;
+mod finite;
 pub mod gguf;
 pub mod granite;
 pub mod hub;
-mod json;
+pub(crate) mod json;
 pub mod kv_cache;
 pub mod memory;
+pub(crate) mod names;
 pub mod pass;
 pub mod random;
 mod remote;
+pub mod rope;
+mod shards;
 pub mod source;
 pub mod tape;
 pub mod tokenizer;
 mod transfer;
+mod unread;
 pub mod weights;
 
 pub use checkpoint::{BareCheckpoint, Checkpoint};
-pub use config::{ModelConfig, ModelType, Rope};
+pub use config::{ModelConfig, ModelType};
 pub use gguf::GgufFile;
 pub use granite::{Dtypes, Granite};
 pub use hub::HubOptions;
 pub use kv_cache::{KvCache, Next};
 pub use memory::{Parameters, TuningMemory};
+pub use rope::{Llama3Scaling, LongRopeScaling, Rope, RopeScaling, YarnScaling};
 pub use source::{Local, Source, resolve};
 pub use tape::Tape;
 pub use tokenizer::TextTokenizer;

@@ -1,8 +1,10 @@
 //! Where a checkpoint comes from: a folder, a GGUF file, or a repository of the hub.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::hub::{self, HubOptions};
+use super::json::JsonObject;
 use crate::{Error, Result};
 
 /// Revision of a hub id that names none.
@@ -85,22 +87,66 @@ fn folder(path: &Path) -> Result<Source> {
     if path.join(hub::CONFIG).is_file() {
         return Ok(Source::Folder(path.to_path_buf()));
     }
-    let hint = match gguf_inside(path) {
-        Some(name) => format!("for the GGUF file in it give its own path, {}", path.join(name).display()),
-        None => "give the folder that holds config.json, tokenizer.json and *.safetensors".to_string(),
-    };
     Err(Error::Checkpoint {
         path: path.to_path_buf(),
-        problem: format!("expected a checkpoint folder, found no {} in it; {hint}", hub::CONFIG),
+        problem: format!("expected a checkpoint folder, found no {} in it; {}", hub::CONFIG, what_instead(path)),
     })
 }
 
-/// The first GGUF file of a folder, by name. It only sharpens a hint, so an unreadable folder is one
-/// without such a file.
-fn gguf_inside(folder: &Path) -> Option<String> {
-    let entries = std::fs::read_dir(folder).ok()?;
+/// What to give instead of a folder that holds no configuration.
+fn what_instead(path: &Path) -> String {
+    let entries = std::fs::read_dir(path).into_iter().flatten();
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    names.filter(|name| has_extension(Path::new(name), "gguf")).min()
+    let names: BTreeSet<String> = names.collect();
+    let first = |matches: &dyn Fn(&str) -> bool| names.iter().find(|name| matches(name));
+    if names.contains("adapter_config.json") {
+        let base = adapter_base(path).map_or(String::new(), |base| format!(", {base}"));
+        return format!("it is an adapter: give its base model{base}, and this folder as the adapter");
+    }
+    if path.join("adapter/adapter_config.json").is_file() {
+        return "it is a run of gneiss, whose adapter is in it: give the base model, and this folder as the adapter"
+            .to_string();
+    }
+    if names.contains("snapshots") {
+        return of_cache(path);
+    }
+    if let Some(repo) = first(&|name| name.starts_with("models--")) {
+        let id = repo.trim_start_matches("models--").replacen("--", "/", 1);
+        return format!("it is the hub's cache: give the id of a repository in it, such as {id}");
+    }
+    if let Some(name) = first(&|name| has_extension(Path::new(name), "gguf")) {
+        return format!("for the GGUF file in it give its own path, {}", path.join(name).display());
+    }
+    if names.contains("params.json") && first(&|name| name.starts_with("consolidated.")).is_some() {
+        return "it is in the original release's own format: convert it with transformers' \
+                convert_llama_weights_to_hf.py, or take the repository whose name ends in -hf"
+            .to_string();
+    }
+    let holds = |name: &&String| path.join(name).join(hub::CONFIG).is_file();
+    if let Some(name) = names.iter().rev().find(holds) {
+        return format!("{} holds one: give that", path.join(name).display());
+    }
+    "give the folder that holds config.json, tokenizer.json and *.safetensors".to_string()
+}
+
+/// What to give instead of a repository's folder in the hub's cache.
+fn of_cache(path: &Path) -> String {
+    let snapshots = path.join("snapshots");
+    let entries = std::fs::read_dir(&snapshots).into_iter().flatten().flatten();
+    let commits: BTreeSet<PathBuf> =
+        entries.map(|entry| entry.path()).filter(|commit| commit.join(hub::CONFIG).is_file()).collect();
+    let id = path.file_name().and_then(|name| name.to_str()?.strip_prefix("models--")).map_or(
+        String::new(),
+        |id| format!("the id {}, or ", id.replacen("--", "/", 1)),
+    );
+    let snapshot = commits.first().unwrap_or(&snapshots).display().to_string();
+    format!("it is a repository of the hub's cache: give {id}its snapshot, {snapshot}")
+}
+
+/// The base model that an adapter names.
+fn adapter_base(path: &Path) -> Option<String> {
+    let json = JsonObject::read(&path.join("adapter_config.json")).ok()?;
+    json.string("base_model_name_or_path").ok()?.map(str::to_string).filter(|base| !base.is_empty())
 }
 
 /// A single file is a checkpoint where it is GGUF.

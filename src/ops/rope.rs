@@ -6,13 +6,22 @@
 //! y[i + D/2] = x[i + D/2] cos + x[i] sin
 //! ```
 //!
-//! The backward pass is the same rotation by the negative angle.
+//! The backward pass is the same rotation by the negative angle. How a checkpoint scales the angles, and by what it
+//! multiplies cos and sin, is in the table ([`crate::model::rope`]); a row's position is the row of the table that it
+//! takes:
+//!
+//! ```text
+//! row     0 ........ n-1   n ...............
+//!         ┌─────────────┐┌──────────────────    n = Rope::long_above: positions of sequences of at most n positions,
+//! angles  0 ........ n-1   0 ...............    then those of longer sequences, which turn by other frequencies;
+//!                                               a model without such has the first part alone, without an end
+//! ```
 
 use super::IndexView;
 use super::cpu::{self, Real, Stored, View, with_stored};
 use super::gpu::{self, Kernel, Route};
 use super::profile;
-use crate::model::config::{Llama3Scaling, Rope};
+use crate::model::Rope;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use half::bf16;
@@ -26,7 +35,7 @@ gpu::parameters!(RopeParameters {
     aligned: u32,
 });
 
-/// Cosines and sines [positions, D/2] of every position that a pass may meet.
+/// Cosines and sines [rows, D/2] of every position that a pass may meet, drawn above.
 #[derive(Debug, Clone)]
 pub struct RopeTable {
     cos: Tensor,
@@ -35,8 +44,11 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// The table of `positions` positions for heads of size `head_dim`; angles are made in f64. Kernels read
+    /// The table of `positions` rows for heads of size `head_dim`; angles are made in f64. Kernels read
     /// it in f32 whatever the activations are.
+    ///
+    /// # Errors
+    /// The device's.
     pub fn new(
         rope: &Rope,
         head_dim: usize,
@@ -45,13 +57,13 @@ impl RopeTable {
         device: &Device,
     ) -> Result<Self> {
         let half = head_dim / 2;
-        let frequencies: Vec<f64> = (0..half)
-            .map(|i| rope.theta.powf(-2.0 * i as f64 / head_dim as f64))
-            .map(|f| rope.llama3.map_or(f, |scaling| llama3_frequency(&scaling, f)))
-            .collect();
-        let angles = || (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f));
+        let end = rope.long_above().unwrap_or(positions).min(positions);
+        let (short, long) = (rope.frequencies(head_dim, false), rope.frequencies(head_dim, true));
+        let rows = (0..end).map(|p| (p, &short)).chain((0..positions - end).map(|p| (p, &long)));
+        let angles: Vec<f64> = rows.flat_map(|(p, all)| all.iter().map(move |f| p as f64 * f)).collect();
+        let factor = rope.attention_factor();
         let table = |f: fn(f64) -> f64| -> Result<Tensor> {
-            let values: Vec<f64> = angles().map(f).collect();
+            let values: Vec<f64> = angles.iter().map(|angle| f(*angle) * factor).collect();
             Ok(Tensor::from_vec(values, (positions, half), &Device::Cpu)?
                 .to_dtype(dtype)?
                 .to_device(device)?)
@@ -59,7 +71,7 @@ impl RopeTable {
         Ok(Self { cos: table(f64::cos)?, sin: table(f64::sin)?, head_dim })
     }
 
-    /// Positions that the table has.
+    /// Rows that the table has.
     pub fn positions(&self) -> usize {
         self.cos.dims()[0]
     }
@@ -196,23 +208,10 @@ fn turn<T: Real, I: Stored<T>, O: Stored<T>>(
     }
 }
 
-/// Llama 3's change of one frequency: long wavelengths are slowed down by `factor`, short ones kept, those
-/// between interpolated (transformers `modeling_rope_utils.py`, `_compute_llama3_parameters`).
-fn llama3_frequency(scaling: &Llama3Scaling, frequency: f64) -> f64 {
-    let turns = scaling.original_max_position_embeddings as f64 * frequency / (2.0 * std::f64::consts::PI);
-    if turns < scaling.low_freq_factor {
-        frequency / scaling.factor
-    } else if turns > scaling.high_freq_factor {
-        frequency
-    } else {
-        let kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor);
-        frequency * (kept + (1.0 - kept) / scaling.factor)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Llama3Scaling, RopeScaling};
     use crate::ops::{Indices, autograd, testing::*};
 
     #[test]
@@ -224,8 +223,10 @@ mod tests {
             original_max_position_embeddings: 16,
         };
         for (t, heads, d, extra) in [(1, 1, 2, 0), (5, 3, 10, 7), (123, 4, 64, 64)] {
-            for (dtype, llama3) in [(DType::F32, None), (DType::F64, Some(llama3))] {
-                let table = RopeTable::new(&Rope { theta: 1e4, llama3 }, d, 200, dtype, &Device::Cpu)?;
+            for (dtype, scaling) in
+                [(DType::F32, RopeScaling::Default), (DType::F64, RopeScaling::Llama3(llama3))]
+            {
+                let table = RopeTable::new(&Rope { theta: 1e4, scaling }, d, 200, dtype, &Device::Cpu)?;
                 let x = randn(1, (t, heads * d + extra), dtype)?;
                 let positions = Indices::from((0..t as u32).map(|i| (i * 37) % 200).collect::<Vec<_>>());
                 let positions = IndexView::from(&positions);
@@ -244,7 +245,7 @@ mod tests {
 
     #[test]
     fn an_output_in_bf16_is_the_other_rounded() -> Result<()> {
-        let table = RopeTable::new(&Rope { theta: 1e4, llama3: None }, 10, 60, DType::F32, &Device::Cpu)?;
+        let table = RopeTable::new(&Rope::new(1e4), 10, 60, DType::F32, &Device::Cpu)?;
         let positions = Indices::from((0..50).collect::<Vec<u32>>());
         let positions = IndexView::from(&positions);
         for turn in [RopeTable::forward, RopeTable::backward] {
@@ -262,7 +263,7 @@ mod tests {
 
     #[test]
     fn a_position_beyond_the_table_is_an_error() -> Result<()> {
-        let rope = Rope { theta: 1e4, llama3: None };
+        let rope = Rope::new(1e4);
         let table = RopeTable::new(&rope, 4, 8, DType::F32, &Device::Cpu)?;
         let error = table
             .forward(randn(1, (1, 4), DType::F32)?, 1, (&Indices::from(vec![8])).into(), DType::F32)

@@ -2,9 +2,9 @@
 //! the optimizer step sees.
 
 use super::plan::Limits;
-use crate::Result;
 use crate::data::{PackedBatch, Passes, PrefixGroup};
-use crate::model::Granite;
+use crate::model::{Granite, Rope};
+use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 
 /// Loss of a batch.
@@ -66,7 +66,7 @@ pub fn gradient(
     limits: Limits,
 ) -> Result<Objective> {
     let Limits { max_rows, recompute } = limits;
-    let passes = Passes::new(groups, max_rows);
+    let passes = passes(model, groups, max_rows)?;
     let dloss = 1.0 / passes.target_tokens() as f64;
     let virtual_tokens = prompts.dims()[0];
     let Passes { lead, rest } = &passes;
@@ -107,7 +107,7 @@ pub fn evaluate(
     groups: &[PrefixGroup],
     max_rows: usize,
 ) -> Result<Objective> {
-    let passes = Passes::new(groups, max_rows);
+    let passes = passes(model, groups, max_rows)?;
     let of = |batch: &PackedBatch, prefix: Option<&[Tensor]>| -> Result<Tensor> {
         Ok(model.head_loss(&model.hidden(batch, prompts, prefix)?, &batch.labels, None)?.nll)
     };
@@ -120,4 +120,25 @@ pub fn evaluate(
         }
     };
     Ok(Objective { nll, rows: passes.rows(), gradient: None })
+}
+
+/// Packs `groups` for `model`.
+fn passes(model: &Granite, groups: &[PrefixGroup], max_rows: usize) -> Result<Passes> {
+    let rope = model.config().rope.as_ref();
+    if let Some(most) = rope.and_then(Rope::most_positions) {
+        let longest = |g: &PrefixGroup| {
+            let own = g.sequences.iter().map(|s| s.input.len() + s.target.len()).max().unwrap_or(0);
+            g.prefix_rows() + own
+        };
+        let found = groups.iter().map(longest).max().unwrap_or(0);
+        if found > most {
+            return Err(Error::Invalid(format!(
+                "expected sequences of at most {most} positions, virtual tokens and target included, found {found}: in \
+                 longer ones the rotary scaling `dynamic` turns every position by frequencies of the length; hint: a \
+                 lower data.max_input_tokens"
+            )));
+        }
+    }
+    let long_above = rope.and_then(Rope::long_above);
+    Ok(Passes::with_long_rope(groups, max_rows, long_above))
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use candle_core::quantized::gguf_file::{self, Content, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
-use gneiss::model::config::Llama3Scaling;
+use gneiss::model::{Llama3Scaling, RopeScaling};
 use gneiss::model::{Checkpoint, GgufFile, ModelConfig, ModelType, Rope, Weights};
 use tempfile::TempDir;
 
@@ -84,7 +84,7 @@ fn reads_the_configuration_of_granite() {
         head_dim: 8,
         max_position_embeddings: 512,
         rms_norm_eps: 1e-5,
-        rope: Some(Rope { theta: 1e7, llama3: None }),
+        rope: Some(Rope::new(1e7)),
         tie_word_embeddings: true,
         attention_bias: false,
         mlp_bias: false,
@@ -116,7 +116,7 @@ fn reads_the_configuration_of_llama() {
         head_dim: 16,
         max_position_embeddings: 512,
         rms_norm_eps: 1e-5,
-        rope: Some(Rope { theta: 500_000.0, llama3: Some(llama3) }),
+        rope: Some(Rope { theta: 500_000.0, scaling: RopeScaling::Llama3(llama3) }),
         tie_word_embeddings: false,
         attention_bias: true,
         mlp_bias: true,
@@ -278,7 +278,7 @@ fn rotary_settings_that_change_nothing_are_read() {
         .set("granite.rope.scaling.type", text("linear"))
         .set("granite.rope.scaling.factor", Value::F32(1.0))
         .tensor("rope_freqs.weight", &[1.0; 4]);
-    assert_eq!(copy.open().unwrap().config().rope, Some(Rope { theta: 1e7, llama3: None }));
+    assert_eq!(copy.open().unwrap().config().rope, Some(Rope::new(1e7)));
 }
 
 #[test]
@@ -320,7 +320,7 @@ fn opens_a_real_model() {
         (ModelType::Llama, 49152, 30)
     );
     assert_eq!((config.hidden_size, config.intermediate_size, config.head_dim), (576, 1536, 64));
-    assert_eq!(config.rope, Some(Rope { theta: 100_000.0, llama3: None }));
+    assert_eq!(config.rope, Some(Rope::new(100_000.0)));
     assert!(config.tie_word_embeddings && !config.attention_bias);
     assert_eq!(checkpoint.weights.names().len(), 272);
     let q = read(&checkpoint.weights, "model.layers.29.self_attn.q_proj.weight", &[576, 576]);

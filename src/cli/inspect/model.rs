@@ -41,6 +41,8 @@ pub struct ModelReport {
 #[derive(Serialize)]
 struct RopeReport {
     theta: f64,
+    rope_type: &'static str,
+    factor: Option<f64>,
     llama3_factor: Option<f64>,
 }
 
@@ -67,6 +69,14 @@ struct MemoryReport {
     total: usize,
 }
 
+impl RopeReport {
+    fn new(rope: &Rope) -> Self {
+        let (rope_type, factor) = rope.kind();
+        let llama3_factor = factor.filter(|_| rope_type == "llama3");
+        Self { theta: rope.theta, rope_type, factor, llama3_factor }
+    }
+}
+
 /// Looks at a model.
 pub fn inspect(id: &str) -> anyhow::Result<ModelReport> {
     let path = setup::locate(id)?;
@@ -74,9 +84,7 @@ pub fn inspect(id: &str) -> anyhow::Result<ModelReport> {
     let tokenizer = match TextTokenizer::open(&path) {
         Ok(tokenizer) => {
             let tokenizer = TextTokenizer { vocab_size: config.vocab_size, ..tokenizer };
-            for warning in tokenizer.warnings.iter().chain(&tokenizer.rows_warning()) {
-                eprintln!("warning    {warning}");
-            }
+            tokenizer.all_warnings().for_each(crate::cli::warn);
             Some(tokenizer)
         }
         Err(error) => {
@@ -109,10 +117,7 @@ pub fn inspect(id: &str) -> anyhow::Result<ModelReport> {
         residual_multiplier: config.residual_multiplier,
         attention_multiplier: config.attention_multiplier,
         logits_scaling: config.logits_scaling,
-        rope: config.rope.as_ref().map(|Rope { theta, llama3 }| RopeReport {
-            theta: *theta,
-            llama3_factor: llama3.map(|scaling| scaling.factor),
-        }),
+        rope: config.rope.as_ref().map(RopeReport::new),
         tie_word_embeddings: config.tie_word_embeddings,
         parameters: Parameters::of(&config).total(),
         format,
@@ -125,7 +130,10 @@ pub fn inspect(id: &str) -> anyhow::Result<ModelReport> {
 /// The configuration; format and bytes on disk too, where the weights are there.
 fn open(path: &Path) -> anyhow::Result<(ModelConfig, Option<(String, u64)>)> {
     match Checkpoint::open_without_tokenizer(path) {
-        Ok(bare) => Ok((bare.config, Some((bare.format, bare.weights.bytes_on_disk())))),
+        Ok(bare) => {
+            bare.warnings.iter().for_each(crate::cli::warn);
+            Ok((bare.config, Some((bare.format, bare.weights.bytes_on_disk()))))
+        }
         Err(error) if path.is_dir() => {
             let config = ModelConfig::from_json(&path.join("config.json"))?;
             eprintln!("weights    none: {error}");
@@ -232,10 +240,11 @@ impl ModelReport {
     fn positions(&self) -> String {
         let rope = match &self.rope {
             None => "not embedded".to_owned(),
-            Some(RopeReport { theta, llama3_factor: None }) => format!("rope, theta {theta}"),
-            Some(RopeReport { theta, llama3_factor: Some(factor) }) => {
-                format!("rope, theta {theta}, llama3 scaling by {factor}")
+            Some(RopeReport { theta, rope_type: "default", .. }) => format!("rope, theta {theta}"),
+            Some(RopeReport { theta, rope_type, factor: Some(factor), .. }) => {
+                format!("rope, theta {theta}, {rope_type} scaling by {factor}")
             }
+            Some(RopeReport { theta, rope_type, .. }) => format!("rope, theta {theta}, {rope_type} scaling"),
         };
         format!("{}, {rope}", self.max_position_embeddings)
     }

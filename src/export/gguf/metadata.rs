@@ -3,11 +3,13 @@
 use super::vocabulary::Vocabulary;
 use crate::export::ValueType;
 use crate::export::values::Matrices;
-use crate::model::gguf::llama3_divisor;
-use crate::model::{ModelConfig, ModelType};
+use crate::model::{ModelConfig, ModelType, Rope, RopeScaling, YarnScaling};
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::Value;
+use crate::model::gguf::{ROPE_FREQS, ROPE_LONG, ROPE_SHORT};
+use crate::{Error, Result};
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// Pairs by key, `general.architecture` first.
 pub fn pairs(
@@ -77,7 +79,7 @@ fn of_config(c: &ModelConfig) -> BTreeMap<String, Value> {
         ("rope.dimension_count", count(c.head_dim)),
     ];
     match &c.rope {
-        Some(rope) => pairs.push(("rope.freq_base", number(rope.theta))),
+        Some(rope) => pairs.extend(of_rope(rope)),
         // llama.cpp keeps Granite's switch between rotary and no position embedding in this key.
         None => pairs.push(("rope.scaling.finetuned", Value::Bool(false))),
     }
@@ -95,10 +97,54 @@ fn of_config(c: &ModelConfig) -> BTreeMap<String, Value> {
     pairs.into_iter().map(|(key, value)| (format!("{arch}.{key}"), value)).collect()
 }
 
-/// Values of `rope_freqs.weight`, [D / 2]: what Llama 3's scaling divides the frequencies by.
-pub fn rope_factors(config: &ModelConfig) -> Option<Vec<f32>> {
-    let rope = config.rope.as_ref()?;
-    let scaling = rope.llama3.as_ref()?;
-    let frequency = |i: usize| rope.theta.powf(-2.0 * i as f64 / config.head_dim as f64);
-    Some((0..config.head_dim / 2).map(|i| llama3_divisor(scaling, frequency(i)) as f32).collect())
+fn of_rope(rope: &Rope) -> Vec<(&'static str, Value)> {
+    let number = |value: f64| Value::F32(value as f32);
+    let mut pairs = vec![("rope.freq_base", number(rope.theta))];
+    match &rope.scaling {
+        // `dynamic` changes nothing up to the context's length.
+        RopeScaling::Default | RopeScaling::Dynamic { .. } | RopeScaling::Llama3(_) => {}
+        RopeScaling::Linear { factor } => {
+            pairs.extend([("rope.scaling.type", text("linear")), ("rope.scaling.factor", number(*factor))]);
+        }
+        RopeScaling::Yarn(scaling) => {
+            pairs.extend([
+                ("rope.scaling.type", text("yarn")),
+                ("rope.scaling.factor", number(scaling.factor)),
+                ("rope.scaling.original_context_length", count(scaling.original_max_position_embeddings)),
+                ("rope.scaling.yarn_beta_fast", number(scaling.beta_fast)),
+                ("rope.scaling.yarn_beta_slow", number(scaling.beta_slow)),
+            ]);
+            // llama.cpp multiplies by yarn's own factor in any case.
+            let own = YarnScaling::default_attention_factor(scaling.factor);
+            if scaling.attention_factor != own {
+                pairs.push(("rope.scaling.attn_factor", number(scaling.attention_factor / own)));
+            }
+        }
+        RopeScaling::LongRope(scaling) => pairs.extend([
+            ("rope.scaling.type", text("longrope")),
+            ("rope.scaling.original_context_length", count(scaling.original_max_position_embeddings)),
+            ("rope.scaling.attn_factor", number(scaling.attention_factor)),
+        ]),
+    }
+    pairs
+}
+
+/// Tensors of divisors of the rotary frequencies, [D / 2], by their names.
+///
+/// # Errors
+/// A scaling that llama.cpp does not have.
+pub fn rope_factors(config: &ModelConfig, path: &Path) -> Result<Vec<(&'static str, Vec<f32>)>> {
+    let Some(rope) = &config.rope else { return Ok(Vec::new()) };
+    let divisors =
+        |long| rope.divisors(config.head_dim, long).into_iter().map(|divisor| divisor as f32).collect();
+    Ok(match &rope.scaling {
+        RopeScaling::Llama3(_) => vec![(ROPE_FREQS, divisors(false))],
+        RopeScaling::LongRope(_) => vec![(ROPE_SHORT, divisors(false)), (ROPE_LONG, divisors(true))],
+        RopeScaling::Yarn(scaling) if !scaling.truncate => {
+            let what = "GGUF of rotary scaling `yarn` with `truncate` false".to_string();
+            let hint = "llama.cpp always truncates; bake it with --format safetensors".to_string();
+            return Err(Error::Unsupported { path: path.to_path_buf(), what, hint });
+        }
+        _ => Vec::new(),
+    })
 }

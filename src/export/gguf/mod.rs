@@ -9,8 +9,8 @@ use super::staging::Staging;
 use super::unlikely::TEXTS;
 use super::values::{self, Matrices};
 use super::{Progress, ValueType};
-use crate::model::gguf::{ROPE_FREQS, gguf_name, permute};
-use crate::model::{GgufFile, TextTokenizer};
+use crate::model::gguf::{gguf_name, permute};
+use crate::model::{GgufFile, TextTokenizer, names};
 use crate::{Error, Result};
 use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Tensor};
@@ -88,14 +88,16 @@ impl Plan<'_> {
         };
         all.push(outer("token_embd.weight", Source::Embedding, self.embedding()?));
         all.push(outer("output.weight", Source::Head, self.matrix(base.head(), base.config.hidden_size)?));
+        // What the model does not read would be read by llama.cpp: a bias that the configuration switches off.
+        let read = names::expected(&base.config, &base.weights);
         for name in base.weights.names() {
-            if name == EMBEDDING || name == HEAD || name.ends_with("rotary_emb.inv_freq") {
+            if name == EMBEDDING || name == HEAD || !read.contains(&name) {
                 continue;
             }
             all.extend(self.tensor(name)?);
         }
-        if let Some(factors) = metadata::rope_factors(&base.config) {
-            let entry = Entry { name: ROPE_FREQS.into(), shape: vec![factors.len()], dtype: GgmlDType::F32 };
+        for (name, factors) in metadata::rope_factors(&base.config, &base.path)? {
+            let entry = Entry { name: name.into(), shape: vec![factors.len()], dtype: GgmlDType::F32 };
             all.push(Planned { entry, source: Source::Values(factors) });
         }
         Ok(all)
@@ -141,7 +143,7 @@ impl Plan<'_> {
         }
         let hf = name.replace(".shared_mlp.output_linear.", ".mlp.down_proj.");
         let entry = Entry { name: gguf_name(&hf).ok_or_else(|| self.unknown(&name))?, shape, dtype };
-        let same = values::ggml(stored.dtype) == Some(dtype);
+        let same = values::is(stored.dtype, dtype);
         let source = if from_gguf && same { Source::Copied(name) } else { Source::Converted(name) };
         Ok(vec![Planned { entry, source }])
     }

@@ -1,12 +1,15 @@
 //! The model's configuration from GGUF metadata.
 
-use std::f64::consts::PI;
+mod rope;
+
+pub(super) use rope::RopeTensors;
+
 use std::path::Path;
 
 use candle_core::quantized::gguf_file::{Content, Value};
 
 use super::metadata::Metadata;
-use crate::model::config::{Llama3Scaling, ModelConfig, ModelType, Rope, unsupported};
+use crate::model::config::{ModelConfig, ModelType, unsupported};
 use crate::{Error, Result};
 
 /// Metadata of one architecture: keys without their `granite.` or `llama.`.
@@ -52,8 +55,8 @@ impl Keys<'_> {
     }
 }
 
-/// Reads the configuration; `rope_freqs` are the values of `rope_freqs.weight`, [D / 2].
-pub(super) fn read(path: &Path, content: &Content, rope_freqs: Option<&[f32]>) -> Result<ModelConfig> {
+/// Reads the configuration; `factors` are the values of the tensors that belong to the rotary scaling.
+pub(super) fn read(path: &Path, content: &Content, factors: &RopeTensors) -> Result<ModelConfig> {
     let metadata = Metadata::new(path, &content.metadata);
     let key = "general.architecture";
     let Some(arch) = metadata.string(key)? else {
@@ -108,7 +111,7 @@ pub(super) fn read(path: &Path, content: &Content, rope_freqs: Option<&[f32]>) -
             Some(eps) => eps,
             None => return Err(metadata.missing(&keys.key(eps_key), "a number over 0")),
         },
-        rope: read_rope(&keys, head_dim, rope_freqs)?,
+        rope: rope::read(&keys, head_dim, factors)?,
         tie_word_embeddings: !content.tensor_infos.contains_key("output.weight"),
         attention_bias: has_biases(path, content, &["attn_q", "attn_k", "attn_v", "attn_output"])?,
         mlp_bias: has_biases(path, content, &["ffn_gate", "ffn_up", "ffn_down"])?,
@@ -166,71 +169,4 @@ fn has_biases(path: &Path, content: &Content, modules: &[&str]) -> Result<bool> 
         n if n == modules.len() => Ok(true),
         n => Err(unsupported(path, format!("a bias on {n} of {modules:?}"))),
     }
-}
-
-fn read_rope(keys: &Keys<'_>, head_dim: usize, rope_freqs: Option<&[f32]>) -> Result<Option<Rope>> {
-    let path = keys.metadata.path();
-    // llama.cpp keeps Granite's switch between rotary and no position embedding in this key.
-    let switch = keys.metadata.boolean(&keys.key("rope.scaling.finetuned"))?;
-    if keys.arch == "granite" && switch == Some(false) {
-        return Ok(None);
-    }
-    let kind = keys.metadata.string(&keys.key("rope.scaling.type"))?.unwrap_or("linear");
-    let factors = [keys.number("rope.scaling.factor")?, keys.number("rope.scale_linear")?];
-    // As in llama.cpp: a factor without a type is linear, 0 or 1 scales nothing, nor does type `none`.
-    let linear = factors.into_iter().flatten().find(|factor| *factor != 0.0 && *factor != 1.0);
-    match (kind, linear) {
-        ("none", _) | ("linear", None) => {}
-        ("linear", Some(factor)) => {
-            return Err(unsupported(path, format!("rotary scaling `linear` (factor {factor})")));
-        }
-        (other, _) => return Err(unsupported(path, format!("rotary scaling `{other}`"))),
-    }
-    let theta = keys.number("rope.freq_base")?.unwrap_or(10_000.0);
-    let llama3 = match rope_freqs {
-        Some(factors) => llama3_from_factors(keys, theta, head_dim, factors)?,
-        None => None,
-    };
-    Ok(Some(Rope { theta, llama3 }))
-}
-
-/// Finds the Llama 3 scaling that gives the factors of `rope_freqs.weight`, by which llama.cpp divides
-/// the frequencies. Factors of 1 are none.
-///
-/// All of Meta's configurations have `low_freq_factor` 1, `high_freq_factor` 4 and 8192 original
-/// positions; the scaling factor is the largest of the list. Other factors are refused.
-fn llama3_from_factors(
-    keys: &Keys<'_>,
-    theta: f64,
-    head_dim: usize,
-    factors: &[f32],
-) -> Result<Option<Llama3Scaling>> {
-    if factors.iter().all(|factor| *factor == 1.0) {
-        return Ok(None);
-    }
-    let scaling = Llama3Scaling {
-        factor: f64::from(factors.iter().copied().fold(1.0, f32::max)),
-        low_freq_factor: 1.0,
-        high_freq_factor: 4.0,
-        original_max_position_embeddings: 8192,
-    };
-    let fits = factors.len() == head_dim / 2
-        && factors.iter().enumerate().all(|(i, found)| {
-            let frequency = theta.powf(-2.0 * i as f64 / head_dim as f64);
-            let expected = llama3_divisor(&scaling, frequency);
-            (f64::from(*found) - expected).abs() <= 1e-3 * expected
-        });
-    if !fits {
-        let what = format!("`rope_freqs.weight` that is no Llama 3 scaling ({} factors)", factors.len());
-        return Err(unsupported(keys.metadata.path(), what));
-    }
-    Ok(Some(scaling))
-}
-
-/// What Llama 3's scaling divides a frequency by (transformers `_compute_llama3_parameters`).
-pub(crate) fn llama3_divisor(scaling: &Llama3Scaling, frequency: f64) -> f64 {
-    let turns = scaling.original_max_position_embeddings as f64 * frequency / (2.0 * PI);
-    let (low, high) = (scaling.low_freq_factor, scaling.high_freq_factor);
-    let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
-    1.0 / ((1.0 - smooth) / scaling.factor + smooth)
 }

@@ -37,6 +37,11 @@ fn quoted(tokenizer: &Tokenizer, id: u32) -> String {
 }
 
 impl TextTokenizer {
+    /// What the files say and the tokenizer does not do, what was filled in, and which tokens have no row.
+    pub fn all_warnings(&self) -> impl Iterator<Item = String> {
+        self.warnings.iter().cloned().chain(self.rows_warning())
+    }
+
     /// Says which tokens the embedding has no row for, if there are any. An embedding with more rows than tokens is
     /// usual and no reason for a warning.
     pub fn rows_warning(&self) -> Option<String> {

@@ -1,0 +1,69 @@
+//! What a file holds that is not what its name says: pointers, web pages, files of another format.
+
+use std::path::Path;
+
+use crate::{Error, Result};
+
+/// Bytes that GGUF files begin with.
+pub(super) const GGUF: &[u8] = b"GGUF";
+
+/// What a file that begins with `bytes` is, and what to do about it.
+pub(super) fn recognise(bytes: &[u8]) -> Option<&'static str> {
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(64)]).trim_start().to_ascii_lowercase();
+    Some(match bytes {
+        [] => "an empty file: the download did not begin; download it again",
+        _ if text.starts_with("version https://git-lfs") => {
+            "a Git LFS pointer: the file itself was not fetched; run `git lfs pull` in the folder, or download it again"
+        }
+        _ if text.starts_with("<!doctype html") || text.starts_with("<html") => {
+            "a web page: the download got a page instead of the file; download it again"
+        }
+        [b'P', b'K', 3, 4, ..] => {
+            "a zip archive, such as torch.save writes; save the model as safetensors, with save_pretrained of transformers"
+        }
+        [0x80, 2..=5, ..] => {
+            "a pickle of Python; save the model as safetensors, with save_pretrained of transformers"
+        }
+        [b'G', b'G', b'U', b'F', ..] => "a GGUF file; give it a name that ends in .gguf, and its own path",
+        [0x1f, 0x8b, ..] => "a gzip archive; unpack it",
+        _ => return None,
+    })
+}
+
+/// Refuses a file that is recognised as another kind than `expected`; one that begins with `magic` is of that kind.
+///
+/// # Errors
+/// What it is and what to do about it.
+pub(super) fn expect(path: &Path, bytes: &[u8], expected: &str, magic: &[u8]) -> Result<()> {
+    if !magic.is_empty() && bytes.starts_with(magic) {
+        return Ok(());
+    }
+    match recognise(bytes) {
+        None => Ok(()),
+        Some(found) => {
+            let problem = format!("expected {expected}, found {found}");
+            Err(Error::Checkpoint { path: path.to_path_buf(), problem })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_recognised_by_how_they_begin() {
+        for (bytes, expected) in [
+            (&b""[..], "empty"),
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer"),
+            (b"\n<!DOCTYPE html><html>", "web page"),
+            (b"PK\x03\x04\x00", "zip"),
+            (b"\x80\x02}q\x00", "pickle"),
+            (b"GGUF\x03", "GGUF"),
+        ] {
+            assert!(recognise(bytes).unwrap().contains(expected), "{bytes:?}");
+        }
+        assert_eq!(recognise(b"\x80\x00\x00\x00\x00\x00\x00\x00{"), None);
+        assert_eq!(recognise(b"{\"version\": 1}"), None);
+    }
+}
