@@ -2,6 +2,7 @@
 
 pub mod dataset;
 pub mod encode;
+pub mod labels;
 pub mod pack;
 pub mod template;
 

@@ -1,18 +1,27 @@
-//! Datasets: CSV, JSON and JSON Lines files of inputs and outputs.
+//! Datasets: files of inputs and outputs, as CSV, JSON or Parquet.
 //!
 //! A file is read once. Every malformed row is reported, with its line and field; none is skipped.
 
+mod chat;
 mod csv;
+mod format;
 mod json;
+mod parquet;
+mod problems;
 mod source;
 
 use std::path::{Path, PathBuf};
 
+use self::format::{Format, Named};
+use self::problems::Notes;
 use self::source::Source;
+use super::labels;
 use crate::{Error, Result};
 
-/// Rows that one error lists; the rest is counted.
-const LISTED: usize = 20;
+pub use self::format::is_dataset;
+pub(crate) use self::problems::{Lines, Problems};
+pub(crate) use self::source::other_unicode;
+
 /// Similarity from which on a name is offered as what was meant: `otput` is, `label` isn't.
 const NEAR: f64 = 0.8;
 
@@ -21,9 +30,9 @@ const NEAR: f64 = 0.8;
 pub struct Record {
     /// The input's text, exactly as in the file; not empty.
     pub input: String,
-    /// The output's text, exactly as in the file; not empty.
+    /// The output's text, exactly as in the file unless [`Dataset::normalize_labels`] was called; not empty.
     pub output: String,
-    /// Line of the file that the record starts on, counted from 1.
+    /// Line of the file that the record starts on, counted from 1; of a Parquet file, its row.
     pub line: usize,
 }
 
@@ -34,65 +43,75 @@ pub struct Dataset {
     pub path: PathBuf,
     /// Its records, at least one.
     pub records: Vec<Record>,
+    /// What was read otherwise than a reader of the file may expect: another separator, numbers as text.
+    pub notes: Vec<String>,
+    /// What is likely to be a fault of the file.
+    pub warnings: Vec<String>,
 }
 
 impl Dataset {
-    /// Reads a `.csv` (with a header), `.json` (a list of objects) or `.jsonl` file; `input` and `output`
-    /// name the two columns or keys that are used.
+    /// Reads a file of examples; `input` and `output` name the two columns or keys that are used.
     ///
-    /// Text is UTF-8, with or without a byte order mark; lines end in LF or CRLF.
+    /// The name says whether it is text with a separator (`.csv`, `.tsv`), JSON (`.json`, `.jsonl`, `.ndjson`) or
+    /// `.parquet`, and whether gzip packed it (`.gz` after that). The separator and the shape of JSON are found in the
+    /// content: a list of objects, one object a line, a list under a key, columns, chats of one user and one assistant
+    /// message. Text is UTF-8, with or without a byte order mark; lines end in LF or CRLF. JSON's numbers and booleans
+    /// become text, as they are written.
     ///
     /// # Errors
     /// [`Error::Io`] if the file can't be read, [`Error::Invalid`] if the two names are the same, and
     /// [`Error::Data`] for anything that is wrong in the file: all of its bad rows together.
     pub fn read(path: &Path, input: &str, output: &str) -> Result<Self> {
-        let format = Format::of(path)?;
+        let named = Named::parse(path)?;
         if input == output {
             return Err(Error::Invalid(format!(
                 "the input and the output field must differ, found `{input}` for both"
             )));
         }
-        let bytes = std::fs::read(path).map_err(Error::io(path))?;
-        let source = Source::new(&bytes);
+        let (bytes, format) = format::load(path, named)?;
         let names = Names { input, output };
-        let mut problems = Problems::default();
-        let records = if let Some(problem) = source.not_text() {
-            problems.push(problem);
-            Vec::new()
-        } else {
-            match format {
-                Format::Csv => csv::read(&source, names, &mut problems),
-                Format::Json => json::read_list(&source, names, &mut problems),
-                Format::JsonLines => json::read_lines(&source, names, &mut problems),
+        let (mut problems, mut notes) = (Problems::default(), Notes::default());
+        let records = match format {
+            Format::Parquet => parquet::read(bytes, names, &mut problems, &mut notes),
+            Format::Separated(separator) => {
+                text(&bytes, &mut problems, |source, problems| {
+                    csv::read(source, separator, names, problems, &mut notes)
+                })
             }
+            Format::Json { lines } => text(&bytes, &mut problems, |source, problems| {
+                json::read(source, lines, names, problems, &mut notes)
+            }),
         };
         problems.into_data_error(path)?;
-        Ok(Self { path: path.to_path_buf(), records })
+        Ok(Self { path: path.to_path_buf(), records, notes: notes.into_list(), warnings: Vec::new() })
+    }
+
+    /// Puts each output into the one form that labels are trained and scored in ([`labels::normalize`]); a warning
+    /// says which ones differed from it.
+    ///
+    /// # Errors
+    /// [`Error::Data`] for labels of which nothing is left.
+    pub fn normalize_labels(&mut self) -> Result<()> {
+        let (problems, warning) = labels::normalize_records(&mut self.records);
+        problems.into_data_error(&self.path)?;
+        self.warnings.extend(warning);
+        Ok(())
     }
 }
 
-#[derive(Clone, Copy)]
-enum Format {
-    Csv,
-    Json,
-    JsonLines,
-}
-
-impl Format {
-    fn of(path: &Path) -> Result<Self> {
-        let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
-        let found = match extension.as_deref() {
-            Some("csv") => return Ok(Self::Csv),
-            Some("json") => return Ok(Self::Json),
-            Some("jsonl") => return Ok(Self::JsonLines),
-            Some(other) => format!("`.{other}`"),
-            None => "no extension".to_string(),
-        };
-        Err(Error::Data {
-            path: path.to_path_buf(),
-            problems: vec![format!("expected a .csv, .json or .jsonl file, found {found}")],
-            more: 0,
-        })
+/// Reads what is text; anything else is a problem of the file.
+fn text(
+    bytes: &[u8],
+    problems: &mut Problems,
+    read: impl FnOnce(&Source<'_>, &mut Problems) -> Vec<Record>,
+) -> Vec<Record> {
+    let source = Source::new(bytes);
+    match source.not_text() {
+        Some(problem) => {
+            problems.push(problem);
+            Vec::new()
+        }
+        None => read(&source, problems),
     }
 }
 
@@ -103,41 +122,14 @@ struct Names<'a> {
     output: &'a str,
 }
 
-/// What is wrong with a file's rows, one entry a row.
-#[derive(Debug, Default)]
-pub(super) struct Problems {
-    listed: Vec<String>,
-    more: usize,
-}
-
-impl Problems {
-    pub(super) fn push(&mut self, problem: String) {
-        if self.listed.len() < LISTED {
-            self.listed.push(problem);
-        } else {
-            self.more += 1;
-        }
+impl Names<'_> {
+    /// Whether they are the names that a configuration has by default.
+    fn are_default(self) -> bool {
+        (self.input, self.output) == ("input", "output")
     }
 
-    fn is_empty(&self) -> bool {
-        self.listed.is_empty()
-    }
-
-    /// An error that names the file, if there is any problem.
-    pub(super) fn into_data_error(self, path: &Path) -> Result<()> {
-        if self.is_empty() {
-            return Ok(());
-        }
-        Err(Error::Data { path: path.to_path_buf(), problems: self.listed, more: self.more })
-    }
-
-    /// The same for records that come from no file.
-    pub(super) fn into_invalid(self) -> Result<()> {
-        if self.is_empty() {
-            return Ok(());
-        }
-        let more = if self.more > 0 { format!("\n  and {} more", self.more) } else { String::new() };
-        Err(Error::Invalid(format!("{}{more}", self.listed.join("\n  "))))
+    fn both(self) -> String {
+        format!("`{}` and `{}`", self.input, self.output)
     }
 }
 
@@ -145,6 +137,7 @@ impl Problems {
 fn blank(text: &str) -> Option<&'static str> {
     match text {
         "" => Some("expected text, found an empty string"),
+        _ if text.contains('\0') => Some("expected text, found a NUL character (U+0000) in it"),
         _ if text.trim().is_empty() => Some("expected text, found white space only"),
         _ => None,
     }

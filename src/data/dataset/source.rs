@@ -28,12 +28,19 @@ impl<'a> Source<'a> {
 
     /// What is wrong with the file as a whole, if anything is.
     pub(super) fn not_text(&self) -> Option<String> {
-        if self.bytes.starts_with(b"\xFF\xFE") || self.bytes.starts_with(b"\xFE\xFF") {
-            return Some(
-                "line 1, byte offset 0: expected UTF-8, found the byte order mark of UTF-16; hint: save the \
-                 file as UTF-8"
-                    .into(),
-            );
+        if let Some(found) = other_unicode(self.bytes) {
+            return Some(format!(
+                "line 1, byte offset 0: expected UTF-8, found {found}; hint: save the file as UTF-8"
+            ));
+        }
+        if let Some(offset) = self.bytes.iter().position(|byte| *byte == 0) {
+            let all = self.bytes[offset..].iter().filter(|byte| **byte == 0).count();
+            let more = if all > 1 { format!(" and {} more", all - 1) } else { String::new() };
+            return Some(format!(
+                "line {}: expected text, found a NUL character (U+0000) at byte offset {offset} of the file{more}; \
+                 hint: take it out, or was the file written in another encoding or cut off in a crash?",
+                self.line_of(offset)
+            ));
         }
         self.bytes[self.start..].trim_ascii().is_empty().then(|| "the file is empty".into())
     }
@@ -46,6 +53,21 @@ impl<'a> Source<'a> {
     /// Column of a byte in its line, in bytes, counted from 1.
     pub(super) fn column_of(&self, offset: usize) -> usize {
         offset - self.lines[self.line_of(offset) - 1] + 1
+    }
+
+    /// Offset of the first byte of a line, counted from 1.
+    pub(super) fn line_start(&self, line: usize) -> usize {
+        self.lines.get(line.saturating_sub(1)).copied().unwrap_or(self.bytes.len())
+    }
+
+    /// Offset after the line that holds a byte, its end included.
+    pub(super) fn line_end(&self, offset: usize) -> usize {
+        self.line_start(self.line_of(offset) + 1)
+    }
+
+    /// Where in the file a part of its text is.
+    pub(super) fn offset_of(&self, part: &str) -> usize {
+        (part.as_ptr() as usize).saturating_sub(self.bytes.as_ptr() as usize)
     }
 
     /// Each line's bytes, its end included.
@@ -64,8 +86,30 @@ impl<'a> Source<'a> {
     pub(super) fn text(&self, range: Range<usize>) -> Result<&'a str, NotUtf8> {
         std::str::from_utf8(&self.bytes[range.clone()]).map_err(|e| {
             let offset = range.start + e.valid_up_to();
-            NotUtf8 { line: self.line_of(offset), offset, byte: self.bytes[offset] }
+            let byte = |i: usize| self.bytes.get(offset + i).copied().unwrap_or_default();
+            NotUtf8 { line: self.line_of(offset), offset, byte: byte(0), next: [byte(1), byte(2)] }
         })
+    }
+}
+
+/// The encoding of a text in UTF-16 or UTF-32, with its mark or without; none of any other.
+pub(crate) fn other_unicode(bytes: &[u8]) -> Option<&'static str> {
+    match bytes {
+        [0xFF, 0xFE, 0, 0, ..] | [0, 0, 0xFE, 0xFF, ..] => return Some("the byte order mark of UTF-32"),
+        [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] => return Some("the byte order mark of UTF-16"),
+        _ => {}
+    }
+    // Without a mark the first letters tell, which are ASCII's: every other byte is 0.
+    let pairs: Vec<[bool; 2]> =
+        bytes.chunks_exact(2).take(8).map(|pair| [pair[0] != 0, pair[1] != 0]).collect();
+    if pairs.len() < 2 {
+        return None;
+    }
+    let all = |expected: [bool; 2]| pairs.iter().all(|pair| *pair == expected);
+    match (all([true, false]), all([false, true])) {
+        (true, _) => Some("UTF-16 (little-endian, without a byte order mark)"),
+        (_, true) => Some("UTF-16 (big-endian, without a byte order mark)"),
+        _ => None,
     }
 }
 
@@ -75,11 +119,21 @@ pub(super) struct NotUtf8 {
     pub(super) line: usize,
     offset: usize,
     byte: u8,
+    /// The two bytes after it.
+    next: [u8; 2],
 }
 
 impl std::fmt::Display for NotUtf8 {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { offset, byte, .. } = self;
+        let Self { offset, byte, next, .. } = self;
+        if let (0xED, [0xA0..=0xBF, 0x80..=0xBF]) = (byte, next) {
+            let half = 0xD000 | u32::from(next[0] & 0x3F) << 6 | u32::from(next[1] & 0x3F);
+            return write!(
+                f,
+                "expected UTF-8, found the lone surrogate U+{half:04X}, half of a character, at byte offset {offset} \
+                 of the file; hint: take it out, or save the file as UTF-8"
+            );
+        }
         write!(
             f,
             "expected UTF-8, found byte 0x{byte:02X} at byte offset {offset} of the file; hint: save the \

@@ -1,0 +1,120 @@
+//! The rules of quoting (RFC 4180), which the CSV reader is lenient about.
+
+/// A fault of quoting in a row.
+pub(super) struct FaultAt {
+    pub(super) kind: QuoteFault,
+    /// Offset in the row.
+    pub(super) at: usize,
+    /// Index of the field.
+    pub(super) field: usize,
+}
+
+pub(super) enum QuoteFault {
+    /// A quoted field lasts to the end of the file.
+    Unclosed,
+    /// Text follows a closing quote.
+    Stray,
+}
+
+/// Where a reader is in a row.
+#[derive(Clone, Copy)]
+enum Place {
+    Start,
+    Plain,
+    Quoted,
+    AfterQuote,
+}
+
+impl Place {
+    /// After `byte`; none after a row's end.
+    fn step(self, byte: u8, separator: u8) -> Option<Self> {
+        Some(match (self, byte) {
+            (Self::Start, b'"') | (Self::AfterQuote, b'"') => Self::Quoted,
+            (Self::Quoted, b'"') => Self::AfterQuote,
+            (Self::Quoted, _) => Self::Quoted,
+            (_, byte) if byte == separator => Self::Start,
+            (_, b'\r' | b'\n') => return None,
+            (Self::AfterQuote, _) => Self::AfterQuote,
+            (Self::Start | Self::Plain, _) => Self::Plain,
+        })
+    }
+}
+
+/// The first thing in a row that the CSV reader would let pass and change the text by.
+pub(super) fn quote_fault(row: &[u8], separator: u8) -> Option<FaultAt> {
+    let (mut place, mut field, mut opened) = (Place::Start, 0, 0);
+    for (at, byte) in row.iter().enumerate() {
+        let ends = *byte == separator || matches!(byte, b'"' | b'\r' | b'\n');
+        if matches!(place, Place::AfterQuote) && !ends {
+            return Some(FaultAt { kind: QuoteFault::Stray, at, field });
+        }
+        let next = place.step(*byte, separator)?;
+        match (place, next) {
+            (Place::Start, Place::Quoted) => opened = at,
+            (Place::Start | Place::Plain | Place::AfterQuote, Place::Start) => field += 1,
+            _ => {}
+        }
+        place = next;
+    }
+    matches!(place, Place::Quoted).then_some(FaultAt { kind: QuoteFault::Unclosed, at: opened, field })
+}
+
+/// Whether a field anywhere in a file begins with spaces and then a quote.
+pub(super) fn has_spaces_before_quotes(bytes: &[u8], separator: u8) -> bool {
+    let (mut place, mut spaces) = (Place::Start, 0);
+    for byte in bytes {
+        match (place, byte) {
+            (Place::Start, b' ') => {
+                spaces += 1;
+                continue;
+            }
+            (Place::Start, b'"') if spaces > 0 => return true,
+            _ => {}
+        }
+        spaces = 0;
+        place = place.step(*byte, separator).unwrap_or(Place::Start);
+    }
+    false
+}
+
+/// A file without the spaces that its fields begin with, quoted ones aside; none where its quotes are then at fault.
+pub(super) fn without_spaces(bytes: &[u8], start: usize, separator: u8) -> Option<Vec<u8>> {
+    let mut kept = bytes[..start].to_vec();
+    let mut place = Place::Start;
+    for byte in &bytes[start..] {
+        if matches!((place, byte), (Place::Start, b' ')) {
+            continue;
+        }
+        let ends = *byte == separator || matches!(byte, b'"' | b'\r' | b'\n');
+        if matches!(place, Place::AfterQuote) && !ends {
+            // Spaces between a closing quote and the separator are no text either.
+            if *byte == b' ' {
+                continue;
+            }
+            return None;
+        }
+        place = place.step(*byte, separator).unwrap_or(Place::Start);
+        kept.push(*byte);
+    }
+    (!matches!(place, Place::Quoted)).then_some(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_spaces_leaves_quoted_text_alone() {
+        let kept = |text: &str| without_spaces(text.as_bytes(), 0, b',').map(|b| String::from_utf8(b).unwrap());
+        assert_eq!(kept("a, \" b, c\" ,d e\n  f,g").unwrap(), "a,\" b, c\",d e\nf,g");
+        assert_eq!(kept("a, \"b\" c\n"), None);
+        assert_eq!(kept("a, \"b\n"), None);
+    }
+
+    #[test]
+    fn has_spaces_before_quotes_looks_outside_quotes_alone() {
+        let has = |text: &str| has_spaces_before_quotes(text.as_bytes(), b',');
+        assert!(has("a,b\n1, \"x\"\n") && has(" \"a\",b\n"));
+        assert!(!has("a,b\n\"1, \"\"x\"\"\",2\n5 \" 6,7\n"));
+    }
+}

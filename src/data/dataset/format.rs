@@ -1,0 +1,156 @@
+//! What a file is: by its name, and by its first bytes.
+
+use std::io::Read;
+use std::path::Path;
+
+use flate2::read::MultiGzDecoder;
+
+use crate::{Error, Result};
+
+/// How a file's rows are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    /// Fields with a separator between them, which the header tells; this one is tried first.
+    Separated(u8),
+    /// JSON, whose shape the content tells; `lines` where the name says that each line is an object.
+    Json { lines: bool },
+    /// Parquet.
+    Parquet,
+}
+
+/// What a file's name says of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Named {
+    /// None of a name that says gzip alone.
+    pub(super) format: Option<Format>,
+    pub(super) gzip: bool,
+}
+
+/// What a file's name has to end in.
+const EXPECTED: &str =
+    "expected a .csv, .tsv, .json, .jsonl, .ndjson or .parquet file, or one of them with .gz after it";
+
+const CSV_HINT: &str = "; hint: save the sheet as CSV, UTF-8";
+
+impl Named {
+    /// The format that the name of `path` says.
+    ///
+    /// # Errors
+    /// [`Error::Data`] of a name that says none.
+    pub(super) fn parse(path: &Path) -> Result<Self> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+        let (name, gzip) = match name.strip_suffix(".gz") {
+            Some(name) => (name, true),
+            None => (name.as_str(), false),
+        };
+        let extension = Path::new(name).extension().map(|e| e.to_string_lossy().into_owned());
+        let format = match extension.as_deref() {
+            Some("csv") => Some(Format::Separated(b',')),
+            Some("tsv" | "tab") => Some(Format::Separated(b'\t')),
+            Some("json") => Some(Format::Json { lines: false }),
+            Some("jsonl" | "ndjson") => Some(Format::Json { lines: true }),
+            Some("parquet") => Some(Format::Parquet),
+            None if gzip => None,
+            other => {
+                let hint = match other {
+                    Some("xlsx" | "xls" | "xlsm" | "ods" | "numbers") => CSV_HINT,
+                    _ => "",
+                };
+                let found = other.map_or("no extension".into(), |other| format!("`.{other}`"));
+                return Err(data_error(path, format!("{EXPECTED}, found {found}{hint}")));
+            }
+        };
+        Ok(Self { format, gzip })
+    }
+}
+
+/// Whether the name of `path` is that of a dataset.
+pub fn is_dataset(path: &Path) -> bool {
+    Named::parse(path).is_ok()
+}
+
+fn data_error(path: &Path, problem: String) -> Error {
+    Error::Data { path: path.to_path_buf(), problems: vec![problem], more: 0 }
+}
+
+/// The bytes of a file, unpacked if it is gzip's, and their format.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Data`] of a file that is something else than its name says.
+pub(super) fn load(path: &Path, named: Named) -> Result<(Vec<u8>, Format)> {
+    let mut bytes = std::fs::read(path).map_err(Error::io(path))?;
+    if bytes.starts_with(b"\x1F\x8B") {
+        if !named.gzip {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let problem = format!(
+                "the file is compressed by gzip, which its name does not say; hint: rename it {name}.gz, or \
+                 unpack it"
+            );
+            return Err(data_error(path, problem));
+        }
+        let mut unpacked = Vec::new();
+        MultiGzDecoder::new(&bytes[..]).read_to_end(&mut unpacked).map_err(|error| {
+            data_error(path, format!("gzip: {error}; hint: is the file cut off or damaged?"))
+        })?;
+        bytes = unpacked;
+    }
+    if bytes.starts_with(PARQUET) {
+        return Ok((bytes, Format::Parquet));
+    }
+    if let Some(what) = container(&bytes) {
+        return Err(data_error(path, what.into()));
+    }
+    let format = named.format.unwrap_or_else(|| match bytes.trim_ascii_start().first() {
+        Some(b'{' | b'[') => Format::Json { lines: false },
+        _ => Format::Separated(b','),
+    });
+    if format == Format::Parquet {
+        let problem = "expected a Parquet file, which begins with PAR1, found other bytes; hint: is it another \
+                       format under this name, or a download that failed?";
+        return Err(data_error(path, problem.into()));
+    }
+    Ok((bytes, format))
+}
+
+const PARQUET: &[u8] = b"PAR1";
+
+/// What a file is that is no text with rows, by its first bytes.
+fn container(bytes: &[u8]) -> Option<&'static str> {
+    let head = &bytes[..bytes.len().min(4096)];
+    let holds = |name: &[u8]| head.windows(name.len()).any(|window| window == name);
+    let begins = |text: &str| {
+        let head = head.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(head).trim_ascii_start();
+        head.len() >= text.len() && head[..text.len()].eq_ignore_ascii_case(text.as_bytes())
+    };
+    Some(match head {
+        [b'P', b'K', 3, 4, ..] if holds(b"[Content_Types].xml") || holds(b"xl/") => {
+            "the file is an Excel workbook (xlsx), not text; hint: save the sheet as CSV, UTF-8"
+        }
+        [b'P', b'K', 3, 4, ..] if holds(b"opendocument.spreadsheet") => {
+            "the file is a spreadsheet (ods), not text; hint: save the sheet as CSV, UTF-8"
+        }
+        [b'P', b'K', 3, 4, ..] => "the file is a zip archive, not text; hint: unpack it",
+        [0xD0, 0xCF, 0x11, 0xE0, ..] => {
+            "the file is an Excel workbook (xls), not text; hint: save the sheet as CSV, UTF-8"
+        }
+        [0x28, 0xB5, 0x2F, 0xFD, ..] => "the file is compressed by zstd; hint: unpack it, or pack it with gzip",
+        [0xFD, b'7', b'z', b'X', b'Z', ..] => "the file is compressed by xz; hint: unpack it",
+        [b'B', b'Z', b'h', b'1'..=b'9', ..] => "the file is compressed by bzip2; hint: unpack it",
+        [0x1F, 0x8B, ..] => "the file is compressed by gzip twice; hint: unpack it once",
+        [b'P', b'A', b'R', b'E', ..] => "the file is encrypted Parquet; hint: write it without encryption",
+        _ if head.starts_with(b"ARROW1") || head.starts_with(b"FEA1") => {
+            "the file is Arrow's (Feather), not text; hint: write it as Parquet"
+        }
+        _ if head.starts_with(b"SQLite format 3\0") => {
+            "the file is an SQLite database, not text; hint: export the table as CSV"
+        }
+        _ if head.starts_with(b"%PDF-") => "the file is a PDF, not text with rows",
+        _ if begins("version https://git-lfs") => {
+            "the file is a pointer of Git LFS, not the data; hint: git lfs pull"
+        }
+        _ if begins("<!doctype html") || begins("<html") => {
+            "the file is a web page (HTML), not data; hint: the download of it may have met a login or an error"
+        }
+        _ => return None,
+    })
+}

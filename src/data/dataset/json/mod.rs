@@ -1,0 +1,162 @@
+//! JSON: a list of objects, one object a line, or another shape that programs write; the content tells which.
+
+mod elements;
+mod record;
+mod shapes;
+mod value;
+
+use std::ops::Range;
+
+use serde::de::IgnoredAny;
+use serde_json::Deserializer;
+
+use self::elements::Elements;
+use self::record::Fault;
+use super::problems::Notes;
+use super::source::Source;
+use super::{Names, Problems, Record};
+
+/// Reads rows; `lines` says that the file's name promises an object a line.
+pub(super) fn read(
+    source: &Source<'_>,
+    lines: bool,
+    names: Names<'_>,
+    problems: &mut Problems,
+    notes: &mut Notes,
+) -> Vec<Record> {
+    let mut reader = Reader { source, names, problems, notes, records: Vec::new() };
+    let first = source.skip_blank(source.start);
+    match source.bytes.get(first) {
+        Some(b'[') => reader.elements(Elements::list(source, first)),
+        Some(b'{') => match shape(source, first, lines) {
+            Shape::Lines => reader.lines(),
+            Shape::Stream => reader.elements(Elements::stream(source, first)),
+            Shape::Object(range) => reader.object(range),
+        },
+        _ if lines => reader.lines(),
+        _ => reader.problems.push(format!(
+            "line {}: expected a list of objects, which starts with `[`",
+            source.line_of(first)
+        )),
+    }
+    reader.records
+}
+
+/// What a file that begins with an object is.
+enum Shape {
+    /// One object a line.
+    Lines,
+    /// Objects one after the other, over as many lines as they like.
+    Stream,
+    /// One object, which may hold all rows.
+    Object(Range<usize>),
+}
+
+fn shape(source: &Source<'_>, first: usize, lines: bool) -> Shape {
+    let mut values = Deserializer::from_slice(&source.bytes[first..]).into_iter::<IgnoredAny>();
+    match values.next() {
+        Some(Ok(_)) => {
+            let end = first + values.byte_offset();
+            if source.skip_blank(end) == source.bytes.len() {
+                Shape::Object(first..end)
+            } else if lines || source.line_of(first) == source.line_of(end - 1) {
+                Shape::Lines
+            } else {
+                Shape::Stream
+            }
+        }
+        _ if lines => Shape::Lines,
+        // A fault: it is placed better in a line, if objects are lines.
+        _ => {
+            let line = source.line_end(first);
+            match serde_json::from_slice::<IgnoredAny>(&source.bytes[first..line]) {
+                Err(e) if e.is_eof() => Shape::Stream,
+                _ => Shape::Lines,
+            }
+        }
+    }
+}
+
+/// Reads rows, and keeps what is wrong with the others.
+struct Reader<'a, 'r> {
+    source: &'a Source<'a>,
+    names: Names<'a>,
+    problems: &'r mut Problems,
+    notes: &'r mut Notes,
+    records: Vec<Record>,
+}
+
+impl Reader<'_, '_> {
+    /// Reads values one by one, so that a bad one is reported and the next ones are read.
+    fn elements(&mut self, mut elements: Elements<'_>) {
+        let line = self.source.line_of(elements.start());
+        while let Some(element) = elements.next() {
+            match element {
+                Ok(range) => self.row(range, &format!(", element {}", elements.count())),
+                Err(fault) => self.problems.push(fault),
+            }
+        }
+        if self.records.is_empty() && self.problems.is_empty() {
+            self.problems.push(format!("line {line}: expected objects, found an empty list"));
+        }
+    }
+
+    /// Reads one object a line; blank lines are skipped.
+    fn lines(&mut self) {
+        let source = self.source;
+        for line in source.lines() {
+            let start = line.end - source.bytes[line.clone()].trim_ascii_start().len();
+            let range = start..start + source.bytes[start..line.end].trim_ascii_end().len();
+            if range.is_empty() {
+                continue;
+            }
+            match serde_json::from_slice::<IgnoredAny>(&source.bytes[range.clone()]) {
+                Ok(_) => self.row(range, ""),
+                Err(e) if e.is_eof() => self.problems.push(format!(
+                    "line {}: expected a whole object, found the line's end inside it; hint: put each object on \
+                     one line",
+                    source.line_of(start)
+                )),
+                Err(e) => self.problems.push(syntax_fault(source, range, "", &e)),
+            }
+        }
+    }
+
+    /// Reads the row of a value that is known to be JSON; `place` is what a message says after its line.
+    fn row(&mut self, range: Range<usize>, place: &str) {
+        match record::read(self.source, range, self.names, self.notes) {
+            Ok(record) => self.records.push(record),
+            Err(fault) => self.fault(fault, place),
+        }
+    }
+
+    fn fault(&mut self, fault: Fault, place: &str) {
+        let Fault { line, text, common } = fault;
+        if common {
+            self.problems.push_common("line", line, text);
+        } else {
+            self.problems.push(format!("line {line}{place}: {text}"));
+        }
+    }
+}
+
+/// A fault of syntax in the value of `range`, placed in the file.
+fn syntax_fault(source: &Source<'_>, range: Range<usize>, element: &str, e: &serde_json::Error) -> String {
+    let start = range.start;
+    let line = source.line_of(start) + e.line() - 1;
+    let before = if e.line() == 1 { source.column_of(start) - 1 } else { 0 };
+    let place = format!("line {line}, column {}{element}", before + e.column());
+    // The word that the reader stumbled over is the first that is no JSON.
+    let read = String::from_utf8_lossy(&source.bytes[range]);
+    match value::foreign_word(&read) {
+        Some((word, hint)) => format!("{place}: expected JSON, found `{word}`; hint: {hint}"),
+        None => format!("{place}: {}", bare(e)),
+    }
+}
+
+/// serde_json's message without its position, which counts from the value's start.
+fn bare(e: &serde_json::Error) -> String {
+    let message = e.to_string();
+    let position = format!(" at line {} column {}", e.line(), e.column());
+    message.strip_suffix(&position).unwrap_or(&message).to_string()
+}

@@ -1,0 +1,95 @@
+//! The row that an object is: two fields, or a chat.
+
+use std::ops::Range;
+
+use serde_json::Value;
+
+use super::super::chat::{self, Content, Message};
+use super::super::problems::Notes;
+use super::super::source::Source;
+use super::super::{Names, Record, found_names};
+use super::value::{self, Entries};
+
+/// What is wrong with a row.
+pub(super) struct Fault {
+    pub(super) line: usize,
+    pub(super) text: String,
+    /// Whether many rows are likely to have it, which is then told once.
+    pub(super) common: bool,
+}
+
+/// The record of a value that is known to be JSON.
+pub(super) fn read(
+    source: &Source<'_>,
+    range: Range<usize>,
+    names: Names<'_>,
+    notes: &mut Notes,
+) -> Result<Record, Fault> {
+    let line = source.line_of(range.start);
+    let fault = |text: String| Fault { line, text, common: false };
+    let text = source.text(range).map_err(|e| Fault { line: e.line, text: e.to_string(), common: false })?;
+    let expected = format!("an object with the keys {}", names.both());
+    let entries = Entries::parse(text, &expected).map_err(|e| fault(value::not_text(text, &e)))?;
+    let keys = entries.keys();
+    if let Some(key) = chat::key(names, &keys) {
+        let pair = chat_of(key, &entries);
+        let (input, output) = pair.map_err(|text| Fault { line, text, common: true })?;
+        notes.chat(key);
+        return Ok(Record { input, output, line });
+    }
+    match (field(names.input, &entries, &keys, notes), field(names.output, &entries, &keys, notes)) {
+        (Ok(input), Ok(output)) => Ok(Record { input, output, line }),
+        (Err(text), Ok(_)) | (Ok(_), Err(text)) => Err(fault(text)),
+        (Err(input), Err(output)) => Err(fault(format!("{input}; {output}"))),
+    }
+}
+
+/// The one text that a key has, of all values that the object gives it.
+fn field(name: &str, entries: &Entries<'_>, keys: &[&str], notes: &mut Notes) -> Result<String, String> {
+    match keys.iter().filter(|key| **key == name).count() {
+        0 => Err(format!("no key `{name}`{}", found_names(name, "key", keys))),
+        1 => value::text(name, entries.get(name).unwrap_or_default(), notes),
+        n => Err(format!("field `{name}`: expected the key once, found it {n} times")),
+    }
+}
+
+/// Input and output of the chat under `key`.
+fn chat_of(key: &str, entries: &Entries<'_>) -> Result<(String, String), String> {
+    let raw = entries.get(key).unwrap_or_default();
+    let messages: Value =
+        serde_json::from_str(raw).map_err(|e| format!("`{key}`: {}", value::not_text(raw, &e)))?;
+    let Value::Array(messages) = messages else {
+        return Err(format!("`{key}`: expected a list of messages, found another value"));
+    };
+    let context: Vec<&str> = chat::CONTEXT
+        .into_iter()
+        .filter(|name| entries.get(name).is_some_and(|raw| !["null", "\"\"", "[]"].contains(&raw)))
+        .collect();
+    let messages = messages.into_iter().map(|message| parse_message(key, message)).collect::<Result<_, _>>()?;
+    chat::pair(key, messages, &context)
+}
+
+/// A message as OpenAI's (`role`, `content`) or ShareGPT's (`from`, `value`) files have it.
+fn parse_message(key: &str, message: Value) -> Result<Message, String> {
+    let either = |names: [&str; 2]| names.iter().find_map(|name| message.get(*name));
+    let Some(Value::String(role)) = either(["role", "from"]) else {
+        return Err(format!("`{key}`: expected messages with `role` and `content`, or `from` and `value`"));
+    };
+    let calls = ["tool_calls", "function_call"];
+    let has_calls = calls.iter().any(|name| message.get(*name).is_some_and(|calls| !calls.is_null()));
+    let content = match either(["content", "value"]) {
+        _ if has_calls => Content::Other("tool calls"),
+        Some(Value::String(text)) => Content::Text(text.clone()),
+        Some(Value::Array(parts)) => match &parts[..] {
+            [part] if part["type"] == "text" => match &part["text"] {
+                Value::String(text) => Content::Text(text.clone()),
+                _ => Content::Other("a part without text"),
+            },
+            _ => Content::Other("a list of parts"),
+        },
+        None | Some(Value::Null) => Content::Other("null"),
+        Some(_) => Content::Other("another value"),
+    };
+    let ignored = message.get("weight").is_some_and(|weight| weight.as_f64() == Some(0.0));
+    Ok(Message { role: role.to_lowercase(), content, ignored })
+}

@@ -1,0 +1,220 @@
+//! What is wrong with a file's rows, and what is worth saying of them.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::Path;
+
+use crate::{Error, Result};
+
+/// Problems that one error lists; the rest is counted.
+const LISTED: usize = 20;
+/// Lines that are named one by one.
+const NAMED: usize = 3;
+/// Values that a note shows.
+const SHOWN: usize = 4;
+
+/// Lines of a file: the first ones by their numbers, all by their count.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Lines {
+    first: Vec<usize>,
+    count: usize,
+}
+
+impl Lines {
+    pub(crate) fn push(&mut self, line: usize) {
+        if self.first.len() < NAMED {
+            self.first.push(line);
+        }
+        self.count += 1;
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The first one; 0 of none.
+    pub(crate) fn first(&self) -> usize {
+        self.first.first().copied().unwrap_or_default()
+    }
+
+    /// `line 2`, or `lines 2, 4, 6 and 9 more`, with another word for a line.
+    fn text(&self, word: &str) -> String {
+        let numbers: Vec<String> = self.first.iter().map(usize::to_string).collect();
+        let more = self.count - self.first.len();
+        match (&numbers[..], more) {
+            ([only], 0) => format!("{word} {only}"),
+            (_, 0) => format!("{word}s {}", numbers.join(", ")),
+            _ => format!("{word}s {} and {more} more", numbers.join(", ")),
+        }
+    }
+}
+
+impl fmt::Display for Lines {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text("line"))
+    }
+}
+
+/// What is wrong with a file: one entry a row, or one for all rows with the same fault.
+#[derive(Debug, Default)]
+pub(crate) struct Problems {
+    entries: Vec<Entry>,
+    more: usize,
+}
+
+#[derive(Debug)]
+enum Entry {
+    Row(String),
+    Rows { word: &'static str, lines: Lines, fault: String },
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Row(text) => f.write_str(text),
+            Self::Rows { word, lines, fault } => write!(f, "{}: {fault}", lines.text(word)),
+        }
+    }
+}
+
+impl Problems {
+    /// A problem of one row, or of the file.
+    pub(crate) fn push(&mut self, problem: String) {
+        self.add(Entry::Row(problem));
+    }
+
+    /// A fault that may be many rows': those with the same one become one problem. `word` is what a line is called.
+    pub(crate) fn push_common(&mut self, word: &'static str, line: usize, fault: String) {
+        for entry in &mut self.entries {
+            if let Entry::Rows { lines, fault: listed, .. } = entry
+                && *listed == fault
+            {
+                return lines.push(line);
+            }
+        }
+        let mut lines = Lines::default();
+        lines.push(line);
+        self.add(Entry::Rows { word, lines, fault });
+    }
+
+    fn add(&mut self, entry: Entry) {
+        if self.entries.len() < LISTED {
+            self.entries.push(entry);
+        } else {
+            self.more += 1;
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// An error that names the file, if there is any problem.
+    pub(crate) fn into_data_error(self, path: &Path) -> Result<()> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        let problems = self.entries.iter().map(Entry::to_string).collect();
+        Err(Error::Data { path: path.to_path_buf(), problems, more: self.more })
+    }
+
+    /// The same for records that come from no file.
+    pub(crate) fn into_invalid(self) -> Result<()> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        let listed: Vec<String> = self.entries.iter().map(Entry::to_string).collect();
+        let more = if self.more > 0 { format!("\n  and {} more", self.more) } else { String::new() };
+        Err(Error::Invalid(format!("{}{more}", listed.join("\n  "))))
+    }
+}
+
+/// What was read otherwise than it is written, once a file.
+#[derive(Debug, Default)]
+pub(super) struct Notes {
+    list: Vec<String>,
+    values: [Values; 2],
+}
+
+/// A kind of value that is no text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Number,
+    Boolean,
+}
+
+/// Values of one kind that became text.
+#[derive(Debug, Default)]
+struct Values {
+    count: usize,
+    some: BTreeSet<String>,
+}
+
+impl Notes {
+    pub(super) fn push(&mut self, note: impl Into<String>) {
+        self.list.push(note.into());
+    }
+
+    /// Rows that are chats under `key`.
+    pub(super) fn chat(&mut self, key: &str) {
+        let note = format!("each row's user message under `{key}` is the input, the assistant's the output");
+        if !self.list.contains(&note) {
+            self.list.push(note);
+        }
+    }
+
+    /// A value that became text, as it is written.
+    pub(super) fn value(&mut self, kind: Kind, text: &str) {
+        let values = &mut self.values[kind as usize];
+        values.count += 1;
+        if values.some.len() < SHOWN {
+            values.some.insert(text.to_owned());
+        }
+    }
+
+    pub(super) fn into_list(self) -> Vec<String> {
+        let mut list = self.list;
+        for (name, Values { count, some }) in ["number", "boolean"].into_iter().zip(self.values) {
+            if count > 0 {
+                let some: Vec<String> = some.into_iter().collect();
+                list.push(format!(
+                    "{count} {name}{} read as text: {}{}",
+                    if count == 1 { " is" } else { "s are" },
+                    some.join(", "),
+                    if some.len() == SHOWN { ", ..." } else { "" }
+                ));
+            }
+        }
+        list
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_names_the_first_and_counts_all() {
+        let text = |numbers: &[usize]| {
+            let mut lines = Lines::default();
+            numbers.iter().for_each(|line| lines.push(*line));
+            lines.to_string()
+        };
+        assert_eq!(text(&[2]), "line 2");
+        assert_eq!(text(&[2, 3, 5]), "lines 2, 3, 5");
+        assert_eq!(text(&[2, 3, 5, 8, 9]), "lines 2, 3, 5 and 2 more");
+    }
+
+    #[test]
+    fn push_common_says_the_fault_of_many_rows_once() {
+        let mut problems = Problems::default();
+        (1..=10_000).for_each(|line| problems.push_common("line", line, "too long".into()));
+        problems.push_common("line", 7, "too short".into());
+        let error = problems.into_data_error(Path::new("d")).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "d: 2 problems\n  lines 1, 2, 3 and 9997 more: too long\n  line 7: too short"
+        );
+    }
+}
