@@ -1,6 +1,6 @@
 //! From a configuration to what a run needs: device, frozen model, tokenizer, token ids.
 
-use crate::config::{Config, DataOptions, DeviceChoice, DtypeChoice, ModelOptions, TrainOptions};
+use crate::config::{Config, DataOptions, DeviceChoice, DtypeChoice, ModelOptions, Task, TrainOptions};
 use crate::data::{Dataset, Encoded, Encoder, Example, Template};
 use crate::model::{
     Checkpoint, Dtypes, Granite, HubOptions, Local, ModelConfig, TextTokenizer, TuningMemory, granite,
@@ -241,7 +241,19 @@ pub fn examples(file: &str, config: &Config, encoder: &Encoder) -> Result<Option
     if file.is_empty() {
         return Ok(None);
     }
-    let dataset = Dataset::read(Path::new(file), &config.data.input, &config.data.output)?;
+    let dataset = dataset(file, &config.data)?;
     let encoded = encoder.encode_dataset(&dataset)?;
     Ok(Some((dataset, encoded)))
+}
+
+/// Rows of one of the configuration's files; labels are in the form that they are trained and scored in.
+///
+/// # Errors
+/// Malformed rows; labels of which nothing can be seen.
+pub fn dataset(file: &str, options: &DataOptions) -> Result<Dataset> {
+    let mut dataset = Dataset::read(Path::new(file), &options.input, &options.output)?;
+    if options.task == Task::Classification {
+        dataset.normalize_labels()?;
+    }
+    Ok(dataset)
 }

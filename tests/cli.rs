@@ -10,6 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
+#[path = "cli/data.rs"]
+mod data;
 #[path = "cli/eval.rs"]
 mod eval;
 #[path = "cli/resume.rs"]

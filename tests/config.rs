@@ -72,6 +72,56 @@ fn the_tutorial_is_what_its_file_says() {
     assert_eq!(config, expected);
 }
 
+/// What tomllib (Python 3.13) reads of the same bytes: CRLF is LF, an escape stays what it says.
+#[test]
+fn crlf_is_lf() {
+    let keys = "verbalizer = \"\"\"\nTicket: {{input}}\n\nTeam:\\r\\n\"\"\"\ninput = '''a\nb'''\n";
+    let text = format!("{LEAST}{keys}");
+    let crlf = text.replace('\n', "\r\n");
+    let config = Config::parse(&crlf, "test.toml", &[]).unwrap();
+    assert_eq!(config.data.verbalizer, "Ticket: {{input}}\n\nTeam:\r\n");
+    assert_eq!(config.data.input, "a\nb");
+    assert_eq!(config, Config::parse(&text, "test.toml", &[]).unwrap());
+    // The saved configuration says the same, a carriage return that was meant included.
+    let saved = config.to_toml().unwrap();
+    assert_eq!(Config::parse(&saved, "saved", &[]).unwrap(), config);
+    assert_eq!(Config::parse(&saved.replace('\n', "\r\n"), "saved", &[]).unwrap(), config);
+    let set = least_with(&["data.verbalizer=\"\"\"a\r\n{{input}}\"\"\"", "prompt.init_text=one\r\ntwo"]);
+    assert_eq!((set.data.verbalizer.as_str(), set.prompt.init_text.as_str()), ("a\n{{input}}", "one\ntwo"));
+}
+
+#[test]
+fn crlf_leaves_lines_and_columns_right() {
+    let same = |text: &str| {
+        let (lf, crlf) = (message(text, &[]), message(&text.replace('\n', "\r\n"), &[]));
+        assert_eq!(crlf, lf);
+        lf
+    };
+    let text = "name = \"x\"\n\n[model]\nid = \"\"\"a\nb\"\"\"\n[data]\ntrian = \"x\"\n";
+    assert!(same(text).contains("line 7: `data.trian`"));
+    assert!(same(&format!("{text}batch = = 1\n")).starts_with("test.toml: line 8, column 9: "));
+    // A carriage return by itself is no line break to TOML.
+    assert!(message("name = \"x\"\rruns = \"y\"\r", &[]).starts_with("test.toml: line 1, column 11"));
+}
+
+#[test]
+fn a_file_in_another_encoding_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("c.toml");
+    let load = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        Config::load(&path, &[]).map_err(|error| error.to_string())
+    };
+    let units: Vec<u8> = LEAST.trim_start().encode_utf16().flat_map(u16::to_le_bytes).collect();
+    assert!(load(&units).unwrap_err().contains("line 1: expected UTF-8 text, found UTF-16 (little-endian"));
+    let marked = [&b"\xFF\xFE"[..], &units].concat();
+    let message = load(&marked).unwrap_err();
+    assert!(message.contains("found the byte order mark of UTF-16; hint: save the file as UTF-8"), "{message}");
+    assert!(load(b"name = \"caf\xE9\"").unwrap_err().contains("line 1: expected UTF-8 text, found another byte"));
+    // Editors on Windows write this mark.
+    assert_eq!(load(&[b"\xEF\xBB\xBF", LEAST.as_bytes()].concat()), Ok(least_with(&[])));
+}
+
 #[test]
 fn the_resolved_config_reads_back_the_same() {
     let options = [

@@ -4,6 +4,7 @@ use super::{ConfigArgs, progress, text};
 use anyhow::Context;
 use clap::Args;
 use gneiss::config::Config;
+use gneiss::data::Dataset;
 use gneiss::evaluate::{self, Answers, By, Evaluation, Observer, Paired, Progress, Scores, Stage, Tuned};
 use gneiss::run::{EVALUATION, METRICS, PREDICTIONS, REPORT, Run};
 use gneiss::setup::Session;
@@ -124,6 +125,15 @@ impl Observer for Bars<'_> {
         self.bar.set_message(stage);
         self.bar.set_length(progress.of as u64);
         self.bar.set_position(progress.done as u64);
+    }
+
+    fn dataset(&mut self, key: &str, dataset: &Dataset) {
+        for note in &dataset.notes {
+            progress::line(&self.bar, &format!("note       {key}: {note}"));
+        }
+        for warning in &dataset.warnings {
+            progress::line(&self.bar, &format!("warning    {key}: {warning}"));
+        }
     }
 
     fn answered(&mut self, so_far: &Evaluation) -> gneiss::Result<()> {

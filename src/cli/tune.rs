@@ -132,6 +132,9 @@ fn describe(tuning: &Tuning, config: &Config) {
     if let Some((_, validation)) = &tuning.validation {
         examples("validation", &config.data.validation, validation, config);
     }
+    for note in &tuning.notes {
+        eprintln!("note       {note}");
+    }
     let [needs, limits] = text::plan(&tuning.plan);
     eprintln!("memory     {needs}\n           {limits}");
     if let Some(shortage) = text::shortage(&tuning.plan) {

@@ -167,7 +167,7 @@ fn data(config: &Config) -> anyhow::Result<()> {
         vec![["", "file", "rows", "labels", "words, median", "words, most"].map(str::to_owned).to_vec()];
     let mut train = None;
     for (split, file) in files.into_iter().filter(|(_, file)| !file.is_empty()) {
-        let dataset = Dataset::read(Path::new(file), &data.input, &data.output)?;
+        let dataset = setup::dataset(file, data)?;
         let report = DatasetReport::new(&dataset);
         let words = &report.words_per_input;
         let cells = [

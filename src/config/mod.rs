@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 pub use choices::{DeviceChoice, DtypeChoice, InitMethod, Keep, OnNotFinite, Schedule, Task};
 pub use size::MemoryBudget;
 
+use crate::data::dataset::other_unicode;
 use crate::{Error, Result};
 
 /// Most virtual tokens that a prompt may have.
@@ -67,7 +68,7 @@ pub struct PromptOptions {
 pub struct DataOptions {
     /// What the outputs are. Default `"generation"`.
     pub task: Task,
-    /// File of the training examples: `.csv`, `.json` or `.jsonl`. Required.
+    /// File of the training examples: `.csv`, `.tsv`, `.json`, `.jsonl`, `.ndjson` or `.parquet`. Required.
     pub train: String,
     /// File of the validation examples; empty for none. Default `""`.
     pub validation: String,
@@ -221,6 +222,10 @@ impl Config {
     pub fn load(path: &Path, sets: &[String]) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
         let origin = path.display().to_string();
+        if let Some(found) = other_unicode(&bytes) {
+            let problem = format!("line 1: expected UTF-8 text, found {found}; hint: save the file as UTF-8");
+            return Err(Error::Config { origin, problems: vec![problem] });
+        }
         match String::from_utf8(bytes) {
             Ok(text) => Self::parse(&text, &origin, sets),
             Err(error) => {
@@ -232,7 +237,8 @@ impl Config {
         }
     }
 
-    /// As [`Config::load`], from the file's text; `origin` is what errors call it.
+    /// As [`Config::load`], from the file's text; `origin` is what errors call it. A line break is LF, in a text over
+    /// several lines too, however the file was saved: CRLF is read as LF, as Python's tomllib does.
     ///
     /// # Errors
     /// [`Error::Config`], as [`Config::load`].

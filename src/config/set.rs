@@ -57,12 +57,18 @@ pub(super) fn resolve(text: &str, sets: &[String]) -> Result<Config, Vec<String>
     let defaults = Table::try_from(Config::default()).map_err(|error| vec![error.to_string()])?;
     let tree = defaults.clone();
     let mut draft = Draft { defaults, tree, places: BTreeMap::new(), problems: Vec::new() };
+    let text = &lf(text);
     let document = DeTable::parse(text).map_err(|error| vec![syntax(text, &error)])?;
     draft.read(text, "", document.get_ref());
     for set in sets {
-        draft.set(set);
+        draft.set(&lf(set));
     }
     draft.finish()
+}
+
+/// A text with LF for CRLF, as Python's tomllib reads it. A line and a column are those of the text as it was.
+fn lf(text: &str) -> String {
+    text.replace("\r\n", "\n")
 }
 
 /// Line of the byte at `offset`, counted from 1.

@@ -122,7 +122,7 @@ impl Config {
 
     fn check_data(&self, check: &mut Check) {
         let data = &self.data;
-        check.required("data.train", &data.train, "a .csv, .json or .jsonl file");
+        check.required("data.train", &data.train, "a .csv, .tsv, .json, .jsonl, .ndjson or .parquet file");
         check.not_empty("data.input", &data.input, "the name of a column");
         check.not_empty("data.output", &data.output, "the name of a column");
         if !data.input.is_empty() && data.input == data.output {

@@ -4,6 +4,7 @@ use super::likelihood::{finite, nll};
 use super::{Answers, Prediction, RowScores, Scores, TextScores};
 use crate::config::Task;
 use crate::data::encode::Encoder;
+use crate::data::labels::normalize;
 use crate::data::{Dataset, Example, Record};
 use crate::generate::{self, Generated, Request};
 use crate::model::{Granite, TextTokenizer};
@@ -142,10 +143,19 @@ impl Exam<'_> {
             line: record.line,
             input: record.input.clone(),
             expected: record.output.trim().to_owned(),
-            generated: self.tokenizer.decode(&generated.tokens, true)?.trim().to_owned(),
+            generated: self.answer_text(&self.tokenizer.decode(&generated.tokens, true)?),
             likeliest,
             probabilities: weights.iter().map(|w| w / sum).collect(),
         })
+    }
+
+    /// A generated text as it is judged: of a classification in the form of its labels, else without the white space
+    /// around it.
+    fn answer_text(&self, text: &str) -> String {
+        match self.task {
+            Task::Classification => normalize(text).into_owned(),
+            Task::Generation => text.trim().to_owned(),
+        }
     }
 
     fn generate(

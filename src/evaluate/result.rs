@@ -43,9 +43,9 @@ pub struct Prediction {
     pub line: usize,
     /// The input of the row.
     pub input: String,
-    /// The output of the row, without surrounding white space.
+    /// The output of the row, without surrounding white space; in a classification in the form of labels.
     pub expected: String,
-    /// What was generated, without surrounding white space.
+    /// What was generated, without surrounding white space; in a classification in the form of labels.
     pub generated: String,
     /// The label of the highest likelihood; `None` for other tasks.
     pub likeliest: Option<String>,

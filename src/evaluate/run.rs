@@ -6,12 +6,14 @@ use crate::config::{Config, Task};
 use crate::data::{Dataset, Encoder, Template};
 use crate::setup::{self, Session};
 use crate::{Error, Result};
-use std::path::Path;
 
 /// What is told of an evaluation while it goes on.
 pub trait Observer {
     /// The arm `name` got this far.
     fn progress(&mut self, name: &str, progress: Progress);
+
+    /// The configuration's `key` names a file that was read, with its notes and warnings; before the first arm.
+    fn dataset(&mut self, _key: &str, _dataset: &Dataset) {}
 
     /// The last arm of `so_far` is done: a place to keep what is there, lest a later arm's error lose it.
     ///
@@ -44,10 +46,12 @@ pub fn run(
     observer: &mut dyn Observer,
 ) -> Result<Evaluation> {
     let (data, file) = (&config.data, test_file(config)?);
-    let test = Dataset::read(Path::new(file), &data.input, &data.output)?;
+    let test = setup::dataset(file, data)?;
+    observer.dataset("data.test", &test);
     let labels = match data.task {
         Task::Classification => {
-            let train = Dataset::read(Path::new(&data.train), &data.input, &data.output)?;
+            let train = setup::dataset(&data.train, data)?;
+            observer.dataset("data.train", &train);
             labels(test.records.iter().chain(&train.records))
         }
         Task::Generation => Vec::new(),

@@ -36,6 +36,8 @@ pub struct Tuning<'a> {
     pub plan: MemoryPlan,
     /// What looks wrong with the data, and what to try.
     pub warnings: Vec<String>,
+    /// What was read of the files otherwise than one may expect.
+    pub notes: Vec<String>,
     /// What the run goes on from.
     pub state: Option<State>,
 }
@@ -51,20 +53,26 @@ impl<'a> Tuning<'a> {
         let template = Template::parse(&data.verbalizer)?;
         let encoder = setup::encoder(data, &session.tokenizer, &template);
         let Some(train) = setup::examples(&data.train, config, &encoder)? else {
-            return Err(Error::Invalid("data.train: required; expected a .csv, .json or .jsonl file".into()));
+            return Err(Error::Invalid("data.train: required; expected a .csv, .tsv, .json, .jsonl, .ndjson or .parquet file".into()));
         };
         let validation = setup::examples(&data.validation, config, &encoder)?;
         // Read before the first step, so that a mistake in it does not show after the last one.
         let test = setup::examples(&data.test, config, &encoder)?;
         let [of_validation, of_test] =
             [&validation, &test].map(|split| split.as_ref().map(|(dataset, _)| &dataset.records[..]));
-        let warnings = health::data(config, &train.0.records, of_validation, of_test);
+        let mut warnings = health::data(config, &train.0.records, of_validation, of_test);
+        let mut notes = Vec::new();
+        let files = [("train", Some(&train)), ("validation", validation.as_ref()), ("test", test.as_ref())];
+        for (split, (dataset, _)) in files.into_iter().filter_map(|(split, file)| Some((split, file?))) {
+            warnings.extend(dataset.warnings.iter().map(|text| format!("data.{split}: {text}")));
+            notes.extend(dataset.notes.iter().map(|text| format!("data.{split}: {text}")));
+        }
         let initial = match &state {
             Some(state) => state.initial.clone(),
             None => prompt::initial(&config.prompt, &session.model, &session.tokenizer, options.seed)?,
         };
         let plan = setup::plan_run(options, &session.model, &train.1.examples, initial.dims()[0])?;
-        Ok(Self { config, session, train, validation, initial, plan, warnings, state })
+        Ok(Self { config, session, train, validation, initial, plan, warnings, notes, state })
     }
 
     /// The trainer that [`Tuning::run`] takes: what can't be trained is an error before anything is written.

@@ -4,7 +4,7 @@
 use super::observer::{EpochRecord, StepRecord};
 use crate::Result;
 use crate::config::{Config, Task};
-use crate::data::{Example, Record};
+use crate::data::{Example, Record, labels};
 use crate::vocabulary::{self, Norms};
 use candle_core::Tensor;
 use std::collections::{BTreeMap, HashMap};
@@ -28,7 +28,9 @@ const TRY: &str = "try train.learning_rate three to ten times as high or as low 
                    more epochs, or a prompt.init_text that says what to answer";
 
 /// What is wrong with the files of a configuration: one label above all others, labels that training never sees, test
-/// or validation inputs that stand in the training file.
+/// or validation inputs that stand in the training file. What is wrong within one file, its [`Dataset`] says.
+///
+/// [`Dataset`]: crate::data::Dataset
 pub fn data(
     config: &Config,
     train: &[Record],
@@ -85,7 +87,7 @@ fn unknown_labels(key: &str, train: &[Record], records: &[Record]) -> Option<Str
 
 /// Inputs that differ in nothing but case and white space are the same.
 fn shared(key: &str, train: &[Record], records: &[Record]) -> Option<String> {
-    let plain = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase();
+    let plain = labels::plain_input;
     let there: HashMap<String, usize> = train.iter().map(|r| (plain(&r.input), r.line)).collect();
     let same: Vec<(usize, usize)> =
         records.iter().filter_map(|r| Some((r.line, *there.get(&plain(&r.input))?))).collect();

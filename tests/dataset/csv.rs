@@ -61,10 +61,116 @@ fn missing_columns() {
 
 #[test]
 fn other_separators() {
-    for (separator, name) in [(";", "semicolons"), ("\t", "tabs")] {
-        let message = fault("d.csv", format!("input{separator}output\nx{separator}1\n"));
-        assert!(message.ends_with(&format!("; hint: separate fields by commas, not {name}")), "{message}");
+    for (separator, name) in [(";", "semicolons"), ("\t", "tabs"), ("|", "`|`s")] {
+        let dataset = read("d.csv", format!("input{separator}output\n\"x, {separator}y\"{separator}1\n")).unwrap();
+        assert_eq!(dataset.records, [record(&format!("x, {separator}y"), "1", 2)]);
+        assert_eq!(dataset.notes, [format!("fields are separated by {name}")]);
+        let message = fault("d.csv", format!("text{separator}output\nx{separator}1\n"));
+        assert_eq!(
+            message,
+            format!(
+                "d.csv: line 1: no column `input`; found the columns `text`, `output`; fields are separated by {name}"
+            )
+        );
     }
+    // Both columns are there with commas, so it is commas that separate.
+    assert_eq!(records("d.csv", "input,output,a;b\nx;y,1,\n"), [record("x;y", "1", 2)]);
+    assert_eq!(
+        fault("d.csv", "input;output\nx;1;2\ny;3\n"),
+        "d.csv: line 2: expected 2 fields, found 3; hint: put a field that holds a semicolon or a line break in double \
+         quotes"
+    );
+}
+
+#[test]
+fn a_line_that_names_the_separator() {
+    let expected = [record("x, y", "1", 3)];
+    for text in ["sep=;\ninput;output\nx, y;1\n", "\"sep=;\"\r\ninput;output\r\nx, y;1\r\n"] {
+        assert_eq!(records("d.csv", text), expected, "{text}");
+    }
+    assert_eq!(records("d.csv", "SEP=,\ninput,output\n\"x, y\",1\n"), expected);
+    assert_eq!(records("d.csv", "sep=\t\ninput\toutput\nx, y\t1\n"), expected);
+    // A line that names the wrong one does no harm.
+    assert_eq!(records("d.csv", "sep=;\ninput,output\n\"x, y\",1\n"), expected);
+    assert_eq!(fault("d.csv", "sep=,\n\n"), "d.csv: line 2: expected a header, found the file's end");
+}
+
+#[test]
+fn spaces_after_commas() {
+    let text = "input, output\n\"a, \"\"b\"\"\", 1\n  c d , 2\n";
+    let dataset = read("d.csv", text).unwrap();
+    assert_eq!(dataset.records, [record("a, \"b\"", "1", 2), record("c d ", "2", 3)]);
+    assert_eq!(dataset.notes, ["spaces after a comma are no part of a field"]);
+    // A quote after a space opens a field in all rows or in none.
+    assert_eq!(records("d.csv", "input,output\na, \"1\"\nb,2\n"), [record("a", "1", 2), record("b", "2", 3)]);
+    let spoken = "output,input\n1, \"Never\" said she\n";
+    assert_eq!(records("d.csv", spoken), [record(" \"Never\" said she", "1", 2)]);
+    // Text keeps its spaces where nothing says that they are the separator's.
+    assert_eq!(records("d.csv", "input,output\n a, 1\n"), [record(" a", " 1", 2)]);
+}
+
+#[test]
+fn names_with_what_cannot_be_seen() {
+    for name in ["input ", "\u{feff}input", "\u{a0}input", "in\u{200b}put"] {
+        assert_eq!(records("d.csv", format!("{name},output\na,b\n")), [record("a", "b", 2)], "{name:?}");
+    }
+    let dataset = read_fields("d.csv", " input,output\na,b\n", " input", "output").unwrap();
+    assert_eq!(dataset.records, [record("a", "b", 2)]);
+}
+
+#[test]
+fn empty_fields_at_the_end() {
+    let expected = [record("x", "1", 2), record("y", "2", 3)];
+    for text in [
+        "input,output\nx,1,,\ny,2\n",
+        "input,output,,\nx,1\ny,2,,,,\n",
+        "input,output,,\nx,1,,\ny,2,,text\n",
+    ] {
+        assert_eq!(records("d.csv", text), expected, "{text}");
+    }
+    let message = fault("d.csv", "input,output\nx,1,,z\ny,2\n");
+    assert!(message.contains("line 2: expected 2 fields, found 4"), "{message}");
+    let message = fault("d.csv", "input,output,note\nx,1\ny,2,z\n");
+    assert!(message.contains("line 2: expected 3 fields, found 2"), "{message}");
+}
+
+#[test]
+fn rows_without_text() {
+    assert_eq!(
+        records("d.csv", "input,output\n,\nx,1\n,,,\n  \n\"\",\"\"\ny,2\n"),
+        [record("x", "1", 3), record("y", "2", 7)]
+    );
+    assert_eq!(
+        fault("d.csv", "input,output\n,\n,\n"),
+        "d.csv: line 1: expected rows after the header, found none"
+    );
+}
+
+#[test]
+fn one_fault_of_all_rows_is_told_once() {
+    let rows = "nice, clean,1\n".repeat(9_999);
+    assert_eq!(
+        fault("d.csv", format!("input,output\n{rows}")),
+        "d.csv: line 2 and all 9998 rows after it: expected 2 fields, as the header has, found 3; hint: give every \
+         column a name in the header, or put a field that holds a comma in double quotes"
+    );
+}
+
+#[test]
+fn text_that_is_none() {
+    assert_eq!(
+        fault("d.csv", "input,output\nx\0y,1\nz\0,2\n"),
+        "d.csv: line 2: expected text, found a NUL character (U+0000) at byte offset 14 of the file and 1 more; hint: \
+         take it out, or was the file written in another encoding or cut off in a crash?"
+    );
+    assert_eq!(
+        fault("d.csv", "[{\"input\": \"x\", \"output\": \"1\"}]\n"),
+        "d.csv: 2 problems\
+         \n  line 1: no column `input`; found the columns `[{\"input\": \"x\"`, ` \"output\": \"1\"}]`; hint: if the \
+         file is JSON, name it .json or .jsonl\
+         \n  line 1: no column `output`; found the columns `[{\"input\": \"x\"`, ` \"output\": \"1\"}]`; hint: if the \
+         file is JSON, name it .json or .jsonl"
+    );
 }
 
 #[test]

@@ -25,27 +25,34 @@ fn other_names() {
 }
 
 #[test]
-fn values_that_are_no_strings() {
-    let text = r#"{"input":"x","output":1}
+fn numbers_and_booleans_are_text_as_they_are_written() {
+    let text = r#"{"input":7,"output":1}
 {"input":"x","output":true}
-{"input":null,"output":1.50}
+{"input":"y","output":1.50}
+{"input":"z","output":-0.0e+2}
+"#;
+    let expected = [("7", "1"), ("x", "true"), ("y", "1.50"), ("z", "-0.0e+2")];
+    let expected: Vec<Record> = expected.iter().enumerate().map(|(i, (a, b))| record(a, b, i + 1)).collect();
+    assert_eq!(records("d.jsonl", text), expected);
+}
+
+#[test]
+fn values_that_are_no_text() {
+    let text = r#"{"input":null,"output":1.50}
 {"input":["x"],"output":{"a":1}}
+{"input":"x","output":null}
 "#;
     assert_eq!(
         fault("d.jsonl", text),
-        "d.jsonl: 4 problems\
-         \n  line 1: field `output`: expected a string, found the number 1; hint: put it in quotes: \"1\"\
-         \n  line 2: field `output`: expected a string, found the boolean true; hint: put it in quotes: \
-         \"true\"\
-         \n  line 3: field `input`: expected a string, found null; field `output`: expected a string, found \
-         the number 1.5; hint: put it in quotes: \"1.5\"\
-         \n  line 4: field `input`: expected a string, found a list; field `output`: expected a string, \
-         found an object"
+        "d.jsonl: 3 problems\
+         \n  line 1: field `input`: expected a string, found null\
+         \n  line 2: field `input`: expected a string, found a list; field `output`: expected a string, \
+         found an object\
+         \n  line 3: field `output`: expected a string, found null"
     );
     assert_eq!(
-        fault("d.json", "[\n{\"input\":\"x\",\"output\":\"1\"},\n{\"input\":\"x\",\"output\":0}]"),
-        "d.json: line 3, element 2: field `output`: expected a string, found the number 0; hint: put it in \
-         quotes: \"0\""
+        fault("d.json", "[\n{\"input\":\"x\",\"output\":\"1\"},\n{\"input\":\"x\",\"output\":null}]"),
+        "d.json: line 3, element 2: field `output`: expected a string, found null"
     );
 }
 
@@ -80,18 +87,33 @@ fn elements_that_are_no_objects() {
          `output`"
     );
     assert_eq!(
-        fault("d.jsonl", "[{\"input\":\"x\",\"output\":\"1\"}]\n"),
-        "d.jsonl: line 1: invalid type: sequence, expected an object with the keys `input` and `output`; \
-         hint: a JSON list belongs in a .json file"
+        fault("d.jsonl", "{\"input\":\"x\",\"output\":\"1\"}\n[\"x\", \"1\"]\n"),
+        "d.jsonl: line 2: invalid type: sequence, expected an object with the keys `input` and `output`"
     );
+    // A list is read under either name.
+    assert_eq!(records("d.jsonl", "[{\"input\":\"x\",\"output\":\"1\"}]\n"), [record("x", "1", 1)]);
 }
 
 #[test]
 fn an_object_for_a_list() {
+    let lines = "\n{\"input\":\"x\",\"output\":\"1\"}\n{\"input\":\"y\",\"output\":\"1\"}\n";
+    assert_eq!(records("d.json", lines), [record("x", "1", 2), record("y", "1", 3)]);
+    assert_eq!(records("d.json", &lines[..lines.len() / 2]), [record("x", "1", 2)]);
+    let hint = "hint: rows are a list of objects, one object a line, a list under the key `data`, or columns \
+                ({\"input\": [...], \"output\": [...]})";
     assert_eq!(
-        fault("d.json", "\n{\"input\":\"x\",\"output\":\"1\"}\n{\"input\":\"y\",\"output\":\"1\"}\n"),
-        "d.json: line 2: expected a list of objects, found an object; hint: name the file .jsonl if each \
-         line is an object, otherwise put [ ] around it"
+        fault("d.json", "{\"meta\": {\"rows\": 2}}"),
+        format!("d.json: line 1: expected rows, found an object with the key `meta`; {hint}")
+    );
+    assert_eq!(
+        fault("d.json", r#"{"train": [{"input": "x", "output": "1"}], "test": [{"input": "y", "output": "0"}]}"#),
+        "d.json: line 1: expected one list of rows, found the lists `train`, `test`; hint: put each into a file of its \
+         own, and name the files in data.train, data.validation and data.test"
+    );
+    assert_eq!(fault("d.json", "{\"data\": []}"), "d.json: line 1: expected rows, found an empty list");
+    assert_eq!(
+        fault("d.json", "{\"text\": \"x\", \"output\": \"1\"}"),
+        "d.json: line 1: no key `input`; found the keys `text`, `output`"
     );
     assert_eq!(fault("d.json", "5"), "d.json: line 1: expected a list of objects, which starts with `[`");
     assert_eq!(fault("d.json", "[ ]"), "d.json: line 1: expected objects, found an empty list");
@@ -132,7 +154,8 @@ fn faults_of_syntax() {
     );
     assert_eq!(
         fault("d.jsonl", "{\"input\":\"x\",\"output\":\"1\"}\n  {\"input\" \"x\"}\n{'input':1}\n"),
-        "d.jsonl: 2 problems\n  line 2, column 12: expected `:`\n  line 3, column 2: key must be a string"
+        "d.jsonl: 2 problems\n  line 2, column 12: expected `:`\n  line 3, column 2: expected JSON, found \
+         `'`; hint: this is Python's notation; json.dumps writes JSON, str and repr do not"
     );
     let one = "{\"input\":\"x\",\"output\":\"1\"}";
     assert_eq!(
@@ -163,6 +186,72 @@ fn invalid_utf8() {
     assert_eq!(
         fault("d.jsonl", b"\xEF\xBB\xBF\n{\"input\":\"\xC3\",\"output\":\"1\"}\n"),
         format!("d.jsonl: line 2: expected UTF-8, found byte 0xC3 at byte offset 14 of the file; {hint}")
+    );
+}
+
+#[test]
+fn words_of_other_languages() {
+    let nan = "hint: JSON has no NaN; give the field a value, or take the row out";
+    assert_eq!(
+        fault("d.jsonl", "{\"input\":\"NaN\",\"output\":\"1\"}\n{\"input\":\"x\",\"output\":NaN}\n"),
+        format!("d.jsonl: line 2, column 23: expected JSON, found `NaN`; {nan}")
+    );
+    assert_eq!(
+        fault("d.json", "[{\"input\":\"x\",\n \"output\":NaN}]"),
+        format!("d.json: line 2, column 11, element 1: expected JSON, found `NaN`; {nan}")
+    );
+    for (word, hint) in [("Infinity", "infinite"), ("-Infinity", "infinite"), ("None", "Python"), ("True", "Python")] {
+        let message = fault("d.json", format!("{{\"input\":\"x\",\"output\":{word}}}\n"));
+        assert!(message.contains(word.trim_start_matches('-')) && message.contains(hint), "{message}");
+    }
+}
+
+#[test]
+fn halves_of_characters() {
+    let hint = "half of a character; hint: the text was cut within a character such as an emoji";
+    assert_eq!(
+        fault("d.jsonl", r#"{"input":"sad \ud83d","output":"0"}"#),
+        format!(r"d.jsonl: line 1: field `input`: expected text, found the lone surrogate \ud83d, {hint}")
+    );
+    assert_eq!(records("d.jsonl", r#"{"input":"\ud83d\ude00","output":"0","x":"\ud83d"}"#), [record("😀", "0", 1)]);
+    assert_eq!(
+        fault("d.csv", b"input,output\nsad \xED\xA0\xBD,0\n"),
+        "d.csv: line 2, field `input`: expected UTF-8, found the lone surrogate U+D83D, half of a character, at byte \
+         offset 17 of the file; hint: take it out, or save the file as UTF-8"
+    );
+    assert_eq!(
+        fault("d.json", r#"[{"input":"a\u0000b","output":"0"}]"#),
+        "d.json: line 1, element 1: field `input`: expected text, found a NUL character (U+0000) in it"
+    );
+}
+
+#[test]
+fn columns_that_do_not_fit() {
+    assert_eq!(
+        fault("d.json", r#"{"input": ["a", "b"], "output": ["1"]}"#),
+        "d.json: line 1: expected columns of one length, found 2 values of `input` and 1 of `output`"
+    );
+    assert_eq!(
+        fault("d.json", r#"{"input": {"0": "a", "1": "b"}, "output": {"0": "1", "2": "1"}}"#),
+        "d.json: 2 problems\n  line 1: row `1` is in `input`, not in `output`\
+         \n  line 1: row `2` is in `output`, not in `input`"
+    );
+    assert_eq!(
+        fault("d.json", "{\"input\": [\"a\",\n \"\"],\n \"output\": [\"1\", null]}"),
+        "d.json: line 2, row 2: field `input`: expected text, found an empty string; field `output`: expected a \
+         string, found null"
+    );
+    assert_eq!(
+        fault("d.json", r#"{"input": ["a"], "output": {"0": "1"}}"#),
+        "d.json: line 1: expected the columns `input` and `output` to be both lists or both objects, found one of each"
+    );
+    assert_eq!(
+        fault("d.json", r#"{"columns": ["text", "output"], "data": [["a", "1"]]}"#),
+        "d.json: line 1: expected the columns `input` and `output`, found `text`, `output`"
+    );
+    assert_eq!(
+        fault("d.json", r#"{"columns": ["input", "output"], "data": [["a", "1"], ["b"]]}"#),
+        "d.json: line 1, row 2: expected a list of 2 values"
     );
 }
 

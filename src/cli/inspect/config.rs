@@ -6,7 +6,7 @@ use crate::cli::text;
 use gneiss::adapter::Adapter;
 use gneiss::config::{Config, InitMethod};
 use gneiss::data::pack::common_head;
-use gneiss::data::{Dataset, Encoder, Example, Passes, PrefixGroup, Template};
+use gneiss::data::{Encoder, Example, Passes, PrefixGroup, Template};
 use gneiss::model::{Checkpoint, TextTokenizer, TuningMemory, granite};
 use gneiss::tune::{Limits, Work};
 use gneiss::{Error, setup, vocabulary};
@@ -161,8 +161,9 @@ fn splits(config: &Config, encoder: &Encoder) -> anyhow::Result<(Vec<Split>, Vec
         if file.is_empty() {
             continue;
         }
-        let dataset = Dataset::read(Path::new(file), &data.input, &data.output)?;
+        let dataset = setup::dataset(file, data)?;
         let mut report = DatasetReport::new(&dataset);
+        report.warn(&format!("data.{split}: "));
         let encoded = report.encode(&dataset, encoder)?;
         longest = encoded.examples.iter().map(|e| e.input.len() + e.target.len()).fold(longest, usize::max);
         let inputs_shared_with_train = if split == "train" {

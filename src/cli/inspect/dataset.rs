@@ -3,11 +3,12 @@
 use super::{Report, count, lengths_json, line, print_lengths};
 use crate::cli::text;
 use clap::Args;
+use gneiss::data::labels::{escaped, normalize};
 use gneiss::data::{Dataset, Encoded, Encoder, Example, LengthStats, Record, Template};
 use gneiss::model::TextTokenizer;
 use gneiss::setup;
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// Distinct outputs that still count as labels.
@@ -48,6 +49,10 @@ pub struct DatasetReport {
     #[serde(serialize_with = "lengths_json")]
     pub words_per_input: LengthStats,
     tokens: Option<Tokens>,
+    /// What was read otherwise than one may expect.
+    notes: Vec<String>,
+    /// What is likely to be a fault of the file.
+    warnings: Vec<String>,
 }
 
 /// Lengths in tokens before any cut, and what the limits cut.
@@ -66,8 +71,9 @@ struct Tokens {
 /// Looks at a dataset; with a model, at its tokens too.
 pub fn inspect(path: &Path, model: Option<&str>, options: &Options) -> anyhow::Result<DatasetReport> {
     let template = Template::parse(&options.verbalizer)?;
-    let dataset = Dataset::read(path, &options.input, &options.output)?;
+    let dataset = read(path, options)?;
     let mut report = DatasetReport::new(&dataset);
+    report.warn("");
     if let Some(model) = model {
         let tokenizer = TextTokenizer::open(&setup::locate(model)?)?;
         report.encode(
@@ -86,6 +92,20 @@ pub fn inspect(path: &Path, model: Option<&str>, options: &Options) -> anyhow::R
     Ok(report)
 }
 
+/// A dataset; its outputs are labels if few of them differ, and then in the form of labels.
+fn read(path: &Path, options: &Options) -> gneiss::Result<Dataset> {
+    let mut dataset = Dataset::read(path, &options.input, &options.output)?;
+    let mut outputs = BTreeSet::new();
+    for record in &dataset.records {
+        outputs.insert(normalize(&record.output).into_owned());
+        if outputs.len() > MOST_LABELS {
+            return Ok(dataset);
+        }
+    }
+    dataset.normalize_labels()?;
+    Ok(dataset)
+}
+
 impl DatasetReport {
     /// What a dataset's text says.
     pub fn new(dataset: &Dataset) -> Self {
@@ -98,7 +118,15 @@ impl DatasetReport {
             labels: (outputs.len() <= MOST_LABELS).then_some(outputs),
             words_per_input: LengthStats::of(words),
             tokens: None,
+            notes: dataset.notes.clone(),
+            warnings: dataset.warnings.clone(),
         }
+    }
+
+    /// Says on stderr what is worth a word of the file, `key` before it.
+    pub fn warn(&self, key: &str) {
+        self.notes.iter().for_each(|text| eprintln!("note       {key}{text}"));
+        self.warnings.iter().for_each(|text| eprintln!("warning    {key}{text}"));
     }
 
     /// Adds the lengths in tokens; returns the examples as `encoder` cuts them.
@@ -123,7 +151,7 @@ impl DatasetReport {
 /// Rows of each distinct output, the most frequent first.
 fn labels(records: &[Record]) -> Vec<(String, usize)> {
     let mut rows = BTreeMap::<&str, usize>::new();
-    records.iter().for_each(|record| *rows.entry(record.output.trim()).or_default() += 1);
+    records.iter().for_each(|record| *rows.entry(&record.output).or_default() += 1);
     let mut rows: Vec<_> = rows.into_iter().map(|(label, n)| (label.to_owned(), n)).collect();
     rows.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
     rows
@@ -139,7 +167,7 @@ impl Report for DatasetReport {
                 for (i, (label, n)) in labels.iter().enumerate() {
                     let share = 100.0 * *n as f64 / self.rows as f64;
                     let key = if i == 0 { "outputs" } else { "" };
-                    line(key, format!("{n:>6} ({share:>5.1} %)  {}", text::short(label, 60)));
+                    line(key, format!("{n:>6} ({share:>5.1} %)  {}", text::short(&shown(label), 60)));
                 }
             }
         }
@@ -153,6 +181,12 @@ impl Report for DatasetReport {
             }
         }
     }
+}
+
+/// An output as it is, or with escapes where it holds what can't be seen.
+fn shown(output: &str) -> String {
+    let hides = normalize(output) != output || output.contains(['\u{200c}', '\u{200d}']);
+    if hides { escaped(output) } else { output.to_owned() }
 }
 
 fn cuts(n: usize, what: &str, key: &str, limit: usize) -> String {

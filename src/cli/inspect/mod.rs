@@ -8,12 +8,13 @@ mod run;
 
 use clap::Args;
 use gneiss::data::LengthStats;
+use gneiss::data::dataset::is_dataset;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// Says what a path holds: a model (folder, .gguf file, hub id), an adapter, a run, a dataset (.csv, .json,
-/// .jsonl) or a whole configuration (.toml).
+/// Says what a path holds: a model (folder, .gguf file, hub id), an adapter, a run, a dataset (.csv, .tsv,
+/// .json, .jsonl, .ndjson, .parquet, or one of them with .gz) or a whole configuration (.toml).
 #[derive(Args)]
 pub struct Inspect {
     /// A folder, a file or org/name[@revision]; what it is decides what is said.
@@ -85,7 +86,7 @@ fn kind(path: &Path) -> anyhow::Result<Kind> {
     }
     let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
     Ok(match extension.as_deref() {
-        Some("csv" | "json" | "jsonl") => Kind::Dataset,
+        _ if is_dataset(path) => Kind::Dataset,
         Some("toml") => Kind::Config,
         // What is no model is said by the model's own errors.
         _ => Kind::Model,

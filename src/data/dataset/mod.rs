@@ -86,8 +86,8 @@ impl Dataset {
         Ok(Self { path: path.to_path_buf(), records, notes: notes.into_list(), warnings: Vec::new() })
     }
 
-    /// Puts each output into the one form that labels are trained and scored in ([`labels::normalize`]); a warning
-    /// says which ones differed from it.
+    /// Puts each output into the one form that labels are trained and scored in ([`labels::normalize`]). Warnings say
+    /// which ones differed from it, and what else looks wrong with the labels ([`labels::warnings`]).
     ///
     /// # Errors
     /// [`Error::Data`] for labels of which nothing is left.
@@ -95,6 +95,7 @@ impl Dataset {
         let (problems, warning) = labels::normalize_records(&mut self.records);
         problems.into_data_error(&self.path)?;
         self.warnings.extend(warning);
+        self.warnings.extend(labels::warnings(&self.records));
         Ok(())
     }
 }

@@ -59,7 +59,9 @@ mod rows {
         problems: &mut Problems,
         notes: &mut Notes,
     ) -> Result<Vec<Record>, String> {
+        let length = bytes.len();
         let reader = SerializedFileReader::new(bytes::Bytes::from(bytes)).map_err(|e| damaged(&e))?;
+        check_places(&reader, length)?;
         let schema = reader.metadata().file_metadata().schema().clone();
         let fields = schema.get_fields();
         let all: Vec<&str> = fields.iter().map(|field| field.name()).collect();
@@ -88,6 +90,25 @@ mod rows {
             }
         }
         Ok(records)
+    }
+
+    /// The columns' places in the file, on which the crate relies.
+    fn check_places(reader: &dyn FileReader, length: usize) -> Result<(), String> {
+        let groups = reader.metadata().row_groups();
+        for column in groups.iter().flat_map(|group| group.columns()) {
+            let start = column.dictionary_page_offset().unwrap_or_else(|| column.data_page_offset());
+            let end = start.checked_add(column.compressed_size()).and_then(|end| usize::try_from(end).ok());
+            let fits = start >= 0 && column.compressed_size() >= 0 && end.is_some_and(|end| end <= length);
+            if !fits || column.num_values() < 0 {
+                let name = column.column_descr().name();
+                return Err(format!(
+                    "Parquet: column `{name}`: expected bytes of the file, found {} from {start} on; hint: is the file cut \
+                     off or damaged?",
+                    column.compressed_size()
+                ));
+            }
+        }
+        Ok(())
     }
 
     fn damaged(e: &ParquetError) -> String {

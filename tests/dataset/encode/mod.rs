@@ -20,6 +20,10 @@ fn encoder<'a>(tokenizer: &'a Tokenizer, template: &'a Template) -> Encoder<'a> 
     }
 }
 
+fn dataset(records: Vec<Record>) -> Dataset {
+    Dataset { path: "d.csv".into(), records, notes: Vec::new(), warnings: Vec::new() }
+}
+
 fn template(verbalizer: &str) -> Template {
     Template::parse(verbalizer).unwrap()
 }
@@ -154,7 +158,7 @@ fn texts_without_tokens() {
         "line 3: the input {why}\n  line 5: the output {why}\n  line 7: the input {why}; the output {why}"
     );
     assert_eq!(encoder.encode(&records).unwrap_err().to_string(), expected);
-    let dataset = Dataset { path: "d.csv".into(), records };
+    let dataset = dataset(records);
     let error = encoder.encode_dataset(&dataset).unwrap_err();
     assert_eq!(error.to_string(), format!("d.csv: 3 problems\n  {expected}"));
     let many: Vec<Record> = (1..=25).map(|line| record("a", " ", line)).collect();
@@ -178,7 +182,7 @@ fn a_dataset_gives_what_its_records_give() {
     let tokenizer = words(&["label", "a", "b"], true, NOTHING);
     let template = template("label {{input}}");
     let encoder = encoder(&tokenizer, &template);
-    let dataset = Dataset { path: "d.csv".into(), records: vec![record("a", "b", 2), record("b", "a", 3)] };
+    let dataset = dataset(vec![record("a", "b", 2), record("b", "a", 3)]);
     assert_eq!(encoder.encode_dataset(&dataset).unwrap(), encoder.encode(&dataset.records).unwrap());
 }
 

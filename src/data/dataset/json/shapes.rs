@@ -43,7 +43,7 @@ impl Reader<'_, '_> {
             (None, None) => {}
             _ => return self.row(range, ""),
         }
-        let is_chat = chat::key(self.names, &keys).is_some();
+        let is_chat = keys.iter().any(|key| chat::KEYS.contains(key));
         if is_chat || !entries.0.iter().any(|(_, raw)| nested(raw)) {
             return self.row(range, "");
         }
