@@ -9,35 +9,36 @@
 
 mod card;
 mod config;
+mod place;
 mod task;
+mod weights;
 
-use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 pub use card::ModelCard;
 pub(crate) use card::{pretrained, quoted};
 pub(crate) use config::split_revision;
 pub use config::{AdapterConfig, PromptTuningInit};
+pub use place::{Place, adapters_in};
 pub use task::PromptTask;
 
 use crate::files::write_atomically;
+use crate::model::HubOptions;
 use crate::{Error, Result};
+use config::Unfilled;
 
 /// Name of the configuration file.
 pub(crate) const CONFIG: &str = "adapter_config.json";
 /// Name of the file with the prompt.
-const WEIGHTS: &str = "adapter_model.safetensors";
+pub(crate) const WEIGHTS: &str = "adapter_model.safetensors";
 /// What PEFT wrote before safetensors: a Python pickle, which gneiss does not run.
-const PICKLE: &str = "adapter_model.bin";
+pub(crate) const PICKLE: &str = "adapter_model.bin";
 /// Name of the model card.
 const CARD: &str = "README.md";
 /// What makes up an adapter.
 pub(crate) const FILES: [&str; 3] = [CONFIG, WEIGHTS, task::TASK];
-/// The only tensor of a prompt-tuning adapter.
-const PROMPT: &str = "prompt_embeddings";
 
 /// A tuned soft prompt.
 #[derive(Debug, Clone)]
@@ -52,27 +53,48 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// Reads a folder that PEFT or gneiss wrote; f16 and bf16 prompts are widened to f32.
+    /// Reads the adapter that `argument` names, in any of the forms of [`Place::find`].
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] where a file is missing or malformed, where the adapter is not a prompt of
-    /// a decoder, where configuration and tensor disagree, or where a value is not finite;
-    /// [`Error::Io`] where a file can't be read.
+    /// Those of [`Place::find`] and of [`Adapter::read`].
+    pub fn open(argument: &Path) -> Result<Self> {
+        Self::read(&Place::find(argument, &HubOptions::from_env())?.folder)
+    }
+
+    /// Reads a folder that PEFT or gneiss wrote: what PEFT loads for a decoder. A prompt in f16, bf16 or f64 becomes f32;
+    /// keys of the configuration that PEFT fills from the base model may be missing or null; keys that are not known
+    /// are kept and ignored.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if a file is missing or malformed, if the adapter is not a prompt of a decoder or holds
+    /// other weights than the prompt's, if configuration and tensor disagree, or if a value is not finite;
+    /// [`Error::Unsupported`] if it is an adapter of another method; [`Error::Io`] if a file can't be read.
     pub fn read(dir: &Path) -> Result<Self> {
         if !dir.is_dir() {
             let found = if dir.exists() { "a file" } else { "nothing" };
             return Err(malformed(dir, format!("expected an adapter folder, found {found}")));
         }
-        let config = AdapterConfig::read(&dir.join(CONFIG))?;
+        let config_path = dir.join(CONFIG);
+        let config = Unfilled::read(&config_path)?;
         let path = dir.join(WEIGHTS);
         if !path.exists() {
-            return Err(malformed(dir, no_weights(dir)));
+            return Err(malformed(dir, weights::missing(dir)));
         }
         let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
-        let (shape, values) = decode(&bytes).map_err(|problem| malformed(&path, problem))?;
-        check(&config, &shape, &values).map_err(|problem| malformed(&path, problem))?;
+        let (shape, values) = weights::decode(&bytes).map_err(|problem| malformed(&path, problem))?;
+        let config = config.fill(&shape).map_err(|problem| malformed(&config_path, problem))?;
+        weights::check(&config, &shape, &values).map_err(|problem| malformed(&path, problem))?;
         let task = PromptTask::read(dir)?;
         Ok(Self { prompt: Tensor::from_vec(values, shape, &Device::Cpu)?, config, task })
+    }
+
+    /// What the user should know before the prompt is used: it was tuned for another task than generating text.
+    pub fn warning(&self) -> Option<String> {
+        let task = self.config.task_type.as_deref().filter(|task| *task != config::CAUSAL_LM)?;
+        Some(format!(
+            "task_type {task}: the prompt was tuned for another head than the language model's, and that head is not \
+             part of the adapter: its answers may mean nothing"
+        ))
     }
 
     /// Refuses a prompt, read from `path`, that is not as wide as `model`, whose hidden size is `width`.
@@ -103,9 +125,9 @@ impl Adapter {
         let path = dir.join(WEIGHTS);
         let prompt = self.prompt.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
         let values = prompt.flatten_all()?.to_vec1::<f32>()?;
-        check(&self.config, prompt.dims(), &values).map_err(|problem| malformed(&path, problem))?;
+        weights::check(&self.config, prompt.dims(), &values).map_err(|problem| malformed(&path, problem))?;
         self.config.check().map_err(|problem| malformed(&dir.join(CONFIG), problem))?;
-        let weights = encode(prompt.dims(), &values).map_err(|problem| malformed(&path, problem))?;
+        let weights = weights::encode(prompt.dims(), &values).map_err(|problem| malformed(&path, problem))?;
         let config = self.config.to_json().map_err(|problem| malformed(&dir.join(CONFIG), problem))?;
         std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
         write_atomically(&path, |out| out.write_all(&weights))?;
@@ -121,68 +143,4 @@ impl Adapter {
 
 fn malformed(path: &Path, problem: impl Into<String>) -> Error {
     Error::Checkpoint { path: path.to_path_buf(), problem: problem.into() }
-}
-
-fn no_weights(dir: &Path) -> String {
-    if dir.join(PICKLE).exists() {
-        format!(
-            "expected {WEIGHTS}, found {PICKLE}, a Python pickle; load it with PEFT and save it again with \
-             save_pretrained to get safetensors"
-        )
-    } else {
-        format!("expected {WEIGHTS}, found no such file")
-    }
-}
-
-/// What is wrong with a prompt of this shape and these values.
-fn check(config: &AdapterConfig, shape: &[usize], values: &[f32]) -> std::result::Result<(), String> {
-    let expected = [config.num_virtual_tokens, config.token_dim];
-    if shape != expected {
-        return Err(format!(
-            "{PROMPT}: expected shape {expected:?}, as num_virtual_tokens and token_dim of {CONFIG} say, \
-             found {shape:?}"
-        ));
-    }
-    if values.is_empty() {
-        return Err(format!("{PROMPT}: expected one virtual token or more, found shape {shape:?}"));
-    }
-    match values.iter().position(|value| !value.is_finite()) {
-        None => Ok(()),
-        Some(at) => Err(format!(
-            "{PROMPT}: expected finite values, found {} at row {}, column {}",
-            values[at],
-            at / config.token_dim,
-            at % config.token_dim
-        )),
-    }
-}
-
-/// Shape and values of the prompt in a safetensors file.
-fn decode(bytes: &[u8]) -> std::result::Result<(Vec<usize>, Vec<f32>), String> {
-    let file = SafeTensors::deserialize(bytes).map_err(|error| format!("not a safetensors file: {error}"))?;
-    let mut names = file.names();
-    names.sort_unstable();
-    if names != [PROMPT] {
-        let found = if names.is_empty() { "none".to_string() } else { names.join(", ") };
-        return Err(format!("expected the one tensor {PROMPT}, found {found}"));
-    }
-    let tensor = file.tensor(PROMPT).map_err(|error| error.to_string())?;
-    let data = tensor.data();
-    let halves = || data.chunks_exact(2).map(|bytes| [bytes[0], bytes[1]]);
-    let values = match tensor.dtype() {
-        Dtype::F32 => data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-        Dtype::F16 => halves().map(|bytes| half::f16::from_le_bytes(bytes).to_f32()).collect(),
-        Dtype::BF16 => halves().map(|bytes| half::bf16::from_le_bytes(bytes).to_f32()).collect(),
-        other => return Err(format!("{PROMPT}: expected F32, F16 or BF16, found {other:?}")),
-    };
-    Ok((tensor.shape().to_vec(), values))
-}
-
-/// A safetensors file with the prompt, as f32.
-fn encode(shape: &[usize], values: &[f32]) -> std::result::Result<Vec<u8>, String> {
-    let data: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-    let tensor = TensorView::new(Dtype::F32, shape.to_vec(), &data).map_err(|error| error.to_string())?;
-    // As PEFT writes it; transformers refuses a file that does not say which framework it is for.
-    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    safetensors::serialize([(PROMPT, tensor)], Some(metadata)).map_err(|error| error.to_string())
 }

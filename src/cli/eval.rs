@@ -20,7 +20,8 @@ use std::path::{Path, PathBuf};
 pub struct Eval {
     #[command(flatten)]
     config: ConfigArgs,
-    /// The tuned prompt: a run folder such as runs/tutorial, or a folder in PEFT's format; may be repeated.
+    /// The tuned prompt: a run folder such as runs/tutorial, a folder in PEFT's format, or org/name[@revision]; may be
+    /// repeated.
     #[arg(long = "adapter", value_name = "DIR", required = true)]
     adapters: Vec<PathBuf>,
     /// Folder for the results.
@@ -37,6 +38,7 @@ impl Eval {
         let config = self.config.load()?;
         evaluate::test_file(&config)?;
         let tuned = Tuned::read_all(&self.adapters)?;
+        tuned.iter().for_each(|tuned| super::warn_of(&tuned.adapter));
         let session = progress::open(&config.model)?;
         let folder = match (&self.out, &tuned[..]) {
             (Some(out), _) => out.clone(),

@@ -10,8 +10,8 @@ use std::path::PathBuf;
 #[derive(Args)]
 #[command(group(ArgGroup::new("kind").args(["bake", "format"]).multiple(true).required(true)))]
 pub struct Export {
-    /// A tuned prompt: an adapter folder, or a run folder that holds one; may be repeated with --bake. NAME is part of its
-    /// tokens, and that of the run or folder where it is left out.
+    /// A tuned prompt: an adapter folder, a run folder, or org/name[@revision]; may be repeated with --bake. NAME is part
+    /// of its tokens, and that of the run, folder or repository if it is left out.
     #[arg(long = "adapter", value_name = "[NAME=]DIR", required = true)]
     adapters: Vec<String>,
     /// Write the base with each prompt's vectors as embeddings of new tokens `<|NAME:0|>`, `<|NAME:1|>` and so on.
@@ -55,6 +55,7 @@ impl Export {
     /// Runs the subcommand.
     pub fn run(self) -> anyhow::Result<()> {
         let prompts = export::read_prompts(&self.adapters)?;
+        prompts.iter().for_each(|prompt| super::warn_of(&prompt.adapter));
         match (self.bake, self.format) {
             (true, Some(Format::PromptEmbeds)) => {
                 Err(bad("--format prompt-embeds: expected no --bake: it writes no checkpoint"))

@@ -15,7 +15,7 @@ pub struct Generate {
     /// A folder, a .gguf file or org/name[@revision].
     #[arg(long)]
     model: String,
-    /// A tuned prompt: a folder in PEFT's format.
+    /// A tuned prompt: a folder in PEFT's format, a run's folder, or org/name[@revision].
     #[arg(long)]
     adapter: Option<PathBuf>,
     /// Tokens to generate at most.
@@ -61,7 +61,8 @@ impl Generate {
     pub fn run(self) -> anyhow::Result<()> {
         let mut options = ModelOptions { id: self.model.clone(), ..ModelOptions::default() };
         self.place.apply(&mut options);
-        let adapter = self.adapter.as_deref().map(Adapter::read).transpose()?;
+        let adapter = self.adapter.as_deref().map(Adapter::open).transpose()?;
+        adapter.iter().for_each(super::warn_of);
         let session = progress::open(&options)?;
         if let (Some(adapter), Some(path)) = (&adapter, &self.adapter) {
             adapter.check_width(path, &session.id, session.model.config().hidden_size)?;

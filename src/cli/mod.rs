@@ -19,6 +19,7 @@ mod tune;
 mod tutorial;
 
 use clap::{Args, Parser, Subcommand};
+use gneiss::adapter::Adapter;
 use gneiss::config::{Config, DeviceChoice, DtypeChoice, ModelOptions};
 use std::path::{Path, PathBuf};
 
@@ -137,4 +138,9 @@ impl PlaceArgs {
 /// Prints a warning.
 fn warn(text: impl std::fmt::Display) {
     eprintln!("warning    {text}");
+}
+
+/// Says what the user should know before an adapter is used.
+fn warn_of(adapter: &Adapter) {
+    adapter.warning().iter().for_each(warn);
 }

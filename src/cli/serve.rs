@@ -27,7 +27,8 @@ pub struct Serve {
     /// The base model: a folder, a .gguf file or org/name[@revision].
     #[arg(long)]
     model: String,
-    /// A tuned prompt and the name that requests give it: a folder in PEFT's format, or a run's; may be repeated.
+    /// A tuned prompt and the name that requests give it: a folder in PEFT's format, a run's, or org/name[@revision]; may
+    /// be repeated.
     #[arg(long = "adapter", value_name = "NAME=DIR")]
     adapters: Vec<String>,
     /// Serve what this folder's folders hold under their names, and follow its content: what is new is loaded, what is
@@ -144,6 +145,7 @@ impl Serve {
                 return Err(gneiss::Error::Invalid(problem).into());
             }
             let mut tuned = Tuned::read_all(&[folder.into()])?.remove(0);
+            super::warn_of(&tuned.adapter);
             tuned.name = name.to_owned();
             named.push(tuned);
         }

@@ -1,7 +1,7 @@
 //! The tuned prompts that an evaluation is asked for: where they are, and what they are called.
 
-use crate::adapter::Adapter;
-use crate::run::{ADAPTER, CONFIG, METRICS};
+use crate::adapter::{Adapter, Place};
+use crate::model::HubOptions;
 use crate::{Error, Result};
 use std::path::{Component, Path, PathBuf};
 
@@ -20,63 +20,40 @@ pub struct Tuned {
 }
 
 impl Tuned {
-    /// Reads adapters: each of `folders` is one in PEFT's format, or a run folder that has one.
+    /// Reads adapters: each of `arguments` names one in any of the forms of [`Place::find`].
     ///
     /// # Errors
-    /// No folder; a folder that is neither, or given twice; what [`Adapter::read`] says.
-    pub fn read_all(folders: &[PathBuf]) -> Result<Vec<Self>> {
-        if folders.is_empty() {
+    /// No argument; an adapter that is given twice; what [`Place::find`] and [`Adapter::read`] say.
+    pub fn read_all(arguments: &[PathBuf]) -> Result<Vec<Self>> {
+        if arguments.is_empty() {
             return Err(Error::Invalid("expected the folder of an adapter, found none".into()));
         }
-        let mut found: Vec<(PathBuf, Self)> = Vec::new();
-        for folder in folders {
-            let (identity, tuned) = read(folder)?;
-            if let Some((_, other)) = found.iter().find(|(known, _)| *known == identity) {
+        let options = HubOptions::from_env();
+        let mut found: Vec<(Place, Adapter)> = Vec::new();
+        for argument in arguments {
+            let place = Place::find(argument, &options)?;
+            let is_same = |other: &&(Place, Adapter)| {
+                other.0.title == place.title || other.0.folder == place.folder
+            };
+            if let Some((other, _)) = found.iter().find(is_same) {
                 return Err(Error::Invalid(format!(
                     "{}: expected every adapter once, found that {} is the same one",
-                    folder.display(),
+                    argument.display(),
                     other.folder.display()
                 )));
             }
-            found.push((identity, tuned));
+            let adapter = Adapter::read(&place.folder)?;
+            found.push((place, adapter));
         }
-        let identities: Vec<&Path> = found.iter().map(|(identity, _)| identity.as_path()).collect();
-        let names = names(&identities);
-        Ok(found.into_iter().zip(names).map(|((_, tuned), name)| Self { name, ..tuned }).collect())
-    }
-}
-
-/// An adapter, and the one true path of its run, or of itself where it is in none.
-fn read(folder: &Path) -> Result<(PathBuf, Tuned)> {
-    let own = folder.join(ADAPTER);
-    let given = if is_run(folder) && !folder.join("adapter_config.json").exists() {
-        if !own.is_dir() {
-            let problem = format!(
-                "expected a run with a tuned prompt in {ADAPTER}/, found none; a run writes it as it ends"
-            );
-            return Err(Error::Checkpoint { path: folder.to_path_buf(), problem });
-        }
-        own
-    } else {
-        folder.to_path_buf()
-    };
-    let adapter = Adapter::read(&given)?;
-    let path = given.canonicalize().map_err(Error::io(&given))?;
-    let run = path.parent().filter(|parent| is_run(parent)).map(Path::to_path_buf);
-    let identity = run.clone().unwrap_or(path);
-    Ok((identity, Tuned { name: String::new(), folder: given, run: run.map(near), adapter }))
-}
-
-fn is_run(folder: &Path) -> bool {
-    folder.join(CONFIG).is_file() && folder.join(METRICS).is_file()
-}
-
-/// `path` as seen from the current folder, if it is in there.
-fn near(path: PathBuf) -> PathBuf {
-    let here = std::env::current_dir().and_then(|here| here.canonicalize());
-    match here.ok().and_then(|here| path.strip_prefix(here).map(Path::to_path_buf).ok()) {
-        Some(inside) if inside != Path::new("") => inside,
-        _ => path,
+        let titles: Vec<&Path> = found.iter().map(|(place, _)| place.title.as_path()).collect();
+        let names = names(&titles);
+        let tuned = |((place, adapter), name): ((Place, Adapter), String)| Self {
+            name,
+            folder: place.folder,
+            run: place.run,
+            adapter,
+        };
+        Ok(found.into_iter().zip(names).map(tuned).collect())
     }
 }
 

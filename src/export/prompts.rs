@@ -14,8 +14,8 @@ pub struct NamedPrompt {
     pub adapter: Adapter,
 }
 
-/// Reads prompts given as `DIR` or `NAME=DIR`: an adapter's folder, or a run's that holds one. Without a name it is that of
-/// the run or of the folder.
+/// Reads prompts given as `DIR` or `NAME=DIR`, DIR in any of the forms of [`Place::find`](crate::adapter::Place::find).
+/// Without a name it is that of the run, of the folder or of the repository.
 ///
 /// # Errors
 /// A folder that is neither or is given twice; a name that is given twice or has another character in it than letters,

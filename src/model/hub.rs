@@ -23,6 +23,7 @@ use serde::Deserialize;
 
 use super::remote::{Lookup, Remote};
 use super::transfer::Download;
+use crate::adapter;
 use crate::{Error, Result};
 
 /// File name of a checkpoint's configuration.
@@ -131,18 +132,39 @@ pub(super) fn snapshot(
     options: &HubOptions,
     check_config: &dyn Fn(&Path) -> Result<()>,
 ) -> Result<PathBuf> {
-    let checkpoint = Checkpoint::open(repo, revision, options)?;
+    let checkpoint = Checkpoint::open(repo, revision, CONFIG, options)?
+        .ok_or_else(|| no_config(&format!("{repo}@{revision}")))?;
     check_config(&checkpoint.need(CONFIG)?)?;
     checkpoint.need(TOKENIZER)?;
     for file in OPTIONAL {
         checkpoint.find(file)?;
     }
     checkpoint.weights()?;
-    if checkpoint.remote.is_some() && revision != checkpoint.commit {
-        let folder = &checkpoint.folder;
-        checkpoint.cache.create_ref(&checkpoint.commit).map_err(Error::io(folder.join("refs")))?;
+    checkpoint.done(revision)
+}
+
+/// Puts an adapter's files into the cache and returns the folder of its snapshot; `None` if the repository, or offline
+/// the cache, holds no adapter.
+pub(super) fn adapter_snapshot(
+    repo: &str,
+    revision: &str,
+    options: &HubOptions,
+) -> Result<Option<PathBuf>> {
+    let [config, weights, task] = adapter::FILES;
+    let found = match Checkpoint::open(repo, revision, config, options) {
+        // Offline, what is not in the cache is not there.
+        Err(Error::Hub { .. }) if options.offline => None,
+        other => other?,
+    };
+    let Some(checkpoint) = found else { return Ok(None) };
+    if checkpoint.find(config)?.is_none() {
+        return Ok(None);
     }
-    Ok(checkpoint.snapshot())
+    if checkpoint.find(weights)?.is_none() {
+        return Err(checkpoint.no_adapter_weights()?);
+    }
+    checkpoint.find(task)?;
+    checkpoint.done(revision).map(Some)
 }
 
 /// One commit of a repository.
@@ -159,8 +181,9 @@ struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Finds the commit that a revision stands for, so that all files are of the same one.
-    fn open(repo: &str, revision: &str, options: &HubOptions) -> Result<Self> {
+    /// Finds the commit that a revision stands for, so that all files are of the same one; `None` if the repository holds
+    /// no file `first`.
+    fn open(repo: &str, revision: &str, first: &str, options: &HubOptions) -> Result<Option<Self>> {
         let name = format!("{repo}@{revision}");
         let Some(root) = &options.cache else {
             return Err(Error::Hub {
@@ -176,13 +199,39 @@ impl Checkpoint {
         let remote = (!options.offline).then(|| Remote::new(&name, repo, options));
         let commit = match &remote {
             _ if is_commit(revision) => revision.to_string(),
-            None => cached_commit(&cache).ok_or_else(|| not_cached(&name, CONFIG, &folder))?,
-            Some(remote) => match remote.look_up(&encoded, CONFIG)? {
+            None => cached_commit(&cache, first).ok_or_else(|| not_cached(&name, first, &folder))?,
+            Some(remote) => match remote.look_up(&encoded, first)? {
                 Lookup::File(file) => file.commit,
-                Lookup::Absent { .. } => return Err(no_config(&name)),
+                Lookup::Absent { .. } => return Ok(None),
             },
         };
-        Ok(Self { name, repo: repo.to_string(), commit, folder, cache, remote })
+        Ok(Some(Self { name, repo: repo.to_string(), commit, folder, cache, remote }))
+    }
+
+    /// The folder of the snapshot, whose files are all there: `revision` stands for it from now on.
+    fn done(&self, revision: &str) -> Result<PathBuf> {
+        if self.remote.is_some() && revision != self.commit {
+            self.cache.create_ref(&self.commit).map_err(Error::io(self.folder.join("refs")))?;
+        }
+        Ok(self.snapshot())
+    }
+
+    /// What an adapter's repository without safetensors holds instead.
+    fn no_adapter_weights(&self) -> Result<Error> {
+        let (weights, pickle) = (adapter::WEIGHTS, adapter::PICKLE);
+        let Some(remote) = &self.remote else { return Ok(not_cached(&self.name, weights, &self.folder)) };
+        let has_pickle = matches!(remote.look_up(&self.commit, pickle)?, Lookup::File(_));
+        let (found, hint) = if has_pickle {
+            let hint = "load it with PEFT, save it with save_pretrained, and give the folder that this writes";
+            (format!("{pickle}, a Python pickle, and no {weights}"), hint)
+        } else {
+            (format!("no {weights}"), "it may not be finished: see its list of files on the hub")
+        };
+        Ok(Error::Hub {
+            repo: self.name.clone(),
+            problem: format!("the repository holds {found}"),
+            hint: hint.to_string(),
+        })
     }
 
     fn snapshot(&self) -> PathBuf {
@@ -276,9 +325,9 @@ fn is_commit(revision: &str) -> bool {
 }
 
 /// The commit that the cache holds for a revision.
-fn cached_commit(cache: &CacheRepo) -> Option<String> {
-    let config = cache.get(CONFIG)?;
-    Some(config.parent()?.file_name()?.to_str()?.to_string())
+fn cached_commit(cache: &CacheRepo, file: &str) -> Option<String> {
+    let file = cache.get(file)?;
+    Some(file.parent()?.file_name()?.to_str()?.to_string())
 }
 
 fn not_cached(name: &str, file: &str, folder: &Path) -> Error {

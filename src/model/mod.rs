@@ -33,6 +33,7 @@ pub use kv_cache::{KvCache, Next};
 pub use memory::{Parameters, TuningMemory};
 pub use rope::{Llama3Scaling, LongRopeScaling, Rope, RopeScaling, YarnScaling};
 pub use source::{Local, Source, resolve};
+pub(crate) use source::{adapter_snapshot, hub_repository};
 pub use tape::Tape;
 pub use tokenizer::TextTokenizer;
 pub(crate) use tokenizer::{Rowless, first_without_row};

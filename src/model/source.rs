@@ -50,11 +50,29 @@ impl Source {
         if path.exists() {
             return file(path);
         }
-        if looks_local(model) {
-            return Err(not_there(path));
-        }
-        hub_id(model)
+        let (repo, revision) = hub_repository("model", model)?;
+        Ok(Self::Hub { repo, revision })
     }
+}
+
+/// Repository and revision that an argument names, nothing being there under its path; `kind` is what it should be.
+///
+/// # Errors
+/// As [`Source::parse`].
+pub(crate) fn hub_repository(kind: &str, argument: &str) -> Result<(String, String)> {
+    if looks_local(argument) {
+        return Err(not_there(Path::new(argument)));
+    }
+    hub_id(kind, argument)
+}
+
+/// The folder of the adapter that a repository of the hub holds, downloaded if it is not in the cache; `None` if it holds
+/// none.
+///
+/// # Errors
+/// [`Error::Hub`] if the hub does not give it; [`Error::Io`] if the cache can't be written.
+pub(crate) fn adapter_snapshot(repo: &str, revision: &str, options: &HubOptions) -> Result<Option<PathBuf>> {
+    hub::adapter_snapshot(repo, revision, options)
 }
 
 /// Finds the local files of the checkpoint that `model` names, downloading them where it is a hub id.
@@ -196,8 +214,8 @@ fn not_there(path: &Path) -> Error {
 }
 
 /// Parses `org/name[@revision]`.
-fn hub_id(model: &str) -> Result<Source> {
-    let invalid = |problem: String| Error::Invalid(format!("model `{model}`: {problem}"));
+fn hub_id(kind: &str, model: &str) -> Result<(String, String)> {
+    let invalid = |problem: String| Error::Invalid(format!("{kind} `{model}`: {problem}"));
     if let Some((_, rest)) = model.split_once("://") {
         let id: Vec<&str> = rest.split('/').skip(1).take(2).collect();
         let hint = if id.len() == 2 { format!(": `{}`", id.join("/")) } else { String::new() };
@@ -228,7 +246,7 @@ fn hub_id(model: &str) -> Result<Source> {
              {DEFAULT_REVISION}"
         )));
     }
-    Ok(Source::Hub { repo: repo.to_string(), revision: revision.to_string() })
+    Ok((repo.to_string(), revision.to_string()))
 }
 
 /// The hub's rule for the two parts of a repository id.

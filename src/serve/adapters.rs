@@ -2,7 +2,7 @@
 //! which prompts there are.
 
 use super::client::Client;
-use crate::adapter::{Adapter, PromptTask};
+use crate::adapter::{Adapter, PromptTask, adapters_in};
 use crate::data::Template;
 use crate::evaluate::Tuned;
 use crate::{Error, Result};
@@ -170,11 +170,14 @@ impl AdapterFolder {
             if name.starts_with('.') {
                 continue;
             }
-            let own = folder.join(crate::run::ADAPTER);
-            let adapter = if folder.join(crate::adapter::CONFIG).is_file() { &folder } else { &own };
+            let adapter = match folder.join(crate::adapter::CONFIG).is_file() {
+                true => Some(folder.clone()),
+                // A run's, or the one that PEFT saved under a name.
+                false => adapters_in(&folder).into_iter().next(),
+            };
             // The configuration is written last, so a new folder that has one is whole.
-            if adapter.join(crate::adapter::CONFIG).is_file() {
-                found.insert(name.to_owned(), (folder.clone(), stamp(adapter)));
+            if let Some(adapter) = adapter {
+                found.insert(name.to_owned(), (folder, stamp(&adapter)));
             }
         }
         Ok(found)

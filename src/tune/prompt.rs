@@ -59,7 +59,7 @@ pub fn initial(
             Ok(noise.broadcast_mul(&deviation)?.broadcast_add(&mean)?)
         }
         InitMethod::File => {
-            let prompt = Adapter::read(Path::new(&options.init_file))?.prompt;
+            let prompt = Adapter::open(Path::new(&options.init_file))?.prompt;
             let (n, width) = prompt.dims2()?;
             if width != model.config().hidden_size || (asked != 0 && asked != n) {
                 return Err(Error::Checkpoint {

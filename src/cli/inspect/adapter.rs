@@ -48,9 +48,11 @@ struct Base {
     tokenizer: Option<TextTokenizer>,
 }
 
-/// Looks at an adapter; `model` is used in the place of the base model that it names.
+/// Looks at the adapter in a folder; `model` is used in the place of the base model that it names.
 pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<AdapterReport> {
-    let Adapter { prompt, config, .. } = Adapter::read(path)?;
+    let adapter = Adapter::read(path)?;
+    crate::cli::warn_of(&adapter);
+    let Adapter { prompt, config, .. } = adapter;
     let (rows, width) = prompt.dims2()?;
     let base = open(&config, model)?;
     let mut report = AdapterReport {
@@ -153,10 +155,11 @@ impl Report for AdapterReport {
         let revision = config.revision.as_ref().map(|r| format!("@{r}")).unwrap_or_default();
         line("base model", format!("{base}{revision}"));
         line("prompt", format!("{rows} virtual tokens of width {width}, {} values", rows * width));
-        let init = match config.prompt_tuning_init {
+        let init = match &config.prompt_tuning_init {
             PromptTuningInit::Text => "text",
             PromptTuningInit::SampleVocab => "tokens drawn from the vocabulary",
             PromptTuningInit::Random => "random, or not recorded",
+            PromptTuningInit::Other(name) => name,
         };
         let init_text =
             config.prompt_tuning_init_text.as_deref().map(|t| format!(" {t:?}")).unwrap_or_default();

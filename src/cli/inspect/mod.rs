@@ -7,13 +7,16 @@ mod model;
 mod run;
 
 use clap::Args;
+use gneiss::Error;
+use gneiss::adapter::{Place, adapters_in};
 use gneiss::data::LengthStats;
 use gneiss::data::dataset::is_dataset;
+use gneiss::model::HubOptions;
 use serde::Serialize;
 use serde_json::{Value, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// Says what a path holds: a model (folder, .gguf file, hub id), an adapter, a run, a dataset (.csv, .tsv,
+/// Says what a path holds: a model (folder, .gguf file, hub id), an adapter (folder, hub id), a run, a dataset (.csv, .tsv,
 /// .json, .jsonl, .ndjson, .parquet, or one of them with .gz) or a whole configuration (.toml).
 #[derive(Args)]
 pub struct Inspect {
@@ -32,7 +35,8 @@ pub struct Inspect {
 /// What a path can be.
 enum Kind {
     Model,
-    Adapter,
+    /// In this folder.
+    Adapter(PathBuf),
     Run,
     Dataset,
     Config,
@@ -44,7 +48,7 @@ impl Inspect {
         let (path, base) = (Path::new(&self.path), self.model.as_deref());
         match kind(path)? {
             Kind::Model => self.print(&model::inspect(&self.path)?),
-            Kind::Adapter => self.print(&adapter::inspect(path, base)?),
+            Kind::Adapter(folder) => self.print(&adapter::inspect(&folder, base)?),
             Kind::Run => self.print(&run::inspect(path, base)?),
             Kind::Dataset => self.print(&dataset::inspect(path, base, &self.dataset)?),
             Kind::Config => self.print(&config::inspect(path, base)?),
@@ -70,26 +74,35 @@ trait Report: Serialize {
 fn kind(path: &Path) -> anyhow::Result<Kind> {
     if path.is_dir() {
         let files = [
-            ("adapter_config.json", Kind::Adapter),
+            ("adapter_config.json", Kind::Adapter(path.to_path_buf())),
             ("metrics.jsonl", Kind::Run),
             ("config.json", Kind::Model),
         ];
         let names = files.each_ref().map(|(name, _)| *name).join(", ");
-        let found = files.into_iter().find(|(name, _)| path.join(name).is_file());
-        return found.map(|(_, kind)| kind).ok_or_else(|| {
-            let problem = format!(
-                "expected a model, an adapter or a run, found a folder with none of {names}; for a GGUF file \
-                 give its own path"
-            );
-            gneiss::Error::Checkpoint { path: path.to_path_buf(), problem }.into()
-        });
+        if let Some((_, kind)) = files.into_iter().find(|(name, _)| path.join(name).is_file()) {
+            return Ok(kind);
+        }
+        // The folder that PEFT saves an adapter with a name into.
+        if !adapters_in(path).is_empty() {
+            return Ok(Kind::Adapter(Place::find(path, &HubOptions::from_env())?.folder));
+        }
+        let problem = format!(
+            "expected a model, an adapter or a run, found a folder with none of {names}; for a GGUF file give its own \
+             path"
+        );
+        return Err(Error::Checkpoint { path: path.to_path_buf(), problem }.into());
     }
     let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
     Ok(match extension.as_deref() {
         _ if is_dataset(path) => Kind::Dataset,
         Some("toml") => Kind::Config,
-        // What is no model is said by the model's own errors.
-        _ => Kind::Model,
+        _ if path.exists() => Kind::Model,
+        _ => match Place::on_hub(path, &HubOptions::from_env()) {
+            Ok(Some(place)) => Kind::Adapter(place.folder),
+            // What is no model is said by the model's own errors.
+            Ok(None) | Err(Error::Invalid(_) | Error::Checkpoint { .. }) => Kind::Model,
+            Err(error) => return Err(error.into()),
+        },
     })
 }
 
