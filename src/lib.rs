@@ -16,6 +16,7 @@ pub mod export;
 pub mod files;
 pub mod generate;
 pub mod model;
+mod number;
 pub mod ops;
 pub mod report;
 pub mod run;

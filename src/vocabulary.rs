@@ -29,6 +29,7 @@ pub struct Neighbour {
     #[serde(flatten)]
     pub token: Token,
     /// Cosine of the angle between the two embeddings.
+    #[serde(with = "crate::number")]
     pub cosine: f64,
 }
 
@@ -36,10 +37,13 @@ pub struct Neighbour {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Norms {
     /// Mean.
+    #[serde(with = "crate::number")]
     pub mean: f64,
     /// Least.
+    #[serde(with = "crate::number")]
     pub min: f64,
     /// Greatest.
+    #[serde(with = "crate::number")]
     pub max: f64,
 }
 
@@ -47,6 +51,7 @@ pub struct Norms {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Place {
     /// L2 norm.
+    #[serde(with = "crate::number")]
     pub norm: f64,
     /// The vocabulary's nearest, best first.
     pub nearest: Vec<Neighbour>,
@@ -60,6 +65,7 @@ pub struct VirtualToken {
     /// As it was kept.
     pub after: Place,
     /// L2 distance between the two.
+    #[serde(with = "crate::number")]
     pub moved: f64,
 }
 
@@ -104,25 +110,30 @@ impl Norms {
     /// # Errors
     /// The device's.
     pub fn of(rows: &Tensor) -> Result<Self> {
-        Self::summary(&row_norms(rows)?)
+        Ok(Self::summary(row_norms(rows)?.into_iter()))
     }
 
-    fn summary(norms: &Tensor) -> Result<Self> {
-        let norms = norms.to_vec1::<f32>()?.into_iter().map(f64::from);
+    fn summary(norms: impl ExactSizeIterator<Item = f64> + Clone) -> Self {
         let count = norms.len().max(1) as f64;
-        Ok(Self {
+        Self {
             mean: norms.clone().sum::<f64>() / count,
             min: norms.clone().fold(f64::INFINITY, f64::min),
             max: norms.fold(0.0, f64::max),
-        })
+        }
     }
 }
 
-/// L2 norm of each row of f32 [n, C].
+/// L2 norm of each row of f32 [n, C], in f64: the squares of a prompt that a huge learning rate has thrown far off are too
+/// large for f32.
 ///
 /// # Errors
 /// The device's.
-pub fn row_norms(rows: &Tensor) -> Result<Tensor> {
+pub fn row_norms(rows: &Tensor) -> Result<Vec<f64>> {
+    Ok(norms(&rows.to_device(&Device::Cpu)?.to_dtype(DType::F64)?)?.to_vec1()?)
+}
+
+/// L2 norm of each row of [n, C], in its dtype.
+fn norms(rows: &Tensor) -> Result<Tensor> {
     Ok(rows.sqr()?.sum(D::Minus1)?.sqrt()?)
 }
 
@@ -134,7 +145,7 @@ impl<'a> Vocabulary<'a> {
     /// The device's.
     pub fn new(embedding: &Tensor, tokenizer: Option<&'a TextTokenizer>) -> Result<Self> {
         let norms: Vec<Tensor> = parts(embedding)
-            .map(|part| row_norms(&wide(&embedding.narrow(0, part.start, part.len())?)?))
+            .map(|part| norms(&wide(&embedding.narrow(0, part.start, part.len())?)?))
             .collect::<Result<_>>()?;
         let norms = if norms.is_empty() {
             Tensor::zeros(0, DType::F32, &Device::Cpu)?
@@ -149,7 +160,7 @@ impl<'a> Vocabulary<'a> {
     /// # Errors
     /// The device's.
     pub fn norms(&self) -> Result<Norms> {
-        Norms::summary(&self.norms)
+        Ok(Norms::summary(self.norms.to_vec1::<f32>()?.into_iter().map(f64::from)))
     }
 
     /// Embeddings of `ids`, f32 [n, C].
@@ -174,7 +185,10 @@ impl<'a> Vocabulary<'a> {
         // A row of zeros has no direction and is nearest to none.
         let length = |norms: &Tensor| norms.clamp(f32::MIN_POSITIVE, f32::MAX);
         let norms = row_norms(prompt)?;
-        let unit = prompt.broadcast_div(&length(&norms)?.unsqueeze(1)?)?;
+        let lengths: Vec<f64> = norms.iter().map(|norm| norm.max(f64::from(f32::MIN_POSITIVE))).collect();
+        let lengths = Tensor::from_vec(lengths, (norms.len(), 1), &Device::Cpu)?;
+        let unit = prompt.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.broadcast_div(&lengths)?;
+        let unit = unit.to_dtype(DType::F32)?;
         let mut nearest = vec![Vec::new(); prompt.dims()[0]];
         for part in parts(&self.embedding) {
             let rows = wide(&self.embedding.narrow(0, part.start, part.len())?)?;
@@ -188,11 +202,11 @@ impl<'a> Vocabulary<'a> {
             token: Token::new(id as u32, self.tokenizer),
             cosine: f64::from(cosine),
         };
-        let place = |(norm, nearest): (f32, Vec<_>)| Place {
-            norm: f64::from(norm),
+        let place = |(norm, nearest): (f64, Vec<_>)| Place {
+            norm,
             nearest: nearest.into_iter().map(neighbour).collect(),
         };
-        Ok(norms.to_vec1::<f32>()?.into_iter().zip(nearest).map(place).collect())
+        Ok(norms.into_iter().zip(nearest).map(place).collect())
     }
 
     /// A prompt before and after tuning, both f32 [P, C] on the CPU.
@@ -200,9 +214,9 @@ impl<'a> Vocabulary<'a> {
     /// # Errors
     /// Shapes that differ, or another width than the vocabulary's.
     pub fn compare(&self, before: &Tensor, after: &Tensor) -> Result<PromptTokens> {
-        let moved = row_norms(&(after - before)?)?.to_vec1::<f32>()?;
+        let moved = row_norms(&(after.to_dtype(DType::F64)? - before.to_dtype(DType::F64)?)?)?;
         let pairs = self.place(before)?.into_iter().zip(self.place(after)?);
-        let token = |((before, after), moved)| VirtualToken { before, after, moved: f64::from(moved) };
+        let token = |((before, after), moved)| VirtualToken { before, after, moved };
         Ok(PromptTokens { vocabulary: self.norms()?, tokens: pairs.zip(moved).map(token).collect() })
     }
 }

@@ -340,7 +340,9 @@ tokenizer = AutoTokenizer.from_pretrained("org/name", revision="v2")
 model = PeftModel.from_pretrained(base, "DIR")  # this folder
 
 text = "classify {0, 1} {{input}}".replace("{{input}}", "...")
-answer = model.generate(**tokenizer(text, return_tensors="pt"), max_new_tokens=2)
+inputs = tokenizer(text, return_tensors="pt")
+# use_cache=False: with a cache, PEFT 0.21 on transformers 5.24 puts the prompt in again at every token
+answer = model.generate(**inputs, max_new_tokens=2, do_sample=False, use_cache=False)
 print(tokenizer.decode(answer[0], skip_special_tokens=True))
 ```
 

@@ -79,6 +79,8 @@ impl ModelCard {
         let verbalizer = if self.verbalizer.is_empty() { "{{input}}" } else { &self.verbalizer };
         let tokens =
             self.max_output_tokens.map(|most| format!(", max_new_tokens={most}")).unwrap_or_default();
+        // PEFT 0.21 asks transformers for the cache by a name that transformers 5.24 gave up, finds none, and puts the
+        // prompt in front of every new token again: without a cache both are right.
         format!(
             "from peft import PeftModel\n\
              from transformers import AutoModelForCausalLM, AutoTokenizer\n\
@@ -88,7 +90,9 @@ impl ModelCard {
              model = PeftModel.from_pretrained(base, \"DIR\")  # this folder\n\
              \n\
              text = {}.replace(\"{{{{input}}}}\", \"...\")\n\
-             answer = model.generate(**tokenizer(text, return_tensors=\"pt\"){tokens})\n\
+             inputs = tokenizer(text, return_tensors=\"pt\")\n\
+             # use_cache=False: with a cache, PEFT 0.21 on transformers 5.24 puts the prompt in again at every token\n\
+             answer = model.generate(**inputs{tokens}, do_sample=False, use_cache=False)\n\
              print(tokenizer.decode(answer[0], skip_special_tokens=True))\n",
             quoted(verbalizer)
         )

@@ -20,13 +20,8 @@ pub(super) const CAUSAL_LM: &str = "CAUSAL_LM";
 /// `SEQ_2_SEQ_LM`, has a prompt for an encoder and one for a decoder.
 const OTHER_TASKS: [&str; 4] = ["SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"];
 /// Keys that count as missing if they are null, as PEFT has a default for each or takes it from the base model.
-const DEFAULTED: [&str; 5] = [
-    "num_virtual_tokens",
-    "token_dim",
-    "num_transformer_submodules",
-    "prompt_tuning_init",
-    "inference_mode",
-];
+const DEFAULTED: [&str; 5] =
+    ["num_virtual_tokens", "token_dim", "num_transformer_submodules", "prompt_tuning_init", "inference_mode"];
 
 /// Where a prompt's first rows came from, in PEFT's words.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -142,7 +137,9 @@ impl Unfilled {
             let rows = shape.first().map_or(String::new(), |rows| {
                 format!("; hint: the tensor has {rows} rows: add \"num_virtual_tokens\": {rows}")
             });
-            return Err(format!("num_virtual_tokens: expected the number of the prompt's rows, found none{rows}"));
+            return Err(format!(
+                "num_virtual_tokens: expected the number of the prompt's rows, found none{rows}"
+            ));
         }
         if config.token_dim == 0 {
             config.token_dim = shape.get(1).copied().unwrap_or(0);
@@ -184,7 +181,9 @@ fn typed(
 fn instead_of(method: &str) -> String {
     let reads = format!("gneiss reads {PROMPT_TUNING} adapters");
     match method {
-        "PREFIX_TUNING" | "CARTRIDGE" => format!("{reads}; its rows are keys and values of every block, no embeddings"),
+        "PREFIX_TUNING" | "CARTRIDGE" => {
+            format!("{reads}; its rows are keys and values of every block, no embeddings")
+        }
         "MULTITASK_PROMPT_TUNING" | "CPT" => format!("{reads}; save the rows of one task as such an adapter"),
         "ADAPTION_PROMPT" => reads,
         _ if method.contains("PROMPT") => reads,

@@ -257,5 +257,6 @@ fn deployment(
     println!("\nIn Python:\n");
     println!("  from peft import PeftModel");
     println!("  model = PeftModel.from_pretrained(base_model, {:?})", adapter.display().to_string());
+    println!("  model.generate(**inputs, use_cache=False)");
     Ok(())
 }

@@ -66,10 +66,13 @@ pub struct Answers {
     pub text: Option<TextScores>,
     /// Mean negative log-likelihood of the expected outputs' tokens, nats; the end-of-text token is one, but for
     /// outputs that were cut to `data.max_output_tokens`.
+    #[serde(with = "crate::number")]
     pub loss: f64,
     /// exp of `loss`; the largest f64 where it is larger still.
+    #[serde(with = "crate::number")]
     pub perplexity: f64,
     /// Wall time of the answers: generation, and the labels' likelihoods; without that of `loss`.
+    #[serde(with = "crate::number")]
     pub seconds: f64,
 }
 

@@ -32,9 +32,8 @@ impl Tuned {
         let mut found: Vec<(Place, Adapter)> = Vec::new();
         for argument in arguments {
             let place = Place::find(argument, &options)?;
-            let is_same = |other: &&(Place, Adapter)| {
-                other.0.title == place.title || other.0.folder == place.folder
-            };
+            let is_same =
+                |other: &&(Place, Adapter)| other.0.title == place.title || other.0.folder == place.folder;
             if let Some((other, _)) = found.iter().find(is_same) {
                 return Err(Error::Invalid(format!(
                     "{}: expected every adapter once, found that {} is the same one",

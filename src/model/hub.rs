@@ -145,11 +145,7 @@ pub(super) fn snapshot(
 
 /// Puts an adapter's files into the cache and returns the folder of its snapshot; `None` if the repository, or offline
 /// the cache, holds no adapter.
-pub(super) fn adapter_snapshot(
-    repo: &str,
-    revision: &str,
-    options: &HubOptions,
-) -> Result<Option<PathBuf>> {
+pub(super) fn adapter_snapshot(repo: &str, revision: &str, options: &HubOptions) -> Result<Option<PathBuf>> {
     let [config, weights, task] = adapter::FILES;
     let found = match Checkpoint::open(repo, revision, config, options) {
         // Offline, what is not in the cache is not there.
@@ -222,7 +218,8 @@ impl Checkpoint {
         let Some(remote) = &self.remote else { return Ok(not_cached(&self.name, weights, &self.folder)) };
         let has_pickle = matches!(remote.look_up(&self.commit, pickle)?, Lookup::File(_));
         let (found, hint) = if has_pickle {
-            let hint = "load it with PEFT, save it with save_pretrained, and give the folder that this writes";
+            let hint =
+                "load it with PEFT, save it with save_pretrained, and give the folder that this writes";
             (format!("{pickle}, a Python pickle, and no {weights}"), hint)
         } else {
             (format!("no {weights}"), "it may not be finished: see its list of files on the hub")

@@ -37,7 +37,8 @@ impl Axis {
             Kind::Log => Self::log(min.log10(), max.log10(), want),
             Kind::FromZero => {
                 let room = if max > min.min(0.0) { 0.05 * (max - min.min(0.0)) } else { 1.0 };
-                Self::linear(kind, if min < 0.0 { min - room } else { 0.0 }, max + room, want)
+                let end = if (max + room).is_finite() { max + room } else { max };
+                Self::linear(kind, if min < 0.0 { min - room } else { 0.0 }, end, want)
             }
             Kind::Whole if min == max => Self::linear(kind, min - 1.0, max + 1.0, want),
             Kind::Whole => Self::linear(kind, min, max, want),
@@ -86,7 +87,7 @@ impl Axis {
 /// Whether positive values span so much that a linear axis would press most of them flat.
 pub(super) fn wants_log<'a>(points: impl IntoIterator<Item = &'a Point>) -> bool {
     let mut range = (f64::INFINITY, 0.0f64);
-    for (_, y) in points {
+    for (_, y) in points.into_iter().filter(|(_, y)| y.is_finite()) {
         range = (range.0.min(*y), range.1.max(*y));
     }
     range.0 > 0.0 && range.1 / range.0 > 20.0

@@ -30,6 +30,11 @@ pub(super) fn render(page: Page, view: &impl Serialize) -> Result<String> {
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     environment.set_syntax(syntax.map_err(failed)?);
     environment.add_filter("num", |value: Option<f64>| text::number(value));
+    // Records hold a number that is not finite as its name.
+    environment.add_filter("loss", |value: Value| match value.as_str() {
+        Some(name) => name.to_owned(),
+        None => text::loss(f64::try_from(value).ok()),
+    });
     environment.add_filter("count", text::count);
     environment.add_filter("percent", text::percent);
     environment.add_filter("small_percent", text::small_percent);

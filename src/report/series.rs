@@ -51,7 +51,9 @@ pub(super) fn smoothed(points: &[Point], log: bool) -> Option<Vec<Point>> {
     if points.len() < 20 {
         return None;
     }
-    let positive: Vec<Point> = points.iter().copied().filter(|p| !log || p.1 > 0.0).collect();
+    // One value that is not finite would spoil the mean of all others.
+    let shown = |p: &Point| p.1.is_finite() && (!log || p.1 > 0.0);
+    let positive: Vec<Point> = points.iter().copied().filter(shown).collect();
     let values: Vec<f64> = positive.iter().map(|p| if log { p.1.ln() } else { p.1 }).collect();
     let means = smooth(&values, (points.len() as f64 / 50.0).max(2.0));
     Some(positive.iter().zip(means).map(|(p, mean)| (p.0, if log { mean.exp() } else { mean })).collect())

@@ -29,6 +29,14 @@ pub(super) fn number(value: impl Into<Option<f64>>) -> String {
     }
 }
 
+/// A loss as [`number`], and `NaN` or `inf` for one that is known not to be finite.
+pub(super) fn loss(value: Option<f64>) -> String {
+    match value.filter(|value| !value.is_finite()) {
+        Some(value) => value.to_string(),
+        None => number(value),
+    }
+}
+
 /// A number with three significant digits: `8.71`, `0.400`, `12,345`.
 pub(super) fn three(value: f64) -> String {
     match value.abs() {

@@ -91,12 +91,16 @@ pub struct Summary {
     /// Epochs behind the prompt that was kept.
     pub kept_epoch: usize,
     /// Mean training loss of the kept prompt's last epoch, nats a target token; none in the middle of one.
+    #[serde(default, with = "crate::number::optional")]
     pub train_loss: Option<f64>,
     /// The kept prompt's loss on the validation file, nats a target token.
+    #[serde(default, with = "crate::number::optional")]
     pub validation_loss: Option<f64>,
     /// Wall time of steps and validation, seconds, over all parts of a resumed run.
+    #[serde(with = "crate::number")]
     pub seconds: f64,
     /// Examples of all steps over the steps' wall time.
+    #[serde(with = "crate::number")]
     pub examples_per_second: f64,
     /// The most memory that the process held, bytes, where the system tells.
     pub peak_memory_bytes: Option<u64>,

@@ -53,6 +53,9 @@ impl EventFile {
             ("train/grad_norm", record.grad_norm),
             ("train/examples_per_second", record.examples as f64 / record.seconds),
         ];
+        // A step too short for the clock has no throughput.
+        let known = |(_, value): &&(&str, f64)| value.is_finite() || record.seconds > 0.0;
+        let scalars: Vec<_> = scalars.iter().filter(known).copied().collect();
         self.scalars(record.step, &scalars)
     }
 

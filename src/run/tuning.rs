@@ -109,7 +109,9 @@ impl<'a> Tuning<'a> {
         let vocabulary = || Vocabulary::new(self.session.model.embedding(), Some(&self.session.tokenizer));
         let records =
             (self.config.data.task == TaskKind::Classification).then_some(&self.train.0.records[..]);
-        let summary = self.summary(folder, trainer)?;
+        let mut summary = self.summary(folder, trainer)?;
+        let schedule = health::schedule(&self.config.train, trainer.total_steps());
+        summary.warnings.extend(schedule.filter(|text| !summary.warnings.contains(text)));
         let health = Health::new(&self.train.1.examples, records, vocabulary()?.norms()?);
         let health = health.after(&summary.warnings);
         folder.summary(&summary)?;
@@ -121,14 +123,22 @@ impl<'a> Tuning<'a> {
         let mut recorder = Recorder { folder, events, health, summary, rates, memory, watch };
         recorder.summary.warnings.iter().try_for_each(|text| recorder.watch.warning(text))?;
         let outcome = trainer.run(&mut recorder);
-        let Recorder { folder, mut summary, rates, memory, .. } = recorder;
+        let Recorder { folder, mut summary, rates, memory, watch, .. } = recorder;
         // Also after an error: what was learned up to it is kept.
         let kept = trainer.kept()?;
         self.write_adapter(&kept, folder)?;
         if kept.step != summary.kept_step {
             folder.set_evaluation_aside()?;
         }
-        folder.tokens(&vocabulary()?.compare(&trainer.initial()?, &kept.prompt)?)?;
+        let tokens = vocabulary()?.compare(&trainer.initial()?, &kept.prompt)?;
+        folder.tokens(&tokens)?;
+        if outcome.is_ok() {
+            let moved = tokens.tokens.iter().any(|token| token.moved > 0.0);
+            for text in health::outcome(moved, trainer.position().step, trainer.skipped()) {
+                watch.warning(&text)?;
+                summary.warnings.push(text);
+            }
+        }
         summary.status = match &outcome {
             Ok(Ended::Completed) => Status::Completed,
             Ok(Ended::StoppedEarly) => Status::StoppedEarly,
@@ -356,7 +366,9 @@ impl Observer for Recorder<'_> {
     }
 
     fn skipped(&mut self, step: usize, what: &str, value: f64) -> Result<()> {
-        self.watch.skipped(step, what, value)
+        self.watch.skipped(step, what, value)?;
+        let found = self.health.skipped(step, what, value);
+        self.warn(found)
     }
 
     fn out_of_memory(&mut self, limits: Limits) -> Result<()> {

@@ -170,11 +170,10 @@ impl AdapterFolder {
             if name.starts_with('.') {
                 continue;
             }
-            let adapter = match folder.join(crate::adapter::CONFIG).is_file() {
-                true => Some(folder.clone()),
-                // A run's, or the one that PEFT saved under a name.
-                false => adapters_in(&folder).into_iter().next(),
-            };
+            let own = [folder.clone(), folder.join(crate::run::ADAPTER)];
+            let own = own.into_iter().find(|folder| folder.join(crate::adapter::CONFIG).is_file());
+            // Else the one that PEFT saved under a name.
+            let adapter = own.or_else(|| adapters_in(&folder).into_iter().next());
             // The configuration is written last, so a new folder that has one is whole.
             if let Some(adapter) = adapter {
                 found.insert(name.to_owned(), (folder, stamp(&adapter)));

@@ -2,8 +2,9 @@
 //! other tuning does, and fails quietly: these are the ways that it fails in.
 
 use super::observer::{EpochRecord, StepRecord};
+use super::schedule::warmup_steps;
 use crate::Result;
-use crate::config::{Config, Task};
+use crate::config::{Config, Task, TrainOptions};
 use crate::data::{Example, Record, labels};
 use crate::vocabulary::{self, Norms};
 use candle_core::Tensor;
@@ -23,6 +24,8 @@ const VANISHED: f64 = 1e-4;
 const VANISHES: &str = "the gradient has vanished";
 const STANDS: &str = "the training loss";
 const LEFT: &str = "the prompt has left the vocabulary's range";
+const NO_NUMBER: &str = "the validation loss is not finite";
+const SKIPPED: &str = "steps in a row were left out";
 /// What all advice about a loss that stands still comes to.
 const TRY: &str = "try train.learning_rate three to ten times as high or as low (gneiss tune --find-lr suggests one), \
                    more epochs, or a prompt.init_text that says what to answer";
@@ -45,6 +48,46 @@ pub fn data(
         found.extend(others().filter_map(|(key, records)| unknown_labels(key, train, records)));
     }
     found.extend(others().filter_map(|(key, records)| shared(key, train, records)));
+    found
+}
+
+/// What is wrong with the learning rates of a run of `total_steps`: 0 at its only step, or never the one that was asked for.
+pub fn schedule(options: &TrainOptions, total_steps: usize) -> Option<String> {
+    let warmup = warmup_steps(options.warmup_ratio, total_steps);
+    if total_steps == 0 || warmup < total_steps {
+        return None;
+    }
+    let most = options.learning_rate * options.schedule.multiplier(total_steps - 1, warmup, total_steps);
+    let hint = "set train.warmup_ratio = 0, or give the run more steps by more train.num_epochs or a smaller \
+                train.batch_size";
+    Some(match total_steps {
+        1 => format!(
+            "the run has one step, which is warm-up, and its learning rate is 0: the prompt stays as it begins; {hint}"
+        ),
+        _ => format!(
+            "all {total_steps} steps of the run are warm-up: the learning rate is at most {most:e}, and never \
+             train.learning_rate, {:e}; {hint}",
+            options.learning_rate
+        ),
+    })
+}
+
+/// What is wrong with a run that has ended after `taken` steps and `skipped` more that were left out: nothing has changed,
+/// as `moved` says, or most steps were left out.
+pub fn outcome(moved: bool, taken: usize, skipped: usize) -> Vec<String> {
+    let mut found = Vec::new();
+    if !moved && taken + skipped > 0 {
+        found.push(format!(
+            "the prompt that is kept has not moved: after {taken} steps it is the one that the run began with; the \
+             learning rate was 0 or too small for f32, or every gradient was 0"
+        ));
+    }
+    if skipped > taken {
+        found.push(format!(
+            "{skipped} of {} steps were left out as a value was not finite: try a lower train.learning_rate",
+            taken + skipped
+        ));
+    }
     found
 }
 
@@ -110,7 +153,8 @@ pub struct Health {
     first_loss: Option<f64>,
     first_norm: f64,
     recent: Vec<(f64, f64)>,
-    told: [bool; 3],
+    skipped_in_a_row: usize,
+    told: [bool; 5],
 }
 
 impl Health {
@@ -124,18 +168,21 @@ impl Health {
             first_loss: None,
             first_norm: 0.0,
             recent: Vec::new(),
-            told: [false; 3],
+            skipped_in_a_row: 0,
+            told: [false; 5],
         }
     }
 
     /// The same of a run that goes on, which was told `warnings`.
     pub fn after(mut self, warnings: &[String]) -> Self {
-        self.told = [VANISHES, STANDS, LEFT].map(|what| warnings.iter().any(|text| text.contains(what)));
+        self.told = [VANISHES, STANDS, LEFT, NO_NUMBER, SKIPPED]
+            .map(|what| warnings.iter().any(|text| text.contains(what)));
         self
     }
 
     /// After a step.
     pub fn step(&mut self, record: &StepRecord) -> Option<String> {
+        self.skipped_in_a_row = 0;
         let first = *self.first_loss.get_or_insert(record.loss);
         self.first_norm = self.first_norm.max(if record.step <= WINDOW { record.grad_norm } else { 0.0 });
         self.recent.push((record.loss, record.grad_norm));
@@ -148,8 +195,8 @@ impl Health {
             all[all.len() / 2]
         };
         let (loss, norm) = (median(|r| r.0), median(|r| r.1));
-        // A loss that is nearly gone has hardly a gradient, and that is well.
-        let vanished = norm < VANISHED * self.first_norm && loss > 0.5 * first;
+        // A loss that is nearly gone has hardly a gradient, and that is well. A gradient may be 0 from the first step on.
+        let vanished = norm <= VANISHED * self.first_norm && loss > 0.5 * first;
         (self.recent.len() == WINDOW && vanished && self.tell(0)).then(|| {
             format!(
                 "step {}: {VANISHES} (norm {norm:.1e}, {:.1e} at first) and the loss is still {loss:.4}: \
@@ -159,8 +206,28 @@ impl Health {
         })
     }
 
+    /// After a step that was left out as its `what` was `value`.
+    pub fn skipped(&mut self, step: usize, what: &str, value: f64) -> Option<String> {
+        self.skipped_in_a_row += 1;
+        (self.skipped_in_a_row >= WINDOW && self.tell(4)).then(|| {
+            format!(
+                "step {step}: {WINDOW} {SKIPPED}, the last as {what} is {value}: nothing is learned any more; start again \
+                 with a lower train.learning_rate"
+            )
+        })
+    }
+
     /// After an epoch.
     pub fn epoch(&mut self, record: &EpochRecord) -> Option<String> {
+        if let Some(loss) = record.validation_loss.filter(|loss| !loss.is_finite())
+            && self.tell(3)
+        {
+            return Some(format!(
+                "epoch {}: {NO_NUMBER} ({loss}): no epoch with such a loss counts as the best, and the prompt is of no \
+                 use; try a lower train.learning_rate, and model.dtype = \"f32\" if it is f16",
+                record.epoch
+            ));
+        }
         let loss = record.train_loss?;
         let first = *self.first_epoch_loss.get_or_insert(loss);
         if record.epoch < 2 {
@@ -187,16 +254,17 @@ impl Health {
     /// # Errors
     /// The device's.
     pub fn prompt(&mut self, prompt: &Tensor) -> Result<Option<String>> {
-        let norms = vocabulary::row_norms(prompt)?.to_vec1::<f32>()?;
+        let norms = vocabulary::row_norms(prompt)?;
         let most = self.vocabulary.max;
-        let beyond = norms.iter().filter(|norm| f64::from(**norm) > most).count();
+        let beyond = norms.iter().filter(|norm| **norm > most).count();
         if 2 * beyond <= norms.len() || !self.tell(2) {
             return Ok(None);
         }
-        let mean = norms.iter().map(|norm| f64::from(*norm)).sum::<f64>() / norms.len() as f64;
+        let mean = norms.iter().sum::<f64>() / norms.len() as f64;
+        let mean = if mean < 1e5 { format!("{mean:.2}") } else { format!("{mean:.1e}") };
         Ok(Some(format!(
             "{LEFT}: {beyond} of {} virtual tokens are longer than any embedding \
-             (mean norm {mean:.2}; the vocabulary's go from {:.2} to {most:.2}): where the validation loss suffers, try \
+             (mean norm {mean}; the vocabulary's go from {:.2} to {most:.2}): where the validation loss suffers, try \
              a lower train.learning_rate or some train.weight_decay",
             norms.len(),
             self.vocabulary.min

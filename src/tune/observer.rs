@@ -13,10 +13,13 @@ pub struct StepRecord {
     /// Counted from 1.
     pub epoch: usize,
     /// Mean negative log-likelihood of the step's target tokens, nats.
+    #[serde(with = "crate::number")]
     pub loss: f64,
     /// Learning rate of the step.
+    #[serde(with = "crate::number")]
     pub learning_rate: f64,
     /// Norm of the prompt's gradient before clipping.
+    #[serde(with = "crate::number")]
     pub grad_norm: f64,
     /// Examples of the step.
     pub examples: usize,
@@ -25,8 +28,10 @@ pub struct StepRecord {
     /// Packed rows of the step.
     pub rows: usize,
     /// Wall time of the step.
+    #[serde(with = "crate::number")]
     pub seconds: f64,
     /// Wall time of the run up to its end, all parts of a resumed run together.
+    #[serde(with = "crate::number")]
     pub elapsed: f64,
 }
 
@@ -38,14 +43,18 @@ pub struct EpochRecord {
     /// Optimizer steps so far.
     pub step: usize,
     /// Mean training loss of the epoch, weighted by target tokens; `None` where every step was skipped.
+    #[serde(default, with = "crate::number::optional")]
     pub train_loss: Option<f64>,
     /// Loss of the validation file; `None` without one.
+    #[serde(default, with = "crate::number::optional")]
     pub validation_loss: Option<f64>,
     /// Whether this epoch's prompt is the best so far.
     pub best: bool,
     /// Wall time of the epoch's steps and validation.
+    #[serde(with = "crate::number")]
     pub seconds: f64,
     /// Wall time of the run up to its end, all parts of a resumed run together.
+    #[serde(with = "crate::number")]
     pub elapsed: f64,
 }
 

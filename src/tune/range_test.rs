@@ -23,10 +23,13 @@ const DIVERGED: f64 = 4.0;
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct RangePoint {
     /// Learning rate of the step.
+    #[serde(with = "crate::number")]
     pub learning_rate: f64,
     /// Loss before the step's update, nats a target token.
+    #[serde(with = "crate::number")]
     pub loss: f64,
     /// Exponential moving average of the losses so far, corrected for its start.
+    #[serde(with = "crate::number")]
     pub smoothed: f64,
 }
 
@@ -36,6 +39,7 @@ pub struct RangeTest {
     /// Its steps in their order.
     pub points: Vec<RangePoint>,
     /// The rate that looks best; `None` where the loss never fell.
+    #[serde(default, with = "crate::number::optional")]
     pub suggestion: Option<f64>,
 }
 

@@ -38,8 +38,10 @@ pub struct Mark {
     /// Optimizer steps.
     pub step: usize,
     /// Mean training loss of its last epoch; `None` where that has not ended.
+    #[serde(default, with = "crate::number::optional")]
     pub train_loss: Option<f64>,
     /// Its validation loss; `None` where it was not taken.
+    #[serde(default, with = "crate::number::optional")]
     pub validation_loss: Option<f64>,
 }
 
@@ -57,12 +59,15 @@ pub struct Position {
     /// Steps of it that were taken or left out.
     pub steps_of_epoch: usize,
     /// Sum of the negative log-likelihoods of its target tokens, nats.
+    #[serde(with = "crate::number")]
     pub nll: f64,
     /// Its target tokens so far.
     pub target_tokens: usize,
     /// Wall time of the run when it began, seconds.
+    #[serde(with = "crate::number")]
     pub epoch_began: f64,
     /// Wall time of the run, seconds.
+    #[serde(with = "crate::number")]
     pub elapsed: f64,
     /// The last epoch that ended.
     pub last: Mark,

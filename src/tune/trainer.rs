@@ -1,16 +1,20 @@
 //! The run: epochs of optimizer steps over packed batches.
 
+mod kept;
+
 use super::observer::{EpochRecord, Observer, StepRecord};
 use super::plan::{self, Limits};
 use super::state::{self, Clock, Mark, Position, State, epoch_order};
 use super::{objective, schedule};
-use crate::config::{Keep, OnNotFinite, TrainOptions};
+use crate::config::{OnNotFinite, TrainOptions};
 use crate::data::pack::Sequence;
 use crate::data::{Example, PrefixGroup};
 use crate::model::Granite;
 use crate::ops::adamw::{AdamW, Parameter, Step, Updated};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
+pub use kept::Kept;
+use kept::LastGood;
 use std::time::Instant;
 
 /// What a run tunes with.
@@ -25,21 +29,6 @@ pub struct Task<'a> {
     pub options: &'a TrainOptions,
     /// How much goes through the model at a time, at first: less where the device runs out of memory.
     pub limits: Limits,
-}
-
-/// A prompt, and where in the run it was.
-#[derive(Debug, Clone)]
-pub struct Kept {
-    /// f32 [num_virtual_tokens, C], on the CPU.
-    pub prompt: Tensor,
-    /// Epochs behind it.
-    pub epoch: usize,
-    /// Optimizer steps behind it.
-    pub step: usize,
-    /// Mean training loss of its last epoch; `None` where that has not ended.
-    pub train_loss: Option<f64>,
-    /// Its validation loss; `None` where it was not taken.
-    pub validation_loss: Option<f64>,
 }
 
 /// How a run ended.
@@ -60,6 +49,7 @@ pub struct Trainer<'a> {
     parameter: Parameter,
     initial: Tensor,
     best: Option<Tensor>,
+    good: LastGood,
     limits: Limits,
     position: Position,
     clock: Clock,
@@ -107,7 +97,8 @@ impl<'a> Trainer<'a> {
         let (limits, position) = (task.limits, Position::default());
         let clock = Clock::new(position.elapsed);
         let examples = state::fingerprint(task.train, task.validation);
-        Ok(Self { task, adamw, parameter, initial, best: None, limits, position, clock, examples })
+        let good = LastGood::default();
+        Ok(Self { task, adamw, parameter, initial, best: None, good, limits, position, clock, examples })
     }
 
     /// The run that `state` was taken of.
@@ -197,22 +188,6 @@ impl<'a> Trainer<'a> {
     /// The device's.
     pub fn initial(&self) -> Result<Tensor> {
         Ok(self.initial.to_device(&Device::Cpu)?)
-    }
-
-    /// The prompt that the configuration asks to keep; before the first epoch's end, the last good one.
-    ///
-    /// # Errors
-    /// The device's.
-    pub fn kept(&self) -> Result<Kept> {
-        let Position { step, last, best, .. } = &self.position;
-        let (prompt, mark) = match (&self.best, best, self.task.options.keep) {
-            (Some(prompt), Some(mark), Keep::Best) => (prompt, *mark),
-            _ if *step == last.step => (&self.parameter.value, *last),
-            // In the middle of an epoch: the losses of the last one are those of another prompt.
-            _ => (&self.parameter.value, Mark { epoch: last.epoch, step: *step, ..Mark::default() }),
-        };
-        let Mark { epoch, step, train_loss, validation_loss } = mark;
-        Ok(Kept { prompt: prompt.to_device(&Device::Cpu)?, epoch, step, train_loss, validation_loss })
     }
 
     /// Runs to the end, or until the observer wants it to end, or until the validation loss has stopped falling.
@@ -306,9 +281,13 @@ impl<'a> Trainer<'a> {
         let values =
             [("the loss", loss), ("the gradient's norm", grad_norm), ("the prompt's norm", prompt_norm)];
         if let Some((what, value)) = values.into_iter().find(|(_, value)| !value.is_finite()) {
+            if !loss.is_finite() {
+                self.good.found_bad();
+            }
             return self.left_out(what, value, observer);
         }
-        self.parameter = updated.parameter;
+        let before = std::mem::replace(&mut self.parameter, updated.parameter);
+        self.good.updated(before.value);
         self.position.step += 1;
         Ok(Some(StepRecord {
             step: self.position.step,
@@ -365,9 +344,15 @@ impl<'a> Trainer<'a> {
             observer.skipped(step, what, value)?;
             return Ok(None);
         }
-        let hint = "the prompt before this step is kept; a lower train.learning_rate may help, or \
-                    train.on_not_finite = \"skip\""
-            .into();
+        // By its loss the prompt itself is bad, not this step's change of it.
+        let kept = if self.good.instead().is_some() {
+            "the last prompt whose loss was finite"
+        } else {
+            "the prompt before this step"
+        };
+        let hint = format!(
+            "{kept} is kept; a lower train.learning_rate may help, or train.on_not_finite = \"skip\""
+        );
         Err(Error::NotFinite { step, what, value, hint })
     }
 
@@ -386,6 +371,9 @@ impl<'a> Trainer<'a> {
                 Some(loss)
             }
         };
+        if validation_loss.is_some_and(|loss| !loss.is_finite()) {
+            self.good.found_bad();
+        }
         let elapsed = self.clock.seconds();
         let Position { epoch, step, nll, target_tokens, epoch_began, .. } = self.position;
         let train_loss = (target_tokens > 0).then(|| nll / target_tokens as f64);

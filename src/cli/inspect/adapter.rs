@@ -71,8 +71,8 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<AdapterReport
         let token = |Place { norm, nearest }| VirtualToken { norm, nearest, initial: initial.next() };
         report.tokens = vocabulary.place(&prompt)?.into_iter().map(token).collect();
     } else {
-        let norms = vocabulary::row_norms(&prompt)?.to_vec1::<f32>()?;
-        let token = |norm| VirtualToken { norm: f64::from(norm), nearest: Vec::new(), initial: None };
+        let norms = vocabulary::row_norms(&prompt)?;
+        let token = |norm| VirtualToken { norm, nearest: Vec::new(), initial: None };
         report.tokens = norms.into_iter().map(token).collect();
     }
     Ok(report)
@@ -137,9 +137,8 @@ fn initial(
         return Ok(Vec::new());
     }
     let from = vocabulary.rows(began).context("the init text")?;
-    let moved = vocabulary::row_norms(&(prompt - from)?)?.to_vec1::<f32>()?;
-    let initial =
-        |(id, moved): (&u32, f32)| Initial { token: Token::new(*id, tokenizer), moved: f64::from(moved) };
+    let moved = vocabulary::row_norms(&(prompt.to_dtype(DType::F64)? - from.to_dtype(DType::F64)?)?)?;
+    let initial = |(id, moved): (&u32, f64)| Initial { token: Token::new(*id, tokenizer), moved };
     Ok(began.iter().zip(moved).map(initial).collect())
 }
 

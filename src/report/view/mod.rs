@@ -132,7 +132,7 @@ fn tiles(run: &Run, evaluation: Option<&EvaluationView>) -> Vec<Tile> {
         |label: &str, value: String, note: String| tiles.push(Tile { label: label.into(), value, note });
     if summary.validation_loss.is_some() {
         let train = summary.train_loss.map(|loss| format!("training {}", text::number(loss)));
-        tile("Validation loss", text::number(summary.validation_loss), train.unwrap_or_default());
+        tile("Validation loss", text::loss(summary.validation_loss), train.unwrap_or_default());
     } else if let Some(last) = run.steps.last() {
         let (label, loss) = match summary.train_loss {
             Some(loss) => ("Training loss", loss),
@@ -188,8 +188,8 @@ fn facts(run: &Run) -> Vec<Fact> {
     let kept = format!(", kept: epoch {}, step {}", n(summary.kept_epoch), n(summary.kept_step));
     fact("Epochs", n(summary.epochs), if summary.kept_step > 0 { kept } else { String::new() });
     let loss = |loss: Option<f64>| loss.map_or_else(String::new, |_| " nats per target token".into());
-    fact("Training loss", text::number(summary.train_loss), loss(summary.train_loss));
-    fact("Validation loss", text::number(summary.validation_loss), loss(summary.validation_loss));
+    fact("Training loss", text::loss(summary.train_loss), loss(summary.train_loss));
+    fact("Validation loss", text::loss(summary.validation_loss), loss(summary.validation_loss));
     let resumed = match summary.resumed {
         0 => String::new(),
         1 => ", resumed once".into(),
@@ -233,7 +233,8 @@ fn peft(model: &str, adapter: &Path) -> String {
     format!(
         "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n\
          base = AutoModelForCausalLM.from_pretrained({})\n\
-         model = PeftModel.from_pretrained(base, {})\n",
+         model = PeftModel.from_pretrained(base, {})\n\
+         # model.generate(..., use_cache=False): with a cache, PEFT 0.21 on transformers 5.24 puts the prompt in again\n",
         pretrained(base, revision),
         quoted(&adapter.display().to_string())
     )

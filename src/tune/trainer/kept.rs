@@ -1,0 +1,80 @@
+//! The prompt that a run keeps.
+
+use super::Trainer;
+use crate::Result;
+use crate::config::Keep;
+use crate::tune::state::{Mark, Position};
+use candle_core::{Device, Tensor};
+
+/// A prompt, and where in the run it was.
+#[derive(Debug, Clone)]
+pub struct Kept {
+    /// f32 [num_virtual_tokens, C], on the CPU.
+    pub prompt: Tensor,
+    /// Epochs behind it.
+    pub epoch: usize,
+    /// Optimizer steps behind it.
+    pub step: usize,
+    /// Mean training loss of its last epoch; `None` where that has not ended.
+    pub train_loss: Option<f64>,
+    /// Its validation loss; `None` where it was not taken.
+    pub validation_loss: Option<f64>,
+}
+
+/// The last prompt that is known to have a finite loss, for when the one after it turns out to have none: an update by a
+/// huge learning rate leaves values that are finite themselves, and only the next pass overflows.
+#[derive(Default)]
+pub(super) struct LastGood {
+    /// The prompt of the last step whose loss was finite, before its update.
+    before: Option<Tensor>,
+    /// Whether the loss of the prompt after that update is not finite.
+    after_is_bad: bool,
+}
+
+impl LastGood {
+    /// A step began at `value` with a finite loss, and has updated it.
+    pub fn updated(&mut self, value: Tensor) {
+        *self = Self { before: Some(value), after_is_bad: false };
+    }
+
+    /// The loss of the prompt that the last update left is not finite.
+    pub fn found_bad(&mut self) {
+        self.after_is_bad = self.before.is_some();
+    }
+
+    /// The prompt to go back to.
+    pub fn instead(&self) -> Option<&Tensor> {
+        self.before.as_ref().filter(|_| self.after_is_bad)
+    }
+}
+
+impl Trainer<'_> {
+    /// The prompt that the configuration asks to keep; before the first epoch's end, the last good one.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn kept(&self) -> Result<Kept> {
+        let Position { step, last, best, .. } = &self.position;
+        let (prompt, mark) = match (&self.best, best, self.task.options.keep) {
+            (Some(prompt), Some(mark), Keep::Best) => (prompt, *mark),
+            _ => self.last_good(*step, *last),
+        };
+        let Mark { epoch, step, train_loss, validation_loss } = mark;
+        Ok(Kept { prompt: prompt.to_device(&Device::Cpu)?, epoch, step, train_loss, validation_loss })
+    }
+
+    /// The prompt now, unless its loss is not finite and an earlier one's is.
+    fn last_good(&self, step: usize, last: Mark) -> (&Tensor, Mark) {
+        if let Some(before) = self.good.instead() {
+            // One step back, which may lie in the epoch before.
+            let epoch = if step == last.step { last.epoch.saturating_sub(1) } else { last.epoch };
+            return (before, Mark { epoch, step: step.saturating_sub(1), ..Mark::default() });
+        }
+        let value = &self.parameter.value;
+        match step == last.step {
+            true => (value, last),
+            // In the middle of an epoch: the losses of the last one are those of another prompt.
+            false => (value, Mark { epoch: last.epoch, step, ..Mark::default() }),
+        }
+    }
+}
