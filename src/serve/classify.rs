@@ -4,6 +4,7 @@ use super::adapters::Served;
 use super::app::Shared;
 use super::body::describe;
 use super::failure::Failure;
+use super::fields::CLASSIFY;
 use super::generation::{Generation, Stopping};
 use super::params::Fields;
 use super::prompt::{Encode, not_empty};
@@ -38,7 +39,7 @@ async fn tasks(State(app): State<Arc<Shared>>) -> Response {
 async fn classify(State(app): State<Arc<Shared>>, request: Request) -> Result<Response, Failure> {
     let started = Instant::now();
     let asked = app.read(request).await?;
-    let fields = Fields::new(&asked.object);
+    let (fields, ignored) = Fields::checked(&asked.object, &CLASSIFY)?;
     let Some(name) = fields.string("model")? else {
         return Err(Failure::missing("model", "the name of a model; GET /v1/tasks lists them"));
     };
@@ -73,7 +74,8 @@ async fn classify(State(app): State<Arc<Shared>>, request: Request) -> Result<Re
     let logprobs = likelihoods(&app, &model, tokens, &targets, started).await?;
     let entries = entries(&labels, &logprobs)?;
     let seconds = started.elapsed().as_secs_f64();
-    Ok(axum::Json(json!({"model": model.name, "labels": entries, "seconds": seconds})).into_response())
+    let answer = json!({"model": model.name, "labels": entries, "seconds": seconds});
+    Ok(ignored.tell(axum::Json(answer).into_response()))
 }
 
 /// What the request's model, or the model that the base is to stand in for, was tuned for.

@@ -6,6 +6,7 @@
 //! openai/     /v1/completions, /v1/chat/completions, /v1/models
 //! watsonx/    /ml/v1/.../text/generation, and what IBM's SDK asks before it
 //! classify.rs /v1/classify, /v1/tasks: gneiss's own
+//! fields.rs   which fields of a request are obeyed, make no difference or are refused, by route
 //! ```
 //!
 //! A request's way: body → parameters → token ids → [`client::Client::submit`] → events → text → JSON.
@@ -19,6 +20,7 @@ mod classify;
 pub mod client;
 mod clock;
 mod failure;
+mod fields;
 mod generation;
 mod metrics;
 mod openai;

@@ -2,6 +2,7 @@
 
 use super::body::describe;
 use super::failure::Failure;
+use super::fields::{Ignored, Table};
 use serde_json::{Map, Value};
 use std::ops::RangeInclusive;
 
@@ -14,11 +15,22 @@ pub(super) struct Fields<'a> {
     map: &'a Map<String, Value>,
     /// Stands before keys in messages.
     prefix: &'static str,
+    /// The fields that there are, when a table lists them.
+    table: Option<&'static Table>,
 }
 
 impl<'a> Fields<'a> {
     pub fn new(map: &'a Map<String, Value>) -> Self {
-        Self { map, prefix: "" }
+        Self { map, prefix: "", table: None }
+    }
+
+    /// The fields of a request to the route of `table`, and those that nothing is done with.
+    ///
+    /// # Errors
+    /// See [`Table::check`].
+    pub fn checked(map: &'a Map<String, Value>, table: &'static Table) -> Result<(Self, Ignored), Failure> {
+        let ignored = table.check(map)?;
+        Ok((Self { table: Some(table), ..Self::new(map) }, ignored))
     }
 
     /// The key as a message names it.
@@ -27,6 +39,12 @@ impl<'a> Fields<'a> {
     }
 
     pub fn get(&self, key: &str) -> Option<&'a Value> {
+        // A field that is read and not listed would be refused as unknown, or named as ignored.
+        debug_assert!(
+            self.table.is_none_or(|table| table.knows(key)),
+            "{key} is not in the table of {}",
+            self.table.map_or("", |table| table.of)
+        );
         self.map.get(key).filter(|value| !value.is_null())
     }
 
@@ -98,7 +116,8 @@ impl<'a> Fields<'a> {
     /// An object; its keys are reported behind `prefix`.
     pub fn object(&self, key: &str, prefix: &'static str) -> Result<Option<Fields<'a>>, Failure> {
         let map = self.typed(key, "an object", Value::as_object)?;
-        Ok(map.map(|map| Fields { map, prefix }))
+        let table = self.table.and_then(|table| table.nested(key));
+        Ok(map.map(|map| Fields { map, prefix, table }))
     }
 
     /// Its keys with their values.

@@ -9,6 +9,7 @@ use crate::serve::app::Shared;
 use crate::serve::body::describe;
 use crate::serve::chat_template::Chat;
 use crate::serve::failure::Failure;
+use crate::serve::fields::CHAT;
 use crate::serve::generation::{Generation, Generations, Piece};
 use crate::serve::params::Fields;
 use crate::serve::prompt::{Encode, not_empty};
@@ -34,9 +35,9 @@ struct ChatCompletion {
 pub(super) async fn complete(State(app): State<Arc<Shared>>, request: Request) -> Result<Response, Failure> {
     let started = Instant::now();
     let asked = app.read(request).await?;
-    let fields = Fields::new(&asked.object);
+    let (fields, ignored) = Fields::checked(&asked.object, &CHAT)?;
     let model = named(&app, &fields, &asked.label)?;
-    refuse(&fields)?;
+    free_form(&fields)?;
     let parameters = Parameters::read(&app, &fields)?;
     let logprobs = logprobs(&fields)?;
     let mut max_tokens = fields.count("max_completion_tokens", 1..=usize::MAX)?;
@@ -55,11 +56,12 @@ pub(super) async fn complete(State(app): State<Arc<Shared>>, request: Request) -
     let max_tokens = max_tokens.unwrap_or(app.options.max_new_tokens.min(most - tokens.len()));
     let chat = ChatCompletion { app, model, tokens, parameters, logprobs };
     let generations = chat.start(max_tokens, started)?;
-    if chat.parameters.stream {
-        Ok(respond(|events| chat.stream(generations, events)))
+    let response = if chat.parameters.stream {
+        respond(|events| chat.stream(generations, events))
     } else {
-        chat.whole(generations).await
-    }
+        chat.whole(generations).await?
+    };
+    Ok(ignored.tell(response))
 }
 
 impl ChatCompletion {
@@ -141,27 +143,13 @@ impl ChatCompletion {
     }
 }
 
-/// Refuses what changes the answer and is not done here.
-fn refuse(fields: &Fields) -> Result<(), Failure> {
-    for key in ["tools", "functions"] {
-        let some = |value: &Value| value.as_array().is_none_or(|items| !items.is_empty());
-        if fields.get(key).is_some_and(some) {
-            return Err(Failure::unsupported(key, "this server calls no tools; leave it out"));
-        }
-    }
-    if let Some(choice) = fields.get("tool_choice")
-        && !matches!(choice.as_str(), Some("none" | "auto"))
-    {
-        return Err(Failure::unsupported("tool_choice", "this server calls no tools; leave it out"));
-    }
+/// Refuses an answer that is to have another form than text.
+fn free_form(fields: &Fields) -> Result<(), Failure> {
     if let Some(format) = fields.object("response_format", "response_format.")?
         && format.string("type")? != Some("text")
     {
         let problem = "expected {\"type\": \"text\"}: answers are not bound to a grammar by this server";
         return Err(Failure::unsupported("response_format", problem));
-    }
-    if fields.get("audio").is_some() {
-        return Err(Failure::unsupported("audio", "this server answers in text"));
     }
     Ok(())
 }

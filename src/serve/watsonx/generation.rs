@@ -7,6 +7,7 @@ use crate::serve::adapters::Served;
 use crate::serve::app::{Asked, Shared};
 use crate::serve::clock;
 use crate::serve::failure::Failure;
+use crate::serve::fields::{GENERATION, Ignored};
 use crate::serve::generation::{Generation, Piece, Reason};
 use crate::serve::params::Fields;
 use crate::serve::prompt::{Encode, not_empty};
@@ -41,13 +42,13 @@ pub(super) async fn of_deployment(
     Path(deployment): Path<String>,
     request: Request,
 ) -> Result<Response, Failure> {
-    let (text, generation) = TextGeneration::start(app, Of::Deployment(deployment), request).await?;
-    text.whole(generation).await
+    let (text, generation, ignored) = TextGeneration::start(app, Of::Deployment(deployment), request).await?;
+    Ok(ignored.tell(text.whole(generation).await?))
 }
 
 pub(super) async fn of_model(State(app): State<Arc<Shared>>, request: Request) -> Result<Response, Failure> {
-    let (text, generation) = TextGeneration::start(app, Of::Model, request).await?;
-    text.whole(generation).await
+    let (text, generation, ignored) = TextGeneration::start(app, Of::Model, request).await?;
+    Ok(ignored.tell(text.whole(generation).await?))
 }
 
 pub(super) async fn stream_of_deployment(
@@ -55,16 +56,16 @@ pub(super) async fn stream_of_deployment(
     Path(deployment): Path<String>,
     request: Request,
 ) -> Result<Response, Failure> {
-    let (text, generation) = TextGeneration::start(app, Of::Deployment(deployment), request).await?;
-    Ok(respond(|events| text.stream(generation, events)))
+    let (text, generation, ignored) = TextGeneration::start(app, Of::Deployment(deployment), request).await?;
+    Ok(ignored.tell(respond(|events| text.stream(generation, events))))
 }
 
 pub(super) async fn stream_of_model(
     State(app): State<Arc<Shared>>,
     request: Request,
 ) -> Result<Response, Failure> {
-    let (text, generation) = TextGeneration::start(app, Of::Model, request).await?;
-    Ok(respond(|events| text.stream(generation, events)))
+    let (text, generation, ignored) = TextGeneration::start(app, Of::Model, request).await?;
+    Ok(ignored.tell(respond(|events| text.stream(generation, events))))
 }
 
 /// `POST /ml/v1/text/tokenization`: how many tokens a text has, and which, without virtual ones.
@@ -98,10 +99,14 @@ fn input<'a>(fields: &Fields<'a>) -> Result<&'a str, Failure> {
 }
 
 impl TextGeneration {
-    async fn start(app: Arc<Shared>, of: Of, request: Request) -> Result<(Self, Generation), Failure> {
+    async fn start(
+        app: Arc<Shared>,
+        of: Of,
+        request: Request,
+    ) -> Result<(Self, Generation, Ignored), Failure> {
         let started = Instant::now();
         let Asked { object, label, .. } = app.read(request).await?;
-        let fields = Fields::new(&object);
+        let (fields, ignored) = Fields::checked(&object, &GENERATION)?;
         let (model, template) = match of {
             Of::Deployment(name) => {
                 let model = deployed(&app, &name)?;
@@ -111,7 +116,7 @@ impl TextGeneration {
             Of::Model => (named(&app, &fields)?, None),
         };
         label.set(&model);
-        if fields.get("moderations").is_some() {
+        if fields.get("moderations").is_some_and(moderates) {
             return Err(Failure::unsupported("moderations", "this server moderates nothing; leave it out"));
         }
         let input = input(&fields)?.to_owned();
@@ -125,7 +130,7 @@ impl TextGeneration {
         let request = parameters.request(&app, tokens.clone());
         let generation = Generation::start(&app, &model, request, &parameters.stopping, started)?;
         let created = clock::timestamp(SystemTime::now());
-        Ok((Self { app, model, input, tokens, parameters, created }, generation))
+        Ok((Self { app, model, input, tokens, parameters, created }, generation, ignored))
     }
 
     fn answer(&self, result: Map<String, Value>) -> Value {
@@ -228,6 +233,19 @@ impl TextGeneration {
             id += 1;
         }
         Ok(())
+    }
+}
+
+/// Whether `moderations` ask for any: each kind of text has a switch `enabled`, under the name of each filter.
+fn moderates(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::Object(map) => match map.get("enabled") {
+            Some(enabled) => *enabled != Value::Bool(false),
+            // What replaces a filtered text is in `mask`.
+            None => map.iter().any(|(key, value)| key != "mask" && moderates(value)),
+        },
+        _ => true,
     }
 }
 

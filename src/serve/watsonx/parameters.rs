@@ -49,7 +49,6 @@ impl Parameters {
     pub fn read(app: &Shared, body: &Fields) -> Result<Self, Failure> {
         let empty = Map::new();
         let fields = body.object("parameters", PREFIX)?.unwrap_or(Fields::new(&empty));
-        refuse(&fields)?;
         let max_new_tokens = fields.count("max_new_tokens", 0..=usize::MAX)?.unwrap_or(MAX_NEW_TOKENS);
         let min_new_tokens = fields.count("min_new_tokens", 0..=usize::MAX)?.unwrap_or(0);
         if min_new_tokens > max_new_tokens {
@@ -100,23 +99,6 @@ impl Parameters {
     }
 }
 
-/// Refuses what changes the answer and is not done here.
-fn refuse(fields: &Fields) -> Result<(), Failure> {
-    if fields.get("length_penalty").is_some() {
-        let problem = "text that grows likelier to end with its length is not offered by this server; \
-                       max_new_tokens bounds it";
-        return Err(Failure::unsupported(fields.name("length_penalty"), problem));
-    }
-    if fields.get("typical_p").is_some_and(|value| value.as_f64() != Some(1.0)) {
-        return Err(Failure::unsupported(fields.name("typical_p"), "not offered by this server; top_p is"));
-    }
-    if fields.get("prompt_variables").is_some() {
-        let problem = "a tuned prompt has one variable, the input; it is `input` of the body";
-        return Err(Failure::unsupported(fields.name("prompt_variables"), problem));
-    }
-    Ok(())
-}
-
 /// How tokens are chosen, and whether they are drawn.
 fn sampling(fields: &Fields) -> Result<(Sampling, bool), Failure> {
     let drawn = match fields.string("decoding_method")? {
@@ -148,10 +130,6 @@ fn returned(fields: &Fields) -> Result<Returned, Failure> {
     let Some(options) = fields.object("return_options", "parameters.return_options.")? else {
         return Ok(Returned::default());
     };
-    if options.boolean("token_ranks")? == Some(true) {
-        let problem = "ranks are not offered by this server; top_n_tokens and token_logprobs are";
-        return Err(Failure::unsupported(options.name("token_ranks"), problem));
-    }
     let flag = |key| options.boolean(key).map(|value| value.unwrap_or(false));
     let top_n_tokens = match options.get("top_n_tokens") {
         // The SDK's type of it.

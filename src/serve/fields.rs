@@ -1,0 +1,202 @@
+//! Which fields of a request are obeyed, which make no difference to the answer, and which are refused by name.
+//!
+//! A route has a [`Table`]. What a table does not list is unknown. An unknown field whose name is nearly that of an obeyed
+//! one is refused, as a slip of the keys. Any other is left out of account, and the response's header [`IGNORED`] names it:
+//! clients send fields of their own, which no engine acts on.
+
+mod openai;
+mod watsonx;
+
+use super::failure::Failure;
+use axum::http::{HeaderName, HeaderValue};
+use axum::response::Response;
+use serde_json::{Map, Value};
+
+#[allow(unused_imports)]
+pub(super) use openai::RESPONSES;
+pub(super) use openai::{CHAT, COMPLETIONS};
+pub(super) use watsonx::{CLASSIFY, GENERATION};
+
+/// The response's header that names the fields that nothing was done with.
+pub(super) const IGNORED: HeaderName = HeaderName::from_static("x-gneiss-ignored-fields");
+/// Most names in the header.
+const NAMED: usize = 16;
+/// Most characters of a name in the header.
+const LONGEST: usize = 64;
+
+/// The fields of an object in a request.
+#[derive(Debug)]
+pub(super) struct Table {
+    /// The request that has them, as the documentation calls it.
+    pub of: &'static str,
+    /// Fields that the server acts on.
+    pub obeyed: &'static [&'static [&'static str]],
+    /// Known fields that change no answer of this server.
+    pub harmless: &'static [&'static [&'static str]],
+    /// Known fields that would change the answer, and that the server does not act on.
+    pub refused: &'static [&'static [Refused]],
+    /// Tables of fields that are objects themselves.
+    pub nested: &'static [(&'static str, &'static Table)],
+}
+
+/// A field that is refused, unless its value means that it is off.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Refused {
+    /// Its name; one that ends in `*` stands for all names that begin so.
+    pub name: &'static str,
+    /// Values that make no difference.
+    pub off: Off,
+    /// What the client can do instead.
+    pub hint: &'static str,
+}
+
+/// Values by which a field is off.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Off {
+    /// `null`.
+    Null,
+    /// `null` and `false`.
+    False,
+    /// `null`, `false`, `""`, `[]` and `{}`.
+    Empty,
+    /// Those of `Empty`, and this number.
+    Number(f64),
+    /// Those of `Empty`, any of these words, and a list of nothing but these words.
+    Words(&'static [&'static str]),
+}
+
+/// A field that is refused unless it is off.
+const fn refused(name: &'static str, off: Off, hint: &'static str) -> Refused {
+    Refused { name, off, hint }
+}
+
+impl Off {
+    fn covers(self, value: &Value) -> bool {
+        match (self, value) {
+            (_, Value::Null) => true,
+            (Self::Null, _) => false,
+            (_, Value::Bool(false)) => true,
+            (Self::False, _) => false,
+            (Self::Number(off), Value::Number(number)) => number.as_f64() == Some(off),
+            (Self::Words(words), Value::String(text)) => text.is_empty() || words.contains(&text.as_str()),
+            (Self::Words(words), Value::Array(items)) => {
+                items.iter().all(|item| item.as_str().is_some_and(|text| words.contains(&text)))
+            }
+            (_, Value::String(text)) => text.is_empty(),
+            (_, Value::Array(items)) => items.is_empty(),
+            (_, Value::Object(map)) => map.is_empty(),
+            _ => false,
+        }
+    }
+}
+
+/// Names of fields that nothing was done with.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Ignored(Vec<String>);
+
+impl Ignored {
+    /// Names them in a response's header.
+    pub fn tell(&self, mut response: Response) -> Response {
+        let shown = |name: &String| {
+            let plain = |c: char| if c.is_ascii_graphic() && c != ',' { c } else { '?' };
+            name.chars().take(LONGEST).map(plain).collect::<String>()
+        };
+        let mut names: Vec<String> = self.0.iter().take(NAMED).map(shown).collect();
+        if self.0.len() > NAMED {
+            names.push("...".into());
+        }
+        if !names.is_empty()
+            && let Ok(value) = HeaderValue::from_str(&names.join(", "))
+        {
+            response.headers_mut().insert(IGNORED, value);
+        }
+        response
+    }
+}
+
+impl Table {
+    /// Looks at every field of a request.
+    ///
+    /// # Errors
+    /// 400 of a field that is refused, and of one whose name is nearly that of an obeyed one.
+    pub fn check(&self, object: &Map<String, Value>) -> Result<Ignored, Failure> {
+        let mut ignored = Ignored::default();
+        self.check_below("", object, &mut ignored)?;
+        Ok(ignored)
+    }
+
+    fn check_below(
+        &self,
+        prefix: &str,
+        object: &Map<String, Value>,
+        ignored: &mut Ignored,
+    ) -> Result<(), Failure> {
+        for (key, value) in object {
+            let name = format!("{prefix}{key}");
+            if let (Some(table), Value::Object(inner)) = (self.nested(key), value) {
+                table.check_below(&format!("{name}."), inner, ignored)?;
+            }
+            if lists(self.obeyed, key) || lists(self.harmless, key) {
+                continue;
+            }
+            if let Some(refused) = self.refusal(key) {
+                if !refused.off.covers(value) {
+                    return Err(Failure::unsupported(name, refused.hint));
+                }
+            } else if value.is_null() {
+                // As if it was not there.
+            } else if let Some(meant) = self.nearest(key) {
+                let problem = format!("there is no such field; did you mean `{prefix}{meant}`?");
+                return Err(Failure { code: "unknown_parameter", ..Failure::invalid(name, problem) });
+            } else {
+                ignored.0.push(name);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the table lists a field of this name.
+    pub fn knows(&self, key: &str) -> bool {
+        lists(self.obeyed, key) || lists(self.harmless, key) || self.refusal(key).is_some()
+    }
+
+    /// The table of a field that is an object.
+    pub fn nested(&self, key: &str) -> Option<&'static Table> {
+        self.nested.iter().find(|(name, _)| *name == key).map(|(_, table)| *table)
+    }
+
+    /// What is refused under this name: by the whole of it, else by its beginning.
+    fn refusal(&self, key: &str) -> Option<&'static Refused> {
+        let all = || self.refused.iter().flat_map(|list| list.iter());
+        let begins = |refused: &&Refused| {
+            refused.name.strip_suffix('*').is_some_and(|beginning| key.starts_with(beginning))
+        };
+        all().find(|refused| refused.name == key).or_else(|| all().find(begins))
+    }
+
+    /// The obeyed field that an unknown name is a slip of: the same but for case and underscores, or with a letter
+    /// missing, added, changed or moved in a name that is long enough to tell.
+    fn nearest(&self, key: &str) -> Option<&'static str> {
+        let bare = |name: &str| {
+            name.chars().filter(|c| *c != '_' && *c != '-').flat_map(char::to_lowercase).collect::<String>()
+        };
+        let given = bare(key);
+        let near = |name: &&str| {
+            let known = bare(name);
+            let slips = match known.len().min(given.len()) {
+                0..5 => 0,
+                5..10 => 1,
+                _ => 2,
+            };
+            strsim::osa_distance(&known, &given) <= slips
+        };
+        self.obeyed.iter().flat_map(|list| list.iter().copied()).find(|name| near(name))
+    }
+}
+
+fn lists(lists: &[&[&str]], key: &str) -> bool {
+    lists.iter().any(|list| list.contains(&key))
+}
+
+#[cfg(test)]
+mod tests;

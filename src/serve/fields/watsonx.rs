@@ -1,0 +1,114 @@
+//! The fields of watsonx's API for text generation, and of gneiss's own route.
+
+use super::{Off, Refused, Table, refused};
+
+/// Fields of `POST /ml/v1/text/generation`, of a deployment's, and of their streams.
+pub(in crate::serve) static GENERATION: Table = Table {
+    of: "/ml/v1/text/generation",
+    obeyed: &[&["input", "model_id", "parameters", "moderations"]],
+    harmless: &[&["project_id", "space_id", "wml_instance_crn", "extensions"]],
+    refused: &[NOT_AT_THE_TOP],
+    nested: &[("parameters", &PARAMETERS)],
+};
+
+static PARAMETERS: Table = Table {
+    of: "`parameters`",
+    obeyed: &[&[
+        "decoding_method",
+        "max_new_tokens",
+        "min_new_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "random_seed",
+        "repetition_penalty",
+        "stop_sequences",
+        "include_stop_sequence",
+        "time_limit",
+        "truncate_input_tokens",
+        "return_options",
+    ]],
+    harmless: &[],
+    refused: &[NOT_OF_PARAMETERS],
+    nested: &[("return_options", &RETURN_OPTIONS)],
+};
+
+static RETURN_OPTIONS: Table = Table {
+    of: "`parameters.return_options`",
+    obeyed: &[&["input_text", "input_tokens", "generated_tokens", "token_logprobs", "top_n_tokens"]],
+    harmless: &[],
+    refused: &[&[refused(
+        "token_ranks",
+        Off::Empty,
+        "ranks are not offered by this server; top_n_tokens and token_logprobs are",
+    )]],
+    nested: &[],
+};
+
+/// Fields of `POST /v1/classify`.
+pub(in crate::serve) static CLASSIFY: Table = Table {
+    of: "/v1/classify",
+    obeyed: &[&["model", "input", "task", "labels", "hard_prompt"]],
+    harmless: &[&["user", "metadata"]],
+    refused: &[&[
+        refused("prompt", Off::Empty, "the text to classify is `input`"),
+        refused("messages", Off::Empty, "the text to classify is `input`"),
+    ]],
+    nested: &[],
+};
+
+const NOT_AT_THE_TOP: &[Refused] = &[
+    refused("messages", Off::Empty, "messages are for /ml/v1/text/chat; this route takes `input`"),
+    refused("prompt", Off::Empty, "the text is `input` here"),
+    refused("guided_*", Off::Empty, FREE),
+    refused("response_format", Off::Empty, FREE),
+    refused("max_new_tokens", Off::Null, INSIDE),
+    refused("min_new_tokens", Off::Null, INSIDE),
+    refused("decoding_method", Off::Null, INSIDE),
+    refused("temperature", Off::Null, INSIDE),
+    refused("top_p", Off::Null, INSIDE),
+    refused("top_k", Off::Null, INSIDE),
+    refused("random_seed", Off::Null, INSIDE),
+    refused("repetition_penalty", Off::Null, INSIDE),
+    refused("stop_sequences", Off::Null, INSIDE),
+    refused("time_limit", Off::Null, INSIDE),
+    refused("truncate_input_tokens", Off::Null, INSIDE),
+    refused("return_options", Off::Null, INSIDE),
+    refused("length_penalty", Off::Null, INSIDE),
+    refused("prompt_variables", Off::Empty, VARIABLES),
+    refused("max_tokens", Off::Null, "it is `parameters.max_new_tokens` here"),
+];
+
+const NOT_OF_PARAMETERS: &[Refused] = &[
+    refused(
+        "length_penalty",
+        Off::Empty,
+        "text that grows likelier to end with its length is not offered by this server; max_new_tokens bounds it",
+    ),
+    refused("typical_p", Off::Number(1.0), "not offered by this server; top_p is"),
+    refused("prompt_variables", Off::Empty, VARIABLES),
+    refused("beam_width", Off::Number(1.0), "beams are not searched by this server; greedy is"),
+    refused("guided_*", Off::Empty, FREE),
+    refused("response_format", Off::Empty, FREE),
+    refused("grammar", Off::Empty, FREE),
+    refused("decoding", Off::Empty, FREE),
+    refused("min_p", Off::Number(0.0), "not offered by this server; top_p is"),
+    refused("presence_penalty", Off::Number(0.0), "not offered here; repetition_penalty is"),
+    refused("frequency_penalty", Off::Number(0.0), "not offered here; repetition_penalty is"),
+    refused("logit_bias", Off::Empty, "not offered here; /v1/completions has it"),
+    refused("logprobs", Off::Empty, "it is `return_options.token_logprobs` here"),
+    refused("top_logprobs", Off::Number(0.0), "it is `return_options.top_n_tokens` here"),
+    refused("n", Off::Number(1.0), "an answer is one here; /v1/completions has `n`"),
+    refused("max_tokens", Off::Null, "it is `max_new_tokens` here"),
+    refused("max_completion_tokens", Off::Null, "it is `max_new_tokens` here"),
+    refused("min_tokens", Off::Number(0.0), "it is `min_new_tokens` here"),
+    refused("seed", Off::Null, "it is `random_seed` here"),
+    refused("stop", Off::Empty, "it is `stop_sequences` here"),
+    refused("lora*", Off::Empty, "tuned prompts are deployments of this server"),
+    refused("guardrails*", Off::Empty, "this server moderates nothing; leave it out"),
+    refused("moderations", Off::Empty, "this server moderates nothing; leave it out"),
+];
+
+const FREE: &str = "answers are not bound to a form by this server; leave it out";
+const INSIDE: &str = "put it into `parameters`";
+const VARIABLES: &str = "a tuned prompt has one variable, the input; it is `input` of the body";
