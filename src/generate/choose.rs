@@ -127,13 +127,15 @@ impl Sequence {
     }
 
     fn chosen(&mut self, token: Token) {
-        if self.request.stop_token_ids.contains(&token.id) {
+        if self.request.stop_token_ids.contains(&token.id) || self.chooser.has_ended() {
             self.events.push(Event::Finished(StopReason::StopToken));
             return;
         }
         self.generated.push(token.id);
         self.events.push(Event::Token(token));
-        if self.generated.len() == self.request.max_new_tokens {
+        if self.chooser.is_complete() {
+            self.events.push(Event::Finished(StopReason::StopToken));
+        } else if self.generated.len() == self.request.max_new_tokens {
             self.events.push(Event::Finished(StopReason::MaxTokens));
         }
     }

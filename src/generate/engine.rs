@@ -192,6 +192,10 @@ impl<'m> Engine<'m> {
         if let Some(id) = request.score.iter().find(|id| **id as usize >= vocabulary) {
             return invalid(format!("score: expected token ids under {vocabulary}, found {id}"));
         }
+        let choices = request.choices.iter().flat_map(|choices| choices.tokens());
+        if let Some(id) = choices.into_iter().find(|id| *id as usize >= vocabulary) {
+            return invalid(format!("choices: expected token ids under {vocabulary}, found {id}"));
+        }
         if request.scored > tokens.len() || (request.max_new_tokens == 0 && request.scored == 0) {
             return invalid(format!(
                 "expected something to generate, or up to {} tokens to score, found max_new_tokens {} and scored {}",
@@ -366,7 +370,7 @@ impl<'m> Engine<'m> {
             }
             let Some(own) = self.cache.take(n) else { break };
             let Some(Waiting { id, request, .. }) = self.waiting.pop_front() else { break };
-            let chooser = Chooser::new(&request.sampling, &request.tokens);
+            let chooser = Chooser::new(&request);
             rows += request.tokens.len() - block.head.len();
             let (generated, scored, events) = (Vec::new(), Vec::new(), Vec::new());
             let sequence =

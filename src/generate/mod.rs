@@ -1,5 +1,6 @@
 //! Generation: keys and values of what requests share once, then all requests together, in steps.
 
+mod choices;
 mod choose;
 mod engine;
 mod long;
@@ -7,6 +8,7 @@ mod prefixes;
 mod request;
 mod sampling;
 
+pub use choices::Choices;
 pub use engine::{Engine, SequenceId, Stepped};
 pub use prefixes::PrefixId;
 pub use request::{Event, Request, Sampling, StopReason, Token};

@@ -1,9 +1,10 @@
 //! What is asked of a model, and what comes back, a token at a time.
 
+use super::Choices;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// How the next token is chosen, in the order of transformers: biases and penalties, temperature, `top_k`, `top_p`.
+/// How the next token is chosen, in the order of transformers: biases and penalties, temperature, `top_k`, `top_p`, `min_p`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampling {
     /// Divides the logits; 0 takes the likeliest token, and the rest but penalties and biases is without effect.
@@ -12,6 +13,9 @@ pub struct Sampling {
     pub top_p: f64,
     /// Number of the likeliest tokens among which one is drawn; 0 is all.
     pub top_k: usize,
+    /// Tokens less likely than this share of the likeliest one's probability are not drawn (Nguyen et al., 2024,
+    /// arXiv:2407.01082); 0 is all.
+    pub min_p: f64,
     /// Divides the logits of tokens that were in the text or generated where they are positive, and multiplies them
     /// where they are negative (Keskar et al., 2019, arXiv:1909.05858); 1 is none.
     pub repetition_penalty: f64,
@@ -21,6 +25,10 @@ pub struct Sampling {
     pub frequency_penalty: f64,
     /// Added to the logits of these tokens.
     pub logit_bias: Vec<(u32, f32)>,
+    /// The only tokens that may be chosen; `None` is all.
+    pub allowed: Option<Arc<[u32]>>,
+    /// Token sequences that are not generated: the last token of one is not chosen after those before it.
+    pub banned: Arc<[Vec<u32>]>,
     /// Of the draws: the same request with the same seed gets the same tokens.
     pub seed: u64,
 }
@@ -32,10 +40,13 @@ impl Default for Sampling {
             temperature: 0.0,
             top_p: 1.0,
             top_k: 0,
+            min_p: 0.0,
             repetition_penalty: 1.0,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             logit_bias: Vec::new(),
+            allowed: None,
+            banned: Arc::from([]),
             seed: 0,
         }
     }
@@ -57,8 +68,11 @@ pub struct Request {
     pub stop_token_ids: Arc<[u32]>,
     /// How the next token is chosen.
     pub sampling: Sampling,
+    /// What the answer may be; it ends when it is one of them. `None` is any text. `max_new_tokens` and stop tokens
+    /// still cut it; `min_new_tokens` does not lengthen it.
+    pub choices: Option<Arc<Choices>>,
     /// With each token its log-probability, and those of so many likeliest tokens, before biases, penalties and
-    /// temperature.
+    /// temperature, and among all tokens whatever the choices.
     pub logprobs: Option<usize>,
     /// Tokens whose log-probabilities as the first generated token are wanted.
     pub score: Vec<u32>,
@@ -76,6 +90,7 @@ impl Default for Request {
             min_new_tokens: 0,
             stop_token_ids: Arc::from([]),
             sampling: Sampling::default(),
+            choices: None,
             logprobs: None,
             score: Vec::new(),
             deadline: None,

@@ -4,7 +4,8 @@
 //! `top_k` that are left, has no penalties, and sorts the whole vocabulary for every token; a batch of requests in a
 //! server needs neither.
 
-use super::Sampling;
+use super::choices::{Walk, only};
+use super::{Request, Sampling};
 use crate::Result;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -21,21 +22,42 @@ pub(super) struct Chooser {
     rng: ChaCha8Rng,
     /// Tokens of the text and those generated, with how often they were generated; kept where penalties need it.
     seen: HashMap<u32, u32>,
+    /// Tokens generated, kept where sequences are banned.
+    generated: Vec<u32>,
+    /// Where the answer stands among its choices, when it has to be one of some.
+    walk: Option<Walk>,
 }
 
 impl Chooser {
-    pub(super) fn new(sampling: &Sampling, text: &[u32]) -> Self {
+    pub(super) fn new(request: &Request) -> Self {
+        let sampling = request.sampling.clone();
         let rng = ChaCha8Rng::seed_from_u64(sampling.seed);
         let mut seen = HashMap::new();
         if sampling.repetition_penalty != 1.0 {
-            seen.extend(text.iter().map(|token| (*token, 0)));
+            seen.extend(request.tokens.iter().map(|token| (*token, 0)));
         }
-        Self { sampling: sampling.clone(), rng, seen }
+        Self { sampling, rng, seen, generated: Vec::new(), walk: request.choices.clone().map(Walk::new) }
     }
 
     /// Whether the choice is the largest logit, and nothing else has to be known.
     pub(super) fn is_plain(&self) -> bool {
-        self.sampling.temperature == 0.0 && !self.penalises() && self.sampling.logit_bias.is_empty()
+        let Sampling { temperature, logit_bias, allowed, banned, .. } = &self.sampling;
+        *temperature == 0.0
+            && !self.penalises()
+            && logit_bias.is_empty()
+            && allowed.is_none()
+            && banned.is_empty()
+            && self.walk.is_none()
+    }
+
+    /// Whether the last token chosen ends an answer that is one of its choices, and is no part of it.
+    pub(super) fn has_ended(&self) -> bool {
+        self.walk.as_ref().is_some_and(Walk::has_ended)
+    }
+
+    /// Whether the answer is one of its choices, and nothing can follow.
+    pub(super) fn is_complete(&self) -> bool {
+        self.walk.as_ref().is_some_and(Walk::is_complete)
     }
 
     fn penalises(&self) -> bool {
@@ -57,6 +79,12 @@ impl Chooser {
         if self.penalises() {
             *self.seen.entry(token).or_default() += 1;
         }
+        if !self.sampling.banned.is_empty() {
+            self.generated.push(token);
+        }
+        if let Some(walk) = &mut self.walk {
+            walk.step(token);
+        }
         Ok(token)
     }
 
@@ -75,10 +103,20 @@ impl Chooser {
                 *logit -= (presence_penalty + frequency_penalty * f64::from(*times)) as f32;
             }
         }
-        for token in forbidden {
+        let banned = self.sampling.banned.iter().filter_map(|sequence| {
+            let (last, before) = sequence.split_last()?;
+            self.generated.ends_with(before).then_some(last)
+        });
+        for token in forbidden.iter().chain(banned) {
             if let Some(logit) = logits.get_mut(*token as usize) {
                 *logit = f32::NEG_INFINITY;
             }
+        }
+        if let Some(allowed) = &self.sampling.allowed {
+            only(logits, allowed.iter().copied());
+        }
+        if let Some(walk) = &self.walk {
+            walk.mask(logits);
         }
     }
 }
@@ -115,6 +153,10 @@ fn kept(logits: &[f32], sampling: &Sampling) -> Vec<(u32, f64)> {
     }
     if sampling.top_p < 1.0 {
         nucleus(&mut kept, sampling.top_p);
+    }
+    if sampling.min_p > 0.0 {
+        // Weights are shares of the likeliest token's, and its own is 1.
+        kept.retain(|(_, weight)| *weight >= sampling.min_p);
     }
     kept.sort_unstable_by(by_size);
     let sum: f64 = kept.iter().map(|(_, weight)| weight).sum();
@@ -186,6 +228,7 @@ pub(super) fn top(logits: &[f32], n: usize, log_sum_exp: f64) -> Vec<(u32, f64)>
 mod tests {
     use super::*;
     use serde_json::Value;
+    use std::sync::Arc;
 
     fn floats(value: &Value) -> Vec<f64> {
         value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap_or(f64::NEG_INFINITY)).collect()
@@ -195,23 +238,28 @@ mod tests {
         value.as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect()
     }
 
+    fn chooser(sampling: &Sampling, tokens: Vec<u32>) -> Chooser {
+        Chooser::new(&Request { tokens, sampling: sampling.clone(), ..Request::default() })
+    }
+
     /// transformers' own processors and warpers on the same logits (tests/golden/sampling.py).
     #[test]
     fn the_distribution_is_transformers() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/sampling.json");
         let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
         let cases = golden["cases"].as_array().unwrap();
-        assert!(cases.len() >= 12);
+        assert!(cases.len() >= 20);
         for case in cases {
             let sampling = Sampling {
                 temperature: case["temperature"].as_f64().unwrap(),
                 top_p: case["top_p"].as_f64().unwrap(),
                 top_k: case["top_k"].as_u64().unwrap() as usize,
+                min_p: case["min_p"].as_f64().unwrap(),
                 repetition_penalty: case["repetition_penalty"].as_f64().unwrap(),
                 ..Sampling::default()
             };
             let mut logits: Vec<f32> = floats(&case["logits"]).iter().map(|v| *v as f32).collect();
-            let chooser = Chooser::new(&sampling, &tokens(&case["text"]));
+            let chooser = chooser(&sampling, tokens(&case["text"]));
             chooser.adjust(&mut logits, &tokens(&case["forbidden"]));
             let mut ours = vec![0.0; logits.len()];
             kept(&logits, &sampling).iter().for_each(|(token, p)| ours[*token as usize] = *p);
@@ -226,7 +274,7 @@ mod tests {
         let logits = [0.0f32, 1.0, 2.0, -1.0];
         let sampling = Sampling { temperature: 1.0, seed: 7, ..Sampling::default() };
         let draws = |n: usize| {
-            let mut chooser = Chooser::new(&sampling, &[]);
+            let mut chooser = chooser(&sampling, Vec::new());
             (0..n).map(|_| chooser.choose(&mut logits.clone(), &[3]).unwrap()).collect::<Vec<_>>()
         };
         let many = draws(20_000);
@@ -247,13 +295,71 @@ mod tests {
     #[test]
     fn penalties_of_what_was_generated_count_its_times() {
         let sampling = Sampling { presence_penalty: 0.5, frequency_penalty: 0.25, ..Sampling::default() };
-        let mut chooser = Chooser::new(&sampling, &[1]);
+        let mut chooser = chooser(&sampling, vec![1]);
         let mut chosen = Vec::new();
         for _ in 0..4 {
             chosen.push(chooser.choose(&mut [0.0, 1.3, 1.0], &[]).unwrap());
         }
         // 1.3 | 1.3 - 0.75, 1.0 | 0.55, 0.25 | 1.3 - 1.0, 0.25
         assert_eq!(chosen, [1, 2, 1, 1]);
+    }
+
+    #[test]
+    fn a_bias_changes_the_likeliest_token() {
+        for (bias, expected) in [(vec![(0, 100.0)], 0), (vec![(1, -100.0)], 2), (vec![(9, 100.0)], 1)] {
+            let sampling = Sampling { logit_bias: bias, ..Sampling::default() };
+            let mut chooser = chooser(&sampling, Vec::new());
+            assert!(!chooser.is_plain());
+            assert_eq!(chooser.choose(&mut [0.0, 5.0, 4.5, -3.0], &[]).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn only_allowed_tokens_are_chosen_and_banned_sequences_are_not() {
+        let logits = [0.0f32, 3.0, 2.0, 1.0];
+        let allowed = Sampling { allowed: Some(Arc::from([0, 3])), ..Sampling::default() };
+        assert!(!chooser(&allowed, Vec::new()).is_plain());
+        assert_eq!(chooser(&allowed, Vec::new()).choose(&mut logits.clone(), &[]).unwrap(), 3);
+        assert_eq!(chooser(&allowed, Vec::new()).choose(&mut logits.clone(), &[3]).unwrap(), 0);
+        // The text before the answer does not count.
+        let banned = Sampling { banned: Arc::from([vec![1, 2, 1], vec![1, 1]]), ..Sampling::default() };
+        let mut chooser = chooser(&banned, vec![1, 2]);
+        assert!(!chooser.is_plain());
+        let chosen: Vec<u32> = (0..4).map(|_| chooser.choose(&mut logits.clone(), &[]).unwrap()).collect();
+        assert_eq!(chosen, [1, 2, 2, 1]);
+    }
+
+    #[test]
+    fn drawn_answers_are_choices_in_the_shares_of_their_tokens() {
+        let choices =
+            Arc::new(crate::generate::Choices::new(&[vec![1], vec![1, 2], vec![3, 0]], Arc::from([4])));
+        let logits = [0.5f32, 1.0, 0.25, 0.0, -0.5, 9.0];
+        let mut counts = HashMap::<Vec<u32>, f64>::new();
+        let n = 4000;
+        for seed in 0..n {
+            let sampling = Sampling { temperature: 1.0, seed, ..Sampling::default() };
+            let request = Request { sampling, choices: Some(choices.clone()), ..Request::default() };
+            let (mut chooser, mut answer) = (Chooser::new(&request), Vec::new());
+            while !chooser.is_complete() {
+                let token = chooser.choose(&mut logits.clone(), &[]).unwrap();
+                if chooser.has_ended() {
+                    break;
+                }
+                answer.push(token);
+            }
+            *counts.entry(answer).or_default() += 1.0 / n as f64;
+        }
+        // 1 against 3 at the root; then 2 against the end.
+        let share = |a: f64, b: f64| a.exp() / (a.exp() + b.exp());
+        let (one, two) = (share(1.0, 0.0), share(0.25, -0.5));
+        for (answer, expected) in
+            [(vec![1], one * (1.0 - two)), (vec![1, 2], one * two), (vec![3, 0], 1.0 - one)]
+        {
+            let found = counts.remove(&answer).unwrap_or_default();
+            let tolerance = 4.0 * (expected * (1.0 - expected) / n as f64).sqrt();
+            assert!((found - expected).abs() < tolerance, "{answer:?}: {found} and {expected}");
+        }
+        assert!(counts.is_empty(), "{counts:?}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use candle_core::quantized::gguf_file::{Content, Value as Metadata};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
 use minijinja::{Environment, ErrorKind};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::path::Path;
 use std::time::SystemTime;
@@ -115,6 +115,8 @@ pub(super) struct Chat {
 pub(super) struct Renderer {
     environment: Environment<'static>,
     special_tokens: BTreeMap<String, String>,
+    /// Names that the template looks up.
+    read: HashSet<String>,
 }
 
 const NAME: &str = "chat_template";
@@ -130,7 +132,14 @@ impl Renderer {
         let template = pythonic::with_line_feeds(&source.template);
         let template = pythonic::without_generation_tags(&template);
         environment.add_template_owned(NAME, template).map_err(|error| problem(&error))?;
-        Ok(Self { environment, special_tokens: source.special_tokens.clone() })
+        let read =
+            environment.get_template(NAME).map_err(|error| problem(&error))?.undeclared_variables(false);
+        Ok(Self { environment, special_tokens: source.special_tokens.clone(), read })
+    }
+
+    /// Whether the template looks a value of this name up.
+    pub fn reads(&self, name: &str) -> bool {
+        self.read.contains(name)
     }
 
     /// The conversation's text.

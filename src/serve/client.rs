@@ -136,7 +136,9 @@ impl Client {
             return Err(Refused::TooLong { found, most: limits.sequence_tokens });
         }
         let vocab_size = self.shared.vocab_size;
-        if let Some(id) = request.tokens.iter().chain(&request.score).find(|id| **id as usize >= vocab_size) {
+        let choices = request.choices.iter().flat_map(|choices| choices.tokens());
+        let mut ids = request.tokens.iter().chain(&request.score).copied().chain(choices);
+        if let Some(id) = ids.find(|id| *id as usize >= vocab_size) {
             return Err(Refused::Invalid(format!("expected token ids under {vocab_size}, found {id}")));
         }
         if !self.models().iter().any(|served| served.name == model.name) {

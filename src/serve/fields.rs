@@ -55,6 +55,8 @@ pub(super) struct Refused {
 pub(super) enum Off {
     /// `null`.
     Null,
+    /// `null` and `true`.
+    True,
     /// `null` and `false`.
     False,
     /// `null`, `false`, `""`, `[]` and `{}`.
@@ -75,6 +77,7 @@ impl Off {
         match (self, value) {
             (_, Value::Null) => true,
             (Self::Null, _) => false,
+            (Self::True, value) => *value == Value::Bool(true),
             (_, Value::Bool(false)) => true,
             (Self::False, _) => false,
             (Self::Number(off), Value::Number(number)) => number.as_f64() == Some(off),
@@ -95,6 +98,11 @@ impl Off {
 pub(super) struct Ignored(Vec<String>);
 
 impl Ignored {
+    /// Notes one more.
+    pub fn note(&mut self, name: String) {
+        self.0.push(name);
+    }
+
     /// Names them in a response's header.
     pub fn tell(&self, mut response: Response) -> Response {
         let shown = |name: &String| {

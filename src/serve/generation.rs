@@ -44,6 +44,8 @@ pub(super) struct Stopping {
     pub sequences: Vec<String>,
     /// The text ends behind it instead.
     pub include: bool,
+    /// Special tokens have their text too.
+    pub show_special: bool,
 }
 
 /// A request that is under way; dropped, it is cancelled.
@@ -76,7 +78,9 @@ impl Generation {
         if app.is_ending() {
             return Err(Failure::ending());
         }
-        let text = TextStream::new(&app.tokenizer.tokenizer, &request.tokens)?;
+        // A choice is a text by itself, whatever a decoder would make of it behind another.
+        let before = if request.choices.is_some() { &[] } else { &request.tokens[..] };
+        let text = TextStream::new(&app.tokenizer.tokenizer, before, !stopping.show_special)?;
         let min_new_tokens = request.min_new_tokens;
         let tokens = request.tokens.len() + model.virtual_tokens;
         let events = app.client.submit(model, request)?;

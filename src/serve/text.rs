@@ -24,6 +24,8 @@ pub(super) struct TextStream {
     context: String,
     /// Bytes given of the text of those that wait.
     sent: usize,
+    /// Whether special tokens are no part of the text.
+    skip_special: bool,
 }
 
 impl TextStream {
@@ -31,10 +33,10 @@ impl TextStream {
     ///
     /// # Errors
     /// The tokenizer's.
-    pub fn new(tokenizer: &Tokenizer, before: &[u32]) -> Result<Self> {
+    pub fn new(tokenizer: &Tokenizer, before: &[u32], skip_special: bool) -> Result<Self> {
         let ids = before[before.len().saturating_sub(CONTEXT)..].to_vec();
-        let context = decode(tokenizer, &ids)?;
-        Ok(Self { given: ids.len(), ids, context, sent: 0 })
+        let context = decode(tokenizer, &ids, skip_special)?;
+        Ok(Self { given: ids.len(), ids, context, sent: 0, skip_special })
     }
 
     /// Takes a token; gives the text that is now certain.
@@ -51,7 +53,7 @@ impl TextStream {
         if garbage || !waiting.ends_with(REPLACEMENT) {
             self.ids.drain(..self.given);
             self.given = self.ids.len();
-            self.context = decode(tokenizer, &self.ids)?;
+            self.context = decode(tokenizer, &self.ids, self.skip_special)?;
             self.sent = 0;
         }
         Ok(text)
@@ -59,11 +61,11 @@ impl TextStream {
 
     /// Text of the tokens that wait.
     fn waiting(&self, tokenizer: &Tokenizer) -> Result<String> {
-        let all = decode(tokenizer, &self.ids)?;
+        let all = decode(tokenizer, &self.ids, self.skip_special)?;
         match all.strip_prefix(&self.context) {
             Some(rest) => Ok(rest.to_owned()),
             // A decoder may show what it showed before in another way, once more bytes stand behind it.
-            None => decode(tokenizer, &self.ids[self.given..]),
+            None => decode(tokenizer, &self.ids[self.given..], self.skip_special),
         }
     }
 }
@@ -75,8 +77,8 @@ fn certain(text: &str) -> usize {
     without + replaced.saturating_sub(INCOMPLETE) * REPLACEMENT.len_utf8()
 }
 
-fn decode(tokenizer: &Tokenizer, ids: &[u32]) -> Result<String> {
-    tokenizer.decode(ids, true).map_err(|error| Error::Tokenizer(error.to_string()))
+fn decode(tokenizer: &Tokenizer, ids: &[u32], skip_special: bool) -> Result<String> {
+    tokenizer.decode(ids, skip_special).map_err(|error| Error::Tokenizer(error.to_string()))
 }
 
 /// The bytes of one token: those of a byte-level vocabulary, whose tokens need be no whole characters, or of its text.
@@ -123,7 +125,7 @@ mod tests {
 
     /// Texts that a stream gives, token by token.
     fn pieces(tokenizer: &TextTokenizer, before: &[u32], ids: &[u32]) -> Vec<String> {
-        let mut stream = TextStream::new(&tokenizer.tokenizer, before).unwrap();
+        let mut stream = TextStream::new(&tokenizer.tokenizer, before, true).unwrap();
         ids.iter().map(|id| stream.push(&tokenizer.tokenizer, *id).unwrap()).collect()
     }
 
@@ -138,6 +140,11 @@ mod tests {
         assert_eq!(pieces(&tokenizer, &bytes("x"), &bytes("a\u{e9}\u{1f600}!")), expected);
         // The first space of a text is text, and an end without its last byte is left out.
         assert_eq!(pieces(&tokenizer, &[], &bytes(" a\u{e9}")[..3]), [" ", "a", ""]);
+        let special = |skip| {
+            let mut stream = TextStream::new(&tokenizer.tokenizer, &[], skip).unwrap();
+            [97, 256, 98].map(|id| stream.push(&tokenizer.tokenizer, id).unwrap()).concat()
+        };
+        assert_eq!((special(true), special(false)), ("ab".into(), "a<|end|>b".into()));
         // Bytes that are no text show, once it is certain.
         let broken = pieces(&tokenizer, &[], &[0xFF, 65]).concat();
         assert_eq!(broken, "\u{fffd}A");
@@ -146,7 +153,7 @@ mod tests {
     #[test]
     fn garbage_without_end_comes_out_and_takes_no_more_time() {
         let tokenizer = byte_level();
-        let mut stream = TextStream::new(&tokenizer.tokenizer, &[]).unwrap();
+        let mut stream = TextStream::new(&tokenizer.tokenizer, &[], true).unwrap();
         let mut text = String::new();
         for _ in 0..1000 {
             text += &stream.push(&tokenizer.tokenizer, 0xFF).unwrap();

@@ -333,7 +333,7 @@ def chat_streams(args):
 def refusals(args):
     bad = [
         ("temperature", -1), ("temperature", 3), ("temperature", "hot"), ("top_p", 2), ("top_p", -0.1), ("n", 0), ("n", 100000),
-        ("max_tokens", -1), ("max_tokens", "many"), ("logprobs", 100), ("stop", ["a", "b", "c", "d", "e"]), ("stop", 5),
+        ("max_tokens", -1), ("max_tokens", "many"), ("logprobs", 100), ("stop", ["a"] * 17), ("stop", 5),
         ("presence_penalty", 5), ("logit_bias", {"99999999": 1}), ("logit_bias", {"word": 1}), ("seed", "x"), ("stream", "yes"),
         ("prompt", 5), ("prompt", {}),
     ]

@@ -9,7 +9,7 @@ pub(in crate::serve) static COMPLETIONS: Table = Table {
     obeyed: &[SHARED, TEXT, COMPLETION],
     harmless: &[HARMLESS],
     refused: &[NOT_OF_COMPLETIONS, CONSTRAINTS, SAMPLERS, TOKENS, OTHER_NAMES, ANSWERS],
-    nested: &[("stream_options", &STREAM_OPTIONS)],
+    nested: &[("stream_options", &STREAM_OPTIONS), ("structured_outputs", &STRUCTURED_OUTPUTS)],
 };
 
 /// Fields of `POST /v1/chat/completions`.
@@ -18,7 +18,7 @@ pub(in crate::serve) static CHAT: Table = Table {
     obeyed: &[SHARED, TEXT, CONVERSATION],
     harmless: &[HARMLESS, WITHOUT_TOOLS],
     refused: &[NOT_OF_CHATS, CONSTRAINTS, SAMPLERS, TOKENS, OTHER_NAMES, ANSWERS, TOOLS],
-    nested: &[("stream_options", &STREAM_OPTIONS)],
+    nested: &[("stream_options", &STREAM_OPTIONS), ("structured_outputs", &STRUCTURED_OUTPUTS)],
 };
 
 /// Fields of `POST /v1/responses`.
@@ -28,7 +28,21 @@ pub(in crate::serve) static RESPONSES: Table = Table {
     obeyed: &[SHARED, RESPONSE],
     harmless: &[HARMLESS, WITHOUT_TOOLS],
     refused: &[NOT_OF_RESPONSES, CONSTRAINTS, SAMPLERS, TOKENS, OTHER_NAMES, ANSWERS, TOOLS],
-    nested: &[("stream_options", &STREAM_OPTIONS)],
+    nested: &[("stream_options", &STREAM_OPTIONS), ("structured_outputs", &STRUCTURED_OUTPUTS)],
+};
+
+/// vLLM's constraints of an answer.
+static STRUCTURED_OUTPUTS: Table = Table {
+    of: "`structured_outputs`",
+    obeyed: &[&["choice", "json"]],
+    harmless: &[&["disable_any_whitespace", "disable_additional_properties", "whitespace_pattern"]],
+    refused: &[&[
+        refused("regex", Off::Empty, FREE),
+        refused("grammar", Off::Empty, FREE),
+        refused("json_object", Off::Empty, FREE),
+        refused("structural_tag", Off::Empty, FREE),
+    ]],
+    nested: &[],
 };
 
 static STREAM_OPTIONS: Table = Table {
@@ -61,13 +75,29 @@ const SHARED: &[&str] = &[
     "ignore_eos",
     "min_tokens",
     "include_stop_str_in_output",
+    "skip_special_tokens",
+    "min_p",
+    "allowed_token_ids",
+    "bad_words",
+    "guided_choice",
+    "guided_json",
+    "json_schema",
+    "structured_outputs",
     "user",
 ];
 
 /// Of completions and chats.
-const TEXT: &[&str] = &["n", "best_of", "max_tokens", "logprobs"];
+const TEXT: &[&str] = &[
+    "n",
+    "best_of",
+    "max_tokens",
+    "logprobs",
+    "response_format",
+    "add_special_tokens",
+    "truncate_prompt_tokens",
+];
 
-const COMPLETION: &[&str] = &["prompt", "echo", "add_special_tokens", "truncate_prompt_tokens"];
+const COMPLETION: &[&str] = &["prompt", "echo"];
 
 const CONVERSATION: &[&str] = &[
     "messages",
@@ -75,7 +105,7 @@ const CONVERSATION: &[&str] = &[
     "top_logprobs",
     "add_generation_prompt",
     "chat_template_kwargs",
-    "response_format",
+    "continue_final_message",
 ];
 
 const RESPONSE: &[&str] = &["input", "instructions", "max_output_tokens", "top_logprobs", "include", "text"];
@@ -148,7 +178,6 @@ const NOT_OF_COMPLETIONS: &[Refused] = &[
         "it is for /v1/chat/completions: completions have no template",
     ),
     refused("tools", Off::Empty, NO_TOOLS),
-    refused("response_format", Off::Empty, FREE),
 ];
 
 const NOT_OF_CHATS: &[Refused] = &[
@@ -186,9 +215,7 @@ const NOT_OF_RESPONSES: &[Refused] = &[
 
 /// What binds an answer to a form.
 const CONSTRAINTS: &[Refused] = &[
-    refused("structured_outputs", Off::Empty, FREE),
     refused("guided_*", Off::Empty, FREE),
-    refused("json_schema", Off::Empty, FREE),
     refused("json_mode", Off::Empty, FREE),
     refused("format", Off::Empty, FREE),
     refused("grammar*", Off::Empty, FREE),
@@ -199,7 +226,8 @@ const CONSTRAINTS: &[Refused] = &[
     refused("force_words_ids", Off::Empty, FREE),
 ];
 
-const FREE: &str = "answers are not bound to a form by this server; leave it out";
+const FREE: &str = "answers are bound to a list of texts alone by this server: `guided_choice`, or `response_format` with \
+                    a JSON schema that lists its values";
 
 /// Ways to choose tokens that other engines have.
 const SAMPLERS: &[Refused] = &[
@@ -210,7 +238,6 @@ const SAMPLERS: &[Refused] = &[
     refused("beam_search*", Off::Empty, NO_BEAMS),
     refused("diversity_penalty", Off::Number(0.0), NO_BEAMS),
     refused("length_penalty", Off::Number(1.0), NO_BEAMS),
-    refused("min_p", Off::Number(0.0), NO_SAMPLER),
     refused("typical_p", Off::Number(1.0), NO_SAMPLER),
     refused("typical", Off::Number(1.0), NO_SAMPLER),
     refused("top_a", Off::Number(0.0), NO_SAMPLER),
@@ -266,8 +293,7 @@ const NO_SAMPLER: &str =
 
 /// What a prompt or an answer may consist of.
 const TOKENS: &[Refused] = &[
-    refused("allowed_token*", Off::Empty, BIAS),
-    refused("bad_words*", Off::Empty, BIAS),
+    refused("bad_words_ids", Off::Empty, BIAS),
     refused("bad", Off::Empty, BIAS),
     refused("banned_*", Off::Empty, BIAS),
     refused("custom_token_bans", Off::Empty, BIAS),
@@ -276,10 +302,8 @@ const TOKENS: &[Refused] = &[
     refused("sequence_bias", Off::Empty, BIAS),
     refused("ban_eos_token", Off::Empty, "it is `ignore_eos` here"),
     refused("forced_*", Off::Empty, BIAS),
-    refused("truncate_prompt_tokens", Off::Empty, "it is for /v1/completions; shorten the messages"),
     refused("truncation_side", Off::Words(&["left"]), "prompts are cut at their left by this server"),
-    refused("skip_special_tokens", Off::Null, "special tokens are left out of the text by this server"),
-    refused("spaces_between_special_tokens", Off::Null, "no spaces are put between tokens by this server"),
+    refused("spaces_between_special_tokens", Off::True, "no spaces are put between tokens by this server"),
     refused("prompt_embeds", Off::Empty, "this server takes text and token ids"),
     refused("input_embeds", Off::Empty, "this server takes text and token ids"),
     refused("stop_regex", Off::Empty, "texts end by `stop`, whose strings are taken as they are"),
@@ -317,8 +341,7 @@ const TOKENS: &[Refused] = &[
     ),
 ];
 
-const BIAS: &str =
-    "tokens are not banned by a list on this server; a `logit_bias` of -100 bans one, 100 forces one";
+const BIAS: &str = "it is `bad_words` or `allowed_token_ids` here; a `logit_bias` of -100 bans a token";
 
 /// What this server has under another name.
 const OTHER_NAMES: &[Refused] = &[

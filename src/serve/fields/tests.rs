@@ -53,7 +53,7 @@ fn off_values_are_taken_and_others_refused_by_name() {
                 continue;
             }
             let (off, on) = match refused.off {
-                Off::Null => (&nothing[..1], json!(false)),
+                Off::Null | Off::True => (&nothing[..1], json!(false)),
                 Off::False => (&nothing[..2], json!({})),
                 Off::Empty => (&nothing[..], json!(0)),
                 Off::Number(_) => (&nothing[..], json!(7.5)),

@@ -1,7 +1,8 @@
 //! `POST /v1/chat/completions`: messages in, through the checkpoint's chat template, a message out.
 
+use super::continuation;
 use super::logprobs::{LOGPROBS_RANGE, content};
-use super::parameters::Parameters;
+use super::parameters::{Parameters, truncation};
 use super::{Answer, Usage, finish, named};
 use crate::generate::Token;
 use crate::serve::adapters::Served;
@@ -9,7 +10,7 @@ use crate::serve::app::Shared;
 use crate::serve::body::describe;
 use crate::serve::chat_template::Chat;
 use crate::serve::failure::Failure;
-use crate::serve::fields::CHAT;
+use crate::serve::fields::{CHAT, Ignored};
 use crate::serve::generation::{Generation, Generations, Piece};
 use crate::serve::params::Fields;
 use crate::serve::prompt::{Encode, not_empty};
@@ -35,25 +36,28 @@ struct ChatCompletion {
 pub(super) async fn complete(State(app): State<Arc<Shared>>, request: Request) -> Result<Response, Failure> {
     let started = Instant::now();
     let asked = app.read(request).await?;
-    let (fields, ignored) = Fields::checked(&asked.object, &CHAT)?;
+    let (fields, mut ignored) = Fields::checked(&asked.object, &CHAT)?;
     let model = named(&app, &fields, &asked.label)?;
-    free_form(&fields)?;
+    check_kwargs(&app, &fields, &mut ignored)?;
     let parameters = Parameters::read(&app, &fields)?;
     let logprobs = logprobs(&fields)?;
-    let mut max_tokens = fields.count("max_completion_tokens", 1..=usize::MAX)?;
-    max_tokens = max_tokens.or(fields.count("max_tokens", 1..=usize::MAX)?);
+    let asked_tokens = max_tokens(&fields)?;
+    let special = fields.boolean("add_special_tokens")?.unwrap_or(false);
+    let most = app.client.room(&model);
+    let (key, asked_most) = asked_tokens.unzip();
+    let truncated = truncation(&fields, most, asked_most.unwrap_or(1))?;
     let text = rendered(&app, &fields, &asked.bytes)?;
     // The template writes what the tokenizer would put before a text.
-    let tokens = app.encode(text, Encode::Text { special: false }, None).await?;
+    let tokens = app.encode(text, Encode::Text { special }, truncated).await?;
     not_empty("messages", &tokens)?;
-    let most = app.client.room(&model);
     if tokens.len() >= most {
         let found = tokens.len();
         return Err(Failure::too_long(format!(
             "expected messages of fewer than {most} tokens, found {found}"
         )));
     }
-    let max_tokens = max_tokens.unwrap_or(app.options.max_new_tokens.min(most - tokens.len()));
+    let default = app.options.max_new_tokens.min(most - tokens.len());
+    let max_tokens = parameters.max_tokens(key.unwrap_or("max_tokens"), asked_most, default)?;
     let chat = ChatCompletion { app, model, tokens, parameters, logprobs };
     let generations = chat.start(max_tokens, started)?;
     let response = if chat.parameters.stream {
@@ -143,15 +147,13 @@ impl ChatCompletion {
     }
 }
 
-/// Refuses an answer that is to have another form than text.
-fn free_form(fields: &Fields) -> Result<(), Failure> {
-    if let Some(format) = fields.object("response_format", "response_format.")?
-        && format.string("type")? != Some("text")
-    {
-        let problem = "expected {\"type\": \"text\"}: answers are not bound to a grammar by this server";
-        return Err(Failure::unsupported("response_format", problem));
+/// Tokens of the answer at most, and the field that says so.
+fn max_tokens(fields: &Fields) -> Result<Option<(&'static str, usize)>, Failure> {
+    let mut found = None;
+    for key in ["max_tokens", "max_completion_tokens"] {
+        found = fields.count(key, 1..=usize::MAX)?.map(|most| (key, most)).or(found);
     }
-    Ok(())
+    Ok(found)
 }
 
 /// `logprobs` and `top_logprobs` as one number.
@@ -181,9 +183,16 @@ fn rendered(app: &Shared, fields: &Fields, bytes: &[u8]) -> Result<String, Failu
         }
         None => return Err(no_template("the checkpoint has no chat template")),
     };
-    let add_generation_prompt = fields.boolean("add_generation_prompt")?.unwrap_or(true);
-    fields.object("chat_template_kwargs", "chat_template_kwargs.")?;
-    let contents = contents(fields)?;
+    let continued = fields.boolean("continue_final_message")?.unwrap_or(false);
+    let add_generation_prompt = fields.boolean("add_generation_prompt")?.unwrap_or(!continued);
+    if continued && add_generation_prompt {
+        let problem =
+            "expected false with `continue_final_message`: an answer is begun or gone on with; found true";
+        return Err(Failure::invalid("add_generation_prompt", problem));
+    }
+    let mut contents = contents(fields)?;
+    let last =
+        if continued { contents.last_mut().map(|(_, content)| continuation::mark(content)) } else { None };
     let ordered: ForTemplate = serde_json::from_slice(bytes)
         .map_err(|error| Failure::invalid("messages", format!("expected messages: {error}")))?;
     let messages = ordered.messages.iter().zip(contents).map(|(message, (role, content))| {
@@ -199,9 +208,38 @@ fn rendered(app: &Shared, fields: &Fields, bytes: &[u8]) -> Result<String, Failu
         add_generation_prompt,
         kwargs: ordered.chat_template_kwargs.filter(|kwargs| !kwargs.is_none()),
     };
-    renderer
+    let text = renderer
         .render(&chat)
-        .map_err(|problem| Failure::invalid("messages", format!("the chat template says: {problem}")))
+        .map_err(|problem| Failure::invalid("messages", format!("the chat template says: {problem}")))?;
+    match last {
+        Some(last) => continuation::cut(&text, &last)
+            .ok_or_else(|| Failure::invalid("continue_final_message", continuation::LOST)),
+        None => Ok(text),
+    }
+}
+
+/// Fields that are the request's own, and no values for the template.
+const NO_KWARGS: [&str; 5] =
+    ["messages", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize"];
+
+/// Refuses template values that would be overruled, and notes those that the template does not read.
+fn check_kwargs(app: &Shared, fields: &Fields, ignored: &mut Ignored) -> Result<(), Failure> {
+    let Some(kwargs) = fields.object("chat_template_kwargs", "chat_template_kwargs.")? else { return Ok(()) };
+    for (key, _) in kwargs.entries() {
+        let name = kwargs.name(key);
+        if NO_KWARGS.contains(&key.as_str()) {
+            return Err(Failure::unsupported(
+                name,
+                "the template's values don't set it; it is a field beside them",
+            ));
+        }
+        if let Some(Ok(renderer)) = &app.chat
+            && !renderer.reads(key)
+        {
+            ignored.note(name);
+        }
+    }
+    Ok(())
 }
 
 fn no_template(problem: &str) -> Failure {
@@ -225,6 +263,10 @@ fn contents(fields: &Fields) -> Result<Vec<(String, String)>, Failure> {
             let problem =
                 format!("expected an object with `role` and `content`, found {}", describe(message));
             return Err(Failure::invalid(key(""), problem));
+        }
+        if message["prefix"] == true {
+            let problem = "set `continue_final_message` of the request, which goes on with the last message";
+            return Err(Failure::unsupported(key(".prefix"), problem));
         }
         let role = match &message["role"] {
             Value::String(role) if role == "developer" => "system".to_owned(),

@@ -1,7 +1,7 @@
 //! `POST /v1/completions`: raw text in, text out.
 
 use super::logprobs::{LOGPROBS_RANGE, Lists};
-use super::parameters::Parameters;
+use super::parameters::{Parameters, truncation};
 use super::{Answer, Usage, finish, named};
 use crate::serve::adapters::Served;
 use crate::serve::app::Shared;
@@ -46,11 +46,12 @@ pub(super) async fn complete(State(app): State<Arc<Shared>>, request: Request) -
     let (fields, ignored) = Fields::checked(&asked.object, &COMPLETIONS)?;
     let model = named(&app, &fields, &asked.label)?;
     let parameters = Parameters::read(&app, &fields)?;
-    let max_tokens = fields.count("max_tokens", 0..=usize::MAX)?.unwrap_or(MAX_TOKENS);
+    let max_tokens = fields.count("max_tokens", 0..=usize::MAX)?;
     let echo = fields.boolean("echo")?.unwrap_or(false);
-    if max_tokens == 0 && !echo {
+    if max_tokens == Some(0) && !echo {
         return Err(Failure::invalid("max_tokens", "expected 1 or more without `echo`, found 0"));
     }
+    let max_tokens = parameters.max_tokens("max_tokens", max_tokens, MAX_TOKENS)?;
     let logprobs = fields.count("logprobs", LOGPROBS_RANGE)?;
     let prompts = prompts(&app, &fields, app.client.room(&model), max_tokens).await?;
     let completion = Completion { app, model, prompts, parameters, max_tokens, echo, logprobs };
@@ -179,14 +180,7 @@ async fn prompts(
     max_tokens: usize,
 ) -> Result<Vec<Prompt>, Failure> {
     let special = fields.boolean("add_special_tokens")?.unwrap_or(true);
-    let most = match fields.integer("truncate_prompt_tokens", -1..=i64::MAX)? {
-        // vLLM's word for as many as there is room for.
-        Some(-1) => Some(room.saturating_sub(max_tokens).max(1)),
-        Some(0) => {
-            return Err(Failure::invalid("truncate_prompt_tokens", "expected -1, or 1 or more, found 0"));
-        }
-        other => other.and_then(|most| usize::try_from(most).ok()),
-    };
+    let most = truncation(fields, room, max_tokens)?;
     let Some(prompt) = fields.get("prompt") else {
         return Err(Failure::missing(
             "prompt",

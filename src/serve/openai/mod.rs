@@ -6,6 +6,7 @@
 
 mod chat;
 mod completions;
+mod continuation;
 mod logprobs;
 mod parameters;
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Parameters that completions and chat completions share.
 
-use crate::generate::{Request, Sampling};
+use crate::generate::{Choices, Request, Sampling};
 use crate::serve::app::Shared;
+use crate::serve::choices::{Wanted, have_room};
 use crate::serve::failure::Failure;
 use crate::serve::generation::Stopping;
 use crate::serve::params::{Fields, OVER_0};
@@ -10,8 +11,10 @@ use std::sync::Arc;
 
 /// Most choices of a prompt.
 const CHOICES: usize = 128;
-/// Most stop sequences.
-const STOPS: usize = 4;
+/// Most stop sequences; OpenAI's own models take 4, and clients of others send more.
+const STOPS: usize = 16;
+/// Most sequences that may not come.
+const BAD_WORDS: usize = 1024;
 
 /// How to go on from each prompt.
 #[derive(Debug, Clone)]
@@ -22,6 +25,8 @@ pub(super) struct Parameters {
     pub stopping: Stopping,
     stop_token_ids: Arc<[u32]>,
     sampling: Sampling,
+    /// What an answer may be, when it is bound, and the field that says so.
+    choices: Option<(String, Arc<Choices>)>,
     pub stream: bool,
     /// Whether a stream ends with its usage.
     pub include_usage: bool,
@@ -48,18 +53,36 @@ impl Parameters {
         }
         let include_usage = stream_options.map(|o| o.boolean("include_usage")).transpose()?.flatten();
         fields.string("user")?;
+        let min_new_tokens = fields.count("min_tokens", 0..=usize::MAX)?.unwrap_or(0);
+        let sequences = stops(fields)?;
+        let stop_token_ids = stop_token_ids(app, fields, &sequences)?;
         Ok(Self {
             n,
-            min_new_tokens: fields.count("min_tokens", 0..=usize::MAX)?.unwrap_or(0),
+            min_new_tokens,
+            choices: choices(app, fields, min_new_tokens, &stop_token_ids)?,
             stopping: Stopping {
-                sequences: stops(fields)?,
+                sequences,
                 include: fields.boolean("include_stop_str_in_output")?.unwrap_or(false),
+                show_special: !fields.boolean("skip_special_tokens")?.unwrap_or(true),
             },
-            stop_token_ids: stop_token_ids(app, fields)?,
+            stop_token_ids,
             sampling: sampling(app, fields)?,
             stream,
             include_usage: include_usage.unwrap_or(false),
         })
+    }
+
+    /// Tokens to generate at most: what the request says, else `default` or as many as the longest choice needs.
+    ///
+    /// # Errors
+    /// 400 about `key` of a number that has no room for a choice.
+    pub fn max_tokens(&self, key: &str, asked: Option<usize>, default: usize) -> Result<usize, Failure> {
+        let longest = self.choices.as_ref().map_or(0, |(_, choices)| choices.longest());
+        let most = asked.unwrap_or(default.max(longest));
+        if let Some((field, choices)) = &self.choices {
+            have_room(key, most, field, choices)?;
+        }
+        Ok(most)
     }
 
     /// The request for choice `choice` of a prompt.
@@ -72,9 +95,21 @@ impl Parameters {
             min_new_tokens: self.min_new_tokens.min(max_new_tokens),
             stop_token_ids: self.stop_token_ids.clone(),
             sampling,
+            choices: self.choices.as_ref().map(|(_, choices)| choices.clone()),
             deadline: app.deadline(f64::MAX),
             ..Request::default()
         }
+    }
+}
+
+/// `truncate_prompt_tokens`: the prompt's last tokens that are taken, when it has more; `room` is for text and answer
+/// together.
+pub(super) fn truncation(fields: &Fields, room: usize, max_tokens: usize) -> Result<Option<usize>, Failure> {
+    match fields.integer("truncate_prompt_tokens", -1..=i64::MAX)? {
+        // vLLM's word for as many as there is room for.
+        Some(-1) => Ok(Some(room.saturating_sub(max_tokens).max(1))),
+        Some(0) => Err(Failure::invalid("truncate_prompt_tokens", "expected -1, or 1 or more, found 0")),
+        other => Ok(other.and_then(|most| usize::try_from(most).ok())),
     }
 }
 
@@ -87,12 +122,37 @@ fn stops(fields: &Fields) -> Result<Vec<String>, Failure> {
     }
 }
 
-/// The checkpoint's tokens that end a text, unless `ignore_eos` is true, and those of the request.
-fn stop_token_ids(app: &Shared, fields: &Fields) -> Result<Arc<[u32]>, Failure> {
+/// The checkpoint's tokens that end a text, unless `ignore_eos` is true, and those of the request; a special token among
+/// the stop sequences too, whose text an answer does not show.
+fn stop_token_ids(app: &Shared, fields: &Fields, sequences: &[String]) -> Result<Arc<[u32]>, Failure> {
     let ignore = fields.boolean("ignore_eos")?.unwrap_or(false);
     let mut ids = if ignore { Vec::new() } else { app.tokenizer.stop_token_ids.clone() };
     ids.extend(fields.token_ids("stop_token_ids", app.vocabulary)?.unwrap_or_default());
+    let added = app.tokenizer.tokenizer.get_added_tokens_decoder();
+    let special = |(id, token): (&u32, &tokenizers::AddedToken)| {
+        (token.special && sequences.contains(&token.content)).then_some(*id)
+    };
+    ids.extend(added.iter().filter_map(special));
     Ok(ids.into())
+}
+
+/// What the answer has to be one of, and the field that says so.
+fn choices(
+    app: &Shared,
+    fields: &Fields,
+    min_tokens: usize,
+    stop_token_ids: &[u32],
+) -> Result<Option<(String, Arc<Choices>)>, Failure> {
+    let Some(wanted) = Wanted::read(fields)? else { return Ok(None) };
+    for key in ["allowed_token_ids", "bad_words"] {
+        if fields.get(key).and_then(Value::as_array).is_some_and(|items| !items.is_empty()) {
+            let problem =
+                format!("expected it without `{}`, which says what may come; found both", wanted.field);
+            return Err(Failure::invalid(key, problem));
+        }
+    }
+    let choices = wanted.tokenized(app, min_tokens, stop_token_ids)?;
+    Ok(Some((wanted.field, choices)))
 }
 
 fn sampling(app: &Shared, fields: &Fields) -> Result<Sampling, Failure> {
@@ -104,10 +164,13 @@ fn sampling(app: &Shared, fields: &Fields) -> Result<Sampling, Failure> {
         top_p: number("top_p", OVER_0..=1.0, 1.0)?,
         // vLLM's word for all is -1.
         top_k: usize::try_from(top_k).unwrap_or(0),
+        min_p: number("min_p", 0.0..=1.0, 0.0)?,
         repetition_penalty: number("repetition_penalty", OVER_0..=100.0, 1.0)?,
         presence_penalty: number("presence_penalty", -2.0..=2.0, 0.0)?,
         frequency_penalty: number("frequency_penalty", -2.0..=2.0, 0.0)?,
         logit_bias: logit_bias(app, fields)?,
+        allowed: allowed(app, fields)?,
+        banned: bad_words(app, fields)?,
         seed: seed.map_or_else(rand::random, |seed| seed as u64),
     })
 }
@@ -125,4 +188,33 @@ fn logit_bias(app: &Shared, fields: &Fields) -> Result<Vec<(u32, f32)>, Failure>
         Ok((id, object.number(key, -100.0..=100.0)?.unwrap_or(0.0) as f32))
     };
     object.entries().map(bias).collect()
+}
+
+/// `allowed_token_ids`: the only tokens that may come.
+fn allowed(app: &Shared, fields: &Fields) -> Result<Option<Arc<[u32]>>, Failure> {
+    let ids = fields.token_ids("allowed_token_ids", app.vocabulary)?;
+    Ok(ids.filter(|ids| !ids.is_empty()).map(Arc::from))
+}
+
+/// `bad_words`: texts that may not come, each as the tokens that it has behind a space and without one, as with vLLM
+/// (`vllm/sampling_params.py`).
+fn bad_words(app: &Shared, fields: &Fields) -> Result<Arc<[Vec<u32>]>, Failure> {
+    let mut sequences = Vec::new();
+    for word in fields.strings("bad_words", BAD_WORDS)?.unwrap_or_default() {
+        let word = word.trim_start();
+        let plain = app.tokenizer.encode(word, false)?;
+        let spaced = app.tokenizer.encode(&format!(" {word}"), false)?;
+        if plain.is_empty() {
+            return Err(Failure::invalid(
+                "bad_words",
+                "expected words of a token or more, found spaces alone",
+            ));
+        }
+        // A space that is a token of its own adds nothing to the word's.
+        if spaced.len() == plain.len() && spaced[0] != plain[0] {
+            sequences.push(spaced);
+        }
+        sequences.push(plain);
+    }
+    Ok(sequences.into())
 }

@@ -3,6 +3,7 @@ use axum::http::StatusCode;
 use serde_json::{Value, json};
 
 mod chat;
+mod constraints;
 
 fn ids(text: &str) -> Vec<u32> {
     text.bytes().map(u32::from).collect()
@@ -244,7 +245,7 @@ async fn what_cant_be_taken_is_named() {
         (json!({"best_of": 3}), "invalid_value", "best_of", &["`n`"]),
         (json!({"max_tokens": 0}), "invalid_value", "max_tokens", &["echo"]),
         (json!({"max_tokens": -1}), "invalid_value", "max_tokens", &["found -1"]),
-        (json!({"stop": ["a", "b", "c", "d", "e"]}), "invalid_value", "stop", &["at most 4"]),
+        (json!({"stop": vec!["a"; 17]}), "invalid_value", "stop", &["at most 16"]),
         (json!({"stop": ""}), "invalid_value", "stop", &["not empty"]),
         (json!({"logprobs": 21}), "invalid_value", "logprobs", &["0 to 20"]),
         (json!({"logit_bias": {"259": 1}}), "invalid_value", "logit_bias", &["258"]),

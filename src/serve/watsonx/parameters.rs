@@ -73,6 +73,7 @@ impl Parameters {
             stopping: Stopping {
                 sequences: fields.strings("stop_sequences", STOPS)?.unwrap_or_default(),
                 include: fields.boolean("include_stop_sequence")?.unwrap_or(true),
+                show_special: false,
             },
             time_limit: time_limit.map_or(f64::MAX, |milliseconds| milliseconds as f64 / 1000.0),
             // 0 is watsonx's word for as long as it is.
