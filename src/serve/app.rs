@@ -6,17 +6,21 @@ use super::chat_template::{ChatTemplate, Renderer};
 use super::client::Client;
 use super::failure::Failure;
 use super::metrics::Metrics;
+use super::paths::{self, cleaned};
 use super::tls::Tls;
-use super::{body, classify, openai, watsonx};
+use super::{body, classify, cors, openai, watsonx};
 use crate::Result;
 use crate::model::TextTokenizer;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::uri::{PathAndQuery, Uri};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
+use hyper::service::Service;
+use hyper_util::service::TowerToHyperService;
 use serde_json::{Map, Value, json};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,13 +29,14 @@ use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
+use tower_http::cors::CorsLayer;
 
 /// What a server keeps for its clients.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
-    /// The key that requests have to show as `Authorization: Bearer KEY`; none.
+    /// The key that requests have to show as `Authorization: Bearer KEY`, `api-key` or `x-api-key`; none.
     pub api_key: Option<String>,
-    /// Most bytes of a request's body; 4 MiB.
+    /// Most bytes of a request's body, packed and unpacked; 4 MiB.
     pub max_body_bytes: usize,
     /// Tokens of a chat's answer where the request does not say, as far as there is room for them; 512.
     pub max_new_tokens: usize,
@@ -47,6 +52,8 @@ pub struct Options {
     pub max_connections: usize,
     /// With these the server speaks HTTPS, which IBM's SDK insists on; none.
     pub tls: Option<Tls>,
+    /// Origins of pages that may use the server, as browsers send them, or `*` for every page; none.
+    pub cors_origins: Vec<String>,
 }
 
 impl Default for Options {
@@ -61,6 +68,7 @@ impl Default for Options {
             grace_seconds: 30.0,
             max_connections: 1024,
             tls: None,
+            cors_origins: Vec::new(),
         }
     }
 }
@@ -88,6 +96,7 @@ pub(super) struct Shared {
     /// Large texts that are tokenized at a time.
     pub tokenizing: Arc<Semaphore>,
     pub tls: Option<TlsAcceptor>,
+    cors: Option<CorsLayer>,
     ending: AtomicBool,
 }
 
@@ -97,7 +106,7 @@ impl App {
     ///
     /// # Errors
     /// An API key that no request could show; a time that is no number of seconds over 0; a certificate or key that
-    /// can't be used.
+    /// can't be used; what is no origin.
     pub fn new(
         client: Client,
         tokenizer: TextTokenizer,
@@ -127,6 +136,7 @@ impl App {
             model_id,
             auth: Auth::new(options.api_key.clone())?,
             tls: options.tls.as_ref().map(Tls::acceptor).transpose()?,
+            cors: cors::layer(&options.cors_origins)?,
             options,
             metrics: Arc::default(),
             started: SystemTime::now(),
@@ -155,9 +165,9 @@ impl App {
         self.0.ending.store(true, Ordering::Relaxed);
     }
 
-    /// All routes.
+    /// All routes. A path that is none of them is looked for once more with its slashes in order.
     pub(super) fn router(&self) -> Router {
-        Router::new()
+        let routes = Router::new()
             .route("/", get(page))
             .route("/health", get(health))
             .route("/metrics", get(metrics))
@@ -166,9 +176,29 @@ impl App {
             .merge(classify::routes())
             .fallback(no_route)
             .method_not_allowed_fallback(wrong_method)
-            .layer(from_fn_with_state(self.0.clone(), around))
-            .with_state(self.0.clone())
+            .with_state(self.0.clone());
+        let service = TowerToHyperService::new(routes.clone());
+        let again = move |mut request: Request| {
+            *request.uri_mut() = with_clean_path(request.uri());
+            service.call(request)
+        };
+        let routes = routes.fallback(again).layer(from_fn_with_state(self.0.clone(), around));
+        match &self.0.cors {
+            Some(layer) => cors::allow(routes, layer.clone()),
+            None => routes,
+        }
     }
+}
+
+/// The address with its path [`cleaned`].
+fn with_clean_path(uri: &Uri) -> Uri {
+    let mut clean = cleaned(uri.path());
+    if let Some(query) = uri.query() {
+        clean = format!("{clean}?{query}");
+    }
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = PathAndQuery::try_from(clean).ok().or(parts.path_and_query);
+    Uri::from_parts(parts).unwrap_or_else(|_| uri.clone())
 }
 
 impl Shared {
@@ -237,7 +267,7 @@ const OPEN: [&str; 4] = ["/", "/health", watsonx::AUTHORIZE, watsonx::VERSION];
 
 /// What every request gets.
 async fn around(State(app): State<Arc<Shared>>, mut request: Request, next: Next) -> Response {
-    let path = request.uri().path().to_owned();
+    let path = cleaned(request.uri().path());
     let label = Label::default();
     request.extensions_mut().insert(label.clone());
     let open = OPEN.contains(&path.as_str());
@@ -317,14 +347,34 @@ async fn metrics(State(app): State<Arc<Shared>>) -> Response {
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }
 
-async fn no_route(request: Request) -> Failure {
-    let message = format!("there is nothing at {} {}", request.method(), request.uri().path());
+async fn no_route(State(app): State<Arc<Shared>>, request: Request) -> Failure {
+    let (method, path) = (request.method(), request.uri().path());
+    let origin = origin(&app, request.headers());
+    let message = format!("there is nothing at {method} {path}{}", paths::hint(path, origin.as_deref()));
     Failure::new(StatusCode::NOT_FOUND, "not_found", message)
 }
 
-async fn wrong_method(request: Request) -> Failure {
-    let message = format!("{} is not for {}", request.uri().path(), request.method());
-    Failure::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
+/// The server's address as a client wrote it.
+pub(super) fn origin(app: &Shared, headers: &HeaderMap) -> Option<String> {
+    let host = headers.get(header::HOST)?.to_str().ok()?;
+    let scheme = if app.tls.is_some() { "https" } else { "http" };
+    Some(format!("{scheme}://{host}"))
+}
+
+/// `OPTIONS` asks which methods there are, which the router says in `Allow`; a browser asks so for a page's script.
+async fn wrong_method(request: Request) -> std::result::Result<StatusCode, Failure> {
+    let (method, path) = (request.method(), request.uri().path());
+    let preflight = request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+    if method == Method::OPTIONS && !preflight {
+        return Ok(StatusCode::NO_CONTENT);
+    }
+    let hint = if preflight {
+        "; this server answers no page of another origin, unless its operator allows it (gneiss serve --cors-origin)"
+    } else {
+        ""
+    };
+    let message = format!("{path} is not for {method}{hint}");
+    Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message))
 }
 
 #[cfg(test)]

@@ -12,6 +12,9 @@ const LONGEST: usize = 512;
 /// How long a token is taken.
 const LIFETIME: Duration = Duration::from_secs(12 * 3600);
 
+/// Headers that hold the key and nothing else, as clients of Azure and of Anthropic have them.
+const KEY_HEADERS: [&str; 2] = ["api-key", "x-api-key"];
+
 /// Who may ask.
 pub(super) struct Auth {
     key: Option<String>,
@@ -41,24 +44,34 @@ impl Auth {
         Ok(Self { key, tokens: Mutex::new(Vec::new()) })
     }
 
-    /// Lets a request with the key, or with a token that was given for it, pass.
+    /// Lets a request with the key, or with a token that was given for it, pass: as `Authorization: Bearer KEY`, or in
+    /// one of [`KEY_HEADERS`].
     ///
     /// # Errors
     /// 401.
     pub fn check(&self, headers: &HeaderMap) -> Result<(), Failure> {
         let Some(key) = &self.key else { return Ok(()) };
-        let header = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes()).unwrap_or_default();
-        let scheme = header.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"Bearer "));
-        let given = if scheme { &header[7..] } else { &[] };
-        if given.is_empty() {
-            let message =
-                "expected the header `Authorization: Bearer KEY` with this server's key, found none";
-            return Err(unauthorized(message));
+        let passes = |given: &[u8]| same(key.as_bytes(), given) || self.knows(given);
+        let bearers =
+            headers.get_all(header::AUTHORIZATION).iter().filter_map(|value| bearer(value.as_bytes()));
+        let keys = KEY_HEADERS.iter().flat_map(|name| headers.get_all(*name)).map(|value| value.as_bytes());
+        // A client may show a key of its own for another server beside this one's.
+        let (mut found, mut passed) = (false, false);
+        for given in bearers.chain(keys).filter(|given| !given.is_empty()) {
+            found = true;
+            passed |= passes(given);
         }
-        if same(key.as_bytes(), given) || self.knows(given) {
-            return Ok(());
+        match (passed, found, headers.contains_key(header::AUTHORIZATION)) {
+            (true, ..) => Ok(()),
+            (false, true, _) => Err(unauthorized("the key that the request shows is not this server's")),
+            (false, false, true) => Err(unauthorized(
+                "`Authorization`: expected `Bearer KEY` with this server's key, found another form",
+            )),
+            (false, false, false) => Err(unauthorized(
+                "expected the header `Authorization: Bearer KEY` (or `api-key: KEY`, `x-api-key: KEY`) with this \
+                 server's key, found none",
+            )),
         }
-        Err(unauthorized("the key in `Authorization: Bearer KEY` is not this server's"))
     }
 
     fn knows(&self, given: &[u8]) -> bool {
@@ -90,6 +103,12 @@ impl Auth {
             }
         }
     }
+}
+
+/// What follows the scheme `Bearer`.
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let scheme = value.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"Bearer "));
+    scheme.then(|| value[7..].trim_ascii())
 }
 
 fn age(issued: &Issued) -> Duration {
@@ -160,6 +179,34 @@ mod tests {
         assert_eq!(auth.authorize("secret-key").unwrap(), token, "a fresh token is given again");
         assert!(auth.check(&with(&format!("Bearer {token}"))).is_ok());
         assert_eq!(token.split('.').count(), 3);
+    }
+
+    #[test]
+    fn other_clients_headers_pass_too() {
+        let auth = Auth::new(Some("secret-key".into())).unwrap();
+        let check = |headers: &[(&'static str, &str)]| {
+            let pairs = headers.iter().map(|(name, value)| {
+                (axum::http::HeaderName::from_static(name), HeaderValue::from_str(value).unwrap())
+            });
+            auth.check(&HeaderMap::from_iter(pairs)).map_err(|failure| failure.message)
+        };
+        assert_eq!(check(&[("api-key", "secret-key")]), Ok(()));
+        assert_eq!(check(&[("x-api-key", "secret-key")]), Ok(()));
+        assert_eq!(check(&[("authorization", "Bearer  secret-key")]), Ok(()));
+        assert_eq!(check(&[("authorization", "Bearer none"), ("api-key", "secret-key")]), Ok(()));
+        let token = auth.authorize("secret-key").unwrap();
+        assert_eq!(check(&[("x-api-key", &token)]), Ok(()));
+        for (headers, words) in [
+            (&[("api-key", "secret")][..], "is not this server's"),
+            (&[("x-api-key", "")], "found none"),
+            (&[("authorization", "Bearer")], "another form"),
+            (&[("authorization", "secret-key")], "another form"),
+            (&[("authorization", "Basic c2VjcmV0LWtleQ==")], "another form"),
+            (&[], "`x-api-key: KEY`"),
+        ] {
+            let message = check(headers).unwrap_err();
+            assert!(message.contains(words), "{words} is not in {message}");
+        }
     }
 
     #[test]

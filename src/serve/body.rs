@@ -1,6 +1,7 @@
-//! Reads a request's body: so many bytes in so much time, and JSON in it.
+//! Reads a request's body: so many bytes in so much time, unpacked, and JSON in it.
 
 use super::app::Options;
+use super::content_encoding::{GZIP_MAGIC, unpack};
 use super::failure::Failure;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -12,10 +13,14 @@ use std::time::Duration;
 /// would see its connection reset instead of the answer.
 const DRAINED: usize = 64 << 20;
 
-/// The body's bytes.
+/// What some editors and Windows programs put before UTF-8.
+const BYTE_ORDER_MARK: &str = "\u{feff}";
+
+/// The body's bytes, unpacked and without a byte order mark.
 ///
 /// # Errors
-/// 413 of more than `max_body_bytes`; 408 where they do not come within `body_seconds`; 400 of a broken connection.
+/// 413 of more than `max_body_bytes`, packed or unpacked; 408 where they do not come within `body_seconds`; 415 of an
+/// encoding that is not read; 400 of a broken connection, and of a body that is not in its encoding.
 pub(super) async fn read(options: &Options, headers: &HeaderMap, body: Body) -> Result<Bytes, Failure> {
     let most = options.max_body_bytes;
     let announced =
@@ -28,10 +33,12 @@ pub(super) async fn read(options: &Options, headers: &HeaderMap, body: Body) -> 
         let message = format!("expected the whole body within {} s", options.body_seconds);
         return Err(Failure::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", message));
     };
-    read
+    let bytes = Bytes::from(unpack(headers, read?, most)?);
+    let mark = if bytes.starts_with(BYTE_ORDER_MARK.as_bytes()) { BYTE_ORDER_MARK.len() } else { 0 };
+    Ok(bytes.slice(mark..))
 }
 
-async fn whole(mut body: Body, most: usize) -> Result<Bytes, Failure> {
+async fn whole(mut body: Body, most: usize) -> Result<Vec<u8>, Failure> {
     let (mut bytes, mut total) = (Vec::new(), 0);
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| Failure::malformed(format!("reading the body: {error}")))?;
@@ -45,7 +52,7 @@ async fn whole(mut body: Body, most: usize) -> Result<Bytes, Failure> {
             bytes = Vec::new();
         }
     }
-    if total > most { Err(too_large(most)) } else { Ok(bytes.into()) }
+    if total > most { Err(too_large(most)) } else { Ok(bytes) }
 }
 
 fn too_large(most: usize) -> Failure {
@@ -56,28 +63,83 @@ fn too_large(most: usize) -> Failure {
 /// The object in a body.
 ///
 /// # Errors
-/// 400 with the position of what is no JSON, or with what is there instead of an object.
+/// 400 with the position of what is no UTF-8 or no JSON, or with what is there instead of an object.
 pub(super) fn object(bytes: &[u8]) -> Result<Map<String, Value>, Failure> {
-    match serde_json::from_slice(bytes) {
+    let text = std::str::from_utf8(bytes).map_err(|error| not_utf8(bytes, error))?;
+    match serde_json::from_str(text) {
         Ok(Value::Object(map)) => Ok(map),
         Ok(other) => {
             Err(Failure::malformed(format!("expected a JSON object as the body, found {}", describe(&other))))
         }
         Err(error) => {
-            Err(Failure::malformed(format!("expected JSON as the body: {error}{}", hint(bytes, &error))))
+            Err(Failure::malformed(format!("expected JSON as the body: {error}{}", hint(text, &error))))
         }
     }
 }
 
-/// Python writes numbers that JSON does not have.
-fn hint(bytes: &[u8], error: &serde_json::Error) -> String {
-    let line = bytes.split(|b| *b == b'\n').nth(error.line().saturating_sub(1)).unwrap_or_default();
+/// Says what bytes that are no UTF-8 look like.
+fn not_utf8(bytes: &[u8], error: std::str::Utf8Error) -> Failure {
+    let at = error.valid_up_to();
+    let looks = match bytes {
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "the body looks like UTF-16".to_owned(),
+        bytes if bytes.starts_with(&GZIP_MAGIC) => {
+            "the body is gzip: say so by the header `content-encoding: gzip`".to_owned()
+        }
+        _ => {
+            let (line, column) = position(&bytes[..at]);
+            let byte = bytes[at];
+            let latin = format!("in Latin-1 that is {:?}", char::from(byte));
+            let cut = "the text ends inside of a character".to_owned();
+            let looks = if error.error_len().is_none() { cut } else { latin };
+            format!("byte 0x{byte:02x} at line {line} column {column} is not UTF-8; {looks}")
+        }
+    };
+    Failure::malformed(format!("expected JSON in UTF-8 as the body: {looks}"))
+}
+
+/// Line and column of what comes after these bytes, both from 1; columns count bytes, as serde_json's do.
+fn position(before: &[u8]) -> (usize, usize) {
+    let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+    let column = before.iter().rev().take_while(|byte| **byte != b'\n').count() + 1;
+    (line, column)
+}
+
+/// What clients send instead of JSON, as far as it can be told.
+fn hint(text: &str, error: &serde_json::Error) -> String {
+    let start = text.trim_start();
+    let hint = if start.is_empty() {
+        "the body is empty"
+    } else if text.starts_with('\'') {
+        "it begins with ', which a shell should have taken away: in cmd.exe write -d \"{\\\"model\\\": ...}\""
+    } else if start.starts_with("--") && start.contains("form-data") {
+        "it is a form with parts: send JSON instead, with curl by -d and not by -F"
+    } else if start.contains('=') && !start.starts_with(['{', '[', '"']) {
+        "it is a form: send JSON instead, in Python by requests.post(url, json=...)"
+    } else if let Some(word) = python(start, error) {
+        return format!("; {word}");
+    } else {
+        return String::new();
+    };
+    format!("; {hint}")
+}
+
+/// Python writes numbers that JSON does not have, and its `str` of a dictionary is no JSON.
+fn python(text: &str, error: &serde_json::Error) -> Option<String> {
+    let line = text.split('\n').nth(error.line().saturating_sub(1)).unwrap_or_default().as_bytes();
     let around = line.get(error.column().saturating_sub(2).min(line.len())..).unwrap_or_default();
-    let word = ["NaN", "Infinity", "-Infinity"].iter().find(|word| {
+    let near = |word: &str| {
         let mut places = around.windows(word.len().min(around.len().max(1))).take(3);
         places.any(|place| place == word.as_bytes())
-    });
-    word.map(|word| format!("; {word} is no JSON number")).unwrap_or_default()
+    };
+    if let Some(word) = ["NaN", "Infinity", "-Infinity"].into_iter().find(|word| near(word)) {
+        return Some(format!("{word} is no JSON number"));
+    }
+    let words = ["True", "False", "None"].into_iter().any(near);
+    let quotes = around.iter().take(2).any(|byte| *byte == b'\'');
+    (words || quotes).then(|| {
+        "it looks like Python's text of a dictionary: JSON has \"...\", true, false and null (json.dumps)"
+            .into()
+    })
 }
 
 /// A value in an error message: short, and with its type visible.
@@ -110,6 +172,31 @@ mod tests {
         assert!(message(r#"{"temperature": 1e999}"#).contains("out of range"));
         assert!(!message(r#"{"a": x, "b": "NaN"}"#).contains("NaN"));
         assert_eq!(object(br#"{"a": 1}"#).unwrap()["a"], 1);
+    }
+
+    #[test]
+    fn what_clients_send_instead_of_json_is_named() {
+        let message = |bytes: &[u8]| object(bytes).unwrap_err().message;
+        for (body, words) in [
+            (&b""[..], "the body is empty"),
+            (b" \n", "the body is empty"),
+            (b"'{model:", "cmd.exe"),
+            (b"model=m&prompt=caf%C3%A9", "it is a form"),
+            (b"--x\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nm", "form with parts"),
+            (b"{'model': 'm'}", "Python"),
+            (b"{\"stream\": True}", "Python"),
+            (b"{\"stop\": None}", "Python"),
+            (
+                b"{\"model\":\"m\",\n\"prompt\":\"caf\xe9\"}",
+                "byte 0xe9 at line 2 column 14 is not UTF-8; in Latin-1 that is '\u{e9}'",
+            ),
+            (b"{\"model\":\"\xe2\x82", "ends inside of a character"),
+            (b"\xff\xfe{\0\"\0", "UTF-16"),
+            (b"\x1f\x8b\x08\0", "`content-encoding: gzip`"),
+        ] {
+            assert!(message(body).contains(words), "{words} is not in {}", message(body));
+        }
+        assert!(!message(b"{\"a\": \"b=c\", }").contains("form"));
     }
 
     #[test]

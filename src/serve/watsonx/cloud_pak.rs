@@ -2,12 +2,12 @@
 
 use super::{deployed, id};
 use crate::serve::adapters::Served;
-use crate::serve::app::Shared;
+use crate::serve::app::{Shared, origin};
 use crate::serve::clock;
 use crate::serve::failure::Failure;
 use crate::serve::params::Fields;
 use axum::extract::{Path, Query, Request, State};
-use axum::http::{HeaderMap, header};
+use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -53,10 +53,8 @@ pub(super) async fn deployment(
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
     let served = deployed(&app, &deployment)?;
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    let scheme = if app.tls.is_some() { "https" } else { "http" };
-    let origin = host.map(|host| format!("{scheme}://{host}"));
-    Ok(axum::Json(details(&app, &served, &origin.unwrap_or_default())).into_response())
+    let origin = origin(&app, &headers).unwrap_or_default();
+    Ok(axum::Json(details(&app, &served, &origin)).into_response())
 }
 
 /// A model as a deployment of the server at `origin`.

@@ -1,0 +1,195 @@
+//! Compressed request bodies: `Content-Encoding` gzip and deflate (RFC 9110, section 8.4.1), unpacked to a limit.
+
+use super::failure::Failure;
+use axum::http::{HeaderMap, StatusCode, header};
+use flate2::bufread::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
+use std::io::Read;
+
+/// What clients may send, as the header `Accept-Encoding` of a refusal lists it.
+pub(super) const ACCEPTED: &str = "gzip, deflate";
+/// What a gzip file begins with (RFC 1952).
+pub(super) const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+
+/// How a body is packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Encoding {
+    Gzip,
+    Deflate,
+}
+
+/// The body without its `Content-Encoding`.
+///
+/// # Errors
+/// 415 of another encoding; 413 of more than `most` bytes once it is unpacked; 400 of data that is not in its encoding.
+pub(super) fn unpack(headers: &HeaderMap, body: Vec<u8>, most: usize) -> Result<Vec<u8>, Failure> {
+    let Some(encoding) = encoding(headers)? else { return Ok(body) };
+    let mut rest = &body[..];
+    let unpacked = match encoding {
+        Encoding::Gzip => read(MultiGzDecoder::new(rest), most),
+        Encoding::Deflate if is_zlib(rest) => {
+            let unpacked = read(ZlibDecoder::new(&mut rest), most);
+            no_rest(unpacked, rest, most)
+        }
+        // Some clients send deflate without the zlib format that the name stands for.
+        Encoding::Deflate => {
+            let unpacked = read(DeflateDecoder::new(&mut rest), most);
+            no_rest(unpacked, rest, most)
+        }
+    };
+    let unpacked = unpacked.map_err(|error| {
+        let name = if encoding == Encoding::Gzip { "gzip" } else { "deflate" };
+        let found = if body.is_empty() { "an empty body".to_owned() } else { error.to_string() };
+        Failure::malformed(format!("expected a body in {name}, as `content-encoding` says, found {found}"))
+    })?;
+    if unpacked.len() > most {
+        return Err(too_large(most));
+    }
+    Ok(unpacked)
+}
+
+/// One byte more than `most` tells that there are more.
+fn read(decoder: impl Read, most: usize) -> std::io::Result<Vec<u8>> {
+    let mut unpacked = Vec::new();
+    decoder.take(most as u64 + 1).read_to_end(&mut unpacked)?;
+    Ok(unpacked)
+}
+
+/// Refuses bytes after the end of the packed data, which is not reached if they are more than `most`.
+fn no_rest(unpacked: std::io::Result<Vec<u8>>, rest: &[u8], most: usize) -> std::io::Result<Vec<u8>> {
+    let unpacked = unpacked?;
+    if rest.is_empty() || unpacked.len() > most {
+        Ok(unpacked)
+    } else {
+        Err(std::io::Error::other("bytes after its end"))
+    }
+}
+
+fn too_large(most: usize) -> Failure {
+    let message = format!("expected a body of at most {most} bytes once it is unpacked, found a larger one");
+    Failure::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message)
+}
+
+/// Whether data begin as the zlib format says (RFC 1950, section 2.2).
+fn is_zlib(data: &[u8]) -> bool {
+    data.len() >= 2 && data[0] & 0x0f == 8 && u16::from_be_bytes([data[0], data[1]]) % 31 == 0
+}
+
+/// The one encoding that the header names besides `identity`.
+fn encoding(headers: &HeaderMap) -> Result<Option<Encoding>, Failure> {
+    let mut found = None;
+    for value in headers.get_all(header::CONTENT_ENCODING) {
+        let named = String::from_utf8_lossy(value.as_bytes());
+        for name in named.split(',').map(|name| name.trim().to_ascii_lowercase()) {
+            let encoding = match name.as_str() {
+                "" | "identity" => continue,
+                "gzip" | "x-gzip" => Encoding::Gzip,
+                "deflate" => Encoding::Deflate,
+                _ => return Err(unsupported(&named)),
+            };
+            if found.replace(encoding).is_some() {
+                return Err(unsupported(&named));
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn unsupported(found: &str) -> Failure {
+    let message = format!(
+        "`content-encoding`: expected one of {ACCEPTED}, or none for a body that is not packed, found {found}"
+    );
+    Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::http::HeaderValue;
+    use flate2::Compression;
+    use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
+    use std::io::Write;
+
+    const TEXT: &[u8] = b"{\"model\": \"m\", \"prompt\": \"aaaaaaaaaaaaaaaa\"}";
+    const MOST: usize = 100;
+
+    fn with(encoding: &str) -> HeaderMap {
+        HeaderMap::from_iter([(header::CONTENT_ENCODING, HeaderValue::from_str(encoding).unwrap())])
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut packed = GzEncoder::new(Vec::new(), Compression::best());
+        packed.write_all(bytes).unwrap();
+        packed.finish().unwrap()
+    }
+
+    fn zlib(bytes: &[u8]) -> Vec<u8> {
+        let mut packed = ZlibEncoder::new(Vec::new(), Compression::best());
+        packed.write_all(bytes).unwrap();
+        packed.finish().unwrap()
+    }
+
+    fn raw_deflate(bytes: &[u8]) -> Vec<u8> {
+        let mut packed = DeflateEncoder::new(Vec::new(), Compression::best());
+        packed.write_all(bytes).unwrap();
+        packed.finish().unwrap()
+    }
+
+    #[test]
+    fn gzip_and_deflate_are_unpacked_under_all_their_names() {
+        for (encoding, body) in [
+            ("", TEXT.to_vec()),
+            ("identity", TEXT.to_vec()),
+            ("gzip", gzip(TEXT)),
+            ("GZip", gzip(TEXT)),
+            ("x-gzip", gzip(TEXT)),
+            ("identity, gzip", gzip(TEXT)),
+            // Members one after the other are one text (RFC 1952, section 2.2).
+            ("gzip", [gzip(&TEXT[..7]), gzip(&TEXT[7..])].concat()),
+            ("deflate", zlib(TEXT)),
+            ("deflate", raw_deflate(TEXT)),
+        ] {
+            assert_eq!(unpack(&with(encoding), body, MOST).unwrap(), TEXT, "{encoding}");
+        }
+        assert_eq!(unpack(&HeaderMap::new(), TEXT.to_vec(), MOST).unwrap(), TEXT);
+    }
+
+    #[test]
+    fn the_limit_is_on_the_unpacked_size() {
+        for (encoding, pack) in
+            [("gzip", gzip as fn(&[u8]) -> Vec<u8>), ("deflate", zlib), ("deflate", raw_deflate)]
+        {
+            assert_eq!(unpack(&with(encoding), pack(&[b' '; MOST]), MOST).unwrap().len(), MOST);
+            let bomb = pack(&vec![b' '; 10_000_000]);
+            let failure = unpack(&with(encoding), bomb, MOST).unwrap_err();
+            assert_eq!(failure.status, StatusCode::PAYLOAD_TOO_LARGE, "{encoding}");
+            assert!(failure.message.contains("100 bytes once it is unpacked"), "{}", failure.message);
+        }
+    }
+
+    #[test]
+    fn what_is_not_in_its_encoding_is_named() {
+        let cut = |mut bytes: Vec<u8>| {
+            bytes.truncate(bytes.len() - 3);
+            bytes
+        };
+        for (encoding, body, words) in [
+            ("gzip", TEXT.to_vec(), "a body in gzip"),
+            ("gzip", Vec::new(), "an empty body"),
+            ("gzip", cut(gzip(TEXT)), "a body in gzip"),
+            ("gzip", [gzip(TEXT), b"more".to_vec()].concat(), "a body in gzip"),
+            ("deflate", cut(zlib(TEXT)), "a body in deflate"),
+            ("deflate", [zlib(TEXT), b"more".to_vec()].concat(), "bytes after its end"),
+            ("deflate", vec![0xff; 9], "a body in deflate"),
+        ] {
+            let failure = unpack(&with(encoding), body, MOST).unwrap_err();
+            assert_eq!((failure.status, failure.code), (StatusCode::BAD_REQUEST, "invalid_json"));
+            assert!(failure.message.contains(words), "{}", failure.message);
+        }
+        for encoding in ["br", "zstd", "gzip, gzip", "compress", "gzip, br"] {
+            let failure = unpack(&with(encoding), gzip(TEXT), MOST).unwrap_err();
+            assert_eq!(failure.status, StatusCode::UNSUPPORTED_MEDIA_TYPE, "{encoding}");
+            let found = format!("found {encoding}");
+            assert!(failure.message.contains("gzip, deflate") && failure.message.ends_with(&found));
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! Which pages of other origins may use the server (<https://fetch.spec.whatwg.org/#http-cors-protocol>).
+//!
+//! Without `--cors-origin` no page may but the server's own. Cookies are never taken: a page shows its key as other
+//! clients do. A page on the internet may reach a server in a private network only if its origin is named, not by `*`.
+
+use crate::{Error, Result};
+use axum::Router;
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
+use axum::middleware::map_response;
+use axum::response::Response;
+use std::time::Duration;
+use tower_http::cors::{AllowHeaders, AllowOrigin, AllowPrivateNetwork, CorsLayer};
+
+/// How long a browser may keep the answer to a preflight; Chromium keeps none for longer than 2 hours.
+const MAX_AGE: Duration = Duration::from_secs(7200);
+const EVERY: &str = "*";
+/// The origin of a page from a file, and of a sandboxed frame.
+const OPAQUE: &str = "null";
+
+/// The layer that answers preflights and marks all answers; none where no origin is allowed.
+///
+/// # Errors
+/// What is no origin, with what it lacks.
+pub(super) fn layer(origins: &[String]) -> Result<Option<CorsLayer>> {
+    let every = origins.iter().any(|origin| origin == EVERY);
+    if origins.is_empty() {
+        return Ok(None);
+    }
+    if every && origins.len() > 1 {
+        let problem = "--cors-origin: expected * alone, as it allows every origin, found others with it";
+        return Err(Error::Invalid(problem.into()));
+    }
+    let layer = CorsLayer::new()
+        .allow_methods([Method::GET, Method::HEAD, Method::POST])
+        // `*` would not stand for `Authorization`, and clients send headers of their own.
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers([header::RETRY_AFTER])
+        .max_age(MAX_AGE);
+    if every {
+        return Ok(Some(layer.allow_origin(AllowOrigin::any())));
+    }
+    let named = origins.iter().map(|given| origin(given)).collect::<Result<Vec<_>>>()?;
+    let private = AllowPrivateNetwork::predicate({
+        let named = named.clone();
+        move |origin, _| named.contains(origin)
+    });
+    Ok(Some(layer.allow_origin(AllowOrigin::list(named)).allow_private_network(private)))
+}
+
+/// The routes behind the layer.
+pub(super) fn allow(router: Router, layer: CorsLayer) -> Router {
+    // The layer answers a preflight with 200 and nothing; the status of nothing is 204.
+    let no_content = |mut response: Response| async move {
+        let preflight = response.headers().contains_key(header::ACCESS_CONTROL_ALLOW_METHODS);
+        if preflight && response.status() == StatusCode::OK {
+            *response.status_mut() = StatusCode::NO_CONTENT;
+        }
+        response
+    };
+    router.layer(layer).layer(map_response(no_content))
+}
+
+/// An origin as browsers write it: scheme, host and port, in small letters, without the scheme's own port.
+fn origin(given: &str) -> Result<HeaderValue> {
+    let failed = |problem: &str| {
+        let message = format!(
+            "--cors-origin {given}: expected an origin as browsers send it, as http://localhost:5173, {OPAQUE} or \
+             {EVERY}; {problem}"
+        );
+        Error::Invalid(message)
+    };
+    if given == OPAQUE {
+        return Ok(HeaderValue::from_static(OPAQUE));
+    }
+    if !given.is_ascii() {
+        return Err(failed("write a host of other letters as browsers do, as xn--..."));
+    }
+    let written = given.to_ascii_lowercase();
+    let uri: Uri = written.parse().map_err(|error| failed(&format!("{error}")))?;
+    let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
+        return Err(failed("it has no scheme, as http://"));
+    };
+    let alone = format!("{scheme}://{authority}");
+    if alone != written {
+        return Err(failed(&format!("a path is no part of it: write {alone}")));
+    }
+    if authority.as_str().contains(['*', '@']) {
+        return Err(failed("it names one host, without * and without a user"));
+    }
+    if matches!((scheme, authority.port_u16()), ("http", Some(80)) | ("https", Some(443))) {
+        return Err(failed(&format!("browsers leave that port out: write {scheme}://{}", authority.host())));
+    }
+    HeaderValue::from_str(&alone).map_err(|error| failed(&error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::Options;
+    use crate::serve::testing::{Answer, BASE, Fake, KEY, say};
+    use serde_json::json;
+
+    const PAGE: &str = "http://localhost:5173";
+    const COMPLETIONS: &str = "/v1/completions";
+
+    fn allowing(origins: &[&str]) -> Fake {
+        let origins = origins.iter().map(|origin| (*origin).to_owned()).collect();
+        let options = Options { cors_origins: origins, api_key: Some(KEY.into()), ..Options::default() };
+        Fake::with(options, None, |request, events| say(b"x", request, &events))
+    }
+
+    async fn preflight(fake: &Fake, origin: &str, more: &[(&str, &str)]) -> Answer {
+        let asked = [
+            ("origin", origin),
+            ("access-control-request-method", "POST"),
+            ("access-control-request-headers", "authorization,content-type,x-stainless-lang"),
+        ];
+        fake.send("OPTIONS", COMPLETIONS, &[&asked, more].concat(), Vec::new()).await
+    }
+
+    fn allowed(answer: &Answer) -> Option<&str> {
+        answer.headers.get(header::ACCESS_CONTROL_ALLOW_ORIGIN).map(|value| value.to_str().unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_preflight_of_an_allowed_page_needs_no_key() {
+        for (origins, allows) in [(&["http://other", PAGE][..], PAGE), (&["*"], "*")] {
+            let answer = preflight(&allowing(origins), PAGE, &[]).await;
+            assert_eq!((answer.status.as_u16(), answer.text.as_str()), (204, ""));
+            assert_eq!(allowed(&answer), Some(allows));
+            assert_eq!(answer.headers["access-control-allow-methods"], "GET,HEAD,POST");
+            let headers = &answer.headers["access-control-allow-headers"];
+            assert_eq!(headers, "authorization,content-type,x-stainless-lang");
+            assert_eq!(answer.headers["access-control-max-age"], "7200");
+            assert!(answer.headers.get("access-control-allow-credentials").is_none());
+            assert!(answer.headers["vary"].to_str().unwrap().contains("origin"));
+        }
+        assert_eq!(allowed(&preflight(&allowing(&[PAGE]), "http://evil", &[]).await), None);
+    }
+
+    #[tokio::test]
+    async fn only_a_named_origin_reaches_a_private_network() {
+        let asked = [("access-control-request-private-network", "true")];
+        for (origins, allows) in [(&[PAGE][..], true), (&["*"], false)] {
+            let answer = preflight(&allowing(origins), PAGE, &asked).await;
+            assert_eq!(answer.headers.contains_key("access-control-allow-private-network"), allows);
+        }
+    }
+
+    #[tokio::test]
+    async fn answers_errors_and_streams_carry_the_header() {
+        let fake = allowing(&[PAGE]);
+        let bearer = format!("Bearer {KEY}");
+        let headers = [("origin", PAGE), ("authorization", bearer.as_str())];
+        let body = |stream: bool| json!({"model": BASE, "prompt": "x", "stream": stream}).to_string();
+        for (headers, body, status) in [
+            (&headers[..], body(false), 200),
+            (&headers, body(true), 200),
+            (&headers, "{".into(), 400),
+            (&headers[..1], body(false), 401),
+        ] {
+            let answer = fake.send("POST", COMPLETIONS, headers, body.into_bytes()).await;
+            assert_eq!((answer.status.as_u16(), allowed(&answer)), (status, Some(PAGE)));
+            assert_eq!(answer.headers["access-control-expose-headers"], "retry-after");
+        }
+        let gone = fake.send("GET", "/nothing", &headers, Vec::new()).await;
+        assert_eq!((gone.status.as_u16(), allowed(&gone)), (404, Some(PAGE)));
+        // A page that is not named gets its answer, and its browser keeps it from the page's script.
+        let other = [("origin", "http://evil"), headers[1]];
+        let answer = fake.send("POST", COMPLETIONS, &other, body(false).into_bytes()).await;
+        assert_eq!((answer.status.as_u16(), allowed(&answer)), (200, None));
+        assert_eq!(fake.get("/").await.status, 200, "the page stays");
+    }
+
+    #[tokio::test]
+    async fn without_the_option_a_preflight_says_who_can_change_that() {
+        let fake = Fake::saying("x");
+        let answer = preflight(&fake, PAGE, &[]).await;
+        assert_eq!((answer.status.as_u16(), allowed(&answer)), (405, None));
+        assert!(answer.text.contains("operator") && answer.text.contains("--cors-origin"), "{}", answer.text);
+        let plain = fake.send("OPTIONS", COMPLETIONS, &[], Vec::new()).await;
+        assert_eq!((plain.status.as_u16(), plain.text.as_str()), (204, ""));
+        assert_eq!(plain.headers["allow"], "POST");
+        let answer = fake.post(COMPLETIONS, json!({"model": BASE, "prompt": "x"})).await;
+        assert_eq!(allowed(&answer), None);
+    }
+
+    #[test]
+    fn what_is_no_origin_is_named() {
+        let problem = |origins: &[&str]| {
+            let origins: Vec<String> = origins.iter().map(|origin| (*origin).to_owned()).collect();
+            layer(&origins).map(|layer| layer.is_some()).map_err(|error| error.to_string())
+        };
+        for good in [
+            "http://localhost:5173",
+            "https://Chat.Example.com",
+            "http://[::1]:3000",
+            "null",
+            "*",
+            "app://obsidian.md",
+            "vscode-webview://1abc",
+            "chrome-extension://abcdefgh",
+        ] {
+            assert_eq!(problem(&[good]), Ok(true), "{good}");
+        }
+        assert_eq!(problem(&[]), Ok(false));
+        for (bad, words) in [
+            (&["localhost:5173"][..], "no scheme"),
+            (&["http://localhost:5173/"], "write http://localhost:5173"),
+            (&["http://localhost/app"], "write http://localhost"),
+            (&["https://*.example.com"], "one host"),
+            (&["https://example.com:443"], "write https://example.com"),
+            (&["http://b\u{fc}cher.example"], "xn--"),
+            (&["*", "http://a"], "* alone"),
+            (&[""], "--cors-origin"),
+        ] {
+            let message = problem(bad).unwrap_err();
+            assert!(message.contains(words), "{words} is not in {message}");
+        }
+    }
+}
