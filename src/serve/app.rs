@@ -206,6 +206,11 @@ impl Shared {
         self.ending.load(Ordering::Relaxed)
     }
 
+    /// Whether the checkpoint has a chat template that can be used.
+    pub fn chats(&self) -> bool {
+        matches!(self.chat, Some(Ok(_)))
+    }
+
     /// The latest end of a request that comes now, `seconds` being its own limit.
     pub fn deadline(&self, seconds: f64) -> Option<Instant> {
         Instant::now().checked_add(Duration::from_secs_f64(self.options.request_seconds.min(seconds)))

@@ -69,6 +69,18 @@ impl Failure {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", Refused::Ending.to_string())
     }
 
+    /// About keys under the names that another API has for them.
+    pub fn renamed(mut self, names: &[(&str, &str)]) -> Self {
+        for (from, to) in names {
+            self.message = self.message.replace(&format!("`{from}"), &format!("`{to}"));
+            self.param = self.param.map(|param| match param.strip_prefix(from) {
+                Some(rest) if rest.is_empty() || rest.starts_with(['.', '[']) => format!("{to}{rest}"),
+                _ => param,
+            });
+        }
+        self
+    }
+
     /// OpenAI's `error` object.
     pub fn openai(&self) -> Value {
         let kind = match self.status {

@@ -6,16 +6,16 @@
 
 mod openai;
 mod watsonx;
+mod watsonx_chat;
 
 use super::failure::Failure;
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::Response;
 use serde_json::{Map, Value};
 
-#[allow(unused_imports)]
-pub(super) use openai::RESPONSES;
-pub(super) use openai::{CHAT, COMPLETIONS};
+pub(super) use openai::{CHAT, COMPLETIONS, RESPONSES};
 pub(super) use watsonx::{CLASSIFY, GENERATION};
+pub(super) use watsonx_chat::{TOKENIZATION, WATSONX_CHAT};
 
 /// The response's header that names the fields that nothing was done with.
 pub(super) const IGNORED: HeaderName = HeaderName::from_static("x-gneiss-ignored-fields");

@@ -30,6 +30,11 @@ impl Events {
         self.text(format!("id: {id}\nevent: {name}\ndata: {value}\n\n")).await
     }
 
+    /// An event with a name, as OpenAI's Responses have them.
+    pub async fn event(&self, name: &str, value: &Value) -> Result<(), HungUp> {
+        self.text(format!("event: {name}\ndata: {value}\n\n")).await
+    }
+
     /// What ends OpenAI's streams.
     pub async fn done(&self) -> Result<(), HungUp> {
         self.text("data: [DONE]\n\n".into()).await

@@ -22,13 +22,16 @@ pub(in crate::serve) static CHAT: Table = Table {
 };
 
 /// Fields of `POST /v1/responses`.
-#[allow(dead_code)]
 pub(in crate::serve) static RESPONSES: Table = Table {
     of: "/v1/responses",
     obeyed: &[SHARED, RESPONSE],
     harmless: &[HARMLESS, WITHOUT_TOOLS],
     refused: &[NOT_OF_RESPONSES, CONSTRAINTS, SAMPLERS, TOKENS, OTHER_NAMES, ANSWERS, TOOLS],
-    nested: &[("stream_options", &STREAM_OPTIONS), ("structured_outputs", &STRUCTURED_OUTPUTS)],
+    nested: &[
+        ("stream_options", &STREAM_OPTIONS),
+        ("structured_outputs", &STRUCTURED_OUTPUTS),
+        ("text", &RESPONSE_TEXT),
+    ],
 };
 
 /// vLLM's constraints of an answer.
@@ -108,7 +111,28 @@ const CONVERSATION: &[&str] = &[
     "continue_final_message",
 ];
 
-const RESPONSE: &[&str] = &["input", "instructions", "max_output_tokens", "top_logprobs", "include", "text"];
+const RESPONSE: &[&str] = &[
+    "input",
+    "instructions",
+    "max_output_tokens",
+    "top_logprobs",
+    "include",
+    "text",
+    "chat_template_kwargs",
+];
+
+/// The form of a response's text.
+static RESPONSE_TEXT: Table = Table {
+    of: "`text`",
+    obeyed: &[&["format"]],
+    harmless: &[],
+    refused: &[&[refused(
+        "verbosity",
+        Off::Words(&["medium"]),
+        "say in `input` how long the answer is to be",
+    )]],
+    nested: &[],
+};
 
 /// Names of the request, accounting, caches, and helps that change the time and not the answer.
 const HARMLESS: &[&str] = &[
@@ -209,6 +233,7 @@ const NOT_OF_RESPONSES: &[Refused] = &[
         "conversations are not kept by this server; send the whole conversation",
     ),
     refused("background", Off::False, "this server answers at once; leave it out"),
+    refused("context_management", Off::Empty, "conversations are not compacted by this server; leave it out"),
     refused("truncation", Off::Words(&["disabled"]), "input that is too long is refused, and not cut"),
     refused("response_format", Off::Empty, "responses take `text.format`"),
 ];

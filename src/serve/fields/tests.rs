@@ -1,7 +1,8 @@
 use super::*;
 use serde_json::json;
 
-const ALL: [&Table; 5] = [&COMPLETIONS, &CHAT, &RESPONSES, &GENERATION, &CLASSIFY];
+const ALL: [&Table; 7] =
+    [&COMPLETIONS, &CHAT, &RESPONSES, &GENERATION, &CLASSIFY, &WATSONX_CHAT, &TOKENIZATION];
 
 #[track_caller]
 fn object(value: &Value) -> &Map<String, Value> {

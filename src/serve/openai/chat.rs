@@ -6,7 +6,7 @@ use super::parameters::{Parameters, truncation};
 use super::{Answer, Usage, finish, named};
 use crate::generate::Token;
 use crate::serve::adapters::Served;
-use crate::serve::app::Shared;
+use crate::serve::app::{Asked, Shared};
 use crate::serve::body::describe;
 use crate::serve::chat_template::Chat;
 use crate::serve::failure::Failure;
@@ -23,19 +23,47 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// What a request asks for.
-struct ChatCompletion {
+pub(in crate::serve) struct ChatCompletion {
     app: Arc<Shared>,
-    model: Arc<Served>,
+    pub model: Arc<Served>,
     tokens: Vec<u32>,
     parameters: Parameters,
     /// So many likeliest tokens with each.
     logprobs: Option<usize>,
+    /// Most seconds, beside the server's own limit.
+    seconds: f64,
+}
+
+/// A conversation whose answers are under way.
+pub(in crate::serve) struct Begun {
+    pub chat: ChatCompletion,
+    pub generations: Vec<Generation>,
+    pub ignored: Ignored,
 }
 
 /// Answers the request.
 pub(super) async fn complete(State(app): State<Arc<Shared>>, request: Request) -> Result<Response, Failure> {
     let started = Instant::now();
     let asked = app.read(request).await?;
+    let Begun { chat, generations, ignored } = begin(app, &asked, f64::MAX, started).await?;
+    let response = if chat.parameters.stream {
+        respond(|events| chat.stream(generations, events))
+    } else {
+        axum::Json(chat.whole(generations).await?).into_response()
+    };
+    Ok(ignored.tell(response))
+}
+
+/// Begins the answers to a body of `POST /v1/chat/completions`, which have `seconds` to end.
+///
+/// # Errors
+/// What can't be taken of the request, and what the worker refuses.
+pub(in crate::serve) async fn begin(
+    app: Arc<Shared>,
+    asked: &Asked,
+    seconds: f64,
+    started: Instant,
+) -> Result<Begun, Failure> {
     let (fields, mut ignored) = Fields::checked(&asked.object, &CHAT)?;
     let model = named(&app, &fields, &asked.label)?;
     check_kwargs(&app, &fields, &mut ignored)?;
@@ -58,14 +86,9 @@ pub(super) async fn complete(State(app): State<Arc<Shared>>, request: Request) -
     }
     let default = app.options.max_new_tokens.min(most - tokens.len());
     let max_tokens = parameters.max_tokens(key.unwrap_or("max_tokens"), asked_most, default)?;
-    let chat = ChatCompletion { app, model, tokens, parameters, logprobs };
+    let chat = ChatCompletion { app, model, tokens, parameters, logprobs, seconds };
     let generations = chat.start(max_tokens, started)?;
-    let response = if chat.parameters.stream {
-        respond(|events| chat.stream(generations, events))
-    } else {
-        chat.whole(generations).await?
-    };
-    Ok(ignored.tell(response))
+    Ok(Begun { chat, generations, ignored })
 }
 
 impl ChatCompletion {
@@ -73,21 +96,28 @@ impl ChatCompletion {
         let each = (0..self.parameters.n).map(|choice| {
             let mut request = self.parameters.request(&self.app, self.tokens.clone(), max_tokens, choice);
             request.logprobs = self.logprobs;
+            request.deadline = self.app.deadline(self.seconds);
             Generation::start(&self.app, &self.model, request, &self.parameters.stopping, started)
         });
         each.collect()
     }
 
-    fn usage(&self, completion: usize) -> Usage {
+    /// Tokens of the conversation and of its answers.
+    pub fn usage(&self, completion: usize) -> Usage {
         let virtual_tokens = self.model.virtual_tokens;
         Usage { prompt: self.tokens.len() + virtual_tokens, virtual_tokens, completion }
     }
 
-    fn logprobs(&self, tokens: &[Token]) -> Option<Value> {
+    /// Log-probabilities of tokens, if the request asks for them.
+    pub fn logprobs(&self, tokens: &[Token]) -> Option<Value> {
         self.logprobs.map(|_| content(&self.app.tokenizer, tokens))
     }
 
-    async fn whole(&self, generations: Vec<Generation>) -> Result<Response, Failure> {
+    /// The answers, when all have ended.
+    ///
+    /// # Errors
+    /// The device's, and a worker that ends.
+    pub async fn whole(&self, generations: Vec<Generation>) -> Result<Value, Failure> {
         let (mut choices, mut generated) = (Vec::new(), 0);
         for (index, generation) in generations.into_iter().enumerate() {
             let whole = generation.whole().await?;
@@ -103,7 +133,7 @@ impl ChatCompletion {
         }
         let mut answer = Answer::new("chatcmpl", "chat.completion", &self.model).with(choices);
         answer["usage"] = self.usage(generated).json();
-        Ok(axum::Json(answer).into_response())
+        Ok(answer)
     }
 
     async fn stream(self, generations: Vec<Generation>, events: Events) -> Result<(), HungUp> {

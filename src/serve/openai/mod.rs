@@ -4,11 +4,13 @@
 //! tuned prompt. The latter are `usage.prompt_tokens_details.cached_tokens` too: their keys and values are computed once,
 //! when the prompt is loaded.
 
-mod chat;
+pub(super) mod chat;
 mod completions;
 mod continuation;
 mod logprobs;
 mod parameters;
+mod responses;
+mod responses_input;
 #[cfg(test)]
 mod tests;
 
@@ -32,6 +34,8 @@ pub(super) fn routes() -> Router<Arc<Shared>> {
         .route("/v1/models/{*id}", get(model))
         .route("/v1/completions", post(completions::complete))
         .route("/v1/chat/completions", post(chat::complete))
+        .route("/v1/responses", post(responses::respond))
+        .route("/v1/responses/{id}", get(responses::not_kept).delete(responses::not_kept))
 }
 
 async fn models(State(app): State<Arc<Shared>>) -> Response {
@@ -40,7 +44,9 @@ async fn models(State(app): State<Arc<Shared>>) -> Response {
 }
 
 async fn model(State(app): State<Arc<Shared>>, Path(id): Path<String>) -> Result<Response, Failure> {
-    let served = app.model(&id)?;
+    // A name may have slashes, so one too many at its end gets here.
+    let served =
+        app.model(&id).or_else(|failure| app.model(id.trim_end_matches('/')).map_err(|_| failure))?;
     Ok(axum::Json(entry(&app, &served)).into_response())
 }
 
@@ -69,7 +75,7 @@ fn named(app: &Shared, fields: &Fields, label: &Label) -> Result<Arc<Served>, Fa
 }
 
 /// What all parts of an answer have.
-struct Answer {
+pub(super) struct Answer {
     id: String,
     object: &'static str,
     created: u64,
@@ -77,12 +83,12 @@ struct Answer {
 }
 
 impl Answer {
-    fn new(prefix: &str, object: &'static str, model: &Served) -> Self {
+    pub fn new(prefix: &str, object: &'static str, model: &Served) -> Self {
         let id = format!("{prefix}-{:032x}", rand::random::<u128>());
         Self { id, object, created: clock::seconds(SystemTime::now()), model: model.name.clone() }
     }
 
-    fn with(&self, choices: Vec<Value>) -> Value {
+    pub fn with(&self, choices: Vec<Value>) -> Value {
         let Self { id, object, created, model } = self;
         json!({"id": id, "object": object, "created": created, "model": model, "choices": choices})
     }
@@ -90,14 +96,14 @@ impl Answer {
 
 /// Tokens of a request and its answer.
 #[derive(Debug, Clone, Copy, Default)]
-struct Usage {
-    prompt: usize,
-    virtual_tokens: usize,
-    completion: usize,
+pub(super) struct Usage {
+    pub prompt: usize,
+    pub virtual_tokens: usize,
+    pub completion: usize,
 }
 
 impl Usage {
-    fn json(self) -> Value {
+    pub fn json(self) -> Value {
         let Self { prompt, virtual_tokens, completion } = self;
         json!({
             "prompt_tokens": prompt,
@@ -109,7 +115,7 @@ impl Usage {
 }
 
 /// `finish_reason`, and `stop_reason`, in which vLLM says what ended the text.
-fn finish(reason: &Reason) -> (&'static str, Value) {
+pub(super) fn finish(reason: &Reason) -> (&'static str, Value) {
     match reason {
         Reason::EndOfText => ("stop", Value::Null),
         Reason::Sequence(stop) => ("stop", json!(stop)),

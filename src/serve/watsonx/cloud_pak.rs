@@ -62,8 +62,11 @@ fn details(app: &Shared, served: &Served, origin: &str) -> Value {
     let id = id(&served.name);
     let created = clock::timestamp(served.loaded);
     let url = |kind: &str| format!("{origin}/ml/v1/deployments/{}/text/{kind}", served.name);
-    let inference =
-        [json!({"url": url("generation")}), json!({"url": url("generation_stream"), "sse": true})];
+    let mut inference =
+        vec![json!({"url": url("generation")}), json!({"url": url("generation_stream"), "sse": true})];
+    if app.chats() {
+        inference.extend([json!({"url": url("chat")}), json!({"url": url("chat_stream"), "sse": true})]);
+    }
     let asset_type = if served.folder.is_some() { "prompt_tune" } else { "foundation_model" };
     json!({
         "metadata": {
@@ -88,13 +91,17 @@ pub(super) async fn specs(State(app): State<Arc<Shared>>) -> Response {
     let tokens = app.client.limits().sequence_tokens;
     let (provider, label) = app.model_id.split_once('/').unwrap_or(("", &app.model_id));
     let since = clock::strftime(clock::utc(app.started), "%Y-%m-%d");
+    let mut functions = vec![json!({"id": "text_generation"})];
+    if app.chats() {
+        functions.push(json!({"id": "text_chat"}));
+    }
     let resource = json!({
         "model_id": app.model_id,
         "label": label,
         "provider": provider,
         "source": provider,
         "short_description": "The base model of this server, and of its tuned prompts.",
-        "functions": [{"id": "text_generation"}],
+        "functions": functions,
         "tasks": [],
         "model_limits": {"max_sequence_length": tokens, "max_output_tokens": tokens},
         "lifecycle": [{"id": "available", "start_date": since}],

@@ -7,7 +7,7 @@ use crate::serve::adapters::Served;
 use crate::serve::app::{Asked, Shared};
 use crate::serve::clock;
 use crate::serve::failure::Failure;
-use crate::serve::fields::{GENERATION, Ignored};
+use crate::serve::fields::{GENERATION, Ignored, TOKENIZATION};
 use crate::serve::generation::{Generation, Piece, Reason};
 use crate::serve::params::Fields;
 use crate::serve::prompt::{Encode, not_empty};
@@ -71,7 +71,7 @@ pub(super) async fn stream_of_model(
 /// `POST /ml/v1/text/tokenization`: how many tokens a text has, and which, without virtual ones.
 pub(super) async fn tokenize(State(app): State<Arc<Shared>>, request: Request) -> Result<Response, Failure> {
     let asked = app.read(request).await?;
-    let fields = Fields::new(&asked.object);
+    let (fields, ignored) = Fields::checked(&asked.object, &TOKENIZATION)?;
     let model = named(&app, &fields)?;
     asked.label.set(&model);
     let parameters = fields.object("parameters", "parameters.")?;
@@ -83,7 +83,7 @@ pub(super) async fn tokenize(State(app): State<Arc<Shared>>, request: Request) -
     if return_tokens == Some(true) {
         result["tokens"] = tokens.iter().map(|id| token_label(&app.tokenizer, *id)).collect();
     }
-    Ok(axum::Json(json!({"model_id": model.name, "result": result})).into_response())
+    Ok(ignored.tell(axum::Json(json!({"model_id": model.name, "result": result})).into_response()))
 }
 
 /// The model that `model_id` names.

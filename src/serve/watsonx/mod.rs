@@ -1,10 +1,11 @@
-//! IBM watsonx.ai's API for text generation (<https://cloud.ibm.com/apidocs/watsonx-ai>), as the Cloud Pak for Data has
+//! IBM watsonx.ai's API for text generation and chats (<https://cloud.ibm.com/apidocs/watsonx-ai>), as the Cloud Pak for Data has
 //! it, and what its SDK `ibm-watsonx-ai` asks before it generates.
 //!
 //! A deployment is a model of this server, by its name or by an id that is made of the name: the SDK takes ids of 36
 //! letters alone. The input of a deployed prompt is put into the verbalizer that it was tuned with, as watsonx does;
 //! `/ml/v1/text/generation` takes the text as it is. `input_token_count` counts virtual tokens too.
 
+mod chat;
 mod cloud_pak;
 mod generation;
 mod parameters;
@@ -34,6 +35,10 @@ pub(super) fn routes() -> Router<Arc<Shared>> {
         .route("/ml/v1/deployments/{deployment}/generation_stream", post(generation::stream_of_deployment))
         .route("/ml/v1/text/generation", post(generation::of_model))
         .route("/ml/v1/text/generation_stream", post(generation::stream_of_model))
+        .route("/ml/v1/deployments/{deployment}/text/chat", post(chat::of_deployment))
+        .route("/ml/v1/deployments/{deployment}/text/chat_stream", post(chat::stream_of_deployment))
+        .route("/ml/v1/text/chat", post(chat::of_model))
+        .route("/ml/v1/text/chat_stream", post(chat::stream_of_model))
         .route("/ml/v1/text/tokenization", post(generation::tokenize))
         .route("/ml/v1/foundation_model_specs", get(cloud_pak::specs))
         .route("/ml/v4/deployments", get(cloud_pak::deployments))
