@@ -15,7 +15,9 @@ tutorial: build $(if $(filter $(SMOLLM2),$(MODEL)),model)
 build:
 	cargo build --release --locked
 
-# For NVIDIA GPUs; needs nvcc (built with CUDA 13.0) and CUDA_COMPUTE_CAP where no GPU is in the machine.
+# For NVIDIA GPUs from Ampere on; needs nvcc of a CUDA toolkit that is not newer than the driver. candle compiles its own
+# kernels for one target: code for 8.0 runs on every newer GPU, while that for 9.0 would run on Hopper alone.
+cuda: export CUDA_COMPUTE_CAP ?= 80
 cuda:
 	cargo build --release --locked --features cuda
 

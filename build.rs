@@ -1,7 +1,8 @@
 //! With the feature `cuda`: compiles each file of kernels/ for each dtype, and writes the table that
 //! `src/ops/gpu/cuda.rs` finds the machine code in.
 //!
-//! The code is for compute capability 8.0, 8.9 and 9.0, and PTX of 8.0 that the driver compiles for newer ones.
+//! The code is for compute capability 8.0, 8.9 and 9.0, for 10.0 and 12.0 (Blackwell) if nvcc knows them, and PTX of 8.0
+//! that the driver compiles for all newer ones.
 
 use std::env;
 use std::fmt::Write;
@@ -11,10 +12,13 @@ use std::sync::Mutex;
 
 const ELEMENTS: [&str; 3] = ["F32", "BF16", "F16"];
 
+/// Compute capabilities that get machine code, without the dot; the last two need CUDA 12.8 or newer.
+const ARCHITECTURES: [&str; 5] = ["80", "89", "90", "100", "120"];
+
 fn main() {
     println!("cargo:rerun-if-changed=kernels");
     println!("cargo:rerun-if-changed=build.rs");
-    for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH"] {
+    for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "CUDA_COMPUTE_CAP"] {
         println!("cargo:rerun-if-env-changed={variable}");
     }
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
@@ -24,7 +28,11 @@ fn main() {
     let files = kernels();
     let work: Vec<(&str, &str)> =
         files.iter().flat_map(|file| ELEMENTS.map(|element| (file.as_str(), element))).collect();
-    let (nvcc, next) = (nvcc(), Mutex::new(work.iter()));
+    // Candle compiles its own kernels for this one target; `src/ops/gpu/cuda.rs` names it if they do not load.
+    let candles = env::var("CUDA_COMPUTE_CAP").unwrap_or_else(|_| "the GPU of the machine that built it".into());
+    println!("cargo:rustc-env=GNEISS_CANDLE_CUDA_TARGET={candles}");
+    let nvcc = nvcc();
+    let (architectures, next) = (architectures(&nvcc), Mutex::new(work.iter()));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..threads {
@@ -33,7 +41,7 @@ fn main() {
                     let Some((file, element)) = next.lock().expect("no compilation panics").next() else {
                         break;
                     };
-                    compile(&nvcc, file, element, &out);
+                    compile(&nvcc, &architectures, file, element, &out);
                 }
             });
         }
@@ -70,25 +78,42 @@ fn nvcc() -> PathBuf {
     found.unwrap_or_else(|| "nvcc".into())
 }
 
+/// Those of [`ARCHITECTURES`] that this nvcc knows.
+fn architectures(nvcc: &Path) -> Vec<&'static str> {
+    let ran = Command::new(nvcc).arg("--list-gpu-arch").output().unwrap_or_else(|error| missing(nvcc, &error));
+    let known = String::from_utf8_lossy(&ran.stdout);
+    let known: Vec<&str> = known.lines().map(str::trim).collect();
+    let found: Vec<_> =
+        ARCHITECTURES.into_iter().filter(|a| known.contains(&format!("compute_{a}").as_str())).collect();
+    assert!(
+        found.contains(&"80"),
+        "{} --list-gpu-arch: expected compute_80 in the list, found {known:?}; use CUDA 11.4 or newer",
+        nvcc.display()
+    );
+    found
+}
+
+fn missing(nvcc: &Path, error: &std::io::Error) -> ! {
+    panic!(
+        "{}: {error}; the feature cuda needs nvcc: set NVCC or CUDA_HOME, or put it on PATH",
+        nvcc.display()
+    )
+}
+
 fn fatbin(out: &Path, file: &str, element: &str) -> PathBuf {
     out.join(format!("{file}_{element}.fatbin"))
 }
 
-fn compile(nvcc: &Path, file: &str, element: &str, out: &Path) {
+fn compile(nvcc: &Path, architectures: &[&str], file: &str, element: &str, out: &Path) {
     let mut command = Command::new(nvcc);
     command.args(["-fatbin", "-std=c++17", "-O3", "-Xfatbin", "-compress-all"]);
-    for target in ["compute_80,code=sm_80", "compute_89,code=sm_89", "compute_90,code=sm_90"] {
-        command.args(["-gencode", &format!("arch={target}")]);
+    for a in architectures {
+        command.args(["-gencode", &format!("arch=compute_{a},code=sm_{a}")]);
     }
     command.args(["-gencode", "arch=compute_80,code=compute_80", "-include", "kernels/cuda.h"]);
     command.arg(format!("-DELEMENT_{element}")).arg("-o").arg(fatbin(out, file, element));
     command.arg(format!("kernels/{file}.cu"));
-    let ran = command.output().unwrap_or_else(|error| {
-        panic!(
-            "{}: {error}; the feature cuda needs nvcc: set NVCC or CUDA_HOME, or put it on PATH",
-            nvcc.display()
-        )
-    });
+    let ran = command.output().unwrap_or_else(|error| missing(nvcc, &error));
     let said = String::from_utf8_lossy(&ran.stderr);
     assert!(ran.status.success(), "{} of kernels/{file}.cu for {element}: {said}", nvcc.display());
 }

@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 const ELEMENTS: [&str; 3] = ["F32", "BF16", "F16"];
-const ARCHITECTURES: [&str; 3] = ["sm_80", "sm_89", "sm_90"];
+/// Those of build.rs, each with the bytes that a kernel of `attention_mma` may store and load again for want of
+/// registers: what ptxas of CUDA 13.0 makes of it on Blackwell. No other kernel spills.
+const ARCHITECTURES: [(&str, usize); 5] =
+    [("sm_80", 0), ("sm_89", 0), ("sm_90", 0), ("sm_100", 32), ("sm_120", 16)];
 
 fn root(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -65,7 +68,7 @@ fn usage(said: &str) -> Vec<Usage> {
 }
 
 #[test]
-fn nvcc_compiles_every_kernel_without_spills() {
+fn nvcc_compiles_every_kernel_for_every_architecture() {
     let home = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(std::env::var_os);
     let mut candidates = vec![std::env::var_os("NVCC").map(PathBuf::from)];
     candidates.extend(home.map(|home| Some(Path::new(&home).join("bin/nvcc"))));
@@ -75,7 +78,8 @@ fn nvcc_compiles_every_kernel_without_spills() {
     let mut registers: BTreeMap<(String, &str), Vec<usize>> = BTreeMap::new();
     for file in files() {
         for element in ELEMENTS {
-            for arch in ARCHITECTURES {
+            for (arch, spills) in ARCHITECTURES {
+                let spills = if file == "attention_mma" { spills } else { 0 };
                 let mut command = Command::new(&nvcc);
                 command.current_dir(root("")).args(["-cubin", "-std=c++17", "-O3", "-Xptxas", "-v"]);
                 command.args(["-Werror", "all-warnings", "-include", "kernels/cuda.h"]);
@@ -86,18 +90,26 @@ fn nvcc_compiles_every_kernel_without_spills() {
                 let none = file.ends_with("_mma") && element == "F32";
                 assert!(none || !kernels.is_empty(), "{file} for {element}: no kernel");
                 for used in kernels {
-                    assert_eq!(used.spilled, 0, "{} for {element} on {arch} spills", used.kernel);
+                    assert!(
+                        used.spilled <= spills,
+                        "{} for {element} on {arch} spills {}",
+                        used.kernel,
+                        used.spilled
+                    );
                     registers.entry((used.kernel, element)).or_default().push(used.registers);
                 }
             }
         }
     }
     // Past the harness, which keeps what tests print: these figures are for reading.
-    let mut report =
-        format!("registers of each kernel, no spills {:>14} {:>6} {:>6}\n", "sm_80", "sm_89", "sm_90");
+    let mut report = format!("{:<45}", "registers of each kernel");
+    report.extend(ARCHITECTURES.map(|(arch, _)| format!(" {arch:>6}")));
+    report.push('\n');
     for ((kernel, element), used) in registers {
-        let [a, b, c] = used[..] else { panic!("{kernel} for {element}: {used:?}") };
-        report += &format!("{kernel:<40} {element:<4} {a:>5} {b:>6} {c:>6}\n");
+        assert_eq!(used.len(), ARCHITECTURES.len(), "{kernel} for {element}: {used:?}");
+        report += &format!("{kernel:<40} {element:<4}");
+        report.extend(used.iter().map(|registers| format!(" {registers:>6}")));
+        report.push('\n');
     }
     std::io::stderr().write_all(report.as_bytes()).unwrap();
 }

@@ -5,12 +5,12 @@ use crate::{Error, Result};
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::cublas::{result as cublas, sys};
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaFunction, CudaModule, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg,
+    CudaFunction, CudaModule, CudaSlice, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg,
 };
 use candle_core::cuda_backend::cudarc::driver::{result, sys as driver};
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::{DeviceId, WrapErr};
-use candle_core::{CudaDevice, DType, Storage, Tensor};
+use candle_core::{CudaDevice, DType, Device, Storage, Tensor};
 use half::{bf16, f16};
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -35,17 +35,42 @@ struct ByValue<P>(P);
 // SAFETY: `Parameters` promises a plain struct of 4-byte fields.
 unsafe impl<P: Parameters> DeviceRepr for ByValue<P> {}
 
-/// Prepares a device for a process with one stream: buffers carry no events, and freed memory stays in the
-/// device's pool instead of going back to the driver at every synchronisation.
+/// Least compute capability with machine code here: 8.0, Ampere.
+const LEAST_CAPABILITY: (i32, i32) = (8, 0);
+
+/// The target that candle's own kernels were compiled for, from build.rs.
+const CANDLE_TARGET: &str = env!("GNEISS_CANDLE_CUDA_TARGET");
+
+/// Bytes of workspace that cuBLAS gets: what it takes by itself on Hopper, where NVIDIA recommends 32 MiB. With a
+/// workspace of its own, its choice of algorithm does not depend on how much memory happens to be free.
+const CUBLAS_WORKSPACE: usize = 32 << 20;
+
+/// Prepares a device for a process with one stream: buffers carry no events, freed memory stays in the device's pool
+/// instead of going back to the driver at every synchronisation, and cuBLAS adds up in f32 in every algorithm. Returns a
+/// warning if the device has no memory pools.
 ///
 /// # Errors
-/// The driver's.
-pub(crate) fn prepare(device: &CudaDevice) -> Result<()> {
+/// A GPU that is older than Ampere, or one that candle's kernels were not compiled for; the driver's.
+pub(crate) fn prepare(device: &CudaDevice) -> Result<Option<String>> {
+    let found = compute_capability(device);
+    if found < LEAST_CAPABILITY {
+        return Err(Error::Invalid(format!(
+            "model.device: expected a GPU of compute capability {}.{} (Ampere) or newer, found {}.{}; hint: --device cpu",
+            LEAST_CAPABILITY.0, LEAST_CAPABILITY.1, found.0, found.1
+        )));
+    }
     // SAFETY: the device was made with one stream, which all work of this process goes through.
     unsafe { device.disable_event_tracking() };
+    prepare_cublas(device)?;
+    let candles = format!("candle's kernels for compute capability {CANDLE_TARGET}");
+    run_a_candle_kernel(device).map_err(|error| not_loaded(&candles, found, &error.to_string()))?;
     let stream = device.cuda_stream();
     if !stream.context().has_async_alloc() {
-        return Ok(());
+        return Ok(Some(
+            "this GPU has no memory pools (some virtual GPUs and old Jetsons): each tensor that is freed waits for \
+             the device, so every command is several times slower"
+                .into(),
+        ));
     }
     let mut keep_all = u64::MAX;
     let threshold = driver::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
@@ -54,7 +79,50 @@ pub(crate) fn prepare(device: &CudaDevice) -> Result<()> {
         let pool = result::device::get_mem_pool(stream.context().cu_device()).w()?;
         result::mem_pool::set_attribute(pool, threshold, (&raw mut keep_all).cast()).w()?;
     }
+    Ok(None)
+}
+
+/// Sums of 16-bit products stay f32 when cuBLAS splits them over k: its default mode may add up the parts in the output's
+/// dtype (cuBLAS documentation, `cublasMath_t`). f32 products take no TF32 in either mode.
+fn prepare_cublas(device: &CudaDevice) -> Result<()> {
+    static WORKSPACES: Mutex<Vec<CudaSlice<u8>>> = Mutex::new(Vec::new());
+    let (stream, blas) = (device.cuda_stream(), device.cublas_handle());
+    // SAFETY: the memory is written by nobody but cuBLAS, which writes before it reads.
+    let workspace = unsafe { stream.alloc::<u8>(CUBLAS_WORKSPACE) }.w()?;
+    let mode = sys::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
+    let address = workspace.device_ptr(&stream).0 as *mut c_void;
+    // SAFETY: the handle is alive, and the workspace lives as long as the process.
+    unsafe {
+        sys::cublasSetMathMode(*blas.handle(), mode).result().w()?;
+        sys::cublasSetWorkspace_v2(*blas.handle(), address, CUBLAS_WORKSPACE).result().w()?;
+    }
+    WORKSPACES.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(workspace);
     Ok(())
+}
+
+/// Runs one of candle's own kernels, so that a build for another GPU is found here and not in the middle of a step.
+fn run_a_candle_kernel(device: &CudaDevice) -> candle_core::Result<()> {
+    let device = Device::Cuda(device.clone());
+    let two = Tensor::ones(1, DType::F32, &device)?.affine(2.0, 0.0)?.to_vec1::<f32>()?;
+    if two != [2.0] {
+        candle_core::bail!("expected 1 * 2 = 2 of the device, found {two:?}");
+    }
+    Ok(())
+}
+
+/// Why `code` can't be loaded on a GPU of compute capability `found`, by what the driver said.
+fn not_loaded(code: &str, (major, minor): (i32, i32), said: &str) -> Error {
+    Error::Invalid(if said.contains("UNSUPPORTED_PTX_VERSION") {
+        format!(
+            "CUDA: expected a driver that is at least as new as the CUDA toolkit of this build, found an older one: \
+             {said} ({code}); hint: update the driver, or build with a toolkit of the version that nvidia-smi shows"
+        )
+    } else {
+        format!(
+            "CUDA: expected kernels that run on this GPU of compute capability {major}.{minor}, found {code}: {said}; \
+             hint: build with CUDA_COMPUTE_CAP=80, as `make cuda` does"
+        )
+    })
 }
 
 /// Major and minor compute capability; (0, 0) where the driver does not say.
@@ -98,7 +166,11 @@ fn function(device: &CudaDevice, kernel: &Kernel, element: DType) -> Result<Cuda
                     kernel.name
                 )));
             };
-            let module = device.cuda_stream().context().load_module(Ptx::from_binary(code.to_vec())).w()?;
+            let module = device.cuda_stream().context().load_module(Ptx::from_binary(code.to_vec()));
+            let module = module.w().map_err(|error| {
+                let code = format!("kernels/{}.cu for {element:?}", kernel.file);
+                not_loaded(&code, compute_capability(device), &error.to_string())
+            })?;
             loaded.modules.insert(key, module.clone());
             module
         }
@@ -137,6 +209,8 @@ pub(super) fn launch<P: Parameters>(
     buffers: &[&Tensor],
     parameters: &P,
 ) -> Result<()> {
+    // Loading does not bind the context to this thread, and an op in place has allocated nothing on it that would.
+    device.cuda_stream().context().bind_to_thread().w()?;
     let function = function(device, kernel, element)?;
     let addresses = buffers.iter().map(|b| address(b)).collect::<Result<Vec<u64>>>()?;
     let parameters = ByValue(*parameters);
@@ -174,6 +248,7 @@ pub(crate) fn matmul(
     if m == 0 || n == 0 {
         return Ok(out);
     }
+    device.cuda_stream().context().bind_to_thread().w()?;
     let dtype = match a.dtype() {
         DType::BF16 => sys::cudaDataType::CUDA_R_16BF,
         DType::F16 => sys::cudaDataType::CUDA_R_16F,
