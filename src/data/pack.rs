@@ -307,19 +307,20 @@ mod tests {
         let examples = [example(&[1, 2, 3], &[8, 9]), example(&[1, 2, 4, 5], &[8, 9]), example(&[1, 2, 6], &[7])];
         let groups = [PrefixGroup::new(0..2, &examples), PrefixGroup::new(2..3, &examples[..1])];
         // Lengths 7, 8 and 6, and 6 in the other group: more than 7 is long.
-        let Passes { lead, .. } = Passes::with_long_rope(&groups, 100, 1000, Some(7));
-        assert_eq!(*lead.ids, [100, 101, 1, 2, 100, 101, 1, 2, 102, 1, 2, 3, 8, 4, 5, 8, 6, 3, 8]);
+        let Passes { lead, .. } = Passes::with_long_rope(&groups, 1000, Some(7));
+        let [v, w, x] = [0, 1, 2].map(virtual_id);
+        assert_eq!(*lead.ids, [v, w, 1, 2, v, w, 1, 2, x, 1, 2, 3, 8, 4, 5, 8, 6, 3, 8]);
         assert_eq!(*lead.position_ids, [0, 1, 2, 3, 7, 8, 9, 10, 0, 1, 2, 4, 5, 11, 12, 13, 4, 3, 4]);
         assert_eq!(lead.prefix_rows, 11);
         let prefixes: Vec<_> = lead.segments.iter().filter_map(|s| s.prefix.clone()).collect();
         assert_eq!(prefixes, [0..4, 4..8, 0..4, 8..11]);
         assert_eq!(*lead.labels, [8, 9, 8, 9, 7, 8, 9], "in the order of the examples");
-        let split = Passes::with_long_rope(&groups, 100, 5, Some(7));
+        let split = Passes::with_long_rope(&groups, 5, Some(7));
         assert_eq!((split.lead.prefix_rows, split.lead.ids.len()), (11, 11));
         assert_eq!(split.rest[1].segments[0].prefix, Some(4..8));
         assert_eq!(*split.rest[1].position_ids, [11, 12, 13]);
-        let all_short = Passes::with_long_rope(&groups, 100, 1000, Some(8));
-        assert_eq!(all_short, Passes::new(&groups, 100, 1000));
+        let all_short = Passes::with_long_rope(&groups, 1000, Some(8));
+        assert_eq!(all_short, Passes::new(&groups, 1000));
     }
 
     #[test]
