@@ -258,3 +258,6 @@ impl Generations {
         if open { Poll::Pending } else { Poll::Ready(None) }
     }
 }
+
+#[cfg(test)]
+mod tests;

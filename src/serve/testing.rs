@@ -138,6 +138,16 @@ impl Fake {
     pub fn with(
         options: Options,
         chat_template: Option<ChatTemplate>,
+        script: impl FnMut(&Request, UnboundedSender<Event>) -> bool + Send + 'static,
+    ) -> Self {
+        Self::over(byte_level(), options, chat_template, script)
+    }
+
+    /// As [`Fake::with`], of another tokenizer.
+    pub fn over(
+        tokenizer: TextTokenizer,
+        options: Options,
+        chat_template: Option<ChatTemplate>,
         mut script: impl FnMut(&Request, UnboundedSender<Event>) -> bool + Send + 'static,
     ) -> Self {
         let (commands, receiver) = mpsc::channel();
@@ -164,7 +174,7 @@ impl Fake {
                 }
             }
         });
-        let app = App::new(client, byte_level(), chat_template, BASE.to_owned(), options).unwrap();
+        let app = App::new(client, tokenizer, chat_template, BASE.to_owned(), options).unwrap();
         Self { app, seen }
     }
 

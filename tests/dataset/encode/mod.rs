@@ -167,6 +167,41 @@ fn texts_without_tokens() {
 }
 
 #[test]
+fn a_token_without_a_row_is_refused_by_its_place() {
+    // `late` is 6, and the embedding has rows for 0 to 5.
+    let tokenizer = words(&["label", "a", "b", "late"], true, BOTH);
+    let says = |place: &str| {
+        format!(
+            "{place}: expected token ids under 6, the rows of the model's embedding, found `late`, which is 6; hint: leave \
+             that token out, or give it a row (transformers: `model.resize_token_embeddings(len(tokenizer))`)"
+        )
+    };
+    let message = |verbalizer: &str, instruction: Option<&str>, records: &[Record]| {
+        let template = template(verbalizer);
+        let encoder = Encoder { vocab_size: 6, instruction, ..encoder(&tokenizer, &template) };
+        encoder.encode(records).map(drop).unwrap_err().to_string()
+    };
+    let good = record("a b", "a", 2);
+    let bad = |input: &str, output: &str| [good.clone(), record(input, output, 5)];
+    assert_eq!(message("label {{input}}", None, &bad("a late", "b")), says("line 5: input"));
+    assert_eq!(message("label {{input}}", None, &bad("a", "late")), says("line 5: output"));
+    let both = format!("{}; {}", says("line 5: input"), says("output"));
+    assert_eq!(message("label {{input}}", None, &bad("late", "late")), both);
+    for verbalizer in ["late {{input}}", "{{input}} late"] {
+        assert_eq!(message(verbalizer, None, &[good.clone()]), says("verbalizer"));
+    }
+    assert_eq!(message("label {{input}}", Some("late b"), &[good.clone()]), says("prompt.init_text"));
+
+    let template = template("label {{input}}");
+    let encoder = Encoder { vocab_size: 6, ..encoder(&tokenizer, &template) };
+    let dataset = Dataset { path: "d.csv".into(), records: bad("late", "a").to_vec() };
+    let error = encoder.encode_dataset(&dataset).unwrap_err().to_string();
+    assert_eq!(error, format!("d.csv: {}", says("line 5: input")));
+    assert_eq!(encoder.encode_input("late").unwrap_err().to_string(), says("input"));
+    assert_eq!(encoder.encode_input("a b").unwrap().0.len(), 4);
+}
+
+#[test]
 fn texts_that_a_tokenizer_drops() {
     let mut tokenizer = byte_level(BOTH, false, true).tokenizer;
     tokenizer.with_normalizer(Some(tokenizers::normalizers::Replace::new("x", "").unwrap())).unwrap();
