@@ -2,7 +2,7 @@
 
 use super::progress;
 use clap::{ArgGroup, Args, ValueEnum};
-use gneiss::export::{self, Bake, Baked, NamedPrompt, PromptEmbeds, ValueType};
+use gneiss::export::{self, Bake, Baked, NamedPrompt, PromptEmbeds, ValueType, WrittenEmbeds};
 use gneiss::{Error, setup};
 use std::path::PathBuf;
 
@@ -139,12 +139,13 @@ impl Export {
             None => None,
         };
         let text = model.as_deref().zip(text.as_deref());
-        let rows = export::prompt_embeds(&PromptEmbeds {
+        let WrittenEmbeds { rows, warnings } = export::prompt_embeds(&PromptEmbeds {
             prompt,
             text,
             out: &self.out,
             value_type: self.value_type,
         })?;
+        warnings.iter().for_each(super::warn);
         let width = prompt.adapter.config.token_dim;
         if self.json {
             println!("{}", serde_json::json!({"out": self.out, "shape": [rows, width]}));

@@ -38,12 +38,22 @@ impl NamedPrompt {
     }
 }
 
+/// What [`prompt_embeds`] wrote.
+#[derive(Debug)]
+pub struct WrittenEmbeds {
+    /// Rows of the tensor.
+    pub rows: usize,
+    /// What of the base is read otherwise than it says.
+    pub warnings: Vec<String>,
+}
+
 /// Writes a tensor [rows, C] by `torch.save`'s format: the prompt's vectors, then those of the text's tokens, all before
-/// the model's `embedding_multiplier`. Returns the number of rows.
+/// the model's `embedding_multiplier`.
 ///
 /// # Errors
 /// A base that can't be read or has another width; a value that does not fit the type; [`Error::Io`].
-pub fn prompt_embeds(options: &PromptEmbeds<'_>) -> Result<usize> {
+pub fn prompt_embeds(options: &PromptEmbeds<'_>) -> Result<WrittenEmbeds> {
+    let mut warnings = Vec::new();
     let prompt = &options.prompt.adapter.prompt;
     let rows = match options.text {
         None => prompt.clone(),
@@ -55,6 +65,7 @@ pub fn prompt_embeds(options: &PromptEmbeds<'_>) -> Result<usize> {
                     format!("{}: expected a prompt of width {width}, found {found}", options.prompt.name);
                 return Err(Error::Checkpoint { path: base.path, problem });
             }
+            warnings.clone_from(&base.warnings);
             let ids = base.tokenizer.encode(text, true).map_err(|error| error.in_text("--text"))?;
             if ids.is_empty() {
                 return Err(Error::Invalid("--text: expected at least one token, found none".into()));
@@ -72,5 +83,5 @@ pub fn prompt_embeds(options: &PromptEmbeds<'_>) -> Result<usize> {
     }
     let file = torch::file([n, width], dtype, &values::encode(&rows, dtype)?)?;
     write_atomically(options.out, |out| out.write_all(&file))?;
-    Ok(n)
+    Ok(WrittenEmbeds { rows: n, warnings })
 }

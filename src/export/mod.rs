@@ -32,7 +32,7 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
-pub use embeds::{PromptEmbeds, prompt_embeds};
+pub use embeds::{PromptEmbeds, WrittenEmbeds, prompt_embeds};
 pub use prompts::{NamedPrompt, base_model, read_prompts};
 pub use unlikely::Unlikely;
 
@@ -125,7 +125,7 @@ pub struct Baked {
     pub embedding_type: String,
     /// Prompts whose text form gives other tokens than the prompt was tuned on.
     pub inexact: Vec<String>,
-    /// What is not as the base's configuration says, or is not read.
+    /// What of the base is read or written otherwise than it says, or is not read.
     pub warnings: Vec<String>,
 }
 
@@ -159,9 +159,14 @@ pub fn bake(options: Bake<'_>, progress: Progress<'_>) -> Result<Baked> {
     let unlikely = unlikely::find(&base, &placed, progress)?;
     let matrices = values::Matrices::new(&base, &placed, &unlikely)?;
     let listed = templates::prompts_json(&base, &placed)?;
+    let mut warnings = base.warnings.clone();
     let embedding = match vocabulary {
         None => folder::write(&staging, &matrices, value_type, progress)?,
-        Some(vocabulary) => gguf::write(&staging, &matrices, &vocabulary, value_type, progress)?,
+        Some(vocabulary) => {
+            let written = gguf::write(&staging, &matrices, &vocabulary, value_type, progress)?;
+            warnings.extend(written.warnings);
+            written.embedding
+        }
     };
     staging.finish(&listed.json)?;
     Ok(Baked {
@@ -170,7 +175,7 @@ pub fn bake(options: Bake<'_>, progress: Progress<'_>) -> Result<Baked> {
         rounding: values::rounding(&placed.rows, embedding)?,
         embedding_type: format!("{embedding:?}").to_lowercase(),
         inexact: listed.inexact,
+        warnings,
         unlikely,
-        warnings: base.warnings.clone(),
     })
 }

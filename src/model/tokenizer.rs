@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tokenizers::{Encoding, PaddingParams, Tokenizer};
 
+pub(crate) use gguf::ends_by_text;
 pub(crate) use pre::name_of as pre_tokenizer_name;
 pub(crate) use rows::{Rowless, first_without_row};
 

@@ -76,6 +76,7 @@ pub fn inspect(path: &Path, model: Option<&str>, options: &Options) -> anyhow::R
     report.warn("");
     if let Some(model) = model {
         let tokenizer = TextTokenizer::open(&setup::locate(model)?)?;
+        tokenizer.all_warnings().for_each(crate::cli::warn);
         report.encode(
             &dataset,
             &Encoder {

@@ -39,14 +39,22 @@ enum Source {
     Values(Vec<f32>),
 }
 
-/// Writes the file and reads it again. Returns the type of the embedding.
+/// What was written.
+pub(super) struct Written {
+    /// Type of the embedding.
+    pub embedding: GgmlDType,
+    /// What readers of the file do otherwise than the base says.
+    pub warnings: Vec<String>,
+}
+
+/// Writes the file and reads it again.
 pub(super) fn write(
     staging: &Staging,
     matrices: &Matrices<'_>,
     vocabulary: &Vocabulary,
     value_type: Option<ValueType>,
     progress: Progress<'_>,
-) -> Result<GgmlDType> {
+) -> Result<Written> {
     let plan = Plan { base: matrices.base, matrices, value_type };
     let planned = plan.all()?;
     let embedding = planned.iter().find(|p| matches!(p.source, Source::Embedding)).map(|p| p.entry.dtype);
@@ -61,8 +69,10 @@ pub(super) fn write(
             plan.values(&planned[i], out)
         })
     })?;
-    check(&path, matrices)?;
-    embedding.ok_or_else(|| Error::Invalid("expected an embedding among the tensors, found none".into()))
+    let warnings = check(&path, matrices)?;
+    let embedding = embedding
+        .ok_or_else(|| Error::Invalid("expected an embedding among the tensors, found none".into()))?;
+    Ok(Written { embedding, warnings })
 }
 
 /// The type of most matrices.
@@ -186,9 +196,9 @@ impl Plan<'_> {
 }
 
 /// The vocabulary of the file has to give the tokens that the base's tokenizer gives: what GGUF keeps of a tokenizer is a
-/// name and lists.
-fn check(path: &std::path::Path, matrices: &Matrices<'_>) -> Result<()> {
-    let Some(read) = TextTokenizer::from_gguf_vocabulary(path)? else { return Ok(()) };
+/// name and lists. It may end a generation at more tokens, which is a warning, but not at less.
+fn check(path: &std::path::Path, matrices: &Matrices<'_>) -> Result<Vec<String>> {
+    let Some(read) = TextTokenizer::from_gguf_vocabulary(path)? else { return Ok(Vec::new()) };
     let placed = matrices.placed;
     for text in TEXTS.iter().map(|text| (*text).to_string()).chain(placed.tokens.iter().map(|t| t.text())) {
         let expected = placed.tokenizer.encode(text.as_str(), true);
@@ -197,7 +207,21 @@ fn check(path: &std::path::Path, matrices: &Matrices<'_>) -> Result<()> {
             return Err(vocabulary::unsupported(matrices.base, "a tokenizer that GGUF gives other tokens"));
         }
     }
-    Ok(())
+    let (before, after) = (&matrices.base.tokenizer.stop_token_ids, &read.stop_token_ids);
+    if let Some(id) = before.iter().find(|id| !after.contains(id)) {
+        let what = format!("`{}` as one more end of a text", matrices.base.text_of(&[*id]));
+        return Err(vocabulary::unsupported(matrices.base, &what));
+    }
+    let more: Vec<String> = after
+        .iter()
+        .filter(|id| !before.contains(id))
+        .map(|id| format!("`{}`", matrices.base.text_of(&[*id])))
+        .collect();
+    let warning = format!(
+        "readers of GGUF also end a generation at {}, by the text alone: the base does not",
+        more.join(", ")
+    );
+    Ok(if more.is_empty() { Vec::new() } else { vec![warning] })
 }
 
 impl TextTokenizer {

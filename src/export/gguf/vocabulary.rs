@@ -4,7 +4,7 @@ use crate::export::base::Base;
 use crate::export::place::Placed;
 use crate::export::templates::{ChatTemplate, with_prompts};
 use crate::export::unlikely::TEXTS;
-use crate::model::tokenizer::pre_tokenizer_name;
+use crate::model::tokenizer::{ends_by_text, pre_tokenizer_name};
 use crate::{Error, Result};
 use candle_core::quantized::gguf_file::Value;
 use serde_json::Value as Json;
@@ -30,7 +30,7 @@ impl Vocabulary {
     /// A tokenizer that llama.cpp has no name for.
     pub fn new(base: &Base, placed: &Placed) -> Result<Self> {
         let mut pairs = match &base.metadata {
-            Some(metadata) => grown(metadata, placed),
+            Some(metadata) => grown(base, metadata, placed),
             None => of_folder(base, placed)?,
         };
         // A token a row of the embedding: llama.cpp wants both alike.
@@ -57,8 +57,9 @@ impl Vocabulary {
     }
 }
 
-/// The lists of a GGUF base with the new tokens.
-fn grown(metadata: &HashMap<String, Value>, placed: &Placed) -> Vec<(String, Value)> {
+/// The lists of a GGUF base with the new tokens. Tokens that have one text there get different ones: llama.cpp stops at a
+/// text that stands twice.
+fn grown(base: &Base, metadata: &HashMap<String, Value>, placed: &Placed) -> Vec<(String, Value)> {
     let list = |key: &str| match metadata.get(key) {
         Some(Value::Array(items)) => Some(items.clone()),
         _ => None,
@@ -70,7 +71,9 @@ fn grown(metadata: &HashMap<String, Value>, placed: &Placed) -> Vec<(String, Val
             lists.push((key.to_string(), Value::Array(items)));
         }
     }
-    let mut tokens = list(TOKENS).unwrap_or_default();
+    let old = &base.tokenizer.tokenizer;
+    let mut tokens: Vec<Value> =
+        (0..placed.first).map(|id| Value::String(old.id_to_token(id).unwrap_or_default())).collect();
     tokens.extend(placed.numbered().map(|(_, token)| Value::String(token)));
     lists.push((TOKENS.to_string(), Value::Array(tokens)));
     lists
@@ -130,7 +133,11 @@ fn merge(json: &Json) -> Option<Value> {
 /// Ids of special tokens, and which of them are added to every text.
 fn special(base: &Base) -> Result<Vec<(String, Value)>> {
     let around = base.around()?;
-    let stops = &base.tokenizer.stop_token_ids;
+    // Two keys for all ends but the first: readers find tokens of some texts without them.
+    let by_text =
+        |id: &u32| base.tokenizer.tokenizer.id_to_token(*id).is_some_and(|text| ends_by_text(&text));
+    let mut others = base.tokenizer.stop_token_ids[1..].to_vec();
+    others.sort_by_key(by_text);
     let config = base.json("config.json")?.unwrap_or_default();
     let of_config = |key: &str| {
         let id = config.get(key)?.as_u64()?.try_into().ok()?;
@@ -139,8 +146,8 @@ fn special(base: &Base) -> Result<Vec<(String, Value)>> {
     let ids = [
         ("bos_token_id", around[0].first().copied().or_else(|| of_config("bos_token_id"))),
         ("eos_token_id", Some(base.tokenizer.eos_token_id)),
-        ("eot_token_id", stops.get(1).copied()),
-        ("eom_token_id", stops.get(2).copied()),
+        ("eot_token_id", others.first().copied()),
+        ("eom_token_id", others.get(1).copied()),
         ("padding_token_id", of_config("pad_token_id")),
     ];
     let ids = ids.into_iter().filter_map(|(key, id)| Some((key, Value::U32(id?))));

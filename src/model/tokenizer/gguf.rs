@@ -9,10 +9,14 @@ mod ends;
 mod sentencepiece;
 mod vocabulary;
 
+use std::collections::HashSet;
+
 use tokenizers::decoders::byte_level::ByteLevel as ByteLevelDecoder;
 use tokenizers::models::bpe::{BPE, Merges};
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, Tokenizer};
+
+pub(crate) use self::ends::ends_by_text;
 
 use self::ends::Ends;
 use self::vocabulary::Vocabulary;
@@ -118,8 +122,9 @@ fn byte_level(metadata: Metadata<'_>, vocabulary: &Vocabulary) -> Result<Kind> {
         ));
     }
     let failed = |error| Error::Tokenizer(format!("{}: {error}", metadata.path().display()));
+    let merges = merges(metadata, vocabulary, &mut warnings)?;
     let bpe = BPE::builder()
-        .vocab_and_merges(vocabulary.to_vocab(), merges(metadata)?)
+        .vocab_and_merges(vocabulary.to_vocab(), merges)
         .ignore_merges(pipeline.ignore_merges)
         .build()
         .map_err(failed)?;
@@ -130,15 +135,38 @@ fn byte_level(metadata: Metadata<'_>, vocabulary: &Vocabulary) -> Result<Kind> {
     Ok(Kind { tokenizer, add_bos: pipeline.add_bos, default_ids: [None; 2], warnings })
 }
 
-fn merges(metadata: Metadata<'_>) -> Result<Merges> {
-    let Some(merges) = metadata.strings(MERGES)? else {
+/// The list of merges. One that makes no token is passed over with a warning, and so are those of what it makes.
+fn merges(metadata: Metadata<'_>, vocabulary: &Vocabulary, warnings: &mut Vec<String>) -> Result<Merges> {
+    let Some(list) = metadata.strings(MERGES)? else {
         return Err(metadata.missing(MERGES, "a list of strings"));
     };
-    let split = |merge: &&str| match merge.split_once(' ') {
-        Some((left, right)) => Ok((left.to_string(), right.to_string())),
-        None => Err(metadata.error(MERGES, "two pieces with a space between", &format!("`{merge}`"))),
-    };
-    merges.iter().map(split).collect()
+    let (mut merges, mut lost) = (Merges::with_capacity(list.len()), HashSet::new());
+    let mut passed_over = Vec::new();
+    for merge in list {
+        let Some((left, right)) = merge.split_once(' ') else {
+            return Err(metadata.error(MERGES, "two pieces with a space between", &format!("`{merge}`")));
+        };
+        let (whole, parts) = (format!("{left}{right}"), [left, right]);
+        let is_token = vocabulary.id(&whole).is_some();
+        let of_lost = parts.iter().any(|part| lost.contains(*part));
+        if of_lost || (!is_token && parts.iter().all(|part| vocabulary.id(part).is_some())) {
+            passed_over.push(merge);
+            if !is_token {
+                lost.insert(whole);
+            }
+        } else {
+            // A part that is nowhere is an error of the model's.
+            merges.push((left.to_string(), right.to_string()));
+        }
+    }
+    if let Some(first) = passed_over.first() {
+        warnings.push(format!(
+            "`{MERGES}`: {} make no token of `tokenizer.ggml.tokens`, `{first}` for one, and are passed over; texts with \
+             them get other tokens than the model was trained on",
+            passed_over.len()
+        ));
+    }
+    Ok(merges)
 }
 
 /// The tokens that are found in a text before it is split: control tokens, which are special, and

@@ -260,13 +260,54 @@ mod tests {
         assert!(pipeline("gpt2").unwrap().is_none() && pipeline("").unwrap().is_none());
     }
 
+    fn pipeline_of(name: &str) -> Pipeline {
+        pipeline(name).unwrap().unwrap_or_else(|| panic!("{name} is not known"))
+    }
+
+    /// A name of each pipeline stands for no other one.
     #[test]
-    fn only_llama_3_adds_a_beginning_of_text() {
+    fn name_of_finds_every_pipeline() {
+        use tokenizers::models::bpe::BPE;
+        for name in NAMES {
+            let Pipeline { normalizer, pre_tokenizer, ignore_merges, .. } = pipeline_of(name);
+            let model = BPE::builder().ignore_merges(ignore_merges).build().unwrap();
+            let mut tokenizer = Tokenizer::new(model);
+            tokenizer.with_normalizer(normalizer).unwrap();
+            tokenizer.with_pre_tokenizer(Some(pre_tokenizer));
+            assert_eq!(name_of(&tokenizer, &[]).unwrap(), Some(name));
+        }
+    }
+
+    #[test]
+    fn names_of_one_pipeline_are_alike() {
+        let alike: [(&str, &[&str]); 5] = [
+            ("refact", &["starcoder", "smollm", "codeshell", "minerva-7b"]),
+            ("gpt-2", &["granite-docling", "mellum", "trillion"]),
+            ("llama-bpe", &["llama3", "llama-v3", "falcon3", "pixtral", "midm-2.0"]),
+            ("qwen2", &["deepseek-r1-qwen"]),
+            ("gpt-4o", &["llama4"]),
+        ];
+        for (name, others) in alike {
+            let first = pipeline_of(name);
+            for other in others.iter().map(|other| pipeline_of(other)) {
+                assert_eq!((first.ignore_merges, first.add_bos), (other.ignore_merges, other.add_bos));
+                let [first, other] = [&first, &other].map(|pipeline| {
+                    words_of(pipeline.normalizer.as_ref(), Some(&pipeline.pre_tokenizer), &PROBES).unwrap()
+                });
+                assert_eq!(first, other, "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn llama_3_and_tekken_add_a_beginning_of_text() {
         for name in ["refact", "dbrx", "smollm", "gpt-2", "qwen2", "default"] {
             let pipeline = pipeline(name).unwrap().unwrap();
             assert!(!pipeline.add_bos && !pipeline.ignore_merges, "{name}");
         }
-        let llama3 = pipeline("llama-bpe").unwrap().unwrap();
-        assert!(llama3.add_bos && llama3.ignore_merges);
+        for name in ["llama-bpe", "tekken"] {
+            let pipeline = pipeline_of(name);
+            assert!(pipeline.add_bos && pipeline.ignore_merges, "{name}");
+        }
     }
 }

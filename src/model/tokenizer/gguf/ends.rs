@@ -103,6 +103,11 @@ impl Ends {
     }
 }
 
+/// Whether a token of this text ends a generation in a GGUF file that does not name it.
+pub(crate) fn ends_by_text(text: &str) -> bool {
+    NAMES.contains(&text)
+}
+
 /// Whether a token of [`NAMES`] ends nothing in this vocabulary, by what else ends a generation in it: `<|end|>` ends a
 /// part of an answer beside ends of calls, and `</s>` is markup beside ends of another kind.
 fn is_text(vocabulary: &Vocabulary, id: u32, ends: &[u32]) -> bool {

@@ -94,17 +94,13 @@ impl Merge<'_> {
 
 /// The list that joins what the scores join.
 fn merges(metadata: Metadata<'_>, vocabulary: &Vocabulary) -> Result<Merges> {
-    let pieces = scores(metadata, vocabulary)?;
-    let mut merges = Vec::new();
-    for (_, text) in vocabulary.iter().filter(|(_, text)| pieces.contains_key(text)) {
-        let Some((left, right)) = last_pair(text, &pieces) else { continue };
-        if let Some(part) = [left, right].into_iter().find(|part| vocabulary.id(part).is_none()) {
-            let what = format!("the piece `{text}` of `{part}`, which is no piece (`{TOKENS}`),");
+    let merges = ordered(&scores(metadata, vocabulary)?);
+    for merge in &merges {
+        if let Some(part) = [merge.left, merge.right].into_iter().find(|part| vocabulary.id(part).is_none()) {
+            let what = format!("the piece `{}` of `{part}`, which is no piece (`{TOKENS}`),", merge.piece());
             return Err(unsupported(metadata, what));
         }
-        merges.push(Merge { left, right, score: pieces[text] });
     }
-    merges.sort_by(|a, b| b.score.total_cmp(&a.score));
     if let Some((a, b)) = undecided(&merges) {
         let expected = "scores that say which of two pieces is joined first";
         let found = format!("{} for both `{}` and `{}`", a.score, a.piece(), b.piece());
@@ -112,6 +108,18 @@ fn merges(metadata: Metadata<'_>, vocabulary: &Vocabulary) -> Result<Merges> {
         return Err(metadata.error(SCORES, expected, &format!("{found}; hint: {hint}")));
     }
     Ok(merges.into_iter().map(|merge| (merge.left.to_string(), merge.right.to_string())).collect())
+}
+
+/// The merge of each piece that has one, the greatest score first.
+fn ordered<'a>(pieces: &HashMap<&'a str, f64>) -> Vec<Merge<'a>> {
+    let merge = |(text, score): (&&'a str, &f64)| {
+        let (left, right) = last_pair(text, pieces)?;
+        Some(Merge { left, right, score: *score })
+    };
+    let mut merges: Vec<Merge<'a>> = pieces.iter().filter_map(merge).collect();
+    merges
+        .sort_by(|a, b| b.score.total_cmp(&a.score).then_with(|| (a.left, a.right).cmp(&(b.left, b.right))));
+    merges
 }
 
 /// Scores of the tokens that texts are joined to. What is found before a text is split never is, unless its `▁` comes
@@ -173,4 +181,64 @@ fn undecided<'m, 'a>(merges: &'m [Merge<'a>]) -> Option<(&'m Merge<'a>, &'m Merg
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+    use tokenizers::models::bpe::Vocab;
+
+    use super::*;
+
+    /// What llama.cpp joins, pair by pair: the greatest score first, then the leftmost.
+    fn joined(text: &str, pieces: &HashMap<&str, f64>) -> Vec<String> {
+        let mut parts: Vec<String> = text.chars().map(String::from).collect();
+        loop {
+            let pairs = parts.windows(2).enumerate().rev();
+            let scored = pairs.filter_map(|(i, pair)| Some((*pieces.get(pair.concat().as_str())?, i)));
+            // Of equal ones the last, which is the leftmost.
+            let Some((_, i)) = scored.max_by(|a, b| a.0.total_cmp(&b.0)) else { return parts };
+            let right = parts.remove(i + 1);
+            parts[i].push_str(&right);
+        }
+    }
+
+    fn random_text(draw: &mut ChaCha8Rng, most: usize) -> String {
+        let length = draw.random_range(1..=most);
+        (0..length).map(|_| ['a', 'b', 'c'][draw.random_range(0..3)]).collect()
+    }
+
+    /// The proof at the head of this file, tried: vocabularies of random pieces, in which parts may score less than what
+    /// they make, and scores may be equal.
+    #[test]
+    fn a_list_of_merges_joins_what_scores_join() {
+        let mut draw = ChaCha8Rng::seed_from_u64(29);
+        let (mut equal, mut refused) = (0, 0);
+        for round in 0..600 {
+            let mut texts: Vec<String> = ["a", "b", "c"].map(String::from).into();
+            texts.extend((0..draw.random_range(3..40)).map(|_| random_text(&mut draw, 6)));
+            texts.sort_unstable();
+            texts.dedup();
+            let few = round % 2 == 0;
+            let mut score = || if few { f64::from(draw.random_range(0..30)) } else { draw.random() };
+            let pieces: HashMap<&str, f64> = texts.iter().map(|text| (text.as_str(), score())).collect();
+            let merges = ordered(&pieces);
+            if undecided(&merges).is_some() {
+                refused += 1;
+                continue;
+            }
+            equal += usize::from(merges.chunk_by(|a, b| a.score == b.score).any(|equal| equal.len() > 1));
+            let ids: Vocab = texts.iter().cloned().zip(0..).collect();
+            let list: Merges = merges.iter().map(|m| (m.left.to_string(), m.right.to_string())).collect();
+            let tokenizer = Tokenizer::new(BPE::builder().vocab_and_merges(ids, list).build().unwrap());
+            for _ in 0..40 {
+                let text = random_text(&mut draw, 24);
+                let found = tokenizer.encode(text.as_str(), false).unwrap();
+                assert_eq!(found.get_tokens(), joined(&text, &pieces), "{text} by {pieces:?}");
+            }
+        }
+        // Both kinds were met.
+        assert!(equal > 20 && refused > 20, "{equal} {refused}");
+    }
 }

@@ -39,17 +39,13 @@ impl Vocabulary {
         let Some(types) = metadata.counts(TOKEN_TYPE)? else {
             return Err(metadata.missing(TOKEN_TYPE, "a list of types, one a token"));
         };
-        if types.len() != tokens.len() {
-            let expected = format!("{} types, one a token", tokens.len());
-            return Err(metadata.error(TOKEN_TYPE, &expected, &types.len().to_string()));
-        }
         let mut vocabulary = Self {
             tokens: vec![String::new(); tokens.len()],
             types,
             ids: HashMap::with_capacity(tokens.len()),
         };
         let (unused, used): (Vec<usize>, Vec<usize>) =
-            (0..tokens.len()).partition(|id| vocabulary.types[*id] == UNUSED);
+            (0..tokens.len()).partition(|id| vocabulary.types.get(*id) == Some(&UNUSED));
         for id in used {
             // llama.cpp names an empty token so.
             let text = if tokens[id].is_empty() { format!("[EMPTY_{id}]") } else { tokens[id].to_string() };
@@ -57,6 +53,10 @@ impl Vocabulary {
                 let found = format!("`{}` as {first} and {id}", tokens[id]);
                 return Err(metadata.error(TOKENS, "each token once", &found));
             }
+        }
+        if vocabulary.types.len() != tokens.len() {
+            let expected = format!("{} types, one a token", tokens.len());
+            return Err(metadata.error(TOKEN_TYPE, &expected, &vocabulary.types.len().to_string()));
         }
         // Conversions give one text to several tokens that no text has; each needs a text of its own here.
         for id in unused {
