@@ -304,7 +304,8 @@ mod tests {
 
     #[test]
     fn short_and_long_sequences_have_a_prefix_each() {
-        let examples = [example(&[1, 2, 3], &[8, 9]), example(&[1, 2, 4, 5], &[8, 9]), example(&[1, 2, 6], &[7])];
+        let examples =
+            [example(&[1, 2, 3], &[8, 9]), example(&[1, 2, 4, 5], &[8, 9]), example(&[1, 2, 6], &[7])];
         let groups = [PrefixGroup::new(0..2, &examples), PrefixGroup::new(2..3, &examples[..1])];
         // Lengths 7, 8 and 6, and 6 in the other group: more than 7 is long.
         let Passes { lead, .. } = Passes::with_long_rope(&groups, 1000, Some(7));

@@ -155,7 +155,9 @@ impl<'m> Engine<'m> {
 
     /// Takes a prefix away. Requests behind it that are under way go on; those that wait for it end at the next step.
     pub fn remove_prefix(&mut self, prefix: PrefixId) {
-        for prefix in [self.prefixes.remove(&prefix), self.long_prefixes.remove(&prefix)].into_iter().flatten() {
+        for prefix in
+            [self.prefixes.remove(&prefix), self.long_prefixes.remove(&prefix)].into_iter().flatten()
+        {
             self.leaving.extend(prefix.into_blocks());
         }
     }

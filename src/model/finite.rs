@@ -58,7 +58,11 @@ impl Limit {
             f64: least.to_bits(),
             f32: (narrowed(least) as f32).to_bits(),
             // The first value of bf16 that is not below; f16 holds no value that overflows elsewhere.
-            bf16: if dtype == DType::F16 { bf16::from_f32(65_536.0).to_bits() } else { bf16::INFINITY.to_bits() },
+            bf16: if dtype == DType::F16 {
+                bf16::from_f32(65_536.0).to_bits()
+            } else {
+                bf16::INFINITY.to_bits()
+            },
             f16: f16::INFINITY.to_bits(),
         }
     }
@@ -189,7 +193,8 @@ mod tests {
         assert_eq!(first_beyond_on_disk(&bytes, Dtype::F64, limit), Some((2100, f64::INFINITY)));
         assert_eq!(first_beyond_on_disk(&1e39f64.to_le_bytes(), Dtype::F64, limit), Some((0, 1e39)));
         // The largest value of bf16 under 2^16, and 2^16.
-        let bytes: Vec<u8> = [65_280.0f32, 65_536.0].iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect();
+        let bytes: Vec<u8> =
+            [65_280.0f32, 65_536.0].iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect();
         assert_eq!(first_beyond_on_disk(&bytes, Dtype::BF16, Limit::of(DType::F16)), Some((1, 65_536.0)));
         assert_eq!(first_beyond_on_disk(&bytes, Dtype::BF16, limit), None);
         assert_eq!(first_beyond_on_disk(&[255; 8], Dtype::I64, limit), None);

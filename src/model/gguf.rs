@@ -24,9 +24,9 @@ use memmap2::Mmap;
 use self::config::RopeTensors;
 use self::metadata::Metadata;
 use super::config::{ModelConfig, unsupported};
+use super::content;
 use super::finite::{self, Float, Limit};
 use super::weights::{Stored, StoredDtype, check_shape};
-use super::content;
 use crate::{Error, Result};
 
 /// Names of a block's modules: Hugging Face's and GGUF's.
@@ -79,11 +79,16 @@ impl GgufFile {
         let content = Content::read(&mut Cursor::new(&map[..])).map_err(|e| header_error(path, &e))?;
         check_extents(path, &content, map.len() as u64)?;
         let factors = |name| match content.tensor_infos.get(name) {
-            Some(info) => Ok::<_, Error>(Some(dequantise(path, name, info, &content, &map)?.to_vec1::<f32>()?)),
+            Some(info) => {
+                Ok::<_, Error>(Some(dequantise(path, name, info, &content, &map)?.to_vec1::<f32>()?))
+            }
             None => Ok(None),
         };
-        let factors =
-            RopeTensors { freqs: factors(ROPE_FREQS)?, short: factors(ROPE_SHORT)?, long: factors(ROPE_LONG)? };
+        let factors = RopeTensors {
+            freqs: factors(ROPE_FREQS)?,
+            short: factors(ROPE_SHORT)?,
+            long: factors(ROPE_LONG)?,
+        };
         let config = config::read(path, &content, &factors)?;
         let names = hf_names(path, &content, config.num_hidden_layers)?;
         Ok(Self { path: path.to_path_buf(), map, content, config, names })

@@ -205,7 +205,8 @@ mod tests {
     fn numbers_of_python_are_read_and_written_again() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.json");
-        let text = r#"{"a":[0.0,Infinity],"b":-Infinity,"c":"NaN, \" Infinity","d":NaN,"e":{"__float__":"NaN"}}"#;
+        let text =
+            r#"{"a":[0.0,Infinity],"b":-Infinity,"c":"NaN, \" Infinity","d":NaN,"e":{"__float__":"NaN"}}"#;
         std::fs::write(&path, text).unwrap();
         let json = JsonObject::read(&path).unwrap();
         assert_eq!(json.number("b").unwrap(), Some(f64::NEG_INFINITY));

@@ -64,7 +64,10 @@ pub(super) fn canonical(name: &str) -> Cow<'_, str> {
 ///
 /// # Errors
 /// What they are, with the first.
-pub(super) fn refuse_foreign<'a>(path: &Path, mut names: impl Iterator<Item = &'a str> + Clone) -> Result<()> {
+pub(super) fn refuse_foreign<'a>(
+    path: &Path,
+    mut names: impl Iterator<Item = &'a str> + Clone,
+) -> Result<()> {
     let error = |problem: String| Err(Error::Checkpoint { path: path.to_path_buf(), problem });
     let of_adapter = |name: &&str| name.contains(".lora_") || name.contains(".base_layer.");
     if let Some(name) = names.clone().find(of_adapter) {
@@ -175,7 +178,10 @@ mod tests {
             ("model.norm.weight", "model.norm.weight"),
             ("_orig_mod.model.norm.weight", "model.norm.weight"),
             ("module._orig_mod.module.lm_head.weight", "lm_head.weight"),
-            ("model.layers.0._orig_mod.mlp._checkpoint_wrapped_module.up_proj.weight", "model.layers.0.mlp.up_proj.weight"),
+            (
+                "model.layers.0._orig_mod.mlp._checkpoint_wrapped_module.up_proj.weight",
+                "model.layers.0.mlp.up_proj.weight",
+            ),
             ("base_model.model.model.embed_tokens.weight", "model.embed_tokens.weight"),
             ("base_model.model.lm_head.weight", "lm_head.weight"),
             ("base_model.model.embed_tokens.weight", "model.embed_tokens.weight"),

@@ -237,8 +237,6 @@ impl YarnScaling {
             high += 0.001;
         }
         let interpolated = |i: usize| ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
-        (0..head_dim / 2)
-            .map(|i| 1.0 / (interpolated(i) / self.factor + 1.0 - interpolated(i)))
-            .collect()
+        (0..head_dim / 2).map(|i| 1.0 / (interpolated(i) / self.factor + 1.0 - interpolated(i))).collect()
     }
 }

@@ -87,7 +87,9 @@ impl Shards {
         files.sort_unstable();
         files.dedup();
         for file in files {
-            self.map_where(&dir.join(file), |name| promised.get(name).is_some_and(|(_, shard)| *shard == file))?;
+            self.map_where(&dir.join(file), |name| {
+                promised.get(name).is_some_and(|(_, shard)| *shard == file)
+            })?;
         }
         match promised.iter().find(|(name, _)| !self.tensors.contains_key(*name)) {
             None => Ok(()),
@@ -106,7 +108,7 @@ impl Shards {
     /// earlier file holds, this one's counts if `counts` says so.
     fn map_where(&mut self, path: &Path, counts: impl Fn(&str) -> bool) -> Result<()> {
         let error = |problem: String| Error::Checkpoint { path: path.to_path_buf(), problem };
-        content::expect(path, &beginning(path)?, "a safetensors file", b"")?;
+        content::expect(path, &beginning(path)?, "a whole safetensors file", b"")?;
         self.bytes += std::fs::metadata(path).map_err(Error::io(path))?.len();
         // SAFETY: the mapping is read only; that nobody shortens the file meanwhile is the contract of
         // `Weights`, as it is of every program that maps checkpoints.

@@ -107,7 +107,11 @@ fn folder(path: &Path) -> Result<Source> {
     }
     Err(Error::Checkpoint {
         path: path.to_path_buf(),
-        problem: format!("expected a checkpoint folder, found no {} in it; {}", hub::CONFIG, what_instead(path)),
+        problem: format!(
+            "expected a checkpoint folder, found no {} in it; {}",
+            hub::CONFIG,
+            what_instead(path)
+        ),
     })
 }
 
@@ -153,10 +157,10 @@ fn of_cache(path: &Path) -> String {
     let entries = std::fs::read_dir(&snapshots).into_iter().flatten().flatten();
     let commits: BTreeSet<PathBuf> =
         entries.map(|entry| entry.path()).filter(|commit| commit.join(hub::CONFIG).is_file()).collect();
-    let id = path.file_name().and_then(|name| name.to_str()?.strip_prefix("models--")).map_or(
-        String::new(),
-        |id| format!("the id {}, or ", id.replacen("--", "/", 1)),
-    );
+    let id = path
+        .file_name()
+        .and_then(|name| name.to_str()?.strip_prefix("models--"))
+        .map_or(String::new(), |id| format!("the id {}, or ", id.replacen("--", "/", 1)));
     let snapshot = commits.first().unwrap_or(&snapshots).display().to_string();
     format!("it is a repository of the hub's cache: give {id}its snapshot, {snapshot}")
 }
@@ -343,6 +347,41 @@ mod tests {
         assert_eq!(parse(folder.path()).unwrap(), Source::Folder(folder.path().to_path_buf()));
         let found = problem(at("config.json").to_str().unwrap());
         assert!(found.contains("give the folder"), "{found}");
+    }
+
+    #[test]
+    fn folders_of_other_kinds_say_what_to_give() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = folder.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write("a/adapter_config.json", r#"{"base_model_name_or_path": "ibm-granite/granite-4.1-3b"}"#);
+        write("b/adapter_config.json", "{");
+        write("run/adapter/adapter_config.json", "{}");
+        write("hub/models--org--name/snapshots/abc/config.json", "{}");
+        write("hub/models--org--name/refs/main", "abc");
+        write("meta/params.json", "{}");
+        write("meta/consolidated.00.pth", "");
+        write("outer/checkpoint-500/config.json", "{}");
+        write("outer/checkpoint-1000/README.md", "");
+        for (path, says) in [
+            (
+                "a",
+                "it is an adapter: give its base model, ibm-granite/granite-4.1-3b, and this folder as the adapter",
+            ),
+            ("b", "it is an adapter: give its base model, and this folder"),
+            ("run", "it is a run of gneiss"),
+            ("hub/models--org--name", "give the id org/name, or its snapshot, "),
+            ("hub/models--org--name", "snapshots/abc"),
+            ("hub", "it is the hub's cache: give the id of a repository in it, such as org/name"),
+            ("meta", "the original release's own format"),
+            ("outer", "checkpoint-500 holds one: give that"),
+        ] {
+            let found = problem(folder.path().join(path).to_str().unwrap());
+            assert!(found.contains(says) && found.contains("found no config.json"), "{path}: {found}");
+        }
     }
 
     #[test]

@@ -50,7 +50,9 @@ pub(super) fn warnings(json: &JsonObject, config: &ModelConfig) -> Vec<String> {
         found.extend(changing.map(|(key, value)| (key, describe(value))));
     }
     if config.model_type != ModelType::GraniteMoeHybrid {
-        let of_kind = |layer: &&Value| layer.as_str().is_some_and(|kind| !["full_attention", "attention"].contains(&kind));
+        let of_kind = |layer: &&Value| {
+            layer.as_str().is_some_and(|kind| !["full_attention", "attention"].contains(&kind))
+        };
         let layers = json.get("layer_types").and_then(Value::as_array);
         if let Some(layer) = layers.and_then(|layers| layers.iter().find(of_kind)) {
             found.push(("layer_types", describe(layer)));

@@ -1,6 +1,6 @@
 //! `ModelConfig::from_json` against transformers, and what it refuses.
 
-use gneiss::model::{ModelConfig, ModelType};
+use gneiss::model::{ModelConfig, ModelType, RopeScaling};
 use serde_json::{Value, json};
 
 use super::{assert_says, fixture_json};
@@ -80,8 +80,12 @@ fn assert_rope(name: &str, config: &ModelConfig, expected: &Value) {
         return;
     };
     assert_eq!(Some(rope.theta), expected["rope_theta"].as_f64(), "{name}");
-    let Some(llama3) = &rope.llama3 else {
-        assert_eq!(expected["rope_type"], "default", "{name}");
+    let RopeScaling::Llama3(llama3) = &rope.scaling else {
+        assert_eq!(
+            (&rope.scaling, &expected["rope_type"]),
+            (&RopeScaling::Default, &json!("default")),
+            "{name}"
+        );
         return;
     };
     assert_eq!(expected["rope_type"], "llama3", "{name}");
@@ -102,9 +106,8 @@ fn names_what_is_not_supported() {
         ("granitemoehybrid", json!({"layer_types": null}), "Mamba in all 2 layers"),
         ("granitemoehybrid", json!({"num_local_experts": 62}), "a mixture of 62 experts"),
         ("granitemoehybrid", json!({"num_local_experts": null}), "a mixture of 8 experts"),
-        ("granite", json!({"rope_scaling": {"type": "yarn", "factor": 4.0}}), "rotary scaling `yarn`"),
-        ("llama", json!({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}), "rotary scaling `linear`"),
-        ("llama", json!({"rope_parameters": {"rope_type": "dynamic"}}), "rotary scaling `dynamic`"),
+        ("granite", json!({"rope_scaling": {"type": "su", "factor": 4.0}}), "rotary scaling `su`"),
+        ("llama", json!({"rope_parameters": {"rope_type": "mrope"}}), "rotary scaling `mrope`"),
         ("llama", json!({"partial_rotary_factor": 0.5}), "a partial rotary embedding (0.5)"),
         ("llama", json!({"rope_parameters": {"full_attention": {}}}), "by layer type (`full_attention`)"),
         ("granite", json!({"hidden_act": "gelu"}), "activation `gelu`"),

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use candle_core::quantized::gguf_file::{self, Content, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
-use gneiss::model::{Llama3Scaling, RopeScaling};
-use gneiss::model::{Checkpoint, GgufFile, ModelConfig, ModelType, Rope, Weights};
+use gneiss::model::{
+    Checkpoint, GgufFile, Llama3Scaling, ModelConfig, ModelType, Rope, RopeScaling, Weights,
+};
 use tempfile::TempDir;
 
 use super::{assert_says, fixture, read, smollm2, values};
@@ -47,13 +48,13 @@ impl Altered {
         self
     }
 
-    fn tensor(mut self, name: &str, data: &[f32]) -> Self {
+    pub fn tensor(mut self, name: &str, data: &[f32]) -> Self {
         let tensor = Tensor::new(data, &Device::Cpu).unwrap();
         self.tensors.insert(name.to_string(), QTensor::quantize(&tensor, GgmlDType::F32).unwrap());
         self
     }
 
-    fn path(&self) -> PathBuf {
+    pub fn path(&self) -> PathBuf {
         let path = self.dir.path().join("copy.gguf");
         let metadata: Vec<_> = self.metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
         let tensors: Vec<_> = self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
@@ -217,8 +218,7 @@ fn names_what_is_not_supported() {
     let cases = [
         (granite().set("general.architecture", text("granitehybrid")), "GGUF architecture `granitehybrid`"),
         (granite().set("granite.expert_count", Value::U32(40)), "a mixture of 40 experts"),
-        (granite().set("granite.rope.scaling.type", text("yarn")), "rotary scaling `yarn`"),
-        (granite().set("granite.rope.scaling.factor", Value::F32(4.0)), "rotary scaling `linear` (factor 4)"),
+        (granite().set("granite.rope.scaling.type", text("mrope")), "rotary scaling `mrope`"),
         (granite().set("granite.rope.dimension_count", Value::U32(4)), "`granite.rope.dimension_count` 4"),
         (granite().set("split.count", Value::U16(3)), "a GGUF file split into 3 parts"),
         (granite().tensor("blk.0.attn_q_norm.weight", &[1.0]), "tensor `blk.0.attn_q_norm.weight`"),

@@ -2,9 +2,11 @@
 
 mod config;
 mod configured;
+mod forms;
 mod gguf;
 #[path = "../common/smollm2.rs"]
 mod model_file;
+mod rope;
 mod safetensors;
 mod tokenizer;
 mod vocabularies;

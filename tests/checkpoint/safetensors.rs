@@ -97,7 +97,7 @@ fn refuses_types_that_are_not_floating_point() {
     save(&HashMap::from([(NORM.to_string(), tensor)]), &dir.path().join("model.safetensors"));
     let weights = Weights::open_folder(dir.path()).unwrap();
     let found = weights.tensor(NORM, &[3], DType::F32, &Device::Cpu);
-    assert_says(found, &[NORM, "expected F32, F16 or BF16, found U8"]);
+    assert_says(found, &[NORM, "expected F64, F32, F16 or BF16, found U8"]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Tuned prompts in other engines' formats, against transformers, PEFT, torch, the gguf package and llama.cpp.
 
 mod bake;
+mod checkpoints;
 mod embeds;
 mod engines;
 mod errors;

@@ -2,6 +2,7 @@
 
 mod bf16;
 mod cases;
+mod checkpoints;
 mod finite_differences;
 mod fixtures;
 mod generation;

@@ -3,11 +3,11 @@
 use super::vocabulary::Vocabulary;
 use crate::export::ValueType;
 use crate::export::values::Matrices;
+use crate::model::gguf::{ROPE_FREQS, ROPE_LONG, ROPE_SHORT};
 use crate::model::{ModelConfig, ModelType, Rope, RopeScaling, YarnScaling};
+use crate::{Error, Result};
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::Value;
-use crate::model::gguf::{ROPE_FREQS, ROPE_LONG, ROPE_SHORT};
-use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::Path;
 

@@ -124,7 +124,8 @@ impl Reader<'_> {
             false => self.required("factor", "yarn")?,
         };
         // To transformers 0 is as good as none.
-        let weight = |key: &str| Ok::<_, crate::Error>(self.nested.number(key)?.filter(|value| *value != 0.0));
+        let weight =
+            |key: &str| Ok::<_, crate::Error>(self.nested.number(key)?.filter(|value| *value != 0.0));
         let attention_factor = match (self.positive("attention_factor")?, weight("mscale")?) {
             (Some(factor), _) => factor,
             (None, mscale) => match (mscale, weight("mscale_all_dim")?) {

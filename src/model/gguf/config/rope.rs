@@ -82,10 +82,8 @@ impl Reader<'_> {
         for name in names {
             let name = format!("rope.scaling.{name}");
             if let Some(value) = self.keys.number(&name)?.filter(|value| *value != 1.0) {
-                return self.refuse(format!(
-                    "`{}` {value} with rotary scaling `{kind}`",
-                    self.keys.key(&name)
-                ));
+                return self
+                    .refuse(format!("`{}` {value} with rotary scaling `{kind}`", self.keys.key(&name)));
             }
         }
         Ok(())
@@ -110,7 +108,8 @@ impl Reader<'_> {
 
     fn yarn(&self, factor: f64) -> Result<YarnScaling> {
         self.only_without("yarn", &["yarn_ext_factor", "yarn_attn_factor"])?;
-        if let Some(multiplier) = self.keys.number("rope.scaling.yarn_log_multiplier")?.filter(|m| *m != 0.0) {
+        if let Some(multiplier) = self.keys.number("rope.scaling.yarn_log_multiplier")?.filter(|m| *m != 0.0)
+        {
             let key = self.keys.key("rope.scaling.yarn_log_multiplier");
             return self.refuse(format!("`{key}` {multiplier}"));
         }
@@ -165,9 +164,10 @@ impl Reader<'_> {
         let rope = Rope { theta: self.theta, scaling: RopeScaling::Llama3(scaling) };
         let expected = rope.divisors(self.head_dim, false);
         let fits = factors.len() == expected.len()
-            && factors.iter().zip(expected).all(|(found, expected)| {
-                (f64::from(*found) - expected).abs() <= 1e-3 * expected
-            });
+            && factors
+                .iter()
+                .zip(expected)
+                .all(|(found, expected)| (f64::from(*found) - expected).abs() <= 1e-3 * expected);
         if !fits {
             return self.refuse(format!(
                 "`rope_freqs.weight` that is no Llama 3 scaling ({} factors)",
