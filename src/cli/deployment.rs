@@ -69,7 +69,7 @@ impl Server {
         let url = format!("http://{}", listener.local_addr()?);
         let (end, ended) = tokio::sync::oneshot::channel();
         let app = deployed.app.clone();
-        let serving = runtime.spawn(gneiss::serve::serve(listener, app, async {
+        let serving = runtime.spawn(gneiss::serve::serve(vec![listener], app, async {
             // Whoever held the other end is gone: that ends it as well.
             let _ = ended.await;
         }));

@@ -10,6 +10,7 @@ mod generate;
 mod inspect;
 pub mod interrupt;
 mod learning_curve;
+mod listen;
 pub mod process;
 mod progress;
 mod report;

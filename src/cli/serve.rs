@@ -1,7 +1,7 @@
 //! `gneiss serve`: base and tuned prompts over HTTP.
 
+use super::listen::Listen;
 use super::{PlaceArgs, progress};
-use anyhow::Context;
 use clap::Args;
 use gneiss::config::ModelOptions;
 use gneiss::evaluate::Tuned;
@@ -11,7 +11,6 @@ use gneiss::serve::worker;
 use gneiss::serve::{App, Metrics, Options, Tls, chat_template_of};
 use gneiss::setup::{self, Session};
 use std::io::Write;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -35,9 +34,12 @@ pub struct Serve {
     /// gone is unloaded.
     #[arg(long, value_name = "DIR")]
     adapter_dir: Option<PathBuf>,
-    /// Address and port to listen on; port 0 takes a free one.
-    #[arg(long, default_value = "127.0.0.1:8080")]
-    listen: SocketAddr,
+    /// Address or name and port to listen on; port 0 takes a free one.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
+    listen: Listen,
+    /// Origins of web pages whose scripts may use the server, as http://localhost:5173, or * for every page.
+    #[arg(long, value_name = "ORIGIN", num_args = 1..)]
+    cors_origin: Vec<String>,
     /// A file whose one line every request has to bring as its key.
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
@@ -113,6 +115,7 @@ impl Serve {
             body_seconds: self.limits.max_read_seconds,
             max_connections: self.limits.max_connections,
             tls,
+            cors_origins: self.cors_origin.clone(),
             ..Options::default()
         };
         let limits = Limits {
@@ -156,13 +159,15 @@ impl Serve {
         let (app, client) = (deployed.app.clone(), deployed.client.clone());
         let runtime = runtime()?;
         let outcome = runtime.block_on(async {
-            let listener = tokio::net::TcpListener::bind(self.listen).await;
-            let listener = listener.with_context(|| format!("--listen {}", self.listen))?;
-            let address = listener.local_addr()?;
-            if !address.ip().is_loopback() && self.api_key_file.is_none() {
-                eprintln!(
-                    "warning: {address} can be reached from other machines, and there is no --api-key-file"
-                );
+            let listeners = self.listen.bind().await?;
+            let addresses: Vec<_> =
+                listeners.iter().map(tokio::net::TcpListener::local_addr).collect::<Result<_, _>>()?;
+            for address in addresses.iter().filter(|address| !address.ip().is_loopback()) {
+                if self.api_key_file.is_none() {
+                    eprintln!(
+                        "warning: {address} can be reached from other machines, and there is no --api-key-file"
+                    );
+                }
             }
             if let Some(folder) = folder {
                 follow(folder, client.clone());
@@ -172,9 +177,11 @@ impl Serve {
             }
             let scheme = if self.tls_cert.is_some() { "https" } else { "http" };
             // What a script waits for.
-            println!("listening on {scheme}://{address}");
+            for address in addresses {
+                println!("listening on {scheme}://{address}");
+            }
             std::io::stdout().flush()?;
-            gneiss::serve::serve(listener, app, asked_to_end()).await?;
+            gneiss::serve::serve(listeners, app, asked_to_end()).await?;
             anyhow::Ok(())
         });
         drop(runtime);

@@ -5,9 +5,12 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -16,13 +19,13 @@ const HEAD: usize = 64 << 10;
 /// Pause where the system has no connection to give, for want of file descriptors mostly.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves `app` to whom `listener` accepts, until `shutdown` comes: then no connection is accepted any more, requests
+/// Serves `app` to whom any of `listeners` accepts, until `shutdown` comes: then no connection is accepted any more, requests
 /// under way get [`grace_seconds`](super::Options::grace_seconds), and what is left is cut off.
 ///
 /// # Errors
 /// None now: a connection that fails is that client's alone.
 pub async fn serve(
-    listener: TcpListener,
+    listeners: Vec<TcpListener>,
     app: App,
     shutdown: impl Future<Output = ()>,
 ) -> std::io::Result<()> {
@@ -38,7 +41,7 @@ pub async fn serve(
     loop {
         let accepted = async {
             let place = places.clone().acquire_owned().await;
-            (listener.accept().await, place)
+            (accept(&listeners).await, place)
         };
         let (accepted, place) = tokio::select! {
             accepted = accepted => accepted,
@@ -65,12 +68,24 @@ pub async fn serve(
             }
         });
     }
-    drop(listener);
+    drop(listeners);
     app.end();
     let grace = Duration::from_secs_f64(options.grace_seconds);
     let _ = tokio::time::timeout(grace, graceful.shutdown()).await;
     connections.shutdown().await;
     Ok(())
+}
+
+/// The next connection of any listener.
+async fn accept(listeners: &[TcpListener]) -> std::io::Result<(TcpStream, SocketAddr)> {
+    poll_fn(|context| {
+        let ready = listeners.iter().find_map(|listener| match listener.poll_accept(context) {
+            Poll::Ready(accepted) => Some(accepted),
+            Poll::Pending => None,
+        });
+        ready.map_or(Poll::Pending, Poll::Ready)
+    })
+    .await
 }
 
 #[cfg(test)]

@@ -223,3 +223,6 @@ fn usage(usage: Usage) -> Value {
         "total_tokens": prompt + completion,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,15 +1,15 @@
 //! Over a real socket.
 
+mod clients;
+
 use super::*;
 use crate::generate::{Event, Request, StopReason};
 use crate::serve::Options;
 use crate::serve::testing::{BASE, Fake, say, token};
 use serde_json::json;
-use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -28,7 +28,7 @@ impl Running {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();
-        let served = tokio::spawn(serve(listener, fake.app.clone(), async { drop(stopped.await) }));
+        let served = tokio::spawn(serve(vec![listener], fake.app.clone(), async { drop(stopped.await) }));
         Self { address, stop: Some(stop), served }
     }
 

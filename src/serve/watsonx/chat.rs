@@ -146,3 +146,6 @@ async fn stream(chat: ChatCompletion, generations: Vec<Generation>, events: Even
     last["usage"] = chat.usage(generated).json();
     events.named(id, "message", &last).await
 }
+
+#[cfg(test)]
+mod tests;
