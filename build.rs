@@ -29,7 +29,8 @@ fn main() {
     let work: Vec<(&str, &str)> =
         files.iter().flat_map(|file| ELEMENTS.map(|element| (file.as_str(), element))).collect();
     // Candle compiles its own kernels for this one target; `src/ops/gpu/cuda.rs` names it if they do not load.
-    let candles = env::var("CUDA_COMPUTE_CAP").unwrap_or_else(|_| "the GPU of the machine that built it".into());
+    let candles =
+        env::var("CUDA_COMPUTE_CAP").unwrap_or_else(|_| "the GPU of the machine that built it".into());
     println!("cargo:rustc-env=GNEISS_CANDLE_CUDA_TARGET={candles}");
     let nvcc = nvcc();
     let (architectures, next) = (architectures(&nvcc), Mutex::new(work.iter()));
@@ -80,7 +81,8 @@ fn nvcc() -> PathBuf {
 
 /// Those of [`ARCHITECTURES`] that this nvcc knows.
 fn architectures(nvcc: &Path) -> Vec<&'static str> {
-    let ran = Command::new(nvcc).arg("--list-gpu-arch").output().unwrap_or_else(|error| missing(nvcc, &error));
+    let ran =
+        Command::new(nvcc).arg("--list-gpu-arch").output().unwrap_or_else(|error| missing(nvcc, &error));
     let known = String::from_utf8_lossy(&ran.stdout);
     let known: Vec<&str> = known.lines().map(str::trim).collect();
     let found: Vec<_> =

@@ -43,8 +43,9 @@ const TARGETS: usize = 2 * EXAMPLES;
 /// Buffers that the inputs rotate over.
 const BUFFERS: usize = 4;
 
-static DEVICE: LazyLock<Device> =
-    LazyLock::new(|| gneiss::setup::device(DeviceChoice::Auto).expect("`auto` takes a device that there is"));
+static DEVICE: LazyLock<Device> = LazyLock::new(|| {
+    gneiss::setup::device(DeviceChoice::Auto).expect("`auto` takes a device that there is").device
+});
 
 /// The packed rows of the step.
 static BATCH: LazyLock<PackedBatch> = LazyLock::new(|| {

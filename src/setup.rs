@@ -11,6 +11,7 @@ use crate::serve::client::Limits;
 use crate::tune::plan::free_memory;
 use crate::tune::{Budget, MemoryPlan, RowRange, Work};
 use crate::{Error, Result};
+use candle_core::utils::{cuda_is_available, metal_is_available};
 use candle_core::{DType, Device};
 use std::path::{Path, PathBuf};
 
@@ -39,31 +40,58 @@ pub struct Session {
     pub format: String,
     /// dtype of the weights on the device.
     pub dtype: DType,
-    /// What is not as the checkpoint's configuration says, or is not read.
+    /// What is not as the checkpoint's configuration says, or is not read, and what to know of the device.
     pub warnings: Vec<String>,
 }
 
-/// The device that `choice` names; `auto` takes a GPU where this build can use one.
+/// A device, and what its user should know of it.
+#[derive(Debug)]
+pub struct Chosen {
+    /// The device.
+    pub device: Device,
+    /// Why it is not the one that was to be expected, or what is slow there.
+    pub warnings: Vec<String>,
+}
+
+/// The device that `choice` names. `auto` takes a GPU if this build can use one, and the CPU with a warning if the machine
+/// has none that works.
 ///
 /// # Errors
 /// A device that this build or machine does not have.
-pub fn device(choice: DeviceChoice) -> Result<Device> {
-    use candle_core::utils::{cuda_is_available, metal_is_available};
+pub fn device(choice: DeviceChoice) -> Result<Chosen> {
+    let open_cuda: Option<OpenGpu> = if cuda_is_available() { Some(&cuda) } else { None };
+    let open_metal: Option<OpenGpu> = if metal_is_available() { Some(&metal) } else { None };
+    choose(choice, open_cuda, open_metal)
+}
+
+/// Opens the GPU of a number, for a build that has its backend.
+type OpenGpu<'a> = &'a dyn Fn(usize) -> Result<Chosen>;
+
+fn choose(choice: DeviceChoice, cuda: Option<OpenGpu>, metal: Option<OpenGpu>) -> Result<Chosen> {
     let absent = |name: &str| {
-        Err(Error::Invalid(format!(
+        Error::Invalid(format!(
             "model.device: expected a device of this build, found {name}; build with --features {name}"
-        )))
+        ))
     };
-    Ok(match choice {
-        DeviceChoice::Cpu => Device::Cpu,
-        DeviceChoice::Cuda(_) if !cuda_is_available() => return absent("cuda"),
-        DeviceChoice::Metal if !metal_is_available() => return absent("metal"),
-        DeviceChoice::Cuda(index) => cuda(index)?,
-        DeviceChoice::Metal => Device::new_metal(0)?,
-        DeviceChoice::Auto if cuda_is_available() => cuda(0)?,
-        DeviceChoice::Auto if metal_is_available() => Device::new_metal(0)?,
-        DeviceChoice::Auto => Device::Cpu,
-    })
+    let mut warnings = Vec::new();
+    match choice {
+        DeviceChoice::Cpu => {}
+        DeviceChoice::Cuda(index) => return cuda.ok_or_else(|| absent("cuda"))?(index),
+        DeviceChoice::Metal => return metal.ok_or_else(|| absent("metal"))?(0),
+        DeviceChoice::Auto => {
+            for (name, open) in [("cuda", cuda), ("metal", metal)] {
+                match open.map(|open| open(0)) {
+                    Some(Ok(chosen)) => return Ok(chosen),
+                    Some(Err(error)) => warnings.push(format!(
+                        "the CPU is used: this build can use {name}, but no GPU of this machine works: {error}; hint: \
+                         --device cpu chooses the CPU without this warning"
+                    )),
+                    None => {}
+                }
+            }
+        }
+    }
+    Ok(Chosen { device: Device::Cpu, warnings })
 }
 
 /// The device's name as the command line takes it.
@@ -76,13 +104,18 @@ pub fn device_kind(device: &Device) -> &'static str {
 }
 
 /// A CUDA device with one stream for the whole process.
-fn cuda(index: usize) -> Result<Device> {
+fn cuda(index: usize) -> Result<Chosen> {
     let device = Device::new_cuda_with_stream(index)?;
     #[cfg(feature = "cuda")]
     if let Device::Cuda(cuda) = &device {
-        crate::ops::gpu::cuda::prepare(cuda)?;
+        let warnings = crate::ops::gpu::cuda::prepare(cuda)?.into_iter().collect();
+        return Ok(Chosen { device, warnings });
     }
-    Ok(device)
+    Ok(Chosen { device, warnings: Vec::new() })
+}
+
+fn metal(index: usize) -> Result<Chosen> {
+    Ok(Chosen { device: Device::new_metal(index)?, warnings: Vec::new() })
 }
 
 /// The dtype of the weights: `auto` is bf16 on a GPU and on a CPU that has instructions for it, f32 on another CPU.
@@ -206,10 +239,11 @@ pub fn locate(id: &str) -> Result<PathBuf> {
 /// # Errors
 /// Those of the source, the checkpoint and the device.
 pub fn open(options: &ModelOptions, progress: &mut dyn FnMut(usize, usize)) -> Result<Session> {
-    let device = device(options.device)?;
+    let Chosen { device, mut warnings } = device(options.device)?;
     let path = locate(&options.id)?;
     let dtype = dtype(options.dtype, &device);
-    let Checkpoint { config, tokenizer, weights, format, warnings } = Checkpoint::open(&path)?;
+    let Checkpoint { config, tokenizer, weights, format, warnings: of_checkpoint } = Checkpoint::open(&path)?;
+    warnings.extend(of_checkpoint);
     let blocks = config.num_hidden_layers;
     let dtypes = granite::dtypes(dtype, &device)?;
     let model = Granite::load(&config, &weights, dtypes, &device, &mut |done| progress(done, blocks))?;
@@ -256,4 +290,39 @@ pub fn dataset(file: &str, options: &DataOptions) -> Result<Dataset> {
         dataset.normalize_labels()?;
     }
     Ok(dataset)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn broken(_: usize) -> Result<Chosen> {
+        Err(Error::Invalid("CUDA_ERROR_NO_DEVICE".into()))
+    }
+
+    fn working(index: usize) -> Result<Chosen> {
+        Ok(Chosen { device: Device::Cpu, warnings: vec![format!("GPU {index}")] })
+    }
+
+    #[test]
+    fn choose_auto_takes_the_cpu_with_a_warning_if_the_gpu_does_not_work() {
+        let chosen = choose(DeviceChoice::Auto, Some(&broken), None).unwrap();
+        assert!(chosen.device.is_cpu());
+        let [warning] = &chosen.warnings[..] else { panic!("{:?}", chosen.warnings) };
+        assert!(warning.contains("CUDA_ERROR_NO_DEVICE") && warning.contains("--device cpu"), "{warning}");
+        assert_eq!(choose(DeviceChoice::Auto, Some(&working), None).unwrap().warnings, ["GPU 0"]);
+        assert!(choose(DeviceChoice::Auto, None, None).unwrap().warnings.is_empty());
+        assert_eq!(choose(DeviceChoice::Auto, Some(&broken), Some(&working)).unwrap().warnings, ["GPU 0"]);
+    }
+
+    #[test]
+    fn choose_a_named_gpu_fails_if_it_does_not_work() {
+        let message = |choice, cuda| choose(choice, cuda, None).unwrap_err().to_string();
+        assert_eq!(message(DeviceChoice::Cuda(0), Some(&broken)), "CUDA_ERROR_NO_DEVICE");
+        assert!(message(DeviceChoice::Cuda(0), None).contains("--features cuda"));
+        assert!(message(DeviceChoice::Metal, Some(&working)).contains("--features metal"));
+        let second = choose(DeviceChoice::Cuda(1), Some(&working), None).unwrap();
+        assert_eq!(second.warnings, ["GPU 1"]);
+        assert!(choose(DeviceChoice::Cpu, Some(&working), None).unwrap().warnings.is_empty());
+    }
 }

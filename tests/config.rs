@@ -116,8 +116,13 @@ fn a_file_in_another_encoding_is_named() {
     assert!(load(&units).unwrap_err().contains("line 1: expected UTF-8 text, found UTF-16 (little-endian"));
     let marked = [&b"\xFF\xFE"[..], &units].concat();
     let message = load(&marked).unwrap_err();
-    assert!(message.contains("found the byte order mark of UTF-16; hint: save the file as UTF-8"), "{message}");
-    assert!(load(b"name = \"caf\xE9\"").unwrap_err().contains("line 1: expected UTF-8 text, found another byte"));
+    assert!(
+        message.contains("found the byte order mark of UTF-16; hint: save the file as UTF-8"),
+        "{message}"
+    );
+    assert!(
+        load(b"name = \"caf\xE9\"").unwrap_err().contains("line 1: expected UTF-8 text, found another byte")
+    );
     // Editors on Windows write this mark.
     assert_eq!(load(&[b"\xEF\xBB\xBF", LEAST.as_bytes()].concat()), Ok(least_with(&[])));
 }

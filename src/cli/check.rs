@@ -41,7 +41,7 @@ struct Found {
 impl Check {
     /// Runs the subcommand.
     pub fn run(self) -> anyhow::Result<()> {
-        let device = setup::device(self.device)?;
+        let device = super::device(self.device)?;
         let all = if device.is_cpu() { vec![DType::F32] } else { vec![DType::F32, DType::BF16, DType::F16] };
         let mut dtypes: Vec<DType> = self.dtype.iter().map(|d| setup::dtype(*d, &device)).collect();
         if dtypes.is_empty() {

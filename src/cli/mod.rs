@@ -19,6 +19,7 @@ mod text;
 mod tune;
 mod tutorial;
 
+use candle_core::Device;
 use clap::{Args, Parser, Subcommand};
 use gneiss::adapter::Adapter;
 use gneiss::config::{Config, DeviceChoice, DtypeChoice, ModelOptions};
@@ -134,6 +135,13 @@ impl PlaceArgs {
         options.device = self.device.unwrap_or(options.device);
         options.dtype = self.dtype.unwrap_or(options.dtype);
     }
+}
+
+/// Opens a device, and prints what its user should know of it.
+fn device(choice: DeviceChoice) -> anyhow::Result<Device> {
+    let gneiss::setup::Chosen { device, warnings } = gneiss::setup::device(choice)?;
+    warnings.iter().for_each(warn);
+    Ok(device)
 }
 
 /// Prints a warning.

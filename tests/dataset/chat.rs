@@ -12,9 +12,11 @@ fn one_user_and_one_assistant_message_are_a_row() {
     assert_eq!(dataset.records, expected);
     let note = "each row's user message under `messages` is the input, the assistant's the output";
     assert_eq!(dataset.notes, [note]);
-    let shared = r#"[{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}]"#;
+    let shared =
+        r#"[{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}]"#;
     assert_eq!(records("d.json", shared), [record("Hi", "Hello", 1)]);
-    let one = r#"{"conversation": [{"role": "User", "content": "Hi"}, {"role": "Assistant", "content": "Hello"}]}"#;
+    let one =
+        r#"{"conversation": [{"role": "User", "content": "Hi"}, {"role": "Assistant", "content": "Hello"}]}"#;
     assert_eq!(records("d.json", one), [record("Hi", "Hello", 1)]);
 }
 

@@ -62,7 +62,8 @@ fn missing_columns() {
 #[test]
 fn other_separators() {
     for (separator, name) in [(";", "semicolons"), ("\t", "tabs"), ("|", "`|`s")] {
-        let dataset = read("d.csv", format!("input{separator}output\n\"x, {separator}y\"{separator}1\n")).unwrap();
+        let dataset =
+            read("d.csv", format!("input{separator}output\n\"x, {separator}y\"{separator}1\n")).unwrap();
         assert_eq!(dataset.records, [record(&format!("x, {separator}y"), "1", 2)]);
         assert_eq!(dataset.notes, [format!("fields are separated by {name}")]);
         let message = fault("d.csv", format!("text{separator}output\nx{separator}1\n"));
@@ -121,11 +122,9 @@ fn names_with_what_cannot_be_seen() {
 #[test]
 fn empty_fields_at_the_end() {
     let expected = [record("x", "1", 2), record("y", "2", 3)];
-    for text in [
-        "input,output\nx,1,,\ny,2\n",
-        "input,output,,\nx,1\ny,2,,,,\n",
-        "input,output,,\nx,1,,\ny,2,,text\n",
-    ] {
+    for text in
+        ["input,output\nx,1,,\ny,2\n", "input,output,,\nx,1\ny,2,,,,\n", "input,output,,\nx,1,,\ny,2,,text\n"]
+    {
         assert_eq!(records("d.csv", text), expected, "{text}");
     }
     let message = fault("d.csv", "input,output\nx,1,,z\ny,2\n");

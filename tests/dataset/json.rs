@@ -106,7 +106,10 @@ fn an_object_for_a_list() {
         format!("d.json: line 1: expected rows, found an object with the key `meta`; {hint}")
     );
     assert_eq!(
-        fault("d.json", r#"{"train": [{"input": "x", "output": "1"}], "test": [{"input": "y", "output": "0"}]}"#),
+        fault(
+            "d.json",
+            r#"{"train": [{"input": "x", "output": "1"}], "test": [{"input": "y", "output": "0"}]}"#
+        ),
         "d.json: line 1: expected one list of rows, found the lists `train`, `test`; hint: put each into a file of its \
          own, and name the files in data.train, data.validation and data.test"
     );
@@ -200,7 +203,9 @@ fn words_of_other_languages() {
         fault("d.json", "[{\"input\":\"x\",\n \"output\":NaN}]"),
         format!("d.json: line 2, column 11, element 1: expected JSON, found `NaN`; {nan}")
     );
-    for (word, hint) in [("Infinity", "infinite"), ("-Infinity", "infinite"), ("None", "Python"), ("True", "Python")] {
+    for (word, hint) in
+        [("Infinity", "infinite"), ("-Infinity", "infinite"), ("None", "Python"), ("True", "Python")]
+    {
         let message = fault("d.json", format!("{{\"input\":\"x\",\"output\":{word}}}\n"));
         assert!(message.contains(word.trim_start_matches('-')) && message.contains(hint), "{message}");
     }
@@ -213,7 +218,10 @@ fn halves_of_characters() {
         fault("d.jsonl", r#"{"input":"sad \ud83d","output":"0"}"#),
         format!(r"d.jsonl: line 1: field `input`: expected text, found the lone surrogate \ud83d, {hint}")
     );
-    assert_eq!(records("d.jsonl", r#"{"input":"\ud83d\ude00","output":"0","x":"\ud83d"}"#), [record("😀", "0", 1)]);
+    assert_eq!(
+        records("d.jsonl", r#"{"input":"\ud83d\ude00","output":"0","x":"\ud83d"}"#),
+        [record("😀", "0", 1)]
+    );
     assert_eq!(
         fault("d.csv", b"input,output\nsad \xED\xA0\xBD,0\n"),
         "d.csv: line 2, field `input`: expected UTF-8, found the lone surrogate U+D83D, half of a character, at byte \

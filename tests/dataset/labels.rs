@@ -28,7 +28,10 @@ fn what_looks_alike_is_one_label() {
         ("\u{ff11}", "\u{ff11}"),
         ("very  good", "very  good"),
         // Joiners make a difference in Persian and in emoji.
-        ("\u{646}\u{645}\u{6cc}\u{200c}\u{62e}\u{648}\u{627}\u{647}\u{645}", "\u{646}\u{645}\u{6cc}\u{200c}\u{62e}\u{648}\u{627}\u{647}\u{645}"),
+        (
+            "\u{646}\u{645}\u{6cc}\u{200c}\u{62e}\u{648}\u{627}\u{647}\u{645}",
+            "\u{646}\u{645}\u{6cc}\u{200c}\u{62e}\u{648}\u{627}\u{647}\u{645}",
+        ),
         ("\u{1f468}\u{200d}\u{1f469}", "\u{1f468}\u{200d}\u{1f469}"),
     ] {
         assert_eq!(normalize(written), label, "{}", escaped(written));
@@ -51,16 +54,19 @@ fn labelled(rows: &[(&str, &str)]) -> Dataset {
 
 #[test]
 fn normalize_labels_says_which_ones_it_changed() {
-    let rows = [("a", "spam"), ("b", "spam "), ("c", "spam\u{a0}"), ("d", "ham"), ("e", "spam "), ("f", "spam ")];
+    let rows =
+        [("a", "spam"), ("b", "spam "), ("c", "spam\u{a0}"), ("d", "ham"), ("e", "spam "), ("f", "spam ")];
     let mut dataset = labelled(&[&rows[..], &[("g", "spam "), ("h", "ham\n")]].concat());
     dataset.normalize_labels().unwrap();
     let outputs: Vec<&str> = dataset.records.iter().map(|r| r.output.as_str()).collect();
     assert_eq!(outputs, ["spam", "spam", "spam", "ham", "spam", "spam", "spam", "ham"]);
     assert_eq!(
         dataset.warnings,
-        ["6 of 8 labels are trained and scored without white space around them, invisible characters and other forms of \
+        [
+            "6 of 8 labels are trained and scored without white space around them, invisible characters and other forms of \
           a character: \"spam \" is \"spam\" (lines 3, 6, 7 and 1 more), \"spam\\u{a0}\" is \"spam\" (line 4), \"ham\\n\" \
-          is \"ham\" (line 9); hint: write each label one way in the file"]
+          is \"ham\" (line 9); hint: write each label one way in the file"
+        ]
     );
     // A second time there is nothing to say.
     dataset.warnings.clear();
@@ -81,9 +87,19 @@ fn warned(rows: &[(&str, &str)]) -> Vec<String> {
 fn labels_that_look_alike_are_named() {
     assert!(warned(&[("a", "0"), ("b", "1"), ("c", "10"), ("d", "very good"), ("e", "verygood")]).is_empty());
     assert_eq!(
-        warned(&[("a", "Spam"), ("b", "spam"), ("c", "ham"), ("d", "spam"), ("e", "1"), ("f", "1.0"), ("g", "01")]),
-        ["labels that look alike are different ones: \"01\" (1 row) and \"1\" (1 row) and \"1.0\" (1 row), \"Spam\" (1 \
-          row) and \"spam\" (2 rows); hint: if they mean the same, write them one way"]
+        warned(&[
+            ("a", "Spam"),
+            ("b", "spam"),
+            ("c", "ham"),
+            ("d", "spam"),
+            ("e", "1"),
+            ("f", "1.0"),
+            ("g", "01")
+        ]),
+        [
+            "labels that look alike are different ones: \"01\" (1 row) and \"1\" (1 row) and \"1.0\" (1 row), \"Spam\" (1 \
+          row) and \"spam\" (2 rows); hint: if they mean the same, write them one way"
+        ]
     );
     let family = "\u{1f468}\u{200d}\u{1f469}";
     let found = warned(&[("a", family), ("b", "\u{1f468}\u{1f469}")]);
@@ -93,13 +109,22 @@ fn labels_that_look_alike_are_named() {
 #[test]
 fn the_same_input_with_different_labels_is_named_with_its_lines() {
     assert!(warned(&[("a", "0"), ("a", "0"), ("b", "1")]).is_empty());
-    let rows = [("Late again", "0"), ("late  again\n", "1"), ("other", "1"), ("late again", "0"), ("late\u{a0}again", "0")];
+    let rows = [
+        ("Late again", "0"),
+        ("late  again\n", "1"),
+        ("other", "1"),
+        ("late again", "0"),
+        ("late\u{a0}again", "0"),
+    ];
     assert_eq!(
         warned(&rows),
-        ["4 of 5 rows give the same input different labels, so no prompt can learn them all: \"late again\" is labelled \
-          \"0\" in lines 2, 5, 6 and \"1\" in line 3; hint: keep one label for each input"]
+        [
+            "4 of 5 rows give the same input different labels, so no prompt can learn them all: \"late again\" is labelled \
+          \"0\" in lines 2, 5, 6 and \"1\" in line 3; hint: keep one label for each input"
+        ]
     );
-    let many: Vec<(String, &str)> = (0..20_000).map(|i| (format!("text {}", i / 2), ["0", "1"][i % 2])).collect();
+    let many: Vec<(String, &str)> =
+        (0..20_000).map(|i| (format!("text {}", i / 2), ["0", "1"][i % 2])).collect();
     let many: Vec<(&str, &str)> = many.iter().map(|(input, label)| (input.as_str(), *label)).collect();
     let found = warned(&many);
     assert!(found.len() == 1 && found[0].len() < 700, "{found:?}");
@@ -112,7 +137,9 @@ fn missing_values_that_became_text_are_named() {
     let found = warned(&[("a", "1"), ("b", "nan"), ("c", "None"), ("d", "nan")]);
     assert_eq!(
         found,
-        ["labels that look like missing values are trained as text: \"None\" (line 4), \"nan\" (lines 3, 5); hint: take \
-          these rows out if nobody labelled them"]
+        [
+            "labels that look like missing values are trained as text: \"None\" (line 4), \"nan\" (lines 3, 5); hint: take \
+          these rows out if nobody labelled them"
+        ]
     );
 }

@@ -104,7 +104,10 @@ fn utf16_without_a_mark_and_utf32_are_named() {
     ] {
         for name in ["d.csv", "d.jsonl"] {
             let expected = "line 1, byte offset 0: expected UTF-8, found";
-            assert_eq!(fault(name, &bytes), format!("{name}: {expected} {found}; hint: save the file as UTF-8"));
+            assert_eq!(
+                fault(name, &bytes),
+                format!("{name}: {expected} {found}; hint: save the file as UTF-8")
+            );
         }
     }
 }

@@ -247,7 +247,7 @@ impl Bench {
             Some(named) => named,
             None => made(Lengths::reviews()),
         };
-        let device = setup::device(self.place.device.unwrap_or(DeviceChoice::Auto))?;
+        let device = crate::cli::device(self.place.device.unwrap_or(DeviceChoice::Auto))?;
         let dtype = setup::dtype(self.place.dtype.unwrap_or(DtypeChoice::Auto), &device);
         let started = Instant::now();
         let model = Granite::random(&config, granite::dtypes(dtype, &device)?, &device, SEED)?;

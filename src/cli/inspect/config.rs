@@ -96,9 +96,10 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<ConfigReport>
     if let Some(model) = model {
         config.model.id = model.to_owned();
     }
-    let device = setup::device(config.model.device)?;
+    let device = crate::cli::device(config.model.device)?;
     let dtypes = granite::dtypes(setup::dtype(config.model.dtype, &device), &device)?;
-    let Checkpoint { config: shape, tokenizer, warnings, .. } = Checkpoint::open(&setup::locate(&config.model.id)?)?;
+    let Checkpoint { config: shape, tokenizer, warnings, .. } =
+        Checkpoint::open(&setup::locate(&config.model.id)?)?;
     warnings.iter().for_each(crate::cli::warn);
     let template = Template::parse(&config.data.verbalizer)?;
     let (files, train, longest) = splits(&config, &setup::encoder(&config.data, &tokenizer, &template))?;

@@ -146,7 +146,7 @@ fn open(path: &Path) -> anyhow::Result<(ModelConfig, Option<(String, u64)>)> {
 /// What tuning needs where the configuration leaves device and rows to gneiss. No dataset is known here, so no
 /// target rows are counted.
 fn memory(config: &ModelConfig) -> anyhow::Result<Vec<MemoryReport>> {
-    let device = setup::device(DeviceChoice::Auto)?;
+    let device = crate::cli::device(DeviceChoice::Auto)?;
     let rows = setup::max_rows(0, &device);
     let of = |choice: DtypeChoice, dtype: DType| -> anyhow::Result<MemoryReport> {
         let memory = TuningMemory::of(config, granite::dtypes(dtype, &device)?, device.location());
