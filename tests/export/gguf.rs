@@ -136,6 +136,122 @@ fn a_gguf_base_stays_as_it_is() {
     }
 }
 
+/// A GGUF base of either kind of vocabulary gives the same tokens and ends after baking, as GGUF and as a folder.
+#[test]
+fn vocabularies_of_gguf_bases_are_kept() {
+    let texts = std::fs::read_to_string(tests("fixtures").join("vocabularies.json")).unwrap();
+    let texts: serde_json::Value = serde_json::from_str(&texts).unwrap();
+    let texts = texts["cases"].as_array().unwrap().iter().map(|case| case["text"].as_str().unwrap());
+    let texts: Vec<&str> = texts.collect();
+    for name in ["bpe", "pieces"] {
+        let here = tempfile::tempdir().unwrap();
+        let file = tests("fixtures").join(format!("{name}.gguf"));
+        let own = TextTokenizer::open(&file).unwrap();
+        adapter(&here.path().join("a"), &file, &prompt(3, 4), None);
+        let adapters = [format!("p={}", here.path().join("a").display())];
+        let [out, folder] = ["out.gguf", "out"].map(|name| here.path().join(name));
+        let written = baked(&file, &adapters, &out, Format::Gguf, None);
+        assert!(written.warnings.is_empty(), "{:?}", written.warnings);
+        baked(&file, &adapters, &folder, Format::Safetensors, None);
+
+        let (before, after) = (GgufFile::open(&file).unwrap(), GgufFile::open(&out).unwrap());
+        for (key, value) in before.values() {
+            let grown = ["tokens", "token_type", "scores"].iter().any(|list| key.ends_with(list));
+            assert!(grown || format!("{value:?}") == format!("{:?}", after.values()[key]), "{key}");
+        }
+        let (first, rows) = (own.tokenizer.get_vocab_size(true), after.config().vocab_size);
+        for key in ["tokens", "token_type"] {
+            let key = format!("tokenizer.ggml.{key}");
+            let list = |file: &GgufFile| file.values()[&key].to_vec().unwrap().clone();
+            let (old, new) = (list(&before), list(&after));
+            assert_eq!((old.len(), new.len()), (first, rows));
+            // The second of two tokens of one text has another.
+            let same = first - usize::from(name == "bpe" && key.ends_with("tokens"));
+            assert_eq!(format!("{:?}", &old[..same]), format!("{:?}", &new[..same]));
+            let different: std::collections::HashSet<String> =
+                new.iter().map(|item| format!("{item:?}")).collect();
+            assert!(key.ends_with("type") || different.len() == rows);
+        }
+        for read in [TextTokenizer::open(&out).unwrap(), TextTokenizer::open(&folder).unwrap()] {
+            assert_eq!(read.eos_token_id, own.eos_token_id);
+            assert_eq!(read.stop_token_ids, own.stop_token_ids);
+            for text in &texts {
+                for special in [false, true] {
+                    assert_eq!(
+                        read.encode(text, special).unwrap(),
+                        own.encode(text, special).unwrap(),
+                        "{text:?}"
+                    );
+                }
+            }
+            let prompt: Vec<u32> = (0..3).map(|i| (first + i) as u32).collect();
+            assert_eq!(read.encode("<|p:0|><|p:1|><|p:2|>", false).unwrap(), prompt);
+        }
+    }
+}
+
+/// Readers of GGUF end at tokens of some texts without being told, and at two others that keys name.
+#[test]
+fn ends_of_a_folder_are_kept_or_refused() {
+    // What ends a text stands in generation_config.json.
+    let bake = |ends: &[&str]| {
+        let here = tempfile::tempdir().unwrap();
+        base(here.path(), &SETUPS[0]);
+        let path = here.path().join("tokenizer.json");
+        let mut json: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        let known = TextTokenizer::open(here.path()).unwrap().tokenizer;
+        let first = known.get_vocab_size(true);
+        let added = ["</s>", "<one>", "<two>", "<three>", "<|im_end|>"];
+        let added: Vec<&str> = added.into_iter().filter(|text| known.token_to_id(text).is_none()).collect();
+        for (id, content) in (first..).zip(&added) {
+            json["added_tokens"].as_array_mut().unwrap().push(json!({
+                "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": true,
+            }));
+        }
+        std::fs::write(&path, json.to_string()).unwrap();
+        let tokenizer: tokenizers::Tokenizer = json.to_string().parse().unwrap();
+        let ids: Vec<u32> = ends.iter().map(|text| tokenizer.token_to_id(text).unwrap()).collect();
+        for file in ["tokenizer_config.json", "config.json"] {
+            let path = here.path().join(file);
+            if let Ok(text) = std::fs::read_to_string(&path) {
+                let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+                json.as_object_mut().unwrap().retain(|key, _| !key.starts_with("eos_token"));
+                std::fs::write(&path, json.to_string()).unwrap();
+            }
+        }
+        let generation = json!({"eos_token_id": ids});
+        std::fs::write(here.path().join("generation_config.json"), generation.to_string()).unwrap();
+        adapter(&here.path().join("a"), here.path(), &prompt(2, 40), None);
+        let prompts =
+            gneiss::export::read_prompts(&[format!("p={}", here.path().join("a").display())]).unwrap();
+        let out = here.path().join("out.gguf");
+        let options = gneiss::export::Bake {
+            model: here.path(),
+            prompts,
+            out: &out,
+            format: Format::Gguf,
+            value_type: None,
+        };
+        let written = gneiss::export::bake(options, &mut |_, _, _| ());
+        (written.map(|written| (written.warnings, TextTokenizer::open(&out).unwrap().stop_token_ids)), ids)
+    };
+    let (written, ids) = bake(&["<one>", "<|im_end|>", "</s>", "<two>", "<three>"]);
+    let (warnings, mut read) = written.unwrap();
+    assert!(warnings.is_empty() && read[0] == ids[0], "{warnings:?}");
+    let mut expected = ids;
+    read.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(read, expected);
+    let (written, _) = bake(&["</s>", "<one>", "<two>", "<three>"]);
+    let error = written.unwrap_err().to_string();
+    assert!(error.contains("`<three>` as one more end of a text in GGUF is not supported"), "{error}");
+    let (written, _) = bake(&["<one>"]);
+    let (warnings, _) = written.unwrap();
+    assert!(warnings.len() == 1 && warnings[0].contains("`</s>`, `<|im_end|>`"), "{warnings:?}");
+}
+
 /// The gguf package reads keys and tensors as they are in the base.
 #[test]
 fn the_gguf_package_reads_it() {
