@@ -134,6 +134,7 @@ fn the_openai_package_gets_what_peft_computes() {
     let args = ["--url", &server.url, "--key", KEY, "--base", "base", "--tuned", "one", "--tuned", "two"];
     let reference = ["--checkpoint", &text("base"), "--adapter", &one, "--adapter", &two];
     run(&python, "openai_client.py", &[&args[..], &reference].concat());
+    run(&python, "openai_responses.py", &args);
     let said = server.end();
     assert!(said.ends_with("ended\n"), "{said}");
     assert!(said.contains("serving    two: 9 virtual tokens, classification, two"), "{said}");

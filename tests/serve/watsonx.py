@@ -43,7 +43,7 @@ def main():
             args.certificate = certificate(Path(folder))
             args.url = tls_front(args.url, args.certificate, Path(folder) / "key.pem")
         summary, problems = {}, []
-        for check in (step_nine, streams, stops, options, seeds, tokens, by_name, over_http, errors):
+        for check in (step_nine, streams, stops, options, seeds, tokens, chats, chat_streams, by_name, over_http, errors):
             try:
                 summary[check.__name__] = check(args)
             except Exception as problem:  # each check is its own; the rest still runs
@@ -262,6 +262,72 @@ def tokens(args):
     cut = model.generate(prompt=text, params=greedy(2, truncate_input_tokens=5))["results"][0]
     expect("tokens of a cut input", cut["input_token_count"], 5)
     return found["token_count"]
+
+
+MESSAGES = [{"role": "system", "content": "Say 1 or 0."},
+            {"role": "user", "content": [{"type": "text", "text": "Long wait times.\nSatisfaction:"}]}]
+
+
+def openai_chat(args, model, **more):
+    """What POST /v1/chat/completions says to the same messages."""
+    body = {"model": model, "messages": MESSAGES, "max_tokens": NEW_TOKENS, "temperature": 0} | more
+    headers = {"authorization": f"Bearer {args.key}"}
+    verify = args.certificate if args.url != args.plain or args.plain.startswith("https") else True
+    return httpx.post(f"{args.url}/v1/chat/completions", json=body, headers=headers, verify=verify, timeout=300).json()
+
+
+def chats(args):
+    """`chat` of a model and of a deployment, at once and asynchronously, says what OpenAI's API does."""
+    params, found = {"max_tokens": NEW_TOKENS, "temperature": 0}, {}
+    for model, name in ((base_model(args, 2), args.base), (tuned_model(args, 2), args.deployment)):
+        answer, expected = model.chat(messages=MESSAGES, params=params), openai_chat(args, name)
+        expect("choices", answer["choices"], expected["choices"])
+        expect("usage", answer["usage"], expected["usage"])
+        expect("model", answer["model_id"], name)
+        expect_that(answer["created_at"].endswith("Z") and answer["id"], f"expected a time and an id, found {answer}")
+
+        async def later(model=model):
+            try:
+                return await model.achat(messages=MESSAGES, params=params)
+            finally:
+                await model.aclose_persistent_connection()
+
+        expect("asynchronously", asyncio.run(later())["choices"], expected["choices"])
+        limited = model.chat(messages=MESSAGES, params=params | {"time_limit": 600_000, "n": 2, "logprobs": True, "top_logprobs": 2})
+        expect("two", [choice["message"] for choice in limited["choices"]], [expected["choices"][0]["message"]] * 2)
+        expect("alternatives", {len(token["top_logprobs"]) for token in limited["choices"][0]["logprobs"]["content"]}, {2})
+        chosen = model.chat(messages=MESSAGES, params=params | {"guided_choice": ["yes", "no"]})["choices"][0]["message"]["content"]
+        expect_that(chosen in ("yes", "no"), f"expected a choice, found {chosen!r}")
+        found[name] = answer["choices"][0]["message"]["content"]
+    said = base_model(args, 2)
+    for what, call in {
+        "tools": lambda: said.chat(messages=MESSAGES, tools=[{"type": "function", "function": {"name": "f"}}]),
+        "guided_regex": lambda: said.chat(messages=MESSAGES, params={"guided_regex": "a+"}),
+        "messages": lambda: said.chat(messages=[]),
+        "temperature": lambda: said.chat(messages=MESSAGES, params={"temperature": 3}),
+    }.items():
+        try:
+            answer = call()
+        except WMLClientError as error:
+            expect_that(what in str(error), f"{what}: expected a message that names it, found {error}")
+        else:
+            raise AssertionError(f"{what}: expected an error, found {answer!r}")
+    return found
+
+
+def chat_streams(args):
+    """The pieces of `chat_stream` make up the answer of `chat`; the last one tells the usage."""
+    params, pieces = {"max_tokens": NEW_TOKENS, "temperature": 0}, {}
+    for model, name in ((base_model(args, 2), args.base), (tuned_model(args, 2), args.deployment)):
+        whole = model.chat(messages=MESSAGES, params=params)
+        chunks = list(model.chat_stream(messages=MESSAGES, params=params))
+        parts = [chunk["choices"][0] for chunk in chunks if chunk["choices"]]
+        text = "".join(part["delta"].get("content", "") for part in parts)
+        expect("joined pieces of a stream", text, whole["choices"][0]["message"]["content"])
+        expect("reason of the last piece", parts[-1]["finish_reason"], whole["choices"][0]["finish_reason"])
+        expect("usage", chunks[-1]["usage"], whole["usage"])
+        pieces[name] = len(parts)
+    return pieces
 
 
 def by_name(args):
