@@ -43,6 +43,9 @@ pub struct Serve {
     /// A file whose one line every request has to bring as its key.
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
+    /// Take embeddings in the place of text (`prompt_embeds` of completions, as vLLM has them).
+    #[arg(long)]
+    enable_prompt_embeds: bool,
     /// Certificate chain (PEM) to speak HTTPS with, together with --tls-key.
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
@@ -114,6 +117,7 @@ impl Serve {
             header_seconds: self.limits.max_read_seconds,
             body_seconds: self.limits.max_read_seconds,
             max_connections: self.limits.max_connections,
+            prompt_embeds: self.enable_prompt_embeds,
             tls,
             cors_origins: self.cors_origin.clone(),
             ..Options::default()

@@ -21,6 +21,7 @@ mod staging;
 mod templates;
 mod tokenizer;
 mod torch;
+pub(crate) mod torch_reader;
 mod unlikely;
 mod values;
 

@@ -149,11 +149,24 @@ impl Sequence {
     /// The first token of the text, which the last virtual token predicts, where there is one.
     fn first(&self, model: &Granite) -> Result<Token> {
         let id = self.request.tokens[0];
-        let Some(hidden) = self.last_virtual() else {
+        let Some(logits) = self.logits_of_last_virtual(model)? else {
             return Ok(Token { id, logprob: None, top: Vec::new() });
         };
-        let logits =
-            model.logits(hidden)?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
         Ok(self.token(id, &logits, self.request.logprobs))
+    }
+
+    /// Logits [V] of what follows the last virtual token; `None` when there is none.
+    fn logits_of_last_virtual(&self, model: &Granite) -> Result<Option<Vec<f32>>> {
+        let Some(hidden) = self.last_virtual() else { return Ok(None) };
+        let logits = model.logits(hidden)?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+        Ok(Some(logits.flatten_all()?.to_vec1()?))
+    }
+
+    /// Chooses the first token of an answer to a text of embeddings.
+    pub(super) fn begin(&mut self, model: &Granite) -> Result<()> {
+        if let Some(logits) = self.logits_of_last_virtual(model)? {
+            self.go_on(&logits);
+        }
+        Ok(())
     }
 }

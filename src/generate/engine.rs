@@ -11,6 +11,8 @@
 //! A request is taken in when the cache has rows for all that it may come to, in the order of arrival, so none is ever
 //! thrown out again. Long texts go through in parts, so that they do not hold up the others.
 
+mod embeds;
+
 use super::prefixes::{Block, Prefix, PrefixId};
 use super::sampling::Chooser;
 use super::{Event, Request, StopReason, Token};
@@ -173,7 +175,9 @@ impl<'m> Engine<'m> {
             None => self.prefixes.get_mut(&prefix),
             Some(_) => self.long_prefixes.get_mut(&prefix),
         };
-        if let Some(found) = found {
+        if request.embeds.is_none()
+            && let Some(found) = found
+        {
             found.learn(self.model, &mut self.cache, &request.tokens)?;
         }
         let id = SequenceId(self.next_id());
@@ -185,7 +189,8 @@ impl<'m> Engine<'m> {
         let found = self.prefixes.get(&prefix).ok_or_else(gone)?;
         let invalid = |problem: String| Err(Error::Invalid(format!("request: {problem}")));
         let (tokens, vocabulary) = (&request.tokens, self.model.config().vocab_size);
-        if tokens.is_empty() {
+        self.check_embeds(request)?;
+        if request.text_positions() == 0 {
             return invalid("expected at least one token, found none".into());
         }
         if let Some(id) = tokens.iter().find(|id| **id as usize >= vocabulary) {
@@ -206,7 +211,8 @@ impl<'m> Engine<'m> {
                 request.scored
             ));
         }
-        let positions = found.virtual_tokens() + tokens.len() + request.max_new_tokens;
+        let text = request.text_positions();
+        let positions = found.virtual_tokens() + text + request.max_new_tokens;
         let most = self.model.config().max_position_embeddings;
         if positions > most {
             return invalid(format!(
@@ -216,7 +222,7 @@ impl<'m> Engine<'m> {
         }
         // A long request's prefix is computed beside the other.
         let prefixes = found.virtual_tokens() * if self.long(prefix, request)?.is_some() { 2 } else { 1 };
-        let rows = own_rows(tokens.len(), request.max_new_tokens) + prefixes;
+        let rows = own_rows(text, request.max_new_tokens) + prefixes;
         if rows > self.cache.capacity() {
             return invalid(format!(
                 "expected at most {} rows of keys and values, the size of the cache, found {rows}",
@@ -250,10 +256,13 @@ impl<'m> Engine<'m> {
     /// The device's. The requests under way ([`Engine::running`]) have to be ended then.
     pub fn step(&mut self) -> Result<Stepped> {
         let mut events = self.end_overdue();
-        self.admit(&mut events)?;
+        let begun = self.admit(&mut events)?;
+        if begun > 0 {
+            self.deliver(&mut events);
+        }
         let parts = self.parts();
-        let mut stepped = Stepped { sequences: parts.len(), rows: 0, events };
-        stepped.rows = parts.iter().map(|part| part.tokens.len()).sum();
+        let mut stepped = Stepped { sequences: parts.len(), rows: begun, events };
+        stepped.rows += parts.iter().map(|part| part.tokens.len()).sum::<usize>();
         if parts.is_empty() {
             return Ok(stepped);
         }
@@ -264,19 +273,24 @@ impl<'m> Engine<'m> {
         for part in &parts {
             self.running[part.sequence].filled += part.tokens.len();
         }
+        self.deliver(&mut stepped.events);
+        Ok(stepped)
+    }
+
+    /// Takes the sequences' events, and ends those that are over.
+    fn deliver(&mut self, events: &mut Vec<(SequenceId, Event)>) {
         for sequence in &mut self.running {
             let id = sequence.id;
-            stepped.events.extend(sequence.events.drain(..).map(|event| (id, event)));
+            events.extend(sequence.events.drain(..).map(|event| (id, event)));
         }
         for at in (0..self.running.len()).rev() {
-            let ended = stepped.events.iter().any(|(id, event)| {
+            let ended = events.iter().any(|(id, event)| {
                 *id == self.running[at].id && matches!(event, Event::Finished(_) | Event::Failed(_))
             });
             if ended {
                 self.end(at);
             }
         }
-        Ok(stepped)
     }
 
     /// Requests under way.
@@ -344,15 +358,23 @@ impl<'m> Engine<'m> {
         }
     }
 
-    /// Takes requests in, in the order of their arrival, while there is room for them.
-    fn admit(&mut self, events: &mut Vec<(SequenceId, Event)>) -> Result<()> {
+    /// Takes requests in, in the order of their arrival, while there is room for them. Gives the rows that went through
+    /// the model for it.
+    fn admit(&mut self, events: &mut Vec<(SequenceId, Event)>) -> Result<usize> {
         self.leave();
         let mut rows: usize = self.running.iter().map(Sequence::rows_to_come).sum();
+        let mut begun = 0;
         while rows < self.step_rows {
             let Some(Waiting { id, prefix, request }) = self.waiting.front() else { break };
             if !self.prefixes.contains_key(prefix) {
                 events.push((*id, Event::Failed("the prompt was unloaded".into())));
                 self.waiting.pop_front();
+                continue;
+            }
+            if request.embeds.is_some() {
+                let Some(n) = self.admit_embeds(events) else { break };
+                rows += n;
+                begun += n;
                 continue;
             }
             let (prefix, long) = (*prefix, self.long(*prefix, request)?);
@@ -379,7 +401,7 @@ impl<'m> Engine<'m> {
                 Sequence { id, request, chooser, block, own, filled: 0, generated, scored, events };
             self.running.push(sequence);
         }
-        Ok(())
+        Ok(begun)
     }
 
     /// What of each sequence goes through now: a token of those that generate, then as much text as there is room for.

@@ -17,7 +17,7 @@ impl Engine<'_> {
         let rope = self.model.config().rope.as_ref();
         let Some(most) = rope.and_then(Rope::long_above) else { return Ok(None) };
         let virtual_tokens = self.virtual_tokens(prefix).unwrap_or(0);
-        let first = virtual_tokens + request.tokens.len();
+        let first = virtual_tokens + request.text_positions();
         // The last token is chosen and not read.
         let last = first + request.max_new_tokens.saturating_sub(1);
         match (first > most, last > most) {
@@ -29,7 +29,7 @@ impl Engine<'_> {
                  of text",
                 most - first + 1,
                 request.max_new_tokens,
-                request.tokens.len(),
+                request.text_positions(),
             ))),
         }
     }

@@ -91,6 +91,24 @@ impl Prefix {
         self.prompts.dims()[0]
     }
 
+    /// A block of its own for one request, whose text is `embeds` [T, C] and whose rows of the rotary table begin at
+    /// `first_position`; `None` when the cache has no room for it.
+    pub(super) fn extended(
+        &self,
+        model: &Granite,
+        cache: &mut KvCache,
+        embeds: &Tensor,
+        first_position: usize,
+    ) -> Result<Option<Block>> {
+        let embeds = super::prompts(model, Some(embeds))?;
+        let prompts = match self.virtual_tokens() {
+            0 => embeds,
+            _ => Tensor::cat(&[&self.prompts, &embeds], 0)?,
+        };
+        let whole = Self { prompts, blocks: Vec::new(), recent: VecDeque::new(), first_position };
+        whole.compute(model, cache, &[])
+    }
+
     fn compute(&self, model: &Granite, cache: &mut KvCache, head: &[u32]) -> Result<Option<Block>> {
         let first_position = self.first_position;
         let virtual_ids = (0..self.virtual_tokens() as u32).map(virtual_id);

@@ -1,6 +1,7 @@
 //! What is asked of a model, and what comes back, a token at a time.
 
 use super::Choices;
+use candle_core::Tensor;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -55,8 +56,10 @@ impl Default for Sampling {
 /// One text to go on from.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// Token ids behind the prefix; at least one.
+    /// Token ids behind the prefix; at least one, or none with `embeds`.
     pub tokens: Vec<u32>,
+    /// The text as embeddings f32 [T, C] instead, before the model's embedding multiplier.
+    pub embeds: Option<Tensor>,
     /// Trailing tokens of `tokens` whose log-probabilities are wanted, each given all before it. The first token has
     /// none where nothing stands before it.
     pub scored: usize,
@@ -80,11 +83,19 @@ pub struct Request {
     pub deadline: Option<Instant>,
 }
 
+impl Request {
+    /// Positions of the text.
+    pub fn text_positions(&self) -> usize {
+        self.embeds.as_ref().map_or(self.tokens.len(), |embeds| embeds.dims().first().copied().unwrap_or(0))
+    }
+}
+
 impl Default for Request {
     /// No text: one has to be given.
     fn default() -> Self {
         Self {
             tokens: Vec::new(),
+            embeds: None,
             scored: 0,
             max_new_tokens: 1,
             min_new_tokens: 0,

@@ -50,6 +50,8 @@ pub struct Options {
     pub grace_seconds: f64,
     /// Most connections at a time; more wait to be accepted; 1024.
     pub max_connections: usize,
+    /// Whether requests may bring embeddings in the place of text: only from clients that are trusted with tensors; no.
+    pub prompt_embeds: bool,
     /// With these the server speaks HTTPS, which IBM's SDK insists on; none.
     pub tls: Option<Tls>,
     /// Origins of pages that may use the server, as browsers send them, or `*` for every page; none.
@@ -67,6 +69,7 @@ impl Default for Options {
             body_seconds: 30.0,
             grace_seconds: 30.0,
             max_connections: 1024,
+            prompt_embeds: false,
             tls: None,
             cors_origins: Vec::new(),
         }

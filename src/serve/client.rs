@@ -86,6 +86,7 @@ pub struct Client {
 pub(super) struct Shared {
     pub(super) limits: Limits,
     pub(super) vocab_size: usize,
+    pub(super) hidden_size: usize,
     /// Requests that have not had their first step.
     pub(super) waiting: AtomicUsize,
     pub(super) models: RwLock<Arc<[Arc<Served>]>>,
@@ -130,12 +131,18 @@ impl Client {
         request: Request,
     ) -> std::result::Result<UnboundedReceiver<Event>, Refused> {
         let limits = self.shared.limits;
-        let text = model.virtual_tokens + request.tokens.len();
+        let text = model.virtual_tokens + request.text_positions();
         let found = text.saturating_add(request.max_new_tokens);
         if found > limits.sequence_tokens {
             return Err(Refused::TooLong { found, most: limits.sequence_tokens });
         }
-        let vocab_size = self.shared.vocab_size;
+        let (vocab_size, hidden_size) = (self.shared.vocab_size, self.shared.hidden_size);
+        if let Some(embeds) =
+            request.embeds.as_ref().filter(|embeds| embeds.dims().get(1) != Some(&hidden_size))
+        {
+            let problem = format!("expected embeddings [T, {hidden_size}], found {:?}", embeds.dims());
+            return Err(Refused::Invalid(problem));
+        }
         let choices = request.choices.iter().flat_map(|choices| choices.tokens());
         let mut ids = request.tokens.iter().chain(&request.score).copied().chain(choices);
         if let Some(id) = ids.find(|id| *id as usize >= vocab_size) {

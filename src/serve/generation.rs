@@ -82,7 +82,7 @@ impl Generation {
         let before = if request.choices.is_some() { &[] } else { &request.tokens[..] };
         let text = TextStream::new(&app.tokenizer.tokenizer, before, !stopping.show_special)?;
         let min_new_tokens = request.min_new_tokens;
-        let tokens = request.tokens.len() + model.virtual_tokens;
+        let tokens = request.text_positions() + model.virtual_tokens;
         let events = app.client.submit(model, request)?;
         let meter = Meter::new(&app.metrics, started);
         meter.asked(tokens);

@@ -22,6 +22,7 @@ pub mod client;
 mod clock;
 mod content_encoding;
 mod cors;
+mod embeds;
 mod failure;
 mod fields;
 mod generation;

@@ -154,6 +154,7 @@ impl Fake {
         let shared = Shared {
             limits: LIMITS,
             vocab_size: usize::MAX,
+            hidden_size: 3,
             waiting: AtomicUsize::new(0),
             models: RwLock::new(models()),
             serving: true.into(),

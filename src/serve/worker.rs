@@ -46,6 +46,7 @@ pub fn start(
     let shared = Arc::new(Shared {
         limits,
         vocab_size: model.config().vocab_size,
+        hidden_size: model.config().hidden_size,
         waiting: AtomicUsize::new(0),
         models: RwLock::new(Arc::from([Arc::new(base.clone())])),
         serving: AtomicBool::new(true),

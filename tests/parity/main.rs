@@ -3,6 +3,7 @@
 mod bf16;
 mod cases;
 mod checkpoints;
+mod choices;
 mod finite_differences;
 mod fixtures;
 mod generation;

@@ -100,7 +100,7 @@ const TEXT: &[&str] = &[
     "truncate_prompt_tokens",
 ];
 
-const COMPLETION: &[&str] = &["prompt", "echo"];
+const COMPLETION: &[&str] = &["prompt", "prompt_embeds", "echo"];
 
 const CONVERSATION: &[&str] = &[
     "messages",
@@ -329,7 +329,7 @@ const TOKENS: &[Refused] = &[
     refused("forced_*", Off::Empty, BIAS),
     refused("truncation_side", Off::Words(&["left"]), "prompts are cut at their left by this server"),
     refused("spaces_between_special_tokens", Off::True, "no spaces are put between tokens by this server"),
-    refused("prompt_embeds", Off::Empty, "this server takes text and token ids"),
+    refused("prompt_embeds", Off::Empty, "it is for /v1/completions; this route takes text"),
     refused("input_embeds", Off::Empty, "this server takes text and token ids"),
     refused("stop_regex", Off::Empty, "texts end by `stop`, whose strings are taken as they are"),
     refused("no_stop_trim", Off::Empty, "it is `include_stop_str_in_output` here"),

@@ -5,6 +5,7 @@ use super::parameters::{Parameters, truncation};
 use super::{Answer, Usage, finish, named};
 use crate::serve::adapters::Served;
 use crate::serve::app::Shared;
+use crate::serve::embeds;
 use crate::serve::failure::Failure;
 use crate::serve::fields::COMPLETIONS;
 use crate::serve::generation::{Generation, Generations, Piece, Reason};
@@ -13,6 +14,7 @@ use crate::serve::prompt::{Encode, not_empty};
 use crate::serve::sse::{Events, HungUp, respond};
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
+use candle_core::Tensor;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Instant;
@@ -24,6 +26,14 @@ const MAX_TOKENS: usize = 16;
 struct Prompt {
     text: String,
     tokens: Vec<u32>,
+    /// Embeddings in its place.
+    embeds: Option<Tensor>,
+}
+
+impl Prompt {
+    fn positions(&self) -> usize {
+        self.embeds.as_ref().map_or(self.tokens.len(), |embeds| embeds.dims()[0])
+    }
 }
 
 /// What a request asks for.
@@ -78,6 +88,7 @@ impl Completion {
             let choice = index % self.parameters.n;
             let mut request = self.parameters.request(&self.app, tokens, self.max_tokens, choice);
             request.logprobs = self.logprobs;
+            request.embeds = self.prompt(index).embeds.clone();
             // A request that generates nothing has to ask for something.
             if self.echo && (self.logprobs.is_some() || self.max_tokens == 0) {
                 request.scored = request.tokens.len();
@@ -93,7 +104,7 @@ impl Completion {
 
     fn usage(&self, completion: usize) -> Usage {
         let virtual_tokens = self.model.virtual_tokens * self.prompts.len();
-        let text: usize = self.prompts.iter().map(|prompt| prompt.tokens.len()).sum();
+        let text: usize = self.prompts.iter().map(Prompt::positions).sum();
         Usage { prompt: text + virtual_tokens, virtual_tokens, completion }
     }
 
@@ -181,7 +192,13 @@ async fn prompts(
 ) -> Result<Vec<Prompt>, Failure> {
     let special = fields.boolean("add_special_tokens")?.unwrap_or(true);
     let most = truncation(fields, room, max_tokens)?;
-    let Some(prompt) = fields.get("prompt") else {
+    let mut prompts = embedded(app, fields)?;
+    // Clients that can't leave the prompt out send an empty one beside embeddings.
+    let prompt = fields.get("prompt").filter(|prompt| prompts.is_empty() || **prompt != "");
+    let Some(prompt) = prompt else {
+        if !prompts.is_empty() {
+            return Ok(prompts);
+        }
         return Err(Failure::missing(
             "prompt",
             "a string, a list of strings, token ids, or a list of such lists",
@@ -192,23 +209,38 @@ async fn prompts(
         Some(items) if items.first().is_some_and(|item| !item.is_number()) => items.as_slice(),
         _ => single,
     };
-    let mut prompts = Vec::with_capacity(each.len());
+    let of_embeds = prompts.len();
     for one in each {
         prompts.push(match one {
             Value::String(text) => {
                 let tokens = app.encode(text.clone(), Encode::Text { special }, most).await?;
-                Prompt { text: text.clone(), tokens }
+                Prompt { text: text.clone(), tokens, embeds: None }
             }
             ids => {
                 let tokens = token_ids(ids, app.vocabulary).ok_or_else(|| wrong(app, fields, prompt))?;
                 let tokens =
                     most.map_or(&tokens[..], |most| &tokens[tokens.len().saturating_sub(most)..]).to_vec();
-                Prompt { text: app.tokenizer.decode(&tokens, false)?, tokens }
+                Prompt { text: app.tokenizer.decode(&tokens, false)?, tokens, embeds: None }
             }
         });
     }
-    prompts.iter().try_for_each(|prompt| not_empty("prompt", &prompt.tokens))?;
+    prompts[of_embeds..].iter().try_for_each(|prompt| not_empty("prompt", &prompt.tokens))?;
     Ok(prompts)
+}
+
+/// `prompt_embeds`: prompts of their own, before those of `prompt`, as with vLLM.
+fn embedded(app: &Shared, fields: &Fields) -> Result<Vec<Prompt>, Failure> {
+    let all = embeds::read(app, fields)?;
+    if !all.is_empty() {
+        for key in ["echo", "truncate_prompt_tokens"] {
+            if fields.get(key).is_some_and(|value| *value != false) {
+                let problem = "expected it without `prompt_embeds`, which have no text; found both";
+                return Err(Failure::invalid(key, problem));
+            }
+        }
+    }
+    let prompt = |tensor| Prompt { text: String::new(), tokens: Vec::new(), embeds: Some(tensor) };
+    Ok(all.into_iter().map(prompt).collect())
 }
 
 fn wrong(app: &Shared, fields: &Fields, found: &Value) -> Failure {
