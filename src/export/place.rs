@@ -99,6 +99,12 @@ fn add(base: &Base, tokens: &[String]) -> Result<(Tokenizer, u32)> {
         );
         return Err(Error::Checkpoint { path: base.path.clone(), problem });
     }
+    if old.get_encode_special_tokens() {
+        let problem = "`split_special_tokens` of tokenizer_config.json: expected false, found true, by which every text's \
+                       special tokens are split, a baked prompt's too"
+            .to_string();
+        return Err(Error::Checkpoint { path: base.path.clone(), problem });
+    }
     let failed = |what: String| Error::Tokenizer(format!("{}: {what}", base.path.display()));
     let mut tokenizer = old.clone();
     let special = tokens.iter().map(|token| AddedToken::from(token.as_str(), true).normalized(false));

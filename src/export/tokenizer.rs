@@ -61,6 +61,15 @@ fn edited(base: &Base, placed: &Placed) -> Result<String> {
     let mut json = base.json(TOKENIZER)?.ok_or_else(|| malformed("expected a JSON object, found no file"))?;
     let added = json.entry("added_tokens").or_insert_with(|| json!([]));
     let added = added.as_array_mut().ok_or_else(|| malformed("`added_tokens`: expected a list"))?;
+    // Tokens of the files beside it have the ids before the new ones.
+    let mut configured: Vec<_> = base.tokenizer.tokenizer.get_added_tokens_decoder().into_iter().collect();
+    configured.retain(|(_, token)| !added.iter().any(|known| known["content"] == token.content));
+    configured.sort_by_key(|(id, _)| *id);
+    for (id, token) in configured {
+        let mut token = serde_json::to_value(token).map_err(|error| malformed(&error.to_string()))?;
+        token["id"] = json!(id);
+        added.push(token);
+    }
     added.extend(placed.numbered().map(|(id, content)| {
         let mut token = token(content);
         token["id"] = json!(id);

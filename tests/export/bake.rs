@@ -215,6 +215,27 @@ fn templates_give_the_tokens_of_tuning() {
     }
 }
 
+/// A token that tokenizer_config.json alone defines keeps its id, and the new ones follow it.
+#[test]
+fn configured_tokens_keep_their_ids() {
+    let here = tempfile::tempdir().unwrap();
+    base(here.path(), &SETUPS[0]);
+    let config = here.path().join("tokenizer_config.json");
+    let mut json = json_of(&config);
+    json["additional_special_tokens"] = serde_json::json!(["<|pad|>", "<|call|>"]);
+    std::fs::write(&config, json.to_string()).unwrap();
+    let (a, out) = (here.path().join("a"), here.path().join("out"));
+    adapter(&a, here.path(), &prompt(3, 40), None);
+    baked(here.path(), &[format!("p={}", a.display())], &out, Format::Safetensors, None);
+    for (folder, text, expected) in [
+        (here.path(), "<|call|>", vec![121]),
+        (&out, "<|call|>", vec![121]),
+        (&out, "<|p:0|><|p:1|><|p:2|><|call|>", vec![122, 123, 124, 121]),
+    ] {
+        assert_eq!(TextTokenizer::open(folder).unwrap().encode(text, true).unwrap(), expected);
+    }
+}
+
 /// A chat template stays where the base has it, in a file or in a list of several, and grows in front.
 #[test]
 fn chat_templates_grow_in_front() {

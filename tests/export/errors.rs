@@ -122,3 +122,18 @@ fn tokens_without_rows_are_refused() {
     std::fs::write(place.path().join("base/tokenizer.json"), json).unwrap();
     place.refuses(&["--bake", "--adapter", "a", "--out", "o"], "expected an embedding of 140 rows");
 }
+
+/// By which a prompt's tokens would be text in every engine.
+#[test]
+fn a_tokenizer_that_splits_special_tokens_is_refused() {
+    let place = Place::new();
+    let config = place.path().join("base/tokenizer_config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    json["split_special_tokens"] = true.into();
+    std::fs::write(config, json.to_string()).unwrap();
+    place.refuses(
+        &["--bake", "--adapter", "a", "--out", "o"],
+        "`split_special_tokens` of tokenizer_config.json: expected false, found true",
+    );
+}
