@@ -10,14 +10,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
+#[path = "cli/adapters.rs"]
+mod adapters;
 #[path = "cli/data.rs"]
 mod data;
 #[path = "cli/eval.rs"]
 mod eval;
+#[path = "common/python.rs"]
+mod python;
 #[path = "cli/resume.rs"]
 mod resume;
 #[path = "cli/tutorial.rs"]
 mod tutorial;
+#[path = "cli/unlearned.rs"]
+mod unlearned;
 
 const VOCAB: usize = 131;
 const GOOD: [&str; 4] = ["shiny", "gentle", "happy", "fluffy"];

@@ -11,7 +11,7 @@ use super::{CONFIG, PICKLE, WEIGHTS, malformed};
 use crate::model::{HubOptions, adapter_snapshot, hub_repository};
 use crate::run;
 use crate::{Error, Result};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// Folders that an error names at most.
 const NAMED: usize = 5;
@@ -63,22 +63,27 @@ impl Place {
     }
 }
 
-/// Whether an argument that is not there can only be meant as a path: a folder that it would lie in is there.
+/// Whether an argument that is not there can only be meant as a path: it is one name, or the folder that it would lie in is
+/// there.
 fn is_misspelt(argument: &Path) -> bool {
     let has_revision = argument.to_string_lossy().contains('@');
-    !has_revision && argument.parent().is_some_and(|parent| parent != Path::new("") && parent.is_dir())
+    let parent = argument.parent().unwrap_or(argument);
+    !has_revision && (parent == Path::new("") || parent.is_dir())
 }
 
 fn missing(argument: &Path) -> String {
-    let hint = match argument.parent() {
-        Some(parent) if is_misspelt(argument) => format!(
-            "; {} is there: check the spelling; a repository of the hub is {}@main",
-            parent.display(),
-            argument.display()
-        ),
-        _ => String::new(),
+    let expected = "expected an adapter folder, found nothing";
+    let Some(parent) = argument.parent().filter(|parent| *parent != Path::new("")) else {
+        return format!("{expected}; a repository of the hub is org/name or org/name@revision");
     };
-    format!("expected an adapter, found no such folder{hint}")
+    let parts: Vec<_> = argument.components().collect();
+    let is_id = parts.len() == 2 && parts.iter().all(|part| matches!(part, Component::Normal(_)));
+    let hub = if is_id {
+        format!("; a repository of the hub is {}@main", argument.display())
+    } else {
+        String::new()
+    };
+    format!("{expected}; {} is there: check the spelling{hub}", parent.display())
 }
 
 /// The folder with [`CONFIG`] that a folder stands for.

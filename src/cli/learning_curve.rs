@@ -17,7 +17,11 @@ pub fn print(run: &Run) {
     let mut rows = vec![header.map(str::to_owned).to_vec()];
     for (epoch, drawn) in run.epochs.iter().zip(&drawn) {
         let mark = if best == Some(epoch.epoch) { " best" } else { "" };
-        let length = if drawn.is_finite() && *drawn > 0.0 { ((drawn / most * BAR as f64).round() as usize).max(1) } else { 0 };
+        let length = if drawn.is_finite() && *drawn > 0.0 {
+            ((drawn / most * BAR as f64).round() as usize).max(1)
+        } else {
+            0
+        };
         // Aligned left in a column that the table aligns right.
         let bar = format!("{:<width$}", format!("{}{mark}", "█".repeat(length)), width = BAR + 5);
         rows.push(vec![

@@ -56,7 +56,7 @@ pub struct PromptOptions {
     pub init_method: InitMethod,
     /// Text whose token embeddings are the first rows; needed where `init_method = "text"`. Default `""`.
     pub init_text: String,
-    /// Adapter folder whose rows are the first rows; needed where `init_method = "file"`. Default `""`.
+    /// Adapter whose rows are the first rows, named as for `--adapter`; needed where `init_method = "file"`. Default `""`.
     pub init_file: String,
     /// Rows of the prompt, up to 4096; 0 takes as many as the init text or file has. Default `0`.
     pub num_virtual_tokens: usize,

@@ -1,13 +1,15 @@
 //! What looks wrong with a run, and what to try. Prompt tuning depends on its start, length and learning rate more than
 //! other tuning does, and fails quietly: these are the ways that it fails in.
 
+mod learned;
+
 use super::observer::{EpochRecord, StepRecord};
-use super::schedule::warmup_steps;
 use crate::Result;
-use crate::config::{Config, Task, TrainOptions};
+use crate::config::{Config, Task};
 use crate::data::{Example, Record, labels};
 use crate::vocabulary::{self, Norms};
 use candle_core::Tensor;
+pub use learned::{outcome, schedule};
 use std::collections::{BTreeMap, HashMap};
 
 /// Share of rows with one label from which on a file counts as unbalanced.
@@ -48,46 +50,6 @@ pub fn data(
         found.extend(others().filter_map(|(key, records)| unknown_labels(key, train, records)));
     }
     found.extend(others().filter_map(|(key, records)| shared(key, train, records)));
-    found
-}
-
-/// What is wrong with the learning rates of a run of `total_steps`: 0 at its only step, or never the one that was asked for.
-pub fn schedule(options: &TrainOptions, total_steps: usize) -> Option<String> {
-    let warmup = warmup_steps(options.warmup_ratio, total_steps);
-    if total_steps == 0 || warmup < total_steps {
-        return None;
-    }
-    let most = options.learning_rate * options.schedule.multiplier(total_steps - 1, warmup, total_steps);
-    let hint = "set train.warmup_ratio = 0, or give the run more steps by more train.num_epochs or a smaller \
-                train.batch_size";
-    Some(match total_steps {
-        1 => format!(
-            "the run has one step, which is warm-up, and its learning rate is 0: the prompt stays as it begins; {hint}"
-        ),
-        _ => format!(
-            "all {total_steps} steps of the run are warm-up: the learning rate is at most {most:e}, and never \
-             train.learning_rate, {:e}; {hint}",
-            options.learning_rate
-        ),
-    })
-}
-
-/// What is wrong with a run that has ended after `taken` steps and `skipped` more that were left out: nothing has changed,
-/// as `moved` says, or most steps were left out.
-pub fn outcome(moved: bool, taken: usize, skipped: usize) -> Vec<String> {
-    let mut found = Vec::new();
-    if !moved && taken + skipped > 0 {
-        found.push(format!(
-            "the prompt that is kept has not moved: after {taken} steps it is the one that the run began with; the \
-             learning rate was 0 or too small for f32, or every gradient was 0"
-        ));
-    }
-    if skipped > taken {
-        found.push(format!(
-            "{skipped} of {} steps were left out as a value was not finite: try a lower train.learning_rate",
-            taken + skipped
-        ));
-    }
     found
 }
 
@@ -409,6 +371,39 @@ mod tests {
             seconds: 1.0,
             elapsed: 1.0,
         }
+    }
+
+    #[test]
+    fn a_gradient_of_zero_from_the_first_step_on_is_told() {
+        let mut health = health(None, 1);
+        let told: Vec<String> = (1..=30).filter_map(|i| health.step(&step(i, 3.0, 0.0))).collect();
+        assert!(told.len() == 1 && told[0].contains("the gradient has vanished (norm 0.0e0"), "{told:?}");
+    }
+
+    #[test]
+    fn steps_that_are_left_out_in_a_row_are_told_once() {
+        let mut health = health(None, 1);
+        let skip = |health: &mut Health, n: usize| {
+            (1..=n).filter_map(|i| health.skipped(i, "the loss", f64::NAN)).collect::<Vec<_>>()
+        };
+        assert!(skip(&mut health, 9).is_empty());
+        assert_eq!(health.step(&step(1, 3.0, 2.0)), None);
+        assert!(skip(&mut health, 9).is_empty(), "a step was taken between them");
+        let told = skip(&mut health, 20);
+        assert!(told.len() == 1 && told[0].contains("the last as the loss is NaN"), "{told:?}");
+        let mut resumed = self::health(None, 1).after(&told);
+        assert!(skip(&mut resumed, 20).is_empty(), "it was told before");
+    }
+
+    #[test]
+    fn a_validation_loss_that_is_not_finite_is_told_once() {
+        let mut health = health(None, 1);
+        let of =
+            |n: usize, loss: f64| EpochRecord { validation_loss: Some(loss), ..epoch(n, 3.0 / n as f64) };
+        assert_eq!(health.epoch(&of(1, 2.0)), None);
+        let told = health.epoch(&of(2, f64::NAN)).unwrap();
+        assert!(told.contains("epoch 2: the validation loss is not finite (NaN)"), "{told}");
+        assert_eq!(health.epoch(&of(3, f64::INFINITY)), None);
     }
 
     #[test]

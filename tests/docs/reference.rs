@@ -218,6 +218,9 @@ fn variant_table(variants: &[Variant], attributes: &str) -> String {
             None => variant.name.clone(),
             Some(other) => panic!("rename_all = {other:?} is not known here"),
         };
+        if variant.name == "Other" && variant.payload == ["String"] {
+            return ["any other text".to_owned(), variant.doc.clone()];
+        }
         let with: Vec<_> = variant.payload.iter().map(|field| format!("`{field}`")).collect();
         let with = if with.is_empty() { String::new() } else { format!(", with {}", with.join(", ")) };
         [format!("`\"{name}\"`{with}"), variant.doc.clone()]

@@ -29,6 +29,7 @@ pub fn all() -> Vec<(&'static str, Content)> {
         ("odd & 'hostile' 🐩 مرحبا", hostile()),
         ("failed", failed()),
         ("huge-and-small", huge_and_small()),
+        ("not-finite", not_finite()),
         ("several-prompts", several_prompts()),
     ]
 }
@@ -188,6 +189,20 @@ fn huge_and_small() -> Content {
     summary.model.parameters = 1_000_000_000_000;
     content.evaluation = None;
     content.tokens = Some(tokens(3, &["a"]));
+    content
+}
+
+fn not_finite() -> Content {
+    let mut content = tutorial();
+    content.steps[3].grad_norm = f64::INFINITY;
+    content.steps[40].loss = f64::NAN;
+    content.epochs[1].validation_loss = Some(f64::INFINITY);
+    content.epochs[4].validation_loss = Some(f64::NAN);
+    content.summary.validation_loss = Some(f64::NAN);
+    let tokens = content.tokens.as_mut().unwrap();
+    tokens.tokens[0].after.norm = f64::INFINITY;
+    tokens.tokens[1].moved = f64::INFINITY;
+    tokens.tokens[2].after.nearest[0].cosine = f64::NAN;
     content
 }
 

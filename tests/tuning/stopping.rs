@@ -13,7 +13,27 @@ fn a_run_that_blows_up_stops_with_a_finite_prompt() {
         assert!(error.to_string().contains("learning_rate"), "{error}");
         assert!(!error.is_bad_input());
         assert!(is_finite(&run.kept.prompt), "{learning_rate:e}: what is kept is not finite");
-        assert_eq!(run.kept.step, run.steps.len());
+        let loss = evaluate(&MODEL, &run.kept.prompt, &train);
+        assert!(loss.is_finite(), "{learning_rate:e}: the loss of what is kept is {loss}");
+        // A prompt whose own loss is not finite is not kept, but the one before it.
+        let Error::NotFinite { what, .. } = error else { unreachable!() };
+        let back = usize::from(*what == "the loss" && !run.steps.is_empty());
+        assert_eq!(run.kept.step, run.steps.len() - back, "{learning_rate:e}");
+    }
+}
+
+/// The last update leaves a prompt whose validation loss is not finite.
+#[test]
+fn a_prompt_whose_validation_loss_is_not_finite_is_not_kept() {
+    let (train, validation) = (examples(4, 10), examples(4, 11));
+    for keep in [Keep::Last, Keep::Best] {
+        let options = TrainOptions { learning_rate: 3e38, num_epochs: 1, keep, ..options() };
+        let setting = Setting { validation: &validation, ..Setting::new(&train, options) };
+        let run = setting.finish();
+        let loss = run.epochs[0].validation_loss.unwrap();
+        assert!(!loss.is_finite() && !run.epochs[0].best, "{loss}");
+        assert_eq!((run.kept.step, run.kept.epoch, run.kept.validation_loss), (0, 0, None));
+        assert_eq!(bits(&run.kept.prompt), bits(&prompt()));
     }
 }
 

@@ -50,10 +50,16 @@ struct PlaceView {
 impl TokensView {
     pub fn new(prompt: &PromptTokens) -> Self {
         let PromptTokens { vocabulary, tokens } = prompt;
-        let largest =
-            tokens.iter().flat_map(|t| [t.before.norm, t.after.norm]).fold(vocabulary.max, f64::max);
-        let longest = tokens.iter().map(|t| t.moved).fold(0.0, f64::max);
-        let share = |part: f64, of: f64| if of > 0.0 { part / of } else { 0.0 };
+        // What is not finite is drawn to the end, and nothing is drawn as a share of it.
+        let finite = |value: &f64| value.is_finite();
+        let norms = tokens.iter().flat_map(|t| [t.before.norm, t.after.norm]);
+        let largest = norms.chain([vocabulary.max]).filter(finite).fold(0.0, f64::max);
+        let longest = tokens.iter().map(|t| t.moved).filter(finite).fold(0.0, f64::max);
+        let share = |part: f64, of: f64| match part.is_finite() {
+            true if of > 0.0 => part / of,
+            true => 0.0,
+            false => 1.0,
+        };
         let name = |place: &Place| place.nearest.first().map(|n| n.token.id);
         let place = |place: &Place| PlaceView {
             norm: place.norm,
