@@ -158,22 +158,23 @@ pub(super) fn with_line_feeds(template: &str) -> String {
     template.replace("\r\n", "\n").replace('\r', "\n")
 }
 
-/// The template without the tags `{% generation %}` and `{% endgeneration %}`, which mark for training what an assistant
-/// said, and have no part in the text; what they do to the spaces around them stays.
-pub(super) fn without_generation_tags(template: &str) -> String {
+/// The template with tags that minijinja reads as Jinja2 reads those of transformers. `{% generation %}` and
+/// `{% endgeneration %}`, which mark for training what an assistant said, have no part in the text; what they do to the
+/// spaces around them stays. The line end behind `{% raw %}` is text, which `trim_blocks` leaves.
+pub(super) fn with_known_tags(template: &str) -> String {
     let mut text = String::with_capacity(template.len());
     let mut rest = template;
     while let Some(start) = rest.find("{%") {
         let Some(length) = rest[start..].find("%}") else { break };
         let inside = &rest[start + 2..start + length];
         let name = inside.trim_matches(|letter: char| letter.is_whitespace() || matches!(letter, '-' | '+'));
-        let instead = match name {
-            "generation" => "if true",
-            "endgeneration" => "endif",
-            other => other,
-        };
         text.push_str(&rest[..start + 2]);
-        text.push_str(&if name == instead { inside.to_owned() } else { inside.replacen(name, instead, 1) });
+        text.push_str(&match name {
+            "generation" => inside.replacen(name, "if true", 1),
+            "endgeneration" => inside.replacen(name, "endif", 1),
+            "raw" if !inside.ends_with(['-', '+']) => format!("{}+", inside.trim_end()),
+            _ => inside.to_owned(),
+        });
         text.push_str("%}");
         rest = &rest[start + length + 2..];
     }

@@ -134,6 +134,7 @@ TEMPLATES = {
         "{{ 'kept \\r\\n ' ~ nothing ~ '\\r' }}\r\r\n{%- set\r\na = 1 -%}\r\n\r\n{{ a }}\n\r{{ carriage }}\r\n"
         "{% if add_generation_prompt %}\r\n<assistant>\r\n{% endif %}\r\n\r\n"
     ),
+    "raw": "{% raw %}\r\n{{ x }}\r\n  {% if %}\r\n{% endraw %}\r\nend\n  {%- raw -%} a {%- endraw -%} b\n {% raw %}c{% endraw %}\n{{ messages | length }}",
     "macs": "{% for message in messages %}\r<{{ message.role }}>\r{{ message.content }}\r{% endfor %}\r{%- if true %}\rx{% endif %}\r",
     # A trailing newline and indented tags, which trim_blocks and lstrip_blocks see to.
     "spaces": """  {% if true %}
