@@ -156,7 +156,7 @@ const NAMES: [&str; 14] = [
 const PROBES: [&str; 6] = [
     "It's LATE, isn't It'S? 'Tis McDonald's O'NEILL 12345678 ½Ⅷ²³ v1.2.3 ٣٤٥",
     "a/b://\n\n !?\r\n\n/ #x =y _z a\u{301}b \u{301}\u{302}c 语\u{301} ǅabc ʰAb",
-    "tail  \n \t\n  x   \n\n",
+    "tail  \n \t\n  x   \n\n 12   3",
     "日本語テキスト，한국어。中文123汉字 Ελλάδα ไทย हिन्दी",
     "price: $1,234.56 <=> ^~|`+ (x) [y] {z}…",
     "e\u{301} \u{212b} \u{f900}",
