@@ -240,6 +240,9 @@ fn keys_that_have_no_effect_are_warned_about() {
     let bpe = || Altered::at(&path("bpe.gguf"));
     let found = warnings(bpe().set(prefix, Meta::Bool(true)));
     assert!(found.len() == 1 && found[0].contains(prefix), "{found:?}");
+    let suppressed = "tokenizer.ggml.suppress_tokens";
+    let found = warnings(bpe().set(suppressed, Meta::Array(vec![Meta::I32(7), Meta::I32(8)])));
+    assert!(found.len() == 1 && found[0].contains(suppressed) && found[0].contains("2 tokens"), "{found:?}");
     assert!(warnings(bpe().set(prefix, Meta::Bool(false))).is_empty() && warnings(pieces()).is_empty());
 }
 
@@ -265,6 +268,16 @@ fn pieces_that_are_not_decided_are_refused() {
         open(&Altered::of("granite.gguf").set("tokenizer.ggml.model", text("llama"))),
         &["expected the 256 tokens of bytes", "no `<0x00>` and 255 others"],
     );
+}
+
+/// Logarithms of probabilities, which sentencepiece's unigram kind has for scores.
+#[test]
+fn pieces_of_the_unigram_kind_are_warned_about() {
+    let file = Altered::at(&path("pieces.gguf"));
+    let count = open(&file).unwrap().tokenizer.get_vocab_size(true);
+    let scores = (0..count).map(|id| Meta::F32(-1.5 - id as f32)).collect();
+    let found = open(&file.set(SCORES, Meta::Array(scores))).unwrap().warnings;
+    assert!(found.len() == 1 && found[0].contains(SCORES) && found[0].contains("unigram"), "{found:?}");
 }
 
 #[test]

@@ -30,6 +30,7 @@ const PRE: &str = "tokenizer.ggml.pre";
 const MERGES: &str = "tokenizer.ggml.merges";
 const BOS_ID: &str = "tokenizer.ggml.bos_token_id";
 const EOS_ID: &str = "tokenizer.ggml.eos_token_id";
+const SUPPRESSED: &str = "tokenizer.ggml.suppress_tokens";
 const ADD_SPACE_PREFIX: &str = "tokenizer.ggml.add_space_prefix";
 
 /// A tokenizer before its added tokens, with what its kind decides.
@@ -58,6 +59,11 @@ pub(super) fn build(metadata: Metadata<'_>, vocab_size: usize) -> Result<TextTok
     };
     let ends = Ends::find(metadata, &vocabulary, eos_token_id)?;
     warnings.extend(ends.warning(&vocabulary));
+    if let Some(count @ 1..) = metadata.counts(SUPPRESSED)?.map(|ids| ids.len()) {
+        warnings.push(format!(
+            "`{SUPPRESSED}` is not obeyed: {count} tokens that llama.cpp never generates may be generated"
+        ));
+    }
 
     let failed = |error| Error::Tokenizer(format!("{}: {error}", metadata.path().display()));
     tokenizer.add_tokens(added_tokens(&vocabulary, &ends)).map_err(failed)?;

@@ -46,10 +46,10 @@ pub(super) fn kind(metadata: Metadata<'_>, vocabulary: &Vocabulary) -> Result<Ki
         return Err(metadata.error(TOKENS, "the 256 tokens of bytes, `<0x00>` to `<0xFF>`", &found));
     }
     let failed = |error| Error::Tokenizer(format!("{}: {error}", metadata.path().display()));
-    let mut bpe = BPE::builder()
-        .vocab_and_merges(vocabulary.to_vocab(), merges(metadata, vocabulary)?)
-        .byte_fallback(true)
-        .fuse_unk(true);
+    let pieces = scores(metadata, vocabulary)?;
+    let (merges, fraction) = (merges(metadata, vocabulary, &pieces)?, of_unigram(&pieces));
+    let mut bpe =
+        BPE::builder().vocab_and_merges(vocabulary.to_vocab(), merges).byte_fallback(true).fuse_unk(true);
     if let Some(unknown) = id(metadata, vocabulary, UNKNOWN_ID, None)? {
         bpe = bpe.unk_token(vocabulary.text(unknown).to_string());
     }
@@ -70,7 +70,7 @@ pub(super) fn kind(metadata: Metadata<'_>, vocabulary: &Vocabulary) -> Result<Ki
     tokenizer.with_normalizer(Some(Sequence::new(normalizers))).map_err(failed)?;
     tokenizer.with_decoder(Some(DecoderSequence::new(decoders)));
 
-    let mut warnings = Vec::new();
+    let mut warnings: Vec<String> = fraction.into_iter().collect();
     if metadata.boolean(REMOVE_SPACES)? == Some(true) {
         warnings.push(format!(
             "`{REMOVE_SPACES}` is true and has no effect on a `llama` vocabulary, as in llama.cpp: spaces stay as they are"
@@ -93,8 +93,8 @@ impl Merge<'_> {
 }
 
 /// The list that joins what the scores join.
-fn merges(metadata: Metadata<'_>, vocabulary: &Vocabulary) -> Result<Merges> {
-    let merges = ordered(&scores(metadata, vocabulary)?);
+fn merges(metadata: Metadata<'_>, vocabulary: &Vocabulary, pieces: &HashMap<&str, f64>) -> Result<Merges> {
+    let merges = ordered(pieces);
     for merge in &merges {
         if let Some(part) = [merge.left, merge.right].into_iter().find(|part| vocabulary.id(part).is_none()) {
             let what = format!("the piece `{}` of `{part}`, which is no piece (`{TOKENS}`),", merge.piece());
@@ -108,6 +108,17 @@ fn merges(metadata: Metadata<'_>, vocabulary: &Vocabulary) -> Result<Merges> {
         return Err(metadata.error(SCORES, expected, &format!("{found}; hint: {hint}")));
     }
     Ok(merges.into_iter().map(|merge| (merge.left.to_string(), merge.right.to_string())).collect())
+}
+
+/// A warning if the scores are logarithms of probabilities: sentencepiece's other kind does not join pieces.
+fn of_unigram(pieces: &HashMap<&str, f64>) -> Option<String> {
+    let fractions = pieces.iter().filter(|(_, score)| score.fract() != 0.0 && score.is_finite());
+    // Hash maps have no order.
+    let (text, score) = fractions.min_by_key(|(text, _)| **text)?;
+    Some(format!(
+        "`{SCORES}` are no ranks ({score} for `{text}`), so this may be a vocabulary of sentencepiece's unigram kind; pieces \
+         are joined as in llama.cpp, which gives other tokens than the model was trained on"
+    ))
 }
 
 /// The merge of each piece that has one, the greatest score first.
