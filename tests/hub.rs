@@ -335,6 +335,18 @@ fn offline_uses_the_cache_alone() {
     assert_eq!(hub.requests(), [""; 0]);
 }
 
+/// An index of an earlier commit, or of another program, whose shards are not there.
+#[test]
+fn an_index_left_beside_one_file_does_no_harm() {
+    let hub = Hub::whole();
+    let client = Client::of(&hub);
+    let folder = client.resolve().unwrap();
+    let index = r#"{"weight_map": {"a": "model-00001-of-00030.safetensors"}}"#;
+    fs::write(folder.join("model.safetensors.index.json"), index).unwrap();
+    assert_eq!(client.resolve().unwrap(), folder);
+    assert_eq!(client.offline().resolve().unwrap(), folder);
+}
+
 #[test]
 fn the_token_goes_to_the_hub_and_no_further() {
     let storage = Hub::whole();

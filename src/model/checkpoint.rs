@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::config::ModelConfig;
+use super::content;
 use super::gguf::GgufFile;
 use super::names;
 use super::tokenizer::TextTokenizer;
@@ -48,6 +49,10 @@ impl Checkpoint {
         let (mut tokenizer, bare) = match kind(local_path)? {
             Kind::Folder => {
                 let bare = BareCheckpoint::open_folder(local_path)?;
+                let tokenizer = local_path.join("tokenizer.json");
+                if tokenizer.is_file() {
+                    content::expect_file(&tokenizer, "JSON")?;
+                }
                 (TextTokenizer::from_folder(local_path)?, bare)
             }
             Kind::Gguf => {

@@ -1,5 +1,7 @@
 //! What a file holds that is not what its name says: pointers, web pages, files of another format.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use crate::{Error, Result};
@@ -45,6 +47,17 @@ pub(super) fn expect(path: &Path, bytes: &[u8], expected: &str, magic: &[u8]) ->
             Err(Error::Checkpoint { path: path.to_path_buf(), problem })
         }
     }
+}
+
+/// As [`expect`], of the first bytes of a file.
+///
+/// # Errors
+/// What it is and what to do about it; a file that can't be read.
+pub(super) fn expect_file(path: &Path, expected: &str) -> Result<()> {
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(Error::io(path))?;
+    file.take(256).read_to_end(&mut bytes).map_err(Error::io(path))?;
+    expect(path, &bytes, expected, b"")
 }
 
 #[cfg(test)]

@@ -291,7 +291,8 @@ impl Checkpoint {
 
     /// The weights: one safetensors file, or an index and the shards that it lists.
     fn weights(&self) -> Result<()> {
-        let sharded = self.snapshot().join(INDEX).exists();
+        // Beside one file an index may be left over from an earlier commit; the file is what is read.
+        let sharded = self.snapshot().join(INDEX).exists() && !self.snapshot().join(WEIGHTS).exists();
         if !sharded && self.find(WEIGHTS)?.is_some() {
             return Ok(());
         }

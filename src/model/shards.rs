@@ -108,7 +108,7 @@ impl Shards {
     /// earlier file holds, this one's counts if `counts` says so.
     fn map_where(&mut self, path: &Path, counts: impl Fn(&str) -> bool) -> Result<()> {
         let error = |problem: String| Error::Checkpoint { path: path.to_path_buf(), problem };
-        content::expect(path, &beginning(path)?, "a whole safetensors file", b"")?;
+        content::expect_file(path, "a whole safetensors file")?;
         self.bytes += std::fs::metadata(path).map_err(Error::io(path))?.len();
         // SAFETY: the mapping is read only; that nobody shortens the file meanwhile is the contract of
         // `Weights`, as it is of every program that maps checkpoints.
@@ -235,15 +235,6 @@ impl Shards {
     }
 }
 
-/// The first bytes of a file, by which it is recognised.
-fn beginning(path: &Path) -> Result<Vec<u8>> {
-    use std::io::Read;
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).map_err(Error::io(path))?;
-    file.take(256).read_to_end(&mut bytes).map_err(Error::io(path))?;
-    Ok(bytes)
-}
-
 fn not_a_float(path: &Path, name: &str, found: Dtype) -> Error {
     let problem = format!("tensor `{name}`: expected F64, F32, F16 or BF16, found {found:?}");
     Error::Checkpoint { path: path.to_path_buf(), problem }
@@ -266,10 +257,10 @@ fn no_weights(dir: &Path) -> Error {
         format!("`{gguf}`; name the .gguf file itself")
     } else if let Some(adapter) = that(&|name| name.starts_with("adapter_model.")) {
         format!("`{adapter}`, an adapter; give its base model, and the folder as --adapter")
-    } else if let Some(pickle) = that(&|name| pickles.iter().any(|ending| name.ends_with(ending))) {
-        format!("`{pickle}`; save the model as safetensors first, with save_pretrained of transformers")
     } else if let Some(other) = that(&|name| name.ends_with(".safetensors")) {
         format!("`{other}`; if it is the whole model in transformers' names, call it `{SINGLE}`")
+    } else if let Some(pickle) = that(&|name| pickles.iter().any(|ending| name.ends_with(ending))) {
+        format!("`{pickle}`; save the model as safetensors first, with save_pretrained of transformers")
     } else {
         "neither".to_string()
     };

@@ -245,8 +245,8 @@ fn values_of_gguf_files_that_are_not_finite_are_named() {
     let copy = super::gguf::Altered::of("granite.gguf");
     let width = 32;
     let norm: Vec<f32> = (0..width).map(|i| if i == 5 { f32::NAN } else { 1.0 }).collect();
-    let path = copy.tensor("blk.1.attn_norm.weight", &norm).path();
-    let weights = Weights::open_gguf(&path).unwrap();
+    let copy = copy.tensor("blk.1.attn_norm.weight", &norm);
+    let weights = Weights::open_gguf(&copy.path()).unwrap();
     let name = "model.layers.1.input_layernorm.weight";
     let read = weights.tensor(name, &[width], DType::F32, &Device::Cpu);
     assert_says(read, &["copy.gguf: tensor `model.layers.1.input_layernorm.weight`", "found NaN at [5]"]);
@@ -320,6 +320,14 @@ fn files_that_are_something_else_are_named() {
     let gguf = dir.path().join("m.gguf");
     std::fs::write(&gguf, "version https://git-lfs.github.com/spec/v1\n").unwrap();
     assert_says(Checkpoint::open(&gguf), &["m.gguf: expected a GGUF file, found a Git LFS pointer"]);
+}
+
+#[test]
+fn a_tokenizer_that_was_not_fetched_is_named() {
+    let dir = folder(&tensors(), &json!({}));
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n";
+    std::fs::write(dir.path().join("tokenizer.json"), pointer).unwrap();
+    assert_says(Checkpoint::open(dir.path()), &["tokenizer.json: expected JSON, found a Git LFS pointer"]);
 }
 
 /// A configuration as Python writes it, with a number that JSON does not have.
