@@ -68,7 +68,7 @@ fn a_parquet_record_has_its_row_for_a_line() {
     assert!(error.ends_with("no column `text`; found the columns `id`, `input`, `output`"), "{error}");
 }
 
-/// A damaged file is read or refused; none makes the reader panic.
+/// A damaged file is read or refused; what panics in the crate is an error too.
 #[test]
 fn a_parquet_file_with_a_wrong_byte_is_read_or_refused() {
     for name in ["snappy.parquet", "dictionary.parquet", "chats.parquet", "groups.parquet"] {

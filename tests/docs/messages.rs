@@ -4,10 +4,10 @@ use super::markdown::Page;
 use std::process::Command;
 
 /// Files and their bytes. Each message stands word for word in the page on data formats.
-const BAD: [(&str, &[u8]); 12] = [
+const BAD: [(&str, &[u8]); 17] = [
     ("columns.csv", b"text,label\n\"a, b\",1\n"),
     ("rows.csv", b"input,output\nFast and gentle, lovely place,1\n\"She said \"hello\" to my dog\",1\n,0\n   ,0\nGood,1\n"),
-    ("semicolon.csv", b"input;output\na;1\n"),
+    ("semicolon.csv", b"text;output\na;1\n"),
     ("unclosed.csv", b"input,output\n\"Never closed,1\nNext,0\n"),
     ("headonly.csv", b"input,output\n"),
     ("empty.csv", b""),
@@ -15,13 +15,24 @@ const BAD: [(&str, &[u8]); 12] = [
     ("utf16.csv", b"\xff\xfei\0n\0"),
     (
         "rows.jsonl",
-        b"{\"input\": \"a\", \"output\": 1}\n{\"input\": \"b\"}\n{\"input\": \"c\", \"outptu\": \"0\"}\n{\"input\": \"d\",\n",
+        b"{\"input\": \"a\", \"output\": NaN}\n{\"input\": \"b\"}\n{\"input\": \"c\", \"outptu\": \"0\"}\n{\"input\": \"d\",\n",
     ),
-    ("object.json", b"{\"input\": \"a\", \"output\": \"1\"}\n"),
+    ("object.json", b"{\"name\": \"tickets\", \"splits\": {\"train\": 2}}\n"),
+    (
+        "splits.json",
+        b"{\"train\": [{\"input\": \"a\", \"output\": \"1\"}], \"test\": [{\"input\": \"b\", \"output\": \"0\"}]}\n",
+    ),
+    (
+        "chat.jsonl",
+        b"{\"messages\": [{\"role\": \"system\", \"content\": \"a\"}, {\"role\": \"user\", \"content\": \"b\"}, {\"role\": \"assistant\", \"content\": \"1\"}]}\n",
+    ),
+    ("book.csv", b"PK\x03\x04\x14\0\x06\0[Content_Types].xml"),
+    ("packed.csv", b"\x1f\x8b\x08\0"),
+    ("nul.csv", b"input,output\na\0b,1\n"),
     ("cut.json", b"[{\"input\": \"a\", \"output\": \"1\"},\n {\"input\": \"b\", \"output\": \"0\"},\n"),
     (
         "types.json",
-        b"[{\"input\": \"a\", \"output\": \"1\"}, {\"input\": \"b\", \"output\": true}, {\"input\": \"c\", \"output\": null}]\n",
+        b"[{\"input\": \"a\", \"output\": \"1\"}, {\"input\": \"b\", \"output\": [\"1\"]}, {\"input\": \"c\", \"output\": null}]\n",
     ),
 ];
 

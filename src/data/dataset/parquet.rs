@@ -6,17 +6,51 @@ use super::{Names, Problems, Record};
 /// Reads rows; a record's line is its row, counted from 1.
 #[cfg(feature = "parquet")]
 pub(super) fn read(bytes: Vec<u8>, names: Names<'_>, problems: &mut Problems, notes: &mut Notes) -> Vec<Record> {
-    match rows::read(bytes, names, problems, notes) {
-        Ok(records) => {
+    match panics::caught(|| rows::read(bytes, names, problems, notes)) {
+        Some(Ok(records)) => {
             if records.is_empty() && problems.is_empty() {
                 problems.push("expected rows, found none".into());
             }
             records
         }
-        Err(problem) => {
+        Some(Err(problem)) => {
             problems.push(problem);
             Vec::new()
         }
+        None => {
+            problems.push("Parquet: the file is damaged; hint: write or fetch it again".into());
+            Vec::new()
+        }
+    }
+}
+
+/// The crate panics on some damaged files.
+#[cfg(feature = "parquet")]
+mod panics {
+    use std::cell::Cell;
+    use std::panic::{self, AssertUnwindSafe};
+    use std::sync::Once;
+
+    thread_local! {
+        static IS_QUIET: Cell<bool> = const { Cell::new(false) };
+    }
+    static HOOK: Once = Once::new();
+
+    /// What `read` gives; none where it panics, of which nothing is printed. What it borrows is dropped or reported
+    /// then, not read on.
+    pub(super) fn caught<T>(read: impl FnOnce() -> T) -> Option<T> {
+        HOOK.call_once(|| {
+            let hook = panic::take_hook();
+            panic::set_hook(Box::new(move |info| {
+                if !IS_QUIET.get() {
+                    hook(info);
+                }
+            }));
+        });
+        IS_QUIET.set(true);
+        let result = panic::catch_unwind(AssertUnwindSafe(read));
+        IS_QUIET.set(false);
+        result.ok()
     }
 }
 
