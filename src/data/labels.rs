@@ -31,7 +31,8 @@ pub fn normalize(label: &str) -> Cow<'_, str> {
         let beyond_ascii = |c: Option<&char>| c.is_some_and(|c| !c.is_ascii() && !is_space(*c));
         i > 0 && beyond_ascii(characters.get(i - 1)) && beyond_ascii(characters.get(i + 1))
     };
-    let visible = characters.iter().enumerate().filter(|(i, c)| !is_joiner(**c) || joined(*i)).map(|(_, c)| *c);
+    let visible =
+        characters.iter().enumerate().filter(|(i, c)| !is_joiner(**c) || joined(*i)).map(|(_, c)| *c);
     let text: String = visible.nfc().map(|c| if is_space(c) { ' ' } else { c }).collect();
     Cow::Owned(text.replace("\r\n", "\n").trim().to_owned())
 }
@@ -51,10 +52,7 @@ fn is_joiner(c: char) -> bool {
 
 /// Unicode's space separators but for the plain space.
 fn is_space(c: char) -> bool {
-    matches!(
-        c,
-        '\u{a0}' | '\u{1680}' | '\u{2000}'..='\u{200a}' | '\u{202f}' | '\u{205f}' | '\u{3000}'
-    )
+    matches!(c, '\u{a0}' | '\u{1680}' | '\u{2000}'..='\u{200a}' | '\u{202f}' | '\u{205f}' | '\u{3000}')
 }
 
 /// A text in quotes, with escapes for all that can't be seen or told apart.

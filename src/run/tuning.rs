@@ -53,7 +53,9 @@ impl<'a> Tuning<'a> {
         let template = Template::parse(&data.verbalizer)?;
         let encoder = setup::encoder(data, &session.tokenizer, &template);
         let Some(train) = setup::examples(&data.train, config, &encoder)? else {
-            return Err(Error::Invalid("data.train: required; expected a .csv, .tsv, .json, .jsonl, .ndjson or .parquet file".into()));
+            return Err(Error::Invalid(
+                "data.train: required; expected a .csv, .tsv, .json, .jsonl, .ndjson or .parquet file".into(),
+            ));
         };
         let validation = setup::examples(&data.validation, config, &encoder)?;
         // Read before the first step, so that a mistake in it does not show after the last one.

@@ -36,15 +36,18 @@ fn a_run_is_the_same_whatever_its_files_are() {
         .map(|(a, b)| json!({"messages": [{"role": "user", "content": a}, {"role": "assistant", "content": b}]}))
         .collect();
     place.write("chats.json", &Value::Array(chats).to_string());
-    let labels: String =
-        rows(12).iter().map(|(a, b)| format!("{a}\t\u{feff}{b}\u{a0}\n")).collect();
+    let labels: String = rows(12).iter().map(|(a, b)| format!("{a}\t\u{feff}{b}\u{a0}\n")).collect();
     place.write("labels.tsv", &format!("input\toutput\n{labels}"));
     for file in ["lines.json", "columns.json", "excel.csv", "chats.json", "labels.tsv"] {
         let (name, train) = (format!("name={file}"), format!("data.train={file}"));
         let tune = ["tune", "dogs.toml", "--set", "train.num_epochs=1", "--set", &name, "--set", &train];
         let (_, stderr) = texts(&place.gneiss(tune).success());
         assert_eq!(fingerprint(&place, &format!("runs/{file}")), expected, "{file}");
-        let said = if file == "labels.tsv" { "warning    data.train: 12 of 12 labels" } else { "note       data.train: " };
+        let said = if file == "labels.tsv" {
+            "warning    data.train: 12 of 12 labels"
+        } else {
+            "note       data.train: "
+        };
         assert!(stderr.contains(said), "{file}: {stderr}");
     }
     // The prompt's folder has the labels as they are trained.
@@ -57,7 +60,10 @@ fn labels_are_scored_in_the_form_that_they_are_trained_in() {
     let test: String = rows(6).iter().map(|(a, b)| format!("{a},{b}\u{200b}\n")).collect();
     place.write("test.csv", &format!("input,output\n{test}"));
     let (_, stderr) = texts(&place.gneiss(["tune", "dogs.toml", "--set", "train.num_epochs=200"]).success());
-    assert!(stderr.contains("warning    data.test: 6 of 6 labels") && stderr.contains("\\u{200b}"), "{stderr}");
+    assert!(
+        stderr.contains("warning    data.test: 6 of 6 labels") && stderr.contains("\\u{200b}"),
+        "{stderr}"
+    );
     let eval = ["eval", "dogs.toml", "--adapter", "runs/dogs", "--json"];
     let (stdout, stderr) = texts(&place.gneiss(eval).success());
     assert!(stderr.contains("warning    data.test: 6 of 6 labels"), "{stderr}");

@@ -146,6 +146,11 @@ fn rows_without_text() {
 }
 
 #[test]
+fn the_end_of_a_file_to_dos() {
+    assert_eq!(records("d.csv", "input,output\r\nx,1\r\n\x1A"), [record("x", "1", 2)]);
+}
+
+#[test]
 fn one_fault_of_all_rows_is_told_once() {
     let rows = "nice, clean,1\n".repeat(9_999);
     assert_eq!(

@@ -193,6 +193,31 @@ fn invalid_utf8() {
 }
 
 #[test]
+fn objects_over_several_lines() {
+    let text = "{\n \"input\": \"a\",\n \"output\": \"b\"\n}\n{\n \"input\": \"c\",\n \"output\": \"d\"\n}\n";
+    for name in ["d.json", "d.jsonl"] {
+        assert_eq!(records(name, text), [record("a", "b", 1), record("c", "d", 5)]);
+        assert_eq!(
+            fault(name, text.replace("\"d\"", "d")),
+            format!("{name}: line 7, column 12, element 2: expected value")
+        );
+    }
+    assert_eq!(
+        fault("d.jsonl", "[\"a\", \"b\"]\n[\"c\", \"d\"]\n"),
+        "d.jsonl: 2 problems\
+         \n  line 1: invalid type: sequence, expected an object with the keys `input` and `output`\
+         \n  line 2: invalid type: sequence, expected an object with the keys `input` and `output`"
+    );
+    let rows =
+        r#"{"features": [{"name": "input"}], "rows": [{"row_idx": 0, "row": {"input": "a", "output": 1}}]}"#;
+    assert_eq!(records("d.json", rows), [record("a", "1", 1)]);
+    assert_eq!(
+        fault("d.json", "input,output\na,b\n"),
+        "d.json: line 1: expected a list of objects, which starts with `[`; hint: if the file is CSV, name it .csv"
+    );
+}
+
+#[test]
 fn words_of_other_languages() {
     let nan = "hint: JSON has no NaN; give the field a value, or take the row out";
     assert_eq!(

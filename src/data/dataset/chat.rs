@@ -38,7 +38,8 @@ pub(super) fn key<'a>(names: Names<'_>, keys: &[&'a str]) -> Option<&'a str> {
 pub(super) fn pair(key: &str, messages: Vec<Message>, context: &[&str]) -> Result<(String, String), String> {
     let roles: Vec<String> = messages.iter().map(|message| message.role.clone()).collect();
     let is_system = |role: &String| matches!(role.as_str(), "system" | "developer");
-    if let Some(found) = context.first().copied().or_else(|| roles.iter().find(|r| is_system(r)).map(|_| "system"))
+    if let Some(found) =
+        context.first().copied().or_else(|| roles.iter().find(|r| is_system(r)).map(|_| "system"))
     {
         let what = if found == "system" { "a system message".to_owned() } else { format!("`{found}`") };
         return Err(format!(
@@ -47,7 +48,8 @@ pub(super) fn pair(key: &str, messages: Vec<Message>, context: &[&str]) -> Resul
         ));
     }
     let both = [["user", "human"].as_slice(), &["assistant", "gpt", "model", "bot", "chatgpt"]];
-    let expected = messages.len() == 2 && roles.iter().zip(both).all(|(role, names)| names.contains(&role.as_str()));
+    let expected =
+        messages.len() == 2 && roles.iter().zip(both).all(|(role, names)| names.contains(&role.as_str()));
     if !expected {
         let found = match roles.len() {
             0 => "no message".into(),

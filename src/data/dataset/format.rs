@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::path::Path;
 
-use flate2::read::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
 
 use crate::{Error, Result};
 
@@ -88,17 +88,19 @@ pub(super) fn load(path: &Path, named: Named) -> Result<(Vec<u8>, Format)> {
             );
             return Err(data_error(path, problem));
         }
-        let mut unpacked = Vec::new();
-        MultiGzDecoder::new(&bytes[..]).read_to_end(&mut unpacked).map_err(|error| {
+        bytes = unpack(&bytes).map_err(|error| {
             data_error(path, format!("gzip: {error}; hint: is the file cut off or damaged?"))
         })?;
-        bytes = unpacked;
     }
     if bytes.starts_with(PARQUET) {
         return Ok((bytes, Format::Parquet));
     }
     if let Some(what) = container(&bytes) {
         return Err(data_error(path, what.into()));
+    }
+    // The end of a file to DOS, and to programs that come from there.
+    if bytes.ends_with(b"\x1A") {
+        bytes.pop();
     }
     let format = named.format.unwrap_or_else(|| match bytes.trim_ascii_start().first() {
         Some(b'{' | b'[') => Format::Json { lines: false },
@@ -110,6 +112,17 @@ pub(super) fn load(path: &Path, named: Named) -> Result<(Vec<u8>, Format)> {
         return Err(data_error(path, problem.into()));
     }
     Ok((bytes, format))
+}
+
+/// The content of all members of a gzip file; zeros after the last one are padding.
+fn unpack(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
+    let (mut unpacked, mut rest) = (Vec::new(), bytes);
+    while rest.iter().any(|byte| *byte != 0) {
+        let mut member = GzDecoder::new(rest);
+        member.read_to_end(&mut unpacked)?;
+        rest = member.into_inner();
+    }
+    Ok(unpacked)
 }
 
 const PARQUET: &[u8] = b"PAR1";
@@ -133,7 +146,9 @@ fn container(bytes: &[u8]) -> Option<&'static str> {
         [0xD0, 0xCF, 0x11, 0xE0, ..] => {
             "the file is an Excel workbook (xls), not text; hint: save the sheet as CSV, UTF-8"
         }
-        [0x28, 0xB5, 0x2F, 0xFD, ..] => "the file is compressed by zstd; hint: unpack it, or pack it with gzip",
+        [0x28, 0xB5, 0x2F, 0xFD, ..] => {
+            "the file is compressed by zstd; hint: unpack it, or pack it with gzip"
+        }
         [0xFD, b'7', b'z', b'X', b'Z', ..] => "the file is compressed by xz; hint: unpack it",
         [b'B', b'Z', b'h', b'1'..=b'9', ..] => "the file is compressed by bzip2; hint: unpack it",
         [0x1F, 0x8B, ..] => "the file is compressed by gzip twice; hint: unpack it once",

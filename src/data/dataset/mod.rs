@@ -73,11 +73,9 @@ impl Dataset {
         let (mut problems, mut notes) = (Problems::default(), Notes::default());
         let records = match format {
             Format::Parquet => parquet::read(bytes, names, &mut problems, &mut notes),
-            Format::Separated(separator) => {
-                text(&bytes, &mut problems, |source, problems| {
-                    csv::read(source, separator, names, problems, &mut notes)
-                })
-            }
+            Format::Separated(separator) => text(&bytes, &mut problems, |source, problems| {
+                csv::read(source, separator, names, problems, &mut notes)
+            }),
             Format::Json { lines } => text(&bytes, &mut problems, |source, problems| {
                 json::read(source, lines, names, problems, &mut notes)
             }),

@@ -5,7 +5,12 @@ use super::{Names, Problems, Record};
 
 /// Reads rows; a record's line is its row, counted from 1.
 #[cfg(feature = "parquet")]
-pub(super) fn read(bytes: Vec<u8>, names: Names<'_>, problems: &mut Problems, notes: &mut Notes) -> Vec<Record> {
+pub(super) fn read(
+    bytes: Vec<u8>,
+    names: Names<'_>,
+    problems: &mut Problems,
+    notes: &mut Notes,
+) -> Vec<Record> {
     match panics::caught(|| rows::read(bytes, names, problems, notes)) {
         Some(Ok(records)) => {
             if records.is_empty() && problems.is_empty() {
@@ -155,7 +160,12 @@ mod rows {
     }
 
     /// The column of a name, if its type is one that is read.
-    fn column(name: &str, fields: &[TypePtr], columns: &Columns<'_>, all: &[&str]) -> Result<TypePtr, String> {
+    fn column(
+        name: &str,
+        fields: &[TypePtr],
+        columns: &Columns<'_>,
+        all: &[&str],
+    ) -> Result<TypePtr, String> {
         let Some(field) = fields.iter().find(|field| field.name() == name) else {
             return Err(format!("no column `{name}`{}", found_names(name, "column", all)));
         };
@@ -167,7 +177,9 @@ mod rows {
                 None => Ok(Arc::clone(field)),
             },
             Columns::Chat(_) => match leaves(field).into_iter().find_map(|leaf| other_type(&leaf)) {
-                Some(found) => Err(format!("column `{name}`: expected messages of text, found {found} in them")),
+                Some(found) => {
+                    Err(format!("column `{name}`: expected messages of text, found {found} in them"))
+                }
                 None => Ok(Arc::clone(field)),
             },
         }
@@ -312,7 +324,9 @@ mod rows {
                 _ => None,
             };
             let Some(role) = find(["role", "from"]).and_then(string) else {
-                return Err(format!("`{key}`: expected messages with `role` and `content`, or `from` and `value`"));
+                return Err(format!(
+                    "`{key}`: expected messages with `role` and `content`, or `from` and `value`"
+                ));
             };
             let content = find(["content", "value"]).and_then(string);
             let content = content.map_or(Content::Other("null"), Content::Text);

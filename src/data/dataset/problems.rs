@@ -212,9 +212,6 @@ mod tests {
         (1..=10_000).for_each(|line| problems.push_common("line", line, "too long".into()));
         problems.push_common("line", 7, "too short".into());
         let error = problems.into_data_error(Path::new("d")).unwrap_err().to_string();
-        assert_eq!(
-            error,
-            "d: 2 problems\n  lines 1, 2, 3 and 9997 more: too long\n  line 7: too short"
-        );
+        assert_eq!(error, "d: 2 problems\n  lines 1, 2, 3 and 9997 more: too long\n  line 7: too short");
     }
 }

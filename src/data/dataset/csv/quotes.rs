@@ -105,7 +105,8 @@ mod tests {
 
     #[test]
     fn without_spaces_leaves_quoted_text_alone() {
-        let kept = |text: &str| without_spaces(text.as_bytes(), 0, b',').map(|b| String::from_utf8(b).unwrap());
+        let kept =
+            |text: &str| without_spaces(text.as_bytes(), 0, b',').map(|b| String::from_utf8(b).unwrap());
         assert_eq!(kept("a, \" b, c\" ,d e\n  f,g").unwrap(), "a,\" b, c\",d e\nf,g");
         assert_eq!(kept("a, \"b\" c\n"), None);
         assert_eq!(kept("a, \"b\n"), None);

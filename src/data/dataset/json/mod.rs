@@ -27,6 +27,7 @@ pub(super) fn read(
     let mut reader = Reader { source, names, problems, notes, records: Vec::new() };
     let first = source.skip_blank(source.start);
     match source.bytes.get(first) {
+        Some(b'[') if lines && is_one_line_of_many(source, first) => reader.lines(),
         Some(b'[') => reader.elements(Elements::list(source, first)),
         Some(b'{') => match shape(source, first, lines) {
             Shape::Lines => reader.lines(),
@@ -34,12 +35,24 @@ pub(super) fn read(
             Shape::Object(range) => reader.object(range),
         },
         _ if lines => reader.lines(),
-        _ => reader.problems.push(format!(
-            "line {}: expected a list of objects, which starts with `[`",
-            source.line_of(first)
-        )),
+        _ => {
+            let line = &source.bytes[first..source.line_end(first)];
+            let header = String::from_utf8_lossy(line).contains(names.input);
+            let hint = if header { "; hint: if the file is CSV, name it .csv" } else { "" };
+            reader.problems.push(format!(
+                "line {}: expected a list of objects, which starts with `[`{hint}",
+                source.line_of(first)
+            ));
+        }
     }
     reader.records
+}
+
+/// Whether the line at `first` is a value, and more follows in other lines.
+fn is_one_line_of_many(source: &Source<'_>, first: usize) -> bool {
+    let end = source.line_end(first);
+    let is_value = serde_json::from_slice::<IgnoredAny>(&source.bytes[first..end]).is_ok();
+    is_value && source.skip_blank(end) < source.bytes.len()
 }
 
 /// What a file that begins with an object is.
@@ -59,7 +72,7 @@ fn shape(source: &Source<'_>, first: usize, lines: bool) -> Shape {
             let end = first + values.byte_offset();
             if source.skip_blank(end) == source.bytes.len() {
                 Shape::Object(first..end)
-            } else if lines || source.line_of(first) == source.line_of(end - 1) {
+            } else if source.line_of(first) == source.line_of(end - 1) {
                 Shape::Lines
             } else {
                 Shape::Stream

@@ -31,6 +31,13 @@ pub(super) fn read(
     let expected = format!("an object with the keys {}", names.both());
     let entries = Entries::parse(text, &expected).map_err(|e| fault(value::not_text(text, &e)))?;
     let keys = entries.keys();
+    // As the rows of a hub's data set are served.
+    if keys.contains(&"row_idx")
+        && let Some(row) = entries.get("row").filter(|raw| raw.starts_with('{'))
+    {
+        let start = source.offset_of(row);
+        return read(source, start..start + row.len(), names, notes);
+    }
     if let Some(key) = chat::key(names, &keys) {
         let pair = chat_of(key, &entries);
         let (input, output) = pair.map_err(|text| Fault { line, text, common: true })?;
@@ -65,7 +72,8 @@ fn chat_of(key: &str, entries: &Entries<'_>) -> Result<(String, String), String>
         .into_iter()
         .filter(|name| entries.get(name).is_some_and(|raw| !["null", "\"\"", "[]"].contains(&raw)))
         .collect();
-    let messages = messages.into_iter().map(|message| parse_message(key, message)).collect::<Result<_, _>>()?;
+    let messages =
+        messages.into_iter().map(|message| parse_message(key, message)).collect::<Result<_, _>>()?;
     chat::pair(key, messages, &context)
 }
 

@@ -3,14 +3,15 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use super::super::Record;
 use super::super::chat;
 use super::Reader;
 use super::record::Fault;
-use super::super::Record;
 use super::value::{self, Entries};
 
 /// Keys that lists of rows are known to stand under.
-const LISTS: [&str; 9] = ["data", "rows", "records", "examples", "items", "samples", "instances", "train", "results"];
+const LISTS: [&str; 9] =
+    ["data", "rows", "records", "examples", "items", "samples", "instances", "train", "results"];
 /// Objects within objects that rows are looked for in.
 const DEPTH: usize = 3;
 /// Keys that a message lists.
@@ -126,11 +127,14 @@ impl Reader<'_, '_> {
                 self.names.both()
             ));
         };
-        let mut by_key: HashMap<&str, &str> = outputs.0.iter().map(|(key, raw)| (key.as_str(), *raw)).collect();
+        let mut by_key: HashMap<&str, &str> =
+            outputs.0.iter().map(|(key, raw)| (key.as_str(), *raw)).collect();
         for (key, raw) in &inputs.0 {
             match by_key.remove(key.as_str()) {
                 Some(cell) => self.cells(raw, cell, &format!(", row `{key}`")),
-                None => self.problems.push(format!("line {line}: row `{key}` is in `{input}`, not in `{output}`")),
+                None => {
+                    self.problems.push(format!("line {line}: row `{key}` is in `{input}`, not in `{output}`"))
+                }
             }
         }
         let mut left: Vec<&str> = by_key.into_keys().collect();
@@ -196,7 +200,9 @@ fn list<'a>(entries: &'a Entries<'_>) -> Result<Option<&'a str>, Vec<&'a str>> {
         ([], _) => Ok(None),
         ([only], _) => Ok(Some(only)),
         // Lists beside it describe the rows, unless they may be rows of another split.
-        (all, [only]) if *only != "train" || all.iter().all(|key| !key.contains("test") && !key.contains("val")) => {
+        (all, [only])
+            if *only != "train" || all.iter().all(|key| !key.contains("test") && !key.contains("val")) =>
+        {
             Ok(Some(only))
         }
         _ => Err(lists),
