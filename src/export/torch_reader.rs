@@ -191,6 +191,8 @@ impl Machine {
                         _ => Err(invalid("found another object in the file")),
                     };
                 }
+                b's' | b'u' | b'd' => return Err(invalid("found a dictionary, and no tensor alone")),
+                b']' | b'l' => return Err(invalid("found a list, and no tensor alone")),
                 other => return Err(invalid(format!("found the pickle instruction {other:#04x}"))),
             }
         }

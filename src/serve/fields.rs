@@ -4,6 +4,7 @@
 //! one is refused, as a slip of the keys. Any other is left out of account, and the response's header [`IGNORED`] names it:
 //! clients send fields of their own, which no engine acts on.
 
+mod engines;
 mod openai;
 mod watsonx;
 mod watsonx_chat;
@@ -206,5 +207,7 @@ fn lists(lists: &[&[&str]], key: &str) -> bool {
     lists.iter().any(|list| list.contains(&key))
 }
 
+#[cfg(test)]
+mod pages;
 #[cfg(test)]
 mod tests;

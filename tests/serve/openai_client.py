@@ -14,8 +14,10 @@ import json
 import math
 import sys
 import traceback
+from typing import Literal
 
 import openai
+import pydantic
 
 NEW_TOKENS = 12
 TEXTS = [
@@ -26,10 +28,15 @@ TEXTS = [
 ]
 
 
+class Verdict(pydantic.BaseModel):
+    label: Literal["billing", "delivery"]
+    urgent: bool
+
+
 def main():
     args = arguments()
     args.client = openai.OpenAI(base_url=f"{args.url}/v1", api_key=args.key or "none", max_retries=0, timeout=300)
-    checks = [models, completions, several, streams, logprobs, echo, stops, seeds, chat, chat_streams, refusals, keys, together]
+    checks = [models, completions, several, streams, logprobs, echo, stops, seeds, chat, chat_streams, refusals, keys, together, choices, fields]
     if args.checkpoint:
         checks.append(reference)
     summary, problems = {}, []
@@ -353,6 +360,55 @@ def refusals(args):
     expect("code of a long prompt", error.code, "context_length_exceeded")
     refused(openai.NotFoundError, 404, ["/v1/embeddings"], lambda: args.client.embeddings.create(model=args.base, input="x"))
     return len(bad)
+
+
+def choices(args):
+    """Answers that have to be one of some texts: by vLLM's fields, and by the package's own parsing into a model."""
+    labels = ["no", "none at all", "yes", "0", "1"]
+    found = {}
+    for model in args.names:
+        for text in TEXTS:
+            guided = complete(args, model, text, logprobs=2, extra_body={"guided_choice": labels})
+            choice = guided.choices[0]
+            expect_that(choice.text in labels, f"expected one of {labels}, found {choice.text!r}")
+            expect("reason", choice.finish_reason, "stop")
+            expect("joined tokens", "".join(choice.logprobs.tokens), choice.text)
+            expect("structured", greedy(args, model, text, extra_body={"structured_outputs": {"choice": labels}}), choice.text)
+            pieces = [c.text for chunk in complete(args, model, text, stream=True, extra_body={"guided_choice": labels})
+                      for c in chunk.choices]
+            expect("streamed", "".join(pieces), choice.text)
+            # The model's own log-probabilities: those of the same text as a prompt.
+            scored = complete(args, model, text + choice.text, echo=True, max_tokens=0, logprobs=0).choices[0].logprobs
+            size = len(choice.logprobs.tokens)
+            close("log-probabilities", choice.logprobs.token_logprobs, scored.token_logprobs[-size:], 1e-3)
+            drawn = complete(args, model, text, n=6, temperature=2, seed=3, extra_body={"guided_choice": labels}).choices
+            expect_that(all(c.text in labels for c in drawn), f"expected {labels}, found {[c.text for c in drawn]}")
+            found.setdefault(model, []).append(choice.text)
+        parsed = args.client.chat.completions.parse(
+            model=model, messages=MESSAGES, temperature=0, response_format=Verdict).choices[0]
+        expect_that(parsed.message.parsed.label in ("billing", "delivery"), f"expected a label, found {parsed.message}")
+        expect("reason", parsed.finish_reason, "stop")
+        found[model].append(parsed.message.content)
+        schema = {"name": "v", "strict": True, "schema": {"type": "string", "enum": ["billing", "delivery"]}}
+        said = talk(args, model, response_format={"type": "json_schema", "json_schema": schema}).choices[0].message.content
+        expect_that(json.loads(said) in ("billing", "delivery"), f"expected a label in JSON, found {said!r}")
+    return found
+
+
+def fields(args):
+    """Fields of other engines: refused by name, or named as ignored."""
+    for name, value in [("guided_regex", "[01]"), ("use_beam_search", True), ("mirostat", 2), ("temprature", 0), ("max_new_tokens", 3)]:
+        error = refused(openai.BadRequestError, 400, [name], lambda name=name, value=value: complete(
+            args, args.base, TEXTS[0], extra_body={name: value}))
+        expect("param", error.param, name)
+    raw = args.client.chat.completions.with_raw_response.create(
+        model=args.base, messages=MESSAGES, max_tokens=1, user="me", store=False, metadata={"a": "b"},
+        extra_body={"chat_id": "x", "mirostat": 0})
+    expect("ignored", raw.headers.get("x-gneiss-ignored-fields"), "chat_id")
+    begun = [*MESSAGES, {"role": "assistant", "content": "Hello"}]
+    goes_on = talk(args, args.base, messages=begun, extra_body={"continue_final_message": True, "add_generation_prompt": False})
+    again = talk(args, args.base, messages=begun)
+    expect_that(goes_on.usage.prompt_tokens < again.usage.prompt_tokens, f"expected no new turn, found {goes_on.usage}")
 
 
 def keys(args):

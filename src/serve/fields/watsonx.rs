@@ -1,5 +1,6 @@
 //! The fields of watsonx's API for text generation, and of gneiss's own route.
 
+use super::engines::SAMPLERS;
 use super::{Off, Refused, Table, refused};
 
 /// Fields of `POST /ml/v1/text/generation`, of a deployment's, and of their streams.
@@ -7,7 +8,7 @@ pub(in crate::serve) static GENERATION: Table = Table {
     of: "/ml/v1/text/generation",
     obeyed: &[&["input", "model_id", "parameters", "moderations"]],
     harmless: &[&["project_id", "space_id", "wml_instance_crn", "extensions"]],
-    refused: &[NOT_AT_THE_TOP],
+    refused: &[NOT_AT_THE_TOP, FORMS, SAMPLERS],
     nested: &[("parameters", &PARAMETERS)],
 };
 
@@ -29,7 +30,7 @@ static PARAMETERS: Table = Table {
         "return_options",
     ]],
     harmless: &[],
-    refused: &[NOT_OF_PARAMETERS],
+    refused: &[NOT_OF_PARAMETERS, FORMS, SAMPLERS],
     nested: &[("return_options", &RETURN_OPTIONS)],
 };
 
@@ -60,8 +61,6 @@ pub(in crate::serve) static CLASSIFY: Table = Table {
 const NOT_AT_THE_TOP: &[Refused] = &[
     refused("messages", Off::Empty, "messages are for /ml/v1/text/chat; this route takes `input`"),
     refused("prompt", Off::Empty, "the text is `input` here"),
-    refused("guided_*", Off::Empty, FREE),
-    refused("response_format", Off::Empty, FREE),
     refused("max_new_tokens", Off::Null, INSIDE),
     refused("min_new_tokens", Off::Null, INSIDE),
     refused("decoding_method", Off::Null, INSIDE),
@@ -85,14 +84,7 @@ const NOT_OF_PARAMETERS: &[Refused] = &[
         Off::Empty,
         "text that grows likelier to end with its length is not offered by this server; max_new_tokens bounds it",
     ),
-    refused("typical_p", Off::Number(1.0), "not offered by this server; top_p is"),
     refused("prompt_variables", Off::Empty, VARIABLES),
-    refused("beam_width", Off::Number(1.0), "beams are not searched by this server; greedy is"),
-    refused("guided_*", Off::Empty, FREE),
-    refused("response_format", Off::Empty, FREE),
-    refused("grammar", Off::Empty, FREE),
-    refused("decoding", Off::Empty, FREE),
-    refused("min_p", Off::Number(0.0), "not offered by this server; top_p is"),
     refused("presence_penalty", Off::Number(0.0), "not offered here; repetition_penalty is"),
     refused("frequency_penalty", Off::Number(0.0), "not offered here; repetition_penalty is"),
     refused("logit_bias", Off::Empty, "not offered here; /v1/completions has it"),
@@ -104,11 +96,32 @@ const NOT_OF_PARAMETERS: &[Refused] = &[
     refused("min_tokens", Off::Number(0.0), "it is `min_new_tokens` here"),
     refused("seed", Off::Null, "it is `random_seed` here"),
     refused("stop", Off::Empty, "it is `stop_sequences` here"),
-    refused("lora*", Off::Empty, "tuned prompts are deployments of this server"),
     refused("guardrails*", Off::Empty, "this server moderates nothing; leave it out"),
     refused("moderations", Off::Empty, "this server moderates nothing; leave it out"),
 ];
 
-const FREE: &str = "answers are not bound to a form by this server; leave it out";
+/// What binds an answer, bans tokens or changes the text, as other engines have it.
+const FORMS: &[Refused] = &[
+    refused("guided_*", Off::Empty, FREE),
+    refused("structured_outputs", Off::Empty, FREE),
+    refused("response_format", Off::Empty, FREE),
+    refused("json_schema", Off::Empty, FREE),
+    refused("grammar*", Off::Empty, FREE),
+    refused("regex*", Off::Empty, FREE),
+    refused("decoding", Off::Empty, FREE),
+    refused("allowed_token*", Off::Empty, LISTS),
+    refused("bad_words*", Off::Empty, LISTS),
+    refused("min_p", Off::Number(0.0), "not offered here; /v1/completions has it"),
+    refused("ignore_eos", Off::Empty, "not offered here; /v1/completions has it"),
+    refused("stop_token_ids", Off::Empty, "not offered here; /v1/completions has it"),
+    refused("skip_special_tokens", Off::True, "not offered here; /v1/completions has it"),
+    refused("prompt_embeds", Off::Empty, "not offered here; /v1/completions has it"),
+    refused("echo", Off::Empty, "it is `parameters.return_options.input_text` here"),
+    refused("lora*", Off::Empty, "tuned prompts are deployments of this server"),
+];
+
+const LISTS: &str =
+    "tokens are not banned here; /v1/completions has `bad_words`, `allowed_token_ids` and `logit_bias`";
+const FREE: &str = "answers are not bound to a form here; /v1/completions has `guided_choice`";
 const INSIDE: &str = "put it into `parameters`";
 const VARIABLES: &str = "a tuned prompt has one variable, the input; it is `input` of the body";

@@ -62,7 +62,10 @@ pub(super) async fn complete(State(app): State<Arc<Shared>>, request: Request) -
         return Err(Failure::invalid("max_tokens", "expected 1 or more without `echo`, found 0"));
     }
     let max_tokens = parameters.max_tokens("max_tokens", max_tokens, MAX_TOKENS)?;
-    let logprobs = fields.count("logprobs", LOGPROBS_RANGE)?;
+    let logprobs = match fields.get("logprobs") {
+        Some(Value::Bool(false)) => None,
+        _ => fields.count("logprobs", LOGPROBS_RANGE)?,
+    };
     let prompts = prompts(&app, &fields, app.client.room(&model), max_tokens).await?;
     let completion = Completion { app, model, prompts, parameters, max_tokens, echo, logprobs };
     let generations = completion.start(started)?;

@@ -205,6 +205,59 @@ async fn what_cant_be_taken_is_named() {
 }
 
 #[tokio::test]
+async fn fields_are_obeyed_refused_or_named() {
+    let fake = Fake::saying("x");
+    let ask = |more: Value| {
+        let mut body = json!({"input": "x", "model_id": BASE});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body
+    };
+    let on = json!({"hap": {"input": {"enabled": false}, "output": {"enabled": true, "threshold": 0.5}}});
+    for (more, code, word) in [
+        (json!({"moderations": on}), "unsupported_parameter", "`moderations`"),
+        (json!({"moderations": {"pii": true}}), "unsupported_parameter", "`moderations`"),
+        (
+            json!({"moderations": {"hap": {"input": {"threshold": 0.5}}}}),
+            "unsupported_parameter",
+            "`moderations`",
+        ),
+        (
+            json!({"parameters": {"guided_choice": ["a"]}}),
+            "unsupported_parameter",
+            "`parameters.guided_choice`",
+        ),
+        (json!({"parameters": {"typical_p": 0.5}}), "unsupported_parameter", "`parameters.typical_p`"),
+        (
+            json!({"parameters": {"prompt_variables": {"a": "b"}}}),
+            "unsupported_parameter",
+            "`parameters.prompt_variables`",
+        ),
+        (json!({"parameters": {"max_tokens": 3}}), "unsupported_parameter", "max_new_tokens"),
+        (json!({"max_new_tokens": 3}), "unsupported_parameter", "`parameters`"),
+        (json!({"parameters": {"stop_sequence": ["a"]}}), "unknown_parameter", "`parameters.stop_sequences`"),
+    ] {
+        refused(&fake.post(MODEL, ask(more)).await, 400, code, &[word]);
+    }
+    assert!(fake.seen.lock().unwrap().is_empty());
+    let off = json!({"hap": {"input": {"enabled": false, "threshold": 0.5}, "mask": {"remove_entity_value": true}}});
+    for (more, named) in [
+        (json!({"moderations": {}, "project_id": "p"}), None),
+        (
+            json!({"moderations": off, "parameters": {"length_penalty": {}, "prompt_variables": {}, "typical_p": 1}}),
+            None,
+        ),
+        (json!({"color": 1, "parameters": {"sound": 2}}), Some("color, parameters.sound")),
+    ] {
+        for path in [MODEL, "/ml/v1/text/generation_stream"] {
+            let answer = fake.post(path, ask(more.clone())).await;
+            assert_eq!(answer.status, 200, "{}", answer.text);
+            let header = answer.headers.get("x-gneiss-ignored-fields");
+            assert_eq!(header.map(|value| value.to_str().unwrap()), named);
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_error_in_a_stream_is_an_event_of_its_own() {
     use crate::generate::Event;
     let fake = Fake::new(|_, events| events.send(Event::Failed("the device is lost".into())).is_ok());
