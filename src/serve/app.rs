@@ -290,14 +290,17 @@ async fn around(State(app): State<Arc<Shared>>, mut request: Request, next: Next
         })
     };
     let response = match response.extensions().get::<Failure>() {
-        Some(failure) => {
-            let mut rendered = failure.render(&path);
+        Some(failure) => match response.headers().get(header::ALLOW) {
             // What the router says about a wrong method.
-            if let Some(allow) = response.headers().get(header::ALLOW) {
+            Some(allow) => {
+                let mut failure = failure.clone();
+                failure.message += &format!("; it takes {}", String::from_utf8_lossy(allow.as_bytes()));
+                let mut rendered = failure.render(&path);
                 rendered.headers_mut().insert(header::ALLOW, allow.clone());
+                rendered
             }
-            rendered
-        }
+            None => failure.render(&path),
+        },
         // The router's own refusal, of a path whose letters it can't take.
         None if response.status().is_client_error() => {
             let message = format!("expected a path that is UTF-8 once it is decoded, found {path}");
@@ -377,7 +380,7 @@ async fn wrong_method(request: Request) -> std::result::Result<StatusCode, Failu
         return Ok(StatusCode::NO_CONTENT);
     }
     let hint = if preflight {
-        "; this server answers no page of another origin, unless its operator allows it (gneiss serve --cors-origin)"
+        ": this server answers no page of another origin unless its operator allows it (gneiss serve --cors-origin)"
     } else {
         ""
     };

@@ -3,6 +3,7 @@
 //! Without `--cors-origin` no page may but the server's own. Cookies are never taken: a page shows its key as other
 //! clients do. A page on the internet may reach a server in a private network only if its origin is named, not by `*`.
 
+use super::fields::IGNORED;
 use crate::{Error, Result};
 use axum::Router;
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
@@ -34,7 +35,7 @@ pub(super) fn layer(origins: &[String]) -> Result<Option<CorsLayer>> {
         .allow_methods([Method::GET, Method::HEAD, Method::POST])
         // `*` would not stand for `Authorization`, and clients send headers of their own.
         .allow_headers(AllowHeaders::mirror_request())
-        .expose_headers([header::RETRY_AFTER])
+        .expose_headers([header::RETRY_AFTER, IGNORED])
         .max_age(MAX_AGE);
     if every {
         return Ok(Some(layer.allow_origin(AllowOrigin::any())));
@@ -161,7 +162,10 @@ mod tests {
         ] {
             let answer = fake.send("POST", COMPLETIONS, headers, body.into_bytes()).await;
             assert_eq!((answer.status.as_u16(), allowed(&answer)), (status, Some(PAGE)));
-            assert_eq!(answer.headers["access-control-expose-headers"], "retry-after");
+            assert_eq!(
+                answer.headers["access-control-expose-headers"],
+                "retry-after,x-gneiss-ignored-fields"
+            );
         }
         let gone = fake.send("GET", "/nothing", &headers, Vec::new()).await;
         assert_eq!((gone.status.as_u16(), allowed(&gone)), (404, Some(PAGE)));

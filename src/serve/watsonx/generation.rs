@@ -236,14 +236,21 @@ impl TextGeneration {
     }
 }
 
-/// Whether `moderations` ask for any: each kind of text has a switch `enabled`, under the name of each filter.
+/// Whether `moderations` ask for any: under the name of each filter, each kind of text that it is for has a switch
+/// `enabled`, which is on if it is not there (<https://ibm.github.io/watsonx-ai-node-sdk>, `TextModeration`).
 fn moderates(value: &Value) -> bool {
+    const KINDS: [&str; 2] = ["input", "output"];
     match value {
         Value::Null | Value::Bool(false) => false,
         Value::Object(map) => match map.get("enabled") {
             Some(enabled) => *enabled != Value::Bool(false),
-            // What replaces a filtered text is in `mask`.
-            None => map.iter().any(|(key, value)| key != "mask" && moderates(value)),
+            None => map.iter().any(|(key, value)| match value {
+                Value::Object(switch) if KINDS.contains(&key.as_str()) && !switch.contains_key("enabled") => {
+                    true
+                }
+                // What replaces a filtered text, and which part of it is looked at.
+                _ => key != "mask" && key != "input_ranges" && moderates(value),
+            }),
         },
         _ => true,
     }

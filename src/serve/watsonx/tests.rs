@@ -204,6 +204,36 @@ async fn what_cant_be_taken_is_named() {
     assert!(fake.seen.lock().unwrap().is_empty());
 }
 
+/// `enabled` is true if its parent is there and it is not, as IBM's API has it.
+#[tokio::test]
+async fn moderations_are_taken_if_they_are_off() {
+    let fake = Fake::saying("x");
+    let ask = |moderations: Value| {
+        let (fake, body) = (&fake, json!({"input": "x", "moderations": moderations}));
+        async move { fake.post(DOGS, body).await }
+    };
+    for off in [
+        json!(null),
+        json!({}),
+        json!({"hap": {}}),
+        json!({"hap": {"input": {"enabled": false, "threshold": 0.5}, "output": {"enabled": false}}}),
+        json!({"pii": {"input": {"enabled": false}, "mask": {"remove_entity_value": true}}, "input_ranges": []}),
+        json!({"granite_guardian": {"input": null}}),
+    ] {
+        ask(off).await.ok();
+    }
+    for on in [
+        json!({"hap": {"input": {"enabled": true}}}),
+        json!({"hap": {"input": {}}}),
+        json!({"hap": {"input": {"enabled": false}, "output": {"threshold": 0.5}}}),
+        json!({"granite_guardian": {"input": {"enabled": true}}}),
+        json!({"social_bias": {"output": true}}),
+        json!(true),
+    ] {
+        refused(&ask(on).await, 400, "unsupported_parameter", &["`moderations`"]);
+    }
+}
+
 #[tokio::test]
 async fn fields_are_obeyed_refused_or_named() {
     let fake = Fake::saying("x");
