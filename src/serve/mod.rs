@@ -3,8 +3,9 @@
 //! ```text
 //! server.rs   connections, shutdown          worker.rs    the one thread that owns the model; client.rs: its handle
 //! app.rs      routes, what all requests get  adapters.rs  base and tuned prompts, by name
-//! openai/     /v1/completions, /v1/chat/completions, /v1/models
-//! watsonx/    /ml/v1/.../text/generation, and what IBM's SDK asks before it
+//! openai/     /v1/completions, /v1/chat/completions, /v1/responses, /v1/models
+//! watsonx/    /ml/v1/.../text/generation and chat, and what IBM's SDK asks before it
+//! cors.rs     pages of other origins         paths.rs     paths that clients get wrong
 //! classify.rs /v1/classify, /v1/tasks: gneiss's own
 //! fields.rs   which fields of a request are obeyed, make no difference or are refused, by route
 //! ```

@@ -30,6 +30,8 @@ const ELSEWHERE: [(&str, &str); 10] = [
     ("/version", "/ml/wml_services/v2/version"),
 ];
 
+/// Longest path that is compared with the known ones.
+const LONGEST: usize = 200;
 /// Nearer than this a known path is what was meant.
 const NEAR: f64 = 0.7;
 
@@ -78,6 +80,9 @@ pub(super) fn hint(path: &str, origin: Option<&str>) -> String {
         && clean[at..].contains("/text/")
     {
         return format!("; did you mean /ml/v1{}?", &written[at..]);
+    }
+    if clean.len() > LONGEST {
+        return String::new();
     }
     let near = |known: &&str| strsim::normalized_levenshtein(known, &clean);
     let nearest = KNOWN.iter().map(|known| (near(known), known)).max_by(|(a, _), (b, _)| a.total_cmp(b));

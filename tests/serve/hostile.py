@@ -9,6 +9,7 @@ after. Sockets and nothing else. Prints a JSON summary. Exit code 1, with what d
 
 import argparse
 import base64
+import gzip
 import json
 import os
 import socket
@@ -115,8 +116,8 @@ def refuse_raw(args, *data):
     return status or "closed"
 
 
-def answer(args, body, path=COMPLETIONS, **more):
-    status, _, found = ask(args, body, path, **more)
+def answer(args, body, path=COMPLETIONS, packed=False, **more):
+    status, _, found = ask(args, gzip.compress(body) if packed else body, path, **more)
     if status != 200:
         raise AssertionError(f"expected an answer, found {status}: {found[:300]!r}")
     return status
@@ -142,6 +143,16 @@ def bodies(args):
     yield "a body of 100 MB", lambda: refuse(args, (413, None), b'{"prompt": "' + b"a" * 100_000_000 + b'"}')
     yield "10 TB announced", partial(announced, args, 10**13)
     yield "no body", partial(refuse, args, 400, b"")
+    packed = gzip.compress(good)
+    for name, expected, body, encoding in [
+        ("a gzip bomb", 413, gzip.compress(b'{"prompt": "' + b"a" * 100_000_000 + b'"}'), "gzip"),
+        ("gzip that is cut", 400, packed[:-9], "gzip"), ("text behind gzip", 400, packed + b"x" * 20, "gzip"),
+        ("JSON that is no gzip", 400, good, "gzip"), ("no gzip at all", 400, b"", "gzip"), ("gzip unsaid", 400, packed, "identity"),
+        ("gzip in gzip", 415, gzip.compress(packed), "gzip, gzip"), ("brotli", 415, packed, "br"),
+        ("an encoding of odd letters", 415, packed, "g\xefp,;"),
+    ]:
+        yield name, partial(refuse, args, expected, body, more=f"content-encoding: {encoding}\r\n")
+    yield "gzip", partial(answer, args, good, more="content-encoding: gzip\r\n", packed=True)
     for name, body in {
         "malformed JSON": b'{"model": ', "truncated JSON": good[:-7], "text behind JSON": good + b"x", "a list": b"[]",
         "null": b"null", "a number": b"7", "no model": b'{"prompt": "a"}',
