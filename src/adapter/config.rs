@@ -186,6 +186,7 @@ fn instead_of(method: &str) -> String {
         }
         "MULTITASK_PROMPT_TUNING" | "CPT" => format!("{reads}; save the rows of one task as such an adapter"),
         "ADAPTION_PROMPT" => reads,
+        _ if method.eq_ignore_ascii_case(PROMPT_TUNING) => format!("{reads}, whose name is in capitals"),
         _ if method.contains("PROMPT") => reads,
         // The methods that change the base's weights can be merged into them.
         _ => format!(

@@ -30,8 +30,9 @@ pub fn outcome(moved: bool, taken: usize, skipped: usize) -> Vec<String> {
     let mut found = Vec::new();
     if !moved && taken + skipped > 0 {
         found.push(format!(
-            "the prompt that is kept has not moved: after {taken} steps it is the one that the run began with; the \
-             learning rate was 0 or too small for f32, or every gradient was 0"
+            "the prompt that is kept has not moved: after {taken} step{} it is the one that the run began with; every change \
+             of it was 0 or too small for f32: see train.learning_rate, train.max_grad_norm and the gradients' norms",
+            if taken == 1 { "" } else { "s" }
         ));
     }
     if skipped > taken {
