@@ -135,8 +135,13 @@ impl<'a> Tuning<'a> {
         let tokens = vocabulary()?.compare(&trainer.initial()?, &kept.prompt)?;
         folder.tokens(&tokens)?;
         if outcome.is_ok() {
-            let moved = tokens.tokens.iter().any(|token| token.moved > 0.0);
-            for text in health::outcome(moved, trainer.position().step, trainer.skipped()) {
+            let ended = health::Outcome {
+                moved: tokens.tokens.iter().any(|token| token.moved > 0.0),
+                kept_step: kept.step,
+                taken: trainer.position().step,
+                skipped: trainer.skipped(),
+            };
+            for text in ended.warnings() {
                 watch.warning(&text)?;
                 summary.warnings.push(text);
             }
@@ -164,6 +169,7 @@ impl<'a> Tuning<'a> {
             None => None,
         };
         let mut warnings = earlier.as_ref().map_or(Vec::new(), |summary| summary.warnings.clone());
+        warnings.retain(|text| !health::is_outdated(text));
         warnings.extend(
             self.warnings.iter().filter(|text| !warnings.contains(text)).cloned().collect::<Vec<_>>(),
         );

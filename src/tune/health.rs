@@ -9,7 +9,7 @@ use crate::config::{Config, Task};
 use crate::data::{Example, Record, labels};
 use crate::vocabulary::{self, Norms};
 use candle_core::Tensor;
-pub use learned::{outcome, schedule};
+pub use learned::{Outcome, is_outdated, schedule};
 use std::collections::{BTreeMap, HashMap};
 
 /// Share of rows with one label from which on a file counts as unbalanced.

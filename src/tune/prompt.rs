@@ -61,15 +61,21 @@ pub fn initial(
         InitMethod::File => {
             let prompt = Adapter::open(Path::new(&options.init_file))?.prompt;
             let (n, width) = prompt.dims2()?;
-            if width != model.config().hidden_size || (asked != 0 && asked != n) {
+            let expected = model.config().hidden_size;
+            if width != expected {
                 return Err(Error::Checkpoint {
                     path: options.init_file.clone().into(),
                     problem: format!(
-                        "expected a prompt of [{}, {}], found [{n}, {width}]; it must be of the same base model",
-                        if asked == 0 { n } else { asked },
-                        model.config().hidden_size
+                        "prompt.init_file: expected a prompt of width {expected}, the hidden size of the model, found \
+                         {width}; it must be of the same base model"
                     ),
                 });
+            }
+            if asked != 0 && asked != n {
+                return Err(Error::Invalid(format!(
+                    "prompt.num_virtual_tokens: expected 0 or {n}, the rows of prompt.init_file ({}), found {asked}",
+                    options.init_file
+                )));
             }
             Ok(prompt)
         }

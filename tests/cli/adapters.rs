@@ -110,6 +110,33 @@ fn what_is_no_adapter_is_refused_with_its_mend() {
 }
 
 #[test]
+fn a_run_does_not_begin_from_a_prompt_of_another_shape() {
+    let place = places();
+    let from = |set| {
+        [
+            "tune",
+            "dogs.toml",
+            "--set",
+            "prompt.init_method=file",
+            "--set",
+            "prompt.init_file=saved",
+            "--set",
+            set,
+        ]
+    };
+    let rows = ["prompt.num_virtual_tokens: expected 0 or 5", "prompt.init_file (saved)", "found 7"];
+    place.refuses(from("prompt.num_virtual_tokens=7"), &rows);
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama_bias");
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(golden.join(name), place.path("model").join(name)).unwrap();
+    }
+    place.refuses(
+        from("prompt.num_virtual_tokens=0"),
+        &["saved: prompt.init_file: expected a prompt of width", "found 40"],
+    );
+}
+
+#[test]
 fn a_prompt_of_another_task_is_used_with_a_warning() {
     let place = places();
     let path = place.path("saved/reviews/adapter_config.json");

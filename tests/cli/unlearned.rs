@@ -72,6 +72,17 @@ fn a_run_whose_only_step_is_warm_up_says_that_it_learns_nothing() {
     assert!(page.contains("the run has one step, which is warm-up"));
     is_read(&place);
 
+    let text =
+        CONFIG.replace("batch_size = 4", "batch_size = 64").replace("num_epochs = 3", "num_epochs = 1");
+    assert_ne!(text, CONFIG);
+    place.write("one.toml", &text);
+    let (_, stderr) = texts(&place.gneiss(["inspect", "one.toml"]).success());
+    assert!(stderr.contains("warning: the run has one step, which is warm-up"), "{stderr}");
+
+    // It goes on, and what was said of its end is no longer true.
+    place.gneiss(["tune", "--resume", "runs/dogs", "--set", "train.num_epochs=3"]).success();
+    assert!(!warnings(&place).contains("warm-up") && !warnings(&place).contains("has not moved"));
+
     // The same step without warm-up moves the prompt.
     let sets = ["train.batch_size=64", "train.num_epochs=1", "train.warmup_ratio=0"];
     let (_, stderr) = texts(&tune(&place, &sets).success());

@@ -8,7 +8,7 @@ use gneiss::config::{Config, InitMethod};
 use gneiss::data::pack::common_head;
 use gneiss::data::{Encoder, Example, Passes, PrefixGroup, Template};
 use gneiss::model::{Checkpoint, TextTokenizer, TuningMemory, granite};
-use gneiss::tune::{Limits, Work};
+use gneiss::tune::{Limits, Work, health};
 use gneiss::{Error, setup, vocabulary};
 use serde::Serialize;
 use std::collections::HashSet;
@@ -126,6 +126,13 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<ConfigReport>
     };
     let (rows, targets) = batches.largest;
     let targets_at_most = (max_rows as f64 * batches.target_share).ceil() as usize;
+    let steps = match config.train.max_steps {
+        0 => steps_per_epoch * config.train.num_epochs,
+        steps => steps,
+    };
+    if let Some(problem) = health::schedule(&config.train, steps) {
+        eprintln!("warning: {problem}");
+    }
     let shared = common_head(train.iter().map(|e| e.input.as_slice()));
     Ok(ConfigReport {
         config: path.display().to_string(),
@@ -135,10 +142,7 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<ConfigReport>
         shared_text: tokenizer.decode(shared, false)?,
         positions,
         files,
-        steps: match config.train.max_steps {
-            0 => steps_per_epoch * config.train.num_epochs,
-            steps => steps,
-        },
+        steps,
         steps_per_epoch,
         memory: vec![at("largest step", rows, targets), at("full pass", max_rows, targets_at_most)],
         batches,
