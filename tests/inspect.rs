@@ -110,9 +110,35 @@ fn a_gguf_file() {
     assert_eq!(report["model_type"], "llama");
     assert_eq!(report["parameters"], 134_515_008);
     assert_eq!(report["tokenizer"]["eos_token"]["text"], "<|im_end|>");
+    let stops = report["tokenizer"]["stop_tokens"].as_array().unwrap().iter().map(|stop| &stop["text"]);
+    assert_eq!(stops.collect::<Vec<_>>(), ["<|im_end|>", "<|endoftext|>", "<reponame>"]);
     assert!(report["format"].as_str().unwrap().starts_with("gguf Q4_1"));
     let text = gneiss(&["inspect", &smollm2()]).output().unwrap();
     assert!(String::from_utf8(text.stdout).unwrap().contains("134,515,008"));
+}
+
+/// The warning comes wherever the tokenizer is read, and the command goes on.
+#[test]
+fn a_gguf_file_without_a_pre_tokenizer() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("old.gguf").display().to_string();
+    let mut bytes = std::fs::read("tests/fixtures/bpe.gguf").unwrap();
+    let key = b"tokenizer.ggml.pre";
+    let place = bytes.windows(key.len()).position(|window| window == key).unwrap();
+    // A key that nobody reads.
+    bytes[place + key.len() - 1] = b'x';
+    std::fs::write(&path, bytes).unwrap();
+    let says = |notes: &str| {
+        let warning = notes.lines().find(|line| line.starts_with("warning"));
+        assert!(warning.is_some_and(|line| line.contains("`tokenizer.ggml.pre` is missing")), "{notes}");
+    };
+    says(&inspect(&[&path]).1);
+    says(&json(&["generate", "--model", &path, "--max-new-tokens", "1", "--device", "cpu", "Order 7"]).1);
+    let tickets = folder.path().join("tickets.csv");
+    std::fs::write(&tickets, "input,output\nlate,yes\n").unwrap();
+    says(&inspect(&[&tickets.display().to_string(), "--model", &path, "--verbalizer", "{{input}}"]).1);
+    let (_, notes) = inspect(&["tests/fixtures/bpe.gguf"]);
+    assert!(!notes.contains("warning"), "{notes}");
 }
 
 /// An adapter's norms and neighbours, computed again the long way in f64.
