@@ -59,13 +59,13 @@ pub fn prompt_embeds(options: &PromptEmbeds<'_>) -> Result<WrittenEmbeds> {
         None => prompt.clone(),
         Some((model, text)) => {
             let base = Base::open(model)?;
+            warnings.clone_from(&base.warnings);
             let (width, found) = (base.config.hidden_size, prompt.dims()[1]);
             if width != found {
                 let problem =
                     format!("{}: expected a prompt of width {width}, found {found}", options.prompt.name);
                 return Err(Error::Checkpoint { path: base.path, problem });
             }
-            warnings.clone_from(&base.warnings);
             let ids = base.tokenizer.encode(text, true).map_err(|error| error.in_text("--text"))?;
             if ids.is_empty() {
                 return Err(Error::Invalid("--text: expected at least one token, found none".into()));
