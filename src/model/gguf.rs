@@ -27,6 +27,7 @@ use super::config::{ModelConfig, unsupported};
 use super::content;
 use super::finite::{self, Float, Limit};
 use super::weights::{Stored, StoredDtype, check_shape};
+use crate::ops::cpu::View;
 use crate::{Error, Result};
 
 /// Names of a block's modules: Hugging Face's and GGUF's.
@@ -139,7 +140,7 @@ impl GgufFile {
         let info = self.info(name)?;
         check_shape(&self.path, name, shape, info.shape.dims())?;
         let values = dequantise(&self.path, name, info, &self.content, &self.map)?;
-        let found = finite::first_beyond(&values.flatten_all()?.to_vec1::<f32>()?, Limit::of(dtype));
+        let found = finite::first_beyond(&View::<f32>::new("gguf", &values)?, Limit::of(dtype));
         if let Some((index, value)) = found {
             return Err(finite::error(&self.path, name, &finite::place(shape, index), value, dtype));
         }
