@@ -290,17 +290,7 @@ async fn around(State(app): State<Arc<Shared>>, mut request: Request, next: Next
         })
     };
     let response = match response.extensions().get::<Failure>() {
-        Some(failure) => match response.headers().get(header::ALLOW) {
-            // What the router says about a wrong method.
-            Some(allow) => {
-                let mut failure = failure.clone();
-                failure.message += &format!("; it takes {}", String::from_utf8_lossy(allow.as_bytes()));
-                let mut rendered = failure.render(&path);
-                rendered.headers_mut().insert(header::ALLOW, allow.clone());
-                rendered
-            }
-            None => failure.render(&path),
-        },
+        Some(failure) => failure.render(&path),
         // The router's own refusal, of a path whose letters it can't take.
         None if response.status().is_client_error() => {
             let message = format!("expected a path that is UTF-8 once it is decoded, found {path}");
@@ -379,10 +369,14 @@ async fn wrong_method(request: Request) -> std::result::Result<StatusCode, Failu
     if method == Method::OPTIONS && !preflight {
         return Ok(StatusCode::NO_CONTENT);
     }
-    let hint = if preflight {
-        ": this server answers no page of another origin unless its operator allows it (gneiss serve --cors-origin)"
-    } else {
-        ""
+    let hint = match *method {
+        _ if preflight => {
+            ": this server answers no page of another origin unless its operator allows it (gneiss serve --cors-origin)"
+        }
+        // What can't be read is written, and the other way round.
+        Method::GET | Method::HEAD => "; it takes POST",
+        Method::POST => "; it takes GET",
+        _ => "",
     };
     let message = format!("{path} is not for {method}{hint}");
     Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message))

@@ -157,6 +157,14 @@ async fn head_and_options_are_answered() {
     }
     let answer = server.whole(&ask("HEAD", "/v1/completions")).await;
     assert!(answer.starts_with("HTTP/1.1 405") && answer.contains("allow: POST"), "{answer}");
+    for (method, target, words) in [
+        ("GET", "/v1/chat/completions", "is not for GET; it takes POST"),
+        ("POST", "/v1/models", "is not for POST; it takes GET"),
+        ("PUT", "/v1/completions", "is not for PUT"),
+    ] {
+        let answer = server.whole(&ask(method, target)).await;
+        assert!(answer.starts_with("HTTP/1.1 405") && answer.contains(words), "{answer}");
+    }
     let answer = server.whole(&ask("OPTIONS", "/v1/completions")).await;
     assert!(answer.starts_with("HTTP/1.1 204") && answer.contains("allow: POST"), "{answer}");
 }
