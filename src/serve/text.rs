@@ -169,6 +169,8 @@ mod tests {
         let id = |piece: &str| tokenizer.tokenizer.token_to_id(piece).unwrap();
         let (space_a, b) = (id("\u{2581}a"), id("b"));
         assert_eq!(pieces(&tokenizer, &[b], &[space_a, b]), [" a", "b"]);
+        // A text by itself, as a choice is, has none.
+        assert_eq!(pieces(&tokenizer, &[], &[space_a, b, space_a]), ["a", "b", " a"]);
         // Behind a euro in bytes, one more byte makes its decoder show all four as broken: what was given stays.
         let euro = [0xE2, 0x82, 0xAC];
         let text = pieces(&tokenizer, &[b], &[&euro[..], &[0xFF, b, b]].concat()).concat();

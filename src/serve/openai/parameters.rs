@@ -1,6 +1,7 @@
 //! Parameters that completions and chat completions share.
 
 use crate::generate::{Choices, Request, Sampling};
+use crate::model::TextTokenizer;
 use crate::serve::app::Shared;
 use crate::serve::choices::{Wanted, have_room};
 use crate::serve::failure::Failure;
@@ -196,25 +197,53 @@ fn allowed(app: &Shared, fields: &Fields) -> Result<Option<Arc<[u32]>>, Failure>
     Ok(ids.filter(|ids| !ids.is_empty()).map(Arc::from))
 }
 
-/// `bad_words`: texts that may not come, each as the tokens that it has behind a space and without one, as with vLLM
-/// (`vllm/sampling_params.py`).
+/// `bad_words`: texts that may not come.
 fn bad_words(app: &Shared, fields: &Fields) -> Result<Arc<[Vec<u32>]>, Failure> {
-    let mut sequences = Vec::new();
-    for word in fields.strings("bad_words", BAD_WORDS)?.unwrap_or_default() {
-        let word = word.trim_start();
-        let plain = app.tokenizer.encode(word, false)?;
-        let spaced = app.tokenizer.encode(&format!(" {word}"), false)?;
-        if plain.is_empty() {
-            return Err(Failure::invalid(
-                "bad_words",
-                "expected words of a token or more, found spaces alone",
-            ));
-        }
-        // A space that is a token of its own adds nothing to the word's.
-        if spaced.len() == plain.len() && spaced[0] != plain[0] {
-            sequences.push(spaced);
-        }
-        sequences.push(plain);
+    let words = fields.strings("bad_words", BAD_WORDS)?.unwrap_or_default();
+    if words.iter().any(|word| word.trim_start().is_empty()) {
+        return Err(Failure::invalid("bad_words", "expected words of a token or more, found spaces alone"));
     }
-    Ok(sequences.into())
+    Ok(spellings(&app.tokenizer, &words)?.into())
+}
+
+/// The tokens that each word has by itself, behind a space, and behind a line break (which differs where a tokenizer puts
+/// a space before a text). vLLM has the first two, and the second only if it has as many tokens as the first
+/// (`vllm/sampling_params.py`), so " the" may come there in spite of "the".
+fn spellings(tokenizer: &TextTokenizer, words: &[String]) -> crate::Result<Vec<Vec<u32>>> {
+    let mut sequences: Vec<Vec<u32>> = Vec::new();
+    let line_break = tokenizer.encode("\n", false)?;
+    for word in words {
+        let word = word.trim_start();
+        let behind_break = tokenizer.encode(&format!("\n{word}"), false)?;
+        let inside = behind_break.strip_prefix(&line_break[..]).unwrap_or_default().to_vec();
+        for sequence in
+            [tokenizer.encode(word, false)?, tokenizer.encode(&format!(" {word}"), false)?, inside]
+        {
+            // A sequence that ends with a banned one is banned by it.
+            if !sequence.is_empty() && !sequences.iter().any(|banned| sequence.ends_with(banned)) {
+                sequences.push(sequence);
+            }
+        }
+    }
+    Ok(sequences)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::testing::{byte_fallback, byte_level};
+
+    #[test]
+    fn words_are_spelled_as_they_may_come() {
+        let (level, fallback) = (byte_level(), byte_fallback());
+        let words = ["ab".to_owned(), " b".to_owned()];
+        // A space is a token of its own; the second word ends the first, which may come inside another all the same.
+        assert_eq!(spellings(&level, &words).unwrap(), [vec![97, 98], vec![98]]);
+        let id = |piece: &str| fallback.tokenizer.token_to_id(piece).unwrap();
+        let found = spellings(&fallback, &words[1..]).unwrap();
+        for expected in [vec![id("\u{2581}"), id("b")], vec![id("b")]] {
+            let banned = |sequence: &Vec<u32>| expected.ends_with(sequence);
+            assert!(found.iter().any(banned), "{expected:?} is not banned by {found:?}");
+        }
+    }
 }
