@@ -71,7 +71,7 @@ fn too_large(most: usize) -> Failure {
 
 /// Whether data begin as the zlib format says (RFC 1950, section 2.2).
 fn is_zlib(data: &[u8]) -> bool {
-    data.len() >= 2 && data[0] & 0x0f == 8 && u16::from_be_bytes([data[0], data[1]]) % 31 == 0
+    data.len() >= 2 && data[0] & 0x0f == 8 && u16::from_be_bytes([data[0], data[1]]).is_multiple_of(31)
 }
 
 /// The one encoding that the header names besides `identity`.

@@ -74,7 +74,7 @@ struct Server {
 impl Server {
     fn start(place: &Place, more: &[&str]) -> Self {
         let args =
-            ["serve", "--model", "base", "--device", "cpu", "--dtype", "f32", "--listen", "127.0.0.1:0"];
+            ["serve", "--model", "base", "--device", "cpu", "--dtype", "f32", "--listen", "localhost:0"];
         let mut command = place.command(&[&args, more].concat());
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
