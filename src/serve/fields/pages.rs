@@ -13,7 +13,7 @@ const END: &str = "<!-- end of fields -->";
 fn part(name: &str) -> Vec<&'static Table> {
     match name {
         "openai" => vec![&COMPLETIONS, &CHAT, &RESPONSES],
-        "watsonx" => vec![&GENERATION],
+        "watsonx" => vec![&GENERATION, &WATSONX_CHAT, &TOKENIZATION],
         "gneiss" => vec![&CLASSIFY],
         other => panic!("there are no fields of {other}"),
     }
