@@ -8,7 +8,7 @@ use tokenizers::{Encoding, Tokenizer};
 
 use super::dataset::{Dataset, Problems, Record};
 use super::template::Template;
-use crate::model::{Rowless, first_without_row};
+use crate::model::{TokenWithoutRow, first_without_row};
 use crate::{Error, Result};
 
 /// Turns records into token ids.
@@ -162,12 +162,12 @@ impl Encoder<'_> {
         if !parts.has_input || input.trim().is_empty() {
             return Ok(Err(NO_INPUT.into()));
         }
-        if let Some(Rowless { index, problem }) =
+        if let Some(TokenWithoutRow { index, problem }) =
             first_without_row(self.tokenizer, &encoding, self.vocab_size)
         {
-            return match text.place(&encoding, index) {
-                Place::Input => Ok(Err(format!("input: {problem}"))),
-                Place::Other(place) => Err(Error::Invalid(format!("{place}: {problem}"))),
+            return match text.origin(&encoding, index) {
+                Origin::Input => Ok(Err(format!("input: {problem}"))),
+                Origin::Other(name) => Err(Error::Invalid(format!("{name}: {problem}"))),
             };
         }
         let excess = parts.counted.saturating_sub(self.max_input_tokens);
@@ -245,16 +245,16 @@ impl Text {
     }
 
     /// The part of the text that a token is in.
-    fn place(&self, encoding: &Encoding, index: usize) -> Place {
+    fn origin(&self, encoding: &Encoding, index: usize) -> Origin {
         let (start, end) = encoding.get_offsets()[index];
         if start < self.own.end && end > self.own.start {
-            Place::Input
+            Origin::Input
         } else if start == end {
-            Place::Other("what the tokenizer adds to every text")
+            Origin::Other("what the tokenizer adds to every text")
         } else if start < self.template {
-            Place::Other("prompt.init_text")
+            Origin::Other("prompt.init_text")
         } else {
-            Place::Other("verbalizer")
+            Origin::Other("verbalizer")
         }
     }
 
@@ -272,8 +272,8 @@ impl Text {
     }
 }
 
-/// A part of what is tokenized.
-enum Place {
+/// The part of the text that a token comes from.
+enum Origin {
     Input,
     /// By the name that a message has for it.
     Other(&'static str),

@@ -36,5 +36,5 @@ pub use source::{Local, Source, resolve};
 pub(crate) use source::{adapter_snapshot, hub_repository};
 pub use tape::Tape;
 pub use tokenizer::TextTokenizer;
-pub(crate) use tokenizer::{Rowless, first_without_row};
+pub(crate) use tokenizer::{TokenWithoutRow, first_without_row};
 pub use weights::Weights;

@@ -14,7 +14,7 @@ use tokenizers::{Encoding, PaddingParams, Tokenizer};
 
 pub(crate) use gguf::ends_by_text;
 pub(crate) use pre::name_of as pre_tokenizer_name;
-pub(crate) use rows::{Rowless, first_without_row};
+pub(crate) use rows::{TokenWithoutRow, first_without_row};
 
 use self::configured::Configured;
 

@@ -8,7 +8,7 @@ use tokenizers::{Encoding, Tokenizer};
 const LISTED: usize = 8;
 
 /// A token of a text that the embedding has no row for.
-pub(crate) struct Rowless {
+pub(crate) struct TokenWithoutRow {
     /// Its place among the text's tokens.
     pub index: usize,
     /// What was expected, what was found, and a hint.
@@ -20,7 +20,7 @@ pub(crate) fn first_without_row(
     tokenizer: &Tokenizer,
     encoding: &Encoding,
     vocab_size: usize,
-) -> Option<Rowless> {
+) -> Option<TokenWithoutRow> {
     let rows = vocab_size.min(VIRTUAL as usize);
     let index = encoding.get_ids().iter().position(|id| *id as usize >= rows)?;
     let id = encoding.get_ids()[index];
@@ -29,7 +29,7 @@ pub(crate) fn first_without_row(
          token out, or give it a row (transformers: `model.resize_token_embeddings(len(tokenizer))`)",
         quoted(tokenizer, id)
     );
-    Some(Rowless { index, problem })
+    Some(TokenWithoutRow { index, problem })
 }
 
 fn quoted(tokenizer: &Tokenizer, id: u32) -> String {

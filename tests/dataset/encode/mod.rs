@@ -188,9 +188,12 @@ fn a_token_without_a_row_is_refused_by_its_place() {
     let both = format!("{}; {}", says("line 5: input"), says("output"));
     assert_eq!(message("label {{input}}", None, &bad("late", "late")), both);
     for verbalizer in ["late {{input}}", "{{input}} late"] {
-        assert_eq!(message(verbalizer, None, &[good.clone()]), says("verbalizer"));
+        assert_eq!(message(verbalizer, None, std::slice::from_ref(&good)), says("verbalizer"));
     }
-    assert_eq!(message("label {{input}}", Some("late b"), &[good.clone()]), says("prompt.init_text"));
+    assert_eq!(
+        message("label {{input}}", Some("late b"), std::slice::from_ref(&good)),
+        says("prompt.init_text")
+    );
 
     let template = template("label {{input}}");
     let encoder = Encoder { vocab_size: 6, ..encoder(&tokenizer, &template) };
