@@ -39,6 +39,7 @@ fn texts_are_read_as_pandas_and_json_read_them() {
     }
 }
 
+#[cfg(feature = "parquet")]
 #[test]
 fn packed_and_parquet_files_are_read_as_pyarrow_reads_them() {
     let files = expected("files.json");
@@ -60,6 +61,7 @@ fn packed_and_parquet_files_are_read_as_pyarrow_reads_them() {
     assert_eq!((read, refused), (19, 5));
 }
 
+#[cfg(feature = "parquet")]
 #[test]
 fn a_parquet_record_has_its_row_for_a_line() {
     let dataset = Dataset::read(&fixtures().join("groups.parquet"), "input", "output").unwrap();
@@ -69,6 +71,7 @@ fn a_parquet_record_has_its_row_for_a_line() {
 }
 
 /// A damaged file is read or refused; what panics in the crate is an error too.
+#[cfg(feature = "parquet")]
 #[test]
 fn a_parquet_file_with_a_wrong_byte_is_read_or_refused() {
     for name in ["snappy.parquet", "dictionary.parquet", "chats.parquet", "groups.parquet"] {
@@ -86,6 +89,7 @@ fn a_parquet_file_with_a_wrong_byte_is_read_or_refused() {
     }
 }
 
+#[cfg(feature = "parquet")]
 #[test]
 fn parquet_is_known_by_its_first_bytes() {
     let bytes = std::fs::read(fixtures().join("int8.parquet")).unwrap();

@@ -39,7 +39,7 @@ pub(super) fn read(
         return read(source, start..start + row.len(), names, notes);
     }
     if let Some(key) = chat::key(names, &keys) {
-        let pair = chat_of(key, &entries);
+        let pair = chat_pair(key, &entries);
         let (input, output) = pair.map_err(|text| Fault { line, text, common: true })?;
         notes.chat(key);
         return Ok(Record { input, output, line });
@@ -61,7 +61,7 @@ fn field(name: &str, entries: &Entries<'_>, keys: &[&str], notes: &mut Notes) ->
 }
 
 /// Input and output of the chat under `key`.
-fn chat_of(key: &str, entries: &Entries<'_>) -> Result<(String, String), String> {
+fn chat_pair(key: &str, entries: &Entries<'_>) -> Result<(String, String), String> {
     let raw = entries.get(key).unwrap_or_default();
     let messages: Value =
         serde_json::from_str(raw).map_err(|e| format!("`{key}`: {}", value::not_text(raw, &e)))?;
