@@ -13,7 +13,8 @@ const KNOWN: [&str; 9] = [
     "/ml/v1/text/tokenization",
 ];
 
-/// The ends by which a path of OpenAI's API is known whatever stands before it: no `/v1`, two of it, a gateway's prefix.
+/// The ends by which a path of OpenAI's API is known, whatever stands before them: no `/v1`, two of it, a gateway's
+/// prefix.
 const OPENAI: [&str; 4] = ["/chat/completions", "/completions", "/responses", "/models"];
 
 /// Paths of other servers' APIs, with what does the same here.

@@ -1,5 +1,5 @@
-//! `POST /ml/v1/text/chat` and `chat_stream`, of a model or of a deployment: the body of OpenAI's chats with a few fields of
-//! watsonx's own, so the answer is that of `/v1/chat/completions`, with watsonx's fields beside OpenAI's.
+//! `POST /ml/v1/text/chat` and `chat_stream`, of a model or of a deployment: the body of OpenAI's chats with a few
+//! fields of watsonx's own, so the answer is that of `/v1/chat/completions`, with watsonx's fields beside OpenAI's.
 
 use super::deployed;
 use crate::serve::adapters::Served;
