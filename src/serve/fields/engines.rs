@@ -162,9 +162,9 @@ pub(super) const OTHER_NAMES: &[Refused] = &[
         Off::Null,
         "it is `temperature` here: 0 takes the likeliest token, more than 0 draws",
     ),
-    refused("time_limit", Off::Null, "the server's --max-seconds bounds the time of a request"),
-    refused("t_max_predict_ms", Off::Number(0.0), "the server's --max-seconds bounds the time of a request"),
-    refused("max_time", Off::Null, "the server's --max-seconds bounds the time of a request"),
+    refused("time_limit", Off::Null, TIME),
+    refused("t_max_predict_ms", Off::Number(0.0), TIME),
+    refused("max_time", Off::Null, TIME),
     refused("truncate", Off::Empty, TRUNCATE),
     refused("truncate_input_tokens", Off::Number(0.0), TRUNCATE),
     refused("truncation_length", Off::Number(0.0), TRUNCATE),
@@ -172,6 +172,7 @@ pub(super) const OTHER_NAMES: &[Refused] = &[
 ];
 
 const MAX_TOKENS: &str = "it is `max_tokens` here";
+const TIME: &str = "the operator of the server bounds the time of a request; `max_tokens` bounds its length";
 const TRUNCATE: &str = "it is `truncate_prompt_tokens` here";
 
 /// What an answer may have beside text, and how it may be written.
