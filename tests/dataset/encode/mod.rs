@@ -197,7 +197,12 @@ fn a_token_without_a_row_is_refused_by_its_place() {
 
     let template = template("label {{input}}");
     let encoder = Encoder { vocab_size: 6, ..encoder(&tokenizer, &template) };
-    let dataset = Dataset { path: "d.csv".into(), records: bad("late", "a").to_vec() };
+    let dataset = Dataset {
+        path: "d.csv".into(),
+        records: bad("late", "a").to_vec(),
+        notes: Vec::new(),
+        warnings: Vec::new(),
+    };
     let error = encoder.encode_dataset(&dataset).unwrap_err().to_string();
     assert_eq!(error, format!("d.csv: {}", says("line 5: input")));
     assert_eq!(encoder.encode_input("late").unwrap_err().to_string(), says("input"));
