@@ -66,8 +66,8 @@ pub fn initial(
                 return Err(Error::Checkpoint {
                     path: options.init_file.clone().into(),
                     problem: format!(
-                        "prompt.init_file: expected a prompt of width {expected}, the hidden size of the model, found \
-                         {width}; it must be of the same base model"
+                        "prompt.init_file: expected a prompt of [{n}, {expected}], as wide as the model's hidden size, found \
+                         [{n}, {width}]; it must be of the same base model"
                     ),
                 });
             }
