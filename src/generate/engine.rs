@@ -11,6 +11,7 @@
 //! A request is taken in when the cache has rows for all that it may come to, in the order of arrival, so none is ever
 //! thrown out again. Long texts go through in parts, so that they do not hold up the others.
 
+mod check;
 mod embeds;
 
 use super::prefixes::{Block, Prefix, PrefixId};
@@ -183,53 +184,6 @@ impl<'m> Engine<'m> {
         let id = SequenceId(self.next_id());
         self.waiting.push_back(Waiting { id, prefix, request });
         Ok(id)
-    }
-
-    fn check(&self, prefix: PrefixId, request: &Request) -> Result<()> {
-        let found = self.prefixes.get(&prefix).ok_or_else(gone)?;
-        let invalid = |problem: String| Err(Error::Invalid(format!("request: {problem}")));
-        let (tokens, vocabulary) = (&request.tokens, self.model.config().vocab_size);
-        self.check_embeds(request)?;
-        if request.text_positions() == 0 {
-            return invalid("expected at least one token, found none".into());
-        }
-        if let Some(id) = tokens.iter().find(|id| **id as usize >= vocabulary) {
-            return invalid(format!("expected token ids under {vocabulary}, found {id}"));
-        }
-        if let Some(id) = request.score.iter().find(|id| **id as usize >= vocabulary) {
-            return invalid(format!("score: expected token ids under {vocabulary}, found {id}"));
-        }
-        let choices = request.choices.iter().flat_map(|choices| choices.tokens());
-        if let Some(id) = choices.into_iter().find(|id| *id as usize >= vocabulary) {
-            return invalid(format!("choices: expected token ids under {vocabulary}, found {id}"));
-        }
-        if request.scored > tokens.len() || (request.max_new_tokens == 0 && request.scored == 0) {
-            return invalid(format!(
-                "expected something to generate, or up to {} tokens to score, found max_new_tokens {} and scored {}",
-                tokens.len(),
-                request.max_new_tokens,
-                request.scored
-            ));
-        }
-        let text = request.text_positions();
-        let positions = found.virtual_tokens() + text + request.max_new_tokens;
-        let most = self.model.config().max_position_embeddings;
-        if positions > most {
-            return invalid(format!(
-                "expected at most {most} virtual tokens, tokens of text and tokens to generate together, as the model \
-                 has positions, found {positions}"
-            ));
-        }
-        // A long request's prefix is computed beside the other.
-        let prefixes = found.virtual_tokens() * if self.long(prefix, request)?.is_some() { 2 } else { 1 };
-        let rows = own_rows(text, request.max_new_tokens) + prefixes;
-        if rows > self.cache.capacity() {
-            return invalid(format!(
-                "expected at most {} rows of keys and values, the size of the cache, found {rows}",
-                self.cache.capacity()
-            ));
-        }
-        Ok(())
     }
 
     /// Ends a request; nothing more comes of it.
