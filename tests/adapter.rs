@@ -208,6 +208,21 @@ fn what_the_configuration_leaves_out_is_written_when_it_is_known() {
     assert_eq!((&config["task_type"], &config["inference_mode"]), (&json!(null), &json!(false)));
 }
 
+/// Python's `json` writes and reads these, and so does PEFT.
+#[test]
+fn adapter_read_and_write_keep_the_bare_numbers_of_python() {
+    let folder = changed(|config| config["later"] = json!({"limit": 7.5, "text": "NaN"}));
+    let path = folder.path().join("adapter_config.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains("7.5"), "{text}");
+    std::fs::write(&path, text.replace("7.5", "[NaN, -Infinity]")).unwrap();
+    let again = tempfile::tempdir().unwrap();
+    Adapter::read(folder.path()).unwrap().write(again.path(), &ModelCard::default()).unwrap();
+    let written = std::fs::read_to_string(again.path().join("adapter_config.json")).unwrap();
+    let written: String = written.split_whitespace().collect();
+    assert!(written.contains(r#""later":{"limit":[NaN,-Infinity],"text":"NaN"}"#), "{written}");
+}
+
 #[test]
 fn configurations_that_do_not_fit_are_named() {
     let cases = [

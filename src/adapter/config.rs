@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::{malformed, weights};
 use crate::model::config::ModelConfig;
+use crate::model::json::{self, bare_again};
 use crate::{Error, Result};
 
 /// The method that gneiss writes, in PEFT's words.
@@ -98,8 +99,10 @@ impl Unfilled {
             return Err(malformed(path, problem));
         }
         // The method first: an adapter of another method lacks the keys of this one.
-        let json: Value = serde_json::from_slice(&bytes)
-            .map_err(|error| malformed(path, format!("not a JSON file: {error}")))?;
+        let text = std::str::from_utf8(&bytes)
+            .map_err(|error| malformed(path, format!("not a JSON file, which is UTF-8: {error}")))?;
+        let json: Value =
+            json::parse(text).map_err(|error| malformed(path, format!("not a JSON file: {error}")))?;
         match json.get("peft_type").and_then(Value::as_str) {
             Some(PROMPT_TUNING | P_TUNING) => {}
             Some(other) => {
@@ -270,6 +273,6 @@ impl AdapterConfig {
             let keys: BTreeMap<String, Value> = serde_json::from_value(serde_json::to_value(self)?)?;
             serde_json::to_string_pretty(&keys)
         };
-        sorted().map(|json| json + "\n").map_err(|error| error.to_string())
+        sorted().map(|json| bare_again(json) + "\n").map_err(|error| error.to_string())
     }
 }

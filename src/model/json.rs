@@ -118,15 +118,22 @@ pub(crate) fn read_map(path: &Path) -> Result<Map<String, Value>> {
         Ok(text) => text.trim_start_matches('\u{feff}'),
         Err(problem) => return Err(error(format!("expected JSON in UTF-8: {problem}"))),
     };
-    let parsed = serde_json::from_str(text).or_else(|problem| {
-        // The first problem is the file's own.
-        quote_bare(text).and_then(|quoted| serde_json::from_str(&quoted).ok()).ok_or(problem)
-    });
-    match parsed {
+    match parse(text) {
         Ok(Value::Object(map)) => Ok(map),
         Ok(other) => Err(error(format!("expected a JSON object, found {}", describe(&other)))),
         Err(problem) => Err(error(format!("expected JSON: {problem}"))),
     }
+}
+
+/// JSON, with the bare numbers that Python writes as strings that begin with a NUL; [`bare_again`] writes them bare.
+///
+/// # Errors
+/// What is not JSON to Python either.
+pub(crate) fn parse(text: &str) -> serde_json::Result<Value> {
+    serde_json::from_str(text).or_else(|problem| {
+        // The first problem is the text's own.
+        quote_bare(text).and_then(|quoted| serde_json::from_str(&quoted).ok()).ok_or(problem)
+    })
 }
 
 /// The text with bare numbers of Python as strings; `None` where it has none.
