@@ -123,7 +123,10 @@ impl<'a> Tuning<'a> {
         };
         let rates = Rates::of(&super::read::records(&folder.path.join(super::METRICS))?);
         let mut recorder = Recorder { folder, events, health, summary, rates, memory, watch };
-        recorder.summary.warnings.iter().try_for_each(|text| recorder.watch.warning(text))?;
+        // Those of the session were said when it was opened.
+        let said = &self.session.warnings;
+        let mut new = recorder.summary.warnings.iter().filter(|text| !said.contains(text));
+        new.try_for_each(|text| recorder.watch.warning(text))?;
         let outcome = trainer.run(&mut recorder);
         let Recorder { folder, mut summary, rates, memory, watch, .. } = recorder;
         // Also after an error: what was learned up to it is kept.
@@ -170,9 +173,8 @@ impl<'a> Tuning<'a> {
         };
         let mut warnings = earlier.as_ref().map_or(Vec::new(), |summary| summary.warnings.clone());
         warnings.retain(|text| !health::is_outdated(text));
-        warnings.extend(
-            self.warnings.iter().filter(|text| !warnings.contains(text)).cloned().collect::<Vec<_>>(),
-        );
+        let found = self.session.warnings.iter().chain(&self.warnings);
+        warnings.extend(found.filter(|text| !warnings.contains(text)).cloned().collect::<Vec<_>>());
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         Ok(Summary {
             status: Status::Running,

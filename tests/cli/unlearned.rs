@@ -158,3 +158,17 @@ fn a_run_with_nulls_for_numbers_is_read() {
     place.gneiss(["tune", "--resume", "runs/dogs", "--set", "train.num_epochs=4"]).success();
     is_read(&place);
 }
+
+#[test]
+fn tune_keeps_a_warning_of_the_checkpoint_in_the_summary_and_prints_it_once() {
+    let place = Place::new();
+    let mut config = place.json("model/config.json");
+    config["sliding_window"] = 8.into();
+    place.write("model/config.json", &config.to_string());
+    let (_, stderr) = texts(&tune(&place, &["train.num_epochs=1"]).success());
+    assert_eq!(stderr.matches("`sliding_window`").count(), 1, "{stderr}");
+    assert!(warnings(&place).contains("`sliding_window`"), "{}", warnings(&place));
+    let (_, stderr) = texts(&place.gneiss(["tune", "--resume", "runs/dogs", "--set", "train.num_epochs=2"]));
+    assert!(stderr.matches("`sliding_window`").count() <= 1, "{stderr}");
+    assert_eq!(warnings(&place).matches("`sliding_window`").count(), 1);
+}
