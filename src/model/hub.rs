@@ -340,7 +340,9 @@ fn no_config(name: &str) -> Error {
     Error::Hub {
         repo: name.to_string(),
         problem: format!("the repository holds no {CONFIG}"),
-        hint: "of a repository of GGUF files, download one and give its path".to_string(),
+        hint: "of a repository of GGUF files, download one and give its path; of an adapter, give its base as the model and this \
+               id as the adapter"
+            .to_string(),
     }
 }
 
