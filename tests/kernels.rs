@@ -1,14 +1,15 @@
 //! The kernels' text, as other compilers see it: nvcc where there is one (registers, spills), and clang in Metal's
 //! place, with Metal's address spaces.
 
+use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 const ELEMENTS: [&str; 3] = ["F32", "BF16", "F16"];
-/// Those of build.rs, each with the bytes that a kernel of `attention_mma` may store and load again for want of
-/// registers: what ptxas of CUDA 13.0 makes of it on Blackwell. No other kernel spills.
+/// Those of build.rs, each with the bytes that a kernel may store and load again for want of registers: what ptxas of
+/// CUDA 13.0 makes of `attention_mma` on Blackwell, and of `rms_norm` on sm_100.
 const ARCHITECTURES: [(&str, usize); 5] =
     [("sm_80", 0), ("sm_89", 0), ("sm_90", 0), ("sm_100", 32), ("sm_120", 16)];
 
@@ -75,31 +76,31 @@ fn nvcc_compiles_every_kernel_for_every_architecture() {
     candidates.extend([Some("nvcc".into()), Some(root(".cuda/wheels/nvidia/cu13/bin/nvcc"))]);
     let Some(nvcc) = find("NVCC", &candidates) else { return };
     let folder = tempfile::tempdir().unwrap();
-    let mut registers: BTreeMap<(String, &str), Vec<usize>> = BTreeMap::new();
+    let mut work = Vec::new();
     for file in files() {
         for element in ELEMENTS {
-            for (arch, spills) in ARCHITECTURES {
-                let spills = if file == "attention_mma" { spills } else { 0 };
-                let mut command = Command::new(&nvcc);
-                command.current_dir(root("")).args(["-cubin", "-std=c++17", "-O3", "-Xptxas", "-v"]);
-                command.args(["-Werror", "all-warnings", "-include", "kernels/cuda.h"]);
-                command.arg(format!("-arch={arch}")).arg(format!("-DELEMENT_{element}"));
-                command.arg("-o").arg(folder.path().join("x.cubin")).arg(format!("kernels/{file}.cu"));
-                let output = ran(&mut command);
-                let kernels = usage(&String::from_utf8_lossy(&output.stderr));
-                let none = file.ends_with("_mma") && element == "F32";
-                assert!(none || !kernels.is_empty(), "{file} for {element}: no kernel");
-                for used in kernels {
-                    assert!(
-                        used.spilled <= spills,
-                        "{} for {element} on {arch} spills {}",
-                        used.kernel,
-                        used.spilled
-                    );
-                    registers.entry((used.kernel, element)).or_default().push(used.registers);
-                }
-            }
+            work.extend(ARCHITECTURES.map(|architecture| (file.clone(), element, architecture)));
         }
+    }
+    let compile = |(file, element, (arch, spills)): &(String, &'static str, (&str, usize))| {
+        let mut command = Command::new(&nvcc);
+        command.current_dir(root("")).args(["-cubin", "-std=c++17", "-O3", "-Xptxas", "-v"]);
+        command.args(["-Werror", "all-warnings", "-include", "kernels/cuda.h"]);
+        command.arg(format!("-arch={arch}")).arg(format!("-DELEMENT_{element}"));
+        command.arg("-o").arg(folder.path().join(format!("{file}-{element}-{arch}.cubin")));
+        let output = ran(command.arg(format!("kernels/{file}.cu")));
+        let kernels = usage(&String::from_utf8_lossy(&output.stderr));
+        let none = file.ends_with("_mma") && *element == "F32";
+        assert!(none || !kernels.is_empty(), "{file} for {element}: no kernel");
+        for Usage { kernel, spilled, .. } in &kernels {
+            assert!(spilled <= spills, "{kernel} for {element} on {arch} spills {spilled}");
+        }
+        kernels.into_iter().map(|used| ((used.kernel, *element), used.registers)).collect::<Vec<_>>()
+    };
+    let compiled: Vec<_> = work.par_iter().map(compile).collect();
+    let mut registers: BTreeMap<(String, &str), Vec<usize>> = BTreeMap::new();
+    for (kernel, used) in compiled.into_iter().flatten() {
+        registers.entry(kernel).or_default().push(used);
     }
     // Past the harness, which keeps what tests print: these figures are for reading.
     let mut report = format!("{:<45}", "registers of each kernel");

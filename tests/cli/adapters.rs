@@ -145,7 +145,7 @@ fn a_prompt_of_another_task_is_used_with_a_warning() {
     let generate =
         |form| texts(&place.gneiss(["generate", "--model", "model", "--adapter", form, "say"]).success());
     let (answer, warned) = generate("saved");
-    assert!(warned.contains("warning: task_type SEQ_CLS"), "{warned}");
+    assert!(warned.contains("warning    task_type SEQ_CLS"), "{warned}");
     let (expected, silent) = generate("runs/dogs");
     assert_eq!(answer, expected);
     assert!(!silent.contains("warning"), "{silent}");

@@ -113,7 +113,8 @@ def check_prompt(base_folder, adapter, baked, tokenizer, prompt, texts, new):
         kept = [id for id in range(expected.shape[1]) if id not in new]
         close(found[rows:, kept], expected[-len(plain):, kept], f"logits of {filled!r}")
         steps = dict(max_new_tokens=8, do_sample=False)
-        theirs = peft.generate(**inputs(plain), **steps)[0, len(plain):].tolist()
+        # With a cache PEFT 0.21.2 on transformers 5.24 puts the prompt before every new token again.
+        theirs = peft.generate(**inputs(plain), **steps, use_cache=False)[0, len(plain):].tolist()
         ours = baked.generate(**inputs(ids), **steps)[0, len(ids):].tolist()
         assert ours == theirs or set(theirs) & new, (ours, theirs)
         assert not set(ours) & new
