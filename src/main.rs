@@ -15,9 +15,20 @@ fn main() -> ExitCode {
             ExitCode::from(cli::interrupt::EXIT_CODE)
         }
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", whole(&error));
             let bad_input = error.downcast_ref::<gneiss::Error>().is_some_and(gneiss::Error::is_bad_input);
             ExitCode::from(if bad_input { 2 } else { 1 })
         }
     }
+}
+
+/// The error and its causes, but for those that the text before them ends with.
+fn whole(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.ends_with(&cause) {
+            text += &format!(": {cause}");
+        }
+    }
+    text
 }

@@ -324,3 +324,23 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn missing_keys_of_many_rows_are_told_once() {
+    let rows = (0..60).map(|i| format!(r#"{{"text": "t{i}", "label": "{}"}}"#, i % 2)).collect::<Vec<_>>();
+    let whole = "no keys `input` and `output`; found `text`, `label`; hint: name the two that hold them, data.input and \
+                 data.output in a configuration, --input and --output of `gneiss inspect`";
+    assert_eq!(
+        fault("d.json", format!("[{}]", rows.join(","))),
+        format!("d.json: line 1 (60 rows): {whole}")
+    );
+    assert_eq!(
+        fault("d.json", format!("[{}]", rows.join(",\n"))),
+        format!("d.json: lines 1, 2, 3 and 57 more: {whole}")
+    );
+    let rows = (0..30).map(|i| format!(r#"{{"input": "t{i}", "label": "x"}}"#)).collect::<Vec<_>>();
+    assert_eq!(
+        fault("d.json", format!("[{}]", rows.join(",\n"))),
+        "d.json: lines 1, 2, 3 and 27 more: no key `output`; found the keys `input`, `label`"
+    );
+}

@@ -18,10 +18,13 @@ const SHOWN: usize = 4;
 pub(crate) struct Lines {
     first: Vec<usize>,
     count: usize,
+    /// Whether another line than the first was pushed.
+    many: bool,
 }
 
 impl Lines {
     pub(crate) fn push(&mut self, line: usize) {
+        self.many |= self.first.first().is_some_and(|first| *first != line);
         if self.first.len() < NAMED {
             self.first.push(line);
         }
@@ -38,8 +41,11 @@ impl Lines {
         self.first.first().copied().unwrap_or_default()
     }
 
-    /// `line 2`, or `lines 2, 4, 6 and 9 more`, with another word for a line.
+    /// `line 2`, or `lines 2, 4, 6 and 9 more`, or `line 1 (9 rows)` of rows in one line, with another word for a line.
     fn text(&self, word: &str) -> String {
+        if self.count > 1 && !self.many {
+            return format!("{word} {} ({} rows)", self.first(), self.count);
+        }
         let numbers: Vec<String> = self.first.iter().map(usize::to_string).collect();
         let more = self.count - self.first.len();
         match (&numbers[..], more) {
@@ -66,14 +72,23 @@ pub(crate) struct Problems {
 #[derive(Debug)]
 enum Entry {
     Row(String),
-    Rows { word: &'static str, lines: Lines, fault: String },
+    /// `place` says more of where the first one is.
+    Rows {
+        word: &'static str,
+        lines: Lines,
+        place: String,
+        fault: String,
+    },
 }
 
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Row(text) => f.write_str(text),
-            Self::Rows { word, lines, fault } => write!(f, "{}: {fault}", lines.text(word)),
+            Self::Rows { word, lines, place, fault } if lines.count() == 1 => {
+                write!(f, "{}{place}: {fault}", lines.text(word))
+            }
+            Self::Rows { word, lines, fault, .. } => write!(f, "{}: {fault}", lines.text(word)),
         }
     }
 }
@@ -86,6 +101,11 @@ impl Problems {
 
     /// A fault that may be many rows': those with the same one become one problem. `word` is what a line is called.
     pub(crate) fn push_common(&mut self, word: &'static str, line: usize, fault: String) {
+        self.push_placed(word, line, "", fault);
+    }
+
+    /// As [`Problems::push_common`]; `place` stands behind the line if the fault is one row's alone.
+    pub(crate) fn push_placed(&mut self, word: &'static str, line: usize, place: &str, fault: String) {
         for entry in &mut self.entries {
             if let Entry::Rows { lines, fault: listed, .. } = entry
                 && *listed == fault
@@ -95,7 +115,7 @@ impl Problems {
         }
         let mut lines = Lines::default();
         lines.push(line);
-        self.add(Entry::Rows { word, lines, fault });
+        self.add(Entry::Rows { word, lines, place: place.to_owned(), fault });
     }
 
     fn add(&mut self, entry: Entry) {

@@ -144,9 +144,9 @@ impl Reader<'_, '_> {
     }
 
     fn fault(&mut self, fault: Fault, place: &str) {
-        let Fault { line, text, common } = fault;
+        let Fault { line, text, common, placed } = fault;
         if common {
-            self.problems.push_common("line", line, text);
+            self.problems.push_placed("line", line, if placed { place } else { "" }, text);
         } else {
             self.problems.push(format!("line {line}{place}: {text}"));
         }

@@ -16,6 +16,8 @@ pub(super) struct Fault {
     pub(super) text: String,
     /// Whether many rows are likely to have it, which is then told once.
     pub(super) common: bool,
+    /// Whether the row's place in a list matters if it is the only one.
+    pub(super) placed: bool,
 }
 
 /// The record of a value that is known to be JSON.
@@ -26,8 +28,8 @@ pub(super) fn read(
     notes: &mut Notes,
 ) -> Result<Record, Fault> {
     let line = source.line_of(range.start);
-    let fault = |text: String| Fault { line, text, common: false };
-    let text = source.text(range).map_err(|e| Fault { line: e.line, text: e.to_string(), common: false })?;
+    let fault = |text: String| Fault { line, text, common: false, placed: true };
+    let text = source.text(range).map_err(|e| Fault { line: e.line, ..fault(e.to_string()) })?;
     let expected = format!("an object with the keys {}", names.both());
     let entries = Entries::parse(text, &expected).map_err(|e| fault(value::not_text(text, &e)))?;
     let keys = entries.keys();
@@ -40,13 +42,24 @@ pub(super) fn read(
     }
     if let Some(key) = chat::key(names, &keys) {
         let pair = chat_pair(key, &entries);
-        let (input, output) = pair.map_err(|text| Fault { line, text, common: true })?;
+        let (input, output) = pair.map_err(|text| Fault { line, text, common: true, placed: false })?;
         notes.chat(key);
         return Ok(Record { input, output, line });
     }
+    let absent = [names.input, names.output].map(|name| !keys.contains(&name));
+    let fault = |text: String| Fault { common: absent.contains(&true), ..fault(text) };
     match (field(names.input, &entries, &keys, notes), field(names.output, &entries, &keys, notes)) {
         (Ok(input), Ok(output)) => Ok(Record { input, output, line }),
         (Err(text), Ok(_)) | (Ok(_), Err(text)) => Err(fault(text)),
+        (Err(_), Err(_)) if absent == [true, true] && keys.len() >= 2 => {
+            let list: Vec<String> = keys.iter().map(|key| format!("`{key}`")).collect();
+            Err(fault(format!(
+                "no keys {}; found {}; hint: name the two that hold them, data.input and data.output in a configuration, \
+                 --input and --output of `gneiss inspect`",
+                names.both(),
+                list.join(", ")
+            )))
+        }
         (Err(input), Err(output)) => Err(fault(format!("{input}; {output}"))),
     }
 }

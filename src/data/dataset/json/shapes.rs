@@ -152,7 +152,7 @@ impl Reader<'_, '_> {
             [Ok(input), Ok(output)] => self.records.push(Record { input, output, line }),
             texts => {
                 let faults: Vec<String> = texts.into_iter().filter_map(Result::err).collect();
-                self.fault(Fault { line, text: faults.join("; "), common: false }, place);
+                self.fault(Fault { line, text: faults.join("; "), common: false, placed: true }, place);
             }
         }
     }
