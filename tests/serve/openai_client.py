@@ -13,9 +13,9 @@ import asyncio
 import json
 import math
 import sys
-import traceback
 from typing import Literal
 
+import checks
 import openai
 import pydantic
 
@@ -36,20 +36,10 @@ class Verdict(pydantic.BaseModel):
 def main():
     args = arguments()
     args.client = openai.OpenAI(base_url=f"{args.url}/v1", api_key=args.key or "none", max_retries=0, timeout=300)
-    checks = [models, completions, several, streams, logprobs, echo, stops, seeds, chat, chat_streams, refusals, keys, together, choices, fields]
+    all_checks = [models, completions, several, streams, logprobs, echo, stops, seeds, chat, chat_streams, refusals, keys, together, choices, fields]
     if args.checkpoint:
-        checks.append(reference)
-    summary, problems = {}, []
-    for check in checks:
-        try:
-            summary[check.__name__] = check(args)
-        except Exception as problem:  # each check is its own; the rest still runs
-            where = "" if isinstance(problem, AssertionError) else traceback.format_exc(limit=-3)
-            problems.append(f"{check.__name__}: {problem}\n{where}")
-    print(json.dumps(summary | {"failed": len(problems)}))
-    for problem in problems:
-        print(f"openai_client: {problem}", file=sys.stderr)
-    return 1 if problems else 0
+        all_checks.append(reference)
+    return checks.run("openai_client", all_checks, args)
 
 
 def arguments():

@@ -8,9 +8,9 @@ Prints a JSON summary. Exit code 1, with what differed, where something did.
 import asyncio
 import json
 import sys
-import traceback
 from enum import Enum
 
+import checks
 import openai
 import openai_client
 import pydantic
@@ -23,17 +23,7 @@ INSTRUCTIONS = "Say 1 or 0."
 def main():
     args = openai_client.arguments()
     args.client = openai.OpenAI(base_url=f"{args.url}/v1", api_key=args.key or "none", max_retries=0, timeout=300)
-    summary, problems = {}, []
-    for check in (plain, conversations, streams, helper, choices, drawn, other_headers, asynchronous, errors):
-        try:
-            summary[check.__name__] = check(args)
-        except Exception as problem:  # each check is its own; the rest still runs
-            where = "" if isinstance(problem, AssertionError) else traceback.format_exc(limit=-3)
-            problems.append(f"{check.__name__}: {problem}\n{where}")
-    print(json.dumps(summary | {"failed": len(problems)}))
-    for problem in problems:
-        print(f"openai_responses: {problem}", file=sys.stderr)
-    return 1 if problems else 0
+    return checks.run("openai_responses", (plain, conversations, streams, helper, choices, drawn, other_headers, asynchronous, errors), args)
 
 
 def ask(args, model, **more):

@@ -17,11 +17,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-import traceback
 import warnings
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import checks
 import httpx
 from ibm_watsonx_ai import APIClient, Credentials
 from ibm_watsonx_ai.foundation_models import ModelInference
@@ -42,17 +42,7 @@ def main():
         if urlsplit(args.url).scheme == "http":
             args.certificate = certificate(Path(folder))
             args.url = tls_front(args.url, args.certificate, Path(folder) / "key.pem")
-        summary, problems = {}, []
-        for check in (step_nine, streams, stops, options, seeds, tokens, chats, chat_streams, by_name, over_http, errors):
-            try:
-                summary[check.__name__] = check(args)
-            except Exception as problem:  # each check is its own; the rest still runs
-                where = "" if isinstance(problem, AssertionError) else traceback.format_exc(limit=-3)
-                problems.append(f"{check.__name__}: {problem}\n{where}")
-    print(json.dumps(summary | {"failed": len(problems)}))
-    for problem in problems:
-        print(f"watsonx: {problem}", file=sys.stderr)
-    return 1 if problems else 0
+        return checks.run("watsonx", (step_nine, streams, stops, options, seeds, tokens, chats, chat_streams, by_name, over_http, errors), args)
 
 
 def arguments():
