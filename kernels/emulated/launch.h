@@ -1,26 +1,11 @@
 // The kernels of the library by name, and `emulate`, which launches one.
 #pragma once
+#include "host.h"
 #include "memory.h"
 #include <map>
 #include <utility>
 
 namespace emulated __attribute__((visibility("hidden"))) {
-
-constexpr uint32_t MAX_BUFFERS = 16;
-
-// What the host gives; it has the same struct.
-struct Launch {
-    uint32_t grid[3];
-    uint32_t threads;
-    uint32_t shared_bytes;
-    uint32_t order; // 0 ascending, 1 descending, else a seed: the order in which threads and blocks run
-    uint32_t buffers;
-    uint32_t reserved;
-    void *pointers[MAX_BUFFERS];
-    uint64_t bytes[MAX_BUFFERS];
-    const void *parameters;
-    uint64_t parameter_bytes;
-};
 
 // How a kernel takes an argument, by its type.
 template <typename A>
@@ -45,6 +30,7 @@ struct Shape {
 };
 
 struct Kernel {
+    std::string file;
     uint32_t max_threads;
     std::string arguments; // the text of the kernel's arguments: IN(0, T, name), ...
     std::vector<Shape> shapes;
@@ -80,9 +66,11 @@ static void call(void (*kernel)(const Place &, A...), const Launch &launch, std:
 
 // Enters a kernel; at the library's start, once for each KERNEL.
 template <typename... A>
-static bool enlist(const char *name, uint32_t max_threads, const char *arguments, void (*kernel)(const Place &, A...)) {
+static bool enlist(const char *name, const char *file, uint32_t max_threads, const char *arguments,
+                   void (*kernel)(const Place &, A...)) {
     const uint32_t times = kernels()[name].times + 1;
-    kernels()[name] = {max_threads,
+    kernels()[name] = {file,
+                       max_threads,
                        arguments,
                        {{Argument<A>::BUFFER, Argument<A>::WRITABLE, Argument<A>::BYTES}...},
                        [kernel](const Launch &launch, std::deque<Region> &buffers, const Place &place) {
@@ -180,4 +168,19 @@ emulate(const char *kernel, const emulated::Launch *launch, char *message, uint6
     const std::string text = fault.empty() ? fault : kernel + (": " + fault);
     if (message_bytes) snprintf(message, message_bytes, "%s", text.c_str());
     return !fault.empty();
+}
+
+// The file of `kernel`, how many buffers it takes, and the bytes of its parameters: 0, or 1 if the library has no such
+// kernel. For a driver, which is given addresses without their number.
+extern "C" __attribute__((visibility("default"), used)) inline int
+emulated_arguments(const char *kernel, const char **file, uint32_t *buffers, uint64_t *parameter_bytes) {
+    const auto found = emulated::kernels().find(kernel);
+    if (found == emulated::kernels().end()) return 1;
+    *file = found->second.file.c_str();
+    *buffers = 0, *parameter_bytes = 0;
+    for (const emulated::Shape &shape : found->second.shapes) {
+        if (shape.buffer) *buffers += 1;
+        else *parameter_bytes = shape.bytes;
+    }
+    return 0;
 }

@@ -1,0 +1,162 @@
+// A CUDA device over host memory, for the tests of a build with the feature `cuda` on a machine without a GPU.
+//
+// The library that these files make takes the place of libcuda, libcublas, libcublasLt, libcurand and libcudart. It
+// keeps the calls' documented contract and checks it:
+//
+// * Device addresses are no host addresses: the host faults if it follows one. No address is used twice.
+// * Fresh memory is filled with 0xff (NaN in every float type). Freed memory is gone.
+// * Work of a stream (copies, fills, kernels, products, frees) runs when something waits for the stream, not before.
+// * A device has as much memory as GNEISS_STAND_IN says; allocations beyond it fail as a driver's do.
+// * What a correct program never does is a *fault*: it is printed, the call fails, and the process ends with exit code 70
+//   even if the program went on.
+//
+// GNEISS_STAND_IN: settings, `name=value` with commas between; see `Settings`. GNEISS_CUDA_TRACE: a file that gets the
+// number of calls of each kind when the process ends.
+#pragma once
+#include <cuda.h>
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace stand_in {
+
+struct Settings {
+    int devices = 1;
+    uint64_t memory = uint64_t(24) << 30; // bytes of a device
+    int capability = 90;                  // compute capability, without the dot
+    int driver = 13000;                   // CUDA version of the driver: 1000 * major + 10 * minor
+    bool pools = true;                    // whether the devices have memory pools
+    // As on Grace Hopper: uploads read pageable host memory when they run, not when they are called.
+    bool coherent = false;
+    // Kernels, products and copies that touch more than DRY_BYTES do nothing; such memory does not exist. For counting the
+    // calls of models that are too large to compute here.
+    bool dry = false;
+    uint32_t order = 0; // order of the emulator's threads, see kernels/emulated/host.h
+    std::string fatbins; // folder of the fatbins that build.rs made
+};
+const Settings &settings();
+
+constexpr uint64_t DRY_BYTES = 1 << 20;
+constexpr int FAULT_EXIT = 70;
+
+// Work that can't run: becomes a fault.
+struct Fault : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+// Prints what is wrong, and makes the process end with FAULT_EXIT. Returns the error for the call to give back.
+CUresult fault(const std::string &what);
+
+// All calls hold it.
+std::recursive_mutex &lock();
+#define LOCKED const std::lock_guard<std::recursive_mutex> guard(stand_in::lock())
+
+// Counts a call for GNEISS_CUDA_TRACE.
+void count(const std::string &kind, const std::string &name, uint64_t bytes = 0);
+
+struct Device {
+    int ordinal = 0;
+    bool retained = false;       // its primary context
+    uint64_t used = 0;           // bytes of live allocations
+    uint64_t reserved = 0;       // bytes that the pool holds, the used ones of the pool among them
+    uint64_t pooled = 0;         // bytes of live allocations of the pool
+    uint64_t threshold = 0;      // what the pool may keep at a synchronisation
+
+    uint64_t taken() const { return used - pooled + reserved; }
+    void give_back(uint64_t keep) { reserved = std::max(pooled, std::min(reserved, keep)); }
+};
+Device &device(int ordinal);
+
+// The context bound to this thread: a device's primary context. Null if none is.
+Device *&current();
+
+struct Allocation {
+    CUdeviceptr address = 0;
+    uint64_t bytes = 0;
+    Device *owner = nullptr;
+    bool from_pool = false;
+    unsigned char *data = nullptr; // none for memory that does not exist (dry)
+    bool freed = false;            // a call has freed it; later calls must not name it
+    bool gone = false;             // the freeing has run
+    unsigned pending = 0;          // pieces of work that name it and have not run
+    ~Allocation();
+};
+
+// A place in device memory, as a call names it.
+struct Place {
+    std::shared_ptr<Allocation> memory;
+    uint64_t offset = 0;
+
+    uint64_t left() const { return memory ? memory->bytes - offset : 0; }
+    bool exists() const { return memory && memory->data; }
+    // The bytes themselves; for work that runs. Throws Fault if the memory has been freed.
+    unsigned char *data() const;
+};
+
+// Allocates; CUDA_ERROR_OUT_OF_MEMORY if the device's memory does not suffice.
+CUresult allocate(Device &device, uint64_t bytes, bool from_pool, CUdeviceptr *address);
+// The place at `address`, with at least `bytes` behind it; throws Fault, which says what `who` wanted.
+Place find(CUdeviceptr address, uint64_t bytes, const std::string &who);
+// Marks an allocation as freed, and gives its bytes back to the pool's or the device's account; throws Fault.
+std::shared_ptr<Allocation> retire(CUdeviceptr address, const std::string &who);
+
+// Page-locked host memory.
+struct HostMemory {
+    unsigned char *data;
+    uint64_t bytes;
+    bool freed = false;
+};
+std::map<uintptr_t, std::shared_ptr<HostMemory>> &pinned();
+// The page-locked memory around `p`, if it is such.
+std::shared_ptr<HostMemory> pinned_around(const void *p);
+
+struct Stream {
+    Device *owner = nullptr;
+    uint64_t issued = 0, done = 0;
+    struct Work {
+        std::string name;
+        std::vector<Place> places;
+        std::function<void()> run;
+    };
+    std::deque<Work> work;
+};
+// The stream of a handle, in the current context; null and the per-thread stream are the context's own. Throws Fault.
+Stream &stream(CUstream handle, const std::string &who);
+Stream *make_stream(Device &device);
+bool drop_stream(CUstream handle);
+
+// Adds work that touches `places`. It is left out (dry) if one of them does not exist.
+void enqueue(Stream &stream, const std::string &name, std::vector<Place> places, std::function<void()> run);
+// Runs a stream's work up to piece number `until`.
+CUresult run(Stream &stream, uint64_t until = UINT64_MAX);
+// Runs the work of all streams of a device.
+CUresult run_all(Device &device);
+
+struct Event {
+    Device *owner = nullptr;
+    Stream *stream = nullptr; // where it was recorded last; none before
+    uint64_t at = 0;
+    bool timed = false, ran = false;
+    double seconds = 0;
+};
+
+// Runs the body of a call: a Fault that it throws is the call's error.
+template <typename F>
+CUresult call(F body) {
+    LOCKED;
+    try {
+        return body();
+    } catch (const Fault &problem) {
+        return fault(problem.what());
+    }
+}
+
+std::string hex(uint64_t value);
+
+} // namespace stand_in
