@@ -7,7 +7,7 @@ SMOLLM2 := models/SmolLM2-135M-Instruct.Q4_1.gguf
 SMOLLM2_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 GNEISS := target/release/gneiss
 
-.PHONY: tutorial build cuda model test check-cuda check-metal gpu-check oracle nvcc bench-peft bench-product bench-serve clean
+.PHONY: tutorial build cuda model test test-cuda check-cuda check-metal gpu-check oracle nvcc bench-peft bench-product bench-serve clean
 
 tutorial: build $(if $(filter $(SMOLLM2),$(MODEL)),model)
 	$(GNEISS) tutorial --model $(MODEL)
@@ -39,6 +39,15 @@ test: model check-cuda
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 	cargo test --locked
+
+# The CUDA program on a stand-in for CUDA's libraries: it needs nvcc, for the kernels' code, and no GPU. The stand-in is
+# linked in place of the libraries, so their toolkit is not needed.
+STAND_IN := $(CURDIR)/target/stand_in
+CUDA_WHEELS := $(CURDIR)/.cuda/wheels/nvidia/cu13
+test-cuda: nvcc
+	tests/stand_in/cuda/build.sh $(STAND_IN) $(CUDA_WHEELS)/include
+	CUDA_HOME=$(CUDA_WHEELS) NVCC=$(CUDA_WHEELS)/bin/nvcc PATH="$(CUDA_WHEELS)/bin:$$PATH" CUDARC_CUDA_VERSION=13000 CUDA_COMPUTE_CAP=80 \
+	  LIBRARY_PATH=$(STAND_IN) LD_LIBRARY_PATH=$(STAND_IN) cargo test --locked --features cuda --test cuda $(CUDA_TESTS)
 
 # The CUDA path's types, with a stand-in for nvcc: needs neither a toolkit nor a GPU.
 check-cuda:

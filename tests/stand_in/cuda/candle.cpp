@@ -67,6 +67,12 @@ struct Layout {
             strides.push_back(info[(1 + set) * dimensions + d]);
         }
     }
+    bool contiguous() const {
+        uint64_t expected = 1;
+        for (uint64_t d = dimensions; d-- > 0; expected *= sizes[d])
+            if (sizes[d] > 1 && strides[d] != expected) return false;
+        return true;
+    }
     uint64_t at(uint64_t i) const {
         if (!dimensions) return i;
         uint64_t place = 0;
@@ -140,17 +146,17 @@ void copy2d(const Given &given) {
         to[i / columns * given.value<uint32_t>(5) + i % columns] = from[i / columns * given.value<uint32_t>(4) + i % columns];
 }
 
-// numel, dimensions, layout, ids, input, output, sizes left of the dimension, of the input's, of the ids, and right of it.
+// numel, dimensions and layout of the ids, ids, input, output, sizes left of the dimension, of the input's, of the ids, and right of it.
 template <typename T>
 void index_select(const Given &given) {
-    const Layout layout(given, 1, 2);
+    if (!Layout(given, 1, 2).contiguous()) throw Fault(given.kernel + ": expected contiguous ids");
     const auto ids = given.elements<uint32_t>(3);
     const auto from = given.elements<T>(4), to = given.elements<T>(5);
     const uint64_t rows = given.size(7), selected = given.size(8), right = given.size(9);
     for (uint64_t i = 0; i < given.size(0); ++i) {
         const uint64_t id = ids[i / right % selected];
         if (id >= rows) throw Fault(given.kernel + ": id " + std::to_string(id) + " of " + std::to_string(rows));
-        to[i] = from[layout.at((i / (selected * right) * rows + id) * right + i % right)];
+        to[i] = from[(i / (selected * right) * rows + id) * right + i % right];
     }
 }
 

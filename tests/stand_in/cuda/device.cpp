@@ -73,6 +73,7 @@ bool set(Settings &all, const std::string &name, const std::string &value) {
     const double number = atof(value.c_str());
     if (name == "devices") all.devices = int(number);
     else if (name == "memory") all.memory = uint64_t(number);
+    else if (name == "hidden") all.hidden = uint64_t(number);
     else if (name == "capability") all.capability = int(number);
     else if (name == "driver") all.driver = int(number);
     else if (name == "pools") all.pools = number != 0;
@@ -137,8 +138,10 @@ Device *&current() {
     return bound;
 }
 
-Allocation::~Allocation() {
+void Allocation::release() {
     if (data) munmap(data, bytes);
+    data = nullptr;
+    gone = true;
 }
 
 unsigned char *Place::data() const {
@@ -150,7 +153,7 @@ CUresult allocate(Device &device, uint64_t bytes, bool from_pool, CUdeviceptr *a
     if (bytes == 0) return CUDA_ERROR_INVALID_VALUE;
     const uint64_t rounded = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     const uint64_t kept = from_pool ? device.reserved - device.pooled : 0;
-    if (device.taken() - kept + std::max(kept, rounded) > settings().memory) return CUDA_ERROR_OUT_OF_MEMORY;
+    if (device.taken() - kept + std::max(kept, rounded) > settings().memory - settings().hidden) return CUDA_ERROR_OUT_OF_MEMORY;
     auto made = std::make_shared<Allocation>();
     made->address = state().next;
     made->bytes = bytes;
@@ -169,6 +172,8 @@ CUresult allocate(Device &device, uint64_t bytes, bool from_pool, CUdeviceptr *a
     if (from_pool) {
         device.pooled += rounded;
         device.reserved = std::max(device.reserved, device.pooled);
+        device.most_pooled = std::max(device.most_pooled, device.pooled);
+        device.most_reserved = std::max(device.most_reserved, device.reserved);
     }
     *address = made->address;
     state().memory[made->address] = made;

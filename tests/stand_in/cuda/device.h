@@ -30,6 +30,7 @@ namespace stand_in {
 struct Settings {
     int devices = 1;
     uint64_t memory = uint64_t(24) << 30; // bytes of a device
+    uint64_t hidden = 0; // bytes of it that others use, of which the driver says nothing
     int capability = 90;                  // compute capability, without the dot
     int driver = 13000;                   // CUDA version of the driver: 1000 * major + 10 * minor
     bool pools = true;                    // whether the devices have memory pools
@@ -67,6 +68,7 @@ struct Device {
     uint64_t reserved = 0;       // bytes that the pool holds, the used ones of the pool among them
     uint64_t pooled = 0;         // bytes of live allocations of the pool
     uint64_t threshold = 0;      // what the pool may keep at a synchronisation
+    uint64_t most_reserved = 0, most_pooled = 0;
 
     uint64_t taken() const { return used - pooled + reserved; }
     void give_back(uint64_t keep) { reserved = std::max(pooled, std::min(reserved, keep)); }
@@ -85,7 +87,9 @@ struct Allocation {
     bool freed = false;            // a call has freed it; later calls must not name it
     bool gone = false;             // the freeing has run
     unsigned pending = 0;          // pieces of work that name it and have not run
-    ~Allocation();
+
+    // The freeing has run: the memory goes, its address stays taken.
+    void release();
 };
 
 // A place in device memory, as a call names it.

@@ -226,7 +226,7 @@ CUresult cuMemFree_v2(CUdeviceptr address) {
         count("free", "cuMemFree");
         auto memory = retire(address, "cuMemFree");
         if (memory->pending) throw Fault("cuMemFree: work that has not run uses the memory at " + hex(address));
-        memory->gone = true;
+        memory->release();
         return CUDA_SUCCESS;
     });
 }
@@ -236,7 +236,7 @@ CUresult cuMemFreeAsync(CUdeviceptr address, CUstream handle) {
         Stream &on = stream(handle, "cuMemFreeAsync");
         count("free", "cuMemFreeAsync");
         auto memory = retire(address, "cuMemFreeAsync");
-        enqueue(on, "free", {}, [memory] { memory->gone = true; });
+        enqueue(on, "free", {}, [memory] { memory->release(); });
         return CUDA_SUCCESS;
     });
 }
@@ -278,10 +278,31 @@ CUresult cuMemPoolSetAttribute(CUmemoryPool pool, CUmemPool_attribute attribute,
     return call([&] {
         Device *owner = of(reinterpret_cast<CUcontext>(pool));
         if (!owner) return CUDA_ERROR_INVALID_VALUE;
-        if (attribute != CU_MEMPOOL_ATTR_RELEASE_THRESHOLD)
-            throw Fault("cuMemPoolSetAttribute: attribute " + std::to_string(attribute) + " is not in the stand-in");
-        owner->threshold = *static_cast<cuuint64_t *>(value);
-        count("pool", "release threshold set");
+        const cuuint64_t given = *static_cast<cuuint64_t *>(value);
+        const bool high = attribute == CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH || attribute == CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+        if (high && given) return CUDA_ERROR_INVALID_VALUE; // they can only begin anew
+        if (attribute == CU_MEMPOOL_ATTR_RELEASE_THRESHOLD) owner->threshold = given;
+        else if (attribute == CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH) owner->most_reserved = owner->reserved;
+        else if (attribute == CU_MEMPOOL_ATTR_USED_MEM_HIGH) owner->most_pooled = owner->pooled;
+        else throw Fault("cuMemPoolSetAttribute: attribute " + std::to_string(attribute) + " is not in the stand-in");
+        if (!high) count("pool", "release threshold set");
+        return CUDA_SUCCESS;
+    });
+}
+
+CUresult cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute attribute, void *value) {
+    return call([&] {
+        const Device *owner = of(reinterpret_cast<CUcontext>(pool));
+        if (!owner) return CUDA_ERROR_INVALID_VALUE;
+        cuuint64_t &to = *static_cast<cuuint64_t *>(value);
+        switch (attribute) {
+        case CU_MEMPOOL_ATTR_RELEASE_THRESHOLD: to = owner->threshold; break;
+        case CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT: to = owner->reserved; break;
+        case CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH: to = owner->most_reserved; break;
+        case CU_MEMPOOL_ATTR_USED_MEM_CURRENT: to = owner->pooled; break;
+        case CU_MEMPOOL_ATTR_USED_MEM_HIGH: to = owner->most_pooled; break;
+        default: throw Fault("cuMemPoolGetAttribute: attribute " + std::to_string(attribute) + " is not in the stand-in");
+        }
         return CUDA_SUCCESS;
     });
 }

@@ -3,6 +3,7 @@
 #include "device.h"
 
 #include <cstdio>
+#include <random>
 #include <unistd.h>
 
 namespace {
@@ -12,6 +13,11 @@ namespace {
     fflush(nullptr);
     _exit(stand_in::FAULT_EXIT);
 }
+
+struct Generator {
+    CUstream stream = nullptr;
+    std::mt19937 values;
+};
 
 } // namespace
 
@@ -36,17 +42,38 @@ REFUSED(__cudaPushCallConfiguration)
 REFUSED(cudaFuncSetAttribute)
 REFUSED(cudaGetDevice)
 
-// candle makes a generator of random numbers with each device. gneiss draws on the CPU.
-int curandCreateGenerator(void **generator, int) {
-    static int made;
-    *generator = &made;
+// candle makes a generator of random numbers with each device; models of random weights are drawn by it.
+int curandCreateGenerator(Generator **generator, int) {
+    *generator = new Generator();
     return 0;
 }
-int curandDestroyGenerator(void *) { return 0; }
-int curandSetPseudoRandomGeneratorSeed(void *, unsigned long long) { return 0; }
-int curandSetStream(void *, CUstream) { return 0; }
-REFUSED(curandGenerateNormal)
+int curandDestroyGenerator(Generator *generator) {
+    delete generator;
+    return 0;
+}
+int curandSetPseudoRandomGeneratorSeed(Generator *generator, unsigned long long seed) {
+    generator->values.seed(unsigned(seed));
+    return 0;
+}
+int curandSetStream(Generator *generator, CUstream stream) {
+    generator->stream = stream;
+    return 0;
+}
 REFUSED(curandGenerateNormalDouble)
+
+int curandGenerateNormal(Generator *generator, float *to, size_t count, float mean, float deviation) {
+    return stand_in::call([&] {
+        stand_in::Stream &on = stand_in::stream(generator->stream, "curandGenerateNormal");
+        const auto place = stand_in::find(reinterpret_cast<CUdeviceptr>(to), count * sizeof(float), "curandGenerateNormal");
+        std::mt19937 values = generator->values;
+        generator->values.discard(1);
+        stand_in::enqueue(on, "curandGenerateNormal", {place}, [=]() mutable {
+            std::normal_distribution<float> normal(mean, deviation);
+            for (size_t i = 0; i < count; ++i) reinterpret_cast<float *>(place.data())[i] = normal(values);
+        });
+        return CUDA_SUCCESS;
+    });
+}
 
 REFUSED(cublasDgemmStridedBatched)
 
@@ -55,7 +82,6 @@ REFUSED(cublasDgemmStridedBatched)
 // cuda.h declares these with their arguments, which do not matter here.
 extern "C" {
 CUresult cuCtxDestroy_v2(CUcontext) { refuse("cuCtxDestroy"); }
-CUresult cuMemPoolGetAttribute(CUmemoryPool, CUmemPool_attribute, void *) { refuse("cuMemPoolGetAttribute"); }
 CUresult cuMemcpyPeerAsync(CUdeviceptr, CUcontext, CUdeviceptr, CUcontext, size_t, CUstream) { refuse("cuMemcpyPeerAsync"); }
 CUresult cuModuleLoad(CUmodule *, const char *) { refuse("cuModuleLoad"); }
 }

@@ -1,0 +1,34 @@
+//! Calls of the driver that a step makes.
+
+use crate::place::{Place, succeeded};
+use std::collections::HashMap;
+
+/// Calls of one step: those of a run of four steps less those of a run of two, halved.
+fn calls_of_a_step(place: &Place) -> HashMap<String, f64> {
+    let of = |steps: &str| {
+        let steps = format!("train.max_steps={steps}");
+        let args = ["tune", "dogs.toml", "--device", "cuda", "--set", &steps, "--set", "data.validation="];
+        succeeded(&place.cuda("", args));
+        std::fs::remove_dir_all(place.path("runs/dogs")).unwrap();
+        let mut by_kind = HashMap::<String, f64>::new();
+        for ((kind, _), calls) in place.calls() {
+            *by_kind.entry(kind).or_default() += calls as f64;
+        }
+        by_kind
+    };
+    let (two, four) = (of("2"), of("4"));
+    four.into_iter().map(|(kind, calls)| (kind.clone(), (calls - two.get(&kind).unwrap_or(&0.0)) / 2.0)).collect()
+}
+
+#[test]
+fn a_step_makes_no_more_calls_than_it_needs() {
+    let place = Place::new();
+    let calls = calls_of_a_step(&place);
+    let of = |kind: &str| calls.get(kind).copied().unwrap_or(0.0);
+    // Three layers of 21 launches, and the ends (LOG.md).
+    let launches = of("kernel") + of("candle's kernel") + of("product");
+    assert!(launches > 0.0 && launches <= 90.0, "{calls:?}");
+    assert!(of("copy") <= 30.0 && of("wait") <= 4.0, "{calls:?}");
+    // Events are for several streams, of which there is one.
+    assert_eq!(of("event"), 0.0, "{calls:?}");
+}

@@ -1,0 +1,61 @@
+//! Which device, and devices that can't be used.
+
+use crate::place::{Place, refused, stderr, succeeded};
+
+fn tune(device: &str) -> [&str; 6] {
+    ["tune", "dogs.toml", "--device", device, "--set", "train.num_epochs=1"]
+}
+
+#[test]
+fn the_second_device_is_used_if_it_is_named() {
+    let place = Place::new();
+    succeeded(&place.cuda("devices=2", tune("cuda:1")));
+    let one = place.losses("runs/dogs");
+    std::fs::remove_dir_all(place.path("runs/dogs")).unwrap();
+    succeeded(&place.cuda("devices=2", tune("cuda")));
+    assert_eq!(one, place.losses("runs/dogs"));
+    refused(&place.cuda("devices=2", tune("cuda:2")), 1, &["cuda:2", "invalid device ordinal"]);
+}
+
+#[test]
+fn without_a_device_auto_takes_the_cpu_and_cuda_is_an_error() {
+    let place = Place::new();
+    refused(&place.cuda("devices=0", tune("cuda")), 1, &["no CUDA-capable device"]);
+    let output = place.cuda("devices=0", tune("auto"));
+    succeeded(&output);
+    assert!(stderr(&output).contains("the CPU is used"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_driver_that_is_too_old_is_named() {
+    let place = Place::new();
+    for driver in ["driver=12040", "driver=12090"] {
+        refused(&place.cuda(driver, tune("cuda")), 1, &["driver", "toolkit"]);
+    }
+}
+
+#[test]
+fn every_supported_generation_loads_its_code() {
+    let place = Place::new();
+    for capability in ["80", "86", "89", "90", "100", "120"] {
+        succeeded(&place.cuda(&format!("capability={capability}"), tune("cuda")));
+        std::fs::remove_dir_all(place.path("runs/dogs")).unwrap();
+    }
+    refused(&place.cuda("capability=75", tune("cuda")), 2, &["7.5", "8.0"]);
+}
+
+#[test]
+fn without_memory_pools_it_works_and_warns() {
+    let place = Place::new();
+    let output = place.cuda("pools=0", tune("cuda"));
+    succeeded(&output);
+    assert!(stderr(&output).contains("no memory pools"), "{}", stderr(&output));
+}
+
+/// Where the device reads pageable memory itself, no upload may outlive the memory that it reads.
+#[test]
+fn uploads_are_safe_where_the_device_reads_host_memory() {
+    let place = Place::new();
+    let output = place.cuda("coherent=1", tune("cuda"));
+    succeeded(&output);
+}

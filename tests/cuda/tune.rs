@@ -1,0 +1,90 @@
+//! Tuning, resuming, evaluating and generating on the device.
+
+use crate::place::{Place, assert_follow, succeeded};
+
+const DTYPES: [(&str, f64); 3] = [("f32", 2e-5), ("bf16", 2e-2), ("f16", 4e-3)];
+
+/// Arguments for a run NAME on the device.
+fn tune<'a>(name: &'a str, dtype: &'a str) -> Vec<&'a str> {
+    vec!["tune", "dogs.toml", "--device", "cuda", "--set", name, "--set", dtype]
+}
+
+#[test]
+fn losses_follow_the_cpus_in_every_dtype() {
+    let place = Place::new();
+    let expected = place.losses_of_the_cpu(&[]);
+    assert!(expected.iter().all(|loss| loss.is_finite()) && expected.len() == 6 + 2);
+    for (dtype, relative) in DTYPES {
+        let dtype = format!("model.dtype={dtype}");
+        succeeded(&place.cuda("", tune("name=cuda", &dtype)));
+        assert_follow(&place.losses("runs/cuda"), &expected, relative);
+        std::fs::remove_dir_all(place.path("runs/cuda")).unwrap();
+    }
+}
+
+/// Threads and blocks in other orders give the same bits.
+#[test]
+fn a_run_repeats_bit_for_bit_in_any_order_of_threads() {
+    let place = Place::new();
+    let runs = ["order=0", "order=1", "order=7"].map(|order| {
+        succeeded(&place.cuda(order, tune("name=cuda", "model.dtype=bf16")));
+        let weights = std::fs::read(place.path("runs/cuda/adapter/adapter_model.safetensors")).unwrap();
+        std::fs::remove_dir_all(place.path("runs/cuda")).unwrap();
+        weights
+    });
+    assert!(runs[0] == runs[1] && runs[0] == runs[2]);
+}
+
+/// A pass for the prefixes, several for the examples, and blocks that are run again in the backward pass.
+#[test]
+fn split_and_recomputed_steps_follow_the_cpus() {
+    let place = Place::new();
+    let expected = place.losses_of_the_cpu(&[]);
+    for more in [["--set", "train.max_rows=20"], ["--set", "train.accumulate_steps=1"]] {
+        succeeded(&place.cuda("", tune("name=cuda", "model.dtype=f32").into_iter().chain(more)));
+        assert_follow(&place.losses("runs/cuda"), &expected, 2e-5);
+        std::fs::remove_dir_all(place.path("runs/cuda")).unwrap();
+    }
+}
+
+#[test]
+fn an_interrupted_run_goes_on_bit_for_bit() {
+    let place = Place::new();
+    let args = |name| [tune(name, "model.dtype=bf16"), vec!["--set", "train.checkpoint_steps=1"]].concat();
+    succeeded(&place.cuda("", args("name=one")));
+    // Ends by itself after the third step, as by Ctrl-C.
+    let mut child = place.command("", args("name=two")).spawn().unwrap();
+    let metrics = place.path("runs/two/metrics.jsonl");
+    while std::fs::read_to_string(&metrics).map_or(0, |text| text.lines().count()) < 2 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before the second step");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    // SAFETY: a signal to a child that has not been waited for.
+    assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGINT) }, 0);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    succeeded(&place.cuda("", ["tune", "--resume", "runs/two"]));
+    assert_eq!(place.losses("runs/one"), place.losses("runs/two"));
+    let weights = |run: &str| std::fs::read(place.path(run).join("adapter/adapter_model.safetensors")).unwrap();
+    assert!(weights("runs/one") == weights("runs/two"));
+}
+
+#[test]
+fn evaluation_and_generation_agree_with_the_cpus() {
+    let place = Place::new();
+    place.losses_of_the_cpu(&[]);
+    let eval = |device, out| ["eval", "dogs.toml", "--adapter", "runs/cpu", "--device", device, "--out", out];
+    for device in ["cpu", "cuda"] {
+        std::fs::create_dir(place.path(device)).unwrap();
+        succeeded(&place.cuda("", eval(device, device)));
+    }
+    let predictions = |device| std::fs::read_to_string(place.path(device).join("predictions.csv")).unwrap();
+    assert_eq!(predictions("cpu"), predictions("cuda"));
+    for adapter in [&[][..], &["--adapter", "runs/cpu"]] {
+        let [cpu, cuda] = ["cpu", "cuda"].map(|device| {
+            let args = ["generate", "--model", "model", "--dtype", "f32", "--device", device, "--max-new-tokens", "6"];
+            let text = ["say gentle dog word50 :"];
+            succeeded(&place.cuda("", args.into_iter().chain(adapter.iter().copied()).chain(text)))
+        });
+        assert_eq!(cpu, cuda);
+    }
+}
