@@ -162,11 +162,12 @@ fn attention(c: &mut Criterion) {
 fn cross_entropy(c: &mut Criterion) {
     let mut op = Op::new(c, "cross_entropy", &format!("rows={TARGETS} V={V}"));
     let labels = (&BATCH.labels).into();
+    let softmax = ops::cross_entropy::Softmax { vocab: V, scale: 1.0 };
     let inputs = rotated(|| randn(TARGETS, V));
-    op.measure("forward", TARGETS * V, &inputs, |z| ops::cross_entropy::forward(z, labels, 1.0));
-    let losses = ops::cross_entropy::forward(&inputs[0], labels, 1.0).expect("the op runs");
+    op.measure("forward", TARGETS * V, &inputs, |z| ops::cross_entropy::forward(z, labels, softmax));
+    let losses = ops::cross_entropy::forward(&inputs[0], labels, softmax).expect("the op runs");
     op.measure_owned("backward", TARGETS * V, &inputs, |z| {
-        ops::cross_entropy::backward(z, labels, 1.0, &losses, 0.1)
+        ops::cross_entropy::backward(z, labels, softmax, &losses, 0.1)
     });
 }
 

@@ -1,15 +1,16 @@
-// Softmax cross-entropy over the vocabulary, logits [rows, vocab] (src/ops/cross_entropy.rs):
+// Softmax cross-entropy over the vocabulary, logits [rows, stride], whose first `vocab` columns are tokens
+// (src/ops/cross_entropy.rs):
 //
 //   z       = scale * logits
 //   lse     = log(sum(exp(z)))
 //   nll     = lse - z[label]
-//   dlogits = dloss * scale * (exp(z - lse) - onehot(label))     in the logits' place
+//   dlogits = dloss * scale * (exp(z - lse) - onehot(label))     in the logits' place, and 0 behind column vocab
 //
-// The logits' address must be a multiple of 16 bytes. A row of an odd vocabulary starts anywhere: it is a head of up
+// The logits' address must be a multiple of 16 bytes. A row of an odd stride starts anywhere: it is a head of up
 // to 7 columns, chunks of 8 on 16-byte boundaries, and a tail of up to 7. The host holds the labels under vocab.
 
 struct CrossEntropyParameters {
-    uint rows, vocab;
+    uint rows, vocab, stride;
     float scale, dloss;
 };
 
@@ -55,7 +56,7 @@ KERNEL(cross_entropy_forward, 1024, IN(0, Element, logits), IN(1, uint, labels),
        OUT(3, float, lse), PARAMETERS(4, CrossEntropyParameters, p)) {
     SHARED(float, maxima, 32);
     SHARED(float, sums, 32);
-    const index_t row = index_t(BLOCK_X) * p.vocab;
+    const index_t row = index_t(BLOCK_X) * p.stride;
     const Cut c = cut(row, p.vocab);
     Running now = {LOWEST, 0.0f};
     for (uint first = THREAD; first < c.chunks; first += TOGETHER * THREADS) {
@@ -98,7 +99,7 @@ KERNEL(cross_entropy_forward, 1024, IN(0, Element, logits), IN(1, uint, labels),
 // grid: (rows, ceil(vocab / (8 * TOGETHER * threads)), 1), threads: 256
 KERNEL(cross_entropy_backward, 256, OUT(0, Element, logits), IN(1, uint, labels), IN(2, float, lse),
        PARAMETERS(3, CrossEntropyParameters, p)) {
-    const index_t row = index_t(BLOCK_X) * p.vocab;
+    const index_t row = index_t(BLOCK_X) * p.stride;
     const Cut c = cut(row, p.vocab);
     const uint label = labels[BLOCK_X], first = BLOCK_Y * TOGETHER * THREADS + THREAD;
     const float all = lse[BLOCK_X], factor = p.dloss * p.scale;
@@ -119,4 +120,6 @@ KERNEL(cross_entropy_backward, 256, OUT(0, Element, logits), IN(1, uint, labels)
         const float e = exp_(p.scale * wide(logits[row + alone]) - all);
         logits[row + alone] = narrow(factor * (e - (alone == label ? 1.0f : 0.0f)));
     }
+    if (BLOCK_Y > 0) return;
+    for (uint column = p.vocab + THREAD; column < p.stride; column += THREADS) logits[row + column] = narrow(0.0f);
 }

@@ -229,7 +229,7 @@ colour = "red"
   line 16: `train.schedule`: unknown value `linaer`, expected one of `linear`, `cosine`, `constant`
   line 17: `train.shuffle`: expected true or false, found the string "yes"
   line 18: `train.beta1`: expected a number from 0 to below 1, found 1
-  line 19: `train.colour`: unknown key; expected one of train.accumulate_steps, train.batch_size, train.beta1, train.beta2, train.checkpoint_steps, train.early_stopping, train.eps, train.keep, train.learning_rate, train.max_grad_norm, train.max_rows, train.max_steps, train.memory_budget, train.num_epochs, train.on_not_finite, train.schedule, train.seed, train.shuffle, train.tensorboard, train.warmup_ratio, train.weight_decay
+  line 19: `train.colour`: unknown key; expected one of train.accumulate_steps, train.batch_size, train.beta1, train.beta2, train.checkpoint_steps, train.early_stopping, train.eps, train.keep, train.learning_rate, train.max_grad_norm, train.max_rows, train.max_steps, train.memory_budget, train.num_epochs, train.on_not_finite, train.schedule, train.seed, train.shuffle, train.tensorboard, train.time_products, train.warmup_ratio, train.weight_decay
   `model.id`: required; expected a folder, a .gguf file or a hub id org/name[@revision]
   `train.keep`: "best" needs a validation file, found none; set data.validation, or keep = "last""#;
     assert_eq!(message(text, &[]), expected);

@@ -4,9 +4,10 @@ use super::{Checks, Comparison, Input, Kind, Target, attention};
 use crate::Result;
 use crate::model::Rope;
 use crate::ops::adamw::{AdamW, Parameter, Step};
+use crate::ops::cross_entropy::{self, Softmax};
 use crate::ops::embed::{self, Lookup};
 use crate::ops::rms_norm::{Add, RmsNorm};
-use crate::ops::{Indices, Linear, RopeTable, autograd, cross_entropy, swiglu};
+use crate::ops::{Indices, Linear, RopeTable, autograd, swiglu};
 use candle_core::{DType, Device, Tensor};
 
 /// Names of the ops that [`ops`] checks.
@@ -173,26 +174,49 @@ fn swiglu(checks: &mut Checks) -> Result<()> {
 fn cross_entropy(checks: &mut Checks) -> Result<()> {
     // A loss near 0 is a difference of logits of some units, a gradient near 0 one of probabilities.
     checks.unit = 1.0;
-    for (rows, vocab) in [(1, 2), (5, 123), (19, 1000), (2, 49_155)] {
-        checks.case(format!("[{rows}, {vocab}]"));
-        let logits = checks.random((rows, vocab), 9.0)?;
+    for (rows, vocab, width) in [
+        (1, 2, 2),
+        (5, 123, 123),
+        (5, 123, 128),
+        (3, 1, 64),
+        (4, 77, 83),
+        (19, 1000, 1000),
+        (1, 49_155, 49_155),
+        (2, 49_155, 49_216),
+    ] {
+        checks.case(format!("[{rows}, {vocab} in {width}]"));
+        let softmax = Softmax { vocab, scale: 0.5 };
+        // What stands behind the vocabulary is as large as what is in it.
+        let logits = checks.random((rows, width), 9.0)?;
         let labels = Indices::from((0..rows).map(|i| (i * 31 % vocab) as u32).collect::<Vec<_>>());
-        let exact = cross_entropy::forward(&logits.exact, (&labels).into(), 0.5)?;
-        let ours = checks.run(|| cross_entropy::forward(&logits.device, (&labels).into(), 0.5))?;
+        let exact = cross_entropy::forward(&logits.exact, (&labels).into(), softmax)?;
+        let ours = checks.run(|| cross_entropy::forward(&logits.device, (&labels).into(), softmax))?;
         // Losses are f32 in every dtype: the logits were rounded before.
         let f32s = |t: &Tensor| t.to_dtype(DType::F32);
         checks.compare("nll", Kind::Value, &ours.nll, &exact.nll, &f32s(&exact.nll)?)?;
         checks.compare("lse", Kind::Value, &ours.lse, &exact.lse, &f32s(&exact.lse)?)?;
         let ones = (exact.nll.ones_like()? * 0.7)?;
         let plain = autograd(&[&logits.exact], &ones, |v| {
-            cross_entropy::reference(v[0].as_tensor(), (&labels).into(), 0.5)
+            cross_entropy::reference(v[0].as_tensor(), (&labels).into(), softmax)
         })?;
         let plain = plain[0].to_dtype(checks.dtype())?;
-        let exact = cross_entropy::backward(logits.exact.copy()?, (&labels).into(), 0.5, &exact, 0.7)?;
+        let exact = cross_entropy::backward(logits.exact.copy()?, (&labels).into(), softmax, &exact, 0.7)?;
         let losses = ours;
-        let ours = checks
-            .run(|| cross_entropy::backward(logits.device.copy()?, (&labels).into(), 0.5, &losses, 0.7))?;
+        let ours = checks.run(|| {
+            cross_entropy::backward(logits.device.copy()?, (&labels).into(), softmax, &losses, 0.7)
+        })?;
         checks.compare("dlogits", Kind::Gradient, &ours, &exact, &plain)?;
+        if width > vocab {
+            let padding = ours.narrow(1, vocab, width - vocab)?;
+            let zeros = padding.zeros_like()?.to_device(&Device::Cpu)?;
+            checks.compare(
+                "padding of dlogits",
+                Kind::Value,
+                &padding,
+                &zeros.to_dtype(DType::F64)?,
+                &zeros,
+            )?;
+        }
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use super::*;
 use crate::data::{Example, PrefixGroup};
 use crate::generate;
 use crate::model::{Dtypes, Granite};
-use crate::ops::gpu::emulated::emulate;
+use crate::ops::gpu::emulated::{emulate, emulate_cuda};
 use crate::tune::{self, Limits};
 
 /// Every case of an op, on the emulator, its threads in one order.
@@ -102,7 +102,15 @@ fn models_compute_as_on_the_cpu() {
             let dtypes = Dtypes { weights: dtype, activations: dtype };
             Granite::load(&bare.config, &bare.weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap()
         };
-        let model = load(DType::F32);
+        // The second with its head padded, as a GPU's is.
+        let (model, padded) = (load(DType::F32), emulate(0, || load(DType::F32)));
+        assert_eq!(padded.embedding().dims(), model.embedding().dims(), "{name}");
+        let vocab = bare.config.vocab_size;
+        assert_eq!(
+            padded.weight_bytes() - model.weight_bytes(),
+            4 * bare.config.hidden_size * (vocab.next_multiple_of(64) - vocab),
+            "{name}"
+        );
         let prompts = model.embedding().narrow(0, 20, 7).unwrap();
         let example = |i: u32| Example {
             input: [vec![3, 4], (0..2 + i * 5 % 9).map(|j| (i * 13 + j * 7) % 90).collect()].concat(),
@@ -113,20 +121,27 @@ fn models_compute_as_on_the_cpu() {
             ((0..5).map(example).collect::<Vec<_>>(), (5..8).map(example).collect::<Vec<_>>());
         let groups = [PrefixGroup::new(0..4, &some), PrefixGroup::new(4..7, &others)];
         for limits in [Limits::rows(4096), Limits::rows(20), Limits { max_rows: 25, recompute: 1 }] {
-            let gradient = || tune::gradient(&model, &prompts, &groups, limits).unwrap();
-            let (cpu, ours) = (gradient(), emulate(7, gradient));
-            assert!((cpu.loss().unwrap() - ours.loss().unwrap()).abs() < 1e-4, "{name}, {limits:?}");
-            let (cpu, ours) = (cpu.gradient.unwrap(), ours.gradient.unwrap());
-            let (cpu, ours) = (values(&cpu).unwrap(), values(&ours).unwrap());
-            let largest = cpu.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
-            assert!(largest_difference(&ours, &cpu) < 1e-4 * largest, "{name}, {limits:?}");
+            let gradient = |model| tune::gradient(model, &prompts, &groups, limits).unwrap();
+            let cpu = gradient(&model);
+            let ours = emulate(7, || gradient(&padded));
+            // Products that add to the residual stream, as on CUDA.
+            let added = emulate_cuda(7, || gradient(&padded));
+            let expected = values(cpu.gradient.as_ref().unwrap()).unwrap();
+            let largest = expected.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
+            for ours in [ours, added] {
+                assert!((cpu.loss().unwrap() - ours.loss().unwrap()).abs() < 1e-4, "{name}, {limits:?}");
+                let ours = values(&ours.gradient.unwrap()).unwrap();
+                assert!(largest_difference(&ours, &expected) < 1e-4 * largest, "{name}, {limits:?}");
+            }
             let evaluate =
-                || tune::evaluate(&model, &prompts, &groups, limits.max_rows).unwrap().loss().unwrap();
-            assert!((evaluate() - emulate(0, evaluate)).abs() < 1e-4, "{name}, {limits:?}");
+                |model| tune::evaluate(model, &prompts, &groups, limits.max_rows).unwrap().loss().unwrap();
+            let (cpu, ours) = (evaluate(&model), emulate(0, || evaluate(&padded)));
+            assert!((cpu - ours).abs() < 1e-4, "{name}, {limits:?}");
         }
         let cpu = continued(&model, &prompts);
-        assert_eq!(emulate(0, || continued(&model, &prompts)), cpu, "{name}");
-        let narrow = load(DType::BF16);
+        assert_eq!(emulate(0, || continued(&padded, &prompts)), cpu, "{name}");
+        assert_eq!(emulate_cuda(0, || continued(&padded, &prompts)), cpu, "{name}, added in products");
+        let narrow = emulate(0, || load(DType::BF16));
         assert_eq!(emulate(0, || continued(&narrow, &prompts)).len(), 3, "{name}");
     }
 }

@@ -9,6 +9,7 @@
 //! ```
 
 use super::{ModelConfig, Weights};
+use crate::ops::gpu::{self, Route};
 use crate::ops::packed::{Isa, Panels};
 use crate::ops::rms_norm::RmsNorm;
 use crate::ops::{AttentionShape, Linear, RopeTable};
@@ -51,8 +52,29 @@ pub(super) struct Parts {
     pub(super) embedding: Tensor,
     pub(super) blocks: Vec<Block>,
     pub(super) norm: RmsNorm,
-    /// [V, C]; the embedding again where it is tied.
+    /// [V, C]; the embedding again where it is tied. On a GPU it has rows of zeros behind ([`padded_vocab`]).
     pub(super) head: Linear,
+}
+
+/// Rows of the head's weight, and so the width of the logits, are a multiple of this on a GPU: products by tensor cores read
+/// and write 16 bytes at a time, and tiles are 64 wide. Granite 3's vocabularies are 49,155 and 49,159.
+const HEAD_MULTIPLE: usize = 64;
+
+/// Rows of the head's weight for `vocab` tokens in this dtype on a device of this kind.
+pub(super) fn padded_vocab(vocab: usize, dtype: DType, device: DeviceLocation) -> usize {
+    if gpu::route_on(device, dtype) == Route::Kernel { vocab.next_multiple_of(HEAD_MULTIPLE) } else { vocab }
+}
+
+/// An embedding [V, C], and the head of the same values in the same memory.
+pub(super) fn tied(embedding: Tensor) -> Result<(Tensor, Linear)> {
+    let vocab = embedding.dims2()?.0;
+    let head = untied(Linear::new(embedding, None)?)?;
+    Ok((head.weight()?.narrow(0, 0, vocab)?, head))
+}
+
+/// A head that is padded where the device wants it.
+pub(super) fn untied(head: Linear) -> Result<Linear> {
+    head.padded(HEAD_MULTIPLE)
 }
 
 /// dtypes of a loaded model.
@@ -87,15 +109,19 @@ impl Granite {
     ) -> Result<Self> {
         let load = Loader { config, weights, dtypes, device };
         let embedding = load.matrix("model.embed_tokens.weight", config.vocab_size, config.hidden_size)?;
+        // Before the blocks: while it is padded, a second copy is in memory.
+        let (embedding, head) = match config.tie_word_embeddings {
+            true => tied(embedding)?,
+            false => (
+                embedding,
+                untied(load.stacked(&[("lm_head".into(), config.vocab_size)], config.hidden_size, false)?)?,
+            ),
+        };
         let mut blocks = Vec::with_capacity(config.num_hidden_layers);
         for i in 0..config.num_hidden_layers {
             blocks.push(load.block(&format!("model.layers.{i}"))?);
             progress(i + 1);
         }
-        let head = match config.tie_word_embeddings {
-            true => Linear::new(embedding.clone(), None)?,
-            false => load.stacked(&[("lm_head".into(), config.vocab_size)], config.hidden_size, false)?,
-        };
         let norm = load.norm("model.norm.weight")?;
         Self::from_parts(config, Parts { embedding, blocks, norm, head }, dtypes, device)
     }
@@ -117,9 +143,9 @@ impl Granite {
             })
         };
         let embedding = self.embedding.to_dtype(dtypes.weights)?.to_device(device)?;
-        let head = match self.config.tie_word_embeddings {
-            true => Linear::new(embedding.clone(), None)?,
-            false => linear(&self.head)?,
+        let (embedding, head) = match self.config.tie_word_embeddings {
+            true => tied(embedding)?,
+            false => (embedding, untied(linear(&self.head.rows(0..self.config.vocab_size)?)?)?),
         };
         let blocks = self.blocks.iter().map(block).collect::<Result<_>>()?;
         let norm = norm(&self.norm)?;
@@ -190,12 +216,14 @@ impl Granite {
         &self.embedding
     }
 
-    /// Bytes of the frozen weights; a tied head counts once.
+    /// Bytes of the frozen weights, a padded head's zeros included; a tied head counts once.
     pub fn weight_bytes(&self) -> usize {
         let of_block = |b: &Block| b.qkv.bytes() + b.o.bytes() + b.gate_up.bytes() + b.down.bytes();
-        let embedding = self.embedding.elem_count() * self.embedding.dtype().size_in_bytes();
-        let head = if self.config.tie_word_embeddings { 0 } else { self.head.bytes() };
-        embedding + head + self.blocks.iter().map(of_block).sum::<usize>()
+        let embedding = match self.config.tie_word_embeddings {
+            true => 0,
+            false => self.embedding.elem_count() * self.embedding.dtype().size_in_bytes(),
+        };
+        embedding + self.head.bytes() + self.blocks.iter().map(of_block).sum::<usize>()
     }
 
     /// Rotary angles of at least `positions` positions; `None` where the model has none.

@@ -14,7 +14,8 @@
 //!                                    these two where the last block's tape is gone, which makes room, and with
 //!                                    the gradient of the hidden states, C a target row
 //!   of a recomputed block            its tape on top, where all whole tapes are gone
-//! head                               logits 64V on the CPU, 512V on a GPU, whose gradient takes their place
+//! head                               logits 64V on the CPU, 512V on a GPU, whose gradient takes their place; V is padded
+//!                                    to a multiple of 64 on a GPU, in the weights too
 //! split batch                        keys and values of the prefixes in all blocks: their gradient so far,
 //!                                    and what the next pass adds
 //! ```
@@ -22,6 +23,7 @@
 //! Values have the size of the activations; rstd and lse are f32 where that is smaller, and so is the gradient of a
 //! split batch's prefixes. It is an estimate from below: [`TuningMemory::reserve`] covers what comes on top.
 
+use super::granite::padded_vocab;
 use super::pass::head_rows;
 use super::{Dtypes, ModelConfig};
 use crate::ops::packed::Panels;
@@ -89,6 +91,8 @@ impl TuningMemory {
         let q = h * config.head_dim;
         let kv = 2 * config.num_key_value_heads * config.head_dim;
         let Parameters { matrices, vectors } = Parameters::of(config);
+        let vocab = padded_vocab(config.vocab_size, dtypes.weights, device);
+        let matrices = matrices + (vocab - config.vocab_size) * c;
         let (cpu, packed) = (device == DeviceLocation::Cpu, dtypes.packed_for(device).is_some());
         // What products read, and what they read of a gradient that is kept wider.
         let (operand, rounded) = if packed { (BF16, BF16) } else { (value, 0) };
@@ -110,7 +114,7 @@ impl TuningMemory {
             tape_per_target: target,
             keys_values_per_row: kv * operand,
             split_per_row: 2 * layers * kv * wide,
-            head: head_rows(device) * config.vocab_size * value,
+            head: head_rows(device) * vocab * value,
             workspace_per_row: mlp.max(attention),
             last_workspace_per_row: (5 * c + kv) * value + kv * rounded,
             prompt_per_token: 3 * c * F32,
@@ -304,6 +308,23 @@ mod tests {
         assert_eq!(memory.workspace(2048, 0, 39), 2048 * again);
         assert_eq!(memory.workspace(0, 0, 0), memory.head);
         assert_eq!(memory.reserve(1_000_000), (1 << 30) + 100_000);
+    }
+
+    /// Granite 3's vocabulary on a GPU, and the CPU, which pads nothing.
+    #[test]
+    fn a_padded_vocabulary_is_counted() {
+        let dtypes = Dtypes { weights: DType::BF16, activations: DType::BF16 };
+        for (vocab, padded) in [(49_155, 49_216), (49_159, 49_216), (49_216, 49_216)] {
+            for tied in [true, false] {
+                let config = ModelConfig { vocab_size: vocab, tie_word_embeddings: tied, ..granite_8b() };
+                let memory = TuningMemory::of(&config, dtypes, DeviceLocation::Cuda { gpu_id: 0 });
+                let parameters = Parameters::of(&config);
+                assert_eq!(memory.weights, 2 * (parameters.total() + (padded - vocab) * 4096));
+                assert_eq!(memory.head, 512 * padded * 2);
+                let cpu = TuningMemory::of(&config, F32, DeviceLocation::Cpu);
+                assert_eq!((cpu.weights, cpu.head), (4 * parameters.total(), 64 * vocab * 4));
+            }
+        }
     }
 
     #[test]

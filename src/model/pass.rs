@@ -15,11 +15,11 @@ use super::tape::{BlockTape, NormTape, Saved, Tape};
 use crate::Result;
 use crate::data::pack::PackedBatch;
 use crate::ops::attention::{Inputs, Needs, Qkv};
-use crate::ops::cross_entropy;
+use crate::ops::cross_entropy::{self, Softmax};
 use crate::ops::embed::{self, Lookup};
 use crate::ops::gpu::{self, Route};
 use crate::ops::rms_norm::{Add, Normed};
-use crate::ops::{IndexView, Indices, RopeTable, cpu, swiglu};
+use crate::ops::{IndexView, Indices, Linear, RopeTable, cpu, swiglu};
 use candle_core::{DType, DeviceLocation, Tensor};
 use std::sync::Arc;
 
@@ -166,7 +166,7 @@ impl Granite {
             for (i, block) in self.blocks.iter().enumerate() {
                 let normed = block.attention_norm.forward(&x, self.add(delta.as_ref()), self.inputs)?;
                 let tape = self.block(i, &rows, normed, prefix)?;
-                (x, delta) = (tape.mlp.residual.clone(), Some(self.down(block, &tape.gate_up)?));
+                (x, delta) = self.down(block, &tape.gate_up, tape.mlp.residual.clone())?;
                 keep(i, tape)?;
             }
             self.norm.forward(&x, self.add(delta.as_ref()), self.dtype())
@@ -219,7 +219,7 @@ impl Granite {
             let attended = self.attention.forward(self.attention_inputs(batch, &qkv, None, last))?;
             let stream = if last { rows.of_targets(&normed.residual)? } else { normed.residual };
             let (mlp, gate_up) = self.behind_attention(block, &attended.out, &stream)?;
-            (x, delta) = (mlp.residual, Some(self.down(block, &gate_up)?));
+            (x, delta) = self.down(block, &gate_up, mlp.residual)?;
         }
         Ok(self.norm.forward(&x, self.add(delta.as_ref()), self.dtype())?.normed)
     }
@@ -256,15 +256,24 @@ impl Granite {
 
     /// The second norm, and gate and up.
     fn behind_attention(&self, block: &Block, attended: &Tensor, x: &Tensor) -> Result<(NormTape, Tensor)> {
-        let delta = block.o.forward(attended)?;
+        let (x, delta) = self.added(&block.o, attended, x.clone())?;
         let Normed { residual, normed, rstd } =
-            block.mlp_norm.forward(x, self.add(Some(&delta)), self.inputs)?;
+            block.mlp_norm.forward(&x, self.add(delta.as_ref()), self.inputs)?;
         Ok((NormTape { residual, rstd }, block.gate_up.forward_in(&normed, self.inputs)?))
     }
 
-    /// What the MLP adds to the residual stream.
-    fn down(&self, block: &Block, gate_up: &Tensor) -> Result<Tensor> {
-        block.down.forward(&swiglu::forward(gate_up)?)
+    /// The residual stream `x` behind the MLP, as [`Granite::added`] gives it.
+    fn down(&self, block: &Block, gate_up: &Tensor, x: Tensor) -> Result<(Tensor, Option<Tensor>)> {
+        self.added(&block.down, &swiglu::forward(gate_up)?, x)
+    }
+
+    /// The residual stream `x` behind a layer over `input`: the sum, where the device's product adds it up, else `x` and
+    /// what the next norm is to add to it.
+    fn added(&self, layer: &Linear, input: &Tensor, x: Tensor) -> Result<(Tensor, Option<Tensor>)> {
+        match layer.forward_add(input, &x, self.config.residual_multiplier)? {
+            Some(sum) => Ok((sum, None)),
+            None => Ok((x, Some(layer.forward(input)?))),
+        }
     }
 
     /// Losses of `labels` for the hidden states of their rows [targets, C]; their gradient for a loss of
@@ -277,16 +286,16 @@ impl Granite {
     }
 
     fn head_loss_here(&self, hidden: &Tensor, labels: &Indices, dloss: Option<f64>) -> Result<HeadLoss> {
-        let scale = 1.0 / self.config.logits_scaling;
+        let softmax = Softmax { vocab: self.config.vocab_size, scale: 1.0 / self.config.logits_scaling };
         let (mut nll, mut dhidden) = (Vec::new(), Vec::new());
         let step = head_rows(self.device().location());
         for start in (0..labels.len()).step_by(step) {
             let n = step.min(labels.len() - start);
             let labels = labels.view(start..start + n);
             let logits = self.head.forward(&hidden.narrow(0, start, n)?)?;
-            let losses = cross_entropy::forward(&logits, labels, scale)?;
+            let losses = cross_entropy::forward(&logits, labels, softmax)?;
             if let Some(dloss) = dloss {
-                let dlogits = cross_entropy::backward(logits, labels, scale, &losses, dloss)?;
+                let dlogits = cross_entropy::backward(logits, labels, softmax, &losses, dloss)?;
                 dhidden.push(self.head.backward(&dlogits, 1.0)?);
             }
             nll.push(losses.nll);
@@ -310,7 +319,9 @@ impl Granite {
     /// # Errors
     /// Another width; the device's.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        Ok((self.head.forward(hidden)? / self.config.logits_scaling)?)
+        let logits = self.head.forward_divided(hidden, self.config.logits_scaling)?;
+        // Without the columns of a padded head, which are no tokens.
+        Ok(logits.narrow(1, 0, self.config.vocab_size)?)
     }
 
     /// The gradient of the prompts, from that of the hidden states of the target rows. `prefix` is as in

@@ -2,7 +2,7 @@
 //! are.
 
 use super::ModelConfig;
-use super::granite::{Block, Dtypes, Granite, Parts};
+use super::granite::{Block, Dtypes, Granite, Parts, tied, untied};
 use crate::Result;
 use crate::ops::Linear;
 use crate::ops::rms_norm::RmsNorm;
@@ -33,9 +33,9 @@ impl Granite {
         let mut make = Maker { config, dtypes, device, seed, stream: 0 };
         let embedding = make.matrix(config.vocab_size, config.hidden_size)?;
         let blocks = (0..config.num_hidden_layers).map(|_| make.block()).collect::<Result<_>>()?;
-        let head = match config.tie_word_embeddings {
-            true => Linear::new(embedding.clone(), None)?,
-            false => make.linear(config.vocab_size, config.hidden_size, false)?,
+        let (embedding, head) = match config.tie_word_embeddings {
+            true => tied(embedding)?,
+            false => (embedding, untied(make.linear(config.vocab_size, config.hidden_size, false)?)?),
         };
         let norm = make.norm()?;
         Self::from_parts(config, Parts { embedding, blocks, norm, head }, dtypes, device)

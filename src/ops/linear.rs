@@ -5,7 +5,7 @@
 //! block by block as the product goes, and so is f16 everywhere. Activations are f32 all the same.
 
 use super::cpu::{self, Disjoint, Mat, Real, View, with_real};
-use super::gpu::{self, Route};
+use super::gpu::{self, Product, Route};
 use super::packed::{self, Element, Isa, Panels, Right, Then};
 use super::profile;
 use crate::{Error, Result};
@@ -86,6 +86,20 @@ impl Linear {
             Ok(())
         })?;
         Self::packed(panels, self.bias.clone())
+    }
+
+    /// The layer with output features of zeros behind its own, so that their number is a multiple of `multiple`; as it
+    /// is where the CPU computes, whose products take any width alike.
+    pub(crate) fn padded(self, multiple: usize) -> Result<Self> {
+        let Weight::Tensor(weight) = &self.weight else { return Ok(self) };
+        let (n, k) = weight.dims2()?;
+        let missing = n.next_multiple_of(multiple) - n;
+        if missing == 0 || gpu::route(weight) != Route::Kernel {
+            return Ok(self);
+        }
+        let zeros = |shape: &[usize]| Tensor::zeros(shape, weight.dtype(), weight.device());
+        let bias = self.bias.as_ref().map(|b| Tensor::cat(&[b, &zeros(&[missing])?.to_dtype(b.dtype())?], 0));
+        Self::new(Tensor::cat(&[weight, &zeros(&[missing, k])?], 0)?, bias.transpose()?)
     }
 
     /// The layer that makes only the output features of `range`.
@@ -170,15 +184,70 @@ impl Linear {
         cpu::same_dtype("linear", x, out)?;
         match gpu::route(x) {
             Route::Cpu => with_real!("linear", x.dtype(), T => self.forward_cpu::<T>(weight, x, n, k)),
-            Route::Kernel => {
-                let y = gpu::matmul(x, weight, true, 1.0)?;
-                Ok(match &self.bias {
-                    Some(bias) if y.dims()[0] > 0 => y.broadcast_add(bias)?,
-                    _ => y,
-                })
-            }
+            Route::Kernel => gpu::matmul(&Product {
+                a: x,
+                b: weight,
+                transposed: true,
+                scale: 1.0,
+                bias: self.bias.as_ref(),
+                add: None,
+            }),
             Route::Reference => self.reference(x),
         }
+    }
+
+    /// `residual + multiplier * (x Wᵀ + b)` as one product, dtypes as in [`Linear::forward`]; `None` where the device's
+    /// products add no matrix, or not this bias.
+    ///
+    /// # Errors
+    /// As [`Linear::forward`]; another shape of `residual` than [T, out].
+    pub(crate) fn forward_add(
+        &self,
+        x: &Tensor,
+        residual: &Tensor,
+        multiplier: f64,
+    ) -> Result<Option<Tensor>> {
+        let Weight::Tensor(weight) = &self.weight else { return Ok(None) };
+        // A product is scaled before its bias is added.
+        if !gpu::adds_in_products(x) || (self.bias.is_some() && multiplier != 1.0) {
+            return Ok(None);
+        }
+        let _timed = profile::scope("linear", x.device());
+        let (n, k) = weight.dims2()?;
+        self.check("linear", x, k)?;
+        self.check("linear", residual, n)?;
+        if residual.dims()[0] != x.dims()[0] {
+            return Err(Error::Shape {
+                op: "linear",
+                expected: format!("a residual stream of [{}, {n}]", x.dims()[0]),
+                found: format!("{:?}", residual.dims()),
+            });
+        }
+        let bias = self.bias.as_ref();
+        let product =
+            Product { a: x, b: weight, transposed: true, scale: multiplier, bias, add: Some(residual) };
+        gpu::matmul(&product).map(Some)
+    }
+
+    /// `(x Wᵀ + b) / divisor`, dtypes as in [`Linear::forward`]; without a bias a GPU's product divides its own sums.
+    ///
+    /// # Errors
+    /// As [`Linear::forward`].
+    pub fn forward_divided(&self, x: &Tensor, divisor: f64) -> Result<Tensor> {
+        let Weight::Tensor(weight) = &self.weight else { return Ok((self.forward(x)? / divisor)?) };
+        if self.bias.is_some() || gpu::route(x) != Route::Kernel {
+            return Ok((self.forward(x)? / divisor)?);
+        }
+        let _timed = profile::scope("linear", x.device());
+        self.check("linear", x, weight.dims2()?.1)?;
+        gpu::matmul(&Product {
+            a: x,
+            b: weight,
+            transposed: true,
+            scale: 1.0 / divisor,
+            bias: None,
+            add: None,
+        })
     }
 
     /// `scale * dy W` of `dy` [T, out]: the gradient of the input, [T, in]; dtypes as in [`Linear::forward`].
@@ -199,7 +268,9 @@ impl Linear {
             Route::Cpu => {
                 with_real!("linear backward", dy.dtype(), T => backward_cpu::<T>(weight, dy, scale, n, k))
             }
-            Route::Kernel => gpu::matmul(dy, weight, false, scale),
+            Route::Kernel => {
+                gpu::matmul(&Product { a: dy, b: weight, transposed: false, scale, bias: None, add: None })
+            }
             Route::Reference => Ok((dy.matmul(&weight.to_dtype(dy.dtype())?)? * scale)?),
         }
     }
@@ -394,6 +465,7 @@ impl HalfWeight<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::gpu::emulated::{emulate, emulate_cuda};
     use crate::ops::{autograd, testing::*};
 
     #[test]
@@ -430,6 +502,74 @@ mod tests {
         let layer = Linear::new(randn(1, (10, 6), DType::BF16)?, None)?.pack(DType::F32)?;
         let x = randn(2, (4, 6), DType::F64)?;
         assert_eq!(layer.forward(&x).is_err(), Isa::best().is_some());
+        Ok(())
+    }
+
+    /// As a head of 49,155 tokens is padded, at sizes that multiply fast; on the emulator's route, where layers are padded.
+    #[test]
+    fn padded_adds_outputs_of_zero_and_leaves_the_others() -> Result<()> {
+        for (n, k, padded) in [(1, 3, 64), (123, 31, 128), (128, 8, 128)] {
+            for dtype in [DType::F32, DType::BF16] {
+                for bias in [None, Some(randn(3, n, dtype)?)] {
+                    let layer = Linear::new(randn(1, (n, k), dtype)?, bias)?;
+                    assert_eq!(layer.clone().padded(64)?.dims()?, (n, k), "the CPU pads nothing");
+                    let wide = emulate(0, || layer.clone().padded(64))?;
+                    assert_eq!(wide.dims()?, (padded, k));
+                    assert_eq!(wide.bytes() - layer.bytes(), {
+                        (padded - n) * dtype.size_in_bytes() * (k + usize::from(layer.bias.is_some()))
+                    });
+                    // The CPU's products in f32 of the same values.
+                    let (layer, wide) = (
+                        layer.on(DType::F32, DType::F32, &Device::Cpu)?,
+                        wide.on(DType::F32, DType::F32, &Device::Cpu)?,
+                    );
+                    let (x, dy) = (randn(2, (5, k), DType::F32)?, randn(4, (5, n), DType::F32)?);
+                    let y = wide.forward(&x)?;
+                    assert_close("padded", &y.narrow(1, 0, n)?, &layer.reference(&x)?, Tolerance::F32);
+                    if padded > n {
+                        assert_eq!(max_abs(&y.narrow(1, n, padded - n)?)?, 0.0);
+                    }
+                    // Columns of zeros in the gradient of the logits, as the cross-entropy leaves them.
+                    let dx = wide.backward(&dy.pad_with_zeros(1, 0, padded - n)?, 0.5)?;
+                    let expected = (dy.matmul(&layer.weight()?)? * 0.5)?;
+                    assert_close("padded backward", &dx, &expected, Tolerance::F32);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn forward_add_is_the_residual_stream_with_the_scaled_layer() -> Result<()> {
+        let (x, r) = (randn(2, (4, 6), DType::F32)?, randn(5, (4, 20), DType::F32)?);
+        for (bias, multiplier) in [(false, 0.22), (false, 1.0), (true, 1.0)] {
+            let bias = if bias { Some(randn(3, 20, DType::F32)?) } else { None };
+            let layer = Linear::new(randn(1, (20, 6), DType::F32)?, bias)?;
+            let expected = (&r + (layer.reference(&x)? * multiplier)?)?;
+            let ours = emulate_cuda(0, || layer.forward_add(&x, &r, multiplier))?.expect("it adds");
+            assert_close("added", &ours, &expected, Tolerance::F32);
+            assert!(layer.forward_add(&x, &r, multiplier)?.is_none(), "the CPU's products add nothing");
+            assert!(emulate(0, || layer.forward_add(&x, &r, multiplier))?.is_none());
+            let error = emulate_cuda(0, || layer.forward_add(&x, &r.narrow(0, 0, 3).unwrap(), multiplier));
+            let error = error.unwrap_err().to_string();
+            assert_eq!(error, "linear: expected a residual stream of [4, 20], found [3, 20]");
+        }
+        // The bias would have to be scaled too.
+        let biased = Linear::new(randn(1, (20, 6), DType::F32)?, Some(randn(3, 20, DType::F32)?))?;
+        assert!(emulate_cuda(0, || biased.forward_add(&x, &r, 0.22))?.is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn forward_divided_is_the_product_divided() -> Result<()> {
+        for bias in [None, Some(randn(3, 20, DType::F32)?)] {
+            let layer = Linear::new(randn(1, (20, 6), DType::F32)?, bias)?;
+            let x = randn(2, (4, 6), DType::F32)?;
+            let expected = (layer.reference(&x)? / 7.0)?;
+            assert_close("divided", &layer.forward_divided(&x, 7.0)?, &expected, Tolerance::F32);
+            let ours = emulate(0, || layer.forward_divided(&x, 7.0))?;
+            assert_close("divided in the product", &ours, &expected, Tolerance::F32);
+        }
         Ok(())
     }
 

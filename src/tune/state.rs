@@ -4,7 +4,7 @@
 //! prompt  m  v     f32 [P, C]   the prompt and AdamW's two moments
 //! initial          f32 [P, C]   the prompt before the first step
 //! best             f32 [P, C]   the prompt of the lowest validation loss, where there is one
-//! metadata "gneiss"             JSON: Position, the rows a pass may have
+//! metadata "gneiss"             JSON: Position, the rows a pass may have, algorithms of products on CUDA
 //! ```
 //!
 //! The order of an epoch's examples depends on the seed and the epoch's number alone, so its number and the steps done
@@ -13,6 +13,7 @@
 use crate::config::TrainOptions;
 use crate::data::Example;
 use crate::files::write_atomically;
+use crate::ops::gpu::products::Choices;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use rand::SeedableRng;
@@ -141,6 +142,9 @@ pub struct State {
     pub position: Position,
     /// Rows of a pass: other ones give sums of another order, so other last digits.
     pub max_rows: usize,
+    /// Algorithms of its matrix products, where the device's library offers several; `None` elsewhere. Other ones give
+    /// sums of another order.
+    pub products: Option<Choices>,
     /// [`fingerprint`] of the examples.
     pub examples: String,
 }
@@ -150,6 +154,9 @@ struct Metadata {
     version: u32,
     position: Position,
     max_rows: usize,
+    /// Files of a version before it have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    products: Option<Choices>,
     examples: String,
 }
 
@@ -177,6 +184,7 @@ impl State {
             version: VERSION,
             position: self.position.clone(),
             max_rows: self.max_rows,
+            products: self.products.clone(),
             examples: self.examples.clone(),
         };
         let failed = |text: String| Error::io(path)(std::io::Error::other(text));
@@ -214,7 +222,7 @@ impl State {
                 "expected version {VERSION} of the file, found {version}; go on with the gneiss that wrote it"
             ));
         }
-        let Metadata { position, max_rows, examples, .. } =
+        let Metadata { position, max_rows, products, examples, .. } =
             serde_json::from_str(text).map_err(|e| not("a run's position", &e))?;
         let tensors = SafeTensors::deserialize(file).map_err(|e| not("a safetensors file", &e))?;
         let prompt = tensor(&tensors, "prompt")?;
@@ -227,7 +235,7 @@ impl State {
         };
         let best = position.best.as_ref().map(|_| get("best")).transpose()?;
         let (m, v, initial) = (get("m")?, get("v")?, get("initial")?);
-        Ok(Self { m, v, initial, best, prompt, position, max_rows, examples })
+        Ok(Self { m, v, initial, best, prompt, position, max_rows, products, examples })
     }
 }
 
@@ -249,4 +257,60 @@ fn tensor(tensors: &SafeTensors, name: &str) -> std::result::Result<Tensor, Stri
     let values: Vec<f32> =
         view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
     Tensor::from_vec(values, view.shape(), &Device::Cpu).map_err(|error| format!("{name}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::gpu::products::{Choice, Class, Element};
+
+    fn state(products: Option<Choices>) -> State {
+        let rows = |value: f32| Tensor::full(value, (2, 3), &Device::Cpu).expect("a tensor");
+        State {
+            prompt: rows(1.0),
+            m: rows(2.0),
+            v: rows(3.0),
+            initial: rows(4.0),
+            best: None,
+            position: Position { step: 7, ..Position::default() },
+            max_rows: 100,
+            products,
+            examples: "5 training".into(),
+        }
+    }
+
+    fn written(state: &State) -> (Vec<u8>, State) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("checkpoint.safetensors");
+        state.write(&path).expect("a file");
+        (std::fs::read(&path).expect("the file"), State::read(&path).expect("the state"))
+    }
+
+    #[test]
+    fn choices_of_products_come_back() {
+        let class = Class {
+            rows: 8192,
+            n: 4096,
+            k: 12800,
+            transposed: true,
+            element: Element::Bf16,
+            bias: false,
+            add: true,
+            alignment: 256,
+        };
+        let choices = vec![
+            Choice { class, algorithm: Some([u64::MAX, 0, 1, 2, 3, 4, 5, 6]) },
+            Choice { class: Class { rows: 512, ..class }, algorithm: None },
+        ];
+        let products = Some(Choices { of: "NVIDIA H100, cuBLASLt 130100".into(), choices });
+        assert_eq!(written(&state(products.clone())).1.products, products);
+    }
+
+    /// A state without choices is a file as those before there were choices.
+    #[test]
+    fn a_state_without_choices_is_read() {
+        let (file, read) = written(&state(None));
+        assert!(!file.windows(8).any(|part| part == b"products"), "no key of it");
+        assert_eq!((read.products, read.max_rows, read.position.step), (None, 100, 7));
+    }
 }

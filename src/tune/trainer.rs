@@ -11,6 +11,7 @@ use crate::data::pack::Sequence;
 use crate::data::{Example, PrefixGroup};
 use crate::model::Granite;
 use crate::ops::adamw::{AdamW, Parameter, Step, Updated};
+use crate::ops::gpu::products;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 pub use kept::Kept;
@@ -92,6 +93,7 @@ impl<'a> Trainer<'a> {
             eps: options.eps,
             weight_decay: options.weight_decay,
         };
+        products::set_timing(task.model.device(), options.time_products)?;
         let initial = prompt.to_dtype(DType::F32)?.to_device(task.model.device())?;
         let parameter = Parameter::new(&initial)?;
         let (limits, position) = (task.limits, Position::default());
@@ -125,15 +127,23 @@ impl<'a> Trainer<'a> {
         let here = |tensor: &Tensor| tensor.to_device(trainer.task.model.device());
         trainer.parameter = Parameter { value: here(&state.prompt)?, m: here(&state.m)?, v: here(&state.v)? };
         trainer.best = state.best.as_ref().map(here).transpose()?;
+        if let Some(choices) = &state.products
+            && let Some(warning) = products::import(trainer.task.model.device(), choices)?
+        {
+            eprintln!("warning: {warning}");
+        }
         trainer.limits.max_rows = state.max_rows;
         trainer.position = state.position.clone();
         Ok(trainer)
     }
 
     /// What it takes to go on from here.
-    pub fn state(&self) -> State {
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn state(&self) -> Result<State> {
         let Parameter { value, m, v } = self.parameter.clone();
-        State {
+        Ok(State {
             prompt: value,
             m,
             v,
@@ -141,8 +151,9 @@ impl<'a> Trainer<'a> {
             best: self.best.clone(),
             position: Position { elapsed: self.clock.seconds(), ..self.position.clone() },
             max_rows: self.limits.max_rows,
+            products: products::export(self.task.model.device())?,
             examples: self.examples.clone(),
-        }
+        })
     }
 
     /// Optimizer steps of the whole run.
@@ -204,12 +215,12 @@ impl<'a> Trainer<'a> {
             }
             self.position.begin_epoch(self.clock.seconds());
             if !self.steps(total, observer)? {
-                observer.checkpoint(&self.state())?;
+                observer.checkpoint(&self.state()?)?;
                 return Ok(Ended::Interrupted);
             }
             let record = self.end_epoch(observer)?;
             observer.epoch(&record)?;
-            observer.checkpoint(&self.state())?;
+            observer.checkpoint(&self.state()?)?;
         }
         Ok(Ended::Completed)
     }
@@ -235,7 +246,7 @@ impl<'a> Trainer<'a> {
             }
             let every = self.task.options.checkpoint_steps;
             if every > 0 && self.position.attempts().is_multiple_of(every) {
-                observer.checkpoint(&self.state())?;
+                observer.checkpoint(&self.state()?)?;
             }
         }
         Ok(true)

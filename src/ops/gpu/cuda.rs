@@ -1,11 +1,13 @@
-//! CUDA: launches of the embedded kernels, and matrix products through cuBLAS with a scale.
+//! CUDA: launches of the embedded kernels; matrix products are in [`blas`].
+
+pub(super) mod blas;
+mod lt;
 
 use super::{Kernel, Parameters};
 use crate::{Error, Result};
 use candle_core::backend::BackendStorage;
-use candle_core::cuda_backend::cudarc::cublas::{result as cublas, sys};
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaFunction, CudaModule, CudaSlice, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg,
+    CudaFunction, CudaModule, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg,
 };
 use candle_core::cuda_backend::cudarc::driver::{result, sys as driver};
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
@@ -13,7 +15,6 @@ use candle_core::cuda_backend::{DeviceId, WrapErr};
 use candle_core::{CudaDevice, DType, Device, Storage, Tensor};
 use half::{bf16, f16};
 use std::collections::HashMap;
-use std::ffi::c_void;
 use std::sync::{Arc, Mutex, OnceLock};
 
 // `fatbin(file, element)`: machine code of each kernel file for each dtype, from build.rs.
@@ -41,10 +42,6 @@ const LEAST_CAPABILITY: (i32, i32) = (8, 0);
 /// The target that candle's own kernels were compiled for, from build.rs.
 const CANDLE_TARGET: &str = env!("GNEISS_CANDLE_CUDA_TARGET");
 
-/// Bytes of workspace that cuBLAS gets: what it takes by itself on Hopper, where NVIDIA recommends 32 MiB. With a
-/// workspace of its own, its choice of algorithm does not depend on how much memory happens to be free.
-const CUBLAS_WORKSPACE: usize = 32 << 20;
-
 /// Prepares a device for a process with one stream: buffers carry no events, freed memory stays in the device's pool
 /// instead of going back to the driver at every synchronisation, and cuBLAS adds up in f32 in every algorithm. Returns a
 /// warning if the device has no memory pools.
@@ -61,7 +58,7 @@ pub(crate) fn prepare(device: &CudaDevice) -> Result<Option<String>> {
     }
     // SAFETY: the device was made with one stream, which all work of this process goes through.
     unsafe { device.disable_event_tracking() };
-    prepare_cublas(device)?;
+    blas::prepare(device)?;
     let candles = format!("candle's kernels for compute capability {CANDLE_TARGET}");
     run_a_candle_kernel(device).map_err(|error| not_loaded(&candles, found, &error.to_string()))?;
     let stream = device.cuda_stream();
@@ -80,24 +77,6 @@ pub(crate) fn prepare(device: &CudaDevice) -> Result<Option<String>> {
         result::mem_pool::set_attribute(pool, threshold, (&raw mut keep_all).cast()).w()?;
     }
     Ok(None)
-}
-
-/// Sums of 16-bit products stay f32 when cuBLAS splits them over k: its default mode may add up the parts in the output's
-/// dtype (cuBLAS documentation, `cublasMath_t`). f32 products take no TF32 in either mode.
-fn prepare_cublas(device: &CudaDevice) -> Result<()> {
-    static WORKSPACES: Mutex<Vec<CudaSlice<u8>>> = Mutex::new(Vec::new());
-    let (stream, blas) = (device.cuda_stream(), device.cublas_handle());
-    // SAFETY: the memory is written by nobody but cuBLAS, which writes before it reads.
-    let workspace = unsafe { stream.alloc::<u8>(CUBLAS_WORKSPACE) }.w()?;
-    let mode = sys::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
-    let address = workspace.device_ptr(&stream).0 as *mut c_void;
-    // SAFETY: the handle is alive, and the workspace lives as long as the process.
-    unsafe {
-        sys::cublasSetMathMode(*blas.handle(), mode).result().w()?;
-        sys::cublasSetWorkspace_v2(*blas.handle(), address, CUBLAS_WORKSPACE).result().w()?;
-    }
-    WORKSPACES.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(workspace);
-    Ok(())
 }
 
 /// Runs one of candle's own kernels, so that a build for another GPU is found here and not in the middle of a step.
@@ -229,64 +208,4 @@ pub(super) fn launch<P: Parameters>(
     // SAFETY: the buffers live on this stream, and the arguments are those of the kernel, in its order.
     unsafe { arguments.launch(config) }.w()?;
     Ok(())
-}
-
-/// `scale * a b` of `a` [m, k] and `b` [k, n], or [n, k] where `transposed`; bf16 and f16 add up in f32.
-///
-/// # Errors
-/// The device's.
-pub(crate) fn matmul(
-    device: &CudaDevice,
-    a: &Tensor,
-    b: &Tensor,
-    transposed: bool,
-    scale: f64,
-) -> Result<Tensor> {
-    let (m, k) = a.dims2()?;
-    let n = if transposed { b.dims()[0] } else { b.dims()[1] };
-    let out = super::empty((m, n), a.dtype(), a)?;
-    if m == 0 || n == 0 {
-        return Ok(out);
-    }
-    device.cuda_stream().context().bind_to_thread().w()?;
-    let dtype = match a.dtype() {
-        DType::BF16 => sys::cudaDataType::CUDA_R_16BF,
-        DType::F16 => sys::cudaDataType::CUDA_R_16F,
-        _ => sys::cudaDataType::CUDA_R_32F,
-    };
-    let (alpha, beta) = (scale as f32, 0f32);
-    let (n32, m32, k32) = (n as i32, m as i32, k as i32);
-    let (op, lead) = match transposed {
-        true => (sys::cublasOperation_t::CUBLAS_OP_T, k32),
-        false => (sys::cublasOperation_t::CUBLAS_OP_N, n32),
-    };
-    let (a, b, to) = (address(a)?, address(b)?, address(&out)?);
-    // SAFETY: cuBLAS counts columns first, so it is given the transposed product: outᵀ [n, m] = b'ᵀ [n, k] aᵀ
-    // [k, m], whose leading dimensions are the rows' lengths here. Addresses and sizes are those of live
-    // contiguous tensors; alpha and beta are f32, as the compute type asks.
-    unsafe {
-        cublas::gemm_ex(
-            *device.cublas_handle().handle(),
-            op,
-            sys::cublasOperation_t::CUBLAS_OP_N,
-            n32,
-            m32,
-            k32,
-            (&raw const alpha).cast::<c_void>(),
-            b as *const c_void,
-            dtype,
-            lead,
-            a as *const c_void,
-            dtype,
-            k32,
-            (&raw const beta).cast::<c_void>(),
-            to as *mut c_void,
-            dtype,
-            n32,
-            sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-            sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
-        )
-    }
-    .w()?;
-    Ok(out)
 }

@@ -53,6 +53,28 @@ pub(crate) fn emulate<R>(order: u32, f: impl FnOnce() -> R) -> R {
     f()
 }
 
+thread_local! {
+    static ADDS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread's products add a matrix, as CUDA's do.
+pub(super) fn adds_in_products() -> bool {
+    is_on() && ADDS.get()
+}
+
+/// As [`emulate`], with products that add a matrix: what a model does on CUDA.
+pub(crate) fn emulate_cuda<R>(order: u32, f: impl FnOnce() -> R) -> R {
+    struct Off;
+    impl Drop for Off {
+        fn drop(&mut self) {
+            ADDS.set(false);
+        }
+    }
+    ADDS.set(true);
+    let _off = Off;
+    emulate(order, f)
+}
+
 /// A tensor of NaN, or of the largest integers.
 pub(super) fn poisoned(shape: Shape, dtype: DType) -> Result<Tensor> {
     Ok(match dtype {

@@ -12,9 +12,12 @@ pub(crate) mod cuda;
 pub(crate) mod emulated;
 #[cfg(feature = "metal")]
 mod metal;
+pub(crate) mod products;
 
 use crate::{Error, Result};
-use candle_core::{DType, Device, Shape, Tensor};
+#[cfg(any(test, feature = "cuda", feature = "metal"))]
+use candle_core::Device;
+use candle_core::{DType, DeviceLocation, Shape, Tensor};
 
 /// One launch: which kernel, and how many threads of it.
 #[derive(Debug, Clone, Copy)]
@@ -76,8 +79,13 @@ pub(crate) fn route(x: &Tensor) -> Route {
     if emulated::is_on() {
         return Route::Kernel;
     }
-    match (x.device(), x.dtype()) {
-        (Device::Cpu, _) => Route::Cpu,
+    route_on(x.device().location(), x.dtype())
+}
+
+/// The route of an op on such a device whose activations have this dtype.
+pub(crate) fn route_on(device: DeviceLocation, dtype: DType) -> Route {
+    match (device, dtype) {
+        (DeviceLocation::Cpu, _) => Route::Cpu,
         (_, DType::F32 | DType::BF16 | DType::F16) => Route::Kernel,
         _ => Route::Reference,
     }
@@ -163,15 +171,50 @@ pub(crate) fn uint(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
 
-/// `scale * a b` of `a` [m, k] and `b` [k, n], or [n, k] where it is `transposed`; sums of 16-bit products are f32.
+/// `scale * a b + bias + add`.
+#[derive(Clone, Copy)]
+pub(crate) struct Product<'a> {
+    /// [m, k].
+    pub(crate) a: &'a Tensor,
+    /// [k, n], or [n, k] if `transposed`.
+    pub(crate) b: &'a Tensor,
+    pub(crate) transposed: bool,
+    pub(crate) scale: f64,
+    /// `[n]`, added to every row of the scaled product.
+    pub(crate) bias: Option<&'a Tensor>,
+    /// [m, n].
+    pub(crate) add: Option<&'a Tensor>,
+}
+
+/// Whether a product on the device of `x` adds a matrix without a pass of its own: by cuBLASLt.
+pub(crate) fn adds_in_products(x: &Tensor) -> bool {
+    match x.device() {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => route(x) == Route::Kernel,
+        #[cfg(test)]
+        Device::Cpu => emulated::adds_in_products(),
+        _ => false,
+    }
+}
+
+/// The product [m, n]; sums of 16-bit products are f32.
 ///
 /// # Errors
 /// The device's.
-pub(crate) fn matmul(a: &Tensor, b: &Tensor, transposed: bool, scale: f64) -> Result<Tensor> {
+pub(crate) fn matmul(product: &Product) -> Result<Tensor> {
+    let Product { a, b, transposed, scale, bias, add } = *product;
     #[cfg(feature = "cuda")]
     if let Device::Cuda(device) = a.device() {
-        return cuda::matmul(device, a, b, transposed, scale);
+        return cuda::blas::matmul(device, product);
     }
-    let product = if transposed { a.matmul(&b.t()?)? } else { a.matmul(b)? };
-    Ok(if scale == 1.0 { product } else { (product * scale)? })
+    let y = if transposed { a.matmul(&b.t()?)? } else { a.matmul(b)? };
+    let y = if scale == 1.0 { y } else { (y * scale)? };
+    let y = match bias {
+        Some(bias) if y.dims()[0] > 0 => y.broadcast_add(bias)?,
+        _ => y,
+    };
+    Ok(match add {
+        Some(add) => (y + add)?,
+        None => y,
+    })
 }

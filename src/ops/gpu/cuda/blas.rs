@@ -1,0 +1,292 @@
+//! Matrix products by cuBLASLt; by `cublasGemmEx` where cuBLASLt has no algorithm.
+//!
+//! A product runs by the algorithm of its class ([`super::super::products`]) if one was chosen, and otherwise by what the
+//! library proposes first for exactly its sizes.
+
+use super::address;
+use super::lt::{self, CANDIDATES, Handle, Operands, Operation, Workspace};
+use crate::ops::gpu::products::{self, Algorithm, Choices, Class, Element, Table};
+use crate::ops::gpu::{self, Product};
+use crate::{Error, Result};
+use candle_core::cuda_backend::cudarc::cublas::{result as cublas, sys};
+use candle_core::cuda_backend::cudarc::driver::sys as driver;
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
+use candle_core::cuda_backend::{DeviceId, WrapErr};
+use candle_core::{CudaDevice, Tensor};
+use std::collections::{HashMap, HashSet};
+use std::ffi::c_void;
+use std::sync::{Arc, Mutex, OnceLock};
+
+/// Bytes of workspace: what cuBLAS takes by itself on Hopper, where NVIDIA recommends 32 MiB. With a workspace of its
+/// own, its choice of algorithm does not depend on how much memory happens to be free. cuBLAS and cuBLASLt share it: their
+/// work is on one stream, and both write before they read.
+const WORKSPACE: usize = 32 << 20;
+
+/// Runs of an algorithm that are timed together, after one that loads its code.
+const TIMED_RUNS: usize = 3;
+
+/// What a device multiplies with.
+struct Blas {
+    handle: Handle,
+    stream: Arc<CudaStream>,
+    workspace: CudaSlice<u8>,
+    table: Table,
+    /// What the library proposes first for the number of rows that a class met last, and that number; `None` where it has
+    /// no algorithm.
+    first: HashMap<Class, (usize, Option<Algorithm>)>,
+    /// The device and the library, as [`Choices`] name them.
+    name: String,
+    warned: HashSet<&'static str>,
+}
+
+/// Runs `f` with what `device` multiplies with, which is made at the first use.
+fn with<R>(device: &CudaDevice, f: impl FnOnce(&mut Blas) -> Result<R>) -> Result<R> {
+    static ALL: OnceLock<Mutex<HashMap<DeviceId, Blas>>> = OnceLock::new();
+    let mut all = ALL.get_or_init(Mutex::default).lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if !all.contains_key(&device.id()) {
+        all.insert(device.id(), Blas::new(device)?);
+    }
+    match all.get_mut(&device.id()) {
+        Some(blas) => f(blas),
+        None => unreachable!("it was just made"),
+    }
+}
+
+/// Makes what `device` multiplies with.
+///
+/// # Errors
+/// The device's.
+pub(super) fn prepare(device: &CudaDevice) -> Result<()> {
+    with(device, |_| Ok(()))
+}
+
+/// As [`products::set_timing`].
+pub(in crate::ops::gpu) fn set_timing(device: &CudaDevice, timing: bool) -> Result<()> {
+    with(device, |blas| {
+        blas.table.timing = timing;
+        Ok(())
+    })
+}
+
+/// As [`products::export`].
+pub(in crate::ops::gpu) fn export(device: &CudaDevice) -> Result<Option<Choices>> {
+    with(device, |blas| Ok(blas.table.export(&blas.name)))
+}
+
+/// As [`products::import`].
+pub(in crate::ops::gpu) fn import(device: &CudaDevice, choices: &Choices) -> Result<Option<String>> {
+    with(device, |blas| Ok(blas.table.import(choices, &blas.name)))
+}
+
+/// The product; bf16 and f16 add up in f32.
+///
+/// # Errors
+/// Operands of several dtypes or that are not contiguous; the device's.
+pub(in crate::ops::gpu) fn matmul(device: &CudaDevice, product: &Product) -> Result<Tensor> {
+    let (m, k) = product.a.dims2()?;
+    let n = product.b.dims()[usize::from(!product.transposed)];
+    check(product, (m, n, k))?;
+    let out = gpu::empty((m, n), product.a.dtype(), product.a)?;
+    if m == 0 || n == 0 {
+        return Ok(out);
+    }
+    device.cuda_stream().context().bind_to_thread().w()?;
+    let operands = Operands {
+        m,
+        n,
+        k,
+        transposed: product.transposed,
+        element: Element::of(product.a.dtype())?,
+        a: address(product.b)?,
+        b: address(product.a)?,
+        bias: product.bias.map(address).transpose()?,
+        add: product.add.map(address).transpose()?,
+        out: address(&out)?,
+        scale: product.scale as f32,
+    };
+    if with(device, |blas| blas.run(operands))? { Ok(out) } else { gemm_ex(device, product, operands, out) }
+}
+
+/// Refuses operands that the library would read past, or as numbers that they are not.
+fn check(product: &Product, (m, n, k): (usize, usize, usize)) -> Result<()> {
+    let Product { a, b, transposed, bias, add, .. } = *product;
+    let of_b = if transposed { [n, k] } else { [k, n] };
+    let shapes = b.dims() == of_b
+        && bias.is_none_or(|bias| bias.dims() == [n])
+        && add.is_none_or(|add| add.dims() == [m, n]);
+    let all = [Some(a), Some(b), bias, add];
+    let mut all = all.into_iter().flatten();
+    if shapes && all.all(|t| t.is_contiguous() && t.dtype() == a.dtype()) {
+        return Ok(());
+    }
+    let found =
+        [Some(a), Some(b), bias, add].map(|t| t.map(|t| (t.shape().clone(), t.dtype(), t.is_contiguous())));
+    Err(Error::Shape {
+        op: "linear",
+        expected: format!("contiguous operands of one dtype for [{m}, {k}] x [{k}, {n}]"),
+        found: format!("(shape, dtype, contiguous) {found:?}"),
+    })
+}
+
+impl Blas {
+    fn new(device: &CudaDevice) -> Result<Self> {
+        let stream = device.cuda_stream();
+        let context = stream.context();
+        context.bind_to_thread().w()?;
+        // SAFETY: the memory is written by nobody but cuBLAS and cuBLASLt, which write before they read.
+        let workspace = unsafe { stream.alloc::<u8>(WORKSPACE) }.w()?;
+        let blas = device.cublas_handle();
+        let address = workspace.device_ptr(&stream).0 as *mut c_void;
+        // Sums of 16-bit products stay f32 when cuBLAS splits them over k: its default mode may add up the parts in the
+        // output's dtype (cuBLAS documentation, `cublasMath_t`). f32 products take no TF32 in either mode.
+        let mode = sys::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
+        // SAFETY: the handle is alive, and the workspace lives as long as the process.
+        unsafe {
+            sys::cublasSetMathMode(*blas.handle(), mode).result().w()?;
+            sys::cublasSetWorkspace_v2(*blas.handle(), address, WORKSPACE).result().w()?;
+        }
+        let multiprocessors = driver::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let name = format!(
+            "{}, {} multiprocessors, cuBLASLt {}",
+            context.name().w()?,
+            context.attribute(multiprocessors).w()?,
+            lt::version()
+        );
+        let (table, first, warned) = (Table::default(), HashMap::new(), HashSet::new());
+        Ok(Self { handle: Handle::new()?, stream, workspace, table, first, name, warned })
+    }
+
+    /// Puts the product on the stream; `false` if cuBLASLt has no algorithm for it.
+    fn run(&mut self, operands: Operands) -> Result<bool> {
+        let Operands { m, n, k, transposed, element, a, b, bias, add, out, .. } = operands;
+        let addresses = [Some(a), Some(b), Some(out), bias, add].into_iter().flatten();
+        let class = Class {
+            rows: Class::rows_of(m),
+            n,
+            k,
+            transposed,
+            element,
+            bias: bias.is_some(),
+            add: add.is_some(),
+            alignment: Class::alignment_of(addresses),
+        };
+        let operation = Operation::new(operands)?;
+        if self.table.is_to_time(&class) {
+            let chosen = self.time(&operation, &class)?;
+            self.table.choose(class, chosen);
+        }
+        if let Some(Some(algorithm)) = self.table.get(&class) {
+            if self.run_by(&operation, algorithm)? {
+                return Ok(true);
+            }
+            self.table.choose(class, None);
+            self.warn(
+                "the algorithm that was chosen for a matrix product does not run for another number of rows",
+            );
+        }
+        let first = match self.first.get(&class) {
+            Some((rows, first)) if *rows == m => *first,
+            _ => {
+                let first = operation.algorithms(&self.handle, (WORKSPACE, class.alignment), 1)?.pop();
+                self.first.insert(class, (m, first));
+                first
+            }
+        };
+        let ran = match first {
+            Some(algorithm) => self.run_by(&operation, algorithm)?,
+            None => false,
+        };
+        if !ran {
+            self.warn("cuBLASLt has no algorithm for some matrix products, which run by cublasGemmEx");
+        }
+        Ok(ran)
+    }
+
+    /// Puts the product on the stream; `false` if the algorithm does not serve it.
+    fn run_by(&self, operation: &Operation, algorithm: Algorithm) -> Result<bool> {
+        let address = self.workspace.device_ptr(&self.stream).0;
+        let workspace = Workspace { address, bytes: WORKSPACE };
+        // SAFETY: `matmul` made the operation of live tensors whose shapes, dtypes and strides it checked; all work is on
+        // this one stream, and the workspace lives as long as `self`.
+        unsafe { operation.run(&self.handle, algorithm, workspace, self.stream.cu_stream().cast()) }
+    }
+
+    /// The fastest of the algorithms that the library proposes; the product is made by each of them.
+    fn time(&self, operation: &Operation, class: &Class) -> Result<Option<Algorithm>> {
+        let proposed = operation.algorithms(&self.handle, (WORKSPACE, class.alignment), CANDIDATES)?;
+        products::fastest(&proposed, |algorithm| {
+            if !self.run_by(operation, algorithm)? {
+                return Ok(None);
+            }
+            let flags = Some(driver::CUevent_flags::CU_EVENT_DEFAULT);
+            let begin = self.stream.record_event(flags).w()?;
+            for _ in 0..TIMED_RUNS {
+                self.run_by(operation, algorithm)?;
+            }
+            let end = self.stream.record_event(flags).w()?;
+            Ok(Some(begin.elapsed_ms(&end).w()?))
+        })
+    }
+
+    /// Says once what is slower than it should be.
+    fn warn(&mut self, what: &'static str) {
+        if self.warned.insert(what) {
+            eprintln!("warning: {what}; results are right, and this is slower ({})", self.name);
+        }
+    }
+}
+
+/// The product by cuBLAS: its C is its D, so what is added is copied to `out` first, and a bias comes after.
+fn gemm_ex(device: &CudaDevice, product: &Product, operands: Operands, out: Tensor) -> Result<Tensor> {
+    let Operands { m, n, k, transposed, element, a, b, scale, .. } = operands;
+    let (out, beta) = match product.add {
+        Some(add) => (add.copy()?, 1f32),
+        None => (out, 0f32),
+    };
+    let to = address(&out)?;
+    let dtype = match element {
+        Element::F32 => sys::cudaDataType::CUDA_R_32F,
+        Element::Bf16 => sys::cudaDataType::CUDA_R_16BF,
+        Element::F16 => sys::cudaDataType::CUDA_R_16F,
+    };
+    let int = |size: usize| {
+        i32::try_from(size)
+            .map_err(|_| Error::Invalid(format!("linear: expected sizes under 2^31, found {size}")))
+    };
+    let (m, n, k) = (int(m)?, int(n)?, int(k)?);
+    let (op, leading) = match transposed {
+        true => (sys::cublasOperation_t::CUBLAS_OP_T, k),
+        false => (sys::cublasOperation_t::CUBLAS_OP_N, n),
+    };
+    // SAFETY: cuBLAS counts columns first, as cuBLASLt does (`lt`): outᵀ [n, m] = A [n, k] B [k, m], whose leading
+    // dimensions are the rows' lengths here. Addresses and sizes are those of live contiguous tensors; alpha and beta are
+    // f32, as the compute type asks.
+    unsafe {
+        cublas::gemm_ex(
+            *device.cublas_handle().handle(),
+            op,
+            sys::cublasOperation_t::CUBLAS_OP_N,
+            n,
+            m,
+            k,
+            (&raw const scale).cast::<c_void>(),
+            a as *const c_void,
+            dtype,
+            leading,
+            b as *const c_void,
+            dtype,
+            k,
+            (&raw const beta).cast::<c_void>(),
+            to as *mut c_void,
+            dtype,
+            n,
+            sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+        )
+    }
+    .w()?;
+    Ok(match product.bias {
+        Some(bias) => out.broadcast_add(bias)?,
+        None => out,
+    })
+}
