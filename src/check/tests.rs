@@ -112,6 +112,11 @@ fn models_compute_as_on_the_cpu() {
             "{name}"
         );
         let prompts = model.embedding().narrow(0, 20, 7).unwrap();
+        let logits = emulate(0, || padded.logits(&prompts)).unwrap();
+        assert_eq!(logits.dims(), [7, vocab], "{name}: columns of the padding are no tokens");
+        let cpu = values(&model.logits(&prompts).unwrap()).unwrap();
+        let largest = cpu.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
+        assert!(largest_difference(&values(&logits).unwrap(), &cpu) < 1e-5 * largest, "{name}");
         let example = |i: u32| Example {
             input: [vec![3, 4], (0..2 + i * 5 % 9).map(|j| (i * 13 + j * 7) % 90).collect()].concat(),
             target: vec![5 + i % 3, 9, 11][..1 + i as usize % 3].to_vec(),
