@@ -1,5 +1,6 @@
-// Shared-prefix attention on CUDA's tensor cores, for heads of 64 and of 128 elements of 16 bits: the kernels of
-// attention.cu with the same buffers and parameters, in the manner of FlashAttention-2 (arXiv:2307.08691).
+// Shared-prefix attention on CUDA's tensor cores, for heads of up to 64 and of up to 128 elements of 16 bits, a multiple
+// of 8: the kernels of attention.cu with the same buffers and parameters, in the manner of FlashAttention-2
+// (arXiv:2307.08691). A smaller head's missing columns are zeros in shared memory, and are not stored.
 //
 // A block has 4 warps; each owns 16 rows of the tile (queries, or keys for dK and dV), so that scores and sums stay in
 // its registers: what a product leaves there is, packed to 16 bits, the left operand of the next. Tiles come by
@@ -52,10 +53,12 @@ INLINE uint swizzled(uint row, uint chunk) {
     return row * D + (chunk ^ (row % 8)) * 8;
 }
 
-// Starts copying `count` rows of a head, the first at `from`, and zeros behind them. Nothing is read where no row is.
+// Starts copying `count` rows of a head, the first at `from`, and zeros behind them and behind its `head_dim` columns.
+// Nothing is read where no element is.
 template <uint D, uint COUNT>
-INLINE void copy_rows(GROUP(Element) to, GLOBAL(const Element) from, uint width, uint count, uint thread) {
+INLINE void copy_rows(GROUP(Element) to, GLOBAL(const Element) from, uint width, uint head_dim, uint count, uint thread) {
     const uint chunk = thread % (D / 8), row = thread / (D / 8), step = BLOCK / (D / 8);
+    if (8 * chunk >= head_dim) count = 0;
     GLOBAL(const Element) next = from + ((index_t)row * width + chunk * 8);
     UNROLL for (uint i = 0; i < COUNT / step; ++i) {
         cp_async16(to + (swizzled<D>(row, chunk) + step * i * D), next, row + step * i < count);
@@ -152,10 +155,16 @@ INLINE void gather_columns(LOCAL(const float) pairs, uint lane, LOCAL(float) out
     }
 }
 
-// Stores a warp's 16 rows, times a factor for the upper and the lower 8; `to` is its first row, `count` are there.
+// Where a warp stores its 16 rows: the first row, the width of a row, how many rows and columns there are.
+template <typename T>
+struct Target {
+    GLOBAL(T) to;
+    uint width, count, columns;
+};
+
+// Stores a warp's 16 rows, times a factor for the upper and the lower 8.
 template <uint D, typename T>
-INLINE void store_rows(GLOBAL(T) to, uint width, uint count, LOCAL(const float) sums, LOCAL(const float) factors,
-                       uint lane) {
+INLINE void store_rows(Target<T> t, LOCAL(const float) sums, LOCAL(const float) factors, uint lane) {
     UNROLL for (uint half = 0; half < 2; ++half) {
         const uint row = lane / 4 + 8 * half;
         UNROLL for (uint block = 0; block < D / 32; ++block) {
@@ -163,7 +172,8 @@ INLINE void store_rows(GLOBAL(T) to, uint width, uint count, LOCAL(const float) 
             UNROLL for (uint i = 0; i < 8; ++i)
                 pairs[i] = factors[half] * sums[16 * block + 4 * (i / 2) + 2 * half + i % 2];
             gather_columns(pairs, lane, values);
-            if (row < count) store8(to, (index_t)row * width + 32 * block + lane % 4 * 8, 8, true, values);
+            const uint column = 32 * block + lane % 4 * 8;
+            if (row < t.count && column < t.columns) store8(t.to, (index_t)row * t.width + column, 8, true, values);
         }
     }
 }
@@ -208,9 +218,10 @@ template <uint D, uint COUNT>
 INLINE void copy_step(GROUP(Element) to, Inputs in, GIVEN(AttentionParameters) p, Walk w, Step step, uint kv_head, bool values,
                       uint thread) {
     const uint width = step.own ? p.kv_width : p.prefix_width, row = (step.own ? w.own : w.prefix) + step.at;
-    const uint column = (step.own ? p.kv_column : p.prefix_column) + (kv_head + (values ? p.kv_heads : 0)) * D;
+    const uint column = (step.own ? p.kv_column : p.prefix_column) + (kv_head + (values ? p.kv_heads : 0)) * p.head_dim;
     const uint count = (step.own ? w.own_count : w.prefix_count) - step.at;
-    copy_rows<D, COUNT>(to, (step.own ? in.kv : in.prefix) + ((index_t)row * width + column), width, count, thread);
+    GLOBAL(const Element) from = (step.own ? in.kv : in.prefix) + ((index_t)row * width + column);
+    copy_rows<D, COUNT>(to, from, width, p.head_dim, count, thread);
 }
 
 // The own rows that a lane's two queries see, and from the first to the last that one of the warp's does.
@@ -263,10 +274,24 @@ INLINE Groups groups_of(Seen seen, Walk w, bool own, uint at, uint rows, bool qu
 }
 INLINE bool nothing(Groups g) { return !g.all && g.begin >= g.end; }
 
-// Whether the lane's query behind element i of scores of keys from `at` on sees its key.
-INLINE bool sees(Seen seen, Walk w, bool own, uint at, uint i, uint lane) {
-    const uint key = at + i / 4 * 8 + lane % 4 * 2 + i % 2, row = i / 2 % 2;
-    return own ? key >= seen.from[row] && key < seen.to[row] : key < w.prefix_count;
+// What a lane's two queries see of a step: a key does if its place behind the lane's first one, less `before`, is under
+// `count`. Without branches, as most steps over own rows are masked.
+struct Mask {
+    uint before[2], count[2];
+};
+INLINE Mask mask_of(Seen seen, Walk w, bool own, uint at, uint lane) {
+    Mask m;
+    UNROLL for (uint i = 0; i < 2; ++i) {
+        const uint from = own ? seen.from[i] : 0, to = own ? seen.to[i] : w.prefix_count;
+        m.before[i] = from - at - lane % 4 * 2;
+        m.count[i] = to - from;
+    }
+    return m;
+}
+// Whether the query behind element i of the scores sees its key.
+INLINE bool sees(Mask m, uint i) {
+    const uint key = i / 4 * 8 + i % 2, row = i / 2 % 2;
+    return key - m.before[row] < m.count[row];
 }
 
 template <uint D>
@@ -278,7 +303,8 @@ INLINE void forward(Inputs in, GLOBAL(const uint) tile, GLOBAL(Element) out, GLO
     GROUP(Element) keys = memory + ROWS * D;
     GROUP(Element) values = memory + 2 * ROWS * D;
     const Walk w = walk_of(tile);
-    copy_rows<D, ROWS>(queries, in.q + ((index_t)tile[0] * p.q_width + head * D), p.q_width, all, thread);
+    GLOBAL(const Element) q = in.q + ((index_t)tile[0] * p.q_width + head * p.head_dim);
+    copy_rows<D, ROWS>(queries, q, p.q_width, p.head_dim, all, thread);
     copy_step<D, ROWS>(keys, in, p, w, first_step(w), kv_head, false, thread);
     cp_async_commit();
     const Seen seen = seen_by(in.visible, tile[0] + row, tile[1] - 1, w.own, lane);
@@ -297,9 +323,10 @@ INLINE void forward(Inputs in, GLOBAL(const uint) tile, GLOBAL(Element) out, GLO
         float s[ROWS / 2];
         if (!nothing(groups)) {
             products<D, ROWS / 16>(queries, row, keys, 0, groups, lane, s);
-            if (!groups.all)
-                UNROLL for (uint e = 0; e < ROWS / 2; ++e)
-                    if (!sees(seen, w, step.own, step.at, e, lane)) s[e] = NEGATIVE_INFINITY;
+            if (!groups.all) {
+                const Mask mask = mask_of(seen, w, step.own, step.at, lane);
+                UNROLL for (uint e = 0; e < ROWS / 2; ++e) s[e] = sees(mask, e) ? s[e] : NEGATIVE_INFINITY;
+            }
         }
         cp_async_wait(0);
         BARRIER(); // The values are there, and nobody needs the keys.
@@ -331,8 +358,10 @@ INLINE void forward(Inputs in, GLOBAL(const uint) tile, GLOBAL(Element) out, GLO
             lse[(index_t)(tile[0] + row + r) * p.heads + head] = largest[half] * p.scale + log_(total[half]);
         total[half] = total[half] > 0.0f ? 1.0f / total[half] : 0.0f;
     }
-    const uint width = p.heads * D;
-    store_rows<D>(out + ((index_t)(tile[0] + row) * width + head * D), width, count, sums, total, lane);
+    const uint width = p.heads * p.head_dim;
+    GLOBAL(Element) to = out + ((index_t)(tile[0] + row) * width + head * p.head_dim);
+    const Target<Element> target = {to, width, count, p.head_dim};
+    store_rows<D>(target, sums, total, lane);
 }
 
 // Rows of the tiles that the backward kernels walk; two of each lie in shared memory, of which one is copied while the
@@ -358,9 +387,9 @@ INLINE void query_gradients(Inputs in, GLOBAL(const uint) tile, GLOBAL(Element) 
     const uint lane = thread % 32, row = thread / 32 * 16, kv_head = head / (p.heads / p.kv_heads);
     const uint first = tile[0] + row, all = tile[1] - tile[0], count = all > row ? smaller(16, all - row) : 0;
     const Walk w = walk_of(tile);
-    const uint width = p.heads * D;
-    copy_rows<D, ROWS>(s.queries, in.q + ((index_t)tile[0] * p.q_width + head * D), p.q_width, all, thread);
-    copy_rows<D, ROWS>(s.douts, in.dout + ((index_t)tile[0] * width + head * D), width, all, thread);
+    const uint width = p.heads * p.head_dim, column = head * p.head_dim;
+    copy_rows<D, ROWS>(s.queries, in.q + ((index_t)tile[0] * p.q_width + column), p.q_width, p.head_dim, all, thread);
+    copy_rows<D, ROWS>(s.douts, in.dout + ((index_t)tile[0] * width + column), width, p.head_dim, all, thread);
     copy_step<D, rows>(s.keys, in, p, w, first_step(w), kv_head, false, thread);
     copy_step<D, rows>(s.values, in, p, w, first_step(w), kv_head, true, thread);
     cp_async_commit();
@@ -397,14 +426,16 @@ INLINE void query_gradients(Inputs in, GLOBAL(const uint) tile, GLOBAL(Element) 
                 const uint half = e / 2 % 2;
                 ds[e] = exp2_(ds[e] * scale - less[half]) * (dp[e] - delta[half]);
             }
-            if (!groups.all)
-                UNROLL for (uint e = 0; e < PART / 2; ++e)
-                    if (!sees(seen, w, step.own, step.at + part, e, lane)) ds[e] = 0.0f;
+            if (!groups.all) {
+                const Mask mask = mask_of(seen, w, step.own, step.at + part, lane);
+                UNROLL for (uint e = 0; e < PART / 2; ++e) ds[e] = sees(mask, e) ? ds[e] : 0.0f;
+            }
             accumulate<D, PART / 16>(ds, s.keys, from, groups, lane, sums);
         }
     }
     const float factors[2] = {p.scale, p.scale};
-    store_rows<D>(dq + ((index_t)first * p.dq_width + head * D), p.dq_width, count, sums, factors, lane);
+    const Target<Element> target = {dq + ((index_t)first * p.dq_width + column), p.dq_width, count, p.head_dim};
+    store_rows<D>(target, sums, factors, lane);
 }
 
 // The shared memory of the dK and dV kernel: two tiles of queries, of which one is copied while the other is used.
@@ -429,9 +460,11 @@ INLINE uint count_of(Turn t, uint end) {
 
 template <uint D>
 INLINE void copy_turn(Inputs in, GIVEN(AttentionParameters) p, KeyShared s, Turn t, uint count, uint stage, uint thread) {
-    const uint rows = Stage<D>::rows, width = p.heads * D, to = stage * rows * D;
-    copy_rows<D, rows>(s.queries + to, in.q + ((index_t)t.first * p.q_width + t.head * D), p.q_width, count, thread);
-    copy_rows<D, rows>(s.douts + to, in.dout + ((index_t)t.first * width + t.head * D), width, count, thread);
+    const uint rows = Stage<D>::rows, width = p.heads * p.head_dim, to = stage * rows * D, column = t.head * p.head_dim;
+    GLOBAL(const Element) q = in.q + ((index_t)t.first * p.q_width + column);
+    copy_rows<D, rows>(s.queries + to, q, p.q_width, p.head_dim, count, thread);
+    GLOBAL(const Element) dout = in.dout + ((index_t)t.first * width + column);
+    copy_rows<D, rows>(s.douts + to, dout, width, p.head_dim, count, thread);
 }
 
 // The thread's one of lse (times log2 e) and delta.
@@ -470,22 +503,33 @@ struct Part {
     uint place, column, first, count;
 };
 
+// Which elements of a lane's products of keys from `key` on (the lane's own two: that one and 8 on) and the queries of a
+// part are of a query that sees the key: a bit each. The ranges are read before the products, and take one register.
+INLINE uint seen_bits(GLOBAL(const uint) visible, Part part, uint key, uint lane) {
+    uint bits = 0;
+    UNROLL for (uint i = 0; i < PART / 4; ++i) {
+        const uint query = i / 2 * 8 + lane % 4 * 2 + i % 2, at = part.first + smaller(query, part.count - 1);
+        const uint from = visible[2 * (index_t)at], to = query < part.count ? visible[2 * (index_t)at + 1] : 0;
+        const uint count = to > from ? to - from : 0, place = i / 2 * 4 + i % 2;
+        bits |= uint(key - from < count) << place | uint(key + 8 - from < count) << (place + 2);
+    }
+    return bits;
+}
+
 // Adds their share to the gradients of a warp's 16 keys, which are from `row` on in the tile and from `key` on in all.
 template <uint D>
 INLINE void add_queries(Inputs in, KeyShared s, Part part, uint row, uint key, Groups groups, float scale, uint lane,
                         LOCAL(float) dk, LOCAL(float) dv) {
     float w[PART / 2], dp[PART / 2];
+    uint bits = 0;
+    if (!groups.all) bits = seen_bits(in.visible, part, key + lane / 4, lane);
     products<D, PART / 16>(s.keys, row, s.queries, part.place, groups, lane, w);
     UNROLL for (uint e = 0; e < PART / 2; ++e) {
         const uint query = e / 4 * 8 + lane % 4 * 2 + e % 2;
         w[e] = exp2_(w[e] * scale - s.columns[part.column + query]);
     }
     if (!groups.all)
-        UNROLL for (uint e = 0; e < PART / 2; ++e) {
-            const uint query = e / 4 * 8 + lane % 4 * 2 + e % 2, at = key + lane / 4 + e / 2 % 2 * 8;
-            const index_t seen = 2 * (index_t)(part.first + query);
-            if (query >= part.count || at < in.visible[seen] || at >= in.visible[seen + 1]) w[e] = 0.0f;
-        }
+        UNROLL for (uint e = 0; e < PART / 2; ++e) w[e] = bits >> e & 1 ? w[e] : 0.0f;
     accumulate<D, PART / 16>(w, s.douts, part.place, groups, lane, dv);
     products<D, PART / 16>(s.values, row, s.douts, part.place, groups, lane, dp);
     UNROLL for (uint e = 0; e < PART / 2; ++e) {
@@ -500,17 +544,17 @@ INLINE void key_gradients(Inputs in, GLOBAL(const uint) item, GLOBAL(Element) dk
                           GIVEN(AttentionParameters) p, KeyShared s, uint kv_head, uint thread) {
     const uint lane = thread % 32, row = thread / 32 * 16, rows = Stage<D>::rows;
     const uint key = item[0], all = item[1] - key, count = all > row ? smaller(16, all - row) : 0;
-    const uint end = item[3], first_head = kv_head * (p.heads / p.kv_heads), to_values = p.kv_heads * D;
+    const uint end = item[3], first_head = kv_head * (p.heads / p.kv_heads), to_values = p.kv_heads * p.head_dim;
     const bool causal = item[4] != 2;
     float dk[D / 2], dv[D / 2];
     UNROLL for (uint i = 0; i < D / 2; ++i) dk[i] = dv[i] = 0.0f;
     Turn turn = {first_head, item[2]};
     if (turn.first < end) {
         const uint width = causal ? p.kv_width : p.prefix_width;
-        const uint column = (causal ? p.kv_column : p.prefix_column) + kv_head * D;
+        const uint column = (causal ? p.kv_column : p.prefix_column) + kv_head * p.head_dim;
         GLOBAL(const Element) keys = (causal ? in.kv : in.prefix) + ((index_t)key * width + column);
-        copy_rows<D, ROWS>(s.keys, keys, width, all, thread);
-        copy_rows<D, ROWS>(s.values, keys + to_values, width, all, thread);
+        copy_rows<D, ROWS>(s.keys, keys, width, p.head_dim, all, thread);
+        copy_rows<D, ROWS>(s.values, keys + to_values, width, p.head_dim, all, thread);
         copy_turn<D>(in, p, s, turn, count_of<D>(turn, end), 0, thread);
         if (thread < 2 * rows) s.columns[thread] = column_of<D>(in, p, turn, count_of<D>(turn, end), thread);
     }
@@ -543,14 +587,19 @@ INLINE void key_gradients(Inputs in, GLOBAL(const uint) item, GLOBAL(Element) dk
         turn = next;
     }
     const float scale[2] = {p.scale, p.scale}, one[2] = {1.0f, 1.0f};
+    const uint column = kv_head * p.head_dim;
     if (item[4] == 0) {
-        GLOBAL(Element) to = dkv + ((index_t)(key + row) * p.dkv_width + p.dkv_column + kv_head * D);
-        store_rows<D>(to, p.dkv_width, count, dk, scale, lane);
-        store_rows<D>(to + to_values, p.dkv_width, count, dv, one, lane);
+        GLOBAL(Element) to = dkv + ((index_t)(key + row) * p.dkv_width + p.dkv_column + column);
+        const Target<Element> of_keys = {to, p.dkv_width, count, p.head_dim};
+        const Target<Element> of_values = {to + to_values, p.dkv_width, count, p.head_dim};
+        store_rows<D>(of_keys, dk, scale, lane);
+        store_rows<D>(of_values, dv, one, lane);
     } else {
-        GLOBAL(float) to = partials + (((index_t)item[5] * ROWS + row) * (2 * to_values) + kv_head * D);
-        store_rows<D>(to, 2 * to_values, count, dk, scale, lane);
-        store_rows<D>(to + to_values, 2 * to_values, count, dv, one, lane);
+        GLOBAL(float) to = partials + (((index_t)item[5] * ROWS + row) * (2 * to_values) + column);
+        const Target<float> of_keys = {to, 2 * to_values, count, p.head_dim};
+        const Target<float> of_values = {to + to_values, 2 * to_values, count, p.head_dim};
+        store_rows<D>(of_keys, dk, scale, lane);
+        store_rows<D>(of_values, dv, one, lane);
     }
 }
 
@@ -592,8 +641,8 @@ INLINE void key_gradients(Inputs in, GLOBAL(const uint) item, GLOBAL(Element) dk
     }
 
 FORWARD(64, 4)
-FORWARD(128, 3)
-QUERY_GRADIENTS(64, 4)
+FORWARD(128, 2)
+QUERY_GRADIENTS(64, 3)
 QUERY_GRADIENTS(128, 3)
 KEY_GRADIENTS(64, 3)
 KEY_GRADIENTS(128, 2)

@@ -8,8 +8,17 @@ use candle_core::{DType, Tensor};
 use std::ops::Range;
 
 /// (heads, key and value heads, head size): odd ones, and Granite's sizes.
-const SHAPES: [(usize, usize, usize); 8] =
-    [(1, 1, 8), (3, 1, 10), (6, 3, 32), (2, 1, 40), (4, 2, 64), (3, 1, 80), (4, 2, 128), (1, 1, 256)];
+const SHAPES: [(usize, usize, usize); 9] = [
+    (1, 1, 8),
+    (3, 1, 10),
+    (6, 3, 32),
+    (2, 1, 40),
+    (4, 2, 64),
+    (3, 1, 80),
+    (2, 1, 96),
+    (4, 2, 128),
+    (1, 1, 256),
+];
 
 /// Prefixes' lengths, and sequences (prefix, length).
 type Packing = (&'static [usize], &'static [(usize, usize)]);

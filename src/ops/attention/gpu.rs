@@ -87,11 +87,24 @@ static TENSOR_CORES: [(usize, Form); 2] = [
 /// Largest head that the kernels have a size for.
 pub(super) const MAX_HEAD_DIM: usize = 256;
 
-/// On tensor cores the running maximum is of scores before their scale, which must not turn their order.
+/// Which kernels a call runs on; the one place that decides.
+///
+/// | head_dim | bf16, f16 on tensor cores | else |
+/// |---|---|---|
+/// | a multiple of 8 up to 64 | `attention_mma`, size 64 | `attention`, size 64 |
+/// | a multiple of 8 up to 128 | `attention_mma`, size 128 | `attention`, size 128 |
+/// | another up to 256 | `attention`, the next of 64, 128, 256 | the same |
+/// | more than 256 | plain ops (`mod.rs`) | the same |
+///
+/// `aligned`: every matrix that the kernels read or write begins, in each of its rows and heads, at a multiple of 16
+/// bytes, which the tensor cores' kernels copy at a time; else the portable kernels run. A size takes the columns
+/// that a smaller head lacks as zeros, so that a head of 80 costs what one of 128 does: still about 5 times less than
+/// the portable kernel's products without tensor cores. The running maximum there is of scores before their scale,
+/// which must not turn their order: a scale of 0 or less runs on the portable kernels.
 fn form(shape: &AttentionShape, aligned: bool, like: &Tensor) -> &'static Form {
     let head_dim = shape.head_dim;
     let narrow = matches!(like.dtype(), DType::BF16 | DType::F16);
-    let on_cores = TENSOR_CORES.iter().find(|(d, _)| *d == head_dim);
+    let on_cores = TENSOR_CORES.iter().find(|(d, _)| head_dim <= *d && head_dim.is_multiple_of(8));
     match on_cores.filter(|_| narrow && aligned && shape.scale > 0.0 && gpu::has_tensor_cores(like)) {
         Some((_, form)) => form,
         None => PORTABLE.iter().find(|(d, _)| head_dim <= *d).map_or(&PORTABLE[2].1, |(_, form)| form),
@@ -108,14 +121,15 @@ struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    fn new(shape: &AttentionShape, inputs: Inputs<'a>) -> Result<Self> {
+    /// `others` are what else the kernels read 16 bytes at a time: [queries, H D].
+    fn new(shape: &AttentionShape, inputs: Inputs<'a>, others: &[&Tensor]) -> Result<Self> {
         let (q, kv) = (inputs.qkv.queries(), inputs.qkv.keys_values());
         let prefix = inputs.prefix.unwrap_or(kv);
         let (queries, q_width) = q.dims2()?;
         let (kv_width, prefix_width) = (kv.dims2()?.1, prefix.dims2()?.1);
         let (kv_column, prefix_column) = (kv_width - shape.kv_width(), prefix_width - shape.kv_width());
         let widths = [shape.head_dim, q_width, kv_width, prefix_width];
-        let aligned = gpu::aligned(&widths, &[q, kv, prefix]);
+        let aligned = gpu::aligned(&widths, &[&[q, kv, prefix], others].concat());
         let fused = matches!(inputs.qkv, Qkv::Fused(_));
         let parameters = AttentionParameters {
             heads: gpu::uint(shape.heads),
@@ -146,7 +160,7 @@ impl<'a> Call<'a> {
 }
 
 pub(super) fn forward(shape: &AttentionShape, inputs: Inputs) -> Result<Attended> {
-    let call = Call::new(shape, inputs)?;
+    let call = Call::new(shape, inputs, &[])?;
     let (queries, q) = (call.q.dims()[0], call.q);
     let out = gpu::empty((queries, shape.q_width()), q.dtype(), q)?;
     let lse = gpu::empty((queries, shape.heads), DType::F32, q)?;
@@ -197,7 +211,7 @@ pub(super) fn backward(
     dout: &Tensor,
     needs: Needs,
 ) -> Result<Gradients> {
-    let call = Call::new(shape, inputs)?;
+    let call = Call::new(shape, inputs, &[out, dout])?;
     let (q, device) = (call.q, call.q.device());
     let outputs = Outputs::new(shape, &inputs, needs)?;
     let delta = gpu::empty((q.dims()[0], shape.heads), DType::F32, q)?;
@@ -251,3 +265,6 @@ fn reduce(
     let buffers = [partials, &reductions, dkv, prefix.unwrap_or(partials)];
     gpu::launch(&kernel, call.q.dtype(), &buffers, &parameters)
 }
+
+#[cfg(test)]
+mod tests;
