@@ -103,15 +103,15 @@ pub fn device_kind(device: &Device) -> &'static str {
     }
 }
 
-/// A CUDA device with one stream for the whole process.
+#[cfg(feature = "cuda")]
 fn cuda(index: usize) -> Result<Chosen> {
-    let device = Device::new_cuda_with_stream(index)?;
-    #[cfg(feature = "cuda")]
-    if let Device::Cuda(cuda) = &device {
-        let warnings = crate::ops::gpu::cuda::prepare(cuda)?.into_iter().collect();
-        return Ok(Chosen { device, warnings });
-    }
-    Ok(Chosen { device, warnings: Vec::new() })
+    let (device, warning) = crate::ops::gpu::cuda::open(index)?;
+    Ok(Chosen { device, warnings: warning.into_iter().collect() })
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda(index: usize) -> Result<Chosen> {
+    Ok(Chosen { device: Device::new_cuda(index)?, warnings: Vec::new() })
 }
 
 fn metal(index: usize) -> Result<Chosen> {

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 fn calls_of_a_step(place: &Place) -> HashMap<String, f64> {
     let of = |steps: &str| {
         let steps = format!("train.max_steps={steps}");
-        let args = ["tune", "dogs.toml", "--device", "cuda", "--set", &steps, "--set", "data.validation="];
+        let args = ["tune", "dogs.toml", "--device", "cuda", "--set", &steps, "--set", "data.validation=", "--set", "train.keep=last"];
         succeeded(&place.cuda("", args));
         std::fs::remove_dir_all(place.path("runs/dogs")).unwrap();
         let mut by_kind = HashMap::<String, f64>::new();

@@ -14,13 +14,13 @@ fn the_second_device_is_used_if_it_is_named() {
     std::fs::remove_dir_all(place.path("runs/dogs")).unwrap();
     succeeded(&place.cuda("devices=2", tune("cuda")));
     assert_eq!(one, place.losses("runs/dogs"));
-    refused(&place.cuda("devices=2", tune("cuda:2")), 1, &["cuda:2", "invalid device ordinal"]);
+    refused(&place.cuda("devices=2", tune("cuda:2")), 2, &["cuda:2", "cuda:0 to cuda:1"]);
 }
 
 #[test]
 fn without_a_device_auto_takes_the_cpu_and_cuda_is_an_error() {
     let place = Place::new();
-    refused(&place.cuda("devices=0", tune("cuda")), 1, &["no CUDA-capable device"]);
+    refused(&place.cuda("devices=0", tune("cuda")), 2, &["no CUDA-capable device", "nvidia-smi", "--device cpu"]);
     let output = place.cuda("devices=0", tune("auto"));
     succeeded(&output);
     assert!(stderr(&output).contains("the CPU is used"), "{}", stderr(&output));
@@ -29,8 +29,8 @@ fn without_a_device_auto_takes_the_cpu_and_cuda_is_an_error() {
 #[test]
 fn a_driver_that_is_too_old_is_named() {
     let place = Place::new();
-    for driver in ["driver=12040", "driver=12090"] {
-        refused(&place.cuda(driver, tune("cuda")), 1, &["driver", "toolkit"]);
+    for (setting, found) in [("driver=12040", "12.4"), ("driver=12090", "12.9")] {
+        refused(&place.cuda(setting, tune("cuda")), 2, &["driver", "toolkit", "13.0", found]);
     }
 }
 

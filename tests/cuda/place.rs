@@ -6,7 +6,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 
@@ -66,10 +66,6 @@ impl Place {
 
     pub fn write(&self, name: &str, text: &str) {
         std::fs::write(self.path(name), text).unwrap();
-    }
-
-    pub fn json(&self, name: &str) -> Value {
-        serde_json::from_slice(&std::fs::read(self.path(name)).unwrap()).unwrap()
     }
 
     /// The losses of a run's steps, then those of its epochs' validations.
@@ -212,9 +208,4 @@ fn reviews(rows: usize) -> String {
         format!("{word} dog word{}{more},{}\n", 40 + i, (i + 1) % 2)
     };
     format!("input,output\n{}", (0..rows).map(row).collect::<String>())
-}
-
-/// The folder of a run.
-pub fn run(name: &str) -> String {
-    Path::new("runs").join(name).to_str().unwrap().to_owned()
 }

@@ -1,9 +1,12 @@
-//! CUDA: launches of the embedded kernels; matrix products are in [`blas`].
+//! CUDA: launches of the embedded kernels; [`start`] opens a GPU, matrix products are in [`blas`].
 
 pub(super) mod blas;
 mod lt;
+mod start;
 
 use super::{Kernel, Parameters};
+pub(crate) use start::open;
+use start::not_loaded;
 use crate::{Error, Result};
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::{
@@ -12,7 +15,7 @@ use candle_core::cuda_backend::cudarc::driver::{
 use candle_core::cuda_backend::cudarc::driver::{result, sys as driver};
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::{DeviceId, WrapErr};
-use candle_core::{CudaDevice, DType, Device, Storage, Tensor};
+use candle_core::{CudaDevice, DType, Storage, Tensor};
 use half::{bf16, f16};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -35,74 +38,6 @@ struct Loaded {
 struct ByValue<P>(P);
 // SAFETY: `Parameters` promises a plain struct of 4-byte fields.
 unsafe impl<P: Parameters> DeviceRepr for ByValue<P> {}
-
-/// Least compute capability with machine code here: 8.0, Ampere.
-const LEAST_CAPABILITY: (i32, i32) = (8, 0);
-
-/// The target that candle's own kernels were compiled for, from build.rs.
-const CANDLE_TARGET: &str = env!("GNEISS_CANDLE_CUDA_TARGET");
-
-/// Prepares a device for a process with one stream: buffers carry no events, freed memory stays in the device's pool
-/// instead of going back to the driver at every synchronisation, and cuBLAS adds up in f32 in every algorithm. Returns a
-/// warning if the device has no memory pools.
-///
-/// # Errors
-/// A GPU that is older than Ampere, or one that candle's kernels were not compiled for; the driver's.
-pub(crate) fn prepare(device: &CudaDevice) -> Result<Option<String>> {
-    let found = compute_capability(device);
-    if found < LEAST_CAPABILITY {
-        return Err(Error::Invalid(format!(
-            "model.device: expected a GPU of compute capability {}.{} (Ampere) or newer, found {}.{}; hint: --device cpu",
-            LEAST_CAPABILITY.0, LEAST_CAPABILITY.1, found.0, found.1
-        )));
-    }
-    // SAFETY: the device was made with one stream, which all work of this process goes through.
-    unsafe { device.disable_event_tracking() };
-    blas::prepare(device)?;
-    let candles = format!("candle's kernels for compute capability {CANDLE_TARGET}");
-    run_a_candle_kernel(device).map_err(|error| not_loaded(&candles, found, &error.to_string()))?;
-    let stream = device.cuda_stream();
-    if !stream.context().has_async_alloc() {
-        return Ok(Some(
-            "this GPU has no memory pools (some virtual GPUs and old Jetsons): each tensor that is freed waits for \
-             the device, so every command is several times slower"
-                .into(),
-        ));
-    }
-    let mut keep_all = u64::MAX;
-    let threshold = driver::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-    // SAFETY: the context is alive, the pool is its device's, and the attribute is a u64.
-    unsafe {
-        let pool = result::device::get_mem_pool(stream.context().cu_device()).w()?;
-        result::mem_pool::set_attribute(pool, threshold, (&raw mut keep_all).cast()).w()?;
-    }
-    Ok(None)
-}
-
-/// Runs one of candle's own kernels, so that a build for another GPU is found here and not in the middle of a step.
-fn run_a_candle_kernel(device: &CudaDevice) -> candle_core::Result<()> {
-    let device = Device::Cuda(device.clone());
-    let two = Tensor::ones(1, DType::F32, &device)?.affine(2.0, 0.0)?.to_vec1::<f32>()?;
-    if two != [2.0] {
-        candle_core::bail!("expected 1 * 2 = 2 of the device, found {two:?}");
-    }
-    Ok(())
-}
-
-/// Why `code` can't be loaded on a GPU of compute capability `found`, by what the driver said.
-fn not_loaded(code: &str, (major, minor): (i32, i32), said: &str) -> Error {
-    Error::Invalid(if said.contains("UNSUPPORTED_PTX_VERSION") {
-        format!(
-            "CUDA: expected a driver that is at least as new as the CUDA toolkit of this build, found an older one: \
-             {said} ({code}); hint: update the driver, or build with a toolkit of the version that nvidia-smi shows"
-        )
-    } else {
-        format!(
-            "CUDA: expected kernels that run on this GPU of compute capability {major}.{minor}, found {code}: {said}; \
-             hint: build with CUDA_COMPUTE_CAP=80, as `make cuda` does"
-        )
-    })
-}
 
 /// Major and minor compute capability; (0, 0) where the driver does not say.
 pub(crate) fn compute_capability(device: &CudaDevice) -> (i32, i32) {

@@ -200,6 +200,21 @@ void sum(const Given &given) {
     }
 }
 
+// The same arguments; the output is the place of the largest of each, the first of equal ones.
+template <typename T>
+void argmax(const Given &given) {
+    const Layout layout(given, 2, 3);
+    const auto from = given.elements<T>(4);
+    const auto to = given.elements<uint32_t>(5);
+    const uint64_t all = given.size(0), each = given.size(1);
+    for (uint64_t i = 0; i < all / each; ++i) {
+        uint64_t best = 0;
+        for (uint64_t j = 1; j < each; ++j)
+            if (wide(from[layout.at(i * each + j)]) > wide(from[layout.at(i * each + best)])) best = j;
+        to[i] = uint32_t(best);
+    }
+}
+
 using Run = std::function<void(const Given &)>;
 using All = std::map<std::string, CandleKernel>;
 
@@ -234,6 +249,7 @@ void add_dtype(All &all, const std::string &dtype) {
     add(all, "is_u32_" + dtype, {SIZE, SIZE, MEMORY_OR_NULL, MEMORY, MEMORY, MEMORY, SIZE, SIZE, SIZE, SIZE}, index_select<T>);
     add(all, "ia_u32_" + dtype, {MEMORY, SIZE, MEMORY, MEMORY, SIZE, SIZE, SIZE, SIZE}, index_add<T>);
     add(all, "s_u32_" + dtype, {MEMORY, MEMORY, MEMORY, SIZE, SIZE, SIZE, SIZE}, scatter<T>);
+    add(all, "fast_argmax_" + dtype, {SIZE, SIZE, SIZE, MEMORY_OR_NULL, MEMORY, MEMORY}, argmax<T>);
     add(all, "fast_sum_" + dtype, {SIZE, SIZE, SIZE, MEMORY_OR_NULL, MEMORY, MEMORY}, sum<T>);
 }
 

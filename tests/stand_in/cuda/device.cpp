@@ -74,11 +74,13 @@ bool set(Settings &all, const std::string &name, const std::string &value) {
     if (name == "devices") all.devices = int(number);
     else if (name == "memory") all.memory = uint64_t(number);
     else if (name == "hidden") all.hidden = uint64_t(number);
+    else if (name == "hidden_after") all.hidden_after = uint64_t(number);
     else if (name == "capability") all.capability = int(number);
     else if (name == "driver") all.driver = int(number);
     else if (name == "pools") all.pools = number != 0;
     else if (name == "coherent") all.coherent = number != 0;
     else if (name == "dry") all.dry = number != 0;
+    else if (name == "algorithms") all.algorithms = number != 0;
     else if (name == "order") all.order = uint32_t(number);
     else if (name == "fatbins") all.fatbins = value;
     else return false;
@@ -153,7 +155,8 @@ CUresult allocate(Device &device, uint64_t bytes, bool from_pool, CUdeviceptr *a
     if (bytes == 0) return CUDA_ERROR_INVALID_VALUE;
     const uint64_t rounded = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     const uint64_t kept = from_pool ? device.reserved - device.pooled : 0;
-    if (device.taken() - kept + std::max(kept, rounded) > settings().memory - settings().hidden) return CUDA_ERROR_OUT_OF_MEMORY;
+    const uint64_t hidden = device.allocations++ < settings().hidden_after ? 0 : settings().hidden;
+    if (device.taken() - kept + std::max(kept, rounded) > settings().memory - hidden) return CUDA_ERROR_OUT_OF_MEMORY;
     auto made = std::make_shared<Allocation>();
     made->address = state().next;
     made->bytes = bytes;

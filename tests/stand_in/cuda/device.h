@@ -31,6 +31,7 @@ struct Settings {
     int devices = 1;
     uint64_t memory = uint64_t(24) << 30; // bytes of a device
     uint64_t hidden = 0; // bytes of it that others use, of which the driver says nothing
+    uint64_t hidden_after = 0; // allocations before they do
     int capability = 90;                  // compute capability, without the dot
     int driver = 13000;                   // CUDA version of the driver: 1000 * major + 10 * minor
     bool pools = true;                    // whether the devices have memory pools
@@ -39,6 +40,7 @@ struct Settings {
     // Kernels, products and copies that touch more than DRY_BYTES do nothing; such memory does not exist. For counting the
     // calls of models that are too large to compute here.
     bool dry = false;
+    bool algorithms = true; // whether cuBLASLt has an algorithm for any product
     uint32_t order = 0; // order of the emulator's threads, see kernels/emulated/host.h
     std::string fatbins; // folder of the fatbins that build.rs made
 };
@@ -64,6 +66,7 @@ void count(const std::string &kind, const std::string &name, uint64_t bytes = 0)
 struct Device {
     int ordinal = 0;
     bool retained = false;       // its primary context
+    uint64_t allocations = 0;
     uint64_t used = 0;           // bytes of live allocations
     uint64_t reserved = 0;       // bytes that the pool holds, the used ones of the pool among them
     uint64_t pooled = 0;         // bytes of live allocations of the pool

@@ -14,6 +14,7 @@
 
 use crate::Result;
 use crate::ops::gpu::products::{Algorithm, Element};
+use candle_core::cuda_backend::cudarc::cublas::sys::cublasOperation_t;
 use candle_core::cuda_backend::cudarc::cublaslt::{result as lt, sys};
 use std::ffi::c_void;
 
@@ -107,8 +108,8 @@ impl Description {
             .map(Self)
             .map_err(|e| failed("cublasLtMatmulDescCreate", e.0))?;
         let op = match of.transposed {
-            true => sys::cublasOperation_t::CUBLAS_OP_T,
-            false => sys::cublasOperation_t::CUBLAS_OP_N,
+            true => cublasOperation_t::CUBLAS_OP_T,
+            false => cublasOperation_t::CUBLAS_OP_N,
         };
         this.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &(op as i32))?;
         if let Some(bias) = of.bias {
