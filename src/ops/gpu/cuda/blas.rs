@@ -13,7 +13,8 @@ use candle_core::cuda_backend::cudarc::driver::sys as driver;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 use candle_core::cuda_backend::{DeviceId, WrapErr};
 use candle_core::{CudaDevice, Tensor};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
+use std::collections::hash_map::{Entry, HashMap};
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -43,13 +44,10 @@ struct Blas {
 fn with<R>(device: &CudaDevice, f: impl FnOnce(&mut Blas) -> Result<R>) -> Result<R> {
     static ALL: OnceLock<Mutex<HashMap<DeviceId, Blas>>> = OnceLock::new();
     let mut all = ALL.get_or_init(Mutex::default).lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    if !all.contains_key(&device.id()) {
-        all.insert(device.id(), Blas::new(device)?);
-    }
-    match all.get_mut(&device.id()) {
-        Some(blas) => f(blas),
-        None => unreachable!("it was just made"),
-    }
+    f(match all.entry(device.id()) {
+        Entry::Occupied(made) => made.into_mut(),
+        Entry::Vacant(place) => place.insert(Blas::new(device)?),
+    })
 }
 
 /// Makes what `device` multiplies with.
