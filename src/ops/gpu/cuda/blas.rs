@@ -82,7 +82,8 @@ pub(in crate::ops::gpu) fn import(device: &CudaDevice, choices: &Choices) -> Res
 /// Operands of several dtypes or that are not contiguous; the device's.
 pub(in crate::ops::gpu) fn matmul(device: &CudaDevice, product: &Product) -> Result<Tensor> {
     let (m, k) = product.a.dims2()?;
-    let n = product.b.dims()[usize::from(!product.transposed)];
+    let (rows, columns) = product.b.dims2()?;
+    let n = if product.transposed { rows } else { columns };
     check(product, (m, n, k))?;
     let out = gpu::empty((m, n), product.a.dtype(), product.a)?;
     if m == 0 || n == 0 {
