@@ -1,6 +1,6 @@
 //! Calls of the driver that a step makes.
 
-use crate::place::{Place, succeeded};
+use crate::place::{Place, assert_follow, stderr, succeeded};
 use std::collections::HashMap;
 
 /// Calls of one step: those of a run of four steps less those of a run of two, halved.
@@ -31,4 +31,28 @@ fn a_step_makes_no_more_calls_than_it_needs() {
     assert!(of("copy") <= 30.0 && of("wait") <= 4.0, "{calls:?}");
     // Events are for several streams, of which there is one.
     assert_eq!(of("event"), 0.0, "{calls:?}");
+}
+
+/// How the device is set up: sums of 16-bit products are f32, and the pool keeps what is freed.
+#[test]
+fn products_add_up_in_f32_and_the_pool_keeps_its_memory() {
+    let place = Place::new();
+    succeeded(&place.cuda("", ["tune", "dogs.toml", "--device", "cuda", "--set", "model.dtype=bf16"]));
+    let calls = place.calls();
+    let of = |kind: &str, name: &str| calls.get(&(kind.into(), name.into())).copied().unwrap_or(0);
+    assert!(of("product in 16 bits", "sums are f32") > 100, "{calls:?}");
+    assert_eq!(of("product in 16 bits", "sums may be 16 bits"), 0);
+    assert_eq!(of("pool", "release threshold set"), 1);
+}
+
+/// Where cuBLASLt has no algorithm, cublasGemmEx makes the product, and that is said.
+#[test]
+fn products_without_an_algorithm_are_made_by_cublas() {
+    let place = Place::new();
+    let expected = place.losses_of_the_cpu(&[]);
+    let args = ["tune", "dogs.toml", "--device", "cuda"];
+    let output = place.cuda("algorithms=0", args);
+    succeeded(&output);
+    assert!(stderr(&output).contains("cublasGemmEx"), "{}", stderr(&output));
+    assert_follow(&place.losses("runs/dogs"), &expected, 2e-5);
 }

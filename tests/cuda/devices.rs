@@ -9,7 +9,9 @@ fn tune(device: &str) -> [&str; 6] {
 #[test]
 fn the_second_device_is_used_if_it_is_named() {
     let place = Place::new();
+    let opened = |place: &Place, device: &str| place.calls().contains_key(&("device".into(), device.into()));
     succeeded(&place.cuda("devices=2", tune("cuda:1")));
+    assert!(opened(&place, "1") && !opened(&place, "0"));
     let one = place.losses("runs/dogs");
     std::fs::remove_dir_all(place.path("runs/dogs")).unwrap();
     succeeded(&place.cuda("devices=2", tune("cuda")));

@@ -78,7 +78,9 @@ impl Place {
 
     /// `gneiss` on the stand-in with these settings of GNEISS_STAND_IN (tests/stand_in/cuda/device.h).
     pub fn command<'a>(&self, settings: &str, args: impl IntoIterator<Item = &'a str>) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gneiss"));
+        // Another binary: one with a planted fault (tests/stand_in/cuda/plant.py).
+        let binary = std::env::var_os("GNEISS_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_gneiss").into());
+        let mut command = Command::new(binary);
         let fatbins = env!("OUT_DIR");
         command.env("GNEISS_STAND_IN", [&format!("fatbins={fatbins}"), settings].join(",").trim_end_matches(','));
         command.env("GNEISS_CUDA_TRACE", self.path("calls.tsv"));
@@ -98,7 +100,7 @@ impl Place {
         self.losses("runs/cpu")
     }
 
-    /// How often the last command made each call of the driver, by kind and name.
+    /// How often the last command that ended made each call of the driver, by kind and name.
     pub fn calls(&self) -> HashMap<(String, String), u64> {
         let text = std::fs::read_to_string(self.path("calls.tsv")).unwrap();
         let call = |line: &str| {

@@ -160,6 +160,7 @@ CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) {
         NEED_INIT;
         if (!of(device)) return CUDA_ERROR_INVALID_DEVICE;
         of(device)->retained = true;
+        count("device", std::to_string(device));
         *context = reinterpret_cast<CUcontext>(of(device));
         return CUDA_SUCCESS;
     });
