@@ -22,6 +22,29 @@ fn losses_follow_the_cpus_in_every_dtype() {
     }
 }
 
+/// The tutorial's own configuration and reviews, on the small checkpoint.
+#[test]
+fn the_tutorials_steps_follow_the_cpus() {
+    let place = Place::new();
+    let root = env!("CARGO_MANIFEST_DIR");
+    let sets = |name: &str, dtype: &str| {
+        let id = format!("model.id={}", place.path("model").display());
+        let runs = format!("runs={}", place.path("runs").display());
+        [id, runs, format!("name={name}"), format!("model.dtype={dtype}"), "train.max_steps=3".into()]
+    };
+    let tune = |name: &str, device: &str, dtype: &str| {
+        let mut command = place.command("", ["tune", "configs/tutorial.toml", "--device", device]);
+        command.current_dir(root).args(sets(name, dtype).iter().flat_map(|set| ["--set", set]));
+        succeeded(&command.output().unwrap());
+        place.losses(&format!("runs/{name}"))
+    };
+    let expected = tune("cpu", "cpu", "f32");
+    assert_eq!(expected.len(), 3 + 1);
+    for (dtype, relative) in DTYPES {
+        assert_follow(&tune(dtype, "cuda", dtype), &expected, relative);
+    }
+}
+
 /// Threads and blocks in other orders give the same bits.
 #[test]
 fn a_run_repeats_bit_for_bit_in_any_order_of_threads() {
