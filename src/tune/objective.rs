@@ -4,6 +4,7 @@
 use super::plan::Limits;
 use crate::data::{PackedBatch, Passes, PrefixGroup};
 use crate::model::{Granite, Rope};
+use crate::ops::gpu::{self, Route};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 
@@ -67,7 +68,8 @@ pub fn gradient(
 ) -> Result<Objective> {
     let Limits { max_rows, recompute } = limits;
     let passes = passes(model, groups, max_rows)?;
-    let dloss = 1.0 / passes.target_tokens() as f64;
+    let scale = loss_scale(model, passes.target_tokens());
+    let dloss = scale / passes.target_tokens() as f64;
     let virtual_tokens = prompts.dims()[0];
     let Passes { lead, rest } = &passes;
     let tape = model.forward(lead, prompts, None, recompute)?;
@@ -93,7 +95,35 @@ pub fn gradient(
     nll.insert(0, head.nll);
     let Some(dhidden) = head.dhidden else { unreachable!("a gradient was asked for") };
     let backward = model.backward(lead, tape, &dhidden, None, behind.as_deref(), virtual_tokens)?;
-    Ok(Objective { nll, rows: passes.rows(), gradient: backward.prompts })
+    // f32 on a GPU, where the division by a power of two is exact and what is not finite stays so.
+    let gradient =
+        backward.prompts.map(|scaled| if scale == 1.0 { Ok(scaled) } else { scaled / scale }).transpose()?;
+    Ok(Objective { nll, rows: passes.rows(), gradient })
+}
+
+/// Factor on the loss in the backward pass, a power of two that is taken out of the prompts' gradient again. 1 but for
+/// activations in f16, whose smallest number is 2^-24 and whose largest is 65,504.
+///
+/// A logit's gradient is `scale / (targets * logits_scaling)` times a probability, less 1 for the label. At 512 targets and
+/// a `logits_scaling` of 16 the first factor is 2^-13 without a scale: probabilities under 2^-12 are flushed to zero, and
+/// nearly all of a vocabulary of 100,352 is under that. So the scale is `targets * logits_scaling`, which leaves the gradient
+/// at the size of the probabilities, within two bounds:
+///
+/// * 2^14 at most. Gradients of the prefix rows are sums over all targets: they are `scale` times those of the mean loss, and
+///   may have elements up to 4. At 8,192 targets and 16 the logits' factor is then 2^-3, and the flush begins at 2^-22.
+/// * 2^10 at least, as one target's gradient spreads over all rows that it attends to. At one target and a `logits_scaling`
+///   of 1 the absolute values of its logits' gradient add up to 2^11 at most: weights of up to 31 do not overflow the hidden
+///   state's gradient, and the elements of the prefix rows' may be up to 63.
+fn loss_scale(model: &Granite, targets: usize) -> f64 {
+    if model.dtype() != DType::F16 || gpu::route(model.embedding()) != Route::Kernel {
+        return 1.0;
+    }
+    scale_in_f16(targets, model.config().logits_scaling)
+}
+
+/// [`loss_scale`] of activations in f16.
+fn scale_in_f16(targets: usize, logits_scaling: f64) -> f64 {
+    (targets as f64 * logits_scaling).log2().ceil().clamp(10.0, 14.0).exp2()
 }
 
 /// Loss of `groups` without a gradient, and without a tape: one block's memory at a time, and the keys and values of
@@ -142,3 +172,6 @@ fn passes(model: &Granite, groups: &[PrefixGroup], max_rows: usize) -> Result<Pa
     let long_above = rope.and_then(Rope::long_above);
     Ok(Passes::with_long_rope(groups, max_rows, long_above))
 }
+
+#[cfg(test)]
+mod tests;
