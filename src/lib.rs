@@ -10,6 +10,7 @@ pub mod bench;
 pub mod check;
 pub mod config;
 pub mod data;
+pub mod device;
 pub mod error;
 pub mod evaluate;
 pub mod export;

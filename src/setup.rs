@@ -2,13 +2,13 @@
 
 use crate::config::{Config, DataOptions, DeviceChoice, DtypeChoice, ModelOptions, Task, TrainOptions};
 use crate::data::{Dataset, Encoded, Encoder, Example, Template};
+use crate::device::free_memory;
 use crate::model::{
     Checkpoint, Dtypes, Granite, HubOptions, Local, ModelConfig, TextTokenizer, TuningMemory, granite,
     resolve,
 };
 use crate::ops::packed::Isa;
 use crate::serve::client::Limits;
-use crate::tune::plan::free_memory;
 use crate::tune::{Budget, MemoryPlan, RowRange, Work};
 use crate::{Error, Result};
 use candle_core::utils::{cuda_is_available, metal_is_available};

@@ -157,7 +157,8 @@ fn perplexity_is_that_of_pefts_loss() {
             let expected = case["loss"].as_f64().unwrap().exp();
             for max_rows in [usize::MAX, 1] {
                 let mut told = Vec::new();
-                let nll = nll(&model, Some(prompt), &examples, max_rows, &mut |n| told.push(n)).unwrap();
+                let nll = nll(&model, Some(prompt), &examples, max_rows, &mut |done| told.push(done.texts))
+                    .unwrap();
                 assert_eq!(nll.len() as u64, case["target_tokens"].as_u64().unwrap());
                 let perplexity = (nll.iter().sum::<f64>() / nll.len() as f64).exp();
                 let what = format!("{name}, {}, {max_rows} rows", case["name"]);

@@ -74,8 +74,13 @@ pub(super) fn evaluate(
         tuned.adapter.check_width(&tuned.folder, &session.id, session.model.config().hidden_size)?;
     }
     writable(folder)?;
-    let mut bars =
-        Bars { bar: progress::bar(1, "evaluating", progress::COUNT), folder, at: None, kept: Vec::new() };
+    let mut bars = Bars {
+        bar: progress::bar(1, "evaluating", progress::COUNT),
+        folder,
+        at: None,
+        kept: Vec::new(),
+        rows: None,
+    };
     let result = evaluate::run(config, session, tuned, &mut bars);
     bars.bar.finish_and_clear();
     if !bars.kept.is_empty() {
@@ -114,6 +119,8 @@ struct Bars<'a> {
     at: Option<String>,
     /// Arms whose results are written.
     kept: Vec<String>,
+    /// Rows of a pass in the last word of progress, and its arm and stage.
+    rows: Option<(String, Stage, usize)>,
 }
 
 impl Observer for Bars<'_> {
@@ -122,6 +129,13 @@ impl Observer for Bars<'_> {
             Stage::Generating => "answers",
             Stage::Scoring => "likelihoods",
         };
+        let less = |(arm, stage, rows): &(String, Stage, usize)| {
+            arm == name && *stage == progress.stage && progress.max_rows < *rows
+        };
+        if self.rows.as_ref().is_some_and(less) {
+            progress::fewer_rows(&self.bar, progress.max_rows);
+        }
+        self.rows = Some((name.to_owned(), progress.stage, progress.max_rows));
         self.at = Some(name.to_owned());
         self.bar.set_prefix(name.to_owned());
         self.bar.set_message(stage);

@@ -35,6 +35,11 @@ pub fn out_of_memory(bar: &ProgressBar, limits: Limits) {
     );
 }
 
+/// Says that the device ran out of memory, and that texts go on with fewer rows at a time.
+pub fn fewer_rows(bar: &ProgressBar, rows: usize) {
+    line(bar, &format!("warning    out of memory: going on with {rows} rows at a time"));
+}
+
 /// Opens a model with a bar, and says what it is.
 pub fn open(options: &gneiss::config::ModelOptions) -> anyhow::Result<Session> {
     let started = std::time::Instant::now();

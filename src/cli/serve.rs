@@ -219,7 +219,13 @@ pub(super) fn deploy(session: Session, limits: Limits, options: Options) -> anyh
     let Session { model, tokenizer, id, .. } = session;
     let metrics = Arc::<Metrics>::default();
     let counted = metrics.clone();
-    let (client, thread) = worker::start(model, Served::base(&id), limits, move |step| counted.step(step))?;
+    let watch = move |step: worker::Step| {
+        counted.step(step);
+        if let Some(rows) = step.less_rows {
+            super::warn(format_args!("the device ran out of memory: steps have at most {rows} rows for now"));
+        }
+    };
+    let (client, thread) = worker::start(model, Served::base(&id), limits, watch)?;
     let app = App::new(client.clone(), tokenizer, template, id, options)?.with_metrics(metrics);
     if let Some(problem) = app.chat_problem() {
         eprintln!("warning: the checkpoint's chat template can't be used, and chats are refused: {problem}");

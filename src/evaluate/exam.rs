@@ -6,7 +6,7 @@ use crate::config::Task;
 use crate::data::encode::Encoder;
 use crate::data::labels::normalize;
 use crate::data::{Dataset, Example, Record};
-use crate::generate::{self, Generated, Request};
+use crate::generate::{self, Done, Generated, Request};
 use crate::model::{Granite, TextTokenizer};
 use crate::{Error, Result};
 use candle_core::Tensor;
@@ -47,6 +47,8 @@ pub struct Progress {
     pub done: usize,
     /// Texts of this stage.
     pub of: usize,
+    /// Rows that go through the model at a time: less than was asked for after the device ran out of memory.
+    pub max_rows: usize,
 }
 
 /// The distinct outputs of some rows, sorted: the labels of a classification.
@@ -175,7 +177,9 @@ impl Exam<'_> {
             ..Request::default()
         };
         let (requests, of) = (examples.iter().map(request).collect(), examples.len());
-        let mut progress = |done| progress(Progress { stage: Stage::Generating, done, of });
+        let mut progress = |Done { texts: done, max_rows }| {
+            progress(Progress { stage: Stage::Generating, done, of, max_rows })
+        };
         generate::generate(self.model, prompt, requests, self.max_rows, &mut progress)
     }
 
@@ -187,7 +191,8 @@ impl Exam<'_> {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Vec<f64>> {
         let of = examples.len();
-        let mut progress = |done| progress(Progress { stage: Stage::Scoring, done, of });
+        let mut progress =
+            |Done { texts: done, max_rows }| progress(Progress { stage: Stage::Scoring, done, of, max_rows });
         nll(self.model, prompt, examples, self.max_rows, &mut progress)
     }
 

@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::data::{Example, PrefixGroup};
-use crate::generate;
+use crate::generate::{self, Done};
 use crate::model::Granite;
 use crate::tune::objective;
 use candle_core::Tensor;
@@ -12,16 +12,18 @@ use candle_core::Tensor;
 const PASSES: usize = 8;
 
 /// Negative log-likelihood of each target token of `examples`, nats, in their order, behind `prompt` f32 [P, C] or
-/// without one. At most `max_rows` rows go through the model at a time; `progress` is told of the examples done.
+/// without one. At most `max_rows` rows go through the model at a time, fewer after the device ran out of memory; `progress`
+/// is told of the examples done.
 ///
 /// # Errors
-/// A value that is not finite; the device's.
+/// A value that is not finite; [`Error::OutOfMemory`](crate::Error::OutOfMemory) for an example that does not fit by itself;
+/// the device's.
 pub fn nll(
     model: &Granite,
     prompt: Option<&Tensor>,
     examples: &[Example],
-    max_rows: usize,
-    progress: &mut dyn FnMut(usize),
+    mut max_rows: usize,
+    progress: &mut dyn FnMut(Done),
 ) -> Result<Vec<f64>> {
     let prompts = generate::prompts(model, prompt)?;
     let (mut nll, mut from, mut rows) = (Vec::new(), 0, 0);
@@ -29,8 +31,10 @@ pub fn nll(
         rows += examples[to - 1].input.len() + examples[to - 1].target.len();
         if to == examples.len() || rows >= max_rows.saturating_mul(PASSES) {
             let group = PrefixGroup::new(0..prompts.dims()[0] as u32, &examples[from..to]);
-            nll.extend(objective::evaluate(model, &prompts, &[group], max_rows)?.nll()?);
-            progress(to);
+            let (found, limits) = objective::evaluate_within_memory(model, &prompts, group, max_rows)?;
+            nll.extend(found);
+            max_rows = limits;
+            progress(Done { texts: to, max_rows });
             (from, rows) = (to, 0);
         }
     }

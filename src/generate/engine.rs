@@ -9,17 +9,21 @@
 //! ```
 //!
 //! A request is taken in when the cache has rows for all that it may come to, in the order of arrival, so none is ever
-//! thrown out again. Long texts go through in parts, so that they do not hold up the others.
+//! thrown out again. Long texts go through in parts, so that they do not hold up the others. If a device runs out of memory,
+//! steps have fewer rows for a time; a request whose single row does not fit ends by itself.
 
 mod check;
 mod embeds;
+mod room;
 
 use super::prefixes::{Block, Prefix, PrefixId};
 use super::sampling::Chooser;
 use super::{Event, Request, StopReason, Token};
+use crate::device::Shortage;
 use crate::model::{Granite, KvCache, Next};
 use crate::{Error, Result};
 use candle_core::Tensor;
+use room::StepRows;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
@@ -34,7 +38,8 @@ pub struct Engine<'m> {
     pub(super) model: &'m Granite,
     pub(super) cache: KvCache,
     no_prompts: Tensor,
-    step_rows: usize,
+    step_rows: StepRows,
+    pub(super) shortage: Shortage,
     pub(super) prefixes: BTreeMap<PrefixId, Prefix>,
     /// The same prompts for requests longer than [`crate::model::Rope::long_above`], made when one comes.
     pub(super) long_prefixes: BTreeMap<PrefixId, Prefix>,
@@ -42,6 +47,8 @@ pub struct Engine<'m> {
     leaving: Vec<Arc<Block>>,
     waiting: VecDeque<Waiting>,
     running: Vec<Sequence>,
+    /// Events of a step that failed.
+    undelivered: Vec<(SequenceId, Event)>,
     ids: u64,
 }
 
@@ -54,6 +61,8 @@ pub struct Stepped {
     pub sequences: usize,
     /// Token rows in the pass.
     pub rows: usize,
+    /// Rows that a step may have from now on, where the device ran out of memory in this one.
+    pub less_rows: Option<usize>,
 }
 
 struct Waiting {
@@ -109,12 +118,14 @@ impl<'m> Engine<'m> {
             model,
             cache: KvCache::new(model, cache_rows)?,
             no_prompts: super::prompts(model, None)?,
-            step_rows: step_rows.max(1),
+            step_rows: StepRows::new(step_rows),
+            shortage: Shortage::on(model.device()),
             prefixes: BTreeMap::new(),
             long_prefixes: BTreeMap::new(),
             leaving: Vec::new(),
             waiting: VecDeque::new(),
             running: Vec::new(),
+            undelivered: Vec::new(),
             ids: 0,
         })
     }
@@ -148,7 +159,16 @@ impl<'m> Engine<'m> {
             return Ok(());
         }
         let found = self.prefixes.get_mut(&prefix).ok_or_else(gone)?;
-        found.share(self.model, &mut self.cache, head)
+        let shared = found.share(self.model, &mut self.cache, head);
+        self.unless_short(shared)
+    }
+
+    /// A head saves work; without the memory for it, requests have its tokens as their own.
+    fn unless_short(&mut self, shared: Result<()>) -> Result<()> {
+        match shared {
+            Err(error) if self.shortage.caused(&error) => Ok(()),
+            other => other,
+        }
     }
 
     /// Virtual tokens of a prefix.
@@ -179,7 +199,8 @@ impl<'m> Engine<'m> {
         if request.embeds.is_none()
             && let Some(found) = found
         {
-            found.learn(self.model, &mut self.cache, &request.tokens)?;
+            let learned = found.learn(self.model, &mut self.cache, &request.tokens);
+            self.unless_short(learned)?;
         }
         let id = SequenceId(self.next_id());
         self.waiting.push_back(Waiting { id, prefix, request });
@@ -196,7 +217,7 @@ impl<'m> Engine<'m> {
 
     /// Whether there is nothing to do.
     pub fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.running.is_empty()
+        self.waiting.is_empty() && self.running.is_empty() && self.undelivered.is_empty()
     }
 
     /// Requests that have not begun.
@@ -204,31 +225,67 @@ impl<'m> Engine<'m> {
         self.waiting.len()
     }
 
-    /// Runs the next rows of the requests through the model.
+    /// Runs the next rows of the requests through the model: fewer of them where the device runs out of memory.
     ///
     /// # Errors
-    /// The device's. The requests under way ([`Engine::running`]) have to be ended then.
+    /// The device's, but for too little memory. The requests under way ([`Engine::running`]) have to be ended then.
     pub fn step(&mut self) -> Result<Stepped> {
-        let mut events = self.end_overdue();
-        let begun = self.admit(&mut events)?;
-        if begun > 0 {
-            self.deliver(&mut events);
+        let events = std::mem::take(&mut self.undelivered);
+        let mut stepped = Stepped { events, ..Stepped::default() };
+        match self.advance(&mut stepped) {
+            Ok(()) => Ok(stepped),
+            Err(error) => {
+                // Requests that ended before are told so by the next step.
+                self.undelivered = stepped.events;
+                Err(error)
+            }
         }
-        let parts = self.parts();
-        let mut stepped = Stepped { sequences: parts.len(), rows: begun, events };
-        stepped.rows += parts.iter().map(|part| part.tokens.len()).sum::<usize>();
-        if parts.is_empty() {
-            return Ok(stepped);
+    }
+
+    fn advance(&mut self, stepped: &mut Stepped) -> Result<()> {
+        self.end_overdue(&mut stepped.events);
+        stepped.rows = self.admit(&mut stepped.events)?;
+        if stepped.rows > 0 {
+            self.deliver(&mut stepped.events);
         }
+        loop {
+            let parts = self.parts();
+            let rows = parts.iter().map(|part| part.tokens.len()).sum::<usize>();
+            if rows == 0 {
+                return Ok(());
+            }
+            match self.run(&parts) {
+                Ok(()) => {
+                    self.step_rows.went_well();
+                    stepped.sequences = parts.len();
+                    stepped.rows += rows;
+                    self.deliver(&mut stepped.events);
+                    return Ok(());
+                }
+                Err(error) if self.shortage.caused(&error) => {
+                    if self.step_rows.less(rows) {
+                        stepped.less_rows = Some(self.step_rows.now());
+                    } else {
+                        let at = parts[0].sequence;
+                        stepped.events.push((self.running[at].id, Event::no_memory(&error)));
+                        self.end(at);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Runs `parts` through the model. Nothing is changed where that fails before tokens are chosen.
+    fn run(&mut self, parts: &[Part]) -> Result<()> {
         let next: Vec<Next> = parts.iter().map(|part| part.next(&self.running)).collect();
         let batch = self.cache.pack(&next)?;
         let hidden = self.model.infer(&batch, &self.no_prompts, &mut self.cache)?;
-        self.choose(&parts, &hidden)?;
-        for part in &parts {
+        self.choose(parts, &hidden)?;
+        for part in parts {
             self.running[part.sequence].filled += part.tokens.len();
         }
-        self.deliver(&mut stepped.events);
-        Ok(stepped)
+        Ok(())
     }
 
     /// Takes the sequences' events, and ends those that are over.
@@ -238,9 +295,7 @@ impl<'m> Engine<'m> {
             events.extend(sequence.events.drain(..).map(|event| (id, event)));
         }
         for at in (0..self.running.len()).rev() {
-            let ended = events.iter().any(|(id, event)| {
-                *id == self.running[at].id && matches!(event, Event::Finished(_) | Event::Failed(_))
-            });
+            let ended = events.iter().any(|(id, event)| *id == self.running[at].id && event.is_last());
             if ended {
                 self.end(at);
             }
@@ -276,10 +331,9 @@ impl<'m> Engine<'m> {
         });
     }
 
-    fn end_overdue(&mut self) -> Vec<(SequenceId, Event)> {
+    fn end_overdue(&mut self, events: &mut Vec<(SequenceId, Event)>) {
         let now = Instant::now();
         let overdue = |request: &Request| request.deadline.is_some_and(|deadline| deadline <= now);
-        let mut events = Vec::new();
         self.waiting.retain(|waiting| {
             let over = overdue(&waiting.request);
             if over {
@@ -293,7 +347,6 @@ impl<'m> Engine<'m> {
                 self.end(at);
             }
         }
-        events
     }
 
     /// Frees heads that nobody uses until `rows` rows stand together, or none is left.
@@ -318,7 +371,7 @@ impl<'m> Engine<'m> {
         self.leave();
         let mut rows: usize = self.running.iter().map(Sequence::rows_to_come).sum();
         let mut begun = 0;
-        while rows < self.step_rows {
+        while rows < self.step_rows.now() {
             let Some(Waiting { id, prefix, request }) = self.waiting.front() else { break };
             if !self.prefixes.contains_key(prefix) {
                 events.push((*id, Event::Failed("the prompt was unloaded".into())));
@@ -332,10 +385,17 @@ impl<'m> Engine<'m> {
                 continue;
             }
             let (prefix, long) = (*prefix, self.long(*prefix, request)?);
-            if let Some(first_position) = long
-                && !self.make_long_prefix(prefix, first_position)?
-            {
-                break;
+            if let Some(first_position) = long {
+                match self.make_long_prefix(prefix, first_position) {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(error) if self.shortage.caused(&error) => {
+                        let Some(Waiting { id, .. }) = self.waiting.pop_front() else { break };
+                        events.push((id, Event::no_memory(&error)));
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                }
             }
             let Some(Waiting { request, .. }) = self.waiting.front() else { break };
             let prefixes = if long.is_some() { &mut self.long_prefixes } else { &mut self.prefixes };
@@ -361,7 +421,7 @@ impl<'m> Engine<'m> {
     /// What of each sequence goes through now: a token of those that generate, then as much text as there is room for.
     /// In the order of their blocks, so that those behind one prefix stand together.
     fn parts(&self) -> Vec<Part> {
-        let mut room = self.step_rows;
+        let mut room = self.step_rows.now();
         let (mut texts, mut parts) = (Vec::new(), Vec::new());
         for (i, sequence) in self.running.iter().enumerate() {
             match sequence.generated.last() {
@@ -399,7 +459,7 @@ impl<'m> Engine<'m> {
             let first = sequence.filled + part.tokens.len() - part.targets;
             rows.extend((first..first + part.targets).map(|row| (part.sequence, row)));
         }
-        super::choose::choose(self.model, hidden, &rows, &mut self.running)
+        super::choose::choose(self.model, hidden, &rows, &mut self.running, &mut self.shortage)
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is asked of a model, and what comes back, a token at a time.
 
 use super::Choices;
+use crate::Error;
 use candle_core::Tensor;
 use std::sync::Arc;
 use std::time::Instant;
@@ -145,4 +146,21 @@ pub enum Event {
     Finished(StopReason),
     /// The device failed; nothing comes behind this.
     Failed(String),
+    /// The device has too little memory for this request alone; nothing comes behind this.
+    NoMemory(String),
+}
+
+impl Event {
+    /// Whether nothing comes behind it.
+    pub fn is_last(&self) -> bool {
+        matches!(self, Self::Finished(_) | Self::Failed(_) | Self::NoMemory(_))
+    }
+
+    /// [`Event::NoMemory`] by what the device said.
+    pub(super) fn no_memory(error: &Error) -> Self {
+        Self::NoMemory(format!(
+            "the device has too little memory for this request: {error}; hint: fewer tokens of text and answer, or \
+             another try later"
+        ))
+    }
 }

@@ -15,6 +15,7 @@
 
 use super::Granite;
 use crate::data::pack::PackedBatch;
+use crate::device::{self, Work};
 use crate::ops::{Indices, Segment};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
@@ -67,6 +68,7 @@ impl KvCache {
     /// # Errors
     /// The device's.
     pub fn new(model: &Granite, capacity: usize) -> Result<Self> {
+        device::before(Work::Cache, capacity)?;
         let config = model.config();
         let width = 2 * config.num_key_value_heads * config.head_dim;
         let layer = || Tensor::zeros((capacity, width), model.product_dtype(), model.device());

@@ -14,6 +14,7 @@ use super::kv_cache::KvCache;
 use super::tape::{BlockTape, NormTape, Saved, Tape};
 use crate::Result;
 use crate::data::pack::PackedBatch;
+use crate::device::{self, Work};
 use crate::ops::attention::{Inputs, Needs, Qkv};
 use crate::ops::cross_entropy::{self, Softmax};
 use crate::ops::embed::{self, Lookup};
@@ -159,6 +160,7 @@ impl Granite {
         prefix: Option<&[Tensor]>,
         mut keep: impl FnMut(usize, BlockTape) -> Result<()> + Send,
     ) -> Result<Normed> {
+        device::before(Work::Pass, batch.ids.len())?;
         self.on_pool(|| {
             let rows = Rows::new(self, batch)?;
             let mut x = embed::forward(&self.embedding, prompts, &self.lookup(batch))?;
@@ -198,6 +200,7 @@ impl Granite {
     /// # Errors
     /// Shapes that do not fit; the device's.
     pub fn infer(&self, batch: &PackedBatch, prompts: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
+        device::before(Work::Pass, batch.ids.len())?;
         self.on_pool(|| self.infer_here(batch, prompts, cache))
     }
 
@@ -319,6 +322,7 @@ impl Granite {
     /// # Errors
     /// Another width; the device's.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        device::before(Work::Logits, hidden.dims()[0])?;
         let logits = self.head.forward_divided(hidden, self.config.logits_scaling)?;
         // Without the columns of a padded head, which are no tokens.
         Ok(logits.narrow(1, 0, self.config.vocab_size)?)

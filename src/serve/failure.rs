@@ -65,6 +65,11 @@ impl Failure {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
     }
 
+    /// The device has too little memory for this request; it may have more another time.
+    pub fn no_memory(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "out_of_memory", message)
+    }
+
     pub fn ending() -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", Refused::Ending.to_string())
     }
@@ -149,7 +154,9 @@ impl From<Refused> for Failure {
 
 impl From<crate::Error> for Failure {
     fn from(error: crate::Error) -> Self {
-        if error.is_bad_input() {
+        if crate::device::is_out_of_memory(&error) {
+            Self::no_memory(error.to_string())
+        } else if error.is_bad_input() {
             Self::new(StatusCode::BAD_REQUEST, "invalid_value", error.to_string())
         } else {
             Self::internal(error.to_string())

@@ -140,6 +140,7 @@ impl Generation {
                 );
             }
             Event::Failed(problem) => return Err(Failure::internal(problem)),
+            Event::NoMemory(problem) => return Err(Failure::no_memory(problem)),
         }
         Ok(())
     }

@@ -147,8 +147,22 @@ mod tests {
     #[test]
     fn steps_and_answers_are_counted() {
         let metrics = Arc::new(Metrics::default());
-        metrics.step(Step { sequences: 3, rows: 40, generated: 3, waiting: 2, seconds: 0.05 });
-        metrics.step(Step { sequences: 4, rows: 4, generated: 4, waiting: 0, seconds: 0.01 });
+        metrics.step(Step {
+            sequences: 3,
+            rows: 40,
+            generated: 3,
+            waiting: 2,
+            seconds: 0.05,
+            ..Step::default()
+        });
+        metrics.step(Step {
+            sequences: 4,
+            rows: 4,
+            generated: 4,
+            waiting: 0,
+            seconds: 0.01,
+            ..Step::default()
+        });
         metrics.answered("openai", "base", 200);
         let mut meter = Meter::new(&metrics, Instant::now());
         meter.asked(12);

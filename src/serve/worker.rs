@@ -16,7 +16,7 @@ use std::time::Instant;
 use tokio::sync::mpsc::UnboundedSender;
 
 /// What a step came to, for whoever counts.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Step {
     /// Sequences in the pass.
     pub sequences: usize,
@@ -28,6 +28,8 @@ pub struct Step {
     pub waiting: usize,
     /// Seconds that it took.
     pub seconds: f64,
+    /// Rows that a step may have from now on, where the device ran out of memory in this one.
+    pub less_rows: Option<usize>,
 }
 
 /// Starts the thread: it owns `model`, which is offered as `base`, and tells `watch` of every step.
@@ -231,9 +233,10 @@ impl<'m, W: Fn(Step)> Worker<'m, W> {
             generated: tokens.count(),
             waiting: self.counted,
             seconds: started.elapsed().as_secs_f64(),
+            less_rows: stepped.less_rows,
         });
         for (id, event) in stepped.events {
-            let over = matches!(event, Event::Finished(_) | Event::Failed(_));
+            let over = event.is_last();
             if let Some(events) = self.streams.get(&id) {
                 // Whoever hung up is forgotten before the next step.
                 let _ = events.send(event);
@@ -255,3 +258,6 @@ impl<'m, W: Fn(Step)> Worker<'m, W> {
         self.count();
     }
 }
+
+#[cfg(test)]
+mod tests;

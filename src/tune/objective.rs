@@ -1,7 +1,8 @@
 //! The loss of a batch, and its gradient in the prompts: cross-entropy per target token, over everything that
 //! the optimizer step sees.
 
-use super::plan::Limits;
+use super::plan::{self, Limits};
+use crate::data::pack::Sequence;
 use crate::data::{PackedBatch, Passes, PrefixGroup};
 use crate::model::{Granite, Rope};
 use crate::ops::gpu::{self, Route};
@@ -150,6 +151,30 @@ pub fn evaluate(
         }
     };
     Ok(Objective { nll, rows: passes.rows(), gradient: None })
+}
+
+/// Negative log-likelihoods of the targets of `group`, and the rows of a pass with which they were taken: half of `max_rows`
+/// and half again while the device runs out of memory.
+///
+/// # Errors
+/// [`Error::OutOfMemory`] where a single sequence does not fit; those of [`evaluate`].
+pub(crate) fn evaluate_within_memory(
+    model: &Granite,
+    prompts: &Tensor,
+    group: PrefixGroup,
+    max_rows: usize,
+) -> Result<(Vec<f64>, usize)> {
+    let rows = group.prefix_rows() + group.sequences.iter().map(Sequence::rows).sum::<usize>();
+    let groups = [group];
+    let (nll, limits) = plan::within_memory(
+        model.device(),
+        Limits::rows(max_rows),
+        // Without a tape there is nothing to compute again: rows alone make a difference.
+        |limits| limits.less(rows, 1),
+        |limits| evaluate(model, prompts, &groups, limits.max_rows)?.nll(),
+        |_| Ok(()),
+    )?;
+    Ok((nll, limits.max_rows))
 }
 
 /// Packs `groups` for `model`.

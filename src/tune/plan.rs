@@ -7,6 +7,7 @@
 
 use crate::data::Example;
 use crate::data::pack::common_head;
+use crate::device::{Shortage, free_memory};
 use crate::model::TuningMemory;
 use crate::{Error, Result};
 use candle_core::Device;
@@ -222,60 +223,22 @@ fn largest(least: usize, most: usize, at: impl Fn(usize) -> MemoryPlan) -> Optio
     Some(found)
 }
 
-/// Memory that `device` has free, bytes; `None` where the system does not say.
-///
-/// # Errors
-/// The device's.
-pub fn free_memory(device: &Device) -> Result<Option<usize>> {
-    match device {
-        Device::Cpu => Ok(std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| available_in(&text))),
-        #[cfg(feature = "cuda")]
-        Device::Cuda(cuda) => Ok(Some(crate::ops::gpu::cuda::memory(cuda)?.0)),
-        #[cfg(feature = "metal")]
-        Device::Metal(metal) => {
-            let device = metal.metal_device();
-            let advised = device.recommended_max_working_set_size();
-            Ok(Some(advised.saturating_sub(device.current_allocated_size())))
-        }
-        #[allow(unreachable_patterns)]
-        _ => Ok(None),
-    }
-}
-
-/// `MemAvailable` of Linux's `/proc/meminfo`, bytes.
-fn available_in(meminfo: &str) -> Option<usize> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok().map(|kib| kib << 10)
-}
-
-/// Whether a device said that its memory is used up. candle passes on what the driver's library says, as text.
-pub fn is_out_of_memory(error: &Error) -> bool {
-    // In turn: CUDA's driver, cuBLAS, a Metal buffer that there was no room for, a Metal command that ran into it.
-    const SIGNS: [&str; 4] = [
-        "CUDA_ERROR_OUT_OF_MEMORY",
-        "CUBLAS_STATUS_ALLOC_FAILED",
-        "Failed to create metal resource: Buffer",
-        "kIOGPUCommandBufferCallbackErrorOutOfMemory",
-    ];
-    let Error::Candle(error) = error else { return false };
-    let text = error.to_string();
-    SIGNS.iter().any(|sign| text.contains(sign))
-}
-
-/// Runs `step` under `limits`; where the device's memory does not suffice, again under what `less` makes of them,
+/// Runs `step` under `limits`; where the memory of `device` does not suffice, again under what `less` makes of them,
 /// which `told` hears first. Gives back under which limits it worked.
 ///
 /// # Errors
 /// [`Error::OutOfMemory`] where nothing less is left to try; any other error of `step` or `told` as it is.
-pub(super) fn within_memory<T>(
+pub(crate) fn within_memory<T>(
+    device: &Device,
     mut limits: Limits,
     less: impl Fn(Limits) -> Option<Limits>,
     mut step: impl FnMut(Limits) -> Result<T>,
     mut told: impl FnMut(Limits) -> Result<()>,
 ) -> Result<(T, Limits)> {
+    let mut shortage = Shortage::on(device);
     loop {
         let error = match step(limits) {
-            Err(error) if is_out_of_memory(&error) => error,
+            Err(error) if shortage.caused(&error) => error,
             other => return Ok((other?, limits)),
         };
         let Some(next) = less(limits) else {

@@ -323,7 +323,9 @@ impl<'a> Trainer<'a> {
     ) -> Result<(T, Limits)> {
         let rows = group.prefix_rows() + group.sequences.iter().map(Sequence::rows).sum::<usize>();
         let less = |limits: Limits| limits.less(rows, self.task.model.config().num_hidden_layers);
-        plan::within_memory(self.limits, less, work, |limits| observer.out_of_memory(limits))
+        plan::within_memory(self.task.model.device(), self.limits, less, work, |limits| {
+            observer.out_of_memory(limits)
+        })
     }
 
     /// Loss, gradient and update of one step under `limits`.

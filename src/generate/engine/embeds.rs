@@ -33,6 +33,7 @@ impl Engine<'_> {
         let Waiting { id, prefix, request } = self.waiting.pop_front()?;
         match self.begin_embeds(&prefix, id, request) {
             Ok(sequence) => self.running.push(sequence),
+            Err(error) if self.shortage.caused(&error) => events.push((id, Event::no_memory(&error))),
             Err(error) => events.push((id, Event::Failed(error.to_string()))),
         }
         Some(rows)

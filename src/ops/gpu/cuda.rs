@@ -62,6 +62,14 @@ pub(crate) fn memory(device: &CudaDevice) -> Result<(usize, usize)> {
     Ok(stream.context().mem_get_info().w()?)
 }
 
+/// Free memory of the device, bytes, without what the pool holds.
+///
+/// # Errors
+/// The driver's.
+pub(crate) fn free_now(device: &CudaDevice) -> Result<usize> {
+    Ok(device.cuda_stream().context().mem_get_info().w()?.0)
+}
+
 fn function(device: &CudaDevice, kernel: &Kernel, element: DType) -> Result<CudaFunction> {
     static LOADED: OnceLock<Mutex<Loaded>> = OnceLock::new();
     let mut loaded =

@@ -161,6 +161,7 @@ async fn the_workers_steps_are_counted_where_the_app_is_given_its_metrics() {
         generated: 2,
         waiting: 0,
         seconds: 0.1,
+        ..Default::default()
     });
     assert!(fake.get("/metrics").await.text.contains("gneiss_generated_tokens_total 2\n"));
 }

@@ -1,0 +1,107 @@
+//! Generation on a device that runs out of memory.
+
+use super::*;
+use crate::data::Example;
+use crate::device::{Work, faults};
+use crate::evaluate::nll;
+use crate::model::{Checkpoint, granite};
+use candle_core::{DType, Device};
+use std::cell::RefCell;
+use std::path::Path;
+use std::rc::Rc;
+
+fn model() -> Granite {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/granite");
+    let bare = Checkpoint::open_without_tokenizer(&path).unwrap();
+    let dtypes = granite::dtypes(DType::F32, &Device::Cpu).unwrap();
+    Granite::load(&bare.config, &bare.weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap()
+}
+
+fn request(seed: u32) -> Request {
+    let tokens = (0..5 + seed % 4).map(|i| (seed * 7 + i * 3) % 90).collect();
+    Request { tokens, max_new_tokens: 3 + seed as usize % 3, ..Request::default() }
+}
+
+/// What `generate` gives, and the rows that it was told of, on a device where `fails` says so.
+fn with(
+    model: &Granite,
+    fails: impl FnMut(Work, usize) -> bool + 'static,
+) -> (Result<Vec<Generated>>, Vec<usize>) {
+    let mut rows = Vec::new();
+    let prompt = model.embedding().narrow(0, 10, 2).unwrap();
+    let requests = (0..8).map(request).collect();
+    let generated = faults::with(fails, || {
+        generate(model, Some(&prompt), requests, 32, &mut |done| rows.push(done.max_rows))
+    });
+    rows.dedup();
+    (generated, rows)
+}
+
+#[test]
+fn generate_goes_on_with_fewer_rows_and_the_same_tokens() {
+    let model = model();
+    let (expected, rows) = with(&model, |_, _| false);
+    let expected = expected.unwrap();
+    assert_eq!(rows, [32]);
+    // Passes of at most 5 rows fit; of two; logits of two rows at a time; of one.
+    let cases: [(Work, usize, usize); 4] =
+        [(Work::Pass, 5, 4), (Work::Pass, 2, 2), (Work::Logits, 2, 32), (Work::Logits, 1, 32)];
+    for (what, most, last) in cases {
+        let seen = Rc::new(RefCell::new(0));
+        let failed = seen.clone();
+        let (found, rows) = with(&model, move |work, rows| {
+            let fails = work == what && rows > most;
+            *failed.borrow_mut() += usize::from(fails);
+            fails
+        });
+        assert_eq!(found.unwrap(), expected, "{what:?}, {most}");
+        assert!(*seen.borrow() > 0 && *rows.last().unwrap() == last, "{what:?}, {most}: {rows:?}");
+    }
+}
+
+#[test]
+fn generate_takes_fewer_requests_where_the_cache_does_not_fit() {
+    let model = model();
+    let (expected, _) = with(&model, |_, _| false);
+    let (found, rows) = with(&model, |work, rows| work == Work::Cache && rows > 40);
+    assert_eq!(found.unwrap(), expected.unwrap());
+    assert!(rows.len() == 1 && rows[0] < 32, "{rows:?}");
+}
+
+#[test]
+fn generate_says_that_nothing_fits() {
+    let model = model();
+    for what in [Work::Pass, Work::Logits, Work::Cache] {
+        let (found, _) = with(&model, move |work, _| work == what);
+        assert!(matches!(found, Err(Error::OutOfMemory { .. })), "{what:?}: {found:?}");
+    }
+}
+
+#[test]
+fn nll_takes_smaller_passes() {
+    let model = model();
+    let prompt = model.embedding().narrow(0, 10, 2).unwrap();
+    let example = |i: u32| Example {
+        input: (0..4 + i % 3).map(|j| (i * 13 + j * 7) % 90).collect(),
+        target: vec![5 + i % 3, 9],
+        line: 1,
+    };
+    let examples: Vec<Example> = (0..15).map(example).collect();
+    let at = |most: usize| {
+        let mut told = Vec::new();
+        let found = faults::with(
+            move |work, rows| work == Work::Pass && rows > most,
+            || nll(&model, Some(&prompt), &examples, 16, &mut |done| told.push((done.texts, done.max_rows))),
+        );
+        (found, told)
+    };
+    let (expected, told) = at(1000);
+    let expected = expected.unwrap();
+    assert!(told.len() == 1 && told[0] == (15, 16), "{told:?}");
+    let (found, told) = at(9);
+    for (found, expected) in found.unwrap().iter().zip(&expected) {
+        assert!((found - expected).abs() < 1e-5 * expected, "{found} for {expected}");
+    }
+    assert_eq!(told, [(15, 8)]);
+    assert!(matches!(at(1).0, Err(Error::OutOfMemory { .. })));
+}
