@@ -1,6 +1,7 @@
 //! Where virtual tokens lie among the vocabulary's: nearest tokens, norms, and how far each moved.
 
 use crate::model::TextTokenizer;
+use crate::ops::gpu;
 use crate::{Error, Result};
 use candle_core::{D, DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -173,7 +174,7 @@ impl<'a> Vocabulary<'a> {
             let problem = format!("expected ids under the vocabulary's {vocabulary}, found {id}");
             return Err(Error::Tokenizer(problem));
         }
-        wide(&self.embedding.index_select(&Tensor::new(ids, self.embedding.device())?, 0)?)
+        wide(&self.embedding.index_select(&gpu::upload(ids, self.embedding.device())?, 0)?)
     }
 
     /// Each row of `prompt`, f32 [P, C] on the CPU, with its norm and the vocabulary's nearest tokens by cosine

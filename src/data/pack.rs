@@ -113,6 +113,8 @@ pub struct PackedBatch {
     pub target_segments: Segments,
     /// Rows that predict, in order.
     pub target_rows: Indices,
+    /// `position_ids` of `target_rows`.
+    pub target_positions: Indices,
     /// The token that each of them predicts; empty where there is nothing to compare with.
     pub labels: Indices,
     /// Examples in the batch.
@@ -213,6 +215,7 @@ impl Packer<'_> {
             segments: Segments::default(),
             target_segments: Segments::default(),
             target_rows: Indices::default(),
+            target_positions: Indices::default(),
             labels: Indices::default(),
             examples: sequences.len(),
         };
@@ -262,6 +265,7 @@ impl PackedBatch {
         let first = rows.len() - targets;
         let queries = self.target_rows.len()..self.target_rows.len() + targets;
         self.target_rows.extend((rows.start + first) as u32..rows.end as u32);
+        self.target_positions.extend(((position + first) as u32..).take(targets));
         self.target_segments.push(Segment { queries, keys: rows.clone(), first, prefix: prefix.clone() });
         self.segments.push(Segment { queries: rows.clone(), keys: rows, first: 0, prefix });
     }

@@ -15,6 +15,7 @@ pub use request::{Event, Request, Sampling, StopReason, Token};
 
 use crate::device::Shortage;
 use crate::model::{Granite, Rope};
+use crate::ops::gpu;
 use crate::{Error, Result};
 use candle_core::Tensor;
 use std::collections::HashMap;
@@ -42,7 +43,7 @@ pub struct Done {
 /// The matrix of prompts that a pass reads: `prompt` as the model computes, or no row.
 pub(crate) fn prompts(model: &Granite, prompt: Option<&Tensor>) -> Result<Tensor> {
     Ok(match prompt {
-        Some(prompt) => prompt.to_device(model.device())?.to_dtype(model.prompt_dtype())?,
+        Some(prompt) => gpu::to_device(prompt, model.device())?.to_dtype(model.prompt_dtype())?,
         None => crate::ops::no_rows(model.config().hidden_size, model.prompt_dtype(), model.device())?,
     })
 }

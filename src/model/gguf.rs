@@ -28,6 +28,7 @@ use super::content;
 use super::finite::{self, Float, Limit};
 use super::weights::{Stored, StoredDtype, check_shape};
 use crate::ops::cpu::View;
+use crate::ops::gpu;
 use crate::{Error, Result};
 
 /// Names of a block's modules: Hugging Face's and GGUF's.
@@ -148,7 +149,7 @@ impl GgufFile {
             Some(heads) => unpermute(&values, heads)?,
             None => values,
         };
-        Ok(values.to_dtype(dtype)?.to_device(device)?)
+        gpu::to_device(&values.to_dtype(dtype)?, device)
     }
 
     /// Dequantises some rows of a matrix, one after another, in Hugging Face's order.

@@ -130,7 +130,10 @@ impl Granite {
     pub(crate) fn on(&self, dtypes: Dtypes, device: &Device) -> Result<Self> {
         let linear = |l: &Linear| l.on(dtypes.weights, dtypes.activations, device);
         let norm = |n: &RmsNorm| -> Result<RmsNorm> {
-            Ok(RmsNorm { weight: n.weight.to_dtype(dtypes.activations)?.to_device(device)?, eps: n.eps })
+            Ok(RmsNorm {
+                weight: gpu::to_device(&n.weight.to_dtype(dtypes.activations)?, device)?,
+                eps: n.eps,
+            })
         };
         let block = |b: &Block| -> Result<Block> {
             Ok(Block {
@@ -142,7 +145,7 @@ impl Granite {
                 down: linear(&b.down)?,
             })
         };
-        let embedding = self.embedding.to_dtype(dtypes.weights)?.to_device(device)?;
+        let embedding = gpu::to_device(&self.embedding.to_dtype(dtypes.weights)?, device)?;
         let (embedding, head) = match self.config.tie_word_embeddings {
             true => tied(embedding)?,
             false => (embedding, untied(linear(&self.head.rows(0..self.config.vocab_size)?)?)?),

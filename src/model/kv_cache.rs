@@ -119,6 +119,7 @@ impl KvCache {
     pub fn pack(&mut self, next: &[Next]) -> Result<PackedBatch> {
         let (mut ids, mut position_ids, mut target_rows) = (Vec::new(), Vec::new(), Vec::new());
         let (mut segments, mut target_segments) = (Vec::new(), Vec::new());
+        let mut target_positions = Vec::new();
         let (mut ranges, mut from, mut to) = (Vec::new(), Vec::new(), Vec::new());
         for Next { tokens, prefix, first_position, own, filled, targets } in next {
             let (first, end) = (*filled, filled + tokens.len());
@@ -143,6 +144,7 @@ impl KvCache {
             position_ids.extend((position + first) as u32..(position + end) as u32);
             let wanted = target_rows.len()..target_rows.len() + targets;
             target_rows.extend((queries.end - targets) as u32..queries.end as u32);
+            target_positions.extend((position + end - targets) as u32..(position + end) as u32);
             let segment = |queries, first| Segment {
                 queries,
                 keys: own.start..written.end,
@@ -160,6 +162,7 @@ impl KvCache {
             segments: segments.into(),
             target_segments: target_segments.into(),
             target_rows: target_rows.into(),
+            target_positions: target_positions.into(),
             labels: Indices::default(),
             examples: next.len(),
         })

@@ -13,6 +13,7 @@ pub mod kv_cache;
 pub mod memory;
 pub(crate) mod names;
 pub mod pass;
+mod prepare;
 pub mod random;
 mod remote;
 pub mod rope;

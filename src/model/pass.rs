@@ -59,7 +59,6 @@ struct Rows<'a> {
     batch: &'a PackedBatch,
     rope: Option<Arc<RopeTable>>,
     targets: Tensor,
-    target_positions: Indices,
     /// dtype that products read.
     inputs: DType,
 }
@@ -71,7 +70,6 @@ impl<'a> Rows<'a> {
             batch,
             rope: model.rope(positions)?,
             targets: batch.target_rows.on(model.device())?,
-            target_positions: positions_of(batch),
             inputs: model.inputs,
         })
     }
@@ -252,7 +250,7 @@ impl Granite {
         let (q, kv) = &self.last_qkv;
         let q = q.forward_in(&rows.of_targets(normed)?, self.inputs)?;
         Ok(Qkv::Split {
-            q: rows.rotate(q, h, (&rows.target_positions).into(), false)?,
+            q: rows.rotate(q, h, (&rows.batch.target_positions).into(), false)?,
             kv: rows.rotate(kv.forward_in(normed, self.inputs)?, k, positions, false)?,
         })
     }
@@ -428,8 +426,8 @@ impl Granite {
                     // A model of one block: no target row is a prefix row.
                     (dnormed, None)
                 } else {
-                    let dq =
-                        q_layer.backward(&rows.rotate(q, h, (&rows.target_positions).into(), true)?, 1.0)?;
+                    let dq = q_layer
+                        .backward(&rows.rotate(q, h, (&rows.batch.target_positions).into(), true)?, 1.0)?;
                     let dnormed = rows.add_to_targets(dnormed, &dq)?;
                     (dnormed, Some(rows.add_to_targets(residual.zeros_like()?, &dstream)?))
                 }
@@ -437,8 +435,4 @@ impl Granite {
         };
         block.attention_norm.backward(&dnormed, &residual, &rstd, past.as_ref())
     }
-}
-
-fn positions_of(batch: &PackedBatch) -> Indices {
-    batch.target_rows.iter().map(|r| batch.position_ids[*r as usize]).collect::<Vec<_>>().into()
 }

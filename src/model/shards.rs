@@ -15,6 +15,7 @@ use super::finite::{self, Float};
 use super::json::{JsonObject, describe};
 use super::weights::check_shape;
 use super::{content, names};
+use crate::ops::gpu;
 use crate::{Error, Result};
 
 const SINGLE: &str = "model.safetensors";
@@ -194,7 +195,7 @@ impl Shards {
         // On the CPU first: no GPU needs f64.
         let place = if stored == DType::F64 { &Device::Cpu } else { device };
         let tensor = Tensor::from_raw_buffer(bytes, stored, shape, place)?;
-        Ok(tensor.to_dtype(dtype)?.to_device(device)?)
+        gpu::to_device(&tensor.to_dtype(dtype)?, device)
     }
 
     pub fn rows<T: Float>(&self, name: &str, rows: Range<usize>, out: &mut [T]) -> Result<()> {

@@ -81,8 +81,21 @@ impl Norm {
     pub fn value(&self) -> Result<f64> {
         match &self.0 {
             Partial::Known(norm) => Ok(*norm),
-            Partial::Sums(sums) => Ok(sums.to_vec1::<f32>()?.into_iter().map(f64::from).sum::<f64>().sqrt()),
+            Partial::Sums(sums) => Ok(Self::of_sums(&sums.to_vec1()?)),
         }
+    }
+
+    /// Sums of squares f32 `[n]` that [`Norm::of_sums`] takes, where the norm is not on the host yet.
+    pub(crate) fn sums(&self) -> Option<&Tensor> {
+        match &self.0 {
+            Partial::Known(_) => None,
+            Partial::Sums(sums) => Some(sums),
+        }
+    }
+
+    /// The norm of a whole, by sums of squares of its parts.
+    pub(crate) fn of_sums(sums: &[f32]) -> f64 {
+        sums.iter().copied().map(f64::from).sum::<f64>().sqrt()
     }
 }
 

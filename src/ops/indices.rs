@@ -1,5 +1,6 @@
 //! Row numbers, ids and positions of a batch: made on the host, uploaded once for all blocks of the model.
 
+use super::gpu;
 use crate::Result;
 use candle_core::{DType, Device, Tensor};
 use std::ops::{Deref, Range};
@@ -46,11 +47,45 @@ impl Indices {
         }
         let tensor = match self.host.as_slice() {
             [] => Tensor::zeros(1, DType::U32, device)?.narrow(0, 0, 0)?,
-            list => Tensor::new(list, device)?,
+            list => gpu::upload(list, device)?,
         };
         // Another thread, or another device, may have been first; either way this copy is right.
         let _ = self.device.set(tensor.clone());
         Ok(tensor)
+    }
+
+    /// Uploads the lists that are not there yet to `device` in one copy: [`Indices::on`] then finds them.
+    ///
+    /// ```text
+    /// 0           ids          position_ids     labels
+    /// ├───────────┬────┬───────┬────────────────┬──────┤     each begins at a multiple of 16 bytes
+    /// ```
+    ///
+    /// # Errors
+    /// The device's.
+    pub(crate) fn upload_together<'a>(
+        lists: impl IntoIterator<Item = &'a Self>,
+        device: &Device,
+    ) -> Result<()> {
+        let (mut all, mut placed): (Vec<u32>, Vec<(&Self, usize)>) = (Vec::new(), Vec::new());
+        for list in lists {
+            let there =
+                list.device.get().is_some() || placed.iter().any(|(other, _)| std::ptr::eq(*other, list));
+            if there || list.host.is_empty() {
+                continue;
+            }
+            all.resize(all.len().next_multiple_of(4), 0);
+            placed.push((list, all.len()));
+            all.extend_from_slice(&list.host);
+        }
+        if placed.is_empty() {
+            return Ok(());
+        }
+        let uploaded = gpu::upload(&all, device)?;
+        for (list, start) in placed {
+            let _ = list.device.set(uploaded.narrow(0, start, list.host.len())?);
+        }
+        Ok(())
     }
 }
 
@@ -115,6 +150,25 @@ impl Eq for Indices {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lists_are_uploaded_together_once() -> Result<()> {
+        let lists = [vec![3, 1, 4, 1, 5], Vec::new(), vec![9], vec![2, 6]].map(Indices::from);
+        let before = gpu::uploads();
+        lists[2].on(&Device::Cpu)?;
+        let all = || lists.iter().chain(&lists[..1]);
+        Indices::upload_together(all(), &Device::Cpu)?;
+        Indices::upload_together(all(), &Device::Cpu)?;
+        assert_eq!(gpu::uploads() - before, 2, "one that was there, and one for the others");
+        for list in &lists {
+            let tensor = list.on(&Device::Cpu)?;
+            assert!(tensor.is_contiguous() && tensor.to_vec1::<u32>()? == list.host);
+        }
+        // The last begins behind the first's five and three of no use.
+        assert_eq!(lists[3].on(&Device::Cpu)?.layout().start_offset(), 8);
+        assert_eq!(gpu::uploads() - before, 2);
+        Ok(())
+    }
 
     #[test]
     fn an_upload_follows_the_list() -> Result<()> {

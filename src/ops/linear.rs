@@ -118,7 +118,7 @@ impl Linear {
 
     /// The layer with its weight in another dtype, for other activations, on another device.
     pub(crate) fn on(&self, weight: DType, activations: DType, device: &Device) -> Result<Self> {
-        let moved = |t: &Tensor, dtype| t.to_dtype(dtype)?.to_device(device);
+        let moved = |t: &Tensor, dtype| gpu::to_device(&t.to_dtype(dtype)?, device);
         let bias = self.bias.as_ref().map(|b| moved(b, activations)).transpose()?;
         Self::new(moved(&self.weight()?, weight)?, bias)?.pack(activations)
     }

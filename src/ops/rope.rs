@@ -64,9 +64,10 @@ impl RopeTable {
         let factor = rope.attention_factor();
         let table = |f: fn(f64) -> f64| -> Result<Tensor> {
             let values: Vec<f64> = angles.iter().map(|angle| f(*angle) * factor).collect();
-            Ok(Tensor::from_vec(values, (positions, half), &Device::Cpu)?
-                .to_dtype(dtype)?
-                .to_device(device)?)
+            gpu::to_device(
+                &Tensor::from_vec(values, (positions, half), &Device::Cpu)?.to_dtype(dtype)?,
+                device,
+            )
         };
         Ok(Self { cos: table(f64::cos)?, sin: table(f64::sin)?, head_dim })
     }
@@ -136,8 +137,8 @@ impl RopeTable {
             sign: sign as f32,
             aligned: gpu::aligned(&[width, half], &[x]),
         };
-        // A thread turns up to 8 pairs, a block the heads of a row.
-        let threads = (heads * half.div_ceil(8)).next_multiple_of(32).min(256);
+        // A thread turns up to 8 pairs at a time, a block the heads of a row.
+        let threads = gpu::balanced_threads(heads * half.div_ceil(8));
         let kernel = Kernel::new("rope", "rope", rows, threads);
         let positions = positions.on(x.device())?;
         gpu::launch(&kernel, x.dtype(), &[x, &self.cos, &self.sin, &positions], &parameters)

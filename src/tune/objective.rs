@@ -44,6 +44,11 @@ impl Objective {
         Ok(all)
     }
 
+    /// [`Objective::nll`] where it is, which may be on its way; one tensor a pass.
+    pub(super) fn parts(&self) -> &[Tensor] {
+        &self.nll
+    }
+
     /// Target tokens of the batch.
     pub fn target_tokens(&self) -> usize {
         self.nll.iter().map(Tensor::elem_count).sum()
@@ -67,12 +72,33 @@ pub fn gradient(
     groups: &[PrefixGroup],
     limits: Limits,
 ) -> Result<Objective> {
-    let Limits { max_rows, recompute } = limits;
+    gradient_of(model, prompts, &prepare(model, groups, limits.max_rows)?, limits.recompute)
+}
+
+/// What [`gradient`] needs of the host: passes, the plans of their attention, and the copies of both on the device.
+///
+/// # Errors
+/// Sequences longer than the model takes; the device's.
+pub(super) fn prepare(model: &Granite, groups: &[PrefixGroup], max_rows: usize) -> Result<Passes> {
     let passes = passes(model, groups, max_rows)?;
+    model.prepare(&passes, true)?;
+    Ok(passes)
+}
+
+/// [`gradient`] of prepared passes, with `recompute` blocks computed again.
+///
+/// # Errors
+/// Shapes that do not fit; the device's.
+pub(super) fn gradient_of(
+    model: &Granite,
+    prompts: &Tensor,
+    passes: &Passes,
+    recompute: usize,
+) -> Result<Objective> {
     let scale = loss_scale(model, passes.target_tokens());
     let dloss = scale / passes.target_tokens() as f64;
     let virtual_tokens = prompts.dims()[0];
-    let Passes { lead, rest } = &passes;
+    let Passes { lead, rest } = passes;
     let tape = model.forward(lead, prompts, None, recompute)?;
     let mut nll = Vec::with_capacity(1 + rest.len());
     let mut behind: Option<Vec<Tensor>> = None;
@@ -139,6 +165,7 @@ pub fn evaluate(
     max_rows: usize,
 ) -> Result<Objective> {
     let passes = passes(model, groups, max_rows)?;
+    model.prepare(&passes, false)?;
     let of = |batch: &PackedBatch, prefix: Option<&[Tensor]>| -> Result<Tensor> {
         Ok(model.head_loss(&model.hidden(batch, prompts, prefix)?, &batch.labels, None)?.nll)
     };

@@ -3,6 +3,7 @@
 use crate::adapter::Adapter;
 use crate::config::{InitMethod, PromptOptions};
 use crate::model::{Granite, TextTokenizer};
+use crate::ops::gpu;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use rand::distr::{Distribution, StandardUniform, Uniform};
@@ -84,7 +85,7 @@ pub fn initial(
 
 /// Rows of the embedding matrix in f32 on the CPU.
 fn rows(model: &Granite, ids: &[u32]) -> Result<Tensor> {
-    let ids = Tensor::new(ids, model.device())?;
+    let ids = gpu::upload(ids, model.device())?;
     Ok(model.embedding().index_select(&ids, 0)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?)
 }
 

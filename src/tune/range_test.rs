@@ -3,7 +3,7 @@
 
 use super::observer::Observer;
 use super::state::epoch_order;
-use super::trainer::{Task, Trainer};
+use super::trainer::{Task, Trainer, Turn};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -59,7 +59,8 @@ pub fn range_test(task: Task, prompt: &Tensor, observer: &mut dyn Observer) -> R
     });
     for (i, (epoch, chunk)) in batches.take(STEPS).enumerate() {
         let learning_rate = RANGE[0] * (RANGE[1] / RANGE[0]).powf(i as f64 / (STEPS - 1) as f64);
-        let record = match trainer.step_at(learning_rate, epoch, &chunk, observer) {
+        let record = match trainer.step_at(learning_rate, epoch, Turn { chunk: &chunk, next: None }, observer)
+        {
             // The rates before were fine: that is what the test is to find out.
             Err(Error::NotFinite { .. }) | Ok(None) => break,
             other => other?,

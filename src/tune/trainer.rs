@@ -1,5 +1,6 @@
 //! The run: epochs of optimizer steps over packed batches.
 
+mod attempt;
 mod kept;
 
 use super::observer::{EpochRecord, Observer, StepRecord};
@@ -10,9 +11,10 @@ use crate::config::{OnNotFinite, TrainOptions};
 use crate::data::pack::Sequence;
 use crate::data::{Example, PrefixGroup};
 use crate::model::Granite;
-use crate::ops::adamw::{AdamW, Parameter, Step, Updated};
-use crate::ops::gpu::products;
+use crate::ops::adamw::{AdamW, Parameter, Step};
+use crate::ops::gpu::{self, products};
 use crate::{Error, Result};
+use attempt::{Attempt, Prepared};
 use candle_core::{DType, Device, Tensor};
 pub use kept::Kept;
 use kept::LastGood;
@@ -43,6 +45,13 @@ pub enum Ended {
     Interrupted,
 }
 
+/// The examples of a step, and of the step after it, where that is known; indices of [`Task::train`].
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Turn<'a> {
+    pub(super) chunk: &'a [usize],
+    pub(super) next: Option<&'a [usize]>,
+}
+
 /// A run under way. After an error it still has the last good prompt.
 pub struct Trainer<'a> {
     task: Task<'a>,
@@ -56,16 +65,8 @@ pub struct Trainer<'a> {
     clock: Clock,
     /// [`state::fingerprint`] of the examples.
     examples: String,
-}
-
-/// What a step computed; nothing is changed yet.
-struct Attempt {
-    updated: Updated,
-    rows: usize,
-    target_tokens: usize,
-    loss: f64,
-    grad_norm: f64,
-    prompt_norm: f64,
+    /// The step after the last, where it was to be expected.
+    prepared: Option<Prepared>,
 }
 
 impl<'a> Trainer<'a> {
@@ -94,13 +95,25 @@ impl<'a> Trainer<'a> {
             weight_decay: options.weight_decay,
         };
         products::set_timing(task.model.device(), options.time_products)?;
-        let initial = prompt.to_dtype(DType::F32)?.to_device(task.model.device())?;
+        let initial = gpu::to_device(&prompt.to_dtype(DType::F32)?, task.model.device())?;
         let parameter = Parameter::new(&initial)?;
         let (limits, position) = (task.limits, Position::default());
         let clock = Clock::new(position.elapsed);
         let examples = state::fingerprint(task.train, task.validation);
         let good = LastGood::default();
-        Ok(Self { task, adamw, parameter, initial, best: None, good, limits, position, clock, examples })
+        Ok(Self {
+            task,
+            adamw,
+            parameter,
+            initial,
+            best: None,
+            good,
+            limits,
+            position,
+            clock,
+            examples,
+            prepared: None,
+        })
     }
 
     /// The run that `state` was taken of.
@@ -124,7 +137,7 @@ impl<'a> Trainer<'a> {
                  another model"
             )));
         }
-        let here = |tensor: &Tensor| tensor.to_device(trainer.task.model.device());
+        let here = |tensor: &Tensor| gpu::to_device(tensor, trainer.task.model.device());
         trainer.parameter = Parameter { value: here(&state.prompt)?, m: here(&state.m)?, v: here(&state.v)? };
         trainer.best = state.best.as_ref().map(here).transpose()?;
         if let Some(choices) = &state.products
@@ -228,12 +241,18 @@ impl<'a> Trainer<'a> {
     /// The epoch's steps from where the run is; whether they were all done.
     fn steps(&mut self, total: usize, observer: &mut dyn Observer) -> Result<bool> {
         let Position { epoch, steps_of_epoch, .. } = self.position;
-        let order = epoch_order(self.task.train.len(), self.task.options, epoch);
-        for chunk in order.chunks(self.examples_per_step()).skip(steps_of_epoch) {
-            if self.position.attempts() == total {
+        let (per_step, options) = (self.examples_per_step(), self.task.options);
+        let order_of = |epoch| epoch_order(self.task.train.len(), options, epoch);
+        let (order, following) = (order_of(epoch), order_of(epoch + 1));
+        let mut chunks = order.chunks(per_step).skip(steps_of_epoch).peekable();
+        while let Some(chunk) = chunks.next() {
+            let done = self.position.attempts();
+            if done == total {
                 break;
             }
-            if let Some(record) = self.step(epoch, chunk, total, observer)? {
+            let next = chunks.peek().copied().or_else(|| following.chunks(per_step).next());
+            let next = next.filter(|_| done + 1 < total);
+            if let Some(record) = self.step(epoch, Turn { chunk, next }, total, observer)? {
                 self.position.nll += record.loss * record.target_tokens as f64;
                 self.position.target_tokens += record.target_tokens;
                 self.position.steps_of_epoch += 1;
@@ -262,33 +281,36 @@ impl<'a> Trainer<'a> {
     fn step(
         &mut self,
         epoch: usize,
-        chunk: &[usize],
+        turn: Turn,
         total: usize,
         observer: &mut dyn Observer,
     ) -> Result<Option<StepRecord>> {
         let options = self.task.options;
         let warmup = schedule::warmup_steps(options.warmup_ratio, total);
         let multiplier = options.schedule.multiplier(self.position.attempts(), warmup, total);
-        self.step_at(options.learning_rate * multiplier, epoch, chunk, observer)
+        self.step_at(options.learning_rate * multiplier, epoch, turn, observer)
     }
 
-    /// One optimizer step over the examples of `chunk` at this learning rate; nothing where it was left out.
+    /// One optimizer step over the examples of a turn at this learning rate; nothing where it was left out.
     pub(super) fn step_at(
         &mut self,
         learning_rate: f64,
         epoch: usize,
-        chunk: &[usize],
+        turn: Turn,
         observer: &mut dyn Observer,
     ) -> Result<Option<StepRecord>> {
         let started = Instant::now();
-        let Task { train, options, .. } = self.task;
-        let n = self.parameter.value.dims()[0] as u32;
-        let group = PrefixGroup::new(0..n, chunk.iter().map(|i| &train[*i]));
-        let step = Step { step: self.position.step + 1, learning_rate, max_grad_norm: options.max_grad_norm };
-        let (found, limits) =
-            self.within_memory(&group, observer, |limits| self.attempt(&group, step, limits))?;
+        let Turn { chunk, next } = turn;
+        let (group, max_grad_norm) = (self.group(chunk), self.task.options.max_grad_norm);
+        let step = Step { step: self.position.step + 1, learning_rate, max_grad_norm };
+        let mut prepared = self.prepared.take().filter(|prepared| prepared.is_of(chunk));
+        let (found, limits) = self.within_memory(&group, observer, |limits| {
+            let prepared = prepared.take().filter(|prepared| prepared.fits(limits));
+            self.attempt(&group, prepared, next, step, limits)
+        })?;
         self.limits = limits;
-        let Attempt { updated, rows, target_tokens, loss, grad_norm, prompt_norm } = found;
+        let Attempt { updated, next, rows, target_tokens, loss, grad_norm, prompt_norm } = found;
+        self.prepared = next;
         let values =
             [("the loss", loss), ("the gradient's norm", grad_norm), ("the prompt's norm", prompt_norm)];
         if let Some((what, value)) = values.into_iter().find(|(_, value)| !value.is_finite()) {
@@ -326,22 +348,6 @@ impl<'a> Trainer<'a> {
         plan::within_memory(self.task.model.device(), self.limits, less, work, |limits| {
             observer.out_of_memory(limits)
         })
-    }
-
-    /// Loss, gradient and update of one step under `limits`.
-    fn attempt(&self, group: &PrefixGroup, step: Step, limits: Limits) -> Result<Attempt> {
-        let model = self.task.model;
-        let prompt = self.parameter.value.to_dtype(model.prompt_dtype())?;
-        let objective = objective::gradient(model, &prompt, std::slice::from_ref(group), limits)?;
-        let Some(gradient) = objective.gradient.as_ref() else {
-            return Err(Error::Invalid("the prompt has no gradient".into()));
-        };
-        let updated = self.adamw.forward(&self.parameter, &gradient.to_dtype(DType::F32)?, step)?;
-        // Only here does the host wait for a GPU. The prompt's norm: a huge learning rate overflows it by a
-        // gradient that is finite.
-        let (loss, target_tokens) = (objective.loss()?, objective.target_tokens());
-        let (grad_norm, prompt_norm) = (updated.grad_norm.value()?, updated.value_norm.value()?);
-        Ok(Attempt { updated, rows: objective.rows, target_tokens, loss, grad_norm, prompt_norm })
     }
 
     /// A step whose `what` is not finite: it is skipped, or the error that ends the run.
@@ -403,3 +409,6 @@ impl<'a> Trainer<'a> {
         Ok(EpochRecord { epoch, step, train_loss, validation_loss, best, seconds, elapsed })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -111,6 +111,11 @@ fn form(shape: &AttentionShape, aligned: bool, like: &Tensor) -> &'static Form {
     }
 }
 
+/// How the kernels cut the matrices of a pass, which begin at multiples of 16 bytes where the heads do.
+pub(super) fn tiling(shape: &AttentionShape, like: &Tensor) -> Tiling {
+    form(shape, shape.head_dim.is_multiple_of(8), like).tiling
+}
+
 /// One call: its matrices, its kernels, and their parameters.
 struct Call<'a> {
     q: &'a Tensor,

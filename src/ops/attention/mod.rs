@@ -21,6 +21,7 @@ mod gpu;
 mod kernel;
 mod narrow;
 mod plan;
+mod prepare;
 mod products;
 mod segments;
 
@@ -31,6 +32,7 @@ use super::profile;
 use crate::{Error, Result};
 use candle_core::{D, DType, Tensor};
 use narrow::Narrow;
+pub(crate) use prepare::Pass;
 use products::Whole;
 pub use segments::Segments;
 use std::ops::Range;
@@ -334,9 +336,14 @@ impl Inputs<'_> {
 
     /// Queries and keys that are the prefixes': of segments that have no prefix themselves.
     fn prefix_rows(&self) -> (usize, usize) {
-        let prefixes = self.segments.iter().filter(|s| s.prefix.is_none());
-        prefixes.fold((0, 0), |(q, k), s| (q.max(s.queries.end), k.max(s.keys.end)))
+        prefix_rows(self.segments)
     }
+}
+
+/// [`Inputs::prefix_rows`] of these segments.
+fn prefix_rows(segments: &[Segment]) -> (usize, usize) {
+    let prefixes = segments.iter().filter(|s| s.prefix.is_none());
+    prefixes.fold((0, 0), |(q, k), s| (q.max(s.queries.end), k.max(s.keys.end)))
 }
 
 #[cfg(test)]

@@ -13,11 +13,11 @@ pub(crate) mod emulated;
 #[cfg(feature = "metal")]
 mod metal;
 pub(crate) mod products;
+#[cfg(feature = "cuda")]
+mod upload;
 
 use crate::{Error, Result};
-#[cfg(any(test, feature = "cuda", feature = "metal"))]
-use candle_core::Device;
-use candle_core::{DType, DeviceLocation, Shape, Tensor};
+use candle_core::{DType, Device, DeviceLocation, Shape, Tensor};
 
 /// One launch: which kernel, and how many threads of it.
 #[derive(Debug, Clone, Copy)]
@@ -100,6 +100,46 @@ pub(crate) fn has_tensor_cores(x: &Tensor) -> bool {
         Device::Cpu => emulated::is_on(),
         _ => false,
     }
+}
+
+/// `list` as a tensor of u32 on `device`. On CUDA the copy is from pinned memory that is not used again before it is done;
+/// the call returns before that.
+///
+/// # Errors
+/// The device's.
+pub(crate) fn upload(list: &[u32], device: &Device) -> Result<Tensor> {
+    #[cfg(test)]
+    UPLOADS.set(UPLOADS.get() + 1);
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => upload::upload(device, list),
+        _ => Ok(Tensor::new(list, device)?),
+    }
+}
+
+#[cfg(test)]
+thread_local! {
+    static UPLOADS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// Calls of [`upload`] on this thread so far.
+#[cfg(test)]
+pub(crate) fn uploads() -> usize {
+    UPLOADS.get()
+}
+
+/// `tensor` on `device`. Where the GPU reads the host's pages itself a copy from memory that is freed at once is a race: there
+/// this waits for it.
+///
+/// # Errors
+/// The device's.
+pub(crate) fn to_device(tensor: &Tensor, device: &Device) -> Result<Tensor> {
+    let moved = tensor.to_device(device)?;
+    #[cfg(feature = "cuda")]
+    if let (Device::Cpu, Device::Cuda(device)) = (tensor.device(), device) {
+        upload::settle(device)?;
+    }
+    Ok(moved)
 }
 
 /// A tensor whose elements a kernel is going to write, on the device of `like`.

@@ -1,0 +1,41 @@
+//! What a pass needs of the host, made and uploaded before it runs.
+
+use super::granite::Granite;
+use crate::Result;
+use crate::data::Passes;
+use crate::data::pack::PackedBatch;
+use crate::ops::Indices;
+use crate::ops::attention::Pass;
+use crate::ops::gpu::{self, Route};
+
+impl Granite {
+    /// Uploads the indices of `passes` and the plans of their attention, one copy a pass; nothing where the CPU computes.
+    /// Passes that were not prepared upload each list when it is read first, with the same result.
+    ///
+    /// # Errors
+    /// The device's.
+    pub(crate) fn prepare(&self, passes: &Passes, backward: bool) -> Result<()> {
+        if gpu::route(&self.embedding) != Route::Kernel {
+            return Ok(());
+        }
+        self.prepare_batch(&passes.lead, None, backward)?;
+        let prefix = Some(passes.lead.ids.len());
+        passes.rest.iter().try_for_each(|batch| self.prepare_batch(batch, prefix, backward))
+    }
+
+    fn prepare_batch(&self, batch: &PackedBatch, prefix: Option<usize>, backward: bool) -> Result<()> {
+        let pass = Pass {
+            segments: &batch.segments,
+            target_segments: &batch.target_segments,
+            rows: batch.ids.len(),
+            targets: batch.target_rows.len(),
+            prefix,
+            blocks: self.blocks.len(),
+            backward,
+        };
+        let plans = self.attention.plans(&pass, &self.embedding);
+        let PackedBatch { ids, position_ids, target_rows, target_positions, labels, .. } = batch;
+        let lists = [ids, position_ids, target_rows, target_positions, labels].into_iter();
+        Indices::upload_together(lists.chain(pass.visible()).chain(plans.indices()), self.device())
+    }
+}

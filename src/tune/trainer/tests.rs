@@ -1,0 +1,167 @@
+//! The order of a run's work, and what becomes of prepared steps on a device that runs out of memory.
+
+use super::attempt::ORDER;
+use super::*;
+use crate::config::{Keep, Schedule};
+use crate::device::{Work, faults};
+use crate::model::{Checkpoint, granite};
+use crate::ops::gpu::{emulated::emulate, uploads};
+use crate::tune::objective;
+use std::cell::RefCell;
+use std::path::Path;
+use std::rc::Rc;
+
+fn model() -> Granite {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/granite");
+    let bare = Checkpoint::open_without_tokenizer(&path).unwrap();
+    let dtypes = granite::dtypes(DType::F32, &Device::Cpu).unwrap();
+    Granite::load(&bare.config, &bare.weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap()
+}
+
+fn examples(n: u32) -> Vec<Example> {
+    let example = |i: u32| Example {
+        input: [vec![7, 8], (0..2 + i * 5 % 7).map(|j| (i * 13 + j * 7) % 90).collect()].concat(),
+        target: (0..1 + i % 3).map(|j| (i * 3 + j) % 90).collect(),
+        line: i as usize + 1,
+    };
+    (0..n).map(example).collect()
+}
+
+fn options() -> TrainOptions {
+    TrainOptions {
+        schedule: Schedule::Constant,
+        warmup_ratio: 0.0,
+        num_epochs: 2,
+        batch_size: 4,
+        keep: Keep::Last,
+        ..TrainOptions::default()
+    }
+}
+
+#[derive(Default)]
+struct Watch {
+    losses: Vec<f64>,
+    limits: Vec<usize>,
+    order: Vec<Vec<&'static str>>,
+}
+
+impl Observer for Watch {
+    fn step(&mut self, record: &StepRecord) -> Result<()> {
+        self.losses.push(record.loss);
+        self.order.push(ORDER.take());
+        Ok(())
+    }
+    fn skipped(&mut self, _: usize, what: &str, value: f64) -> Result<()> {
+        panic!("{what} is {value}");
+    }
+    fn out_of_memory(&mut self, limits: Limits) -> Result<()> {
+        self.limits.push(limits.max_rows);
+        Ok(())
+    }
+    fn epoch(&mut self, _: &EpochRecord) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Runs 2 epochs of 3 steps from rows of the embedding.
+fn run(model: &Granite, options: &TrainOptions) -> (Watch, Vec<f32>) {
+    let train = examples(10);
+    let prompt = model.embedding().narrow(0, 20, 6).unwrap();
+    let task = Task { model, train: &train, validation: &[], options, limits: Limits::rows(100) };
+    let mut trainer = Trainer::new(task, &prompt).unwrap();
+    let mut watch = Watch::default();
+    ORDER.take();
+    trainer.run(&mut watch).unwrap();
+    let prompt = trainer.prompt().flatten_all().unwrap().to_vec1().unwrap();
+    (watch, prompt)
+}
+
+#[test]
+fn each_step_is_prepared_before_the_host_waits_for_the_one_before() {
+    let (watch, _) = run(&model(), &options());
+    assert_eq!(watch.losses.len(), 6);
+    // The first step prepares itself; the last has none behind it, and the third prepares the next epoch's first.
+    let expected: [&[&str]; 6] = [
+        &["prepare", "prepare", "wait"],
+        &["prepare", "wait"],
+        &["prepare", "wait"],
+        &["prepare", "wait"],
+        &["prepare", "wait"],
+        &["wait"],
+    ];
+    assert_eq!(watch.order, expected);
+    let (short, _) = run(&model(), &TrainOptions { max_steps: 2, ..options() });
+    assert_eq!(short.order, [expected[0], expected[5]]);
+}
+
+#[test]
+fn steps_that_were_prepared_are_those_that_were_not() {
+    let model = model();
+    let (options, train) = (options(), examples(10));
+    let (watch, prompt) = run(&model, &options);
+    // The same steps without a look at the next one.
+    let start = model.embedding().narrow(0, 20, 6).unwrap();
+    let task =
+        Task { model: &model, train: &train, validation: &[], options: &options, limits: Limits::rows(100) };
+    let mut trainer = Trainer::new(task, &start).unwrap();
+    let mut losses = Vec::new();
+    for epoch in [1, 2] {
+        for chunk in epoch_order(train.len(), &options, epoch).chunks(4) {
+            let turn = Turn { chunk, next: None };
+            let record = trainer.step_at(options.learning_rate, epoch, turn, &mut Watch::default()).unwrap();
+            losses.push(record.unwrap().loss);
+        }
+    }
+    assert_eq!(watch.losses, losses);
+    assert_eq!(prompt, trainer.prompt().flatten_all().unwrap().to_vec1::<f32>().unwrap());
+}
+
+#[test]
+fn a_prepared_step_is_made_again_under_fewer_rows() {
+    let model = model();
+    let calls = Rc::new(RefCell::new(0));
+    let seen = calls.clone();
+    // From the third step's forward pass on, 20 rows are too many.
+    let fails = move |work: Work, rows: usize| {
+        *seen.borrow_mut() += usize::from(work == Work::Pass);
+        *seen.borrow() >= 3 && rows > 20
+    };
+    let (watch, _) = faults::with(fails, || run(&model, &options()));
+    let (expected, _) = run(&model, &options());
+    assert!(!watch.limits.is_empty() && *watch.limits.last().unwrap() <= 20, "{:?}", watch.limits);
+    let third = watch.order[2].iter().filter(|what| **what == "prepare").count();
+    assert_eq!(third, 1 + watch.limits.len(), "once a try, and the step behind: {:?}", watch.order);
+    assert_eq!(watch.order[3..], expected.order[3..]);
+    for (found, expected) in watch.losses.iter().zip(&expected.losses) {
+        assert!((found - expected).abs() < 1e-5 * expected, "{found} for {expected}");
+    }
+}
+
+#[test]
+fn a_pass_has_one_upload() {
+    let model = model();
+    let examples = examples(5);
+    let groups = [PrefixGroup::new(0..6, &examples)];
+    let prompts = model.embedding().narrow(0, 20, 6).unwrap();
+    emulate(0, || {
+        for (max_rows, passes) in [(100, 1), (20, 4)] {
+            let limits = Limits::rows(max_rows);
+            let prepared = objective::prepare(&model, &groups, max_rows).unwrap();
+            assert_eq!(prepared.iter().count(), passes);
+            let before = uploads();
+            let found = objective::gradient(&model, &prompts, &groups, limits).unwrap().gradient.unwrap();
+            assert_eq!(uploads() - before, passes, "{max_rows} rows a pass");
+            // The same without: each list by itself.
+            let bare = crate::data::Passes::new(&groups, max_rows);
+            let before = uploads();
+            let alone = objective::gradient_of(&model, &prompts, &bare, 0).unwrap().gradient.unwrap();
+            println!("{passes} passes: {} uploads", uploads() - before);
+            assert!(uploads() - before > 10 * passes);
+            let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(values(&found), values(&alone));
+            let before = uploads();
+            objective::evaluate(&model, &prompts, &groups, max_rows).unwrap();
+            assert_eq!(uploads() - before, passes, "{max_rows} rows a pass, without a gradient");
+        }
+    });
+}
