@@ -74,6 +74,8 @@ INLINE float wide(Element e) { return e; }
 #endif
 
 INLINE float exp_(float x) { return __expf(x); }
+// Within 2 ulp; of infinity and of more than 2^126 it is 0.
+INLINE float reciprocal_(float x) { return __fdividef(1.0f, x); }
 INLINE float log_(float x) { return logf(x); }
 INLINE float sqrt_(float x) { return sqrtf(x); }
 INLINE float rsqrt_(float x) { return 1.0f / sqrtf(x); }

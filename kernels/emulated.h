@@ -71,6 +71,7 @@ INLINE void unpack2(uint both, LOCAL(float) out) {
 INLINE Element narrow(float f) { return Element(f); }
 
 INLINE float exp_(float x) { return std::exp(x); }
+INLINE float reciprocal_(float x) { return 1.0f / x; }
 INLINE float log_(float x) { return std::log(x); }
 INLINE float sqrt_(float x) { return std::sqrt(x); }
 INLINE float rsqrt_(float x) { return 1.0f / std::sqrt(x); }

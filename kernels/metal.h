@@ -48,6 +48,7 @@ INLINE float wide(float f) { return f; }
 INLINE Element narrow(float f) { return Element(f); }
 
 INLINE float exp_(float x) { return exp(x); }
+INLINE float reciprocal_(float x) { return 1.0f / x; }
 INLINE float log_(float x) { return log(x); }
 INLINE float sqrt_(float x) { return sqrt(x); }
 INLINE float rsqrt_(float x) { return 1.0f / sqrt(x); }

@@ -158,14 +158,14 @@ INLINE void backward(Backward row, float rstd, GIVEN(RmsNormParameters) p, Worke
         products8<whole>(row, at, p.width, g_, r_);
         dot += dot8(g_, r_);
     }
+    // On its way while the block adds up.
+    float past[KEPT][8];
+    if (p.add) UNROLL for (uint c = 0; c < KEPT; ++c) take8<whole>(row.past, first + c * step, p.width, past[c]);
     dot = block_sum(dot, worker.sums, worker.index, worker.count);
     const float k = rstd * rstd * rstd * dot / float(p.width);
 
     UNROLL for (uint c = 0; c < KEPT; ++c) subtract8(g[c], r[c], rstd, k);
-    if (p.add) {
-        UNROLL for (uint c = 0; c < KEPT; ++c) take8<whole>(row.past, first + c * step, p.width, r[c]);
-        UNROLL for (uint c = 0; c < KEPT; ++c) subtract8(g[c], r[c], 1.0f, -1.0f);
-    }
+    if (p.add) UNROLL for (uint c = 0; c < KEPT; ++c) subtract8(g[c], past[c], 1.0f, -1.0f);
     UNROLL for (uint c = 0; c < KEPT; ++c) put8<whole>(row.dx, first + c * step, p.width, g[c]);
     for (uint at = first + KEPT * step; at < p.width; at += step) {
         float g_[8], r_[8];

@@ -37,7 +37,8 @@ INLINE void turn8(Turn t, uint low, uint at, uint half_dim) {
     store8(t.row, low + half_dim, left, whole, b);
 }
 
-// grid: (rows, 1, 1), threads: heads * ceil(head_dim / 16) rounded up to a multiple of 32, at most 256
+// grid: (rows, 1, 1), threads: heads * ceil(head_dim / 16) rounded up to a multiple of 32 where that is at most 256, else
+// a multiple of 32 that leaves the fewest of them idle in the last round
 KERNEL(rope, 256, OUT(0, Element, x), IN(1, float, cos), IN(2, float, sin), IN(3, uint, positions),
        PARAMETERS(4, RopeParameters, p)) {
     const uint half_dim = p.head_dim / 2, chunks = (half_dim + 7) / 8;

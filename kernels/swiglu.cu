@@ -4,14 +4,15 @@
 //   dgate = da * up * sigmoid(g) * (1 + g * (1 - sigmoid(g)))
 //   dup   = da * g * sigmoid(g)
 //
-// grid: (rows, ceil(width / (8 * threads)), 1), threads: 256, or width / 8 rounded up to a multiple of 32 where less
+// grid: (rows, ceil(width / (8 * threads)), 1), threads: a multiple of 32, at most 256: width / 8 rounded
+// up where that is no more, else what leaves the fewest of a row's threads without columns
 
 struct SwigluParameters {
     uint rows, width;
     uint aligned;
 };
 
-INLINE float sigmoid(float x) { return 1.0f / (1.0f + exp_(-x)); }
+INLINE float sigmoid(float x) { return reciprocal_(1.0f + exp_(-x)); }
 
 // With `whole` 8 columns are left and on 16-byte boundaries.
 template <bool whole>

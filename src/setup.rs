@@ -1,18 +1,18 @@
 //! From a configuration to what a run needs: device, frozen model, tokenizer, token ids.
 
 use crate::config::{Config, DataOptions, DeviceChoice, DtypeChoice, ModelOptions, Task, TrainOptions};
-use crate::data::{Dataset, Encoded, Encoder, Example, Template};
-use crate::device::free_memory;
+use crate::data::{Dataset, Encoded, Encoder, Example, PrefixGroup, Template};
+use crate::device::{Shortage, free_memory};
 use crate::model::{
     Checkpoint, Dtypes, Granite, HubOptions, Local, ModelConfig, TextTokenizer, TuningMemory, granite,
     resolve,
 };
 use crate::ops::packed::Isa;
 use crate::serve::client::Limits;
-use crate::tune::{Budget, MemoryPlan, RowRange, Work};
+use crate::tune::{self, Budget, MemoryPlan, RowRange, Work};
 use crate::{Error, Result};
 use candle_core::utils::{cuda_is_available, metal_is_available};
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use std::path::{Path, PathBuf};
 
 /// Rows of a pass on the CPU where the configuration names none. SmolLM2-135M in f32 keeps 0.7 MB of tape a
@@ -217,10 +217,32 @@ pub fn plan_run(
     train: &[Example],
     virtual_tokens: usize,
 ) -> Result<MemoryPlan> {
+    if !model.device().is_cpu() && options.memory_budget.bytes.is_none() {
+        warm_up(model, train, virtual_tokens)?;
+    }
     let dtypes = Dtypes { weights: model.embedding().dtype(), activations: model.dtype() };
     let memory = TuningMemory::of(model.config(), dtypes, model.device().location());
     let work = Work::of(train, virtual_tokens, options.batch_size * options.accumulate_steps);
     plan(options, &memory, &work, model.device(), true)
+}
+
+/// Takes one example through the model and back, so that kernels, cuBLAS's own among them, are loaded before anybody asks how
+/// much memory is free. A device that has no memory for the example is left to the plan.
+///
+/// # Errors
+/// The device's, but for too little memory.
+fn warm_up(model: &Granite, train: &[Example], virtual_tokens: usize) -> Result<()> {
+    let rows = |example: &&Example| example.input.len() + example.target.len();
+    let Some(example) = train.iter().min_by_key(rows) else { return Ok(()) };
+    let prompts =
+        Tensor::ones((virtual_tokens, model.config().hidden_size), model.prompt_dtype(), model.device())?;
+    let group = PrefixGroup::new(0..virtual_tokens as u32, [example]);
+    match tune::gradient(model, &prompts, &[group], tune::Limits::rows(usize::MAX))
+        .and_then(|found| found.loss())
+    {
+        Err(error) if Shortage::on(model.device()).caused(&error) => Ok(()),
+        outcome => outcome.map(drop),
+    }
 }
 
 /// The local files of a model argument; a hub's are downloaded.
@@ -295,6 +317,29 @@ pub fn dataset(file: &str, options: &DataOptions) -> Result<Dataset> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn warm_up_takes_the_shortest_example_and_minds_no_shortage() {
+        use crate::device::{Work, faults};
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/granite");
+        let bare = Checkpoint::open_without_tokenizer(&path).unwrap();
+        let dtypes = granite::dtypes(DType::F32, &Device::Cpu).unwrap();
+        let model = Granite::load(&bare.config, &bare.weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap();
+        let example = |n: usize| Example { input: vec![3; n], target: vec![5, 6], line: 1 };
+        let train = [example(9), example(4), example(7)];
+        let seen = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+        let rows = seen.clone();
+        let fails = move |work: Work, n: usize| {
+            rows.borrow_mut().push((work, n));
+            rows.borrow().len() > 1
+        };
+        faults::with(fails, || {
+            warm_up(&model, &train, 3).unwrap();
+            warm_up(&model, &train, 3).unwrap();
+            warm_up(&model, &[], 3).unwrap();
+        });
+        assert_eq!(*seen.borrow(), [(Work::Pass, 3 + 4 + 1); 2], "the second ran out of memory");
+    }
 
     fn broken(_: usize) -> Result<Chosen> {
         Err(Error::Invalid("CUDA_ERROR_NO_DEVICE".into()))

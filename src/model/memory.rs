@@ -26,6 +26,7 @@
 use super::granite::padded_vocab;
 use super::pass::head_rows;
 use super::{Dtypes, ModelConfig};
+use crate::ops::gpu::allocated_rows;
 use crate::ops::packed::Panels;
 use candle_core::DeviceLocation;
 use half::bf16;
@@ -80,6 +81,8 @@ pub struct TuningMemory {
     pub reserve_at_least: usize,
     /// Kept free besides, in per cent of tape and workspace.
     pub slack: usize,
+    /// Whether it is a GPU's, whose matrices' rows are rounded up.
+    pub on_gpu: bool,
 }
 
 impl TuningMemory {
@@ -120,6 +123,7 @@ impl TuningMemory {
             prompt_per_token: 3 * c * F32,
             reserve_at_least: if cpu { CPU_RESERVE } else { GPU_RESERVE },
             slack: if cpu { 0 } else { GPU_SLACK },
+            on_gpu: !cpu,
         }
     }
 
@@ -136,15 +140,21 @@ impl TuningMemory {
             + self.last_per_row
     }
 
+    /// Rows that there is memory for in the matrices of a pass of so many.
+    fn allocated(&self, rows: usize) -> usize {
+        if self.on_gpu { allocated_rows(rows) } else { rows }
+    }
+
     /// Bytes of the tape of `rows` rows, `targets` of which predict a target token.
     pub fn tape(&self, rows: usize, targets: usize, recompute: usize) -> usize {
+        let (rows, targets) = (self.allocated(rows), self.allocated(targets));
         rows * self.tape_per_row(recompute) + targets * self.tape_per_target
     }
 
     /// Bytes of the tape of a pass of `rows` rows of prefixes alone, whose keys and values other passes read.
     pub fn prefix_tape(&self, rows: usize, recompute: usize) -> usize {
         let recompute = recompute.min(self.most_recomputed());
-        self.tape(rows, 0, recompute) + rows * recompute * self.keys_values_per_row
+        self.tape(rows, 0, recompute) + self.allocated(rows) * recompute * self.keys_values_per_row
     }
 
     /// Bytes at the peak of a pass beyond weights, tape and prompt. The head has given its logits back when the blocks'
@@ -152,6 +162,7 @@ impl TuningMemory {
     pub fn workspace(&self, rows: usize, targets: usize, recompute: usize) -> usize {
         let recompute = recompute.min(self.most_recomputed());
         let tape = self.tape(rows, targets, recompute);
+        let (rows, targets) = (self.allocated(rows), self.allocated(targets));
         let backward = rows * self.workspace_per_row + targets * self.input_per_row;
         let last = rows * self.last_per_row + targets * self.tape_per_target;
         let inner = if self.blocks > 1 { backward.saturating_sub(last) } else { 0 };
@@ -307,6 +318,13 @@ mod tests {
         let again = memory.workspace_per_row + memory.block_per_row - 2 * c - last;
         assert_eq!(memory.workspace(2048, 0, 39), 2048 * again);
         assert_eq!(memory.workspace(0, 0, 0), memory.head);
+        // Matrices of 8,166 rows are those of 8,192.
+        for targets in [0, 512, 3000] {
+            assert_eq!(memory.tape(8166, targets, 7), memory.tape(8192, targets, 7));
+            assert_eq!(memory.workspace(8166, targets, 39), memory.workspace(8192, targets, 39));
+        }
+        assert_eq!(memory.tape(0, 2900, 0), memory.tape(0, 3072, 0));
+        assert_eq!(memory.prefix_tape(2100, 3), memory.prefix_tape(2304, 3));
         assert_eq!(memory.reserve(1_000_000), (1 << 30) + 100_000);
     }
 

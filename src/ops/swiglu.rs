@@ -14,9 +14,6 @@ use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 use num_traits::One;
 
-/// Most threads of a block; each makes 8 elements of a row of the activation.
-const THREADS: usize = 256;
-
 gpu::parameters!(SwigluParameters { rows: u32, width: u32, aligned: u32 });
 
 /// `silu(gate) * up` [T, F] of `gate_up` [T, 2F], in its dtype; on the CPU computed in f32 where that is bf16.
@@ -115,7 +112,8 @@ fn sigmoid<T: Real>(x: T) -> T {
 fn launch(name: &'static str, rows: usize, width: usize, buffers: &[&Tensor]) -> Result<()> {
     let aligned = gpu::aligned(&[width], buffers);
     let parameters = SwigluParameters { rows: gpu::uint(rows), width: gpu::uint(width), aligned };
-    let threads = width.div_ceil(8).next_multiple_of(32).min(THREADS);
+    // Each thread makes 8 elements of a row of the activation.
+    let threads = gpu::balanced_threads(width.div_ceil(8));
     let mut kernel = Kernel::new("swiglu", name, rows, threads);
     kernel.grid[1] = width.div_ceil(8 * threads);
     gpu::launch(&kernel, buffers[0].dtype(), buffers, &parameters)

@@ -142,15 +142,33 @@ pub(crate) fn to_device(tensor: &Tensor, device: &Device) -> Result<Tensor> {
     Ok(moved)
 }
 
-/// A tensor whose elements a kernel is going to write, on the device of `like`.
+/// Rows that [`empty`] takes memory for: of large matrices a multiple of 256. Steps have other numbers of rows each, and
+/// an allocator that meets few sizes finds the memory that the step before gave back.
+pub(crate) fn allocated_rows(rows: usize) -> usize {
+    const MULTIPLE: usize = 256;
+    // Of fewer rows the rest would be more than an eighth, and their matrices are small.
+    if rows > 8 * MULTIPLE { rows.next_multiple_of(MULTIPLE) } else { rows }
+}
+
+/// A tensor whose elements a kernel is going to write, on the device of `like`. It is contiguous; a large matrix is the
+/// leading rows of one with [`allocated_rows`].
 ///
 /// In the emulator it is filled with NaN, so that an element left unwritten is seen.
 pub(crate) fn empty(shape: impl Into<Shape>, dtype: DType, like: &Tensor) -> Result<Tensor> {
+    let shape: Shape = shape.into();
+    if let [rows, columns] = *shape.dims()
+        && rows < allocated_rows(rows)
+    {
+        return Ok(allocate((allocated_rows(rows), columns).into(), dtype, like)?.narrow(0, 0, rows)?);
+    }
+    allocate(shape, dtype, like)
+}
+
+fn allocate(shape: Shape, dtype: DType, like: &Tensor) -> Result<Tensor> {
     #[cfg(test)]
     if emulated::is_on() {
-        return emulated::poisoned(shape.into(), dtype);
+        return emulated::poisoned(shape, dtype);
     }
-    let shape: Shape = shape.into();
     if shape.elem_count() == 0 {
         return Ok(super::no_rows(1, dtype, like.device())?.reshape(shape)?);
     }
@@ -206,6 +224,18 @@ pub(crate) fn launch<P: Parameters>(
     }
 }
 
+/// Threads of a block for `tasks` equal tasks, of which each thread does one at a time and a block at most 256: a multiple of
+/// 32 that leaves the fewest threads without a task in the last round, the most threads where several do.
+pub(crate) fn balanced_threads(tasks: usize) -> usize {
+    const MOST: usize = 256;
+    if tasks <= MOST {
+        return tasks.max(1).next_multiple_of(32);
+    }
+    let idle = |threads: &usize| tasks.next_multiple_of(*threads) - tasks;
+    // Under 128 threads a block has too few loads on their way.
+    (128..=MOST).rev().step_by(32).min_by_key(idle).unwrap_or(MOST)
+}
+
 /// As a kernel's `uint`; sizes beyond it can't be met by any device's memory.
 pub(crate) fn uint(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
@@ -257,4 +287,36 @@ pub(crate) fn matmul(product: &Product) -> Result<Tensor> {
         Some(add) => (y + add)?,
         None => y,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn empty_rounds_the_rows_of_large_matrices_up() -> Result<()> {
+        assert_eq!([1, 100, 2048, 2049, 8166, 8192].map(allocated_rows), [1, 100, 2048, 2304, 8192, 8192]);
+        let like = Tensor::zeros(1, DType::F32, &Device::Cpu)?;
+        emulated::emulate(0, || {
+            let matrix = empty((2100, 3), DType::F32, &like)?;
+            assert!(matrix.is_contiguous() && matrix.dims() == [2100, 3]);
+            let (storage, _) = matrix.storage_and_layout();
+            let candle_core::Storage::Cpu(candle_core::CpuStorage::F32(values)) = &*storage else {
+                panic!("a matrix on the CPU in f32")
+            };
+            assert_eq!(values.len(), 2304 * 3);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn balanced_threads_leave_few_without_a_task() {
+        // 8b's rope: 40 heads of 8 tasks; its swiglu: 12,800 columns of 8.
+        assert_eq!([1, 100, 256, 320, 1600].map(balanced_threads), [32, 128, 256, 160, 160]);
+        for tasks in 1..3000 {
+            let threads = balanced_threads(tasks);
+            assert!(threads % 32 == 0 && (32..=256).contains(&threads), "{tasks}: {threads}");
+            assert!(tasks.next_multiple_of(threads) <= tasks.next_multiple_of(256), "{tasks}: {threads}");
+        }
+    }
 }
