@@ -5,6 +5,7 @@
 //! flash-attention's tests); f32 by 1e-5 of the largest exact value.
 
 mod attention;
+pub mod large;
 mod ops;
 mod run;
 
@@ -16,6 +17,7 @@ use serde::Serialize;
 
 #[cfg(test)]
 pub(crate) use attention::packed;
+pub use large::large;
 pub use ops::{OPS, ops};
 pub use run::{Curves, RunSize, run};
 

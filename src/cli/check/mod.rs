@@ -1,5 +1,7 @@
 //! `gneiss check`: whether a device computes what the CPU computes.
 
+mod large;
+
 use super::text;
 use clap::Args;
 use gneiss::bench::machine;
@@ -25,9 +27,21 @@ pub struct Check {
     /// Optimizer steps of the runs; 0 leaves them out.
     #[arg(long, default_value_t = 30)]
     steps: usize,
+    /// Compare at the sizes of real models instead, with plain ops on the same device in f32, and a step of 8,300 rows in
+    /// several passes with the same in one; cases that do not fit into the device's memory are named.
+    #[arg(long, conflicts_with = "steps")]
+    large: bool,
+    /// Divide the sizes of --large by this.
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "large", value_parser = scale)]
+    scale: usize,
     /// Print every comparison as JSON.
     #[arg(long)]
     json: bool,
+}
+
+fn scale(text: &str) -> Result<usize, String> {
+    // Beyond it the smallest model has no feed-forward row left that kernels read 8 elements of at a time.
+    text.trim().parse().ok().filter(|n| (1..=64).contains(n)).ok_or_else(|| "expected 1 to 64".into())
 }
 
 /// What was found in one dtype.
@@ -52,12 +66,22 @@ impl Check {
             let problem = format!("--dtype: expected of {expected} on this device, found {}", other.as_str());
             anyhow::bail!(gneiss::Error::Invalid(problem));
         }
+        if std::env::var_os("NVIDIA_TF32_OVERRIDE").is_some_and(|v| v != "0") && !device.is_cpu() {
+            eprintln!(
+                "NVIDIA_TF32_OVERRIDE is set: products in f32 are computed in TF32, with errors of 1e-3"
+            );
+        }
+        if self.large {
+            return large::run(&self, &device, &dtypes);
+        }
         let found = dtypes.iter().map(|d| self.one(&device, *d)).collect::<anyhow::Result<Vec<_>>>()?;
         if self.json {
             println!("{}", serde_json::to_string_pretty(&found)?);
         } else {
             println!("device  {}, {}\n", gneiss::setup::device_kind(&device), machine::device_name(&device));
-            println!("{}", text::table(&ops_table(&found)));
+            let by_dtype: Vec<(&str, &[Comparison])> =
+                found.iter().map(|f| (f.dtype, &f.comparisons[..])).collect();
+            println!("{}", text::table(&ops_table(&OPS, &by_dtype)));
             if self.steps > 0 {
                 println!("\n{}", text::table(&runs_table(&found)));
             }
@@ -133,16 +157,16 @@ fn summary(found: &[Found]) -> String {
     )
 }
 
-fn ops_table(found: &[Found]) -> Vec<Vec<String>> {
+fn ops_table(names: &[&str], found: &[(&str, &[Comparison])]) -> Vec<Vec<String>> {
     let header = ["op", "dtype", "comparisons", "wrong", "largest error / allowed", "of", "case"];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
-    for of in found {
-        for op in OPS {
-            let all: Vec<&Comparison> = of.comparisons.iter().filter(|c| c.op == op).collect();
+    for (dtype, comparisons) in found {
+        for op in names {
+            let all: Vec<&Comparison> = comparisons.iter().filter(|c| c.op == *op).collect();
             let Some(worst) = all.iter().max_by(|a, b| share(a).total_cmp(&share(b))) else { continue };
             rows.push(vec![
-                op.to_owned(),
-                of.dtype.to_owned(),
+                (*op).to_owned(),
+                (*dtype).to_owned(),
                 all.len().to_string(),
                 all.iter().filter(|c| !c.holds()).count().to_string(),
                 format!("{:.3}", share(worst)),

@@ -1,0 +1,257 @@
+//! Whether a device computes at the sizes of real models what plain candle ops compute there: every op of a tuning
+//! step over the rows of a real batch, and a whole step in one pass and in several.
+//!
+//! The CPU takes too long at these sizes. What a result is held against is the formula in plain candle ops in f32 on
+//! the same device, of inputs that were rounded to the dtype under test; an op may err by as many times what plain ops
+//! err in that dtype as [`super`] says. In f32 both sides are rounded: 2e-5 of the largest value.
+
+mod attention;
+mod ops;
+mod shapes;
+mod step;
+
+use super::{Comparison, Kind, OPS, Target};
+use crate::tune::plan::{free_memory, is_out_of_memory};
+use crate::{Error, Result};
+use candle_core::{DType, Shape, Tensor};
+use rand::SeedableRng;
+use rand::distr::{Distribution, Uniform};
+use serde::Serialize;
+use shapes::{Batch, SHAPES};
+use std::ops::Range;
+
+/// Name of the check of a whole step, beside those of [`OPS`].
+pub const STEP: &str = "step";
+
+/// Rows of which plain ops compute the expected values at a time.
+const CHUNK: usize = 2048;
+
+/// Values after which random inputs come again: a prime, so that no row of a matrix equals another one.
+const PERIOD: usize = 1_048_583;
+
+/// Most of the free memory that a case may need.
+const SHARE_OF_FREE: f64 = 0.9;
+
+/// A case that was not computed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NotRun {
+    /// Name of the op.
+    pub op: &'static str,
+    /// Shape of the case.
+    pub case: String,
+    /// Why.
+    pub why: String,
+}
+
+/// What [`large`] found.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Found {
+    /// All comparisons.
+    pub comparisons: Vec<Comparison>,
+    /// Cases that did not fit into the device's memory.
+    pub not_run: Vec<NotRun>,
+}
+
+/// Checks the op of this name, or [`STEP`], at the shapes of three Granite models over the 8,166 rows of a step of 256
+/// reviews; `scale` divides all sizes but that of a head.
+///
+/// # Errors
+/// A name that is none of these; the device's, but for too little memory, which is a case that was not run.
+pub fn large(target: &Target, name: &str, scale: usize) -> Result<Found> {
+    let Some(op) = OPS.into_iter().chain([STEP]).find(|op| *op == name) else {
+        return Err(Error::Invalid(format!("expected {STEP} or one of {OPS:?}, found {name}")));
+    };
+    let mut large = Large { target, op, model: "", seed: 0, unit: 1e-3, found: Found::default() };
+    for shape in &SHAPES {
+        let shape = shape.scaled(scale);
+        let batch = Batch::new(&shape, scale);
+        large.model = shape.name;
+        match op {
+            "embed" => ops::embed(&mut large, &shape, &batch)?,
+            "linear" => ops::linear(&mut large, &shape, &batch)?,
+            "rms_norm" => ops::rms_norm(&mut large, &shape, &batch)?,
+            "rope" => ops::rope(&mut large, &shape, &batch)?,
+            "attention" => attention::check(&mut large, &shape, &batch)?,
+            "swiglu" => ops::swiglu(&mut large, &shape, &batch)?,
+            "cross_entropy" => ops::cross_entropy(&mut large, &shape, &batch)?,
+            "adamw" => ops::adamw(&mut large, &shape, &batch)?,
+            _ => step::check(&mut large, &shape, scale)?,
+        }
+    }
+    Ok(large.found)
+}
+
+/// The checks so far.
+struct Large<'a> {
+    target: &'a Target<'a>,
+    op: &'static str,
+    /// The model whose shape is under way.
+    model: &'static str,
+    seed: u64,
+    /// What an f32 error is measured by where the expected values are all smaller.
+    unit: f64,
+    found: Found,
+}
+
+/// The errors of a result that is looked at part by part.
+#[derive(Clone, Copy, Default)]
+struct Errors {
+    ours: f64,
+    plain: f64,
+    largest: f64,
+}
+
+impl Large<'_> {
+    /// Runs a case that needs about `bytes` of memory, or notes why it was not run.
+    fn case(
+        &mut self,
+        name: &str,
+        bytes: usize,
+        check: impl FnOnce(&mut Self, &str) -> Result<()>,
+    ) -> Result<()> {
+        let case = format!("{}: {name}", self.model);
+        let mut not_run = |why| self.found.not_run.push(NotRun { op: self.op, case: case.clone(), why });
+        if let Some(free) = free_memory(self.target.device)?
+            && bytes as f64 > SHARE_OF_FREE * free as f64
+        {
+            let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
+            not_run(format!("expected {:.1} GiB of free memory, found {:.1}", gib(bytes), gib(free)));
+            return Ok(());
+        }
+        match check(self, &case) {
+            Err(error) if is_out_of_memory(&error) => {
+                self.found.not_run.push(NotRun { op: self.op, case, why: error.to_string() });
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    /// Uniform values of variance `scale²` on the device, in the dtype under test.
+    fn random(&mut self, shape: impl Into<Shape>, scale: f64) -> Result<Tensor> {
+        self.random_in(shape, scale, self.target.dtype)
+    }
+
+    /// As [`Large::random`], in another dtype. After [`PERIOD`] values they come again.
+    fn random_in(&mut self, shape: impl Into<Shape>, scale: f64, dtype: DType) -> Result<Tensor> {
+        let shape: Shape = shape.into();
+        let n = shape.elem_count();
+        self.seed += 1;
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(self.seed);
+        let bound = (scale * 3f64.sqrt()) as f32;
+        let uniform = Uniform::new_inclusive(-bound, bound)
+            .map_err(|e| Error::Invalid(format!("random values of ±{bound}: {e}")))?;
+        let values: Vec<f32> = uniform.sample_iter(&mut rng).take(n.min(PERIOD)).collect();
+        let device = self.target.device;
+        let period = Tensor::from_vec(values, n.min(PERIOD), device)?.to_dtype(dtype)?;
+        if n <= PERIOD {
+            return Ok(period.reshape(shape)?);
+        }
+        // A buffer of exactly so many values: an access beyond it is beyond an allocation.
+        let exact = period.repeat(n.div_ceil(PERIOD))?.narrow(0, 0, n)?.force_contiguous()?;
+        Ok(exact.reshape(shape)?)
+    }
+
+    /// Runs `f` on the device under test.
+    fn run<R>(&self, mut f: impl FnMut() -> Result<R>) -> Result<R> {
+        let mut result = None;
+        (self.target.run)(&mut || result = Some(f()));
+        result.unwrap_or_else(|| Err(Error::Invalid("the device under test ran nothing".into())))
+    }
+
+    /// Compares `ours` [rows, ..] with what `expected` gives for each range of rows: the value in f32, and what plain
+    /// ops in the dtype under test make of it, where that is another thing than the value rounded.
+    fn compare_rows(
+        &mut self,
+        (case, what, kind): (&str, &'static str, Kind),
+        ours: &Tensor,
+        mut expected: impl FnMut(Range<usize>) -> Result<(Tensor, Option<Tensor>)>,
+    ) -> Result<()> {
+        let rows = ours.dims()[0];
+        let mut errors = Errors { largest: self.unit, ..Errors::default() };
+        for start in (0..rows).step_by(CHUNK) {
+            let range = start..(start + CHUNK).min(rows);
+            let (exact, plain) = expected(range.clone())?;
+            let plain = match plain {
+                Some(plain) => plain,
+                None => exact.to_dtype(ours.dtype())?,
+            };
+            errors.add(&ours.narrow(0, range.start, range.len())?, &exact, &plain)?;
+        }
+        self.judge((case, what, kind), errors);
+        Ok(())
+    }
+
+    /// Compares all of `ours` with `exact`, in f32, whose rounding is all that plain ops lose.
+    fn compare(&mut self, about: (&str, &'static str, Kind), ours: &Tensor, exact: &Tensor) -> Result<()> {
+        self.compare_with(about, ours, exact, &exact.to_dtype(ours.dtype())?)
+    }
+
+    /// As [`Large::compare`], with what plain ops in the dtype under test make of it.
+    fn compare_with(
+        &mut self,
+        about: (&str, &'static str, Kind),
+        ours: &Tensor,
+        exact: &Tensor,
+        plain: &Tensor,
+    ) -> Result<()> {
+        if ours.dims() != exact.dims() {
+            return Err(Error::Shape {
+                op: self.op,
+                expected: format!("{} of {:?}", about.1, exact.dims()),
+                found: format!("{:?}", ours.dims()),
+            });
+        }
+        self.compare_rows(about, ours, |rows| {
+            let part = |t: &Tensor| t.narrow(0, rows.start, rows.len());
+            // The result comes in the dtype of `ours`, whatever plain ops kept on the way.
+            Ok((part(exact)?, Some(part(plain)?.to_dtype(ours.dtype())?)))
+        })
+    }
+
+    fn judge(&mut self, (case, what, kind): (&str, &'static str, Kind), errors: Errors) {
+        let allowed = errors.allowed(kind, self.target.dtype);
+        let case = case.to_owned();
+        self.found.comparisons.push(Comparison { op: self.op, what, case, error: errors.ours, allowed });
+    }
+}
+
+impl Errors {
+    fn add(&mut self, ours: &Tensor, exact: &Tensor, plain: &Tensor) -> Result<()> {
+        let exact = exact.to_dtype(DType::F32)?;
+        let difference = |t: &Tensor| largest(&(t.to_dtype(DType::F32)? - &exact)?);
+        // NaN stays NaN.
+        let more = |a: f64, b: f64| if a.is_nan() || b <= a { a } else { b };
+        self.ours = more(self.ours, difference(ours)?);
+        self.plain = more(self.plain, difference(plain)?);
+        self.largest = more(self.largest, largest(&exact)?);
+        Ok(())
+    }
+
+    fn allowed(&self, kind: Kind, dtype: DType) -> f64 {
+        if dtype == DType::F32 {
+            return 2e-5 * self.largest;
+        }
+        let times = if let Kind::Value = kind { 2.0 } else { 3.0 };
+        times * self.plain + 2e-5 * self.largest
+    }
+}
+
+/// Largest magnitude, on the device; NaN where a value is not finite.
+fn largest(t: &Tensor) -> Result<f64> {
+    if t.elem_count() == 0 {
+        return Ok(0.0);
+    }
+    let rows = t.abs()?.flatten_from(1.min(t.rank() - 1))?;
+    let one = |t: Tensor| -> Result<f64> { Ok(f64::from(t.to_scalar::<f32>()?)) };
+    let (columns, sums) = match rows.rank() {
+        1 => (rows.clone(), rows),
+        _ => (rows.max(1)?, rows.sum(1)?),
+    };
+    // The maximum may pass over a NaN; a sum does not.
+    let (most, sum) = (one(columns.max(0)?)?, one(sums.sum(0)?)?);
+    Ok(if sum.is_finite() { most } else { f64::NAN })
+}
+
+#[cfg(test)]
+mod tests;

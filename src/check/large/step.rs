@@ -1,0 +1,113 @@
+//! A whole step, in one pass and in several: its loss and its gradient.
+
+use super::shapes::{Shape, group};
+use super::{Errors, Large, Result};
+use crate::Error;
+use crate::check::Kind;
+use crate::data::Passes;
+use crate::model::{Dtypes, Granite, TuningMemory, granite};
+use crate::tune::{self, Limits, Objective};
+use candle_core::{DType, Tensor};
+
+/// Rows of the step: more than the most that go through a GPU in one pass.
+const ROWS: usize = 8300;
+
+/// Rows of a pass at most: on a GPU by default, and half of them.
+const PASSES: [usize; 2] = [8192, 4096];
+
+/// Blocks of the models: the first, and the last, which are not as the others, and one between them.
+const BLOCKS: usize = 3;
+
+const SEED: u64 = 42;
+
+/// What a step gives.
+struct Outcome {
+    loss: f64,
+    gradient: Tensor,
+}
+
+pub(super) fn check(large: &mut Large, shape: &Shape, scale: usize) -> Result<()> {
+    // The fewest reviews of so many rows.
+    let mut examples = ROWS / scale / 32;
+    let group = loop {
+        let group = group(shape, scale, examples);
+        if rows(&group) >= ROWS / scale {
+            break group;
+        }
+        examples += 1;
+    };
+    let config = shape.config(BLOCKS);
+    let device = large.target.device;
+    let f32s = Dtypes { weights: DType::F32, activations: DType::F32 };
+    let memory = TuningMemory::of(&config, f32s, device.location());
+    let (total, targets) = (rows(&group), 2 * examples);
+    let bytes = 2 * memory.weights + memory.tape(total, targets, 0) + memory.workspace(total, targets, 0);
+    large.case(&format!("{total} rows, {BLOCKS} blocks"), bytes, |large, case| {
+        let under_test = Dtypes { weights: large.target.dtype, activations: large.target.dtype };
+        let model = Granite::random(&config, granite::dtypes(DType::F32, device)?, device, SEED)?;
+        let model = model.on(under_test, device)?;
+        let prompts = model.embedding().narrow(0, 20, group.prompt.len())?.to_dtype(DType::F32)?;
+        let groups = std::slice::from_ref(&group);
+        let gradient = |model: &Granite, max_rows| {
+            outcome(tune::gradient(model, &prompts, groups, Limits::rows(max_rows))?)
+        };
+        let whole = large.run(|| gradient(&model, usize::MAX))?;
+        // In f32 the step of one pass is what the steps of several are held against; otherwise its own errors are
+        // what they may err by.
+        let exact = match large.target.dtype {
+            DType::F32 => Outcome { loss: whole.loss, gradient: whole.gradient.clone() },
+            _ => gradient(&model.on(f32s, device)?, usize::MAX)?,
+        };
+        for most in PASSES {
+            let most = most / scale;
+            let passes = Passes::new(groups, most).iter().count();
+            if passes < 2 && most < total * 3 / 4 {
+                return Err(Error::Invalid(format!(
+                    "expected {total} rows in passes of {most}, found one pass"
+                )));
+            }
+            let found = large.run(|| gradient(&model, most))?;
+            let case = format!("{case}, {passes} passes of up to {most}");
+            large.outcome(&case, [&found, &whole, &exact])?;
+        }
+        Ok(())
+    })
+}
+
+fn rows(group: &crate::data::PrefixGroup) -> usize {
+    let work = group.sequences.iter().map(|s| s.rows()).sum::<usize>();
+    group.prefix_rows() + work
+}
+
+fn outcome(objective: Objective) -> Result<Outcome> {
+    let loss = objective.loss()?;
+    let Some(gradient) = objective.gradient else {
+        return Err(Error::Invalid("expected a gradient of the step, found none".into()));
+    };
+    Ok(Outcome { loss, gradient })
+}
+
+impl Large<'_> {
+    /// Compares a step in several passes with the exact one, by what the step of one pass errs.
+    fn outcome(&mut self, case: &str, [found, whole, exact]: [&Outcome; 3]) -> Result<()> {
+        let mut gradient = Errors::default();
+        gradient.add(&found.gradient, &exact.gradient, &whole.gradient)?;
+        // A loss is one number, whose error may be next to nothing by chance: it may err by what one value rounds.
+        let one_rounding = match self.target.dtype {
+            DType::F32 => 0.0,
+            DType::F16 => 2f64.powi(-11),
+            _ => 2f64.powi(-8),
+        };
+        let loss = Errors {
+            ours: (found.loss - exact.loss).abs(),
+            plain: (whole.loss - exact.loss).abs().max(one_rounding * exact.loss),
+            largest: exact.loss.abs(),
+        };
+        for (what, errors) in [("loss", loss), ("dprompts", gradient)] {
+            // Passes add up in another order, three blocks deep.
+            let errors = Errors { largest: 5.0 * errors.largest, ..errors };
+            self.judge((case, what, Kind::Gradient), errors);
+        }
+        Ok(())
+    }
+}
