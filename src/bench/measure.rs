@@ -109,7 +109,7 @@ pub struct Measured {
 pub struct OpShare {
     /// The op's name; `outside of ops` is what no op counted.
     pub op: String,
-    /// Wall time a step, s.
+    /// Time a step, s: the device's on CUDA, wall time elsewhere.
     pub seconds_per_step: f64,
     /// Calls a step.
     pub calls_per_step: f64,
@@ -192,8 +192,8 @@ impl Bench<'_> {
     }
 
     /// Time per op over `steps` steps behind one that warms up, the longest first; what lies outside of all
-    /// ops is the last. The device is idle at every op's ends, so that the step is slower than a measured
-    /// one.
+    /// ops is the last. But on CUDA the device is idle at every op's ends, so that the step is slower than a
+    /// measured one.
     ///
     /// # Errors
     /// As [`Bench::measure`].
@@ -205,7 +205,8 @@ impl Bench<'_> {
             }
         });
         let times = profile::finish();
-        let total: f64 = outcome?.iter().skip(1).map(|step| step.seconds).sum();
+        let (outcome, times) = (outcome?, times?);
+        let total: f64 = outcome.iter().skip(1).map(|step| step.seconds).sum();
         let share = |op: &str, seconds: f64, calls: u64| OpShare {
             op: op.to_owned(),
             seconds_per_step: seconds / steps as f64,

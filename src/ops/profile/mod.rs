@@ -4,11 +4,18 @@
 //! let _scope = profile::scope("rms_norm", x.device());     at the top of an op's forward and backward
 //! ```
 //!
-//! While it is on, every scope waits for the device at its beginning and at its end, so that the time between
-//! is the op's own. That forbids the overlap of host and device: a profiled step is slower than another one,
-//! and only the ops' shares of it mean something. Of scopes inside each other on one thread the outermost
-//! counts.
+//! On CUDA a scope puts an event on the stream at its beginning and one at its end; their times are read later, so that
+//! a profiled step runs as another one does, and an op's time is the device's. It includes the device's wait for the
+//! host where the host is slower to launch than the device is to compute.
+//!
+//! On other devices every scope waits for the device at its beginning and at its end, so that the time between is the
+//! op's own. That forbids the overlap of host and device: on Metal a profiled step is slower than another one, and only
+//! the ops' shares of it mean something. Of scopes inside each other on one thread the outermost counts.
 
+#[cfg(any(test, feature = "cuda"))]
+mod marks;
+
+use crate::{Error, Result};
 use candle_core::Device;
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -30,7 +37,7 @@ thread_local! {
 pub struct OpTime {
     /// The op's name.
     pub op: &'static str,
-    /// Wall time in all its calls, s.
+    /// Time of all its calls, s: the device's on CUDA, wall time elsewhere.
     pub seconds: f64,
     /// Calls.
     pub calls: u64,
@@ -42,14 +49,29 @@ struct Entry {
     calls: u64,
 }
 
+/// The first error of the device's clock.
+static FAILED: Mutex<Option<Error>> = Mutex::new(None);
+
+#[cfg(feature = "cuda")]
+static UNREAD: Mutex<marks::Unread<marks::cuda::Event>> = Mutex::new(marks::Unread::new());
+
 /// Counts the time until it is dropped.
 #[must_use = "the time ends where this is dropped; bind it to a name"]
 pub struct Scope {
     op: &'static str,
     device: Device,
-    started: Instant,
+    begun: Begun,
     /// A scope ends on the thread on which it began.
     not_send: PhantomData<*const ()>,
+}
+
+/// When a scope began.
+enum Begun {
+    /// By the host's clock, the device idle.
+    Host(Instant),
+    /// By the device's.
+    #[cfg(feature = "cuda")]
+    Cuda(marks::cuda::Event),
 }
 
 /// Begins to count the time of `op` on `device`; `None` where the profiler is off or another scope of this
@@ -64,36 +86,89 @@ fn begin(op: &'static str, device: &Device) -> Option<Scope> {
     if INSIDE.replace(true) {
         return None;
     }
-    wait(device);
-    Some(Scope { op, device: device.clone(), started: Instant::now(), not_send: PhantomData })
+    let begun = match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(cuda) => match marks::cuda::Event::record(cuda) {
+            Ok(event) => Begun::Cuda(event),
+            Err(error) => {
+                INSIDE.set(false);
+                fail(error);
+                return None;
+            }
+        },
+        _ => {
+            wait(device);
+            Begun::Host(Instant::now())
+        }
+    };
+    Some(Scope { op, device: device.clone(), begun, not_send: PhantomData })
 }
 
 impl Drop for Scope {
     fn drop(&mut self) {
-        wait(&self.device);
-        let seconds = self.started.elapsed().as_secs_f64();
         INSIDE.set(false);
-        let mut table = table();
-        let entry = table.entry(self.op).or_default();
-        entry.seconds += seconds;
-        entry.calls += 1;
+        match &self.device {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(cuda) => {
+                let now = marks::cuda::Event::record(cuda);
+                let Begun::Cuda(begun) = std::mem::replace(&mut self.begun, Begun::Host(Instant::now()))
+                else {
+                    unreachable!("a scope on CUDA begins with an event")
+                };
+                let kept = now.and_then(|now| lock(&UNREAD).push(self.op, (begun, now), &mut count));
+                kept.unwrap_or_else(fail);
+            }
+            device => {
+                wait(device);
+                #[cfg_attr(not(feature = "cuda"), allow(irrefutable_let_patterns))]
+                if let Begun::Host(begun) = &self.begun {
+                    count(self.op, begun.elapsed().as_secs_f64());
+                }
+            }
+        }
     }
+}
+
+fn count(op: &'static str, seconds: f64) {
+    let mut table = lock(&TABLE);
+    let entry = table.entry(op).or_default();
+    entry.seconds += seconds;
+    entry.calls += 1;
+}
+
+/// Keeps the first error for [`finish`].
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+fn fail(error: Error) {
+    lock(&FAILED).get_or_insert(error);
 }
 
 /// Forgets what was counted, and counts from now on.
 pub fn start() {
-    table().clear();
+    #[cfg(feature = "cuda")]
+    {
+        *lock(&UNREAD) = marks::Unread::new();
+    }
+    lock(&TABLE).clear();
+    *lock(&FAILED) = None;
     ON.store(true, Ordering::Relaxed);
 }
 
 /// Stops counting; the ops with their times, the longest first.
-pub fn finish() -> Vec<OpTime> {
+///
+/// # Errors
+/// That of a device whose clock could not be read.
+pub fn finish() -> Result<Vec<OpTime>> {
     ON.store(false, Ordering::Relaxed);
-    let found = std::mem::take(&mut *table());
+    #[cfg(feature = "cuda")]
+    lock(&UNREAD).finish(&mut count)?;
+    if let Some(error) = lock(&FAILED).take() {
+        return Err(error);
+    }
+    let found = std::mem::take(&mut *lock(&TABLE));
     let time = |(op, Entry { seconds, calls })| OpTime { op, seconds, calls };
     let mut times: Vec<OpTime> = found.into_iter().map(time).collect();
     times.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
-    times
+    Ok(times)
 }
 
 /// Waits for the device. An error of its is not lost: whatever is done on the device next returns it.
@@ -101,8 +176,8 @@ fn wait(device: &Device) {
     drop(device.synchronize());
 }
 
-fn table() -> MutexGuard<'static, BTreeMap<&'static str, Entry>> {
-    TABLE.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &'static Mutex<T>) -> MutexGuard<'static, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -132,7 +207,7 @@ mod tests {
             timed("test, inner");
         }
         timed("test, short");
-        let times = finish();
+        let times = finish().unwrap();
         timed("test, after");
 
         let (outer, short) = (of(&times, "test, outer").unwrap(), of(&times, "test, short").unwrap());
@@ -145,6 +220,12 @@ mod tests {
         }
         assert!(times.is_sorted_by(|a, b| a.seconds >= b.seconds), "{times:?}");
         start();
-        assert_eq!(of(&finish(), "test, outer"), None, "an earlier count was kept");
+        assert_eq!(of(&finish().unwrap(), "test, outer"), None, "an earlier count was kept");
+        start();
+        fail(Error::Invalid("the first".into()));
+        fail(Error::Invalid("the second".into()));
+        assert_eq!(finish().unwrap_err().to_string(), "the first");
+        start();
+        assert!(finish().is_ok(), "an earlier error was kept");
     }
 }
