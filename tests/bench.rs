@@ -55,6 +55,13 @@ fn json_holds_every_figure_and_csv_a_row_a_case() {
     }
     let peak = report["matmul_peak"]["flops_per_second"].as_f64().unwrap();
     assert!(peak > 0.0 && report["matmul_peak"]["size"] == 2048);
+    // A GPU's alone.
+    for key in ["step_products", "launches"] {
+        assert_eq!(report[key], Value::Null, "{key}");
+    }
+    for key in ["sustained_seconds", "data_sheet_flops_per_second"] {
+        assert_eq!(report["matmul_peak"][key], Value::Null, "{key}");
+    }
     let cases = report["cases"].as_array().unwrap();
     assert_eq!(cases.len(), 2);
     for (case, batch) in cases.iter().zip([2, 3]) {
@@ -259,7 +266,14 @@ fn a_case_is_a_run_of_the_trainer() {
     let dtypes = granite::dtypes(DType::F32, &Device::Cpu).unwrap();
     let model = Granite::random(&config, dtypes, &Device::Cpu, 1).unwrap();
     let given = Lengths::of_tokens(9).unwrap().examples(5, config.vocab_size);
-    let peak = MatmulPeak { size: 1, dtype: "f32", instructions: None, flops_per_second: 1e9 };
+    let peak = MatmulPeak {
+        size: 1,
+        dtype: "f32",
+        instructions: None,
+        flops_per_second: 1e9,
+        sustained_seconds: None,
+        data_sheet_flops_per_second: Some(4e9),
+    };
     let bench = Bench {
         model: &model,
         source: Source::Given(given.clone()),
@@ -282,6 +296,8 @@ fn a_case_is_a_run_of_the_trainer() {
     let (first, second) = (of(&steps[..2]), of(&steps[2..]));
     assert!((measured.flops_per_step - (3.0 * first + 2.0 * second) / 5.0).abs() < 1e-3);
     assert!((measured.share_of_peak - measured.flops_per_second / 1e9).abs() < 1e-15);
+    let of_data_sheet = measured.share_of_data_sheet.unwrap();
+    assert!((of_data_sheet - measured.flops_per_second / 4e9).abs() < 1e-15);
     let again = bench.measure(case, &mut Told::default()).unwrap();
     assert_eq!((again.first_loss, again.last_loss), (measured.first_loss, measured.last_loss));
 }

@@ -1,6 +1,9 @@
 //! The matrix product as fast as the device makes it: what a step's floating-point operations are held
-//! against.
+//! against. On a CPU it is the best of several times; a GPU slows down at its power limit within the first tenth of a
+//! second, so there it is the rate over two seconds.
 
+use super::sustained::seconds_per_call;
+use super::{data_sheet, machine};
 use crate::Result;
 use crate::ops::Linear;
 use crate::ops::packed::Isa;
@@ -22,7 +25,10 @@ const TRIES: usize = 8;
 /// Times that are taken however long they take.
 const LEAST: usize = 3;
 
-/// The fastest square matrix product that was measured.
+/// For how long a GPU's products are repeated, s.
+const GPU_SECONDS: f64 = 2.0;
+
+/// The rate of a square matrix product.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct MatmulPeak {
     /// Rows and columns of both matrices.
@@ -33,6 +39,10 @@ pub struct MatmulPeak {
     pub instructions: Option<&'static str>,
     /// Floating-point operations a second.
     pub flops_per_second: f64,
+    /// For how long that rate was kept up, s; `None` on a CPU, where the best of several times counts.
+    pub sustained_seconds: Option<f64>,
+    /// Floating-point operations a second by the card's data sheet, without sparsity; `None` of other devices.
+    pub data_sheet_flops_per_second: Option<f64>,
 }
 
 impl MatmulPeak {
@@ -41,42 +51,57 @@ impl MatmulPeak {
     /// # Errors
     /// The device's.
     pub fn measure(device: &Device, dtype: DType) -> Result<Self> {
-        // On a GPU several products are queued behind each other, as in a step.
-        let (size, queued) = if device.is_cpu() { (CPU_SIZE, 1) } else { (GPU_SIZE, 4) };
+        let size = if device.is_cpu() { CPU_SIZE } else { GPU_SIZE };
         let matrix = || Tensor::randn(0f32, 1.0, (size, size), device)?.to_dtype(dtype);
         // Three weights by turns, so that none is in a cache because it was the last one.
         let (x, weights) = (matrix()?, [matrix()?, matrix()?, matrix()?]);
         let on_bf16 = device.is_cpu() && dtype == DType::BF16;
-        let packed = match on_bf16 {
-            true => weights
-                .iter()
-                .map(|w| Linear::new(w.clone(), None)?.pack(DType::F32))
-                .collect::<Result<_>>()?,
-            false => Vec::new(),
+        let seconds = if device.is_cpu() {
+            best_seconds(&x, &weights, on_bf16)?
+        } else {
+            let mut next = (0..weights.len()).cycle();
+            let mut queue = || -> Result<()> {
+                x.matmul(&weights[next.next().unwrap_or(0)])?;
+                Ok(())
+            };
+            seconds_per_call(device, GPU_SECONDS, &mut queue)?
         };
-        let (mut best, begun) = (f64::INFINITY, Instant::now());
-        // The first time is the warm-up.
-        for i in 0..=TRIES {
-            if i > LEAST && begun.elapsed().as_secs() >= 1 {
-                break;
-            }
-            device.synchronize()?;
-            let started = Instant::now();
-            for j in 0..queued {
-                let next = (i + j) % weights.len();
-                match packed.get(next) {
-                    Some(layer) => layer.forward(&x)?,
-                    None => x.matmul(&weights[next])?,
-                };
-            }
-            device.synchronize()?;
-            let seconds = started.elapsed().as_secs_f64() / queued as f64;
-            if i > 0 {
-                best = best.min(seconds);
-            }
-        }
-        let instructions = Isa::best().filter(|_| on_bf16).map(Isa::name);
-        let flops_per_second = 2.0 * (size as f64).powi(3) / best;
-        Ok(Self { size, dtype: dtype.as_str(), instructions, flops_per_second })
+        Ok(Self {
+            size,
+            dtype: dtype.as_str(),
+            instructions: Isa::best().filter(|_| on_bf16).map(Isa::name),
+            flops_per_second: 2.0 * (size as f64).powi(3) / seconds,
+            sustained_seconds: (!device.is_cpu()).then_some(GPU_SECONDS),
+            data_sheet_flops_per_second: data_sheet::flops_per_second(&machine::device_name(device), dtype),
+        })
     }
+}
+
+/// The best time of a product on the CPU.
+fn best_seconds(x: &Tensor, weights: &[Tensor; 3], on_bf16: bool) -> Result<f64> {
+    let packed = match on_bf16 {
+        true => weights
+            .iter()
+            .map(|w| Linear::new(w.clone(), None)?.pack(DType::F32))
+            .collect::<Result<Vec<_>>>()?,
+        false => Vec::new(),
+    };
+    let (mut best, begun) = (f64::INFINITY, Instant::now());
+    // The first time is the warm-up.
+    for i in 0..=TRIES {
+        if i > LEAST && begun.elapsed().as_secs() >= 1 {
+            break;
+        }
+        let started = Instant::now();
+        let next = i % weights.len();
+        match packed.get(next) {
+            Some(layer) => layer.forward(x)?,
+            None => x.matmul(&weights[next])?,
+        };
+        let seconds = started.elapsed().as_secs_f64();
+        if i > 0 {
+            best = best.min(seconds);
+        }
+    }
+    Ok(best)
 }

@@ -90,8 +90,10 @@ pub struct Measured {
     pub flops_per_step: f64,
     /// Useful floating-point operations a second.
     pub flops_per_second: f64,
-    /// That, as a part of the device's [`MatmulPeak`].
+    /// That, as a part of the device's [`MatmulPeak`], which a GPU sustains.
     pub share_of_peak: f64,
+    /// As a part of what the card's data sheet says; `None` of devices whose data sheet is not known.
+    pub share_of_data_sheet: Option<f64>,
     /// The most memory that was held, bytes.
     pub peak_memory_bytes: Option<u64>,
     /// Rows of a pass at most.
@@ -183,6 +185,7 @@ impl Bench<'_> {
             flops_per_step: mean(&|_, content| content.flops),
             flops_per_second,
             share_of_peak: flops_per_second / self.peak.flops_per_second,
+            share_of_data_sheet: self.peak.data_sheet_flops_per_second.map(|most| flops_per_second / most),
             peak_memory_bytes,
             max_rows: limits.max_rows,
             recompute: limits.recompute,

@@ -7,14 +7,20 @@
 //!                └─ Measured: time, rates, useful FLOPs, peak memory ── and, in a run of its own, time per op
 //! ```
 
+pub mod data_sheet;
 pub mod examples;
 pub mod flops;
+pub mod launches;
 pub mod machine;
 pub mod matmul;
 pub mod measure;
+pub mod products;
+mod sustained;
 
 pub use examples::Lengths;
 pub use flops::Flops;
+pub use launches::Launches;
 pub use machine::{DeviceMemory, PeakMemory};
 pub use matmul::MatmulPeak;
 pub use measure::{Bench, Case, Measured, OpShare, Source, Spread};
+pub use products::{Product, StepProducts};

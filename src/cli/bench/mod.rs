@@ -6,11 +6,15 @@ use super::{Overrides, PlaceArgs, process, progress, text};
 use anyhow::Context;
 use clap::{ArgGroup, Args};
 use gneiss::bench::examples;
-use gneiss::bench::{Bench as Runs, Case, DeviceMemory, Lengths, MatmulPeak, PeakMemory, Source, machine};
+use gneiss::bench::{
+    Bench as Runs, Case, DeviceMemory, Launches, Lengths, MatmulPeak, PeakMemory, Source, StepProducts,
+    machine,
+};
 use gneiss::config::{DeviceChoice, DtypeChoice};
 use gneiss::data::Template;
 use gneiss::model::{Granite, ModelConfig, Parameters, granite};
 use gneiss::setup;
+use gneiss::tune::plan::is_out_of_memory;
 use gneiss::tune::prompt;
 use report::{CaseReport, Report};
 use std::path::{Path, PathBuf};
@@ -22,8 +26,9 @@ const PROFILED_STEPS: usize = 3;
 /// Seed of random weights.
 const SEED: u64 = 42;
 
-/// Measures the throughput of tuning: step time, examples, tokens and rows a second, the part of the device's
-/// matmul peak that useful floating-point operations reach, memory, time per op.
+/// Measures the throughput of tuning: step time, examples, tokens and rows a second, the part that useful floating-point
+/// operations reach of the matmul peak (which a GPU keeps up for two seconds) and of the card's data sheet, memory, time
+/// per op.
 ///
 /// Every combination of --batch, --virtual-tokens and --accumulate is a run of the trainer with warm-up steps
 /// and counted ones over rotating examples, the device idle at the end of each step.
@@ -115,6 +120,7 @@ impl Bench {
         };
         let device = subject.model.device().clone();
         let peak = MatmulPeak::measure(&device, subject.model.product_dtype())?;
+        let step_products = step_products(&subject.model)?;
         let mut report = Report {
             version: env!("CARGO_PKG_VERSION"),
             date: machine::now(),
@@ -130,6 +136,8 @@ impl Bench {
             steps: self.steps,
             warmup: self.warmup,
             matmul_peak: peak,
+            step_products,
+            launches: None,
             cases: Vec::new(),
         };
         let runs = Runs {
@@ -140,6 +148,7 @@ impl Bench {
             warmup: self.warmup,
             peak,
         };
+        report.launches = Launches::measure(&runs).context("launches")?;
         let mut outcome = Ok(());
         for case in self.cases(subject.default) {
             let label = report::label(case);
@@ -269,6 +278,21 @@ impl Bench {
             default: Case { batch_size: 8, accumulate_steps: 16, num_virtual_tokens: 100 },
             max_rows: self.max_rows.unwrap_or(0),
         })
+    }
+}
+
+/// The products of a step at their shapes, on a GPU that has the memory for them beside the model.
+fn step_products(model: &Granite) -> anyhow::Result<Option<StepProducts>> {
+    if model.device().is_cpu() {
+        return Ok(None);
+    }
+    match StepProducts::measure(model.config(), model.device(), model.product_dtype()) {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if is_out_of_memory(&error) => {
+            eprintln!("products at the step's shapes: not measured, the GPU has too little memory: {error}");
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
     }
 }
 

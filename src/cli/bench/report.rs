@@ -1,7 +1,7 @@
 //! What was measured, as tables, as JSON, and as rows of a CSV file.
 
 use super::text;
-use gneiss::bench::{Case, MatmulPeak, Measured, OpShare};
+use gneiss::bench::{Case, Launches, MatmulPeak, Measured, OpShare, StepProducts};
 use gneiss::{Error, Result};
 use serde::Serialize;
 use std::fs::{File, OpenOptions};
@@ -26,6 +26,10 @@ pub struct Report {
     pub steps: usize,
     pub warmup: usize,
     pub matmul_peak: MatmulPeak,
+    /// `null` on the CPU, and where the GPU has no memory for them.
+    pub step_products: Option<StepProducts>,
+    /// `null` on the CPU.
+    pub launches: Option<Launches>,
     pub cases: Vec<CaseReport>,
 }
 
@@ -64,21 +68,71 @@ impl Report {
             self.device,
             self.device_name
         );
-        let size = self.matmul_peak.size;
         println!("examples: {}; {} steps behind {} of warm-up", self.examples, self.steps, self.warmup);
-        println!(
-            "matmul peak: {}, of [{size}, {size}] x [{size}, {size}] in {}{}\n",
-            si(self.matmul_peak.flops_per_second, "FLOP/s"),
-            self.matmul_peak.dtype,
-            self.matmul_peak.instructions.map(|name| format!(" by {name}")).unwrap_or_default()
-        );
+        println!("{}\n", self.peak());
         println!("{}", text::table(&self.rows()));
+        for line in self.launch_lines() {
+            println!("{line}");
+        }
         for case in &self.cases {
             if let Some(ops) = &case.ops {
                 println!("\n{}, profiled\n{}", label(case.measured.case), text::table(&op_rows(ops)));
             }
         }
         Ok(())
+    }
+
+    /// What the device makes of products, in a line or two.
+    fn peak(&self) -> String {
+        let MatmulPeak { size, dtype, instructions, flops_per_second, .. } = self.matmul_peak;
+        let mut text = format!(
+            "matmul peak: {}{}, of [{size}, {size}] x [{size}, {size}] in {dtype}{}",
+            si(flops_per_second, "FLOP/s"),
+            self.matmul_peak.sustained_seconds.map(|s| format!(" over {s} s")).unwrap_or_default(),
+            instructions.map(|name| format!(" by {name}")).unwrap_or_default()
+        );
+        match self.matmul_peak.data_sheet_flops_per_second {
+            Some(most) => {
+                let share = 100.0 * flops_per_second / most;
+                text += &format!("; {share:.1} % of the data sheet's {}", si(most, "FLOP/s"));
+            }
+            None if self.device == "cpu" => {}
+            None => text += "; no data sheet's figure is known of this device in this dtype",
+        }
+        if let Some(step) = &self.step_products {
+            let share = 100.0 * step.flops_per_second / flops_per_second;
+            let rows = step.products.first().map_or(0, |p| p.shape[0]);
+            text += &format!(
+                "\nmatmul at a block's shapes: {} over {} s, {share:.1} % of that peak, {rows} rows; forward / backward:",
+                si(step.flops_per_second, "FLOP/s"),
+                step.sustained_seconds
+            );
+            for p in &step.products {
+                let rates = [p.forward_flops_per_second, p.backward_flops_per_second];
+                let [forward, backward] = rates.map(|rate| si(rate, "FLOP/s"));
+                text += &format!("\n  {:<8} {:?}  {forward} / {backward}", p.layer, p.shape);
+            }
+        }
+        text
+    }
+
+    /// Whether the steps are bound by their launches, a line a case.
+    fn launch_lines(&self) -> Vec<String> {
+        let Some(launches) = &self.launches else { return Vec::new() };
+        let line = |CaseReport { measured: m, .. }: &CaseReport| {
+            let Case { batch_size, accumulate_steps, num_virtual_tokens } = m.case;
+            let seconds = m.step_seconds.median;
+            format!(
+                "launches: {} a second alone; those of a step of {} rows take {} ms, {:.1} % of {batch_size} x \
+                 {accumulate_steps}, {num_virtual_tokens}, which is {}bound by launches",
+                digits(launches.per_second),
+                launches.rows,
+                digits(launches.step_seconds * 1e3),
+                100.0 * launches.share_of(seconds),
+                if launches.bound(seconds) { "" } else { "not " }
+            )
+        };
+        self.cases.iter().map(line).collect()
     }
 
     fn rows(&self) -> Vec<Vec<String>> {
@@ -93,6 +147,7 @@ impl Report {
             "useful work a step",
             "a second",
             "of peak",
+            "of data sheet",
             "peak memory",
         ];
         let row = |CaseReport { measured: m, .. }: &CaseReport| {
@@ -116,6 +171,7 @@ impl Report {
                 si(m.flops_per_step, "FLOP"),
                 si(m.flops_per_second, "FLOP/s"),
                 format!("{:.1} %", 100.0 * m.share_of_peak),
+                m.share_of_data_sheet.map_or("unknown".into(), |share| format!("{:.1} %", 100.0 * share)),
                 m.peak_memory_bytes.map_or("unknown".into(), text::bytes),
             ]
         };
@@ -162,7 +218,7 @@ pub struct Csv {
 }
 
 impl Csv {
-    const HEADER: [&str; 29] = [
+    const HEADER: [&str; 34] = [
         "date",
         "version",
         "device",
@@ -190,6 +246,11 @@ impl Csv {
         "flops_per_second",
         "matmul_peak_flops_per_second",
         "share_of_peak",
+        "data_sheet_flops_per_second",
+        "share_of_data_sheet",
+        "step_products_flops_per_second",
+        "launches_per_second",
+        "launches_step_seconds",
         "peak_memory_bytes",
         "device_memory_bytes",
     ];
@@ -217,6 +278,7 @@ impl Csv {
     pub fn append(&self, report: &Report, case: &CaseReport) -> Result<()> {
         let m = &case.measured;
         let bytes = |bytes: Option<u64>| bytes.map_or_else(String::new, |n| n.to_string());
+        let float = |value: Option<f64>| value.map_or_else(String::new, |x| x.to_string());
         self.write([
             report.date.clone(),
             report.version.to_owned(),
@@ -245,6 +307,11 @@ impl Csv {
             m.flops_per_second.to_string(),
             report.matmul_peak.flops_per_second.to_string(),
             m.share_of_peak.to_string(),
+            float(report.matmul_peak.data_sheet_flops_per_second),
+            float(m.share_of_data_sheet),
+            float(report.step_products.as_ref().map(|p| p.flops_per_second)),
+            float(report.launches.map(|l| l.per_second)),
+            float(report.launches.map(|l| l.step_seconds)),
             bytes(m.peak_memory_bytes),
             bytes(case.device_memory_bytes),
         ])

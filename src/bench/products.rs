@@ -1,0 +1,180 @@
+//! The products of a step at their own shapes, through the code that a step runs: what they reach of the square
+//! product's rate is lost or won by shapes, not by what lies between them.
+
+use super::sustained::seconds_per_call;
+use crate::Result;
+use crate::model::ModelConfig;
+use crate::ops::Linear;
+use candle_core::{DType, Device, Tensor};
+use serde::Serialize;
+
+/// Rows of a step that is measured: the most that go through a GPU in one pass by default.
+const ROWS: usize = 8192;
+
+/// Target rows of the head's product.
+const HEAD_ROWS: usize = 512;
+
+/// Weights of each shape by turns, so that none is in a cache because it was the last one.
+const TURNS: usize = 3;
+
+/// For how long all products of a block are repeated, and then each of them, s.
+const BLOCK_SECONDS: f64 = 2.0;
+const PRODUCT_SECONDS: f64 = 0.1;
+
+/// A linear layer's product, forward and backward.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Product {
+    /// The layer's name.
+    pub layer: &'static str,
+    /// Rows, outputs and inputs.
+    pub shape: [usize; 3],
+    /// Floating-point operations a second of the forward pass.
+    pub forward_flops_per_second: f64,
+    /// Of the backward pass.
+    pub backward_flops_per_second: f64,
+}
+
+/// The products of a block, and of the head.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StepProducts {
+    /// Floating-point operations a second of a block's products, forward and backward, by turns.
+    pub flops_per_second: f64,
+    /// For how long, s.
+    pub sustained_seconds: f64,
+    /// Each by itself, for a tenth of a second.
+    pub products: Vec<Product>,
+}
+
+/// A layer with what goes through it.
+struct Layer {
+    name: &'static str,
+    weights: Vec<Linear>,
+    x: Tensor,
+    dy: Tensor,
+}
+
+impl StepProducts {
+    /// Measures the products of a model of this shape on a GPU.
+    ///
+    /// # Errors
+    /// The device's, out of memory above all.
+    pub fn measure(config: &ModelConfig, device: &Device, dtype: DType) -> Result<Self> {
+        let rows = (ROWS, HEAD_ROWS);
+        Self::measure_for(config, device, dtype, rows, (BLOCK_SECONDS, PRODUCT_SECONDS))
+    }
+
+    fn measure_for(
+        config: &ModelConfig,
+        device: &Device,
+        dtype: DType,
+        (rows, head_rows): (usize, usize),
+        (block_seconds, product_seconds): (f64, f64),
+    ) -> Result<Self> {
+        let (c, f, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
+        let (q, kv) = (config.num_attention_heads * d, 2 * config.num_key_value_heads * d);
+        let layer = |name, n, k| Layer::new(name, (rows, n, k), TURNS, device, dtype);
+        let block =
+            [layer("qkv", q + kv, c)?, layer("o", c, q)?, layer("gate_up", 2 * f, c)?, layer("down", c, f)?];
+        let mut turn = 0;
+        let mut all = || -> Result<()> {
+            turn += 1;
+            block.iter().try_for_each(|layer| layer.forward(turn))?;
+            block.iter().rev().try_for_each(|layer| layer.backward(turn))
+        };
+        let seconds = seconds_per_call(device, block_seconds, &mut all)?;
+        let flops: f64 = block.iter().map(|layer| 2.0 * layer.flops()).sum();
+        let mut products = Vec::new();
+        let mut one = |layer: &Layer| -> Result<()> {
+            let rate = |run: &dyn Fn(usize) -> Result<()>| -> Result<f64> {
+                let mut turn = 0;
+                let mut queue = || {
+                    turn += 1;
+                    run(turn)
+                };
+                Ok(layer.flops() / seconds_per_call(device, product_seconds, &mut queue)?)
+            };
+            products.push(Product {
+                layer: layer.name,
+                shape: layer.shape()?,
+                forward_flops_per_second: rate(&|turn| layer.forward(turn))?,
+                backward_flops_per_second: rate(&|turn| layer.backward(turn))?,
+            });
+            Ok(())
+        };
+        block.iter().try_for_each(&mut one)?;
+        drop(block);
+        one(&Layer::new("head", (head_rows, config.vocab_size, c), 1, device, dtype)?)?;
+        Ok(Self { flops_per_second: flops / seconds, sustained_seconds: block_seconds, products })
+    }
+}
+
+impl Layer {
+    fn new(
+        name: &'static str,
+        (rows, n, k): (usize, usize, usize),
+        turns: usize,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Self> {
+        let matrix = |rows: usize, columns: usize| -> Result<Tensor> {
+            Ok(Tensor::randn(0f32, 1.0, (rows, columns), device)?.to_dtype(dtype)?)
+        };
+        let weights = (0..turns).map(|_| Linear::new(matrix(n, k)?, None)).collect::<Result<_>>()?;
+        Ok(Self { name, weights, x: matrix(rows, k)?, dy: matrix(rows, n)? })
+    }
+
+    fn shape(&self) -> Result<[usize; 3]> {
+        let ((n, k), rows) = (self.weights[0].dims()?, self.x.dims()[0]);
+        Ok([rows, n, k])
+    }
+
+    /// Of one direction.
+    fn flops(&self) -> f64 {
+        2.0 * (self.x.elem_count() * self.dy.dims()[1]) as f64
+    }
+
+    fn forward(&self, turn: usize) -> Result<()> {
+        self.weights[turn % self.weights.len()].forward(&self.x)?;
+        Ok(())
+    }
+
+    fn backward(&self, turn: usize) -> Result<()> {
+        self.weights[turn % self.weights.len()].backward(&self.dy, 1.0)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn measure_names_every_product_of_a_block_and_the_head() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/granite/config.json");
+        let config = ModelConfig::from_json(&path).unwrap();
+        let found =
+            StepProducts::measure_for(&config, &Device::Cpu, DType::F32, (24, 8), (0.02, 0.001)).unwrap();
+        let c = config.hidden_size;
+        let q = config.num_attention_heads * config.head_dim;
+        let qkv = q + 2 * config.num_key_value_heads * config.head_dim;
+        let f = config.intermediate_size;
+        let shapes: Vec<_> = found.products.iter().map(|p| (p.layer, p.shape)).collect();
+        let expected = [
+            ("qkv", [24, qkv, c]),
+            ("o", [24, c, q]),
+            ("gate_up", [24, 2 * f, c]),
+            ("down", [24, c, f]),
+            ("head", [8, config.vocab_size, c]),
+        ];
+        assert_eq!(shapes, expected);
+        // All of a block take together about what each takes alone: the rate lies between theirs, within a factor that
+        // a busy machine may cost.
+        let rates = || {
+            let of = |p: &Product| [p.forward_flops_per_second, p.backward_flops_per_second];
+            found.products[..4].iter().flat_map(of)
+        };
+        let (least, most) = (rates().fold(f64::INFINITY, f64::min), rates().fold(0.0, f64::max));
+        assert!(least > 0.0 && (least / 10.0..most * 10.0).contains(&found.flops_per_second), "{found:?}");
+    }
+}
