@@ -1,69 +1,247 @@
 #!/bin/sh
-# What a machine with a GPU has to show, from a built binary: no Rust toolchain is needed.
+# The first hour on a GPU: what a machine has to show, from a built binary. No Rust toolchain is needed.
 #
-#   benches/gpu_check.sh [path of gneiss] [cuda|metal]
+#   benches/gpu_check.sh [path of gneiss] [cuda|cuda:N|metal|cpu]
 #
-# 1. compute-sanitizer (memcheck, racecheck) over every kernel, where it is installed
-# 2. every op against the CPU in f32, bf16 and f16, and short tuning runs whose losses follow the CPU's
-# 3. time per op of a step of the shapes of MODELS
-# 4. tuning throughput beside Hugging Face PEFT, where torch, transformers and peft are installed (CUDA)
+#   check      every op against the CPU in f32, bf16 and f16, and short runs whose losses follow the CPU's
+#   large      the ops at the sizes of real models, and a step in several passes, against plain ops on the GPU
+#   bench      a step of 8 x 32 reviews of each shape of MODELS: time per op, share of the sustained matmul peak and of
+#              the data sheet, launches
+#   sanitizer  compute-sanitizer's memcheck, racecheck, synccheck and initcheck over the kernels
+#   nsys       Nsight Systems over three steps
+#   tutorial   the tutorial from data to served prompt
+#   peft       the step beside Hugging Face PEFT's
 #
-# MODELS="granite-4.0-350m ..." names shapes of configs/models; OUT is a folder for the results (default
-# benches/results).
-set -eu
-cd "$(dirname "$0")/.."
+# What is not installed is not run, and said. The end is a verdict a line, and what to do about each that failed; the
+# exit code is 1 if one did. Everything takes BUDGET seconds at the most.
+#
+#   STEPS="check large"          these steps alone, in this order
+#   MODELS="granite-4.1-8b"      shapes of configs/models, or paths of config.json files
+#   OUT=folder                   for all output; default benches/results
+#   BUDGET=840                   seconds for everything; what does not begin in time is not run
+#   PATIENCE=1                   times as long as each step may take
+#   MODEL=file                   the tutorial's model; default models/SmolLM2-135M-Instruct.Q4_1.gguf
+#   PYTHON=python                with torch, transformers and peft
+#   SMALL=1                      small sizes, to try this script where no GPU is
+set -u
+cd "$(dirname "$0")/.." || exit 1
 gneiss=${1:-target/release/gneiss}
 device=${2:-cuda}
-models=${MODELS:-granite-4.0-350m granite-3.3-2b granite-4.1-8b}
+steps=${STEPS:-check large bench sanitizer nsys tutorial peft}
+small=${SMALL:-0}
+budget=${BUDGET:-840}
+patience=${PATIENCE:-1}
+model=${MODEL:-models/SmolLM2-135M-Instruct.Q4_1.gguf}
 python=${PYTHON:-python3}
 out=${OUT:-benches/results}
-mkdir -p "$out"
-rows=$out/gpu_check.rows
-: >"$rows"
+if [ "$small" = 1 ]; then
+    models=${MODELS:-tests/golden/granite/config.json}
+    runs=2 scale=32 sanitized=64 batch=2 accumulate=2 tokens=5 counted=2 dtypes=f32
+else
+    models=${MODELS:-granite-4.0-350m granite-3.3-2b granite-4.1-8b}
+    runs=30 scale=1 sanitized=8 batch=8 accumulate=32 tokens=100 counted=10 dtypes=bf16,f32
+fi
+[ "$device" = cpu ] && dtypes=f32
+
+if ! [ -x "$gneiss" ]; then
+    echo "gpu-check: expected the program gneiss at $gneiss, found none; hint: make cuda" >&2
+    exit 2
+fi
+mkdir -p "$out" || exit 2
+verdicts=$out/gpu_check.txt
+: >"$verdicts"
+began=$(date +%s)
 failed=0
 
-row() {
-    printf '%-22s %s\n' "$1" "$2" >>"$rows"
+have() {
+    command -v "$1" >/dev/null 2>&1
 }
 
-# step NAME LOG PATTERN COMMAND...: runs a step, its output in a file of its own as well; the last line that matches goes
-# into the table.
+is_cuda() {
+    case $device in cuda*) true ;; *) false ;; esac
+}
+
+shape() {
+    if [ -f "$1" ]; then echo "$1"; else echo "configs/models/$1.json"; fi
+}
+
+# The name of a shape's file, or of the folder of a config.json.
+shape_name() {
+    file_name=$(basename "$1" .json)
+    if [ "$file_name" = config ]; then basename "$(dirname "$1")"; else echo "$file_name"; fi
+}
+
+# verdict NAME RESULT TEXT [WHAT TO DO]
+verdict() {
+    printf '%-28s %s: %s\n' "$1" "$2" "$3" >>"$verdicts"
+    if [ "$2" = FAILED ]; then
+        failed=1
+        printf '%-28s   what to do: %s\n' "" "$4" >>"$verdicts"
+    fi
+}
+
+# step NAME LOG SECONDS PATTERN WHAT_TO_DO COMMAND...: runs a command with its output in a file; the last line that
+# matches becomes its verdict. False unless it passed.
 step() {
-    name=$1 log=$out/$2.log pattern=$3
-    shift 3
-    echo "== $name"
-    if "$@" >"$log" 2>&1; then result=passed; else result=FAILED failed=1; fi
+    step_name=$1 log=$out/$2.log seconds=$(($3 * patience)) pattern=$4 step_hint=$5
+    shift 5
+    left=$((budget - $(date +%s) + began))
+    if [ "$left" -lt 5 ]; then
+        verdict "$step_name" "not run" "the $budget s of BUDGET are over"
+        return 1
+    fi
+    [ "$seconds" -lt "$left" ] || seconds=$left
+    echo "== $step_name (at most $seconds s)"
+    asked=$*
+    if have timeout; then set -- timeout -k 5 "$seconds" "$@"; fi
+    started=$(date +%s)
+    "$@" >"$log" 2>&1
+    code=$?
     cat "$log"
-    row "$name" "$result: $(grep -E "$pattern" "$log" | tail -1 | tr -s " ")"
+    line=$(grep -E "$pattern" "$log" | tail -1 | tr -s ' ' | sed 's/^[= ]*//')
+    took=$(($(date +%s) - started))
+    case $code in
+        0) verdict "$step_name" passed "${line:-in $took s}" ;;
+        124 | 137) verdict "$step_name" FAILED "not done within $seconds s" \
+            "read the end of $log, then run it alone with more PATIENCE and BUDGET: $asked" ;;
+        *) verdict "$step_name" FAILED "${line:-exit code $code, $log}" "$step_hint" ;;
+    esac
+    return "$code"
 }
 
-if [ "$device" = cuda ] && command -v compute-sanitizer >/dev/null; then
-    for tool in memcheck racecheck; do
-        step "sanitizer, $tool" "$tool" "ERROR SUMMARY|hazards" compute-sanitizer --tool "$tool" --error-exitcode 1 \
-            "$gneiss" check --device "$device" --steps 2
+run_check() {
+    step "$device against the CPU" check 120 "comparisons and|^error|^Error" \
+        "the table in $out/check.log names op, dtype and shape; 'gneiss check --op NAME' repeats it, and until it passes use another dtype or --device cpu." \
+        "$gneiss" check --device "$device" --steps "$runs"
+}
+
+run_large() {
+    step "real sizes" large 150 "^check --large in|^error|^Error" \
+        "the lines FAILED in $out/large.log name op, dtype and shape; if 'check' passes, the fault comes with the size (tiles, 32-bit places, split passes)." \
+        "$gneiss" check --device "$device" --large --scale "$scale"
+}
+
+run_bench() {
+    for model_name in $models; do
+        file=$(shape "$model_name") model_name=$(shape_name "$model_name")
+        # Batch, ms, examples, tokens and rows a second, rows, at a time, FLOP, FLOP/s, of peak, of data sheet, memory.
+        step "step, $model_name" "bench-$model_name" 90 "^$batch x $accumulate|^error|^Error" \
+            "the error in $out/bench-$model_name.log says why; for too little memory take a smaller shape or --max-rows 2048." \
+            "$gneiss" bench --model-config "$file" --device "$device" --batch "$batch" --accumulate "$accumulate" \
+            --virtual-tokens "$tokens" --steps "$counted" --profile --csv "$out/steps.csv" || continue
+        bench_verdicts "$model_name" "$out/bench-$model_name.log"
     done
-else
-    row "sanitizer" "not run: compute-sanitizer is not here"
-fi
+}
 
-step "$device against the CPU" check "comparisons and" "$gneiss" check --device "$device" --steps 30
+# What a step's log says beside its time.
+bench_verdicts() {
+    peak=$(grep "^matmul peak" "$2" | tail -1)
+    # Whole per cent of the data sheet; nothing of a card that is not known.
+    share=$(echo "$peak" | sed -n 's/.*; \([0-9]*\)[0-9.]* % of the data sheet.*/\1/p')
+    if [ -n "$share" ] && [ "$share" -lt 50 ]; then
+        verdict "sustained matmul, $1" FAILED "$peak" \
+            "the card is shared, capped or hot: nvidia-smi -q -d PERFORMANCE,POWER,CLOCK names the reason; no share of the peak means anything before."
+    else
+        verdict "sustained matmul, $1" passed "$peak"
+    fi
+    launches=$(grep "^launches:" "$2" | tail -1)
+    case $launches in
+        "") verdict "launches, $1" "not run" "$device launches nothing" ;;
+        *"is bound by launches"*) verdict "launches, $1" FAILED "$launches" \
+            "the host is too slow for this step: more rows a step (--batch, --accumulate), a faster or less busy CPU." ;;
+        *) verdict "launches, $1" passed "$launches" ;;
+    esac
+}
 
-for model in $models; do
-    # Batch, ms, examples, tokens and rows a second, rows, at a time, FLOP, FLOP/s, share of the peak, peak memory.
-    step "$model" "steps-$(basename "$model")" "^8 x 16" "$gneiss" bench --model-config "configs/models/$model.json" --device "$device" \
-        --batch 8 --accumulate 16 --virtual-tokens 100 --steps 10 --profile --csv "$out/steps.csv"
+run_sanitizer() {
+    if ! is_cuda || ! have compute-sanitizer; then
+        verdict sanitizer "not run" "compute-sanitizer is not here, or $device is not CUDA"
+        return
+    fi
+    sanitize memcheck odd-shapes "an access beyond a buffer: the report in the log names kernel, thread and address." \
+        --steps 1 --dtype "$dtypes"
+    sanitize memcheck large "an access beyond a buffer: the report in the log names kernel, thread and address." \
+        --large --scale "$sanitized" --dtype "$dtypes"
+    sanitize racecheck large "two threads meet in shared memory: the report names the kernel; results may differ from run to run, do not tune with it." \
+        --large --scale "$sanitized" --dtype "$dtypes"
+    sanitize synccheck large "a barrier that not all threads reach: the report names the kernel; it may hang on another card." \
+        --large --scale "$sanitized" --dtype "$dtypes"
+    sanitize initcheck large "memory read before it is written: of a kernel of kernels/ it is a fault of gneiss, of cuBLAS's (cublas, cutlass, gemm in the name) it may be padding that does not count." \
+        --large --scale "$sanitized" --dtype "$dtypes"
+}
+
+# sanitize TOOL WHAT WHAT_TO_DO ARGUMENTS...
+sanitize() {
+    tool=$1 what=$2 hint=$3
+    shift 3
+    step "$tool, $what" "$tool-$what" 90 "ERROR SUMMARY|RACECHECK SUMMARY|hazard" "$hint" \
+        compute-sanitizer --tool "$tool" --error-exitcode 1 "$gneiss" check --device "$device" "$@"
+}
+
+run_nsys() {
+    if ! is_cuda || ! have nsys; then
+        verdict nsys "not run" "nsys is not here, or $device is not CUDA"
+        return
+    fi
+    step "three steps under nsys" nsys 120 "cuda_gpu_kern_sum|^error|^Error" \
+        "profiling may need rights: see NVIDIA's 'ERR_NVGPUCTRPERM', or run it as root; gneiss itself is not at fault if 'step' passed." \
+        nsys profile --stats=true --force-overwrite true --output "$out/nsys" \
+        "$gneiss" bench --model-config "$(shape "${models%% *}")" --device "$device" --batch "$batch" \
+        --accumulate "$accumulate" --virtual-tokens "$tokens" --steps 3 --warmup 1
+}
+
+run_tutorial() {
+    if ! [ -f "$model" ]; then
+        verdict tutorial "not run" "no $model; hint: make model"
+        return
+    fi
+    set -- --set name=gpu-check --model "$model" --device "$device"
+    if [ "$small" = 1 ]; then
+        for part in train validation test; do
+            head -n 9 "data/$part.csv" >"$out/$part.csv" || return
+            set -- "$@" --set "data.$part=$out/$part.csv"
+        done
+        set -- "$@" --set train.max_steps=1 --set train.warmup_ratio=0
+    fi
+    step tutorial tutorial 180 "[Aa]ccuracy|tuned|^error|^Error" \
+        "if 'check' passed, compare the losses of runs/gpu-check/metrics.csv with a run of --device cpu: where they part is where to look." \
+        "$gneiss" tutorial "$@"
+}
+
+run_peft() {
+    if ! "$python" -c 'import torch, transformers, peft' 2>/dev/null; then
+        verdict "beside PEFT" "not run" "$python has no torch, transformers and peft"
+        return
+    fi
+    case $device in metal) verdict "beside PEFT" "not run" "compare.py knows cpu and cuda"; return ;; esac
+    paths=""
+    for each in $models; do paths=$paths${paths:+,}$(shape "$each"); done
+    [ "$device" = cpu ] && dtype=f32 || dtype=bf16
+    step "beside PEFT" peft 300 "^\| .*gneiss|^compare:" \
+        "if the step of gneiss passed, the error is PEFT's or its memory's: STEPS=peft MODELS=granite-4.0-350m takes the smallest alone." \
+        "$python" benches/peft/compare.py --gneiss "$gneiss" --models "$paths" --device "$device" --dtype "$dtype" \
+        --batch "$batch" --virtual-tokens "$tokens" --accumulate "$accumulate"
+    [ -s "$out/peft.log" ] && grep '^|' "$out/peft.log" >"$out/peft.md"
+}
+
+for part in $steps; do
+    case $part in
+        check) run_check ;;
+        large) run_large ;;
+        bench) run_bench ;;
+        sanitizer) run_sanitizer ;;
+        nsys) run_nsys ;;
+        tutorial) run_tutorial ;;
+        peft) run_peft ;;
+        *)
+            echo "gpu-check: expected in STEPS check, large, bench, sanitizer, nsys, tutorial or peft, found $part" >&2
+            exit 2
+            ;;
+    esac
 done
 
-if [ "$device" = cuda ] && "$python" -c 'import torch, transformers, peft' 2>/dev/null; then
-    step "beside PEFT" peft "^\| .*gneiss" "$python" benches/peft/compare.py --gneiss "$gneiss" \
-        --models "$(echo "$models" | tr ' ' ',')" --device cuda --dtype bf16 --batch 8 --virtual-tokens 100 \
-        --accumulate 16
-else
-    row "beside PEFT" "not run: torch, transformers and peft for $device are not here"
-fi
-
 echo
-echo "== gpu-check, $device"
-cat "$rows"
-if [ -s "$out/peft.log" ]; then grep '^|' "$out/peft.log" || true; fi
+echo "== gpu-check, $device, $(($(date +%s) - began)) s"
+cat "$verdicts"
+if [ -s "$out/peft.md" ]; then cat "$out/peft.md"; fi
 exit "$failed"
