@@ -216,6 +216,15 @@ fn rope(c: &mut Criterion) {
     op.measure_owned("backward", work, &inputs, |dy| table.backward(dy, H + K, positions, DType::F32));
 }
 
+/// The target rows of the residual stream.
+fn rows(c: &mut Criterion) {
+    let mut op = Op::new(c, "rows", &format!("T={T} C={C} targets={TARGETS}"));
+    let targets = (&BATCH.target_rows).into();
+    let inputs = rotated(|| (randn(T, C), randn(TARGETS, C)));
+    op.measure("forward", TARGETS * C, &inputs, |(x, _)| ops::rows::forward(x, targets));
+    op.measure("backward", T * C, &inputs, |(_, dy)| ops::rows::backward(dy, targets, T));
+}
+
 fn swiglu(c: &mut Criterion) {
     let mut op = Op::new(c, "swiglu", &format!("T={T} F={F}"));
     let inputs = rotated(|| (randn(T, 2 * F), randn(T, F)));
@@ -223,5 +232,5 @@ fn swiglu(c: &mut Criterion) {
     op.measure("backward", 2 * T * F, &inputs, |(gate_up, da)| ops::swiglu::backward(da, gate_up));
 }
 
-criterion_group!(all, adamw, attention, cross_entropy, embed, linear, rms_norm, rope, swiglu);
+criterion_group!(all, adamw, attention, cross_entropy, embed, linear, rms_norm, rope, rows, swiglu);
 criterion_main!(all);

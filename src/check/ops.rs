@@ -7,12 +7,12 @@ use crate::ops::adamw::{AdamW, Parameter, Step};
 use crate::ops::cross_entropy::{self, Softmax};
 use crate::ops::embed::{self, Lookup};
 use crate::ops::rms_norm::{Add, RmsNorm};
-use crate::ops::{Indices, Linear, RopeTable, autograd, swiglu};
+use crate::ops::{Indices, Linear, RopeTable, autograd, rows, swiglu};
 use candle_core::{DType, Device, Tensor};
 
 /// Names of the ops that [`ops`] checks.
-pub const OPS: [&str; 8] =
-    ["embed", "linear", "rms_norm", "rope", "attention", "swiglu", "cross_entropy", "adamw"];
+pub const OPS: [&str; 9] =
+    ["embed", "linear", "rms_norm", "rope", "rows", "attention", "swiglu", "cross_entropy", "adamw"];
 
 /// Compares the op of this name with the CPU at odd and at usual shapes.
 ///
@@ -28,6 +28,7 @@ pub fn ops(target: &Target, name: &str) -> Result<Vec<Comparison>> {
         "linear" => linear(&mut checks)?,
         "rms_norm" => rms_norm(&mut checks)?,
         "rope" => rope(&mut checks)?,
+        "rows" => rows(&mut checks)?,
         "attention" => attention::check(&mut checks)?,
         "swiglu" => swiglu(&mut checks)?,
         "cross_entropy" => cross_entropy(&mut checks)?,
@@ -142,6 +143,34 @@ fn rope(checks: &mut Checks) -> Result<()> {
             let plain = plain_table.reference(&x.plain, heads, (&positions).into(), sign)?;
             checks.compare(what, Kind::Value, &ours, &turn(&exact_table, &x.exact)?, &plain)?;
         }
+    }
+    Ok(())
+}
+
+fn rows(checks: &mut Checks) -> Result<()> {
+    for (t, c, every, from) in
+        [(1, 1, 1, 0), (5, 123, 2, 1), (123, 5, 3, 2), (40, 576, 40, 39), (3, 2056, 1, 0), (4, 24, 9, 9)]
+    {
+        let numbers = Indices::from((from..t as u32).step_by(every).collect::<Vec<_>>());
+        checks.case(format!("{} of [{t}, {c}]", numbers.len()));
+        let (x, dy) = (checks.random((t, c), 1.0)?, checks.random((numbers.len(), c), 1.0)?);
+        let numbers = || (&numbers).into();
+        let (exact, plain) = (rows::forward(&x.exact, numbers())?, rows::reference(&x.plain, numbers())?);
+        let ours = checks.run(|| rows::forward(&x.device, numbers()))?;
+        checks.compare("y", Kind::Value, &ours, &exact, &plain)?;
+        let (exact, plain) =
+            (rows::backward(&dy.exact, numbers(), t)?, rows::backward(&dy.plain, numbers(), t)?);
+        let ours = checks.run(|| rows::backward(&dy.device, numbers(), t))?;
+        checks.compare("dx", Kind::Gradient, &ours, &exact, &plain)?;
+        let sum = |x: &Tensor, dy| rows::add(x.copy()?, dy, numbers());
+        let (exact, plain) = (sum(&x.exact, &dy.exact)?, sum(&x.plain, &dy.plain)?);
+        let ours = checks.run(|| sum(&x.device, &dy.device))?;
+        checks.compare("x + dy", Kind::Value, &ours, &exact, &plain)?;
+        let (column, leading) = (c / 8 * 4, checks.random_in((t.div_ceil(2), c / 2), 1.0, DType::F32)?);
+        let sum = |x: &Tensor, leading| rows::add_leading(x.copy()?, leading, column);
+        let (exact, plain) = (sum(&x.exact, &leading.exact)?, sum(&x.plain, &leading.plain)?);
+        let ours = checks.run(|| sum(&x.device, &leading.device))?;
+        checks.compare("x + leading", Kind::Value, &ours, &exact, &plain)?;
     }
     Ok(())
 }

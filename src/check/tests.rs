@@ -43,6 +43,11 @@ fn rope() {
     check("rope");
 }
 
+#[test]
+fn rows() {
+    check("rows");
+}
+
 // Minutes in all orders: each dtype, whose kernels are one text, has an order of its own.
 #[test]
 fn attention_in_f32() {

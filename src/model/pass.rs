@@ -20,7 +20,7 @@ use crate::ops::cross_entropy::{self, Softmax};
 use crate::ops::embed::{self, Lookup};
 use crate::ops::gpu::{self, Route};
 use crate::ops::rms_norm::{Add, Normed};
-use crate::ops::{IndexView, Indices, Linear, RopeTable, cpu, swiglu};
+use crate::ops::{IndexView, Indices, Linear, RopeTable, cpu, rows, swiglu};
 use candle_core::{DType, DeviceLocation, Tensor};
 use std::sync::Arc;
 
@@ -58,7 +58,6 @@ pub struct HeadLoss {
 struct Rows<'a> {
     batch: &'a PackedBatch,
     rope: Option<Arc<RopeTable>>,
-    targets: Tensor,
     /// dtype that products read.
     inputs: DType,
 }
@@ -69,22 +68,17 @@ impl<'a> Rows<'a> {
         Ok(Self {
             batch,
             rope: model.rope(positions)?,
-            targets: batch.target_rows.on(model.device())?,
             inputs: model.inputs,
         })
     }
 
-    /// The target rows of `x`, a row each of the batch.
-    fn of_targets(&self, x: &Tensor) -> Result<Tensor> {
-        match self.batch.target_rows.is_empty() {
-            true => Ok(x.narrow(0, 0, 0)?),
-            false => Ok(x.index_select(&self.targets, 0)?),
-        }
+    fn targets(&self) -> IndexView<'_> {
+        (&self.batch.target_rows).into()
     }
 
-    /// Adds `rows`, one for each target row, to theirs in `x`.
-    fn add_to_targets(&self, x: Tensor, rows: &Tensor) -> Result<Tensor> {
-        if self.batch.target_rows.is_empty() { Ok(x) } else { Ok(x.index_add(&self.targets, rows, 0)?) }
+    /// The target rows of `x`, a row each of the batch.
+    fn of_targets(&self, x: &Tensor) -> Result<Tensor> {
+        rows::forward(x, self.targets())
     }
 
     /// `x` rotated, forwards or backwards, in the dtype that products read.
@@ -386,16 +380,11 @@ impl Granite {
         block.mlp_norm.backward(&dnormed, &saved.mlp.residual, &saved.mlp.rstd, Some(dx))
     }
 
-    /// Adds the gradient of keys and values [P, 2K D] that other passes found.
+    /// Adds the gradient of keys and values [P, 2K D] that other passes found to that of the prefix rows.
     fn add_behind(&self, dqkv: Qkv, behind: &Tensor) -> Result<Qkv> {
-        // What other passes found is f32 on a GPU, as it is a sum over passes.
-        let add = |kv: &Tensor| (kv.to_dtype(behind.dtype())? + behind)?.to_dtype(kv.dtype());
         Ok(match dqkv {
-            Qkv::Fused(t) => {
-                let (q, kv) = (self.attention.q_width(), self.attention.kv_width());
-                Qkv::Fused(Tensor::cat(&[t.narrow(1, 0, q)?, add(&t.narrow(1, q, kv)?)?], 1)?)
-            }
-            Qkv::Split { q, kv } => Qkv::Split { q, kv: add(&kv)? },
+            Qkv::Fused(t) => Qkv::Fused(rows::add_leading(t, behind, self.attention.q_width())?),
+            Qkv::Split { q, kv } => Qkv::Split { q, kv: rows::add_leading(kv, behind, 0)? },
         })
     }
 
@@ -428,8 +417,8 @@ impl Granite {
                 } else {
                     let dq = q_layer
                         .backward(&rows.rotate(q, h, (&rows.batch.target_positions).into(), true)?, 1.0)?;
-                    let dnormed = rows.add_to_targets(dnormed, &dq)?;
-                    (dnormed, Some(rows.add_to_targets(residual.zeros_like()?, &dstream)?))
+                    let dnormed = rows::add(dnormed, &dq, rows.targets())?;
+                    (dnormed, Some(rows::backward(&dstream, rows.targets(), n)?))
                 }
             }
         };

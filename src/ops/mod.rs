@@ -31,6 +31,7 @@ pub(crate) mod packed;
 pub mod profile;
 pub mod rms_norm;
 pub mod rope;
+pub mod rows;
 pub mod swiglu;
 #[cfg(test)]
 pub(crate) mod testing;
