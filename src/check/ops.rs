@@ -7,7 +7,8 @@ use crate::ops::adamw::{AdamW, Parameter, Step};
 use crate::ops::cross_entropy::{self, Softmax};
 use crate::ops::embed::{self, Lookup};
 use crate::ops::rms_norm::{Add, RmsNorm};
-use crate::ops::{Indices, Linear, RopeTable, autograd, rows, swiglu};
+use crate::ops::rope::{self, CacheRows};
+use crate::ops::{AttentionShape, Indices, Linear, RopeTable, autograd, rows, swiglu};
 use candle_core::{DType, Device, Tensor};
 
 /// Names of the ops that [`ops`] checks.
@@ -125,12 +126,12 @@ fn rms_norm(checks: &mut Checks) -> Result<()> {
 }
 
 fn rope(checks: &mut Checks) -> Result<()> {
-    let rope = Rope::new(1e4);
-    for (t, heads, others, d) in [(1, 1, 0, 2), (5, 3, 2, 10), (123, 2, 1, 64), (9, 5, 1, 128)] {
+    let angles = Rope::new(1e4);
+    for (t, heads, others, d) in [(1, 2, 1, 2), (5, 3, 2, 10), (123, 2, 1, 64), (9, 5, 1, 128)] {
         checks.case(format!("{t} rows, {heads} of {} heads of {d}", heads + others));
         let x = checks.random((t, (heads + others) * d), 1.0)?;
         let positions = Indices::from((0..t).map(|i| (i * 37 % 200) as u32).collect::<Vec<_>>());
-        let table = |dtype, device: &Device| RopeTable::new(&rope, d, 200, dtype, device);
+        let table = |dtype, device: &Device| RopeTable::new(&angles, d, 200, dtype, device);
         let exact_table = table(DType::F64, &Device::Cpu)?;
         let plain_table = table(DType::F32, &Device::Cpu)?;
         let device_table = table(DType::F32, checks.target.device)?;
@@ -143,8 +144,45 @@ fn rope(checks: &mut Checks) -> Result<()> {
             let plain = plain_table.reference(&x.plain, heads, (&positions).into(), sign)?;
             checks.compare(what, Kind::Value, &ours, &turn(&exact_table, &x.exact)?, &plain)?;
         }
+        for heads in [heads - others, 0] {
+            let shape = AttentionShape { heads, kv_heads: others, head_dim: d, scale: 1.0 };
+            let tables = [(Some(&exact_table), Some(&plain_table), Some(&device_table)), (None, None, None)];
+            for (exact, plain, device) in tables {
+                let x = checks.random((t, shape.q_width() + shape.kv_width()), 1.0)?;
+                let cache = checks.random((t + 5, shape.kv_width()), 1.0)?;
+                let rows = Indices::from((0..t).map(|i| (i * 2 % t + 3) as u32).collect::<Vec<_>>());
+                let of = (&shape, &positions, &rows);
+                let (exact, exact_cache) = cached(exact, &x.exact, &cache.exact, of)?;
+                let (plain, plain_cache) = cached(plain, &x.plain, &cache.plain, of)?;
+                let ours = checks.run(|| {
+                    let to = CacheRows { cache: &cache.device, rows: (&rows).into() };
+                    rope::forward_to_cache(device, &x.device, &shape, (&positions).into(), to)
+                })?;
+                if heads > 0 {
+                    checks.compare("queries", Kind::Value, &ours, &exact, &plain)?;
+                }
+                checks.compare("cache", Kind::Value, &cache.device, &exact_cache, &plain_cache)?;
+            }
+        }
     }
     Ok(())
+}
+
+/// By plain candle ops: rotated queries of `x`, and `cache` with its rotated keys and values in these rows.
+fn cached(
+    table: Option<&RopeTable>,
+    x: &Tensor,
+    cache: &Tensor,
+    (shape, positions, rows): (&AttentionShape, &Indices, &Indices),
+) -> Result<(Tensor, Tensor)> {
+    let turned = shape.heads + shape.kv_heads;
+    let x = table.map_or_else(|| Ok(x.clone()), |table| table.reference(x, turned, positions.into(), 1.0))?;
+    let (q, kv) = (shape.q_width(), shape.kv_width());
+    let cache = cache.copy()?;
+    for (i, row) in rows.iter().enumerate() {
+        cache.slice_set(&x.narrow(0, i, 1)?.narrow(1, q, kv)?.contiguous()?, 0, *row as usize)?;
+    }
+    Ok((x.narrow(1, 0, q)?, cache))
 }
 
 fn rows(checks: &mut Checks) -> Result<()> {
@@ -166,7 +204,9 @@ fn rows(checks: &mut Checks) -> Result<()> {
         let (exact, plain) = (sum(&x.exact, &dy.exact)?, sum(&x.plain, &dy.plain)?);
         let ours = checks.run(|| sum(&x.device, &dy.device))?;
         checks.compare("x + dy", Kind::Value, &ours, &exact, &plain)?;
-        let (column, leading) = (c / 8 * 4, checks.random_in((t.div_ceil(2), c / 2), 1.0, DType::F32)?);
+        // Columns in the middle, or all.
+        let (column, columns) = if c < 8 { (0, c) } else { (c / 8 * 4, c / 2) };
+        let leading = checks.random_in((t.div_ceil(2), columns), 1.0, DType::F32)?;
         let sum = |x: &Tensor, leading| rows::add_leading(x.copy()?, leading, column);
         let (exact, plain) = (sum(&x.exact, &leading.exact)?, sum(&x.plain, &leading.plain)?);
         let ours = checks.run(|| sum(&x.device, &leading.device))?;

@@ -16,6 +16,7 @@
 use super::Granite;
 use crate::data::pack::PackedBatch;
 use crate::device::{self, Work};
+use crate::ops::rope::CacheRows;
 use crate::ops::{Indices, Segment};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
@@ -60,6 +61,8 @@ struct Writes {
     to: Vec<u32>,
     /// `to` in every column, on the device.
     to_columns: OnceLock<Tensor>,
+    /// The row of the cache of every row of the pass.
+    rows: Indices,
 }
 
 impl KvCache {
@@ -120,7 +123,7 @@ impl KvCache {
         let (mut ids, mut position_ids, mut target_rows) = (Vec::new(), Vec::new(), Vec::new());
         let (mut segments, mut target_segments) = (Vec::new(), Vec::new());
         let mut target_positions = Vec::new();
-        let (mut ranges, mut from, mut to) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut ranges, mut from, mut to, mut rows) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for Next { tokens, prefix, first_position, own, filled, targets } in next {
             let (first, end) = (*filled, filled + tokens.len());
             if end > own.len() || tokens.is_empty() || *targets > tokens.len() {
@@ -132,6 +135,7 @@ impl KvCache {
             }
             let queries = ids.len()..ids.len() + tokens.len();
             let written = own.start + first..own.start + end;
+            rows.extend(written.start as u32..written.end as u32);
             match tokens {
                 [_] => {
                     from.push(queries.start as u32);
@@ -154,7 +158,8 @@ impl KvCache {
             target_segments.push(segment(wanted, end - targets));
             segments.push(segment(queries, first));
         }
-        self.writes = Writes { ranges, from: from.into(), to, to_columns: OnceLock::new() };
+        self.writes =
+            Writes { ranges, from: from.into(), to, to_columns: OnceLock::new(), rows: rows.into() };
         Ok(PackedBatch {
             ids: ids.into(),
             position_ids: position_ids.into(),
@@ -168,13 +173,17 @@ impl KvCache {
         })
     }
 
-    /// Writes the keys and values [rows of the batch, 2K D] of the batch packed last.
+    /// Where a block's keys and values of the batch packed last go.
+    pub(super) fn rows(&self, block: usize) -> CacheRows<'_> {
+        CacheRows { cache: &self.layers[block], rows: (&self.writes.rows).into() }
+    }
+
+    /// Writes the keys and values [rows of the batch, 2K D] of the batch packed last, by plain candle ops.
     pub(super) fn write(&mut self, block: usize, kv: &Tensor) -> Result<()> {
         let layer = &self.layers[block];
         for (row, range) in &self.writes.ranges {
             layer.slice_set(&kv.narrow(0, *row, range.len())?.contiguous()?, 0, range.start)?;
         }
-        // In one go: a launch for every row is what a GPU's step would wait for.
         if !self.writes.to.is_empty() {
             let rows = kv.contiguous()?.index_select(&self.writes.from.on(kv.device())?, 0)?;
             layer.scatter_set(&self.writes.columns(kv.dims()[1], kv.device())?, &rows, 0)?;

@@ -8,6 +8,7 @@ mod finite;
 pub mod gguf;
 pub mod granite;
 pub mod hub;
+mod infer;
 pub(crate) mod json;
 pub mod kv_cache;
 pub mod memory;

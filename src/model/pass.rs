@@ -10,7 +10,6 @@
 //! attention's output and gate/up are kept in bf16, as the products read them.
 
 use super::granite::{Block, Granite};
-use super::kv_cache::KvCache;
 use super::tape::{BlockTape, NormTape, Saved, Tape};
 use crate::Result;
 use crate::data::pack::PackedBatch;
@@ -55,15 +54,15 @@ pub struct HeadLoss {
 }
 
 /// What stays the same over the blocks of a pass.
-struct Rows<'a> {
-    batch: &'a PackedBatch,
-    rope: Option<Arc<RopeTable>>,
+pub(super) struct Rows<'a> {
+    pub(super) batch: &'a PackedBatch,
+    pub(super) rope: Option<Arc<RopeTable>>,
     /// dtype that products read.
     inputs: DType,
 }
 
 impl<'a> Rows<'a> {
-    fn new(model: &Granite, batch: &'a PackedBatch) -> Result<Self> {
+    pub(super) fn new(model: &Granite, batch: &'a PackedBatch) -> Result<Self> {
         let positions = batch.position_ids.iter().max().map_or(0, |p| *p as usize + 1);
         Ok(Self {
             batch,
@@ -77,12 +76,18 @@ impl<'a> Rows<'a> {
     }
 
     /// The target rows of `x`, a row each of the batch.
-    fn of_targets(&self, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn of_targets(&self, x: &Tensor) -> Result<Tensor> {
         rows::forward(x, self.targets())
     }
 
     /// `x` rotated, forwards or backwards, in the dtype that products read.
-    fn rotate(&self, x: Tensor, heads: usize, positions: IndexView, backward: bool) -> Result<Tensor> {
+    pub(super) fn rotate(
+        &self,
+        x: Tensor,
+        heads: usize,
+        positions: IndexView,
+        backward: bool,
+    ) -> Result<Tensor> {
         match &self.rope {
             None => cpu::stored("rope", &x, self.inputs),
             Some(rope) if backward => rope.backward(x, heads, positions, self.inputs),
@@ -92,7 +97,7 @@ impl<'a> Rows<'a> {
 }
 
 impl Granite {
-    fn lookup<'a>(&self, batch: &'a PackedBatch) -> Lookup<'a> {
+    pub(super) fn lookup<'a>(&self, batch: &'a PackedBatch) -> Lookup<'a> {
         Lookup { ids: (&batch.ids).into(), multiplier: self.config.embedding_multiplier }
     }
 
@@ -168,7 +173,7 @@ impl Granite {
     }
 
     /// Runs `f` where the loops of the CPU's ops begin at once.
-    fn on_pool<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+    pub(super) fn on_pool<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
         if gpu::route(&self.embedding) == Route::Cpu { cpu::on_pool(f) } else { f() }
     }
 
@@ -186,40 +191,7 @@ impl Granite {
         Ok(BlockTape { attention: NormTape { residual, rstd }, qkv, attended, mlp, gate_up })
     }
 
-    /// Runs a batch without a tape: its keys and values go into `cache`, whose rows the batch's segments name.
-    /// Returns the hidden states of the target rows behind the last norm, [targets, C].
-    ///
-    /// # Errors
-    /// Shapes that do not fit; the device's.
-    pub fn infer(&self, batch: &PackedBatch, prompts: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
-        device::before(Work::Pass, batch.ids.len())?;
-        self.on_pool(|| self.infer_here(batch, prompts, cache))
-    }
-
-    fn infer_here(&self, batch: &PackedBatch, prompts: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
-        let rows = Rows::new(self, batch)?;
-        let mut x = embed::forward(&self.embedding, prompts, &self.lookup(batch))?;
-        let mut delta = None;
-        for (i, block) in self.blocks.iter().enumerate() {
-            let last = i + 1 == self.blocks.len();
-            let normed = block.attention_norm.forward(&x, self.add(delta.as_ref()), self.inputs)?;
-            let fresh = self.qkv(block, &rows, &normed.normed, last)?;
-            let kv = fresh.keys_values();
-            cache.write(
-                i,
-                &kv.narrow(1, kv.dims()[1] - self.attention.kv_width(), self.attention.kv_width())?,
-            )?;
-            let q = fresh.queries().narrow(1, 0, self.attention.q_width())?.contiguous()?;
-            let qkv = Qkv::Split { q, kv: cache.layer(i).clone() };
-            let attended = self.attention.forward(self.attention_inputs(batch, &qkv, None, last))?;
-            let stream = if last { rows.of_targets(&normed.residual)? } else { normed.residual };
-            let (mlp, gate_up) = self.behind_attention(block, &attended.out, &stream)?;
-            (x, delta) = self.down(block, &gate_up, mlp.residual)?;
-        }
-        Ok(self.norm.forward(&x, self.add(delta.as_ref()), self.dtype())?.normed)
-    }
-
-    fn attention_inputs<'a>(
+    pub(super) fn attention_inputs<'a>(
         &self,
         batch: &'a PackedBatch,
         qkv: &'a Qkv,
@@ -230,11 +202,11 @@ impl Granite {
         Inputs { segments, qkv, prefix }
     }
 
-    fn add<'a>(&self, delta: Option<&'a Tensor>) -> Option<Add<'a>> {
+    pub(super) fn add<'a>(&self, delta: Option<&'a Tensor>) -> Option<Add<'a>> {
         delta.map(|delta| Add { delta, multiplier: self.config.residual_multiplier })
     }
 
-    fn qkv(&self, block: &Block, rows: &Rows, normed: &Tensor, last: bool) -> Result<Qkv> {
+    pub(super) fn qkv(&self, block: &Block, rows: &Rows, normed: &Tensor, last: bool) -> Result<Qkv> {
         let (h, k) = (self.attention.heads, self.attention.kv_heads);
         let positions = IndexView::from(&rows.batch.position_ids);
         if !last {
@@ -250,7 +222,12 @@ impl Granite {
     }
 
     /// The second norm, and gate and up.
-    fn behind_attention(&self, block: &Block, attended: &Tensor, x: &Tensor) -> Result<(NormTape, Tensor)> {
+    pub(super) fn behind_attention(
+        &self,
+        block: &Block,
+        attended: &Tensor,
+        x: &Tensor,
+    ) -> Result<(NormTape, Tensor)> {
         let (x, delta) = self.added(&block.o, attended, x.clone())?;
         let Normed { residual, normed, rstd } =
             block.mlp_norm.forward(&x, self.add(delta.as_ref()), self.inputs)?;
@@ -258,7 +235,12 @@ impl Granite {
     }
 
     /// The residual stream `x` behind the MLP, as [`Granite::added`] gives it.
-    fn down(&self, block: &Block, gate_up: &Tensor, x: Tensor) -> Result<(Tensor, Option<Tensor>)> {
+    pub(super) fn down(
+        &self,
+        block: &Block,
+        gate_up: &Tensor,
+        x: Tensor,
+    ) -> Result<(Tensor, Option<Tensor>)> {
         self.added(&block.down, &swiglu::forward(gate_up)?, x)
     }
 

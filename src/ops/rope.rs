@@ -17,10 +17,10 @@
 //!                                               a model without such has the first part alone, without an end
 //! ```
 
-use super::IndexView;
 use super::cpu::{self, Real, Stored, View, with_stored};
 use super::gpu::{self, Kernel, Route};
 use super::profile;
+use super::{AttentionShape, IndexView};
 use crate::model::Rope;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -34,6 +34,23 @@ gpu::parameters!(RopeParameters {
     sign: f32,
     aligned: u32,
 });
+
+gpu::parameters!(RopeCacheParameters {
+    heads: u32,
+    kv_heads: u32,
+    head_dim: u32,
+    rotates: u32,
+    aligned: u32,
+});
+
+/// Rows of a cache of keys and values.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CacheRows<'a> {
+    /// [capacity, 2K D].
+    pub(crate) cache: &'a Tensor,
+    /// One for each row of a batch, none twice.
+    pub(crate) rows: IndexView<'a>,
+}
 
 /// Cosines and sines [rows, D/2] of every position that a pass may meet, drawn above.
 #[derive(Debug, Clone)]
@@ -137,9 +154,7 @@ impl RopeTable {
             sign: sign as f32,
             aligned: gpu::aligned(&[width, half], &[x]),
         };
-        // A thread turns up to 8 pairs at a time, a block the heads of a row.
-        let threads = gpu::balanced_threads(heads * half.div_ceil(8));
-        let kernel = Kernel::new("rope", "rope", rows, threads);
+        let kernel = Kernel::new("rope", "rope", rows, row_threads(heads, half));
         let positions = positions.on(x.device())?;
         gpu::launch(&kernel, x.dtype(), &[x, &self.cos, &self.sin, &positions], &parameters)
     }
@@ -193,6 +208,60 @@ impl RopeTable {
         let turned = Tensor::cat(&[low, high], 2)?.reshape((t, heads * d))?;
         Ok(Tensor::cat(&[&turned, &x.narrow(1, heads * d, width - heads * d)?], 1)?)
     }
+}
+
+/// On a GPU, in one launch: of `qkv` [T, (H + 2K) D] the queries, rotated, as a matrix [T, H D] of their own; its keys,
+/// rotated, and values are written to `to`. Without a `table` nothing is rotated. A `shape` without query heads is that of
+/// keys and values alone.
+///
+/// # Errors
+/// Shapes, positions or rows that do not fit; the device's.
+pub(crate) fn forward_to_cache(
+    table: Option<&RopeTable>,
+    qkv: &Tensor,
+    shape: &AttentionShape,
+    positions: IndexView,
+    to: CacheRows,
+) -> Result<Tensor> {
+    const OP: &str = "rope to cache";
+    let _timed = profile::scope("rope", qkv.device());
+    let ((t, width), (capacity, cache_width)) = (qkv.dims2()?, to.cache.dims2()?);
+    let beyond = |rows: IndexView, limit: usize| rows.host().iter().any(|row| *row as usize >= limit);
+    let expected = (shape.q_width() + shape.kv_width(), shape.kv_width());
+    let rows = (positions.host().len(), to.rows.host().len());
+    if (width, cache_width) != expected
+        || rows != (t, t)
+        || beyond(to.rows, capacity)
+        || table.is_some_and(|table| beyond(positions, table.positions()) || table.head_dim != shape.head_dim)
+    {
+        let expected =
+            format!("{rows:?} rows of {expected:?} columns, in a cache of {capacity} rows and in the table");
+        return Err(Error::Shape { op: OP, expected, found: format!("{:?} and {:?}", qkv.dims(), to) });
+    }
+    super::cpu::same_dtype(OP, qkv, to.cache.dtype())?;
+    let queries = gpu::empty((t, shape.q_width()), qkv.dtype(), qkv)?;
+    let half = shape.head_dim / 2;
+    let parameters = RopeCacheParameters {
+        heads: gpu::uint(shape.heads),
+        kv_heads: gpu::uint(shape.kv_heads),
+        head_dim: gpu::uint(shape.head_dim),
+        rotates: u32::from(table.is_some()),
+        aligned: gpu::aligned(&[half], &[qkv, to.cache]),
+    };
+    let all = shape.heads + 2 * shape.kv_heads;
+    let kernel = Kernel::new("rope", "rope_cache", t, row_threads(all, half));
+    let (positions, rows) = (positions.on(qkv.device())?, to.rows.on(qkv.device())?);
+    // A table that is not read may be any buffer, and so may queries that are not there.
+    let (cos, sin) = table.map_or((&rows, &rows), |table| (&table.cos, &table.sin));
+    let written = if shape.heads == 0 { to.cache } else { &queries };
+    let buffers = [qkv, cos, sin, &positions, &rows, written, to.cache];
+    gpu::launch(&kernel, qkv.dtype(), &buffers, &parameters)?;
+    Ok(queries)
+}
+
+/// Threads that turn `heads` heads of a row, up to 8 pairs each at a time.
+fn row_threads(heads: usize, half: usize) -> usize {
+    (heads * half.div_ceil(8)).next_multiple_of(32).min(256)
 }
 
 /// `x cos + sign y sin`: one coordinate of pairs (x, y) that are turned. Each output has a loop of its own, as with more
