@@ -64,11 +64,7 @@ pub(super) struct Rows<'a> {
 impl<'a> Rows<'a> {
     pub(super) fn new(model: &Granite, batch: &'a PackedBatch) -> Result<Self> {
         let positions = batch.position_ids.iter().max().map_or(0, |p| *p as usize + 1);
-        Ok(Self {
-            batch,
-            rope: model.rope(positions)?,
-            inputs: model.inputs,
-        })
+        Ok(Self { batch, rope: model.rope(positions)?, inputs: model.inputs })
     }
 
     fn targets(&self) -> IndexView<'_> {

@@ -261,7 +261,7 @@ pub(crate) fn forward_to_cache(
 
 /// Threads that turn `heads` heads of a row, up to 8 pairs each at a time.
 fn row_threads(heads: usize, half: usize) -> usize {
-    (heads * half.div_ceil(8)).next_multiple_of(32).min(256)
+    gpu::balanced_threads(heads * half.div_ceil(8))
 }
 
 /// `x cos + sign y sin`: one coordinate of pairs (x, y) that are turned. Each output has a loop of its own, as with more

@@ -7,7 +7,18 @@ use std::collections::HashMap;
 fn calls_of_a_step(place: &Place) -> HashMap<String, f64> {
     let of = |steps: &str| {
         let steps = format!("train.max_steps={steps}");
-        let args = ["tune", "dogs.toml", "--device", "cuda", "--set", &steps, "--set", "data.validation=", "--set", "train.keep=last"];
+        let args = [
+            "tune",
+            "dogs.toml",
+            "--device",
+            "cuda",
+            "--set",
+            &steps,
+            "--set",
+            "data.validation=",
+            "--set",
+            "train.keep=last",
+        ];
         succeeded(&place.cuda("", args));
         std::fs::remove_dir_all(place.path("runs/dogs")).unwrap();
         let mut by_kind = HashMap::<String, f64>::new();
@@ -17,7 +28,9 @@ fn calls_of_a_step(place: &Place) -> HashMap<String, f64> {
         by_kind
     };
     let (two, four) = (of("2"), of("4"));
-    four.into_iter().map(|(kind, calls)| (kind.clone(), (calls - two.get(&kind).unwrap_or(&0.0)) / 2.0)).collect()
+    four.into_iter()
+        .map(|(kind, calls)| (kind.clone(), (calls - two.get(&kind).unwrap_or(&0.0)) / 2.0))
+        .collect()
 }
 
 #[test]

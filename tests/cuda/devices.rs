@@ -22,7 +22,11 @@ fn the_second_device_is_used_if_it_is_named() {
 #[test]
 fn without_a_device_auto_takes_the_cpu_and_cuda_is_an_error() {
     let place = Place::new();
-    refused(&place.cuda("devices=0", tune("cuda")), 2, &["no CUDA-capable device", "nvidia-smi", "--device cpu"]);
+    refused(
+        &place.cuda("devices=0", tune("cuda")),
+        2,
+        &["no CUDA-capable device", "nvidia-smi", "--device cpu"],
+    );
     let output = place.cuda("devices=0", tune("auto"));
     succeeded(&output);
     assert!(stderr(&output).contains("the CPU is used"), "{}", stderr(&output));

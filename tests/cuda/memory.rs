@@ -32,7 +32,10 @@ fn too_little_memory_is_met_by_less_at_a_time_and_then_by_an_error() {
             refused(&output, 1, &["memory"]);
         }
     }
-    assert!(at_once > 0 && by_less > 0 && failed > 0, "{at_once} at once, {by_less} by less, {failed} failed");
+    assert!(
+        at_once > 0 && by_less > 0 && failed > 0,
+        "{at_once} at once, {by_less} by less, {failed} failed"
+    );
 }
 
 /// Memory that others take during a run ends it, and the prompt of the last step is kept.

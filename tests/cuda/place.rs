@@ -82,9 +82,16 @@ impl Place {
         let binary = std::env::var_os("GNEISS_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_gneiss").into());
         let mut command = Command::new(binary);
         let fatbins = env!("OUT_DIR");
-        command.env("GNEISS_STAND_IN", [&format!("fatbins={fatbins}"), settings].join(",").trim_end_matches(','));
+        command.env(
+            "GNEISS_STAND_IN",
+            [&format!("fatbins={fatbins}"), settings].join(",").trim_end_matches(','),
+        );
         command.env("GNEISS_CUDA_TRACE", self.path("calls.tsv"));
-        command.current_dir(self.0.path()).env("HF_HUB_OFFLINE", "1").env("HF_HOME", self.0.path()).args(args);
+        command
+            .current_dir(self.0.path())
+            .env("HF_HUB_OFFLINE", "1")
+            .env("HF_HOME", self.0.path())
+            .args(args);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
@@ -138,7 +145,10 @@ pub fn stderr(output: &Output) -> String {
 pub fn assert_follow(found: &[f64], expected: &[f64], relative: f64) {
     assert_eq!(found.len(), expected.len());
     for (i, (a, b)) in found.iter().zip(expected).enumerate() {
-        assert!((a - b).abs() <= relative * b.abs(), "loss {i}: {a}, the CPU's is {b}\n{found:?}\n{expected:?}");
+        assert!(
+            (a - b).abs() <= relative * b.abs(),
+            "loss {i}: {a}, the CPU's is {b}\n{found:?}\n{expected:?}"
+        );
     }
 }
 
@@ -185,7 +195,8 @@ fn weights() -> HashMap<String, Tensor> {
 
 /// One word a token.
 fn tokenizer() -> Value {
-    let named = ["<unk>", "<s>", "</s>", "0", "1", "say", "or", ":", "dog", "shiny", "gentle", "late", "rude"];
+    let named =
+        ["<unk>", "<s>", "</s>", "0", "1", "say", "or", ":", "dog", "shiny", "gentle", "late", "rude"];
     let words = (0..VOCABULARY).map(|i| named.get(i).map_or(format!("word{i}"), |w| (*w).to_owned()));
     let words: Vec<String> = words.collect();
     let vocabulary: serde_json::Map<String, Value> =

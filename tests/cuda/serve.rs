@@ -12,7 +12,8 @@ struct Server {
 
 impl Server {
     fn start(place: &Place, device: &str) -> Self {
-        let args = ["serve", "--model", "model", "--device", device, "--dtype", "f32", "--listen", "127.0.0.1:0"];
+        let args =
+            ["serve", "--model", "model", "--device", device, "--dtype", "f32", "--listen", "127.0.0.1:0"];
         let prompts = ["--adapter", "one=runs/one", "--adapter", "two=runs/two"];
         let mut child = place.command("", args.into_iter().chain(prompts)).spawn().unwrap();
         let mut line = String::new();
@@ -27,7 +28,8 @@ impl Server {
 
     /// The text that follows a prompt, and the log-probabilities of its tokens.
     fn completion(&self, model: &str, prompt: &str) -> (Value, Vec<f64>) {
-        let request = json!({"model": model, "prompt": prompt, "max_tokens": 6, "temperature": 0, "logprobs": 1});
+        let request =
+            json!({"model": model, "prompt": prompt, "max_tokens": 6, "temperature": 0, "logprobs": 1});
         let url = format!("{}/v1/completions", self.url);
         let mut answer = ureq::post(&url).content_type("application/json").send(request.to_string()).unwrap();
         let answer: Value = serde_json::from_str(&answer.body_mut().read_to_string().unwrap()).unwrap();

@@ -87,7 +87,8 @@ fn an_interrupted_run_goes_on_bit_for_bit() {
     assert_eq!(child.wait().unwrap().code(), Some(130));
     succeeded(&place.cuda("", ["tune", "--resume", "runs/two"]));
     assert_eq!(place.losses("runs/one"), place.losses("runs/two"));
-    let weights = |run: &str| std::fs::read(place.path(run).join("adapter/adapter_model.safetensors")).unwrap();
+    let weights =
+        |run: &str| std::fs::read(place.path(run).join("adapter/adapter_model.safetensors")).unwrap();
     assert!(weights("runs/one") == weights("runs/two"));
 }
 
@@ -110,7 +111,17 @@ fn evaluation_and_generation_agree_with_the_cpus() {
     }
     for adapter in [&[][..], &["--adapter", "runs/cpu"]] {
         let [cpu, cuda] = ["cpu", "cuda"].map(|device| {
-            let args = ["generate", "--model", "model", "--dtype", "f32", "--device", device, "--max-new-tokens", "6"];
+            let args = [
+                "generate",
+                "--model",
+                "model",
+                "--dtype",
+                "f32",
+                "--device",
+                device,
+                "--max-new-tokens",
+                "6",
+            ];
             let text = ["say gentle dog word50 :"];
             succeeded(&place.cuda("", args.into_iter().chain(adapter.iter().copied()).chain(text)))
         });

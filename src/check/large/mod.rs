@@ -11,7 +11,7 @@ mod shapes;
 mod step;
 
 use super::{Comparison, Kind, OPS, Target};
-use crate::tune::plan::{free_memory, is_out_of_memory};
+use crate::device::{free_memory, is_out_of_memory};
 use crate::{Error, Result};
 use candle_core::{DType, Shape, Tensor};
 use rand::SeedableRng;
@@ -75,7 +75,9 @@ pub fn large(target: &Target, name: &str, scale: usize) -> Result<Found> {
             "swiglu" => ops::swiglu(&mut large, &shape, &batch)?,
             "cross_entropy" => ops::cross_entropy(&mut large, &shape, &batch)?,
             "adamw" => ops::adamw(&mut large, &shape, &batch)?,
-            _ => step::check(&mut large, &shape, scale)?,
+            "rows" => ops::rows(&mut large, &shape, &batch)?,
+            STEP => step::check(&mut large, &shape, scale)?,
+            other => unreachable!("{other} has no case here"),
         }
     }
     Ok(large.found)

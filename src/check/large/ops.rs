@@ -6,9 +6,10 @@ use crate::Result;
 use crate::check::Kind;
 use crate::model::Rope;
 use crate::ops::adamw::{AdamW, Parameter, Step};
+use crate::ops::cross_entropy::{self as losses, Softmax};
 use crate::ops::embed::{self as embedding, Lookup};
 use crate::ops::rms_norm::{Add, RmsNorm};
-use crate::ops::{Indices, Linear, RopeTable, autograd, cross_entropy as losses, swiglu as gated};
+use crate::ops::{Indices, Linear, RopeTable, autograd, rows as taken, swiglu as gated};
 use candle_core::{DType, Tensor};
 use std::ops::Range;
 
@@ -183,12 +184,13 @@ pub(super) fn swiglu(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<
 pub(super) fn cross_entropy(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<()> {
     let (rows, vocab) = (batch.packed.labels.len().min(HEAD_ROWS), shape.vocab);
     let (scale, dloss) = (1.0 / shape.logits_scaling, 0.7);
+    let softmax = Softmax { vocab, scale };
     // A loss near 0 is a difference of logits of some units, a gradient near 0 one of probabilities.
     large.unit = 1.0;
     large.case(&format!("[{rows}, {vocab}]"), bytes(6 * rows * vocab, 0), |large, case| {
         let logits = large.random((rows, vocab), 9.0 / scale)?;
         let labels = Indices::from((0..rows).map(|i| (i * 31 % vocab) as u32).collect::<Vec<_>>());
-        let ours = large.run(|| losses::forward(&logits, (&labels).into(), scale))?;
+        let ours = large.run(|| losses::forward(&logits, (&labels).into(), softmax))?;
         // By hand: candle's gradient of its log_sum_exp is off by 5e-4 in f32.
         let z = (wide(&logits)? * scale)?;
         let most = z.max_keepdim(1)?;
@@ -201,8 +203,25 @@ pub(super) fn cross_entropy(large: &mut Large, shape: &Shape, batch: &Batch) -> 
         let minus_one = (of_label.to_dtype(DType::F32)?.ones_like()? * -1.0)?;
         let expected = (p.scatter_add(&of_label, &minus_one, 1)? * (scale * dloss))?;
         let ours = large
-            .run(|| losses::backward(logits.force_contiguous()?, (&labels).into(), scale, &ours, dloss))?;
+            .run(|| losses::backward(logits.force_contiguous()?, (&labels).into(), softmax, &ours, dloss))?;
         large.compare((case, "dlogits", Kind::Gradient), &ours, &expected)
+    })
+}
+
+pub(super) fn rows(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<()> {
+    let (t, c, targets) = (batch.rows(), shape.hidden, &batch.packed.target_rows);
+    let n = targets.len();
+    large.case(&format!("{n} of [{t}, {c}]"), bytes(4 * t * c, c), |large, case| {
+        let (x, dy) = (large.random((t, c), 1.0)?, large.random((n, c), 1.0)?);
+        let numbers = targets.on(x.device())?;
+        let ours = large.run(|| taken::forward(&x, targets.into()))?;
+        large.compare((case, "y", Kind::Value), &ours, &wide(&x)?.index_select(&numbers, 0)?)?;
+        let expected = wide(&x)?.zeros_like()?.index_add(&numbers, &wide(&dy)?, 0)?;
+        let ours = large.run(|| taken::backward(&dy, targets.into(), t))?;
+        large.compare((case, "dx", Kind::Gradient), &ours, &expected)?;
+        let expected = (wide(&x)? + expected)?;
+        let ours = large.run(|| taken::add(x.copy()?, &dy, targets.into()))?;
+        large.compare((case, "x + dy", Kind::Value), &ours, &expected)
     })
 }
 

@@ -12,9 +12,9 @@ use gneiss::bench::{
 };
 use gneiss::config::{DeviceChoice, DtypeChoice};
 use gneiss::data::Template;
+use gneiss::device::is_out_of_memory;
 use gneiss::model::{Granite, ModelConfig, Parameters, granite};
 use gneiss::setup;
-use gneiss::tune::plan::is_out_of_memory;
 use gneiss::tune::prompt;
 use report::{CaseReport, Report};
 use std::path::{Path, PathBuf};

@@ -5,8 +5,6 @@ mod lt;
 mod start;
 
 use super::{Kernel, Parameters};
-pub(crate) use start::open;
-use start::not_loaded;
 use crate::{Error, Result};
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::{
@@ -17,6 +15,8 @@ use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::{DeviceId, WrapErr};
 use candle_core::{CudaDevice, DType, Storage, Tensor};
 use half::{bf16, f16};
+use start::not_loaded;
+pub(crate) use start::open;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 

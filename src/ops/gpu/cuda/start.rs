@@ -27,7 +27,8 @@ unsafe extern "C" {
 /// candle's kernels were not compiled for; too little free memory; a failure of the driver.
 pub(crate) fn open(index: usize) -> Result<(Device, Option<String>)> {
     check_driver()?;
-    let device = Device::new_cuda_with_stream(index).map_err(|error| not_opened(index, &error.to_string()))?;
+    let device =
+        Device::new_cuda_with_stream(index).map_err(|error| not_opened(index, &error.to_string()))?;
     let Device::Cuda(cuda) = &device else { unreachable!("it was opened as CUDA") };
     let warning = prepare(cuda)?;
     Ok((device, warning))
