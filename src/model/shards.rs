@@ -195,6 +195,7 @@ impl Shards {
         // On the CPU first: no GPU needs f64.
         let place = if stored == DType::F64 { &Device::Cpu } else { device };
         let tensor = Tensor::from_raw_buffer(bytes, stored, shape, place)?;
+        gpu::settle(place)?;
         gpu::to_device(&tensor.to_dtype(dtype)?, device)
     }
 

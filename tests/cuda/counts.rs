@@ -41,9 +41,9 @@ fn a_step_makes_no_more_calls_than_it_needs() {
     // Three layers of 21 launches, and the ends (LOG.md).
     let launches = of("kernel") + of("candle's kernel") + of("product");
     assert!(launches > 0.0 && launches <= 90.0, "{calls:?}");
-    assert!(of("copy") <= 30.0 && of("wait") <= 4.0, "{calls:?}");
-    // Events are for several streams, of which there is one.
-    assert_eq!(of("event"), 0.0, "{calls:?}");
+    // One upload and one download, and the event that tells when the upload's memory is free again. Events of every tensor
+    // are for several streams, of which there is one.
+    assert!(of("copy") <= 6.0 && of("wait") <= 3.0 && of("event") <= 2.0, "{calls:?}");
 }
 
 /// How the device is set up: sums of 16-bit products are f32, and the pool keeps what is freed.

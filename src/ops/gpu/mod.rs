@@ -128,18 +128,29 @@ pub(crate) fn uploads() -> usize {
     UPLOADS.get()
 }
 
-/// `tensor` on `device`. Where the GPU reads the host's pages itself a copy from memory that is freed at once is a race: there
-/// this waits for it.
+/// `tensor` on `device`.
 ///
 /// # Errors
 /// The device's.
 pub(crate) fn to_device(tensor: &Tensor, device: &Device) -> Result<Tensor> {
     let moved = tensor.to_device(device)?;
-    #[cfg(feature = "cuda")]
-    if let (Device::Cpu, Device::Cuda(device)) = (tensor.device(), device) {
-        upload::settle(device)?;
+    if tensor.device().is_cpu() {
+        settle(device)?;
     }
     Ok(moved)
+}
+
+/// Waits for copies to `device` from memory that is about to be freed, if the GPU reads the host's pages itself: there such a
+/// copy is a race.
+///
+/// # Errors
+/// The device's.
+pub(crate) fn settle(device: &Device) -> Result<()> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => upload::settle(device),
+        _ => Ok(()),
+    }
 }
 
 /// Rows that [`empty`] takes memory for: of large matrices a multiple of 256. Steps have other numbers of rows each, and

@@ -27,6 +27,7 @@ struct State {
     std::map<Device *, Stream *> own_streams;
     std::map<std::string, Count> counts;
     CUdeviceptr next = 0, end = 0;
+    std::multimap<uint64_t, CUdeviceptr> again; // free addresses of memory that never existed (dry), by bytes
     bool faulted = false;
 
     State() : devices(settings().devices) {
@@ -78,7 +79,7 @@ bool set(Settings &all, const std::string &name, const std::string &value) {
     else if (name == "capability") all.capability = int(number);
     else if (name == "driver") all.driver = int(number);
     else if (name == "pools") all.pools = number != 0;
-    else if (name == "coherent") all.coherent = number != 0;
+    else if (name == "coherent") all.coherent = uint64_t(number);
     else if (name == "dry") all.dry = number != 0;
     else if (name == "algorithms") all.algorithms = number != 0;
     else if (name == "order") all.order = uint32_t(number);
@@ -142,6 +143,7 @@ Device *&current() {
 
 void Allocation::release() {
     if (data) munmap(data, bytes);
+    else state().again.emplace(bytes, address);
     data = nullptr;
     gone = true;
 }
@@ -158,11 +160,16 @@ CUresult allocate(Device &device, uint64_t bytes, bool from_pool, CUdeviceptr *a
     const uint64_t hidden = device.allocations++ < settings().hidden_after ? 0 : settings().hidden;
     if (device.taken() - kept + std::max(kept, rounded) > settings().memory - hidden) return CUDA_ERROR_OUT_OF_MEMORY;
     auto made = std::make_shared<Allocation>();
-    made->address = state().next;
+    if (const auto found = state().again.find(bytes); found != state().again.end()) {
+        made->address = found->second;
+        state().again.erase(found);
+    } else {
+        made->address = state().next;
+        state().next += rounded + ALIGNMENT;
+    }
     made->bytes = bytes;
     made->owner = &device;
     made->from_pool = from_pool;
-    state().next += rounded + ALIGNMENT;
     if (state().next > state().end) throw Fault("the stand-in has no addresses left");
     if (!settings().dry || bytes <= DRY_BYTES) {
         void *data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

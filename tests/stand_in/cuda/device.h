@@ -3,7 +3,7 @@
 // The library that these files make takes the place of libcuda, libcublas, libcublasLt, libcurand and libcudart. It
 // keeps the calls' documented contract and checks it:
 //
-// * Device addresses are no host addresses: the host faults if it follows one. No address is used twice.
+// * Device addresses are no host addresses: the host faults if it follows one. No address of memory that exists is used twice.
 // * Fresh memory is filled with 0xff (NaN in every float type). Freed memory is gone.
 // * Work of a stream (copies, fills, kernels, products, frees) runs when something waits for the stream, not before.
 // * A device has as much memory as GNEISS_STAND_IN says; allocations beyond it fail as a driver's do.
@@ -35,10 +35,12 @@ struct Settings {
     int capability = 90;                  // compute capability, without the dot
     int driver = 13000;                   // CUDA version of the driver: 1000 * major + 10 * minor
     bool pools = true;                    // whether the devices have memory pools
-    // As on Grace Hopper: uploads read pageable host memory when they run, not when they are called.
-    bool coherent = false;
-    // Kernels, products and copies that touch more than DRY_BYTES do nothing; such memory does not exist. For counting the
-    // calls of models that are too large to compute here.
+    // As on Grace Hopper: uploads of more bytes than this read pageable host memory when they run, not when they are called.
+    // A driver takes up to 64 KB with the call (CUDA C++ Programming Guide, "Implicit synchronization" and "Concurrent
+    // execution between host and device"); 0: it takes all.
+    uint64_t coherent = 0;
+    // gneiss's kernels do nothing, nor do products and copies that touch more than DRY_BYTES: such memory does not exist. For
+    // counting the calls of models that are too large to compute here.
     bool dry = false;
     bool algorithms = true; // whether cuBLASLt has an algorithm for any product
     uint32_t order = 0; // order of the emulator's threads, see kernels/emulated/host.h

@@ -145,7 +145,7 @@ CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice
         case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR: *value = settings().capability % 10; break;
         case CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED: *value = settings().pools; break;
         case CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS:
-        case CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS_USES_HOST_PAGE_TABLES: *value = settings().coherent; break;
+        case CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS_USES_HOST_PAGE_TABLES: *value = settings().coherent != 0; break;
         case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: *value = 132; break;
         case CU_DEVICE_ATTRIBUTE_WARP_SIZE: *value = 32; break;
         case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN: *value = MAX_SHARED; break;
@@ -328,7 +328,7 @@ CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t bytes, CU
         const Place place = find(to, bytes, "cuMemcpyHtoDAsync");
         if (!place.exists()) {
             enqueue(on, "upload", {place}, [] {});
-        } else if (page_locked || settings().coherent) {
+        } else if (page_locked || (settings().coherent && bytes > settings().coherent)) {
             upload_late(on, place, from, bytes, page_locked);
         } else {
             // Pageable memory is staged before the call returns.

@@ -207,6 +207,7 @@ void launch_own(Stream &on, const Function &function, const Grid &grid, unsigned
     const Kernels &all = kernels(function.module->element);
     const std::string name = function.name;
     enqueue(on, who, places, [=, &all] {
+        if (settings().dry) return;
         for (size_t i = 0; i < places.size(); ++i) {
             launch->pointers[i] = places[i].data();
             launch->bytes[i] = places[i].left();
