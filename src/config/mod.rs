@@ -134,9 +134,8 @@ pub struct TrainOptions {
     /// free. Blocks are recomputed in the backward pass, and rows run in smaller numbers, where it takes that to fit.
     /// Default `""`.
     pub memory_budget: MemoryBudget,
-    /// Whether a run on CUDA times the algorithms that cuBLASLt offers for each of its matrix products, about a second at
-    /// its start, and keeps the fastest; `false` takes the library's first, the same in every run on one kind of GPU.
-    /// Default `true`.
+    /// Whether a run on CUDA times each algorithm that cuBLASLt offers for its matrix products once, and keeps the fastest;
+    /// `false` takes the library's first, the same in every run on one kind of GPU. Default `true`.
     pub time_products: bool,
     /// What a step does whose loss or gradient is not finite. Default `"stop"`.
     pub on_not_finite: OnNotFinite,
