@@ -306,7 +306,7 @@ impl Bench<'_> {
         let mut rng = ChaCha8Rng::seed_from_u64(SEED);
         let vocab_size = self.model.config().vocab_size as u32;
         let ids: Vec<u32> = (0..case.num_virtual_tokens).map(|_| rng.random_range(0..vocab_size)).collect();
-        let ids = Tensor::new(ids, self.model.device())?;
+        let ids = crate::ops::gpu::upload(&ids, self.model.device())?;
         Ok(self.model.embedding().index_select(&ids, 0)?.to_dtype(DType::F32)?)
     }
 }

@@ -93,11 +93,15 @@ impl Trainer<'_> {
 /// norm: a huge learning rate overflows it by a gradient that is finite.
 fn results(objective: &Objective, updated: &Updated) -> Result<[f64; 3]> {
     note("wait");
+    let apart = || Ok([objective.loss()?, updated.grad_norm.value()?, updated.value_norm.value()?]);
     let (Some(gradient), Some(prompt)) = (updated.grad_norm.sums(), updated.value_norm.sums()) else {
-        return Ok([objective.loss()?, updated.grad_norm.value()?, updated.value_norm.value()?]);
+        return apart();
     };
     let nll = objective.parts().iter().filter(|part| part.elem_count() > 0);
     let parts: Vec<&Tensor> = nll.chain([gradient, prompt]).collect();
+    if parts.iter().any(|part| part.dtype() != DType::F32) {
+        return apart();
+    }
     let all = Tensor::cat(&parts, 0)?.to_vec1::<f32>()?;
     let (nll, norms) = all.split_at(objective.target_tokens());
     let (gradient, prompt) = norms.split_at(gradient.elem_count());
