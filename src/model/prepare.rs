@@ -19,7 +19,7 @@ impl Granite {
             return Ok(());
         }
         self.prepare_batch(&passes.lead, None, backward)?;
-        let prefix = Some(passes.lead.ids.len());
+        let prefix = Some(passes.lead.prefix_rows);
         passes.rest.iter().try_for_each(|batch| self.prepare_batch(batch, prefix, backward))
     }
 
