@@ -3,6 +3,7 @@
 use crate::config::{Config, DataOptions, DeviceChoice, DtypeChoice, ModelOptions, Task, TrainOptions};
 use crate::data::{Dataset, Encoded, Encoder, Example, PrefixGroup, Template};
 use crate::device::{Shortage, free_memory};
+use crate::model::pass::GPU_FULL_ROWS;
 use crate::model::{
     Checkpoint, Dtypes, Granite, HubOptions, Local, ModelConfig, TextTokenizer, TuningMemory, granite,
     resolve,
@@ -23,10 +24,10 @@ const CPU_MAX_ROWS: usize = 512;
 /// Rows of a pass on a GPU where the configuration names none.
 const GPU_MAX_ROWS: usize = 8192;
 
-/// Rows that fill a GPU, where the configuration names none: a product of so many rows does 4,096 operations for each
-/// value of the weight, seven times what an H100 does in bf16 while it reads one (989 TFLOP/s at 3.35 TB/s: 590). By
-/// arithmetic, not measured.
-const GPU_FULL_ROWS: usize = 2048;
+/// Rows of a pass of a tuning step on a GPU at most, where the configuration names none and the memory suffices: a
+/// quarter more. [`GPU_MAX_ROWS`] is no limit of the hardware, and a step that has a few rows more is faster in one pass
+/// than in two, each of which reads all weights.
+const GPU_MOST_ROWS: usize = GPU_MAX_ROWS + GPU_MAX_ROWS / 4;
 
 /// A checkpoint with its weights on a device.
 pub struct Session {
@@ -201,10 +202,17 @@ pub fn plan(
     device: &Device,
     loaded: bool,
 ) -> Result<MemoryPlan> {
-    let most = max_rows(options.max_rows, device);
-    let full = if options.max_rows == 0 && !device.is_cpu() { GPU_FULL_ROWS } else { most };
     let budget = Budget::new(options.memory_budget.bytes, device, loaded)?;
-    Ok(MemoryPlan::new(memory, work, budget, RowRange { full, most }))
+    Ok(MemoryPlan::new(memory, work, budget, row_range(options.max_rows, device.is_cpu())))
+}
+
+/// Rows of a pass of a tuning step: what the configuration says is the limit of every pass.
+fn row_range(configured: usize, on_cpu: bool) -> RowRange {
+    match configured {
+        0 if on_cpu => RowRange { full: CPU_MAX_ROWS, most: CPU_MAX_ROWS },
+        0 => RowRange { full: GPU_FULL_ROWS, most: GPU_MOST_ROWS },
+        rows => RowRange { full: rows, most: rows },
+    }
 }
 
 /// As [`plan`], of a run over `train` behind `virtual_tokens` in a model that is on its device.
@@ -358,6 +366,15 @@ mod tests {
         assert_eq!(choose(DeviceChoice::Auto, Some(&working), None).unwrap().warnings, ["GPU 0"]);
         assert!(choose(DeviceChoice::Auto, None, None).unwrap().warnings.is_empty());
         assert_eq!(choose(DeviceChoice::Auto, Some(&broken), Some(&working)).unwrap().warnings, ["GPU 0"]);
+    }
+
+    #[test]
+    fn row_range_exceeds_no_configured_limit() {
+        assert_eq!(row_range(0, true), RowRange { full: 512, most: 512 });
+        assert_eq!(row_range(0, false), RowRange { full: 2048, most: 10_240 });
+        for on_cpu in [true, false] {
+            assert_eq!(row_range(8192, on_cpu), RowRange { full: 8192, most: 8192 });
+        }
     }
 
     #[test]

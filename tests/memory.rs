@@ -2,7 +2,7 @@
 //! else allocates meanwhile.
 
 use candle_core::{DType, Device, DeviceLocation, Tensor};
-use gneiss::data::{Example, Passes, PrefixGroup};
+use gneiss::data::{Example, Packing, Passes, PrefixGroup};
 use gneiss::model::{Checkpoint, Dtypes, Granite, ModelConfig, TuningMemory};
 use gneiss::tune::{self, Limits};
 use std::path::Path;
@@ -75,6 +75,28 @@ fn tapes(name: &str, model: &Granite, rows: usize) {
     }
 }
 
+/// What a step in two passes takes at its peak: the tape of the prefix pass, which holds sequences, is alive beside that
+/// of the example pass.
+fn split_peak(model: &Granite) {
+    let memory = TuningMemory::of(model.config(), DTYPES, DeviceLocation::Cpu);
+    let prompt = Tensor::ones((5, model.config().hidden_size), DType::F32, &Device::Cpu).unwrap();
+    // Inputs of other first tokens share no head.
+    let example =
+        |i: u32| Example { input: (0..50).map(|j| (i * 7 + j) % 97).collect(), target: vec![3; 50], line: 1 };
+    let groups = [PrefixGroup::new(0..5, &(0..10).map(example).collect::<Vec<_>>())];
+    let passes = Passes::packed(&groups, Packing { max_rows: 700, prefix_pass_rows: 300, long_above: None });
+    let [rest] = &passes.rest[..] else { panic!("{} example passes", passes.rest.len()) };
+    assert_eq!((passes.lead.examples, rest.examples, passes.rows()), (3, 7, 5 + 990));
+    let (rows, targets) = (passes.rows(), passes.target_tokens());
+    for recompute in 0..model.config().num_hidden_layers {
+        let (peak, ..) = allocated::during(|| tune::gradient_of(model, &prompt, &passes, recompute).unwrap());
+        let tapes = memory.prefix_tape(5, recompute) + memory.tape(rows - 5, targets, recompute);
+        let workspace = memory.workspace(rest.ids.len(), rest.target_rows.len(), recompute);
+        let estimated = tapes + workspace + 5 * memory.split_per_row;
+        assert_near(&format!("two passes, {recompute} recomputed"), peak, estimated, 0.02);
+    }
+}
+
 /// What a step takes at its peak, and what evaluation takes.
 fn peaks(model: &Granite, rows: usize) {
     let memory = TuningMemory::of(model.config(), DTYPES, DeviceLocation::Cpu);
@@ -101,4 +123,5 @@ fn memory_is_as_estimated() {
     let model = larger();
     tapes("larger", &model, 400);
     peaks(&model, 600);
+    split_peak(&model);
 }

@@ -71,7 +71,7 @@ pub fn run(target: &Target, size: RunSize) -> Result<Curves> {
 }
 
 /// A Granite of two blocks, with its multipliers.
-fn config(head_dim: usize) -> ModelConfig {
+pub(super) fn config(head_dim: usize) -> ModelConfig {
     ModelConfig {
         model_type: ModelType::Granite,
         vocab_size: 515,
@@ -95,7 +95,7 @@ fn config(head_dim: usize) -> ModelConfig {
 }
 
 /// Examples of uneven lengths behind a common head, with one of two targets each.
-fn examples(n: usize) -> Vec<Example> {
+pub(super) fn examples(n: usize) -> Vec<Example> {
     let example = |i: usize| {
         let label = (i * 7 % 3 % 2) as u32;
         let body = (0..5 + i * 13 % 29).map(|j| ((i * 31 + j * 17) % 500) as u32 + 10);

@@ -1,7 +1,7 @@
 //! The same comparisons on the emulator, and the fixtures of transformers and PEFT on it.
 
 use super::*;
-use crate::data::{Example, PrefixGroup};
+use crate::data::{Example, Packing, Passes, PrefixGroup};
 use crate::generate;
 use crate::model::{Dtypes, Granite};
 use crate::ops::gpu::emulated::{emulate, emulate_cuda};
@@ -97,6 +97,73 @@ fn runs_follow_the_cpu() {
     }
 }
 
+/// On the emulator, as on a GPU, the prefix pass of this run holds a sequence: it follows the CPU's, whose prefix pass
+/// holds none, and goes on from a checkpoint bit for bit.
+#[test]
+fn a_run_in_several_passes_goes_on_bit_for_bit() {
+    let dtypes = crate::model::granite::dtypes(DType::F32, &Device::Cpu).unwrap();
+    let model = Granite::random(&super::run::config(16), dtypes, &Device::Cpu, 7).unwrap();
+    let train = super::run::examples(12);
+    let options = crate::config::TrainOptions {
+        learning_rate: 0.03,
+        batch_size: 6,
+        max_steps: 4,
+        checkpoint_steps: 1,
+        ..Default::default()
+    };
+    let prompt = model.embedding().narrow(0, 100, 4).unwrap();
+    let task = |max_rows| {
+        let limits = Limits::rows(max_rows);
+        tune::Task { model: &model, train: &train, validation: &[], options: &options, limits }
+    };
+    let run = |mut trainer: tune::Trainer| {
+        let mut seen = Checkpoints::default();
+        trainer.run(&mut seen).unwrap();
+        let prompt = trainer.prompt().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        (seen, prompt.into_iter().map(f32::to_bits).collect::<Vec<_>>())
+    };
+    let cpu = run(tune::Trainer::new(task(96), &prompt).unwrap()).0;
+    emulate(0, || {
+        let group = PrefixGroup::new(0..4, &train[..6]);
+        let prefix_pass_rows = model.prefix_pass_rows(96);
+        let passes = Passes::packed(&[group], Packing { max_rows: 96, prefix_pass_rows, long_above: None });
+        assert!(passes.lead.examples > 0 && !passes.rest.is_empty(), "{passes:?}");
+        let (seen, last) = run(tune::Trainer::new(task(96), &prompt).unwrap());
+        let close = |(a, b): (&f64, &f64)| (a - b).abs() < 1e-3 * b;
+        assert!(seen.losses.iter().zip(&cpu.losses).all(close), "{:?}, {:?}", seen.losses, cpu.losses);
+        // The limit of rows is the state's.
+        let (rest, again) = run(tune::Trainer::resume(task(4096), &seen.states[1]).unwrap());
+        assert_eq!(rest.losses, seen.losses[2..]);
+        assert!(again == last, "the prompts differ");
+    });
+}
+
+#[derive(Default)]
+struct Checkpoints {
+    losses: Vec<f64>,
+    states: Vec<tune::State>,
+}
+
+impl tune::Observer for Checkpoints {
+    fn step(&mut self, record: &tune::StepRecord) -> Result<()> {
+        self.losses.push(record.loss);
+        Ok(())
+    }
+    fn skipped(&mut self, _: usize, what: &str, value: f64) -> Result<()> {
+        panic!("{what} is {value}");
+    }
+    fn out_of_memory(&mut self, limits: Limits) -> Result<()> {
+        panic!("{limits:?}");
+    }
+    fn epoch(&mut self, _: &tune::EpochRecord) -> Result<()> {
+        Ok(())
+    }
+    fn checkpoint(&mut self, state: &tune::State) -> Result<()> {
+        self.states.push(state.clone());
+        Ok(())
+    }
+}
+
 /// Odd heads, biases, several groups and passes, blocks computed again, generation: fixtures on the emulator.
 #[test]
 fn models_compute_as_on_the_cpu() {
@@ -148,6 +215,21 @@ fn models_compute_as_on_the_cpu() {
             let (cpu, ours) = (evaluate(&model), emulate(0, || evaluate(&padded)));
             assert!((cpu - ours).abs() < 1e-4, "{name}, {limits:?}");
         }
+        let passes = |max_rows, prefix_pass_rows| {
+            Passes::packed(&groups, Packing { max_rows, prefix_pass_rows, long_above: None })
+        };
+        let (one, split) = (passes(4096, 0), passes(45, 35));
+        assert!(split.lead.examples > 0 && !split.rest.is_empty());
+        let found = emulate(0, || tune::gradient_of(&model, &prompts, &split, 1).unwrap());
+        let expected = tune::gradient_of(&model, &prompts, &one, 0).unwrap();
+        assert!((found.loss().unwrap() - expected.loss().unwrap()).abs() < 1e-4, "{name}");
+        let (ours, cpu) = (values(&found.gradient.unwrap()), values(&expected.gradient.unwrap()));
+        let (ours, cpu) = (ours.unwrap(), cpu.unwrap());
+        let largest = cpu.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
+        assert!(largest_difference(&ours, &cpu) < 1e-4 * largest, "{name}");
+        let evaluated = emulate(1, || tune::evaluate_of(&model, &prompts, &split).unwrap().loss().unwrap());
+        let expected = tune::evaluate_of(&model, &prompts, &one).unwrap().loss().unwrap();
+        assert!((evaluated - expected).abs() < 1e-4, "{name}");
         let cpu = continued(&model, &prompts);
         assert_eq!(emulate(0, || continued(&padded, &prompts)), cpu, "{name}");
         assert_eq!(emulate_cuda(0, || continued(&padded, &prompts)), cpu, "{name}, added in products");

@@ -8,5 +8,5 @@ pub mod template;
 
 pub use dataset::{Dataset, Record};
 pub use encode::{Encoded, Encoder, Example, LengthStats};
-pub use pack::{PackedBatch, Passes, PrefixGroup};
+pub use pack::{PackedBatch, Packing, Passes, PrefixGroup};
 pub use template::Template;

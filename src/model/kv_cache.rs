@@ -170,6 +170,7 @@ impl KvCache {
             target_positions: target_positions.into(),
             labels: Indices::default(),
             examples: next.len(),
+            shares_prefixes: false,
         })
     }
 

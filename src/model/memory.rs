@@ -3,7 +3,7 @@
 //! ```text
 //! tape of a block, values a row      residual stream at two norms 2C, their rstd 2, q/k/v (H + 2K) D,
 //!                                    attention output H D with lse H, gate/up 2F
-//!   of a recomputed block            residual stream C, and of a pass of prefixes alone keys and values 2K D
+//!   of a recomputed block            residual stream C, and of a prefix pass's prefixes keys and values 2K D
 //! tape of the last block, a row      residual stream C, rstd 1, keys and values 2K D
 //!   and a target row                 q and attention output 2H D with lse H, residual stream C, rstd 1,
 //!                                    gate/up 2F, and the last norm: residual stream and output 2C, rstd 1
@@ -16,15 +16,16 @@
 //!   of a recomputed block            its tape on top, where all whole tapes are gone
 //! head                               logits 64V on the CPU, 512V on a GPU, whose gradient takes their place; V is padded
 //!                                    to a multiple of 64 on a GPU, in the weights too
-//! split batch                        keys and values of the prefixes in all blocks: their gradient so far,
-//!                                    and what the next pass adds
+//! split batch                        the tape of the prefix pass, beside that of an example pass; and of the
+//!                                    prefixes' keys and values in all blocks the gradient so far, and what the
+//!                                    next pass adds
 //! ```
 //!
 //! Values have the size of the activations; rstd and lse are f32 where that is smaller, and so is the gradient of a
 //! split batch's prefixes. It is an estimate from below: [`TuningMemory::reserve`] covers what comes on top.
 
 use super::granite::padded_vocab;
-use super::pass::head_rows;
+use super::pass::{head_rows, prefix_pass_rows};
 use super::{Dtypes, ModelConfig};
 use crate::ops::gpu::allocated_rows;
 use crate::ops::packed::Panels;
@@ -81,7 +82,7 @@ pub struct TuningMemory {
     pub reserve_at_least: usize,
     /// Kept free besides, in per cent of tape and workspace.
     pub slack: usize,
-    /// Whether it is a GPU's, whose matrices' rows are rounded up.
+    /// Whether it is a GPU's, whose matrices' rows are rounded up, and whose prefix passes may hold sequences.
     pub on_gpu: bool,
 }
 
@@ -155,6 +156,11 @@ impl TuningMemory {
     pub fn prefix_tape(&self, rows: usize, recompute: usize) -> usize {
         let recompute = recompute.min(self.most_recomputed());
         self.tape(rows, 0, recompute) + self.allocated(rows) * recompute * self.keys_values_per_row
+    }
+
+    /// Rows that a prefix pass should have at least, in passes of at most `max_rows` ([`crate::data::Packing`]).
+    pub fn prefix_pass_rows(&self, max_rows: usize) -> usize {
+        prefix_pass_rows(!self.on_gpu, max_rows)
     }
 
     /// Bytes at the peak of a pass beyond weights, tape and prompt. The head has given its logits back when the blocks'

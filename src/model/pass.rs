@@ -10,7 +10,7 @@
 //! attention's output and gate/up are kept in bf16, as the products read them.
 
 use super::granite::{Block, Granite};
-use super::tape::{BlockTape, NormTape, Saved, Tape};
+use super::tape::{BlockTape, NormTape, Saved, Tape, own_keys_values};
 use crate::Result;
 use crate::data::pack::PackedBatch;
 use crate::device::{self, Work};
@@ -29,11 +29,43 @@ pub(super) fn head_rows(device: DeviceLocation) -> usize {
     if device == DeviceLocation::Cpu { 64 } else { 512 }
 }
 
+/// Rows of a pass that fill a GPU: a product of so many rows does 4,096 operations for each value of the weight, seven
+/// times what an H100 does in bf16 while it reads one (989 TFLOP/s at 3.35 TB/s: 590). By arithmetic, not measured.
+pub(crate) const GPU_FULL_ROWS: usize = 2048;
+
+/// Rows that a prefix pass should have at least, in passes of at most `max_rows` ([`crate::data::Packing`]). A GPU reads
+/// all weights for it, forward and backward, and launches as much as for a full pass, so it takes some sequences too: up
+/// to 1,024 rows, and a quarter of what passes have beyond [`GPU_FULL_ROWS`]. Its tape stays while the example passes
+/// run: if memory is short, so that passes are not larger than that, it would cost more in recomputed blocks than it
+/// saves (by arithmetic 5 % and 1 % of a step of 8b on a 24 GB card). A CPU takes as long for the prefixes as for as many
+/// other rows.
+pub(super) fn prefix_pass_rows(on_cpu: bool, max_rows: usize) -> usize {
+    // What the emulator runs is small.
+    #[cfg(test)]
+    if gpu::emulated::is_on() {
+        return max_rows / 4;
+    }
+    if on_cpu { 0 } else { (max_rows.saturating_sub(GPU_FULL_ROWS) / 4).min(1024) }
+}
+
 impl Granite {
     /// Rows whose logits exist at a time.
     pub(crate) fn head_rows(&self) -> usize {
         head_rows(self.device().location())
     }
+
+    /// Rows that a prefix pass should have at least, in passes of at most `max_rows`.
+    pub(crate) fn prefix_pass_rows(&self, max_rows: usize) -> usize {
+        prefix_pass_rows(gpu::route(&self.embedding) == Route::Cpu, max_rows)
+    }
+}
+
+/// Result of [`Granite::prefix_pass`].
+pub struct PrefixPass {
+    /// Per block a matrix whose last 2K D columns are keys and values of the prefix rows.
+    pub keys_values: Vec<Tensor>,
+    /// The hidden states of the target rows behind the last norm, [targets, C].
+    pub hidden: Tensor,
 }
 
 /// Result of [`Granite::backward`].
@@ -112,14 +144,15 @@ impl Granite {
         recompute: usize,
     ) -> Result<Tape> {
         let recompute = recompute.min(self.blocks.len().saturating_sub(1));
+        let shares = batch.shares_prefixes || batch.examples == 0;
+        let shared_rows = shares.then_some(batch.prefix_rows);
         let mut blocks = Vec::with_capacity(self.blocks.len());
         let last = self.run(batch, prompts, prefix, |i, tape| {
             let kv_width = self.attention.kv_width();
-            let whole = i >= recompute;
-            blocks.push(if whole { Saved::Whole(tape) } else { tape.input(kv_width, batch.examples == 0)? });
+            blocks.push(if i >= recompute { Saved::Whole(tape) } else { tape.input(kv_width, shared_rows)? });
             Ok(())
         })?;
-        Ok(Tape { blocks, last })
+        Ok(Tape { blocks, prefix_rows: batch.prefix_rows, last })
     }
 
     /// Runs a batch without a tape: the hidden states of the target rows behind the last norm, [targets, C].
@@ -131,18 +164,20 @@ impl Granite {
         Ok(self.run(batch, prompts, prefix, |_, _| Ok(()))?.normed)
     }
 
-    /// Runs a batch that holds its prefixes, without a tape: a matrix per block whose last 2K D columns are keys and
-    /// values of every row.
+    /// Runs a batch that holds its prefixes, without a tape, for others that see these prefixes.
     ///
     /// # Errors
     /// Shapes that do not fit; the device's.
-    pub fn keys_values(&self, batch: &PackedBatch, prompts: &Tensor) -> Result<Vec<Tensor>> {
-        let mut all = Vec::with_capacity(self.blocks.len());
-        self.run(batch, prompts, None, |_, tape| {
-            all.push(tape.qkv.keys_values().clone());
+    pub fn prefix_pass(&self, batch: &PackedBatch, prompts: &Tensor) -> Result<PrefixPass> {
+        let mut keys_values = Vec::with_capacity(self.blocks.len());
+        let last = self.run(batch, prompts, None, |_, tape| {
+            keys_values.push(match batch.examples {
+                0 => tape.qkv.keys_values().narrow(0, 0, batch.prefix_rows)?,
+                _ => own_keys_values(&tape.qkv, batch.prefix_rows, self.attention.kv_width())?,
+            });
             Ok(())
         })?;
-        Ok(all)
+        Ok(PrefixPass { keys_values, hidden: last.normed })
     }
 
     /// Runs a batch; `keep` is given the tape of each block, and frees what it does not keep of it.
@@ -299,7 +334,7 @@ impl Granite {
     }
 
     /// The gradient of the prompts, from that of the hidden states of the target rows. `prefix` is as in
-    /// [`Granite::forward`]; `behind` is what other passes found for the keys and values of this pass's prefixes
+    /// [`Granite::forward`]; `behind` is what example passes found for the keys and values of this pass's prefixes
     /// ([`Backward::prefixes`], added up). The tape is used up block by block.
     ///
     /// # Errors
@@ -315,7 +350,7 @@ impl Granite {
     ) -> Result<Backward> {
         self.on_pool(|| {
             let rows = Rows::new(self, batch)?;
-            let Tape { blocks, last } = tape;
+            let Tape { blocks, last, .. } = tape;
             let mut dx = self.norm.backward(dhidden, &last.residual, &last.rstd, None)?;
             drop(last);
             let mut prefixes = Vec::new();

@@ -19,6 +19,8 @@ use candle_core::Tensor;
 /// What the backward pass needs of a forward pass.
 pub struct Tape {
     pub(super) blocks: Vec<Saved>,
+    /// Leading rows of the pass that are prefixes.
+    pub(super) prefix_rows: usize,
     pub(super) last: Normed,
 }
 
@@ -29,7 +31,7 @@ pub(super) enum Saved {
     /// The residual stream at its attention norm [T, C].
     Input {
         residual: Tensor,
-        /// [P, 2K D] of a pass that holds prefixes alone: other passes read them.
+        /// [P, 2K D] of a prefix pass: example passes read them.
         keys_values: Option<Tensor>,
     },
 }
@@ -49,19 +51,17 @@ pub(super) struct NormTape {
 }
 
 impl Tape {
-    /// A matrix per block whose last 2K D columns are keys and values of every row of the pass.
+    /// A matrix per block whose last 2K D columns are keys and values of the pass's prefix rows.
     ///
     /// # Errors
-    /// A pass that recomputes blocks and holds sequences, whose keys and values nobody else reads.
+    /// A pass that recomputes blocks and whose prefixes no other pass reads ([`crate::data::PackedBatch::shares_prefixes`]).
     pub fn keys_values(&self) -> Result<Vec<Tensor>> {
         let of = |saved: &Saved| match saved {
-            Saved::Whole(tape) => Ok(tape.qkv.keys_values().clone()),
+            Saved::Whole(tape) => Ok(tape.qkv.keys_values().narrow(0, 0, self.prefix_rows)?),
             Saved::Input { keys_values: Some(kv), .. } => Ok(kv.clone()),
             Saved::Input { keys_values: None, .. } => {
-                let found = "sequences whose blocks are recomputed";
-                Err(Error::Invalid(format!(
-                    "keys and values: expected a pass of prefixes alone, found {found}"
-                )))
+                let found = "a pass that shares none and whose blocks are recomputed";
+                Err(Error::Invalid(format!("keys and values: expected a prefix pass, found {found}")))
             }
         };
         self.blocks.iter().map(of).collect()
@@ -74,14 +74,18 @@ impl Tape {
 }
 
 impl BlockTape {
-    /// The block's input alone, and its keys and values [P, 2K D], `kv_width` columns wide, where they are wanted.
-    pub(super) fn input(self, kv_width: usize, keeps_keys_values: bool) -> Result<Saved> {
-        let kv = self.qkv.keys_values();
-        let keys_values = match keeps_keys_values {
-            // A matrix of their own: as a view they would hold the queries too.
-            true => Some(kv.narrow(1, kv.dims()[1] - kv_width, kv_width)?.force_contiguous()?),
-            false => None,
-        };
+    /// The block's input alone, and its keys and values [P, 2K D], `kv_width` columns wide, of so many prefix rows if
+    /// example passes read them.
+    pub(super) fn input(self, kv_width: usize, shared_rows: Option<usize>) -> Result<Saved> {
+        let keys_values = shared_rows.map(|rows| own_keys_values(&self.qkv, rows, kv_width)).transpose()?;
         Ok(Saved::Input { residual: self.attention.residual, keys_values })
     }
+}
+
+/// Keys and values of the first `rows` rows as a matrix of their own, [rows, `kv_width`]: as a view they would hold the
+/// queries and the other rows too.
+pub(super) fn own_keys_values(qkv: &Qkv, rows: usize, kv_width: usize) -> Result<Tensor> {
+    let kv = qkv.keys_values();
+    let columns = kv.dims()[1];
+    Ok(kv.narrow(0, 0, rows)?.narrow(1, columns - kv_width, kv_width)?.force_contiguous()?)
 }

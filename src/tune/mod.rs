@@ -10,7 +10,7 @@ pub mod schedule;
 pub mod state;
 pub mod trainer;
 
-pub use objective::{Objective, evaluate, gradient};
+pub use objective::{Objective, evaluate, evaluate_of, gradient, gradient_of};
 pub use observer::{EpochRecord, Observer, StepRecord};
 pub use plan::{Budget, Limits, MemoryPlan, RowRange, Work};
 pub use range_test::{RangePoint, RangeTest, range_test};

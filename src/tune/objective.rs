@@ -3,7 +3,8 @@
 
 use super::plan::{self, Limits};
 use crate::data::pack::Sequence;
-use crate::data::{PackedBatch, Passes, PrefixGroup};
+use crate::data::{PackedBatch, Packing, Passes, PrefixGroup};
+use crate::model::pass::PrefixPass;
 use crate::model::{Granite, Rope};
 use crate::ops::gpu::{self, Route};
 use crate::{Error, Result};
@@ -60,8 +61,9 @@ impl Objective {
 /// model at a time; the prefixes go through it once, whatever the limit is:
 ///
 /// ```text
-/// lead      prefixes ──────── forward ── keys, values ──┐           ┌── backward ── gradient of the prompts
-/// rest i                      sequences: forward, loss, backward ───┘ dK, dV of the prefixes, added up
+/// prefix pass       prefixes, on a GPU some sequences ── forward ── keys, values ──┐    ┌── loss, backward ── gradient
+/// example pass i                                 forward, loss, backward ──────────┴────┘   dK, dV of the prefixes
+///                                                                                           are added up
 /// ```
 ///
 /// # Errors
@@ -85,11 +87,11 @@ pub(super) fn prepare(model: &Granite, groups: &[PrefixGroup], max_rows: usize) 
     Ok(passes)
 }
 
-/// [`gradient`] of prepared passes, with `recompute` blocks computed again.
+/// As [`gradient`], of a batch that is packed; of the first `recompute` blocks of each pass only the input is kept.
 ///
 /// # Errors
-/// Shapes that do not fit; the device's.
-pub(super) fn gradient_of(
+/// As [`gradient`].
+pub fn gradient_of(
     model: &Granite,
     prompts: &Tensor,
     passes: &Passes,
@@ -164,19 +166,29 @@ pub fn evaluate(
     groups: &[PrefixGroup],
     max_rows: usize,
 ) -> Result<Objective> {
-    let passes = passes(model, groups, max_rows)?;
-    model.prepare(&passes, false)?;
-    let of = |batch: &PackedBatch, prefix: Option<&[Tensor]>| -> Result<Tensor> {
-        Ok(model.head_loss(&model.hidden(batch, prompts, prefix)?, &batch.labels, None)?.nll)
+    evaluate_of(model, prompts, &passes(model, groups, max_rows)?)
+}
+
+/// As [`evaluate`], of a batch that is packed.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn evaluate_of(model: &Granite, prompts: &Tensor, passes: &Passes) -> Result<Objective> {
+    model.prepare(passes, false)?;
+    let Passes { lead, rest } = passes;
+    let nll_of = |hidden: &Tensor, batch: &PackedBatch| -> Result<Tensor> {
+        Ok(model.head_loss(hidden, &batch.labels, None)?.nll)
     };
-    let nll = match &passes.rest[..] {
-        [] => vec![of(&passes.lead, None)?],
-        // The lead holds prefixes alone, which predict nothing.
-        rest => {
-            let prefix = model.keys_values(&passes.lead, prompts)?;
-            rest.iter().map(|batch| of(batch, Some(&prefix))).collect::<Result<_>>()?
+    let mut nll = Vec::with_capacity(1 + rest.len());
+    if rest.is_empty() {
+        nll.push(nll_of(&model.hidden(lead, prompts, None)?, lead)?);
+    } else {
+        let PrefixPass { keys_values, hidden } = model.prefix_pass(lead, prompts)?;
+        nll.push(nll_of(&hidden, lead)?);
+        for batch in rest {
+            nll.push(nll_of(&model.hidden(batch, prompts, Some(&keys_values))?, batch)?);
         }
-    };
+    }
     Ok(Objective { nll, rows: passes.rows(), gradient: None })
 }
 
@@ -222,7 +234,8 @@ fn passes(model: &Granite, groups: &[PrefixGroup], max_rows: usize) -> Result<Pa
         }
     }
     let long_above = rope.and_then(Rope::long_above);
-    Ok(Passes::with_long_rope(groups, max_rows, long_above))
+    let prefix_pass_rows = model.prefix_pass_rows(max_rows);
+    Ok(Passes::packed(groups, Packing { max_rows, prefix_pass_rows, long_above }))
 }
 
 #[cfg(test)]

@@ -82,19 +82,30 @@ impl Work {
         self.prefix_rows + self.sequence_rows
     }
 
-    /// Bytes of tape and of workspace that are alive at once under `limits`.
+    /// Rows of a split step's prefix pass at most.
+    fn prefix_pass_rows(&self, memory: &TuningMemory, max_rows: usize) -> usize {
+        match memory.prefix_pass_rows(max_rows) {
+            wanted if wanted <= self.prefix_rows => self.prefix_rows,
+            wanted => self.prefix_rows.max((wanted - 1 + self.longest).min(2 * wanted)),
+        }
+    }
+
+    /// Bytes of tape and of workspace that are alive at once under `limits`: of the only pass, or of the prefix pass
+    /// and the largest example pass.
     fn pass(&self, memory: &TuningMemory, limits: Limits) -> (usize, usize) {
         let Limits { max_rows, recompute } = limits;
-        let of = |rows: usize| {
-            let targets = self.targets.min(rows);
-            (memory.tape(rows, targets, recompute), memory.workspace(rows, targets, recompute))
-        };
+        let workspace = |rows: usize| memory.workspace(rows, self.targets.min(rows), recompute);
+        let tape = |rows: usize| memory.tape(rows, self.targets.min(rows), recompute);
         if self.rows() <= max_rows || self.sequences <= 1 {
-            return of(self.rows());
+            return (tape(self.rows()), workspace(self.rows()));
         }
-        let (tape, workspace) = of(self.sequence_rows.min(max_rows.max(self.longest)));
-        let prefix = memory.prefix_tape(self.prefix_rows, recompute);
-        (tape + prefix, workspace + self.prefix_rows * memory.split_per_row)
+        let prefix_pass = self.prefix_pass_rows(memory, max_rows);
+        let sequences = prefix_pass - self.prefix_rows;
+        let largest = self.sequence_rows.min(max_rows.max(self.longest));
+        let both = memory.prefix_tape(self.prefix_rows, recompute) + tape(sequences + largest);
+        // While the prefix pass runs backwards, the tape of the example pass is gone.
+        let backward = workspace(prefix_pass).saturating_sub(tape(largest));
+        (both, workspace(largest).max(backward) + self.prefix_rows * memory.split_per_row)
     }
 }
 

@@ -3,7 +3,7 @@
 use super::*;
 
 /// Groups with a prompt each of 6, 2 and 4 rows, and the matrix of prompts of a model.
-fn groups(model: &Granite, n: usize) -> (Tensor, Vec<PrefixGroup>) {
+pub fn groups(model: &Granite, n: usize) -> (Tensor, Vec<PrefixGroup>) {
     let (mut train, parts) = (examples(9, 20), [0..6, 6..8, 8..12]);
     // The fixtures' vocabularies differ.
     for id in train.iter_mut().flat_map(|e| e.input.iter_mut().chain(&mut e.target)) {
@@ -65,7 +65,7 @@ fn a_recomputed_run_is_the_same_run() {
 fn keys_and_values_are_kept_of_passes_of_prefixes() {
     let (prompts, groups) = groups(&MODEL, 3);
     let Passes { lead, .. } = Passes::new(&groups, 1);
-    let whole = MODEL.keys_values(&lead, &prompts).unwrap();
+    let whole = MODEL.prefix_pass(&lead, &prompts).unwrap().keys_values;
     let kept = MODEL.forward(&lead, &prompts, None, 2).unwrap().keys_values().unwrap();
     let width = 2 * MODEL.config().num_key_value_heads * MODEL.config().head_dim;
     let last = |t: &Tensor| t.narrow(1, t.dims()[1] - width, width).unwrap();
@@ -75,5 +75,5 @@ fn keys_and_values_are_kept_of_passes_of_prefixes() {
     assert_eq!((whole.len(), kept[0].dims()[1]), (kept.len(), width));
     let Passes { lead, .. } = Passes::new(&groups, usize::MAX);
     let error = MODEL.forward(&lead, &prompts, None, 1).unwrap().keys_values().err().unwrap().to_string();
-    assert!(error.contains("prefixes alone") && error.contains("recomputed"), "{error}");
+    assert!(error.contains("expected a prefix pass") && error.contains("recomputed"), "{error}");
 }

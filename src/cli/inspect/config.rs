@@ -6,7 +6,7 @@ use crate::cli::text;
 use gneiss::adapter::Adapter;
 use gneiss::config::{Config, InitMethod};
 use gneiss::data::pack::common_head;
-use gneiss::data::{Encoder, Example, Passes, PrefixGroup, Template};
+use gneiss::data::{Encoder, Example, Packing, Passes, PrefixGroup, Template};
 use gneiss::model::{Checkpoint, TextTokenizer, TuningMemory, granite};
 use gneiss::tune::{Limits, Work, health};
 use gneiss::{Error, setup, vocabulary};
@@ -115,7 +115,9 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<ConfigReport>
     let memory = TuningMemory::of(&shape, dtypes, device.location());
     let work = Work::of(&train, virtual_tokens, config.train.batch_size * config.train.accumulate_steps);
     let plan = setup::plan(&config.train, &memory, &work, &device, false)?;
-    let batches = Batches::of(&config, &train, virtual_tokens, plan.limits.max_rows);
+    let prefix_pass_rows = memory.prefix_pass_rows(plan.limits.max_rows);
+    let packing = Packing { max_rows: plan.limits.max_rows, prefix_pass_rows, long_above: None };
+    let batches = Batches::of(&config, &train, virtual_tokens, packing);
     let steps_per_epoch = batches.rows.len();
     let Limits { max_rows, recompute } = plan.limits;
     let at = |what, rows: usize, targets: usize| {
@@ -204,7 +206,7 @@ fn virtual_tokens(config: &Config, tokenizer: &TextTokenizer) -> anyhow::Result<
 
 impl Batches {
     /// The first epoch's, in the order that the trainer takes.
-    fn of(config: &Config, train: &[Example], virtual_tokens: usize, max_rows: usize) -> Self {
+    fn of(config: &Config, train: &[Example], virtual_tokens: usize, packing: Packing) -> Self {
         let options = &config.train;
         let order = gneiss::tune::epoch_order(train.len(), options, 1);
         let (mut rows, mut padded) = (Vec::new(), Vec::new());
@@ -212,7 +214,7 @@ impl Batches {
         for step in order.chunks(options.batch_size * options.accumulate_steps) {
             let group = PrefixGroup::new(0..virtual_tokens as u32, step.iter().map(|i| &train[*i]));
             // The size of the vocabulary numbers the virtual tokens, and doesn't count here.
-            let passes = Passes::new(&[group], max_rows);
+            let passes = Passes::packed(&[group], packing);
             let rest = passes.rest.iter().map(|b| (b.ids.len(), b.target_rows.len())).max().unwrap_or((0, 0));
             let alive = (passes.lead.ids.len() + rest.0, passes.lead.target_rows.len() + rest.1);
             largest = largest.max(alive);

@@ -109,9 +109,25 @@ fn a_split_batch_holds_the_prefixes_beside_a_pass() {
     let whole = WORK.pass(&memory, Limits { max_rows: WORK.rows(), recompute: 3 });
     let rows = WORK.rows();
     assert_eq!(whole, (memory.tape(rows, 256, 3), memory.workspace(rows, 256, 3)));
-    let split = WORK.pass(&memory, Limits { max_rows: 1000, recompute: 3 });
-    assert_eq!(split.0, memory.tape(1000, 256, 3) + memory.prefix_tape(108, 3));
-    assert_eq!(split.1, memory.workspace(1000, 256, 3) + 108 * memory.split_per_row);
+    // The prefix pass takes sequences from 108 rows up to 238, a quarter of what 3,000 rows are above 2,048: the last of
+    // them, of 90 rows at most, may begin at 237.
+    let split = WORK.pass(&memory, Limits { max_rows: 3000, recompute: 3 });
+    let sequences = 237 + 90 - 108;
+    assert_eq!(split.0, memory.tape(3000 + sequences, 256, 3) + memory.prefix_tape(108, 3));
+    assert_eq!(split.1, memory.workspace(3000, 256, 3) + 108 * memory.split_per_row);
+    // In passes of fewer rows it holds the prefixes alone, and so it does on a CPU.
+    let alone = |memory: &TuningMemory, rows: usize| {
+        let found = WORK.pass(memory, Limits { max_rows: rows, recompute: 3 });
+        assert_eq!(found.0, memory.tape(rows, 256, 3) + memory.prefix_tape(108, 3));
+        assert_eq!(found.1, memory.workspace(rows, 256, 3) + 108 * memory.split_per_row);
+    };
+    alone(&memory, 2048);
+    alone(&TuningMemory { on_gpu: false, ..memory }, 3000);
+    // Never more than twice what it should have.
+    let long = Work { longest: 4000, ..WORK };
+    let split = long.pass(&memory, Limits { max_rows: 4096, recompute: 0 });
+    let both = 4096 + 2 * 512 - 108;
+    assert_eq!(split.0, memory.tape(both, 256, 0) + memory.prefix_tape(108, 0));
     // A sequence is never cut.
     let tiny = |max_rows| WORK.pass(&memory, Limits { max_rows, recompute: 3 });
     assert_eq!(tiny(1), tiny(90));
@@ -186,4 +202,65 @@ fn a_step_that_never_fits_is_an_error_with_a_hint() {
     let error = within_memory(&Device::Cpu, limits, less, always, |_| Err(Error::Invalid("enough".into())))
         .unwrap_err();
     assert_eq!(error.to_string(), "enough");
+}
+
+/// What any step of a run holds in memory at once is no more than the plan counts.
+#[test]
+fn a_plan_covers_every_split() {
+    use crate::data::{Packing, Passes, PrefixGroup};
+    let memory = memory();
+    let example = |i: usize| Example {
+        input: (0..30 + i * 371 % 800).map(|j| (i + j) as u32).collect(),
+        target: vec![1; 1 + i % 4],
+        line: 0,
+    };
+    let (train, mut with_sequences): (Vec<Example>, _) = ((0..40).map(example).collect(), 0);
+    for virtual_tokens in [2, 30, 200] {
+        let work = Work::of(&train, virtual_tokens, 20);
+        for (max_rows, recompute) in (850..work.rows()).step_by(397).flat_map(|rows| [(rows, 0), (rows, 20)])
+        {
+            let limits = Limits { max_rows, recompute };
+            let counted = work.pass(&memory, limits);
+            for chunk in train.chunks(20).chain(train.chunks(7)) {
+                let groups = [PrefixGroup::new(0..virtual_tokens as u32, chunk)];
+                let prefix_pass_rows = memory.prefix_pass_rows(max_rows);
+                let packing = Packing { max_rows, prefix_pass_rows, long_above: None };
+                let Passes { lead, rest } = Passes::packed(&groups, packing);
+                with_sequences += usize::from(lead.examples > 0 && !rest.is_empty());
+                let sizes = |b: &crate::data::PackedBatch| (b.ids.len(), b.target_rows.len());
+                let ((rows, targets), own) =
+                    (sizes(&lead), memory.workspace(sizes(&lead).0, sizes(&lead).1, recompute));
+                let kept = lead.prefix_rows * recompute * memory.keys_values_per_row;
+                let prefixes = lead.prefix_rows * memory.split_per_row;
+                let found = rest.iter().map(sizes).map(|(r, t)| {
+                    memory.tape(rows + r, targets + t, recompute) + memory.workspace(r, t, recompute)
+                });
+                let found = match rest.len() {
+                    0 => memory.tape(rows, targets, recompute) + own,
+                    _ => {
+                        found.max().unwrap_or(0).max(memory.tape(rows, targets, recompute) + own)
+                            + kept
+                            + prefixes
+                    }
+                };
+                assert!(found <= counted.0 + counted.1, "{virtual_tokens} virtual tokens, {limits:?}");
+                assert!(rest.iter().all(|b| b.ids.len() <= max_rows.max(work.longest)));
+            }
+        }
+    }
+    assert!(with_sequences > 20, "{with_sequences}");
+}
+
+#[test]
+fn a_step_of_a_quarter_more_rows_is_one_pass_if_it_fits() {
+    let work = Work { sequence_rows: 9_500, ..WORK };
+    let rows = RowRange { full: 2048, most: 10_240 };
+    let limits = |gib: usize| MemoryPlan::new(&memory(), &work, budget(gib * GIB), rows).limits;
+    assert_eq!(limits(80), Limits { max_rows: work.rows(), recompute: 0 });
+    let fewer = limits(48);
+    assert!(fewer.max_rows < work.rows() && fewer.recompute == 0, "{fewer:?}");
+    // A limit that the configuration names stays.
+    let configured = RowRange { full: 8192, most: 8192 };
+    let plan = MemoryPlan::new(&memory(), &work, budget(200 * GIB), configured);
+    assert_eq!(plan.limits, Limits::rows(8192));
 }
