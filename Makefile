@@ -67,14 +67,14 @@ check-metal:
 gpu-check:
 	benches/gpu_check.sh $(GNEISS) $(or $(DEVICE),cuda)
 
-# nvcc alone, for the test that compiles every kernel: about 300 MB.
+# nvcc alone, for the tests that compile every kernel, and the disassembler that counts instructions: about 300 MB.
 nvcc: .cuda/done
 
 .cuda/done:
 	mkdir -p .cuda
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .cuda/wheels \
 	  nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-runtime==13.0.96 \
-	  nvidia-cuda-cccl==13.0.85
+	  nvidia-cuda-cccl==13.0.85 nvidia-cuda-nvdisasm==13.5.37
 	touch $@
 
 # What tests hold gneiss against: transformers and PEFT, TensorBoard, a driver for the browser that opens a report. 6 GB.

@@ -12,11 +12,11 @@ struct AttentionParameters {
     uint heads, kv_heads, head_dim;
     uint q_width, kv_width, kv_column, prefix_width, prefix_column, queries;
     float scale;
-    uint dq_width, dkv_width, dkv_column, aligned;
+    uint dq_width, dkv_width, dkv_column, aligned, rotated;
 };
 
 struct AttentionReduceParameters {
-    uint key_tile, width, dkv_width, dkv_column, to_prefix, aligned;
+    uint key_tile, width, dkv_width, dkv_column, to_prefix, aligned, rotated, head_dim;
 };
 
 #define BLOCK 128
@@ -463,26 +463,49 @@ KERNEL(attention_delta, BLOCK, IN(0, Element, out), IN(1, Element, dout), OUT(2,
     if (exists && THREAD % 8 == 0) delta[pair] = sum;
 }
 
-// Adds up the slots of some rows, 8 columns a thread. Grid: reductions; key_tile * (width / 8, rounded up) / 128,
-// rounded up.
-KERNEL(attention_reduce, BLOCK, IN(0, float, partials), IN(1, uint, reductions), OUT(2, Element, dkv),
-       OUT(3, float, dprefix), PARAMETERS(4, AttentionReduceParameters, p)) {
-    GLOBAL(const uint) reduction = reductions + 4 * (index_t)BLOCK_X;
-    const uint groups = (p.width + 7) / 8, task = BLOCK_Y * BLOCK + THREAD, row = task / groups;
-    const uint column = task % groups * 8, left = columns_left(p.width, column), key = reduction[0];
-    if (row >= reduction[1] - key) return;
-    float sums[8];
+// The sums of 8 columns of a row over its slots.
+INLINE void add_slots(GLOBAL(const float) partials, GLOBAL(const uint) reduction, GIVEN(AttentionReduceParameters) p, uint row,
+                      uint column, LOCAL(float) sums) {
     UNROLL for (uint i = 0; i < 8; ++i) sums[i] = 0.0f;
     for (uint slot = reduction[2]; slot < reduction[3]; ++slot) {
         float values[8];
         const index_t at = ((index_t)slot * p.key_tile + row) * p.width + column;
-        load8(partials, at, left, p.aligned != 0, values);
+        load8(partials, at, columns_left(p.width, column), p.aligned != 0, values);
         UNROLL for (uint i = 0; i < 8; ++i) sums[i] += values[i];
     }
-    const index_t to = key + row;
+}
+
+// Adds up the slots of some rows, 8 columns a thread. With `rotated` keys are turned back (rope.cu) by their row's
+// position: the thread of a head's columns i has those of i + head_dim / 2, a multiple of 8, too. Grid: reductions;
+// key_tile * (width / 8, rounded up) / 128, rounded up.
+KERNEL(attention_reduce, BLOCK, IN(0, float, partials), IN(1, uint, reductions), IN(2, float, cos), IN(3, float, sin),
+       IN(4, uint, positions), OUT(5, Element, dkv), OUT(6, float, dprefix), PARAMETERS(7, AttentionReduceParameters, p)) {
+    GLOBAL(const uint) reduction = reductions + 4 * (index_t)BLOCK_X;
+    const uint groups = (p.width + 7) / 8, task = BLOCK_Y * BLOCK + THREAD, row = task / groups;
+    const uint column = task % groups * 8, left = columns_left(p.width, column), key = reduction[0];
+    if (row >= reduction[1] - key) return;
+    const index_t to = key + row, place = to * p.dkv_width + p.dkv_column + column;
+    const uint half_dim = p.head_dim / 2;
+    const bool turned = p.rotated != 0 && column < p.width / 2;
+    if (turned && column % p.head_dim >= half_dim) return;
+    float sums[8];
+    add_slots(partials, reduction, p, row, column, sums);
     if (p.to_prefix) {
         store8(dprefix, to * p.width + column, left, p.aligned != 0, sums);
-    } else {
-        store8(dkv, to * p.dkv_width + p.dkv_column + column, left, p.aligned != 0, sums);
+        return;
     }
+    if (turned) {
+        float high[8], c[8], s[8];
+        add_slots(partials, reduction, p, row, column + half_dim, high);
+        const index_t angles = (index_t)positions[to] * half_dim + column % p.head_dim;
+        load8(cos, angles, 8, true, c);
+        load8(sin, angles, 8, true, s);
+        UNROLL for (uint i = 0; i < 8; ++i) {
+            const float x = sums[i], y = high[i];
+            sums[i] = x * c[i] + y * s[i];
+            high[i] = y * c[i] - x * s[i];
+        }
+        store8(dkv, place + half_dim, 8, p.aligned != 0, high);
+    }
+    store8(dkv, place, left, p.aligned != 0, sums);
 }

@@ -6,6 +6,11 @@
 // its registers: what a product leaves there is, packed to 16 bits, the left operand of the next. Tiles come by
 // asynchronous copies; their 16-byte chunks are swizzled so that 8 rows' same chunk is in 8 different banks.
 //
+// What bounds such kernels is reading operands from shared memory. Where an even number of query heads shares a key head,
+// the kernels by queries take two of them at a time (`HEADS`): a warp owns its 16 queries' rows in both, and what it
+// reads of keys and values feeds twice the products. Tiles of twice the queries would do so too, but cover more keys that
+// only some of their queries see.
+//
 // A warp leaves out groups of 16 keys that none of its queries sees, and masks nothing where all see all.
 
 #if defined(ELEMENT_BF16) || defined(ELEMENT_F16)
@@ -14,7 +19,7 @@ struct AttentionParameters {
     uint heads, kv_heads, head_dim;
     uint q_width, kv_width, kv_column, prefix_width, prefix_column, queries;
     float scale;
-    uint dq_width, dkv_width, dkv_column, aligned;
+    uint dq_width, dkv_width, dkv_column, aligned, rotated;
 };
 
 #define BLOCK 128
@@ -42,6 +47,14 @@ struct Inputs {
     GLOBAL(const Element) dout;
     GLOBAL(const float) lse;
     GLOBAL(const float) delta;
+};
+
+// The rotation of queries and keys (rope.cu), which gradients go back through; of heads of D columns alone.
+struct Rotation {
+    GLOBAL(const float) cos;
+    GLOBAL(const float) sin;
+    GLOBAL(const uint) positions;
+    bool on;
 };
 
 INLINE uint smaller(uint a, uint b) { return a < b ? a : b; }
@@ -89,20 +102,71 @@ struct Groups {
 };
 INLINE bool takes(Groups groups, uint group) { return groups.all || (group >= groups.begin && group < groups.end); }
 
-// out[16 rows of a, 16 GROUPS rows of b] = a b^T; zeros for groups left out.
-template <uint D, uint GROUPS>
-INLINE void products(GROUP(const Element) a, uint row, GROUP(const Element) b, uint b_row, Groups groups, uint lane,
-                     LOCAL(float) out) {
-    UNROLL for (uint i = 0; i < 8 * GROUPS; ++i) out[i] = 0.0f;
+// The left operand of 16 rows of each of HEADS tiles, which lie one after another: read for each step, or once where
+// registers allow.
+template <uint D, uint HEADS>
+struct Tiles {
+    GROUP(const Element) tile;
+    uint row;
+};
+template <uint D, uint HEADS>
+struct Fragments {
+    uint of[HEADS][D / 16][4];
+};
+template <uint D, uint HEADS>
+INLINE void load_left(LOCAL(uint) r, const Tiles<D, HEADS> &from, uint head, uint step, uint lane) {
+    left<D>(r, from.tile + head * (ROWS * D), from.row, step, lane);
+}
+template <uint D, uint HEADS>
+INLINE void load_left(LOCAL(uint) r, const Fragments<D, HEADS> &from, uint head, uint step, uint) {
+    UNROLL for (uint i = 0; i < 4; ++i) r[i] = from.of[head][step][i];
+}
+template <uint D, uint HEADS>
+INLINE void hold(Tiles<D, HEADS> &to, const Tiles<D, HEADS> &from, uint) { to = from; }
+template <uint D, uint HEADS>
+INLINE void hold(Fragments<D, HEADS> &to, const Tiles<D, HEADS> &from, uint lane) {
+    UNROLL for (uint head = 0; head < HEADS; ++head)
+        UNROLL for (uint step = 0; step < D / 16; ++step) load_left(to.of[head][step], from, head, step, lane);
+}
+
+// How the kernels hold queries (of the forward pass, of dQ) and their gradients (of dQ).
+template <uint D, uint HEADS>
+struct Held {
+    typedef Tiles<D, HEADS> queries, dq_queries, douts;
+};
+// How the dK and dV kernel holds keys and values.
+template <uint D>
+struct HeldKeys {
+    typedef Fragments<D, 1> keys;
+    typedef Tiles<D, 1> values;
+};
+template <>
+struct HeldKeys<64> {
+    typedef Fragments<64, 1> keys, values;
+};
+template <>
+struct Held<64, 2> {
+    typedef Fragments<64, 2> queries, dq_queries;
+    typedef Fragments<64, 2> douts;
+};
+
+// out[16 rows of a, 16 GROUPS rows of b] = a b^T for each head; zeros for groups left out.
+template <uint D, uint GROUPS, uint HEADS, typename Left>
+INLINE void products(const Left &a, GROUP(const Element) b, uint b_row, Groups groups, uint lane,
+                     float (&out)[HEADS][8 * GROUPS]) {
+    UNROLL for (uint head = 0; head < HEADS; ++head)
+        UNROLL for (uint i = 0; i < 8 * GROUPS; ++i) out[head][i] = 0.0f;
     if (groups.all) {
         UNROLL for (uint step = 0; step < D / 16; ++step) {
-            uint x[4];
-            left<D>(x, a, row, step, lane);
+            uint x[HEADS][4];
+            UNROLL for (uint head = 0; head < HEADS; ++head) load_left(x[head], a, head, step, lane);
             UNROLL for (uint g = 0; g < GROUPS; ++g) {
                 uint y[4];
                 right<D>(y, b, b_row + 16 * g, step, lane);
-                mma_16x8x16(out + 8 * g, x, y);
-                mma_16x8x16(out + 8 * g + 4, x, y + 2);
+                UNROLL for (uint head = 0; head < HEADS; ++head) {
+                    mma_16x8x16(out[head] + 8 * g, x[head], y);
+                    mma_16x8x16(out[head] + 8 * g + 4, x[head], y + 2);
+                }
             }
         }
         return;
@@ -110,28 +174,35 @@ INLINE void products(GROUP(const Element) a, uint row, GROUP(const Element) b, u
     UNROLL for (uint g = 0; g < GROUPS; ++g) {
         if (!takes(groups, g)) continue;
         UNROLL for (uint step = 0; step < D / 16; ++step) {
-            uint x[4], y[4];
-            left<D>(x, a, row, step, lane);
+            uint y[4];
             right<D>(y, b, b_row + 16 * g, step, lane);
-            mma_16x8x16(out + 8 * g, x, y);
-            mma_16x8x16(out + 8 * g + 4, x, y + 2);
+            UNROLL for (uint head = 0; head < HEADS; ++head) {
+                uint x[4];
+                load_left(x, a, head, step, lane);
+                mma_16x8x16(out[head] + 8 * g, x, y);
+                mma_16x8x16(out[head] + 8 * g + 4, x, y + 2);
+            }
         }
     }
 }
 
-// Adds w[16, 16 GROUPS] x[16 GROUPS rows, D] to `sums`; `w` lies as `products` leaves it.
-template <uint D, uint GROUPS>
-INLINE void accumulate(LOCAL(const float) w, GROUP(const Element) x, uint row, Groups groups, uint lane,
-                       LOCAL(float) sums) {
+// Adds w[16, 16 GROUPS] x[16 GROUPS rows, D] to each head's `sums`; `w` lies as `products` leaves it.
+template <uint D, uint GROUPS, uint HEADS>
+INLINE void accumulate(const float (&w)[HEADS][8 * GROUPS], GROUP(const Element) x, uint row, Groups groups, uint lane,
+                       float (&sums)[HEADS][D / 2]) {
     UNROLL for (uint g = 0; g < GROUPS; ++g) {
         if (!takes(groups, g)) continue;
-        uint a[4];
-        UNROLL for (uint i = 0; i < 4; ++i) a[i] = pack2(w[8 * g + 2 * i], w[8 * g + 2 * i + 1]);
+        uint a[HEADS][4];
+        UNROLL for (uint head = 0; head < HEADS; ++head)
+            UNROLL for (uint i = 0; i < 4; ++i)
+                a[head][i] = pack2(w[head][8 * g + 2 * i], w[head][8 * g + 2 * i + 1]);
         UNROLL for (uint step = 0; step < D / 16; ++step) {
             uint b[4];
             right_columns<D>(b, x, row + 16 * g, step, lane);
-            mma_16x8x16(sums + 8 * step, a, b);
-            mma_16x8x16(sums + 8 * step + 4, a, b + 2);
+            UNROLL for (uint head = 0; head < HEADS; ++head) {
+                mma_16x8x16(sums[head] + 8 * step, a[head], b);
+                mma_16x8x16(sums[head] + 8 * step + 4, a[head], b + 2);
+            }
         }
     }
 }
@@ -162,18 +233,40 @@ struct Target {
     uint width, count, columns;
 };
 
-// Stores a warp's 16 rows, times a factor for the upper and the lower 8.
+// The lane's 8 columns of block `block` of 32 of a row.
+INLINE void columns_of(LOCAL(const float) sums, float factor, uint half, uint block, uint lane, LOCAL(float) out) {
+    float pairs[8];
+    UNROLL for (uint i = 0; i < 8; ++i) pairs[i] = factor * sums[16 * block + 4 * (i / 2) + 2 * half + i % 2];
+    gather_columns(pairs, lane, out);
+}
+
+// Stores a warp's 16 rows, times a factor for the upper and the lower 8. With a rotation, column i of a head's first half
+// and of its second are turned back by their angle; `first` is the first row's place among the positions.
 template <uint D, typename T>
-INLINE void store_rows(Target<T> t, LOCAL(const float) sums, LOCAL(const float) factors, uint lane) {
+INLINE void store_rows(Target<T> t, Rotation rotation, uint first, LOCAL(const float) sums, LOCAL(const float) factors,
+                       uint lane) {
     UNROLL for (uint half = 0; half < 2; ++half) {
         const uint row = lane / 4 + 8 * half;
-        UNROLL for (uint block = 0; block < D / 32; ++block) {
-            float pairs[8], values[8];
-            UNROLL for (uint i = 0; i < 8; ++i)
-                pairs[i] = factors[half] * sums[16 * block + 4 * (i / 2) + 2 * half + i % 2];
-            gather_columns(pairs, lane, values);
+        UNROLL for (uint block = 0; block < D / 64; ++block) {
             const uint column = 32 * block + lane % 4 * 8;
-            if (row < t.count && column < t.columns) store8(t.to, (index_t)row * t.width + column, 8, true, values);
+            float low[8], high[8];
+            columns_of(sums, factors[half], half, block, lane, low);
+            columns_of(sums, factors[half], half, block + D / 64, lane, high);
+            if (row >= t.count) continue;
+            if (rotation.on) {
+                const index_t at = (index_t)rotation.positions[first + row] * (D / 2) + column;
+                float cos[8], sin[8];
+                load8(rotation.cos, at, 8, true, cos);
+                load8(rotation.sin, at, 8, true, sin);
+                UNROLL for (uint i = 0; i < 8; ++i) {
+                    const float x = low[i], y = high[i];
+                    low[i] = x * cos[i] + y * sin[i];
+                    high[i] = y * cos[i] - x * sin[i];
+                }
+            }
+            const index_t at = (index_t)row * t.width + column;
+            if (column < t.columns) store8(t.to, at, 8, true, low);
+            if (column + D / 2 < t.columns) store8(t.to, at + D / 2, 8, true, high);
         }
     }
 }
@@ -294,23 +387,59 @@ INLINE bool sees(Mask m, uint i) {
     return key - m.before[row] < m.count[row];
 }
 
-template <uint D>
+// Starts copying a tile's rows of HEADS heads, each into a tile of its own.
+template <uint D, uint HEADS>
+INLINE void copy_heads(GROUP(Element) to, GLOBAL(const Element) from, uint width, uint head_dim, uint count, uint thread) {
+    UNROLL for (uint head = 0; head < HEADS; ++head)
+        copy_rows<D, ROWS>(to + head * (ROWS * D), from + head * head_dim, width, head_dim, count, thread);
+}
+
+// The running softmax of a lane's two queries: makes weights of the scores.
+struct Softmax {
+    float largest[2], total[2];
+};
+template <uint D, uint KEYS>
+INLINE void weigh(Softmax &state, float (&s)[KEYS / 2], float (&sums)[D / 2], float scale) {
+    UNROLL for (uint half = 0; half < 2; ++half) {
+        float top = state.largest[half], sum = 0.0f;
+        UNROLL for (uint e = 0; e < KEYS / 4; ++e) top = max_(top, s[e / 2 * 4 + 2 * half + e % 2]);
+        top = max_(top, shuffle_xor(top, 1));
+        top = max_(top, shuffle_xor(top, 2));
+        const float factor = exp2_((state.largest[half] - top) * scale), less = top * scale;
+        UNROLL for (uint e = 0; e < KEYS / 4; ++e) {
+            const uint at = e / 2 * 4 + 2 * half + e % 2;
+            s[at] = exp2_(s[at] * scale - less);
+            sum += s[at];
+        }
+        state.total[half] = state.total[half] * factor + sum;
+        state.largest[half] = top;
+        UNROLL for (uint e = 0; e < D / 4; ++e) sums[e / 2 * 4 + 2 * half + e % 2] *= factor;
+    }
+}
+
+template <uint D, uint HEADS>
 INLINE void forward(Inputs in, GLOBAL(const uint) tile, GLOBAL(Element) out, GLOBAL(float) lse, GIVEN(AttentionParameters) p,
                     GROUP(Element) memory, uint head, uint thread) {
     const uint lane = thread % 32, row = thread / 32 * 16, kv_head = head / (p.heads / p.kv_heads);
     const uint all = tile[1] - tile[0], count = all > row ? smaller(16, all - row) : 0;
-    GROUP(Element) queries = memory;
-    GROUP(Element) keys = memory + ROWS * D;
-    GROUP(Element) values = memory + 2 * ROWS * D;
+    GROUP(Element) keys = memory + HEADS * ROWS * D;
+    GROUP(Element) values = keys + ROWS * D;
     const Walk w = walk_of(tile);
     GLOBAL(const Element) q = in.q + ((index_t)tile[0] * p.q_width + head * p.head_dim);
-    copy_rows<D, ROWS>(queries, q, p.q_width, p.head_dim, all, thread);
+    copy_heads<D, HEADS>(memory, q, p.q_width, p.head_dim, all, thread);
     copy_step<D, ROWS>(keys, in, p, w, first_step(w), kv_head, false, thread);
     cp_async_commit();
     const Seen seen = seen_by(in.visible, tile[0] + row, tile[1] - 1, w.own, lane);
-    const float scale = p.scale * LOG2_E;
-    float sums[D / 2], largest[2] = {LOWEST, LOWEST}, total[2] = {0.0f, 0.0f};
-    UNROLL for (uint i = 0; i < D / 2; ++i) sums[i] = 0.0f;
+    float sums[HEADS][D / 2];
+    Softmax state[HEADS];
+    UNROLL for (uint h = 0; h < HEADS; ++h) {
+        state[h] = {{LOWEST, LOWEST}, {0.0f, 0.0f}};
+        UNROLL for (uint i = 0; i < D / 2; ++i) sums[h][i] = 0.0f;
+    }
+    cp_async_wait(0);
+    BARRIER(); // The queries are there.
+    typename Held<D, HEADS>::queries queries;
+    hold(queries, Tiles<D, HEADS>{memory, row}, lane);
     Step next = first_step(w);
     while (goes_on(next, w)) {
         const Step step = next;
@@ -320,12 +449,15 @@ INLINE void forward(Inputs in, GLOBAL(const uint) tile, GLOBAL(Element) out, GLO
         copy_step<D, ROWS>(values, in, p, w, step, kv_head, true, thread);
         cp_async_commit();
         const Groups groups = groups_of(seen, w, step.own, step.at, ROWS, count > 0);
-        float s[ROWS / 2];
+        float s[HEADS][ROWS / 2];
         if (!nothing(groups)) {
-            products<D, ROWS / 16>(queries, row, keys, 0, groups, lane, s);
+            products<D, ROWS / 16>(queries, keys, 0, groups, lane, s);
             if (!groups.all) {
                 const Mask mask = mask_of(seen, w, step.own, step.at, lane);
-                UNROLL for (uint e = 0; e < ROWS / 2; ++e) s[e] = sees(mask, e) ? s[e] : NEGATIVE_INFINITY;
+                UNROLL for (uint e = 0; e < ROWS / 2; ++e) {
+                    const bool is_seen = sees(mask, e);
+                    UNROLL for (uint h = 0; h < HEADS; ++h) s[h][e] = is_seen ? s[h][e] : NEGATIVE_INFINITY;
+                }
             }
         }
         cp_async_wait(0);
@@ -333,35 +465,26 @@ INLINE void forward(Inputs in, GLOBAL(const uint) tile, GLOBAL(Element) out, GLO
         if (goes_on(next, w)) copy_step<D, ROWS>(keys, in, p, w, next, kv_head, false, thread);
         cp_async_commit();
         if (nothing(groups)) continue;
-        UNROLL for (uint half = 0; half < 2; ++half) {
-            float top = largest[half], sum = 0.0f;
-            UNROLL for (uint e = 0; e < ROWS / 4; ++e) top = max_(top, s[e / 2 * 4 + 2 * half + e % 2]);
-            top = max_(top, shuffle_xor(top, 1));
-            top = max_(top, shuffle_xor(top, 2));
-            const float factor = exp2_((largest[half] - top) * scale), less = top * scale;
-            UNROLL for (uint e = 0; e < ROWS / 4; ++e) {
-                const uint at = e / 2 * 4 + 2 * half + e % 2;
-                s[at] = exp2_(s[at] * scale - less);
-                sum += s[at];
-            }
-            total[half] = total[half] * factor + sum;
-            largest[half] = top;
-            UNROLL for (uint e = 0; e < D / 4; ++e) sums[e / 2 * 4 + 2 * half + e % 2] *= factor;
-        }
+        UNROLL for (uint h = 0; h < HEADS; ++h) weigh<D, ROWS>(state[h], s[h], sums[h], p.scale * LOG2_E);
         accumulate<D, ROWS / 16>(s, values, 0, groups, lane, sums);
     }
-    UNROLL for (uint half = 0; half < 2; ++half) {
-        total[half] += shuffle_xor(total[half], 1);
-        total[half] += shuffle_xor(total[half], 2);
-        const uint r = lane / 4 + 8 * half;
-        if (r < count && lane % 4 == 0)
-            lse[(index_t)(tile[0] + row + r) * p.heads + head] = largest[half] * p.scale + log_(total[half]);
-        total[half] = total[half] > 0.0f ? 1.0f / total[half] : 0.0f;
+    cp_async_wait(0);
+    const Rotation none = {in.lse, in.lse, in.visible, false};
+    UNROLL for (uint h = 0; h < HEADS; ++h) {
+        UNROLL for (uint half = 0; half < 2; ++half) {
+            float &total = state[h].total[half];
+            total += shuffle_xor(total, 1);
+            total += shuffle_xor(total, 2);
+            const uint r = lane / 4 + 8 * half;
+            if (r < count && lane % 4 == 0)
+                lse[(index_t)(tile[0] + row + r) * p.heads + head + h] = state[h].largest[half] * p.scale + log_(total);
+            total = total > 0.0f ? 1.0f / total : 0.0f;
+        }
+        const uint width = p.heads * p.head_dim;
+        GLOBAL(Element) to = out + ((index_t)(tile[0] + row) * width + (head + h) * p.head_dim);
+        const Target<Element> target = {to, width, count, p.head_dim};
+        store_rows<D>(target, none, 0, sums[h], state[h].total, lane);
     }
-    const uint width = p.heads * p.head_dim;
-    GLOBAL(Element) to = out + ((index_t)(tile[0] + row) * width + head * p.head_dim);
-    const Target<Element> target = {to, width, count, p.head_dim};
-    store_rows<D>(target, sums, total, lane);
 }
 
 // Rows of the tiles that the backward kernels walk; two of each lie in shared memory, of which one is copied while the
@@ -378,31 +501,73 @@ struct QueryShared {
     GROUP(Element) douts;
     GROUP(Element) keys;
     GROUP(Element) values;
+    // lse (times log2 e) of each query of each head, then delta: registers are scarce.
+    GROUP(float) columns;
 };
 
+// delta of a lane's query, the sum of out * dout: `out` is the query's first element, `dout` its tile's row. Four lanes
+// share a query.
 template <uint D>
-INLINE void query_gradients(Inputs in, GLOBAL(const uint) tile, GLOBAL(Element) dq, GIVEN(AttentionParameters) p,
-                            QueryShared s, uint head, uint thread) {
+INLINE float delta_of(GLOBAL(const Element) out, GROUP(const Element) douts, uint row, uint columns, uint lane) {
+    float sum = 0.0f;
+    UNROLL for (uint i = 0; i < D / 32; ++i) {
+        const uint chunk = lane % 4 + 4 * i;
+        if (8 * chunk >= columns) continue;
+        float x[8], y[8];
+        load8(out, 8 * chunk, 8, true, x);
+        load8(douts, swizzled<D>(row, chunk), 8, true, y);
+        UNROLL for (uint k = 0; k < 8; ++k) sum += x[k] * y[k];
+    }
+    sum += shuffle_xor(sum, 1);
+    return sum + shuffle_xor(sum, 2);
+}
+
+// What the dQ kernel writes: delta too, for the dK and dV kernel behind it.
+struct QueryOutputs {
+    GLOBAL(const Element) out;
+    GLOBAL(float) delta;
+    GLOBAL(Element) dq;
+};
+
+template <uint D, uint HEADS>
+INLINE void query_gradients(Inputs in, GLOBAL(const uint) tile, QueryOutputs made, Rotation rotation,
+                            GIVEN(AttentionParameters) p, QueryShared s, uint head, uint thread) {
     const uint rows = Stage<D>::rows;
     const uint lane = thread % 32, row = thread / 32 * 16, kv_head = head / (p.heads / p.kv_heads);
     const uint first = tile[0] + row, all = tile[1] - tile[0], count = all > row ? smaller(16, all - row) : 0;
     const Walk w = walk_of(tile);
     const uint width = p.heads * p.head_dim, column = head * p.head_dim;
-    copy_rows<D, ROWS>(s.queries, in.q + ((index_t)tile[0] * p.q_width + column), p.q_width, p.head_dim, all, thread);
-    copy_rows<D, ROWS>(s.douts, in.dout + ((index_t)tile[0] * width + column), width, p.head_dim, all, thread);
+    GLOBAL(const Element) q = in.q + ((index_t)tile[0] * p.q_width + column);
+    copy_heads<D, HEADS>(s.queries, q, p.q_width, p.head_dim, all, thread);
+    GLOBAL(const Element) dout = in.dout + ((index_t)tile[0] * width + column);
+    copy_heads<D, HEADS>(s.douts, dout, width, p.head_dim, all, thread);
     copy_step<D, rows>(s.keys, in, p, w, first_step(w), kv_head, false, thread);
     copy_step<D, rows>(s.values, in, p, w, first_step(w), kv_head, true, thread);
     cp_async_commit();
     const Seen seen = seen_by(in.visible, first, tile[1] - 1, w.own, lane);
     const float scale = p.scale * LOG2_E;
-    float less[2], delta[2], sums[D / 2];
-    UNROLL for (uint half = 0; half < 2; ++half) {
-        const uint r = lane / 4 + 8 * half;
-        const index_t at = (index_t)(first + r) * p.heads + head;
-        less[half] = r < count ? in.lse[at] * LOG2_E : 0.0f;
-        delta[half] = r < count ? in.delta[at] : 0.0f;
+    float sums[HEADS][D / 2];
+    cp_async_wait(0);
+    BARRIER(); // Queries and gradients are there.
+    typename Held<D, HEADS>::dq_queries queries;
+    typename Held<D, HEADS>::douts douts;
+    hold(queries, Tiles<D, HEADS>{s.queries, row}, lane);
+    hold(douts, Tiles<D, HEADS>{s.douts, row}, lane);
+    UNROLL for (uint h = 0; h < HEADS; ++h) {
+        UNROLL for (uint half = 0; half < 2; ++half) {
+            const uint r = lane / 4 + 8 * half;
+            const bool there = r < count;
+            const index_t at = (index_t)(first + r) * p.heads + head + h;
+            GLOBAL(const Element) out = made.out + at * p.head_dim;
+            const float delta = delta_of<D>(out, s.douts + h * (ROWS * D), row + r, there ? p.head_dim : 0, lane);
+            if (lane % 4 != 0) continue;
+            s.columns[2 * h * ROWS + row + r] = there ? in.lse[at] * LOG2_E : 0.0f;
+            s.columns[(2 * h + 1) * ROWS + row + r] = delta;
+            if (there) made.delta[at] = delta;
+        }
+        UNROLL for (uint i = 0; i < D / 2; ++i) sums[h][i] = 0.0f;
     }
-    UNROLL for (uint i = 0; i < D / 2; ++i) sums[i] = 0.0f;
+    WARP_BARRIER();
     Step next = first_step(w);
     for (uint stage = 0; goes_on(next, w); stage = rows - stage) {
         const Step step = next;
@@ -419,23 +584,35 @@ INLINE void query_gradients(Inputs in, GLOBAL(const uint) tile, GLOBAL(Element) 
             const Groups groups = groups_of(seen, w, step.own, step.at + part, PART, count > 0);
             if (nothing(groups)) continue;
             const uint from = stage + part;
-            float ds[PART / 2], dp[PART / 2];
-            products<D, PART / 16>(s.queries, row, s.keys, from, groups, lane, ds);
-            products<D, PART / 16>(s.douts, row, s.values, from, groups, lane, dp);
-            UNROLL for (uint e = 0; e < PART / 2; ++e) {
-                const uint half = e / 2 % 2;
-                ds[e] = exp2_(ds[e] * scale - less[half]) * (dp[e] - delta[half]);
-            }
+            float ds[HEADS][PART / 2], dp[HEADS][PART / 2];
+            products<D, PART / 16>(queries, s.keys, from, groups, lane, ds);
+            products<D, PART / 16>(douts, s.values, from, groups, lane, dp);
+            UNROLL for (uint h = 0; h < HEADS; ++h)
+                UNROLL for (uint half = 0; half < 2; ++half) {
+                    const uint at = 2 * h * ROWS + row + lane / 4 + 8 * half;
+                    const float less = s.columns[at], delta = s.columns[at + ROWS];
+                    UNROLL for (uint i = 0; i < PART / 4; ++i) {
+                        const uint e = i / 2 * 4 + 2 * half + i % 2;
+                        ds[h][e] = exp2_(ds[h][e] * scale - less) * (dp[h][e] - delta);
+                    }
+                }
             if (!groups.all) {
                 const Mask mask = mask_of(seen, w, step.own, step.at + part, lane);
-                UNROLL for (uint e = 0; e < PART / 2; ++e) ds[e] = sees(mask, e) ? ds[e] : 0.0f;
+                UNROLL for (uint e = 0; e < PART / 2; ++e) {
+                    const bool is_seen = sees(mask, e);
+                    UNROLL for (uint h = 0; h < HEADS; ++h) ds[h][e] = is_seen ? ds[h][e] : 0.0f;
+                }
             }
             accumulate<D, PART / 16>(ds, s.keys, from, groups, lane, sums);
         }
     }
+    cp_async_wait(0);
     const float factors[2] = {p.scale, p.scale};
-    const Target<Element> target = {dq + ((index_t)first * p.dq_width + column), p.dq_width, count, p.head_dim};
-    store_rows<D>(target, sums, factors, lane);
+    UNROLL for (uint h = 0; h < HEADS; ++h) {
+        GLOBAL(Element) to = made.dq + ((index_t)first * p.dq_width + (head + h) * p.head_dim);
+        const Target<Element> target = {to, p.dq_width, count, p.head_dim};
+        store_rows<D>(target, rotation, first, sums[h], factors, lane);
+    }
 }
 
 // The shared memory of the dK and dV kernel: two tiles of queries, of which one is copied while the other is used.
@@ -516,49 +693,70 @@ INLINE uint seen_bits(GLOBAL(const uint) visible, Part part, uint key, uint lane
     return bits;
 }
 
-// Adds their share to the gradients of a warp's 16 keys, which are from `row` on in the tile and from `key` on in all.
+// A warp's 16 keys and values, which are from `key` on in all, and the sums of their gradients.
 template <uint D>
-INLINE void add_queries(Inputs in, KeyShared s, Part part, uint row, uint key, Groups groups, float scale, uint lane,
-                        LOCAL(float) dk, LOCAL(float) dv) {
-    float w[PART / 2], dp[PART / 2];
+struct Keys {
+    typename HeldKeys<D>::keys keys;
+    typename HeldKeys<D>::values values;
+    uint key;
+    float dk[1][D / 2], dv[1][D / 2];
+};
+
+// Adds their share to the gradients of a warp's keys.
+template <uint D>
+INLINE void add_queries(Inputs in, KeyShared s, Part part, Groups groups, float scale, uint lane, Keys<D> &to) {
+    float w[1][PART / 2], dp[1][PART / 2];
     uint bits = 0;
-    if (!groups.all) bits = seen_bits(in.visible, part, key + lane / 4, lane);
-    products<D, PART / 16>(s.keys, row, s.queries, part.place, groups, lane, w);
+    if (!groups.all) bits = seen_bits(in.visible, part, to.key + lane / 4, lane);
+    products<D, PART / 16>(to.keys, s.queries, part.place, groups, lane, w);
     UNROLL for (uint e = 0; e < PART / 2; ++e) {
         const uint query = e / 4 * 8 + lane % 4 * 2 + e % 2;
-        w[e] = exp2_(w[e] * scale - s.columns[part.column + query]);
+        w[0][e] = exp2_(w[0][e] * scale - s.columns[part.column + query]);
     }
     if (!groups.all)
-        UNROLL for (uint e = 0; e < PART / 2; ++e) w[e] = bits >> e & 1 ? w[e] : 0.0f;
-    accumulate<D, PART / 16>(w, s.douts, part.place, groups, lane, dv);
-    products<D, PART / 16>(s.values, row, s.douts, part.place, groups, lane, dp);
+        UNROLL for (uint e = 0; e < PART / 2; ++e) w[0][e] = bits >> e & 1 ? w[0][e] : 0.0f;
+    accumulate<D, PART / 16>(w, s.douts, part.place, groups, lane, to.dv);
+    products<D, PART / 16>(to.values, s.douts, part.place, groups, lane, dp);
     UNROLL for (uint e = 0; e < PART / 2; ++e) {
         const uint query = e / 4 * 8 + lane % 4 * 2 + e % 2;
-        w[e] *= dp[e] - s.columns[part.column + Stage<D>::rows + query];
+        w[0][e] *= dp[0][e] - s.columns[part.column + Stage<D>::rows + query];
     }
-    accumulate<D, PART / 16>(w, s.queries, part.place, groups, lane, dk);
+    accumulate<D, PART / 16>(w, s.queries, part.place, groups, lane, to.dk);
 }
 
+// Rows that only their own segment sees are written to dkv; sums over some queries to their slot of `partials`.
+struct KeyOutputs {
+    GLOBAL(Element) dkv;
+    GLOBAL(float) partials;
+};
+
 template <uint D>
-INLINE void key_gradients(Inputs in, GLOBAL(const uint) item, GLOBAL(Element) dkv, GLOBAL(float) partials,
+INLINE void key_gradients(Inputs in, GLOBAL(const uint) item, KeyOutputs made, Rotation rotation,
                           GIVEN(AttentionParameters) p, KeyShared s, uint kv_head, uint thread) {
     const uint lane = thread % 32, row = thread / 32 * 16, rows = Stage<D>::rows;
     const uint key = item[0], all = item[1] - key, count = all > row ? smaller(16, all - row) : 0;
     const uint end = item[3], first_head = kv_head * (p.heads / p.kv_heads), to_values = p.kv_heads * p.head_dim;
     const bool causal = item[4] != 2;
-    float dk[D / 2], dv[D / 2];
-    UNROLL for (uint i = 0; i < D / 2; ++i) dk[i] = dv[i] = 0.0f;
+    Keys<D> keys;
+    keys.key = key + row;
+    UNROLL for (uint i = 0; i < D / 2; ++i) keys.dk[0][i] = keys.dv[0][i] = 0.0f;
     Turn turn = {first_head, item[2]};
     if (turn.first < end) {
         const uint width = causal ? p.kv_width : p.prefix_width;
         const uint column = (causal ? p.kv_column : p.prefix_column) + kv_head * p.head_dim;
-        GLOBAL(const Element) keys = (causal ? in.kv : in.prefix) + ((index_t)key * width + column);
-        copy_rows<D, ROWS>(s.keys, keys, width, p.head_dim, all, thread);
-        copy_rows<D, ROWS>(s.values, keys + to_values, width, p.head_dim, all, thread);
+        GLOBAL(const Element) from = (causal ? in.kv : in.prefix) + ((index_t)key * width + column);
+        copy_rows<D, ROWS>(s.keys, from, width, p.head_dim, all, thread);
+        copy_rows<D, ROWS>(s.values, from + to_values, width, p.head_dim, all, thread);
         copy_turn<D>(in, p, s, turn, count_of<D>(turn, end), 0, thread);
         if (thread < 2 * rows) s.columns[thread] = column_of<D>(in, p, turn, count_of<D>(turn, end), thread);
     }
     cp_async_commit();
+    if (turn.first < end) {
+        cp_async_wait(0);
+        BARRIER(); // Keys and values are there.
+        hold(keys.keys, Tiles<D, 1>{s.keys, row}, lane);
+        hold(keys.values, Tiles<D, 1>{s.values, row}, lane);
+    }
     for (uint stage = 0; turn.first < end; stage = 1 - stage) {
         Turn next = {turn.head + 1, turn.first};
         if (next.head == first_head + p.heads / p.kv_heads) {
@@ -581,69 +779,82 @@ INLINE void key_gradients(Inputs in, GLOBAL(const uint) item, GLOBAL(Element) dk
             Groups groups = {0, PART / 16, true};
             if (causal) groups = groups_of_queries(in.visible, part.first, part.count, key + row, lane);
             if (!nothing(groups))
-                add_queries<D>(in, s, part, row, key + row, groups, p.scale * LOG2_E, lane, dk, dv);
+                add_queries<D>(in, s, part, groups, p.scale * LOG2_E, lane, keys);
         }
         if (more && thread < 2 * rows) s.columns[(1 - stage) * 2 * rows + thread] = next_column;
         turn = next;
     }
+    cp_async_wait(0);
+    const Rotation none = {rotation.cos, rotation.sin, rotation.positions, false};
     const float scale[2] = {p.scale, p.scale}, one[2] = {1.0f, 1.0f};
     const uint column = kv_head * p.head_dim;
     if (item[4] == 0) {
-        GLOBAL(Element) to = dkv + ((index_t)(key + row) * p.dkv_width + p.dkv_column + column);
+        GLOBAL(Element) to = made.dkv + ((index_t)(key + row) * p.dkv_width + p.dkv_column + column);
         const Target<Element> of_keys = {to, p.dkv_width, count, p.head_dim};
         const Target<Element> of_values = {to + to_values, p.dkv_width, count, p.head_dim};
-        store_rows<D>(of_keys, dk, scale, lane);
-        store_rows<D>(of_values, dv, one, lane);
+        store_rows<D>(of_keys, rotation, key + row, keys.dk[0], scale, lane);
+        store_rows<D>(of_values, none, 0, keys.dv[0], one, lane);
     } else {
-        GLOBAL(float) to = partials + (((index_t)item[5] * ROWS + row) * (2 * to_values) + column);
+        GLOBAL(float) to = made.partials + (((index_t)item[5] * ROWS + row) * (2 * to_values) + column);
         const Target<float> of_keys = {to, 2 * to_values, count, p.head_dim};
         const Target<float> of_values = {to + to_values, 2 * to_values, count, p.head_dim};
-        store_rows<D>(of_keys, dk, scale, lane);
-        store_rows<D>(of_values, dv, one, lane);
+        store_rows<D>(of_keys, none, 0, keys.dk[0], scale, lane);
+        store_rows<D>(of_values, none, 0, keys.dv[0], one, lane);
     }
 }
 
-// Grid: tiles, query heads. Shared memory: 3 tiles of 64 rows.
-#define FORWARD(D, BLOCKS) \
-    KERNEL_FITTING(attention_mma_forward_##D, BLOCK, BLOCKS, IN(0, Element, q), IN(1, Element, kv), IN(2, Element, prefix), \
+// Grid: tiles, query heads / HEADS. Shared memory: 2 + HEADS tiles of 64 rows.
+#define FORWARD(NAME, D, HEADS, BLOCKS) \
+    KERNEL_FITTING(NAME, BLOCK, BLOCKS, IN(0, Element, q), IN(1, Element, kv), IN(2, Element, prefix), \
            IN(3, uint, visible), IN(4, uint, tiles), OUT(5, Element, out), OUT(6, float, lse), \
            PARAMETERS(7, AttentionParameters, p)) { \
         DYNAMIC_SHARED(Element, memory); \
         const Inputs in = {q, kv, prefix, visible, q, lse, lse}; \
-        forward<D>(in, tiles + 6 * (index_t)BLOCK_X, out, lse, p, memory, BLOCK_Y, THREAD); \
+        forward<D, HEADS>(in, tiles + 6 * (index_t)BLOCK_X, out, lse, p, memory, HEADS * BLOCK_Y, THREAD); \
     }
 
-// Grid: tiles, query heads. Shared memory: 2 tiles of 64 rows, 4 of keys and values.
-#define QUERY_GRADIENTS(D, BLOCKS) \
-    KERNEL_FITTING(attention_mma_dq_##D, BLOCK, BLOCKS, IN(0, Element, q), IN(1, Element, kv), IN(2, Element, prefix), \
-           IN(3, uint, visible), IN(4, uint, tiles), IN(5, Element, dout), IN(6, float, lse), IN(7, float, delta), \
-           OUT(8, Element, dq), PARAMETERS(9, AttentionParameters, p)) { \
+// Grid: tiles, query heads / HEADS. Shared memory: 2 HEADS tiles of 64 rows, 4 of keys and values.
+#define QUERY_GRADIENTS(NAME, D, HEADS, BLOCKS) \
+    KERNEL_FITTING(NAME, BLOCK, BLOCKS, IN(0, Element, q), IN(1, Element, kv), IN(2, Element, prefix), \
+           IN(3, uint, visible), IN(4, uint, tiles), IN(5, Element, out), IN(6, Element, dout), IN(7, float, lse), \
+           IN(8, float, cos), IN(9, float, sin), IN(10, uint, positions), OUT(11, float, delta), OUT(12, Element, dq), \
+           PARAMETERS(13, AttentionParameters, p)) { \
         DYNAMIC_SHARED(Element, memory); \
-        const Inputs in = {q, kv, prefix, visible, dout, lse, delta}; \
-        const QueryShared s = {memory, memory + ROWS * D, memory + 2 * ROWS * D, \
-                               memory + 2 * ROWS * D + 2 * Stage<D>::rows * D}; \
-        query_gradients<D>(in, tiles + 6 * (index_t)BLOCK_X, dq, p, s, BLOCK_Y, THREAD); \
+        const Inputs in = {q, kv, prefix, visible, dout, lse, lse}; \
+        DYNAMIC_SHARED(float, floats); \
+        GROUP(Element) keys = memory + 2 * HEADS * ROWS * D; \
+        const QueryShared s = {memory, memory + HEADS * ROWS * D, keys, keys + 2 * Stage<D>::rows * D, \
+                               floats + (HEADS * ROWS + 2 * Stage<D>::rows) * D}; \
+        const QueryOutputs made = {out, delta, dq}; \
+        const Rotation rotation = {cos, sin, positions, p.rotated != 0}; \
+        query_gradients<D, HEADS>(in, tiles + 6 * (index_t)BLOCK_X, made, rotation, p, s, HEADS * BLOCK_Y, THREAD); \
     }
 
 // Grid: items of keys, key heads. Shared memory: 2 tiles of 64 rows, 4 of queries, and 4 floats for each query.
 #define KEY_GRADIENTS(D, BLOCKS) \
     KERNEL_FITTING(attention_mma_dkv_##D, BLOCK, BLOCKS, IN(0, Element, q), IN(1, Element, kv), IN(2, Element, prefix), \
            IN(3, uint, visible), IN(4, uint, key_items), IN(5, Element, dout), IN(6, float, lse), \
-           IN(7, float, delta), OUT(8, Element, dkv), OUT(9, float, partials), \
-           PARAMETERS(10, AttentionParameters, p)) { \
+           IN(7, float, delta), IN(8, float, cos), IN(9, float, sin), IN(10, uint, positions), OUT(11, Element, dkv), \
+           OUT(12, float, partials), PARAMETERS(13, AttentionParameters, p)) { \
         DYNAMIC_SHARED(Element, memory); \
         DYNAMIC_SHARED(float, floats); \
         const uint queries = Stage<D>::rows * D; \
         const Inputs in = {q, kv, prefix, visible, dout, lse, delta}; \
         const KeyShared s = {memory, memory + ROWS * D, memory + 2 * ROWS * D, memory + 2 * ROWS * D + 2 * queries, \
                              floats + (ROWS * D + 2 * queries)}; \
-        key_gradients<D>(in, key_items + 6 * (index_t)BLOCK_X, dkv, partials, p, s, BLOCK_Y, THREAD); \
+        const KeyOutputs made = {dkv, partials}; \
+        const Rotation rotation = {cos, sin, positions, p.rotated != 0}; \
+        key_gradients<D>(in, key_items + 6 * (index_t)BLOCK_X, made, rotation, p, s, BLOCK_Y, THREAD); \
     }
 
-FORWARD(64, 4)
-FORWARD(128, 2)
-QUERY_GRADIENTS(64, 3)
-QUERY_GRADIENTS(128, 3)
+FORWARD(attention_mma_forward_64, 64, 1, 4)
+FORWARD(attention_mma_forward_128, 128, 1, 3)
+FORWARD(attention_mma_forward_pair_64, 64, 2, 2)
+FORWARD(attention_mma_forward_pair_128, 128, 2, 2)
+QUERY_GRADIENTS(attention_mma_dq_64, 64, 1, 4)
+QUERY_GRADIENTS(attention_mma_dq_128, 128, 1, 3)
+QUERY_GRADIENTS(attention_mma_dq_pair_64, 64, 2, 2)
+QUERY_GRADIENTS(attention_mma_dq_pair_128, 128, 2, 2)
 KEY_GRADIENTS(64, 3)
 KEY_GRADIENTS(128, 2)
 

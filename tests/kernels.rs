@@ -9,9 +9,27 @@ use std::process::{Command, Output};
 
 const ELEMENTS: [&str; 3] = ["F32", "BF16", "F16"];
 /// Those of build.rs, each with the bytes that a kernel may store and load again for want of registers: what ptxas of
-/// CUDA 13.0 makes of `attention_mma` on Blackwell, and of `rms_norm` on sm_100.
+/// CUDA 13.0 makes of `attention_mma` on Blackwell (the forward kernels of heads of 128), and of `rms_norm` on sm_100.
 const ARCHITECTURES: [(&str, usize); 5] =
-    [("sm_80", 0), ("sm_89", 0), ("sm_90", 0), ("sm_100", 32), ("sm_120", 16)];
+    [("sm_80", 0), ("sm_89", 0), ("sm_90", 0), ("sm_100", 64), ("sm_120", 96)];
+
+/// Most `LDSM` (512 bytes of shared memory) for each `HMMA` in the kernels on tensor cores: a multiprocessor of an H100
+/// reads 128 bytes a cycle, and starts an `HMMA` of `mma.sync` in about 1.6, so that from 0.4 on reading is the longer. The counts
+/// are of a kernel's whole text, which has the products twice: for tiles that all queries see, and group by group for
+/// the others, where operands that registers do not hold are read again. Between them the loops without masks have
+/// 0.25, 0.31 (pairs of heads, forward, of 64 and of 128), 0.25, 0.42 (dQ), 0.5, 0.56 (dK and dV).
+const OPERAND_READS: [(&str, f64); 10] = [
+    ("attention_mma_forward_64", 0.71),
+    ("attention_mma_forward_128", 0.71),
+    ("attention_mma_forward_pair_64", 0.30),
+    ("attention_mma_forward_pair_128", 0.46),
+    ("attention_mma_dq_64", 0.80),
+    ("attention_mma_dq_128", 0.80),
+    ("attention_mma_dq_pair_64", 0.30),
+    ("attention_mma_dq_pair_128", 0.55),
+    ("attention_mma_dkv_64", 0.55),
+    ("attention_mma_dkv_128", 0.67),
+];
 
 fn root(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -68,13 +86,28 @@ fn usage(said: &str) -> Vec<Usage> {
     all
 }
 
-#[test]
-fn nvcc_compiles_every_kernel_for_every_architecture() {
+/// The CUDA compiler: `NVCC`, that of a toolkit, or what `make nvcc` fetched.
+fn find_nvcc() -> Option<PathBuf> {
     let home = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(std::env::var_os);
     let mut candidates = vec![std::env::var_os("NVCC").map(PathBuf::from)];
     candidates.extend(home.map(|home| Some(Path::new(&home).join("bin/nvcc"))));
     candidates.extend([Some("nvcc".into()), Some(root(".cuda/wheels/nvidia/cu13/bin/nvcc"))]);
-    let Some(nvcc) = find("NVCC", &candidates) else { return };
+    find("NVCC", &candidates)
+}
+
+/// nvcc's command for one kernel file, to a cubin.
+fn cubin(nvcc: &Path, (file, element, arch): (&str, &str, &str), out: &Path) -> Command {
+    let mut command = Command::new(nvcc);
+    command.current_dir(root("")).args(["-cubin", "-std=c++17", "-O3", "-Xptxas", "-v"]);
+    command.args(["-Werror", "all-warnings", "-include", "kernels/cuda.h"]);
+    command.arg(format!("-arch={arch}")).arg(format!("-DELEMENT_{element}"));
+    command.arg("-o").arg(out).arg(format!("kernels/{file}.cu"));
+    command
+}
+
+#[test]
+fn nvcc_compiles_every_kernel_for_every_architecture() {
+    let Some(nvcc) = find_nvcc() else { return };
     let folder = tempfile::tempdir().unwrap();
     let mut work = Vec::new();
     for file in files() {
@@ -83,12 +116,8 @@ fn nvcc_compiles_every_kernel_for_every_architecture() {
         }
     }
     let compile = |(file, element, (arch, spills)): &(String, &'static str, (&str, usize))| {
-        let mut command = Command::new(&nvcc);
-        command.current_dir(root("")).args(["-cubin", "-std=c++17", "-O3", "-Xptxas", "-v"]);
-        command.args(["-Werror", "all-warnings", "-include", "kernels/cuda.h"]);
-        command.arg(format!("-arch={arch}")).arg(format!("-DELEMENT_{element}"));
-        command.arg("-o").arg(folder.path().join(format!("{file}-{element}-{arch}.cubin")));
-        let output = ran(command.arg(format!("kernels/{file}.cu")));
+        let out = folder.path().join(format!("{file}-{element}-{arch}.cubin"));
+        let output = ran(&mut cubin(&nvcc, (file, element, arch), &out));
         let kernels = usage(&String::from_utf8_lossy(&output.stderr));
         let none = file.ends_with("_mma") && *element == "F32";
         assert!(none || !kernels.is_empty(), "{file} for {element}: no kernel");
@@ -113,6 +142,54 @@ fn nvcc_compiles_every_kernel_for_every_architecture() {
         report.push('\n');
     }
     std::io::stderr().write_all(report.as_bytes()).unwrap();
+}
+
+/// How often each kernel of a disassembly reads operands from shared memory, and multiplies.
+fn counts(text: &str) -> BTreeMap<String, (usize, usize)> {
+    let (mut all, mut kernel) = (BTreeMap::new(), None);
+    for line in text.lines() {
+        let name = line.strip_prefix(".text.").and_then(|rest| rest.strip_suffix(':'));
+        kernel = name.map(str::to_owned).or(kernel);
+        let Some(kernel) = &kernel else { continue };
+        let (reads, products) = all.entry(kernel.clone()).or_insert((0, 0));
+        *reads += usize::from(line.contains(" LDSM."));
+        *products += usize::from(line.contains(" HMMA."));
+    }
+    all
+}
+
+#[test]
+fn tensor_cores_are_not_kept_waiting_by_reads() {
+    let tools = [std::env::var_os("NVDISASM").map(PathBuf::from), Some("nvdisasm".into())];
+    let fetched = Some(root(".cuda/wheels/nvidia/cu13/bin/nvdisasm"));
+    let (Some(nvcc), Some(nvdisasm)) = (find_nvcc(), find("NVDISASM", &[&tools[..], &[fetched]].concat()))
+    else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    for arch in ["sm_80", "sm_90", "sm_120"] {
+        let out = folder.path().join(format!("{arch}.cubin"));
+        ran(&mut cubin(&nvcc, ("attention_mma", "BF16", arch), &out));
+        let text = ran(Command::new(&nvdisasm).arg("-c").arg(&out)).stdout;
+        let counts = counts(&String::from_utf8_lossy(&text));
+        assert_eq!(counts.len(), OPERAND_READS.len(), "{:?}", counts.keys());
+        for (kernel, most) in OPERAND_READS {
+            let (reads, products) = counts[kernel];
+            let ratio = reads as f64 / products as f64;
+            let report =
+                format!("{kernel:<32} {arch:<6} LDSM {reads:>4} HMMA {products:>4} ratio {ratio:.2}\n");
+            std::io::stderr().write_all(report.as_bytes()).unwrap();
+            assert!(products > 0 && ratio <= most, "{report}: at most {most}");
+        }
+    }
+}
+
+#[test]
+fn reads_and_products_are_counted() {
+    let text = ".section\n.text.f:\n  /*0010*/  LDSM.16.M88.4 R4, [R2] ;\n  /*0020*/  HMMA.16816.F32.BF16 R8, R4, R6, R8 ;\n\
+                  /*0030*/  HMMA.16816.F32.BF16 R8, R4, R6, R8 ;\n.text.g:\n  /*0010*/  EXIT ;\n";
+    let expected = [("f".to_owned(), (1, 2)), ("g".to_owned(), (0, 0))];
+    assert_eq!(counts(text), BTreeMap::from(expected));
 }
 
 #[test]

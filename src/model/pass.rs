@@ -14,7 +14,7 @@ use super::tape::{BlockTape, NormTape, Saved, Tape, own_keys_values};
 use crate::Result;
 use crate::data::pack::PackedBatch;
 use crate::device::{self, Work};
-use crate::ops::attention::{Inputs, Needs, Qkv};
+use crate::ops::attention::{Inputs, Needs, Qkv, Rotation};
 use crate::ops::cross_entropy::{self, Softmax};
 use crate::ops::embed::{self, Lookup};
 use crate::ops::gpu::{self, Route};
@@ -121,6 +121,15 @@ impl<'a> Rows<'a> {
             Some(rope) if backward => rope.backward(x, heads, positions, self.inputs),
             Some(rope) => rope.forward(x, heads, positions, self.inputs),
         }
+    }
+}
+
+impl Rows<'_> {
+    /// The rotation of a block's queries and keys; the last block's queries are those of target rows.
+    fn rotation(&self, last: bool) -> Option<Rotation<'_>> {
+        let keys = IndexView::from(&self.batch.position_ids);
+        let queries = if last { (&self.batch.target_positions).into() } else { keys };
+        self.rope.as_deref().map(|table| Rotation { table, queries, keys })
     }
 }
 
@@ -367,14 +376,18 @@ impl Granite {
                 let last = i + 1 == self.blocks.len();
                 let inputs = self.attention_inputs(batch, &saved.qkv, prefix.map(|p| &p[i]), last);
                 let dout = block.o.backward(&dstream, self.config.residual_multiplier)?;
-                let gradients = self.attention.backward(inputs, &saved.attended, &dout, needs)?;
+                // What other passes found is added before the rotation's backward pass.
+                let rotation = if behind.is_none() { rows.rotation(last) } else { None };
+                let gradients =
+                    self.attention.backward_rotated(inputs, &saved.attended, (&dout, rotation), needs)?;
                 prefixes.extend(gradients.prefix);
+                let rotated = gradients.rotated_back;
                 let Some(dqkv) = gradients.qkv else { break };
                 let dqkv = match behind {
                     Some(behind) => self.add_behind(dqkv, &behind[i])?,
                     None => dqkv,
                 };
-                dx = self.backward_qkv(block, &rows, &saved.attention, dqkv, dstream, needs)?;
+                dx = self.backward_qkv(block, &rows, &saved.attention, (dqkv, rotated), dstream, needs)?;
             }
             prefixes.reverse();
             if prefix.is_some() {
@@ -407,7 +420,7 @@ impl Granite {
         block: &Block,
         rows: &Rows,
         saved: &NormTape,
-        dqkv: Qkv,
+        (dqkv, rotated): (Qkv, bool),
         dstream: Tensor,
         needs: Needs,
     ) -> Result<Tensor> {
@@ -416,20 +429,22 @@ impl Granite {
         let positions = rows.batch.position_ids.view(0..n);
         let residual = saved.residual.narrow(0, 0, n)?;
         let rstd = saved.rstd.narrow(0, 0, n)?;
+        let back = |x: Tensor, heads, positions| {
+            if rotated { Ok(x) } else { rows.rotate(x, heads, positions, true) }
+        };
         let (dnormed, past) = match dqkv {
             Qkv::Fused(t) => {
-                let dnormed = block.qkv.backward(&rows.rotate(t, h + k, positions, true)?, 1.0)?;
+                let dnormed = block.qkv.backward(&back(t, h + k, positions)?, 1.0)?;
                 (dnormed, Some(dstream.narrow(0, 0, n)?))
             }
             Qkv::Split { q, kv } => {
                 let (q_layer, kv_layer) = &self.last_qkv;
-                let dnormed = kv_layer.backward(&rows.rotate(kv, k, positions, true)?, 1.0)?;
+                let dnormed = kv_layer.backward(&back(kv, k, positions)?, 1.0)?;
                 if needs == Needs::Prefixes {
                     // A model of one block: no target row is a prefix row.
                     (dnormed, None)
                 } else {
-                    let dq = q_layer
-                        .backward(&rows.rotate(q, h, (&rows.batch.target_positions).into(), true)?, 1.0)?;
+                    let dq = q_layer.backward(&back(q, h, (&rows.batch.target_positions).into())?, 1.0)?;
                     let dnormed = rows::add(dnormed, &dq, rows.targets())?;
                     (dnormed, Some(rows::backward(&dstream, rows.targets(), n)?))
                 }

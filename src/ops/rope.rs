@@ -89,6 +89,16 @@ impl RopeTable {
         Ok(Self { cos: table(f64::cos)?, sin: table(f64::sin)?, head_dim })
     }
 
+    /// Size of the heads.
+    pub(crate) fn head_dim(&self) -> usize {
+        self.head_dim
+    }
+
+    /// Cosines and sines.
+    pub(crate) fn tables(&self) -> (&Tensor, &Tensor) {
+        (&self.cos, &self.sin)
+    }
+
     /// Rows that the table has.
     pub fn positions(&self) -> usize {
         self.cos.dims()[0]

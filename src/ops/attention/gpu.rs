@@ -1,7 +1,7 @@
 //! The kernels of `kernels/attention.cu` and, on tensor cores, of `kernels/attention_mma.cu`.
 
 use super::plan::{Tiling, Wanted};
-use super::{Attended, AttentionShape, Gradients, Inputs, Needs, Qkv};
+use super::{Attended, AttentionShape, Gradients, Inputs, Needs, Qkv, Rotation};
 use crate::Result;
 use crate::ops::gpu::{self, Kernel};
 use candle_core::{DType, Tensor};
@@ -24,6 +24,7 @@ gpu::parameters!(AttentionParameters {
     dkv_width: u32,
     dkv_column: u32,
     aligned: u32,
+    rotated: u32,
 });
 
 gpu::parameters!(AttentionReduceParameters {
@@ -33,15 +34,24 @@ gpu::parameters!(AttentionReduceParameters {
     dkv_column: u32,
     to_prefix: u32,
     aligned: u32,
+    rotated: u32,
+    head_dim: u32,
 });
 
-/// One size of the kernels.
+/// A kernel with its shared memory beyond what it declares, and the heads that a block takes at a time.
+#[derive(Clone, Copy)]
+struct Sized {
+    name: &'static str,
+    shared: usize,
+    heads: usize,
+}
+
+/// One size of the kernels: of the forward pass, of dQ, of dK and dV.
 struct Form {
     file: &'static str,
-    /// Names of the forward pass, of dQ, of dK and dV, with their shared memory beyond what they declare.
-    forward: (&'static str, usize),
-    dq: (&'static str, usize),
-    dkv: (&'static str, usize),
+    forward: Sized,
+    dq: Sized,
+    dkv: Sized,
     tiling: Tiling,
 }
 
@@ -50,37 +60,70 @@ struct Form {
 /// key heads of 128.
 const QUERY_CHUNK: usize = 256;
 
-const fn portable(forward: &'static str, dq: &'static str, dkv: &'static str, tile: usize) -> Form {
-    let tiling = Tiling { query_tile: tile, key_tile: tile, query_chunk: QUERY_CHUNK };
-    Form { file: "attention", forward: (forward, 0), dq: (dq, 0), dkv: (dkv, 0), tiling }
+const fn plain(name: &'static str) -> Sized {
+    Sized { name, shared: 0, heads: 1 }
 }
 
-/// Tiles of 64 rows of 16-bit elements; the backward kernels hold two of them, and two stages of `stage` rows of two
-/// matrices each; that of the keys also 4 floats a row of a stage.
-const fn tensor_cores(names: [&'static str; 3], head_dim: usize, stage: usize) -> Form {
+const fn portable(names: [&'static str; 3], tile: usize) -> Form {
+    let tiling = Tiling { query_tile: tile, key_tile: tile, query_chunk: QUERY_CHUNK };
+    let [forward, dq, dkv] = names;
+    Form { file: "attention", forward: plain(forward), dq: plain(dq), dkv: plain(dkv), tiling }
+}
+
+/// Tiles of 64 rows of 16-bit elements. The kernels by queries hold one for each of `heads` query heads, dQ two; dK and
+/// dV hold two of keys. The backward kernels have two stages of `stage` rows of two matrices each, and 2 floats a row of
+/// a tile (dQ), 4 of a stage (dK and dV).
+const fn tensor_cores(names: [&'static str; 3], size: (usize, usize), heads: usize) -> Form {
     let tiling = Tiling { query_tile: 64, key_tile: 64, query_chunk: QUERY_CHUNK };
-    let row = 2 * head_dim;
-    let walked = 2 * 64 * row + 4 * stage * row;
+    let (head_dim, stage) = size;
+    let tile = 64 * 2 * head_dim;
+    let stages = 4 * stage * 2 * head_dim;
     let [forward, dq, dkv] = names;
     Form {
         file: "attention_mma",
-        forward: (forward, 3 * 64 * row),
-        dq: (dq, walked),
-        dkv: (dkv, walked + 16 * stage),
+        forward: Sized { name: forward, shared: (2 + heads) * tile, heads },
+        dq: Sized { name: dq, shared: heads * (2 * tile + 64 * 8) + stages, heads },
+        dkv: Sized { name: dkv, shared: 2 * tile + stages + 16 * stage, heads: 1 },
         tiling,
     }
 }
 
 static PORTABLE: [(usize, Form); 3] = [
-    (64, portable("attention_forward_64", "attention_dq_64", "attention_dkv_64", 32)),
-    (128, portable("attention_forward_128", "attention_dq_128", "attention_dkv_128", 16)),
-    (256, portable("attention_forward_256", "attention_dq_256", "attention_dkv_256", 8)),
+    (64, portable(["attention_forward_64", "attention_dq_64", "attention_dkv_64"], 32)),
+    (128, portable(["attention_forward_128", "attention_dq_128", "attention_dkv_128"], 16)),
+    (256, portable(["attention_forward_256", "attention_dq_256", "attention_dkv_256"], 8)),
 ];
-static TENSOR_CORES: [(usize, Form); 2] = [
-    (64, tensor_cores(["attention_mma_forward_64", "attention_mma_dq_64", "attention_mma_dkv_64"], 64, 64)),
+/// Largest head, and the kernels that take one query head at a time and two.
+static TENSOR_CORES: [(usize, [Form; 2]); 2] = [
+    (
+        64,
+        [
+            tensor_cores(
+                ["attention_mma_forward_64", "attention_mma_dq_64", "attention_mma_dkv_64"],
+                (64, 64),
+                1,
+            ),
+            tensor_cores(
+                ["attention_mma_forward_pair_64", "attention_mma_dq_pair_64", "attention_mma_dkv_64"],
+                (64, 64),
+                2,
+            ),
+        ],
+    ),
     (
         128,
-        tensor_cores(["attention_mma_forward_128", "attention_mma_dq_128", "attention_mma_dkv_128"], 128, 32),
+        [
+            tensor_cores(
+                ["attention_mma_forward_128", "attention_mma_dq_128", "attention_mma_dkv_128"],
+                (128, 32),
+                1,
+            ),
+            tensor_cores(
+                ["attention_mma_forward_pair_128", "attention_mma_dq_pair_128", "attention_mma_dkv_128"],
+                (128, 32),
+                2,
+            ),
+        ],
     ),
 ];
 
@@ -100,13 +143,20 @@ pub(super) const MAX_HEAD_DIM: usize = 256;
 /// bytes, which the tensor cores' kernels copy at a time; else the portable kernels run. A size takes the columns
 /// that a smaller head lacks as zeros, so that a head of 80 costs what one of 128 does: still about 5 times less than
 /// the portable kernel's products without tensor cores. The running maximum there is of scores before their scale,
-/// which must not turn their order: a scale of 0 or less runs on the portable kernels.
+/// which must not turn their order: a scale of 0 or less runs on the portable kernels. Where an even number of query
+/// heads shares a key head, the kernels by queries take two of them at a time.
 fn form(shape: &AttentionShape, aligned: bool, like: &Tensor) -> &'static Form {
     let head_dim = shape.head_dim;
     let narrow = matches!(like.dtype(), DType::BF16 | DType::F16);
     let on_cores = TENSOR_CORES.iter().find(|(d, _)| head_dim <= *d && head_dim.is_multiple_of(8));
     match on_cores.filter(|_| narrow && aligned && shape.scale > 0.0 && gpu::has_tensor_cores(like)) {
-        Some((_, form)) => form,
+        Some((_, [one, two])) => {
+            if (shape.heads / shape.kv_heads).is_multiple_of(2) {
+                two
+            } else {
+                one
+            }
+        }
         None => PORTABLE.iter().find(|(d, _)| head_dim <= *d).map_or(&PORTABLE[2].1, |(_, form)| form),
     }
 }
@@ -151,12 +201,19 @@ impl<'a> Call<'a> {
             dkv_width: gpu::uint(if fused { q_width } else { shape.kv_width() }),
             dkv_column: gpu::uint(if fused { shape.q_width() } else { 0 }),
             aligned,
+            rotated: 0,
         };
         Ok(Self { q, kv, prefix, form: form(shape, aligned == 1, q), parameters })
     }
 
-    fn kernel(&self, (name, shared): (&'static str, usize), blocks: usize, heads: usize) -> Kernel {
-        Kernel { file: self.form.file, name, grid: [blocks, heads, 1], threads: THREADS, shared }
+    /// `heads` are all that the kernel has to do with.
+    fn kernel(&self, kernel: Sized, blocks: usize, heads: usize) -> Kernel {
+        let Sized { name, shared, heads: at_a_time } = kernel;
+        Kernel { file: self.form.file, name, grid: [blocks, heads / at_a_time, 1], threads: THREADS, shared }
+    }
+
+    fn on_tensor_cores(&self) -> bool {
+        self.form.file == "attention_mma"
     }
 
     fn launch(&self, kernel: &Kernel, buffers: &[&Tensor]) -> Result<()> {
@@ -209,29 +266,64 @@ impl Outputs {
     }
 }
 
+/// Whether the kernels turn gradients back: those on tensor cores do with heads of exactly their size, where the two
+/// columns of a pair are in the same lane's registers.
+fn turns_back(call: &Call, shape: &AttentionShape, rotation: &Rotation) -> bool {
+    let fits = matches!(shape.head_dim, 64 | 128) && rotation.table.head_dim() == shape.head_dim;
+    let (cos, sin) = rotation.table.tables();
+    let readable = cos.dtype() == DType::F32 && gpu::aligned(&[], &[cos, sin]) == 1;
+    call.on_tensor_cores() && fits && readable
+}
+
+/// cos, sin and positions as the kernels take them.
+struct Turned<'a> {
+    cos: &'a Tensor,
+    sin: &'a Tensor,
+    queries: Tensor,
+    keys: Tensor,
+}
+
+/// Gradients of the inputs. On tensor cores the dQ kernel makes `delta` too; where it does not run over all queries, or
+/// not on tensor cores, `delta` has a kernel of its own.
 pub(super) fn backward(
     shape: &AttentionShape,
     inputs: Inputs,
     (out, lse): (&Tensor, &Tensor),
-    dout: &Tensor,
+    (dout, rotation): (&Tensor, Option<Rotation>),
     needs: Needs,
 ) -> Result<Gradients> {
-    let call = Call::new(shape, inputs, &[out, dout])?;
+    let mut call = Call::new(shape, inputs, &[out, dout])?;
     let (q, device) = (call.q, call.q.device());
     let outputs = Outputs::new(shape, &inputs, needs)?;
     let delta = gpu::empty((q.dims()[0], shape.heads), DType::F32, q)?;
-    let pairs = q.dims()[0] * shape.heads;
-    let kernel = Kernel::new("attention", "attention_delta", pairs.div_ceil(THREADS / 8), THREADS);
-    call.launch(&kernel, &[out, dout, &delta])?;
-
+    if !call.on_tensor_cores() || outputs.wanted.queries < q.dims()[0] {
+        let pairs = q.dims()[0] * shape.heads;
+        let kernel = Kernel::new("attention", "attention_delta", pairs.div_ceil(THREADS / 8), THREADS);
+        call.launch(&kernel, &[out, dout, &delta])?;
+    }
+    let rotation = rotation.filter(|r| turns_back(&call, shape, r));
+    call.parameters.rotated = u32::from(rotation.is_some());
     let visible = inputs.segments.visible().on(device)?;
+    // Without a rotation any buffers do.
+    let turned = match &rotation {
+        Some(r) => {
+            let (cos, sin) = r.table.tables();
+            Turned { cos, sin, queries: r.queries.on(device)?, keys: r.keys.on(device)? }
+        }
+        None => Turned { cos: lse, sin: lse, queries: visible.clone(), keys: visible.clone() },
+    };
     let seen = [q, call.kv, call.prefix, &visible];
-    let made = [dout, lse, &delta];
     if let Some(qkv) = &outputs.qkv {
         let plan = inputs.segments.query_plan(&call.form.tiling, outputs.wanted.queries);
         let kernel = call.kernel(call.form.dq, plan.len() / 6, shape.heads);
-        let tiles = plan.on(device)?;
-        call.launch(&kernel, &[&seen[..], &[&tiles], &made, &[qkv.queries()]].concat())?;
+        let (tiles, dq) = (plan.on(device)?, qkv.queries());
+        let turn = [turned.cos, turned.sin, &turned.queries];
+        match call.on_tensor_cores() {
+            true => {
+                call.launch(&kernel, &[&seen[..], &[&tiles, out, dout, lse], &turn, &[&delta, dq]].concat())?
+            }
+            false => call.launch(&kernel, &[&seen[..], &[&tiles, dout, lse, &delta, dq]].concat())?,
+        }
     }
     let plan = inputs.segments.key_plan(&call.form.tiling, &outputs.wanted);
     let slot = call.form.tiling.key_tile * shape.kv_width();
@@ -240,9 +332,19 @@ pub(super) fn backward(
     let dkv = outputs.qkv.as_ref().map_or(call.kv, Qkv::keys_values);
     let items = plan.items.on(device)?;
     let kernel = call.kernel(call.form.dkv, plan.items.len() / 6, shape.kv_heads);
-    call.launch(&kernel, &[&seen[..], &[&items], &made, &[dkv, &partials]].concat())?;
-    reduce(&call, shape, &plan, &partials, dkv, outputs.prefix.as_ref())?;
-    Ok(Gradients { qkv: outputs.qkv, prefix: outputs.prefix })
+    let turn = [turned.cos, turned.sin, &turned.keys];
+    let turn = if call.on_tensor_cores() { &turn[..] } else { &[] };
+    call.launch(&kernel, &[&seen[..], &[&items, dout, lse, &delta], turn, &[dkv, &partials]].concat())?;
+    reduce(&call, shape, &plan, &Sums { partials: &partials, dkv, prefix: outputs.prefix.as_ref(), turned })?;
+    Ok(Gradients { qkv: outputs.qkv, prefix: outputs.prefix, rotated_back: rotation.is_some() })
+}
+
+/// What the reduction reads and writes.
+struct Sums<'a> {
+    partials: &'a Tensor,
+    dkv: &'a Tensor,
+    prefix: Option<&'a Tensor>,
+    turned: Turned<'a>,
 }
 
 /// Adds up the partial sums of the prefixes' rows.
@@ -250,11 +352,10 @@ fn reduce(
     call: &Call,
     shape: &AttentionShape,
     plan: &super::plan::UploadedKeyPlan,
-    partials: &Tensor,
-    dkv: &Tensor,
-    prefix: Option<&Tensor>,
+    sums: &Sums,
 ) -> Result<()> {
     let (key_tile, width) = (call.form.tiling.key_tile, shape.kv_width());
+    let Sums { partials, dkv, prefix, turned } = sums;
     let parameters = AttentionReduceParameters {
         key_tile: gpu::uint(key_tile),
         width: gpu::uint(width),
@@ -262,12 +363,15 @@ fn reduce(
         dkv_column: call.parameters.dkv_column,
         to_prefix: u32::from(prefix.is_some()),
         aligned: gpu::aligned(&[width, call.parameters.dkv_width as usize, shape.q_width()], &[]),
+        rotated: if prefix.is_some() { 0 } else { call.parameters.rotated },
+        head_dim: gpu::uint(shape.head_dim),
     };
     let reductions = plan.reductions.on(partials.device())?;
     let mut kernel = Kernel::new("attention", "attention_reduce", plan.reductions.len() / 4, THREADS);
     kernel.grid[1] = (key_tile * width.div_ceil(8)).div_ceil(THREADS);
     // The one of the two that is not written may be any buffer.
-    let buffers = [partials, &reductions, dkv, prefix.unwrap_or(partials)];
+    let written = [dkv, prefix.unwrap_or(partials)];
+    let buffers = [partials, &reductions, turned.cos, turned.sin, &turned.keys, written[0], written[1]];
     gpu::launch(&kernel, call.q.dtype(), &buffers, &parameters)
 }
 

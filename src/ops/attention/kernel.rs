@@ -194,7 +194,7 @@ pub(super) fn backward<T: Real, P: Products<T>>(
             kv: cpu::tensor(dkv, (kv_rows, width))?,
         }),
     };
-    Ok(Gradients { qkv, prefix: dprefix })
+    Ok(Gradients { qkv, prefix: dprefix, rotated_back: false })
 }
 
 /// Adds a task's gradient of its prefix, [P, 2D], to the columns of its head.

@@ -29,6 +29,7 @@ use super::cpu::with_real;
 use super::gpu::{Route, route};
 use super::packed::Isa;
 use super::profile;
+use super::{IndexView, RopeTable};
 use crate::{Error, Result};
 use candle_core::{D, DType, Tensor};
 use narrow::Narrow;
@@ -140,13 +141,27 @@ pub enum Needs {
     Prefixes,
 }
 
+/// The rotation that queries and keys went through before the attention ([`RopeTable::forward`]).
+#[derive(Clone, Copy)]
+pub struct Rotation<'a> {
+    /// Of heads of the attention's size.
+    pub table: &'a RopeTable,
+    /// Position of each row of [`Qkv::queries`].
+    pub queries: IndexView<'a>,
+    /// Position of each row of [`Qkv::keys_values`].
+    pub keys: IndexView<'a>,
+}
+
 /// Result of [`AttentionShape::backward`].
 pub struct Gradients {
     /// Gradient of [`Inputs::qkv`]; of its first rows, which are the prefixes, under [`Needs::Prefixes`].
     /// `None` where those rows are in another pass.
     pub qkv: Option<Qkv>,
-    /// Gradient of the keys and values of [`Inputs::prefix`], [its rows, 2K D].
+    /// Gradient of the keys and values of [`Inputs::prefix`], [its rows, 2K D]; never rotated back.
     pub prefix: Option<Tensor>,
+    /// Whether `qkv` is the gradient of what the rotation was given: kernels of a GPU turn gradients back as they write
+    /// them. Else that is still to do ([`RopeTable::backward`]).
+    pub rotated_back: bool,
 }
 
 impl AttentionShape {
@@ -183,6 +198,21 @@ impl AttentionShape {
     /// # Errors
     /// Shapes or segments that do not fit.
     pub fn backward(&self, inputs: Inputs, kept: &Kept, dout: &Tensor, needs: Needs) -> Result<Gradients> {
+        self.backward_rotated(inputs, kept, (dout, None), needs)
+    }
+
+    /// As [`AttentionShape::backward`], given the rotation that made queries and keys: its backward pass is done too
+    /// where that costs nothing ([`Gradients::rotated_back`]).
+    ///
+    /// # Errors
+    /// As there; positions that are not of the rows, or beyond the table.
+    pub fn backward_rotated(
+        &self,
+        inputs: Inputs,
+        kept: &Kept,
+        (dout, rotation): (&Tensor, Option<Rotation>),
+        needs: Needs,
+    ) -> Result<Gradients> {
         const OP: &str = "attention backward";
         let _timed = profile::scope(OP, dout.device());
         self.check(&inputs)?;
@@ -190,6 +220,9 @@ impl AttentionShape {
         if dout.dims2().ok() != Some(expected) {
             let (expected, found) = (format!("a gradient of {expected:?}"), format!("{:?}", dout.dims()));
             return Err(Error::Shape { op: OP, expected, found });
+        }
+        if let Some(rotation) = &rotation {
+            rotation.check(&inputs)?;
         }
         match (route(dout), &kept.out) {
             (Route::Cpu, _) if inputs.narrow() => {
@@ -199,7 +232,7 @@ impl AttentionShape {
                 with_real!(OP, dout.dtype(), T => kernel::backward::<T, Whole<T>>(self, inputs, &kept.lse, dout, needs))
             }
             (Route::Kernel, Some(out)) if self.head_dim <= gpu::MAX_HEAD_DIM => {
-                gpu::backward(self, inputs, (out, &kept.lse), dout, needs)
+                gpu::backward(self, inputs, (out, &kept.lse), (dout, rotation), needs)
             }
             _ => self.reference_backward(inputs, dout, needs),
         }
@@ -324,7 +357,22 @@ impl AttentionShape {
             (Some(q), Some(kv)) => Some(Qkv::Split { q, kv }),
             (qkv, _) => qkv.map(Qkv::Fused),
         };
-        Ok(Gradients { qkv, prefix })
+        Ok(Gradients { qkv, prefix, rotated_back: false })
+    }
+}
+
+impl Rotation<'_> {
+    fn check(&self, inputs: &Inputs) -> Result<()> {
+        let rows = [inputs.qkv.queries().dims()[0], inputs.qkv.keys_values().dims()[0]];
+        for (positions, rows) in [self.queries.host(), self.keys.host()].into_iter().zip(rows) {
+            let end = positions.iter().max().map_or(0, |p| *p as usize + 1);
+            if positions.len() != rows || end > self.table.positions() {
+                let expected = format!("{rows} positions under {}", self.table.positions());
+                let found = format!("{}, positions under {end}", positions.len());
+                return Err(Error::Shape { op: "attention backward", expected, found });
+            }
+        }
+        Ok(())
     }
 }
 
