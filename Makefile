@@ -70,7 +70,7 @@ gpu-check:
 # nvcc alone, for the tests that compile every kernel, and the disassembler that counts instructions: about 300 MB.
 nvcc: .cuda/done
 
-.cuda/done:
+.cuda/done: Makefile
 	mkdir -p .cuda
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .cuda/wheels \
 	  nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-runtime==13.0.96 \

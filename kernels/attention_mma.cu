@@ -150,13 +150,14 @@ struct Held<64, 2> {
     typedef Fragments<64, 2> douts;
 };
 
-// out[16 rows of a, 16 GROUPS rows of b] = a b^T for each head; zeros for groups left out.
+// out[16 rows of a, 16 GROUPS rows of b] = a b^T for each head; of groups left out zeros, or products that the caller
+// masks. One group of four is not left out: its products cost less than reading `a` once for each of the three.
 template <uint D, uint GROUPS, uint HEADS, typename Left>
 INLINE void products(const Left &a, GROUP(const Element) b, uint b_row, Groups groups, uint lane,
                      float (&out)[HEADS][8 * GROUPS]) {
     UNROLL for (uint head = 0; head < HEADS; ++head)
         UNROLL for (uint i = 0; i < 8 * GROUPS; ++i) out[head][i] = 0.0f;
-    if (groups.all) {
+    if (groups.all || (GROUPS > 2 && groups.end - groups.begin + 1 >= GROUPS)) {
         UNROLL for (uint step = 0; step < D / 16; ++step) {
             uint x[HEADS][4];
             UNROLL for (uint head = 0; head < HEADS; ++head) load_left(x[head], a, head, step, lane);
@@ -560,14 +561,13 @@ INLINE void query_gradients(Inputs in, GLOBAL(const uint) tile, QueryOutputs mad
             const index_t at = (index_t)(first + r) * p.heads + head + h;
             GLOBAL(const Element) out = made.out + at * p.head_dim;
             const float delta = delta_of<D>(out, s.douts + h * (ROWS * D), row + r, there ? p.head_dim : 0, lane);
-            if (lane % 4 != 0) continue;
+            if (lane % 4 != 0) continue; // Read behind the loop's barrier.
             s.columns[2 * h * ROWS + row + r] = there ? in.lse[at] * LOG2_E : 0.0f;
             s.columns[(2 * h + 1) * ROWS + row + r] = delta;
             if (there) made.delta[at] = delta;
         }
         UNROLL for (uint i = 0; i < D / 2; ++i) sums[h][i] = 0.0f;
     }
-    WARP_BARRIER();
     Step next = first_step(w);
     for (uint stage = 0; goes_on(next, w); stage = rows - stage) {
         const Step step = next;
