@@ -71,7 +71,7 @@ impl Case<'_> {
         let kept = ours.kept();
         for needs in needs {
             let found = large.run(|| self.shape.backward(self.inputs(), &kept, &dout, *needs))?;
-            let Gradients { qkv, prefix } = found;
+            let Gradients { qkv, prefix, .. } = found;
             if let Some(found) = &qkv {
                 let (q, kv) = (self.shape.q_width(), self.shape.kv_width());
                 let queries = found.queries().narrow(1, 0, q)?;
