@@ -120,8 +120,11 @@ impl<'a> Checks<'a> {
 
     /// A tensor of the CPU in its three forms.
     pub(crate) fn input(&self, plain: &Tensor) -> Result<Input> {
-        // A copy: kernels write some of their inputs in place.
-        let device = plain.copy()?.to_device(self.target.device)?;
+        // A copy: kernels write some of their inputs in place. A driver allocates no tensor without elements.
+        let device = match plain.elem_count() {
+            0 => crate::ops::no_rows(1, plain.dtype(), self.target.device)?.reshape(plain.shape())?,
+            _ => plain.copy()?.to_device(self.target.device)?,
+        };
         Ok(Input { device, plain: plain.clone(), exact: plain.to_dtype(DType::F64)? })
     }
 
