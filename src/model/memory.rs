@@ -152,10 +152,16 @@ impl TuningMemory {
         rows * self.tape_per_row(recompute) + targets * self.tape_per_target
     }
 
-    /// Bytes of the tape of a pass of `rows` rows of prefixes alone, whose keys and values other passes read.
-    pub fn prefix_tape(&self, rows: usize, recompute: usize) -> usize {
-        let recompute = recompute.min(self.most_recomputed());
-        self.tape(rows, 0, recompute) + self.allocated(rows) * recompute * self.keys_values_per_row
+    /// Bytes of the tapes of two passes together, whose matrices are allocated one by one; `targets` are those of both.
+    pub fn tapes(&self, rows: [usize; 2], targets: usize, recompute: usize) -> usize {
+        let rows: usize = rows.into_iter().map(|rows| self.allocated(rows)).sum();
+        rows * self.tape_per_row(recompute) + self.allocated(targets) * self.tape_per_target
+    }
+
+    /// Bytes of the keys and values of `rows` rows of prefixes that other passes read, in the recomputed blocks: in the others
+    /// the tape holds them.
+    pub fn prefix_keys_values(&self, rows: usize, recompute: usize) -> usize {
+        rows * recompute.min(self.most_recomputed()) * self.keys_values_per_row
     }
 
     /// Rows that a prefix pass should have at least, in passes of at most `max_rows` ([`crate::data::Packing`]).
@@ -330,7 +336,7 @@ mod tests {
             assert_eq!(memory.workspace(8166, targets, 39), memory.workspace(8192, targets, 39));
         }
         assert_eq!(memory.tape(0, 2900, 0), memory.tape(0, 3072, 0));
-        assert_eq!(memory.prefix_tape(2100, 3), memory.prefix_tape(2304, 3));
+        assert_eq!(memory.tapes([2100, 8166], 0, 3), memory.tape(2304, 0, 3) + memory.tape(8192, 0, 3));
         assert_eq!(memory.reserve(1_000_000), (1 << 30) + 100_000);
     }
 
@@ -355,8 +361,13 @@ mod tests {
     fn a_pass_of_prefixes_keeps_keys_and_values() {
         let (config, _) = golden("granite", F32);
         let memory = TuningMemory::of(&config, F32, DeviceLocation::Cpu);
-        assert_eq!(memory.prefix_tape(7, 0), memory.tape(7, 0, 0));
-        assert_eq!(memory.prefix_tape(7, 2), memory.tape(7, 0, 2) + 7 * 2 * 2 * 8 * 4);
+        assert_eq!(memory.prefix_keys_values(7, 0), 0);
+        assert_eq!(memory.prefix_keys_values(7, 2), 7 * 2 * 2 * 8 * 4);
+        assert_eq!(
+            memory.prefix_keys_values(7, 9),
+            memory.prefix_keys_values(7, 2),
+            "the last block is kept"
+        );
     }
 
     #[test]

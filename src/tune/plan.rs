@@ -100,9 +100,10 @@ impl Work {
             return (tape(self.rows()), workspace(self.rows()));
         }
         let prefix_pass = self.prefix_pass_rows(memory, max_rows);
-        let sequences = prefix_pass - self.prefix_rows;
         let largest = self.sequence_rows.min(max_rows.max(self.longest));
-        let both = memory.prefix_tape(self.prefix_rows, recompute) + tape(sequences + largest);
+        let targets = self.targets.min(prefix_pass - self.prefix_rows + largest);
+        let both = memory.tapes([prefix_pass, largest], targets, recompute)
+            + memory.prefix_keys_values(self.prefix_rows, recompute);
         // While the prefix pass runs backwards, the tape of the example pass is gone.
         let backward = workspace(prefix_pass).saturating_sub(tape(largest));
         (both, workspace(largest).max(backward) + self.prefix_rows * memory.split_per_row)

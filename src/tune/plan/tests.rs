@@ -113,12 +113,12 @@ fn a_split_batch_holds_the_prefixes_beside_a_pass() {
     // them, of 90 rows at most, may begin at 237.
     let split = WORK.pass(&memory, Limits { max_rows: 3000, recompute: 3 });
     let sequences = 237 + 90 - 108;
-    assert_eq!(split.0, memory.tape(3000 + sequences, 256, 3) + memory.prefix_tape(108, 3));
+    assert_eq!(split.0, memory.tapes([108 + sequences, 3000], 256, 3) + memory.prefix_keys_values(108, 3));
     assert_eq!(split.1, memory.workspace(3000, 256, 3) + 108 * memory.split_per_row);
     // In passes of fewer rows it holds the prefixes alone, and so it does on a CPU.
     let alone = |memory: &TuningMemory, rows: usize| {
         let found = WORK.pass(memory, Limits { max_rows: rows, recompute: 3 });
-        assert_eq!(found.0, memory.tape(rows, 256, 3) + memory.prefix_tape(108, 3));
+        assert_eq!(found.0, memory.tapes([108, rows], 256, 3) + memory.prefix_keys_values(108, 3));
         assert_eq!(found.1, memory.workspace(rows, 256, 3) + 108 * memory.split_per_row);
     };
     alone(&memory, 2048);
@@ -126,8 +126,7 @@ fn a_split_batch_holds_the_prefixes_beside_a_pass() {
     // Never more than twice what it should have.
     let long = Work { longest: 4000, ..WORK };
     let split = long.pass(&memory, Limits { max_rows: 4096, recompute: 0 });
-    let both = 4096 + 2 * 512 - 108;
-    assert_eq!(split.0, memory.tape(both, 256, 0) + memory.prefix_tape(108, 0));
+    assert_eq!(split.0, memory.tapes([2 * 512, 4096], 256, 0));
     // A sequence is never cut.
     let tiny = |max_rows| WORK.pass(&memory, Limits { max_rows, recompute: 3 });
     assert_eq!(tiny(1), tiny(90));
@@ -230,10 +229,10 @@ fn a_plan_covers_every_split() {
                 let sizes = |b: &crate::data::PackedBatch| (b.ids.len(), b.target_rows.len());
                 let ((rows, targets), own) =
                     (sizes(&lead), memory.workspace(sizes(&lead).0, sizes(&lead).1, recompute));
-                let kept = lead.prefix_rows * recompute * memory.keys_values_per_row;
+                let kept = memory.prefix_keys_values(lead.prefix_rows, recompute);
                 let prefixes = lead.prefix_rows * memory.split_per_row;
                 let found = rest.iter().map(sizes).map(|(r, t)| {
-                    memory.tape(rows + r, targets + t, recompute) + memory.workspace(r, t, recompute)
+                    memory.tapes([rows, r], targets + t, recompute) + memory.workspace(r, t, recompute)
                 });
                 let found = match rest.len() {
                     0 => memory.tape(rows, targets, recompute) + own,
