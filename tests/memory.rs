@@ -69,7 +69,8 @@ fn tapes(name: &str, model: &Granite, rows: usize) {
     let lead = Passes::new(&[prefixes], 1000).lead;
     for recompute in 0..model.config().num_hidden_layers {
         let (_, held, tape) = allocated::during(|| model.forward(&lead, &prompt, None, recompute).unwrap());
-        let estimated = memory.prefix_tape(lead.ids.len(), recompute);
+        let rows = lead.ids.len();
+        let estimated = memory.tape(rows, 0, recompute) + memory.prefix_keys_values(rows, recompute);
         assert_near(&format!("{name}, prefixes, {recompute} recomputed"), held, estimated, 0.02);
         assert_eq!(tape.keys_values().unwrap().len(), model.config().num_hidden_layers);
     }
@@ -90,7 +91,7 @@ fn split_peak(model: &Granite) {
     let (rows, targets) = (passes.rows(), passes.target_tokens());
     for recompute in 0..model.config().num_hidden_layers {
         let (peak, ..) = allocated::during(|| tune::gradient_of(model, &prompt, &passes, recompute).unwrap());
-        let tapes = memory.prefix_tape(5, recompute) + memory.tape(rows - 5, targets, recompute);
+        let tapes = memory.tapes([5, rows - 5], targets, recompute) + memory.prefix_keys_values(5, recompute);
         let workspace = memory.workspace(rest.ids.len(), rest.target_rows.len(), recompute);
         let estimated = tapes + workspace + 5 * memory.split_per_row;
         assert_near(&format!("two passes, {recompute} recomputed"), peak, estimated, 0.02);
