@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Plants faults in the host code of a CUDA build, one by one in a copy, and sees whether the tests on the stand-in find each.
 
-    tests/stand_in/cuda/plant.py TESTS FOLDER [--only PART]
+    tests/stand_in/cuda/plant.py TESTS FOLDER [--only PART] [--first N]
 
 TESTS is the binary of tests/cuda (`make test-cuda` builds it), FOLDER a folder for the copy and what is built from it. The
 environment is that of `make test-cuda`. Prints a line a fault: the test that found it first, or NOT FOUND (exit code 1).
@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 CUDA, START, BLAS, LT = (f"src/ops/gpu/{name}.rs" for name in ["cuda", "cuda/start", "cuda/blas", "cuda/lt"])
 
-# What is wrong, file, text, text with the fault.
+# What is wrong, file, text, text with the fault; or several texts and what takes their places.
 FAULTS = [
     ("buffers in another order", CUDA, "for address in &addresses {", "for address in addresses.iter().rev() {"),
     ("a buffer too few", CUDA, "for address in &addresses {", "for address in addresses.iter().skip(1) {"),
@@ -36,8 +36,8 @@ FAULTS = [
     ("grid's dimensions swapped", CUDA, "grid_dim: (x, y, z),", "grid_dim: (y, x, z),"),
     ("a block too few", CUDA, "grid_dim: (x, y, z),", "grid_dim: (x.max(2) - 1, y, z),"),
     ("a struct of parameters with a field too few", "src/ops/cross_entropy.rs",
-     "CrossEntropyParameters { rows: u32, vocab: u32, stride: u32, scale: f32, dloss: f32 }",
-     "CrossEntropyParameters { rows: u32, vocab: u32, scale: f32, dloss: f32 }"),
+     ("CrossEntropyParameters { rows: u32, vocab: u32, stride: u32, scale: f32, dloss: f32 }", "        stride: gpu::uint(stride),\n"),
+     ("CrossEntropyParameters { rows: u32, vocab: u32, scale: f32, dloss: f32 }", "")),
     ("a struct of parameters in another order", "src/ops/cross_entropy.rs",
      "CrossEntropyParameters { rows: u32, vocab: u32, stride: u32, scale: f32, dloss: f32 }",
      "CrossEntropyParameters { rows: u32, stride: u32, vocab: u32, scale: f32, dloss: f32 }"),
@@ -69,21 +69,25 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tests", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", default="", help="faults whose name has this part")
+    parser.add_argument("--first", type=int, default=0, help="number of the first fault")
     arguments = parser.parse_args()
     copy = arguments.folder / "gneiss"
     make_copy(copy)
     environment = dict(os.environ, CARGO_TARGET_DIR=str(arguments.folder / "target"), GNEISS_BINARY=str(arguments.folder / "target/debug/gneiss"))
     build(copy, environment)
     missed = 0
-    for what, name, before, after in FAULTS:
+    for what, name, before, after in FAULTS[arguments.first:]:
         if arguments.only not in what:
             continue
         path, started = copy / name, time.time()
-        text = path.read_text()
-        if text.count(before) != 1:
-            sys.exit(f"{what}: expected once in {name}, found {text.count(before)} times: {before}")
-        path.write_text(text.replace(before, after))
+        text = faulty = path.read_text()
+        pairs = [(before, after)] if isinstance(before, str) else zip(before, after, strict=True)
+        for old, new in pairs:
+            if text.count(old) != 1:
+                sys.exit(f"{what}: expected once in {name}, found {text.count(old)} times: {old}")
+            faulty = faulty.replace(old, new)
+        path.write_text(faulty)
         build(copy, environment)
         found = first_failure(arguments.tests, environment)
         path.write_text(text)
