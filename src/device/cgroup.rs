@@ -83,12 +83,14 @@ mod tests {
             ("job/memory.stat", "anon 10\ninactive_file 700\nactive_file 900\n"),
             ("job/step/memory.max", "max\n"),
             ("job/step/memory.current", "4000\n"),
+            ("job/large/memory.max", "9000\n"),
+            ("job/large/memory.current", "1000\n"),
             ("job/small/memory.max", "3000\n"),
             ("job/small/memory.current", "2900\n"),
         ]);
         let free = |groups: &str| free_in(root.path(), groups);
         assert_eq!(free("0::/job/step\n"), Some(5000 - (4500 - 700)));
-        assert_eq!(free("0::/job/small\n"), Some(100));
+        assert_eq!((free("0::/job/small\n"), free("0::/job/large\n")), (Some(100), Some(1200)));
         assert_eq!((free("0::/\n"), free("0::/other\n"), free("")), (None, None, None));
     }
 

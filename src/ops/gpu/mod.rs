@@ -326,7 +326,7 @@ mod tests {
         assert_eq!([1, 100, 256, 320, 1600].map(balanced_threads), [32, 128, 256, 160, 160]);
         for tasks in 1..3000 {
             let threads = balanced_threads(tasks);
-            assert!(threads % 32 == 0 && (32..=256).contains(&threads), "{tasks}: {threads}");
+            assert!(threads.is_multiple_of(32) && (32..=256).contains(&threads), "{tasks}: {threads}");
             assert!(tasks.next_multiple_of(threads) <= tasks.next_multiple_of(256), "{tasks}: {threads}");
         }
     }

@@ -91,6 +91,21 @@ fn a_request_that_does_not_fit_ends_alone() {
 }
 
 #[test]
+fn a_request_whose_logits_do_not_fit_ends_alone() {
+    let mut failed = false;
+    let (found, steps) = serve(requests(), move |work, rows| {
+        let fails = work == Work::Logits && (rows > 1 || !failed);
+        failed |= work == Work::Logits && rows == 1;
+        fails
+    });
+    let (expected, _) = serve(requests(), |_, _| false);
+    let differ: Vec<usize> = (0..6).filter(|i| found[*i] != expected[*i]).collect();
+    let [one] = differ[..] else { panic!("{differ:?}") };
+    assert!(matches!(&found[one][..], [Event::NoMemory(_)]), "{:?}", found[one]);
+    assert!(steps.iter().all(|step| step.less_rows.is_none()), "logits alone are fewer at a time");
+}
+
+#[test]
 fn a_server_without_any_memory_answers_every_request() {
     let (found, _) = serve(requests(), |work, _| work == Work::Pass);
     assert!(found.iter().all(|events| matches!(&events[..], [Event::NoMemory(_)])), "{found:?}");

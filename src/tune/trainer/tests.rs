@@ -65,9 +65,13 @@ impl Observer for Watch {
 
 /// Runs 2 epochs of 3 steps from rows of the embedding.
 fn run(model: &Granite, options: &TrainOptions) -> (Watch, Vec<f32>) {
+    run_with(model, options, &[])
+}
+
+fn run_with(model: &Granite, options: &TrainOptions, validation: &[Example]) -> (Watch, Vec<f32>) {
     let train = examples(10);
     let prompt = model.embedding().narrow(0, 20, 6).unwrap();
-    let task = Task { model, train: &train, validation: &[], options, limits: Limits::rows(100) };
+    let task = Task { model, train: &train, validation, options, limits: Limits::rows(100) };
     let mut trainer = Trainer::new(task, &prompt).unwrap();
     let mut watch = Watch::default();
     ORDER.take();
@@ -135,6 +139,23 @@ fn a_prepared_step_is_made_again_under_fewer_rows() {
     for (found, expected) in watch.losses.iter().zip(&expected.losses) {
         assert!((found - expected).abs() < 1e-5 * expected, "{found} for {expected}");
     }
+}
+
+/// The next epoch's first step is prepared before the validation, which may leave fewer rows.
+#[test]
+fn a_step_prepared_before_a_validation_that_did_not_fit_is_made_again() {
+    let (model, validation) = (model(), examples(6));
+    let mut calls = 0;
+    // Behind three steps of one pass each comes the validation's.
+    let fails = move |work: Work, rows: usize| {
+        calls += usize::from(work == Work::Pass);
+        calls == 4 && work == Work::Pass && rows > 20
+    };
+    let (watch, _) = faults::with(fails, || run_with(&model, &options(), &validation));
+    assert_eq!(watch.limits.len(), 1, "{:?}", watch.limits);
+    assert_eq!(watch.order[2], ["prepare", "wait"]);
+    assert_eq!(watch.order[3], ["prepare", "prepare", "wait"], "of its own step again, and of the next");
+    assert_eq!(watch.order[4], ["prepare", "wait"]);
 }
 
 #[test]
