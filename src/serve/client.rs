@@ -130,6 +130,10 @@ impl Client {
         model: &Served,
         request: Request,
     ) -> std::result::Result<UnboundedReceiver<Event>, Refused> {
+        // The thread marks its end before it drops the commands that nobody takes any more.
+        if !self.is_serving() {
+            return Err(Refused::Ending);
+        }
         let limits = self.shared.limits;
         let text = model.virtual_tokens + request.text_positions();
         let found = text.saturating_add(request.max_new_tokens);
