@@ -45,6 +45,23 @@ fn the_tutorials_steps_follow_the_cpus() {
     }
 }
 
+/// Widths of 40 and 57 and heads of 8: operands of products begin at places that are no multiple of 256 bytes.
+#[test]
+fn a_checkpoint_of_odd_widths_follows_the_cpus() {
+    let place = Place::new();
+    let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/granite");
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(golden.join(name), place.path("model").join(name)).unwrap();
+    }
+    let expected = place.losses_of_the_cpu(&[]);
+    for (dtype, relative) in DTYPES {
+        let dtype = format!("model.dtype={dtype}");
+        succeeded(&place.cuda("", tune("name=cuda", &dtype)));
+        assert_follow(&place.losses("runs/cuda"), &expected, relative);
+        std::fs::remove_dir_all(place.path("runs/cuda")).unwrap();
+    }
+}
+
 /// Threads and blocks in other orders give the same bits.
 #[test]
 fn a_run_repeats_bit_for_bit_in_any_order_of_threads() {

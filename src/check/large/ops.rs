@@ -185,9 +185,9 @@ pub(super) fn cross_entropy(large: &mut Large, shape: &Shape, batch: &Batch) -> 
     let (rows, vocab) = (batch.packed.labels.len().min(HEAD_ROWS), shape.vocab);
     let (scale, dloss) = (1.0 / shape.logits_scaling, 0.7);
     let softmax = Softmax { vocab, scale };
-    // A loss near 0 is a difference of logits of some units, a gradient near 0 one of probabilities.
-    large.unit = 1.0;
     large.case(&format!("[{rows}, {vocab}]"), bytes(6 * rows * vocab, 0), |large, case| {
+        // A loss near 0 is a difference of logits of some units.
+        large.unit = 1.0;
         let logits = large.random((rows, vocab), 9.0 / scale)?;
         let labels = Indices::from((0..rows).map(|i| (i * 31 % vocab) as u32).collect::<Vec<_>>());
         let ours = large.run(|| losses::forward(&logits, (&labels).into(), softmax))?;
@@ -204,6 +204,8 @@ pub(super) fn cross_entropy(large: &mut Large, shape: &Shape, batch: &Batch) -> 
         let expected = (p.scatter_add(&of_label, &minus_one, 1)? * (scale * dloss))?;
         let ours = large
             .run(|| losses::backward(logits.force_contiguous()?, (&labels).into(), softmax, &ours, dloss))?;
+        // A gradient is one of probabilities.
+        large.unit = scale * dloss;
         large.compare((case, "dlogits", Kind::Gradient), &ours, &expected)
     })
 }
