@@ -5,6 +5,9 @@ mod cli;
 use clap::Parser;
 use std::process::ExitCode;
 
+#[global_allocator]
+static ALLOCATOR: cli::allocator::WholeLines = cli::allocator::WholeLines;
+
 fn main() -> ExitCode {
     cli::process::end_at_a_closed_pipe();
     cli::process::keep_freed_memory();

@@ -70,8 +70,8 @@ pub fn forward(logits: &Tensor, labels: IndexView, softmax: Softmax) -> Result<L
     with_real!("cross_entropy", logits.dtype(), T => {
         let z = View::<T>::new("cross_entropy", logits)?;
         let z: &[T] = &z;
-        let of_row = |(row, &label): (&[T], &u32)| cpu::simd(#[inline(always)] || {
-            let lse = log_sum_exp(&row[..vocab], T::of(scale));
+        let of_row = |(row, &label): (&[T], &u32)| cpu::simd(#[inline(always)] |fma| {
+            let lse = log_sum_exp(&row[..vocab], T::of(scale), fma);
             (lse - scale * row[label as usize].wide(), lse)
         });
         let (nll, lse): (Vec<f64>, Vec<f64>) = z.par_chunks(width).zip(labels.host()).map(of_row).unzip();
@@ -117,7 +117,9 @@ pub fn backward(
                 let lse = T::of(lse);
                 let (row, padding) = row.split_at_mut(vocab);
                 padding.fill(T::zero());
-                cpu::simd(#[inline(always)] || row.iter_mut().for_each(|z| *z = d * (*z * s - lse).exp_()));
+                cpu::simd(#[inline(always)] |fma| {
+                    row.iter_mut().for_each(|z| *z = d * fma.mul_add(*z, s, -lse).exp_(fma));
+                });
                 row[label as usize] -= d;
             });
         })
@@ -183,16 +185,16 @@ fn check(logits: &Tensor, labels: IndexView, Softmax { vocab, .. }: Softmax) -> 
 
 /// In f64 beyond the exponentials, whose sum runs in 32 lanes over blocks of 4,096.
 #[inline(always)]
-fn log_sum_exp<T: Real>(row: &[T], scale: T) -> f64 {
+fn log_sum_exp<T: Real>(row: &[T], scale: T, fma: cpu::Fma) -> f64 {
     let largest = cpu::largest(row) * scale;
     let mut sum = 0.0;
     for block in row.chunks(4096) {
         let mut lanes = [T::zero(); 32];
         let mut parts = block.chunks_exact(32);
         for part in &mut parts {
-            lanes.iter_mut().zip(part).for_each(|(lane, &z)| *lane += (z * scale - largest).exp_());
+            lanes.iter_mut().zip(part).for_each(|(lane, &z)| *lane += fma.mul_add(z, scale, -largest).exp_(fma));
         }
-        let tail: T = parts.remainder().iter().map(|&z| (z * scale - largest).exp_()).sum();
+        let tail: T = parts.remainder().iter().map(|&z| fma.mul_add(z, scale, -largest).exp_(fma)).sum();
         sum += (lanes.into_iter().sum::<T>() + tail).wide();
     }
     largest.wide() + sum.ln()

@@ -123,7 +123,7 @@ fn gather<T: Real, W: candle_core::WithDType>(
             out,
             c,
             #[inline(always)]
-            |first, rows| {
+            |first, rows, _| {
                 for (row, &id) in rows.chunks_exact_mut(c).zip(&ids[first..]) {
                     match virtual_row(id) {
                         None => {

@@ -319,7 +319,7 @@ impl Linear {
                     out,
                     n,
                     #[inline(always)]
-                    |_, rows| {
+                    |_, rows, _| {
                         for row in rows.chunks_exact_mut(n) {
                             row.iter_mut().zip(bias).for_each(|(y, &b)| *y = O::stored(b));
                         }
@@ -354,7 +354,7 @@ impl Linear {
                     out,
                     n,
                     #[inline(always)]
-                    |_, rows| rows.chunks_exact_mut(n).for_each(|row| row.copy_from_slice(bias)),
+                    |_, rows, _| rows.chunks_exact_mut(n).for_each(|row| row.copy_from_slice(bias)),
                 );
             }
             let (add, x, y): (_, &[T], _) = (bias.is_some(), &x, Disjoint(out.as_mut_ptr()));
@@ -446,7 +446,7 @@ impl HalfWeight<'_> {
                 out,
                 1024,
                 #[inline(always)]
-                |first, part| self.widen_into(range.start + first * 1024, part),
+                |first, part, _| self.widen_into(range.start + first * 1024, part),
             );
         })
     }
@@ -454,7 +454,7 @@ impl HalfWeight<'_> {
     fn widen_into<T: Real>(&self, start: usize, out: &mut [T]) {
         cpu::simd(
             #[inline(always)]
-            || match self {
+            |_| match self {
                 Self::F16(w) => out.iter_mut().zip(&w[start..]).for_each(|(y, x)| *y = T::of(x.to_f64())),
                 Self::Bf16(w) => out.iter_mut().zip(&w[start..]).for_each(|(y, x)| *y = T::of(x.to_f64())),
             },

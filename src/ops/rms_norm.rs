@@ -8,7 +8,7 @@
 //! dr   = dresidual + rstd * (w * dy - r * rstd² * mean(w * dy * r))
 //! ```
 
-use super::cpu::{self, Real, Stored, View, with_real, with_stored};
+use super::cpu::{self, Fma, Real, Stored, View, with_real, with_stored};
 use super::gpu::{self, Kernel, Route};
 use super::profile;
 use crate::{Error, Result};
@@ -196,11 +196,11 @@ impl RmsNorm {
                             let at = i * rows * c;
                             cpu::simd(
                                 #[inline(always)]
-                                || {
+                                |fma| {
                                     for ((r, &x), &d) in r.iter_mut().zip(&xs[at..]).zip(&delta[at..]) {
-                                        *r = x + m * d;
+                                        *r = fma.mul_add(m, d, x);
                                     }
-                                    norm_rows(y, s, r, w, T::of(self.eps));
+                                    norm_rows(y, s, r, w, (T::of(self.eps), fma));
                                 },
                             );
                         });
@@ -208,7 +208,7 @@ impl RmsNorm {
                         chunks.for_each(|(i, (y, s))| {
                             cpu::simd(
                                 #[inline(always)]
-                                || norm_rows(y, s, &xs[i * rows * c..], w, T::of(self.eps)),
+                                |fma| norm_rows(y, s, &xs[i * rows * c..], w, (T::of(self.eps), fma)),
                             );
                         });
                     }
@@ -243,18 +243,20 @@ impl RmsNorm {
                 out,
                 c,
                 #[inline(always)]
-                |first, rows| {
+                |first, rows, fma| {
                     for (i, row) in rows.chunks_exact_mut(c).enumerate() {
                         let at = (first + i) * c;
                         let (dy, r, s) = (&dy[at..at + c], &r[at..at + c], rstd[first + i]);
-                        let dot = cpu::sum_of(c, |j| w[j] * dy[j] * r[j]);
-                        let k = s * s * s * dot * inverse;
+                        row.iter_mut().zip(w.iter().zip(dy)).for_each(|(y, (&w, &dy))| *y = w * dy);
+                        let k = s * s * s * cpu::dot(row, r, fma) * inverse;
                         match past {
                             Some(past) => {
                                 let past = &past[at..at + c];
-                                (0..c).for_each(|j| row[j] = past[j] + s * w[j] * dy[j] - k * r[j]);
+                                for ((y, &r), &past) in row.iter_mut().zip(r).zip(past) {
+                                    *y = fma.mul_add(-k, r, fma.mul_add(s, *y, past));
+                                }
                             }
-                            None => (0..c).for_each(|j| row[j] = s * w[j] * dy[j] - k * r[j]),
+                            None => row.iter_mut().zip(r).for_each(|(y, &r)| *y = fma.mul_add(-k, r, s * *y)),
                         }
                     }
                 },
@@ -270,12 +272,21 @@ fn row_threads(width: usize) -> usize {
 }
 
 #[inline(always)]
-fn norm_rows<T: Real, O: Stored<T>>(y: &mut [O], rstd: &mut [T], r: &[T], w: &[T], eps: T) {
+fn norm_rows<T: Real, O: Stored<T>>(y: &mut [O], rstd: &mut [T], r: &[T], w: &[T], (eps, fma): (T, Fma)) {
     let c = w.len();
     for ((y, s), r) in y.chunks_exact_mut(c).zip(rstd).zip(r.chunks_exact(c)) {
-        let square = cpu::sum_of(c, |j| r[j] * r[j]);
+        let square = cpu::dot(r, r, fma);
         *s = (square / T::of(c as f64) + eps).sqrt().recip();
-        (0..c).for_each(|j| y[j] = O::stored(w[j] * r[j] * *s));
+        let s = *s;
+        O::fill(
+            y,
+            #[inline(always)]
+            |part, y: &mut [T]| {
+                for ((y, &w), &r) in y.iter_mut().zip(&w[part.clone()]).zip(&r[part]) {
+                    *y = w * r * s;
+                }
+            },
+        );
     }
 }
 

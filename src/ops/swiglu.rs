@@ -7,12 +7,11 @@
 //! dup   = da * silu(g)
 //! ```
 
-use super::cpu::{self, Real, Stored, View, with_stored};
+use super::cpu::{self, Fma, PART, Real, Stored, View, with_stored};
 use super::gpu::{self, Kernel, Route};
 use super::profile;
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
-use num_traits::One;
 
 gpu::parameters!(SwigluParameters { rows: u32, width: u32, aligned: u32 });
 
@@ -38,13 +37,15 @@ pub fn forward(gate_up: &Tensor) -> Result<Tensor> {
         let x = View::<O>::new("swiglu", gate_up)?;
         let x: &[O] = &x;
         let out = cpu::overwrite::<O>(t * f, |out| {
-            cpu::par_rows(out, f, #[inline(always)] |first, rows| {
+            cpu::par_rows(out, f, #[inline(always)] |first, rows, fma| {
                 for (row, x) in rows.chunks_exact_mut(f).zip(x[first * 2 * f..].chunks_exact(2 * f)) {
                     let (gate, up) = x.split_at(f);
-                    for ((y, &g), &u) in row.iter_mut().zip(gate).zip(up) {
-                        let (g, u): (T, T) = (g.loaded(), u.loaded());
-                        *y = O::stored(g * sigmoid(g) * u);
-                    }
+                    O::fill(row, #[inline(always)] |part, row: &mut [T]| {
+                        for ((y, &g), &u) in row.iter_mut().zip(&gate[part.clone()]).zip(&up[part]) {
+                            let (g, u): (T, T) = (g.loaded(), u.loaded());
+                            *y = g * sigmoid(g, fma) * u;
+                        }
+                    });
                 }
             });
         });
@@ -81,15 +82,14 @@ pub fn backward(da: &Tensor, gate_up: &Tensor) -> Result<Tensor> {
         let (da, x) = (View::<T>::new("swiglu backward", da)?, View::<O>::new("swiglu backward", gate_up)?);
         let (da, x): (&[T], &[O]) = (&da, &x);
         let out = cpu::overwrite::<O>(t * 2 * f, |out| {
-            cpu::par_rows(out, 2 * f, #[inline(always)] |first, rows| {
+            cpu::par_rows(out, 2 * f, #[inline(always)] |first, rows, fma| {
                 let (da, x) = (&da[first * f..], &x[first * 2 * f..]);
                 for ((row, da), x) in rows.chunks_exact_mut(2 * f).zip(da.chunks_exact(f)).zip(x.chunks_exact(2 * f)) {
                     let ((gate, up), (dgate, dup)) = (x.split_at(f), row.split_at_mut(f));
-                    for j in 0..f {
-                        let (g, u, d): (T, T, T) = (gate[j].loaded(), up[j].loaded(), da[j]);
-                        let s = sigmoid(g);
-                        dgate[j] = O::stored(d * u * s * (T::one() + g * (T::one() - s)));
-                        dup[j] = O::stored(d * g * s);
+                    let parts = dgate.chunks_mut(PART).zip(dup.chunks_mut(PART));
+                    let read = da.chunks(PART).zip(gate.chunks(PART)).zip(up.chunks(PART));
+                    for ((dgate, dup), ((da, gate), up)) in parts.zip(read) {
+                        backward_part::<T, O>(da, gate, up, [dgate, dup], fma);
                     }
                 }
             });
@@ -105,8 +105,25 @@ pub fn reference(gate_up: &Tensor) -> Result<Tensor> {
 }
 
 #[inline(always)]
-fn sigmoid<T: Real>(x: T) -> T {
-    T::one() / (T::one() + (-x).exp_())
+fn sigmoid<T: Real>(x: T, fma: Fma) -> T {
+    T::one() / (T::one() + (-x).exp_(fma))
+}
+
+/// The gradients of up to [`PART`] gates and ups, both from one sigmoid.
+#[inline(always)]
+fn backward_part<T: Real, O: Stored<T>>(da: &[T], gate: &[O], up: &[O], out: [&mut [O]; 2], fma: Fma) {
+    let n = da.len();
+    let (mut dgate, mut dup) = ([T::zero(); PART], [T::zero(); PART]);
+    let (dgate, dup) = (&mut dgate[..n], &mut dup[..n]);
+    for ((((x, y), &d), &g), &u) in dgate.iter_mut().zip(dup.iter_mut()).zip(da).zip(gate).zip(up) {
+        let (g, u): (T, T) = (g.loaded(), u.loaded());
+        let s = sigmoid(g, fma);
+        *x = d * u * s * fma.mul_add(g, T::one() - s, T::one());
+        *y = d * g * s;
+    }
+    let [gate_out, up_out] = out;
+    O::store_slice(dgate, gate_out);
+    O::store_slice(dup, up_out);
 }
 
 fn launch(name: &'static str, rows: usize, width: usize, buffers: &[&Tensor]) -> Result<()> {

@@ -42,9 +42,23 @@ pub(super) struct Piece {
     pub(super) visible: usize,
 }
 
+/// A row of a block's scores.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Row {
+    /// Which row of the block it is.
+    pub(super) index: usize,
+    /// Columns that its query sees, the prefix's first.
+    pub(super) visible: usize,
+}
+
 impl Piece {
     pub(super) fn keys(&self) -> usize {
         self.visible + self.rows.len() - 1
+    }
+
+    /// The row `index` of the block, which is one of the piece's, with `prefix` columns of a prefix.
+    pub(super) fn row(&self, index: usize, prefix: usize) -> Row {
+        Row { index, visible: prefix + self.visible + index - self.rows.start }
     }
 }
 
@@ -58,8 +72,15 @@ pub(super) struct Block {
     pub(super) columns: usize,
 }
 
+impl Block {
+    /// Its rows, with `prefix` columns of a prefix.
+    pub(super) fn each_row(&self, prefix: usize) -> impl Iterator<Item = Row> {
+        self.pieces.iter().flat_map(move |piece| piece.rows.clone().map(move |i| piece.row(i, prefix)))
+    }
+}
+
 /// Columns of the scores are a multiple of it, so that a row can be worked on in whole vectors.
-pub(super) const LANES: usize = 16;
+pub(super) const LANES: usize = 32;
 
 pub(super) fn blocks(segments: &[Segment], prefix: usize) -> Vec<Block> {
     let mut blocks: Vec<Block> = Vec::new();

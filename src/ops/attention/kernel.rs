@@ -1,19 +1,13 @@
 //! The CPU kernel: a task is a run of neighbouring segments with one key and value head. Its products are
 //! small matrix products in scratch memory of a block of queries.
 
-use super::blocks::{Block, LANES, Run, blocks, runs};
-use super::products::{Heads, Pass, Products, Source, at, from_row};
+use super::blocks::{LANES, Run, blocks, runs};
+use super::products::{Gradient, Heads, Pass, Products, Source, at, from_row_mut};
 use super::{Attended, AttentionShape, Gradients, Inputs, Needs, Qkv, Segment};
 use crate::Result;
-use crate::ops::cpu::{self, Disjoint, Mat, Real, Stored, View};
+use crate::ops::cpu::{self, Disjoint, Fma, Mat, Real, Stored, View};
 use candle_core::{Tensor, WithDType};
 use rayon::prelude::*;
-
-/// The scores that a row sees, `visible` of them and what fills up their last lanes.
-#[inline(always)]
-fn lanes<T>(row: &mut [T], visible: usize) -> &mut [[T; LANES]] {
-    row[..visible.next_multiple_of(LANES)].as_chunks_mut().0
-}
 
 /// Opens the tensors of `$inputs` as a [`Source`] for `$body`.
 macro_rules! with_source {
@@ -64,30 +58,31 @@ fn forward_task<T: Real, P: Products<T>>(
     let (d, group) = (shape.head_dim, shape.heads / shape.kv_heads);
     let (prefix, scale) = (run.prefix.as_ref().map_or(0, |p| p.len()), T::of(shape.scale));
     let mut products = P::new(Heads::new(shape, source, run, kv_head), Pass::Forward);
-    let (mut scores, mut sums, mut attended) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut sums, mut attended) = (Vec::new(), Vec::new());
     for block in blocks(&segments[run.segments.clone()], prefix) {
         products.begin(&block);
-        scores.resize(block.rows * block.columns, T::zero());
+        sums.resize(block.rows, (T::zero(), T::zero()));
         attended.resize(block.rows * d, T::zero());
         for head in kv_head * group..(kv_head + 1) * group {
             let q = at(source.q, source.q_width, block.query, head * d);
             // SAFETY: a task writes the rows of its run in the columns of its heads, and no other task does.
             unsafe {
-                products.against_keys(&block, q, false, &mut scores, scale);
-                cpu::simd(
+                products.scores(&block, q, scale);
+                products.probabilities(
+                    &block,
                     #[inline(always)]
-                    || softmax_rows(&block, prefix, &mut scores, &mut sums),
+                    |row, scores, fma| sums[row.index] = exponentials(scores, row.visible, fma),
                 );
-                products.over_keys(&block, &scores, true, Mat::rows(attended.as_mut_ptr(), d));
+                products.attend(&block, Mat::rows(attended.as_mut_ptr(), d));
                 cpu::simd(
                     #[inline(always)]
-                    || {
-                        for (i, (x, &(largest, sum))) in attended.chunks_exact(d).zip(&sums).enumerate() {
-                            let row = block.query + i;
+                    |_| {
+                        for (i, (x, &(largest, sum))) in attended.chunks_exact_mut(d).zip(&sums).enumerate() {
+                            let (row, inverse) = (block.query + i, sum.recip());
                             *lse.at(row * shape.heads + head) = largest + sum.ln();
+                            x.iter_mut().for_each(|x| *x *= inverse);
                             let out = out.at(row * shape.q_width() + head * d);
-                            let (out, inverse) = (std::slice::from_raw_parts_mut(out, d), sum.recip());
-                            out.iter_mut().zip(x).for_each(|(y, &x)| *y = P::Operand::stored(x * inverse));
+                            P::Operand::store_slice(x, std::slice::from_raw_parts_mut(out, d));
                         }
                     },
                 );
@@ -96,28 +91,32 @@ fn forward_task<T: Real, P: Products<T>>(
     }
 }
 
-/// Exponentials of each row less its largest score, zero where masked; `sums` gets (largest, sum) of each row.
+/// Exponentials of a row's visible scores less the largest of them, zero in the other columns; returns that score and
+/// the exponentials' sum.
 #[inline(always)]
-fn softmax_rows<T: Real>(block: &Block, prefix: usize, scores: &mut [T], sums: &mut Vec<(T, T)>) {
-    sums.clear();
-    for piece in &block.pieces {
-        for (i, row) in piece.rows.clone().enumerate() {
-            let row = &mut scores[row * block.columns..][..block.columns];
-            let visible = prefix + piece.visible + i;
-            row[visible..visible.next_multiple_of(LANES)].fill(T::neg_infinity());
-            let lanes = lanes(row, visible);
-            let largest = cpu::largest(lanes.as_flattened());
-            let mut sum = [T::zero(); LANES];
-            for lane in lanes {
-                lane.iter_mut().zip(&mut sum).for_each(|(s, sum)| {
-                    *s = (*s - largest).exp_();
-                    *sum += *s;
-                });
-            }
-            row[visible..].fill(T::zero());
-            sums.push((largest, sum.into_iter().sum()));
-        }
-    }
+fn exponentials<T: Real>(scores: &mut [T], visible: usize, fma: Fma) -> (T, T) {
+    let end = visible.next_multiple_of(LANES);
+    scores[visible..end].fill(T::neg_infinity());
+    let largest = cpu::largest(&scores[..end]);
+    scores[..end].iter_mut().for_each(|s| *s = (*s - largest).exp_(fma));
+    scores[visible..].fill(T::zero());
+    (largest, cpu::sum(&scores[..end]))
+}
+
+/// A row of scores becomes the probabilities `p`, and the gradients of those in `ds` become the scores' gradients; both are
+/// zero in columns that are not visible. The sum of p dp is taken of those very values and not of `do * out`, which is the
+/// same number only if nothing was rounded: ds is small where dp is near that sum, and has to be the difference of the two
+/// alone.
+#[inline(always)]
+fn gradients<T: Real>((p, ds): (&mut [T], &mut [T]), visible: usize, (lse, scale): (T, T), fma: Fma) {
+    let end = visible.next_multiple_of(LANES);
+    p[..end].iter_mut().for_each(|p| *p = (*p - lse).exp_(fma));
+    p[visible..].fill(T::zero());
+    ds[visible..].fill(T::zero());
+    let delta = cpu::dot(&p[..end], &ds[..end], fma);
+    p[..end].iter().zip(&mut ds[..end]).for_each(|(&p, ds)| *ds = scale * p * (*ds - delta));
+    // What is not finite does not leave the visible columns.
+    ds[visible..end].fill(T::zero());
 }
 
 /// Where a task of the backward pass writes: columns of the matrices that hold dq, dk and dv.
@@ -146,28 +145,30 @@ pub(super) fn backward<T: Real, P: Products<T>>(
         Needs::All => (q.dims()[0], kv.dims()[0]),
         Needs::Prefixes => inputs.prefix_rows(),
     };
-    let mut dq = vec![T::zero(); q_rows * q.dims()[1]];
-    let mut dkv = match inputs.qkv {
-        Qkv::Split { .. } => vec![T::zero(); kv_rows * kv.dims()[1]],
-        Qkv::Fused(_) => Vec::new(),
+    let (q_width, kv_width) = (q.dims()[1], kv.dims()[1]);
+    let own_kv = match inputs.qkv {
+        Qkv::Split { .. } => kv_rows * kv_width,
+        Qkv::Fused(_) => 0,
     };
-    let q_address = Disjoint(dq.as_mut_ptr());
-    let target = Target {
-        q: q_address,
-        q_width: q.dims()[1],
-        kv: if dkv.is_empty() { q_address } else { Disjoint(dkv.as_mut_ptr()) },
-        kv_width: kv.dims()[1],
-    };
-    let partial: Vec<Vec<T>> = with_source!(inputs, P::Operand, source => {
-        let saved = Saved { lse: &lse, dout: &dout };
-        let task = |task: usize| {
-            let (run, kv_head) = (&runs[task / shape.kv_heads], task % shape.kv_heads);
-            let own = needs == Needs::All || run.prefix.is_none();
-            let work = Work { shape, source: &source, saved: &saved, own };
-            work.task::<P>(&inputs.segments[run.segments.clone()], run, kv_head, target)
-        };
-        (0..runs.len() * shape.kv_heads).into_par_iter().map(task).collect()
-    });
+    let (mut dkv, mut partial) = (Vec::new(), Vec::new());
+    let mut dq = with_source!(inputs, P::Operand, source => cpu::overwrite::<T>(q_rows * q_width, |dq| {
+        dkv = cpu::overwrite::<T>(own_kv, |dkv| {
+            if !covers(inputs.segments, kv_rows) {
+                (if own_kv > 0 { &mut *dkv } else { &mut *dq }).fill(T::zero());
+            }
+            let q = Disjoint(dq.as_mut_ptr());
+            let kv = if own_kv > 0 { Disjoint(dkv.as_mut_ptr()) } else { q };
+            let target = Target { q, q_width, kv, kv_width };
+            let saved = Saved { lse: &lse, dout: &dout };
+            let task = |task: usize| {
+                let (run, kv_head) = (&runs[task / shape.kv_heads], task % shape.kv_heads);
+                let own = needs == Needs::All || run.prefix.is_none();
+                let work = Work { shape, source: &source, saved: &saved, own };
+                work.task::<P>(&inputs.segments[run.segments.clone()], run, kv_head, target)
+            };
+            partial = (0..runs.len() * shape.kv_heads).into_par_iter().map(task).collect::<Vec<Vec<T>>>();
+        });
+    }));
     let width = shape.kv_width();
     let mut dprefix = inputs.prefix.map(|p| vec![T::zero(); p.dims()[0] * width]);
     // In the order of the tasks, whichever ran first: repeats are equal bit for bit.
@@ -176,7 +177,7 @@ pub(super) fn backward<T: Real, P: Products<T>>(
         let first = run.prefix.as_ref().map_or(0, |p| p.start);
         let (matrix, columns) = match &mut dprefix {
             Some(matrix) => (matrix, width),
-            None if dkv.is_empty() => (&mut dq, kv.dims()[1]),
+            None if dkv.is_empty() => (&mut dq, kv_width),
             None => (&mut dkv, width),
         };
         add_prefix(shape, matrix, columns, first, kv_head, partial);
@@ -195,6 +196,13 @@ pub(super) fn backward<T: Real, P: Products<T>>(
         }),
     };
     Ok(Gradients { qkv, prefix: dprefix, rotated_back: false })
+}
+
+/// Whether each of the first `rows` rows of keys is a segment's own, so that its task writes their gradients.
+fn covers(segments: &[Segment], rows: usize) -> bool {
+    let mut next = 0;
+    let adjoin = segments.iter().all(|s| std::mem::replace(&mut next, s.keys.end) == s.keys.start);
+    adjoin && next >= rows
 }
 
 /// Adds a task's gradient of its prefix, [P, 2D], to the columns of its head.
@@ -242,36 +250,37 @@ impl<T: Real, S: Stored<T>> Work<'_, T, S> {
         let mut products = P::new(Heads::new(shape, self.source, run, kv_head), Pass::Backward);
         let (d, group) = (shape.head_dim, shape.heads / shape.kv_heads);
         let mut dprefix = vec![T::zero(); prefix * 2 * d];
-        let (mut p, mut ds) = (Vec::new(), Vec::new());
+        let own = self.gradients(&mut dprefix, target, kv_head).map(|side| side.own);
+        for row in segments.iter().flat_map(|segment| segment.keys.clone()) {
+            for matrix in own.into_iter().flatten() {
+                // SAFETY: as below.
+                unsafe { std::slice::from_raw_parts_mut(from_row_mut(matrix, row).ptr, d) }.fill(T::zero());
+            }
+        }
         for block in blocks(segments, prefix) {
             products.begin(&block);
-            p.resize(block.rows * block.columns, T::zero());
-            ds.resize(block.rows * block.columns, T::zero());
             for head in kv_head * group..(kv_head + 1) * group {
                 let q = at(self.source.q, self.source.q_width, block.query, head * d);
                 let dout = at(self.saved.dout, shape.q_width(), block.query, head * d);
                 // SAFETY: a task writes the rows of its run in the columns of its heads, and no other task
-                // does; the target has those rows wherever `own` is set.
+                // does; the target has those rows if `own` is set.
                 unsafe {
-                    products.against_keys(&block, q, false, &mut p, scale);
-                    products.against_keys(&block, dout, true, &mut ds, T::one());
-                    cpu::simd(
-                        #[inline(always)]
-                        || self.score_gradients(&block, prefix, head, &mut p, &mut ds),
-                    );
-                    self.key_gradients(
-                        &mut products,
+                    products.scores(&block, q, scale);
+                    products.probability_gradients(&block, dout);
+                    products.score_gradients(
                         &block,
-                        (&p, dout),
-                        true,
-                        &mut dprefix,
-                        target,
-                        kv_head,
+                        #[inline(always)]
+                        |row, p, ds, fma| {
+                            let lse = self.saved.lse[(block.query + row.index) * shape.heads + head];
+                            gradients((p, ds), row.visible, (lse, scale), fma);
+                        },
                     );
-                    self.key_gradients(&mut products, &block, (&ds, q), false, &mut dprefix, target, kv_head);
+                    let [keys, values] = self.gradients(&mut dprefix, target, kv_head);
+                    products.add_gradients(&block, true, dout, values);
+                    products.add_gradients(&block, false, q, keys);
                     if self.own {
                         let dq = target.q.at(block.query * target.q_width + head * d);
-                        products.over_keys(&block, &ds, false, Mat::rows(dq, target.q_width));
+                        products.query_gradients(&block, Mat::rows(dq, target.q_width));
                     }
                 }
             }
@@ -279,70 +288,15 @@ impl<T: Real, S: Stored<T>> Work<'_, T, S> {
         dprefix
     }
 
-    /// From scores to probabilities in `p`, and from dp to ds in `ds`; both zero where masked. The sum of p dp is taken of
-    /// those very values and not of `do * out`, which is the same number only where nothing was rounded: ds is small
-    /// where dp is near that sum, and has to be the difference of the two alone.
-    #[inline(always)]
-    fn score_gradients(&self, block: &Block, prefix: usize, head: usize, p: &mut [T], ds: &mut [T]) {
-        let scale = T::of(self.shape.scale);
-        for piece in &block.pieces {
-            for (i, in_block) in piece.rows.clone().enumerate() {
-                let (row, visible) = (block.query + in_block, prefix + piece.visible + i);
-                let lse = self.saved.lse[row * self.shape.heads + head];
-                let of_row = in_block * block.columns..(in_block + 1) * block.columns;
-                let (p, ds) = (&mut p[of_row.clone()], &mut ds[of_row]);
-                let end = visible.next_multiple_of(LANES);
-                p[visible..end].fill(T::neg_infinity());
-                ds[visible..end].fill(T::zero());
-                let mut sums = [T::zero(); LANES];
-                for (p, dp) in lanes(p, visible).iter_mut().zip(lanes(ds, visible)) {
-                    for ((p, &mut dp), sum) in p.iter_mut().zip(dp).zip(&mut sums) {
-                        *p = (*p - lse).exp_();
-                        *sum += *p * dp;
-                    }
-                }
-                let delta: T = sums.into_iter().sum();
-                for (p, ds) in lanes(p, visible).iter_mut().zip(lanes(ds, visible)) {
-                    p.iter().zip(ds).for_each(|(&p, ds)| *ds = scale * p * (*ds - delta));
-                }
-                p[visible..].fill(T::zero());
-                ds[visible..].fill(T::zero());
-            }
-        }
-    }
-
-    /// Adds `wᵀ x` to dv (`w` probabilities, `x` dout) or to dk (`w` ds, `x` queries).
-    ///
-    /// # Safety
-    /// As in [`Work::task`].
-    #[allow(clippy::too_many_arguments)]
-    unsafe fn key_gradients<P: Products<T, Operand = S>>(
-        &self,
-        products: &mut P,
-        block: &Block,
-        (w, x): (&[T], Mat<*const S>),
-        values: bool,
-        dprefix: &mut [T],
-        target: Target<T>,
-        kv_head: usize,
-    ) {
+    /// Where the gradients of the head's keys and of its values are added up.
+    fn gradients(&self, dprefix: &mut [T], target: Target<T>, kv_head: usize) -> [Gradient<T>; 2] {
         let (d, k) = (self.shape.head_dim, self.shape.kv_heads * self.shape.head_dim);
-        let prefix = dprefix.len() / (2 * d);
-        // SAFETY: the caller's promise.
-        unsafe {
-            let out = Mat::rows(dprefix.as_mut_ptr().wrapping_add(if values { d } else { 0 }), 2 * d);
-            products.add_transposed((block.rows, prefix), Mat::rows(w.as_ptr(), block.columns), x, out);
-            if !self.own {
-                return;
+        [0, 1].map(|values| {
+            let column = target.kv_width - (2 - values) * k + kv_head * d;
+            Gradient {
+                prefix: Mat::rows(dprefix.as_mut_ptr().wrapping_add(values * d), 2 * d),
+                own: self.own.then(|| Mat::rows(target.kv.0.wrapping_add(column), target.kv_width)),
             }
-            let column = target.kv_width - 2 * k + kv_head * d + if values { k } else { 0 };
-            for piece in &block.pieces {
-                let out = Mat::rows(target.kv.at(piece.key * target.kv_width + column), target.kv_width);
-                let w = w.as_ptr().add(piece.rows.start * block.columns + prefix);
-                let x = from_row(x, piece.rows.start);
-                let size = (piece.rows.len(), piece.keys());
-                products.add_transposed(size, Mat::rows(w, block.columns), x, out);
-            }
-        }
+        })
     }
 }

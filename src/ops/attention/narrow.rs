@@ -2,25 +2,48 @@
 //! and their gradients are rounded to it, scores and sums are f32. Keys and values are packed once for all query heads
 //! that share them.
 
-use super::blocks::Block;
-use super::products::{Heads, Pass, Products, from_row};
-use crate::ops::cpu::{self, Mat, Stored};
+use super::blocks::{Block, Row};
+use super::products::{Gradient, Heads, Pass, Products, from_row, from_row_mut};
+use crate::ops::cpu::{self, Fma, Mat};
 use crate::ops::packed::kernel::{self, Left, Line, Out, Panels};
 use crate::ops::packed::{self, Isa, PANEL, STEP, Then};
 use half::bf16;
+use std::cell::Cell;
 
 /// Products in bf16 with sums in f32.
 pub(super) struct Narrow {
     isa: Isa,
     heads: Heads<bf16>,
     pass: Pass,
+    scratch: Scratch,
+}
+
+/// What a task needs room for; a thread keeps it from task to task.
+#[derive(Default)]
+struct Scratch {
     prefix: [Packed; 2],
     /// Keys and values of the block's pieces.
     pieces: Vec<[Packed; 2]>,
-    /// Scores as the left operand, rounded.
-    left: Vec<bf16>,
-    /// Queries, or the output's gradient, as the right operand.
+    /// Scores, then probabilities.
+    p: Vec<f32>,
+    /// Gradients of the probabilities, then of the scores.
+    ds: Vec<f32>,
+    /// Rows of the probabilities, or of the scores' gradients, rounded: the left operand of sums over keys.
+    rows: Vec<bf16>,
+    /// Pairs of rows of the probabilities and of the scores' gradients, rounded: the left operands of sums over queries.
+    pairs: [Vec<[bf16; 2]>; 2],
+    /// Queries, or the output's gradient, as the right operand of sums over queries, in the order of `pairs`.
     right: Packed,
+}
+
+thread_local! {
+    static SCRATCH: Cell<Scratch> = Cell::default();
+}
+
+impl Drop for Narrow {
+    fn drop(&mut self) {
+        SCRATCH.set(std::mem::take(&mut self.scratch));
+    }
 }
 
 /// A matrix [n, D], packed.
@@ -49,8 +72,7 @@ impl Packed {
         isa: Isa,
         matrix: Mat<*const bf16>,
         (n, d): (usize, usize),
-        across: bool,
-        along: bool,
+        Ways { across, along }: Ways,
     ) {
         (self.n, self.d) = (n, d);
         // SAFETY: the caller's promise.
@@ -68,6 +90,31 @@ impl Packed {
         }
     }
 
+    /// Packs the rows of `matrix` [rows, D] for sums over them, pair by pair as [`pair_of`] counts them. Behind the last pair
+    /// stand zeros for as many lines as a whole step reads beyond it.
+    ///
+    /// # Safety
+    /// The elements lie in live memory.
+    unsafe fn fill_pairs(&mut self, isa: Isa, matrix: Mat<*const bf16>, block: &Block, d: usize) {
+        let pairs = pairs(block);
+        (self.n, self.d) = (2 * pairs, d);
+        let stride = pair_lines(pairs);
+        self.along.resize(d.next_multiple_of(STEP) / PANEL * stride, Line::ZERO);
+        // SAFETY: the caller's promise.
+        let (from, row_stride) = unsafe { (elements(matrix, (block.rows, d)), matrix.rs as usize) };
+        let mut end = 0;
+        for (piece, first) in block.pieces.iter().zip(first_pairs(block)) {
+            for (i, row) in piece.rows.clone().step_by(PANEL).enumerate() {
+                let at = first + i * PANEL / 2;
+                let rows = PANEL.min(piece.rows.end - row);
+                let to = &mut self.along[at..];
+                kernel::pack_columns(isa, &from[row * row_stride..], row_stride, rows, d, to, stride);
+                end = at + PANEL / 2;
+            }
+        }
+        self.along.chunks_mut(stride).for_each(|panel| panel[end..].fill(Line::ZERO));
+    }
+
     fn across(&self) -> Panels<'_> {
         Panels::new(&self.across, lines(self.d))
     }
@@ -75,6 +122,32 @@ impl Packed {
     fn along(&self) -> Panels<'_> {
         Panels::new(&self.along, lines(self.n))
     }
+
+    /// What `fill_pairs` packed, from pair `pair` on.
+    fn from_pair(&self, pair: usize) -> Panels<'_> {
+        Panels::new(&self.along[pair..], pair_lines(self.n / 2))
+    }
+}
+
+/// Pairs of neighbouring rows of each piece; the row of an odd piece that is left over makes one with a row of zeros. So a
+/// sum over the rows of a piece is one over whole pairs, and so is that over all rows of the block.
+fn pairs(block: &Block) -> usize {
+    block.pieces.iter().map(|piece| piece.rows.len().div_ceil(2)).sum()
+}
+
+/// The first pair of each piece.
+fn first_pairs(block: &Block) -> impl Iterator<Item = usize> {
+    block.pieces.iter().scan(0, |next, piece| {
+        let first = *next;
+        *next += piece.rows.len().div_ceil(2);
+        Some(first)
+    })
+}
+
+/// Lines of a panel of `pairs` pairs: those that packing writes beyond them, half a panel at a time, and those that a whole
+/// step reads. An odd number, so that panels do not share a few sets of the first-level cache.
+fn pair_lines(pairs: usize) -> usize {
+    (pairs + STEP / 2) | 1
 }
 
 /// The elements of `matrix` from its first to its last; none where it has no element.
@@ -89,13 +162,69 @@ unsafe fn elements<'a>(matrix: Mat<*const bf16>, (rows, columns): (usize, usize)
     }
 }
 
-/// Rounds `values` into `to`.
-fn round(values: &[f32], to: &mut Vec<bf16>) {
-    to.resize(values.len(), bf16::ZERO);
-    cpu::simd(
-        #[inline(always)]
-        || to.iter_mut().zip(values).for_each(|(y, &x)| *y = Stored::stored(x)),
-    );
+/// How a matrix is packed.
+#[derive(Clone, Copy)]
+struct Ways {
+    /// For products that sum over D.
+    across: bool,
+    /// For products that sum over its rows.
+    along: bool,
+}
+
+/// How keys, or values, are packed.
+fn ways(pass: Pass, values: bool) -> Ways {
+    let (across, along) = match (pass, values) {
+        (Pass::Forward, false) => (true, false),
+        (Pass::Forward, true) => (false, true),
+        (Pass::Backward, false) => (true, true),
+        (Pass::Backward, true) => (true, false),
+    };
+    Ways { across, along }
+}
+
+impl Narrow {
+    /// `x[rows, D] · (keys or values)ᵀ`, times `scale`: scores of keys, gradients of the probabilities of values.
+    ///
+    /// # Safety
+    /// `x` has the rows of the block.
+    unsafe fn times(&mut self, block: &Block, values: bool, x: Mat<*const bf16>, scale: f32) {
+        let (d, count, then) = (self.heads.d, self.heads.prefix, Then { scale, add: false });
+        let Scratch { prefix, pieces, p, ds, .. } = &mut self.scratch;
+        let (out, side) = (if values { ds } else { p }, usize::from(values));
+        // SAFETY: the caller's promise.
+        let left = Left::rows(unsafe { elements(x, (block.rows, d)) }, x.rs as usize);
+        let mut to = Out::new(out, block.rows, count, block.columns);
+        kernel::block(self.isa, left, prefix[side].across(), d, &mut to, then);
+        for (piece, packed) in block.pieces.iter().zip(pieces) {
+            let out = &mut out[piece.rows.start * block.columns + count..];
+            let mut to = Out::new(out, piece.rows.len(), piece.keys(), block.columns);
+            let left = left.from(piece.rows.start, 0);
+            kernel::block(self.isa, left, packed[side].across(), d, &mut to, then);
+        }
+    }
+
+    /// `out[rows, D]` is the product of the rounded rows and the keys, or the values.
+    ///
+    /// # Safety
+    /// `out` has the block's rows and is not aliased.
+    unsafe fn sum(&self, block: &Block, values: bool, out: Mat<*mut f32>) {
+        let (d, count, side) = (self.heads.d, self.heads.prefix, usize::from(values));
+        let Scratch { prefix, pieces, rows, .. } = &self.scratch;
+        let (left, stride) = (Left::rows(rows, block.columns), out.rs as usize);
+        if count > 0 {
+            // SAFETY: the caller's promise.
+            let mut to = unsafe { Out::at(out.ptr, block.rows, d, stride) };
+            kernel::block(self.isa, left, prefix[side].along(), count, &mut to, Then::WRITE);
+        }
+        for (piece, packed) in block.pieces.iter().zip(pieces) {
+            let out = from_row_mut(out, piece.rows.start).ptr;
+            // SAFETY: the caller's promise; the piece's rows are inside the block.
+            let mut to = unsafe { Out::at(out, piece.rows.len(), d, stride) };
+            let left = Left::rows(&rows[piece.rows.start * block.columns + count..], block.columns);
+            let then = Then { scale: 1.0, add: count > 0 };
+            kernel::block(self.isa, left, packed[side].along(), piece.keys(), &mut to, then);
+        }
+    }
 }
 
 impl Products<f32> for Narrow {
@@ -105,123 +234,115 @@ impl Products<f32> for Narrow {
         let Some(isa) = Isa::best() else {
             unreachable!("the caller asked for products in bf16 where there are some")
         };
-        let mut prefix = [Packed::default(), Packed::default()];
-        for (values, packed) in [false, true].into_iter().zip(&mut prefix) {
+        let mut scratch = SCRATCH.take();
+        for (values, packed) in [false, true].into_iter().zip(&mut scratch.prefix) {
             let size = (heads.prefix, heads.d);
-            let (across, along) = ways(pass, values);
             // SAFETY: the segments were checked against the matrices.
-            unsafe { packed.fill(isa, heads.side(values).1, size, across, along) };
+            unsafe { packed.fill(isa, heads.side(values).1, size, ways(pass, values)) };
         }
-        let (pieces, left) = (Vec::new(), Vec::new());
-        Self { isa, heads, pass, prefix, pieces, left, right: Packed::default() }
+        Self { isa, heads, pass, scratch }
     }
 
     fn begin(&mut self, block: &Block) {
-        self.pieces.resize_with(self.pieces.len().max(block.pieces.len()), Default::default);
-        for (piece, both) in block.pieces.iter().zip(&mut self.pieces) {
+        let Scratch { pieces, p, ds, rows, pairs: both, .. } = &mut self.scratch;
+        let (scores, in_pairs) = (block.rows * block.columns, pairs(block) * block.columns);
+        p.resize(scores, 0.0);
+        rows.resize(scores, bf16::ZERO);
+        if self.pass == Pass::Backward {
+            ds.resize(scores, 0.0);
+            both.iter_mut().for_each(|pairs| pairs.resize(in_pairs, [bf16::ZERO; 2]));
+        }
+        pieces.resize_with(pieces.len().max(block.pieces.len()), Default::default);
+        for (piece, both) in block.pieces.iter().zip(pieces) {
             for (values, packed) in [false, true].into_iter().zip(both) {
                 let size = (piece.keys(), self.heads.d);
-                let (across, along) = ways(self.pass, values);
-                let rows = from_row(self.heads.side(values).0, piece.key);
+                let keys = from_row(self.heads.side(values).0, piece.key);
                 // SAFETY: the segments were checked against the matrices.
-                unsafe { packed.fill(self.isa, rows, size, across, along) };
+                unsafe { packed.fill(self.isa, keys, size, ways(self.pass, values)) };
             }
         }
     }
 
-    unsafe fn against_keys(
-        &mut self,
-        block: &Block,
-        x: Mat<*const bf16>,
-        values: bool,
-        out: &mut [f32],
-        beta: f32,
-    ) {
-        let (d, count) = (self.heads.d, self.heads.prefix);
-        let then = Then { scale: beta, add: false };
+    unsafe fn scores(&mut self, block: &Block, q: Mat<*const bf16>, scale: f32) {
         // SAFETY: the caller's promise.
-        let left = Left::rows(unsafe { elements(x, (block.rows, d)) }, x.rs as usize);
-        let right = self.prefix[usize::from(values)].across();
-        kernel::block(self.isa, left, right, d, &mut Out::new(out, block.rows, count, block.columns), then);
-        for (piece, packed) in block.pieces.iter().zip(&self.pieces) {
-            let out = &mut out[piece.rows.start * block.columns + count..];
-            let mut out = Out::new(out, piece.rows.len(), piece.keys(), block.columns);
-            let right = packed[usize::from(values)].across();
-            kernel::block(self.isa, left.from(piece.rows.start, 0), right, d, &mut out, then);
-        }
+        unsafe { self.times(block, false, q, scale) }
     }
 
-    unsafe fn over_keys(&mut self, block: &Block, p: &[f32], values: bool, out: Mat<*mut f32>) {
-        let (d, count) = (self.heads.d, self.heads.prefix);
-        let stride = out.rs as usize;
-        round(p, &mut self.left);
-        let left = Left::rows(&self.left, block.columns);
-        if count > 0 {
-            let right = self.prefix[usize::from(values)].along();
-            // SAFETY: the caller's promise.
-            let mut out = unsafe { Out::at(out.ptr, block.rows, d, stride) };
-            kernel::block(self.isa, left, right, count, &mut out, Then::WRITE);
-        }
-        for (piece, packed) in block.pieces.iter().zip(&self.pieces) {
-            // SAFETY: the caller's promise; the piece's rows are inside the block.
-            let mut out =
-                unsafe { Out::at(out.ptr.add(piece.rows.start * stride), piece.rows.len(), d, stride) };
-            let left = Left::rows(&self.left[piece.rows.start * block.columns + count..], block.columns);
-            let then = Then { scale: 1.0, add: count > 0 };
-            kernel::block(self.isa, left, packed[usize::from(values)].along(), piece.keys(), &mut out, then);
-        }
-    }
-
-    unsafe fn add_transposed(
-        &mut self,
-        (m, n): (usize, usize),
-        w: Mat<*const f32>,
-        x: Mat<*const bf16>,
-        out: Mat<*mut f32>,
-    ) {
-        let d = self.heads.d;
-        // SAFETY: the caller's promise.
-        unsafe {
-            interleave(w, (m, n), &mut self.left);
-            self.right.fill(self.isa, x, (m, d), false, true);
-            let mut out = Out::at(out.ptr, n, d, out.rs as usize);
-            let left = Left::interleaved(&self.left, 2 * n);
-            kernel::block(self.isa, left, self.right.along(), m, &mut out, Then { scale: 1.0, add: true });
-        }
-    }
-}
-
-/// How keys, or values, are packed: for products that sum over D, and for products that sum over them.
-fn ways(pass: Pass, values: bool) -> (bool, bool) {
-    match (pass, values) {
-        (Pass::Forward, false) => (true, false),
-        (Pass::Forward, true) => (false, true),
-        (Pass::Backward, false) => (true, true),
-        (Pass::Backward, true) => (true, false),
-    }
-}
-
-/// Rounds `w` [m, n] into `to`, each two rows interleaved; the row behind an odd one is zero.
-///
-/// # Safety
-/// The elements lie in live memory.
-unsafe fn interleave(w: Mat<*const f32>, (m, n): (usize, usize), to: &mut Vec<bf16>) {
-    to.resize(m.next_multiple_of(2) * n, bf16::ZERO);
-    cpu::simd(
-        #[inline(always)]
-        || {
-            for (i, to) in to.chunks_exact_mut((2 * n).max(1)).enumerate() {
-                // SAFETY: the caller's promise; the second row is read where there is one.
-                let row = |i: usize| unsafe { std::slice::from_raw_parts(from_row(w, i).ptr, n) };
-                let to = to.as_chunks_mut::<2>().0;
-                if 2 * i + 1 < m {
-                    for ((y, &a), &b) in to.iter_mut().zip(row(2 * i)).zip(row(2 * i + 1)) {
-                        *y = [bf16::stored(a), bf16::stored(b)];
-                    }
-                } else {
-                    to.iter_mut().zip(row(2 * i)).for_each(|(y, &a)| *y = [bf16::stored(a), bf16::ZERO]);
+    fn probabilities(&mut self, block: &Block, mut f: impl FnMut(Row, &mut [f32], Fma)) {
+        let Scratch { p, rows, .. } = &mut self.scratch;
+        cpu::simd(
+            #[inline(always)]
+            |fma| {
+                for row in block.each_row(self.heads.prefix) {
+                    let of_row = row.index * block.columns..(row.index + 1) * block.columns;
+                    let p = &mut p[of_row.clone()];
+                    f(row, p, fma);
+                    cpu::round_slice(p, &mut rows[of_row]);
                 }
+            },
+        );
+    }
+
+    unsafe fn attend(&mut self, block: &Block, out: Mat<*mut f32>) {
+        // SAFETY: the caller's promise.
+        unsafe { self.sum(block, true, out) }
+    }
+
+    unsafe fn probability_gradients(&mut self, block: &Block, dout: Mat<*const bf16>) {
+        // SAFETY: the caller's promise.
+        unsafe { self.times(block, true, dout, 1.0) }
+    }
+
+    fn score_gradients(&mut self, block: &Block, mut f: impl FnMut(Row, &mut [f32], &mut [f32], Fma)) {
+        let (columns, prefix) = (block.columns, self.heads.prefix);
+        let Scratch { p, ds, rows, pairs: [p_pairs, ds_pairs], .. } = &mut self.scratch;
+        cpu::simd(
+            #[inline(always)]
+            |fma| {
+                let mut pairs = p_pairs.chunks_exact_mut(columns).zip(ds_pairs.chunks_exact_mut(columns));
+                for piece in &block.pieces {
+                    for first in piece.rows.clone().step_by(2) {
+                        let both = first..(first + 2).min(piece.rows.end);
+                        let of_rows = both.start * columns..both.end * columns;
+                        let (p, ds) = (&mut p[of_rows.clone()], &mut ds[of_rows.clone()]);
+                        for (i, row) in both.enumerate() {
+                            let of_row = i * columns..(i + 1) * columns;
+                            f(piece.row(row, prefix), &mut p[of_row.clone()], &mut ds[of_row], fma);
+                        }
+                        cpu::round_slice(ds, &mut rows[of_rows]);
+                        let Some((p_pair, ds_pair)) = pairs.next() else { unreachable!("counted by `pairs`") };
+                        for (from, to) in [(p, p_pair), (ds, ds_pair)] {
+                            let (first, second) = from.split_at(columns);
+                            cpu::round_pairs(first, (!second.is_empty()).then_some(second), to);
+                        }
+                    }
+                }
+            },
+        );
+    }
+
+    unsafe fn add_gradients(&mut self, block: &Block, values: bool, x: Mat<*const bf16>, to: Gradient<f32>) {
+        let (d, count, columns) = (self.heads.d, self.heads.prefix, block.columns);
+        let Scratch { pairs: [p, ds], right, .. } = &mut self.scratch;
+        let left = Left::interleaved(if values { p } else { ds }.as_flattened(), 2 * columns);
+        let then = Then { scale: 1.0, add: true };
+        // SAFETY: the caller's promise; rows of own keys are inside of their matrix, as the segments were checked.
+        unsafe {
+            right.fill_pairs(self.isa, x, block, d);
+            let mut out = Out::at(to.prefix.ptr, count, d, to.prefix.rs as usize);
+            kernel::block(self.isa, left, right.from_pair(0), right.n, &mut out, then);
+            let Some(own) = to.own else { return };
+            for (piece, pair) in block.pieces.iter().zip(first_pairs(block)) {
+                let (out, depth) = (from_row_mut(own, piece.key), piece.rows.len().next_multiple_of(2));
+                let mut out = Out::at(out.ptr, piece.keys(), d, out.rs as usize);
+                let left = left.from(count, pair);
+                kernel::block(self.isa, left, right.from_pair(pair), depth, &mut out, then);
             }
-        },
-    );
+        }
+    }
+
+    unsafe fn query_gradients(&mut self, block: &Block, out: Mat<*mut f32>) {
+        // SAFETY: the caller's promise.
+        unsafe { self.sum(block, false, out) }
+    }
 }

@@ -1,8 +1,8 @@
 //! The matrix products of the CPU kernel, of one key and value head, in the dtype of the activations or in bf16.
 
 use super::AttentionShape;
-use super::blocks::{Block, Run};
-use crate::ops::cpu::{self, Mat, Real, Stored};
+use super::blocks::{Block, Row, Run};
+use crate::ops::cpu::{self, Fma, Mat, Real, Stored};
 
 /// The matrices that a pass reads.
 pub(super) struct Source<'a, T> {
@@ -21,7 +21,8 @@ pub(super) enum Pass {
     Backward,
 }
 
-/// The products of a task, with scores and sums in `T`. Addresses are of matrices whose columns lie side by side.
+/// The products of a task, and the scores that they make and read; scores and sums are in `T`. Addresses are those of
+/// matrices whose columns lie side by side. The methods are called in the order in which they stand here.
 pub(super) trait Products<T: Real>: Sized {
     /// How queries, keys, values and the gradient of the output are stored.
     type Operand: Stored<T>;
@@ -32,36 +33,51 @@ pub(super) trait Products<T: Real>: Sized {
     /// Turns to another block of queries.
     fn begin(&mut self, block: &Block);
 
-    /// `out[rows, columns] = beta * x[rows, D] · (keys or values)ᵀ`, prefix columns first.
+    /// Scores of the block's queries `q` [rows, D]: `scale * q · keysᵀ`, the prefix's columns first.
     ///
     /// # Safety
-    /// `x` has the rows of the block, which is the one that `begin` was given; `out` has room for them.
-    unsafe fn against_keys(
-        &mut self,
-        block: &Block,
-        x: Mat<*const Self::Operand>,
-        values: bool,
-        out: &mut [T],
-        beta: T,
-    );
+    /// `q` has the rows of the block, which is the one that `begin` was given.
+    unsafe fn scores(&mut self, block: &Block, q: Mat<*const Self::Operand>, scale: T);
 
-    /// `out[rows, D] = p[rows, columns] · (keys or values)`.
-    ///
-    /// # Safety
-    /// As in `against_keys`; `out` has the block's rows and is not aliased.
-    unsafe fn over_keys(&mut self, block: &Block, p: &[T], values: bool, out: Mat<*mut T>);
+    /// Makes probabilities of the scores, row by row; `f` writes every column.
+    fn probabilities(&mut self, block: &Block, f: impl FnMut(Row, &mut [T], Fma));
 
-    /// `out[n, D] += w[m, n]ᵀ · x[m, D]` of `size` (m, n).
+    /// `out[rows, D] = probabilities · values`.
     ///
     /// # Safety
-    /// The operands' elements lie in live memory, `out`'s are not aliased.
-    unsafe fn add_transposed(
-        &mut self,
-        size: (usize, usize),
-        w: Mat<*const T>,
-        x: Mat<*const Self::Operand>,
-        out: Mat<*mut T>,
-    );
+    /// As for `scores`; `out` has the block's rows and is not aliased.
+    unsafe fn attend(&mut self, block: &Block, out: Mat<*mut T>);
+
+    /// Gradients of the probabilities from that of the output, `dout` [rows, D]: `dout · valuesᵀ`.
+    ///
+    /// # Safety
+    /// As for `scores`.
+    unsafe fn probability_gradients(&mut self, block: &Block, dout: Mat<*const Self::Operand>);
+
+    /// Makes, row by row, probabilities of the scores and gradients of the scores of those of the probabilities; `f` gets
+    /// both rows and writes every column.
+    fn score_gradients(&mut self, block: &Block, f: impl FnMut(Row, &mut [T], &mut [T], Fma));
+
+    /// Adds `probabilitiesᵀ · dout` to the gradient of the values, or `score gradientsᵀ · q` to that of the keys.
+    ///
+    /// # Safety
+    /// As for `scores`; the gradients are not aliased.
+    unsafe fn add_gradients(&mut self, block: &Block, values: bool, x: Mat<*const Self::Operand>, to: Gradient<T>);
+
+    /// `out[rows, D] = score gradients · keys`.
+    ///
+    /// # Safety
+    /// As for `attend`.
+    unsafe fn query_gradients(&mut self, block: &Block, out: Mat<*mut T>);
+}
+
+/// Where the gradient of a head's keys, or of its values, is added up.
+#[derive(Clone, Copy)]
+pub(super) struct Gradient<T> {
+    /// Of the prefix, [P, D].
+    pub(super) prefix: Mat<*mut T>,
+    /// Of the rows of all segments, if it is wanted.
+    pub(super) own: Option<Mat<*mut T>>,
 }
 
 /// Where one key and value head lies.
@@ -82,6 +98,11 @@ pub(super) fn at<T>(matrix: &[T], width: usize, row: usize, column: usize) -> Ma
 
 /// The rows of `m` from `row` on.
 pub(super) fn from_row<T>(m: Mat<*const T>, row: usize) -> Mat<*const T> {
+    Mat { ptr: m.ptr.wrapping_offset(row as isize * m.rs), ..m }
+}
+
+/// As [`from_row`], of a matrix that is written.
+pub(super) fn from_row_mut<T>(m: Mat<*mut T>, row: usize) -> Mat<*mut T> {
     Mat { ptr: m.ptr.wrapping_offset(row as isize * m.rs), ..m }
 }
 
@@ -108,22 +129,98 @@ impl<T> Heads<T> {
 }
 
 /// Products in the dtype of the activations.
-pub(super) struct Whole<T>(Heads<T>);
+pub(super) struct Whole<T> {
+    heads: Heads<T>,
+    /// Scores, then probabilities.
+    p: Vec<T>,
+    /// Gradients of the probabilities, then of the scores.
+    ds: Vec<T>,
+}
 
 impl<T: Real> Products<T> for Whole<T> {
     type Operand = T;
 
     fn new(heads: Heads<T>, _: Pass) -> Self {
-        Self(heads)
+        Self { heads, p: Vec::new(), ds: Vec::new() }
     }
 
-    fn begin(&mut self, _: &Block) {}
+    fn begin(&mut self, block: &Block) {
+        self.p.resize(block.rows * block.columns, T::zero());
+        self.ds.resize(block.rows * block.columns, T::zero());
+    }
 
-    unsafe fn against_keys(&mut self, block: &Block, x: Mat<*const T>, values: bool, out: &mut [T], beta: T) {
-        let Heads { d, prefix: count, .. } = self.0;
-        let (own, prefix) = self.0.side(values);
+    unsafe fn scores(&mut self, block: &Block, q: Mat<*const T>, scale: T) {
+        // SAFETY: the caller's promise.
+        unsafe { self.heads.times(false, block, q, &mut self.p, scale) }
+    }
+
+    fn probabilities(&mut self, block: &Block, mut f: impl FnMut(Row, &mut [T], Fma)) {
+        cpu::simd(
+            #[inline(always)]
+            |fma| {
+                for row in block.each_row(self.heads.prefix) {
+                    f(row, &mut self.p[row.index * block.columns..][..block.columns], fma);
+                }
+            },
+        );
+    }
+
+    unsafe fn attend(&mut self, block: &Block, out: Mat<*mut T>) {
+        // SAFETY: the caller's promise.
+        unsafe { self.heads.sum(true, block, &self.p, out) }
+    }
+
+    unsafe fn probability_gradients(&mut self, block: &Block, dout: Mat<*const T>) {
+        // SAFETY: the caller's promise.
+        unsafe { self.heads.times(true, block, dout, &mut self.ds, T::one()) }
+    }
+
+    fn score_gradients(&mut self, block: &Block, mut f: impl FnMut(Row, &mut [T], &mut [T], Fma)) {
+        cpu::simd(
+            #[inline(always)]
+            |fma| {
+                for row in block.each_row(self.heads.prefix) {
+                    let of_row = row.index * block.columns..(row.index + 1) * block.columns;
+                    f(row, &mut self.p[of_row.clone()], &mut self.ds[of_row], fma);
+                }
+            },
+        );
+    }
+
+    unsafe fn add_gradients(&mut self, block: &Block, values: bool, x: Mat<*const T>, to: Gradient<T>) {
+        let Heads { d, prefix, .. } = self.heads;
+        let weights = Mat::rows(if values { &self.p } else { &self.ds }.as_ptr(), block.columns);
+        // SAFETY: the caller's promise; the pieces' rows and columns are inside the block.
+        unsafe {
+            let size = (prefix, d, block.rows);
+            cpu::gemm(size, to.prefix, true, weights.t(), x, T::one(), false);
+            let Some(own) = to.own else { return };
+            for piece in &block.pieces {
+                let of_piece = from_row(weights, piece.rows.start);
+                let weights = Mat { ptr: of_piece.ptr.add(prefix), ..of_piece };
+                let size = (piece.keys(), d, piece.rows.len());
+                let (x, to) = (from_row(x, piece.rows.start), from_row_mut(own, piece.key));
+                cpu::gemm(size, to, true, weights.t(), x, T::one(), false);
+            }
+        }
+    }
+
+    unsafe fn query_gradients(&mut self, block: &Block, out: Mat<*mut T>) {
+        // SAFETY: the caller's promise.
+        unsafe { self.heads.sum(false, block, &self.ds, out) }
+    }
+}
+
+impl<T: Real> Heads<T> {
+    /// `out[rows, columns] = beta * x[rows, D] · (keys or values)ᵀ`.
+    ///
+    /// # Safety
+    /// `x` and `out` have the rows of the block; the segments were checked against the matrices.
+    unsafe fn times(&self, values: bool, block: &Block, x: Mat<*const T>, out: &mut [T], beta: T) {
+        let Self { d, prefix: count, .. } = *self;
+        let (own, prefix) = self.side(values);
         let scores = out.as_mut_ptr();
-        // SAFETY: the pieces lie inside the block and its columns; the segments were checked against the matrices.
+        // SAFETY: the pieces lie inside the block and its columns.
         unsafe {
             let size = (block.rows, count, d);
             cpu::gemm(size, Mat::rows(scores, block.columns), false, x, prefix.t(), beta, false);
@@ -135,32 +232,26 @@ impl<T: Real> Products<T> for Whole<T> {
         }
     }
 
-    unsafe fn over_keys(&mut self, block: &Block, p: &[T], values: bool, out: Mat<*mut T>) {
-        let Heads { d, prefix: count, .. } = self.0;
-        let (own, prefix) = self.0.side(values);
-        // SAFETY: as in `against_keys`.
+    /// `out[rows, D] = weights[rows, columns] · (keys or values)`.
+    ///
+    /// # Safety
+    /// As for [`Heads::times`].
+    unsafe fn sum(&self, values: bool, block: &Block, weights: &[T], out: Mat<*mut T>) {
+        let Self { d, prefix: count, .. } = *self;
+        let (own, prefix) = self.side(values);
+        // SAFETY: as in [`Heads::times`].
         unsafe {
             if count > 0 {
-                let p = Mat::rows(p.as_ptr(), block.columns);
-                cpu::gemm((block.rows, d, count), out, false, p, prefix, T::one(), false);
+                let weights = Mat::rows(weights.as_ptr(), block.columns);
+                cpu::gemm((block.rows, d, count), out, false, weights, prefix, T::one(), false);
             }
             for piece in &block.pieces {
-                let p = Mat::rows(p.as_ptr().add(piece.rows.start * block.columns + count), block.columns);
-                let out = Mat { ptr: out.ptr.offset(piece.rows.start as isize * out.rs), ..out };
+                let first = piece.rows.start * block.columns + count;
+                let weights = Mat::rows(weights.as_ptr().add(first), block.columns);
                 let size = (piece.rows.len(), d, piece.keys());
-                cpu::gemm(size, out, count > 0, p, from_row(own, piece.key), T::one(), false);
+                let out = from_row_mut(out, piece.rows.start);
+                cpu::gemm(size, out, count > 0, weights, from_row(own, piece.key), T::one(), false);
             }
         }
-    }
-
-    unsafe fn add_transposed(
-        &mut self,
-        (m, n): (usize, usize),
-        w: Mat<*const T>,
-        x: Mat<*const T>,
-        out: Mat<*mut T>,
-    ) {
-        // SAFETY: the caller's promise.
-        unsafe { cpu::gemm((n, self.0.d, m), out, true, w.t(), x, T::one(), false) }
     }
 }

@@ -14,7 +14,7 @@ mod fma;
 
 use super::isa::{Isa, Kind};
 use super::{PANEL, STEP};
-use crate::ops::cpu::{self, Stored};
+use crate::ops::cpu::{self, Rows, Stored};
 use half::bf16;
 use rayon::prelude::*;
 use std::cell::RefCell;
@@ -191,10 +191,10 @@ impl Element for bf16 {
             f(wide);
             cpu::simd(
                 #[inline(always)]
-                || {
-                    for (i, sums) in sums.chunks_exact(columns.max(1)).take(rows).enumerate() {
-                        out.row(i).iter_mut().zip(sums).for_each(|(y, &x)| *y = Self::stored(x));
-                    }
+                |_| {
+                    let rows = Rows { from: &sums[..rows * columns], columns };
+                    // SAFETY: the rows are the block's own.
+                    unsafe { rows.round(out.ptr, out.stride) };
                 },
             );
         });

@@ -9,10 +9,16 @@ use rayon::prelude::*;
 use std::marker::PhantomData;
 use std::ops::{Deref, Range};
 
+mod round;
+mod vectors;
+
+pub(crate) use round::{Rows, round_pairs, round_slice};
+pub(crate) use vectors::{Fma, dot, largest, simd, sum};
+
 /// A float that the CPU kernels compute in: f32, and f64 for finite differences.
 pub(crate) trait Real: WithDType + num_traits::Float + std::iter::Sum {
     /// e^x, in a form that vectorises; within 2 units in the last place.
-    fn exp_(self) -> Self;
+    fn exp_(self, fma: Fma) -> Self;
     /// The elements of a storage of this dtype.
     fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
     /// The nearest value to `x`.
@@ -26,24 +32,9 @@ pub(crate) trait Real: WithDType + num_traits::Float + std::iter::Sum {
 }
 
 impl Real for f32 {
-    /// Range reduction by powers of two and the polynomial of Cephes' `expf.c`. Inputs are clamped to
-    /// the range in which the result is a normal number; NaN stays NaN.
     #[inline(always)]
-    fn exp_(self) -> Self {
-        // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits of the mantissa.
-        const ROUND: f32 = 12_582_912.0;
-        let x = self.clamp(-87.0, 88.0);
-        let shifted = x * std::f32::consts::LOG2_E + ROUND;
-        let n = shifted - ROUND;
-        let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
-        let mut p = 1.987_569_1e-4;
-        p = p * r + 1.398_2e-3;
-        p = p * r + 8.333_452e-3;
-        p = p * r + 4.166_579_6e-2;
-        p = p * r + 1.666_666_5e-1;
-        p = p * r + 0.5;
-        let e = p * r * r + r + 1.0;
-        e * f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000))
+    fn exp_(self, fma: Fma) -> Self {
+        vectors::exp_f32(self, fma)
     }
     fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
         match storage {
@@ -54,7 +45,7 @@ impl Real for f32 {
 }
 
 impl Real for f64 {
-    fn exp_(self) -> Self {
+    fn exp_(self, _: Fma) -> Self {
         self.exp()
     }
     fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
@@ -196,6 +187,12 @@ pub(crate) trait Stored<T>: WithDType + num_traits::Float {
 
     /// The value that is stored.
     fn loaded(self) -> T;
+
+    /// Stores all of `from` in `to`, which has its length.
+    fn store_slice(from: &[T], to: &mut [Self]);
+
+    /// Fills `to` with what `compute` writes in `T`, given the range of elements that it is to write.
+    fn fill(to: &mut [Self], compute: impl FnMut(Range<usize>, &mut [T]));
 }
 
 impl<T: Real> Stored<T> for T {
@@ -208,7 +205,20 @@ impl<T: Real> Stored<T> for T {
     fn loaded(self) -> T {
         self
     }
+
+    #[inline(always)]
+    fn store_slice(from: &[T], to: &mut [T]) {
+        to.copy_from_slice(from);
+    }
+
+    #[inline(always)]
+    fn fill(to: &mut [T], mut compute: impl FnMut(Range<usize>, &mut [T])) {
+        compute(0..to.len(), to);
+    }
 }
+
+/// Elements that an op computes in a wider dtype at a time, before it stores them: they stay in the first-level cache.
+pub(crate) const PART: usize = 512;
 
 impl Stored<f32> for bf16 {
     #[inline(always)]
@@ -222,6 +232,21 @@ impl Stored<f32> for bf16 {
     #[inline(always)]
     fn loaded(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    #[inline(always)]
+    fn store_slice(from: &[f32], to: &mut [bf16]) {
+        round_slice(from, to);
+    }
+
+    #[inline(always)]
+    fn fill(to: &mut [bf16], mut compute: impl FnMut(Range<usize>, &mut [f32])) {
+        let mut wide = [0.0; PART];
+        for (i, to) in to.chunks_mut(PART).enumerate() {
+            let wide = &mut wide[..to.len()];
+            compute(i * PART..i * PART + to.len(), wide);
+            round_slice(wide, to);
+        }
     }
 }
 
@@ -242,9 +267,7 @@ pub(crate) fn round(op: &'static str, x: &Tensor) -> Result<Tensor> {
             out,
             1,
             #[inline(always)]
-            |first, out| {
-                out.iter_mut().zip(&from[first..]).for_each(|(y, &x)| *y = Stored::stored(x));
-            },
+            |first, out, _| round_slice(&from[first..first + out.len()], out),
         );
     });
     tensor(rounded, x.dims())
@@ -256,13 +279,13 @@ pub(crate) fn rows_per_task(width: usize) -> usize {
     (16 * 1024 / width.max(1)).max(1)
 }
 
-/// Fills `out`, rows of `width` elements, in parallel: `f(first_row, rows)`.
-pub(crate) fn par_rows<T: Send>(out: &mut [T], width: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+/// Fills `out`, rows of `width` elements, in parallel: `f(first_row, rows, fma)`.
+pub(crate) fn par_rows<T: Send>(out: &mut [T], width: usize, f: impl Fn(usize, &mut [T], Fma) + Sync) {
     let rows = rows_per_task(width);
     out.par_chunks_mut((rows * width).max(1)).enumerate().for_each(|(i, chunk)| {
         simd(
             #[inline(always)]
-            || f(i * rows, chunk),
+            |fma| f(i * rows, chunk, fma),
         )
     });
 }
@@ -271,39 +294,6 @@ pub(crate) fn par_rows<T: Send>(out: &mut [T], width: usize, f: impl Fn(usize, &
 /// pool and sleeps, and a step has 500 of them.
 pub(crate) fn on_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
     rayon::scope(|_| f())
-}
-
-/// Runs `f` compiled for the widest vectors that this CPU has. Only what is inlined is: say `#[inline(always)]` before
-/// the closure, here and in [`par_rows`], or the compiler's own judgement leaves a long one as it is, in SSE2.
-#[inline(always)]
-pub(crate) fn simd<R>(f: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(f)
-}
-
-/// The largest of `values` in 16 lanes, so that it vectorises; negative infinity where there is none.
-#[inline(always)]
-pub(crate) fn largest<T: Real>(values: &[T]) -> T {
-    let larger = |a: T, b: T| if b > a { b } else { a };
-    let mut lanes = [T::neg_infinity(); 16];
-    let mut parts = values.chunks_exact(16);
-    for part in &mut parts {
-        lanes.iter_mut().zip(part).for_each(|(lane, &x)| *lane = larger(*lane, x));
-    }
-    lanes.iter().chain(parts.remainder()).copied().fold(T::neg_infinity(), larger)
-}
-
-/// Sum of `f(0..n)` in 32 partial sums, so that it vectorises and does not depend on the vector length.
-#[inline(always)]
-pub(crate) fn sum_of<T: Real>(n: usize, f: impl Fn(usize) -> T) -> T {
-    let mut lanes = [T::zero(); 32];
-    let whole = n - n % 32;
-    for start in (0..whole).step_by(32) {
-        for (l, lane) in lanes.iter_mut().enumerate() {
-            *lane += f(start + l);
-        }
-    }
-    let tail: T = (whole..n).map(&f).sum();
-    lanes.into_iter().sum::<T>() + tail
 }
 
 /// A pointer that tasks share; each writes a part that no other touches.
@@ -416,17 +406,6 @@ pub(crate) fn in_place<T: Real>(tensor: &Tensor, f: impl Fn(&mut [T]) + Sync) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn exp_is_within_two_units_in_the_last_place() {
-        for i in -870_000..880_000 {
-            let x = i as f32 * 1e-4;
-            let (ours, exact) = (x.exp_(), (x as f64).exp());
-            assert!(((ours as f64 - exact) / exact).abs() < 2.4e-7, "exp({x}) = {ours}, not {exact}");
-        }
-        assert!(f32::NAN.exp_().is_nan());
-        assert_eq!(0f32.exp_(), 1.0);
-    }
 
     #[test]
     fn debug_builds_poison_what_is_not_written() {
