@@ -124,7 +124,8 @@ run_large() {
 run_bench() {
     for model_name in $models; do
         file=$(shape "$model_name") model_name=$(shape_name "$model_name")
-        # Batch, ms, examples, tokens and rows a second, rows, at a time, FLOP, FLOP/s, of peak, of data sheet, memory.
+        # Batch, ms, examples, tokens and rows a second, rows, at a time, FLOP, FLOP/s, of peak, of data sheet, memory,
+        # disturbed steps (a CPU's alone).
         step "step, $model_name" "bench-$model_name" 90 "^$batch x $accumulate|^error|^Error" \
             "the error in $out/bench-$model_name.log says why; for too little memory take a smaller shape or --max-rows 2048." \
             "$gneiss" bench --model-config "$file" --device "$device" --batch "$batch" --accumulate "$accumulate" \

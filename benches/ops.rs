@@ -7,6 +7,9 @@
 //! Inputs rotate over a few buffers, so that no run finds its own in the cache, and the device is
 //! synchronised after each call. criterion warms up, and reports the median and its spread. A throughput is
 //! in elements of the output, but for `linear` and `attention`, whose elements are floating-point operations.
+//!
+//! On the CPU each sample lies between two readings of the canary (`gneiss::bench::Canary`), and how many samples were
+//! quiet is printed behind each benchmark. None is left out: a sample has many calls of an op that takes microseconds.
 
 use candle_core::{DType, Device, Tensor};
 use criterion::measurement::WallTime;
@@ -14,6 +17,7 @@ use criterion::{
     BatchSize, BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
 };
 use gneiss::Result;
+use gneiss::bench::Canary;
 use gneiss::config::DeviceChoice;
 use gneiss::data::Example;
 use gneiss::data::pack::{PackedBatch, Passes, PrefixGroup};
@@ -24,6 +28,7 @@ use gneiss::ops::embed::Lookup;
 use gneiss::ops::rms_norm::{Add, RmsNorm};
 use gneiss::ops::{self, Linear, RopeTable};
 use std::sync::LazyLock;
+use std::time::Instant;
 
 /// Rows, virtual tokens, hidden size, heads, key and value heads, head size, feed-forward size, vocabulary.
 const T: usize = 388;
@@ -46,6 +51,9 @@ const BUFFERS: usize = 4;
 static DEVICE: LazyLock<Device> = LazyLock::new(|| {
     gneiss::setup::device(DeviceChoice::Auto).expect("`auto` takes a device that there is").device
 });
+
+/// The CPU's; `None` on a GPU.
+static CANARY: LazyLock<Option<Canary>> = LazyLock::new(|| DEVICE.is_cpu().then(|| Canary::new(DType::F32)));
 
 /// The packed rows of the step.
 static BATCH: LazyLock<PackedBatch> = LazyLock::new(|| {
@@ -72,21 +80,50 @@ fn from_each<I, O>(inputs: &[I], of: impl Fn(&I) -> O) -> Vec<O> {
     inputs.iter().map(of).collect()
 }
 
+/// Counts the samples of a benchmark during which the machine was quiet, those of the warm-up too, and prints them when
+/// it is dropped.
+struct Samples {
+    name: String,
+    quiet: usize,
+    all: usize,
+}
+
+impl Samples {
+    fn watch(&mut self, sample: impl FnOnce()) {
+        let Some(canary) = &*CANARY else { return sample() };
+        let before = canary.read();
+        let started = Instant::now();
+        sample();
+        let seconds = started.elapsed().as_secs_f64();
+        self.quiet += usize::from(canary.is_quiet(&before, &canary.read(), seconds));
+        self.all += 1;
+    }
+}
+
+impl Drop for Samples {
+    fn drop(&mut self) {
+        if self.all > 0 {
+            eprintln!("{}: {} of {} samples were quiet", self.name, self.quiet, self.all);
+        }
+    }
+}
+
 /// The benchmarks of one op.
 struct Op<'a> {
+    name: &'a str,
     group: BenchmarkGroup<'a, WallTime>,
     shape: String,
 }
 
 impl<'a> Op<'a> {
-    fn new(c: &'a mut Criterion, name: &str, shape: &str) -> Self {
+    fn new(c: &'a mut Criterion, name: &'a str, shape: &str) -> Self {
         let device = match &*DEVICE {
             Device::Cpu => "cpu",
             Device::Cuda(_) => "cuda",
             Device::Metal(_) => "metal",
         };
         let shape = format!("{} {device} f32 {shape}", env!("CARGO_PKG_VERSION"));
-        Self { group: c.benchmark_group(name), shape }
+        Self { name, group: c.benchmark_group(name), shape }
     }
 
     fn id(&mut self, direction: &str, work: usize) -> BenchmarkId {
@@ -98,11 +135,14 @@ impl<'a> Op<'a> {
     fn measure<I, O>(&mut self, direction: &str, work: usize, inputs: &[I], op: impl Fn(&I) -> Result<O>) {
         let id = self.id(direction, work);
         let mut next = inputs.iter().cycle();
+        let mut samples = Samples { name: format!("{}/{direction}", self.name), quiet: 0, all: 0 };
         self.group.bench_function(id, |b| {
-            b.iter(|| {
-                let out = op(next.next().expect("there are inputs")).expect("the op runs");
-                DEVICE.synchronize().expect("the device waits");
-                out
+            samples.watch(|| {
+                b.iter(|| {
+                    let out = op(next.next().expect("there are inputs")).expect("the op runs");
+                    DEVICE.synchronize().expect("the device waits");
+                    out
+                })
             });
         });
     }
@@ -117,6 +157,7 @@ impl<'a> Op<'a> {
     ) {
         let id = self.id(direction, work);
         let mut next = inputs.iter().cycle();
+        let mut samples = Samples { name: format!("{}/{direction}", self.name), quiet: 0, all: 0 };
         self.group.bench_function(id, |b| {
             let copy = || next.next().expect("there are inputs").copy().expect("a tensor can be copied");
             let run = |input| {
@@ -124,7 +165,7 @@ impl<'a> Op<'a> {
                 DEVICE.synchronize().expect("the device waits");
                 out
             };
-            b.iter_batched(copy, run, BatchSize::LargeInput);
+            samples.watch(|| b.iter_batched(copy, run, BatchSize::LargeInput));
         });
     }
 }

@@ -6,9 +6,14 @@
 //!
 //! Throughputs are floating-point operations. On a CPU without AVX-512 the product is `gemm`'s in f32, of a weight that
 //! is widened block by block, and the floor is left out. AMX has no loop here.
+//!
+//! Each call lies between two readings of the canary (`gneiss::bench::Canary`) and is made again, up to three times, if the
+//! machine was disturbed. A sample's time is the mean of its quiet calls, or of all of them if none was quiet; how many
+//! calls were quiet is printed behind each benchmark.
 
 use candle_core::{DType, Device, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use gneiss::bench::Canary;
 use gneiss::ops::Linear;
 use rayon::prelude::*;
 use std::hint::black_box;
@@ -39,7 +44,58 @@ fn bf16(rows: usize, columns: usize) -> Tensor {
     values.and_then(|t| t.to_dtype(DType::BF16)).expect("memory for a matrix")
 }
 
+/// How often a call is made at the most, until it was quiet.
+const TRIES: u64 = 4;
+
+/// Times calls on a quiet machine.
+struct QuietCalls {
+    canary: Canary,
+    quiet: u64,
+    calls: u64,
+}
+
+impl QuietCalls {
+    fn new() -> Self {
+        Self { canary: Canary::new(DType::BF16), quiet: 0, calls: 0 }
+    }
+
+    /// What `times` calls take on a quiet machine: the mean of the quiet ones, or of all if none was.
+    fn time(&mut self, times: u64, mut call: impl FnMut()) -> Duration {
+        let (mut quiet, mut quiet_calls, mut all, mut calls) = (Duration::ZERO, 0, Duration::ZERO, 0);
+        for _ in 0..times {
+            for _ in 0..TRIES {
+                let before = self.canary.read();
+                let started = Instant::now();
+                call();
+                let time = started.elapsed();
+                let after = self.canary.read();
+                (all, calls) = (all + time, calls + 1);
+                if self.canary.is_quiet(&before, &after, time.as_secs_f64()) {
+                    (quiet, quiet_calls) = (quiet + time, quiet_calls + 1);
+                    break;
+                }
+            }
+        }
+        (self.quiet, self.calls) = (self.quiet + quiet_calls, self.calls + calls);
+        if quiet_calls > 0 { scaled(quiet, times, quiet_calls) } else { scaled(all, times, calls) }
+    }
+
+    /// Prints how many calls were quiet since the last time.
+    fn print(&mut self, name: &str) {
+        if self.calls > 0 {
+            eprintln!("{name}: {} of {} calls were quiet", self.quiet, self.calls);
+        }
+        (self.quiet, self.calls) = (0, 0);
+    }
+}
+
+/// The time of `times` calls, by that of `measured` calls.
+fn scaled(time: Duration, times: u64, measured: u64) -> Duration {
+    time.mul_f64(times as f64 / measured.max(1) as f64)
+}
+
 fn products(criterion: &mut Criterion) {
+    let mut calls = QuietCalls::new();
     let mut group = criterion.benchmark_group("product");
     group
         .warm_up_time(Duration::from_millis(300))
@@ -57,31 +113,31 @@ fn products(criterion: &mut Criterion) {
             next = (next + 1) % layers.len();
             &layers[next]
         };
-        let id = |direction| BenchmarkId::new(direction, format!("{m}x{k}x{n}"));
-        group.bench_function(id("forward"), |b| b.iter(|| layer().forward(&x).expect("the product runs")));
-        group.bench_function(id("backward"), |b| {
-            b.iter(|| layer().backward(&dy, 1.0).expect("the product runs"))
-        });
+        let shape = format!("{m}x{k}x{n}");
+        let id = |direction| BenchmarkId::new(direction, &shape);
+        let mut forward = || drop(black_box(layer().forward(&x).expect("the product runs")));
+        group.bench_function(id("forward"), |b| b.iter_custom(|times| calls.time(times, &mut forward)));
+        calls.print(&format!("product/forward/{shape}"));
+        let mut backward = || drop(black_box(layer().backward(&dy, 1.0).expect("the product runs")));
+        group.bench_function(id("backward"), |b| b.iter_custom(|times| calls.time(times, &mut backward)));
+        calls.print(&format!("product/backward/{shape}"));
     }
     group.finish();
 }
 
 fn floor(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("floor");
+    let mut calls = QuietCalls::new();
     let (threads, times) = (rayon::current_num_threads(), 100_000);
     for (name, flops, multiply) in registers::kernels() {
         group.throughput(Throughput::Elements((threads * times) as u64 * flops));
-        group.bench_function(name, |b| {
-            b.iter_custom(|rounds| {
-                let started = Instant::now();
-                for _ in 0..rounds {
-                    (0..threads).into_par_iter().with_max_len(1).for_each(|_| {
-                        black_box(multiply(times));
-                    });
-                }
-                started.elapsed()
+        let every_thread = || {
+            (0..threads).into_par_iter().with_max_len(1).for_each(|_| {
+                black_box(multiply(times));
             });
-        });
+        };
+        group.bench_function(name, |b| b.iter_custom(|rounds| calls.time(rounds, every_thread)));
+        calls.print(&format!("floor/{name}"));
     }
     group.finish();
 }

@@ -4,8 +4,9 @@
 use assert_cmd::Command;
 use assert_cmd::assert::Assert;
 use candle_core::{DType, Device};
+use gneiss::bench::canary::{RateSource, Reading};
 use gneiss::bench::examples::whole_steps;
-use gneiss::bench::{Bench, Case, Flops, Lengths, MatmulPeak, PeakMemory, Source};
+use gneiss::bench::{Bench, Canary, Case, Flops, Lengths, MatmulPeak, PeakMemory, Source};
 use gneiss::data::{Example, PrefixGroup};
 use gneiss::model::{Granite, ModelConfig, ModelType, granite};
 use serde_json::{Value, json};
@@ -40,7 +41,8 @@ fn json_holds_every_figure_and_csv_a_row_a_case() {
     let folder = tempfile::tempdir().unwrap();
     let csv = folder.path().join("bench.csv");
     let args = [&SMALL[..], &["--warmup", "1", "--json", "--profile", "--csv", "bench.csv"]].concat();
-    let report: Value = serde_json::from_str(&stdout(&bench(folder.path(), &args).success())).unwrap();
+    let output = bench(folder.path(), &args).success();
+    let report: Value = serde_json::from_str(&stdout(&output)).unwrap();
     for (key, expected) in [
         ("version", json!(env!("CARGO_PKG_VERSION"))),
         ("model", json!("granite")),
@@ -62,10 +64,15 @@ fn json_holds_every_figure_and_csv_a_row_a_case() {
     for key in ["sustained_seconds", "data_sheet_flops_per_second"] {
         assert_eq!(report["matmul_peak"][key], Value::Null, "{key}");
     }
+    let canary = &report["canary"];
+    assert_eq!((&canary["work"], &canary["quiet_share"]), (&json!("gemm"), &json!(0.8)));
+    assert!(canary["threads"].as_u64() > Some(0) && canary["flops_per_second"].is_number(), "{canary}");
+    assert!(report["matmul_peak"]["quiet"].is_boolean());
     let cases = report["cases"].as_array().unwrap();
     assert_eq!(cases.len(), 2);
     for (case, batch) in cases.iter().zip([2, 3]) {
         check_case(case, batch, peak);
+        check_canary(case, &format!("warning    batch {batch}, accumulation 2"), &stderr(&output));
     }
 
     let first = std::fs::read_to_string(&csv).unwrap();
@@ -85,6 +92,8 @@ fn json_holds_every_figure_and_csv_a_row_a_case() {
         assert_eq!(of(row, "model"), "granite");
         let median: f64 = of(row, "step_seconds_p50").parse().unwrap();
         assert_eq!(json!(median), case["step_seconds"]["median"]);
+        assert_eq!(of(row, "disturbed_steps"), case["disturbed_steps"].to_string());
+        assert_eq!(of(row, "used_steps"), "2");
     }
 }
 
@@ -119,6 +128,28 @@ fn check_case(case: &Value, batch: u64, peak: f64) {
     assert!((shares - 1.0).abs() < 1e-9, "{ops:?}");
 }
 
+/// What the canary says of a case of two steps, both of which are used: a machine of tests is disturbed or not, and a
+/// disturbed one is warned of.
+fn check_canary(case: &Value, warning: &str, stderr: &str) {
+    assert_eq!(case["used_steps"], 2, "{case}");
+    let canary = &case["canary"];
+    let (lowest, median) = (canary["lowest"].as_f64().unwrap(), canary["median"].as_f64().unwrap());
+    assert!(0.0 <= lowest && lowest <= median && median <= 1.0, "{canary}");
+    // Both steps are used, so that they are all steps.
+    for key in ["step_seconds", "examples_per_second"] {
+        assert_eq!(case["all_steps"][key], case[key], "{key}");
+    }
+    assert!(canary["waiting"].is_null() || canary["waiting"].as_f64().unwrap() >= 0.0, "{canary}");
+    let warned = |about: &str| stderr.lines().any(|line| line.starts_with(warning) && line.contains(about));
+    for (key, about, most) in
+        [("disturbed_steps", "of 2 steps", 2), ("disturbed_profiled_steps", "of 3 profiled steps", 3)]
+    {
+        let disturbed = case[key].as_u64().unwrap_or_else(|| panic!("{key} in {case}"));
+        assert!(disturbed <= most, "{key}: {disturbed}");
+        assert_eq!(warned(&format!("during {disturbed} {about}")), disturbed > 0, "{stderr}");
+    }
+}
+
 #[test]
 fn a_table_says_what_was_measured() {
     let folder = tempfile::tempdir().unwrap();
@@ -129,8 +160,11 @@ fn a_table_says_what_was_measured() {
         assert!(first.contains(part), "{first}");
     }
     assert!(text.contains("20.0 tokens on average"), "{text}");
+    assert!(text.lines().any(|line| line.starts_with("canary: ") && line.contains("(gemm)")), "{text}");
     for case in ["2 x 2, 5", "3 x 2, 5"] {
-        assert!(text.lines().any(|line| line.starts_with(case)), "{text}");
+        let line = text.lines().find(|line| line.starts_with(case)).unwrap_or_else(|| panic!("{text}"));
+        let ends = ["  0 of 2", "  1 of 2, not left out", "  2 of 2, not left out"];
+        assert!(ends.iter().any(|end| line.ends_with(end)), "{line}");
     }
 }
 
@@ -194,7 +228,7 @@ fn the_peak_in_bf16_names_its_instructions() {
     let avx512 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
     #[cfg(not(target_arch = "x86_64"))]
     let avx512 = false;
-    let of = |dtype| MatmulPeak::measure(&Device::Cpu, dtype).unwrap().instructions;
+    let of = |dtype| MatmulPeak::measure(&Device::Cpu, dtype, None).unwrap().instructions;
     assert_eq!(of(DType::F32), None);
     match of(DType::BF16) {
         Some(name) => assert!(avx512 && ["avx512f", "avx512_bf16", "amx_bf16"].contains(&name), "{name}"),
@@ -260,27 +294,82 @@ impl PeakMemory for Told {
     }
 }
 
+const PEAK: MatmulPeak = MatmulPeak {
+    size: 1,
+    dtype: "f32",
+    instructions: None,
+    flops_per_second: 1e9,
+    sustained_seconds: None,
+    data_sheet_flops_per_second: Some(4e9),
+    quiet: None,
+};
+
+/// Readings of two threads, the second of which is slow in those of the list.
+struct Slow {
+    read: usize,
+    slow: &'static [usize],
+}
+
+impl RateSource for Slow {
+    fn read(&mut self) -> Reading {
+        let second = if self.slow.contains(&self.read) { 0.7 } else { 0.9 };
+        self.read += 1;
+        Reading { rates: vec![1.0, second], waited: Vec::new() }
+    }
+}
+
+#[test]
+fn steps_of_a_disturbed_machine_are_counted_and_left_out() {
+    let config = ModelConfig::from_json(&tiny()).unwrap();
+    let dtypes = granite::dtypes(DType::F32, &Device::Cpu).unwrap();
+    let model = Granite::random(&config, dtypes, &Device::Cpu, 1).unwrap();
+    let case = Case { batch_size: 1, accumulate_steps: 1, num_virtual_tokens: 3 };
+    let measure = |slow: Option<&'static [usize]>| {
+        let canary = slow.map(|slow| Canary::from_source(Box::new(Slow { read: 0, slow })));
+        let source = Source::Made(Lengths::of_tokens(9).unwrap());
+        let canary = canary.as_ref();
+        let bench = Bench { model: &model, source, max_rows: 64, steps: 5, warmup: 2, peak: PEAK, canary };
+        let measured = bench.measure(case, &mut Told::default()).unwrap();
+        // A reading before the first step and one after each of the seven; then the profile's, of which the first step
+        // does not count.
+        let profile = bench.profile(case, 2).unwrap();
+        (measured, profile.disturbed_steps)
+    };
+    // Readings 2 to 7 lie around the counted steps, readings 9 to 11 around the profiled ones.
+    for (slow, disturbed, used, profiled) in [
+        (&[][..], 0, 5, 0),
+        (&[0, 1, 8], 0, 5, 0),
+        (&[2, 11], 1, 4, 1),
+        (&[4], 2, 3, 0),
+        // Only two steps are quiet: all are used.
+        (&[3, 5, 10], 4, 5, 2),
+        (&[2, 3, 4, 5, 6, 7], 5, 5, 0),
+    ] {
+        let (measured, found) = measure(Some(slow));
+        let expected = (Some(disturbed), used, Some(profiled));
+        assert_eq!((measured.disturbed_steps, measured.used_steps, found), expected, "{slow:?}");
+        let lowest = if disturbed > 0 { 0.7 } else { 0.9 };
+        assert_eq!(measured.canary.unwrap().lowest, lowest, "{slow:?}");
+    }
+    let (measured, profiled) = measure(None);
+    assert_eq!((measured.disturbed_steps, measured.used_steps, measured.canary), (None, 5, None));
+    assert_eq!(profiled, None);
+}
+
 #[test]
 fn a_case_is_a_run_of_the_trainer() {
     let config = ModelConfig::from_json(&tiny()).unwrap();
     let dtypes = granite::dtypes(DType::F32, &Device::Cpu).unwrap();
     let model = Granite::random(&config, dtypes, &Device::Cpu, 1).unwrap();
     let given = Lengths::of_tokens(9).unwrap().examples(5, config.vocab_size);
-    let peak = MatmulPeak {
-        size: 1,
-        dtype: "f32",
-        instructions: None,
-        flops_per_second: 1e9,
-        sustained_seconds: None,
-        data_sheet_flops_per_second: Some(4e9),
-    };
     let bench = Bench {
         model: &model,
         source: Source::Given(given.clone()),
         max_rows: 64,
         steps: 5,
         warmup: 2,
-        peak,
+        peak: PEAK,
+        canary: None,
     };
     let case = Case { batch_size: 2, accumulate_steps: 1, num_virtual_tokens: 3 };
     let mut told = Told::default();

@@ -84,6 +84,7 @@ fn few_rows(bench: &Bench) -> Result<(f64, f64)> {
         steps: STEPS,
         warmup: WARMUP,
         peak: bench.peak,
+        canary: None,
     };
     let case = Case { batch_size: 1, accumulate_steps: 1, num_virtual_tokens: 1 };
     let found = bench.measure(case, &mut NoMemory)?;
@@ -120,9 +121,10 @@ mod tests {
             flops_per_second: 1e9,
             sustained_seconds: None,
             data_sheet_flops_per_second: None,
+            quiet: None,
         };
         let source = Source::Given(Vec::new());
-        let bench = Bench { model: &model, source, max_rows: 0, steps: 1, warmup: 0, peak };
+        let bench = Bench { model: &model, source, max_rows: 0, steps: 1, warmup: 0, peak, canary: None };
         assert_eq!(Launches::measure(&bench).unwrap(), None);
         let (seconds, rows) = few_rows(&bench).unwrap();
         // One virtual token and 16 of the example, whose last has no row.

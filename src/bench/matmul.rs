@@ -2,6 +2,7 @@
 //! against. On a CPU it is the best of several times; a GPU slows down at its power limit within the first tenth of a
 //! second, so there it is the rate over two seconds.
 
+use super::canary::{Canary, Reading};
 use super::sustained::seconds_per_call;
 use super::{data_sheet, machine};
 use crate::Result;
@@ -43,28 +44,32 @@ pub struct MatmulPeak {
     pub sustained_seconds: Option<f64>,
     /// Floating-point operations a second by the card's data sheet, without sparsity; `None` of other devices.
     pub data_sheet_flops_per_second: Option<f64>,
+    /// Whether the machine was quiet during at least one of the times of which the best counts; otherwise the device may
+    /// be faster. `None` without a canary.
+    pub quiet: Option<bool>,
 }
 
 impl MatmulPeak {
-    /// Measures it on `device` in `dtype`: candle's own product, and on a CPU in bf16 that of [`Linear`].
+    /// Measures it on `device` in `dtype`: candle's own product, and on a CPU in bf16 that of [`Linear`]. `canary` is a
+    /// CPU's.
     ///
     /// # Errors
     /// The device's.
-    pub fn measure(device: &Device, dtype: DType) -> Result<Self> {
+    pub fn measure(device: &Device, dtype: DType, canary: Option<&Canary>) -> Result<Self> {
         let size = if device.is_cpu() { CPU_SIZE } else { GPU_SIZE };
         let matrix = || Tensor::randn(0f32, 1.0, (size, size), device)?.to_dtype(dtype);
         // Three weights by turns, so that none is in a cache because it was the last one.
         let (x, weights) = (matrix()?, [matrix()?, matrix()?, matrix()?]);
         let on_bf16 = device.is_cpu() && dtype == DType::BF16;
-        let seconds = if device.is_cpu() {
-            best_seconds(&x, &weights, on_bf16)?
+        let (seconds, quiet) = if device.is_cpu() {
+            best_seconds(&x, &weights, on_bf16, canary)?
         } else {
             let mut next = (0..weights.len()).cycle();
             let mut queue = || -> Result<()> {
                 x.matmul(&weights[next.next().unwrap_or(0)])?;
                 Ok(())
             };
-            seconds_per_call(device, GPU_SECONDS, &mut queue)?
+            (seconds_per_call(device, GPU_SECONDS, &mut queue)?, None)
         };
         Ok(Self {
             size,
@@ -73,12 +78,19 @@ impl MatmulPeak {
             flops_per_second: 2.0 * (size as f64).powi(3) / seconds,
             sustained_seconds: (!device.is_cpu()).then_some(GPU_SECONDS),
             data_sheet_flops_per_second: data_sheet::flops_per_second(&machine::device_name(device), dtype),
+            quiet,
         })
     }
 }
 
-/// The best time of a product on the CPU.
-fn best_seconds(x: &Tensor, weights: &[Tensor; 3], on_bf16: bool) -> Result<f64> {
+/// The best time of a product on the CPU, and whether the machine was quiet during any of them by `canary`. A disturbed
+/// time is never too good, so it counts as well.
+fn best_seconds(
+    x: &Tensor,
+    weights: &[Tensor; 3],
+    on_bf16: bool,
+    canary: Option<&Canary>,
+) -> Result<(f64, Option<bool>)> {
     let packed = match on_bf16 {
         true => weights
             .iter()
@@ -86,7 +98,8 @@ fn best_seconds(x: &Tensor, weights: &[Tensor; 3], on_bf16: bool) -> Result<f64>
             .collect::<Result<Vec<_>>>()?,
         false => Vec::new(),
     };
-    let (mut best, begun) = (f64::INFINITY, Instant::now());
+    let (mut times, begun) = (Vec::new(), Instant::now());
+    let mut readings: Vec<Reading> = Vec::new();
     // The first time is the warm-up.
     for i in 0..=TRIES {
         if i > LEAST && begun.elapsed().as_secs() >= 1 {
@@ -100,8 +113,43 @@ fn best_seconds(x: &Tensor, weights: &[Tensor; 3], on_bf16: bool) -> Result<f64>
         };
         let seconds = started.elapsed().as_secs_f64();
         if i > 0 {
-            best = best.min(seconds);
+            times.push(seconds);
+        }
+        readings.extend(canary.map(Canary::read));
+    }
+    let quiet = canary.map(|canary| canary.select(&readings, &times).disturbed < times.len());
+    Ok((times.into_iter().fold(f64::INFINITY, f64::min), quiet))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::canary::RateSource;
+
+    /// Rates of two threads, of which the second is slow but in every `quiet_every`-th reading.
+    struct Slow {
+        read: usize,
+        quiet_every: usize,
+    }
+
+    impl RateSource for Slow {
+        fn read(&mut self) -> Reading {
+            self.read += 1;
+            let second = if self.read.is_multiple_of(self.quiet_every) { 10.0 } else { 7.0 };
+            Reading { rates: vec![10.0, second], waited: Vec::new() }
         }
     }
-    Ok(best)
+
+    #[test]
+    fn best_seconds_says_whether_any_time_was_quiet() {
+        let x = Tensor::ones((8, 8), DType::F32, &Device::Cpu).unwrap();
+        let weights = [x.clone(), x.clone(), x.clone()];
+        // Of every second reading, no two follow each other.
+        for (quiet_every, expected) in [(1, true), (2, false)] {
+            let canary = Canary::from_source(Box::new(Slow { read: 0, quiet_every }));
+            let (_, quiet) = best_seconds(&x, &weights, false, Some(&canary)).unwrap();
+            assert_eq!(quiet, Some(expected));
+        }
+        assert_eq!(best_seconds(&x, &weights, false, None).unwrap().1, None);
+    }
 }

@@ -1,6 +1,8 @@
 //! One case measured: a run of the real trainer, timed from outside.
 
+use super::canary::{Canary, Reading, Selection};
 use super::examples::{self, Lengths};
+use super::measured::{Content, Figures, Measured, OpShare, Profile, Timed};
 use super::{Flops, MatmulPeak, PeakMemory};
 use crate::config::{Keep, Schedule, TrainOptions};
 use crate::data::{Example, PrefixGroup};
@@ -44,6 +46,8 @@ pub struct Bench<'a> {
     pub warmup: usize,
     /// What the useful floating-point operations are held against.
     pub peak: MatmulPeak,
+    /// Tells quiet steps from disturbed ones on a CPU; `None` counts all steps, as on a GPU, where a CPU's rate says little.
+    pub canary: Option<&'a Canary>,
 }
 
 /// What differs from case to case.
@@ -57,100 +61,11 @@ pub struct Case {
     pub num_virtual_tokens: usize,
 }
 
-/// Median with the 10th and 90th percentile.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Spread {
-    /// The median.
-    pub median: f64,
-    /// 10th percentile.
-    pub p10: f64,
-    /// 90th percentile.
-    pub p90: f64,
-}
-
-/// What a case came to. Rates are medians over the steps; tokens are the examples' own, without the prompt's.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Measured {
-    /// The case.
-    #[serde(flatten)]
-    pub case: Case,
-    /// Wall time of an optimizer step, s.
-    pub step_seconds: Spread,
-    /// Examples a second.
-    pub examples_per_second: Spread,
-    /// Tokens of inputs and targets a second.
-    pub tokens_per_second: f64,
-    /// Packed rows a second, prompt and template once a step.
-    pub rows_per_second: f64,
-    /// Tokens of inputs and targets of a step, mean.
-    pub tokens_per_step: f64,
-    /// Packed rows of a step, mean.
-    pub rows_per_step: f64,
-    /// Useful floating-point operations of a step, mean ([`Flops`]).
-    pub flops_per_step: f64,
-    /// Useful floating-point operations a second.
-    pub flops_per_second: f64,
-    /// That, as a part of the device's [`MatmulPeak`], which a GPU sustains.
-    pub share_of_peak: f64,
-    /// As a part of what the card's data sheet says; `None` of devices whose data sheet is not known.
-    pub share_of_data_sheet: Option<f64>,
-    /// The most memory that was held, bytes.
-    pub peak_memory_bytes: Option<u64>,
-    /// Rows of a pass at most.
-    pub max_rows: usize,
-    /// Blocks that are computed again in the backward pass.
-    pub recompute: usize,
-    /// Loss of the first step, nats a target token.
-    pub first_loss: f64,
-    /// Loss of the last step.
-    pub last_loss: f64,
-}
-
-/// Time of one op in a profiled step.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct OpShare {
-    /// The op's name; `outside of ops` is what no op counted.
-    pub op: String,
-    /// Time a step, s: the device's on CUDA, wall time elsewhere.
-    pub seconds_per_step: f64,
-    /// Calls a step.
-    pub calls_per_step: f64,
-    /// Part of the profiled step.
-    pub share: f64,
-}
-
 impl Case {
     /// Examples of an optimizer step.
     pub fn examples(&self) -> usize {
         self.batch_size * self.accumulate_steps
     }
-}
-
-impl Spread {
-    /// Of at least one value; percentiles between two values are interpolated.
-    pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
-        let mut sorted: Vec<f64> = values.into_iter().collect();
-        sorted.sort_by(f64::total_cmp);
-        let at = |part: f64| {
-            let place = part * (sorted.len() - 1) as f64;
-            let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
-            below + (above - below) * place.fract()
-        };
-        Self { median: at(0.5), p10: at(0.1), p90: at(0.9) }
-    }
-}
-
-/// What a step consists of, whenever it comes.
-struct Content {
-    tokens: usize,
-    flops: f64,
-}
-
-/// A counted step.
-struct Timed {
-    seconds: f64,
-    rows: usize,
-    loss: f64,
 }
 
 impl Bench<'_> {
@@ -162,30 +77,37 @@ impl Bench<'_> {
         let examples = self.examples(case);
         memory.forget();
         let limits = self.limits(case, &examples)?;
-        let steps = self.run(case, &examples, self.warmup + self.steps, &mut |_| memory.step())?;
+        let ran = self.run(case, &examples, self.warmup + self.steps, &mut |_| memory.step())?;
         let peak_memory_bytes = memory.peak();
         let contents = self.contents(case, &examples);
+        let steps = &ran.steps;
         let counted: Vec<(&Timed, &Content)> =
             steps.iter().zip(contents.iter().cycle()).skip(self.warmup).collect();
-        let mean = |f: &dyn Fn(&Timed, &Content) -> f64| {
-            counted.iter().map(|(t, c)| f(t, c)).sum::<f64>() / counted.len() as f64
+        let (selection, canary) = match self.canary {
+            Some(canary) => {
+                let (readings, seconds) = ran.from_step(self.warmup);
+                (canary.select(readings, &seconds), canary.seen(readings, &seconds))
+            }
+            None => (Selection { used: vec![true; counted.len()], disturbed: 0 }, None),
         };
-        let rate = |f: &dyn Fn(&Timed, &Content) -> f64| {
-            Spread::of(counted.iter().map(|(timed, content)| f(timed, content) / timed.seconds))
-        };
-        let flops_per_second = rate(&|_, content| content.flops).median;
+        let figures = Figures::new(&counted, &selection, case.examples());
+        let share_of = |most: f64| figures.flops_per_second / most;
         Ok(Measured {
             case,
-            step_seconds: Spread::of(counted.iter().map(|(timed, _)| timed.seconds)),
-            examples_per_second: rate(&|_, _| case.examples() as f64),
-            tokens_per_second: rate(&|_, content| content.tokens as f64).median,
-            rows_per_second: rate(&|timed, _| timed.rows as f64).median,
-            tokens_per_step: mean(&|_, content| content.tokens as f64),
-            rows_per_step: mean(&|timed, _| timed.rows as f64),
-            flops_per_step: mean(&|_, content| content.flops),
-            flops_per_second,
-            share_of_peak: flops_per_second / self.peak.flops_per_second,
-            share_of_data_sheet: self.peak.data_sheet_flops_per_second.map(|most| flops_per_second / most),
+            step_seconds: figures.step_seconds,
+            examples_per_second: figures.examples_per_second,
+            tokens_per_second: figures.tokens_per_second,
+            rows_per_second: figures.rows_per_second,
+            tokens_per_step: figures.tokens_per_step,
+            rows_per_step: figures.rows_per_step,
+            flops_per_step: figures.flops_per_step,
+            flops_per_second: figures.flops_per_second,
+            share_of_peak: share_of(self.peak.flops_per_second),
+            share_of_data_sheet: self.peak.data_sheet_flops_per_second.map(share_of),
+            disturbed_steps: self.canary.map(|_| selection.disturbed),
+            used_steps: selection.used.iter().filter(|used| **used).count(),
+            canary,
+            all_steps: figures.all_steps,
             peak_memory_bytes,
             max_rows: limits.max_rows,
             recompute: limits.recompute,
@@ -200,7 +122,7 @@ impl Bench<'_> {
     ///
     /// # Errors
     /// As [`Bench::measure`].
-    pub fn profile(&self, case: Case, steps: usize) -> Result<Vec<OpShare>> {
+    pub fn profile(&self, case: Case, steps: usize) -> Result<Profile> {
         let examples = self.examples(case);
         let outcome = self.run(case, &examples, 1 + steps, &mut |step| {
             if step == 1 {
@@ -208,8 +130,9 @@ impl Bench<'_> {
             }
         });
         let times = profile::finish();
-        let (outcome, times) = (outcome?, times?);
-        let total: f64 = outcome.iter().skip(1).map(|step| step.seconds).sum();
+        let (ran, times) = (outcome?, times?);
+        let (readings, seconds) = ran.from_step(1);
+        let total: f64 = seconds.iter().sum();
         let share = |op: &str, seconds: f64, calls: u64| OpShare {
             op: op.to_owned(),
             seconds_per_step: seconds / steps as f64,
@@ -217,9 +140,10 @@ impl Bench<'_> {
             share: seconds / total,
         };
         let inside: f64 = times.iter().map(|time| time.seconds).sum();
-        let mut shares: Vec<_> = times.iter().map(|time| share(time.op, time.seconds, time.calls)).collect();
-        shares.push(share("outside of ops", total - inside, 0));
-        Ok(shares)
+        let mut ops: Vec<_> = times.iter().map(|time| share(time.op, time.seconds, time.calls)).collect();
+        ops.push(share("outside of ops", total - inside, 0));
+        let disturbed_steps = self.canary.map(|canary| canary.select(readings, &seconds).disturbed);
+        Ok(Profile { ops, disturbed_steps })
     }
 
     fn examples(&self, case: Case) -> Vec<Example> {
@@ -243,14 +167,14 @@ impl Bench<'_> {
     }
 
     /// Runs the trainer for `steps` steps over the examples in their order; `after` is told of each step's
-    /// end.
+    /// end. The canary runs between the steps, outside of their times.
     fn run(
         &self,
         case: Case,
         examples: &[Example],
         steps: usize,
         after: &mut dyn FnMut(usize),
-    ) -> Result<Vec<Timed>> {
+    ) -> Result<Ran> {
         self.check_positions(case, examples)?;
         let options = TrainOptions {
             batch_size: case.batch_size,
@@ -272,9 +196,11 @@ impl Bench<'_> {
         let mut trainer = Trainer::new(task, &self.prompt(case)?)?;
         let device = self.model.device();
         device.synchronize()?;
-        let mut clock = Clock { device, after, last: Instant::now(), steps: Vec::with_capacity(steps) };
+        let readings = self.canary.iter().map(|canary| canary.read()).collect();
+        let ran = Ran { steps: Vec::with_capacity(steps), readings };
+        let mut clock = Clock { device, after, canary: self.canary, last: Instant::now(), ran };
         trainer.run(&mut clock)?;
-        Ok(clock.steps)
+        Ok(clock.ran)
     }
 
     fn check_positions(&self, case: Case, examples: &[Example]) -> Result<()> {
@@ -311,20 +237,37 @@ impl Bench<'_> {
     }
 }
 
+/// The steps of a run.
+struct Ran {
+    steps: Vec<Timed>,
+    /// One before the first step and one after each step; none without a canary.
+    readings: Vec<Reading>,
+}
+
+impl Ran {
+    /// The readings around the steps from `first` on, and the times of these.
+    fn from_step(&self, first: usize) -> (&[Reading], Vec<f64>) {
+        let seconds = self.steps[first..].iter().map(|step| step.seconds).collect();
+        (self.readings.get(first..).unwrap_or_default(), seconds)
+    }
+}
+
 /// Takes the times.
 struct Clock<'a> {
     device: &'a Device,
     after: &'a mut dyn FnMut(usize),
+    canary: Option<&'a Canary>,
     last: Instant,
-    steps: Vec<Timed>,
+    ran: Ran,
 }
 
 impl Observer for Clock<'_> {
     fn step(&mut self, record: &StepRecord) -> Result<()> {
         self.device.synchronize()?;
         let seconds = self.last.elapsed().as_secs_f64();
-        self.steps.push(Timed { seconds, rows: record.rows, loss: record.loss });
-        (self.after)(self.steps.len());
+        self.ran.steps.push(Timed { seconds, rows: record.rows, loss: record.loss });
+        (self.after)(self.ran.steps.len());
+        self.ran.readings.extend(self.canary.map(Canary::read));
         self.last = Instant::now();
         Ok(())
     }
@@ -341,20 +284,5 @@ impl Observer for Clock<'_> {
 
     fn epoch(&mut self, _record: &EpochRecord) -> Result<()> {
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn percentiles_are_interpolated() {
-        // numpy.percentile([5, 1, 4, 2], [50, 10, 90]).
-        let spread = Spread::of([5.0, 1.0, 4.0, 2.0]);
-        for (found, expected) in [(spread.median, 3.0), (spread.p10, 1.3), (spread.p90, 4.7)] {
-            assert!((found - expected).abs() < 1e-12, "{spread:?}");
-        }
-        assert_eq!(Spread::of([7.0]), Spread { median: 7.0, p10: 7.0, p90: 7.0 });
     }
 }

@@ -3,10 +3,11 @@
 //! ```text
 //! examples (made, of a file, of a dataset)
 //!    └─ Case: batch_size x accumulate_steps, num_virtual_tokens
-//!          └─ Trainer: warm-up steps, counted steps, the device idle at the end of each
+//!          └─ Trainer: warm-up steps, counted steps, the device idle at the end of each, a CPU's canary between them
 //!                └─ Measured: time, rates, useful FLOPs, peak memory ── and, in a run of its own, time per op
 //! ```
 
+pub mod canary;
 pub mod data_sheet;
 pub mod examples;
 pub mod flops;
@@ -14,13 +15,16 @@ pub mod launches;
 pub mod machine;
 pub mod matmul;
 pub mod measure;
+pub mod measured;
 pub mod products;
 mod sustained;
 
+pub use canary::Canary;
 pub use examples::Lengths;
 pub use flops::Flops;
 pub use launches::Launches;
 pub use machine::{DeviceMemory, PeakMemory};
 pub use matmul::MatmulPeak;
-pub use measure::{Bench, Case, Measured, OpShare, Source, Spread};
+pub use measure::{Bench, Case, Source};
+pub use measured::{AllSteps, Measured, OpShare, Profile, Spread};
 pub use products::{Product, StepProducts};

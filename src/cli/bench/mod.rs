@@ -1,14 +1,16 @@
 //! `gneiss bench`: throughput of tuning.
 
+mod disturbance;
 mod report;
 
-use super::{Overrides, PlaceArgs, process, progress, text};
+use super::{Overrides, PlaceArgs, process, progress, text, warn};
 use anyhow::Context;
 use clap::{ArgGroup, Args};
+use disturbance::{Steps, profile_warning};
 use gneiss::bench::examples;
 use gneiss::bench::{
-    Bench as Runs, Case, DeviceMemory, Launches, Lengths, MatmulPeak, PeakMemory, Source, StepProducts,
-    machine,
+    Bench as Runs, Canary, Case, DeviceMemory, Launches, Lengths, MatmulPeak, Measured, PeakMemory, Source,
+    StepProducts, machine,
 };
 use gneiss::config::{DeviceChoice, DtypeChoice};
 use gneiss::data::Template;
@@ -31,7 +33,8 @@ const SEED: u64 = 42;
 /// per op.
 ///
 /// Every combination of --batch, --virtual-tokens and --accumulate is a run of the trainer with warm-up steps
-/// and counted ones over rotating examples, the device idle at the end of each step.
+/// and counted ones over rotating examples, the device idle at the end of each step. On a CPU a canary, 0.1 ms of fixed
+/// work on every thread, runs between the steps: steps beside which it was slow are left out of times and rates.
 #[derive(Args)]
 #[command(group(ArgGroup::new("subject").required(true).args(["config", "model_config"])))]
 #[command(group(ArgGroup::new("rows").args(["tokens", "data", "examples"])))]
@@ -119,7 +122,14 @@ impl Bench {
             (None, None) => unreachable!("clap asks for one of them"),
         };
         let device = subject.model.device().clone();
-        let peak = MatmulPeak::measure(&device, subject.model.product_dtype())?;
+        let dtype = subject.model.product_dtype();
+        let canary = device.is_cpu().then(|| Canary::new(dtype));
+        let peak = MatmulPeak::measure(&device, dtype, canary.as_ref())?;
+        if peak.quiet == Some(false) {
+            warn(
+                "matmul peak: the machine was disturbed each time; it may be higher, and shares of it lower",
+            );
+        }
         let step_products = step_products(&subject.model)?;
         let mut report = Report {
             version: env!("CARGO_PKG_VERSION"),
@@ -138,6 +148,7 @@ impl Bench {
             matmul_peak: peak,
             step_products,
             launches: None,
+            canary: None,
             cases: Vec::new(),
         };
         let runs = Runs {
@@ -147,23 +158,10 @@ impl Bench {
             steps: self.steps,
             warmup: self.warmup,
             peak,
+            canary: canary.as_ref(),
         };
         report.launches = Launches::measure(&runs).context("launches")?;
-        let mut outcome = Ok(());
-        for case in self.cases(subject.default) {
-            let label = report::label(case);
-            eprintln!("{label}: {} + {} steps", self.warmup, self.steps);
-            match self.measure(&runs, case).with_context(|| label) {
-                Ok(found) => report.cases.push(found),
-                Err(error) => {
-                    outcome = Err(error);
-                    break;
-                }
-            }
-            if let (Some(csv), Some(found)) = (&csv, report.cases.last()) {
-                csv.append(&report, found).context("--csv")?;
-            }
-        }
+        let outcome = self.measure_all(&runs, subject.default, &mut report, csv.as_ref());
         // Also after an error: what was measured before it is good.
         if outcome.is_ok() || !report.cases.is_empty() {
             report.print(self.json)?;
@@ -171,13 +169,41 @@ impl Bench {
         outcome
     }
 
+    /// Measures every case, up to the first error, and adds it to `report` and `csv`.
+    fn measure_all(
+        &self,
+        runs: &Runs,
+        default: Case,
+        report: &mut Report,
+        csv: Option<&report::Csv>,
+    ) -> anyhow::Result<()> {
+        for case in self.cases(default) {
+            let label = report::label(case);
+            eprintln!("{label}: {} + {} steps", self.warmup, self.steps);
+            let found = self.measure(runs, case).with_context(|| label.clone())?;
+            report.canary = runs.canary.map(Canary::rate);
+            let Measured { disturbed_steps: disturbed, used_steps: used, .. } = found.measured;
+            let steps = Steps { counted: self.steps, disturbed, used };
+            let step_warning = steps.warning(runs.canary.is_none_or(Canary::was_even));
+            let profile_warning = profile_warning(PROFILED_STEPS, found.disturbed_profiled_steps);
+            step_warning.iter().chain(&profile_warning).for_each(|text| warn(format!("{label}: {text}")));
+            if let Some(csv) = csv {
+                csv.append(report, &found).context("--csv")?;
+            }
+            report.cases.push(found);
+        }
+        Ok(())
+    }
+
     fn measure(&self, runs: &Runs, case: Case) -> anyhow::Result<CaseReport> {
         let device = runs.model.device();
         let (mut process, mut gpu) = (process::ProcessMemory, DeviceMemory::new(device));
         let memory: &mut dyn PeakMemory = if device.is_cpu() { &mut process } else { &mut gpu };
         let measured = runs.measure(case, memory)?;
-        let ops = if self.profile { Some(runs.profile(case, PROFILED_STEPS)?) } else { None };
-        Ok(CaseReport { measured, device_memory_bytes: gpu.in_use(), ops })
+        let profile = if self.profile { Some(runs.profile(case, PROFILED_STEPS)?) } else { None };
+        let (ops, disturbed) = profile.map(|profile| (profile.ops, profile.disturbed_steps)).unzip();
+        let disturbed_profiled_steps = disturbed.flatten();
+        Ok(CaseReport { measured, device_memory_bytes: gpu.in_use(), ops, disturbed_profiled_steps })
     }
 
     /// Every combination of the sizes; what is not given is that of `default`.

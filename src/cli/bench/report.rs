@@ -1,6 +1,8 @@
 //! What was measured, as tables, as JSON, and as rows of a CSV file.
 
+use super::disturbance::Steps;
 use super::text;
+use gneiss::bench::canary::CanaryRate;
 use gneiss::bench::{Case, Launches, MatmulPeak, Measured, OpShare, StepProducts};
 use gneiss::{Error, Result};
 use serde::Serialize;
@@ -30,6 +32,8 @@ pub struct Report {
     pub step_products: Option<StepProducts>,
     /// `null` on the CPU.
     pub launches: Option<Launches>,
+    /// What tells quiet steps from disturbed ones; `null` on a GPU.
+    pub canary: Option<CanaryRate>,
     pub cases: Vec<CaseReport>,
 }
 
@@ -42,6 +46,9 @@ pub struct CaseReport {
     pub device_memory_bytes: Option<u64>,
     /// `null` without `--profile`.
     pub ops: Option<Vec<OpShare>>,
+    /// Profiled steps during which the machine was disturbed, which are not left out; `null` without `--profile` and on a
+    /// GPU.
+    pub disturbed_profiled_steps: Option<usize>,
 }
 
 /// A case's sizes in words.
@@ -69,7 +76,15 @@ impl Report {
             self.device_name
         );
         println!("examples: {}; {} steps behind {} of warm-up", self.examples, self.steps, self.warmup);
-        println!("{}\n", self.peak());
+        println!("{}", self.peak());
+        if let Some(CanaryRate { work, threads, flops_per_second, quiet_share }) = self.canary {
+            let rate = si(flops_per_second, "FLOP/s");
+            println!(
+                "canary: {rate} a thread at best, {threads} threads ({work}); a step is quiet if each thread reaches \
+                 {quiet_share} of that before and after it"
+            );
+        }
+        println!();
         println!("{}", text::table(&self.rows()));
         for line in self.launch_lines() {
             println!("{line}");
@@ -149,6 +164,7 @@ impl Report {
             "of peak",
             "of data sheet",
             "peak memory",
+            "disturbed steps",
         ];
         let row = |CaseReport { measured: m, .. }: &CaseReport| {
             let Case { batch_size, accumulate_steps, num_virtual_tokens } = m.case;
@@ -173,6 +189,7 @@ impl Report {
                 format!("{:.1} %", 100.0 * m.share_of_peak),
                 m.share_of_data_sheet.map_or("unknown".into(), |share| format!("{:.1} %", 100.0 * share)),
                 m.peak_memory_bytes.map_or("unknown".into(), text::bytes),
+                Steps { counted: self.steps, disturbed: m.disturbed_steps, used: m.used_steps }.cell(),
             ]
         };
         std::iter::once(head.map(str::to_owned).to_vec()).chain(self.cases.iter().map(row)).collect()
@@ -218,7 +235,7 @@ pub struct Csv {
 }
 
 impl Csv {
-    const HEADER: [&str; 34] = [
+    const HEADER: [&str; 36] = [
         "date",
         "version",
         "device",
@@ -232,6 +249,8 @@ impl Csv {
         "max_rows",
         "recompute",
         "steps",
+        "disturbed_steps",
+        "used_steps",
         "tokens_per_step",
         "rows_per_step",
         "step_seconds_p50",
@@ -293,6 +312,8 @@ impl Csv {
             m.max_rows.to_string(),
             m.recompute.to_string(),
             report.steps.to_string(),
+            m.disturbed_steps.map_or_else(String::new, |n| n.to_string()),
+            m.used_steps.to_string(),
             m.tokens_per_step.to_string(),
             m.rows_per_step.to_string(),
             m.step_seconds.median.to_string(),

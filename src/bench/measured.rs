@@ -1,0 +1,208 @@
+//! What a case came to: figures of its steps.
+
+use super::canary::{CanarySeen, Selection};
+use super::measure::Case;
+use serde::Serialize;
+
+/// Median with the 10th and 90th percentile.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Spread {
+    /// The median.
+    pub median: f64,
+    /// 10th percentile.
+    pub p10: f64,
+    /// 90th percentile.
+    pub p90: f64,
+}
+
+/// What a case came to. Times and rates are of the steps on a quiet machine, rates their medians; tokens are the examples'
+/// own, without the prompt's.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Measured {
+    /// The case.
+    #[serde(flatten)]
+    pub case: Case,
+    /// Wall time of an optimizer step, s.
+    pub step_seconds: Spread,
+    /// Examples a second.
+    pub examples_per_second: Spread,
+    /// Tokens of inputs and targets a second.
+    pub tokens_per_second: f64,
+    /// Packed rows a second, prompt and template once a step.
+    pub rows_per_second: f64,
+    /// Tokens of inputs and targets of a step, mean over all counted steps.
+    pub tokens_per_step: f64,
+    /// Packed rows of a step, mean over all counted steps.
+    pub rows_per_step: f64,
+    /// Useful floating-point operations of a step, mean over all counted steps ([`super::Flops`]).
+    pub flops_per_step: f64,
+    /// Useful floating-point operations a second.
+    pub flops_per_second: f64,
+    /// That, as a part of the device's [`super::MatmulPeak`], which a GPU sustains.
+    pub share_of_peak: f64,
+    /// As a part of what the card's data sheet says; `None` of devices whose data sheet is not known.
+    pub share_of_data_sheet: Option<f64>,
+    /// Counted steps during which the machine was disturbed; `None` without a [`super::Canary`], as on a GPU.
+    pub disturbed_steps: Option<usize>,
+    /// Steps that times and rates are of: the quiet ones, or all counted steps if too few were quiet.
+    pub used_steps: usize,
+    /// What the canary said; `None` without one.
+    pub canary: Option<CanarySeen>,
+    /// Times of all counted steps, disturbed or not, to compare with a program whose steps are not watched.
+    pub all_steps: AllSteps,
+    /// The most memory that was held, bytes.
+    pub peak_memory_bytes: Option<u64>,
+    /// Rows of a pass at most.
+    pub max_rows: usize,
+    /// Blocks that are computed again in the backward pass.
+    pub recompute: usize,
+    /// Loss of the first step, nats a target token.
+    pub first_loss: f64,
+    /// Loss of the last step.
+    pub last_loss: f64,
+}
+
+/// Times of all counted steps.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct AllSteps {
+    /// Wall time of an optimizer step, s.
+    pub step_seconds: Spread,
+    /// Examples a second.
+    pub examples_per_second: Spread,
+}
+
+/// Time of one op in a profiled step.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct OpShare {
+    /// The op's name; `outside of ops` is what no op counted.
+    pub op: String,
+    /// Time a step, s: the device's on CUDA, wall time elsewhere.
+    pub seconds_per_step: f64,
+    /// Calls a step.
+    pub calls_per_step: f64,
+    /// Part of the profiled step.
+    pub share: f64,
+}
+
+/// Time of every op, of all profiled steps.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Profile {
+    /// The longest first, `outside of ops` last.
+    pub ops: Vec<OpShare>,
+    /// Profiled steps during which the machine was disturbed, which are not left out; `None` without a canary.
+    pub disturbed_steps: Option<usize>,
+}
+
+/// What a step consists of, whenever it comes.
+pub(super) struct Content {
+    pub(super) tokens: usize,
+    pub(super) flops: f64,
+}
+
+/// A counted step.
+pub(super) struct Timed {
+    pub(super) seconds: f64,
+    pub(super) rows: usize,
+    pub(super) loss: f64,
+}
+
+/// Figures of the counted steps of a case.
+#[derive(Debug, PartialEq)]
+pub(super) struct Figures {
+    pub(super) step_seconds: Spread,
+    pub(super) examples_per_second: Spread,
+    pub(super) tokens_per_second: f64,
+    pub(super) rows_per_second: f64,
+    pub(super) tokens_per_step: f64,
+    pub(super) rows_per_step: f64,
+    pub(super) flops_per_step: f64,
+    pub(super) flops_per_second: f64,
+    pub(super) all_steps: AllSteps,
+}
+
+impl Spread {
+    /// Of at least one value; percentiles between two values are interpolated.
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
+        let mut sorted: Vec<f64> = values.into_iter().collect();
+        sorted.sort_by(f64::total_cmp);
+        let at = |part: f64| {
+            let place = part * (sorted.len() - 1) as f64;
+            let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
+            below + (above - below) * place.fract()
+        };
+        Self { median: at(0.5), p10: at(0.1), p90: at(0.9) }
+    }
+}
+
+impl Figures {
+    /// Times and rates of the steps of `counted` that are used, means of all of them; a step has `examples` examples.
+    pub(super) fn new(counted: &[(&Timed, &Content)], selection: &Selection, examples: usize) -> Self {
+        let mean = |f: &dyn Fn(&Timed, &Content) -> f64| {
+            counted.iter().map(|(t, c)| f(t, c)).sum::<f64>() / counted.len() as f64
+        };
+        let spread = |f: &dyn Fn(&Timed, &Content) -> f64| {
+            let used = counted.iter().zip(&selection.used).filter(|(_, used)| **used);
+            Spread::of(used.map(|((timed, content), _)| f(timed, content)))
+        };
+        let rate = |f: &dyn Fn(&Timed, &Content) -> f64| spread(&|t, c| f(t, c) / t.seconds);
+        let all = || counted.iter().map(|(timed, _)| timed.seconds);
+        let all_steps = AllSteps {
+            step_seconds: Spread::of(all()),
+            examples_per_second: Spread::of(all().map(|seconds| examples as f64 / seconds)),
+        };
+        Self {
+            step_seconds: spread(&|timed, _| timed.seconds),
+            examples_per_second: rate(&|_, _| examples as f64),
+            tokens_per_second: rate(&|_, content| content.tokens as f64).median,
+            rows_per_second: rate(&|timed, _| timed.rows as f64).median,
+            tokens_per_step: mean(&|_, content| content.tokens as f64),
+            rows_per_step: mean(&|timed, _| timed.rows as f64),
+            flops_per_step: mean(&|_, content| content.flops),
+            flops_per_second: rate(&|_, content| content.flops).median,
+            all_steps,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_interpolated() {
+        // numpy.percentile([5, 1, 4, 2], [50, 10, 90]).
+        let spread = Spread::of([5.0, 1.0, 4.0, 2.0]);
+        for (found, expected) in [(spread.median, 3.0), (spread.p10, 1.3), (spread.p90, 4.7)] {
+            assert!((found - expected).abs() < 1e-12, "{spread:?}");
+        }
+        assert_eq!(Spread::of([7.0]), Spread { median: 7.0, p10: 7.0, p90: 7.0 });
+    }
+
+    #[test]
+    fn figures_take_times_of_used_steps_and_means_of_all() {
+        let seconds = [1.0, 40.0, 2.0, 4.0];
+        let steps = seconds.map(|seconds| Timed { seconds, rows: 6, loss: 0.0 });
+        let contents = [Content { tokens: 20, flops: 80.0 }, Content { tokens: 40, flops: 160.0 }];
+        let counted: Vec<_> = steps.iter().zip(contents.iter().cycle()).collect();
+        let selection = Selection { used: vec![true, false, true, true], disturbed: 1 };
+        let figures = Figures::new(&counted, &selection, 8);
+        // Percentiles of 1, 2, 4 and of 8/4, 8/2, 8/1.
+        let close = |found: Spread, expected: [f64; 3]| {
+            let found = [found.p10, found.median, found.p90];
+            assert!(
+                found.iter().zip(expected).all(|(x, y)| (x - y).abs() < 1e-12),
+                "{found:?}, {expected:?}"
+            );
+        };
+        close(figures.step_seconds, [1.2, 2.0, 3.6]);
+        close(figures.examples_per_second, [2.4, 4.0, 7.2]);
+        // Of 1, 2, 4, 40 and of 8/40, 8/4, 8/2, 8/1.
+        close(figures.all_steps.step_seconds, [1.3, 3.0, 29.2]);
+        close(figures.all_steps.examples_per_second, [0.74, 3.0, 6.8]);
+        // 20 / 1, 20 / 2, 40 / 4; 6 / 1, 6 / 2, 6 / 4; 80 / 1, 80 / 2, 160 / 4.
+        let rates = (figures.tokens_per_second, figures.rows_per_second, figures.flops_per_second);
+        assert_eq!(rates, (10.0, 3.0, 40.0));
+        let means = (figures.tokens_per_step, figures.rows_per_step, figures.flops_per_step);
+        assert_eq!(means, (30.0, 6.0, 120.0));
+    }
+}
