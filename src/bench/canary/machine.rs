@@ -7,7 +7,9 @@ use crate::ops::packed::{Isa, PANEL, Then};
 use candle_core::DType;
 use half::bf16;
 use std::hint::{black_box, spin_loop};
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// For how long a thread's products are timed, about: long beside the clock's reading and the moment at which threads begin.
@@ -20,20 +22,32 @@ const WARMUP_PART: usize = 2;
 /// How long a thread waits for the others. On an idle machine all of them come within some 50 microseconds.
 const PATIENCE: Duration = Duration::from_millis(1);
 
+/// Bytes of a line of the cache.
+const LINE: usize = 64;
+
 /// The most products of a reading.
 const MAX_ROUNDS: usize = 10_000;
 
-/// Rows, columns and summed values of a product of bf16: 20 KB with the output.
-const BF16_SHAPE: (usize, usize, usize) = (32, 32, 128);
+/// Rows and columns of a product.
+const SIDE: usize = 32;
 
-/// The same of a product in f32: 27 KB.
-const F32_SHAPE: (usize, usize, usize) = (48, 48, 48);
+/// Values that a product of bf16 sums over: 20 KB with the output.
+const BF16_DEPTH: usize = 128;
+
+/// The same for a kernel that widens both operands to f32: 28 KB with what is widened.
+const WIDENED_DEPTH: usize = 64;
+
+/// The same of a product in f32: 16 KB, and 6 KB that `gemm` packs. (27 KB and 9 KB filled a cache of 32 KB, and the rate
+/// depended on addresses by 1.7.)
+const F32_DEPTH: usize = 48;
 
 /// This machine's CPU.
 pub(super) struct Machine {
     product: Product,
     /// Products of a reading on each thread.
     rounds: usize,
+    /// What each thread multiplies: made by the thread itself and kept, since a rate depends on addresses.
+    operands: Vec<Mutex<Option<Operands>>>,
 }
 
 /// What the products of a step go by.
@@ -47,8 +61,24 @@ enum Product {
 
 /// The matrices of a thread.
 enum Operands {
-    Bf16 { isa: Isa, left: Vec<bf16>, right: Vec<Line>, out: Vec<f32> },
-    F32 { left: Vec<f32>, right: Vec<f32>, out: Vec<f32> },
+    Bf16 { isa: Isa, depth: usize, left: Aligned<bf16>, right: Vec<Line>, out: Aligned<f32> },
+    F32 { left: Aligned<f32>, right: Aligned<f32>, out: Aligned<f32> },
+}
+
+/// Values that begin with a line of the cache: vectors that lie across two lines load at half the rate.
+struct Aligned<T> {
+    values: Vec<T>,
+    range: Range<usize>,
+}
+
+/// A thread's part of a reading.
+struct OfThread {
+    rate: f64,
+    started: Instant,
+    ended: Instant,
+    /// Whether all threads came before the products were timed.
+    met: bool,
+    waited: Option<f64>,
 }
 
 impl Machine {
@@ -58,7 +88,7 @@ impl Machine {
             Some(isa) if dtype == DType::BF16 => Product::Bf16(isa),
             _ => Product::F32,
         };
-        Self { product, rounds: rounds(product) }
+        Self { product, rounds: rounds(product), operands: Vec::new() }
     }
 
     /// What it runs.
@@ -72,21 +102,24 @@ impl Machine {
 
 impl RateSource for Machine {
     fn read(&mut self) -> Reading {
-        let (product, rounds) = (self.product, self.rounds);
-        let ready = AtomicUsize::new(0);
-        let readings = rayon::broadcast(|thread| {
-            let mut operands = Operands::new(product);
-            let together = meet(&ready, thread.num_threads());
-            operands.multiply(rounds.div_ceil(WARMUP_PART));
+        self.operands.resize_with(rayon::current_num_threads(), Mutex::default);
+        let (this, ready, warm) = (&*self, AtomicUsize::new(0), AtomicUsize::new(0));
+        let threads = rayon::broadcast(|thread| {
+            let mut slot = this.operands[thread.index()].lock().unwrap_or_else(PoisonError::into_inner);
+            let operands = slot.get_or_insert_with(|| Operands::new(this.product));
+            let came = meet(&ready, thread.num_threads());
+            operands.multiply(this.rounds.div_ceil(WARMUP_PART));
+            let met = meet(&warm, thread.num_threads()) && came;
             let started = Instant::now();
-            operands.multiply(rounds);
-            let rate = rounds as f64 * product.flops() / started.elapsed().as_secs_f64().max(1e-9);
-            (together, rate, waited())
+            operands.multiply(this.rounds);
+            let ended = Instant::now();
+            let rate = this.rounds as f64 * this.product.flops() / (ended - started).as_secs_f64().max(1e-9);
+            OfThread { rate, started, ended, met, waited: waited() }
         });
-        let together = readings.iter().all(|(together, _, _)| *together);
+        let together = threads.iter().all(|thread| thread.met) && overlap(&threads);
         Reading {
-            rates: readings.iter().map(|(_, rate, _)| if together { *rate } else { 0.0 }).collect(),
-            waited: readings.iter().map(|(_, _, waited)| *waited).collect::<Option<_>>().unwrap_or_default(),
+            rates: threads.iter().map(|thread| if together { thread.rate } else { 0.0 }).collect(),
+            waited: threads.iter().map(|thread| thread.waited).collect::<Option<_>>().unwrap_or_default(),
         }
     }
 }
@@ -102,6 +135,16 @@ fn meet(ready: &AtomicUsize, threads: usize) -> bool {
         spin_loop();
     }
     true
+}
+
+/// Whether all threads multiplied at the same time for at least nine tenths of the time of the fastest one. Threads on one core
+/// that multiply one after another are each faster than they are together, which would pass for the fastest rate.
+fn overlap(threads: &[OfThread]) -> bool {
+    let (last_start, first_end) =
+        (threads.iter().map(|thread| thread.started).max(), threads.iter().map(|thread| thread.ended).min());
+    let (Some(last_start), Some(first_end)) = (last_start, first_end) else { return false };
+    let shortest = threads.iter().map(|thread| thread.ended - thread.started).min().unwrap_or_default();
+    10 * first_end.saturating_duration_since(last_start) >= 9 * shortest
 }
 
 /// Products that take about [`TIMED`].
@@ -125,34 +168,36 @@ fn waited() -> Option<f64> {
 }
 
 impl Product {
+    /// Values that it sums over.
+    fn depth(self) -> usize {
+        match self {
+            Self::Bf16(isa) if isa.name() == "avx512f" => WIDENED_DEPTH,
+            Self::Bf16(_) => BF16_DEPTH,
+            Self::F32 => F32_DEPTH,
+        }
+    }
+
     /// Floating-point operations of a product.
     fn flops(self) -> f64 {
-        let (rows, columns, depth) = match self {
-            Self::Bf16(_) => BF16_SHAPE,
-            Self::F32 => F32_SHAPE,
-        };
-        2.0 * (rows * columns * depth) as f64
+        2.0 * (SIDE * SIDE * self.depth()) as f64
     }
 }
 
 impl Operands {
-    /// Made by the thread that uses them, so that their lines are in its cache alone.
     fn new(product: Product) -> Self {
+        let (depth, out) = (product.depth(), Aligned::new(0.0, SIDE * SIDE));
         match product {
             Product::Bf16(isa) => {
-                let (rows, columns, depth) = BF16_SHAPE;
                 let (values, stride) = (vec![bf16::ONE; PANEL * depth], depth / 2 + 1);
-                let mut right = vec![Line::ZERO; columns / PANEL * stride];
+                let mut right = vec![Line::ZERO; SIDE / PANEL * stride];
                 for panel in right.chunks_mut(stride) {
                     kernel::pack_rows(isa, &values, depth, PANEL, depth, panel);
                 }
-                let left = vec![bf16::ONE; rows * depth];
-                Self::Bf16 { isa, left, right, out: vec![0.0; rows * columns] }
+                Self::Bf16 { isa, depth, left: Aligned::new(bf16::ONE, SIDE * depth), right, out }
             }
             Product::F32 => {
-                let (rows, columns, depth) = F32_SHAPE;
-                let (left, right) = (vec![1.0; rows * depth], vec![1.0; depth * columns]);
-                Self::F32 { left, right, out: vec![0.0; rows * columns] }
+                let (left, right) = (Aligned::new(1.0, SIDE * depth), Aligned::new(1.0, depth * SIDE));
+                Self::F32 { left, right, out }
             }
         }
     }
@@ -161,13 +206,13 @@ impl Operands {
     fn multiply(&mut self, times: usize) {
         for _ in 0..times {
             match self {
-                Self::Bf16 { isa, left, right, out } => {
-                    let (rows, columns, depth) = BF16_SHAPE;
-                    let right = Panels::new(right, depth / 2 + 1);
-                    let mut block = Out::new(out, rows, columns, columns);
-                    kernel::block(*isa, Left::rows(left, depth), right, depth, &mut block, Then::WRITE);
+                Self::Bf16 { isa, depth, left, right, out } => {
+                    let right = Panels::new(right, *depth / 2 + 1);
+                    let mut block = Out::new(out.slice_mut(), SIDE, SIDE, SIDE);
+                    let left = Left::rows(left.slice(), *depth);
+                    kernel::block(*isa, left, right, *depth, &mut block, Then::WRITE);
                 }
-                Self::F32 { left, right, out } => multiply_f32(left, right, out),
+                Self::F32 { left, right, out } => multiply_f32(left.slice(), right.slice(), out.slice_mut()),
             }
             black_box(self.out());
         }
@@ -175,23 +220,38 @@ impl Operands {
 
     fn out(&self) -> &[f32] {
         match self {
-            Self::Bf16 { out, .. } | Self::F32 { out, .. } => out,
+            Self::Bf16 { out, .. } | Self::F32 { out, .. } => out.slice(),
         }
     }
 }
 
-/// `out = left right`, on this thread, all of [`F32_SHAPE`].
+impl<T: Copy> Aligned<T> {
+    fn new(value: T, n: usize) -> Self {
+        let values = vec![value; n + LINE / size_of::<T>()];
+        let first = values.as_ptr().align_offset(LINE);
+        Self { values, range: first..first + n }
+    }
+
+    fn slice(&self) -> &[T] {
+        &self.values[self.range.clone()]
+    }
+
+    fn slice_mut(&mut self) -> &mut [T] {
+        &mut self.values[self.range.clone()]
+    }
+}
+
+/// `out [SIDE, SIDE] = left [SIDE, F32_DEPTH] right [F32_DEPTH, SIDE]`, on this thread.
 fn multiply_f32(left: &[f32], right: &[f32], out: &mut [f32]) {
-    let (rows, columns, depth) = F32_SHAPE;
-    assert_eq!((left.len(), right.len(), out.len()), (rows * depth, depth * columns, rows * columns));
+    assert_eq!((left.len(), right.len(), out.len()), (SIDE * F32_DEPTH, F32_DEPTH * SIDE, SIDE * SIDE));
     // SAFETY: the slices have the elements of the shapes, and `out` is borrowed mutably.
     unsafe {
         cpu::gemm(
-            F32_SHAPE,
-            Mat::rows(out.as_mut_ptr(), columns),
+            (SIDE, SIDE, F32_DEPTH),
+            Mat::rows(out.as_mut_ptr(), SIDE),
             false,
-            Mat::rows(left.as_ptr(), depth),
-            Mat::rows(right.as_ptr(), columns),
+            Mat::rows(left.as_ptr(), F32_DEPTH),
+            Mat::rows(right.as_ptr(), SIDE),
             1.0,
             false,
         );
@@ -204,12 +264,13 @@ mod tests {
 
     #[test]
     fn operands_multiply_ones_in_every_way_that_there_is() {
-        let bf16 = Isa::all().iter().map(|isa| (Product::Bf16(*isa), BF16_SHAPE));
-        for (product, (rows, columns, depth)) in bf16.chain([(Product::F32, F32_SHAPE)]) {
+        let bf16 = Isa::all().iter().map(|isa| Product::Bf16(*isa));
+        for product in bf16.chain([Product::F32]) {
             let mut operands = Operands::new(product);
             operands.multiply(2);
-            assert_eq!(operands.out(), vec![depth as f32; rows * columns]);
-            assert_eq!(product.flops(), 2.0 * (rows * columns * depth) as f64);
+            assert_eq!(operands.out(), [product.depth() as f32; SIDE * SIDE]);
+            assert!(operands.out().as_ptr().addr().is_multiple_of(LINE));
+            assert_eq!(product.flops(), 2.0 * (32 * 32 * product.depth()) as f64);
         }
     }
 
@@ -235,6 +296,33 @@ mod tests {
     fn work_names_the_products_of_the_dtype() {
         assert_eq!(Machine::new(DType::F32).work(), "gemm");
         assert_eq!(Machine::new(DType::BF16).work(), Isa::best().map_or("gemm", Isa::name));
+    }
+
+    #[test]
+    fn overlap_is_of_all_threads_and_most_of_the_shortest_time() {
+        let begun = Instant::now();
+        let overlapping = |times: &[(u64, u64)]| {
+            let instant = |millis| begun + Duration::from_millis(millis);
+            let thread = |&(started, ended): &(u64, u64)| OfThread {
+                rate: 1.0,
+                started: instant(started),
+                ended: instant(ended),
+                met: true,
+                waited: None,
+            };
+            overlap(&times.iter().map(thread).collect::<Vec<_>>())
+        };
+        for (times, expected) in [
+            (&[(0, 100), (1, 101), (0, 400)][..], true),
+            (&[(0, 100), (10, 110)], true),
+            (&[(0, 100), (11, 111)], false),
+            // One after another.
+            (&[(0, 100), (120, 220)], false),
+            (&[(0, 100), (0, 100), (82, 102)], true),
+            (&[(0, 100), (0, 100), (83, 103)], false),
+        ] {
+            assert_eq!(overlapping(times), expected, "{times:?}");
+        }
     }
 
     #[test]
