@@ -85,7 +85,7 @@ impl Bench<'_> {
             steps.iter().zip(contents.iter().cycle()).skip(self.warmup).collect();
         let (selection, canary) = match self.canary {
             Some(canary) => {
-                let (readings, seconds) = ran.from_step(self.warmup);
+                let (readings, seconds) = ran.steps_from(self.warmup);
                 (canary.select(readings, &seconds), canary.seen(readings, &seconds))
             }
             None => (Selection { used: vec![true; counted.len()], disturbed: 0 }, None),
@@ -131,7 +131,7 @@ impl Bench<'_> {
         });
         let times = profile::finish();
         let (ran, times) = (outcome?, times?);
-        let (readings, seconds) = ran.from_step(1);
+        let (readings, seconds) = ran.steps_from(1);
         let total: f64 = seconds.iter().sum();
         let share = |op: &str, seconds: f64, calls: u64| OpShare {
             op: op.to_owned(),
@@ -246,7 +246,7 @@ struct Ran {
 
 impl Ran {
     /// The readings around the steps from `first` on, and the times of these.
-    fn from_step(&self, first: usize) -> (&[Reading], Vec<f64>) {
+    fn steps_from(&self, first: usize) -> (&[Reading], Vec<f64>) {
         let seconds = self.steps[first..].iter().map(|step| step.seconds).collect();
         (self.readings.get(first..).unwrap_or_default(), seconds)
     }
