@@ -10,7 +10,7 @@ use crate::model::{
 };
 use crate::ops::packed::Isa;
 use crate::serve::client::Limits;
-use crate::tune::{self, Budget, MemoryPlan, RowRange, Work};
+use crate::tune::{self, BackwardWeights, Budget, MemoryPlan, RowRange, Work};
 use crate::{Error, Result};
 use candle_core::utils::{cuda_is_available, metal_is_available};
 use candle_core::{DType, Device, Tensor};
@@ -215,7 +215,8 @@ fn row_range(configured: usize, on_cpu: bool) -> RowRange {
     }
 }
 
-/// As [`plan`], of a run over `train` behind `virtual_tokens` in a model that is on its device.
+/// As [`plan`], of a run over `train` behind `virtual_tokens` in a model that is on its device. A second copy of the model's
+/// weights is made if the plan says so; what does not tune makes none.
 ///
 /// # Errors
 /// The device's.
@@ -229,9 +230,19 @@ pub fn plan_run(
         warm_up(model, train, virtual_tokens)?;
     }
     let dtypes = Dtypes { weights: model.embedding().dtype(), activations: model.dtype() };
-    let memory = TuningMemory::of(model.config(), dtypes, model.device().location());
+    let mut memory = TuningMemory::of(model.config(), dtypes, model.device().location());
+    memory.has_transposes = memory.transposes > 0 && model.has_transposes();
     let work = Work::of(train, virtual_tokens, options.batch_size * options.accumulate_steps);
-    plan(options, &memory, &work, model.device(), true)
+    let plan = plan(options, &memory, &work, model.device(), true)?;
+    copy_weights(model, &plan);
+    Ok(plan)
+}
+
+/// Makes the second copy of the weights that a plan has room for.
+fn copy_weights(model: &Granite, plan: &MemoryPlan) {
+    if let BackwardWeights::Copied { is_packed: false, .. } = plan.backward_weights {
+        model.pack_transposes();
+    }
 }
 
 /// Takes one example through the model and back, so that kernels, cuBLAS's own among them, are loaded before anybody asks how
@@ -323,68 +334,4 @@ pub fn dataset(file: &str, options: &DataOptions) -> Result<Dataset> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn warm_up_takes_the_shortest_example_and_minds_no_shortage() {
-        use crate::device::{Work, faults};
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/granite");
-        let bare = Checkpoint::open_without_tokenizer(&path).unwrap();
-        let dtypes = granite::dtypes(DType::F32, &Device::Cpu).unwrap();
-        let model = Granite::load(&bare.config, &bare.weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap();
-        let example = |n: usize| Example { input: vec![3; n], target: vec![5, 6], line: 1 };
-        let train = [example(9), example(4), example(7)];
-        let seen = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
-        let rows = seen.clone();
-        let fails = move |work: Work, n: usize| {
-            rows.borrow_mut().push((work, n));
-            rows.borrow().len() > 1
-        };
-        faults::with(fails, || {
-            warm_up(&model, &train, 3).unwrap();
-            warm_up(&model, &train, 3).unwrap();
-            warm_up(&model, &[], 3).unwrap();
-        });
-        assert_eq!(*seen.borrow(), [(Work::Pass, 3 + 4 + 1); 2], "the second ran out of memory");
-    }
-
-    fn broken(_: usize) -> Result<Chosen> {
-        Err(Error::Invalid("CUDA_ERROR_NO_DEVICE".into()))
-    }
-
-    fn working(index: usize) -> Result<Chosen> {
-        Ok(Chosen { device: Device::Cpu, warnings: vec![format!("GPU {index}")] })
-    }
-
-    #[test]
-    fn choose_auto_takes_the_cpu_with_a_warning_if_the_gpu_does_not_work() {
-        let chosen = choose(DeviceChoice::Auto, Some(&broken), None).unwrap();
-        assert!(chosen.device.is_cpu());
-        let [warning] = &chosen.warnings[..] else { panic!("{:?}", chosen.warnings) };
-        assert!(warning.contains("CUDA_ERROR_NO_DEVICE") && warning.contains("--device cpu"), "{warning}");
-        assert_eq!(choose(DeviceChoice::Auto, Some(&working), None).unwrap().warnings, ["GPU 0"]);
-        assert!(choose(DeviceChoice::Auto, None, None).unwrap().warnings.is_empty());
-        assert_eq!(choose(DeviceChoice::Auto, Some(&broken), Some(&working)).unwrap().warnings, ["GPU 0"]);
-    }
-
-    #[test]
-    fn row_range_exceeds_no_configured_limit() {
-        assert_eq!(row_range(0, true), RowRange { full: 512, most: 512 });
-        assert_eq!(row_range(0, false), RowRange { full: 2048, most: 10_240 });
-        for on_cpu in [true, false] {
-            assert_eq!(row_range(8192, on_cpu), RowRange { full: 8192, most: 8192 });
-        }
-    }
-
-    #[test]
-    fn choose_a_named_gpu_fails_if_it_does_not_work() {
-        let message = |choice, cuda| choose(choice, cuda, None).unwrap_err().to_string();
-        assert_eq!(message(DeviceChoice::Cuda(0), Some(&broken)), "CUDA_ERROR_NO_DEVICE");
-        assert!(message(DeviceChoice::Cuda(0), None).contains("--features cuda"));
-        assert!(message(DeviceChoice::Metal, Some(&working)).contains("--features metal"));
-        let second = choose(DeviceChoice::Cuda(1), Some(&working), None).unwrap();
-        assert_eq!(second.warnings, ["GPU 1"]);
-        assert!(choose(DeviceChoice::Cpu, Some(&working), None).unwrap().warnings.is_empty());
-    }
-}
+mod tests;

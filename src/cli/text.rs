@@ -1,7 +1,7 @@
 //! Numbers and tables for people.
 
 pub use gneiss::text::bytes;
-use gneiss::tune::MemoryPlan;
+use gneiss::tune::{BackwardWeights, MemoryPlan};
 
 /// A plan in two lines: what it may take and takes, and how.
 pub fn plan(plan: &MemoryPlan) -> [String; 2] {
@@ -12,10 +12,17 @@ pub fn plan(plan: &MemoryPlan) -> [String; 2] {
         (Some(n), false) => format!("{} free", size(n)),
     };
     let weights = if plan.budget.with_weights { "" } else { " (loaded)" };
+    let (copy, transposed) = match plan.backward_weights {
+        BackwardWeights::Shared => (String::new(), ""),
+        BackwardWeights::Copied { bytes, .. } => (format!(", their transposes {}", size(bytes)), ""),
+        BackwardWeights::TransposedEachTime => {
+            (String::new(), "; no room for the weights' transposes, which each backward product makes again")
+        }
+    };
     let limits = plan.limits;
     [
         format!(
-            "{budget}; weights {}{weights}, tape {}, workspace {}, prompt {}, reserve {}",
+            "{budget}; weights {}{weights}{copy}, tape {}, workspace {}, prompt {}, reserve {}",
             size(plan.weights),
             size(plan.tape),
             size(plan.workspace),
@@ -23,7 +30,7 @@ pub fn plan(plan: &MemoryPlan) -> [String; 2] {
             size(plan.reserve)
         ),
         format!(
-            "{} rows a pass at most, {} of {} blocks recomputed",
+            "{} rows a pass at most, {} of {} blocks recomputed{transposed}",
             limits.max_rows, limits.recompute, plan.blocks
         ),
     ]

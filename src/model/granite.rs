@@ -46,6 +46,13 @@ pub(super) struct Block {
     pub(super) down: Linear,
 }
 
+impl Block {
+    /// All layers with a weight matrix.
+    fn layers(&self) -> [&Linear; 4] {
+        [&self.qkv, &self.o, &self.gate_up, &self.down]
+    }
+}
+
 /// The weights of a whole model.
 pub(super) struct Parts {
     /// [V, C].
@@ -219,9 +226,20 @@ impl Granite {
         &self.embedding
     }
 
-    /// Bytes of the frozen weights, a padded head's zeros included; a tied head counts once.
+    /// Packs the transposes of the blocks' weights too, which the backward pass on a CPU with AMX multiplies by. A head's is not
+    /// among them: few rows pass through it.
+    pub(crate) fn pack_transposes(&self) {
+        self.blocks.iter().flat_map(Block::layers).for_each(Linear::pack_transpose);
+    }
+
+    /// Whether the transposes of the blocks' weights are packed.
+    pub(crate) fn has_transposes(&self) -> bool {
+        self.blocks.iter().flat_map(Block::layers).all(Linear::has_transpose)
+    }
+
+    /// Bytes of the frozen weights, a padded head's zeros and packed transposes included; a tied head counts once.
     pub fn weight_bytes(&self) -> usize {
-        let of_block = |b: &Block| b.qkv.bytes() + b.o.bytes() + b.gate_up.bytes() + b.down.bytes();
+        let of_block = |block: &Block| block.layers().map(Linear::bytes).iter().sum::<usize>();
         let embedding = match self.config.tie_word_embeddings {
             true => 0,
             false => self.embedding.elem_count() * self.embedding.dtype().size_in_bytes(),

@@ -88,6 +88,19 @@ impl Linear {
         Self::packed(panels, self.bias.clone())
     }
 
+    /// Packs the transpose of a packed weight too, for [`Linear::backward`] and for all layers of [`Linear::rows`]; nothing if the
+    /// weight is not packed.
+    pub(crate) fn pack_transpose(&self) {
+        if let Weight::Packed(panels) = &self.weight {
+            panels.pack_transpose();
+        }
+    }
+
+    /// Whether the transpose is packed.
+    pub(crate) fn has_transpose(&self) -> bool {
+        matches!(&self.weight, Weight::Packed(panels) if panels.has_transpose())
+    }
+
     /// The layer with output features of zeros behind its own, so that their number is a multiple of `multiple`; as it
     /// is where the CPU computes, whose products take any width alike.
     pub(crate) fn padded(self, multiple: usize) -> Result<Self> {
@@ -146,7 +159,7 @@ impl Linear {
         if bf16 && activations == DType::F32 { DType::BF16 } else { activations }
     }
 
-    /// Bytes that weight and bias take.
+    /// Bytes that weight and bias take, and the weight's transpose if it is packed.
     pub fn bytes(&self) -> usize {
         let of = |t: &Tensor| t.elem_count() * t.dtype().size_in_bytes();
         let weight = match &self.weight {

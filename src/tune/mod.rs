@@ -12,7 +12,7 @@ pub mod trainer;
 
 pub use objective::{Objective, evaluate, evaluate_of, gradient, gradient_of};
 pub use observer::{EpochRecord, Observer, StepRecord};
-pub use plan::{Budget, Limits, MemoryPlan, RowRange, Work};
+pub use plan::{BackwardWeights, Budget, Limits, MemoryPlan, RowRange, Work};
 pub use range_test::{RangePoint, RangeTest, range_test};
 pub use state::{Mark, Position, State, epoch_order};
 pub use trainer::{Ended, Kept, Task, Trainer};

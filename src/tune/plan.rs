@@ -144,6 +144,32 @@ pub struct RowRange {
     pub most: usize,
 }
 
+/// What the backward pass reads of the blocks' frozen weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackwardWeights {
+    /// What the forward pass reads; no product here gains by a second copy.
+    Shared,
+    /// A second copy, packed as transposes.
+    Copied {
+        /// Its bytes.
+        bytes: usize,
+        /// Whether it is in memory already.
+        is_packed: bool,
+    },
+    /// What the forward pass reads, transposed again in each product: a second copy does not fit.
+    TransposedEachTime,
+}
+
+impl BackwardWeights {
+    /// Bytes of the second copy.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::Copied { bytes, .. } => bytes,
+            Self::Shared | Self::TransposedEachTime => 0,
+        }
+    }
+}
+
 /// How a run fits into the memory it may take; bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryPlan {
@@ -151,6 +177,8 @@ pub struct MemoryPlan {
     pub budget: Budget,
     /// Of the frozen weights.
     pub weights: usize,
+    /// What the backward pass reads of them.
+    pub backward_weights: BackwardWeights,
     /// Of the largest pass's tape.
     pub tape: usize,
     /// Of the backward pass beside it.
@@ -166,8 +194,19 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// The plan that costs the least time of those that fit into `budget`; the smallest where none does.
+    /// The plan that costs the least time of those that fit into `budget`; the smallest where none does. A second copy of the
+    /// weights saves less time a byte than the tape of a block, so it gets what memory is left.
     pub fn new(memory: &TuningMemory, work: &Work, budget: Budget, rows: RowRange) -> Self {
+        let plan = Self::with_one_copy(memory, work, budget, rows);
+        if plan.backward_weights != BackwardWeights::TransposedEachTime {
+            return plan;
+        }
+        let backward_weights = BackwardWeights::Copied { bytes: memory.transposes, is_packed: false };
+        Some(Self { backward_weights, ..plan }).filter(Self::fits).unwrap_or(plan)
+    }
+
+    /// As [`MemoryPlan::new`], but no copy of the weights is made.
+    fn with_one_copy(memory: &TuningMemory, work: &Work, budget: Budget, rows: RowRange) -> Self {
         let all = memory.most_recomputed();
         let at = |max_rows: usize, recompute: usize| {
             Self::at(memory, work, budget, Limits { max_rows: max_rows.max(1), recompute })
@@ -190,6 +229,11 @@ impl MemoryPlan {
         Self {
             budget,
             weights: memory.weights,
+            backward_weights: match (memory.transposes, memory.has_transposes) {
+                (0, _) => BackwardWeights::Shared,
+                (_, false) => BackwardWeights::TransposedEachTime,
+                (bytes, true) => BackwardWeights::Copied { bytes, is_packed: true },
+            },
             tape,
             workspace,
             prompt: work.virtual_tokens * memory.prompt_per_token,
@@ -202,7 +246,11 @@ impl MemoryPlan {
     /// Bytes that have to fit into the budget.
     pub fn total(&self) -> usize {
         let weights = if self.budget.with_weights { self.weights } else { 0 };
-        weights + self.tape + self.workspace + self.prompt + self.reserve
+        let copy = match self.backward_weights {
+            BackwardWeights::Copied { is_packed: true, .. } if !self.budget.with_weights => 0,
+            other => other.bytes(),
+        };
+        weights + copy + self.tape + self.workspace + self.prompt + self.reserve
     }
 
     /// Bytes beyond the budget; 0 where the plan fits.

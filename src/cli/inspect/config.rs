@@ -123,8 +123,9 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<ConfigReport>
     let at = |what, rows: usize, targets: usize| {
         let (tape, workspace) =
             (memory.tape(rows, targets, recompute), memory.workspace(rows, targets, recompute));
-        let total = memory.weights + tape + workspace + plan.prompt;
-        Memory { what, rows, weights: memory.weights, tape, workspace, prompt: plan.prompt, total }
+        let weights = memory.weights + plan.backward_weights.bytes();
+        let total = weights + tape + workspace + plan.prompt;
+        Memory { what, rows, weights, tape, workspace, prompt: plan.prompt, total }
     };
     let (rows, targets) = batches.largest;
     let targets_at_most = (max_rows as f64 * batches.target_share).ceil() as usize;

@@ -70,16 +70,26 @@ impl Isa {
     }
 
     /// What a task costs beside its products, by the instructions that each takes: a line is turned in 5 cycles, and
-    /// widened in 4; `vdpbf16ps` reads the left operand where it lies; AMX copies it into tiles, and makes 16 products of
-    /// a line and a row a cycle.
-    pub(super) fn costs(self) -> Costs {
+    /// widened in 4; `vdpbf16ps` reads the left operand where it lies. `None` for AMX, which cuts its products otherwise.
+    pub(super) fn costs(self) -> Option<Costs> {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Kind::Fma => Costs { panels: 24, copy: 0.4, turn: 9.0 },
+            Kind::Fma => Some(Costs { panels: 24, copy: 0.4, turn: 9.0 }),
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 => Costs { panels: 4, copy: 0.0, turn: 5.0 },
+            Kind::Avx512 => Some(Costs { panels: 4, copy: 0.0, turn: 5.0 }),
             #[cfg(target_arch = "x86_64")]
-            Kind::Amx => Costs { panels: 16, copy: 2.0, turn: 80.0 },
+            Kind::Amx => None,
+        }
+    }
+
+    /// Whether products with the transpose of a weight are faster if it is packed too ([`super::Panels::pack_transpose`]):
+    /// with AMX, whose products are so fast that packing it on the way shows.
+    pub(crate) fn reads_packed_transposes(self) -> bool {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Fma | Kind::Avx512 => false,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Amx => true,
         }
     }
 

@@ -9,10 +9,14 @@
 //!
 //! That is the order in which `vdpbf16ps` (16 lanes, a pair each) and AMX's `tdpbf16ps` (tiles of 16 lines) take
 //! their right operand, and from which `vfmadd231ps` gets it by a shift and a mask ([`Isa`] says which is taken); the left
-//! operand is read where it lies, row by row. `dx = dy W` sums over rows of `W`, so
-//! its panels hold pairs of rows: each task turns the blocks that it needs, 16 by 32 values at a time in registers,
-//! which costs about 5 cycles a line that is then used once a row of `dy`.
+//! operand is read where it lies, row by row, but for AMX, which packs it into tiles. `dx = dy W` sums over rows of `W`, so
+//! its panels hold pairs of rows: each task transposes the blocks that it needs, 16 by 32 values at a time in registers,
+//! which costs about 5 cycles a line that is then used once a row of `dy`. For AMX the transpose of `W` may be packed too.
+//!
+//! `amx` has the products on AMX, this file those of the other instructions.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod isa;
 pub(crate) mod kernel;
 mod panels;
@@ -71,9 +75,14 @@ pub(crate) fn forward<O: Element>(isa: Isa, x: &[bf16], w: Right, out: &mut [O],
     }
     let m = out.len() / n.max(1);
     assert_eq!((x.len(), out.len()), (m * k, m * n), "x and out of a product of {m} rows with [{n}, {k}]");
-    tasks(isa, out, n, then.add, |mut out, scratch| {
+    let Some(costs) = isa.costs() else {
+        #[cfg(target_arch = "x86_64")]
+        amx::forward::<kernel::amx::Hardware, O>(isa, x, w, out, then);
+        return;
+    };
+    tasks(costs, out, n, then.add, |mut out, scratch| {
         let left = Left::rows(x, k).from(out.rows.start, 0);
-        for depth in blocks(isa, k) {
+        for depth in blocks(costs, k) {
             let right = match w {
                 Right::Panels(panels) => panels.operand(out.columns.start / PANEL).from(0, depth.start / 2),
                 Right::Rows(values, _) => {
@@ -103,11 +112,16 @@ pub(crate) fn backward<O: Element>(isa: Isa, dy: &[bf16], w: Right, out: &mut [O
     }
     let m = out.len() / k.max(1);
     assert_eq!((dy.len(), out.len()), (m * n, m * k), "dy and out of a product of {m} rows with [{n}, {k}]");
+    let Some(costs) = isa.costs() else {
+        #[cfg(target_arch = "x86_64")]
+        amx::backward::<kernel::amx::Hardware, O>(isa, dy, w, out, then);
+        return;
+    };
     // Panels are turned a step of columns, which are two panels, at a time.
-    tasks(isa, out, k, then.add, |mut out, scratch| {
+    tasks(costs, out, k, then.add, |mut out, scratch| {
         let left = Left::rows(dy, n).from(out.rows.start, 0);
         let columns = out.columns.clone();
-        for depth in blocks(isa, n) {
+        for depth in blocks(costs, n) {
             let stride = depth.len().next_multiple_of(STEP) / 2 + 1;
             let scratch = first(scratch, out.columns.len().next_multiple_of(STEP) / PANEL * stride);
             match w {
@@ -173,7 +187,7 @@ fn clear_half_step(depth: usize, panels: &mut [Line], panel_stride: usize) {
 /// Cuts `out`, rows of `width` elements, into blocks for the threads that there are, and runs `f` on each, in f32 and with
 /// what it holds where `load` is set, with lines that belong to its thread.
 fn tasks<O: Element>(
-    isa: Isa,
+    costs: Costs,
     out: &mut [O],
     width: usize,
     load: bool,
@@ -182,8 +196,7 @@ fn tasks<O: Element>(
     thread_local! {
         static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
     }
-    let (rows, columns) =
-        task(out.len() / width, width.div_ceil(PANEL), isa.costs(), rayon::current_num_threads());
+    let (rows, columns) = task(out.len() / width, width.div_ceil(PANEL), costs, rayon::current_num_threads());
     Out::blocks(out, width, rows, columns * PANEL).for_each(|block| {
         O::in_f32(block, load, |block| SCRATCH.with_borrow_mut(|scratch| f(block, scratch)))
     });
@@ -211,9 +224,9 @@ fn task(m: usize, panels: usize, costs: Costs, threads: usize) -> (usize, usize)
 
 /// Cuts the values that a product sums over such that the widest task's panels of them fill half of the second-level
 /// cache. The cuts are the same for every task, so that sums do not depend on how many threads there are.
-fn blocks(isa: Isa, depth: usize) -> impl Iterator<Item = Range<usize>> {
+fn blocks(costs: Costs, depth: usize) -> impl Iterator<Item = Range<usize>> {
     let cache = gemm_common::cache::CACHE_INFO[1].cache_bytes;
-    let most = (cache / 2 / (isa.costs().panels * PANEL * size_of::<bf16>()) / STEP * STEP).max(STEP);
+    let most = (cache / 2 / (costs.panels * PANEL * size_of::<bf16>()) / STEP * STEP).max(STEP);
     let size = depth.div_ceil(depth.div_ceil(most).max(1)).next_multiple_of(STEP);
     // A product over nothing is zero, which has to be written.
     (0..depth.max(1)).step_by(size.max(1)).map(move |start| start..(start + size).min(depth))

@@ -6,18 +6,27 @@ use half::bf16;
 use rayon::prelude::*;
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// A matrix [n, k] of bf16 in panels of 16 rows; clones share them.
 #[derive(Clone)]
 pub(crate) struct Panels {
-    isa: Isa,
-    lines: Arc<Vec<Line>>,
-    /// Lines of a panel.
-    stride: usize,
+    matrix: Arc<Matrix>,
+    /// The first panel.
     first: usize,
     n: usize,
+}
+
+/// A whole matrix.
+struct Matrix {
+    isa: Isa,
+    n: usize,
     k: usize,
+    lines: Vec<Line>,
+    /// Lines of a panel.
+    stride: usize,
+    /// The transpose [k, n], a panel for each 16 columns of the matrix; see [`Panels::pack_transpose`].
+    transpose: OnceLock<Vec<Line>>,
 }
 
 impl Panels {
@@ -39,27 +48,46 @@ impl Panels {
             kernel::pack_rows(isa, rows, k, range.len(), k, lines);
             Ok(())
         })?;
-        Ok(Self { isa, lines: Arc::new(lines), stride, first: 0, n, k })
+        let matrix = Matrix { isa, n, k, lines, stride, transpose: OnceLock::new() };
+        Ok(Self { matrix: Arc::new(matrix), first: 0, n })
     }
 
     /// Rows and columns.
     pub(crate) fn dims(&self) -> (usize, usize) {
-        (self.n, self.k)
+        (self.n, self.matrix.k)
     }
 
     /// The instructions that it is packed for.
     pub(crate) fn isa(&self) -> Isa {
-        self.isa
+        self.matrix.isa
     }
 
-    /// Bytes that its rows take.
+    /// Packs the transpose too, by which [`super::backward`] on AMX is as fast as [`super::forward`]; for all that share the
+    /// panels.
+    pub(crate) fn pack_transpose(&self) {
+        self.matrix.transpose.get_or_init(|| self.matrix.transposed());
+    }
+
+    /// Whether the transpose is packed.
+    pub(crate) fn has_transpose(&self) -> bool {
+        self.matrix.transpose.get().is_some()
+    }
+
+    /// Bytes that its rows take, in the transpose too if there is one.
     pub(crate) fn bytes(&self) -> usize {
-        Self::bytes_of(self.n, self.k)
+        let k = self.matrix.k;
+        let transpose = self.matrix.transpose.get().map_or(0, |_| Self::transpose_bytes_of(self.n, k));
+        Self::bytes_of(self.n, k) + transpose
     }
 
     /// Bytes that a matrix [n, k] takes.
     pub(crate) fn bytes_of(n: usize, k: usize) -> usize {
         n.div_ceil(PANEL) * stride(k) * size_of::<Line>()
+    }
+
+    /// Bytes that the transpose of a matrix [n, k] takes.
+    pub(crate) fn transpose_bytes_of(n: usize, k: usize) -> usize {
+        transpose_panels(k) * stride(n) * size_of::<Line>()
     }
 
     /// The rows of `range` without a copy; `None` where they do not begin with a panel.
@@ -71,10 +99,11 @@ impl Panels {
 
     /// Row by row.
     pub(crate) fn unpack(&self) -> Vec<bf16> {
-        let mut rows = vec![bf16::ZERO; self.n * self.k];
-        rows.par_chunks_mut((PANEL * self.k).max(1)).enumerate().for_each(|(panel, rows)| {
+        let k = self.matrix.k;
+        let mut rows = vec![bf16::ZERO; self.n * k];
+        rows.par_chunks_mut((PANEL * k).max(1)).enumerate().for_each(|(panel, rows)| {
             let lines = self.lines(panel);
-            for (row, values) in rows.chunks_mut(self.k).enumerate() {
+            for (row, values) in rows.chunks_mut(k).enumerate() {
                 values
                     .chunks_mut(2)
                     .zip(lines)
@@ -86,18 +115,51 @@ impl Panels {
 
     /// Lines from a panel to the next one.
     pub(super) fn stride(&self) -> usize {
-        self.stride
+        self.matrix.stride
     }
 
     /// The panel `panel`.
     pub(super) fn lines(&self, panel: usize) -> &[Line] {
-        &self.lines[(self.first + panel) * self.stride..][..self.stride]
+        &self.matrix.lines[(self.first + panel) * self.matrix.stride..][..self.matrix.stride]
     }
 
     /// All panels from `panel` on, as the kernels read them.
     pub(super) fn operand(&self, panel: usize) -> kernel::Panels<'_> {
-        kernel::Panels::new(&self.lines[(self.first + panel) * self.stride..], self.stride)
+        let stride = self.matrix.stride;
+        kernel::Panels::new(&self.matrix.lines[(self.first + panel) * stride..], stride)
     }
+
+    /// All panels of the transpose, as the kernels read them; `None` if it is not packed, or its last step would hold values
+    /// of rows that are not these.
+    pub(super) fn transpose(&self) -> Option<kernel::Panels<'_>> {
+        let lines = self.matrix.transpose.get()?;
+        let ends_with_matrix =
+            self.first * PANEL + self.n == self.matrix.n && (self.first * PANEL).is_multiple_of(STEP);
+        (self.n.is_multiple_of(STEP) || ends_with_matrix).then(|| {
+            kernel::Panels::new(lines.get(self.first * PANEL / 2..).unwrap_or(&[]), stride(self.matrix.n))
+        })
+    }
+}
+
+impl Matrix {
+    fn transposed(&self) -> Vec<Line> {
+        let Self { isa, n, k, lines, stride: from_stride, .. } = self;
+        let stride = stride(*n);
+        let mut transpose = vec![Line::ZERO; transpose_panels(*k) * stride];
+        transpose.par_chunks_mut(2 * stride).enumerate().for_each(|(step, to)| {
+            let columns = STEP.min(k - step * STEP);
+            for panel in 0..n.div_ceil(PANEL) {
+                let from = &lines[panel * from_stride + step * STEP / 2..];
+                kernel::turn(*isa, from, *from_stride, columns, &mut to[panel * PANEL / 2..], stride);
+            }
+        });
+        transpose
+    }
+}
+
+/// Panels of the transpose of a matrix of `k` columns: an even number.
+fn transpose_panels(k: usize) -> usize {
+    k.next_multiple_of(STEP) / PANEL
 }
 
 /// Lines of a panel of `k` columns. One more than there are steps for: panels whose distance is a power of two would
@@ -108,6 +170,7 @@ fn stride(k: usize) -> usize {
 
 impl fmt::Debug for Panels {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Panels([{}, {}], {})", self.n, self.k, self.isa.name())
+        let Matrix { isa, k, .. } = &*self.matrix;
+        write!(f, "Panels([{}, {k}], {})", self.n, isa.name())
     }
 }

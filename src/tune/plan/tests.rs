@@ -81,6 +81,39 @@ fn an_unknown_budget_limits_nothing_and_loaded_weights_do_not_count() {
     assert_eq!(MemoryPlan::new(&memory(), &WORK, loaded, rows).limits, Limits::rows(512));
 }
 
+#[test]
+fn second_copy_of_the_weights_gets_what_is_left() {
+    let rows = RowRange { full: 2048, most: 8192 };
+    let plan = |memory: &TuningMemory, budget| MemoryPlan::new(memory, &WORK, budget, rows);
+    let (without, transposes) = (memory(), 5 * GIB);
+    let with = TuningMemory { transposes, ..without };
+    for gib in [16, 20, 30, 80] {
+        let needed = plan(&without, budget(gib * GIB)).total();
+        // The same rows and blocks as without a copy; a byte less than both take, and there is none.
+        for (bytes, expected) in [
+            (needed + transposes, BackwardWeights::Copied { bytes: transposes, is_packed: false }),
+            (needed + transposes - 1, BackwardWeights::TransposedEachTime),
+        ] {
+            let (found, other) = (plan(&with, budget(bytes)), plan(&without, budget(bytes)));
+            assert_eq!(other.backward_weights, BackwardWeights::Shared);
+            assert_eq!(found.limits, other.limits);
+            if found.limits == plan(&without, budget(gib * GIB)).limits {
+                assert_eq!(found.backward_weights, expected, "{gib} GiB");
+            }
+            assert_eq!(found.total(), other.total() + found.backward_weights.bytes());
+            assert!(found.missing() == 0 || other.missing() > 0);
+        }
+    }
+    // One that is in memory counts with the weights: not in what is free beside them.
+    let packed = TuningMemory { has_transposes: true, ..with };
+    for (with_weights, counted) in [(true, transposes), (false, 0)] {
+        let budget = Budget { with_weights, ..budget(80 * GIB) };
+        let found = plan(&packed, budget);
+        assert_eq!(found.backward_weights, BackwardWeights::Copied { bytes: transposes, is_packed: true });
+        assert_eq!(found.total(), plan(&without, budget).total() + counted);
+    }
+}
+
 /// All example orders are held against the bound: the largest step is that of the longest examples.
 #[test]
 fn the_largest_step_is_counted() {

@@ -292,7 +292,7 @@ unsafe fn interleave(rows: [__m512i; PANEL], panels: *mut Line, panel_stride: us
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn store(lines: [__m512i; PANEL], to: *mut Line) {
+pub(super) unsafe fn store(lines: [__m512i; PANEL], to: *mut Line) {
     for (i, line) in lines.into_iter().enumerate() {
         // SAFETY: the caller has 16 lines there.
         unsafe { _mm512_store_si512(to.add(i).cast(), line) };
@@ -302,7 +302,7 @@ unsafe fn store(lines: [__m512i; PANEL], to: *mut Line) {
 /// Transposes 16 rows of 16 pairs.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn transpose(rows: [__m512i; PANEL]) -> [__m512i; PANEL] {
+pub(super) fn transpose(rows: [__m512i; PANEL]) -> [__m512i; PANEL] {
     let mut a = rows;
     for i in (0..16).step_by(2) {
         a[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);

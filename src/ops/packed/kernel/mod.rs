@@ -10,6 +10,10 @@ pub(super) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
+mod claims;
+#[cfg(target_arch = "x86_64")]
+mod element;
+#[cfg(target_arch = "x86_64")]
 mod fma;
 
 use super::isa::{Isa, Kind};
@@ -24,6 +28,8 @@ use std::ops::Range;
 #[cfg(target_arch = "x86_64")]
 pub(super) use amx::is_granted as amx_is_granted;
 #[cfg(target_arch = "x86_64")]
+pub(super) use claims::Claims;
+#[cfg(target_arch = "x86_64")]
 pub(super) use {avx512::of_registers as of_registers_bf16, fma::of_registers as of_registers_f32};
 
 /// A pair of columns of the 16 rows of a panel.
@@ -33,6 +39,11 @@ pub(crate) struct Line([bf16; STEP]);
 
 impl Line {
     pub(crate) const ZERO: Self = Self([bf16::ZERO; STEP]);
+
+    /// Zeros in the place of the second value of each pair.
+    pub(super) fn clear_second(&mut self) {
+        self.0.iter_mut().skip(1).step_by(2).for_each(|x| *x = bf16::ZERO);
+    }
 
     /// The pair of row `row` of the panel.
     pub(super) fn pair(&self, row: usize) -> [bf16; 2] {
@@ -151,6 +162,20 @@ impl<'a, T: Send> Out<'a, T> {
         })
     }
 
+    /// Cuts the block into blocks of at most `columns` columns.
+    pub(crate) fn split(&mut self, columns: usize) -> impl Iterator<Item = Out<'_, T>> {
+        let (ptr, stride) = (self.ptr, self.stride);
+        let (rows, all) = (self.rows.clone(), self.columns.clone());
+        all.clone().step_by(columns).map(move |start| Out {
+            // SAFETY: the column is inside the block.
+            ptr: unsafe { ptr.add(start - all.start) },
+            stride,
+            rows: rows.clone(),
+            columns: start..(start + columns).min(all.end),
+            matrix: PhantomData,
+        })
+    }
+
     /// The block's row `i`.
     #[inline(always)]
     fn row(&mut self, i: usize) -> &mut [T] {
@@ -164,11 +189,27 @@ impl<'a, T: Send> Out<'a, T> {
 pub(crate) trait Element: Stored<f32> + Send {
     /// Runs `f` on `out` in f32, which holds what `out` holds where `load` is set, and anything otherwise.
     fn in_f32(out: Out<Self>, load: bool, f: impl FnOnce(Out));
+
+    /// Writes 32 sums as `then` says, those of the columns that `mask` names.
+    ///
+    /// # Safety
+    /// The CPU has `avx512f`, `avx512bw` and `avx512bf16`; `sums` are 32 values at a multiple of 64 bytes; the elements at
+    /// `to` that are named are the caller's.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn store_row(sums: *const f32, to: *mut Self, mask: u32, then: Then);
 }
 
 impl Element for f32 {
     fn in_f32(out: Out<Self>, _: bool, f: impl FnOnce(Out)) {
         f(out)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn store_row(sums: *const Self, to: *mut Self, mask: u32, then: Then) {
+        // SAFETY: the caller's promise.
+        unsafe { element::store_f32(sums, to, mask, then) };
     }
 }
 
@@ -198,6 +239,14 @@ impl Element for bf16 {
                 },
             );
         });
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn store_row(sums: *const f32, to: *mut Self, mask: u32, then: Then) {
+        // SAFETY: the caller's promise.
+        unsafe { element::store_bf16(sums, to, mask, then) };
     }
 }
 
@@ -241,7 +290,7 @@ pub(crate) fn block(isa: Isa, left: Left, right: Panels, depth: usize, out: &mut
         #[cfg(target_arch = "x86_64")]
         Kind::Avx512 => unsafe { avx512::block(left, depth, right, out, then) },
         #[cfg(target_arch = "x86_64")]
-        Kind::Amx => unsafe { amx::block(left, depth, right, out, then) },
+        Kind::Amx => amx::block::<amx::Hardware>(isa, left, depth, right, out, then),
     }
 }
 

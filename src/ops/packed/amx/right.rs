@@ -1,0 +1,134 @@
+//! The right operand of a product, 32 columns at a time.
+
+use super::super::kernel::amx::prefetch;
+use super::super::kernel::{self, Line};
+use super::super::{Isa, PANEL, Panels, STEP};
+use half::bf16;
+use std::ops::Range;
+
+/// Where the panels of some columns come from.
+#[derive(Clone, Copy)]
+pub(super) enum RightColumns<'a> {
+    /// Packed as they are read.
+    Panels(kernel::Panels<'a>),
+    /// Columns of packed rows: transposed into a strip.
+    TransposedPanels(&'a Panels),
+    /// Rows of `k` values: packed into a strip.
+    Rows { values: &'a [bf16], k: usize },
+    /// Columns of rows of `k` values: packed into a strip.
+    TransposedRows { values: &'a [bf16], k: usize },
+}
+
+impl<'a> RightColumns<'a> {
+    /// Whether the panels are there, so that none are packed on the way.
+    pub(super) fn is_packed(&self) -> bool {
+        matches!(self, Self::Panels(_))
+    }
+
+    /// The panels of `columns`, of the values `cut`: those that are there, or those in `strip`.
+    pub(super) fn panels<'s>(
+        &self,
+        columns: &Range<usize>,
+        cut: &Range<usize>,
+        strip: &'s [Line],
+    ) -> kernel::Panels<'s>
+    where
+        'a: 's,
+    {
+        match self {
+            Self::Panels(panels) => panels.from(columns.start / PANEL, cut.start / 2),
+            _ => kernel::Panels::new(strip, stride(cut)),
+        }
+    }
+
+    /// A share of what is done for the columns that come next: prefetches their panels, or packs them into `strip`.
+    pub(super) fn prepare(
+        &self,
+        isa: Isa,
+        columns: &Range<usize>,
+        cut: &Range<usize>,
+        strip: &mut Vec<Line>,
+        (share, shares): (usize, usize),
+    ) {
+        match self {
+            Self::Panels(panels) => {
+                prefetch(panels.from(0, cut.start / 2), columns.start / PANEL, cut.len(), share, shares);
+            }
+            _ => self.pack(isa, columns, cut, strip, (share, shares)),
+        }
+    }
+
+    /// Packs a share of the two panels of `columns` into `strip`.
+    pub(super) fn pack(
+        &self,
+        isa: Isa,
+        columns: &Range<usize>,
+        cut: &Range<usize>,
+        strip: &mut Vec<Line>,
+        (share, shares): (usize, usize),
+    ) {
+        let stride = stride(cut);
+        if strip.len() < 2 * stride {
+            strip.resize(2 * stride, Line::ZERO);
+        }
+        let pieces = 2 * cut.len().div_ceil(STEP);
+        for piece in share * pieces / shares..(share + 1) * pieces / shares {
+            self.pack_piece(isa, columns, cut, &mut strip[..2 * stride], piece);
+        }
+    }
+
+    /// Packs a half of a step: both panels' lines of 16 values, or one panel's of 32.
+    fn pack_piece(
+        &self,
+        isa: Isa,
+        columns: &Range<usize>,
+        cut: &Range<usize>,
+        strip: &mut [Line],
+        piece: usize,
+    ) {
+        let (width, stride) = (columns.len(), stride(cut));
+        let value = cut.start + piece * PANEL;
+        // Lines of 16 values that do not exist belong to a whole step.
+        let values = cut.end.saturating_sub(value).min(PANEL);
+        let to = piece * PANEL / 2;
+        match self {
+            Self::Panels(_) => unreachable!("they are packed"),
+            Self::Rows { values, k } => {
+                let (panel, value) = (piece % 2, cut.start + piece / 2 * STEP);
+                let row = columns.start + panel * PANEL;
+                let rows = columns.end.saturating_sub(row).min(PANEL);
+                let from = if rows == 0 { &[] } else { &values[row * k + value..] };
+                let to = &mut strip[panel * stride + piece / 2 * STEP / 2..];
+                kernel::pack_rows(isa, from, *k, rows, (cut.end - value).min(STEP), to);
+            }
+            _ if values == 0 => (0..2).for_each(|panel| {
+                let to = panel * stride + to;
+                strip[to..to + PANEL / 2].fill(Line::ZERO);
+            }),
+            Self::TransposedPanels(panels) => {
+                let from = &panels.lines(value / PANEL)[columns.start / 2..];
+                kernel::turn(isa, from, panels.stride(), width, &mut strip[to..], stride);
+                for panel in [0, stride] {
+                    clear_after(values, &mut strip[panel + to..][..PANEL / 2]);
+                }
+            }
+            Self::TransposedRows { values: from, k } => {
+                let from = &from[value * k + columns.start..];
+                kernel::pack_columns(isa, from, *k, values, width, &mut strip[to..], stride);
+            }
+        }
+    }
+}
+
+/// Clears all but the first `values` of the 16 values of 8 lines: those of rows that are not of this part of the weight.
+fn clear_after(values: usize, lines: &mut [Line]) {
+    if values % 2 == 1 {
+        lines[values / 2].clear_second();
+    }
+    lines[values.div_ceil(2)..].fill(Line::ZERO);
+}
+
+/// Lines of a panel of a strip.
+fn stride(cut: &Range<usize>) -> usize {
+    cut.len().next_multiple_of(STEP) / 2 + 1
+}

@@ -1,0 +1,139 @@
+//! The eight tile registers in software, and the programs run on them.
+
+use super::super::Line;
+use super::TILE;
+use super::program::{LEFT_LINES, Operands, RIGHT_LINES, Registers, SUMS_ROW, Text, program};
+use crate::ops::packed::Isa;
+use std::cell::RefCell;
+
+/// A tile register: 16 rows of 64 bytes, as f32 or pairs of bf16.
+type Tile = [[u32; TILE]; TILE];
+
+/// Registers that hold NaN when they are configured.
+pub(in crate::ops::packed) struct Model([Tile; 8]);
+
+thread_local! {
+    /// The texts whose steps ran on this thread.
+    static RAN: RefCell<Vec<Text>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Model {
+    /// Runs `f` on this thread, and says which texts' steps it ran.
+    pub(in crate::ops::packed) fn texts(f: impl FnOnce()) -> Vec<Text> {
+        RAN.with_borrow_mut(Vec::clear);
+        f();
+        RAN.take()
+    }
+
+    fn zero(&mut self, tile: usize) {
+        self.0[tile] = [[0; TILE]; TILE];
+    }
+
+    /// `tileloadd`, or `tileloaddt1`, from rows of 64 bytes, one after another.
+    unsafe fn load(&mut self, tile: usize, from: *const u8) {
+        assert!(from.cast::<Line>().is_aligned(), "a tile's rows are lines of the cache");
+        // SAFETY: the caller has a tile there.
+        self.0[tile] = unsafe { from.cast::<Tile>().read() };
+    }
+
+    unsafe fn store(&self, tile: usize, to: *mut u8) {
+        for (i, row) in self.0[tile].iter().enumerate() {
+            // SAFETY: the caller has 16 rows of 64 bytes, `SUMS_ROW` apart.
+            unsafe { to.add(i * SUMS_ROW).cast::<[u32; TILE]>().write(*row) };
+        }
+    }
+
+    /// `tdpbf16ps`: of each row of `a` and column of `b`, the products of 16 pairs.
+    fn multiply(&mut self, sum: usize, a: usize, b: usize) {
+        let values = |word: u32| [f32::from_bits(word << 16), f32::from_bits(word & 0xffff_0000)];
+        let b = self.0[b].map(|line| line.map(values));
+        for row in 0..TILE {
+            let a = self.0[a][row].map(values);
+            for column in 0..TILE {
+                let mut total = f32::from_bits(self.0[sum][row][column]);
+                for pair in 0..TILE {
+                    let b = b[pair][column];
+                    total += a[pair][0] * b[0];
+                    total += a[pair][1] * b[1];
+                }
+                self.0[sum][row][column] = total.to_bits();
+            }
+        }
+    }
+}
+
+macro_rules! instruction {
+    ($model:ident, $at:ident, zero $t:literal) => {
+        Model::zero($model, $t)
+    };
+    ($model:ident, $at:ident, load $t:literal left $offset:literal) => {
+        $model.load($t, $at.left.cast::<u8>().add($offset))
+    };
+    ($model:ident, $at:ident, load $t:literal right0 $offset:literal) => {
+        $model.load($t, $at.right[0].cast::<u8>().add($offset))
+    };
+    ($model:ident, $at:ident, load $t:literal right1 $offset:literal) => {
+        $model.load($t, $at.right[1].cast::<u8>().add($offset))
+    };
+    ($model:ident, $at:ident, stream $($load:tt)*) => {
+        instruction!($model, $at, load $($load)*)
+    };
+    ($model:ident, $at:ident, multiply $sum:literal $a:literal $b:literal) => {
+        $model.multiply($sum, $a, $b)
+    };
+    ($model:ident, $at:ident, store $t:literal $offset:literal) => {
+        Model::store($model, $t, $at.cast::<u8>().add($offset))
+    };
+}
+
+macro_rules! simulate {
+    (($model:ident, $at:ident) $([$($i:tt)*])*) => {{ $(instruction!($model, $at, $($i)*);)* }};
+}
+
+impl Registers for Model {
+    /// On any CPU on which the code around the registers runs.
+    fn configure(_: Isa) -> Option<Self> {
+        let sums_are_written = is_x86_feature_detected!("avx512bf16");
+        sums_are_written.then(|| Self([[[u32::MAX; TILE]; TILE]; 8]))
+    }
+
+    fn zero(&mut self, text: Text) {
+        let (model, _at) = (self, ());
+        match text {
+            Text::PanelsStay | Text::BothStream => program!(zero full, simulate(model, _at)),
+            Text::HalfHeight => program!(zero half, simulate(model, _at)),
+        }
+    }
+
+    unsafe fn steps(&mut self, text: Text, operands: Operands, steps: usize) {
+        let (model, mut at) = (self, operands);
+        RAN.with_borrow_mut(|ran| {
+            if !ran.contains(&text) {
+                ran.push(text)
+            }
+        });
+        for _ in 0..steps {
+            // SAFETY: the caller's promise.
+            unsafe {
+                match text {
+                    Text::PanelsStay => program!(step panels_stay, simulate(model, at)),
+                    Text::BothStream => program!(step both_stream, simulate(model, at)),
+                    Text::HalfHeight => program!(step half_height, simulate(model, at)),
+                }
+            }
+            at.left = at.left.wrapping_add(LEFT_LINES);
+            at.right = at.right.map(|right| right.wrapping_add(RIGHT_LINES));
+        }
+    }
+
+    unsafe fn store(&self, text: Text, sums: *mut f32) {
+        let (model, at) = (self, sums);
+        // SAFETY: the caller's promise.
+        unsafe {
+            match text {
+                Text::PanelsStay | Text::BothStream => program!(store full, simulate(model, at)),
+                Text::HalfHeight => program!(store half, simulate(model, at)),
+            }
+        }
+    }
+}
