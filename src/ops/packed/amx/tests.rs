@@ -81,6 +81,10 @@ fn products_are_the_sums_of_f64_in_both_directions() {
             };
             let sums: Vec<_> = (0..m * width).map(sum).collect();
             for (way, right) in weight.all().into_iter().enumerate() {
+                // Rows of no values do not say how many they are.
+                if k == 0 && matches!(right, Right::Rows(..)) {
+                    continue;
+                }
                 for then in THENS {
                     let what = format!("{m} {n} {k} forward {is_forward} way {way} {then:?}");
                     let mut out = vec![before(then); m * width];
