@@ -96,6 +96,15 @@ impl Linear {
         }
     }
 
+    /// Packs the transpose too if [`Linear::backward`] is faster by it on this CPU, as with AMX: a second copy of the weight.
+    pub fn pack_backward(&self) {
+        if let Weight::Packed(panels) = &self.weight
+            && panels.isa().reads_packed_transposes()
+        {
+            panels.pack_transpose();
+        }
+    }
+
     /// Whether the transpose is packed.
     pub(crate) fn has_transpose(&self) -> bool {
         matches!(&self.weight, Weight::Packed(panels) if panels.has_transpose())

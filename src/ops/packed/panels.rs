@@ -131,6 +131,7 @@ impl Panels {
 
     /// All panels of the transpose, as the kernels read them; `None` if it is not packed, or its last step would hold values
     /// of rows that are not these.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn transpose(&self) -> Option<kernel::Panels<'_>> {
         let lines = self.matrix.transpose.get()?;
         let ends_with_matrix =

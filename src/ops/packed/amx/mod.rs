@@ -16,7 +16,7 @@ use super::kernel::{self, Claims, Element, Left, Line, Out, Then};
 use super::{Isa, Right};
 use half::bf16;
 use rayon::prelude::*;
-use right::RightColumns;
+use right::{Region, RightColumns};
 use split::Split;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -141,7 +141,8 @@ impl<'o, T: Send, C: FnMut() -> Option<Out<'o, T>>> Ahead<'_, 'o, T, C> {
     /// Packs a share of the next columns' panels, if they are packed.
     fn prepare(&mut self, share: usize, shares: usize) {
         if let (Some(next), false) = (&self.next, self.right.is_packed()) {
-            self.right.pack(self.isa, &next.columns, &self.cut, &mut self.strips[1], (share, shares));
+            let region = Region { isa: self.isa, columns: &next.columns, cut: &self.cut };
+            self.right.pack(region, &mut self.strips[1], (share, shares));
         }
     }
 }
@@ -164,7 +165,7 @@ impl<'o, T: Send, C: FnMut() -> Option<Out<'o, T>>> Columns<'o, T> for Ahead<'_,
         let panels = right.panels(columns, cut, strip);
         (panels, move |share, shares| {
             if let Some(next) = &next {
-                right.prepare(isa, next, cut, next_strip, (share, shares));
+                right.prepare(Region { isa, columns: next, cut }, next_strip, (share, shares));
             }
         })
     }

@@ -6,6 +6,14 @@ use super::super::{Isa, PANEL, Panels, STEP};
 use half::bf16;
 use std::ops::Range;
 
+/// Some columns of the right operand, and the values of them that are summed over.
+#[derive(Clone, Copy)]
+pub(super) struct Region<'a> {
+    pub(super) isa: Isa,
+    pub(super) columns: &'a Range<usize>,
+    pub(super) cut: &'a Range<usize>,
+}
+
 /// Where the panels of some columns come from.
 #[derive(Clone, Copy)]
 pub(super) enum RightColumns<'a> {
@@ -42,50 +50,31 @@ impl<'a> RightColumns<'a> {
     }
 
     /// A share of what is done for the columns that come next: prefetches their panels, or packs them into `strip`.
-    pub(super) fn prepare(
-        &self,
-        isa: Isa,
-        columns: &Range<usize>,
-        cut: &Range<usize>,
-        strip: &mut Vec<Line>,
-        (share, shares): (usize, usize),
-    ) {
+    pub(super) fn prepare(&self, region: Region, strip: &mut Vec<Line>, (share, shares): (usize, usize)) {
+        let Region { columns, cut, .. } = region;
         match self {
             Self::Panels(panels) => {
                 prefetch(panels.from(0, cut.start / 2), columns.start / PANEL, cut.len(), share, shares);
             }
-            _ => self.pack(isa, columns, cut, strip, (share, shares)),
+            _ => self.pack(region, strip, (share, shares)),
         }
     }
 
     /// Packs a share of the two panels of `columns` into `strip`.
-    pub(super) fn pack(
-        &self,
-        isa: Isa,
-        columns: &Range<usize>,
-        cut: &Range<usize>,
-        strip: &mut Vec<Line>,
-        (share, shares): (usize, usize),
-    ) {
-        let stride = stride(cut);
+    pub(super) fn pack(&self, region: Region, strip: &mut Vec<Line>, (share, shares): (usize, usize)) {
+        let stride = stride(region.cut);
         if strip.len() < 2 * stride {
             strip.resize(2 * stride, Line::ZERO);
         }
-        let pieces = 2 * cut.len().div_ceil(STEP);
+        let pieces = 2 * region.cut.len().div_ceil(STEP);
         for piece in share * pieces / shares..(share + 1) * pieces / shares {
-            self.pack_piece(isa, columns, cut, &mut strip[..2 * stride], piece);
+            self.pack_piece(region, &mut strip[..2 * stride], piece);
         }
     }
 
     /// Packs a half of a step: both panels' lines of 16 values, or one panel's of 32.
-    fn pack_piece(
-        &self,
-        isa: Isa,
-        columns: &Range<usize>,
-        cut: &Range<usize>,
-        strip: &mut [Line],
-        piece: usize,
-    ) {
+    fn pack_piece(&self, region: Region, strip: &mut [Line], piece: usize) {
+        let Region { isa, columns, cut } = region;
         let (width, stride) = (columns.len(), stride(cut));
         let value = cut.start + piece * PANEL;
         // Lines of 16 values that do not exist belong to a whole step.

@@ -180,6 +180,7 @@ fn blocks_take_the_text_of_their_height_and_depth() {
 
 /// An operand with NaN around and between its rows, and one in memory that ends with it.
 #[test]
+#[cfg(unix)]
 fn blocks_read_and_write_nothing_but_their_operands() {
     let Some(isa) = isa() else { return };
     let mut random = Random(35);
@@ -195,8 +196,8 @@ fn blocks_read_and_write_nothing_but_their_operands() {
         let guarded = Guarded::ending_with(&values[..1 + (m - 1) * stride + k]);
         let left = Left::rows(&guarded.values()[1..], stride);
         let mut out = vec![f32::from_bits(0x7fc0_1234); 1 + m * width];
-        let at_most = (m - 1) * width + n;
-        let to = &mut Out::new(&mut out[1..1 + at_most], m, n, width);
+        let extent = (m - 1) * width + n;
+        let to = &mut Out::new(&mut out[1..1 + extent], m, n, width);
         block::<Model>(isa, left, k, panels.operand(0), to, Then::WRITE);
         for (i, &y) in out.iter().enumerate() {
             let (row, column) = ((i.max(1) - 1) / width, (i.max(1) - 1) % width);
@@ -212,6 +213,7 @@ fn blocks_read_and_write_nothing_but_their_operands() {
 
 /// Interleaved rows, whose last pair may lack its second value, in memory that ends with them.
 #[test]
+#[cfg(unix)]
 fn interleaved_rows_are_transposed() {
     let Some(isa) = isa() else { return };
     let mut random = Random(36);
@@ -220,10 +222,10 @@ fn interleaved_rows_are_transposed() {
     {
         let (width, stride) = (19, 2 * rows + 2);
         let mut pairs = vec![bf16::NAN; (depth - 1) / 2 * stride + 2 * (rows - 1) + 2 - depth % 2];
-        let at = |row: usize, value: usize| value / 2 * stride + 2 * row + value % 2;
+        let index = |row: usize, value: usize| value / 2 * stride + 2 * row + value % 2;
         for row in 0..rows {
             for value in 0..depth {
-                pairs[at(row, value)] = bf16::from_f32(random.value());
+                pairs[index(row, value)] = bf16::from_f32(random.value());
             }
         }
         let b = random.values(depth * width);
@@ -241,7 +243,7 @@ fn interleaved_rows_are_transposed() {
             Then::WRITE,
         );
         for (i, &y) in out.iter().enumerate() {
-            let sum = exact(depth, |j| (pairs[at(i / width, j)], b[j * width + i % width]));
+            let sum = exact(depth, |j| (pairs[index(i / width, j)], b[j * width + i % width]));
             assert_near(&format!("{rows} rows of {depth}"), y, sum, Then::WRITE, 0.0);
         }
     }
@@ -292,7 +294,8 @@ fn a_transpose_is_counted_and_shared_with_parts() {
     assert!(part.transpose().is_some() && part.bytes() > Panels::bytes_of(32, k));
 }
 
-/// Values in memory behind which nothing may be read.
+/// Values in memory after which nothing may be read.
+#[cfg(unix)]
 struct Guarded {
     map: *mut libc::c_void,
     bytes: usize,
@@ -300,6 +303,7 @@ struct Guarded {
     len: usize,
 }
 
+#[cfg(unix)]
 impl Guarded {
     fn ending_with(values: &[bf16]) -> Self {
         const PAGE: usize = 4096;
@@ -324,6 +328,7 @@ impl Guarded {
     }
 }
 
+#[cfg(unix)]
 impl Drop for Guarded {
     fn drop(&mut self) {
         // SAFETY: the pages are this value's.

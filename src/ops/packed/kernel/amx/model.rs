@@ -63,50 +63,50 @@ impl Model {
 }
 
 macro_rules! instruction {
-    ($model:ident, $at:ident, zero $t:literal) => {
+    ($model:ident, $place:ident, zero $t:literal) => {
         Model::zero($model, $t)
     };
-    ($model:ident, $at:ident, load $t:literal left $offset:literal) => {
-        $model.load($t, $at.left.cast::<u8>().add($offset))
+    ($model:ident, $place:ident, load $t:literal left $offset:literal) => {
+        $model.load($t, $place.left.cast::<u8>().add($offset))
     };
-    ($model:ident, $at:ident, load $t:literal right0 $offset:literal) => {
-        $model.load($t, $at.right[0].cast::<u8>().add($offset))
+    ($model:ident, $place:ident, load $t:literal right0 $offset:literal) => {
+        $model.load($t, $place.right[0].cast::<u8>().add($offset))
     };
-    ($model:ident, $at:ident, load $t:literal right1 $offset:literal) => {
-        $model.load($t, $at.right[1].cast::<u8>().add($offset))
+    ($model:ident, $place:ident, load $t:literal right1 $offset:literal) => {
+        $model.load($t, $place.right[1].cast::<u8>().add($offset))
     };
-    ($model:ident, $at:ident, stream $($load:tt)*) => {
-        instruction!($model, $at, load $($load)*)
+    ($model:ident, $place:ident, stream $($load:tt)*) => {
+        instruction!($model, $place, load $($load)*)
     };
-    ($model:ident, $at:ident, multiply $sum:literal $a:literal $b:literal) => {
+    ($model:ident, $place:ident, multiply $sum:literal $a:literal $b:literal) => {
         $model.multiply($sum, $a, $b)
     };
-    ($model:ident, $at:ident, store $t:literal $offset:literal) => {
-        Model::store($model, $t, $at.cast::<u8>().add($offset))
+    ($model:ident, $place:ident, store $t:literal $offset:literal) => {
+        Model::store($model, $t, $place.cast::<u8>().add($offset))
     };
 }
 
 macro_rules! simulate {
-    (($model:ident, $at:ident) $([$($i:tt)*])*) => {{ $(instruction!($model, $at, $($i)*);)* }};
+    (($model:ident, $place:ident) $([$($i:tt)*])*) => {{ $(instruction!($model, $place, $($i)*);)* }};
 }
 
 impl Registers for Model {
     /// On any CPU on which the code around the registers runs.
     fn configure(_: Isa) -> Option<Self> {
         let sums_are_written = is_x86_feature_detected!("avx512bf16");
-        sums_are_written.then(|| Self([[[u32::MAX; TILE]; TILE]; 8]))
+        sums_are_written.then_some(Self([[[u32::MAX; TILE]; TILE]; 8]))
     }
 
     fn zero(&mut self, text: Text) {
-        let (model, _at) = (self, ());
+        let (model, _place) = (self, ());
         match text {
-            Text::PanelsStay | Text::BothStream => program!(zero full, simulate(model, _at)),
-            Text::HalfHeight => program!(zero half, simulate(model, _at)),
+            Text::PanelsStay | Text::BothStream => program!(zero full, simulate(model, _place)),
+            Text::HalfHeight => program!(zero half, simulate(model, _place)),
         }
     }
 
     unsafe fn steps(&mut self, text: Text, operands: Operands, steps: usize) {
-        let (model, mut at) = (self, operands);
+        let (model, mut place) = (self, operands);
         RAN.with_borrow_mut(|ran| {
             if !ran.contains(&text) {
                 ran.push(text)
@@ -116,23 +116,23 @@ impl Registers for Model {
             // SAFETY: the caller's promise.
             unsafe {
                 match text {
-                    Text::PanelsStay => program!(step panels_stay, simulate(model, at)),
-                    Text::BothStream => program!(step both_stream, simulate(model, at)),
-                    Text::HalfHeight => program!(step half_height, simulate(model, at)),
+                    Text::PanelsStay => program!(step panels_stay, simulate(model, place)),
+                    Text::BothStream => program!(step both_stream, simulate(model, place)),
+                    Text::HalfHeight => program!(step half_height, simulate(model, place)),
                 }
             }
-            at.left = at.left.wrapping_add(LEFT_LINES);
-            at.right = at.right.map(|right| right.wrapping_add(RIGHT_LINES));
+            place.left = place.left.wrapping_add(LEFT_LINES);
+            place.right = place.right.map(|right| right.wrapping_add(RIGHT_LINES));
         }
     }
 
     unsafe fn store(&self, text: Text, sums: *mut f32) {
-        let (model, at) = (self, sums);
+        let (model, place) = (self, sums);
         // SAFETY: the caller's promise.
         unsafe {
             match text {
-                Text::PanelsStay | Text::BothStream => program!(store full, simulate(model, at)),
-                Text::HalfHeight => program!(store half, simulate(model, at)),
+                Text::PanelsStay | Text::BothStream => program!(store full, simulate(model, place)),
+                Text::HalfHeight => program!(store half, simulate(model, place)),
             }
         }
     }

@@ -17,7 +17,7 @@
 //! [367, 576] x [576, 3072] in GFLOP/s of both: 1,501 with every block written at once, 1,255 / 1,453 / 1,539 / 1,569 with
 //! the block before written in 1 / 2 / 4 / 8 parts (a load does not wait then for sums that are still on their way to the
 //! cache). `prefetchw` of the output added 7 %, `prefetcht1` of the panels 9 %, and writing the sums to the output
-//! without a buffer took 16 %. These are figures of a prototype of these loops, before they were part of gneiss.
+//! without a buffer made one core 16 % slower. These are figures of a prototype of these loops, before they were part of gneiss.
 
 use super::super::{Element, Left, Line, Out, PANEL, Panels, STEP, Then};
 use super::SIDE;
