@@ -85,6 +85,35 @@ pub fn duration(seconds: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+    use gneiss::tune::{Budget, Limits};
+
+    #[test]
+    fn plan_says_what_the_backward_pass_reads() {
+        let example = |backward_weights| MemoryPlan {
+            budget: Budget { bytes: Some(24_000_000_000), configured: false, with_weights: false },
+            weights: 269_000_000,
+            backward_weights,
+            tape: 0,
+            workspace: 0,
+            prompt: 0,
+            reserve: 0,
+            limits: Limits::rows(512),
+            blocks: 30,
+        };
+        let [needs, limits] =
+            plan(&example(BackwardWeights::Copied { bytes: 212_000_000, is_packed: false }));
+        assert!(needs.contains("weights 269 MB (loaded), their transposes 212 MB, tape"), "{needs}");
+        assert_eq!(limits, "512 rows a pass at most, 0 of 30 blocks recomputed");
+        let [needs, limits] = plan(&example(BackwardWeights::TransposedEachTime));
+        assert!(needs.contains("weights 269 MB (loaded), tape"), "{needs}");
+        assert!(limits.ends_with(
+            "recomputed; no room for the weights' transposes, which each backward product makes again"
+        ));
+        let [needs, limits] = plan(&example(BackwardWeights::Shared));
+        assert!(!needs.contains("transposes") && !limits.contains("transposes"));
+    }
+
     #[test]
     fn thousands_are_apart() {
         for (n, expected) in [(0, "0"), (999, "999"), (1000, "1,000"), (134_515_008, "134,515,008")] {
