@@ -11,7 +11,7 @@ const LARGE: usize = 4096;
 /// Bytes before a large buffer that hold the address which the system gave.
 const ADDRESS: usize = size_of::<usize>();
 
-/// glibc's large buffers begin 16 bytes behind a line, so that every vector of 64 bytes in them touches two lines, and
+/// glibc's large buffers begin 16 bytes after a line begins, so that every vector of 64 bytes in them touches two lines, and
 /// neighbouring rows of a matrix share one. Here they begin at a line; on 2 cores of an AMD EPYC (Zen 4) that made a step's
 /// elementwise ops and attention faster by a tenth to a third (LOG.md, 2026-11-29). glibc's own `memalign` holds more memory.
 pub struct WholeLines;
@@ -25,7 +25,7 @@ fn padded(layout: Layout) -> Option<Layout> {
     Layout::from_size_align(layout.size().checked_add(LINE)?, layout.align().max(2 * ADDRESS)).ok()
 }
 
-/// The first line behind `start`, which the system gave for [`padded`]; notes `start` before it.
+/// The first line that begins after `start`, which the system gave for [`padded`]; notes `start` before it.
 ///
 /// # Safety
 /// `start` is null or of a padded layout.
@@ -33,7 +33,7 @@ unsafe fn line_of(start: *mut u8) -> *mut u8 {
     if start.is_null() {
         return start;
     }
-    // SAFETY: `start` is a multiple of two addresses, so the line is at least that far behind it and at most `LINE`.
+    // SAFETY: `start` is a multiple of two addresses, so the line begins at least that far after it and at most `LINE`.
     unsafe {
         let line = start.add(LINE - start.addr() % LINE);
         line.sub(ADDRESS).cast::<*mut u8>().write(start);
@@ -135,7 +135,10 @@ mod tests {
                 (0..from).for_each(|i| *buffer.add(i) = i as u8);
                 let buffer = WholeLines.realloc(buffer, layout, to);
                 assert!((0..from.min(to)).all(|i| *buffer.add(i) == i as u8), "{layout:?} to {to}");
-                assert!(buffer.addr().is_multiple_of(if to >= LARGE { LINE } else { align }), "{layout:?} to {to}");
+                assert!(
+                    buffer.addr().is_multiple_of(if to >= LARGE { LINE } else { align }),
+                    "{layout:?} to {to}"
+                );
                 WholeLines.dealloc(buffer, Layout::from_size_align(to, align).unwrap());
             }
         }

@@ -192,7 +192,10 @@ fn log_sum_exp<T: Real>(row: &[T], scale: T, fma: cpu::Fma) -> f64 {
         let mut lanes = [T::zero(); 32];
         let mut parts = block.chunks_exact(32);
         for part in &mut parts {
-            lanes.iter_mut().zip(part).for_each(|(lane, &z)| *lane += fma.mul_add(z, scale, -largest).exp_(fma));
+            lanes
+                .iter_mut()
+                .zip(part)
+                .for_each(|(lane, &z)| *lane += fma.mul_add(z, scale, -largest).exp_(fma));
         }
         let tail: T = parts.remainder().iter().map(|&z| fma.mul_add(z, scale, -largest).exp_(fma)).sum();
         sum += (lanes.into_iter().sum::<T>() + tail).wide();

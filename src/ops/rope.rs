@@ -283,12 +283,7 @@ fn row_threads(heads: usize, half: usize) -> usize {
 /// `x cos + sign y sin`: one coordinate of pairs (x, y) that are turned. Each output has a loop of its own, as with more
 /// addresses to tell apart it does not vectorise.
 #[inline(always)]
-fn turn<T: Real, I: Stored<T>>(
-    to: &mut [T],
-    (x, y): (&[I], &[I]),
-    (cos, sin): (&[T], &[T]),
-    sign: T,
-) {
+fn turn<T: Real, I: Stored<T>>(to: &mut [T], (x, y): (&[I], &[I]), (cos, sin): (&[T], &[T]), sign: T) {
     for (z, ((&x, &y), (&c, &s))) in to.iter_mut().zip(x.iter().zip(y).zip(cos.iter().zip(sin))) {
         *z = x.loaded() * c + sign * s * y.loaded();
     }

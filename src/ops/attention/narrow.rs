@@ -90,8 +90,8 @@ impl Packed {
         }
     }
 
-    /// Packs the rows of `matrix` [rows, D] for sums over them, pair by pair as [`pair_of`] counts them. Behind the last pair
-    /// stand zeros for as many lines as a whole step reads beyond it.
+    /// Packs the rows of `matrix` [rows, D] for sums over them, pair by pair as [`pair_of`] counts them. After the last pair
+    /// come zeros, as many lines as a whole step reads beyond it.
     ///
     /// # Safety
     /// The elements lie in live memory.
@@ -124,7 +124,7 @@ impl Packed {
     }
 
     /// What `fill_pairs` packed, from pair `pair` on.
-    fn from_pair(&self, pair: usize) -> Panels<'_> {
+    fn pairs_from(&self, pair: usize) -> Panels<'_> {
         Panels::new(&self.along[pair..], pair_lines(self.n / 2))
     }
 }
@@ -310,7 +310,9 @@ impl Products<f32> for Narrow {
                             f(piece.row(row, prefix), &mut p[of_row.clone()], &mut ds[of_row], fma);
                         }
                         cpu::round_slice(ds, &mut rows[of_rows]);
-                        let Some((p_pair, ds_pair)) = pairs.next() else { unreachable!("counted by `pairs`") };
+                        let Some((p_pair, ds_pair)) = pairs.next() else {
+                            unreachable!("counted by `pairs`")
+                        };
                         for (from, to) in [(p, p_pair), (ds, ds_pair)] {
                             let (first, second) = from.split_at(columns);
                             cpu::round_pairs(first, (!second.is_empty()).then_some(second), to);
@@ -330,13 +332,13 @@ impl Products<f32> for Narrow {
         unsafe {
             right.fill_pairs(self.isa, x, block, d);
             let mut out = Out::at(to.prefix.ptr, count, d, to.prefix.rs as usize);
-            kernel::block(self.isa, left, right.from_pair(0), right.n, &mut out, then);
+            kernel::block(self.isa, left, right.pairs_from(0), right.n, &mut out, then);
             let Some(own) = to.own else { return };
             for (piece, pair) in block.pieces.iter().zip(first_pairs(block)) {
                 let (out, depth) = (from_row_mut(own, piece.key), piece.rows.len().next_multiple_of(2));
                 let mut out = Out::at(out.ptr, piece.keys(), d, out.rs as usize);
                 let left = left.from(count, pair);
-                kernel::block(self.isa, left, right.from_pair(pair), depth, &mut out, then);
+                kernel::block(self.isa, left, right.pairs_from(pair), depth, &mut out, then);
             }
         }
     }

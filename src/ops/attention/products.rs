@@ -62,7 +62,13 @@ pub(super) trait Products<T: Real>: Sized {
     ///
     /// # Safety
     /// As for `scores`; the gradients are not aliased.
-    unsafe fn add_gradients(&mut self, block: &Block, values: bool, x: Mat<*const Self::Operand>, to: Gradient<T>);
+    unsafe fn add_gradients(
+        &mut self,
+        block: &Block,
+        values: bool,
+        x: Mat<*const Self::Operand>,
+        to: Gradient<T>,
+    );
 
     /// `out[rows, D] = score gradients · keys`.
     ///

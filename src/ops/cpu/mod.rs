@@ -1,5 +1,5 @@
 //! What the CPU kernels share: views of tensors as slices, outputs that are written before they are
-//! read, row-parallel loops, and the one call into `gemm`.
+//! read, row-parallel loops, vectors, rounding, and the one call into `gemm`.
 
 use crate::{Error, Result};
 use candle_core::backend::BackendStorage;
@@ -9,9 +9,11 @@ use rayon::prelude::*;
 use std::marker::PhantomData;
 use std::ops::{Deref, Range};
 
+mod gemm;
 mod round;
 mod vectors;
 
+pub(crate) use gemm::{Mat, gemm};
 pub(crate) use round::{Rows, round_pairs, round_slice};
 pub(crate) use vectors::{Fma, dot, largest, simd, sum};
 
@@ -312,69 +314,6 @@ impl<T> Disjoint<T> {
     pub(crate) unsafe fn at(self, i: usize) -> *mut T {
         // SAFETY: the caller's promise.
         unsafe { self.0.add(i) }
-    }
-}
-
-/// A strided matrix operand: address of its first element, row stride and column stride in elements.
-#[derive(Clone, Copy)]
-pub(crate) struct Mat<P> {
-    pub(crate) ptr: P,
-    pub(crate) rs: isize,
-    pub(crate) cs: isize,
-}
-
-impl<P> Mat<P> {
-    /// Rows of `stride` elements, one after another.
-    pub(crate) fn rows(ptr: P, stride: usize) -> Self {
-        Self { ptr, rs: stride as isize, cs: 1 }
-    }
-    /// The transpose.
-    pub(crate) fn t(self) -> Self {
-        Self { ptr: self.ptr, rs: self.cs, cs: self.rs }
-    }
-}
-
-/// `out[m, n] = beta * a[m, k] b[k, n]`, added to what `out` holds where `add` is set.
-///
-/// # Safety
-/// The operands' elements lie in live memory, `out`'s are not aliased.
-pub(crate) unsafe fn gemm<T: Real>(
-    (m, n, k): (usize, usize, usize),
-    out: Mat<*mut T>,
-    add: bool,
-    a: Mat<*const T>,
-    b: Mat<*const T>,
-    beta: T,
-    parallel: bool,
-) {
-    if m == 0 || n == 0 {
-        return;
-    }
-    let parallelism = if parallel { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None };
-    let alpha = if add { T::one() } else { T::zero() };
-    // SAFETY: the caller's promise.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out.ptr,
-            out.cs,
-            out.rs,
-            add,
-            a.ptr,
-            a.cs,
-            a.rs,
-            b.ptr,
-            b.cs,
-            b.rs,
-            alpha,
-            beta,
-            false,
-            false,
-            false,
-            parallelism,
-        );
     }
 }
 
