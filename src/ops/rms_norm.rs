@@ -8,7 +8,7 @@
 //! dr   = dresidual + rstd * (w * dy - r * rstd² * mean(w * dy * r))
 //! ```
 
-use super::cpu::{self, Fma, Real, Stored, View, with_real, with_stored};
+use super::cpu::{self, Fma, PART, Real, Stored, View, with_real, with_stored};
 use super::gpu::{self, Kernel, Route};
 use super::profile;
 use crate::{Error, Result};
@@ -273,13 +273,14 @@ fn row_threads(width: usize) -> usize {
 
 #[inline(always)]
 fn norm_rows<T: Real, O: Stored<T>>(y: &mut [O], rstd: &mut [T], r: &[T], w: &[T], (eps, fma): (T, Fma)) {
-    let c = w.len();
+    let (c, mut scratch) = (w.len(), [T::zero(); PART]);
     for ((y, s), r) in y.chunks_exact_mut(c).zip(rstd).zip(r.chunks_exact(c)) {
         let square = cpu::dot(r, r, fma);
         *s = (square / T::of(c as f64) + eps).sqrt().recip();
         let s = *s;
         O::fill(
             y,
+            &mut scratch,
             #[inline(always)]
             |part, y: &mut [T]| {
                 for ((y, &w), &r) in y.iter_mut().zip(&w[part.clone()]).zip(&r[part]) {

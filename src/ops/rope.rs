@@ -17,7 +17,7 @@
 //!                                               a model without such has the first part alone, without an end
 //! ```
 
-use super::cpu::{self, PART, Real, Stored, View, with_stored};
+use super::cpu::{self, Real, Stored, View, with_stored};
 use super::gpu::{self, Kernel, Route};
 use super::profile;
 use super::{AttentionShape, IndexView};
@@ -187,20 +187,14 @@ impl RopeTable {
                 #[inline(always)]
                 |first, rows, _| {
                     let x = x[first * width..].chunks_exact(width);
-                    // Some heads at a time, before they are rounded.
-                    let mut wide = vec![T::zero(); (PART / d).max(1) * d];
                     for ((row, x), &p) in rows.chunks_exact_mut(width).zip(x).zip(&position_ids[first..]) {
                         let at = p as usize * half..(p as usize + 1) * half;
                         let (cos, sin) = (&cos[at.clone()], &sin[at]);
                         let ((row, rest), (x, past)) = (row.split_at_mut(heads * d), x.split_at(heads * d));
-                        for (row, x) in row.chunks_mut(wide.len()).zip(x.chunks(wide.len())) {
-                            let wide = &mut wide[..row.len()];
-                            for (head, x) in wide.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
-                                let ((low, high), (a, b)) = (head.split_at_mut(half), x.split_at(half));
-                                turn(low, (a, b), (cos, sin), -sign);
-                                turn(high, (b, a), (cos, sin), sign);
-                            }
-                            O::store_slice(wide, row);
+                        for (head, x) in row.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
+                            let ((low, high), (a, b)) = (head.split_at_mut(half), x.split_at(half));
+                            turn(low, (a, b), (cos, sin), -sign);
+                            turn(high, (b, a), (cos, sin), sign);
                         }
                         rest.iter_mut().zip(past).for_each(|(y, &x)| *y = O::stored(x.loaded()));
                     }
@@ -283,9 +277,14 @@ fn row_threads(heads: usize, half: usize) -> usize {
 /// `x cos + sign y sin`: one coordinate of pairs (x, y) that are turned. Each output has a loop of its own, as with more
 /// addresses to tell apart it does not vectorise.
 #[inline(always)]
-fn turn<T: Real, I: Stored<T>>(to: &mut [T], (x, y): (&[I], &[I]), (cos, sin): (&[T], &[T]), sign: T) {
+fn turn<T: Real, I: Stored<T>, O: Stored<T>>(
+    to: &mut [O],
+    (x, y): (&[I], &[I]),
+    (cos, sin): (&[T], &[T]),
+    sign: T,
+) {
     for (z, ((&x, &y), (&c, &s))) in to.iter_mut().zip(x.iter().zip(y).zip(cos.iter().zip(sin))) {
-        *z = x.loaded() * c + sign * s * y.loaded();
+        *z = O::stored(x.loaded() * c + sign * s * y.loaded());
     }
 }
 

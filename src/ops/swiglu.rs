@@ -12,6 +12,7 @@ use super::gpu::{self, Kernel, Route};
 use super::profile;
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
+use num_traits::Zero;
 
 gpu::parameters!(SwigluParameters { rows: u32, width: u32, aligned: u32 });
 
@@ -38,9 +39,10 @@ pub fn forward(gate_up: &Tensor) -> Result<Tensor> {
         let x: &[O] = &x;
         let out = cpu::overwrite::<O>(t * f, |out| {
             cpu::par_rows(out, f, #[inline(always)] |first, rows, fma| {
+                let mut scratch = [T::zero(); PART];
                 for (row, x) in rows.chunks_exact_mut(f).zip(x[first * 2 * f..].chunks_exact(2 * f)) {
                     let (gate, up) = x.split_at(f);
-                    O::fill(row, #[inline(always)] |part, row: &mut [T]| {
+                    O::fill(row, &mut scratch, #[inline(always)] |part, row: &mut [T]| {
                         for ((y, &g), &u) in row.iter_mut().zip(&gate[part.clone()]).zip(&up[part]) {
                             let (g, u): (T, T) = (g.loaded(), u.loaded());
                             *y = g * sigmoid(g, fma) * u;
@@ -83,13 +85,15 @@ pub fn backward(da: &Tensor, gate_up: &Tensor) -> Result<Tensor> {
         let (da, x): (&[T], &[O]) = (&da, &x);
         let out = cpu::overwrite::<O>(t * 2 * f, |out| {
             cpu::par_rows(out, 2 * f, #[inline(always)] |first, rows, fma| {
+                let mut scratch = [[T::zero(); PART]; 2];
                 let (da, x) = (&da[first * f..], &x[first * 2 * f..]);
                 for ((row, da), x) in rows.chunks_exact_mut(2 * f).zip(da.chunks_exact(f)).zip(x.chunks_exact(2 * f)) {
                     let ((gate, up), (dgate, dup)) = (x.split_at(f), row.split_at_mut(f));
                     let parts = dgate.chunks_mut(PART).zip(dup.chunks_mut(PART));
                     let read = da.chunks(PART).zip(gate.chunks(PART)).zip(up.chunks(PART));
                     for ((dgate, dup), ((da, gate), up)) in parts.zip(read) {
-                        backward_part::<T, O>(da, gate, up, [dgate, dup], fma);
+                        let part = Part { da, gate, up, scratch: &mut scratch };
+                        part.backward([dgate, dup], fma);
                     }
                 }
             });
@@ -109,21 +113,30 @@ fn sigmoid<T: Real>(x: T, fma: Fma) -> T {
     T::one() / (T::one() + (-x).exp_(fma))
 }
 
-/// The gradients of up to [`PART`] gates and ups, both from one sigmoid.
-#[inline(always)]
-fn backward_part<T: Real, O: Stored<T>>(da: &[T], gate: &[O], up: &[O], out: [&mut [O]; 2], fma: Fma) {
-    let n = da.len();
-    let (mut dgate, mut dup) = ([T::zero(); PART], [T::zero(); PART]);
-    let (dgate, dup) = (&mut dgate[..n], &mut dup[..n]);
-    for ((((x, y), &d), &g), &u) in dgate.iter_mut().zip(dup.iter_mut()).zip(da).zip(gate).zip(up) {
-        let (g, u): (T, T) = (g.loaded(), u.loaded());
-        let s = sigmoid(g, fma);
-        *x = d * u * s * fma.mul_add(g, T::one() - s, T::one());
-        *y = d * g * s;
+/// Up to [`PART`] gates and ups, the gradients of their activations, and room for their own.
+struct Part<'a, T, O> {
+    da: &'a [T],
+    gate: &'a [O],
+    up: &'a [O],
+    scratch: &'a mut [[T; PART]; 2],
+}
+
+impl<T: Real, O: Stored<T>> Part<'_, T, O> {
+    /// Writes the gradients of both, from one sigmoid.
+    #[inline(always)]
+    fn backward(self, [gate_out, up_out]: [&mut [O]; 2], fma: Fma) {
+        let [dgate, dup] = self.scratch;
+        let (dgate, dup) = (&mut dgate[..self.da.len()], &mut dup[..self.da.len()]);
+        let read = self.da.iter().zip(self.gate).zip(self.up);
+        for ((x, y), ((&d, &g), &u)) in dgate.iter_mut().zip(dup.iter_mut()).zip(read) {
+            let (g, u): (T, T) = (g.loaded(), u.loaded());
+            let s = sigmoid(g, fma);
+            *x = d * u * s * fma.mul_add(g, T::one() - s, T::one());
+            *y = d * g * s;
+        }
+        O::store_slice(dgate, gate_out);
+        O::store_slice(dup, up_out);
     }
-    let [gate_out, up_out] = out;
-    O::store_slice(dgate, gate_out);
-    O::store_slice(dup, up_out);
 }
 
 fn launch(name: &'static str, rows: usize, width: usize, buffers: &[&Tensor]) -> Result<()> {

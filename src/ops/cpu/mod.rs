@@ -10,10 +10,12 @@ use std::marker::PhantomData;
 use std::ops::{Deref, Range};
 
 mod gemm;
+mod pool;
 mod round;
 mod vectors;
 
 pub(crate) use gemm::{Mat, gemm};
+pub(crate) use pool::on_pool;
 pub(crate) use round::{Rows, round_pairs, round_slice};
 pub(crate) use vectors::{Fma, dot, largest, simd, sum};
 
@@ -193,8 +195,9 @@ pub(crate) trait Stored<T>: WithDType + num_traits::Float {
     /// Stores all of `from` in `to`, which has its length.
     fn store_slice(from: &[T], to: &mut [Self]);
 
-    /// Fills `to` with what `compute` writes in `T`, given the range of elements that it is to write.
-    fn fill(to: &mut [Self], compute: impl FnMut(Range<usize>, &mut [T]));
+    /// Fills `to` with what `compute` writes in `T`, given the range of elements that it is to write; in `scratch`, if that
+    /// is not how they are stored.
+    fn fill(to: &mut [Self], scratch: &mut [T; PART], compute: impl FnMut(Range<usize>, &mut [T]));
 }
 
 impl<T: Real> Stored<T> for T {
@@ -214,7 +217,7 @@ impl<T: Real> Stored<T> for T {
     }
 
     #[inline(always)]
-    fn fill(to: &mut [T], mut compute: impl FnMut(Range<usize>, &mut [T])) {
+    fn fill(to: &mut [T], _: &mut [T; PART], mut compute: impl FnMut(Range<usize>, &mut [T])) {
         compute(0..to.len(), to);
     }
 }
@@ -242,10 +245,9 @@ impl Stored<f32> for bf16 {
     }
 
     #[inline(always)]
-    fn fill(to: &mut [bf16], mut compute: impl FnMut(Range<usize>, &mut [f32])) {
-        let mut wide = [0.0; PART];
+    fn fill(to: &mut [bf16], scratch: &mut [f32; PART], mut compute: impl FnMut(Range<usize>, &mut [f32])) {
         for (i, to) in to.chunks_mut(PART).enumerate() {
-            let wide = &mut wide[..to.len()];
+            let wide = &mut scratch[..to.len()];
             compute(i * PART..i * PART + to.len(), wide);
             round_slice(wide, to);
         }
@@ -290,12 +292,6 @@ pub(crate) fn par_rows<T: Send>(out: &mut [T], width: usize, f: impl Fn(usize, &
             |fma| f(i * rows, chunk, fma),
         )
     });
-}
-
-/// Runs `f` on a thread of the pool, where a parallel loop begins at once: one that begins elsewhere wakes a thread of the
-/// pool and sleeps, and a step has 500 of them.
-pub(crate) fn on_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
-    rayon::scope(|_| f())
 }
 
 /// A pointer that tasks share; each writes a part that no other touches.
