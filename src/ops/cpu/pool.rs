@@ -1,9 +1,13 @@
 //! The thread pool in the course of a pass, which is hundreds of short parallel loops.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 /// Polls after which an idle thread offers its core to other threads of the machine each time.
 const POLLS: usize = 200;
+
+/// A thread that offered its core and got it back later than this has others beside it, which need it more.
+const CONTENDED: Duration = Duration::from_micros(100);
 
 /// Hints to the CPU between two polls, so that idle threads do not take the busy ones' cache lines all the time.
 const PAUSES: usize = 16;
@@ -55,7 +59,8 @@ impl Drop for Awake {
     }
 }
 
-/// Does the pool's work as it comes until the pass ends. A thread takes this job before any job of the pass, as it was there
+/// Does the pool's work as it comes until the pass ends, or until other threads of the machine want the core: then this one
+/// sleeps between loops, as rayon has it. A thread takes this job before any job of the pass, as it was there
 /// first; so no job of the pass waits for its end.
 fn work_until_end(pass: usize) {
     let mut polls = 0;
@@ -66,7 +71,13 @@ fn work_until_end(pass: usize) {
                 polls += 1;
                 (0..PAUSES).for_each(|_| std::hint::spin_loop());
             }
-            _ => std::thread::yield_now(),
+            _ => {
+                let offered = Instant::now();
+                std::thread::yield_now();
+                if offered.elapsed() > CONTENDED {
+                    return;
+                }
+            }
         }
     }
 }
