@@ -140,6 +140,23 @@ fn queries_of_some_rows_agree_with_the_reference() -> Result<()> {
     Ok(())
 }
 
+/// Without its second segment the batch has rows of keys that belong to no segment, whose gradient is zero.
+#[test]
+fn keys_of_no_segment_agree_with_the_reference() -> Result<()> {
+    let mut segments = packed(&[7], &[(0, 5), (0, 40)]).to_vec();
+    segments.remove(1);
+    segments[1].queries = 7..47;
+    let segments = Segments::from(segments);
+    for of in SHAPES {
+        let shape = shape(of);
+        let q = randn(1, (47, shape.q_width()), DType::F64)?;
+        let kv = randn(2, (52, shape.kv_width()), DType::F64)?;
+        let qkv = Qkv::Split { q, kv };
+        check(&shape, given(&segments, &qkv, None), DType::F64)?;
+    }
+    Ok(())
+}
+
 #[test]
 fn a_prefix_of_another_pass_agrees_with_the_reference() -> Result<()> {
     let segments: Segments = packed(&[9, 5], &[(0, 6), (0, 3), (1, 15)])
