@@ -1,4 +1,4 @@
-//! Rounding of f32 to bf16: by the CPU's instruction (`vcvtneps2bf16`, AVX512-BF16) if it has one, in integers otherwise.
+//! Rounding of f32 to bf16: by the CPU's instruction (`vcvtne2ps2bf16`, AVX512-BF16) if it has one, in integers otherwise.
 //! Both take the nearest value, ties to even; the instruction makes zero of a number that is subnormal in f32.
 
 use super::Stored;
