@@ -9,7 +9,7 @@
 //! in elements of the output, but for `linear` and `attention`, whose elements are floating-point operations.
 //!
 //! On the CPU each sample lies between two readings of the canary (`gneiss::bench::Canary`), and how many samples were
-//! quiet is printed behind each benchmark. None is left out: a sample has many calls of an op that takes microseconds.
+//! quiet is printed after each benchmark. None is left out: a sample has many calls of an op that takes microseconds.
 
 use candle_core::{DType, Device, Tensor};
 use criterion::measurement::WallTime;
@@ -89,6 +89,10 @@ struct Samples {
 }
 
 impl Samples {
+    fn new(op: &str, direction: &str) -> Self {
+        Self { name: format!("{op}/{direction}"), quiet: 0, all: 0 }
+    }
+
     fn watch(&mut self, sample: impl FnOnce()) {
         let Some(canary) = &*CANARY else { return sample() };
         let before = canary.read();
@@ -135,7 +139,7 @@ impl<'a> Op<'a> {
     fn measure<I, O>(&mut self, direction: &str, work: usize, inputs: &[I], op: impl Fn(&I) -> Result<O>) {
         let id = self.id(direction, work);
         let mut next = inputs.iter().cycle();
-        let mut samples = Samples { name: format!("{}/{direction}", self.name), quiet: 0, all: 0 };
+        let mut samples = Samples::new(self.name, direction);
         self.group.bench_function(id, |b| {
             samples.watch(|| {
                 b.iter(|| {
@@ -157,7 +161,7 @@ impl<'a> Op<'a> {
     ) {
         let id = self.id(direction, work);
         let mut next = inputs.iter().cycle();
-        let mut samples = Samples { name: format!("{}/{direction}", self.name), quiet: 0, all: 0 };
+        let mut samples = Samples::new(self.name, direction);
         self.group.bench_function(id, |b| {
             let copy = || next.next().expect("there are inputs").copy().expect("a tensor can be copied");
             let run = |input| {

@@ -9,7 +9,7 @@
 //!
 //! Each call lies between two readings of the canary (`gneiss::bench::Canary`) and is made again, up to three times, if the
 //! machine was disturbed. A sample's time is the mean of its quiet calls, or of all of them if none was quiet; how many
-//! calls were quiet is printed behind each benchmark.
+//! calls were quiet is printed after each benchmark.
 
 use candle_core::{DType, Device, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};

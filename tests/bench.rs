@@ -376,17 +376,17 @@ fn a_case_is_a_run_of_the_trainer() {
     let measured = bench.measure(case, &mut told).unwrap();
     assert_eq!((told.0, told.1), (7, vec![0]), "warm-up and counted steps; forgotten before them");
     assert_eq!(measured.peak_memory_bytes, Some(7));
-    assert_eq!(measured.tokens_per_step, 18.0);
+    assert_eq!(measured.figures.tokens_per_step, 18.0);
     assert!(measured.last_loss.is_finite() && measured.last_loss != measured.first_loss);
     let of = |examples: &[Example]| Flops::of_step(&config, &[PrefixGroup::new(0..3, examples)]).total();
     let steps = whole_steps(&given, 2);
     assert_eq!(steps.len(), 4, "the fifth example makes no whole step");
     // Steps 3 to 7: the second half of the examples twice, the first thrice.
     let (first, second) = (of(&steps[..2]), of(&steps[2..]));
-    assert!((measured.flops_per_step - (3.0 * first + 2.0 * second) / 5.0).abs() < 1e-3);
-    assert!((measured.share_of_peak - measured.flops_per_second / 1e9).abs() < 1e-15);
+    assert!((measured.figures.flops_per_step - (3.0 * first + 2.0 * second) / 5.0).abs() < 1e-3);
+    assert!((measured.share_of_peak - measured.figures.flops_per_second / 1e9).abs() < 1e-15);
     let of_data_sheet = measured.share_of_data_sheet.unwrap();
-    assert!((of_data_sheet - measured.flops_per_second / 4e9).abs() < 1e-15);
+    assert!((of_data_sheet - measured.figures.flops_per_second / 4e9).abs() < 1e-15);
     let again = bench.measure(case, &mut Told::default()).unwrap();
     assert_eq!((again.first_loss, again.last_loss), (measured.first_loss, measured.last_loss));
 }

@@ -88,7 +88,7 @@ fn few_rows(bench: &Bench) -> Result<(f64, f64)> {
     };
     let case = Case { batch_size: 1, accumulate_steps: 1, num_virtual_tokens: 1 };
     let found = bench.measure(case, &mut NoMemory)?;
-    Ok((found.step_seconds.median, found.rows_per_step))
+    Ok((found.figures.step_seconds.median, found.figures.rows_per_step))
 }
 
 struct NoMemory;

@@ -15,30 +15,16 @@ pub struct Spread {
     pub p90: f64,
 }
 
-/// What a case came to. Times and rates are of the steps on a quiet machine, rates their medians; tokens are the examples'
-/// own, without the prompt's.
+/// What a case came to.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Measured {
     /// The case.
     #[serde(flatten)]
     pub case: Case,
-    /// Wall time of an optimizer step, s.
-    pub step_seconds: Spread,
-    /// Examples a second.
-    pub examples_per_second: Spread,
-    /// Tokens of inputs and targets a second.
-    pub tokens_per_second: f64,
-    /// Packed rows a second, prompt and template once a step.
-    pub rows_per_second: f64,
-    /// Tokens of inputs and targets of a step, mean over all counted steps.
-    pub tokens_per_step: f64,
-    /// Packed rows of a step, mean over all counted steps.
-    pub rows_per_step: f64,
-    /// Useful floating-point operations of a step, mean over all counted steps ([`super::Flops`]).
-    pub flops_per_step: f64,
-    /// Useful floating-point operations a second.
-    pub flops_per_second: f64,
-    /// That, as a part of the device's [`super::MatmulPeak`], which a GPU sustains.
+    /// Of its steps.
+    #[serde(flatten)]
+    pub figures: Figures,
+    /// [`Figures::flops_per_second`], as a part of the device's [`super::MatmulPeak`], which a GPU sustains.
     pub share_of_peak: f64,
     /// As a part of what the card's data sheet says; `None` of devices whose data sheet is not known.
     pub share_of_data_sheet: Option<f64>,
@@ -48,8 +34,6 @@ pub struct Measured {
     pub used_steps: usize,
     /// What the canary said; `None` without one.
     pub canary: Option<CanarySeen>,
-    /// Times of all counted steps, disturbed or not, to compare with a program whose steps are not watched.
-    pub all_steps: AllSteps,
     /// The most memory that was held, bytes.
     pub peak_memory_bytes: Option<u64>,
     /// Rows of a pass at most.
@@ -106,18 +90,28 @@ pub(super) struct Timed {
     pub(super) loss: f64,
 }
 
-/// Figures of the counted steps of a case.
-#[derive(Debug, PartialEq)]
-pub(super) struct Figures {
-    pub(super) step_seconds: Spread,
-    pub(super) examples_per_second: Spread,
-    pub(super) tokens_per_second: f64,
-    pub(super) rows_per_second: f64,
-    pub(super) tokens_per_step: f64,
-    pub(super) rows_per_step: f64,
-    pub(super) flops_per_step: f64,
-    pub(super) flops_per_second: f64,
-    pub(super) all_steps: AllSteps,
+/// Figures of the counted steps of a case. Times and rates are of the steps on a quiet machine, rates their medians; tokens
+/// are the examples' own, without the prompt's.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Figures {
+    /// Wall time of an optimizer step, s.
+    pub step_seconds: Spread,
+    /// Examples a second.
+    pub examples_per_second: Spread,
+    /// Tokens of inputs and targets a second.
+    pub tokens_per_second: f64,
+    /// Packed rows a second, prompt and template once a step.
+    pub rows_per_second: f64,
+    /// Tokens of inputs and targets of a step, mean over all counted steps.
+    pub tokens_per_step: f64,
+    /// Packed rows of a step, mean over all counted steps.
+    pub rows_per_step: f64,
+    /// Useful floating-point operations of a step, mean over all counted steps ([`super::Flops`]).
+    pub flops_per_step: f64,
+    /// Useful floating-point operations a second.
+    pub flops_per_second: f64,
+    /// Times of all counted steps, disturbed or not, to compare with a program whose steps are not watched.
+    pub all_steps: AllSteps,
 }
 
 impl Spread {

@@ -26,5 +26,5 @@ pub use launches::Launches;
 pub use machine::{DeviceMemory, PeakMemory};
 pub use matmul::MatmulPeak;
 pub use measure::{Bench, Case, Source};
-pub use measured::{AllSteps, Measured, OpShare, Profile, Spread};
+pub use measured::{AllSteps, Figures, Measured, OpShare, Profile, Spread};
 pub use products::{Product, StepProducts};

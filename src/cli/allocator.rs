@@ -25,6 +25,15 @@ fn padded(layout: Layout) -> Option<Layout> {
     Layout::from_size_align(layout.size().checked_add(LINE)?, layout.align().max(2 * ADDRESS)).ok()
 }
 
+/// The first line that begins after `start`.
+///
+/// # Safety
+/// `start` is of a padded layout.
+unsafe fn line_after(start: *mut u8) -> *mut u8 {
+    // SAFETY: the layout has room for a line before what was asked for.
+    unsafe { start.add(LINE - start.addr() % LINE) }
+}
+
 /// The first line that begins after `start`, which the system gave for [`padded`]; notes `start` before it.
 ///
 /// # Safety
@@ -35,7 +44,7 @@ unsafe fn line_of(start: *mut u8) -> *mut u8 {
     }
     // SAFETY: `start` is a multiple of two addresses, so the line begins at least that far after it and at most `LINE`.
     unsafe {
-        let line = start.add(LINE - start.addr() % LINE);
+        let line = line_after(start);
         line.sub(ADDRESS).cast::<*mut u8>().write(start);
         line
     }
@@ -96,12 +105,9 @@ unsafe impl GlobalAlloc for WholeLines {
                     if start.is_null() {
                         return start;
                     }
-                    let line = start.add(LINE - start.addr() % LINE);
-                    if line != start.add(shift) {
-                        line.copy_from(start.add(shift), layout.size().min(size));
-                    }
-                    line.sub(ADDRESS).cast::<*mut u8>().write(start);
-                    line
+                    // Before `start` is noted, which may be where the content lies.
+                    line_after(start).copy_from(start.add(shift), layout.size().min(size));
+                    line_of(start)
                 }
                 _ => {
                     let other = self.alloc(resized);

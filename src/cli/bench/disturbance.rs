@@ -1,4 +1,4 @@
-//! What a reader is told of steps during which the machine was disturbed.
+//! Words for steps during which the machine was disturbed: a table's cell, and warnings.
 
 /// The counted steps of a case.
 #[derive(Debug, Clone, Copy)]

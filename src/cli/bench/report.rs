@@ -136,7 +136,7 @@ impl Report {
         let Some(launches) = &self.launches else { return Vec::new() };
         let line = |CaseReport { measured: m, .. }: &CaseReport| {
             let Case { batch_size, accumulate_steps, num_virtual_tokens } = m.case;
-            let seconds = m.step_seconds.median;
+            let seconds = m.figures.step_seconds.median;
             format!(
                 "launches: {} a second alone; those of a step of {} rows take {} ms, {:.1} % of {batch_size} x \
                  {accumulate_steps}, {num_virtual_tokens}, which is {}bound by launches",
@@ -172,20 +172,20 @@ impl Report {
                 format!("{batch_size} x {accumulate_steps}, {num_virtual_tokens}"),
                 format!(
                     "{} ({}-{})",
-                    digits(m.step_seconds.median * 1e3),
-                    digits(m.step_seconds.p10 * 1e3),
-                    digits(m.step_seconds.p90 * 1e3)
+                    digits(m.figures.step_seconds.median * 1e3),
+                    digits(m.figures.step_seconds.p10 * 1e3),
+                    digits(m.figures.step_seconds.p90 * 1e3)
                 ),
-                digits(m.examples_per_second.median),
-                digits(m.tokens_per_second),
-                digits(m.rows_per_second),
-                digits(m.rows_per_step),
+                digits(m.figures.examples_per_second.median),
+                digits(m.figures.tokens_per_second),
+                digits(m.figures.rows_per_second),
+                digits(m.figures.rows_per_step),
                 match m.recompute {
                     0 => m.max_rows.to_string(),
                     blocks => format!("{}, {blocks} blocks recomputed", m.max_rows),
                 },
-                si(m.flops_per_step, "FLOP"),
-                si(m.flops_per_second, "FLOP/s"),
+                si(m.figures.flops_per_step, "FLOP"),
+                si(m.figures.flops_per_second, "FLOP/s"),
                 format!("{:.1} %", 100.0 * m.share_of_peak),
                 m.share_of_data_sheet.map_or("unknown".into(), |share| format!("{:.1} %", 100.0 * share)),
                 m.peak_memory_bytes.map_or("unknown".into(), text::bytes),
@@ -314,18 +314,18 @@ impl Csv {
             report.steps.to_string(),
             m.disturbed_steps.map_or_else(String::new, |n| n.to_string()),
             m.used_steps.to_string(),
-            m.tokens_per_step.to_string(),
-            m.rows_per_step.to_string(),
-            m.step_seconds.median.to_string(),
-            m.step_seconds.p10.to_string(),
-            m.step_seconds.p90.to_string(),
-            m.examples_per_second.median.to_string(),
-            m.examples_per_second.p10.to_string(),
-            m.examples_per_second.p90.to_string(),
-            m.tokens_per_second.to_string(),
-            m.rows_per_second.to_string(),
-            m.flops_per_step.to_string(),
-            m.flops_per_second.to_string(),
+            m.figures.tokens_per_step.to_string(),
+            m.figures.rows_per_step.to_string(),
+            m.figures.step_seconds.median.to_string(),
+            m.figures.step_seconds.p10.to_string(),
+            m.figures.step_seconds.p90.to_string(),
+            m.figures.examples_per_second.median.to_string(),
+            m.figures.examples_per_second.p10.to_string(),
+            m.figures.examples_per_second.p90.to_string(),
+            m.figures.tokens_per_second.to_string(),
+            m.figures.rows_per_second.to_string(),
+            m.figures.flops_per_step.to_string(),
+            m.figures.flops_per_second.to_string(),
             report.matmul_peak.flops_per_second.to_string(),
             m.share_of_peak.to_string(),
             float(report.matmul_peak.data_sheet_flops_per_second),

@@ -250,9 +250,9 @@ impl<T: Real, S: Stored<T>> Work<'_, T, S> {
         let mut products = P::new(Heads::new(shape, self.source, run, kv_head), Pass::Backward);
         let (d, group) = (shape.head_dim, shape.heads / shape.kv_heads);
         let mut dprefix = vec![T::zero(); prefix * 2 * d];
-        let own = self.gradients(&mut dprefix, target, kv_head).map(|side| side.own);
+        let [keys, values] = self.gradients(&mut dprefix, target, kv_head);
         for row in segments.iter().flat_map(|segment| segment.keys.clone()) {
-            for matrix in own.into_iter().flatten() {
+            for matrix in [keys.own, values.own].into_iter().flatten() {
                 // SAFETY: as below.
                 unsafe { std::slice::from_raw_parts_mut(from_row_mut(matrix, row).ptr, d) }.fill(T::zero());
             }
@@ -275,7 +275,6 @@ impl<T: Real, S: Stored<T>> Work<'_, T, S> {
                             gradients((p, ds), row.visible, (lse, scale), fma);
                         },
                     );
-                    let [keys, values] = self.gradients(&mut dprefix, target, kv_head);
                     products.add_gradients(&block, true, dout, values);
                     products.add_gradients(&block, false, q, keys);
                     if self.own {

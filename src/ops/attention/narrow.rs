@@ -102,17 +102,11 @@ impl Packed {
         self.along.resize(d.next_multiple_of(STEP) / PANEL * stride, Line::ZERO);
         // SAFETY: the caller's promise.
         let (from, row_stride) = unsafe { (elements(matrix, (block.rows, d)), matrix.rs as usize) };
-        let mut end = 0;
         for (piece, first) in block.pieces.iter().zip(first_pairs(block)) {
-            for (i, row) in piece.rows.clone().step_by(PANEL).enumerate() {
-                let at = first + i * PANEL / 2;
-                let rows = PANEL.min(piece.rows.end - row);
-                let to = &mut self.along[at..];
-                kernel::pack_columns(isa, &from[row * row_stride..], row_stride, rows, d, to, stride);
-                end = at + PANEL / 2;
-            }
+            let from = &from[piece.rows.start * row_stride..];
+            packed::pack_sums(isa, from, (piece.rows.len(), d), row_stride, &mut self.along[first..], stride);
         }
-        self.along.chunks_mut(stride).for_each(|panel| panel[end..].fill(Line::ZERO));
+        self.along.chunks_mut(stride).for_each(|panel| panel[pairs..].fill(Line::ZERO));
     }
 
     fn across(&self) -> Panels<'_> {

@@ -16,6 +16,8 @@ mod vectors;
 
 pub(crate) use gemm::{Mat, gemm};
 pub(crate) use pool::on_pool;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use round::low;
 pub(crate) use round::{Rows, round_pairs, round_slice};
 pub(crate) use vectors::{Fma, dot, largest, simd, sum};
 

@@ -12,8 +12,8 @@ const CONTENDED: Duration = Duration::from_micros(100);
 /// Hints to the CPU between two polls, so that idle threads do not take the busy ones' cache lines all the time.
 const PAUSES: usize = 16;
 
-/// The pass whose threads stay awake: odd while there is one. One at a time, as a thread that waits in a pass of its own may
-/// become an idle one of this pass, and two such passes would wait for each other.
+/// Number of the pass whose threads stay awake, odd while there is one. Only one pass at a time keeps threads awake: a thread
+/// that waits inside its own pass may start to work for this one, and two passes that did so would wait for each other.
 static PASS: AtomicUsize = AtomicUsize::new(0);
 
 /// Runs `f` on a thread of the pool, where a parallel loop begins at once, and keeps the other threads awake meanwhile. A

@@ -4,6 +4,13 @@
 use super::Stored;
 use half::bf16;
 
+/// The lowest `n` bits, all 32 if there are more: a mask of the first `n` values.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub(crate) fn low(n: usize) -> u32 {
+    if n >= 32 { u32::MAX } else { (1 << n) - 1 }
+}
+
 /// Rounds `from` into `to`, which has its length.
 #[inline(always)]
 pub(crate) fn round_slice(from: &[f32], to: &mut [bf16]) {
@@ -65,6 +72,7 @@ pub(crate) fn round_pairs(first: &[f32], second: Option<&[f32]>, to: &mut [[bf16
 /// By the instruction. Functions need `avx512f`, `avx512bw` and `avx512bf16`.
 #[cfg(target_arch = "x86_64")]
 mod x86 {
+    use super::low;
     use half::bf16;
     use std::arch::x86_64::*;
 
@@ -77,9 +85,9 @@ mod x86 {
             && is_x86_feature_detected!("avx512bf16")
     }
 
-    /// The lowest `n` bits of 16.
-    fn low(n: usize) -> __mmask16 {
-        if n >= LANES { u16::MAX } else { (1 << n) - 1 }
+    /// A mask of the first `n` of a vector's f32.
+    fn lanes(n: usize) -> __mmask16 {
+        low(n) as __mmask16
     }
 
     /// # Safety
@@ -115,12 +123,11 @@ mod x86 {
                 _mm512_storeu_si512(to.add(start).cast(), rounded);
             }
             if tail > 0 {
-                let masks = [low(tail), low(tail.saturating_sub(LANES))];
+                let masks = [lanes(tail), lanes(tail.saturating_sub(LANES))];
                 let first = _mm512_maskz_loadu_ps(masks[0], from.add(whole));
                 let second = _mm512_maskz_loadu_ps(masks[1], from.wrapping_add(whole + LANES));
                 let rounded = bits(_mm512_cvtne2ps_pbh(second, first));
-                let mask = u32::from(masks[0]) | u32::from(masks[1]) << LANES;
-                _mm512_mask_storeu_epi16(to.add(whole).cast(), mask, rounded);
+                _mm512_mask_storeu_epi16(to.add(whole).cast(), low(tail), rounded);
             }
         }
     }
@@ -137,7 +144,7 @@ mod x86 {
             let order = _mm512_loadu_si512(order.as_ptr().cast());
             let load = |row: &[f32], start, mask| _mm512_maskz_loadu_ps(mask, row.as_ptr().add(start));
             for start in (0..n).step_by(LANES) {
-                let mask = if n - start >= LANES { u16::MAX } else { low(n - start) };
+                let mask = lanes(n - start);
                 let a = load(first, start, mask);
                 let b = second.map_or(_mm512_setzero_ps(), |row| load(row, start, mask));
                 let pairs = _mm512_permutexvar_epi16(order, bits(_mm512_cvtne2ps_pbh(b, a)));

@@ -227,9 +227,15 @@ fn task(m: usize, panels: usize, costs: Costs, threads: usize) -> (usize, usize)
 fn blocks(costs: Costs, depth: usize) -> impl Iterator<Item = Range<usize>> {
     let cache = gemm_common::cache::CACHE_INFO[1].cache_bytes;
     let most = (cache / 2 / (costs.panels * PANEL * size_of::<bf16>()) / STEP * STEP).max(STEP);
-    let size = depth.div_ceil(depth.div_ceil(most).max(1)).next_multiple_of(STEP);
+    cuts(depth, most)
+}
+
+/// Ranges of `depth` values that a product sums over, about equally long: of at most `most` values, a multiple of [`STEP`], and
+/// of whole steps, but for the last.
+fn cuts(depth: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let size = depth.div_ceil(depth.div_ceil(most).max(1)).next_multiple_of(STEP).max(STEP);
     // A product over nothing is zero, which has to be written.
-    (0..depth.max(1)).step_by(size.max(1)).map(move |start| start..(start + size).min(depth))
+    (0..depth.max(1)).step_by(size).map(move |start| start..(start + size).min(depth))
 }
 
 /// The first `n` lines, which are made where there are fewer.

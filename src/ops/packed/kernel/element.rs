@@ -1,5 +1,6 @@
 //! Sums that become elements of an output.
 
+use super::fma::widen_half;
 use super::{PANEL, Then, avx512};
 use half::bf16;
 use std::arch::x86_64::*;
@@ -35,7 +36,7 @@ pub(super) unsafe fn store_bf16(sums: *const f32, to: *mut bf16, mask: u32, then
         let mut old = [_mm512_setzero_ps(); 2];
         if then.add {
             let both = _mm512_maskz_loadu_epi16(mask, to.cast());
-            old = [_mm512_castsi512_si256(both), _mm512_extracti64x4_epi64::<1>(both)].map(|x| widen(x));
+            old = [_mm512_castsi512_si256(both), _mm512_extracti64x4_epi64::<1>(both)].map(|x| widen_half(x));
         }
         let scale = _mm512_set1_ps(then.scale);
         let low = _mm512_fmadd_ps(_mm512_load_ps(sums), scale, old[0]);
@@ -43,13 +44,6 @@ pub(super) unsafe fn store_bf16(sums: *const f32, to: *mut bf16, mask: u32, then
         let rounded: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
         _mm512_mask_storeu_epi16(to.cast(), mask, rounded);
     }
-}
-
-/// 16 values of bf16 in f32.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn widen(values: __m256i) -> __m512 {
-    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(values)))
 }
 
 #[cfg(test)]

@@ -283,7 +283,7 @@ unsafe fn widen_panel(panel: *const Line, to: &mut [WideLine], step: usize) {
 /// 16 values of bf16 in f32.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn widen_half(half: __m256i) -> __m512 {
+pub(super) fn widen_half(half: __m256i) -> __m512 {
     _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)))
 }
 

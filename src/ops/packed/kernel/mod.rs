@@ -26,6 +26,8 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 #[cfg(target_arch = "x86_64")]
+use crate::ops::cpu::low;
+#[cfg(target_arch = "x86_64")]
 pub(super) use amx::is_granted as amx_is_granted;
 #[cfg(target_arch = "x86_64")]
 pub(super) use claims::Claims;
@@ -374,11 +376,4 @@ fn check_turned(columns: usize, panels: &[Line], panel_stride: usize) {
         count == 0 || (count - 1) * panel_stride + PANEL / 2 <= panels.len(),
         "{count} panels of 8 lines"
     );
-}
-
-/// The lowest `n` bits, all 32 where there are more: a mask of the first `n` values.
-#[cfg(target_arch = "x86_64")]
-#[inline]
-fn low(n: usize) -> u32 {
-    if n >= 32 { u32::MAX } else { (1 << n) - 1 }
 }

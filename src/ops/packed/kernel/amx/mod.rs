@@ -26,7 +26,7 @@ pub(in crate::ops::packed) use product::{Columns, Product, prefetch};
 pub(in crate::ops::packed) use program::Text;
 pub(in crate::ops::packed) use program::{Hardware, Registers};
 
-use super::{Left, Out, PANEL, Panels, STEP, Then};
+use super::{Left, Out, PANEL, Panels, Then};
 use crate::ops::packed::Isa;
 use std::arch::x86_64::*;
 
@@ -122,12 +122,10 @@ pub(in crate::ops::packed) fn block<R: Registers>(
     }
 }
 
-/// Ranges of a product's sums, of at most [`MOST_DEPTH`] values and whole steps, but for the last. They depend on nothing
-/// else, so that sums do not depend on the machine or the number of threads.
+/// Ranges of a product's sums, of at most [`MOST_DEPTH`] values. They depend on nothing else, so that sums do not depend on the
+/// machine or the number of threads.
 pub(in crate::ops::packed) fn cuts(depth: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
-    let size = depth.div_ceil(depth.div_ceil(MOST_DEPTH).max(1)).next_multiple_of(STEP).max(STEP);
-    // A product over nothing is zero, which has to be written.
-    (0..depth.max(1)).step_by(size).map(move |start| start..(start + size).min(depth))
+    crate::ops::packed::cuts(depth, MOST_DEPTH)
 }
 
 /// The columns of one block, whose panels are there.
@@ -157,6 +155,7 @@ impl<'o, I: Iterator<Item = Out<'o>>> Columns<'o, f32> for SideBySide<'_, I> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::STEP;
     use super::*;
 
     #[test]
