@@ -8,8 +8,9 @@ The second form takes shapes of configs/models with random weights in place of a
 
 Run it in the repository's root after `cargo build --release`, with the Python that has torch,
 transformers and peft. Each run is a process of its own, gneiss and PEFT by turns, so that a machine
-that slows down slows both. The table's figures are medians over the steps of all rounds. Exit code 1
-where the two sides' losses of the first step differ: then they did not do the same work.
+that slows down slows both. Steps during which the machine was disturbed are left out on both sides. The table's
+figures are medians over the rounds, each the median of a round's steps. Exit code 1 if the two sides' losses of the
+first step differ: then they did not do the same work.
 """
 
 import argparse
@@ -23,9 +24,10 @@ import sys
 import tomllib
 from pathlib import Path
 
+import canary
 import shapes
 from common import Failed, append_row, describe_machine, gneiss_version, run
-from peft_step import device, positive, quantiles
+from peft_step import device, positive
 
 # Where a configuration of gneiss keeps what both sides need.
 MODEL_KEY, DATA_KEY = "model.id", "data.train"
@@ -150,42 +152,30 @@ def optimizer_steps(args, case):
 
 
 def run_gneiss(args, work, case, number):
+    """A run of `gneiss tune` for the losses and the peak memory, and `gneiss bench` for the figures of quiet steps."""
     warmup, counted = optimizer_steps(args, case)
     name = "compare-" + label(case).replace(" / ", "-") + f"-{number}-{os.getpid()}"
-    settings = {
-        "name": name, "train.max_steps": warmup + counted, "train.batch_size": case["batch"],
-        "train.accumulate_steps": case["accumulate"], "prompt.num_virtual_tokens": case["virtual_tokens"],
-        "model.dtype": args.dtype, "train.shuffle": "false", "train.keep": "last", "data.validation": '""', "train.num_epochs": 1000,
-    }
-    if args.model:
-        settings[MODEL_KEY] = args.model
+    settings = {"name": name, "train.max_steps": max(2, warmup), "train.batch_size": case["batch"],
+                "train.accumulate_steps": case["accumulate"], "prompt.num_virtual_tokens": case["virtual_tokens"],
+                "model.dtype": args.dtype, "train.shuffle": "false", "train.keep": "last", "data.validation": '""',
+                "train.num_epochs": 1000}
     if args.data:
         settings[DATA_KEY] = args.data
-    command = [args.gneiss, "tune", str(args.config)]
-    for setting in [*(f"{key}={value}" for key, value in settings.items()), *args.set]:
-        command += ["--set", setting]
-    _, peak = run(command, {"RAYON_NUM_THREADS": str(args.threads)})
-    steps = read_metrics(RUNS / name / "metrics.jsonl", warmup + counted)
+    common = ["--model", args.model] if args.model else []
+    common += [part for setting in args.set for part in ("--set", setting)]
+    threads = {"RAYON_NUM_THREADS": str(args.threads)}
+    _, peak = run([args.gneiss, "tune", str(args.config), *common, *(f"--set={k}={v}" for k, v in settings.items())], threads)
+    steps = read_metrics(RUNS / name / "metrics.jsonl", settings["train.max_steps"])
     if not args.keep_runs:
         shutil.rmtree(RUNS / name)
-    rates = [step["examples"] / step["seconds"] for step in steps[warmup:]]
-    return {"tool": "gneiss", "peak_rss_bytes": peak, "first_loss": steps[0]["loss"], "rates": rates,
-            "examples_per_second": quantiles(rates), "version": gneiss_version(args)}
-
-
-def read_metrics(path, expected):
-    """The objects of a run's metrics.jsonl, one an optimizer step."""
-    try:
-        records = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, json.JSONDecodeError) as error:
-        raise Failed(f"{path}: {error}") from None
-    steps = [record for record in records if "loss" in record]  # the others are ends of epochs
-    if len(steps) != expected:
-        raise Failed(f"{path}: expected {expected} steps, found {len(steps)}")
-    for number, step in enumerate(steps, 1):
-        if missing := {"loss", "examples", "seconds"} - step.keys():
-            raise Failed(f"{path}:{number}: no {sorted(missing)}")
-    return steps
+    sizes = {"--batch": case["batch"], "--accumulate": case["accumulate"], "--virtual-tokens": case["virtual_tokens"],
+             "--dtype": args.dtype, "--steps": counted, "--warmup": warmup, **({"--data": args.data} if args.data else {})}
+    out, _ = run([args.gneiss, "bench", str(args.config), "--json", *common,
+                  *(str(part) for pair in sizes.items() for part in pair)], threads)
+    figures = json.loads(out)["cases"][0]
+    return {"tool": "gneiss", "peak_rss_bytes": peak, "first_loss": steps[0]["loss"], "steps": counted,
+            "disturbed": figures["disturbed_steps"], "examples_per_second": figures["examples_per_second"],
+            "version": gneiss_version(args)}
 
 
 def run_peft(args, work, case, number):
@@ -199,9 +189,11 @@ def run_peft(args, work, case, number):
     ]
     out, _ = run(command + ["--plain-malloc"] * args.plain_malloc, {})
     report = json.loads(out.splitlines()[-1])
+    quiet = report["step_quiet"][warmup:]
     rates = [n / s for n, s in zip(report["step_examples"], report["step_seconds"])][warmup:]
     return {"tool": "peft", "peak_rss_bytes": report["peak_rss_bytes"], "first_loss": report["losses"][0],
-            "rates": rates, "examples_per_second": report["examples_per_second"],
+            "steps": counted, "disturbed": quiet.count(False),
+            "examples_per_second": shapes.spread([rate for rate, use in zip(rates, canary.used(quiet)) if use]),
             "tokens_per_example": report["tokens_per_example"],
             "version": " ".join(f"{name} {text}" for name, text in report["versions"].items())}
 
@@ -215,8 +207,9 @@ def append_csv(args, machine, result):
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "tool": result["tool"], "batch": result["batch"], "virtual_tokens": result["virtual_tokens"],
         "accumulate": result["accumulate"], "dtype": args.dtype, "threads": args.threads,
-        "round": result["round"], "steps": len(result["rates"]), "examples_per_second_p50": figures["median"],
-        "examples_per_second_p20": figures["p20"], "examples_per_second_p80": figures["p80"],
+        "round": result["round"], "steps": result["steps"], "disturbed_steps": result["disturbed"],
+        "examples_per_second_p50": figures["median"], "examples_per_second_p10": figures["p10"],
+        "examples_per_second_p90": figures["p90"],
         "peak_rss_bytes": result["peak_rss_bytes"], "first_loss": result["first_loss"],
         "malloc": ("plain" if args.plain_malloc else "tuned") if result["tool"] == "peft" else "",
         **machine, "version": result["version"],
@@ -231,21 +224,19 @@ def of(results, tool, case):
 def table(args, machine, results):
     """A Markdown table, one row a case, and what it was measured on."""
     lines = [
-        "| batch / virtual tokens / accumulate | gneiss examples/s (p20-p80) | PEFT examples/s (p20-p80) | "
-        "ratio (by round) | gneiss peak | PEFT peak | first loss, gneiss | first loss, PEFT |",
-        "|---|---|---|---|---|---|---|---|",
+        "| batch / virtual tokens / accumulate | gneiss examples/s (by round) | PEFT examples/s (by round) | "
+        "ratio (by round) | gneiss peak | PEFT peak | first loss, gneiss | first loss, PEFT | disturbed steps |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for case in args.cases:
-        ours, theirs = of(results, "gneiss", case), of(results, "peft", case)
-        a, b = (quantiles([rate for r in side for rate in r["rates"]]) for side in (ours, theirs))
-        by_round = [x["examples_per_second"]["median"] / y["examples_per_second"]["median"]
-                    for x, y in zip(ours, theirs)]
-        peaks = [max(r["peak_rss_bytes"] for r in side) / 1e9 for side in (ours, theirs)]
+        sides = [of(results, tool, case) for tool in ("gneiss", "peft")]
+        ours, theirs = ([r["examples_per_second"]["median"] for r in side] for side in sides)
+        peaks = [max(r["peak_rss_bytes"] for r in side) / 1e9 for side in sides]
+        left_out = [f"{sum(r['disturbed'] for r in side)} of {sum(r['steps'] for r in side)}" for side in sides]
         lines.append(
-            f"| {label(case)} | {a['median']:.2f} ({a['p20']:.2f}-{a['p80']:.2f}) | "
-            f"{b['median']:.2f} ({b['p20']:.2f}-{b['p80']:.2f}) | **{a['median'] / b['median']:.2f}** "
-            f"({min(by_round):.2f}-{max(by_round):.2f}) | {peaks[0]:.2f} GB | {peaks[1]:.2f} GB | "
-            f"{ours[0]['first_loss']:.5f} | {theirs[0]['first_loss']:.5f} |")
+            f"| {label(case)} | {over_rounds(ours)} | {over_rounds(theirs)} | "
+            f"{over_rounds([a / b for a, b in zip(ours, theirs)])} | {peaks[0]:.2f} GB | {peaks[1]:.2f} GB | "
+            f"{sides[0][0]['first_loss']:.5f} | {sides[1][0]['first_loss']:.5f} | {left_out[0]}, {left_out[1]} |")
     first = {tool: of(results, tool, args.cases[0])[0] for tool in ("gneiss", "peft")}
     tokens = statistics.fmean(r["tokens_per_example"] for r in results if r["tool"] == "peft")
     lines += [
@@ -256,6 +247,10 @@ def table(args, machine, results):
         f"malloc {'as it comes' if args.plain_malloc else 'tuned'}.",
     ]
     return "\n".join(lines)
+
+
+def over_rounds(values):
+    return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
 
 
 def check_losses(args, results):

@@ -26,6 +26,8 @@ import sys
 import time
 from pathlib import Path
 
+from canary import Canary
+
 MALLOC = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "200000000000",
@@ -275,9 +277,12 @@ def collate(rows, device):
 
 
 def train(args, model, weight, rows):
-    """One record an optimizer step: its loss, examples and seconds. The device is idle at a step's ends, and is
-    asked for nothing in between."""
+    """One record an optimizer step: its loss, examples, seconds and whether the machine was quiet (None on a GPU). The
+    device is idle at a step's ends, and is asked for nothing in between."""
     import torch
+
+    canary = Canary() if args.device == "cpu" else None
+    readings = [canary.read()] if canary else []
 
     optimizer = torch.optim.AdamW([weight], lr=args.learning_rate, weight_decay=0.0)
     wait = torch.cuda.synchronize if args.device != "cpu" else lambda: None
@@ -296,7 +301,12 @@ def train(args, model, weight, rows):
         optimizer.zero_grad()
         loss = sum(part.item() for part in parts)
         wait()
-        records.append({"loss": loss, "examples": examples, "seconds": time.perf_counter() - start})
+        records.append({"loss": loss, "examples": examples, "seconds": time.perf_counter() - start, "quiet": None})
+        if canary:
+            readings.append(canary.read())
+    if canary:
+        for record, quiet in zip(records, canary.quiet(readings, [record["seconds"] for record in records])):
+            record["quiet"] = quiet
     return records
 
 
@@ -326,6 +336,7 @@ def summary(args, model, records, rows):
         "tokens_per_example": statistics.fmean(len(ids) + len(target) for ids, target in rows),
         "step_seconds": [r["seconds"] for r in records],
         "step_examples": [r["examples"] for r in records],
+        "step_quiet": [r["quiet"] for r in records],
         "losses": [r["loss"] for r in records],
         "examples_per_second": quantiles([r["examples"] / r["seconds"] for r in counted]),
     }

@@ -16,6 +16,7 @@ import tempfile
 from itertools import cycle, islice
 from pathlib import Path
 
+import canary
 from common import Failed, OutOfMemory, append_row, gneiss_version, run
 
 ROUNDS, STEPS, WARMUP = 1, 5, 2
@@ -115,10 +116,8 @@ def gneiss(args, path, examples):
     out, peak = run([str(part) for part in command], {"RAYON_NUM_THREADS": str(args.threads)})
     report = json.loads(out)
     case = report["cases"][0]
-    # PEFT's steps are not watched for a disturbed machine, so gneiss's disturbed ones count as well.
-    steps = case["all_steps"]
     return {
-        "examples_per_second": steps["examples_per_second"], "step_seconds": steps["step_seconds"]["median"],
+        "examples_per_second": case["examples_per_second"], "step_seconds": case["step_seconds"]["median"],
         "peak_bytes": peak if args.device == "cpu" else case["peak_memory_bytes"],
         "share_of_peak": case["share_of_peak"], "matmul_peak": report["matmul_peak"]["flops_per_second"],
         "parameters": report["parameters"], "version": gneiss_version(args),
@@ -133,6 +132,8 @@ def peft(args, path, examples):
     if "out_of_memory" in report:
         raise OutOfMemory(report["out_of_memory"])
     steps = list(zip(report["step_examples"], report["step_seconds"]))[args.warmup :]
+    if args.device == "cpu":
+        steps = [step for step, use in zip(steps, canary.used(report["step_quiet"][args.warmup :])) if use]
     return {
         "examples_per_second": spread([examples / seconds for examples, seconds in steps]),
         "step_seconds": statistics.median(seconds for _, seconds in steps),
