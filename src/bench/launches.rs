@@ -5,7 +5,7 @@ use super::examples::Lengths;
 use super::measure::{Bench, Case, Source};
 use super::sustained::seconds_per_call;
 use crate::Result;
-use crate::model::Rope;
+use crate::ops::rope::Rope;
 use crate::ops::{Indices, RopeTable};
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;

@@ -2,11 +2,11 @@
 
 use super::{Checks, Comparison, Input, Kind, Target, attention};
 use crate::Result;
-use crate::model::Rope;
 use crate::ops::adamw::{AdamW, Parameter, Step};
 use crate::ops::cross_entropy::{self, Softmax};
 use crate::ops::embed::{self, Lookup};
 use crate::ops::rms_norm::{Add, RmsNorm};
+use crate::ops::rope::Rope;
 use crate::ops::rope::{self, CacheRows};
 use crate::ops::{AttentionShape, Indices, Linear, RopeTable, autograd, rows, swiglu};
 use candle_core::{DType, Device, Tensor};

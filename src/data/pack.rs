@@ -12,7 +12,7 @@
 //!
 //! A row that predicts a target token is a *target row*: the last input row of a sequence and its t rows.
 //!
-//! Where a model turns the positions of long sequences by other frequencies ([`crate::model::Rope::long_above`]), a group
+//! Where a model turns the positions of long sequences by other frequencies ([`crate::ops::rope::Rope::long_above`]), a group
 //! with sequences of both kinds has two prefixes, one for each. So no sequence changes what another one gives. A
 //! sequence's length is that of its prefix, input and target, the target's end included, as transformers counts it.
 
@@ -103,7 +103,7 @@ pub struct PackedBatch {
     /// A token of the vocabulary, or a virtual token ([`virtual_id`]); `[T]`.
     pub ids: Indices,
     /// Row of the rotary table for each row: its position behind the beginning of its prefix, and in a sequence of more
-    /// than [`crate::model::Rope::long_above`] positions that many more; `[T]`.
+    /// than [`crate::ops::rope::Rope::long_above`] positions that many more; `[T]`.
     pub position_ids: Indices,
     /// Leading rows of the batch that are prefixes.
     pub prefix_rows: usize,
@@ -131,7 +131,7 @@ pub struct Packing {
     /// Rows that a prefix pass should have at least: it takes sequences until it has so many, and none that would make
     /// more than twice as many or more than `max_rows`. With 0 it takes none.
     pub prefix_pass_rows: usize,
-    /// Positions above which a sequence is long ([`crate::model::Rope::long_above`]).
+    /// Positions above which a sequence is long ([`crate::ops::rope::Rope::long_above`]).
     pub long_above: Option<usize>,
 }
 

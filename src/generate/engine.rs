@@ -41,7 +41,7 @@ pub struct Engine<'m> {
     step_rows: StepRows,
     pub(super) shortage: Shortage,
     pub(super) prefixes: BTreeMap<PrefixId, Prefix>,
-    /// The same prompts for requests longer than [`crate::model::Rope::long_above`], made when one comes.
+    /// The same prompts for requests longer than [`crate::ops::rope::Rope::long_above`], made when one comes.
     pub(super) long_prefixes: BTreeMap<PrefixId, Prefix>,
     /// Blocks of prefixes that are gone, whose requests are not.
     leaving: Vec<Arc<Block>>,

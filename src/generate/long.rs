@@ -4,7 +4,7 @@
 use super::engine::Engine;
 use super::prefixes::PrefixId;
 use super::request::Request;
-use crate::model::Rope;
+use crate::ops::rope::Rope;
 use crate::{Error, Result};
 
 impl Engine<'_> {

@@ -14,8 +14,9 @@ pub use prefixes::PrefixId;
 pub use request::{Event, Request, Sampling, StopReason, Token};
 
 use crate::device::Shortage;
-use crate::model::{Granite, Rope};
+use crate::model::Granite;
 use crate::ops::gpu;
+use crate::ops::rope::Rope;
 use crate::{Error, Result};
 use candle_core::Tensor;
 use std::collections::HashMap;

@@ -5,7 +5,8 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::json::{JsonObject, describe};
-use super::rope::{self, Rope};
+use super::rope;
+use crate::ops::rope::Rope;
 use crate::{Error, Result};
 
 /// The family that a checkpoint says it is of (`model_type` of `config.json`).

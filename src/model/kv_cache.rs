@@ -40,7 +40,7 @@ pub struct Next<'a> {
     pub tokens: &'a [u32],
     /// Rows of the prefix that all of them see.
     pub prefix: Range<usize>,
-    /// The first row of the rotary table for its positions: 0, or [`super::Rope::long_above`] in a sequence that is
+    /// The first row of the rotary table for its positions: 0, or [`crate::ops::rope::Rope::long_above`] in a sequence that is
     /// longer than that, whose prefix was computed so too.
     pub first_position: usize,
     /// Rows that the sequence has.

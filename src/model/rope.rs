@@ -1,242 +1,182 @@
-//! Rotary position embedding of a checkpoint: base, scaling, and the frequencies that follow from them (transformers
-//! `modeling_rope_utils.py`).
-//!
-//! ```text
-//! default    f[i] = theta^(-2i/D)                                             i < D/2
-//! linear     f[i] / factor
-//! dynamic    f[i] up to max_position_embeddings, which gneiss does not exceed
-//! llama3     long wavelengths: f[i] / factor; short ones: f[i]; those between: interpolated
-//! yarn       f[i] / factor from dimension `high` on, f[i] up to `low`, interpolated between
-//! longrope   f[i] / short_factor[i], or f[i] / long_factor[i] in a sequence of more than
-//!            original_max_position_embeddings positions
-//! ```
-//!
-//! Yarn and longrope multiply cosines and sines by an attention factor.
+//! Rotary settings of a `config.json`, wherever the version of transformers that saved the checkpoint put them:
+//! `rope_parameters` of version 5, or `rope_scaling` with `rope_theta` beside it.
 
-mod read;
+use crate::Result;
+use crate::model::config::unsupported;
+use crate::model::json::{JsonObject, describe};
+use crate::ops::rope::{Llama3Scaling, LongRopeScaling, Rope, RopeScaling, YarnScaling};
+use serde_json::Value;
 
-pub(super) use read::{Context, from_json};
-
-use serde_json::{Value, json};
-use std::f64::consts::PI;
-
-/// Rotary position embedding.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Rope {
-    /// Base of the frequencies, `rope_theta`.
-    pub theta: f64,
-    /// How the frequencies are scaled.
-    pub scaling: RopeScaling,
+/// What rotary settings depend on beside their own keys.
+pub(super) struct Context {
+    /// Size of a head, D.
+    pub head_dim: usize,
+    /// `max_position_embeddings`.
+    pub max_position_embeddings: usize,
 }
 
-/// How rotary frequencies are scaled, by transformers' `rope_type`.
-#[derive(Debug, Clone, PartialEq)]
-pub enum RopeScaling {
-    /// `default`: not at all.
-    Default,
-    /// `linear`: all are divided by `factor`.
-    Linear {
-        /// Divides the frequencies.
-        factor: f64,
-    },
-    /// `dynamic`: as `default` up to `max_position_embeddings`; in longer sequences the base grows with the length.
-    Dynamic {
-        /// How fast the base grows.
-        factor: f64,
-        /// Positions up to which nothing changes.
-        max_position_embeddings: usize,
-    },
-    /// `llama3`.
-    Llama3(Llama3Scaling),
-    /// `yarn`.
-    Yarn(YarnScaling),
-    /// `longrope`.
-    LongRope(LongRopeScaling),
+/// Reads the rotary settings.
+///
+/// # Errors
+/// A scaling that gneiss does not know, by its name; a key that is missing or does not fit.
+pub(super) fn from_json(json: &JsonObject, context: &Context) -> Result<Rope> {
+    // As transformers: `rope_scaling` counts if it holds anything.
+    let filled = |object: &JsonObject| object.entries().next().is_some();
+    let nested = match json.object("rope_scaling")?.filter(filled) {
+        Some(scaling) => Some(scaling),
+        None => json.object("rope_parameters")?.filter(filled),
+    };
+    // A number may stand in the nested object or beside it; the nested one counts.
+    let number = |key| match &nested {
+        Some(object) if object.get(key).is_some() => object.number(key),
+        _ => json.number(key),
+    };
+    let theta = number("rope_theta")?.unwrap_or(10_000.0);
+    if let Some(fraction) = number("partial_rotary_factor")?
+        && fraction != 1.0
+    {
+        return Err(unsupported(json.path(), format!("a partial rotary embedding ({fraction})")));
+    }
+    let Some(nested) = nested else { return Ok(Rope::new(theta)) };
+    if let Some((key, _)) = nested.entries().find(|(_, value)| value.is_object()) {
+        return Err(unsupported(json.path(), format!("a rotary embedding by layer type (`{key}`)")));
+    }
+    let reader = Reader { json, nested: &nested, context };
+    Ok(Rope { theta, scaling: reader.scaling()? })
 }
 
-/// `rope_type = "llama3"`: low frequencies are divided by `factor`, high ones kept, those between interpolated
-/// (transformers `_compute_llama3_parameters`).
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Llama3Scaling {
-    /// Divides the frequencies whose wavelength is long.
-    pub factor: f64,
-    /// Wavelengths over `original_max_position_embeddings / low_freq_factor` are long.
-    pub low_freq_factor: f64,
-    /// Wavelengths under `original_max_position_embeddings / high_freq_factor` are short.
-    pub high_freq_factor: f64,
-    /// Context length of the pretraining.
-    pub original_max_position_embeddings: usize,
+struct Reader<'a> {
+    json: &'a JsonObject,
+    /// `rope_scaling` or `rope_parameters`.
+    nested: &'a JsonObject,
+    context: &'a Context,
 }
 
-/// `rope_type = "yarn"` (Peng et al., 2023, arXiv:2309.00071; transformers `_compute_yarn_parameters`).
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct YarnScaling {
-    /// Divides the low frequencies.
-    pub factor: f64,
-    /// Multiplies cosines and sines.
-    pub attention_factor: f64,
-    /// Frequencies that turn more often than this over the original context are kept.
-    pub beta_fast: f64,
-    /// Frequencies that turn less often than this over the original context are divided by `factor`.
-    pub beta_slow: f64,
-    /// Context length of the pretraining.
-    pub original_max_position_embeddings: usize,
-    /// Whether the range of dimensions between the two is widened to whole ones.
-    pub truncate: bool,
-}
-
-/// `rope_type = "longrope"` (Ding et al., 2024, arXiv:2402.13753; transformers `_compute_longrope_parameters`).
-#[derive(Debug, Clone, PartialEq)]
-pub struct LongRopeScaling {
-    /// Divides the frequencies of sequences of up to `original_max_position_embeddings` positions, [D/2].
-    pub short_factor: Vec<f64>,
-    /// Divides those of longer sequences, [D/2].
-    pub long_factor: Vec<f64>,
-    /// Multiplies cosines and sines.
-    pub attention_factor: f64,
-    /// Context length of the pretraining.
-    pub original_max_position_embeddings: usize,
-}
-
-impl Rope {
-    /// Without scaling.
-    pub fn new(theta: f64) -> Self {
-        Self { theta, scaling: RopeScaling::Default }
-    }
-
-    /// Angles of position 1, [D/2], for heads of size `head_dim`; `long` asks for those of sequences longer than
-    /// [`Rope::long_above`].
-    pub fn frequencies(&self, head_dim: usize, long: bool) -> Vec<f64> {
-        let divisors = self.divisors(head_dim, long);
-        self.unscaled(head_dim).zip(divisors).map(|(frequency, divisor)| frequency / divisor).collect()
-    }
-
-    /// What the scaling divides the frequencies by, [D/2].
-    pub fn divisors(&self, head_dim: usize, long: bool) -> Vec<f64> {
-        let half = head_dim / 2;
-        match &self.scaling {
-            RopeScaling::Default | RopeScaling::Dynamic { .. } => vec![1.0; half],
-            RopeScaling::Linear { factor } => vec![*factor; half],
-            RopeScaling::Llama3(scaling) => self.unscaled(head_dim).map(|f| scaling.divisor(f)).collect(),
-            RopeScaling::Yarn(scaling) => scaling.divisors(self.theta, head_dim),
-            RopeScaling::LongRope(scaling) if long => scaling.long_factor.clone(),
-            RopeScaling::LongRope(scaling) => scaling.short_factor.clone(),
-        }
-    }
-
-    fn unscaled(&self, head_dim: usize) -> impl Iterator<Item = f64> + use<> {
-        let theta = self.theta;
-        (0..head_dim / 2).map(move |i| theta.powf(-2.0 * i as f64 / head_dim as f64))
-    }
-
-    /// What cosines and sines are multiplied by.
-    pub fn attention_factor(&self) -> f64 {
-        match &self.scaling {
-            RopeScaling::Yarn(scaling) => scaling.attention_factor,
-            RopeScaling::LongRope(scaling) => scaling.attention_factor,
-            _ => 1.0,
-        }
-    }
-
-    /// Positions above which the whole sequence, from its first position on, is turned by other frequencies.
-    pub fn long_above(&self) -> Option<usize> {
-        match &self.scaling {
-            RopeScaling::LongRope(scaling) if scaling.short_factor != scaling.long_factor => {
-                Some(scaling.original_max_position_embeddings)
-            }
-            _ => None,
-        }
-    }
-
-    /// Positions of a sequence at most, where its frequencies would change with every position more.
-    pub fn most_positions(&self) -> Option<usize> {
-        match &self.scaling {
-            RopeScaling::Dynamic { max_position_embeddings, .. } => Some(*max_position_embeddings),
-            _ => None,
-        }
-    }
-
-    /// transformers' `rope_type`, and the factor where the scaling has one.
-    pub fn kind(&self) -> (&'static str, Option<f64>) {
-        match &self.scaling {
-            RopeScaling::Default => ("default", None),
-            RopeScaling::Linear { factor } => ("linear", Some(*factor)),
-            RopeScaling::Dynamic { factor, .. } => ("dynamic", Some(*factor)),
-            RopeScaling::Llama3(scaling) => ("llama3", Some(scaling.factor)),
-            RopeScaling::Yarn(scaling) => ("yarn", Some(scaling.factor)),
-            RopeScaling::LongRope(_) => ("longrope", None),
-        }
-    }
-
-    /// `rope_scaling` of a `config.json`; null without scaling.
-    pub(crate) fn scaling_json(&self) -> Value {
-        match &self.scaling {
-            RopeScaling::Default => Value::Null,
-            RopeScaling::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),
-            RopeScaling::Dynamic { factor, .. } => json!({"rope_type": "dynamic", "factor": factor}),
-            RopeScaling::Llama3(scaling) => json!({
-                "rope_type": "llama3",
-                "factor": scaling.factor,
-                "low_freq_factor": scaling.low_freq_factor,
-                "high_freq_factor": scaling.high_freq_factor,
-                "original_max_position_embeddings": scaling.original_max_position_embeddings,
-            }),
-            RopeScaling::Yarn(scaling) => json!({
-                "rope_type": "yarn",
-                "factor": scaling.factor,
-                "attention_factor": scaling.attention_factor,
-                "beta_fast": scaling.beta_fast,
-                "beta_slow": scaling.beta_slow,
-                "original_max_position_embeddings": scaling.original_max_position_embeddings,
-                "truncate": scaling.truncate,
-            }),
-            RopeScaling::LongRope(scaling) => json!({
-                "rope_type": "longrope",
-                "short_factor": scaling.short_factor,
-                "long_factor": scaling.long_factor,
-                "attention_factor": scaling.attention_factor,
-                "original_max_position_embeddings": scaling.original_max_position_embeddings,
-            }),
-        }
-    }
-}
-
-impl Llama3Scaling {
-    /// What a frequency is divided by.
-    fn divisor(&self, frequency: f64) -> f64 {
-        let turns = self.original_max_position_embeddings as f64 * frequency / (2.0 * PI);
-        let (low, high) = (self.low_freq_factor, self.high_freq_factor);
-        let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
-        1.0 / ((1.0 - smooth) / self.factor + smooth)
-    }
-}
-
-impl YarnScaling {
-    /// Of a scaling factor alone: `0.1 ln(factor) + 1`.
-    pub(crate) fn default_attention_factor(factor: f64) -> f64 {
-        Self::mscale(factor, 1.0)
-    }
-
-    /// transformers' `get_mscale`.
-    pub(super) fn mscale(factor: f64, mscale: f64) -> f64 {
-        if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
-    }
-
-    fn divisors(&self, theta: f64, head_dim: usize) -> Vec<f64> {
-        let d = head_dim as f64;
-        // The dimension whose wave turns so often over the original context.
-        let dimension = |turns: f64| {
-            d * (self.original_max_position_embeddings as f64 / (turns * 2.0 * PI)).ln() / (2.0 * theta.ln())
+impl Reader<'_> {
+    fn scaling(&self) -> Result<RopeScaling> {
+        let kind = match self.nested.string("rope_type")? {
+            Some(kind) => kind,
+            None => self.nested.string("type")?.unwrap_or("default"),
         };
-        let (mut low, mut high) = (dimension(self.beta_fast), dimension(self.beta_slow));
-        if self.truncate {
-            (low, high) = (low.floor(), high.ceil());
+        Ok(match kind {
+            "default" => RopeScaling::Default,
+            "linear" => RopeScaling::Linear { factor: self.required("factor", kind)? },
+            "dynamic" => RopeScaling::Dynamic {
+                factor: self.required("factor", kind)?,
+                max_position_embeddings: self.context.max_position_embeddings,
+            },
+            "llama3" => RopeScaling::Llama3(self.llama3()?),
+            "yarn" => RopeScaling::Yarn(self.yarn()?),
+            "longrope" => RopeScaling::LongRope(self.longrope()?),
+            other => return Err(unsupported(self.json.path(), format!("rotary scaling `{other}`"))),
+        })
+    }
+
+    /// A finite number over 0.
+    fn positive(&self, key: &str) -> Result<Option<f64>> {
+        match self.nested.number(key)? {
+            Some(value) if !(value.is_finite() && value > 0.0) => {
+                Err(self.nested.error(key, "a finite number over 0", &value.to_string()))
+            }
+            value => Ok(value),
         }
-        (low, high) = (low.max(0.0), high.min(d - 1.0));
-        if low == high {
-            high += 0.001;
+    }
+
+    fn required(&self, key: &str, kind: &str) -> Result<f64> {
+        let missing = || self.nested.missing(key, &format!("a number, for `rope_type` `{kind}`"));
+        self.positive(key)?.ok_or_else(missing)
+    }
+
+    /// Context length of the pretraining. transformers gives the key beside the nested object priority.
+    fn original(&self) -> Result<usize> {
+        let key = "original_max_position_embeddings";
+        Ok(match self.json.size(key)? {
+            Some(original) => original,
+            None => self.nested.size(key)?.unwrap_or(self.context.max_position_embeddings),
+        })
+    }
+
+    /// How many times longer the context is than in the pretraining.
+    fn ratio(&self, original: usize) -> f64 {
+        self.context.max_position_embeddings as f64 / original as f64
+    }
+
+    fn llama3(&self) -> Result<Llama3Scaling> {
+        let scaling = Llama3Scaling {
+            factor: self.required("factor", "llama3")?,
+            low_freq_factor: self.required("low_freq_factor", "llama3")?,
+            high_freq_factor: self.required("high_freq_factor", "llama3")?,
+            original_max_position_embeddings: self.original()?,
+        };
+        if scaling.high_freq_factor <= scaling.low_freq_factor {
+            let expected = format!("more than `low_freq_factor` ({})", scaling.low_freq_factor);
+            let found = scaling.high_freq_factor.to_string();
+            return Err(self.nested.error("high_freq_factor", &expected, &found));
         }
-        let interpolated = |i: usize| ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
-        (0..head_dim / 2).map(|i| 1.0 / (interpolated(i) / self.factor + 1.0 - interpolated(i))).collect()
+        Ok(scaling)
+    }
+
+    fn yarn(&self) -> Result<YarnScaling> {
+        let original = self.original()?;
+        // transformers refuses a configuration without the key, and takes the ratio where it is null.
+        let factor = match self.nested.entries().any(|(key, value)| key == "factor" && value.is_null()) {
+            true => self.ratio(original),
+            false => self.required("factor", "yarn")?,
+        };
+        // To transformers 0 is as good as none.
+        let weight =
+            |key: &str| Ok::<_, crate::Error>(self.nested.number(key)?.filter(|value| *value != 0.0));
+        let attention_factor = match (self.positive("attention_factor")?, weight("mscale")?) {
+            (Some(factor), _) => factor,
+            (None, mscale) => match (mscale, weight("mscale_all_dim")?) {
+                (Some(mscale), Some(all)) => {
+                    YarnScaling::mscale(factor, mscale) / YarnScaling::mscale(factor, all)
+                }
+                _ => YarnScaling::default_attention_factor(factor),
+            },
+        };
+        let scaling = YarnScaling {
+            factor,
+            attention_factor,
+            beta_fast: weight("beta_fast")?.unwrap_or(32.0),
+            beta_slow: weight("beta_slow")?.unwrap_or(1.0),
+            original_max_position_embeddings: original,
+            truncate: self.nested.boolean("truncate")?.unwrap_or(true),
+        };
+        for (key, value) in [("beta_fast", scaling.beta_fast), ("beta_slow", scaling.beta_slow)] {
+            if !(value.is_finite() && value > 0.0) {
+                return Err(self.nested.error(key, "a finite number over 0", &value.to_string()));
+            }
+        }
+        Ok(scaling)
+    }
+
+    fn longrope(&self) -> Result<LongRopeScaling> {
+        let original = self.original()?;
+        let factor = self.positive("factor")?.unwrap_or_else(|| self.ratio(original));
+        let inferred = || match factor <= 1.0 {
+            true => 1.0,
+            false => (1.0 + factor.ln() / (original as f64).ln()).sqrt(),
+        };
+        Ok(LongRopeScaling {
+            short_factor: self.factors("short_factor")?,
+            long_factor: self.factors("long_factor")?,
+            attention_factor: self.positive("attention_factor")?.unwrap_or_else(inferred),
+            original_max_position_embeddings: original,
+        })
+    }
+
+    /// A divisor for each frequency.
+    fn factors(&self, key: &str) -> Result<Vec<f64>> {
+        let half = self.context.head_dim / 2;
+        let expected = format!("a list of {half} numbers over 0, one for each rotary frequency");
+        let Some(list) = self.nested.list(key)? else { return Err(self.nested.missing(key, &expected)) };
+        if list.len() != half {
+            return Err(self.nested.error(key, &expected, &format!("a list of {}", list.len())));
+        }
+        let factor = |value: &Value| value.as_f64().filter(|factor| factor.is_finite() && *factor > 0.0);
+        list.iter()
+            .map(|value| factor(value).ok_or_else(|| self.nested.error(key, &expected, &describe(value))))
+            .collect()
     }
 }

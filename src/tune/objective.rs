@@ -4,9 +4,10 @@
 use super::plan::{self, Limits};
 use crate::data::pack::Sequence;
 use crate::data::{PackedBatch, Packing, Passes, PrefixGroup};
+use crate::model::Granite;
 use crate::model::pass::PrefixPass;
-use crate::model::{Granite, Rope};
 use crate::ops::gpu::{self, Route};
+use crate::ops::rope::Rope;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 

@@ -1,6 +1,7 @@
 //! `ModelConfig::from_json` against transformers, and what it refuses.
 
-use gneiss::model::{ModelConfig, ModelType, RopeScaling};
+use gneiss::model::{ModelConfig, ModelType};
+use gneiss::ops::rope::RopeScaling;
 use serde_json::{Value, json};
 
 use super::{assert_says, fixture_json};

@@ -2,7 +2,8 @@
 //! `tests/fixtures/make_rope.py`.
 
 use candle_core::quantized::gguf_file;
-use gneiss::model::{ModelConfig, Rope, RopeScaling};
+use gneiss::model::ModelConfig;
+use gneiss::ops::rope::{Rope, RopeScaling};
 use serde_json::{Value, json};
 
 use super::gguf::{Altered, text};
@@ -166,7 +167,7 @@ fn gguf_scalings_that_are_not_known_are_named() {
 }
 
 fn llama3() -> RopeScaling {
-    RopeScaling::Llama3(gneiss::model::Llama3Scaling {
+    RopeScaling::Llama3(gneiss::ops::rope::Llama3Scaling {
         factor: 8.0,
         low_freq_factor: 1.0,
         high_freq_factor: 4.0,

@@ -2,8 +2,9 @@
 
 use crate::bench::Lengths;
 use crate::data::{PackedBatch, Passes, PrefixGroup};
-use crate::model::{ModelConfig, ModelType, Rope};
+use crate::model::{ModelConfig, ModelType};
 use crate::ops::AttentionShape;
+use crate::ops::rope::Rope;
 
 /// Virtual tokens of a batch.
 const VIRTUAL_TOKENS: usize = 100;

@@ -4,9 +4,8 @@ use super::{Report, count, line};
 use crate::cli::text;
 use candle_core::DType;
 use gneiss::config::{DeviceChoice, DtypeChoice};
-use gneiss::model::{
-    Checkpoint, ModelConfig, ModelType, Parameters, Rope, TextTokenizer, TuningMemory, granite,
-};
+use gneiss::model::{Checkpoint, ModelConfig, ModelType, Parameters, TextTokenizer, TuningMemory, granite};
+use gneiss::ops::rope::Rope;
 use gneiss::setup;
 use gneiss::vocabulary::Token;
 use serde::Serialize;

@@ -3,8 +3,9 @@
 use super::*;
 use crate::config::TrainOptions;
 use crate::data::Example;
-use crate::model::{Dtypes, ModelConfig, ModelType, Rope};
+use crate::model::{Dtypes, ModelConfig, ModelType};
 use crate::ops::gpu::emulated::emulate;
+use crate::ops::rope::Rope;
 use crate::ops::{Indices, testing::randn};
 use crate::tune::{EpochRecord, Observer, StepRecord, Task, Trainer};
 

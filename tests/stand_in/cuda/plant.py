@@ -61,7 +61,7 @@ FAULTS = [
     ("buffers carry events", START, "    unsafe { device.disable_event_tracking() };\n", ""),
     ("the first GPU instead of another", START, "Device::new_cuda_with_stream(index)", "Device::new_cuda_with_stream(0 * index)"),
     ("an old driver is not seen", START, "found == 0 || found >= expected", "found == 0 || found < expected || found >= expected"),
-    ("out of memory is not recognised", "src/tune/plan.rs", "if is_out_of_memory(&error)", "if is_out_of_memory(&error) && limits.max_rows == 0"),
+    ("out of memory is not recognised", "src/device/mod.rs", "guess || is_out_of_memory(error)", "guess && is_out_of_memory(error)"),
 ]
 
 

@@ -3,7 +3,7 @@
 
 use super::Keys;
 use crate::model::config::unsupported;
-use crate::model::{Llama3Scaling, LongRopeScaling, Rope, RopeScaling, YarnScaling};
+use crate::ops::rope::{Llama3Scaling, LongRopeScaling, Rope, RopeScaling, YarnScaling};
 use crate::{Error, Result};
 
 /// Values of the tensors that belong to the rotary scaling, [D / 2].

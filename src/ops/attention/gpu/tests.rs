@@ -1,7 +1,7 @@
 use super::*;
-use crate::model::Rope;
 use crate::ops::attention::{Segment, Segments};
 use crate::ops::gpu::emulated::emulate;
+use crate::ops::rope::Rope;
 use crate::ops::{IndexView, Indices, RopeTable, testing::*};
 use candle_core::Device;
 

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The backward pass is the same rotation by the negative angle. How a checkpoint scales the angles, and by what it
-//! multiplies cos and sin, is in the table ([`crate::model::rope`]); a row's position is the row of the table that it
+//! multiplies cos and sin, is in the table ([`crate::ops::rope::scaling`]); a row's position is the row of the table that it
 //! takes:
 //!
 //! ```text
@@ -17,11 +17,14 @@
 //!                                               a model without such has the first part alone, without an end
 //! ```
 
+pub mod scaling;
+
+pub use scaling::{Llama3Scaling, LongRopeScaling, Rope, RopeScaling, YarnScaling};
+
 use super::cpu::{self, Real, Stored, View, with_stored};
 use super::gpu::{self, Kernel, Route};
 use super::profile;
 use super::{AttentionShape, IndexView};
-use crate::model::Rope;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use half::bf16;
@@ -291,7 +294,6 @@ fn turn<T: Real, I: Stored<T>, O: Stored<T>>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Llama3Scaling, RopeScaling};
     use crate::ops::{Indices, autograd, testing::*};
 
     #[test]
