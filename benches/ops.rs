@@ -17,10 +17,10 @@ use criterion::{
     BatchSize, BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
 };
 use gneiss::Result;
+use gneiss::batch::Example;
+use gneiss::batch::{PackedBatch, Passes, PrefixGroup};
 use gneiss::bench::Canary;
-use gneiss::config::DeviceChoice;
-use gneiss::data::Example;
-use gneiss::data::pack::{PackedBatch, Passes, PrefixGroup};
+use gneiss::device::DeviceChoice;
 use gneiss::ops::adamw::{AdamW, Parameter, Step};
 use gneiss::ops::attention::{AttentionShape, Inputs, Needs, Qkv};
 use gneiss::ops::embed::Lookup;
@@ -49,7 +49,7 @@ const TARGETS: usize = 2 * EXAMPLES;
 const BUFFERS: usize = 4;
 
 static DEVICE: LazyLock<Device> = LazyLock::new(|| {
-    gneiss::setup::device(DeviceChoice::Auto).expect("`auto` takes a device that there is").device
+    gneiss::device::open(DeviceChoice::Auto).expect("`auto` takes a device that there is").device
 });
 
 /// The CPU's; `None` on a GPU.

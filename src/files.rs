@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
+use serde::de::DeserializeOwned;
+
 use crate::{Error, Result};
 
 /// Writes a file that is either there in full or not at all, even if the machine stops meanwhile.
@@ -55,6 +57,20 @@ pub(crate) fn remove_if_there(path: &Path) -> Result<()> {
 /// Makes a rename last: on Unix it is an entry of the folder, which has to be synced too.
 fn sync_folder(folder: &Path) -> io::Result<()> {
     if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+}
+
+/// Reads a JSON file; `None` if there is no such file.
+///
+/// # Errors
+/// [`Error::Io`] if the file can't be read, [`Error::Checkpoint`] if it is not the JSON of a `T`.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io(path)(error)),
+    };
+    let parsed = serde_json::from_str(&text);
+    parsed.map(Some).map_err(|e| Error::Checkpoint { path: path.into(), problem: e.to_string() })
 }
 
 #[cfg(test)]

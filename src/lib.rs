@@ -5,9 +5,11 @@
 //! that any PEFT user can load.
 #![deny(missing_docs)]
 
-pub mod adapter;
+pub mod batch;
 pub mod bench;
+pub mod calendar;
 pub mod check;
+pub mod checkpoint;
 pub mod config;
 pub mod data;
 pub mod device;
@@ -16,15 +18,16 @@ pub mod evaluate;
 pub mod export;
 pub mod files;
 pub mod generate;
+pub mod layout;
 pub mod model;
 mod number;
 pub mod ops;
+pub mod prompt;
 pub mod report;
 pub mod run;
 pub mod serve;
-pub mod setup;
+pub mod session;
 pub mod text;
 pub mod tune;
-pub mod vocabulary;
 
 pub use error::{Error, Result};

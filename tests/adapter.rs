@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use gneiss::adapter::{Adapter, AdapterConfig, ModelCard, PromptTuningInit};
-use gneiss::model::config::{ModelConfig, ModelType};
+use gneiss::checkpoint::config::{ModelConfig, ModelType};
+use gneiss::prompt::peft::{Adapter, AdapterConfig, ModelCard, PromptTuningInit};
 use serde_json::{Value, json};
 
 fn peft_folder() -> PathBuf {

@@ -4,11 +4,13 @@
 use assert_cmd::Command;
 use assert_cmd::assert::Assert;
 use candle_core::{DType, Device};
+use gneiss::batch::{Example, PrefixGroup};
 use gneiss::bench::canary::{RateSource, Reading};
 use gneiss::bench::examples::whole_steps;
-use gneiss::bench::{Bench, Canary, Case, Flops, Lengths, MatmulPeak, PeakMemory, Source};
-use gneiss::data::{Example, PrefixGroup};
-use gneiss::model::{Granite, ModelConfig, ModelType, granite};
+use gneiss::bench::{Bench, Canary, Case, Flops, Lengths, MatmulPeak, Source};
+use gneiss::checkpoint::{ModelConfig, ModelType};
+use gneiss::device::PeakMemory;
+use gneiss::model::{Granite, granite};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 

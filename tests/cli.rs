@@ -3,8 +3,8 @@
 use assert_cmd::Command;
 use assert_cmd::assert::Assert;
 use candle_core::{Device, Tensor};
-use gneiss::adapter::Adapter;
 use gneiss::config::Config;
+use gneiss::prompt::peft::Adapter;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

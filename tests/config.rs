@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use gneiss::config::{Config, DeviceChoice, DtypeChoice, InitMethod, Keep, OnNotFinite, Schedule, Task};
+use gneiss::config::{Config, DtypeChoice, InitMethod, Keep, OnNotFinite, Schedule, Task};
+use gneiss::device::DeviceChoice;
 
 /// The least that a configuration says.
 const LEAST: &str = r#"

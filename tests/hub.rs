@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use gneiss::model::{HubOptions, Local, resolve};
+use gneiss::checkpoint::{HubOptions, Local, resolve};
 use gneiss::{Error, Result};
 use server::{BREAK, COMMIT, Fault, Hub, SILENCE, WEIGHTS, etag, weights};
 use tempfile::TempDir;

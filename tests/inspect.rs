@@ -2,9 +2,9 @@
 
 use assert_cmd::Command;
 use candle_core::{DType, Device};
-use gneiss::adapter::Adapter;
+use gneiss::checkpoint::{Checkpoint, TextTokenizer};
 use gneiss::data::{Dataset, LengthStats};
-use gneiss::model::{Checkpoint, TextTokenizer};
+use gneiss::prompt::peft::Adapter;
 use serde_json::Value;
 use std::path::Path;
 

@@ -2,7 +2,8 @@
 //! nothing else allocates meanwhile.
 
 use candle_core::{DType, Device};
-use gneiss::model::{Checkpoint, Granite, granite};
+use gneiss::checkpoint::Checkpoint;
+use gneiss::model::{Granite, granite};
 
 #[path = "common/allocated.rs"]
 mod allocated;

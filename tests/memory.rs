@@ -2,8 +2,9 @@
 //! else allocates meanwhile.
 
 use candle_core::{DType, Device, DeviceLocation, Tensor};
-use gneiss::data::{Example, Packing, Passes, PrefixGroup};
-use gneiss::model::{Checkpoint, Dtypes, Granite, ModelConfig, TuningMemory};
+use gneiss::batch::{Example, Packing, Passes, PrefixGroup};
+use gneiss::checkpoint::{Checkpoint, ModelConfig};
+use gneiss::model::{Dtypes, Granite, TuningMemory};
 use gneiss::tune::{self, Limits};
 use std::path::Path;
 

@@ -6,7 +6,7 @@
 mod fixtures;
 
 use candle_core::DType;
-use gneiss::data::Example;
+use gneiss::batch::Example;
 use gneiss::evaluate::compare::mcnemar;
 use gneiss::evaluate::metrics::wilson;
 use gneiss::evaluate::{By, Paired, RowScores, Scores, TextScores, nll};

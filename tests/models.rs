@@ -1,6 +1,7 @@
 //! The shapes under `configs/models`: all of them are read, and have as many parameters as transformers says.
 
-use gneiss::model::{ModelConfig, ModelType, Parameters};
+use gneiss::checkpoint::{ModelConfig, ModelType};
+use gneiss::model::Parameters;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

@@ -178,6 +178,21 @@ def run_gneiss(args, work, case, number):
             "version": gneiss_version(args)}
 
 
+def read_metrics(path, expected):
+    """The objects of a run's metrics.jsonl, one an optimizer step."""
+    try:
+        records = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, json.JSONDecodeError) as error:
+        raise Failed(f"{path}: {error}") from None
+    steps = [record for record in records if "loss" in record]  # the others are ends of epochs
+    if len(steps) != expected:
+        raise Failed(f"{path}: expected {expected} steps, found {len(steps)}")
+    for number, step in enumerate(steps, 1):
+        if missing := {"loss", "examples", "seconds"} - step.keys():
+            raise Failed(f"{path}:{number}: no {sorted(missing)}")
+    return steps
+
+
 def run_peft(args, work, case, number):
     warmup, counted = optimizer_steps(args, case)
     command = [

@@ -1,6 +1,6 @@
 //! Examples for a benchmark: token ids of given lengths, made or read from a file.
 
-use crate::data::Example;
+use crate::batch::Example;
 use crate::{Error, Result};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -134,7 +134,7 @@ pub fn whole_steps(examples: &[Example], per_step: usize) -> Vec<Example> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::pack::common_head;
+    use crate::batch::common_head;
 
     fn total(example: &Example) -> usize {
         example.input.len() + example.target.len()

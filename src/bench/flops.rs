@@ -22,8 +22,8 @@
 //! In a model of one block that block is the first and the last: its backward pass has M rows of o, gate, up,
 //! down, P rows of k, v, and 4 products for pairs of a target row and a prefix row.
 
-use crate::data::{Passes, PrefixGroup};
-use crate::model::ModelConfig;
+use crate::batch::{Passes, PrefixGroup};
+use crate::checkpoint::ModelConfig;
 
 /// Useful floating-point operations of one optimizer step.
 #[derive(Debug, Clone, Copy, PartialEq)]

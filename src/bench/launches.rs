@@ -1,10 +1,10 @@
 //! What launching costs the host: a GPU whose step takes no longer than the host needs to launch it waits for the host.
 
-use super::PeakMemory;
 use super::examples::Lengths;
 use super::measure::{Bench, Case, Source};
 use super::sustained::seconds_per_call;
 use crate::Result;
+use crate::device::PeakMemory;
 use crate::ops::rope::Rope;
 use crate::ops::{Indices, RopeTable};
 use candle_core::{DType, Device, Tensor};
@@ -105,7 +105,8 @@ impl PeakMemory for NoMemory {
 mod tests {
     use super::*;
     use crate::bench::MatmulPeak;
-    use crate::model::{Granite, ModelConfig, granite};
+    use crate::checkpoint::ModelConfig;
+    use crate::model::{Granite, granite};
     use std::path::Path;
 
     #[test]

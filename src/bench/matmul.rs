@@ -3,8 +3,8 @@
 //! second, so there it is the rate over two seconds.
 
 use super::canary::{Canary, Reading};
+use super::data_sheet;
 use super::sustained::seconds_per_call;
-use super::{data_sheet, machine};
 use crate::Result;
 use crate::ops::Linear;
 use crate::ops::packed::Isa;
@@ -77,7 +77,7 @@ impl MatmulPeak {
             instructions: Isa::best().filter(|_| on_bf16).map(Isa::name),
             flops_per_second: 2.0 * (size as f64).powi(3) / seconds,
             sustained_seconds: (!device.is_cpu()).then_some(GPU_SECONDS),
-            data_sheet_flops_per_second: data_sheet::flops_per_second(&machine::device_name(device), dtype),
+            data_sheet_flops_per_second: data_sheet::flops_per_second(&crate::device::name(device), dtype),
             quiet,
         })
     }

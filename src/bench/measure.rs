@@ -3,12 +3,12 @@
 use super::canary::{Canary, Reading, Selection};
 use super::examples::{self, Lengths};
 use super::measured::{Content, Figures, Measured, OpShare, Profile, Timed};
-use super::{Flops, MatmulPeak, PeakMemory};
+use super::{Flops, MatmulPeak};
+use crate::batch::{Example, PrefixGroup};
 use crate::config::{Keep, Schedule, TrainOptions};
-use crate::data::{Example, PrefixGroup};
+use crate::device::PeakMemory;
 use crate::model::Granite;
 use crate::ops::profile;
-use crate::setup;
 use crate::tune::{EpochRecord, Limits, Observer, StepRecord, Task, Trainer};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -216,7 +216,7 @@ impl Bench<'_> {
             max_rows: self.max_rows,
             ..TrainOptions::default()
         };
-        Ok(setup::plan_run(&options, self.model, examples, case.num_virtual_tokens)?.limits)
+        Ok(crate::tune::plan_run(&options, self.model, examples, case.num_virtual_tokens)?.limits)
     }
 
     /// Embeddings of random tokens, f32: what a prompt holds makes no difference to what a step costs.

@@ -3,7 +3,7 @@
 
 use super::sustained::seconds_per_call;
 use crate::Result;
-use crate::model::ModelConfig;
+use crate::checkpoint::ModelConfig;
 use crate::ops::Linear;
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;

@@ -2,9 +2,10 @@
 
 use super::Target;
 use crate::Result;
+use crate::batch::Example;
+use crate::checkpoint::{ModelConfig, ModelType};
 use crate::config::TrainOptions;
-use crate::data::Example;
-use crate::model::{Granite, ModelConfig, ModelType, granite};
+use crate::model::{Granite, granite};
 use crate::ops::rope::Rope;
 use crate::tune::{EpochRecord, Limits, Observer, StepRecord, Task, Trainer};
 use candle_core::{DType, Device};

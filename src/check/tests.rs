@@ -1,7 +1,7 @@
 //! The same comparisons on the emulator, and the fixtures of transformers and PEFT on it.
 
 use super::*;
-use crate::data::{Example, Packing, Passes, PrefixGroup};
+use crate::batch::{Example, Packing, Passes, PrefixGroup};
 use crate::generate;
 use crate::model::{Dtypes, Granite};
 use crate::ops::gpu::emulated::{emulate, emulate_cuda};
@@ -169,7 +169,7 @@ impl tune::Observer for Checkpoints {
 fn models_compute_as_on_the_cpu() {
     for name in ["granite", "llama_bias", "hybrid_dense"] {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
-        let bare = crate::model::Checkpoint::open_without_tokenizer(&path).unwrap();
+        let bare = crate::checkpoint::Checkpoint::open_without_tokenizer(&path).unwrap();
         let load = |dtype| {
             let dtypes = Dtypes { weights: dtype, activations: dtype };
             Granite::load(&bare.config, &bare.weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap()

@@ -5,9 +5,12 @@ use anyhow::Context;
 use clap::Args;
 use gneiss::config::Config;
 use gneiss::data::Dataset;
-use gneiss::evaluate::{self, Answers, By, Evaluation, Observer, Paired, Progress, Scores, Stage, Tuned};
-use gneiss::run::{EVALUATION, METRICS, PREDICTIONS, REPORT, Run};
-use gneiss::setup::Session;
+use gneiss::evaluate;
+use gneiss::evaluate::{Answers, By, Evaluation, Observer, Paired, Progress, Scores, Stage};
+use gneiss::layout::{EVALUATION, METRICS, PREDICTIONS, REPORT};
+use gneiss::prompt::Tuned;
+use gneiss::run::Run;
+use gneiss::session::Session;
 use indicatif::ProgressBar;
 use std::path::{Path, PathBuf};
 

@@ -3,7 +3,7 @@
 use super::progress;
 use clap::{ArgGroup, Args, ValueEnum};
 use gneiss::export::{self, Bake, Baked, NamedPrompt, PromptEmbeds, ValueType, WrittenEmbeds};
-use gneiss::{Error, setup};
+use gneiss::{Error, session};
 use std::path::PathBuf;
 
 /// Writes tuned prompts for engines that know no adapters: as tokens of a checkpoint, or as embeddings of a text.
@@ -81,7 +81,7 @@ impl Export {
                 eprintln!("note: {name} says that it was tuned on {own}, and is baked into {model}");
             }
         }
-        let model = setup::locate(&model)?;
+        let model = session::locate(&model)?;
         let bar = progress::bar(1, "", "{msg:>30} {bar:30} {pos}/{len}");
         let baked = export::bake(
             Bake {
@@ -135,7 +135,7 @@ impl Export {
             (None, None) => None,
         };
         let model = match &text {
-            Some(_) => Some(setup::locate(&self.model(prompts)?)?),
+            Some(_) => Some(session::locate(&self.model(prompts)?)?),
             None => None,
         };
         let text = model.as_deref().zip(text.as_deref());

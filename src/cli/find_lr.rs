@@ -5,7 +5,7 @@ use gneiss::config::Config;
 use gneiss::files::write_atomically;
 use gneiss::report::plot::{self, Size};
 use gneiss::run::Tuning;
-use gneiss::setup::Session;
+use gneiss::session::Session;
 use gneiss::tune::range_test::{RANGE, STEPS};
 use gneiss::tune::{EpochRecord, Limits, Observer, RangeTest, StepRecord, Task, range_test};
 use gneiss::{Error, Result};

@@ -3,10 +3,9 @@
 use super::{PlaceArgs, progress};
 use anyhow::Context;
 use clap::Args;
-use gneiss::adapter::Adapter;
 use gneiss::config::ModelOptions;
 use gneiss::generate::{Request, Sampling, generate};
-use gneiss::setup;
+use gneiss::prompt::peft::Adapter;
 use std::path::PathBuf;
 
 /// Continues a text, behind a tuned prompt where one is given.
@@ -81,7 +80,7 @@ impl Generate {
             sampling: self.sampling(),
             ..Request::default()
         };
-        let step_rows = setup::max_rows(0, session.model.device());
+        let step_rows = gneiss::tune::max_rows(0, session.model.device());
         let generated = generate(&session.model, prompt, vec![request], step_rows, &mut |_| ())?;
         let generated = generated.first().context("one input gives one completion")?;
         let text = session.tokenizer.decode(&generated.tokens, true)?;

@@ -1,7 +1,8 @@
 //! The learning curve in a terminal.
 
 use super::text;
-use gneiss::run::{CURVE_PNG, REPORT, Run};
+use gneiss::layout::{CURVE_PNG, REPORT};
+use gneiss::run::Run;
 
 /// Characters of the longest bar.
 const BAR: usize = 40;

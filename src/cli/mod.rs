@@ -22,8 +22,9 @@ mod tutorial;
 
 use candle_core::Device;
 use clap::{Args, Parser, Subcommand};
-use gneiss::adapter::Adapter;
-use gneiss::config::{Config, DeviceChoice, DtypeChoice, ModelOptions};
+use gneiss::config::{Config, DtypeChoice, ModelOptions};
+use gneiss::device::DeviceChoice;
+use gneiss::prompt::peft::Adapter;
 use std::path::{Path, PathBuf};
 
 /// Tunes soft prompts for open IBM Granite language models on your own machine.
@@ -140,7 +141,7 @@ impl PlaceArgs {
 
 /// Opens a device, and prints what its user should know of it.
 fn device(choice: DeviceChoice) -> anyhow::Result<Device> {
-    let gneiss::setup::Chosen { device, warnings } = gneiss::setup::device(choice)?;
+    let gneiss::device::Chosen { device, warnings } = gneiss::device::open(choice)?;
     warnings.iter().for_each(warn);
     Ok(device)
 }

@@ -45,7 +45,7 @@ pub fn forget_peak() {
 /// The process's own memory, as a benchmark on the CPU reads it.
 pub struct ProcessMemory;
 
-impl gneiss::bench::PeakMemory for ProcessMemory {
+impl gneiss::device::PeakMemory for ProcessMemory {
     fn forget(&mut self) {
         forget_peak();
     }

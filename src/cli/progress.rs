@@ -1,6 +1,6 @@
 //! Progress on stderr: a bar on a terminal, plain lines otherwise.
 
-use gneiss::setup::Session;
+use gneiss::session::Session;
 use gneiss::tune::Limits;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
@@ -44,7 +44,7 @@ pub fn fewer_rows(bar: &ProgressBar, rows: usize) {
 pub fn open(options: &gneiss::config::ModelOptions) -> anyhow::Result<Session> {
     let started = std::time::Instant::now();
     let bar = bar(1, "loading", COUNT);
-    let session = gneiss::setup::open(options, &mut |done, blocks| {
+    let session = gneiss::session::open(options, &mut |done, blocks| {
         bar.set_length(blocks as u64);
         bar.set_position(done as u64);
     })?;
@@ -58,7 +58,7 @@ pub fn open(options: &gneiss::config::ModelOptions) -> anyhow::Result<Session> {
         config.hidden_size,
         config.vocab_size,
         session.dtype,
-        gneiss::setup::device_kind(session.model.device()),
+        gneiss::device::kind(session.model.device()),
         super::text::bytes(session.model.weight_bytes() as u64),
         started.elapsed().as_secs_f64(),
     );

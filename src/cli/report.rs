@@ -2,8 +2,9 @@
 
 use clap::Args;
 use gneiss::files::write_atomically;
+use gneiss::layout::METRICS;
 use gneiss::report::{self, COMPARE};
-use gneiss::run::{METRICS, Run};
+use gneiss::run::Run;
 use std::path::{Path, PathBuf};
 
 /// Makes the report of a run again: report.html, curve.svg and curve.png in its folder. Several runs are compared in

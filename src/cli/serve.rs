@@ -3,13 +3,16 @@
 use super::listen::Listen;
 use super::{PlaceArgs, progress};
 use clap::Args;
+use gneiss::checkpoint::chat_template_of;
 use gneiss::config::ModelOptions;
-use gneiss::evaluate::Tuned;
+use gneiss::prompt::Tuned;
+use gneiss::serve::Limits;
 use gneiss::serve::adapters::{AdapterFolder, Change, Served, check_name};
-use gneiss::serve::client::{Client, Limits};
+use gneiss::serve::client::Client;
 use gneiss::serve::worker;
-use gneiss::serve::{App, Metrics, Options, Tls, chat_template_of};
-use gneiss::setup::{self, Session};
+use gneiss::serve::{App, Metrics, Options, Tls};
+use gneiss::session;
+use gneiss::session::Session;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -214,8 +217,8 @@ pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 /// Puts the model of `session` on a thread of its own, behind a server that nothing has connected to yet.
 pub(super) fn deploy(session: Session, limits: Limits, options: Options) -> anyhow::Result<Deployed> {
-    let limits = setup::serving_limits(&session.model, limits)?;
-    let template = chat_template_of(&setup::locate(&session.id)?)?;
+    let limits = gneiss::serve::serving_limits(&session.model, limits)?;
+    let template = chat_template_of(&session::locate(&session.id)?)?;
     let Session { model, tokenizer, id, .. } = session;
     let metrics = Arc::<Metrics>::default();
     let counted = metrics.clone();

@@ -3,12 +3,13 @@
 use super::interrupt::{self, Interrupted};
 use super::{Overrides, process, progress, text};
 use clap::Args;
-use gneiss::bench::{DeviceMemory, PeakMemory};
 use gneiss::config::Config;
 use gneiss::data::{Encoded, LengthStats};
+use gneiss::device::{DeviceMemory, PeakMemory};
+use gneiss::layout;
 use gneiss::report;
 use gneiss::run::{self, Run, RunFolder, Summary, Tuning};
-use gneiss::setup::Session;
+use gneiss::session::Session;
 use gneiss::tune::{EpochRecord, Limits, Observer, State, StepRecord};
 use indicatif::ProgressBar;
 use std::path::{Path, PathBuf};
@@ -177,7 +178,7 @@ impl<'a> Outcome<'a> {
     pub(super) fn of(folder: &Path, summary: &'a Summary) -> Self {
         let path = |name: &str| folder.join(name).display().to_string();
         let run = folder.display().to_string();
-        Self { run, adapter: path(run::ADAPTER), report: path(run::REPORT), summary }
+        Self { run, adapter: path(layout::ADAPTER), report: path(layout::REPORT), summary }
     }
 }
 
@@ -188,8 +189,8 @@ pub(super) fn print(folder: &Path, summary: &Summary) {
     let share = 100.0 * summary.trainable_parameters as f64 / model.parameters as f64;
     let mut rows = vec![
         ("status", summary.status.to_string()),
-        ("adapter", folder.join(run::ADAPTER).display().to_string()),
-        ("report", folder.join(run::REPORT).display().to_string()),
+        ("adapter", folder.join(layout::ADAPTER).display().to_string()),
+        ("report", folder.join(layout::REPORT).display().to_string()),
         ("model", format!("{} ({}), {} on {}", model.id, model.format, model.dtype, model.device)),
         ("virtual tokens", format!("{}, init {}", summary.num_virtual_tokens, summary.init_method)),
         (

@@ -5,12 +5,14 @@ use super::inspect::dataset::DatasetReport;
 use super::tune::{self, RunArgs};
 use super::{eval, find_lr, learning_curve, progress, text};
 use clap::Args;
-use gneiss::bench::machine;
 use gneiss::config::{Config, Task};
 use gneiss::data::{Dataset, Template};
-use gneiss::evaluate::{Evaluation, Tuned, test_file};
-use gneiss::run::{self, Run};
-use gneiss::setup::{self, Session};
+use gneiss::evaluate::{Evaluation, test_file};
+use gneiss::layout;
+use gneiss::prompt::Tuned;
+use gneiss::run::Run;
+use gneiss::session;
+use gneiss::session::Session;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -143,7 +145,7 @@ fn environment(session: &Session) {
     line("version", env!("CARGO_PKG_VERSION"));
     line(
         "device",
-        format!("{} ({})", setup::device_kind(model.device()), machine::device_name(model.device())),
+        format!("{} ({})", gneiss::device::kind(model.device()), gneiss::device::name(model.device())),
     );
     line("model", format!("{} ({})", session.id, session.format));
     line(
@@ -167,7 +169,7 @@ fn data(config: &Config) -> anyhow::Result<()> {
         vec![["", "file", "rows", "labels", "words, median", "words, most"].map(str::to_owned).to_vec()];
     let mut train = None;
     for (split, file) in files.into_iter().filter(|(_, file)| !file.is_empty()) {
-        let dataset = setup::dataset(file, data)?;
+        let dataset = session::dataset(file, data)?;
         let report = DatasetReport::new(&dataset);
         let words = &report.words_per_input;
         let cells = [
@@ -238,10 +240,10 @@ fn deployment(
     server: &Server,
     evaluation: &Evaluation,
 ) -> anyhow::Result<()> {
-    let adapter = folder.join(run::ADAPTER);
+    let adapter = folder.join(layout::ADAPTER);
     let bytes = std::fs::metadata(adapter.join("adapter_model.safetensors"))?.len();
     line("adapter", format!("{} ({})", adapter.display(), text::bytes(bytes)));
-    line("report", folder.join(run::REPORT).display());
+    line("report", folder.join(layout::REPORT).display());
     line("server", format!("{} serves {} and {}", server.url, config.model.id, server.name));
     let first = evaluation.arms.first().and_then(|arm| arm.answers.predictions.first());
     let (request, answer) = server.example(config, first.map_or("", |row| &row.input))?;

@@ -9,10 +9,11 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-pub use choices::{DeviceChoice, DtypeChoice, InitMethod, Keep, OnNotFinite, Schedule, Task};
+pub use choices::{DtypeChoice, InitMethod, Keep, OnNotFinite, Schedule, Task};
 pub use size::MemoryBudget;
 
-use crate::data::dataset::other_unicode;
+use crate::device::DeviceChoice;
+use crate::text::other_unicode;
 use crate::{Error, Result};
 
 /// Most virtual tokens that a prompt may have.

@@ -8,7 +8,8 @@ use tokenizers::{Encoding, Tokenizer};
 
 use super::dataset::{Dataset, Problems, Record};
 use super::template::Template;
-use crate::model::{TokenWithoutRow, first_without_row};
+use crate::batch::Example;
+use crate::checkpoint::{TokenWithoutRow, first_without_row};
 use crate::{Error, Result};
 
 /// Turns records into token ids.
@@ -37,17 +38,6 @@ pub struct Encoder<'a> {
     pub max_output_tokens: usize,
     /// Plain text put before the template and one space (the hard prompt of the base model).
     pub instruction: Option<&'a str>,
-}
-
-/// One example's token ids; neither side is empty.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Example {
-    /// BOS, instruction and rendered template.
-    pub input: Vec<u32>,
-    /// The output's tokens and eos; without eos where it was cut.
-    pub target: Vec<u32>,
-    /// Line of the dataset that the record starts on, counted from 1.
-    pub line: usize,
 }
 
 /// Examples in the order of their records, and how many were too long.

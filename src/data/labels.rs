@@ -4,7 +4,7 @@
 //! at the end, a no-break space, an invisible character, or an accent that is a character of its own.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use unicode_normalization::UnicodeNormalization;
 use unicode_normalization::char::is_combining_mark;
@@ -17,6 +17,12 @@ const SHOWN: usize = 4;
 const WIDTH: usize = 60;
 /// How libraries write that there is no value.
 const MISSING: [&str; 10] = ["nan", "NaN", "NAN", "null", "NULL", "None", "<NA>", "#N/A", "<null>", "NaT"];
+
+/// The distinct outputs of some rows, sorted: the labels of a classification.
+pub fn distinct<'a>(records: impl IntoIterator<Item = &'a Record>) -> Vec<String> {
+    let all: BTreeSet<&str> = records.into_iter().map(|r| r.output.trim()).collect();
+    all.into_iter().map(str::to_owned).collect()
+}
 
 /// The form in which a label is trained and scored: without invisible characters, in Unicode's normal form C, every
 /// kind of space a plain one, a line break LF, and no white space around it.

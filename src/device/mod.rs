@@ -1,8 +1,13 @@
 //! What a device has of memory, and which errors say that it has too little.
 
 mod cgroup;
+mod choose;
 #[cfg(test)]
 pub(crate) mod faults;
+mod memory;
+
+pub use choose::{Chosen, DeviceChoice, kind, open};
+pub use memory::{DeviceMemory, PeakMemory, name};
 
 use crate::{Error, Result};
 use candle_core::Device;

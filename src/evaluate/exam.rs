@@ -2,15 +2,16 @@
 
 use super::likelihood::{finite, nll};
 use super::{Answers, Prediction, RowScores, Scores, TextScores};
+use crate::batch::Example;
+use crate::checkpoint::TextTokenizer;
 use crate::config::Task;
 use crate::data::encode::Encoder;
 use crate::data::labels::normalize;
-use crate::data::{Dataset, Example, Record};
+use crate::data::{Dataset, Record};
 use crate::generate::{self, Done, Generated, Request};
-use crate::model::{Granite, TextTokenizer};
+use crate::model::Granite;
 use crate::{Error, Result};
 use candle_core::Tensor;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// What is asked, and of whom.
@@ -23,7 +24,7 @@ pub struct Exam<'a> {
     pub dataset: &'a Dataset,
     /// Classification also scores each label's likelihood.
     pub task: Task,
-    /// The answers that count as labels; see [`labels`].
+    /// The answers that count as labels; see [`crate::data::labels::distinct`].
     pub labels: &'a [String],
     /// Rows that go through the model at a time.
     pub max_rows: usize,
@@ -49,12 +50,6 @@ pub struct Progress {
     pub of: usize,
     /// Rows that go through the model at a time: less than was asked for after the device ran out of memory.
     pub max_rows: usize,
-}
-
-/// The distinct outputs of some rows, sorted: the labels of a classification.
-pub fn labels<'a>(records: impl IntoIterator<Item = &'a Record>) -> Vec<String> {
-    let all: BTreeSet<&str> = records.into_iter().map(|r| r.output.trim()).collect();
-    all.into_iter().map(str::to_owned).collect()
 }
 
 /// exp of a loss in nats; the largest f64 where it is larger still, which JSON has no word for.

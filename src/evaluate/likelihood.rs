@@ -1,7 +1,7 @@
 //! How likely a model finds given outputs.
 
 use crate::Result;
-use crate::data::{Example, PrefixGroup};
+use crate::batch::{Example, PrefixGroup};
 use crate::generate::{self, Done};
 use crate::model::Granite;
 use crate::tune::objective;

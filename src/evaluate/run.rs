@@ -1,10 +1,13 @@
 //! The whole evaluation: one file, the base model, and every tuned prompt.
 
-use super::exam::{Exam, Progress, labels};
-use super::{Arm, Evaluation, Tuned};
+use super::exam::{Exam, Progress};
+use super::{Arm, Evaluation};
 use crate::config::{Config, Task};
+use crate::data::labels::distinct;
 use crate::data::{Dataset, Encoder, Template};
-use crate::setup::{self, Session};
+use crate::prompt::Tuned;
+use crate::session;
+use crate::session::Session;
 use crate::{Error, Result};
 
 /// What is told of an evaluation while it goes on.
@@ -46,18 +49,18 @@ pub fn run(
     observer: &mut dyn Observer,
 ) -> Result<Evaluation> {
     let (data, file) = (&config.data, test_file(config)?);
-    let test = setup::dataset(file, data)?;
+    let test = session::dataset(file, data)?;
     observer.dataset("data.test", &test);
     let labels = match data.task {
         Task::Classification => {
-            let train = setup::dataset(&data.train, data)?;
+            let train = session::dataset(&data.train, data)?;
             observer.dataset("data.train", &train);
-            labels(test.records.iter().chain(&train.records))
+            distinct(test.records.iter().chain(&train.records))
         }
         Task::Generation => Vec::new(),
     };
     let template = Template::parse(&data.verbalizer)?;
-    let plain = setup::encoder(data, &session.tokenizer, &template);
+    let plain = session::encoder(data, &session.tokenizer, &template);
     let hard_prompt = config.prompt.init_text.as_str();
     let behind_words = Encoder { instruction: Some(hard_prompt).filter(|text| !text.is_empty()), ..plain };
     let exam = Exam {
@@ -66,7 +69,7 @@ pub fn run(
         dataset: &test,
         task: data.task,
         labels: &labels,
-        max_rows: setup::max_rows(config.train.max_rows, session.model.device()),
+        max_rows: crate::tune::max_rows(config.train.max_rows, session.model.device()),
     };
     let mut evaluation = Evaluation {
         test: file.to_owned(),

@@ -1,13 +1,21 @@
 //! An evaluation on disk.
 
 use super::Evaluation;
-use crate::files::write_atomically;
-use crate::run::{EVALUATION, PREDICTIONS};
+use crate::files::{read_json, write_atomically};
+use crate::layout::{EVALUATION, PREDICTIONS};
 use crate::{Error, Result};
 use std::io;
 use std::path::Path;
 
 impl Evaluation {
+    /// Reads the evaluation in a run folder; `None` before `gneiss eval`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Checkpoint`] if the file can't be read or is malformed.
+    pub fn read(folder: &Path) -> Result<Option<Self>> {
+        read_json(&folder.join(EVALUATION))
+    }
+
     /// Writes `evaluation.json` and `predictions.csv` into `folder`, which is made where it is missing; each file in
     /// full or not at all.
     ///

@@ -1,14 +1,14 @@
 //! The checkpoint that prompts are baked into.
 
-use crate::model::json::read_map;
-use crate::model::{BareCheckpoint, GgufFile, ModelConfig, TextTokenizer, Weights};
+use crate::checkpoint::json::read_map;
+use crate::checkpoint::{BareCheckpoint, GgufFile, ModelConfig, TextTokenizer, Weights};
 use crate::{Error, Result};
 use candle_core::quantized::gguf_file::Value;
 use serde_json::{Map, Value as Json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-pub(super) use crate::model::weights::{EMBEDDING, HEAD};
+pub(super) use crate::checkpoint::weights::{EMBEDDING, HEAD};
 
 /// An open checkpoint.
 pub(super) struct Base {

@@ -20,8 +20,7 @@ mod safetensors;
 mod staging;
 mod templates;
 mod tokenizer;
-mod torch;
-pub(crate) mod torch_reader;
+pub(crate) mod torch;
 mod unlikely;
 mod values;
 

@@ -2,7 +2,7 @@
 
 use super::base::Base;
 use super::prompts::NamedPrompt;
-use crate::adapter::PromptTask;
+use crate::prompt::peft::PromptTask;
 use crate::{Error, Result};
 use candle_core::Tensor;
 use std::ops::Range;

@@ -1,7 +1,7 @@
 //! The prompts to export, and what they are called.
 
-use crate::adapter::Adapter;
-use crate::evaluate::Tuned;
+use crate::prompt::Tuned;
+use crate::prompt::peft::Adapter;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ pub struct NamedPrompt {
     pub adapter: Adapter,
 }
 
-/// Reads prompts given as `DIR` or `NAME=DIR`, DIR in any of the forms of [`Place::find`](crate::adapter::Place::find).
+/// Reads prompts given as `DIR` or `NAME=DIR`, DIR in any of the forms of [`Place::find`](crate::prompt::peft::Place::find).
 /// Without a name it is that of the run, of the folder or of the repository.
 ///
 /// # Errors

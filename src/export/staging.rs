@@ -1,8 +1,8 @@
 //! Output that is there in full or not at all: written in a hidden folder beside its place, then renamed.
 
 use super::{Format, PROMPTS};
+use crate::checkpoint::json::bare_again;
 use crate::files::write_atomically;
-use crate::model::json::bare_again;
 use crate::{Error, Result};
 use std::ffi::OsString;
 use std::io::{self, Write};

@@ -17,7 +17,7 @@ use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
 /// The file of a matrix [rows, columns], whose values in `dtype` are `data`.
-pub(super) fn file(shape: [usize; 2], dtype: GgmlDType, data: &[u8]) -> Result<Vec<u8>> {
+pub(crate) fn file(shape: [usize; 2], dtype: GgmlDType, data: &[u8]) -> Result<Vec<u8>> {
     let mut zip = ZipWriter::new(Cursor::new(Vec::with_capacity(data.len() + 1024)));
     let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
     let pickle = pickle(shape, storage(dtype)?);

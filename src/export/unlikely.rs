@@ -20,7 +20,7 @@
 use super::Progress;
 use super::base::Base;
 use super::place::Placed;
-use crate::data::pack::{Passes, PrefixGroup, Sequence};
+use crate::batch::{Passes, PrefixGroup, Sequence};
 use crate::generate;
 use crate::model::{Granite, granite};
 use crate::ops::rope::Rope;

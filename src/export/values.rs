@@ -3,7 +3,7 @@
 use super::base::{Base, EMBEDDING};
 use super::place::Placed;
 use super::unlikely::Unlikely;
-use crate::model::weights::StoredDtype;
+use crate::checkpoint::stored::StoredDtype;
 use crate::{Error, Result};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{D, DType, Device, Tensor};

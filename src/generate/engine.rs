@@ -18,7 +18,8 @@ mod room;
 
 use super::prefixes::{Block, Prefix, PrefixId};
 use super::sampling::Chooser;
-use super::{Event, Request, StopReason, Token};
+use super::sequence::{Sequence, SequenceId};
+use super::{Event, Request, StopReason};
 use crate::device::Shortage;
 use crate::model::{Granite, KvCache, Next};
 use crate::{Error, Result};
@@ -28,10 +29,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
-
-/// A handle on a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SequenceId(u64);
 
 /// Runs requests through a model.
 pub struct Engine<'m> {
@@ -69,21 +66,6 @@ struct Waiting {
     id: SequenceId,
     prefix: PrefixId,
     request: Request,
-}
-
-/// A request under way.
-pub(super) struct Sequence {
-    id: SequenceId,
-    pub(super) request: Request,
-    pub(super) chooser: Chooser,
-    block: Arc<Block>,
-    own: Range<usize>,
-    /// Rows of `own` that are written.
-    filled: usize,
-    pub(super) generated: Vec<u32>,
-    pub(super) scored: Vec<Token>,
-    /// Events of the step under way.
-    pub(super) events: Vec<Event>,
 }
 
 /// The part of a sequence that goes through in a step.
@@ -460,33 +442,6 @@ impl<'m> Engine<'m> {
             rows.extend((first..first + part.targets).map(|row| (part.sequence, row)));
         }
         super::choose::choose(self.model, hidden, &rows, &mut self.running, &mut self.shortage)
-    }
-}
-
-impl Sequence {
-    /// Tokens of the text that are not in the block.
-    fn text(&self) -> &[u32] {
-        &self.request.tokens[self.block.head.len()..]
-    }
-
-    /// The first row of the text whose logits are wanted: that before the first token to score, else the last.
-    fn first_target(&self) -> usize {
-        self.text().len().saturating_sub(self.request.scored + 1)
-    }
-
-    /// Tokens before the answer's first that row `row` of `own` stands behind, itself counted.
-    pub(super) fn position(&self, row: usize) -> usize {
-        self.block.head.len() + row + 1
-    }
-
-    /// Hidden state of the last virtual token, which predicts the first token of the text.
-    pub(super) fn last_virtual(&self) -> Option<&Tensor> {
-        self.block.last.as_ref()
-    }
-
-    /// Rows of the next steps that are known: the rest of the text, or a token.
-    fn rows_to_come(&self) -> usize {
-        self.text().len().saturating_sub(self.filled).max(1)
     }
 }
 

@@ -7,11 +7,15 @@ mod long;
 mod prefixes;
 mod request;
 mod sampling;
+mod sequence;
+pub(crate) mod stop;
+pub(crate) mod text_stream;
 
 pub use choices::Choices;
-pub use engine::{Engine, SequenceId, Stepped};
+pub use engine::{Engine, Stepped};
 pub use prefixes::PrefixId;
 pub use request::{Event, Request, Sampling, StopReason, Token};
+pub use sequence::SequenceId;
 
 use crate::device::Shortage;
 use crate::model::Granite;
@@ -104,8 +108,7 @@ fn run_all(
     progress: &mut dyn FnMut(Done),
 ) -> Result<Vec<Generated>> {
     let prefix = engine.add_prefix(prompt)?;
-    engine
-        .share_head(prefix, crate::data::pack::common_head(requests.iter().map(|r| r.tokens.as_slice())))?;
+    engine.share_head(prefix, crate::batch::common_head(requests.iter().map(|r| r.tokens.as_slice())))?;
     let empty = Generated { tokens: Vec::new(), stop_reason: StopReason::MaxTokens, scores: Vec::new() };
     let (mut generated, mut places) = (vec![empty; requests.len()], HashMap::new());
     for (place, request) in requests.iter().enumerate() {

@@ -1,10 +1,11 @@
 //! Generation on a device that runs out of memory.
 
 use super::*;
-use crate::data::Example;
+use crate::batch::Example;
+use crate::checkpoint::Checkpoint;
 use crate::device::{Work, faults};
 use crate::evaluate::nll;
-use crate::model::{Checkpoint, granite};
+use crate::model::granite;
 use candle_core::{DType, Device};
 use std::cell::RefCell;
 use std::path::Path;

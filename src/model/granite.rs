@@ -8,7 +8,7 @@
 //! logits = head(norm(x)) / logits_scaling
 //! ```
 
-use super::{ModelConfig, Weights};
+use crate::checkpoint::{ModelConfig, Weights};
 use crate::ops::gpu::{self, Route};
 use crate::ops::packed::{Isa, Panels};
 use crate::ops::rms_norm::RmsNorm;

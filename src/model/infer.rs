@@ -4,7 +4,7 @@ use super::granite::Granite;
 use super::kv_cache::KvCache;
 use super::pass::Rows;
 use crate::Result;
-use crate::data::pack::PackedBatch;
+use crate::batch::PackedBatch;
 use crate::device::{self, Work};
 use crate::ops::attention::{AttentionShape, Qkv};
 use crate::ops::embed;

@@ -14,7 +14,7 @@
 //! taken first.
 
 use super::Granite;
-use crate::data::pack::PackedBatch;
+use crate::batch::PackedBatch;
 use crate::device::{self, Work};
 use crate::ops::rope::CacheRows;
 use crate::ops::{Indices, Segment};

@@ -24,9 +24,10 @@
 //! Values have the size of the activations; rstd and lse are f32 where that is smaller, and so is the gradient of a
 //! split batch's prefixes. It is an estimate from below: [`TuningMemory::reserve`] covers what comes on top.
 
+use super::Dtypes;
 use super::granite::padded_vocab;
 use super::pass::{head_rows, prefix_pass_rows};
-use super::{Dtypes, ModelConfig};
+use crate::checkpoint::ModelConfig;
 use crate::ops::gpu::allocated_rows;
 use crate::ops::packed::Panels;
 use candle_core::DeviceLocation;
@@ -174,7 +175,7 @@ impl TuningMemory {
         rows * recompute.min(self.most_recomputed()) * self.keys_values_per_row
     }
 
-    /// Rows that a prefix pass should have at least, in passes of at most `max_rows` ([`crate::data::Packing`]).
+    /// Rows that a prefix pass should have at least, in passes of at most `max_rows` ([`crate::batch::Packing`]).
     pub fn prefix_pass_rows(&self, max_rows: usize) -> usize {
         prefix_pass_rows(!self.on_gpu, max_rows)
     }

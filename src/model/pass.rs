@@ -12,7 +12,7 @@
 use super::granite::{Block, Granite};
 use super::tape::{BlockTape, NormTape, Saved, Tape, own_keys_values};
 use crate::Result;
-use crate::data::pack::PackedBatch;
+use crate::batch::PackedBatch;
 use crate::device::{self, Work};
 use crate::ops::attention::{Inputs, Needs, Qkv, Rotation};
 use crate::ops::cross_entropy::{self, Softmax};
@@ -33,7 +33,7 @@ pub(super) fn head_rows(device: DeviceLocation) -> usize {
 /// times what an H100 does in bf16 while it reads one (989 TFLOP/s at 3.35 TB/s: 590). By arithmetic, not measured.
 pub(crate) const GPU_FULL_ROWS: usize = 2048;
 
-/// Rows that a prefix pass should have at least, in passes of at most `max_rows` ([`crate::data::Packing`]). A GPU reads
+/// Rows that a prefix pass should have at least, in passes of at most `max_rows` ([`crate::batch::Packing`]). A GPU reads
 /// all weights for it, forward and backward, and launches as much as for a full pass, so it takes some sequences too: up
 /// to 1,024 rows, and a quarter of what passes have beyond [`GPU_FULL_ROWS`]. Its tape stays while the example passes
 /// run: if memory is short, so that passes are not larger than that, it would cost more in recomputed blocks than it

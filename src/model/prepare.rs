@@ -2,8 +2,8 @@
 
 use super::granite::Granite;
 use crate::Result;
-use crate::data::Passes;
-use crate::data::pack::PackedBatch;
+use crate::batch::PackedBatch;
+use crate::batch::Passes;
 use crate::ops::Indices;
 use crate::ops::attention::Pass;
 use crate::ops::gpu::{self, Route};

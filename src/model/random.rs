@@ -1,9 +1,9 @@
 //! A model of random weights, from its shape alone: what a step costs does not depend on what the weights
 //! are.
 
-use super::ModelConfig;
 use super::granite::{Block, Dtypes, Granite, Parts, tied, untied};
 use crate::Result;
+use crate::checkpoint::ModelConfig;
 use crate::ops::Linear;
 use crate::ops::rms_norm::RmsNorm;
 use candle_core::{Device, Tensor};

@@ -54,7 +54,7 @@ impl Tape {
     /// A matrix per block whose last 2K D columns are keys and values of the pass's prefix rows.
     ///
     /// # Errors
-    /// A pass that recomputes blocks and whose prefixes no other pass reads ([`crate::data::PackedBatch::shares_prefixes`]).
+    /// A pass that recomputes blocks and whose prefixes no other pass reads ([`crate::batch::PackedBatch::shares_prefixes`]).
     pub fn keys_values(&self) -> Result<Vec<Tensor>> {
         let of = |saved: &Saved| match saved {
             Saved::Whole(tape) => Ok(tape.qkv.keys_values().narrow(0, 0, self.prefix_rows)?),

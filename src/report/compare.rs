@@ -77,9 +77,14 @@ pub fn compare(runs: &[Run]) -> Result<String> {
         return Err(Error::Invalid("report: expected at least one run, found none".into()));
     }
     let names = names(runs);
+    let evaluations = runs.iter().map(|run| Evaluation::read(&run.path)).collect::<Result<Vec<_>>>()?;
     let named: Vec<(&str, &Run)> = names.iter().map(String::as_str).zip(runs).collect();
-    let mut rows: Vec<RunRow> =
-        named.iter().enumerate().map(|(i, (n, run))| RunRow::new(i, n, run)).collect();
+    let mut rows: Vec<RunRow> = named
+        .iter()
+        .zip(&evaluations)
+        .enumerate()
+        .map(|(i, ((n, run), e))| RunRow::new(i, n, run, e.as_ref()))
+        .collect();
     mark_best(&mut rows);
     let mut plots = Vec::new();
     for (what, by_time) in [
@@ -90,8 +95,7 @@ pub fn compare(runs: &[Run]) -> Result<String> {
     ] {
         plots.extend(plot::overlay(&named, what, by_time, Size::HALF)?.map(|svg| svg::inline(&svg)));
     }
-    let tasks: BTreeSet<&str> =
-        runs.iter().filter_map(|r| r.evaluation.as_ref()).map(|e| e.task.name()).collect();
+    let tasks: BTreeSet<&str> = evaluations.iter().flatten().map(|e| e.task.name()).collect();
     let right = match tasks.into_iter().collect::<Vec<_>>()[..] {
         ["classification"] => "Accuracy",
         ["generation"] => "Exact match",
@@ -120,15 +124,15 @@ fn names(runs: &[Run]) -> Vec<String> {
 }
 
 impl<'a> RunRow<'a> {
-    fn new(index: usize, name: &'a str, run: &'a Run) -> Self {
+    fn new(index: usize, name: &'a str, run: &'a Run, evaluation: Option<&'a Evaluation>) -> Self {
         let summary = &run.summary;
-        let shares = run.evaluation.as_ref().map(shares).unwrap_or_default();
+        let shares = evaluation.map(shares).unwrap_or_default();
         Self {
             name,
             ink: Ink::Line(index).name(),
             path: run.path.display().to_string(),
             status: StatusView::new(summary),
-            test: run.evaluation.as_ref().map(|e| e.test.as_str()),
+            test: evaluation.map(|e| e.test.as_str()),
             base: shares.first().copied(),
             tuned: shares.get(1).copied(),
             train_loss: summary.train_loss,

@@ -14,9 +14,10 @@ mod text;
 mod view;
 
 use crate::Result;
+use crate::evaluate::Evaluation;
 use crate::files::write_atomically;
+pub use crate::layout::{CURVE_PNG, CURVE_SVG, REPORT};
 use crate::run::Run;
-pub use crate::run::{CURVE_PNG, CURVE_SVG, REPORT};
 pub use compare::compare;
 use plot::Size;
 use std::path::PathBuf;
@@ -46,10 +47,11 @@ pub fn write(run: &Run) -> Result<Vec<PathBuf>> {
     files.into_iter().map(write).collect()
 }
 
-/// The report as a page of HTML.
+/// The report as a page of HTML, with the evaluation in the run's folder.
 ///
 /// # Errors
-/// The plotting crate's.
+/// Returns an error if the evaluation can't be read or a plot can't be drawn.
 pub fn page(run: &Run) -> Result<String> {
-    html::render(html::Page::Run, &view::RunView::new(run)?)
+    let evaluation = Evaluation::read(&run.path)?;
+    html::render(html::Page::Run, &view::RunView::new(run, evaluation.as_ref())?)
 }

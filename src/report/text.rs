@@ -1,6 +1,7 @@
 //! Numbers, times and texts for people.
 
 pub(super) use crate::text::grouped;
+use std::time::{Duration, UNIX_EPOCH};
 
 /// Between a number and its unit.
 const NBSP: char = '\u{a0}';
@@ -94,7 +95,7 @@ pub(super) fn bytes(n: u64) -> String {
 
 /// A time, seconds since 1970-01-01, as `2026-11-22 20:44 UTC`.
 pub(super) fn date(seconds: u64) -> String {
-    let utc = crate::bench::machine::utc(seconds);
+    let utc = crate::calendar::written(UNIX_EPOCH + Duration::from_secs(seconds));
     format!("{} UTC", utc[..16].replace('T', " "))
 }
 

@@ -1,9 +1,10 @@
 //! The run folder while a run writes it.
 
-use super::{ADAPTER, CHECKPOINT, CONFIG, EVALUATION, METRICS, PREDICTIONS, SUMMARY, Summary, TOKENS, read};
+use super::{Summary, read};
 use crate::files::write_atomically;
+use crate::layout::{ADAPTER, CHECKPOINT, CONFIG, EVALUATION, METRICS, PREDICTIONS, SUMMARY, TOKENS};
+use crate::prompt::vocabulary::PromptTokens;
 use crate::tune::{Position, State};
-use crate::vocabulary::PromptTokens;
 use crate::{Error, Result};
 use serde::Serialize;
 use std::fs::{self, File};

@@ -23,26 +23,3 @@ pub use folder::RunFolder;
 pub use read::{Record, Run};
 pub use summary::{ModelSummary, Status, Summary};
 pub use tuning::Tuning;
-
-/// File of the resolved configuration.
-pub const CONFIG: &str = "config.toml";
-/// File of the records.
-pub const METRICS: &str = "metrics.jsonl";
-/// File of [`crate::tune::State`].
-pub const CHECKPOINT: &str = "checkpoint.safetensors";
-/// File of [`Summary`].
-pub const SUMMARY: &str = "summary.json";
-/// Folder of the tuned prompt.
-pub const ADAPTER: &str = "adapter";
-/// File of [`crate::vocabulary::PromptTokens`].
-pub const TOKENS: &str = "tokens.json";
-/// File of [`crate::evaluate::Evaluation`].
-pub const EVALUATION: &str = "evaluation.json";
-/// File of the answers as a table.
-pub const PREDICTIONS: &str = "predictions.csv";
-/// File of the run as a page.
-pub const REPORT: &str = "report.html";
-/// File of the learning curve as a drawing.
-pub const CURVE_SVG: &str = "curve.svg";
-/// File of the learning curve as a picture.
-pub const CURVE_PNG: &str = "curve.png";

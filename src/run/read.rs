@@ -1,13 +1,13 @@
 //! Reading a run folder.
 
-use super::{ADAPTER, CONFIG, EVALUATION, METRICS, SUMMARY, Summary, TOKENS};
+use super::Summary;
 use crate::config::Config;
-use crate::evaluate::Evaluation;
+use crate::files::read_json;
+use crate::layout::{ADAPTER, CONFIG, METRICS, SUMMARY, TOKENS};
+use crate::prompt::vocabulary::PromptTokens;
 use crate::tune::{EpochRecord, StepRecord};
-use crate::vocabulary::PromptTokens;
 use crate::{Error, Result};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
 
 /// A line of `metrics.jsonl`.
@@ -37,8 +37,6 @@ pub struct Run {
     pub summary: Summary,
     /// Virtual tokens before and after; none while the run is under way.
     pub tokens: Option<PromptTokens>,
-    /// Tuned against base; none before `gneiss eval`.
-    pub evaluation: Option<Evaluation>,
 }
 
 impl Run {
@@ -63,7 +61,7 @@ impl Run {
                 Record::Epoch(epoch) => epochs.push(epoch),
             }
         }
-        let summary = json(&path.join(SUMMARY))?.ok_or_else(|| Error::Checkpoint {
+        let summary = read_json(&path.join(SUMMARY))?.ok_or_else(|| Error::Checkpoint {
             path: path.join(SUMMARY),
             problem: "expected the run's summary, found no such file".into(),
         })?;
@@ -74,8 +72,7 @@ impl Run {
             steps,
             epochs,
             summary,
-            tokens: json(&path.join(TOKENS))?,
-            evaluation: json(&path.join(EVALUATION))?,
+            tokens: read_json(&path.join(TOKENS))?,
         })
     }
 
@@ -116,15 +113,4 @@ pub(super) fn lines(path: &Path) -> Result<Vec<(Record, String)>> {
         }
     }
     if problems.is_empty() { Ok(records) } else { Err(Error::Data { path: path.into(), problems, more: 0 }) }
-}
-
-/// A JSON file; nothing where there is none.
-fn json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Error::io(path)(error)),
-    };
-    let parsed = serde_json::from_str(&text);
-    parsed.map(Some).map_err(|e| Error::Checkpoint { path: path.into(), problem: e.to_string() })
 }

@@ -1,19 +1,20 @@
 //! A whole run, from a configuration to what stands in its folder.
 
 use super::tensorboard::EventFile;
-use super::{CHECKPOINT, ModelSummary, Run, RunFolder, Status, Summary};
-use crate::adapter::{Adapter, AdapterConfig, ModelCard, PromptTask, PromptTuningInit};
-use crate::bench::PeakMemory;
+use super::{ModelSummary, Run, RunFolder, Status, Summary};
 use crate::config::{Config, InitMethod, Task as TaskKind};
+use crate::data::labels::distinct;
 use crate::data::{Dataset, Encoded, Template};
-use crate::evaluate::labels;
+use crate::device::PeakMemory;
+use crate::layout::CHECKPOINT;
 use crate::model::memory::Parameters;
-use crate::setup::{self, Session};
+use crate::prompt::init;
+use crate::prompt::peft::{Adapter, AdapterConfig, ModelCard, PromptTask, PromptTuningInit};
+use crate::prompt::vocabulary::Vocabulary;
+use crate::session;
+use crate::session::Session;
 use crate::tune::health::{self, Health};
-use crate::tune::{
-    Ended, EpochRecord, Kept, Limits, MemoryPlan, Observer, State, StepRecord, Task, Trainer, prompt,
-};
-use crate::vocabulary::Vocabulary;
+use crate::tune::{Ended, EpochRecord, Kept, Limits, MemoryPlan, Observer, State, StepRecord, Task, Trainer};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use std::path::Path;
@@ -51,15 +52,15 @@ impl<'a> Tuning<'a> {
     pub fn prepare(config: &'a Config, session: &'a Session, state: Option<State>) -> Result<Self> {
         let (data, options) = (&config.data, &config.train);
         let template = Template::parse(&data.verbalizer)?;
-        let encoder = setup::encoder(data, &session.tokenizer, &template);
-        let Some(train) = setup::examples(&data.train, config, &encoder)? else {
+        let encoder = session::encoder(data, &session.tokenizer, &template);
+        let Some(train) = session::examples(&data.train, config, &encoder)? else {
             return Err(Error::Invalid(
                 "data.train: required; expected a .csv, .tsv, .json, .jsonl, .ndjson or .parquet file".into(),
             ));
         };
-        let validation = setup::examples(&data.validation, config, &encoder)?;
+        let validation = session::examples(&data.validation, config, &encoder)?;
         // Read before the first step, so that a mistake in it does not show after the last one.
-        let test = setup::examples(&data.test, config, &encoder)?;
+        let test = session::examples(&data.test, config, &encoder)?;
         let [of_validation, of_test] =
             [&validation, &test].map(|split| split.as_ref().map(|(dataset, _)| &dataset.records[..]));
         let mut warnings = health::data(config, &train.0.records, of_validation, of_test);
@@ -71,9 +72,9 @@ impl<'a> Tuning<'a> {
         }
         let initial = match &state {
             Some(state) => state.initial.clone(),
-            None => prompt::initial(&config.prompt, &session.model, &session.tokenizer, options.seed)?,
+            None => init::initial(&config.prompt, &session.model, &session.tokenizer, options.seed)?,
         };
-        let plan = setup::plan_run(options, &session.model, &train.1.examples, initial.dims()[0])?;
+        let plan = crate::tune::plan_run(options, &session.model, &train.1.examples, initial.dims()[0])?;
         Ok(Self { config, session, train, validation, initial, plan, warnings, notes, state })
     }
 
@@ -121,7 +122,7 @@ impl<'a> Tuning<'a> {
             true => Some(EventFile::create(&folder.path, trainer.position().step)?),
             false => None,
         };
-        let rates = Rates::of(&super::read::records(&folder.path.join(super::METRICS))?);
+        let rates = Rates::of(&super::read::records(&folder.path.join(crate::layout::METRICS))?);
         let mut recorder = Recorder { folder, events, health, summary, rates, memory, watch };
         // Those of the session were said when it was opened.
         let said = &self.session.warnings;
@@ -184,7 +185,7 @@ impl<'a> Tuning<'a> {
                 id: session.id.clone(),
                 format: session.format.clone(),
                 dtype: format!("{:?}", session.dtype).to_lowercase(),
-                device: setup::device_kind(session.model.device()).into(),
+                device: crate::device::kind(session.model.device()).into(),
                 parameters: Parameters::of(config).total(),
                 num_hidden_layers: config.num_hidden_layers,
                 hidden_size: config.hidden_size,
@@ -251,7 +252,7 @@ impl<'a> Tuning<'a> {
         let data = &self.config.data;
         let seen = [Some(&self.train.0), self.validation.as_ref().map(|(dataset, _)| dataset)];
         let labels = match data.task {
-            TaskKind::Classification => labels(seen.iter().flatten().flat_map(|dataset| &dataset.records)),
+            TaskKind::Classification => distinct(seen.iter().flatten().flat_map(|dataset| &dataset.records)),
             TaskKind::Generation => Vec::new(),
         };
         let (unseen, _) = self.validation.as_ref().unwrap_or(&self.train);
@@ -279,12 +280,13 @@ pub fn resumable(folder: &Path, sets: &[String]) -> Result<(Config, State)> {
             problem: format!(
                 "expected a run with {CHECKPOINT}, found none: it ended before its first checkpoint (one an epoch, and \
                  one every train.checkpoint_steps); start it again with gneiss tune {}",
-                folder.join(super::CONFIG).display()
+                folder.join(crate::layout::CONFIG).display()
             ),
         });
     }
     let state = State::read(&path)?;
-    let config = Config::parse(&run.config_toml, &folder.join(super::CONFIG).display().to_string(), sets)?;
+    let config =
+        Config::parse(&run.config_toml, &folder.join(crate::layout::CONFIG).display().to_string(), sets)?;
     // What may differ between the parts of a run, as that is no part of what the checkpoint holds.
     let before = &run.config.train;
     let mut same = config.clone();

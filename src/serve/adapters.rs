@@ -2,9 +2,9 @@
 //! which prompts there are.
 
 use super::client::Client;
-use crate::adapter::{Adapter, PromptTask, adapters_in};
 use crate::data::Template;
-use crate::evaluate::Tuned;
+use crate::prompt::Tuned;
+use crate::prompt::peft::{Adapter, PromptTask, adapters_in};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -170,8 +170,9 @@ impl AdapterFolder {
             if name.starts_with('.') {
                 continue;
             }
-            let own = [folder.clone(), folder.join(crate::run::ADAPTER)];
-            let own = own.into_iter().find(|folder| folder.join(crate::adapter::CONFIG).is_file());
+            let own = [folder.clone(), folder.join(crate::layout::ADAPTER)];
+            let own =
+                own.into_iter().find(|folder| folder.join(crate::layout::adapter_folder::CONFIG).is_file());
             // Else the one that PEFT saved under a name.
             let adapter = own.or_else(|| adapters_in(&folder).into_iter().next());
             // The configuration is written last, so a new folder that has one is whole.
@@ -185,5 +186,5 @@ impl AdapterFolder {
 
 fn stamp(adapter: &Path) -> Stamp {
     let of = |name: &&str| std::fs::metadata(adapter.join(name)).ok().map(|m| (m.len(), m.modified().ok()));
-    crate::adapter::FILES.iter().map(|name| of(name).unwrap_or((0, None))).collect()
+    crate::layout::adapter_folder::FILES.iter().map(|name| of(name).unwrap_or((0, None))).collect()
 }

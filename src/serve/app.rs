@@ -2,7 +2,6 @@
 
 use super::adapters::Served;
 use super::auth::Auth;
-use super::chat_template::{ChatTemplate, Renderer};
 use super::client::Client;
 use super::failure::Failure;
 use super::metrics::Metrics;
@@ -10,7 +9,8 @@ use super::paths::{self, cleaned};
 use super::tls::Tls;
 use super::{body, classify, cors, openai, watsonx};
 use crate::Result;
-use crate::model::TextTokenizer;
+use crate::checkpoint::TextTokenizer;
+use crate::checkpoint::chat_template::{ChatTemplate, Renderer};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{Request, State};
@@ -105,7 +105,7 @@ pub(super) struct Shared {
 
 impl App {
     /// A server of what `client` reaches. `model_id` is the base model's name, `chat_template` the checkpoint's own
-    /// (see [`chat_template_of`](super::chat_template_of)).
+    /// (see [`chat_template_of`](crate::checkpoint::chat_template_of)).
     ///
     /// # Errors
     /// An API key that no request could show; a time that is no number of seconds over 0; a certificate or key that

@@ -1,7 +1,7 @@
 //! The key that requests have to show, and the tokens that Cloud Pak clients get for it.
 
-use super::clock;
 use super::failure::Failure;
+use crate::calendar;
 use axum::http::{HeaderMap, StatusCode, header};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -135,7 +135,7 @@ fn same(expected: &[u8], given: &[u8]) -> bool {
 
 /// Header, payload and 32 random bytes. The last part signs nothing: the server knows the tokens that it gave.
 fn token(since: SystemTime) -> String {
-    let (issued, expires) = (clock::seconds(since), clock::seconds(since + LIFETIME));
+    let (issued, expires) = (calendar::seconds(since), calendar::seconds(since + LIFETIME));
     let payload = serde_json::json!({"sub": "gneiss", "iat": issued, "exp": expires}).to_string();
     let secret: [u8; 32] = rand::random();
     let parts: [&[u8]; 3] = [br#"{"alg":"none","typ":"JWT"}"#, payload.as_bytes(), &secret];

@@ -1,8 +1,9 @@
 //! The handle by which requests reach the thread that owns the model ([`super::worker`]).
 
 use super::adapters::Served;
-use crate::adapter::Adapter;
+use super::limits::Limits;
 use crate::generate::{Event, Request};
+use crate::prompt::peft::Adapter;
 use crate::{Error, Result};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, mpsc};
@@ -34,19 +35,6 @@ pub enum Refused {
     /// The server is ending.
     #[error("the server is shutting down")]
     Ending,
-}
-
-/// What a server keeps for requests.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Requests that may wait for their first step; one more is [`Refused::Busy`].
-    pub queue: usize,
-    /// Most tokens of a sequence: virtual tokens, text and answer together. No more than the model has positions.
-    pub sequence_tokens: usize,
-    /// Rows of the key and value cache, prefixes included.
-    pub cache_rows: usize,
-    /// Rows that go through the model at a time.
-    pub step_rows: usize,
 }
 
 /// What reaches the thread.

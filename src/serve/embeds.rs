@@ -3,7 +3,7 @@
 use super::app::Shared;
 use super::failure::Failure;
 use super::params::Fields;
-use crate::export::torch_reader;
+use crate::prompt::torch_reader;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use candle_core::Tensor;

@@ -1,10 +1,11 @@
 //! The one thread that owns the model.
 
 use super::adapters::Served;
-use super::client::{Client, Command, Limits, Refused, Shared};
-use crate::adapter::Adapter;
+use super::client::{Client, Command, Refused, Shared};
 use crate::generate::{Engine, Event, PrefixId, SequenceId};
 use crate::model::Granite;
+use crate::prompt::peft::Adapter;
+use crate::serve::limits::Limits;
 use crate::{Error, Result};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;

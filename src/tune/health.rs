@@ -5,9 +5,11 @@ mod learned;
 
 use super::observer::{EpochRecord, StepRecord};
 use crate::Result;
+use crate::batch::Example;
 use crate::config::{Config, Task};
-use crate::data::{Example, Record, labels};
-use crate::vocabulary::{self, Norms};
+use crate::data::{Record, labels};
+use crate::prompt::vocabulary;
+use crate::prompt::vocabulary::Norms;
 use candle_core::Tensor;
 pub use learned::{Outcome, is_outdated, schedule};
 use std::collections::{BTreeMap, HashMap};

@@ -1,15 +1,16 @@
 //! Tuning: the objective and its gradient, the optimizer step, the run.
 
+pub mod fit;
 pub mod health;
 pub mod objective;
 pub mod observer;
 pub mod plan;
-pub mod prompt;
 pub mod range_test;
 pub mod schedule;
 pub mod state;
 pub mod trainer;
 
+pub use fit::{max_rows, plan_run};
 pub use objective::{Objective, evaluate, evaluate_of, gradient, gradient_of};
 pub use observer::{EpochRecord, Observer, StepRecord};
 pub use plan::{BackwardWeights, Budget, Limits, MemoryPlan, RowRange, Work};

@@ -2,8 +2,8 @@
 //! the optimizer step sees.
 
 use super::plan::{self, Limits};
-use crate::data::pack::Sequence;
-use crate::data::{PackedBatch, Packing, Passes, PrefixGroup};
+use crate::batch::Sequence;
+use crate::batch::{PackedBatch, Packing, Passes, PrefixGroup};
 use crate::model::Granite;
 use crate::model::pass::PrefixPass;
 use crate::ops::gpu::{self, Route};

@@ -5,8 +5,8 @@
 //! pass costs next to nothing while its rows still fill the device. So rows go first, down to as many as fill it,
 //! then blocks are recomputed, as few as fit, and then rows go down to a single sequence.
 
-use crate::data::Example;
-use crate::data::pack::common_head;
+use crate::batch::Example;
+use crate::batch::common_head;
 use crate::device::{Shortage, free_memory};
 use crate::model::TuningMemory;
 use crate::{Error, Result};

@@ -10,8 +10,8 @@
 //! The order of an epoch's examples depends on the seed and the epoch's number alone, so its number and the steps done
 //! in it are the whole state of the data; the schedule depends on the steps.
 
+use crate::batch::Example;
 use crate::config::TrainOptions;
-use crate::data::Example;
 use crate::files::write_atomically;
 use crate::ops::gpu::products::Choices;
 use crate::{Error, Result};

@@ -1,6 +1,6 @@
 //! `ModelConfig::from_json` against transformers, and what it refuses.
 
-use gneiss::model::{ModelConfig, ModelType};
+use gneiss::checkpoint::{ModelConfig, ModelType};
 use gneiss::ops::rope::RopeScaling;
 use serde_json::{Value, json};
 

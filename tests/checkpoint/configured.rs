@@ -2,7 +2,7 @@
 //! tokens without a row of the embedding.
 
 use super::{assert_says, fixture_json};
-use gneiss::model::TextTokenizer;
+use gneiss::checkpoint::TextTokenizer;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use gneiss::model::{BareCheckpoint, Checkpoint, Granite, Weights, granite};
+use gneiss::checkpoint::{BareCheckpoint, Checkpoint, Weights};
+use gneiss::model::{Granite, granite};
 use serde_json::{Value, json};
 
 use super::{assert_says, values};

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use candle_core::quantized::gguf_file::{self, Content, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
-use gneiss::model::{Checkpoint, GgufFile, ModelConfig, ModelType, Weights};
+use gneiss::checkpoint::{Checkpoint, GgufFile, ModelConfig, ModelType, Weights};
 use gneiss::ops::rope::{Llama3Scaling, Rope, RopeScaling};
 use tempfile::TempDir;
 

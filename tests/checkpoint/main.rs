@@ -15,7 +15,7 @@ use model_file::path as smollm2;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use gneiss::model::Weights;
+use gneiss::checkpoint::Weights;
 
 /// A file of tests/fixtures.
 fn fixture(name: &str) -> PathBuf {

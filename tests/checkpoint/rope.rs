@@ -2,7 +2,7 @@
 //! `tests/fixtures/make_rope.py`.
 
 use candle_core::quantized::gguf_file;
-use gneiss::model::ModelConfig;
+use gneiss::checkpoint::ModelConfig;
 use gneiss::ops::rope::{Rope, RopeScaling};
 use serde_json::{Value, json};
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use gneiss::model::{Checkpoint, Weights};
+use gneiss::checkpoint::{Checkpoint, Weights};
 use serde_json::json;
 
 use super::{assert_says, read, values};

@@ -1,7 +1,7 @@
 //! Tokenizers from GGUF and from folders.
 
 use candle_core::quantized::gguf_file::Value as Meta;
-use gneiss::model::{GgufFile, TextTokenizer};
+use gneiss::checkpoint::{GgufFile, TextTokenizer};
 use serde_json::{Value, json};
 
 use super::gguf::{Altered, text};

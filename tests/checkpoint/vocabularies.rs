@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use candle_core::quantized::gguf_file::Value as Meta;
-use gneiss::model::TextTokenizer;
+use gneiss::checkpoint::TextTokenizer;
 use serde_json::Value;
 
 use super::gguf::{Altered, text};

@@ -182,15 +182,15 @@ fn eval_scores_are_those_of_each_text_alone() {
 
     let mut config = Config::load(&place.path("dogs.toml"), &[]).unwrap();
     config.model.id = place.path("model").display().to_string();
-    let session = gneiss::setup::open(&config.model, &mut |_, _| ()).unwrap();
+    let session = gneiss::session::open(&config.model, &mut |_, _| ()).unwrap();
     let words = |text: &str| session.tokenizer.encode(text, false).unwrap();
     let prompt = Adapter::read(&place.path("runs/dogs/adapter")).unwrap().prompt;
     let none = prompt.narrow(0, 0, 0).unwrap();
     let loss = |prompt: &Tensor, before: &str, input: &str, output: &str| -> Vec<f64> {
         let input = words(&format!("{before}say {input} :"));
         let target = [words(output), vec![session.tokenizer.eos_token_id]].concat();
-        let example = gneiss::data::Example { input, target, line: 0 };
-        let groups = [gneiss::data::PrefixGroup::new(0..prompt.dims()[0] as u32, [&example])];
+        let example = gneiss::batch::Example { input, target, line: 0 };
+        let groups = [gneiss::batch::PrefixGroup::new(0..prompt.dims()[0] as u32, [&example])];
         gneiss::tune::evaluate(&session.model, prompt, &groups, usize::MAX).unwrap().nll().unwrap()
     };
     for (arm, (prompt, before)) in result.arms.iter().zip([(&none, "say 1 or 0 "), (&prompt, "")]) {

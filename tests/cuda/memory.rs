@@ -48,7 +48,7 @@ fn a_run_that_runs_out_of_memory_keeps_its_prompt() {
     refused(&output, 1, &["memory"]);
     let done = place.losses("runs/dogs").len();
     assert!(done > 3, "{done} steps");
-    gneiss::adapter::Adapter::read(&place.path("runs/dogs/adapter")).unwrap();
+    gneiss::prompt::peft::Adapter::read(&place.path("runs/dogs/adapter")).unwrap();
     // With its memory back it goes on.
     succeeded(&place.cuda("", ["tune", "--resume", "runs/dogs"]));
     assert_eq!(place.losses("runs/dogs").len(), 40 * 4);

@@ -2,7 +2,8 @@
 
 use super::source::{self, Body, Field, Variant};
 use gneiss::Error;
-use gneiss::config::{Config, DeviceChoice};
+use gneiss::config::Config;
+use gneiss::device::DeviceChoice;
 use std::fmt::Write;
 use toml::{Table, Value};
 

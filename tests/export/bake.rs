@@ -2,8 +2,8 @@
 
 use crate::fixtures::*;
 use candle_core::{DType, Device, Tensor};
+use gneiss::checkpoint::TextTokenizer;
 use gneiss::export::{Format, PROMPTS, ValueType};
-use gneiss::model::TextTokenizer;
 use serde_json::Value;
 use std::path::Path;
 
@@ -104,7 +104,7 @@ fn rows_are_copied_and_nothing_else_changes() {
         let unlikely = rows(&head, first, 12);
         assert!(unlikely.iter().all(|row| *row == unlikely[0]) && unlikely[0] == written.unlikely.row);
 
-        for name in gneiss::model::Weights::open_folder(&model_folder).unwrap().names() {
+        for name in gneiss::checkpoint::Weights::open_folder(&model_folder).unwrap().names() {
             if !name.contains("embed_tokens") && !name.contains("lm_head") {
                 let [old, new] = [&model_folder, &out].map(|folder| tensor(folder, &name).unwrap());
                 assert_eq!(
@@ -270,6 +270,6 @@ fn chat_templates_grow_in_front() {
     assert!(text.ends_with("J") && text.contains(own), "{text}");
     let gguf = here.path().join("x.gguf");
     baked(here.path(), &adapters, &gguf, Format::Gguf, None);
-    let file = gneiss::model::GgufFile::open(&gguf).unwrap();
+    let file = gneiss::checkpoint::GgufFile::open(&gguf).unwrap();
     assert_eq!(*file.values()["tokenizer.chat_template"].to_string().unwrap(), text);
 }

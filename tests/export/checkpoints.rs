@@ -4,8 +4,8 @@
 use crate::bake::SETUPS;
 use crate::fixtures::*;
 use candle_core::{DType, Device, Tensor};
+use gneiss::checkpoint::{Checkpoint, GgufFile, ModelConfig};
 use gneiss::export::{Baked, Format, ValueType};
-use gneiss::model::{Checkpoint, GgufFile, ModelConfig};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -4,8 +4,8 @@ use crate::bake::SETUPS;
 use crate::fixtures::*;
 use crate::python::python_with;
 use candle_core::{Device, Tensor};
+use gneiss::checkpoint::ModelConfig;
 use gneiss::export::Format;
-use gneiss::model::ModelConfig;
 use serde_json::{Value, json};
 use std::path::Path;
 

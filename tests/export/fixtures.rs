@@ -1,11 +1,12 @@
 //! Checkpoints with tokenizers, and tuned prompts for them.
 
 use candle_core::{DType, Device, Tensor};
-use gneiss::adapter::{Adapter, AdapterConfig, ModelCard, PromptTask, PromptTuningInit};
+use gneiss::batch::{Passes, PrefixGroup, Sequence};
+use gneiss::checkpoint::{Checkpoint, ModelConfig, Weights};
 use gneiss::config::Task;
-use gneiss::data::pack::{Passes, PrefixGroup, Sequence};
 use gneiss::export::{Bake, Baked, Format, ValueType, bake, read_prompts};
-use gneiss::model::{Checkpoint, Granite, ModelConfig, Weights, granite};
+use gneiss::model::{Granite, granite};
+use gneiss::prompt::peft::{Adapter, AdapterConfig, ModelCard, PromptTask, PromptTuningInit};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

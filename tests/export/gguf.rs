@@ -5,8 +5,8 @@ use crate::engines::gguf_base;
 use crate::fixtures::*;
 use crate::python::python_with;
 use candle_core::Tensor;
+use gneiss::checkpoint::{GgufFile, TextTokenizer};
 use gneiss::export::{Format, ValueType};
-use gneiss::model::{GgufFile, TextTokenizer};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -117,7 +117,7 @@ fn a_gguf_base_stays_as_it_is() {
         let [old, new] = [&file, &out]
             .map(|path| logits(&model(path), &ids).narrow(1, 0, first).unwrap().contiguous().unwrap());
         assert!(difference(&old, &new) < 1e-6);
-        let embedding = gneiss::model::Weights::open_gguf(&out).unwrap();
+        let embedding = gneiss::checkpoint::Weights::open_gguf(&out).unwrap();
         let shape = [written.vocab_size, width];
         let rows = embedding.tensor(
             "model.embed_tokens.weight",

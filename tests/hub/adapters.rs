@@ -1,7 +1,7 @@
 //! Adapters from a hub.
 
 use super::*;
-use gneiss::adapter::{Adapter, Place};
+use gneiss::prompt::peft::{Adapter, Place};
 
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";

@@ -4,7 +4,7 @@
 use crate::fixtures::*;
 use crate::smollm2;
 use candle_core::{DType, Device, Tensor};
-use gneiss::data::pack::{Passes, PrefixGroup};
+use gneiss::batch::{Passes, PrefixGroup};
 use gneiss::model::Granite;
 use gneiss::tune::{self, Limits};
 use serde_json::Value;

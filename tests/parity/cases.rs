@@ -2,7 +2,7 @@
 
 use crate::fixtures::*;
 use candle_core::{DType, Device, Tensor};
-use gneiss::data::Passes;
+use gneiss::batch::Passes;
 use gneiss::tune::{self, Limits};
 use std::collections::HashMap;
 

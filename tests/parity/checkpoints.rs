@@ -3,7 +3,7 @@
 
 use crate::fixtures::*;
 use candle_core::{DType, Device, Tensor};
-use gneiss::data::{Example, PrefixGroup};
+use gneiss::batch::{Example, PrefixGroup};
 use gneiss::evaluate::nll;
 use gneiss::generate::{Request, generate};
 use gneiss::model::Granite;

@@ -2,7 +2,7 @@
 
 use crate::fixtures::*;
 use candle_core::{DType, Tensor};
-use gneiss::data::{Packing, Passes};
+use gneiss::batch::{Packing, Passes};
 use gneiss::tune;
 
 #[test]

@@ -1,8 +1,9 @@
 //! Reads `cases.json` and `golden.safetensors` of one checkpoint.
 
 use candle_core::{DType, Device, Tensor};
-use gneiss::data::{Example, PrefixGroup};
-use gneiss::model::{BareCheckpoint, Checkpoint, Granite, granite};
+use gneiss::batch::{Example, PrefixGroup};
+use gneiss::checkpoint::{BareCheckpoint, Checkpoint};
+use gneiss::model::{Granite, granite};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -2,7 +2,7 @@
 
 use crate::fixtures::*;
 use candle_core::{DType, Tensor};
-use gneiss::data::Example;
+use gneiss::batch::Example;
 use gneiss::evaluate::nll;
 use gneiss::generate::{Engine, Event, Generated, PrefixId, Request, SequenceId, StopReason, generate};
 use gneiss::model::Granite;

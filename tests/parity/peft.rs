@@ -6,8 +6,8 @@
 use crate::fixtures::*;
 use crate::python::python_with;
 use candle_core::{DType, Device, Tensor};
-use gneiss::adapter::{Adapter, AdapterConfig, ModelCard, PromptTuningInit};
-use gneiss::data::pack::{Passes, PrefixGroup, Sequence};
+use gneiss::batch::{Passes, PrefixGroup, Sequence};
+use gneiss::prompt::peft::{Adapter, AdapterConfig, ModelCard, PromptTuningInit};
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;

@@ -2,10 +2,11 @@
 
 use crate::fixtures::*;
 use candle_core::{DType, Device, Tensor};
+use gneiss::batch::{Passes, PrefixGroup, Sequence};
+use gneiss::checkpoint::{Checkpoint, TextTokenizer};
 use gneiss::config::{InitMethod, PromptOptions};
-use gneiss::data::pack::{Passes, PrefixGroup, Sequence};
-use gneiss::model::{Checkpoint, Granite, TextTokenizer, granite};
-use gneiss::tune::prompt::initial;
+use gneiss::model::{Granite, granite};
+use gneiss::prompt::init::initial;
 use gneiss::tune::{self, Limits};
 
 pub fn open(dtype: DType) -> (Granite, TextTokenizer) {

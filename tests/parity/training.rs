@@ -3,8 +3,8 @@
 use crate::fixtures::*;
 use candle_core::DType;
 use gneiss::Result;
+use gneiss::batch::Example;
 use gneiss::config::{Keep, Schedule, TrainOptions};
-use gneiss::data::Example;
 use gneiss::tune::{EpochRecord, Limits, Observer, StepRecord, Task, Trainer};
 use serde_json::Value;
 

@@ -243,7 +243,7 @@ fn the_states_of_a_run() {
     };
     content.summary.status = gneiss::run::Status::Interrupted;
     assert!(!resumes(&content));
-    std::fs::write(folder.path().join("a").join(gneiss::run::CHECKPOINT), "").unwrap();
+    std::fs::write(folder.path().join("a").join(gneiss::layout::CHECKPOINT), "").unwrap();
     assert!(resumes(&content) && resumes(&runs::under_way(1)));
     assert!(!resumes(&runs::tutorial()));
 }

@@ -3,11 +3,10 @@
 use gneiss::config::Config;
 use gneiss::data::Dataset;
 use gneiss::evaluate::Scores;
-use gneiss::run::{
-    ADAPTER, CONFIG, EVALUATION, METRICS, ModelSummary, Run, SUMMARY, Status, Summary, TOKENS,
-};
+use gneiss::layout::{ADAPTER, CONFIG, EVALUATION, METRICS, SUMMARY, TOKENS};
+use gneiss::prompt::vocabulary::{Neighbour, Norms, Place, PromptTokens, Token, VirtualToken};
+use gneiss::run::{ModelSummary, Run, Status, Summary};
 use gneiss::tune::{EpochRecord, StepRecord};
-use gneiss::vocabulary::{Neighbour, Norms, Place, PromptTokens, Token, VirtualToken};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};

@@ -1,11 +1,13 @@
 //! Requests of several models through one thread, and models that come and go.
 
 use candle_core::{DType, Device, Tensor};
-use gneiss::adapter::{Adapter, AdapterConfig, ModelCard, PromptTuningInit};
+use gneiss::checkpoint::Checkpoint;
 use gneiss::generate::{Event, Request, StopReason, generate};
-use gneiss::model::{Checkpoint, Granite, granite};
+use gneiss::model::{Granite, granite};
+use gneiss::prompt::peft::{Adapter, AdapterConfig, ModelCard, PromptTuningInit};
+use gneiss::serve::Limits;
 use gneiss::serve::adapters::{AdapterFolder, Change, Served, check_name};
-use gneiss::serve::client::{Client, Limits, Refused};
+use gneiss::serve::client::{Client, Refused};
 use gneiss::serve::worker::{Step, start};
 use std::path::Path;
 use std::sync::{Arc, Mutex};

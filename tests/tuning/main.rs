@@ -6,9 +6,10 @@ mod resume;
 mod stopping;
 
 use candle_core::{DType, Device, Tensor};
+use gneiss::batch::{Example, Passes, PrefixGroup};
+use gneiss::checkpoint::{BareCheckpoint, Checkpoint, ModelConfig};
 use gneiss::config::{Keep, OnNotFinite, Schedule, TrainOptions};
-use gneiss::data::{Example, Passes, PrefixGroup};
-use gneiss::model::{BareCheckpoint, Checkpoint, Granite, ModelConfig, granite};
+use gneiss::model::{Granite, granite};
 use gneiss::tune::{self, EpochRecord, Kept, Limits, Observer, StepRecord, Task, Trainer};
 use gneiss::{Error, Result};
 use rand::{Rng, SeedableRng};

@@ -1,7 +1,7 @@
 //! Batches in several passes, whose prefix pass holds prefixes alone or some sequences too.
 
 use super::*;
-use gneiss::data::Packing;
+use gneiss::batch::Packing;
 use std::collections::BTreeSet;
 
 fn load_f64(name: &str) -> Granite {

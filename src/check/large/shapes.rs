@@ -1,8 +1,8 @@
 //! Shapes of three Granite models, and the packed rows of a step of reviews.
 
+use crate::batch::{PackedBatch, Passes, PrefixGroup};
 use crate::bench::Lengths;
-use crate::data::{PackedBatch, Passes, PrefixGroup};
-use crate::model::{ModelConfig, ModelType};
+use crate::checkpoint::{ModelConfig, ModelType};
 use crate::ops::AttentionShape;
 use crate::ops::rope::Rope;
 

@@ -3,8 +3,8 @@
 use super::shapes::{Shape, group};
 use super::{Errors, Large, Result};
 use crate::Error;
+use crate::batch::Passes;
 use crate::check::Kind;
-use crate::data::Passes;
 use crate::model::{Dtypes, Granite, TuningMemory, granite};
 use crate::tune::{self, Limits, Objective};
 use candle_core::{DType, Tensor};
@@ -74,7 +74,7 @@ pub(super) fn check(large: &mut Large, shape: &Shape, scale: usize) -> Result<()
     })
 }
 
-fn rows(group: &crate::data::PrefixGroup) -> usize {
+fn rows(group: &crate::batch::PrefixGroup) -> usize {
     let work = group.sequences.iter().map(|s| s.rows()).sum::<usize>();
     group.prefix_rows() + work
 }

@@ -3,7 +3,7 @@
 use super::attention::Expected;
 use super::*;
 use crate::check::packed;
-use crate::model::ModelConfig;
+use crate::checkpoint::ModelConfig;
 use crate::ops::attention::{AttentionShape, Inputs, Needs, Qkv, Segment};
 use crate::ops::gpu::emulated::emulate;
 use crate::ops::testing::{Tolerance, assert_close, randn};

@@ -9,15 +9,17 @@ use clap::{ArgGroup, Args};
 use disturbance::{Steps, profile_warning};
 use gneiss::bench::examples;
 use gneiss::bench::{
-    Bench as Runs, Canary, Case, DeviceMemory, Launches, Lengths, MatmulPeak, Measured, PeakMemory, Source,
-    StepProducts, machine,
+    Bench as Runs, Canary, Case, Launches, Lengths, MatmulPeak, Measured, Source, StepProducts,
 };
-use gneiss::config::{DeviceChoice, DtypeChoice};
+use gneiss::checkpoint::ModelConfig;
+use gneiss::config::DtypeChoice;
 use gneiss::data::Template;
+use gneiss::device::DeviceChoice;
 use gneiss::device::is_out_of_memory;
-use gneiss::model::{Granite, ModelConfig, Parameters, granite};
-use gneiss::setup;
-use gneiss::tune::prompt;
+use gneiss::device::{DeviceMemory, PeakMemory};
+use gneiss::model::{Granite, Parameters, granite};
+use gneiss::prompt::init;
+use gneiss::session;
 use report::{CaseReport, Report};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -133,13 +135,13 @@ impl Bench {
         let step_products = step_products(&subject.model)?;
         let mut report = Report {
             version: env!("CARGO_PKG_VERSION"),
-            date: machine::now(),
+            date: gneiss::calendar::now(),
             model: subject.name,
             weights: subject.weights,
             parameters: Parameters::of(subject.model.config()).total(),
             weight_bytes: subject.model.weight_bytes(),
-            device: gneiss::setup::device_kind(&device),
-            device_name: machine::device_name(&device),
+            device: gneiss::device::kind(&device),
+            device_name: gneiss::device::name(&device),
             dtype: subject.dtype,
             activations: subject.model.dtype().as_str(),
             examples: subject.about,
@@ -249,8 +251,8 @@ impl Bench {
             Some(named) => named,
             None => {
                 let template = Template::parse(&config.data.verbalizer)?;
-                let encoder = setup::encoder(&config.data, &session.tokenizer, &template);
-                let (_, encoded) = setup::examples(&config.data.train, &config, &encoder)?
+                let encoder = session::encoder(&config.data, &session.tokenizer, &template);
+                let (_, encoded) = session::examples(&config.data.train, &config, &encoder)?
                     .context("data.train is required")?;
                 let about = format!("{} of {}", encoded.examples.len(), config.data.train);
                 (Source::Given(encoded.examples), about)
@@ -258,7 +260,7 @@ impl Bench {
         };
         let num_virtual_tokens = match self.virtual_tokens.first() {
             Some(n) => *n,
-            None => prompt::initial(&config.prompt, &model, &session.tokenizer, config.train.seed)?.dims()[0],
+            None => init::initial(&config.prompt, &model, &session.tokenizer, config.train.seed)?.dims()[0],
         };
         Ok(Subject {
             max_rows: self.max_rows.unwrap_or(config.train.max_rows),
@@ -283,14 +285,14 @@ impl Bench {
             None => made(Lengths::reviews()),
         };
         let device = crate::cli::device(self.place.device.unwrap_or(DeviceChoice::Auto))?;
-        let dtype = setup::dtype(self.place.dtype.unwrap_or(DtypeChoice::Auto), &device);
+        let dtype = session::dtype(self.place.dtype.unwrap_or(DtypeChoice::Auto), &device);
         let started = Instant::now();
         let model = Granite::random(&config, granite::dtypes(dtype, &device)?, &device, SEED)?;
         device.synchronize()?;
         eprintln!(
             "model      {}: random weights, {dtype:?} on {}, {} in {:.1} s",
             path.display(),
-            gneiss::setup::device_kind(&device),
+            gneiss::device::kind(&device),
             text::bytes(model.weight_bytes() as u64),
             started.elapsed().as_secs_f64()
         );

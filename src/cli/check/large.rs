@@ -2,10 +2,8 @@
 
 use super::{Check, ops_table, text};
 use candle_core::{DType, Device};
-use gneiss::bench::machine;
 use gneiss::check::large::{NotRun, STEP};
 use gneiss::check::{self, Comparison, OPS, Target};
-use gneiss::setup;
 
 /// What was found in one dtype.
 #[derive(serde::Serialize)]
@@ -26,7 +24,7 @@ pub(super) fn run(check: &Check, device: &Device, dtypes: &[DType]) -> anyhow::R
     if check.json {
         println!("{}", serde_json::to_string_pretty(&found)?);
     } else {
-        println!("device  {}, {}\n", setup::device_kind(device), machine::device_name(device));
+        println!("device  {}, {}\n", gneiss::device::kind(device), gneiss::device::name(device));
         let names: Vec<&str> = OPS.into_iter().chain([STEP]).collect();
         let by_dtype: Vec<(&str, &[Comparison])> =
             found.iter().map(|f| (f.dtype, &f.comparisons[..])).collect();

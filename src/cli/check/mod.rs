@@ -4,10 +4,10 @@ mod large;
 
 use super::text;
 use clap::Args;
-use gneiss::bench::machine;
 use gneiss::check::{self, Comparison, Curves, OPS, RunSize, Target};
-use gneiss::config::{DeviceChoice, DtypeChoice};
-use gneiss::setup;
+use gneiss::config::DtypeChoice;
+use gneiss::device::DeviceChoice;
+use gneiss::session;
 
 use candle_core::{DType, Device};
 
@@ -57,7 +57,7 @@ impl Check {
     pub fn run(self) -> anyhow::Result<()> {
         let device = super::device(self.device)?;
         let all = if device.is_cpu() { vec![DType::F32] } else { vec![DType::F32, DType::BF16, DType::F16] };
-        let mut dtypes: Vec<DType> = self.dtype.iter().map(|d| setup::dtype(*d, &device)).collect();
+        let mut dtypes: Vec<DType> = self.dtype.iter().map(|d| session::dtype(*d, &device)).collect();
         if dtypes.is_empty() {
             dtypes.clone_from(&all);
         }
@@ -78,7 +78,7 @@ impl Check {
         if self.json {
             println!("{}", serde_json::to_string_pretty(&found)?);
         } else {
-            println!("device  {}, {}\n", gneiss::setup::device_kind(&device), machine::device_name(&device));
+            println!("device  {}, {}\n", gneiss::device::kind(&device), gneiss::device::name(&device));
             let by_dtype: Vec<(&str, &[Comparison])> =
                 found.iter().map(|f| (f.dtype, &f.comparisons[..])).collect();
             println!("{}", text::table(&ops_table(&OPS, &by_dtype)));

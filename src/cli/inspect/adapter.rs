@@ -4,10 +4,11 @@ use super::{Report, line};
 use crate::cli::text;
 use anyhow::Context;
 use candle_core::{DType, Device, Tensor};
-use gneiss::adapter::{Adapter, AdapterConfig, PromptTuningInit};
-use gneiss::model::{Checkpoint, TextTokenizer};
-use gneiss::vocabulary::{self, Neighbour, Norms, Place, Token, Vocabulary};
-use gneiss::{Error, setup};
+use gneiss::checkpoint::{Checkpoint, TextTokenizer};
+use gneiss::prompt::peft::{Adapter, AdapterConfig, PromptTuningInit};
+use gneiss::prompt::vocabulary;
+use gneiss::prompt::vocabulary::{Neighbour, Norms, Place, Token, Vocabulary};
+use gneiss::{Error, session};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -81,12 +82,12 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<AdapterReport
 /// The base model. One that `model` names has to open; one that only the adapter names may be elsewhere.
 fn open(config: &AdapterConfig, model: Option<&str>) -> anyhow::Result<Option<Base>> {
     if let Some(model) = model {
-        return Ok(Some(Base::open(&setup::locate(model)?, config.token_dim)?));
+        return Ok(Some(Base::open(&session::locate(model)?, config.token_dim)?));
     }
     let why = match config.base_model_name_or_path.as_deref() {
         None | Some("") => "the adapter names none".to_owned(),
         Some(name) if !Path::new(name).exists() => format!("no {name} here"),
-        Some(name) => match setup::locate(name).and_then(|path| Base::open(&path, config.token_dim)) {
+        Some(name) => match session::locate(name).and_then(|path| Base::open(&path, config.token_dim)) {
             Ok(base) => return Ok(Some(base)),
             Err(error) => error.to_string(),
         },

@@ -3,13 +3,16 @@
 use super::dataset::DatasetReport;
 use super::{Report, line};
 use crate::cli::text;
-use gneiss::adapter::Adapter;
+use gneiss::batch::common_head;
+use gneiss::batch::{Example, Packing, Passes, PrefixGroup};
+use gneiss::checkpoint::{Checkpoint, TextTokenizer};
 use gneiss::config::{Config, InitMethod};
-use gneiss::data::pack::common_head;
-use gneiss::data::{Encoder, Example, Packing, Passes, PrefixGroup, Template};
-use gneiss::model::{Checkpoint, TextTokenizer, TuningMemory, granite};
+use gneiss::data::{Encoder, Template};
+use gneiss::model::{TuningMemory, granite};
+use gneiss::prompt::peft::Adapter;
+use gneiss::prompt::vocabulary;
 use gneiss::tune::{Limits, Work, health};
-use gneiss::{Error, setup, vocabulary};
+use gneiss::{Error, session};
 use serde::Serialize;
 use std::collections::HashSet;
 use std::path::Path;
@@ -97,12 +100,12 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<ConfigReport>
         config.model.id = model.to_owned();
     }
     let device = crate::cli::device(config.model.device)?;
-    let dtypes = granite::dtypes(setup::dtype(config.model.dtype, &device), &device)?;
+    let dtypes = granite::dtypes(session::dtype(config.model.dtype, &device), &device)?;
     let Checkpoint { config: shape, tokenizer, warnings, .. } =
-        Checkpoint::open(&setup::locate(&config.model.id)?)?;
+        Checkpoint::open(&session::locate(&config.model.id)?)?;
     warnings.iter().for_each(crate::cli::warn);
     let template = Template::parse(&config.data.verbalizer)?;
-    let (files, train, longest) = splits(&config, &setup::encoder(&config.data, &tokenizer, &template))?;
+    let (files, train, longest) = splits(&config, &session::encoder(&config.data, &tokenizer, &template))?;
     let virtual_tokens = virtual_tokens(&config, &tokenizer)?;
     let positions = [virtual_tokens + longest, shape.max_position_embeddings];
     if positions[0] > positions[1] {
@@ -114,7 +117,7 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<ConfigReport>
     }
     let memory = TuningMemory::of(&shape, dtypes, device.location());
     let work = Work::of(&train, virtual_tokens, config.train.batch_size * config.train.accumulate_steps);
-    let plan = setup::plan(&config.train, &memory, &work, &device, false)?;
+    let plan = gneiss::tune::fit::plan(&config.train, &memory, &work, &device, false)?;
     let prefix_pass_rows = memory.prefix_pass_rows(plan.limits.max_rows);
     let packing = Packing { max_rows: plan.limits.max_rows, prefix_pass_rows, long_above: None };
     let batches = Batches::of(&config, &train, virtual_tokens, packing);
@@ -170,7 +173,7 @@ fn splits(config: &Config, encoder: &Encoder) -> anyhow::Result<(Vec<Split>, Vec
         if file.is_empty() {
             continue;
         }
-        let dataset = setup::dataset(file, data)?;
+        let dataset = session::dataset(file, data)?;
         let mut report = DatasetReport::new(&dataset);
         report.warn(&format!("data.{split}: "));
         let encoded = report.encode(&dataset, encoder)?;

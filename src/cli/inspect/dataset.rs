@@ -3,10 +3,11 @@
 use super::{Report, count, lengths_json, line, print_lengths};
 use crate::cli::text;
 use clap::Args;
+use gneiss::batch::Example;
+use gneiss::checkpoint::TextTokenizer;
 use gneiss::data::labels::{escaped, normalize};
-use gneiss::data::{Dataset, Encoded, Encoder, Example, LengthStats, Record, Template};
-use gneiss::model::TextTokenizer;
-use gneiss::setup;
+use gneiss::data::{Dataset, Encoded, Encoder, LengthStats, Record, Template};
+use gneiss::session;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -75,7 +76,7 @@ pub fn inspect(path: &Path, model: Option<&str>, options: &Options) -> anyhow::R
     let mut report = DatasetReport::new(&dataset);
     report.warn("");
     if let Some(model) = model {
-        let tokenizer = TextTokenizer::open(&setup::locate(model)?)?;
+        let tokenizer = TextTokenizer::open(&session::locate(model)?)?;
         tokenizer.all_warnings().for_each(crate::cli::warn);
         report.encode(
             &dataset,

@@ -8,10 +8,10 @@ mod run;
 
 use clap::Args;
 use gneiss::Error;
-use gneiss::adapter::{Place, adapters_in};
+use gneiss::checkpoint::HubOptions;
 use gneiss::data::LengthStats;
 use gneiss::data::dataset::is_dataset;
-use gneiss::model::HubOptions;
+use gneiss::prompt::peft::{Place, adapters_in};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};

@@ -3,11 +3,13 @@
 use super::{Report, count, line};
 use crate::cli::text;
 use candle_core::DType;
-use gneiss::config::{DeviceChoice, DtypeChoice};
-use gneiss::model::{Checkpoint, ModelConfig, ModelType, Parameters, TextTokenizer, TuningMemory, granite};
+use gneiss::checkpoint::{Checkpoint, ModelConfig, ModelType, TextTokenizer};
+use gneiss::config::DtypeChoice;
+use gneiss::device::DeviceChoice;
+use gneiss::model::{Parameters, TuningMemory, granite};
 use gneiss::ops::rope::Rope;
-use gneiss::setup;
-use gneiss::vocabulary::Token;
+use gneiss::prompt::vocabulary::Token;
+use gneiss::session;
 use serde::Serialize;
 use std::path::Path;
 
@@ -78,7 +80,7 @@ impl RopeReport {
 
 /// Looks at a model.
 pub fn inspect(id: &str) -> anyhow::Result<ModelReport> {
-    let path = setup::locate(id)?;
+    let path = session::locate(id)?;
     let (config, storage) = open(&path)?;
     let tokenizer = match TextTokenizer::open(&path) {
         Ok(tokenizer) => {
@@ -146,7 +148,7 @@ fn open(path: &Path) -> anyhow::Result<(ModelConfig, Option<(String, u64)>)> {
 /// target rows are counted.
 fn memory(config: &ModelConfig) -> anyhow::Result<Vec<MemoryReport>> {
     let device = crate::cli::device(DeviceChoice::Auto)?;
-    let rows = setup::max_rows(0, &device);
+    let rows = gneiss::tune::max_rows(0, &device);
     let of = |choice: DtypeChoice, dtype: DType| -> anyhow::Result<MemoryReport> {
         let memory = TuningMemory::of(config, granite::dtypes(dtype, &device)?, device.location());
         Ok(MemoryReport {

@@ -2,8 +2,8 @@
 
 use super::adapter::{self, AdapterReport};
 use super::{Report, count, line};
+use gneiss::layout::{ADAPTER, METRICS};
 use gneiss::run::read::{Record, records};
-use gneiss::run::{ADAPTER, METRICS};
 use gneiss::tune::{EpochRecord, StepRecord};
 use serde::Serialize;
 use std::path::{Path, PathBuf};

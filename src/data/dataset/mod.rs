@@ -20,7 +20,6 @@ use crate::{Error, Result};
 
 pub use self::format::is_dataset;
 pub(crate) use self::problems::{Lines, Problems};
-pub(crate) use self::source::other_unicode;
 
 /// Similarity from which on a name is offered as what was meant: `otput` is, `label` isn't.
 const NEAR: f64 = 0.8;

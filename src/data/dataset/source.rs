@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::text::other_unicode;
+
 const BOM: &[u8] = b"\xEF\xBB\xBF";
 
 /// The bytes of a file; all offsets count from its first byte, the byte order mark included.
@@ -89,27 +91,6 @@ impl<'a> Source<'a> {
             let byte = |i: usize| self.bytes.get(offset + i).copied().unwrap_or_default();
             NotUtf8 { line: self.line_of(offset), offset, byte: byte(0), next: [byte(1), byte(2)] }
         })
-    }
-}
-
-/// The encoding of a text in UTF-16 or UTF-32, with its mark or without; none of any other.
-pub(crate) fn other_unicode(bytes: &[u8]) -> Option<&'static str> {
-    match bytes {
-        [0xFF, 0xFE, 0, 0, ..] | [0, 0, 0xFE, 0xFF, ..] => return Some("the byte order mark of UTF-32"),
-        [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] => return Some("the byte order mark of UTF-16"),
-        _ => {}
-    }
-    // Without a mark the first letters tell, which are ASCII's: every other byte is 0.
-    let pairs: Vec<[bool; 2]> =
-        bytes.chunks_exact(2).take(8).map(|pair| [pair[0] != 0, pair[1] != 0]).collect();
-    if pairs.len() < 2 {
-        return None;
-    }
-    let all = |expected: [bool; 2]| pairs.iter().all(|pair| *pair == expected);
-    match (all([true, false]), all([false, true])) {
-        (true, _) => Some("UTF-16 (little-endian, without a byte order mark)"),
-        (_, true) => Some("UTF-16 (big-endian, without a byte order mark)"),
-        _ => None,
     }
 }
 

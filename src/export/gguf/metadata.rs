@@ -1,10 +1,10 @@
 //! The key-value pairs of the file. The keys are those of llama.cpp's conversion (`gguf/constants.py`).
 
 use super::vocabulary::Vocabulary;
+use crate::checkpoint::gguf::{ROPE_FREQS, ROPE_LONG, ROPE_SHORT};
+use crate::checkpoint::{ModelConfig, ModelType};
 use crate::export::ValueType;
 use crate::export::values::Matrices;
-use crate::model::gguf::{ROPE_FREQS, ROPE_LONG, ROPE_SHORT};
-use crate::model::{ModelConfig, ModelType};
 use crate::ops::rope::{Rope, RopeScaling, YarnScaling};
 use crate::{Error, Result};
 use candle_core::quantized::GgmlDType;

@@ -1,10 +1,10 @@
 //! The tokenizer as GGUF has it: lists of tokens, their types and merges, and the name of a pre-tokenizer.
 
+use crate::checkpoint::tokenizer::{ends_by_text, pre_tokenizer_name};
 use crate::export::base::Base;
 use crate::export::place::Placed;
 use crate::export::templates::{ChatTemplate, with_prompts};
 use crate::export::unlikely::TEXTS;
-use crate::model::tokenizer::{ends_by_text, pre_tokenizer_name};
 use crate::{Error, Result};
 use candle_core::quantized::gguf_file::Value;
 use serde_json::Value as Json;

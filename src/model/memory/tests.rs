@@ -1,5 +1,6 @@
 use super::*;
-use crate::model::{Checkpoint, Granite};
+use crate::checkpoint::Checkpoint;
+use crate::model::Granite;
 use candle_core::{DType, Device};
 use std::path::Path;
 

@@ -17,6 +17,7 @@
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+mod detect;
 mod isa;
 pub(crate) mod kernel;
 mod panels;

@@ -6,7 +6,8 @@ mod tokens;
 use super::plot::{self, Size};
 use super::{svg, text};
 use crate::Result;
-use crate::adapter::{pretrained, quoted, split_revision};
+use crate::evaluate::Evaluation;
+use crate::prompt::peft::{pretrained, quoted, split_revision};
 use crate::run::{Run, Status, Summary};
 use crate::tune::EpochRecord;
 pub(super) use evaluation::{ArmScores, EvaluationView, scores};
@@ -72,7 +73,7 @@ struct Curve {
 }
 
 impl<'a> RunView<'a> {
-    pub fn new(run: &'a Run) -> Result<Self> {
+    pub fn new(run: &'a Run, evaluation: Option<&'a Evaluation>) -> Result<Self> {
         let summary = &run.summary;
         let wide = plot::learning_curve(run, Size::WIDE)?;
         let curve = match (wide, plot::learning_curve(run, Size::PHONE)?) {
@@ -82,7 +83,7 @@ impl<'a> RunView<'a> {
         let plots = [plot::learning_rate, plot::gradient_norm, plot::loss_over_time, plot::throughput];
         let plots = plots.iter().filter_map(|plot| plot(run, Size::HALF).transpose());
         let plots = plots.map(|svg| svg.map(|svg| svg::inline(&svg))).collect::<Result<_>>()?;
-        let evaluation = run.evaluation.as_ref().map(EvaluationView::new);
+        let evaluation = evaluation.map(EvaluationView::new);
         Ok(Self {
             name: run.name(),
             started: (summary.started > 0).then(|| text::date(summary.started)),
@@ -207,7 +208,7 @@ fn facts(run: &Run) -> Vec<Fact> {
 /// What each command does, and the command.
 fn commands(run: &Run) -> Vec<[String; 2]> {
     let path = |path: &Path| text::shell(&path.display().to_string());
-    let config = path(&run.path.join(crate::run::CONFIG));
+    let config = path(&run.path.join(crate::layout::CONFIG));
     let mut commands = vec![["Tune again".into(), format!("gneiss tune {config}")]];
     if let Some(adapter) = run.adapter() {
         if !run.config.data.test.is_empty() {
@@ -220,7 +221,7 @@ fn commands(run: &Run) -> Vec<[String; 2]> {
     }
     // A run that was killed still says that it is running.
     let ended = matches!(run.summary.status, Status::Completed | Status::StoppedEarly);
-    if !ended && run.path.join(crate::run::CHECKPOINT).is_file() {
+    if !ended && run.path.join(crate::layout::CHECKPOINT).is_file() {
         commands.push(["Go on".into(), format!("gneiss tune --resume {}", path(&run.path))]);
     }
     commands.push(["This page again".into(), format!("gneiss report {}", path(&run.path))]);

@@ -1,7 +1,7 @@
 //! Where each virtual token was and is among the vocabulary's.
 
+use crate::prompt::vocabulary::{Neighbour, Norms, Place, PromptTokens};
 use crate::report::text;
-use crate::vocabulary::{Neighbour, Norms, Place, PromptTokens};
 use serde::Serialize;
 
 /// Characters of a token that are shown.

@@ -1,7 +1,7 @@
 //! Special tokens in what is generated, and tokens that the model's embedding has no row for.
 
+use crate::checkpoint::TextTokenizer;
 use crate::generate::{Event, Request, StopReason};
-use crate::model::TextTokenizer;
 use crate::serve::Options;
 use crate::serve::testing::{BASE, BEGIN, END, Fake, START, byte_level, say, template, token};
 use serde_json::{Value, json};

@@ -27,7 +27,7 @@ pub(super) fn cut(text: &str, message: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::serve::chat_template::{Chat, ChatTemplate, Renderer};
+    use crate::checkpoint::chat_template::{Chat, ChatTemplate, Renderer};
     use minijinja::Value as Templated;
     use serde_json::Value;
 

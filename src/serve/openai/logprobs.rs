@@ -1,8 +1,8 @@
 //! Log-probabilities in the forms of the two APIs.
 
+use crate::checkpoint::TextTokenizer;
 use crate::generate::Token;
-use crate::model::TextTokenizer;
-use crate::serve::text::{token_bytes, token_label};
+use crate::generate::text_stream::{token_bytes, token_label};
 use serde_json::{Map, Value, json};
 use std::ops::RangeInclusive;
 

@@ -16,10 +16,10 @@ mod tests;
 
 use super::adapters::Served;
 use super::app::{Label, Shared};
-use super::clock;
 use super::failure::Failure;
 use super::generation::Reason;
 use super::params::Fields;
+use crate::calendar;
 use axum::Router;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
@@ -56,7 +56,7 @@ fn entry(app: &Shared, served: &Served) -> Value {
     json!({
         "id": served.name,
         "object": "model",
-        "created": clock::seconds(served.loaded),
+        "created": calendar::seconds(served.loaded),
         "owned_by": "gneiss",
         "root": parent.unwrap_or(&served.name),
         "parent": parent,
@@ -85,7 +85,7 @@ pub(super) struct Answer {
 impl Answer {
     pub fn new(prefix: &str, object: &'static str, model: &Served) -> Self {
         let id = format!("{prefix}-{:032x}", rand::random::<u128>());
-        Self { id, object, created: clock::seconds(SystemTime::now()), model: model.name.clone() }
+        Self { id, object, created: calendar::seconds(SystemTime::now()), model: model.name.clone() }
     }
 
     pub fn with(&self, choices: Vec<Value>) -> Value {

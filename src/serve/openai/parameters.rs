@@ -1,7 +1,7 @@
 //! Parameters that completions and chat completions share.
 
+use crate::checkpoint::TextTokenizer;
 use crate::generate::{Choices, Request, Sampling};
-use crate::model::TextTokenizer;
 use crate::serve::app::Shared;
 use crate::serve::choices::{Wanted, have_room};
 use crate::serve::failure::Failure;

@@ -2,9 +2,10 @@
 //! ([`responses_input`](super::responses_input)), so its answer is that of `/v1/chat/completions`. Nothing is kept: a
 //! conversation is sent whole each time.
 
+use super::Usage;
 use super::chat::{Begun, ChatCompletion, begin};
 use super::responses_input::{NAMES, chat};
-use super::{Usage, clock};
+use crate::calendar;
 use crate::generate::Token;
 use crate::serve::app::{Asked, Shared};
 use crate::serve::failure::Failure;
@@ -67,7 +68,7 @@ fn echo(asked: &Map<String, Value>, chat: &ChatCompletion) -> Value {
     json!({
         "id": id("resp"),
         "object": "response",
-        "created_at": clock::seconds(SystemTime::now()),
+        "created_at": calendar::seconds(SystemTime::now()),
         "status": "in_progress",
         "background": false,
         "error": null,
@@ -111,7 +112,7 @@ impl Responding {
     fn ended(&self, reason: Option<&Reason>, message: Value, generated: usize) -> Value {
         let mut response = self.response.clone();
         response["status"] = message["status"].clone();
-        response["completed_at"] = clock::seconds(SystemTime::now()).into();
+        response["completed_at"] = calendar::seconds(SystemTime::now()).into();
         response["incomplete_details"] = match reason {
             Some(Reason::MaxTokens) => json!({"reason": "max_output_tokens"}),
             Some(Reason::TimeLimit) => json!({"reason": "time_limit"}),

@@ -2,9 +2,9 @@
 //! fields of watsonx's own, so the answer is that of `/v1/chat/completions`, with watsonx's fields beside OpenAI's.
 
 use super::deployed;
+use crate::calendar;
 use crate::serve::adapters::Served;
 use crate::serve::app::{Asked, Shared};
-use crate::serve::clock;
 use crate::serve::failure::Failure;
 use crate::serve::fields::WATSONX_CHAT;
 use crate::serve::generation::{Generation, Generations, Piece};
@@ -95,7 +95,7 @@ fn streamed(Begun { chat, generations, ignored }: Begun) -> Response {
 /// The model and the time under watsonx's names.
 fn with_own_fields(answer: &mut Value, created: SystemTime) {
     answer["model_id"] = answer["model"].clone();
-    answer["created_at"] = clock::timestamp(created).into();
+    answer["created_at"] = calendar::timestamp(created).into();
 }
 
 /// A text that its time ended has a reason of its own.

@@ -1,9 +1,9 @@
 //! What the SDK asks of a Cloud Pak for Data before it generates: a version, a token, a space, a deployment's details.
 
 use super::{deployed, id};
+use crate::calendar;
 use crate::serve::adapters::Served;
 use crate::serve::app::{Shared, origin};
-use crate::serve::clock;
 use crate::serve::failure::Failure;
 use crate::serve::params::Fields;
 use axum::extract::{Path, Query, Request, State};
@@ -60,7 +60,7 @@ pub(super) async fn deployment(
 /// A model as a deployment of the server at `origin`.
 fn details(app: &Shared, served: &Served, origin: &str) -> Value {
     let id = id(&served.name);
-    let created = clock::timestamp(served.loaded);
+    let created = calendar::timestamp(served.loaded);
     let url = |kind: &str| format!("{origin}/ml/v1/deployments/{}/text/{kind}", served.name);
     let mut inference =
         vec![json!({"url": url("generation")}), json!({"url": url("generation_stream"), "sse": true})];
@@ -90,7 +90,7 @@ fn details(app: &Shared, served: &Served, origin: &str) -> Value {
 pub(super) async fn specs(State(app): State<Arc<Shared>>) -> Response {
     let tokens = app.client.limits().sequence_tokens;
     let (provider, label) = app.model_id.split_once('/').unwrap_or(("", &app.model_id));
-    let since = clock::strftime(clock::utc(app.started), "%Y-%m-%d");
+    let since = calendar::strftime(calendar::utc(app.started), "%Y-%m-%d");
     let mut functions = vec![json!({"id": "text_generation"})];
     if app.chats() {
         functions.push(json!({"id": "text_chat"}));

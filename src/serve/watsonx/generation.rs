@@ -2,17 +2,17 @@
 
 use super::deployed;
 use super::parameters::Parameters;
+use crate::calendar;
 use crate::generate::Token;
+use crate::generate::text_stream::token_label;
 use crate::serve::adapters::Served;
 use crate::serve::app::{Asked, Shared};
-use crate::serve::clock;
 use crate::serve::failure::Failure;
 use crate::serve::fields::{GENERATION, Ignored, TOKENIZATION};
 use crate::serve::generation::{Generation, Piece, Reason};
 use crate::serve::params::Fields;
 use crate::serve::prompt::{Encode, not_empty};
 use crate::serve::sse::{Events, HungUp, respond};
-use crate::serve::text::token_label;
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
@@ -129,7 +129,7 @@ impl TextGeneration {
         not_empty("input", &tokens)?;
         let request = parameters.request(&app, tokens.clone());
         let generation = Generation::start(&app, &model, request, &parameters.stopping, started)?;
-        let created = clock::timestamp(SystemTime::now());
+        let created = calendar::timestamp(SystemTime::now());
         Ok((Self { app, model, input, tokens, parameters, created }, generation, ignored))
     }
 

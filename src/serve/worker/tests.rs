@@ -1,9 +1,10 @@
 //! The worker on a device that runs out of memory, on the test's own thread.
 
 use super::*;
+use crate::checkpoint::Checkpoint;
 use crate::device::{Work, faults};
 use crate::generate::{Request, StopReason};
-use crate::model::{Checkpoint, granite};
+use crate::model::granite;
 use candle_core::{DType, Device};
 use std::cell::RefCell;
 use std::rc::Rc;

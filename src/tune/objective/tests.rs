@@ -1,9 +1,10 @@
 //! The loss scale of f16: on the emulator against the exact gradient in f64.
 
 use super::*;
+use crate::batch::Example;
+use crate::checkpoint::{ModelConfig, ModelType};
 use crate::config::TrainOptions;
-use crate::data::Example;
-use crate::model::{Dtypes, ModelConfig, ModelType};
+use crate::model::Dtypes;
 use crate::ops::gpu::emulated::emulate;
 use crate::ops::rope::Rope;
 use crate::ops::{Indices, testing::randn};

@@ -239,7 +239,7 @@ fn a_step_that_never_fits_is_an_error_with_a_hint() {
 /// What any step of a run holds in memory at once is no more than the plan counts.
 #[test]
 fn a_plan_covers_every_split() {
-    use crate::data::{Packing, Passes, PrefixGroup};
+    use crate::batch::{Packing, Passes, PrefixGroup};
     let memory = memory();
     let example = |i: usize| Example {
         input: (0..30 + i * 371 % 800).map(|j| (i + j) as u32).collect(),
@@ -259,7 +259,7 @@ fn a_plan_covers_every_split() {
                 let packing = Packing { max_rows, prefix_pass_rows, long_above: None };
                 let Passes { lead, rest } = Passes::packed(&groups, packing);
                 with_sequences += usize::from(lead.examples > 0 && !rest.is_empty());
-                let sizes = |b: &crate::data::PackedBatch| (b.ids.len(), b.target_rows.len());
+                let sizes = |b: &crate::batch::PackedBatch| (b.ids.len(), b.target_rows.len());
                 let ((rows, targets), own) =
                     (sizes(&lead), memory.workspace(sizes(&lead).0, sizes(&lead).1, recompute));
                 let kept = memory.prefix_keys_values(lead.prefix_rows, recompute);

@@ -6,7 +6,7 @@
 //! ```
 
 use super::Trainer;
-use crate::data::{Passes, PrefixGroup};
+use crate::batch::{Passes, PrefixGroup};
 use crate::ops::adamw::{Norm, Step, Updated};
 use crate::tune::objective::{self, Objective};
 use crate::tune::plan::Limits;

@@ -2,9 +2,10 @@
 
 use super::attempt::ORDER;
 use super::*;
+use crate::checkpoint::Checkpoint;
 use crate::config::{Keep, Schedule};
 use crate::device::{Work, faults};
-use crate::model::{Checkpoint, granite};
+use crate::model::granite;
 use crate::ops::gpu::{emulated::emulate, uploads};
 use crate::tune::objective;
 use std::cell::RefCell;
@@ -173,7 +174,7 @@ fn a_pass_has_one_upload() {
             let found = objective::gradient(&model, &prompts, &groups, limits).unwrap().gradient.unwrap();
             assert_eq!(uploads() - before, passes, "{max_rows} rows a pass");
             // The same without: each list by itself.
-            let bare = crate::data::Passes::new(&groups, max_rows);
+            let bare = crate::batch::Passes::new(&groups, max_rows);
             let before = uploads();
             let alone = objective::gradient_of(&model, &prompts, &bare, 0).unwrap().gradient.unwrap();
             println!("{passes} passes: {} uploads", uploads() - before);

@@ -279,7 +279,8 @@ async fn what_a_response_cant_do_is_named() {
 /// A template that refuses the conversation is about `input` here.
 #[tokio::test]
 async fn errors_of_chats_have_the_names_of_responses() {
-    use crate::serve::{ChatTemplate, Options};
+    use crate::checkpoint::ChatTemplate;
+    use crate::serve::Options;
     let template = ChatTemplate { template: "{{ raise_exception('no') }}".into(), ..ChatTemplate::default() };
     let fake = Fake::with(Options::default(), Some(template), |request, events| say(b"x", request, &events));
     refused(

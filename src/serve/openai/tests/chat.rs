@@ -105,7 +105,8 @@ async fn what_a_chat_cant_do_is_named() {
 
 #[tokio::test]
 async fn a_model_without_a_usable_template_says_where_to_go() {
-    use crate::serve::{ChatTemplate, Options};
+    use crate::checkpoint::ChatTemplate;
+    use crate::serve::Options;
     let body = json!({"model": BASE, "messages": [{"role": "user", "content": "x"}]});
     let none = Fake::with(Options::default(), None, |_, _| true);
     let answer = none.post("/v1/chat/completions", body.clone()).await;

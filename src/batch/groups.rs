@@ -1,0 +1,90 @@
+//! Examples, and the prefixes that they share.
+
+use std::ops::Range;
+
+/// One example's token ids; neither side is empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Example {
+    /// BOS, instruction and rendered template.
+    pub input: Vec<u32>,
+    /// The output's tokens and eos; without eos where it was cut.
+    pub target: Vec<u32>,
+    /// Line of the dataset that the record starts on, counted from 1.
+    pub line: usize,
+}
+
+/// A prefix and the sequences that hang on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PrefixGroup {
+    /// Rows of the matrix of prompts that are this group's soft prompt; empty for the base model.
+    pub prompt: Range<u32>,
+    /// Tokens that all inputs begin with; they belong to the prefix.
+    pub head: Vec<u32>,
+    /// What each example has of its own.
+    pub sequences: Vec<Sequence>,
+}
+
+/// One example's own tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sequence {
+    /// The rest of the input; at least one token.
+    pub input: Vec<u32>,
+    /// The target, whose end is not a row.
+    pub target: Vec<u32>,
+}
+
+impl Sequence {
+    /// Rows that it takes in a batch.
+    pub fn rows(&self) -> usize {
+        self.input.len() + self.target.len().saturating_sub(1)
+    }
+
+    /// Its last rows that predict: one for each target token, or the one behind which a target would be
+    /// generated.
+    pub(super) fn target_rows(&self) -> usize {
+        self.target.len().max(1)
+    }
+}
+
+impl PrefixGroup {
+    /// Moves the longest common beginning of the inputs into the prefix, but for one token of each input:
+    /// its last row predicts the target, and is the example's own.
+    pub fn new<'a>(prompt: Range<u32>, examples: impl IntoIterator<Item = &'a Example>) -> Self {
+        let examples: Vec<&Example> = examples.into_iter().collect();
+        let head = common_head(examples.iter().map(|e| e.input.as_slice())).to_vec();
+        Self::with_head(prompt, head, examples)
+    }
+
+    /// A group whose shared tokens are known to be `head`; inputs must begin with it and have more.
+    pub fn with_head<'a>(
+        prompt: Range<u32>,
+        head: Vec<u32>,
+        examples: impl IntoIterator<Item = &'a Example>,
+    ) -> Self {
+        let sequence =
+            |e: &Example| Sequence { input: e.input[head.len()..].to_vec(), target: e.target.clone() };
+        let sequences = examples.into_iter().map(sequence).collect();
+        Self { prompt, sequences, head }
+    }
+
+    /// Rows of the prefix, P.
+    pub fn prefix_rows(&self) -> usize {
+        self.prompt.len() + self.head.len()
+    }
+
+    /// The examples again: inputs and targets.
+    pub fn unpack(&self) -> impl Iterator<Item = (Vec<u32>, Vec<u32>)> + '_ {
+        self.sequences.iter().map(|s| ([self.head.as_slice(), &s.input].concat(), s.target.clone()))
+    }
+}
+
+/// The longest common beginning of `inputs`, less one token of the shortest.
+pub fn common_head<'a>(mut inputs: impl Iterator<Item = &'a [u32]>) -> &'a [u32] {
+    let Some(first) = inputs.next() else { return &[] };
+    let mut n = first.len().saturating_sub(1);
+    for input in inputs {
+        n = n.min(input.len().saturating_sub(1));
+        n = first[..n].iter().zip(input).take_while(|(a, b)| a == b).count();
+    }
+    &first[..n]
+}

@@ -1,0 +1,29 @@
+//! A checkpoint: its configuration, tensors, tokenizer and chat template, and the hub that it comes from.
+
+pub mod chat_template;
+pub mod config;
+mod content;
+mod finite;
+pub mod gguf;
+pub mod hub;
+pub(crate) mod json;
+pub(crate) mod names;
+mod on_disk;
+mod rope;
+mod shards;
+pub mod source;
+pub mod stored;
+pub mod tokenizer;
+mod unread;
+pub mod weights;
+
+pub use chat_template::{ChatTemplate, chat_template_of};
+pub use config::{ModelConfig, ModelType};
+pub use gguf::GgufFile;
+pub use hub::HubOptions;
+pub use on_disk::{BareCheckpoint, Checkpoint};
+pub use source::{Local, Source, resolve};
+pub(crate) use source::{adapter_snapshot, hub_repository};
+pub use tokenizer::TextTokenizer;
+pub(crate) use tokenizer::{TokenWithoutRow, first_without_row};
+pub use weights::Weights;

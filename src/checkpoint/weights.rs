@@ -1,0 +1,247 @@
+//! The tensors of a checkpoint by their Hugging Face names, from safetensors or GGUF, memory-mapped:
+//! a tensor is read, converted and put on its device when it is asked for.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::finite::Float;
+use super::gguf::GgufFile;
+use super::shards::Shards;
+use super::stored::{Stored, StoredDtype, check_shape};
+use crate::{Error, Result};
+
+/// Rows that a task reads at a time.
+const ROWS: usize = 16;
+
+/// Bytes that a task compares at a time.
+const COMPARED: usize = 1 << 20;
+
+/// The embedding's name.
+pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
+
+/// The head's name.
+pub(crate) const HEAD: &str = "lm_head.weight";
+
+/// The tensors of one checkpoint.
+///
+/// The files stay memory-mapped: they must not be changed while this value lives.
+pub struct Weights(Source);
+
+enum Source {
+    Safetensors(Shards),
+    Gguf(Box<GgufFile>),
+}
+
+impl Weights {
+    /// Opens `model.safetensors` of a folder, or the files that `model.safetensors.index.json` names.
+    ///
+    /// Tensors have the names that transformers gives them in a causal language model, whatever wrapper or base class
+    /// they were saved from (`_orig_mod.model.norm.weight`, `norm.weight`).
+    ///
+    /// # Errors
+    /// If neither is there, a shard is missing, truncated, outside the folder, or no shard holds a tensor that the
+    /// index promises; quantised weights, or those of an adapter that is not merged.
+    pub fn open_folder(dir: &Path) -> Result<Self> {
+        Shards::open(dir).map(|shards| Self(Source::Safetensors(shards)))
+    }
+
+    /// Opens a GGUF file; its tensors are read by their Hugging Face names.
+    ///
+    /// # Errors
+    /// As [`GgufFile::open`].
+    pub fn open_gguf(path: &Path) -> Result<Self> {
+        Ok(GgufFile::open(path)?.into())
+    }
+
+    /// Whether there is a tensor of this Hugging Face name.
+    pub fn contains(&self, name: &str) -> bool {
+        match &self.0 {
+            Source::Safetensors(shards) => shards.contains(name),
+            Source::Gguf(file) => file.contains(name),
+        }
+    }
+
+    /// Reads one tensor by its Hugging Face name (`model.layers.0.self_attn.q_proj.weight`), checks its
+    /// shape, and converts it to `dtype` on `device`.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] for a missing tensor (with the nearest name that is there), another shape,
+    /// a type on disk that is not a floating point one, or a value that is not finite in `dtype`.
+    pub fn tensor(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+        if !self.contains(name) {
+            return Err(self.missing(name));
+        }
+        match &self.0 {
+            Source::Safetensors(shards) => shards.tensor(name, shape, dtype, device),
+            Source::Gguf(file) => file.tensor(name, shape, dtype, device),
+        }
+    }
+
+    /// As [`Weights::tensor`], of a matrix [n, k]: on the CPU some rows at a time, in parallel, so that no second
+    /// matrix is in memory, whatever the type on disk.
+    ///
+    /// # Errors
+    /// As [`Weights::tensor`].
+    pub fn matrix(
+        &self,
+        name: &str,
+        (n, k): (usize, usize),
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Tensor> {
+        match dtype {
+            DType::F32 if device.is_cpu() => self.in_memory::<f32>(name, (n, k)),
+            DType::F16 if device.is_cpu() => self.in_memory::<f16>(name, (n, k)),
+            DType::BF16 if device.is_cpu() => self.in_memory::<bf16>(name, (n, k)),
+            _ => self.tensor(name, &[n, k], dtype, device),
+        }
+    }
+
+    fn in_memory<T: Float>(&self, name: &str, (n, k): (usize, usize)) -> Result<Tensor> {
+        self.check(name, &[n, k])?;
+        let mut values = vec![T::zero(); n * k];
+        values
+            .par_chunks_mut((ROWS * k).max(1))
+            .enumerate()
+            .try_for_each(|(i, values)| self.rows(name, i * ROWS..((i + 1) * ROWS).min(n), values))?;
+        Ok(Tensor::from_vec(values, (n, k), &Device::Cpu)?)
+    }
+
+    /// Checks that there is a tensor of this Hugging Face name, and its shape.
+    ///
+    /// # Errors
+    /// As [`Weights::tensor`].
+    pub(crate) fn check(&self, name: &str, shape: &[usize]) -> Result<()> {
+        check_shape(self.path(), name, shape, &self.stored(name)?.shape)
+    }
+
+    /// Reads some rows of a matrix, one after another.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] for a missing tensor, a type on disk that is not a floating point one, or a value that is
+    /// not finite in `T`.
+    ///
+    /// # Panics
+    /// Rows beyond the matrix, or another length of `out` than theirs.
+    pub(crate) fn rows<T: Float>(&self, name: &str, rows: Range<usize>, out: &mut [T]) -> Result<()> {
+        match &self.0 {
+            Source::Safetensors(shards) if self.contains(name) => shards.rows(name, rows, out),
+            Source::Gguf(file) if self.contains(name) => file.rows(name, rows, out),
+            _ => Err(self.missing(name)),
+        }
+    }
+
+    /// Reads the tensor `name` also under the name `alias`, which no file holds; GGUF files have no such tensors.
+    pub(super) fn alias(&mut self, alias: &str, name: &str) {
+        if let Source::Safetensors(shards) = &mut self.0 {
+            shards.alias(alias, name);
+        }
+    }
+
+    /// Whether two tensors have the same shape, type on disk and bytes.
+    ///
+    /// # Errors
+    /// A missing tensor.
+    pub(super) fn are_equal(&self, a: &str, b: &str) -> Result<bool> {
+        let (a, b) = (self.stored(a)?, self.stored(b)?);
+        let chunks = || a.bytes.par_chunks(COMPARED).zip(b.bytes.par_chunks(COMPARED));
+        Ok(a.shape == b.shape && a.dtype == b.dtype && chunks().all(|(a, b)| a == b))
+    }
+
+    /// One tensor by its Hugging Face name, as it is on disk.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] for a missing tensor, with the nearest name that is there.
+    pub fn stored(&self, name: &str) -> Result<Stored<'_>> {
+        if !self.contains(name) {
+            return Err(self.missing(name));
+        }
+        match &self.0 {
+            Source::Safetensors(shards) => {
+                let view = shards.view(name)?.1;
+                let dtype = StoredDtype::Safetensors(view.dtype());
+                Ok(Stored { shape: view.shape().to_vec(), dtype, bytes: view.data() })
+            }
+            Source::Gguf(file) => file.stored(name),
+        }
+    }
+
+    /// The files, each with the Hugging Face names of its tensors, sorted.
+    pub fn files(&self) -> Vec<(&Path, Vec<&str>)> {
+        match &self.0 {
+            Source::Safetensors(shards) => shards.files(),
+            Source::Gguf(file) => vec![(file.path(), file.hf_names().collect())],
+        }
+    }
+
+    /// Hugging Face names of all tensors, sorted.
+    pub fn names(&self) -> Vec<String> {
+        match &self.0 {
+            Source::Safetensors(shards) => shards.names(),
+            Source::Gguf(file) => file.names(),
+        }
+    }
+
+    /// Bytes that the files take on disk.
+    pub fn bytes_on_disk(&self) -> u64 {
+        match &self.0 {
+            Source::Safetensors(shards) => shards.bytes_on_disk(),
+            Source::Gguf(file) => file.bytes_on_disk(),
+        }
+    }
+
+    /// `safetensors`, or `gguf` with its quantisation types, the most frequent first.
+    pub fn format(&self) -> String {
+        match &self.0 {
+            Source::Safetensors(_) => "safetensors".to_string(),
+            Source::Gguf(file) => format!("gguf {}", file.quant_types().join(", ")),
+        }
+    }
+
+    /// The file, or for a sharded checkpoint its index.
+    pub fn path(&self) -> &Path {
+        match &self.0 {
+            Source::Safetensors(shards) => shards.origin(),
+            Source::Gguf(file) => file.path(),
+        }
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        let names = self.names();
+        let nearest = names
+            .iter()
+            .map(|present| (strsim::normalized_levenshtein(name, present), present))
+            .max_by(|(a, _), (b, _)| a.total_cmp(b));
+        let nearest = match nearest {
+            Some((_, present)) => format!("the nearest of the {} present is `{present}`", names.len()),
+            None => "it holds no tensor at all".to_string(),
+        };
+        let hint = match name {
+            HEAD => {
+                "; the configuration has `tie_word_embeddings` false: it is true of a checkpoint whose head is the \
+                 embedding"
+            }
+            _ => "",
+        };
+        let problem = format!("tensor `{name}`: expected it in the checkpoint, not found; {nearest}{hint}");
+        Error::Checkpoint { path: self.path().to_path_buf(), problem }
+    }
+}
+
+impl From<GgufFile> for Weights {
+    fn from(mut file: GgufFile) -> Self {
+        file.forget_tokenizer();
+        Self(Source::Gguf(Box::new(file)))
+    }
+}
+
+impl fmt::Debug for Weights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Weights").field("path", &self.path()).field("format", &self.format()).finish()
+    }
+}

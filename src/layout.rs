@@ -1,0 +1,40 @@
+//! Names of the files in a run folder and in an adapter folder.
+
+/// File of the resolved configuration.
+pub const CONFIG: &str = "config.toml";
+/// File of the records.
+pub const METRICS: &str = "metrics.jsonl";
+/// File of [`crate::tune::State`].
+pub const CHECKPOINT: &str = "checkpoint.safetensors";
+/// File of [`crate::run::Summary`].
+pub const SUMMARY: &str = "summary.json";
+/// Folder of the tuned prompt.
+pub const ADAPTER: &str = "adapter";
+/// File of [`crate::prompt::vocabulary::PromptTokens`].
+pub const TOKENS: &str = "tokens.json";
+/// File of [`crate::evaluate::Evaluation`].
+pub const EVALUATION: &str = "evaluation.json";
+/// File of the answers as a table.
+pub const PREDICTIONS: &str = "predictions.csv";
+/// File of the run as a page.
+pub const REPORT: &str = "report.html";
+/// File of the learning curve as a drawing.
+pub const CURVE_SVG: &str = "curve.svg";
+/// File of the learning curve as a picture.
+pub const CURVE_PNG: &str = "curve.png";
+
+/// Names of the files in an adapter folder.
+pub mod adapter_folder {
+    /// File of PEFT's configuration.
+    pub const CONFIG: &str = "adapter_config.json";
+    /// File of the prompt.
+    pub const WEIGHTS: &str = "adapter_model.safetensors";
+    /// The file that PEFT wrote before safetensors: a Python pickle, which gneiss does not run.
+    pub const PICKLE: &str = "adapter_model.bin";
+    /// File of [`crate::prompt::PromptTask`].
+    pub const TASK: &str = "task.json";
+    /// File of the model card.
+    pub const CARD: &str = "README.md";
+    /// The files of an adapter.
+    pub const FILES: [&str; 3] = [CONFIG, WEIGHTS, TASK];
+}

@@ -1,0 +1,98 @@
+//! How a soft prompt starts.
+
+use crate::checkpoint::TextTokenizer;
+use crate::config::{InitMethod, PromptOptions};
+use crate::model::Granite;
+use crate::ops::gpu;
+use crate::prompt::peft::Adapter;
+use crate::{Error, Result};
+use candle_core::{DType, Device, Tensor};
+use rand::distr::{Distribution, StandardUniform, Uniform};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use std::path::Path;
+
+/// The soft prompt that a run starts from, f32 [num_virtual_tokens, C] on the CPU, before Granite's embedding
+/// multiplier.
+///
+/// * `text`: the embeddings of the text's tokens, cut or repeated to the length asked for, as PEFT does
+///   (`peft/tuners/prompt_tuning/model.py`); without a length, as many as the text has.
+/// * `vocab`: the embeddings of random tokens.
+/// * `random`: normal values around the vocabulary's mean, per column as wide as the vocabulary is. (PEFT's own
+///   random start is N(0, 1), which is far from where embeddings lie.)
+/// * `file`: another adapter's prompt, of the same length where one is asked for.
+///
+/// # Errors
+/// A text without tokens, or with one that the embedding has no row for; an adapter of another width or length.
+pub fn initial(
+    options: &PromptOptions,
+    model: &Granite,
+    tokenizer: &TextTokenizer,
+    seed: u64,
+) -> Result<Tensor> {
+    let asked = options.num_virtual_tokens;
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    match options.init_method {
+        InitMethod::Text => {
+            let ids =
+                tokenizer.encode(&options.init_text, true).map_err(|e| e.in_text("prompt.init_text"))?;
+            if ids.is_empty() {
+                return Err(Error::Invalid(
+                    "prompt.init_text: expected at least one token, found none".into(),
+                ));
+            }
+            let n = if asked == 0 { ids.len() } else { asked };
+            let ids: Vec<u32> = ids.iter().copied().cycle().take(n).collect();
+            rows(model, &ids)
+        }
+        InitMethod::Vocab => {
+            let vocab = Uniform::new(0, model.config().vocab_size as u32)
+                .map_err(|e| Error::Invalid(format!("the vocabulary is empty: {e}")))?;
+            let ids: Vec<u32> = (0..asked).map(|_| vocab.sample(&mut rng)).collect();
+            rows(model, &ids)
+        }
+        InitMethod::Random => {
+            let embedding = model.embedding().to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+            let mean = embedding.mean_keepdim(0)?;
+            let deviation = embedding.var_keepdim(0)?.sqrt()?;
+            let width = model.config().hidden_size;
+            let noise: Vec<f32> = (0..asked * width).map(|_| normal(&mut rng) as f32).collect();
+            let noise = Tensor::from_vec(noise, (asked, width), &Device::Cpu)?;
+            Ok(noise.broadcast_mul(&deviation)?.broadcast_add(&mean)?)
+        }
+        InitMethod::File => {
+            let prompt = Adapter::open(Path::new(&options.init_file))?.prompt;
+            let (n, width) = prompt.dims2()?;
+            let expected = model.config().hidden_size;
+            if width != expected {
+                return Err(Error::Checkpoint {
+                    path: options.init_file.clone().into(),
+                    problem: format!(
+                        "prompt.init_file: expected a prompt of [{n}, {expected}], as wide as the model's hidden size, found \
+                         [{n}, {width}]; it must be of the same base model"
+                    ),
+                });
+            }
+            if asked != 0 && asked != n {
+                return Err(Error::Invalid(format!(
+                    "prompt.num_virtual_tokens: expected 0 or {n}, the rows of prompt.init_file ({}), found {asked}",
+                    options.init_file
+                )));
+            }
+            Ok(prompt)
+        }
+    }
+}
+
+/// Rows of the embedding matrix in f32 on the CPU.
+fn rows(model: &Granite, ids: &[u32]) -> Result<Tensor> {
+    let ids = gpu::upload(ids, model.device())?;
+    Ok(model.embedding().index_select(&ids, 0)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?)
+}
+
+/// A standard normal value (Box and Muller, 1958).
+fn normal(rng: &mut impl Rng) -> f64 {
+    let mut uniform = || -> f64 { rng.sample(StandardUniform) };
+    let (u, v) = (1.0 - uniform(), uniform());
+    (-2.0 * u.ln()).sqrt() * (2.0 * std::f64::consts::PI * v).cos()
+}

@@ -1,0 +1,10 @@
+//! The soft prompt: how it begins, the tokens that it is like, and PEFT's files of it.
+
+pub mod init;
+mod named;
+pub mod peft;
+pub(crate) mod torch_reader;
+pub mod vocabulary;
+
+pub use named::Tuned;
+pub use peft::{Adapter, AdapterConfig, ModelCard, Place, PromptTask, PromptTuningInit};

@@ -1,0 +1,136 @@
+//! Soft prompts on disk, in the folder that PEFT reads and writes:
+//!
+//! ```text
+//! adapter_config.json         what the prompt belongs to
+//! adapter_model.safetensors   prompt_embeddings [P, C]
+//! README.md                   model card
+//! task.json                   what the prompt was tuned for, where gneiss tuned it
+//! ```
+
+mod card;
+mod config;
+mod place;
+mod task;
+mod weights;
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+
+pub use card::ModelCard;
+pub(crate) use card::{pretrained, quoted};
+pub(crate) use config::split_revision;
+pub use config::{AdapterConfig, PromptTuningInit};
+pub use place::{Place, adapters_in};
+pub use task::PromptTask;
+
+use crate::checkpoint::HubOptions;
+use crate::files::write_atomically;
+use crate::layout::adapter_folder::{CARD, CONFIG, TASK, WEIGHTS};
+use crate::{Error, Result};
+use config::Unfilled;
+
+/// A tuned soft prompt.
+#[derive(Debug, Clone)]
+pub struct Adapter {
+    /// The virtual tokens' embeddings, [P, C], as they are before the model's `embedding_multiplier`;
+    /// f32 on the CPU where [`Adapter::read`] made it.
+    pub prompt: Tensor,
+    /// What the prompt belongs to.
+    pub config: AdapterConfig,
+    /// What it was tuned for; `None` where PEFT wrote the folder.
+    pub task: Option<PromptTask>,
+}
+
+impl Adapter {
+    /// Reads the adapter that `argument` names, in any of the forms of [`Place::find`].
+    ///
+    /// # Errors
+    /// Those of [`Place::find`] and of [`Adapter::read`].
+    pub fn open(argument: &Path) -> Result<Self> {
+        Self::read(&Place::find(argument, &HubOptions::from_env())?.folder)
+    }
+
+    /// Reads a folder that PEFT or gneiss wrote: what PEFT loads for a decoder. A prompt in f16, bf16 or f64 becomes f32;
+    /// keys of the configuration that PEFT fills from the base model may be missing or null; keys that are not known
+    /// are kept and ignored.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if a file is missing or malformed, if the adapter is not a prompt of a decoder or holds
+    /// other weights than the prompt's, if configuration and tensor disagree, or if a value is not finite;
+    /// [`Error::Unsupported`] if it is an adapter of another method; [`Error::Io`] if a file can't be read.
+    pub fn read(dir: &Path) -> Result<Self> {
+        if !dir.is_dir() {
+            let found = if dir.exists() { "a file" } else { "nothing" };
+            return Err(malformed(dir, format!("expected an adapter folder, found {found}")));
+        }
+        let config_path = dir.join(CONFIG);
+        let config = Unfilled::read(&config_path)?;
+        let path = dir.join(WEIGHTS);
+        if !path.exists() {
+            return Err(malformed(dir, weights::missing(dir)));
+        }
+        let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
+        let (shape, values) = weights::decode(&bytes).map_err(|problem| malformed(&path, problem))?;
+        let config = config.fill(&shape).map_err(|problem| malformed(&config_path, problem))?;
+        weights::check(&config, &shape, &values).map_err(|problem| malformed(&path, problem))?;
+        let task = PromptTask::read(dir)?;
+        Ok(Self { prompt: Tensor::from_vec(values, shape, &Device::Cpu)?, config, task })
+    }
+
+    /// What the user should know before the prompt is used: it was tuned for another task than generating text.
+    pub fn warning(&self) -> Option<String> {
+        let task = self.config.task_type.as_deref().filter(|task| *task != config::CAUSAL_LM)?;
+        Some(format!(
+            "task_type {task}: the prompt was tuned for another head than the language model's, and that head is not \
+             part of the adapter: its answers may mean nothing"
+        ))
+    }
+
+    /// Refuses a prompt, read from `path`, that is not as wide as `model`, whose hidden size is `width`.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] with both widths.
+    pub fn check_width(&self, path: &Path, model: &str, width: usize) -> Result<()> {
+        let found = self.prompt.dims()[1];
+        if found == width {
+            return Ok(());
+        }
+        let base = self.config.base_model_name_or_path.as_deref().unwrap_or("another model");
+        Err(malformed(
+            path,
+            format!(
+                "expected a prompt of width {width}, the hidden size of {model}, found {found}; it was tuned on {base}"
+            ),
+        ))
+    }
+
+    /// Writes the folder (made where it is missing), each file in full or not at all. The prompt is
+    /// written as f32 from whatever dtype and device it has.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] where [`Adapter::read`] or PEFT would refuse the folder; [`Error::Io`] where
+    /// a file can't be written; [`Error::Candle`] where the prompt can't be had from its device.
+    pub fn write(&self, dir: &Path, card: &ModelCard) -> Result<()> {
+        let path = dir.join(WEIGHTS);
+        let prompt = self.prompt.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+        let values = prompt.flatten_all()?.to_vec1::<f32>()?;
+        weights::check(&self.config, prompt.dims(), &values).map_err(|problem| malformed(&path, problem))?;
+        self.config.check().map_err(|problem| malformed(&dir.join(CONFIG), problem))?;
+        let weights = weights::encode(prompt.dims(), &values).map_err(|problem| malformed(&path, problem))?;
+        let config = self.config.to_json().map_err(|problem| malformed(&dir.join(CONFIG), problem))?;
+        std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
+        write_atomically(&path, |out| out.write_all(&weights))?;
+        write_atomically(&dir.join(CARD), |out| out.write_all(card.render(&self.config).as_bytes()))?;
+        match &self.task {
+            Some(task) => task.write(dir)?,
+            None => crate::files::remove_if_there(&dir.join(TASK))?,
+        }
+        // Last, so that a new folder with a configuration is a whole one.
+        write_atomically(&dir.join(CONFIG), |out| out.write_all(config.as_bytes()))
+    }
+}
+
+fn malformed(path: &Path, problem: impl Into<String>) -> Error {
+    Error::Checkpoint { path: path.to_path_buf(), problem: problem.into() }
+}

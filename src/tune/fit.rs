@@ -1,0 +1,108 @@
+//! How a tuning run fits into a device's memory.
+
+use super::{BackwardWeights, Budget, MemoryPlan, RowRange, Work};
+use crate::Result;
+use crate::batch::{Example, PrefixGroup};
+use crate::config::TrainOptions;
+use crate::device::Shortage;
+use crate::model::pass::GPU_FULL_ROWS;
+use crate::model::{Dtypes, Granite, TuningMemory};
+use candle_core::{Device, Tensor};
+
+/// Rows of a pass on the CPU where the configuration names none. SmolLM2-135M in f32 keeps 0.7 MB of tape a
+/// row; with this budget a step over 128 examples peaked at 1.05 GB, weights included, at 10.1 examples/s on 2
+/// cores of a Zen 4 (LOG.md, 2026-11-22).
+const CPU_MAX_ROWS: usize = 512;
+
+/// Rows of a pass on a GPU where the configuration names none.
+const GPU_MAX_ROWS: usize = 8192;
+
+/// Rows of a pass of a tuning step on a GPU at most, where the configuration names none and the memory suffices: a
+/// quarter more. [`GPU_MAX_ROWS`] is no limit of the hardware, and a step that has a few rows more is faster in one pass
+/// than in two, each of which reads all weights.
+const GPU_MOST_ROWS: usize = GPU_MAX_ROWS + GPU_MAX_ROWS / 4;
+
+/// Rows of a pass: what the configuration says, else what suits the device.
+pub fn max_rows(configured: usize, device: &Device) -> usize {
+    match configured {
+        0 if device.is_cpu() => CPU_MAX_ROWS,
+        0 => GPU_MAX_ROWS,
+        rows => rows,
+    }
+}
+
+/// How a run fits into the memory of `device`; `loaded` says whether the weights are there yet.
+///
+/// # Errors
+/// The device's.
+pub fn plan(
+    options: &TrainOptions,
+    memory: &TuningMemory,
+    work: &Work,
+    device: &Device,
+    loaded: bool,
+) -> Result<MemoryPlan> {
+    let budget = Budget::new(options.memory_budget.bytes, device, loaded)?;
+    Ok(MemoryPlan::new(memory, work, budget, row_range(options.max_rows, device.is_cpu())))
+}
+
+/// Rows of a pass of a tuning step: what the configuration says is the limit of every pass.
+fn row_range(configured: usize, on_cpu: bool) -> RowRange {
+    match configured {
+        0 if on_cpu => RowRange { full: CPU_MAX_ROWS, most: CPU_MAX_ROWS },
+        0 => RowRange { full: GPU_FULL_ROWS, most: GPU_MOST_ROWS },
+        rows => RowRange { full: rows, most: rows },
+    }
+}
+
+/// As [`plan`], of a run over `train` behind `virtual_tokens` in a model that is on its device. A second copy of the model's
+/// weights is made if the plan says so; what does not tune makes none.
+///
+/// # Errors
+/// The device's.
+pub fn plan_run(
+    options: &TrainOptions,
+    model: &Granite,
+    train: &[Example],
+    virtual_tokens: usize,
+) -> Result<MemoryPlan> {
+    if !model.device().is_cpu() && options.memory_budget.bytes.is_none() {
+        warm_up(model, train, virtual_tokens)?;
+    }
+    let dtypes = Dtypes { weights: model.embedding().dtype(), activations: model.dtype() };
+    let mut memory = TuningMemory::of(model.config(), dtypes, model.device().location());
+    memory.has_transposes = memory.transposes > 0 && model.has_transposes();
+    let work = Work::of(train, virtual_tokens, options.batch_size * options.accumulate_steps);
+    let plan = plan(options, &memory, &work, model.device(), true)?;
+    copy_weights(model, &plan);
+    Ok(plan)
+}
+
+/// Makes the second copy of the weights that a plan has room for.
+fn copy_weights(model: &Granite, plan: &MemoryPlan) {
+    if let BackwardWeights::Copied { is_packed: false, .. } = plan.backward_weights {
+        model.pack_transposes();
+    }
+}
+
+/// Takes one example through the model and back, so that kernels, cuBLAS's own among them, are loaded before anybody asks how
+/// much memory is free. A device that has no memory for the example is left to the plan.
+///
+/// # Errors
+/// The device's, but for too little memory.
+fn warm_up(model: &Granite, train: &[Example], virtual_tokens: usize) -> Result<()> {
+    let rows = |example: &&Example| example.input.len() + example.target.len();
+    let Some(example) = train.iter().min_by_key(rows) else { return Ok(()) };
+    let prompts =
+        Tensor::ones((virtual_tokens, model.config().hidden_size), model.prompt_dtype(), model.device())?;
+    let group = PrefixGroup::new(0..virtual_tokens as u32, [example]);
+    match super::gradient(model, &prompts, &[group], super::Limits::rows(usize::MAX))
+        .and_then(|found| found.loss())
+    {
+        Err(error) if Shortage::on(model.device()).caused(&error) => Ok(()),
+        outcome => outcome.map(drop),
+    }
+}
+
+#[cfg(test)]
+mod tests;

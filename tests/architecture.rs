@@ -1,0 +1,151 @@
+//! The shape of `src`: which folder may use which.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// Each folder or file of `src`, and the ones that it uses. A line names only folders of the lines above it, so that no
+/// folder is part of a circle. `error`, `files`, `number`, `text`, `calendar` and `layout` are small and stand at the
+/// bottom; `main.rs` and `cli` may use everything.
+const FOLDERS: &[(&str, &[&str])] = &[
+    ("error", &[]),
+    ("files", &[]),
+    ("number", &[]),
+    ("text", &[]),
+    ("calendar", &[]),
+    ("layout", &[]),
+    ("ops", &[]),
+    ("device", &["ops"]),
+    ("batch", &["ops"]),
+    ("checkpoint", &["ops", "calendar", "layout"]),
+    ("data", &["batch", "checkpoint", "text"]),
+    ("config", &["device", "text"]),
+    ("model", &["ops", "device", "batch", "checkpoint"]),
+    ("prompt", &["model", "checkpoint", "config", "data", "ops", "files", "layout", "number"]),
+    ("generate", &["model", "checkpoint", "batch", "ops", "device"]),
+    ("tune", &["prompt", "model", "config", "data", "batch", "ops", "device", "files", "number"]),
+    ("session", &["model", "checkpoint", "config", "data", "device", "ops"]),
+    ("run", &["tune", "prompt", "session", "model", "config", "data", "device", "files", "layout", "number"]),
+    (
+        "evaluate",
+        &[
+            "session",
+            "tune",
+            "generate",
+            "prompt",
+            "model",
+            "checkpoint",
+            "config",
+            "data",
+            "batch",
+            "files",
+            "layout",
+            "number",
+        ],
+    ),
+    ("report", &["evaluate", "run", "tune", "prompt", "config", "calendar", "files", "layout", "text"]),
+    ("export", &["generate", "prompt", "model", "checkpoint", "data", "batch", "ops", "files"]),
+    ("bench", &["tune", "model", "checkpoint", "config", "batch", "ops", "device"]),
+    ("check", &["bench", "tune", "model", "checkpoint", "config", "batch", "ops", "device"]),
+    ("serve", &["generate", "prompt", "model", "checkpoint", "data", "device", "calendar", "layout"]),
+];
+
+/// The Rust files under `folder`, without those of unit tests.
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        if path.is_dir() && name != "tests" {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs")
+            && !["tests", "testing", "faults"].contains(&name.as_str())
+        {
+            found.push(path);
+        }
+    }
+}
+
+/// A file without comments, and without its module of unit tests.
+fn code(path: &Path) -> String {
+    let text = std::fs::read_to_string(path).unwrap();
+    let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+    text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+/// The modules behind each `crate::`: one, or the first of each entry of a `{...}`.
+fn used(text: &str) -> BTreeSet<String> {
+    let mut modules = BTreeSet::new();
+    for after in text.split("crate::").skip(1) {
+        let list = match after.strip_prefix('{') {
+            Some(list) => list.split("};").next().unwrap(),
+            None => after.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap(),
+        };
+        let mut depth = 0;
+        let mut entry = String::new();
+        for c in list.chars().chain([',']) {
+            match c {
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                ',' if depth == 0 => {
+                    let module = entry.trim().split("::").next().unwrap().to_owned();
+                    if module.starts_with(|c: char| c.is_ascii_lowercase()) {
+                        modules.insert(module);
+                    }
+                    entry.clear();
+                }
+                _ if depth == 0 => entry.push(c),
+                _ => {}
+            }
+        }
+    }
+    modules
+}
+
+#[test]
+fn folders_use_those_below_them_only() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&src, &mut files);
+    let mut arrows: BTreeMap<String, BTreeMap<String, PathBuf>> = BTreeMap::new();
+    for file in &files {
+        let relative = file.strip_prefix(&src).unwrap();
+        let folder = relative.components().next().unwrap().as_os_str().to_str().unwrap();
+        let folder = folder.trim_end_matches(".rs");
+        if ["cli", "main", "lib"].contains(&folder) {
+            continue;
+        }
+        let of_folder = arrows.entry(folder.to_owned()).or_default();
+        for module in used(&code(file)).into_iter().filter(|module| module != folder) {
+            of_folder.entry(module).or_insert_with(|| relative.to_path_buf());
+        }
+    }
+    assert_eq!(
+        arrows.keys().cloned().collect::<BTreeSet<_>>(),
+        FOLDERS.iter().map(|(folder, _)| (*folder).to_owned()).collect(),
+        "the folders of src"
+    );
+    let mut problems = Vec::new();
+    for (i, (folder, allowed)) in FOLDERS.iter().enumerate() {
+        for below in *allowed {
+            if !FOLDERS[..i].iter().any(|(name, _)| name == below) {
+                problems.push(format!("{folder} may use {below}, which is not above it in the list"));
+            }
+            if !arrows[*folder].contains_key(*below) {
+                problems.push(format!("{folder} may use {below} and does not: take it out of the list"));
+            }
+        }
+        for (module, file) in &arrows[*folder] {
+            if !allowed.contains(&module.as_str()) {
+                problems.push(format!("{folder} uses {module} ({})", file.display()));
+            }
+        }
+    }
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+}
+
+#[test]
+fn used_names_the_first_module_of_every_path() {
+    let text =
+        "use crate::{Error, Result, ops::{Indices, rope::Rope}, text};\nfn f() { crate::device::open(x) }";
+    assert_eq!(used(text), ["device", "ops", "text"].map(str::to_owned).into());
+    assert!(used("use super::x; use std::fmt;").is_empty());
+}
