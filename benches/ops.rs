@@ -60,7 +60,7 @@ static BATCH: LazyLock<PackedBatch> = LazyLock::new(|| {
     let rows = (T - P) / EXAMPLES;
     let example = |i: u32| Example { input: vec![100 + i; rows - 1], target: vec![i % 2, 2], line: 0 };
     let examples: Vec<Example> = (0..EXAMPLES as u32).map(example).collect();
-    let batch = Passes::new(&[PrefixGroup::new(0..P as u32, &examples)], usize::MAX).lead;
+    let batch = Passes::new(&[PrefixGroup::new(0..P as u32, &examples)], usize::MAX).prefix_pass;
     assert_eq!((batch.ids.len(), batch.prefix_rows, batch.labels.len()), (T, P, TARGETS));
     batch
 });

@@ -5,7 +5,7 @@ use crate::checkpoint::{Checkpoint, HubOptions, Local, ModelConfig, TextTokenize
 use crate::config::{Config, DataOptions, DtypeChoice, ModelOptions, Task};
 use crate::data::{Dataset, Encoded, Encoder, Template};
 use crate::device::{self, Chosen};
-use crate::model::{Granite, granite};
+use crate::model::{Decoder, Dtypes};
 use crate::ops::packed::Isa;
 use candle_core::{DType, Device};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 /// A checkpoint with its weights on a device.
 pub struct Session {
     /// The frozen model.
-    pub model: Granite,
+    pub model: Decoder,
     /// The checkpoint's own tokenizer.
     pub tokenizer: TextTokenizer,
     /// The folder, file or hub id that was asked for.
@@ -59,8 +59,8 @@ pub fn open(options: &ModelOptions, progress: &mut dyn FnMut(usize, usize)) -> R
     let Checkpoint { config, tokenizer, weights, format, warnings: of_checkpoint } = Checkpoint::open(&path)?;
     warnings.extend(of_checkpoint);
     let blocks = config.num_hidden_layers;
-    let dtypes = granite::dtypes(dtype, &device)?;
-    let model = Granite::load(&config, &weights, dtypes, &device, &mut |done| progress(done, blocks))?;
+    let dtypes = Dtypes::for_weights(dtype, &device)?;
+    let model = Decoder::load(&config, &weights, dtypes, &device, &mut |done| progress(done, blocks))?;
     Ok(Session { model, tokenizer, id: options.id.clone(), format, dtype, warnings })
 }
 

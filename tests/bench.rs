@@ -7,10 +7,10 @@ use candle_core::{DType, Device};
 use gneiss::batch::{Example, PrefixGroup};
 use gneiss::bench::canary::{RateSource, Reading};
 use gneiss::bench::examples::whole_steps;
-use gneiss::bench::{Bench, Canary, Case, Flops, Lengths, MatmulPeak, Source};
+use gneiss::bench::{Bench, Canary, Case, Lengths, MatmulPeak, Source};
 use gneiss::checkpoint::{ModelConfig, ModelType};
 use gneiss::device::PeakMemory;
-use gneiss::model::{Granite, granite};
+use gneiss::model::{Decoder, Dtypes, Flops};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -323,8 +323,8 @@ impl RateSource for Slow {
 #[test]
 fn steps_of_a_disturbed_machine_are_counted_and_left_out() {
     let config = ModelConfig::from_json(&tiny()).unwrap();
-    let dtypes = granite::dtypes(DType::F32, &Device::Cpu).unwrap();
-    let model = Granite::random(&config, dtypes, &Device::Cpu, 1).unwrap();
+    let dtypes = Dtypes::for_weights(DType::F32, &Device::Cpu).unwrap();
+    let model = Decoder::random(&config, dtypes, &Device::Cpu, 1).unwrap();
     let case = Case { batch_size: 1, accumulate_steps: 1, num_virtual_tokens: 3 };
     let measure = |slow: Option<&'static [usize]>| {
         let canary = slow.map(|slow| Canary::from_source(Box::new(Slow { read: 0, slow })));
@@ -361,8 +361,8 @@ fn steps_of_a_disturbed_machine_are_counted_and_left_out() {
 #[test]
 fn a_case_is_a_run_of_the_trainer() {
     let config = ModelConfig::from_json(&tiny()).unwrap();
-    let dtypes = granite::dtypes(DType::F32, &Device::Cpu).unwrap();
-    let model = Granite::random(&config, dtypes, &Device::Cpu, 1).unwrap();
+    let dtypes = Dtypes::for_weights(DType::F32, &Device::Cpu).unwrap();
+    let model = Decoder::random(&config, dtypes, &Device::Cpu, 1).unwrap();
     let given = Lengths::of_tokens(9).unwrap().examples(5, config.vocab_size);
     let bench = Bench {
         model: &model,

@@ -3,7 +3,7 @@
 
 use candle_core::{DType, Device};
 use gneiss::checkpoint::Checkpoint;
-use gneiss::model::{Granite, granite};
+use gneiss::model::{Decoder, Dtypes};
 
 #[path = "common/allocated.rs"]
 mod allocated;
@@ -14,8 +14,8 @@ mod smollm2;
 fn a_quantised_file_needs_little_more_memory_than_its_model() {
     let Checkpoint { config, weights, .. } = Checkpoint::open(&smollm2::path()).unwrap();
     for dtype in [DType::BF16, DType::F32] {
-        let dtypes = granite::dtypes(dtype, &Device::Cpu).unwrap();
-        let load = || Granite::load(&config, &weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap();
+        let dtypes = Dtypes::for_weights(dtype, &Device::Cpu).unwrap();
+        let load = || Decoder::load(&config, &weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap();
         let (peak, held, model) = allocated::during(load);
         let weights = model.weight_bytes() as f64;
         println!("{dtype:?}: {weights} bytes of weights, {held} held, {peak} at the peak");

@@ -4,7 +4,7 @@
 use candle_core::{DType, Device, DeviceLocation, Tensor};
 use gneiss::batch::{Example, Packing, Passes, PrefixGroup};
 use gneiss::checkpoint::{Checkpoint, ModelConfig};
-use gneiss::model::{Dtypes, Granite, TuningMemory};
+use gneiss::model::{Decoder, Dtypes, TuningMemory};
 use gneiss::tune::{self, Limits};
 use std::path::Path;
 
@@ -13,14 +13,14 @@ mod allocated;
 
 const DTYPES: Dtypes = Dtypes { weights: DType::F32, activations: DType::F32 };
 
-fn golden(name: &str) -> Granite {
+fn golden(name: &str) -> Decoder {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
     let bare = Checkpoint::open_without_tokenizer(&path).unwrap();
-    Granite::load(&bare.config, &bare.weights, DTYPES, &Device::Cpu, &mut |_| {}).unwrap()
+    Decoder::load(&bare.config, &bare.weights, DTYPES, &Device::Cpu, &mut |_| {}).unwrap()
 }
 
 /// A model whose tape is large beside the packed blocks of its products.
-fn larger() -> Granite {
+fn larger() -> Decoder {
     let shape = ModelConfig {
         num_hidden_layers: 6,
         hidden_size: 256,
@@ -31,7 +31,7 @@ fn larger() -> Granite {
         vocab_size: 1000,
         ..golden("granite").config().clone()
     };
-    Granite::random(&shape, DTYPES, &Device::Cpu, 1).unwrap()
+    Decoder::random(&shape, DTYPES, &Device::Cpu, 1).unwrap()
 }
 
 /// A batch of about `rows` rows behind 5 virtual tokens, half of which predict, so that both kinds of rows count.
@@ -49,12 +49,12 @@ fn assert_near(what: &str, found: isize, estimated: usize, tolerance: f64) {
     );
 }
 
-fn tapes(name: &str, model: &Granite, rows: usize) {
-    let memory = TuningMemory::of(model.config(), DTYPES, DeviceLocation::Cpu);
+fn tapes(name: &str, model: &Decoder, rows: usize) {
+    let memory = TuningMemory::new(model.config(), DTYPES, DeviceLocation::Cpu);
     let prompt = Tensor::ones((5, model.config().hidden_size), DType::F32, &Device::Cpu).unwrap();
     let example = example(rows);
     let group = |examples: &[Example]| PrefixGroup::new(0..5, examples);
-    let batch = Passes::new(&[group(&[example])], 1000).lead;
+    let batch = Passes::new(&[group(&[example])], 1000).prefix_pass;
     assert!(batch.target_rows.len() * 2 >= batch.ids.len() - 5, "{name}: few target rows");
     // The first pass makes what stays: the rotary table, the threads, the products' buffers.
     drop(model.forward(&batch, &prompt, None, 0).unwrap());
@@ -67,28 +67,28 @@ fn tapes(name: &str, model: &Granite, rows: usize) {
     // A pass of prefixes alone: many tokens that all inputs share, beside which a few kB of headers are nothing.
     let head = vec![9; 3 * rows];
     let prefixes = PrefixGroup { prompt: 0..5, head, sequences: Vec::new() };
-    let lead = Passes::new(&[prefixes], 1000).lead;
+    let lead = Passes::new(&[prefixes], 1000).prefix_pass;
     for recompute in 0..model.config().num_hidden_layers {
         let (_, held, tape) = allocated::during(|| model.forward(&lead, &prompt, None, recompute).unwrap());
         let rows = lead.ids.len();
         let estimated = memory.tape(rows, 0, recompute) + memory.prefix_keys_values(rows, recompute);
         assert_near(&format!("{name}, prefixes, {recompute} recomputed"), held, estimated, 0.02);
-        assert_eq!(tape.keys_values().unwrap().len(), model.config().num_hidden_layers);
+        assert_eq!(tape.prefix_states().unwrap().len(), model.config().num_hidden_layers);
     }
 }
 
 /// What a step in two passes takes at its peak: the tape of the prefix pass, which holds sequences, is alive beside that
 /// of the example pass.
-fn split_peak(model: &Granite) {
-    let memory = TuningMemory::of(model.config(), DTYPES, DeviceLocation::Cpu);
+fn split_peak(model: &Decoder) {
+    let memory = TuningMemory::new(model.config(), DTYPES, DeviceLocation::Cpu);
     let prompt = Tensor::ones((5, model.config().hidden_size), DType::F32, &Device::Cpu).unwrap();
     // Inputs of other first tokens share no head.
     let example =
         |i: u32| Example { input: (0..50).map(|j| (i * 7 + j) % 97).collect(), target: vec![3; 50], line: 1 };
     let groups = [PrefixGroup::new(0..5, &(0..10).map(example).collect::<Vec<_>>())];
     let passes = Passes::packed(&groups, Packing { max_rows: 700, prefix_pass_rows: 300, long_above: None });
-    let [rest] = &passes.rest[..] else { panic!("{} example passes", passes.rest.len()) };
-    assert_eq!((passes.lead.examples, rest.examples, passes.rows()), (3, 7, 5 + 990));
+    let [rest] = &passes.example_passes[..] else { panic!("{} example passes", passes.example_passes.len()) };
+    assert_eq!((passes.prefix_pass.examples, rest.examples, passes.rows()), (3, 7, 5 + 990));
     let (rows, targets) = (passes.rows(), passes.target_tokens());
     for recompute in 0..model.config().num_hidden_layers {
         let (peak, ..) = allocated::during(|| tune::gradient_of(model, &prompt, &passes, recompute).unwrap());
@@ -100,8 +100,8 @@ fn split_peak(model: &Granite) {
 }
 
 /// What a step takes at its peak, and what evaluation takes.
-fn peaks(model: &Granite, rows: usize) {
-    let memory = TuningMemory::of(model.config(), DTYPES, DeviceLocation::Cpu);
+fn peaks(model: &Decoder, rows: usize) {
+    let memory = TuningMemory::new(model.config(), DTYPES, DeviceLocation::Cpu);
     let prompt = Tensor::ones((5, model.config().hidden_size), DType::F32, &Device::Cpu).unwrap();
     let groups = [PrefixGroup::new(0..5, [&example(rows)])];
     let (rows, targets) = (rows + 3, rows / 2);
@@ -113,7 +113,7 @@ fn peaks(model: &Granite, rows: usize) {
         assert_near(&format!("step, {recompute} recomputed"), peak, estimated, 0.02);
     }
     let (peak, ..) = allocated::during(|| tune::evaluate(model, &prompt, &groups, 1000).unwrap());
-    let one_block = rows * (memory.block_per_row + memory.workspace_per_row);
+    let one_block = rows * (memory.layer_per_row + memory.workspace_per_row);
     assert!(peak < one_block as isize, "evaluation took {peak} bytes, a block's step {one_block}");
 }
 

@@ -45,7 +45,7 @@ fn every_shape_has_as_many_parameters_as_transformers_says() {
     assert_eq!(files.keys().map(String::as_str).collect::<Vec<_>>(), MODELS.map(|(name, _, _)| name));
     for (name, parameters, size) in MODELS {
         let config = ModelConfig::from_json(&files[name]).unwrap();
-        assert_eq!(Parameters::of(&config).total(), parameters, "{name}");
+        assert_eq!(Parameters::new(&config).total(), parameters, "{name}");
         // Names round as they like: "1b" is 1.6, "2b" is 2.5.
         assert!((0.9..1.7).contains(&(parameters as f64 / size)), "{name}");
     }

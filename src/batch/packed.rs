@@ -23,6 +23,8 @@ pub struct PackedBatch {
     pub target_positions: Indices,
     /// The token that each of them predicts; empty where there is nothing to compare with.
     pub labels: Indices,
+    /// The groups of the target rows: index of a group, and how many target rows of it follow.
+    pub target_groups: Vec<(usize, usize)>,
     /// Examples in the batch.
     pub examples: usize,
     /// Whether other passes read the keys and values of its prefix rows.

@@ -20,9 +20,11 @@ pub struct Packing {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Passes {
     /// The prefix pass: the prefixes and the first sequences, all of them if they fit.
-    pub lead: PackedBatch,
+    pub prefix_pass: PackedBatch,
     /// The example passes: the other sequences, which see the prefixes of the prefix pass.
-    pub rest: Vec<PackedBatch>,
+    pub example_passes: Vec<PackedBatch>,
+    /// Number of prefix groups.
+    pub groups: usize,
 }
 
 impl Passes {
@@ -49,7 +51,11 @@ impl Passes {
         let packer = Packer { groups, long_above };
         let prefixes: usize = groups.iter().map(|g| packer.kinds(g).count() * g.prefix_rows()).sum();
         if prefixes + rows <= max_rows || sequences.len() <= 1 {
-            return Self { lead: packer.pack(true, &sequences), rest: Vec::new() };
+            return Self {
+                prefix_pass: packer.pack(true, &sequences),
+                example_passes: Vec::new(),
+                groups: groups.len(),
+            };
         }
         let (mut with_prefixes, mut taken) = (0, prefixes);
         let most = prefix_pass_rows.saturating_mul(2).min(max_rows);
@@ -58,14 +64,26 @@ impl Passes {
             with_prefixes += 1;
         }
         let (with_prefixes, others) = sequences.split_at(with_prefixes);
-        let mut lead = packer.pack(true, with_prefixes);
-        lead.shares_prefixes = true;
-        Self { lead, rest: packer.example_passes(others, max_rows) }
+        let mut prefix_pass = packer.pack(true, with_prefixes);
+        prefix_pass.shares_prefixes = true;
+        Self { prefix_pass, example_passes: packer.example_passes(others, max_rows), groups: groups.len() }
     }
 
-    /// All passes, the lead first.
+    /// All passes, the prefix pass first.
     pub fn iter(&self) -> impl Iterator<Item = &PackedBatch> {
-        std::iter::once(&self.lead).chain(&self.rest)
+        std::iter::once(&self.prefix_pass).chain(&self.example_passes)
+    }
+
+    /// The groups of the target rows of all passes, in order: index of a group, and how many target rows of it follow.
+    pub fn target_groups(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        self.iter().flat_map(|batch| batch.target_groups.iter().copied())
+    }
+
+    /// Target tokens of each group.
+    pub fn target_tokens_by_group(&self) -> Vec<usize> {
+        let mut tokens = vec![0; self.groups];
+        self.target_groups().for_each(|(group, rows)| tokens[group] += rows);
+        tokens
     }
 
     /// Target tokens of all passes.
@@ -133,6 +151,7 @@ impl Packer<'_> {
             target_rows: Indices::default(),
             target_positions: Indices::default(),
             labels: Indices::default(),
+            target_groups: Vec::new(),
             examples: sequences.len(),
             shares_prefixes: false,
         };
@@ -161,6 +180,10 @@ impl Packer<'_> {
             let rows = sequence.input.iter().chain(&sequence.target).copied().take(sequence.rows());
             let position = self.first_position(long) + group.prefix_rows();
             batch.push(rows, position, prefix, sequence.target_rows());
+            match batch.target_groups.last_mut() {
+                Some((last, rows)) if last == g => *rows += sequence.target_rows(),
+                _ => batch.target_groups.push((*g, sequence.target_rows())),
+            }
             batch.labels.extend(sequence.target.iter().copied());
         }
         batch

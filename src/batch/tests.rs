@@ -16,7 +16,7 @@ fn the_drawing_of_the_module_holds() {
         ),
         PrefixGroup::new(3..5, [&example(&[1, 2, 3], &[8, 9])]),
     ];
-    let Passes { lead, rest } = Passes::new(&groups, 1000);
+    let Passes { prefix_pass: lead, example_passes: rest, .. } = Passes::new(&groups, 1000);
     assert!(rest.is_empty());
     let [p0, p1, p2, p3, p4] = [0, 1, 2, 3, 4].map(virtual_id);
     assert_eq!(*lead.ids, [p0, p1, p2, 1, 2, 3, p3, p4, 1, 2, 4, 5, 6, 7, 8, 5, 5, 8, 8, 3, 8]);
@@ -37,7 +37,7 @@ fn short_and_long_sequences_have_a_prefix_each() {
     let examples = [example(&[1, 2, 3], &[8, 9]), example(&[1, 2, 4, 5], &[8, 9]), example(&[1, 2, 6], &[7])];
     let groups = [PrefixGroup::new(0..2, &examples), PrefixGroup::new(2..3, &examples[..1])];
     // Lengths 7, 8 and 6, and 6 in the other group: more than 7 is long.
-    let Passes { lead, .. } = Passes::with_long_rope(&groups, 1000, Some(7));
+    let Passes { prefix_pass: lead, .. } = Passes::with_long_rope(&groups, 1000, Some(7));
     let [v, w, x] = [0, 1, 2].map(virtual_id);
     assert_eq!(*lead.ids, [v, w, 1, 2, v, w, 1, 2, x, 1, 2, 3, 8, 4, 5, 8, 6, 3, 8]);
     assert_eq!(*lead.position_ids, [0, 1, 2, 3, 7, 8, 9, 10, 0, 1, 2, 4, 5, 11, 12, 13, 4, 3, 4]);
@@ -46,10 +46,11 @@ fn short_and_long_sequences_have_a_prefix_each() {
     assert_eq!(prefixes, [0..4, 4..8, 0..4, 8..11]);
     assert_eq!(*lead.labels, [8, 9, 8, 9, 7, 8, 9], "in the order of the examples");
     let split = Passes::with_long_rope(&groups, 5, Some(7));
-    assert_eq!((split.lead.prefix_rows, split.lead.ids.len()), (11, 11));
-    let of_prefix = split.rest.iter().flat_map(|b| b.segments.iter().filter_map(|s| s.prefix.clone()));
+    assert_eq!((split.prefix_pass.prefix_rows, split.prefix_pass.ids.len()), (11, 11));
+    let of_prefix =
+        split.example_passes.iter().flat_map(|b| b.segments.iter().filter_map(|s| s.prefix.clone()));
     assert_eq!(of_prefix.collect::<Vec<_>>(), [0..4, 4..8, 0..4, 8..11]);
-    let positions = split.rest.iter().flat_map(|b| b.position_ids.iter().copied());
+    let positions = split.example_passes.iter().flat_map(|b| b.position_ids.iter().copied());
     assert_eq!(positions.collect::<Vec<_>>(), [4, 5, 11, 12, 13, 4, 3, 4]);
     let all_short = Passes::with_long_rope(&groups, 1000, Some(8));
     assert_eq!(all_short, Passes::new(&groups, 1000));
@@ -68,10 +69,10 @@ fn a_budget_splits_sequences_and_not_prefixes() {
     let examples: Vec<_> = (0..10).map(|i| example(&[9, 9, i, i, i], &[1, 2])).collect();
     let groups = [PrefixGroup::new(0..6, &examples)];
     let passes = Passes::new(&groups, 9);
-    assert_eq!(passes.lead.ids.len(), 8);
-    assert_eq!(passes.lead.prefix_rows, 8);
-    assert_eq!(passes.rest.iter().map(|b| b.examples).collect::<Vec<_>>(), [2, 2, 2, 2, 2]);
-    assert!(passes.rest.iter().all(|b| b.prefix_rows == 0 && b.segments[0].prefix == Some(0..8)));
+    assert_eq!(passes.prefix_pass.ids.len(), 8);
+    assert_eq!(passes.prefix_pass.prefix_rows, 8);
+    assert_eq!(passes.example_passes.iter().map(|b| b.examples).collect::<Vec<_>>(), [2, 2, 2, 2, 2]);
+    assert!(passes.example_passes.iter().all(|b| b.prefix_rows == 0 && b.segments[0].prefix == Some(0..8)));
     assert_eq!(passes.target_tokens(), 20);
 }
 
@@ -88,11 +89,11 @@ fn a_prefix_pass_takes_sequences_until_it_is_full() {
     let groups = [PrefixGroup::new(0..6, &examples)];
     let packed = |max_rows, prefix_pass_rows| {
         let passes = Passes::packed(&groups, Packing { max_rows, prefix_pass_rows, long_above: None });
-        assert_eq!(passes.lead.shares_prefixes, !passes.rest.is_empty());
-        assert_eq!(passes.lead.prefix_rows, 8);
+        assert_eq!(passes.prefix_pass.shares_prefixes, !passes.example_passes.is_empty());
+        assert_eq!(passes.prefix_pass.prefix_rows, 8);
         assert_eq!((passes.rows(), passes.target_tokens()), (48, 20));
-        let rest = passes.rest.iter().map(|b| b.examples).collect::<Vec<_>>();
-        (passes.lead.examples, passes.lead.ids.len(), rest)
+        let rest = passes.example_passes.iter().map(|b| b.examples).collect::<Vec<_>>();
+        (passes.prefix_pass.examples, passes.prefix_pass.ids.len(), rest)
     };
     assert_eq!(packed(48, 16), (10, 48, vec![]));
     assert_eq!(packed(47, 0), (0, 8, vec![10]));
@@ -109,7 +110,7 @@ fn a_prefix_pass_takes_sequences_until_it_is_full() {
         &[PrefixGroup::new(0..6, &long)],
         Packing { max_rows: 48, prefix_pass_rows: 16, long_above: None },
     );
-    assert_eq!((passes.lead.examples, passes.rest.len()), (0, 1));
+    assert_eq!((passes.prefix_pass.examples, passes.example_passes.len()), (0, 1));
 }
 
 proptest! {
@@ -126,14 +127,14 @@ proptest! {
             prop_assert_eq!(group.unpack().collect::<Vec<_>>(), expected);
         }
         let passes = Passes::packed(&groups, Packing { max_rows: budget, prefix_pass_rows, long_above: None });
-        let prefixes = passes.lead.prefix_rows;
+        let prefixes = passes.prefix_pass.prefix_rows;
         let mut found = Vec::new();
         for batch in passes.iter() {
             prop_assert!(batch.rest_fits(budget, prefixes));
             for (segment, targets) in batch.segments.iter().zip(batch.target_segments.iter()) {
                 let Some(prefix) = &segment.prefix else { continue };
                 let own = &batch.ids[segment.keys.clone()];
-                let before = &passes.lead.ids[prefix.clone()];
+                let before = &passes.prefix_pass.ids[prefix.clone()];
                 let tokens: Vec<u32> = before.iter().chain(own).copied().filter(|id| virtual_row(*id).is_none()).collect();
                 let labels = batch.labels[targets.queries.clone()].to_vec();
                 let input = tokens.len() + 1 - labels.len();

@@ -106,15 +106,15 @@ mod tests {
     use super::*;
     use crate::bench::MatmulPeak;
     use crate::checkpoint::ModelConfig;
-    use crate::model::{Granite, granite};
+    use crate::model::{Decoder, Dtypes};
     use std::path::Path;
 
     #[test]
     fn a_step_of_few_rows_is_a_step_and_the_cpu_launches_nothing() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/granite/config.json");
         let config = ModelConfig::from_json(&path).unwrap();
-        let dtypes = granite::dtypes(DType::F32, &Device::Cpu).unwrap();
-        let model = Granite::random(&config, dtypes, &Device::Cpu, 1).unwrap();
+        let dtypes = Dtypes::for_weights(DType::F32, &Device::Cpu).unwrap();
+        let model = Decoder::random(&config, dtypes, &Device::Cpu, 1).unwrap();
         let peak = MatmulPeak {
             size: 1,
             dtype: "f32",

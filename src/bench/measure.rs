@@ -1,13 +1,14 @@
 //! One case measured: a run of the real trainer, timed from outside.
 
+use super::MatmulPeak;
 use super::canary::{Canary, Reading, Selection};
 use super::examples::{self, Lengths};
 use super::measured::{Content, Figures, Measured, OpShare, Profile, Timed};
-use super::{Flops, MatmulPeak};
 use crate::batch::{Example, PrefixGroup};
 use crate::config::{Keep, Schedule, TrainOptions};
 use crate::device::PeakMemory;
-use crate::model::Granite;
+use crate::model::Decoder;
+use crate::model::Flops;
 use crate::ops::profile;
 use crate::tune::{EpochRecord, Limits, Observer, StepRecord, Task, Trainer};
 use crate::{Error, Result};
@@ -35,7 +36,7 @@ pub enum Source {
 /// What all cases share.
 pub struct Bench<'a> {
     /// The frozen model.
-    pub model: &'a Granite,
+    pub model: &'a Decoder,
     /// The examples.
     pub source: Source,
     /// Rows that go through the model at a time; 0 for as many as suit the device and its memory.

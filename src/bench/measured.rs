@@ -106,7 +106,7 @@ pub struct Figures {
     pub tokens_per_step: f64,
     /// Packed rows of a step, mean over all counted steps.
     pub rows_per_step: f64,
-    /// Useful floating-point operations of a step, mean over all counted steps ([`super::Flops`]).
+    /// Useful floating-point operations of a step, mean over all counted steps ([`crate::model::Flops`]).
     pub flops_per_step: f64,
     /// Useful floating-point operations a second.
     pub flops_per_second: f64,

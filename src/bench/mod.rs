@@ -10,7 +10,6 @@
 pub mod canary;
 pub mod data_sheet;
 pub mod examples;
-pub mod flops;
 pub mod launches;
 pub mod matmul;
 pub mod measure;
@@ -20,7 +19,7 @@ mod sustained;
 
 pub use canary::Canary;
 pub use examples::Lengths;
-pub use flops::Flops;
+
 pub use launches::Launches;
 pub use matmul::MatmulPeak;
 pub use measure::{Bench, Case, Source};

@@ -5,7 +5,7 @@ use crate::Result;
 use crate::batch::Example;
 use crate::checkpoint::{ModelConfig, ModelType};
 use crate::config::TrainOptions;
-use crate::model::{Granite, granite};
+use crate::model::{Decoder, Dtypes};
 use crate::ops::rope::Rope;
 use crate::tune::{EpochRecord, Limits, Observer, StepRecord, Task, Trainer};
 use candle_core::{DType, Device};
@@ -59,13 +59,13 @@ impl Curves {
 /// The device's.
 pub fn run(target: &Target, size: RunSize) -> Result<Curves> {
     let config = config(size.head_dim);
-    let cpu = Granite::random(&config, granite::dtypes(DType::F32, &Device::Cpu)?, &Device::Cpu, 7)?;
+    let cpu = Decoder::random(&config, Dtypes::for_weights(DType::F32, &Device::Cpu)?, &Device::Cpu, 7)?;
     let expected = curve(&cpu, size)?;
-    let dtypes = granite::Dtypes { weights: target.dtype, activations: target.dtype };
+    let dtypes = Dtypes { weights: target.dtype, activations: target.dtype };
     let mut found = None;
     // The model too: where the device pads the head, 515 tokens become 576 rows.
     (target.run)(&mut || {
-        found = Some(cpu.on(dtypes, target.device).and_then(|model| curve(&model, size)));
+        found = Some(cpu.to_device(dtypes, target.device).and_then(|model| curve(&model, size)));
     });
     let device =
         found.unwrap_or_else(|| Err(crate::Error::Invalid("the device under test ran nothing".into())))?;
@@ -107,7 +107,7 @@ pub(super) fn examples(n: usize) -> Vec<Example> {
     (0..n).map(example).collect()
 }
 
-fn curve(model: &Granite, size: RunSize) -> Result<Vec<f64>> {
+fn curve(model: &Decoder, size: RunSize) -> Result<Vec<f64>> {
     let examples = examples(size.examples * 4);
     let options = TrainOptions {
         learning_rate: 0.03,

@@ -3,7 +3,7 @@
 use super::*;
 use crate::batch::{Example, Packing, Passes, PrefixGroup};
 use crate::generate;
-use crate::model::{Dtypes, Granite};
+use crate::model::{Decoder, Dtypes};
 use crate::ops::gpu::emulated::{emulate, emulate_cuda};
 use crate::tune::{self, Limits};
 
@@ -101,8 +101,8 @@ fn runs_follow_the_cpu() {
 /// holds none, and goes on from a checkpoint bit for bit.
 #[test]
 fn a_run_in_several_passes_goes_on_bit_for_bit() {
-    let dtypes = crate::model::granite::dtypes(DType::F32, &Device::Cpu).unwrap();
-    let model = Granite::random(&super::run::config(16), dtypes, &Device::Cpu, 7).unwrap();
+    let dtypes = crate::model::Dtypes::for_weights(DType::F32, &Device::Cpu).unwrap();
+    let model = Decoder::random(&super::run::config(16), dtypes, &Device::Cpu, 7).unwrap();
     let train = super::run::examples(12);
     let options = crate::config::TrainOptions {
         learning_rate: 0.03,
@@ -119,7 +119,7 @@ fn a_run_in_several_passes_goes_on_bit_for_bit() {
     let run = |mut trainer: tune::Trainer| {
         let mut seen = Checkpoints::default();
         trainer.run(&mut seen).unwrap();
-        let prompt = trainer.prompt().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let prompt = trainer.first().values().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         (seen, prompt.into_iter().map(f32::to_bits).collect::<Vec<_>>())
     };
     let cpu = run(tune::Trainer::new(task(96), &prompt).unwrap()).0;
@@ -127,7 +127,7 @@ fn a_run_in_several_passes_goes_on_bit_for_bit() {
         let group = PrefixGroup::new(0..4, &train[..6]);
         let prefix_pass_rows = model.prefix_pass_rows(96);
         let passes = Passes::packed(&[group], Packing { max_rows: 96, prefix_pass_rows, long_above: None });
-        assert!(passes.lead.examples > 0 && !passes.rest.is_empty(), "{passes:?}");
+        assert!(passes.prefix_pass.examples > 0 && !passes.example_passes.is_empty(), "{passes:?}");
         let (seen, last) = run(tune::Trainer::new(task(96), &prompt).unwrap());
         let close = |(a, b): (&f64, &f64)| (a - b).abs() < 1e-3 * b;
         assert!(seen.losses.iter().zip(&cpu.losses).all(close), "{:?}, {:?}", seen.losses, cpu.losses);
@@ -172,7 +172,7 @@ fn models_compute_as_on_the_cpu() {
         let bare = crate::checkpoint::Checkpoint::open_without_tokenizer(&path).unwrap();
         let load = |dtype| {
             let dtypes = Dtypes { weights: dtype, activations: dtype };
-            Granite::load(&bare.config, &bare.weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap()
+            Decoder::load(&bare.config, &bare.weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap()
         };
         // The second with its head padded, as a GPU's is.
         let (model, padded) = (load(DType::F32), emulate(0, || load(DType::F32)));
@@ -219,7 +219,7 @@ fn models_compute_as_on_the_cpu() {
             Passes::packed(&groups, Packing { max_rows, prefix_pass_rows, long_above: None })
         };
         let (one, split) = (passes(4096, 0), passes(45, 35));
-        assert!(split.lead.examples > 0 && !split.rest.is_empty());
+        assert!(split.prefix_pass.examples > 0 && !split.example_passes.is_empty());
         let found = emulate(0, || tune::gradient_of(&model, &prompts, &split, 1).unwrap());
         let expected = tune::gradient_of(&model, &prompts, &one, 0).unwrap();
         assert!((found.loss().unwrap() - expected.loss().unwrap()).abs() < 1e-4, "{name}");
@@ -239,7 +239,7 @@ fn models_compute_as_on_the_cpu() {
 }
 
 /// Six tokens behind each of three inputs.
-fn continued(model: &Granite, prompts: &Tensor) -> Vec<Vec<u32>> {
+fn continued(model: &Decoder, prompts: &Tensor) -> Vec<Vec<u32>> {
     let inputs: [&[u32]; 3] = [&[3, 4, 1, 2], &[3, 4, 50], &[3, 4, 8, 9, 10, 11]];
     let request = |tokens: &&[u32]| generate::Request {
         tokens: tokens.to_vec(),

@@ -13,6 +13,7 @@ mod rope;
 mod shards;
 pub mod source;
 pub mod stored;
+pub mod tensors;
 pub mod tokenizer;
 mod unread;
 pub mod weights;

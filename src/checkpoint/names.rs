@@ -5,7 +5,8 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::weights::{EMBEDDING, HEAD, Weights};
+use super::tensors::{EMBEDDING, HEAD, LayerTensors, NORM};
+use super::weights::Weights;
 use super::{ModelConfig, config};
 use crate::{Error, Result};
 
@@ -146,24 +147,10 @@ pub(super) fn unused(config: &ModelConfig, weights: &Weights) -> Option<String> 
 
 /// Names of the tensors that the model reads.
 pub(crate) fn expected(config: &ModelConfig, weights: &Weights) -> BTreeSet<String> {
-    let mut names: BTreeSet<String> = [EMBEDDING, "model.norm.weight", HEAD].map(String::from).into();
+    let mut names: BTreeSet<String> = [EMBEDDING, NORM, HEAD].map(String::from).into();
     for i in 0..config.num_hidden_layers {
-        let layer = format!("model.layers.{i}");
-        let shared = weights.contains(&format!("{layer}.shared_mlp.input_linear.weight"));
-        let mlp: &[&str] = match shared {
-            true => &["shared_mlp.input_linear", "shared_mlp.output_linear"],
-            false => &["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"],
-        };
-        let attention = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"];
-        let modules = attention.iter().map(|module| (*module, config.attention_bias));
-        for (module, bias) in modules.chain(mlp.iter().map(|module| (*module, config.mlp_bias))) {
-            names.insert(format!("{layer}.{module}.weight"));
-            if bias {
-                names.insert(format!("{layer}.{module}.bias"));
-            }
-        }
-        names.insert(format!("{layer}.input_layernorm.weight"));
-        names.insert(format!("{layer}.post_attention_layernorm.weight"));
+        let merged = weights.contains(&LayerTensors::merged_name(i));
+        names.extend(LayerTensors::new(config, merged).names(i));
     }
     names
 }

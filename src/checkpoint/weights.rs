@@ -13,6 +13,7 @@ use super::finite::Float;
 use super::gguf::GgufFile;
 use super::shards::Shards;
 use super::stored::{Stored, StoredDtype, check_shape};
+use super::tensors::HEAD;
 use crate::{Error, Result};
 
 /// Rows that a task reads at a time.
@@ -20,12 +21,6 @@ const ROWS: usize = 16;
 
 /// Bytes that a task compares at a time.
 const COMPARED: usize = 1 << 20;
-
-/// The embedding's name.
-pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
-
-/// The head's name.
-pub(crate) const HEAD: &str = "lm_head.weight";
 
 /// The tensors of one checkpoint.
 ///

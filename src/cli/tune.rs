@@ -111,13 +111,17 @@ pub(super) fn tune(order: &Order, session: &Session) -> anyhow::Result<(PathBuf,
         eprintln!("run        an earlier run of this name is now {}", moved.display());
     }
     if order.resume.is_some() {
-        eprintln!("resumed    after step {} of {}", trainer.position().step, trainer.total_steps());
+        eprintln!(
+            "resumed    after step {} of {}",
+            trainer.first().position().step,
+            trainer.first().total_steps()
+        );
     }
     let _guard = interrupt::Guard::new()?;
     let device = session.model.device();
     let (mut process, mut gpu) = (process::ProcessMemory, DeviceMemory::new(device));
     let memory: &mut dyn PeakMemory = if device.is_cpu() { &mut process } else { &mut gpu };
-    let mut watch = Watch::new(trainer.total_steps(), trainer.position().attempts());
+    let mut watch = Watch::new(trainer.first().total_steps(), trainer.first().position().attempts());
     let outcome = tuning.run(&mut trainer, &mut folder, memory, &mut watch);
     watch.bar.finish_and_clear();
     // Also after an error: it shows the run up to there.

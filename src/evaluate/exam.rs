@@ -9,7 +9,7 @@ use crate::data::encode::Encoder;
 use crate::data::labels::normalize;
 use crate::data::{Dataset, Record};
 use crate::generate::{self, Done, Generated, Request};
-use crate::model::Granite;
+use crate::model::Decoder;
 use crate::{Error, Result};
 use candle_core::Tensor;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use std::sync::Arc;
 /// What is asked, and of whom.
 pub struct Exam<'a> {
     /// The frozen model.
-    pub model: &'a Granite,
+    pub model: &'a Decoder,
     /// Its tokenizer.
     pub tokenizer: &'a TextTokenizer,
     /// The rows to answer.

@@ -3,7 +3,7 @@
 use crate::Result;
 use crate::batch::{Example, PrefixGroup};
 use crate::generate::{self, Done};
-use crate::model::Granite;
+use crate::model::Decoder;
 use crate::tune::objective;
 use candle_core::Tensor;
 
@@ -19,7 +19,7 @@ const PASSES: usize = 8;
 /// A value that is not finite; [`Error::OutOfMemory`](crate::Error::OutOfMemory) for an example that does not fit by itself;
 /// the device's.
 pub fn nll(
-    model: &Granite,
+    model: &Decoder,
     prompt: Option<&Tensor>,
     examples: &[Example],
     mut max_rows: usize,

@@ -8,7 +8,7 @@ use serde_json::{Map, Value as Json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-pub(super) use crate::checkpoint::weights::{EMBEDDING, HEAD};
+pub(super) use crate::checkpoint::tensors::{EMBEDDING, HEAD};
 
 /// An open checkpoint.
 pub(super) struct Base {

@@ -22,7 +22,7 @@ use super::base::Base;
 use super::place::Placed;
 use crate::batch::{Passes, PrefixGroup, Sequence};
 use crate::generate;
-use crate::model::{Granite, granite};
+use crate::model::{Decoder, Dtypes};
 use crate::ops::rope::Rope;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -69,9 +69,9 @@ pub(super) fn find(base: &Base, placed: &Placed, progress: Progress<'_>) -> Resu
     let device = Device::Cpu;
     let blocks = base.config.num_hidden_layers;
     // The choice needs no precision, and bf16 takes half the memory of f32.
-    let dtypes = granite::dtypes(DType::BF16, &device)?;
+    let dtypes = Dtypes::for_weights(DType::BF16, &device)?;
     let loaded = &mut |done| progress("reading the base", done, blocks);
-    let model = Granite::load(&base.config, &base.weights, dtypes, &device, loaded)?;
+    let model = Decoder::load(&base.config, &base.weights, dtypes, &device, loaded)?;
     let mut seen =
         Seen { sums: vec![0.0; base.config.vocab_size], hidden: Vec::new(), normalisers: Vec::new() };
     let groups = groups(base, placed)?;
@@ -79,7 +79,7 @@ pub(super) fn find(base: &Base, placed: &Placed, progress: Progress<'_>) -> Resu
     for (i, group) in groups.iter().enumerate() {
         let long_above = base.config.rope.as_ref().and_then(Rope::long_above);
         let group = std::slice::from_ref(group);
-        let batch = Passes::with_long_rope(group, usize::MAX, long_above).lead;
+        let batch = Passes::with_long_rope(group, usize::MAX, long_above).prefix_pass;
         seen.add(&model, model.hidden(&batch, &prompts, None)?)?;
         progress("looking for unlikely tokens", i + 1, groups.len());
     }
@@ -139,7 +139,7 @@ struct Seen {
 }
 
 impl Seen {
-    fn add(&mut self, model: &Granite, hidden: Tensor) -> Result<()> {
+    fn add(&mut self, model: &Decoder, hidden: Tensor) -> Result<()> {
         let rows = hidden.dims()[0];
         for start in (0..rows).step_by(STATES) {
             let states = hidden.narrow(0, start, STATES.min(rows - start))?;

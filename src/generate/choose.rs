@@ -4,7 +4,7 @@ use super::sequence::Sequence;
 use super::{Event, Token};
 use crate::Result;
 use crate::device::Shortage;
-use crate::model::Granite;
+use crate::model::Decoder;
 use crate::ops::cpu::View;
 use candle_core::{D, DType, Device, Tensor};
 use rayon::prelude::*;
@@ -27,7 +27,7 @@ enum Found {
 /// exist for some rows at a time, fewer where the device runs out of memory; a sequence whose single row's logits do not
 /// fit ends.
 pub(super) fn choose(
-    model: &Granite,
+    model: &Decoder,
     hidden: &Tensor,
     rows: &[(usize, usize)],
     running: &mut [Sequence],
@@ -57,7 +57,7 @@ pub(super) fn choose(
 }
 
 /// All that is asked of the device; with `plain` the likeliest token of each row is enough.
-fn find(model: &Granite, hidden: &Tensor, plain: bool) -> Result<Found> {
+fn find(model: &Decoder, hidden: &Tensor, plain: bool) -> Result<Found> {
     let logits = model.logits(hidden)?;
     if plain && !logits.device().is_cpu() {
         // A number a row comes back from the device, and not a vocabulary.
@@ -66,7 +66,7 @@ fn find(model: &Granite, hidden: &Tensor, plain: bool) -> Result<Found> {
     Ok(Found::Logits(logits.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()?))
 }
 
-fn give(model: &Granite, found: Found, rows: &[(usize, usize)], running: &mut [Sequence]) -> Result<()> {
+fn give(model: &Decoder, found: Found, rows: &[(usize, usize)], running: &mut [Sequence]) -> Result<()> {
     let logits = match found {
         Found::Tokens(tokens) => {
             for ((i, _), token) in rows.iter().zip(tokens) {

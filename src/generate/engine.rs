@@ -21,7 +21,7 @@ use super::sampling::Chooser;
 use super::sequence::{Sequence, SequenceId};
 use super::{Event, Request, StopReason};
 use crate::device::Shortage;
-use crate::model::{Granite, KvCache, Next};
+use crate::model::{Decoder, KvCache, Next};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use room::StepRows;
@@ -32,7 +32,7 @@ use std::time::Instant;
 
 /// Runs requests through a model.
 pub struct Engine<'m> {
-    pub(super) model: &'m Granite,
+    pub(super) model: &'m Decoder,
     pub(super) cache: KvCache,
     no_prompts: Tensor,
     step_rows: StepRows,
@@ -95,7 +95,7 @@ impl<'m> Engine<'m> {
     ///
     /// # Errors
     /// The device's.
-    pub fn new(model: &'m Granite, cache_rows: usize, step_rows: usize) -> Result<Self> {
+    pub fn new(model: &'m Decoder, cache_rows: usize, step_rows: usize) -> Result<Self> {
         Ok(Self {
             model,
             cache: KvCache::new(model, cache_rows)?,

@@ -18,7 +18,7 @@ pub use request::{Event, Request, Sampling, StopReason, Token};
 pub use sequence::SequenceId;
 
 use crate::device::Shortage;
-use crate::model::Granite;
+use crate::model::Decoder;
 use crate::ops::gpu;
 use crate::ops::rope::Rope;
 use crate::{Error, Result};
@@ -46,7 +46,7 @@ pub struct Done {
 }
 
 /// The matrix of prompts that a pass reads: `prompt` as the model computes, or no row.
-pub(crate) fn prompts(model: &Granite, prompt: Option<&Tensor>) -> Result<Tensor> {
+pub(crate) fn prompts(model: &Decoder, prompt: Option<&Tensor>) -> Result<Tensor> {
     Ok(match prompt {
         Some(prompt) => gpu::to_device(prompt, model.device())?.to_dtype(model.prompt_dtype())?,
         None => crate::ops::no_rows(model.config().hidden_size, model.prompt_dtype(), model.device())?,
@@ -71,7 +71,7 @@ fn cache_rows(requests: &[Request], virtual_tokens: usize, most: usize) -> usize
 /// A prompt of another width; requests that [`Engine::submit`] refuses; logits that are no numbers; [`Error::OutOfMemory`]
 /// for a request that does not fit by itself; the device's.
 pub fn generate(
-    model: &Granite,
+    model: &Decoder,
     prompt: Option<&Tensor>,
     requests: Vec<Request>,
     step_rows: usize,

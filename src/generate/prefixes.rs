@@ -10,7 +10,7 @@
 //! hangs on the block with the longest head that it begins with.
 
 use crate::Result;
-use crate::model::{Granite, KvCache, Next};
+use crate::model::{Decoder, KvCache, Next};
 use crate::ops::embed::virtual_id;
 use candle_core::Tensor;
 use std::collections::VecDeque;
@@ -61,14 +61,14 @@ pub(super) struct Prefix {
 
 impl Prefix {
     /// A prefix and its block without a head; `None` where the cache has no room for it.
-    pub(super) fn new(model: &Granite, cache: &mut KvCache, prompt: Option<&Tensor>) -> Result<Option<Self>> {
+    pub(super) fn new(model: &Decoder, cache: &mut KvCache, prompt: Option<&Tensor>) -> Result<Option<Self>> {
         Self::at(model, cache, super::prompts(model, prompt)?, 0)
     }
 
     /// The same prompt for sequences whose positions begin at `first_position` of the rotary table.
     pub(super) fn turned(
         &self,
-        model: &Granite,
+        model: &Decoder,
         cache: &mut KvCache,
         first_position: usize,
     ) -> Result<Option<Self>> {
@@ -76,7 +76,7 @@ impl Prefix {
     }
 
     fn at(
-        model: &Granite,
+        model: &Decoder,
         cache: &mut KvCache,
         prompts: Tensor,
         first_position: usize,
@@ -95,7 +95,7 @@ impl Prefix {
     /// `first_position`; `None` when the cache has no room for it.
     pub(super) fn extended(
         &self,
-        model: &Granite,
+        model: &Decoder,
         cache: &mut KvCache,
         embeds: &Tensor,
         first_position: usize,
@@ -109,7 +109,7 @@ impl Prefix {
         whole.compute(model, cache, &[])
     }
 
-    fn compute(&self, model: &Granite, cache: &mut KvCache, head: &[u32]) -> Result<Option<Block>> {
+    fn compute(&self, model: &Decoder, cache: &mut KvCache, head: &[u32]) -> Result<Option<Block>> {
         let first_position = self.first_position;
         let virtual_ids = (0..self.virtual_tokens() as u32).map(virtual_id);
         let tokens: Vec<u32> = virtual_ids.chain(head.iter().copied()).collect();
@@ -148,7 +148,7 @@ impl Prefix {
     }
 
     /// Computes a block for requests that begin with `head`; nothing where the cache has no room.
-    pub(super) fn share(&mut self, model: &Granite, cache: &mut KvCache, head: &[u32]) -> Result<()> {
+    pub(super) fn share(&mut self, model: &Decoder, cache: &mut KvCache, head: &[u32]) -> Result<()> {
         if self.blocks.iter().any(|block| block.head == head) {
             return Ok(());
         }
@@ -161,7 +161,7 @@ impl Prefix {
     }
 
     /// Looks at how a request begins, and shares the head that recent ones have with it.
-    pub(super) fn learn(&mut self, model: &Granite, cache: &mut KvCache, tokens: &[u32]) -> Result<()> {
+    pub(super) fn learn(&mut self, model: &Decoder, cache: &mut KvCache, tokens: &[u32]) -> Result<()> {
         let tokens = &tokens[..tokens.len().min(COMPARED)];
         let alike = |other: &Vec<u32>| tokens.iter().zip(other).take_while(|(a, b)| a == b).count();
         let mut lengths: Vec<usize> = self.recent.iter().map(alike).collect();

@@ -4,7 +4,7 @@ use super::prefixes::Block;
 use super::sampling::{Chooser, largest, log_sum_exp, top};
 use super::{Event, Request, StopReason, Token};
 use crate::Result;
-use crate::model::Granite;
+use crate::model::Decoder;
 use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
 use std::sync::Arc;
@@ -70,7 +70,7 @@ impl Sequence {
     }
 
     /// Takes the logits [V] of one of its rows.
-    pub(super) fn read(&mut self, model: &Granite, row: usize, logits: &[f32]) -> Result<()> {
+    pub(super) fn read(&mut self, model: &Decoder, row: usize, logits: &[f32]) -> Result<()> {
         let position = self.position(row);
         let text = self.request.tokens.len();
         if position < text {
@@ -146,7 +146,7 @@ impl Sequence {
     }
 
     /// The first token of the text, which the last virtual token predicts, where there is one.
-    fn first(&self, model: &Granite) -> Result<Token> {
+    fn first(&self, model: &Decoder) -> Result<Token> {
         let id = self.request.tokens[0];
         let Some(logits) = self.logits_of_last_virtual(model)? else {
             return Ok(Token { id, logprob: None, top: Vec::new() });
@@ -155,14 +155,14 @@ impl Sequence {
     }
 
     /// Logits [V] of what follows the last virtual token; `None` when there is none.
-    fn logits_of_last_virtual(&self, model: &Granite) -> Result<Option<Vec<f32>>> {
+    fn logits_of_last_virtual(&self, model: &Decoder) -> Result<Option<Vec<f32>>> {
         let Some(hidden) = self.last_virtual() else { return Ok(None) };
         let logits = model.logits(hidden)?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
         Ok(Some(logits.flatten_all()?.to_vec1()?))
     }
 
     /// Chooses the first token of an answer to a text of embeddings.
-    pub(super) fn begin(&mut self, model: &Granite) -> Result<()> {
+    pub(super) fn begin(&mut self, model: &Decoder) -> Result<()> {
         if let Some(logits) = self.logits_of_last_virtual(model)? {
             self.go_on(&logits);
         }

@@ -5,17 +5,17 @@ use crate::batch::Example;
 use crate::checkpoint::Checkpoint;
 use crate::device::{Work, faults};
 use crate::evaluate::nll;
-use crate::model::granite;
+use crate::model::Dtypes;
 use candle_core::{DType, Device};
 use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
 
-fn model() -> Granite {
+fn model() -> Decoder {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/granite");
     let bare = Checkpoint::open_without_tokenizer(&path).unwrap();
-    let dtypes = granite::dtypes(DType::F32, &Device::Cpu).unwrap();
-    Granite::load(&bare.config, &bare.weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap()
+    let dtypes = Dtypes::for_weights(DType::F32, &Device::Cpu).unwrap();
+    Decoder::load(&bare.config, &bare.weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap()
 }
 
 fn request(seed: u32) -> Request {
@@ -25,7 +25,7 @@ fn request(seed: u32) -> Request {
 
 /// What `generate` gives, and the rows that it was told of, on a device where `fails` says so.
 fn with(
-    model: &Granite,
+    model: &Decoder,
     fails: impl FnMut(Work, usize) -> bool + 'static,
 ) -> (Result<Vec<Generated>>, Vec<usize>) {
     let mut rows = Vec::new();

@@ -13,7 +13,7 @@
 //! out later; ranges that are given back are joined with their neighbours, and the lowest that is large enough is
 //! taken first.
 
-use super::Granite;
+use super::Decoder;
 use crate::batch::PackedBatch;
 use crate::device::{self, Work};
 use crate::ops::rope::CacheRows;
@@ -70,7 +70,7 @@ impl KvCache {
     ///
     /// # Errors
     /// The device's.
-    pub fn new(model: &Granite, capacity: usize) -> Result<Self> {
+    pub fn new(model: &Decoder, capacity: usize) -> Result<Self> {
         device::before(Work::Cache, capacity)?;
         let config = model.config();
         let width = 2 * config.num_key_value_heads * config.head_dim;
@@ -115,7 +115,7 @@ impl KvCache {
         }
     }
 
-    /// Packs the next tokens of some sequences as a batch, which [`Granite::infer`] has to be given next.
+    /// Packs the next tokens of some sequences as a batch, which [`Decoder::infer`] has to be given next.
     ///
     /// # Errors
     /// More tokens than a sequence has room for, or none; more targets than tokens.
@@ -169,6 +169,7 @@ impl KvCache {
             target_rows: target_rows.into(),
             target_positions: target_positions.into(),
             labels: Indices::default(),
+            target_groups: Vec::new(),
             examples: next.len(),
             shares_prefixes: false,
         })

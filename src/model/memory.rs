@@ -1,33 +1,36 @@
 //! What tuning a soft prompt will need of a device's memory, from the shapes of the model alone.
 //!
 //! ```text
-//! tape of a block, values a row      residual stream at two norms 2C, their rstd 2, q/k/v (H + 2K) D,
+//! tape of a layer, values a row      residual stream at two norms 2C, their rstd 2, q/k/v (H + 2K) D,
 //!                                    attention output H D with lse H, gate/up 2F
-//!   of a recomputed block            residual stream C, and of a prefix pass's prefixes keys and values 2K D
-//! tape of the last block, a row      residual stream C, rstd 1, keys and values 2K D
+//!   of a recomputed layer            residual stream C, and of a prefix pass's prefixes keys and values 2K D
+//! tape of the last layer, a row      residual stream C, rstd 1, keys and values 2K D
 //!   and a target row                 q and attention output 2H D with lse H, residual stream C, rstd 1,
 //!                                    gate/up 2F, and the last norm: residual stream and output 2C, rstd 1
-//! workspace, a row                   the largest of what is alive at once behind the tape in
-//!   last block's backward            five gradients C, that of keys and values 2K D
+//! workspace, a row                   the largest of what is in memory at once beside the tape in
+//!   last layer's backward            five gradients C, that of keys and values 2K D
 //!   MLP's backward                   two gradients C, that of the activation F, of gate/up 2F
 //!   attention's backward             four of C, of the output H D, of q/k/v (H + 2K) D
-//!                                    these two where the last block's tape is gone, which makes room, and with
+//!                                    for these two the last layer's tape is freed already; and with
 //!                                    the gradient of the hidden states, C a target row
-//!   of a recomputed block            its tape on top, where all whole tapes are gone
+//!   of a recomputed layer            its tape on top, when all other tapes are freed
 //! head                               logits 64V on the CPU, 512V on a GPU, whose gradient takes their place; V is padded
 //!                                    to a multiple of 64 on a GPU, in the weights too
 //! split batch                        the tape of the prefix pass, beside that of an example pass; and of the
-//!                                    prefixes' keys and values in all blocks the gradient so far, and what the
-//!                                    next pass adds
+//!                                    prefixes' keys and values in all layers the gradient so far, and that of the
+//!                                    next pass
 //! ```
 //!
-//! Values have the size of the activations; rstd and lse are f32 where that is smaller, and so is the gradient of a
-//! split batch's prefixes. It is an estimate from below: [`TuningMemory::reserve`] covers what comes on top.
+//! Values have the size of the activations; rstd and lse are at least f32, and so is the gradient of a
+//! split batch's prefixes. This is a lower bound; [`TuningMemory::reserve`] adds a margin.
 
 use super::Dtypes;
-use super::granite::padded_vocab;
-use super::pass::{head_rows, prefix_pass_rows};
+use super::decoder::padded_vocab;
+use super::forward::prefix_pass_rows;
+use super::head::head_rows;
+use super::layer::{Attention, Dense};
 use crate::checkpoint::ModelConfig;
+use crate::checkpoint::tensors::LayerTensors;
 use crate::ops::gpu::allocated_rows;
 use crate::ops::packed::Panels;
 use candle_core::DeviceLocation;
@@ -52,35 +55,76 @@ const GPU_RESERVE: usize = 1 << 30;
 /// An allowance, not a measurement.
 const GPU_SLACK: usize = 10;
 
+/// Bytes of values in a pass.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ValueSizes {
+    /// Of an activation.
+    pub(super) activation: usize,
+    /// Of what projections read, and of their output if it is read by another product.
+    pub(super) operand: usize,
+    /// Of the copy of a gradient in the dtype that projections read; 0 if that is the activations' dtype.
+    pub(super) operand_copy: usize,
+    /// Of a sum over a row, such as rstd: at least f32.
+    pub(super) row_sum: usize,
+    /// Whether the backward pass reads attention's output, as on a GPU.
+    pub(super) keeps_attention_output: bool,
+}
+
+/// What a mixer needs in a layer, in bytes a row.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct MixerMemory {
+    /// Saved of every row, in the last layer too.
+    pub(super) saved: usize,
+    /// Saved of a row whose output is wanted.
+    pub(super) saved_per_output: usize,
+    /// What sequences read of a prefix row.
+    pub(super) prefix_state: usize,
+    /// The gradient of that.
+    pub(super) prefix_gradient: usize,
+    /// The largest that is in memory at once in the backward pass.
+    pub(super) workspace: usize,
+    /// The same in the last layer.
+    pub(super) last_workspace: usize,
+}
+
+/// What a feed-forward network needs in a layer, in bytes a row.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FeedForwardMemory {
+    /// Saved of a row whose output is wanted.
+    pub(super) saved: usize,
+    /// The largest that is in memory at once in the backward pass.
+    pub(super) workspace: usize,
+}
+
 /// Memory that tuning needs, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TuningMemory {
     /// Of the frozen weights; a tied head counts once.
     pub weights: usize,
-    /// Of the transposes of the blocks' weights, a second copy that the backward pass reads if there is room for it; 0 if
+    /// Of the transposes of the layers' weights, a second copy that the backward pass reads if there is memory for it; 0 if
     /// products gain nothing by one, as anywhere but on a CPU with AMX.
     pub transposes: usize,
     /// Whether those are in memory already.
     pub has_transposes: bool,
-    /// Blocks of the model.
-    pub blocks: usize,
-    /// Of the tape of a block but the last, per row that goes through the model at once.
-    pub block_per_row: usize,
-    /// Of the tape of such a block where it is recomputed.
+    /// Layers of the model.
+    pub layers: usize,
+    /// Of the tape of a layer but the last, per row that goes through the model at once.
+    pub layer_per_row: usize,
+    /// Of the tape of such a layer if it is recomputed.
     pub input_per_row: usize,
-    /// Of the tape of the last block, per row.
+    /// Of the tape of the last layer, per row.
     pub last_per_row: usize,
-    /// Of the tape, per target row beyond what every row takes.
+    /// Of the tape, per target row, beside what every row needs.
     pub tape_per_target: usize,
-    /// Of a block's keys and values, per row.
+    /// Of a layer's keys and values, per row.
     pub keys_values_per_row: usize,
-    /// Of the gradient of all blocks' keys and values, per prefix row of a split batch.
+    /// Of the gradient of all layers' keys and values, per prefix row of a split batch.
     pub split_per_row: usize,
     /// Of the logits that exist at a time.
     pub head: usize,
-    /// Of the backward pass of a block but the last, per row.
+    /// Of the backward pass of a layer but the last, per row.
     pub workspace_per_row: usize,
-    /// Of the backward pass of the last block, per row.
+    /// Of the backward pass of the last layer, per row.
     pub last_workspace_per_row: usize,
     /// Of the prompt and AdamW's two moments, per virtual token.
     pub prompt_per_token: usize,
@@ -94,65 +138,61 @@ pub struct TuningMemory {
 
 impl TuningMemory {
     /// For a model of this shape in these dtypes, on a device of this kind.
-    pub fn of(config: &ModelConfig, dtypes: Dtypes, device: DeviceLocation) -> Self {
-        let value = dtypes.activations.size_in_bytes();
-        let (layers, wide) = (config.num_hidden_layers, value.max(F32));
-        let (c, f, h) = (config.hidden_size, config.intermediate_size, config.num_attention_heads);
-        let q = h * config.head_dim;
-        let kv = 2 * config.num_key_value_heads * config.head_dim;
-        let Parameters { matrices, vectors } = Parameters::of(config);
-        let vocab = padded_vocab(config.vocab_size, dtypes.weights, device);
-        let matrices = matrices + (vocab - config.vocab_size) * c;
+    pub fn new(config: &ModelConfig, dtypes: Dtypes, device: DeviceLocation) -> Self {
         let isa = dtypes.packed_for(device);
-        let (cpu, packed) = (device == DeviceLocation::Cpu, isa.is_some());
+        let (on_cpu, packed) = (device == DeviceLocation::Cpu, isa.is_some());
+        let activation = dtypes.activations.size_in_bytes();
+        let sizes = ValueSizes {
+            activation,
+            operand: if packed { BF16 } else { activation },
+            operand_copy: if packed { BF16 } else { 0 },
+            row_sum: activation.max(F32),
+            keeps_attention_output: !on_cpu,
+        };
+        let (c, layers) = (config.hidden_size, config.num_hidden_layers);
+        let (mixer, feed_forward) = (Attention::memory(config, sizes), Dense::memory(config, sizes));
+        let norm = c * activation + sizes.row_sum;
+        let vocab = padded_vocab(config.vocab_size, dtypes.weights, device);
         let transposes =
             isa.filter(|isa| isa.reads_packed_transposes()).map_or(0, |_| transposed_bytes(config));
-        // What products read, and what they read of a gradient that is kept wider.
-        let (operand, rounded) = if packed { (BF16, BF16) } else { (value, 0) };
-        let attended = if cpu { 0 } else { q * value };
-        let block = 2 * c * value + (q + kv + 2 * f) * operand + attended + (2 + h) * wide;
-        let last_block = c * value + kv * operand + wide;
-        let target = 3 * c * value + (q + 2 * f) * operand + attended + (h + 2) * wide;
-        let mlp = (2 * c + f) * value + 2 * f * operand + c * rounded;
-        let attention = (4 * c + q + (q + kv)) * value + (q + (q + kv)) * rounded;
         Self {
-            weights: match packed {
-                true => packed_bytes(config),
-                false => matrices * dtypes.weights.size_in_bytes(),
-            } + vectors * value,
+            weights: weight_bytes(config, dtypes, packed)
+                + (vocab - config.vocab_size) * c * dtypes.weights.size_in_bytes(),
             transposes,
             has_transposes: false,
-            blocks: layers,
-            block_per_row: block,
-            input_per_row: c * value,
-            last_per_row: last_block,
-            tape_per_target: target,
-            keys_values_per_row: kv * operand,
-            split_per_row: 2 * layers * kv * wide,
-            head: head_rows(device) * vocab * value,
-            workspace_per_row: mlp.max(attention),
-            last_workspace_per_row: (5 * c + kv) * value + kv * rounded,
+            layers,
+            layer_per_row: 2 * norm + mixer.saved + mixer.saved_per_output + feed_forward.saved,
+            input_per_row: c * activation,
+            last_per_row: norm + mixer.saved,
+            // The feed-forward network's norm, and the last norm with its output.
+            tape_per_target: 2 * norm + c * activation + mixer.saved_per_output + feed_forward.saved,
+            keys_values_per_row: mixer.prefix_state,
+            // What was summed so far, and what the next pass adds.
+            split_per_row: 2 * layers * mixer.prefix_gradient,
+            head: head_rows(device) * vocab * activation,
+            workspace_per_row: feed_forward.workspace.max(mixer.workspace),
+            last_workspace_per_row: mixer.last_workspace,
             prompt_per_token: 3 * c * F32,
-            reserve_at_least: if cpu { CPU_RESERVE } else { GPU_RESERVE },
-            slack: if cpu { 0 } else { GPU_SLACK },
-            on_gpu: !cpu,
+            reserve_at_least: if on_cpu { CPU_RESERVE } else { GPU_RESERVE },
+            slack: if on_cpu { 0 } else { GPU_SLACK },
+            on_gpu: !on_cpu,
         }
     }
 
-    /// Blocks that can be recomputed: all but the last.
+    /// Layers that can be recomputed: all but the last.
     pub fn most_recomputed(&self) -> usize {
-        self.blocks.saturating_sub(1)
+        self.layers.saturating_sub(1)
     }
 
-    /// Bytes of the tape a row that is no target row, where `recompute` blocks are recomputed.
+    /// Bytes of the tape a row that is no target row, if `recompute` layers are recomputed.
     pub fn tape_per_row(&self, recompute: usize) -> usize {
         let recompute = recompute.min(self.most_recomputed());
-        (self.most_recomputed() - recompute) * self.block_per_row
+        (self.most_recomputed() - recompute) * self.layer_per_row
             + recompute * self.input_per_row
             + self.last_per_row
     }
 
-    /// Rows that there is memory for in the matrices of a pass of so many.
+    /// Rows that the matrices of a pass of so many rows have memory for.
     fn allocated(&self, rows: usize) -> usize {
         if self.on_gpu { allocated_rows(rows) } else { rows }
     }
@@ -169,7 +209,7 @@ impl TuningMemory {
         rows * self.tape_per_row(recompute) + self.allocated(targets) * self.tape_per_target
     }
 
-    /// Bytes of the keys and values of `rows` rows of prefixes that other passes read, in the recomputed blocks: in the others
+    /// Bytes of the keys and values of `rows` rows of prefixes that other passes read, in the recomputed layers: in the others
     /// the tape holds them.
     pub fn prefix_keys_values(&self, rows: usize, recompute: usize) -> usize {
         rows * recompute.min(self.most_recomputed()) * self.keys_values_per_row
@@ -180,21 +220,21 @@ impl TuningMemory {
         prefix_pass_rows(!self.on_gpu, max_rows)
     }
 
-    /// Bytes at the peak of a pass beyond weights, tape and prompt. The head has given its logits back when the blocks'
-    /// backward pass begins; that frees the tape from the last block on.
+    /// Bytes at the peak of a pass beyond weights, tape and prompt. The head has freed its logits when the layers'
+    /// backward pass begins, which frees the tape from the last layer on.
     pub fn workspace(&self, rows: usize, targets: usize, recompute: usize) -> usize {
         let recompute = recompute.min(self.most_recomputed());
         let tape = self.tape(rows, targets, recompute);
         let (rows, targets) = (self.allocated(rows), self.allocated(targets));
         let backward = rows * self.workspace_per_row + targets * self.input_per_row;
         let last = rows * self.last_per_row + targets * self.tape_per_target;
-        let inner = if self.blocks > 1 { backward.saturating_sub(last) } else { 0 };
+        let inner = if self.layers > 1 { backward.saturating_sub(last) } else { 0 };
         let again = match recompute {
             0 => 0,
             _ => {
                 let inputs = rows * recompute * self.input_per_row;
-                let block = rows * (self.block_per_row - self.input_per_row);
-                (inputs + block + backward).saturating_sub(tape)
+                let layer = rows * (self.layer_per_row - self.input_per_row);
+                (inputs + layer + backward).saturating_sub(tape)
             }
         };
         self.head.max(rows * self.last_workspace_per_row).max(inner).max(again)
@@ -206,26 +246,25 @@ impl TuningMemory {
     }
 }
 
-/// Shapes [out, in] of a block's linear layers.
-fn layer_shapes(config: &ModelConfig) -> [(usize, usize); 4] {
-    let (c, f) = (config.hidden_size, config.intermediate_size);
-    let q = config.num_attention_heads * config.head_dim;
-    let kv = 2 * config.num_key_value_heads * config.head_dim;
-    [(q + kv, c), (c, q), (2 * f, c), (c, f)]
-}
-
-/// Bytes of the transposes of the blocks' linear layers as the CPU's bf16 products read them.
+/// Bytes of the transposes of the layers' projections as the CPU's bf16 products read them.
 fn transposed_bytes(config: &ModelConfig) -> usize {
-    let block: usize = layer_shapes(config).map(|(n, k)| Panels::transpose_bytes_of(n, k)).iter().sum();
-    config.num_hidden_layers * block
+    let tensors = LayerTensors::new(config, false);
+    let bytes = tensors.stacks().map(|stack| Panels::transpose_bytes_of(stack.outputs(), stack.inputs));
+    config.num_hidden_layers * bytes.iter().sum::<usize>()
 }
 
-/// Bytes of the embedding, and of all linear layers as the CPU's bf16 products read them.
-fn packed_bytes(config: &ModelConfig) -> usize {
+/// Bytes of all weights, the head not padded; `packed` as the CPU's bf16 products read them.
+fn weight_bytes(config: &ModelConfig, dtypes: Dtypes, packed: bool) -> usize {
+    let Parameters { matrices, vectors } = Parameters::new(config);
+    let vectors = vectors * dtypes.activations.size_in_bytes();
+    if !packed {
+        return matrices * dtypes.weights.size_in_bytes() + vectors;
+    }
     let (c, v) = (config.hidden_size, config.vocab_size);
-    let block: usize = layer_shapes(config).map(|(n, k)| Panels::bytes_of(n, k)).iter().sum();
+    let tensors = LayerTensors::new(config, false);
+    let layer = tensors.stacks().map(|stack| Panels::bytes_of(stack.outputs(), stack.inputs));
     let head = if config.tie_word_embeddings { 0 } else { Panels::bytes_of(v, c) };
-    v * c * size_of::<bf16>() + head + config.num_hidden_layers * block
+    v * c * BF16 + head + config.num_hidden_layers * layer.iter().sum::<usize>() + vectors
 }
 
 /// Values of a model's weights.
@@ -240,17 +279,16 @@ pub struct Parameters {
 
 impl Parameters {
     /// Of a model of this shape.
-    pub fn of(config: &ModelConfig) -> Self {
-        let (c, f) = (config.hidden_size, config.intermediate_size);
-        let q = config.num_attention_heads * config.head_dim;
-        let kv = 2 * config.num_key_value_heads * config.head_dim;
-        let block = (q + kv) * c + c * q + 2 * f * c + c * f;
-        let attention_bias = if config.attention_bias { q + kv + c } else { 0 };
-        let mlp_bias = if config.mlp_bias { 2 * f + c } else { 0 };
+    pub fn new(config: &ModelConfig) -> Self {
+        let (c, layers) = (config.hidden_size, config.num_hidden_layers);
+        let tensors = LayerTensors::new(config, false);
+        let weights: usize = tensors.stacks().iter().map(|stack| stack.weights()).sum();
+        let biases: usize = tensors.stacks().iter().map(|stack| stack.biases()).sum();
+        let norms = LayerTensors::NORMS.len() * c;
         let embeddings = if config.tie_word_embeddings { 1 } else { 2 };
         Self {
-            matrices: embeddings * config.vocab_size * c + config.num_hidden_layers * block,
-            vectors: config.num_hidden_layers * (2 * c + attention_bias + mlp_bias) + c,
+            matrices: embeddings * config.vocab_size * c + layers * weights,
+            vectors: layers * (norms + biases) + c,
         }
     }
 

@@ -1,16 +1,25 @@
-//! A frozen checkpoint: where it comes from, what its configuration says, its weights, and the
-//! forward and backward pass over a packed batch.
+//! The frozen decoder: its weights, and the forward and backward pass over a packed batch.
 
-pub mod granite;
-mod infer;
-pub mod kv_cache;
+mod backward;
+mod decoder;
+pub mod flops;
+mod forward;
+mod head;
+mod kv_cache;
+mod layer;
+mod load;
 pub mod memory;
-pub mod pass;
 mod prepare;
-pub mod random;
-pub mod tape;
+mod random;
+mod tape;
 
-pub use granite::{Dtypes, Granite};
+pub use backward::{Backward, Prefixes};
+pub use decoder::{Decoder, Dtypes};
+pub use flops::Flops;
+pub(crate) use forward::GPU_FULL_ROWS;
+pub use forward::PrefixPass;
+pub use head::HeadLoss;
 pub use kv_cache::{KvCache, Next};
+pub use layer::{PrefixGradient, PrefixState};
 pub use memory::{Parameters, TuningMemory};
 pub use tape::Tape;

@@ -1,6 +1,6 @@
 //! What a pass needs of the host, made and uploaded before it runs.
 
-use super::granite::Granite;
+use super::Decoder;
 use crate::Result;
 use crate::batch::PackedBatch;
 use crate::batch::Passes;
@@ -8,7 +8,7 @@ use crate::ops::Indices;
 use crate::ops::attention::Pass;
 use crate::ops::gpu::{self, Route};
 
-impl Granite {
+impl Decoder {
     /// Uploads the indices of `passes` and the plans of their attention, one copy a pass; nothing where the CPU computes.
     /// Passes that were not prepared upload each list when it is read first, with the same result.
     ///
@@ -18,9 +18,9 @@ impl Granite {
         if gpu::route(&self.embedding) != Route::Kernel {
             return Ok(());
         }
-        self.prepare_batch(&passes.lead, None, backward)?;
-        let prefix = Some(passes.lead.prefix_rows);
-        passes.rest.iter().try_for_each(|batch| self.prepare_batch(batch, prefix, backward))
+        self.prepare_batch(&passes.prefix_pass, None, backward)?;
+        let prefix = Some(passes.prefix_pass.prefix_rows);
+        passes.example_passes.iter().try_for_each(|batch| self.prepare_batch(batch, prefix, backward))
     }
 
     fn prepare_batch(&self, batch: &PackedBatch, prefix: Option<usize>, backward: bool) -> Result<()> {
@@ -30,7 +30,7 @@ impl Granite {
             rows: batch.ids.len(),
             targets: batch.target_rows.len(),
             prefix,
-            blocks: self.blocks.len(),
+            blocks: self.layers.len(),
             backward,
         };
         let plans = self.attention.plans(&pass, &self.embedding);

@@ -1,16 +1,19 @@
 //! A model of random weights, from its shape alone: what a step costs does not depend on what the weights
 //! are.
 
-use super::granite::{Block, Dtypes, Granite, Parts, tied, untied};
+use super::decoder::{Parts, attention_shape, output_rows, tied, untied};
+use super::layer::{Attention, Dense, FeedForward, Layer, Mixer};
+use super::{Decoder, Dtypes};
 use crate::Result;
 use crate::checkpoint::ModelConfig;
+use crate::checkpoint::tensors::{LayerTensors, Stack};
 use crate::ops::Linear;
 use crate::ops::rms_norm::RmsNorm;
 use candle_core::{Device, Tensor};
-use rand::{Rng, SeedableRng};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
 use rayon::prelude::*;
-use std::f32::consts::TAU;
 
 /// Standard deviation of the matrices: transformers' `initializer_range`.
 const STD: f32 = 0.02;
@@ -19,26 +22,26 @@ const STD: f32 = 0.02;
 /// gives others, and 2^16 keeps many threads busy with the smallest matrix of a model.
 const STREAM: usize = 1 << 16;
 
-impl Granite {
+impl Decoder {
     /// A model of this shape: matrices are normal with a standard deviation of 0.02, norms are ones, biases
     /// zeros. Each matrix is made on `device` in f32 and then cast, so that one f32 matrix at most is beside
     /// the weights. A seed gives the same values again on the same kind of device.
     ///
     /// # Errors
-    /// The device's, out of memory above all.
+    /// Returns an error if a device operation fails, above all if memory runs out.
     pub fn random(config: &ModelConfig, dtypes: Dtypes, device: &Device, seed: u64) -> Result<Self> {
         if !device.is_cpu() {
             device.set_seed(seed)?;
         }
         let mut make = Maker { config, dtypes, device, seed, stream: 0 };
         let embedding = make.matrix(config.vocab_size, config.hidden_size)?;
-        let blocks = (0..config.num_hidden_layers).map(|_| make.block()).collect::<Result<_>>()?;
+        let layers = (0..config.num_hidden_layers).map(|i| make.layer(i)).collect::<Result<_>>()?;
         let (embedding, head) = match config.tie_word_embeddings {
             true => tied(embedding)?,
             false => (embedding, untied(make.linear(config.vocab_size, config.hidden_size, false)?)?),
         };
         let norm = make.norm()?;
-        Self::from_parts(config, Parts { embedding, blocks, norm, head }, dtypes, device)
+        Self::from_parts(config, Parts { embedding, layers, norm, head }, dtypes, device)
     }
 }
 
@@ -52,18 +55,23 @@ struct Maker<'a> {
 }
 
 impl Maker<'_> {
-    fn block(&mut self) -> Result<Block> {
-        let c = self.config;
-        let (width, f) = (c.hidden_size, c.intermediate_size);
-        let (q, kv) = (c.num_attention_heads * c.head_dim, 2 * c.num_key_value_heads * c.head_dim);
-        Ok(Block {
-            attention_norm: self.norm()?,
-            qkv: self.linear(q + kv, width, c.attention_bias)?,
-            o: self.linear(width, q, c.attention_bias)?,
-            mlp_norm: self.norm()?,
-            gate_up: self.linear(2 * f, width, c.mlp_bias)?,
-            down: self.linear(width, f, c.mlp_bias)?,
+    fn layer(&mut self, i: usize) -> Result<Layer> {
+        let tensors = LayerTensors::new(self.config, false);
+        let (qkv, o) = (self.stack(&tensors.qkv)?, self.stack(&tensors.o)?);
+        let (shape, rows) = (attention_shape(self.config), output_rows(self.config, i));
+        Ok(Layer {
+            mixer_norm: self.norm()?,
+            mixer: Mixer::Attention(Attention::new(shape, qkv, o, rows)?),
+            feed_forward_norm: self.norm()?,
+            feed_forward: FeedForward::Dense(Dense {
+                gate_up: self.stack(&tensors.gate_up)?,
+                down: self.stack(&tensors.down)?,
+            }),
         })
+    }
+
+    fn stack(&mut self, stack: &Stack) -> Result<Linear> {
+        self.linear(stack.outputs(), stack.inputs, stack.has_bias)
     }
 
     fn norm(&self) -> Result<RmsNorm> {
@@ -93,19 +101,15 @@ impl Maker<'_> {
     }
 }
 
-/// Normal values around 0 by Box and Muller (1958), two of each pair of uniform ones.
+/// Normal values around 0.
 fn normal(n: usize, seed: u64, stream: u64) -> Vec<f32> {
     let mut values = vec![0f32; n];
     values.par_chunks_mut(STREAM).enumerate().for_each(|(i, values)| {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(stream + i as u64);
-        for pair in values.chunks_mut(2) {
-            let (u, v): (f32, f32) = (1.0 - rng.random::<f32>(), rng.random());
-            let (sin, cos) = (TAU * v).sin_cos();
-            let radius = STD * (-2.0 * u.ln()).sqrt();
-            for (value, part) in pair.iter_mut().zip([cos, sin]) {
-                *value = radius * part;
-            }
+        for value in values {
+            let standard: f32 = StandardNormal.sample(&mut rng);
+            *value = STD * standard;
         }
     });
     values
@@ -114,7 +118,7 @@ fn normal(n: usize, seed: u64, stream: u64) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{TuningMemory, granite};
+    use crate::model::TuningMemory;
     use candle_core::{DType, DeviceLocation};
     use std::path::Path;
 
@@ -132,11 +136,11 @@ mod tests {
         for name in ["granite", "llama_bias", "hybrid_dense"] {
             for weights in [DType::F32, DType::BF16] {
                 let config = config(name);
-                let dtypes = granite::dtypes(weights, &Device::Cpu).unwrap();
-                let model = Granite::random(&config, dtypes, &Device::Cpu, 1).unwrap();
+                let dtypes = Dtypes::for_weights(weights, &Device::Cpu).unwrap();
+                let model = Decoder::random(&config, dtypes, &Device::Cpu, 1).unwrap();
                 // The norms are no part of what a model counts as its weights.
                 let norms = 4 * config.hidden_size * (2 * config.num_hidden_layers + 1);
-                let memory = TuningMemory::of(&config, dtypes, DeviceLocation::Cpu);
+                let memory = TuningMemory::new(&config, dtypes, DeviceLocation::Cpu);
                 assert_eq!(model.weight_bytes(), memory.weights - norms, "{name} in {weights:?}");
                 assert_eq!(model.embedding().dtype(), weights);
                 assert_eq!(model.embedding().dims(), [config.vocab_size, config.hidden_size]);
@@ -148,14 +152,16 @@ mod tests {
     #[test]
     fn a_seed_gives_one_model_whose_matrices_differ() {
         let config = config("llama_bias");
-        let dtypes = granite::dtypes(DType::F32, &Device::Cpu).unwrap();
-        let of = |seed| Granite::random(&config, dtypes, &Device::Cpu, seed).unwrap();
+        let dtypes = Dtypes::for_weights(DType::F32, &Device::Cpu).unwrap();
+        let of = |seed| Decoder::random(&config, dtypes, &Device::Cpu, seed).unwrap();
         let (model, again, other) = (of(3), of(3), of(4));
         assert_eq!(flat(model.embedding()), flat(again.embedding()));
         assert_ne!(flat(model.embedding()), flat(other.embedding()));
-        let qkv: Vec<_> = model.blocks.iter().map(|b| flat(&b.qkv.weight().unwrap())).collect();
-        assert_ne!(qkv[0], qkv[1]);
-        assert_eq!(qkv[1], flat(&again.blocks[1].qkv.weight().unwrap()));
+        let qkv = |model: &Decoder, i: usize| {
+            flat(&model.layers[i].projections().next().unwrap().weight().unwrap())
+        };
+        assert_ne!(qkv(&model, 0), qkv(&model, 1));
+        assert_eq!(qkv(&model, 1), qkv(&again, 1));
         assert_ne!(flat(model.embedding()), flat(&model.head.weight().unwrap()), "the head is not tied");
     }
 

@@ -2,14 +2,15 @@
 
 use crate::checkpoint::TextTokenizer;
 use crate::config::{InitMethod, PromptOptions};
-use crate::model::Granite;
+use crate::model::Decoder;
 use crate::ops::gpu;
 use crate::prompt::peft::Adapter;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
-use rand::distr::{Distribution, StandardUniform, Uniform};
-use rand::{Rng, SeedableRng};
+use rand::SeedableRng;
+use rand::distr::Uniform;
 use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
 use std::path::Path;
 
 /// The soft prompt that a run starts from, f32 [num_virtual_tokens, C] on the CPU, before Granite's embedding
@@ -26,7 +27,7 @@ use std::path::Path;
 /// A text without tokens, or with one that the embedding has no row for; an adapter of another width or length.
 pub fn initial(
     options: &PromptOptions,
-    model: &Granite,
+    model: &Decoder,
     tokenizer: &TextTokenizer,
     seed: u64,
 ) -> Result<Tensor> {
@@ -56,7 +57,7 @@ pub fn initial(
             let mean = embedding.mean_keepdim(0)?;
             let deviation = embedding.var_keepdim(0)?.sqrt()?;
             let width = model.config().hidden_size;
-            let noise: Vec<f32> = (0..asked * width).map(|_| normal(&mut rng) as f32).collect();
+            let noise: Vec<f32> = StandardNormal.sample_iter(&mut rng).take(asked * width).collect();
             let noise = Tensor::from_vec(noise, (asked, width), &Device::Cpu)?;
             Ok(noise.broadcast_mul(&deviation)?.broadcast_add(&mean)?)
         }
@@ -85,14 +86,7 @@ pub fn initial(
 }
 
 /// Rows of the embedding matrix in f32 on the CPU.
-fn rows(model: &Granite, ids: &[u32]) -> Result<Tensor> {
+fn rows(model: &Decoder, ids: &[u32]) -> Result<Tensor> {
     let ids = gpu::upload(ids, model.device())?;
     Ok(model.embedding().index_select(&ids, 0)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?)
-}
-
-/// A standard normal value (Box and Muller, 1958).
-fn normal(rng: &mut impl Rng) -> f64 {
-    let mut uniform = || -> f64 { rng.sample(StandardUniform) };
-    let (u, v) = (1.0 - uniform(), uniform());
-    (-2.0 * u.ln()).sqrt() * (2.0 * std::f64::consts::PI * v).cos()
 }

@@ -3,8 +3,10 @@
 pub mod init;
 mod named;
 pub mod peft;
+mod soft_prompt;
 pub(crate) mod torch_reader;
 pub mod vocabulary;
 
 pub use named::Tuned;
 pub use peft::{Adapter, AdapterConfig, ModelCard, Place, PromptTask, PromptTuningInit};
+pub use soft_prompt::{Prefix, Prompt, PromptParameter};

@@ -113,13 +113,13 @@ impl<'a> Tuning<'a> {
         let records =
             (self.config.data.task == TaskKind::Classification).then_some(&self.train.0.records[..]);
         let mut summary = self.summary(folder, trainer)?;
-        let schedule = health::schedule(&self.config.train, trainer.total_steps());
+        let schedule = health::schedule(&self.config.train, trainer.first().total_steps());
         summary.warnings.extend(schedule.filter(|text| !summary.warnings.contains(text)));
         let health = Health::new(&self.train.1.examples, records, vocabulary()?.norms()?);
         let health = health.after(&summary.warnings);
         folder.summary(&summary)?;
         let events = match self.config.train.tensorboard {
-            true => Some(EventFile::create(&folder.path, trainer.position().step)?),
+            true => Some(EventFile::create(&folder.path, trainer.first().position().step)?),
             false => None,
         };
         let rates = Rates::of(&super::read::records(&folder.path.join(crate::layout::METRICS))?);
@@ -136,14 +136,14 @@ impl<'a> Tuning<'a> {
         if kept.step != summary.kept_step {
             folder.set_evaluation_aside()?;
         }
-        let tokens = vocabulary()?.compare(&trainer.initial()?, &kept.prompt)?;
+        let tokens = vocabulary()?.compare(&trainer.first().initial()?, &kept.prompt)?;
         folder.tokens(&tokens)?;
         if outcome.is_ok() {
             let ended = health::Outcome {
                 moved: tokens.tokens.iter().any(|token| token.moved > 0.0),
                 kept_step: kept.step,
-                taken: trainer.position().step,
-                skipped: trainer.skipped(),
+                taken: trainer.first().position().step,
+                skipped: trainer.first().skipped(),
             };
             for text in ended.warnings() {
                 watch.warning(&text)?;
@@ -156,7 +156,7 @@ impl<'a> Tuning<'a> {
             Ok(Ended::Interrupted) => Status::Interrupted,
             Err(error) => Status::Failed { error: error.to_string() },
         };
-        summary.reach(trainer.position(), trainer.elapsed());
+        summary.reach(trainer.first().position(), trainer.first().elapsed());
         (summary.kept_step, summary.kept_epoch) = (kept.step, kept.epoch);
         (summary.train_loss, summary.validation_loss) = (kept.train_loss, kept.validation_loss);
         rates.write(&mut summary, memory);
@@ -166,7 +166,7 @@ impl<'a> Tuning<'a> {
 
     /// The summary of a run that has not gone on yet.
     fn summary(&self, folder: &RunFolder, trainer: &Trainer) -> Result<Summary> {
-        let (session, position) = (self.session, trainer.position());
+        let (session, position) = (self.session, trainer.first().position());
         let config = session.model.config();
         let earlier = match &self.state {
             Some(_) => Some(Run::read(&folder.path)?.summary),
@@ -186,7 +186,7 @@ impl<'a> Tuning<'a> {
                 format: session.format.clone(),
                 dtype: format!("{:?}", session.dtype).to_lowercase(),
                 device: crate::device::kind(session.model.device()).into(),
-                parameters: Parameters::of(config).total(),
+                parameters: Parameters::new(config).total(),
                 num_hidden_layers: config.num_hidden_layers,
                 hidden_size: config.hidden_size,
                 vocab_size: config.vocab_size,
@@ -197,7 +197,7 @@ impl<'a> Tuning<'a> {
             train_examples: self.train.1.examples.len(),
             validation_examples: self.validation.as_ref().map_or(0, |(_, encoded)| encoded.examples.len()),
             steps: position.step,
-            total_steps: trainer.total_steps(),
+            total_steps: trainer.first().total_steps(),
             skipped_steps: position.skipped,
             epochs: position.last.epoch,
             kept_step: earlier.as_ref().map_or(0, |summary| summary.kept_step),

@@ -1,8 +1,8 @@
 //! How many requests a server holds, and how many rows it keeps for them.
 
 use crate::device::free_memory;
-use crate::model::Granite;
-use crate::model::pass::GPU_FULL_ROWS;
+use crate::model::Decoder;
+use crate::model::GPU_FULL_ROWS;
 use crate::{Error, Result};
 
 /// What a server keeps for requests.
@@ -37,7 +37,7 @@ const GPU_STEP_RESERVE: usize = 2 << 30;
 ///
 /// # Errors
 /// The device's; too little memory for a single row.
-pub fn serving_limits(model: &Granite, configured: Limits) -> Result<Limits> {
+pub fn serving_limits(model: &Decoder, configured: Limits) -> Result<Limits> {
     let (config, device) = (model.config(), model.device());
     let width = 2 * config.num_key_value_heads * config.head_dim;
     let row_bytes = config.num_hidden_layers * width * model.product_dtype().size_in_bytes();

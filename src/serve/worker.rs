@@ -3,7 +3,7 @@
 use super::adapters::Served;
 use super::client::{Client, Command, Refused, Shared};
 use crate::generate::{Engine, Event, PrefixId, SequenceId};
-use crate::model::Granite;
+use crate::model::Decoder;
 use crate::prompt::peft::Adapter;
 use crate::serve::limits::Limits;
 use crate::{Error, Result};
@@ -38,7 +38,7 @@ pub struct Step {
 /// # Errors
 /// The device's, where it has no room for the cache.
 pub fn start(
-    model: Granite,
+    model: Decoder,
     base: Served,
     limits: Limits,
     watch: impl Fn(Step) + Send + 'static,
@@ -88,7 +88,7 @@ impl Drop for Ends {
 
 struct Worker<'m, W> {
     engine: Engine<'m>,
-    model: &'m Granite,
+    model: &'m Decoder,
     base: Served,
     shared: Arc<Shared>,
     watch: W,
@@ -101,7 +101,7 @@ struct Worker<'m, W> {
 }
 
 impl<'m, W: Fn(Step)> Worker<'m, W> {
-    fn new(model: &'m Granite, base: Served, shared: Arc<Shared>, watch: W) -> Result<Self> {
+    fn new(model: &'m Decoder, base: Served, shared: Arc<Shared>, watch: W) -> Result<Self> {
         let mut engine = Engine::new(model, shared.limits.cache_rows, shared.limits.step_rows)?;
         let prefixes = BTreeMap::from([(base.name.clone(), engine.add_prefix(None)?)]);
         Ok(Self {

@@ -5,8 +5,8 @@ use crate::Result;
 use crate::batch::{Example, PrefixGroup};
 use crate::config::TrainOptions;
 use crate::device::Shortage;
-use crate::model::pass::GPU_FULL_ROWS;
-use crate::model::{Dtypes, Granite, TuningMemory};
+use crate::model::GPU_FULL_ROWS;
+use crate::model::{Decoder, Dtypes, TuningMemory};
 use candle_core::{Device, Tensor};
 
 /// Rows of a pass on the CPU where the configuration names none. SmolLM2-135M in f32 keeps 0.7 MB of tape a
@@ -62,7 +62,7 @@ fn row_range(configured: usize, on_cpu: bool) -> RowRange {
 /// The device's.
 pub fn plan_run(
     options: &TrainOptions,
-    model: &Granite,
+    model: &Decoder,
     train: &[Example],
     virtual_tokens: usize,
 ) -> Result<MemoryPlan> {
@@ -70,7 +70,7 @@ pub fn plan_run(
         warm_up(model, train, virtual_tokens)?;
     }
     let dtypes = Dtypes { weights: model.embedding().dtype(), activations: model.dtype() };
-    let mut memory = TuningMemory::of(model.config(), dtypes, model.device().location());
+    let mut memory = TuningMemory::new(model.config(), dtypes, model.device().location());
     memory.has_transposes = memory.transposes > 0 && model.has_transposes();
     let work = Work::of(train, virtual_tokens, options.batch_size * options.accumulate_steps);
     let plan = plan(options, &memory, &work, model.device(), true)?;
@@ -79,7 +79,7 @@ pub fn plan_run(
 }
 
 /// Makes the second copy of the weights that a plan has room for.
-fn copy_weights(model: &Granite, plan: &MemoryPlan) {
+fn copy_weights(model: &Decoder, plan: &MemoryPlan) {
     if let BackwardWeights::Copied { is_packed: false, .. } = plan.backward_weights {
         model.pack_transposes();
     }
@@ -90,7 +90,7 @@ fn copy_weights(model: &Granite, plan: &MemoryPlan) {
 ///
 /// # Errors
 /// The device's, but for too little memory.
-fn warm_up(model: &Granite, train: &[Example], virtual_tokens: usize) -> Result<()> {
+fn warm_up(model: &Decoder, train: &[Example], virtual_tokens: usize) -> Result<()> {
     let rows = |example: &&Example| example.input.len() + example.target.len();
     let Some(example) = train.iter().min_by_key(rows) else { return Ok(()) };
     let prompts =

@@ -4,30 +4,44 @@
 use super::plan::{self, Limits};
 use crate::batch::Sequence;
 use crate::batch::{PackedBatch, Packing, Passes, PrefixGroup};
-use crate::model::Granite;
-use crate::model::pass::PrefixPass;
+use crate::model::{Decoder, PrefixGradient, PrefixPass, Prefixes, Tape};
 use crate::ops::gpu::{self, Route};
 use crate::ops::rope::Rope;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 
-/// Loss of a batch.
+/// Losses of a batch: sums and counts of each prefix group's target tokens.
 #[derive(Debug, Clone)]
 pub struct Objective {
     /// Negative log-likelihood of each target token, nats, pass by pass in the order of groups, examples and
-    /// tokens. On a GPU it may still be on its way.
+    /// tokens. A GPU may not have computed it yet.
     nll: Vec<Tensor>,
+    /// As [`Passes::target_groups`].
+    target_groups: Vec<(usize, usize)>,
+    /// Number of prefix groups.
+    groups: usize,
     /// Rows that went through the model.
     pub rows: usize,
-    /// Gradient of the mean of `nll` in the prompts, of their shape; `None` where none was asked for.
+    /// Gradient of the sum of the groups' mean losses in the prompts, of their shape; `None` if none was asked for. A prompt
+    /// of one group has the gradient of that group's mean loss.
     pub gradient: Option<Tensor>,
 }
 
 impl Objective {
-    /// Mean over the target tokens.
+    fn new(nll: Vec<Tensor>, passes: &Passes, gradient: Option<Tensor>) -> Self {
+        Self {
+            nll,
+            target_groups: passes.target_groups().collect(),
+            groups: passes.groups,
+            rows: passes.rows(),
+            gradient,
+        }
+    }
+
+    /// Mean over all target tokens, nats.
     ///
     /// # Errors
-    /// The device's.
+    /// Returns an error if a device operation fails.
     pub fn loss(&self) -> Result<f64> {
         let nll = self.nll()?;
         Ok(nll.iter().sum::<f64>() / nll.len() as f64)
@@ -37,7 +51,7 @@ impl Objective {
     /// the device.
     ///
     /// # Errors
-    /// The device's.
+    /// Returns an error if a device operation fails.
     pub fn nll(&self) -> Result<Vec<f64>> {
         let mut all = Vec::with_capacity(self.target_tokens());
         for nll in self.nll.iter().filter(|nll| nll.elem_count() > 0) {
@@ -46,7 +60,19 @@ impl Objective {
         Ok(all)
     }
 
-    /// [`Objective::nll`] where it is, which may be on its way; one tensor a pass.
+    /// Sum of `nll`, which is [`Objective::nll`], and number of target tokens of each group.
+    pub fn sums(&self, nll: &[f64]) -> Vec<(f64, usize)> {
+        let mut sums = vec![(0.0, 0); self.groups];
+        let mut values = nll.iter();
+        for (group, rows) in &self.target_groups {
+            let (sum, tokens) = &mut sums[*group];
+            values.by_ref().take(*rows).for_each(|value| *sum += value);
+            *tokens += rows;
+        }
+        sums
+    }
+
+    /// [`Objective::nll`] as tensors, one a pass, which a device may not have computed yet.
     pub(super) fn parts(&self) -> &[Tensor] {
         &self.nll
     }
@@ -57,7 +83,7 @@ impl Objective {
     }
 }
 
-/// Loss and gradient of `groups`. `prompts` [n, C], of [`Granite::prompt_dtype`], holds the virtual tokens
+/// Loss and gradient of `groups`. `prompts` [n, C], of [`Decoder::prompt_dtype`], holds the virtual tokens
 /// that the groups name. At most `limits.max_rows` rows (and a single sequence at the least) go through the
 /// model at a time; the prefixes go through it once, whatever the limit is:
 ///
@@ -68,9 +94,9 @@ impl Objective {
 /// ```
 ///
 /// # Errors
-/// Shapes that do not fit; the device's.
+/// Returns an error if shapes do not match or a device operation fails.
 pub fn gradient(
-    model: &Granite,
+    model: &Decoder,
     prompts: &Tensor,
     groups: &[PrefixGroup],
     limits: Limits,
@@ -81,54 +107,100 @@ pub fn gradient(
 /// What [`gradient`] needs of the host: passes, the plans of their attention, and the copies of both on the device.
 ///
 /// # Errors
-/// Sequences longer than the model takes; the device's.
-pub(super) fn prepare(model: &Granite, groups: &[PrefixGroup], max_rows: usize) -> Result<Passes> {
+/// Returns an error if sequences are longer than the model takes, or if a device operation fails.
+pub(super) fn prepare(model: &Decoder, groups: &[PrefixGroup], max_rows: usize) -> Result<Passes> {
     let passes = passes(model, groups, max_rows)?;
     model.prepare(&passes, true)?;
     Ok(passes)
 }
 
-/// As [`gradient`], of a batch that is packed; of the first `recompute` blocks of each pass only the input is kept.
+/// As [`gradient`], of a batch that is packed; of the first `recompute` layers of each pass only the input is saved.
 ///
 /// # Errors
 /// As [`gradient`].
 pub fn gradient_of(
-    model: &Granite,
+    model: &Decoder,
     prompts: &Tensor,
     passes: &Passes,
     recompute: usize,
 ) -> Result<Objective> {
-    let scale = loss_scale(model, passes.target_tokens());
-    let dloss = scale / passes.target_tokens() as f64;
+    let scales = RowScales::new(model, passes);
     let virtual_tokens = prompts.dims()[0];
-    let Passes { lead, rest } = passes;
-    let tape = model.forward(lead, prompts, None, recompute)?;
-    let mut nll = Vec::with_capacity(1 + rest.len());
-    let mut behind: Option<Vec<Tensor>> = None;
-    if !rest.is_empty() {
-        let prefix = tape.keys_values()?;
-        for batch in rest {
-            let tape = model.forward(batch, prompts, Some(&prefix), recompute)?;
-            let head = model.head_loss(tape.hidden(), &batch.labels, Some(dloss))?;
-            nll.push(head.nll);
-            let Some(dhidden) = head.dhidden else { unreachable!("a gradient was asked for") };
-            let found = model.backward(batch, tape, &dhidden, Some(&prefix), None, virtual_tokens)?.prefixes;
-            behind = match (behind, found) {
+    let Passes { prefix_pass, example_passes, .. } = passes;
+    let tape = model.forward(prefix_pass, prompts, None, recompute)?;
+    let mut nll = Vec::with_capacity(1 + example_passes.len());
+    let mut prefix_gradients: Option<Vec<PrefixGradient>> = None;
+    if !example_passes.is_empty() {
+        let states = tape.prefix_states()?;
+        let prefixes = Prefixes { states: Some(&states), gradients: None };
+        for batch in example_passes {
+            let tape = model.forward(batch, prompts, Some(&states), recompute)?;
+            let dhidden = head(model, &tape, batch, &scales, &mut nll)?;
+            let found = model.backward(batch, tape, &dhidden, prefixes, virtual_tokens)?.prefixes;
+            prefix_gradients = match (prefix_gradients, found) {
                 (Some(sum), Some(found)) => {
-                    Some(sum.iter().zip(&found).map(|(a, b)| a + b).collect::<candle_core::Result<_>>()?)
+                    Some(sum.iter().zip(&found).map(|(a, b)| a.add(b)).collect::<Result<_>>()?)
                 }
                 (sum, found) => sum.or(found),
             };
         }
     }
-    let head = model.head_loss(tape.hidden(), &lead.labels, Some(dloss))?;
-    nll.insert(0, head.nll);
-    let Some(dhidden) = head.dhidden else { unreachable!("a gradient was asked for") };
-    let backward = model.backward(lead, tape, &dhidden, None, behind.as_deref(), virtual_tokens)?;
+    let mut first = Vec::with_capacity(1);
+    let dhidden = head(model, &tape, prefix_pass, &scales, &mut first)?;
+    nll.splice(0..0, first);
+    let prefixes = Prefixes { states: None, gradients: prefix_gradients.as_deref() };
+    let backward = model.backward(prefix_pass, tape, &dhidden, prefixes, virtual_tokens)?;
+    let scale = scales.loss_scale;
     // f32 on a GPU, where the division by a power of two is exact and what is not finite stays so.
     let gradient =
         backward.prompts.map(|scaled| if scale == 1.0 { Ok(scaled) } else { scaled / scale }).transpose()?;
-    Ok(Objective { nll, rows: passes.rows(), gradient })
+    Ok(Objective::new(nll, passes, gradient))
+}
+
+/// Factors of the target rows' losses: 1 / target tokens of the row's group, times [`loss_scale`].
+struct RowScales {
+    loss_scale: f64,
+    /// The factor of the group with the fewest target tokens.
+    largest: f64,
+    /// The factor of each group as a part of `largest`; `None` if all are 1.
+    parts: Option<Vec<f64>>,
+}
+
+impl RowScales {
+    fn new(model: &Decoder, passes: &Passes) -> Self {
+        let tokens = passes.target_tokens_by_group();
+        let fewest = tokens.iter().copied().filter(|tokens| *tokens > 0).min().unwrap_or(0);
+        let loss_scale = loss_scale(model, fewest);
+        let parts = tokens.iter().map(|tokens| fewest as f64 / (*tokens).max(1) as f64);
+        let differ = tokens.iter().any(|tokens| *tokens > 0 && *tokens != fewest);
+        Self { loss_scale, largest: loss_scale / fewest as f64, parts: differ.then(|| parts.collect()) }
+    }
+
+    /// Multiplies the gradient of a batch's target rows [targets, C] by the parts of their groups.
+    fn apply(&self, dhidden: Tensor, batch: &PackedBatch) -> Result<Tensor> {
+        let Some(parts) = &self.parts else { return Ok(dhidden) };
+        let of_rows = batch
+            .target_groups
+            .iter()
+            .flat_map(|(group, rows)| std::iter::repeat_n(parts[*group] as f32, *rows));
+        let of_rows =
+            Tensor::from_iter(of_rows, dhidden.device())?.to_dtype(dhidden.dtype())?.unsqueeze(1)?;
+        Ok(dhidden.broadcast_mul(&of_rows)?)
+    }
+}
+
+/// Losses of a batch, which are added to `nll`, and the gradient of its target rows' hidden states.
+fn head(
+    model: &Decoder,
+    tape: &Tape,
+    batch: &PackedBatch,
+    scales: &RowScales,
+    nll: &mut Vec<Tensor>,
+) -> Result<Tensor> {
+    let losses = model.head_loss(tape.hidden(), &batch.labels, Some(scales.largest))?;
+    nll.push(losses.nll);
+    let Some(dhidden) = losses.dhidden else { unreachable!("a gradient was asked for") };
+    scales.apply(dhidden, batch)
 }
 
 /// Factor on the loss in the backward pass, a power of two that is taken out of the prompts' gradient again. 1 but for
@@ -144,7 +216,7 @@ pub fn gradient_of(
 /// * 2^10 at least, as one target's gradient spreads over all rows that it attends to. At one target and a `logits_scaling`
 ///   of 1 the absolute values of its logits' gradient add up to 2^11 at most: weights of up to 31 do not overflow the hidden
 ///   state's gradient, and the elements of the prefix rows' may be up to 63.
-fn loss_scale(model: &Granite, targets: usize) -> f64 {
+fn loss_scale(model: &Decoder, targets: usize) -> f64 {
     if model.dtype() != DType::F16 || gpu::route(model.embedding()) != Route::Kernel {
         return 1.0;
     }
@@ -156,13 +228,13 @@ fn scale_in_f16(targets: usize, logits_scaling: f64) -> f64 {
     (targets as f64 * logits_scaling).log2().ceil().clamp(10.0, 14.0).exp2()
 }
 
-/// Loss of `groups` without a gradient, and without a tape: one block's memory at a time, and the keys and values of
+/// Loss of `groups` without a gradient, and without a tape: one layer's memory at a time, and the keys and values of
 /// the prefixes where there is more than one pass. Passes of at most `max_rows` rows, otherwise as [`gradient`].
 ///
 /// # Errors
-/// Shapes that do not fit; the device's.
+/// Returns an error if shapes do not match or a device operation fails.
 pub fn evaluate(
-    model: &Granite,
+    model: &Decoder,
     prompts: &Tensor,
     groups: &[PrefixGroup],
     max_rows: usize,
@@ -174,23 +246,23 @@ pub fn evaluate(
 ///
 /// # Errors
 /// As [`evaluate`].
-pub fn evaluate_of(model: &Granite, prompts: &Tensor, passes: &Passes) -> Result<Objective> {
+pub fn evaluate_of(model: &Decoder, prompts: &Tensor, passes: &Passes) -> Result<Objective> {
     model.prepare(passes, false)?;
-    let Passes { lead, rest } = passes;
+    let Passes { prefix_pass, example_passes, .. } = passes;
     let nll_of = |hidden: &Tensor, batch: &PackedBatch| -> Result<Tensor> {
         Ok(model.head_loss(hidden, &batch.labels, None)?.nll)
     };
-    let mut nll = Vec::with_capacity(1 + rest.len());
-    if rest.is_empty() {
-        nll.push(nll_of(&model.hidden(lead, prompts, None)?, lead)?);
+    let mut nll = Vec::with_capacity(1 + example_passes.len());
+    if example_passes.is_empty() {
+        nll.push(nll_of(&model.hidden(prefix_pass, prompts, None)?, prefix_pass)?);
     } else {
-        let PrefixPass { keys_values, hidden } = model.prefix_pass(lead, prompts)?;
-        nll.push(nll_of(&hidden, lead)?);
-        for batch in rest {
-            nll.push(nll_of(&model.hidden(batch, prompts, Some(&keys_values))?, batch)?);
+        let PrefixPass { states, hidden } = model.prefix_pass(prefix_pass, prompts)?;
+        nll.push(nll_of(&hidden, prefix_pass)?);
+        for batch in example_passes {
+            nll.push(nll_of(&model.hidden(batch, prompts, Some(&states))?, batch)?);
         }
     }
-    Ok(Objective { nll, rows: passes.rows(), gradient: None })
+    Ok(Objective::new(nll, passes, None))
 }
 
 /// Negative log-likelihoods of the targets of `group`, and the rows of a pass with which they were taken: half of `max_rows`
@@ -199,7 +271,7 @@ pub fn evaluate_of(model: &Granite, prompts: &Tensor, passes: &Passes) -> Result
 /// # Errors
 /// [`Error::OutOfMemory`] where a single sequence does not fit; those of [`evaluate`].
 pub(crate) fn evaluate_within_memory(
-    model: &Granite,
+    model: &Decoder,
     prompts: &Tensor,
     group: PrefixGroup,
     max_rows: usize,
@@ -218,7 +290,7 @@ pub(crate) fn evaluate_within_memory(
 }
 
 /// Packs `groups` for `model`.
-fn passes(model: &Granite, groups: &[PrefixGroup], max_rows: usize) -> Result<Passes> {
+fn passes(model: &Decoder, groups: &[PrefixGroup], max_rows: usize) -> Result<Passes> {
     let rope = model.config().rope.as_ref();
     if let Some(most) = rope.and_then(Rope::most_positions) {
         let longest = |g: &PrefixGroup| {

@@ -239,7 +239,7 @@ impl MemoryPlan {
             prompt: work.virtual_tokens * memory.prompt_per_token,
             reserve: memory.reserve(tape + workspace),
             limits,
-            blocks: memory.blocks,
+            blocks: memory.layers,
         }
     }
 

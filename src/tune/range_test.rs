@@ -1,9 +1,10 @@
 //! A learning-rate range test (Smith, 2017, arXiv:1506.01186): the rate rises from step to step, and the loss shows from
 //! where on the prompt learns and from where on it is thrown about.
 
-use super::observer::Observer;
+use super::observer::{Observer, StepRecord};
+use super::prompt_run::StepExamples;
 use super::state::epoch_order;
-use super::trainer::{Task, Trainer, Turn};
+use super::trainer::{Part, Task, Trainer};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -59,11 +60,11 @@ pub fn range_test(task: Task, prompt: &Tensor, observer: &mut dyn Observer) -> R
     });
     for (i, (epoch, chunk)) in batches.take(STEPS).enumerate() {
         let learning_rate = RANGE[0] * (RANGE[1] / RANGE[0]).powf(i as f64 / (STEPS - 1) as f64);
-        let record = match trainer.step_at(learning_rate, epoch, Turn { chunk: &chunk, next: None }, observer)
-        {
+        let part = Part { run: 0, examples: StepExamples { now: chunk, next: None }, learning_rate };
+        let record = match trainer.step(&[part], &mut [observer])?.pop() {
             // The rates before were fine: that is what the test is to find out.
-            Err(Error::NotFinite { .. }) | Ok(None) => break,
-            other => other?,
+            Some(Err(Error::NotFinite { .. }) | Ok(None)) | None => break,
+            Some(record) => record?.map(|record| StepRecord { epoch, ..record }),
         };
         let Some(record) = record else { break };
         average = SMOOTHING * average + (1.0 - SMOOTHING) * record.loss;

@@ -1,412 +1,312 @@
-//! The run: epochs of optimizer steps over packed batches.
+//! Takes the steps of one or many prompt runs: each step runs the examples of all of them through the model together.
+//!
+//! ```text
+//! step n    run a: 8 examples ┐                                  ┌ gradient of a ─ clip, AdamW, schedule of a
+//!           run b: 8 examples ┼─ one packed batch ─ gradient of ─┼ gradient of b ─ clip, AdamW, schedule of b
+//!           run c: 8 examples ┘      each run's mean loss        └ gradient of c ─ clip, AdamW, schedule of c
+//! ```
 
 mod attempt;
-mod kept;
 
-use super::observer::{EpochRecord, Observer, StepRecord};
+use super::observer::{Observer, StepRecord};
 use super::plan::{self, Limits};
-use super::state::{self, Clock, Mark, Position, State, epoch_order};
-use super::{objective, schedule};
-use crate::batch::Sequence;
-use crate::batch::{Example, PrefixGroup};
-use crate::config::{OnNotFinite, TrainOptions};
-use crate::model::Granite;
-use crate::ops::adamw::{AdamW, Parameter, Step};
-use crate::ops::gpu::{self, products};
+use super::prompt_run::{Ended, Next, PromptRun, RunExamples, Shared, StepExamples};
+use super::state::State;
+use super::{Kept, objective};
+use crate::batch::{Example, PrefixGroup, Sequence};
+use crate::config::TrainOptions;
+use crate::model::Decoder;
+use crate::ops::gpu::products;
 use crate::{Error, Result};
-use attempt::{Attempt, Prepared};
-use candle_core::{DType, Device, Tensor};
-pub use kept::Kept;
-use kept::LastGood;
+use attempt::Prepared;
+use candle_core::Tensor;
+use std::ops::Range;
 use std::time::Instant;
 
-/// What a run tunes with.
+/// What one run tunes with.
+#[derive(Clone, Copy)]
 pub struct Task<'a> {
     /// The frozen model.
-    pub model: &'a Granite,
+    pub model: &'a Decoder,
     /// Examples to learn from.
     pub train: &'a [Example],
     /// Examples whose loss is taken after each epoch; may be empty.
     pub validation: &'a [Example],
     /// Hyperparameters.
     pub options: &'a TrainOptions,
-    /// How much goes through the model at a time, at first: less where the device runs out of memory.
+    /// How much goes through the model at a time at first: less if the device runs out of memory.
     pub limits: Limits,
 }
 
-/// How a run ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
-    /// All steps are done.
-    Completed,
-    /// The validation loss did not fall for `train.early_stopping` epochs.
-    StoppedEarly,
-    /// [`Observer::interrupted`] said so.
-    Interrupted,
-}
-
-/// The examples of a step, and of the step after it, where that is known; indices of [`Task::train`].
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Turn<'a> {
-    pub(super) chunk: &'a [usize],
-    pub(super) next: Option<&'a [usize]>,
-}
-
-/// A run under way. After an error it still has the last good prompt.
+/// Runs that are being trained.
 pub struct Trainer<'a> {
-    task: Task<'a>,
-    adamw: AdamW,
-    parameter: Parameter,
-    initial: Tensor,
-    best: Option<Tensor>,
-    good: LastGood,
+    decoder: &'a Decoder,
+    runs: Vec<PromptRun<'a>>,
+    /// How much goes through the model at a time: less after the device ran out of memory.
     limits: Limits,
-    position: Position,
-    clock: Clock,
-    /// [`state::fingerprint`] of the examples.
-    examples: String,
-    /// The step after the last, where it was to be expected.
+    /// The step after the last, if it could be foreseen.
     prepared: Option<Prepared>,
 }
 
+impl<'a> Task<'a> {
+    fn examples(&self) -> RunExamples<'a> {
+        RunExamples { train: self.train, validation: self.validation }
+    }
+}
+
+/// A run's part in a step.
+pub(super) struct Part {
+    /// Index in [`Trainer::runs`].
+    pub(super) run: usize,
+    pub(super) examples: StepExamples,
+    pub(super) learning_rate: f64,
+}
+
 impl<'a> Trainer<'a> {
-    /// A run from `prompt`, f32 [num_virtual_tokens, C].
+    /// For one run from `prompt`, f32 [num_virtual_tokens, C].
     ///
     /// # Errors
-    /// No training examples, or examples that with the prompt exceed the model's positions.
+    /// As [`PromptRun::new`].
     pub fn new(task: Task<'a>, prompt: &Tensor) -> Result<Self> {
-        if task.train.is_empty() {
-            return Err(Error::Invalid("data.train: expected at least one example, found none".into()));
-        }
-        let longest = task.train.iter().chain(task.validation).map(|e| e.input.len() + e.target.len()).max();
-        let positions = prompt.dims()[0] + longest.unwrap_or(0);
-        let limit = task.model.config().max_position_embeddings;
-        if positions > limit {
-            return Err(Error::Invalid(format!(
-                "expected at most {limit} positions, the model's max_position_embeddings, found {positions}: lower \
-                 data.max_input_tokens or prompt.num_virtual_tokens"
-            )));
-        }
-        let options = task.options;
-        let adamw = AdamW {
-            beta1: options.beta1,
-            beta2: options.beta2,
-            eps: options.eps,
-            weight_decay: options.weight_decay,
-        };
-        products::set_timing(task.model.device(), options.time_products)?;
-        let initial = gpu::to_device(&prompt.to_dtype(DType::F32)?, task.model.device())?;
-        let parameter = Parameter::new(&initial)?;
-        let (limits, position) = (task.limits, Position::default());
-        let clock = Clock::new(position.elapsed);
-        let examples = state::fingerprint(task.train, task.validation);
-        let good = LastGood::default();
-        Ok(Self {
-            task,
-            adamw,
-            parameter,
-            initial,
-            best: None,
-            good,
-            limits,
-            position,
-            clock,
-            examples,
-            prepared: None,
-        })
+        let run = PromptRun::new(task.model, task.examples(), task.options, prompt)?;
+        Self::with_runs(task.model, task.limits, vec![run])
     }
 
-    /// The run that `state` was taken of.
+    /// For the one run whose state `state` is.
     ///
     /// # Errors
-    /// Other examples or a prompt of another width than the run had; those of [`Trainer::new`].
+    /// As [`PromptRun::resume`].
     pub fn resume(task: Task<'a>, state: &State) -> Result<Self> {
-        let mut trainer = Self::new(task, &state.initial)?;
-        let found = &trainer.examples;
-        if *found != state.examples {
-            return Err(Error::Invalid(format!(
-                "expected the examples that the run began with ({}), found others ({found}): data.train, \
-                 data.validation or the tokenizer have changed; start a new run",
-                state.examples
-            )));
-        }
-        let (width, expected) = (state.prompt.dims()[1], trainer.task.model.config().hidden_size);
-        if width != expected {
-            return Err(Error::Invalid(format!(
-                "expected a checkpoint of width {expected}, the model's hidden size, found {width}; the run had \
-                 another model"
-            )));
-        }
-        let here = |tensor: &Tensor| gpu::to_device(tensor, trainer.task.model.device());
-        trainer.parameter = Parameter { value: here(&state.prompt)?, m: here(&state.m)?, v: here(&state.v)? };
-        trainer.best = state.best.as_ref().map(here).transpose()?;
+        let run = PromptRun::resume(task.model, task.examples(), task.options, state)?;
+        let limits = Limits { max_rows: state.max_rows, ..task.limits };
+        let trainer = Self::with_runs(task.model, limits, vec![run])?;
         if let Some(choices) = &state.products
-            && let Some(warning) = products::import(trainer.task.model.device(), choices)?
+            && let Some(warning) = products::import(task.model.device(), choices)?
         {
             eprintln!("warning: {warning}");
         }
-        trainer.limits.max_rows = state.max_rows;
-        trainer.position = state.position.clone();
         Ok(trainer)
     }
 
-    /// What it takes to go on from here.
+    /// For `runs`, at least one, which are trained together.
     ///
     /// # Errors
-    /// The device's.
-    pub fn state(&self) -> Result<State> {
-        let Parameter { value, m, v } = self.parameter.clone();
-        Ok(State {
-            prompt: value,
-            m,
-            v,
-            initial: self.initial.clone(),
-            best: self.best.clone(),
-            position: Position { elapsed: self.clock.seconds(), ..self.position.clone() },
-            max_rows: self.limits.max_rows,
-            products: products::export(self.task.model.device())?,
-            examples: self.examples.clone(),
-        })
+    /// Returns an error if there are no runs.
+    pub fn with_runs(decoder: &'a Decoder, limits: Limits, runs: Vec<PromptRun<'a>>) -> Result<Self> {
+        let Some(first) = runs.first() else {
+            return Err(Error::Invalid("tune: expected at least one prompt, found none".into()));
+        };
+        products::set_timing(decoder.device(), first.options().time_products)?;
+        Ok(Self { decoder, runs, limits, prepared: None })
     }
 
-    /// Optimizer steps of the whole run.
-    pub fn total_steps(&self) -> usize {
-        match self.task.options.max_steps {
-            0 => self.steps_per_epoch() * self.task.options.num_epochs,
-            max_steps => max_steps,
-        }
+    /// The runs.
+    pub fn runs(&self) -> &[PromptRun<'a>] {
+        &self.runs
     }
 
-    /// Optimizer steps of an epoch.
-    pub fn steps_per_epoch(&self) -> usize {
-        self.task.train.len().div_ceil(self.examples_per_step())
+    /// The run of a trainer for one run; of several the first.
+    pub fn first(&self) -> &PromptRun<'a> {
+        &self.runs[0]
     }
 
-    fn examples_per_step(&self) -> usize {
-        self.task.options.batch_size * self.task.options.accumulate_steps
-    }
-
-    /// Where the run is; its `elapsed` is that of the last checkpoint or epoch.
-    pub fn position(&self) -> &Position {
-        &self.position
-    }
-
-    /// Wall time of the run so far, seconds.
-    pub fn elapsed(&self) -> f64 {
-        self.clock.seconds()
-    }
-
-    /// Steps that were left out because a value was not finite.
-    pub fn skipped(&self) -> usize {
-        self.position.skipped
-    }
-
-    /// The prompt now, f32 [num_virtual_tokens, C] on the model's device.
-    pub fn prompt(&self) -> &Tensor {
-        &self.parameter.value
-    }
-
-    /// The prompt before the first step, f32 [num_virtual_tokens, C] on the CPU.
+    /// The prompt that the first run keeps.
     ///
     /// # Errors
-    /// The device's.
-    pub fn initial(&self) -> Result<Tensor> {
-        Ok(self.initial.to_device(&Device::Cpu)?)
+    /// Returns an error if a device operation fails.
+    pub fn kept(&self) -> Result<Kept> {
+        self.first().kept()
     }
 
-    /// Runs to the end, or until the observer wants it to end, or until the validation loss has stopped falling.
+    /// All that is needed to go on with the run of an index.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] where a loss or gradient is not finite and the configuration does not say to skip
-    /// such steps; the observer's; the device's. [`Trainer::kept`] is good after each of them.
+    /// Returns an error if a device operation fails.
+    pub fn state(&self, run: usize) -> Result<State> {
+        let products = products::export(self.decoder.device())?;
+        Ok(self.runs[run].state(Shared { max_rows: self.limits.max_rows, products }))
+    }
+
+    /// Runs the first run to its end, or until the observer interrupts it, or until its validation loss stops falling.
+    ///
+    /// # Errors
+    /// Returns [`Error::NotFinite`] if a loss or gradient is not finite and the configuration does not say to skip
+    /// such steps, the observer's errors, and those of device operations. [`Trainer::kept`] is good after each of them.
     pub fn run(&mut self, observer: &mut dyn Observer) -> Result<Ended> {
-        self.clock = Clock::new(self.position.elapsed);
-        let total = self.total_steps();
-        while self.position.open || self.position.attempts() < total {
-            if !self.position.open && self.is_stale() {
-                return Ok(Ended::StoppedEarly);
-            }
-            self.position.begin_epoch(self.clock.seconds());
-            if !self.steps(total, observer)? {
-                observer.checkpoint(&self.state()?)?;
-                return Ok(Ended::Interrupted);
-            }
-            let record = self.end_epoch(observer)?;
-            observer.epoch(&record)?;
-            observer.checkpoint(&self.state()?)?;
+        let mut outcomes = self.run_all(&mut [observer])?;
+        match outcomes.pop() {
+            Some(outcome) => outcome,
+            None => Err(Error::Invalid("tune: expected one run, found none".into())),
         }
-        Ok(Ended::Completed)
     }
 
-    /// The epoch's steps from where the run is; whether they were all done.
-    fn steps(&mut self, total: usize, observer: &mut dyn Observer) -> Result<bool> {
-        let Position { epoch, steps_of_epoch, .. } = self.position;
-        let (per_step, options) = (self.examples_per_step(), self.task.options);
-        let order_of = |epoch| epoch_order(self.task.train.len(), options, epoch);
-        let (order, following) = (order_of(epoch), order_of(epoch + 1));
-        let mut chunks = order.chunks(per_step).skip(steps_of_epoch).peekable();
-        while let Some(chunk) = chunks.next() {
-            let done = self.position.attempts();
-            if done == total {
-                break;
+    /// Runs all runs to their ends; `observers` has one for each. The outcome of each run is returned: an error of one run
+    /// does not end the others.
+    ///
+    /// # Errors
+    /// Returns an error if there are fewer or more observers than runs.
+    pub fn run_all(&mut self, observers: &mut [&mut dyn Observer]) -> Result<Vec<Result<Ended>>> {
+        if observers.len() != self.runs.len() {
+            let (expected, found) = (self.runs.len(), observers.len());
+            return Err(Error::Invalid(format!("observers: expected {expected}, one a run, found {found}")));
+        }
+        self.runs.iter_mut().for_each(PromptRun::start_clock);
+        let mut outcomes: Vec<Option<Result<Ended>>> = self.runs.iter().map(|_| None).collect();
+        while outcomes.iter().any(Option::is_none) {
+            let mut parts = Vec::new();
+            for run in (0..self.runs.len()).filter(|i| outcomes[*i].is_none()).collect::<Vec<_>>() {
+                match self.next(run, observers[run]) {
+                    Ok(Next::Step(examples)) => {
+                        parts.push(Part { run, examples, learning_rate: self.runs[run].learning_rate() });
+                    }
+                    Ok(Next::Ended(ended)) => outcomes[run] = Some(Ok(ended)),
+                    // `next` does not stop at the end of an epoch.
+                    Ok(Next::EndOfEpoch) => {}
+                    Err(error) => outcomes[run] = Some(Err(error)),
+                }
             }
-            let next = chunks.peek().copied().or_else(|| following.chunks(per_step).next());
-            let next = next.filter(|_| done + 1 < total);
-            if let Some(record) = self.step(epoch, Turn { chunk, next }, total, observer)? {
-                self.position.nll += record.loss * record.target_tokens as f64;
-                self.position.target_tokens += record.target_tokens;
-                self.position.steps_of_epoch += 1;
-                observer.step(&record)?;
-            } else {
-                self.position.steps_of_epoch += 1;
+            if parts.is_empty() {
+                continue;
             }
-            if observer.interrupted() {
-                return Ok(false);
-            }
-            let every = self.task.options.checkpoint_steps;
-            if every > 0 && self.position.attempts().is_multiple_of(every) {
-                observer.checkpoint(&self.state()?)?;
+            match self.step(&parts, observers) {
+                Ok(records) => {
+                    for (part, record) in parts.iter().zip(records) {
+                        let run = part.run;
+                        outcomes[run] = record
+                            .and_then(|record| self.finish_step(run, record, observers[run]))
+                            .transpose();
+                    }
+                }
+                // An error of the device ends all runs of the step; each can be written and resumed.
+                Err(error) => {
+                    let text = error.to_string();
+                    let mut error = Some(error);
+                    for part in &parts {
+                        let error = error.take().unwrap_or_else(|| Error::Invalid(text.clone()));
+                        outcomes[part.run] = Some(Err(error));
+                    }
+                }
             }
         }
-        Ok(true)
+        Ok(outcomes.into_iter().flatten().collect())
     }
 
-    /// Whether the validation loss has not fallen for as many epochs as the configuration waits.
-    fn is_stale(&self) -> bool {
-        let Position { last, best, .. } = &self.position;
-        let patience = self.task.options.early_stopping;
-        patience > 0 && last.epoch - best.map_or(0, |best| best.epoch) >= patience
+    /// The next step of a run, or its end; ends of epochs on the way are taken.
+    fn next(&mut self, run: usize, observer: &mut dyn Observer) -> Result<Next> {
+        loop {
+            match self.runs[run].next() {
+                Next::EndOfEpoch => {
+                    let loss = self.validation_loss(run, observer)?;
+                    let record = self.runs[run].end_epoch(loss);
+                    observer.epoch(&record)?;
+                    observer.checkpoint(&self.state(run)?)?;
+                }
+                next => return Ok(next),
+            }
+        }
     }
 
-    fn step(
+    /// Reports a step that was taken or left out; the run's end, if it is interrupted.
+    fn finish_step(
         &mut self,
-        epoch: usize,
-        turn: Turn,
-        total: usize,
+        run: usize,
+        record: Option<StepRecord>,
         observer: &mut dyn Observer,
-    ) -> Result<Option<StepRecord>> {
-        let options = self.task.options;
-        let warmup = schedule::warmup_steps(options.warmup_ratio, total);
-        let multiplier = options.schedule.multiplier(self.position.attempts(), warmup, total);
-        self.step_at(options.learning_rate * multiplier, epoch, turn, observer)
+    ) -> Result<Option<Ended>> {
+        self.runs[run].count_step(record.as_ref());
+        if let Some(record) = &record {
+            observer.step(record)?;
+        }
+        if observer.interrupted() {
+            observer.checkpoint(&self.state(run)?)?;
+            return Ok(Some(Ended::Interrupted));
+        }
+        if self.runs[run].checkpoint_is_due() {
+            observer.checkpoint(&self.state(run)?)?;
+        }
+        Ok(None)
     }
 
-    /// One optimizer step over the examples of a turn at this learning rate; nothing where it was left out.
-    pub(super) fn step_at(
+    /// One step of the runs of `parts`: each one's record, `None` for a step that was left out, or its error.
+    ///
+    /// # Errors
+    /// Returns an error if the step of all runs failed.
+    pub(super) fn step(
         &mut self,
-        learning_rate: f64,
-        epoch: usize,
-        turn: Turn,
-        observer: &mut dyn Observer,
-    ) -> Result<Option<StepRecord>> {
+        parts: &[Part],
+        observers: &mut [&mut dyn Observer],
+    ) -> Result<Vec<Result<Option<StepRecord>>>> {
         let started = Instant::now();
-        let Turn { chunk, next } = turn;
-        let (group, max_grad_norm) = (self.group(chunk), self.task.options.max_grad_norm);
-        let step = Step { step: self.position.step + 1, learning_rate, max_grad_norm };
-        let mut prepared = self.prepared.take().filter(|prepared| prepared.is_of(chunk));
-        let (found, limits) = self.within_memory(&group, observer, |limits| {
+        let groups = self.groups(parts);
+        let mut prepared = self.prepared.take().filter(|prepared| prepared.is_for(parts));
+        let (attempt, limits) = self.within_memory(&groups, observers, |limits| {
             let prepared = prepared.take().filter(|prepared| prepared.fits(limits));
-            self.attempt(&group, prepared, next, step, limits)
+            self.attempt(&groups, prepared, parts, limits)
         })?;
         self.limits = limits;
-        let Attempt { updated, next, rows, target_tokens, loss, grad_norm, prompt_norm } = found;
-        self.prepared = next;
-        let values =
-            [("the loss", loss), ("the gradient's norm", grad_norm), ("the prompt's norm", prompt_norm)];
-        if let Some((what, value)) = values.into_iter().find(|(_, value)| !value.is_finite()) {
-            if !loss.is_finite() {
-                self.good.found_bad();
-            }
-            return self.left_out(what, value, observer);
+        self.prepared = attempt.next;
+        let seconds = started.elapsed().as_secs_f64();
+        let mut records = Vec::with_capacity(parts.len());
+        for (part, mut result) in parts.iter().zip(attempt.results) {
+            result.seconds = seconds;
+            let (run, observer) = (&mut self.runs[part.run], &mut *observers[part.run]);
+            records.push(run.take_step(part.examples.now.len(), result, observer));
         }
-        let before = std::mem::replace(&mut self.parameter, updated.parameter);
-        self.good.updated(before.value);
-        self.position.step += 1;
-        Ok(Some(StepRecord {
-            step: self.position.step,
-            epoch,
-            loss,
-            learning_rate,
-            grad_norm,
-            examples: chunk.len(),
-            target_tokens,
-            rows,
-            seconds: started.elapsed().as_secs_f64(),
-            elapsed: self.clock.seconds(),
-        }))
+        Ok(records)
     }
 
-    /// Runs `work` over `group`, under less where the device runs out of memory; gives back under which limits.
+    /// The rows of each part's prompt in the matrix of prompts.
+    pub(super) fn prompt_rows(&self, parts: &[Part]) -> Vec<Range<u32>> {
+        let mut end = 0;
+        let rows = parts.iter().map(|part| {
+            let start = end;
+            end += self.runs[part.run].prompt().num_virtual_tokens() as u32;
+            start..end
+        });
+        rows.collect()
+    }
+
+    /// A prefix group for each part.
+    fn groups(&self, parts: &[Part]) -> Vec<PrefixGroup> {
+        let rows = self.prompt_rows(parts);
+        parts
+            .iter()
+            .zip(rows)
+            .map(|(part, rows)| self.runs[part.run].group(&part.examples.now, rows))
+            .collect()
+    }
+
+    /// Runs `work` over `groups`, with less at a time if the device runs out of memory; returns the limits under which it
+    /// succeeded.
     fn within_memory<T>(
         &self,
-        group: &PrefixGroup,
-        observer: &mut dyn Observer,
+        groups: &[PrefixGroup],
+        observers: &mut [&mut dyn Observer],
         work: impl FnMut(Limits) -> Result<T>,
     ) -> Result<(T, Limits)> {
-        let rows = group.prefix_rows() + group.sequences.iter().map(Sequence::rows).sum::<usize>();
-        let less = |limits: Limits| limits.less(rows, self.task.model.config().num_hidden_layers);
-        plan::within_memory(self.task.model.device(), self.limits, less, work, |limits| {
-            observer.out_of_memory(limits)
+        let rows_of = |group: &PrefixGroup| {
+            group.prefix_rows() + group.sequences.iter().map(Sequence::rows).sum::<usize>()
+        };
+        let rows = groups.iter().map(rows_of).sum();
+        let less = |limits: Limits| limits.less(rows, self.decoder.config().num_hidden_layers);
+        plan::within_memory(self.decoder.device(), self.limits, less, work, |limits| {
+            observers.iter_mut().try_for_each(|observer| observer.out_of_memory(limits))
         })
     }
 
-    /// A step whose `what` is not finite: it is skipped, or the error that ends the run.
-    fn left_out(
-        &mut self,
-        what: &'static str,
-        value: f64,
-        observer: &mut dyn Observer,
-    ) -> Result<Option<StepRecord>> {
-        let step = self.position.attempts() + 1;
-        if self.task.options.on_not_finite == OnNotFinite::Skip {
-            self.position.skipped += 1;
-            observer.skipped(step, what, value)?;
+    /// The loss of a run's validation examples; `None` if it has none.
+    fn validation_loss(&mut self, run: usize, observer: &mut dyn Observer) -> Result<Option<f64>> {
+        let (decoder, of_run) = (self.decoder, &self.runs[run]);
+        let RunExamples { validation, .. } = of_run.examples();
+        if validation.is_empty() {
             return Ok(None);
         }
-        // By its loss the prompt itself is bad, not this step's change of it.
-        let kept = if self.good.instead().is_some() {
-            "the last prompt whose loss was finite"
-        } else {
-            "the prompt before this step"
-        };
-        let hint = format!(
-            "{kept} is kept; a lower train.learning_rate may help, or train.on_not_finite = \"skip\""
-        );
-        Err(Error::NotFinite { step, what, value, hint })
-    }
-
-    fn end_epoch(&mut self, observer: &mut dyn Observer) -> Result<EpochRecord> {
-        let Task { model, validation, .. } = self.task;
-        let validation_loss = match validation {
-            [] => None,
-            examples => {
-                let group = PrefixGroup::new(0..self.parameter.value.dims()[0] as u32, examples);
-                let groups = std::slice::from_ref(&group);
-                let prompt = self.parameter.value.to_dtype(model.prompt_dtype())?;
-                let loss =
-                    |limits: Limits| objective::evaluate(model, &prompt, groups, limits.max_rows)?.loss();
-                let (loss, limits) = self.within_memory(&group, observer, loss)?;
-                self.limits = limits;
-                Some(loss)
-            }
-        };
-        if validation_loss.is_some_and(|loss| !loss.is_finite()) {
-            self.good.found_bad();
-        }
-        let elapsed = self.clock.seconds();
-        let Position { epoch, step, nll, target_tokens, epoch_began, .. } = self.position;
-        let train_loss = (target_tokens > 0).then(|| nll / target_tokens as f64);
-        let mark = Mark { epoch, step, train_loss, validation_loss };
-        let best_before = self.position.best.and_then(|b| b.validation_loss);
-        let best =
-            validation_loss.is_some_and(|loss| loss.is_finite() && best_before.is_none_or(|b| loss < b));
-        if best {
-            self.position.best = Some(mark);
-            self.best = Some(self.parameter.value.clone());
-        }
-        self.position.end_epoch(mark, elapsed);
-        let seconds = elapsed - epoch_began;
-        Ok(EpochRecord { epoch, step, train_loss, validation_loss, best, seconds, elapsed })
+        let groups = [PrefixGroup::new(0..of_run.prompt().num_virtual_tokens() as u32, validation)];
+        let prompt = of_run.values().to_dtype(decoder.prompt_dtype())?;
+        let loss = |limits: Limits| objective::evaluate(decoder, &prompt, &groups, limits.max_rows)?.loss();
+        let (loss, limits) = self.within_memory(&groups, &mut [observer], loss)?;
+        self.limits = limits;
+        Ok(Some(loss))
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use gneiss::checkpoint::{BareCheckpoint, Checkpoint, Weights};
-use gneiss::model::{Granite, granite};
+use gneiss::model::{Decoder, Dtypes};
 use serde_json::{Value, json};
 
 use super::{assert_says, values};
@@ -40,9 +40,9 @@ fn open(dir: &Path) -> BareCheckpoint {
     Checkpoint::open_without_tokenizer(dir).unwrap()
 }
 
-fn load(dir: &Path, dtype: DType) -> gneiss::Result<Granite> {
+fn load(dir: &Path, dtype: DType) -> gneiss::Result<Decoder> {
     let BareCheckpoint { config, weights, .. } = Checkpoint::open_without_tokenizer(dir)?;
-    Granite::load(&config, &weights, granite::dtypes(dtype, &Device::Cpu)?, &Device::Cpu, &mut |_| ())
+    Decoder::load(&config, &weights, Dtypes::for_weights(dtype, &Device::Cpu)?, &Device::Cpu, &mut |_| ())
 }
 
 #[track_caller]

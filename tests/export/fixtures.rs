@@ -5,7 +5,7 @@ use gneiss::batch::{Passes, PrefixGroup, Sequence};
 use gneiss::checkpoint::{Checkpoint, ModelConfig, Weights};
 use gneiss::config::Task;
 use gneiss::export::{Bake, Baked, Format, ValueType, bake, read_prompts};
-use gneiss::model::{Granite, granite};
+use gneiss::model::{Decoder, Dtypes};
 use gneiss::prompt::peft::{Adapter, AdapterConfig, ModelCard, PromptTask, PromptTuningInit};
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -165,18 +165,18 @@ pub fn baked(
 }
 
 /// gneiss's own model of a folder or file, in f32.
-pub fn model(path: &Path) -> Granite {
+pub fn model(path: &Path) -> Decoder {
     let bare = Checkpoint::open_without_tokenizer(path).unwrap();
     load(&bare.config, &bare.weights)
 }
 
-fn load(config: &ModelConfig, weights: &Weights) -> Granite {
-    let dtypes = granite::dtypes(DType::F32, &Device::Cpu).unwrap();
-    Granite::load(config, weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap()
+fn load(config: &ModelConfig, weights: &Weights) -> Decoder {
+    let dtypes = Dtypes::for_weights(DType::F32, &Device::Cpu).unwrap();
+    Decoder::load(config, weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap()
 }
 
 /// Logits behind each of `ids`, [ids, V].
-pub fn logits(model: &Granite, ids: &[u32]) -> Tensor {
+pub fn logits(model: &Decoder, ids: &[u32]) -> Tensor {
     let mut target = ids[1..].to_vec();
     target.push(0);
     let group = PrefixGroup {
@@ -184,7 +184,7 @@ pub fn logits(model: &Granite, ids: &[u32]) -> Tensor {
         head: Vec::new(),
         sequences: vec![Sequence { input: ids[..1].to_vec(), target }],
     };
-    let batch = Passes::new(&[group], usize::MAX).lead;
+    let batch = Passes::new(&[group], usize::MAX).prefix_pass;
     let none = Tensor::zeros((0, model.config().hidden_size), DType::F32, &Device::Cpu);
     let none = none.unwrap_or_else(|_| panic!("no rows"));
     model.logits(&model.hidden(&batch, &none, None).unwrap()).unwrap()

@@ -5,7 +5,7 @@ use crate::fixtures::*;
 use crate::smollm2;
 use candle_core::{DType, Device, Tensor};
 use gneiss::batch::{Passes, PrefixGroup};
-use gneiss::model::Granite;
+use gneiss::model::Decoder;
 use gneiss::tune::{self, Limits};
 use serde_json::Value;
 
@@ -31,7 +31,7 @@ fn compare(name: &str, logits: (f64, f64), gradients: &[(f64, f64)]) {
     assert!(ours > 0.0 && ours <= 3.0 * pefts, "{name}: gradients {ours}, PEFT {pefts}");
 }
 
-fn gradient(model: &Granite, prompts: &Tensor, groups: &[PrefixGroup], max_rows: usize) -> Tensor {
+fn gradient(model: &Decoder, prompts: &Tensor, groups: &[PrefixGroup], max_rows: usize) -> Tensor {
     tune::gradient(model, prompts, groups, Limits::rows(max_rows)).unwrap().gradient.unwrap()
 }
 
@@ -42,7 +42,7 @@ fn small_checkpoints_err_no_more_than_pefts() {
         let case = &golden.json["cases"][0];
         assert_eq!(case["name"], errors["case"]);
         let (prompts, groups, expected) = golden.case(case);
-        let batch = Passes::new(&groups, usize::MAX).lead;
+        let batch = Passes::new(&groups, usize::MAX).prefix_pass;
         let logits = model.logits(&model.hidden(&batch, &prompts, None).unwrap()).unwrap();
         let peft = |what: &str| errors[what].as_f64().unwrap();
         let of_logits = (distance(&logits, golden.tensor(&case["logits"])), peft("logits"));

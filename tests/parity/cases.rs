@@ -14,7 +14,7 @@ fn cases(name: &str) {
         let what = |part: &str| format!("{name}, {}: {part}", case["name"]);
         let (prompts, groups, gradient) = golden.case(case);
         let expected = golden.tensor(&case["logits"]);
-        let batch = Passes::new(&groups, usize::MAX).lead;
+        let batch = Passes::new(&groups, usize::MAX).prefix_pass;
         let tape = model.forward(&batch, &prompts, None, 0).unwrap();
         assert_within(&what("logits"), &model.logits(tape.hidden()).unwrap(), expected, 1e-4);
         for max_rows in [usize::MAX, 20, 1] {

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use gneiss::batch::{Example, PrefixGroup};
 use gneiss::evaluate::nll;
 use gneiss::generate::{Request, generate};
-use gneiss::model::Granite;
+use gneiss::model::Decoder;
 use gneiss::tune::{self, Limits};
 use serde_json::Value;
 
@@ -48,7 +48,7 @@ fn requests(case: &Value, max_new_tokens: usize) -> Vec<(Request, Vec<u32>)> {
     .collect()
 }
 
-fn continues(what: &str, model: &Granite, prompt: &Tensor, case: &Value) {
+fn continues(what: &str, model: &Decoder, prompt: &Tensor, case: &Value) {
     let (requests, expected): (Vec<_>, Vec<_>) = requests(case, 4).into_iter().unzip();
     // Together, and in steps of a few rows, in both orders.
     for (step_rows, backwards) in [(512, false), (5, false), (5, true)] {

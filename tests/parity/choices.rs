@@ -3,7 +3,7 @@
 use crate::fixtures::*;
 use candle_core::{DType, Device, Tensor};
 use gneiss::generate::{Choices, Engine, Event, PrefixId, Request, Sampling, SequenceId, StopReason};
-use gneiss::model::Granite;
+use gneiss::model::Decoder;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -49,7 +49,7 @@ fn choices(case: &Value, end: u32) -> Arc<Choices> {
     Arc::new(Choices::new(&sequences, Arc::from([end])))
 }
 
-fn embeddings(model: &Granite, tokens: &[u32]) -> Tensor {
+fn embeddings(model: &Decoder, tokens: &[u32]) -> Tensor {
     model.embedding().index_select(&Tensor::new(tokens, &Device::Cpu).unwrap(), 0).unwrap()
 }
 

@@ -15,12 +15,16 @@ fn the_gradient_is_the_slope_of_the_loss() {
         let prompts = prompts.to_dtype(DType::F64).unwrap();
         let values = prompts.flatten_all().unwrap().to_vec1::<f64>().unwrap();
         // In one pass, in several, and in several of which the prefix pass holds sequences.
-        let one = Passes::new(&groups, usize::MAX).lead;
+        let one = Passes::new(&groups, usize::MAX).prefix_pass;
         let with_sequences = (one.ids.len() - 1, one.prefix_rows + 20);
         for (max_rows, prefix_pass_rows) in [(usize::MAX, 0), (10, 0), with_sequences] {
             let packing = Packing { max_rows, prefix_pass_rows, long_above: None };
             let passes = Passes::packed(&groups, packing);
-            assert_eq!(passes.lead.examples > 0 && !passes.rest.is_empty(), prefix_pass_rows > 0, "{name}");
+            assert_eq!(
+                passes.prefix_pass.examples > 0 && !passes.example_passes.is_empty(),
+                prefix_pass_rows > 0,
+                "{name}"
+            );
             let gradient = tune::gradient_of(&model, &prompts, &passes, 0).unwrap().gradient.unwrap();
             let gradient = gradient.flatten_all().unwrap().to_vec1::<f64>().unwrap();
             let largest = gradient.iter().fold(0.0f64, |m, x| m.max(x.abs()));

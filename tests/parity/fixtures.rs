@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use gneiss::batch::{Example, PrefixGroup};
 use gneiss::checkpoint::{BareCheckpoint, Checkpoint};
-use gneiss::model::{Granite, granite};
+use gneiss::model::{Decoder, Dtypes};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -26,14 +26,14 @@ pub fn golden(name: &str) -> Golden {
     Golden { json: serde_json::from_str(&text).unwrap(), tensors }
 }
 
-pub fn model(name: &str, dtype: DType) -> Granite {
+pub fn model(name: &str, dtype: DType) -> Decoder {
     model_in(&folder(name), dtype)
 }
 
-pub fn model_in(folder: &Path, dtype: DType) -> Granite {
+pub fn model_in(folder: &Path, dtype: DType) -> Decoder {
     let BareCheckpoint { config, weights, .. } = Checkpoint::open_without_tokenizer(folder).unwrap();
-    let dtypes = granite::dtypes(dtype, &Device::Cpu).unwrap();
-    Granite::load(&config, &weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap()
+    let dtypes = Dtypes::for_weights(dtype, &Device::Cpu).unwrap();
+    Decoder::load(&config, &weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap()
 }
 
 pub fn ids(value: &Value) -> Vec<u32> {

@@ -5,7 +5,7 @@ use candle_core::{DType, Tensor};
 use gneiss::batch::Example;
 use gneiss::evaluate::nll;
 use gneiss::generate::{Engine, Event, Generated, PrefixId, Request, SequenceId, StopReason, generate};
-use gneiss::model::Granite;
+use gneiss::model::Decoder;
 use std::collections::BTreeMap;
 
 struct Wanted {
@@ -14,7 +14,7 @@ struct Wanted {
 }
 
 struct Fixture {
-    model: Granite,
+    model: Decoder,
     prompt: Tensor,
     wanted: Vec<Wanted>,
 }

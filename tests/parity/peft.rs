@@ -53,7 +53,7 @@ fn peft_computes_the_same_from_an_adapter_of_gneiss() {
         head: Vec::new(),
         sequences: sequences.iter().map(sequence).collect(),
     };
-    let batch = Passes::new(&[group], usize::MAX).lead;
+    let batch = Passes::new(&[group], usize::MAX).prefix_pass;
     let read = Adapter::read(folder.path()).unwrap().prompt;
     let tape = model.forward(&batch, &read, None, 0).unwrap();
     assert_within("logits of PEFT", &model.logits(tape.hidden()).unwrap(), &theirs, 1e-4);

@@ -5,14 +5,14 @@ use candle_core::{DType, Device, Tensor};
 use gneiss::batch::{Passes, PrefixGroup, Sequence};
 use gneiss::checkpoint::{Checkpoint, TextTokenizer};
 use gneiss::config::{InitMethod, PromptOptions};
-use gneiss::model::{Granite, granite};
+use gneiss::model::{Decoder, Dtypes};
 use gneiss::prompt::init::initial;
 use gneiss::tune::{self, Limits};
 
-pub fn open(dtype: DType) -> (Granite, TextTokenizer) {
+pub fn open(dtype: DType) -> (Decoder, TextTokenizer) {
     let Checkpoint { config, weights, tokenizer, .. } = Checkpoint::open(&crate::model_file::path()).unwrap();
-    let dtypes = granite::dtypes(dtype, &Device::Cpu).unwrap();
-    let model = Granite::load(&config, &weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap();
+    let dtypes = Dtypes::for_weights(dtype, &Device::Cpu).unwrap();
+    let model = Decoder::load(&config, &weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap();
     (model, tokenizer)
 }
 
@@ -36,18 +36,18 @@ fn token_ids(golden: &Golden, tokenizer: &TextTokenizer) {
 }
 
 /// All four sequences in one pack, with no prompt and no target.
-pub fn last_logits(golden: &Golden, model: &Granite) -> Tensor {
+pub fn last_logits(golden: &Golden, model: &Decoder) -> Tensor {
     let sequences = golden.json["sequences"].as_array().unwrap().iter();
     let sequences: Vec<Sequence> =
         sequences.map(|s| Sequence { input: ids(&s["ids"]), target: Vec::new() }).collect();
     let group = PrefixGroup { prompt: 0..0, head: Vec::new(), sequences };
-    let batch = Passes::new(&[group], usize::MAX).lead;
+    let batch = Passes::new(&[group], usize::MAX).prefix_pass;
     let no_prompt = Tensor::zeros((0, model.config().hidden_size), DType::F32, &Device::Cpu).unwrap();
     let tape = model.forward(&batch, &no_prompt, None, 0).unwrap();
     model.logits(tape.hidden()).unwrap()
 }
 
-fn compare_last_logits(golden: &Golden, model: &Granite) {
+fn compare_last_logits(golden: &Golden, model: &Decoder) {
     let (logits, expected) = (last_logits(golden, model), golden.tensor(&golden.json["last_logits"]));
     assert_eq!(expected.dims(), [4, 49152]);
     assert_within("last logits", &logits, expected, 1e-3);
@@ -55,7 +55,7 @@ fn compare_last_logits(golden: &Golden, model: &Granite) {
     assert_eq!(best(&logits), best(expected));
 }
 
-fn text_init(golden: &Golden, model: &Granite, tokenizer: &TextTokenizer) {
+fn text_init(golden: &Golden, model: &Decoder, tokenizer: &TextTokenizer) {
     let text = golden.json["prompt_text"].as_str().unwrap().to_owned();
     let options =
         PromptOptions { init_method: InitMethod::Text, init_text: text.clone(), ..PromptOptions::default() };
@@ -79,7 +79,7 @@ fn text_init(golden: &Golden, model: &Granite, tokenizer: &TextTokenizer) {
     }
 }
 
-fn prompt_gradient(golden: &Golden, model: &Granite) {
+fn prompt_gradient(golden: &Golden, model: &Decoder) {
     let case = &golden.json["cases"][0];
     assert_eq!(case["name"], "peft");
     let (prompts, groups, gradient) = golden.case(case);

@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use gneiss::checkpoint::Checkpoint;
 use gneiss::generate::{Event, Request, StopReason, generate};
-use gneiss::model::{Granite, granite};
+use gneiss::model::{Decoder, Dtypes};
 use gneiss::prompt::peft::{Adapter, AdapterConfig, ModelCard, PromptTuningInit};
 use gneiss::serve::Limits;
 use gneiss::serve::adapters::{AdapterFolder, Change, Served, check_name};
@@ -16,15 +16,15 @@ use std::time::{Duration, Instant};
 
 const LIMITS: Limits = Limits { queue: 100, sequence_tokens: 200, cache_rows: 400, step_rows: 24 };
 
-fn model() -> Granite {
+fn model() -> Decoder {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/granite");
     let bare = Checkpoint::open_without_tokenizer(&folder).unwrap();
-    let dtypes = granite::dtypes(DType::F32, &Device::Cpu).unwrap();
-    Granite::load(&bare.config, &bare.weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap()
+    let dtypes = Dtypes::for_weights(DType::F32, &Device::Cpu).unwrap();
+    Decoder::load(&bare.config, &bare.weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap()
 }
 
 /// Embeddings of some tokens as a prompt.
-fn adapter(model: &Granite, tokens: &[u32]) -> Adapter {
+fn adapter(model: &Decoder, tokens: &[u32]) -> Adapter {
     let prompt = model.embedding().index_select(&Tensor::new(tokens, &Device::Cpu).unwrap(), 0).unwrap();
     let config = AdapterConfig::new("base", model.config(), tokens.len(), PromptTuningInit::Random, None);
     Adapter { prompt, config, task: None }
@@ -83,7 +83,7 @@ fn request(seed: u32) -> Request {
     Request { tokens, max_new_tokens: 2 + seed as usize % 4, ..Request::default() }
 }
 
-fn alone(model: &Granite, prompt: Option<&[u32]>, request: Request) -> Vec<u32> {
+fn alone(model: &Decoder, prompt: Option<&[u32]>, request: Request) -> Vec<u32> {
     let adapter = prompt.map(|tokens| adapter(model, tokens));
     let prompt = adapter.as_ref().map(|adapter| &adapter.prompt);
     generate(model, prompt, vec![request], 512, &mut |_| ()).unwrap().remove(0).tokens

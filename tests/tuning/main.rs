@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor};
 use gneiss::batch::{Example, Passes, PrefixGroup};
 use gneiss::checkpoint::{BareCheckpoint, Checkpoint, ModelConfig};
 use gneiss::config::{Keep, OnNotFinite, Schedule, TrainOptions};
-use gneiss::model::{Granite, granite};
+use gneiss::model::{Decoder, Dtypes};
 use gneiss::tune::{self, EpochRecord, Kept, Limits, Observer, StepRecord, Task, Trainer};
 use gneiss::{Error, Result};
 use rand::{Rng, SeedableRng};
@@ -17,13 +17,13 @@ use rand_chacha::ChaCha8Rng;
 use std::path::Path;
 use std::sync::LazyLock;
 
-static MODEL: LazyLock<Granite> = LazyLock::new(|| load("granite"));
+static MODEL: LazyLock<Decoder> = LazyLock::new(|| load("granite"));
 
-fn load(name: &str) -> Granite {
+fn load(name: &str) -> Decoder {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
     let BareCheckpoint { config, weights, .. } = Checkpoint::open_without_tokenizer(&path).unwrap();
-    let dtypes = granite::dtypes(DType::F32, &Device::Cpu).unwrap();
-    Granite::load(&config, &weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap()
+    let dtypes = Dtypes::for_weights(DType::F32, &Device::Cpu).unwrap();
+    Decoder::load(&config, &weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap()
 }
 
 const VIRTUAL_TOKENS: usize = 6;
@@ -120,10 +120,10 @@ impl<'a> Setting<'a> {
         let task = Task { model: &MODEL, train, validation, options: &options, limits };
         let mut trainer = Trainer::new(task, &prompt).unwrap();
         let mut watch = Watch::default();
-        let total_steps = trainer.total_steps();
+        let total_steps = trainer.first().total_steps();
         let outcome = trainer.run(&mut watch);
         let Watch { steps, epochs, skipped } = watch;
-        let (kept, count_skipped) = (trainer.kept().unwrap(), trainer.skipped());
+        let (kept, count_skipped) = (trainer.kept().unwrap(), trainer.first().skipped());
         Run { steps, epochs, skipped, kept, count_skipped, total_steps, outcome }
     }
 
@@ -154,7 +154,7 @@ fn distance(a: &Tensor, b: &Tensor) -> f32 {
     (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
 }
 
-fn evaluate(model: &Granite, prompt: &Tensor, examples: &[Example]) -> f64 {
+fn evaluate(model: &Decoder, prompt: &Tensor, examples: &[Example]) -> f64 {
     let group = PrefixGroup::new(0..prompt.dims()[0] as u32, examples);
     tune::evaluate(model, prompt, &[group], usize::MAX).unwrap().loss().unwrap()
 }

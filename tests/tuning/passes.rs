@@ -4,11 +4,11 @@ use super::*;
 use gneiss::batch::Packing;
 use std::collections::BTreeSet;
 
-fn load_f64(name: &str) -> Granite {
+fn load_f64(name: &str) -> Decoder {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
     let BareCheckpoint { config, weights, .. } = Checkpoint::open_without_tokenizer(&path).unwrap();
-    let dtypes = granite::dtypes(DType::F64, &Device::Cpu).unwrap();
-    Granite::load(&config, &weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap()
+    let dtypes = Dtypes::for_weights(DType::F64, &Device::Cpu).unwrap();
+    Decoder::load(&config, &weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap()
 }
 
 fn values(gradient: Option<Tensor>) -> Vec<f64> {
@@ -29,8 +29,8 @@ fn assert_all_close(what: &str, found: &[f64], expected: &[f64]) {
 #[test]
 fn every_split_has_the_gradient_of_one_pass() {
     let one_block = ModelConfig { num_hidden_layers: 1, ..MODEL.config().clone() };
-    let dtypes = granite::dtypes(DType::F64, &Device::Cpu).unwrap();
-    let one_block = Granite::random(&one_block, dtypes, &Device::Cpu, 1).unwrap();
+    let dtypes = Dtypes::for_weights(DType::F64, &Device::Cpu).unwrap();
+    let one_block = Decoder::random(&one_block, dtypes, &Device::Cpu, 1).unwrap();
     let models = [load_f64("granite"), load_f64("llama_bias"), load_f64("hybrid_dense"), one_block];
     for model in &models {
         for n in [1, 3] {
@@ -47,10 +47,10 @@ fn every_split_has_the_gradient_of_one_pass() {
                 (0..rows).flat_map(|least| [(rows - 1, least), (rows / 2, least), (1, least)])
             {
                 let passes = packed(max_rows, prefix_pass_rows);
-                if !splits.insert((passes.lead.examples, passes.rest.len())) {
+                if !splits.insert((passes.prefix_pass.examples, passes.example_passes.len())) {
                     continue;
                 }
-                let what = format!("{n} groups, {} examples in the prefix pass", passes.lead.examples);
+                let what = format!("{n} groups, {} examples in the prefix pass", passes.prefix_pass.examples);
                 let found = tune::gradient_of(model, &prompts, &passes, 0).unwrap();
                 let ours = found.nll().unwrap();
                 assert_all_close(&format!("{what}: losses"), &ours, &nll);

@@ -1,9 +1,10 @@
 //! Blocks that are computed again in the backward pass.
 
 use super::*;
+use gneiss::model::PrefixState;
 
 /// Groups with a prompt each of 6, 2 and 4 rows, and the matrix of prompts of a model.
-pub fn groups(model: &Granite, n: usize) -> (Tensor, Vec<PrefixGroup>) {
+pub fn groups(model: &Decoder, n: usize) -> (Tensor, Vec<PrefixGroup>) {
     let (mut train, parts) = (examples(9, 20), [0..6, 6..8, 8..12]);
     // The fixtures' vocabularies differ.
     for id in train.iter_mut().flat_map(|e| e.input.iter_mut().chain(&mut e.target)) {
@@ -20,8 +21,8 @@ pub fn groups(model: &Granite, n: usize) -> (Tensor, Vec<PrefixGroup>) {
 #[test]
 fn recomputed_blocks_change_no_bit_of_the_gradient() {
     let one_block = ModelConfig { num_hidden_layers: 1, ..MODEL.config().clone() };
-    let dtypes = granite::dtypes(DType::F32, &Device::Cpu).unwrap();
-    let one_block = Granite::random(&one_block, dtypes, &Device::Cpu, 1).unwrap();
+    let dtypes = Dtypes::for_weights(DType::F32, &Device::Cpu).unwrap();
+    let one_block = Decoder::random(&one_block, dtypes, &Device::Cpu, 1).unwrap();
     let models = [load("granite"), load("llama_bias"), load("hybrid_dense"), one_block];
     for model in &models {
         let blocks = model.config().num_hidden_layers;
@@ -64,16 +65,22 @@ fn a_recomputed_run_is_the_same_run() {
 #[test]
 fn keys_and_values_are_kept_of_passes_of_prefixes() {
     let (prompts, groups) = groups(&MODEL, 3);
-    let Passes { lead, .. } = Passes::new(&groups, 1);
-    let whole = MODEL.prefix_pass(&lead, &prompts).unwrap().keys_values;
-    let kept = MODEL.forward(&lead, &prompts, None, 2).unwrap().keys_values().unwrap();
+    let Passes { prefix_pass: lead, .. } = Passes::new(&groups, 1);
+    let whole = MODEL.prefix_pass(&lead, &prompts).unwrap().states;
+    let kept = MODEL.forward(&lead, &prompts, None, 2).unwrap().prefix_states().unwrap();
     let width = 2 * MODEL.config().num_key_value_heads * MODEL.config().head_dim;
-    let last = |t: &Tensor| t.narrow(1, t.dims()[1] - width, width).unwrap();
+    let matrix = |state: &PrefixState| match state {
+        PrefixState::KeysValues(matrix) => matrix.clone(),
+    };
+    let last = |state: &PrefixState| {
+        let matrix = matrix(state);
+        matrix.narrow(1, matrix.dims()[1] - width, width).unwrap()
+    };
     for (a, b) in whole.iter().zip(&kept) {
         assert_eq!(bits(&last(a)), bits(&last(b)));
     }
-    assert_eq!((whole.len(), kept[0].dims()[1]), (kept.len(), width));
-    let Passes { lead, .. } = Passes::new(&groups, usize::MAX);
-    let error = MODEL.forward(&lead, &prompts, None, 1).unwrap().keys_values().err().unwrap().to_string();
+    assert_eq!((whole.len(), matrix(&kept[0]).dims()[1]), (kept.len(), width));
+    let Passes { prefix_pass: lead, .. } = Passes::new(&groups, usize::MAX);
+    let error = MODEL.forward(&lead, &prompts, None, 1).unwrap().prefix_states().err().unwrap().to_string();
     assert!(error.contains("expected a prefix pass") && error.contains("recomputed"), "{error}");
 }

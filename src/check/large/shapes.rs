@@ -132,7 +132,7 @@ impl Batch {
     /// A step of 8 x 32 reviews, or `1 / scale` of it.
     pub(super) fn new(shape: &Shape, scale: usize) -> Self {
         let group = group(shape, scale, EXAMPLES.div_ceil(scale));
-        Self { virtual_tokens: group.prompt.len(), packed: Passes::new(&[group], usize::MAX).lead }
+        Self { virtual_tokens: group.prompt.len(), packed: Passes::new(&[group], usize::MAX).prefix_pass }
     }
 
     /// Rows, T.

@@ -5,7 +5,7 @@ use super::{Errors, Large, Result};
 use crate::Error;
 use crate::batch::Passes;
 use crate::check::Kind;
-use crate::model::{Dtypes, Granite, TuningMemory, granite};
+use crate::model::{Decoder, Dtypes, TuningMemory};
 use crate::tune::{self, Limits, Objective};
 use candle_core::{DType, Tensor};
 
@@ -39,16 +39,16 @@ pub(super) fn check(large: &mut Large, shape: &Shape, scale: usize) -> Result<()
     let config = shape.config(BLOCKS);
     let device = large.target.device;
     let f32s = Dtypes { weights: DType::F32, activations: DType::F32 };
-    let memory = TuningMemory::of(&config, f32s, device.location());
+    let memory = TuningMemory::new(&config, f32s, device.location());
     let (total, targets) = (rows(&group), 2 * examples);
     let bytes = 2 * memory.weights + memory.tape(total, targets, 0) + memory.workspace(total, targets, 0);
     large.case(&format!("{total} rows, {BLOCKS} blocks"), bytes, |large, case| {
         let under_test = Dtypes { weights: large.target.dtype, activations: large.target.dtype };
-        let model = Granite::random(&config, granite::dtypes(DType::F32, device)?, device, SEED)?;
-        let model = model.on(under_test, device)?;
+        let model = Decoder::random(&config, Dtypes::for_weights(DType::F32, device)?, device, SEED)?;
+        let model = model.to_device(under_test, device)?;
         let prompts = model.embedding().narrow(0, 20, group.prompt.len())?.to_dtype(DType::F32)?;
         let groups = std::slice::from_ref(&group);
-        let gradient = |model: &Granite, max_rows| {
+        let gradient = |model: &Decoder, max_rows| {
             outcome(tune::gradient(model, &prompts, groups, Limits::rows(max_rows))?)
         };
         let whole = large.run(|| gradient(&model, usize::MAX))?;
@@ -56,7 +56,7 @@ pub(super) fn check(large: &mut Large, shape: &Shape, scale: usize) -> Result<()
         // what they may err by.
         let exact = match large.target.dtype {
             DType::F32 => Outcome { loss: whole.loss, gradient: whole.gradient.clone() },
-            _ => gradient(&model.on(f32s, device)?, usize::MAX)?,
+            _ => gradient(&model.to_device(f32s, device)?, usize::MAX)?,
         };
         for most in PASSES {
             let most = most / scale;

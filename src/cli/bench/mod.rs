@@ -17,7 +17,7 @@ use gneiss::data::Template;
 use gneiss::device::DeviceChoice;
 use gneiss::device::is_out_of_memory;
 use gneiss::device::{DeviceMemory, PeakMemory};
-use gneiss::model::{Granite, Parameters, granite};
+use gneiss::model::{Decoder, Dtypes, Parameters};
 use gneiss::prompt::init;
 use gneiss::session;
 use report::{CaseReport, Report};
@@ -103,7 +103,7 @@ fn positive(text: &str) -> Result<usize, String> {
 
 /// A model, with what is to be measured where the options do not say.
 struct Subject {
-    model: Granite,
+    model: Decoder,
     name: String,
     weights: String,
     dtype: &'static str,
@@ -138,7 +138,7 @@ impl Bench {
             date: gneiss::calendar::now(),
             model: subject.name,
             weights: subject.weights,
-            parameters: Parameters::of(subject.model.config()).total(),
+            parameters: Parameters::new(subject.model.config()).total(),
             weight_bytes: subject.model.weight_bytes(),
             device: gneiss::device::kind(&device),
             device_name: gneiss::device::name(&device),
@@ -287,7 +287,7 @@ impl Bench {
         let device = crate::cli::device(self.place.device.unwrap_or(DeviceChoice::Auto))?;
         let dtype = session::dtype(self.place.dtype.unwrap_or(DtypeChoice::Auto), &device);
         let started = Instant::now();
-        let model = Granite::random(&config, granite::dtypes(dtype, &device)?, &device, SEED)?;
+        let model = Decoder::random(&config, Dtypes::for_weights(dtype, &device)?, &device, SEED)?;
         device.synchronize()?;
         eprintln!(
             "model      {}: random weights, {dtype:?} on {}, {} in {:.1} s",
@@ -310,7 +310,7 @@ impl Bench {
 }
 
 /// The products of a step at their shapes, on a GPU that has the memory for them beside the model.
-fn step_products(model: &Granite) -> anyhow::Result<Option<StepProducts>> {
+fn step_products(model: &Decoder) -> anyhow::Result<Option<StepProducts>> {
     if model.device().is_cpu() {
         return Ok(None);
     }

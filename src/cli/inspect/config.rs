@@ -8,7 +8,7 @@ use gneiss::batch::{Example, Packing, Passes, PrefixGroup};
 use gneiss::checkpoint::{Checkpoint, TextTokenizer};
 use gneiss::config::{Config, InitMethod};
 use gneiss::data::{Encoder, Template};
-use gneiss::model::{TuningMemory, granite};
+use gneiss::model::{Dtypes, TuningMemory};
 use gneiss::prompt::peft::Adapter;
 use gneiss::prompt::vocabulary;
 use gneiss::tune::{Limits, Work, health};
@@ -100,7 +100,7 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<ConfigReport>
         config.model.id = model.to_owned();
     }
     let device = crate::cli::device(config.model.device)?;
-    let dtypes = granite::dtypes(session::dtype(config.model.dtype, &device), &device)?;
+    let dtypes = Dtypes::for_weights(session::dtype(config.model.dtype, &device), &device)?;
     let Checkpoint { config: shape, tokenizer, warnings, .. } =
         Checkpoint::open(&session::locate(&config.model.id)?)?;
     warnings.iter().for_each(crate::cli::warn);
@@ -115,7 +115,7 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<ConfigReport>
             positions[0], positions[1]
         );
     }
-    let memory = TuningMemory::of(&shape, dtypes, device.location());
+    let memory = TuningMemory::new(&shape, dtypes, device.location());
     let work = Work::of(&train, virtual_tokens, config.train.batch_size * config.train.accumulate_steps);
     let plan = gneiss::tune::fit::plan(&config.train, &memory, &work, &device, false)?;
     let prefix_pass_rows = memory.prefix_pass_rows(plan.limits.max_rows);
@@ -219,8 +219,14 @@ impl Batches {
             let group = PrefixGroup::new(0..virtual_tokens as u32, step.iter().map(|i| &train[*i]));
             // The size of the vocabulary numbers the virtual tokens, and doesn't count here.
             let passes = Passes::packed(&[group], packing);
-            let rest = passes.rest.iter().map(|b| (b.ids.len(), b.target_rows.len())).max().unwrap_or((0, 0));
-            let alive = (passes.lead.ids.len() + rest.0, passes.lead.target_rows.len() + rest.1);
+            let rest = passes
+                .example_passes
+                .iter()
+                .map(|b| (b.ids.len(), b.target_rows.len()))
+                .max()
+                .unwrap_or((0, 0));
+            let alive =
+                (passes.prefix_pass.ids.len() + rest.0, passes.prefix_pass.target_rows.len() + rest.1);
             largest = largest.max(alive);
             targets += passes.target_tokens();
             rows.push(passes.rows());

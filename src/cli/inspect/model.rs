@@ -6,7 +6,7 @@ use candle_core::DType;
 use gneiss::checkpoint::{Checkpoint, ModelConfig, ModelType, TextTokenizer};
 use gneiss::config::DtypeChoice;
 use gneiss::device::DeviceChoice;
-use gneiss::model::{Parameters, TuningMemory, granite};
+use gneiss::model::{Dtypes, Parameters, TuningMemory};
 use gneiss::ops::rope::Rope;
 use gneiss::prompt::vocabulary::Token;
 use gneiss::session;
@@ -120,7 +120,7 @@ pub fn inspect(id: &str) -> anyhow::Result<ModelReport> {
         logits_scaling: config.logits_scaling,
         rope: config.rope.as_ref().map(RopeReport::new),
         tie_word_embeddings: config.tie_word_embeddings,
-        parameters: Parameters::of(&config).total(),
+        parameters: Parameters::new(&config).total(),
         format,
         bytes_on_disk,
         tokenizer,
@@ -150,7 +150,7 @@ fn memory(config: &ModelConfig) -> anyhow::Result<Vec<MemoryReport>> {
     let device = crate::cli::device(DeviceChoice::Auto)?;
     let rows = gneiss::tune::max_rows(0, &device);
     let of = |choice: DtypeChoice, dtype: DType| -> anyhow::Result<MemoryReport> {
-        let memory = TuningMemory::of(config, granite::dtypes(dtype, &device)?, device.location());
+        let memory = TuningMemory::new(config, Dtypes::for_weights(dtype, &device)?, device.location());
         Ok(MemoryReport {
             dtype: choice.name(),
             rows,

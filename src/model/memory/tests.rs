@@ -1,6 +1,6 @@
 use super::*;
 use crate::checkpoint::Checkpoint;
-use crate::model::Granite;
+use crate::model::Decoder;
 use candle_core::{DType, Device};
 use std::path::Path;
 
@@ -8,10 +8,10 @@ const F32: Dtypes = Dtypes { weights: DType::F32, activations: DType::F32 };
 const BF16: Dtypes = Dtypes { weights: DType::BF16, activations: DType::F32 };
 
 /// A model of tests/golden, and its tensors' values.
-fn golden(name: &str, dtypes: Dtypes) -> (ModelConfig, Granite) {
+fn golden(name: &str, dtypes: Dtypes) -> (ModelConfig, Decoder) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
     let bare = Checkpoint::open_without_tokenizer(&path).unwrap();
-    let model = Granite::load(&bare.config, &bare.weights, dtypes, &Device::Cpu, &mut |_| {}).unwrap();
+    let model = Decoder::load(&bare.config, &bare.weights, dtypes, &Device::Cpu, &mut |_| {}).unwrap();
     (bare.config, model)
 }
 
@@ -20,9 +20,9 @@ fn weights_are_those_of_a_loaded_model() {
     for name in ["granite", "llama_bias", "hybrid_dense"] {
         for dtypes in [F32, BF16] {
             let (config, model) = golden(name, dtypes);
-            let parameters = Parameters::of(&config);
+            let parameters = Parameters::new(&config);
             let loaded = model.weight_bytes();
-            let memory = TuningMemory::of(&config, dtypes, DeviceLocation::Cpu);
+            let memory = TuningMemory::new(&config, dtypes, DeviceLocation::Cpu);
             if dtypes.packed_for(DeviceLocation::Cpu).is_none() {
                 let matrices = parameters.matrices * dtypes.weights.size_in_bytes();
                 assert_eq!(memory.weights, matrices + 4 * parameters.vectors);
@@ -43,10 +43,10 @@ fn transposes_are_those_of_a_loaded_model() {
         let packed = isa.map_or(0, |_| transposed_bytes(&config));
         assert_eq!(model.weight_bytes() - before, packed, "{name}");
         assert_eq!(model.has_transposes(), isa.is_some());
-        let planned = TuningMemory::of(&config, BF16, DeviceLocation::Cpu).transposes;
+        let planned = TuningMemory::new(&config, BF16, DeviceLocation::Cpu).transposes;
         assert_eq!(planned > 0, isa.is_some_and(|isa| isa.name() == "amx_bf16"));
-        let gpu = TuningMemory::of(&config, BF16, DeviceLocation::Cuda { gpu_id: 0 });
-        assert_eq!((gpu.transposes, TuningMemory::of(&config, F32, DeviceLocation::Cpu).transposes), (0, 0));
+        let gpu = TuningMemory::new(&config, BF16, DeviceLocation::Cuda { gpu_id: 0 });
+        assert_eq!((gpu.transposes, TuningMemory::new(&config, F32, DeviceLocation::Cpu).transposes), (0, 0));
     }
 }
 
@@ -58,7 +58,7 @@ fn parameters_are_the_checkpoints() {
         let bytes = std::fs::read(path.join("model.safetensors")).unwrap();
         let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         let stored = file.tensors().iter().map(|(_, t)| t.shape().iter().product::<usize>()).sum::<usize>();
-        assert_eq!(Parameters::of(&config).total(), stored, "{name}");
+        assert_eq!(Parameters::new(&config).total(), stored, "{name}");
     }
 }
 
@@ -67,12 +67,12 @@ fn parameters_are_the_checkpoints() {
 fn the_shape_of_8b() {
     let config = granite_8b();
     let dtypes = Dtypes { weights: DType::BF16, activations: DType::BF16 };
-    let memory = TuningMemory::of(&config, dtypes, DeviceLocation::Cuda { gpu_id: 0 });
+    let memory = TuningMemory::new(&config, dtypes, DeviceLocation::Cuda { gpu_id: 0 });
     let (c, f, q, kv) = (4096, 12800, 4096, 2048);
     let block = (q + kv) * c + c * q + 3 * f * c;
     assert_eq!(memory.weights, 2 * (100_352 * c + 40 * block + 81 * c));
-    assert_eq!(memory.block_per_row, 2 * (2 * c + q + kv + q + 2 * f) + 4 * 34);
-    assert_eq!(memory.tape_per_row(0), 39 * memory.block_per_row + 2 * (c + kv) + 4);
+    assert_eq!(memory.layer_per_row, 2 * (2 * c + q + kv + q + 2 * f) + 4 * 34);
+    assert_eq!(memory.tape_per_row(0), 39 * memory.layer_per_row + 2 * (c + kv) + 4);
     assert_eq!(memory.tape_per_row(39), 39 * 2 * c + 2 * (c + kv) + 4);
     assert_eq!(memory.tape_per_row(1000), memory.tape_per_row(39));
     assert_eq!(memory.head, 512 * 100_352 * 2);
@@ -81,7 +81,7 @@ fn the_shape_of_8b() {
     let last = 2 * (c + kv) + 4;
     assert_eq!(memory.workspace(2048, 0, 0), 2048 * (memory.workspace_per_row - last));
     assert_eq!(memory.workspace(2048, 0, 38), memory.workspace(2048, 0, 0));
-    let again = memory.workspace_per_row + memory.block_per_row - 2 * c - last;
+    let again = memory.workspace_per_row + memory.layer_per_row - 2 * c - last;
     assert_eq!(memory.workspace(2048, 0, 39), 2048 * again);
     assert_eq!(memory.workspace(0, 0, 0), memory.head);
     // Matrices of 8,166 rows are those of 8,192.
@@ -101,11 +101,11 @@ fn a_padded_vocabulary_is_counted() {
     for (vocab, padded) in [(49_155, 49_216), (49_159, 49_216), (49_216, 49_216)] {
         for tied in [true, false] {
             let config = ModelConfig { vocab_size: vocab, tie_word_embeddings: tied, ..granite_8b() };
-            let memory = TuningMemory::of(&config, dtypes, DeviceLocation::Cuda { gpu_id: 0 });
-            let parameters = Parameters::of(&config);
+            let memory = TuningMemory::new(&config, dtypes, DeviceLocation::Cuda { gpu_id: 0 });
+            let parameters = Parameters::new(&config);
             assert_eq!(memory.weights, 2 * (parameters.total() + (padded - vocab) * 4096));
             assert_eq!(memory.head, 512 * padded * 2);
-            let cpu = TuningMemory::of(&config, F32, DeviceLocation::Cpu);
+            let cpu = TuningMemory::new(&config, F32, DeviceLocation::Cpu);
             assert_eq!((cpu.weights, cpu.head), (4 * parameters.total(), 64 * vocab * 4));
         }
     }
@@ -114,7 +114,7 @@ fn a_padded_vocabulary_is_counted() {
 #[test]
 fn a_pass_of_prefixes_keeps_keys_and_values() {
     let (config, _) = golden("granite", F32);
-    let memory = TuningMemory::of(&config, F32, DeviceLocation::Cpu);
+    let memory = TuningMemory::new(&config, F32, DeviceLocation::Cpu);
     assert_eq!(memory.prefix_keys_values(7, 0), 0);
     assert_eq!(memory.prefix_keys_values(7, 2), 7 * 2 * 2 * 8 * 4);
     assert_eq!(memory.prefix_keys_values(7, 9), memory.prefix_keys_values(7, 2), "the last block is kept");
@@ -123,6 +123,6 @@ fn a_pass_of_prefixes_keeps_keys_and_values() {
 #[test]
 fn the_prompt_has_two_moments() {
     let (config, _) = golden("granite", F32);
-    let memory = TuningMemory::of(&config, F32, DeviceLocation::Cpu);
+    let memory = TuningMemory::new(&config, F32, DeviceLocation::Cpu);
     assert_eq!(memory.prompt_per_token, 3 * 40 * 4);
 }

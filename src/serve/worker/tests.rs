@@ -4,17 +4,17 @@ use super::*;
 use crate::checkpoint::Checkpoint;
 use crate::device::{Work, faults};
 use crate::generate::{Request, StopReason};
-use crate::model::granite;
+use crate::model::Dtypes;
 use candle_core::{DType, Device};
 use std::cell::RefCell;
 use std::rc::Rc;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-fn model() -> Granite {
+fn model() -> Decoder {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/granite");
     let bare = Checkpoint::open_without_tokenizer(&path).unwrap();
-    let dtypes = granite::dtypes(DType::F32, &Device::Cpu).unwrap();
-    Granite::load(&bare.config, &bare.weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap()
+    let dtypes = Dtypes::for_weights(DType::F32, &Device::Cpu).unwrap();
+    Decoder::load(&bare.config, &bare.weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap()
 }
 
 fn request(seed: u32) -> Request {

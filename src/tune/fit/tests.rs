@@ -1,6 +1,6 @@
 use super::*;
 use crate::checkpoint::Checkpoint;
-use crate::model::granite;
+use crate::model::Dtypes;
 use crate::ops::packed::Isa;
 use candle_core::DType;
 use std::path::Path;
@@ -10,8 +10,8 @@ fn warm_up_takes_the_shortest_example_and_minds_no_shortage() {
     use crate::device::{Work, faults};
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/granite");
     let bare = Checkpoint::open_without_tokenizer(&path).unwrap();
-    let dtypes = granite::dtypes(DType::F32, &Device::Cpu).unwrap();
-    let model = Granite::load(&bare.config, &bare.weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap();
+    let dtypes = Dtypes::for_weights(DType::F32, &Device::Cpu).unwrap();
+    let model = Decoder::load(&bare.config, &bare.weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap();
     let example = |n: usize| Example { input: vec![3; n], target: vec![5, 6], line: 1 };
     let train = [example(9), example(4), example(7)];
     let seen = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
@@ -32,8 +32,8 @@ fn warm_up_takes_the_shortest_example_and_minds_no_shortage() {
 fn copy_weights_makes_the_copy_that_is_planned() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/granite");
     let bare = Checkpoint::open_without_tokenizer(&path).unwrap();
-    let dtypes = granite::dtypes(DType::BF16, &Device::Cpu).unwrap();
-    let model = Granite::load(&bare.config, &bare.weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap();
+    let dtypes = Dtypes::for_weights(DType::BF16, &Device::Cpu).unwrap();
+    let model = Decoder::load(&bare.config, &bare.weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap();
     let train = [Example { input: vec![3; 9], target: vec![5, 6], line: 1 }];
     let plan = plan_run(&TrainOptions::default(), &model, &train, 3).unwrap();
     let is_amx = Isa::best().is_some_and(|isa| isa.name() == "amx_bf16");

@@ -35,11 +35,11 @@ fn config(vocab_size: usize, logits_scaling: f64) -> ModelConfig {
 }
 
 /// A model in f16, and the same weights in f64.
-fn models(vocab_size: usize, logits_scaling: f64) -> (Granite, Granite) {
+fn models(vocab_size: usize, logits_scaling: f64) -> (Decoder, Decoder) {
     let of = |dtype| Dtypes { weights: dtype, activations: dtype };
-    let wide = Granite::random(&config(vocab_size, logits_scaling), of(DType::F32), &Device::Cpu, 3).unwrap();
-    let narrow = wide.on(of(DType::F16), &Device::Cpu).unwrap();
-    let exact = narrow.on(of(DType::F64), &Device::Cpu).unwrap();
+    let wide = Decoder::random(&config(vocab_size, logits_scaling), of(DType::F32), &Device::Cpu, 3).unwrap();
+    let narrow = wide.to_device(of(DType::F16), &Device::Cpu).unwrap();
+    let exact = narrow.to_device(of(DType::F64), &Device::Cpu).unwrap();
     (narrow, exact)
 }
 
@@ -134,7 +134,7 @@ impl Observer for Losses {
 }
 
 /// Loss of each step of a run over long answers.
-fn curve(model: &Granite) -> Result<Vec<f64>> {
+fn curve(model: &Decoder) -> Result<Vec<f64>> {
     let train = examples(2);
     let options = TrainOptions {
         learning_rate: 0.03,

@@ -7,7 +7,7 @@ const GIB: usize = 1 << 30;
 
 fn memory() -> TuningMemory {
     let dtypes = Dtypes { weights: DType::BF16, activations: DType::BF16 };
-    TuningMemory::of(&granite_8b(), dtypes, DeviceLocation::Cuda { gpu_id: 0 })
+    TuningMemory::new(&granite_8b(), dtypes, DeviceLocation::Cuda { gpu_id: 0 })
 }
 
 /// The tutorial's step at accumulation 16: 128 reviews of 40 rows behind 100 virtual tokens.
@@ -257,7 +257,7 @@ fn a_plan_covers_every_split() {
                 let groups = [PrefixGroup::new(0..virtual_tokens as u32, chunk)];
                 let prefix_pass_rows = memory.prefix_pass_rows(max_rows);
                 let packing = Packing { max_rows, prefix_pass_rows, long_above: None };
-                let Passes { lead, rest } = Passes::packed(&groups, packing);
+                let Passes { prefix_pass: lead, example_passes: rest, .. } = Passes::packed(&groups, packing);
                 with_sequences += usize::from(lead.examples > 0 && !rest.is_empty());
                 let sizes = |b: &crate::batch::PackedBatch| (b.ids.len(), b.target_rows.len());
                 let ((rows, targets), own) =

@@ -5,39 +5,40 @@
 //!   GPU        step n ─────────────────────────────────────────────┘ └─ step n + 1 ───────────────
 //! ```
 
-use super::Trainer;
+use super::{Part, Trainer};
 use crate::batch::{Passes, PrefixGroup};
-use crate::ops::adamw::{Norm, Step, Updated};
+use crate::ops::adamw::{Norm, Updated};
+use crate::prompt::Prefix;
 use crate::tune::objective::{self, Objective};
 use crate::tune::plan::Limits;
+use crate::tune::prompt_run::{StepExamples, StepResult};
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 
 /// What a step computed; nothing is changed yet.
 pub(super) struct Attempt {
-    pub(super) updated: Updated,
+    /// Of each run.
+    pub(super) results: Vec<StepResult>,
     /// The step after it.
     pub(super) next: Option<Prepared>,
-    pub(super) rows: usize,
-    pub(super) target_tokens: usize,
-    pub(super) loss: f64,
-    pub(super) grad_norm: f64,
-    pub(super) prompt_norm: f64,
 }
 
 /// A step's passes, packed, planned and uploaded.
 pub(super) struct Prepared {
-    /// The examples that they are of.
-    chunk: Vec<usize>,
+    /// Each part's run and examples.
+    parts: Vec<(usize, Vec<usize>)>,
     /// [`Limits::max_rows`] that they were packed under.
     max_rows: usize,
     passes: Passes,
 }
 
 impl Prepared {
-    /// Whether this is the step of these examples. Another step follows where a run is resumed or its rate is tried.
-    pub(super) fn is_of(&self, chunk: &[usize]) -> bool {
-        self.chunk == chunk
+    /// Whether this is the step of these parts. It is another one if a run ended, was resumed or tries a learning rate.
+    pub(super) fn is_for(&self, parts: &[Part]) -> bool {
+        let is_same = |((run, examples), part): (&(usize, Vec<usize>), &Part)| {
+            *run == part.run && *examples == part.examples.now
+        };
+        self.parts.len() == parts.len() && self.parts.iter().zip(parts).all(is_same)
     }
 
     /// Whether the step would be packed the same under `limits`. A device that ran out of memory has fewer rows.
@@ -47,66 +48,135 @@ impl Prepared {
 }
 
 impl Trainer<'_> {
-    /// The examples of a step behind the prompt.
-    pub(super) fn group(&self, chunk: &[usize]) -> PrefixGroup {
-        let n = self.parameter.value.dims()[0] as u32;
-        PrefixGroup::new(0..n, chunk.iter().map(|i| &self.task.train[*i]))
-    }
-
-    /// Loss, gradient and update of one step under `limits`; `next` are the examples of the step after it.
+    /// Losses, gradients and updates of one step under `limits`.
     pub(super) fn attempt(
         &self,
-        group: &PrefixGroup,
+        groups: &[PrefixGroup],
         prepared: Option<Prepared>,
-        next: Option<&[usize]>,
-        step: Step,
+        parts: &[Part],
         limits: Limits,
     ) -> Result<Attempt> {
-        let model = self.task.model;
-        let prompt = self.parameter.value.to_dtype(model.prompt_dtype())?;
         let passes = match prepared {
             Some(prepared) => prepared.passes,
-            None => self.prepare(group, limits)?,
+            None => self.prepare(groups, limits)?,
         };
-        let objective = objective::gradient_of(model, &prompt, &passes, limits.recompute)?;
+        let objective =
+            objective::gradient_of(self.decoder, &self.prompts(parts)?, &passes, limits.recompute)?;
         let Some(gradient) = objective.gradient.as_ref() else {
             return Err(Error::Invalid("the prompt has no gradient".into()));
         };
-        let updated = self.adamw.forward(&self.parameter, &gradient.to_dtype(DType::F32)?, step)?;
+        let mut updates = Vec::with_capacity(parts.len());
+        for (part, rows) in parts.iter().zip(self.prompt_rows(parts)) {
+            let gradient = match parts {
+                [_] => gradient.clone(),
+                _ => gradient.narrow(0, rows.start as usize, rows.len())?.contiguous()?,
+            };
+            updates.push(self.runs[part.run].update(Prefix::Embeddings(gradient), part.learning_rate)?);
+        }
         // What fails here fails again when it is that step's turn, and is reported then.
-        let next = next.and_then(|chunk| {
-            let passes = self.prepare(&self.group(chunk), limits).ok()?;
-            Some(Prepared { chunk: chunk.to_vec(), max_rows: limits.max_rows, passes })
+        let next = self.prepare_next(parts, limits);
+        let losses = losses(&objective, &updates)?;
+        let results = parts.iter().zip(updates).zip(losses).map(|((part, updated), of_run)| StepResult {
+            updated,
+            loss: of_run.loss,
+            grad_norm: of_run.grad_norm,
+            prompt_norm: of_run.prompt_norm,
+            target_tokens: of_run.target_tokens,
+            rows: objective.rows,
+            learning_rate: part.learning_rate,
+            seconds: 0.0,
         });
-        let (rows, target_tokens) = (objective.rows, objective.target_tokens());
-        let [loss, grad_norm, prompt_norm] = results(&objective, &updated)?;
-        Ok(Attempt { updated, next, rows, target_tokens, loss, grad_norm, prompt_norm })
+        Ok(Attempt { results: results.collect(), next })
     }
 
-    fn prepare(&self, group: &PrefixGroup, limits: Limits) -> Result<Passes> {
+    /// The prompts of all parts, one below the other.
+    fn prompts(&self, parts: &[Part]) -> Result<Tensor> {
+        let embeddings = |part: &Part| match self.runs[part.run].prompt().prefix() {
+            Prefix::Embeddings(embeddings) => embeddings,
+        };
+        let prompts: Vec<Tensor> = parts.iter().map(embeddings).collect();
+        let prompts = if let [only] = &prompts[..] { only.clone() } else { Tensor::cat(&prompts, 0)? };
+        Ok(prompts.to_dtype(self.decoder.prompt_dtype())?)
+    }
+
+    /// The step after that of `parts`, if all of them have one that is known.
+    fn prepare_next(&self, parts: &[Part], limits: Limits) -> Option<Prepared> {
+        let next = |part: &Part| {
+            let now = part.examples.next.clone()?;
+            Some(Part { run: part.run, examples: StepExamples { now, next: None }, learning_rate: 0.0 })
+        };
+        let parts: Vec<Part> = parts.iter().map(next).collect::<Option<_>>()?;
+        let passes = self.prepare(&self.groups(&parts), limits).ok()?;
+        let parts = parts.into_iter().map(|part| (part.run, part.examples.now)).collect();
+        Some(Prepared { parts, max_rows: limits.max_rows, passes })
+    }
+
+    fn prepare(&self, groups: &[PrefixGroup], limits: Limits) -> Result<Passes> {
         note("prepare");
-        objective::prepare(self.task.model, std::slice::from_ref(group), limits.max_rows)
+        objective::prepare(self.decoder, groups, limits.max_rows)
     }
 }
 
-/// Loss, norm of the gradient and norm of the new prompt: the host waits for a GPU here alone, for one copy. The prompt's
-/// norm: a huge learning rate overflows it by a gradient that is finite.
-fn results(objective: &Objective, updated: &Updated) -> Result<[f64; 3]> {
+/// A run's figures of a step.
+struct Losses {
+    loss: f64,
+    grad_norm: f64,
+    prompt_norm: f64,
+    target_tokens: usize,
+}
+
+/// Loss, norm of the gradient and norm of the new prompt of each run: the host waits for a GPU here alone, for one copy. The
+/// prompt's norm: a huge learning rate overflows it by a gradient that is finite.
+fn losses(objective: &Objective, updates: &[Updated]) -> Result<Vec<Losses>> {
     note("wait");
-    let apart = || Ok([objective.loss()?, updated.grad_norm.value()?, updated.value_norm.value()?]);
-    let (Some(gradient), Some(prompt)) = (updated.grad_norm.sums(), updated.value_norm.sums()) else {
-        return apart();
+    let Some((nll, norms)) = in_one_copy(objective, updates)? else {
+        let nll = objective.nll()?;
+        let norms =
+            updates.iter().map(|updated| Ok([updated.grad_norm.value()?, updated.value_norm.value()?]));
+        return Ok(by_run(objective, &nll, norms.collect::<Result<_>>()?));
     };
-    let nll = objective.parts().iter().filter(|part| part.elem_count() > 0);
-    let parts: Vec<&Tensor> = nll.chain([gradient, prompt]).collect();
-    if parts.iter().any(|part| part.dtype() != DType::F32) {
-        return apart();
+    Ok(by_run(objective, &nll, norms))
+}
+
+/// Norms of a run's gradient and of its new prompt.
+type Norms = [f64; 2];
+
+/// Means over each run's target tokens.
+fn by_run(objective: &Objective, nll: &[f64], norms: Vec<Norms>) -> Vec<Losses> {
+    let sums = objective.sums(nll);
+    let losses = sums.into_iter().zip(norms).map(|((sum, target_tokens), [grad_norm, prompt_norm])| Losses {
+        loss: sum / target_tokens as f64,
+        grad_norm,
+        prompt_norm,
+        target_tokens,
+    });
+    losses.collect()
+}
+
+/// Negative log-likelihoods and norms, if a device has them all in f32.
+fn in_one_copy(objective: &Objective, updates: &[Updated]) -> Result<Option<(Vec<f64>, Vec<Norms>)>> {
+    let mut parts: Vec<&Tensor> = objective.parts().iter().filter(|part| part.elem_count() > 0).collect();
+    for updated in updates {
+        let (Some(gradient), Some(prompt)) = (updated.grad_norm.sums(), updated.value_norm.sums()) else {
+            return Ok(None);
+        };
+        parts.extend([gradient, prompt]);
     }
+    if parts.iter().any(|part| part.dtype() != DType::F32) {
+        return Ok(None);
+    }
+    let lengths: Vec<usize> = parts.iter().map(|part| part.elem_count()).collect();
     let all = Tensor::cat(&parts, 0)?.to_vec1::<f32>()?;
-    let (nll, norms) = all.split_at(objective.target_tokens());
-    let (gradient, prompt) = norms.split_at(gradient.elem_count());
-    let loss = nll.iter().copied().map(f64::from).sum::<f64>() / nll.len() as f64;
-    Ok([loss, Norm::of_sums(gradient), Norm::of_sums(prompt)])
+    let (nll, mut sums) = all.split_at(objective.target_tokens());
+    let nll = nll.iter().copied().map(f64::from).collect();
+    let mut norms = Vec::with_capacity(updates.len());
+    for pair in lengths[lengths.len() - 2 * updates.len()..].chunks(2) {
+        let (gradient, rest) = sums.split_at(pair[0]);
+        let (prompt, rest) = rest.split_at(pair[1]);
+        norms.push([Norm::of_sums(gradient), Norm::of_sums(prompt)]);
+        sums = rest;
+    }
+    Ok(Some((nll, norms)))
 }
 
 #[cfg(test)]

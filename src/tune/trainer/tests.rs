@@ -5,18 +5,20 @@ use super::*;
 use crate::checkpoint::Checkpoint;
 use crate::config::{Keep, Schedule};
 use crate::device::{Work, faults};
-use crate::model::granite;
+use crate::model::Dtypes;
 use crate::ops::gpu::{emulated::emulate, uploads};
 use crate::tune::objective;
+use crate::tune::{EpochRecord, epoch_order};
+use candle_core::{DType, Device};
 use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
 
-fn model() -> Granite {
+fn model() -> Decoder {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/granite");
     let bare = Checkpoint::open_without_tokenizer(&path).unwrap();
-    let dtypes = granite::dtypes(DType::F32, &Device::Cpu).unwrap();
-    Granite::load(&bare.config, &bare.weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap()
+    let dtypes = Dtypes::for_weights(DType::F32, &Device::Cpu).unwrap();
+    Decoder::load(&bare.config, &bare.weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap()
 }
 
 fn examples(n: u32) -> Vec<Example> {
@@ -65,11 +67,11 @@ impl Observer for Watch {
 }
 
 /// Runs 2 epochs of 3 steps from rows of the embedding.
-fn run(model: &Granite, options: &TrainOptions) -> (Watch, Vec<f32>) {
+fn run(model: &Decoder, options: &TrainOptions) -> (Watch, Vec<f32>) {
     run_with(model, options, &[])
 }
 
-fn run_with(model: &Granite, options: &TrainOptions, validation: &[Example]) -> (Watch, Vec<f32>) {
+fn run_with(model: &Decoder, options: &TrainOptions, validation: &[Example]) -> (Watch, Vec<f32>) {
     let train = examples(10);
     let prompt = model.embedding().narrow(0, 20, 6).unwrap();
     let task = Task { model, train: &train, validation, options, limits: Limits::rows(100) };
@@ -77,7 +79,7 @@ fn run_with(model: &Granite, options: &TrainOptions, validation: &[Example]) -> 
     let mut watch = Watch::default();
     ORDER.take();
     trainer.run(&mut watch).unwrap();
-    let prompt = trainer.prompt().flatten_all().unwrap().to_vec1().unwrap();
+    let prompt = trainer.first().values().flatten_all().unwrap().to_vec1().unwrap();
     (watch, prompt)
 }
 
@@ -112,13 +114,14 @@ fn steps_that_were_prepared_are_those_that_were_not() {
     let mut losses = Vec::new();
     for epoch in [1, 2] {
         for chunk in epoch_order(train.len(), &options, epoch).chunks(4) {
-            let turn = Turn { chunk, next: None };
-            let record = trainer.step_at(options.learning_rate, epoch, turn, &mut Watch::default()).unwrap();
+            let examples = StepExamples { now: chunk.to_vec(), next: None };
+            let part = Part { run: 0, examples, learning_rate: options.learning_rate };
+            let record = trainer.step(&[part], &mut [&mut Watch::default()]).unwrap().remove(0).unwrap();
             losses.push(record.unwrap().loss);
         }
     }
     assert_eq!(watch.losses, losses);
-    assert_eq!(prompt, trainer.prompt().flatten_all().unwrap().to_vec1::<f32>().unwrap());
+    assert_eq!(prompt, trainer.first().values().flatten_all().unwrap().to_vec1::<f32>().unwrap());
 }
 
 #[test]
@@ -186,4 +189,99 @@ fn a_pass_has_one_upload() {
             assert_eq!(uploads() - before, passes, "{max_rows} rows a pass, without a gradient");
         }
     });
+}
+
+/// Three runs of other prompts, rates, examples and lengths in one step are those that each is alone.
+#[test]
+fn runs_that_are_trained_together_are_those_alone() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/granite");
+    let bare = Checkpoint::open_without_tokenizer(&path).unwrap();
+    let dtypes = Dtypes::for_weights(DType::F64, &Device::Cpu).unwrap();
+    let model = Decoder::load(&bare.config, &bare.weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap();
+    let all = examples(24);
+    let options = |learning_rate, num_epochs, batch_size| TrainOptions {
+        learning_rate,
+        num_epochs,
+        batch_size,
+        max_grad_norm: 0.05,
+        ..options()
+    };
+    // Targets of 1 to 3 tokens: a mean over all of them would weigh the runs by their target tokens.
+    let settings = [
+        (options(0.01, 2, 4), 0..10, 20..26),
+        (options(0.05, 1, 2), 10..17, 30..33),
+        (options(0.02, 3, 5), 4..24, 40..41),
+    ];
+    let prompts: Vec<_> = settings
+        .iter()
+        .map(|(_, _, rows)| model.embedding().narrow(0, rows.start, rows.len()).unwrap())
+        .collect();
+    let validation = &all[..3];
+    let run_examples = |range: &Range<usize>| RunExamples { train: &all[range.clone()], validation };
+    let runs = settings.iter().zip(&prompts).map(|((options, range, _), prompt)| {
+        PromptRun::new(&model, run_examples(range), options, prompt).unwrap()
+    });
+    let mut together = Trainer::with_runs(&model, Limits::rows(60), runs.collect()).unwrap();
+    let mut watches: Vec<Watch> = settings.iter().map(|_| Watch::default()).collect();
+    let mut observers: Vec<&mut dyn Observer> =
+        watches.iter_mut().map(|watch| watch as &mut dyn Observer).collect();
+    let outcomes = together.run_all(&mut observers).unwrap();
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, Ok(Ended::Completed))), "{outcomes:?}");
+    for (i, ((options, range, _), prompt)) in settings.iter().zip(&prompts).enumerate() {
+        let RunExamples { train, validation } = run_examples(range);
+        let task = Task { model: &model, train, validation, options, limits: Limits::rows(100) };
+        let mut alone = Trainer::new(task, prompt).unwrap();
+        let mut watch = Watch::default();
+        alone.run(&mut watch).unwrap();
+        assert!(watch.losses.len() > 3 && watches[i].losses.len() == watch.losses.len(), "run {i}");
+        for (a, b) in watches[i].losses.iter().zip(&watch.losses) {
+            assert!((a - b).abs() < 1e-5 * b, "run {i}: {a} for {b}");
+        }
+        let values = |trainer: &Trainer, run: usize| {
+            trainer.runs()[run].values().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        let (a, b) = (values(&together, i), values(&alone, 0));
+        let far = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let moved = b
+            .iter()
+            .zip(prompt.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap())
+            .map(|(b, start)| (b - start).abs())
+            .fold(0.0, f32::max);
+        assert!(
+            moved > 0.01 && far < 1e-4 * moved,
+            "run {i}: {far} from the run alone, which moved by {moved}"
+        );
+        assert!(together.runs()[i].position().last.validation_loss.is_some());
+    }
+}
+
+/// A run whose loss is not finite ends by itself, and the others go on.
+#[test]
+fn an_error_of_a_run_does_not_end_the_others() {
+    let model = model();
+    let all = examples(10);
+    let good = options();
+    let bad = TrainOptions { learning_rate: 1e38, weight_decay: 0.0, max_grad_norm: 0.0, ..options() };
+    let prompt = model.embedding().narrow(0, 20, 6).unwrap();
+    let run = |options| {
+        PromptRun::new(&model, RunExamples { train: &all, validation: &[] }, options, &prompt).unwrap()
+    };
+    let mut trainer = Trainer::with_runs(&model, Limits::rows(200), vec![run(&bad), run(&good)]).unwrap();
+    let (mut a, mut b) = (Watch::default(), Watch::default());
+    let outcomes = trainer.run_all(&mut [&mut a, &mut b]).unwrap();
+    assert!(matches!(outcomes[0], Err(Error::NotFinite { .. })), "{outcomes:?}");
+    assert!(matches!(outcomes[1], Ok(Ended::Completed)), "{outcomes:?}");
+    assert_eq!(b.losses.len(), 6);
+    assert!(b.losses.iter().all(|loss| loss.is_finite()));
+}
+
+#[test]
+fn run_all_needs_an_observer_for_each_run() {
+    let (model, all, options) = (model(), examples(4), options());
+    let prompt = model.embedding().narrow(0, 20, 6).unwrap();
+    let run =
+        PromptRun::new(&model, RunExamples { train: &all, validation: &[] }, &options, &prompt).unwrap();
+    let mut trainer = Trainer::with_runs(&model, Limits::rows(200), vec![run]).unwrap();
+    assert!(trainer.run_all(&mut []).unwrap_err().to_string().contains("expected 1"));
+    assert!(Trainer::with_runs(&model, Limits::rows(200), Vec::new()).is_err());
 }

@@ -1,6 +1,6 @@
 //! The prompt that a run keeps.
 
-use super::Trainer;
+use super::PromptRun;
 use crate::Result;
 use crate::config::Keep;
 use crate::tune::state::{Mark, Position};
@@ -48,14 +48,14 @@ impl LastGood {
     }
 }
 
-impl Trainer<'_> {
+impl PromptRun<'_> {
     /// The prompt that the configuration asks to keep; before the first epoch's end, the last good one.
     ///
     /// # Errors
-    /// The device's.
+    /// Returns an error if a device operation fails.
     pub fn kept(&self) -> Result<Kept> {
         let Position { step, last, best, .. } = &self.position;
-        let (prompt, mark) = match (&self.best, best, self.task.options.keep) {
+        let (prompt, mark) = match (&self.best, best, self.options.keep) {
             (Some(prompt), Some(mark), Keep::Best) => (prompt, *mark),
             _ => self.last_good(*step, *last),
         };

@@ -1,0 +1,135 @@
+//! Floating-point operations that a step cannot do without, a multiply and an add counting as two.
+//!
+//! T, P and M are the rows, the prefix rows and the target rows of the step's packed batch, L its layers.
+//! Rows that are computed twice because memory is short (activation checkpointing), padding, norms and
+//! activation functions do not count.
+//!
+//! ```text
+//! a projection                  2 in out a row; its backward pass the same: no weight gets a gradient
+//!   forward   layers 1 .. L-1   T rows of q, k, v, o, gate, up, down
+//!             layer L           T rows of k, v; M rows of q, o, gate, up, down
+//!   backward  layer L           as forward
+//!             layers L-1 .. 2   T rows of all
+//!             layer 1           T rows of o, gate, up, down; P rows of q, k, v
+//! the head                      2 C V a target row forward, the same backward
+//! attention                     2 D H a product and pair of a query row and a key row that it sees
+//!   forward   2 products        q kᵀ, p v; in layer L for the queries of target rows only
+//!   backward  5 products        q kᵀ again, do vᵀ, pᵀ do, dsᵀ q, ds k
+//!             layer 1           5 for pairs inside a prefix; 4 (without ds k) for a sequence's row and a prefix
+//!                               row; none for pairs inside a sequence
+//! ```
+//!
+//! In a model of one layer that layer is the first and the last: its backward pass has M rows of o, gate, up,
+//! down, P rows of k, v, and 4 products for pairs of a target row and a prefix row.
+
+use crate::batch::{Passes, PrefixGroup};
+use crate::checkpoint::ModelConfig;
+use crate::checkpoint::tensors::{LayerTensors, ProjectionRows};
+
+/// Useful floating-point operations of one optimizer step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Flops {
+    /// Of the layers' projections.
+    pub linear: f64,
+    /// Of attention's products.
+    pub attention: f64,
+    /// Of the language-model head.
+    pub head: f64,
+}
+
+/// Pairs of a query row and a key row that it sees.
+#[derive(Default)]
+struct Pairs {
+    /// All of them.
+    all: f64,
+    /// Query and key in one prefix.
+    inside_prefixes: f64,
+    /// Query in a sequence, key in its prefix.
+    to_prefixes: f64,
+    /// Query in a target row.
+    targets: f64,
+    /// Query in a target row, key in its prefix.
+    targets_to_prefixes: f64,
+}
+
+/// Rows of a step.
+#[derive(Clone, Copy)]
+struct Rows {
+    all: f64,
+    prefix: f64,
+    targets: f64,
+}
+
+impl Rows {
+    /// Rows that a projection of layer `i` of `layers` multiplies, forward and backward together.
+    fn multiplied(self, projection: ProjectionRows, i: usize, layers: usize) -> f64 {
+        let (is_first, is_last) = (i == 0, i + 1 == layers);
+        let outputs = if is_last { self.targets } else { self.all };
+        match projection {
+            ProjectionRows::Keys => self.all + if is_first { self.prefix } else { self.all },
+            // No target row is a prefix row.
+            ProjectionRows::Queries if is_first && is_last => outputs,
+            ProjectionRows::Queries => outputs + if is_first { self.prefix } else { outputs },
+            ProjectionRows::Outputs => 2.0 * outputs,
+        }
+    }
+}
+
+impl Flops {
+    /// Of a step over `groups`.
+    pub fn of_step(config: &ModelConfig, groups: &[PrefixGroup]) -> Self {
+        let batch = Passes::new(groups, usize::MAX).prefix_pass;
+        let rows = Rows {
+            all: batch.ids.len() as f64,
+            prefix: batch.prefix_rows as f64,
+            targets: batch.target_rows.len() as f64,
+        };
+        let layers = config.num_hidden_layers;
+        let tensors = LayerTensors::new(config, false);
+        let mut linear = 0.0;
+        for stack in tensors.stacks() {
+            for projection in &stack.projections {
+                let of_row = 2.0 * (stack.inputs * projection.outputs) as f64;
+                let rows: f64 = (0..layers).map(|i| rows.multiplied(projection.rows, i, layers)).sum();
+                linear += of_row * rows;
+            }
+        }
+        let mut pairs = Pairs::default();
+        for (segment, targets) in batch.segments.iter().zip(&batch.target_segments) {
+            pairs.add(segment, targets);
+        }
+        let forward = 2.0 * ((layers - 1) as f64 * pairs.all + pairs.targets);
+        let backward = if layers == 1 {
+            4.0 * pairs.targets_to_prefixes
+        } else {
+            let inner = (layers - 2) as f64;
+            5.0 * (pairs.targets + inner * pairs.all) + 5.0 * pairs.inside_prefixes + 4.0 * pairs.to_prefixes
+        };
+        let head = 2.0 * (config.hidden_size * config.vocab_size) as f64;
+        let d = config.head_dim;
+        let product = 2.0 * (d * config.num_attention_heads) as f64;
+        Self { linear, attention: product * (forward + backward), head: 2.0 * rows.targets * head }
+    }
+
+    /// All of them.
+    pub fn total(&self) -> f64 {
+        self.linear + self.attention + self.head
+    }
+}
+
+impl Pairs {
+    fn add(&mut self, segment: &crate::ops::Segment, targets: &crate::ops::Segment) {
+        let prefix = segment.prefix.as_ref().map_or(0, |p| p.len());
+        let own = |s: &crate::ops::Segment| (1..=s.queries.len()).map(|i| s.first + i).sum::<usize>() as f64;
+        let before = |s: &crate::ops::Segment| (s.queries.len() * prefix) as f64;
+        self.all += own(segment) + before(segment);
+        self.targets += own(targets) + before(targets);
+        match segment.prefix {
+            None => self.inside_prefixes += own(segment),
+            Some(_) => {
+                self.to_prefixes += before(segment);
+                self.targets_to_prefixes += before(targets);
+            }
+        }
+    }
+}

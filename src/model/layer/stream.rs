@@ -1,0 +1,34 @@
+//! The residual stream between two norms.
+
+use crate::Result;
+use crate::ops::Linear;
+use crate::ops::rms_norm::{Add, Normed, RmsNorm};
+use candle_core::{DType, Tensor};
+
+/// The residual stream `x + residual_multiplier * delta`, [rows, C] each. Where no product can add to its output, the sum is
+/// left to the next norm, which reads both anyway.
+pub(in crate::model) struct Stream {
+    x: Tensor,
+    delta: Option<Tensor>,
+}
+
+impl Stream {
+    /// A stream to which nothing is to be added.
+    pub(in crate::model) fn new(x: Tensor) -> Self {
+        Self { x, delta: None }
+    }
+
+    /// The stream `x` with a projection of `input` on top.
+    pub(super) fn project(x: Tensor, projection: &Linear, input: &Tensor, multiplier: f64) -> Result<Self> {
+        match projection.forward_add(input, &x, multiplier)? {
+            Some(sum) => Ok(Self::new(sum)),
+            None => Ok(Self { x, delta: Some(projection.forward(input)?) }),
+        }
+    }
+
+    /// The sum, normed in `dtype`.
+    pub(in crate::model) fn normed(&self, norm: &RmsNorm, multiplier: f64, dtype: DType) -> Result<Normed> {
+        let add = self.delta.as_ref().map(|delta| Add { delta, multiplier });
+        norm.forward(&self.x, add, dtype)
+    }
+}

@@ -1,0 +1,107 @@
+//! A soft prompt: named parameters, and the prefix that a model makes of them.
+
+use crate::{Error, Result};
+use candle_core::Tensor;
+
+/// What a model reads before the sequences of a group.
+#[derive(Debug, Clone)]
+pub enum Prefix {
+    /// Embeddings of virtual tokens, f32 [P, C], before the model's `embedding_multiplier` (prompt tuning, Lester et al., 2021,
+    /// arXiv:2104.08691).
+    Embeddings(Tensor),
+}
+
+/// A trainable tensor of a prompt.
+#[derive(Debug, Clone)]
+pub struct PromptParameter {
+    /// Its name, as PEFT calls it in an adapter.
+    pub name: &'static str,
+    /// f32.
+    pub value: Tensor,
+}
+
+/// A soft prompt whose values are being tuned.
+#[derive(Debug, Clone)]
+pub struct Prompt {
+    parameters: Vec<PromptParameter>,
+}
+
+impl Prompt {
+    /// A prompt of the embeddings `values`, [P, C].
+    ///
+    /// # Errors
+    /// Returns an error if `values` is not a matrix with at least one row.
+    pub fn embeddings(values: &Tensor) -> Result<Self> {
+        match values.dims() {
+            [rows, _] if *rows > 0 => {}
+            found => {
+                return Err(Error::Shape {
+                    op: "prompt",
+                    expected: "[P, C] with P of at least 1".into(),
+                    found: format!("{found:?}"),
+                });
+            }
+        }
+        Ok(Self { parameters: vec![PromptParameter { name: "prompt_embeddings", value: values.clone() }] })
+    }
+
+    /// Virtual tokens of the prefix, P.
+    pub fn num_virtual_tokens(&self) -> usize {
+        self.parameters[0].value.dims()[0]
+    }
+
+    /// The trainable tensors.
+    pub fn parameters(&self) -> &[PromptParameter] {
+        &self.parameters
+    }
+
+    /// Replaces the values of the parameters, in their order.
+    pub fn set_values(&mut self, values: &[Tensor]) {
+        for (parameter, value) in self.parameters.iter_mut().zip(values) {
+            parameter.value = value.clone();
+        }
+    }
+
+    /// The prefix that the parameters make.
+    pub fn prefix(&self) -> Prefix {
+        Prefix::Embeddings(self.parameters[0].value.clone())
+    }
+
+    /// The gradients of the parameters, in their order, from that of the prefix.
+    pub fn backward(&self, gradient: Prefix) -> Vec<Tensor> {
+        let Prefix::Embeddings(gradient) = gradient;
+        vec![gradient]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn values(first: f32) -> Tensor {
+        Tensor::new(&[[first, 2.0], [3.0, 4.0]], &Device::Cpu).unwrap()
+    }
+
+    fn rows(tensor: &Tensor) -> Vec<Vec<f32>> {
+        tensor.to_vec2().unwrap()
+    }
+
+    #[test]
+    fn prompt_of_embeddings_is_its_own_prefix() {
+        let mut prompt = Prompt::embeddings(&values(1.0)).unwrap();
+        assert_eq!((prompt.num_virtual_tokens(), prompt.parameters().len()), (2, 1));
+        prompt.set_values(&[values(7.0)]);
+        let Prefix::Embeddings(prefix) = prompt.prefix();
+        assert_eq!(rows(&prefix), [[7.0, 2.0], [3.0, 4.0]]);
+        let gradients = prompt.backward(Prefix::Embeddings(values(-1.0)));
+        assert_eq!(rows(&gradients[0]), [[-1.0, 2.0], [3.0, 4.0]]);
+    }
+
+    #[test]
+    fn prompt_without_rows_is_refused() {
+        let empty = Tensor::zeros((0, 4), candle_core::DType::F32, &Device::Cpu).unwrap();
+        assert!(Prompt::embeddings(&empty).unwrap_err().to_string().contains("[0, 4]"));
+        assert!(Prompt::embeddings(&values(1.0).flatten_all().unwrap()).is_err());
+    }
+}

@@ -1,0 +1,446 @@
+//! One prompt that is being tuned: all that belongs to it and to no other.
+
+mod kept;
+
+use super::observer::{EpochRecord, Observer, StepRecord};
+use super::schedule;
+use super::state::{self, Clock, Mark, Position, State, epoch_order};
+use crate::batch::{Example, PrefixGroup};
+use crate::config::{OnNotFinite, TrainOptions};
+use crate::model::Decoder;
+use crate::ops::adamw::{AdamW, Parameter, Step, Updated};
+use crate::ops::gpu;
+use crate::ops::gpu::products::Choices;
+use crate::prompt::{Prefix, Prompt};
+use crate::{Error, Result};
+use candle_core::{DType, Device, Tensor};
+pub use kept::Kept;
+use kept::LastGood;
+use std::ops::Range;
+
+/// The examples of a run.
+#[derive(Debug, Clone, Copy)]
+pub struct RunExamples<'a> {
+    /// Examples to learn from.
+    pub train: &'a [Example],
+    /// Examples whose loss is taken after each epoch; may be empty.
+    pub validation: &'a [Example],
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// All steps are done.
+    Completed,
+    /// The validation loss did not fall for `train.early_stopping` epochs.
+    StoppedEarly,
+    /// [`Observer::interrupted`] said so.
+    Interrupted,
+}
+
+/// The examples of a step and, if it is known, of the step after it; indices of [`RunExamples::train`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct StepExamples {
+    pub(super) now: Vec<usize>,
+    pub(super) next: Option<Vec<usize>>,
+}
+
+/// What a run has to do next.
+pub(super) enum Next {
+    /// A step over these examples.
+    Step(StepExamples),
+    /// The end of the epoch.
+    EndOfEpoch,
+    /// Nothing.
+    Ended(Ended),
+}
+
+/// What one step computed for a run.
+pub(super) struct StepResult {
+    pub(super) updated: Updated,
+    /// Mean over the step's target tokens, nats.
+    pub(super) loss: f64,
+    pub(super) grad_norm: f64,
+    pub(super) prompt_norm: f64,
+    pub(super) target_tokens: usize,
+    /// Packed rows of the step; with several runs in a step, those of all.
+    pub(super) rows: usize,
+    pub(super) learning_rate: f64,
+    /// Wall time, s.
+    pub(super) seconds: f64,
+}
+
+/// What the runs of a step share and a state holds too.
+pub(super) struct Shared {
+    /// Rows of a pass.
+    pub(super) max_rows: usize,
+    /// Algorithms of products.
+    pub(super) products: Option<Choices>,
+}
+
+/// A prompt that is being tuned: its parameters, optimizer, schedule, order of examples, position and best values. After an
+/// error it still has the last good prompt.
+pub struct PromptRun<'a> {
+    examples: RunExamples<'a>,
+    /// Hyperparameters.
+    options: &'a TrainOptions,
+    prompt: Prompt,
+    adamw: AdamW,
+    /// The prompt's parameter with its moments.
+    parameter: Parameter,
+    /// Values before the first step.
+    initial: Tensor,
+    /// Values of the lowest validation loss.
+    best: Option<Tensor>,
+    good: LastGood,
+    position: Position,
+    clock: Clock,
+    /// [`state::fingerprint`] of the examples.
+    fingerprint: String,
+    /// The order of the current epoch and of the one after it.
+    orders: Orders,
+}
+
+/// Orders of two epochs' examples.
+#[derive(Default)]
+struct Orders {
+    /// The epoch of the first; 0 if there are none yet.
+    epoch: usize,
+    current: Vec<usize>,
+    following: Vec<usize>,
+}
+
+impl<'a> PromptRun<'a> {
+    /// A run from `initial`, f32 [num_virtual_tokens, C].
+    ///
+    /// # Errors
+    /// Returns an error if there are no training examples, or if the examples with the prompt exceed the model's positions.
+    pub fn new(
+        decoder: &Decoder,
+        examples: RunExamples<'a>,
+        options: &'a TrainOptions,
+        initial: &Tensor,
+    ) -> Result<Self> {
+        if examples.train.is_empty() {
+            return Err(Error::Invalid("data.train: expected at least one example, found none".into()));
+        }
+        let initial = gpu::to_device(&initial.to_dtype(DType::F32)?, decoder.device())?;
+        let parameter = Parameter::new(&initial)?;
+        let prompt = Prompt::embeddings(&parameter.value)?;
+        let longest =
+            examples.train.iter().chain(examples.validation).map(|e| e.input.len() + e.target.len()).max();
+        let positions = prompt.num_virtual_tokens() + longest.unwrap_or(0);
+        let limit = decoder.config().max_position_embeddings;
+        if positions > limit {
+            return Err(Error::Invalid(format!(
+                "expected at most {limit} positions, the model's max_position_embeddings, found {positions}: lower \
+                 data.max_input_tokens or prompt.num_virtual_tokens"
+            )));
+        }
+        let adamw = AdamW {
+            beta1: options.beta1,
+            beta2: options.beta2,
+            eps: options.eps,
+            weight_decay: options.weight_decay,
+        };
+        let position = Position::default();
+        Ok(Self {
+            examples,
+            options,
+            prompt,
+            adamw,
+            parameter,
+            initial,
+            best: None,
+            good: LastGood::default(),
+            clock: Clock::new(position.elapsed),
+            position,
+            fingerprint: state::fingerprint(examples.train, examples.validation),
+            orders: Orders::default(),
+        })
+    }
+
+    /// The run whose state `state` is.
+    ///
+    /// # Errors
+    /// Returns an error if the examples or the prompt's width are not those of the run, and in the cases of
+    /// [`PromptRun::new`].
+    pub fn resume(
+        decoder: &Decoder,
+        examples: RunExamples<'a>,
+        options: &'a TrainOptions,
+        state: &State,
+    ) -> Result<Self> {
+        let mut run = Self::new(decoder, examples, options, &state.initial)?;
+        let found = &run.fingerprint;
+        if *found != state.examples {
+            return Err(Error::Invalid(format!(
+                "expected the examples that the run began with ({}), found others ({found}): data.train, \
+                 data.validation or the tokenizer have changed; start a new run",
+                state.examples
+            )));
+        }
+        let (width, expected) = (state.prompt.dims()[1], decoder.config().hidden_size);
+        if width != expected {
+            return Err(Error::Invalid(format!(
+                "expected a checkpoint of width {expected}, the model's hidden size, found {width}; the run had \
+                 another model"
+            )));
+        }
+        let to_device = |tensor: &Tensor| gpu::to_device(tensor, decoder.device());
+        run.parameter =
+            Parameter { value: to_device(&state.prompt)?, m: to_device(&state.m)?, v: to_device(&state.v)? };
+        run.prompt.set_values(std::slice::from_ref(&run.parameter.value));
+        run.best = state.best.as_ref().map(to_device).transpose()?;
+        run.position = state.position.clone();
+        Ok(run)
+    }
+
+    /// All that is needed to go on from here.
+    pub(super) fn state(&self, shared: Shared) -> State {
+        let Parameter { value, m, v } = self.parameter.clone();
+        State {
+            prompt: value,
+            m,
+            v,
+            initial: self.initial.clone(),
+            best: self.best.clone(),
+            position: Position { elapsed: self.clock.seconds(), ..self.position.clone() },
+            max_rows: shared.max_rows,
+            products: shared.products,
+            examples: self.fingerprint.clone(),
+        }
+    }
+
+    /// What it learns from, and what its loss is taken on.
+    pub fn examples(&self) -> RunExamples<'a> {
+        self.examples
+    }
+
+    /// Hyperparameters.
+    pub fn options(&self) -> &'a TrainOptions {
+        self.options
+    }
+
+    /// Optimizer steps of the whole run.
+    pub fn total_steps(&self) -> usize {
+        match self.options.max_steps {
+            0 => self.steps_per_epoch() * self.options.num_epochs,
+            max_steps => max_steps,
+        }
+    }
+
+    /// Optimizer steps of an epoch.
+    pub fn steps_per_epoch(&self) -> usize {
+        self.examples.train.len().div_ceil(self.examples_per_step())
+    }
+
+    fn examples_per_step(&self) -> usize {
+        self.options.batch_size * self.options.accumulate_steps
+    }
+
+    /// Where the run is; its `elapsed` is that of the last checkpoint or epoch.
+    pub fn position(&self) -> &Position {
+        &self.position
+    }
+
+    /// Wall time of the run so far, seconds.
+    pub fn elapsed(&self) -> f64 {
+        self.clock.seconds()
+    }
+
+    /// Steps that were left out because a value was not finite.
+    pub fn skipped(&self) -> usize {
+        self.position.skipped
+    }
+
+    /// The prompt with its current values.
+    pub fn prompt(&self) -> &Prompt {
+        &self.prompt
+    }
+
+    /// The prompt's current values, f32 [num_virtual_tokens, C] on the model's device.
+    pub fn values(&self) -> &Tensor {
+        &self.parameter.value
+    }
+
+    /// The values before the first step, f32 [num_virtual_tokens, C] on the CPU.
+    ///
+    /// # Errors
+    /// Returns an error if a device operation fails.
+    pub fn initial(&self) -> Result<Tensor> {
+        Ok(self.initial.to_device(&Device::Cpu)?)
+    }
+
+    /// Starts the clock again after a pause.
+    pub(super) fn start_clock(&mut self) {
+        self.clock = Clock::new(self.position.elapsed);
+    }
+
+    /// What is to be done next; an epoch begins if none is open.
+    pub(super) fn next(&mut self) -> Next {
+        let total = self.total_steps();
+        if !self.position.open {
+            if self.position.attempts() >= total {
+                return Next::Ended(Ended::Completed);
+            }
+            if self.is_stale() {
+                return Next::Ended(Ended::StoppedEarly);
+            }
+            self.position.begin_epoch(self.clock.seconds());
+        }
+        let Position { epoch, steps_of_epoch, .. } = self.position;
+        let (done, per_step) = (self.position.attempts(), self.examples_per_step());
+        self.orders.prepare(self.examples.train.len(), self.options, epoch);
+        let mut chunks = self.orders.current.chunks(per_step).skip(steps_of_epoch);
+        let now = chunks.next().filter(|_| done < total);
+        let Some(now) = now else { return Next::EndOfEpoch };
+        let next = chunks.next().or_else(|| self.orders.following.chunks(per_step).next());
+        let next = next.filter(|_| done + 1 < total).map(<[usize]>::to_vec);
+        Next::Step(StepExamples { now: now.to_vec(), next })
+    }
+
+    /// Whether the validation loss has not fallen for as many epochs as the configuration waits.
+    fn is_stale(&self) -> bool {
+        let Position { last, best, .. } = &self.position;
+        let patience = self.options.early_stopping;
+        patience > 0 && last.epoch - best.map_or(0, |best| best.epoch) >= patience
+    }
+
+    /// The learning rate of the next step.
+    pub(super) fn learning_rate(&self) -> f64 {
+        let (options, total) = (self.options, self.total_steps());
+        let warmup = schedule::warmup_steps(options.warmup_ratio, total);
+        options.learning_rate * options.schedule.multiplier(self.position.attempts(), warmup, total)
+    }
+
+    /// The examples of a step after the prompt, whose rows in the matrix of all prompts are `rows`.
+    pub(super) fn group(&self, chunk: &[usize], rows: Range<u32>) -> PrefixGroup {
+        PrefixGroup::new(rows, chunk.iter().map(|i| &self.examples.train[*i]))
+    }
+
+    /// The optimizer step for the gradient of the prompt's prefix; nothing is changed yet.
+    pub(super) fn update(&self, gradient: Prefix, learning_rate: f64) -> Result<Updated> {
+        let [gradient] = &self.prompt.backward(gradient)[..] else {
+            return Err(Error::Invalid("the prompt has more parameters than one".into()));
+        };
+        let max_grad_norm = self.options.max_grad_norm;
+        let step = Step { step: self.position.step + 1, learning_rate, max_grad_norm };
+        self.adamw.forward(&self.parameter, &gradient.to_dtype(DType::F32)?, step)
+    }
+
+    /// Takes over a step's result and returns its record; `None` if the step is left out since a value is not finite.
+    ///
+    /// # Errors
+    /// Returns [`Error::NotFinite`] if a value is not finite and such steps are not skipped; the observer's errors.
+    pub(super) fn take_step(
+        &mut self,
+        examples: usize,
+        result: StepResult,
+        observer: &mut dyn Observer,
+    ) -> Result<Option<StepRecord>> {
+        let StepResult { updated, loss, grad_norm, prompt_norm, target_tokens, rows, learning_rate, seconds } =
+            result;
+        let values =
+            [("the loss", loss), ("the gradient's norm", grad_norm), ("the prompt's norm", prompt_norm)];
+        if let Some((what, value)) = values.into_iter().find(|(_, value)| !value.is_finite()) {
+            if !loss.is_finite() {
+                self.good.found_bad();
+            }
+            return self.left_out(what, value, observer);
+        }
+        let before = std::mem::replace(&mut self.parameter, updated.parameter);
+        self.prompt.set_values(std::slice::from_ref(&self.parameter.value));
+        self.good.updated(before.value);
+        self.position.step += 1;
+        Ok(Some(StepRecord {
+            step: self.position.step,
+            epoch: self.position.epoch,
+            loss,
+            learning_rate,
+            grad_norm,
+            examples,
+            target_tokens,
+            rows,
+            seconds,
+            elapsed: self.clock.seconds(),
+        }))
+    }
+
+    /// Counts a step of the epoch, taken or left out.
+    pub(super) fn count_step(&mut self, record: Option<&StepRecord>) {
+        if let Some(record) = record {
+            self.position.nll += record.loss * record.target_tokens as f64;
+            self.position.target_tokens += record.target_tokens;
+        }
+        self.position.steps_of_epoch += 1;
+    }
+
+    /// Whether a checkpoint is due after this step.
+    pub(super) fn checkpoint_is_due(&self) -> bool {
+        let every = self.options.checkpoint_steps;
+        every > 0 && self.position.attempts().is_multiple_of(every)
+    }
+
+    /// A step whose `what` is not finite: it is skipped, or the error that ends the run.
+    fn left_out(
+        &mut self,
+        what: &'static str,
+        value: f64,
+        observer: &mut dyn Observer,
+    ) -> Result<Option<StepRecord>> {
+        let step = self.position.attempts() + 1;
+        if self.options.on_not_finite == OnNotFinite::Skip {
+            self.position.skipped += 1;
+            observer.skipped(step, what, value)?;
+            return Ok(None);
+        }
+        // If the loss is not finite, the prompt itself is bad, not this step's change of it.
+        let kept = if self.good.instead().is_some() {
+            "the last prompt whose loss was finite"
+        } else {
+            "the prompt before this step"
+        };
+        let hint = format!(
+            "{kept} is kept; a lower train.learning_rate may help, or train.on_not_finite = \"skip\""
+        );
+        Err(Error::NotFinite { step, what, value, hint })
+    }
+
+    /// Ends the epoch with its validation loss, if it was taken.
+    pub(super) fn end_epoch(&mut self, validation_loss: Option<f64>) -> EpochRecord {
+        if validation_loss.is_some_and(|loss| !loss.is_finite()) {
+            self.good.found_bad();
+        }
+        let elapsed = self.clock.seconds();
+        let Position { epoch, step, nll, target_tokens, epoch_began, .. } = self.position;
+        let train_loss = (target_tokens > 0).then(|| nll / target_tokens as f64);
+        let mark = Mark { epoch, step, train_loss, validation_loss };
+        let best_before = self.position.best.and_then(|b| b.validation_loss);
+        let best =
+            validation_loss.is_some_and(|loss| loss.is_finite() && best_before.is_none_or(|b| loss < b));
+        if best {
+            self.position.best = Some(mark);
+            self.best = Some(self.parameter.value.clone());
+        }
+        self.position.end_epoch(mark, elapsed);
+        let seconds = elapsed - epoch_began;
+        EpochRecord { epoch, step, train_loss, validation_loss, best, seconds, elapsed }
+    }
+}
+
+impl Orders {
+    /// Makes the orders of `epoch` and of the next one, unless they are there.
+    fn prepare(&mut self, examples: usize, options: &TrainOptions, epoch: usize) {
+        if self.epoch == epoch {
+            return;
+        }
+        let order = |epoch| epoch_order(examples, options, epoch);
+        self.current = match self.epoch + 1 == epoch && self.epoch > 0 {
+            true => std::mem::take(&mut self.following),
+            false => order(epoch),
+        };
+        self.following = order(epoch + 1);
+        self.epoch = epoch;
+    }
+}
