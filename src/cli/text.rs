@@ -31,7 +31,7 @@ pub fn plan(plan: &MemoryPlan) -> [String; 2] {
         ),
         format!(
             "{} rows a pass at most, {} of {} blocks recomputed{transposed}",
-            limits.max_rows, limits.recompute, plan.blocks
+            limits.max_rows, limits.recompute, plan.layers
         ),
     ]
 }
@@ -99,7 +99,7 @@ mod tests {
             prompt: 0,
             reserve: 0,
             limits: Limits::rows(512),
-            blocks: 30,
+            layers: 30,
         };
         let [needs, limits] =
             plan(&example(BackwardWeights::Copied { bytes: 212_000_000, is_packed: false }));

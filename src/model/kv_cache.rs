@@ -1,4 +1,4 @@
-//! Keys and values of prefixes and of the sequences behind them, in one matrix per block of the model.
+//! Keys and values of prefixes and of the sequences that follow them, in one matrix per layer of the model.
 //!
 //! ```text
 //!   rows   0        25   34          70        91                          capacity
@@ -9,9 +9,9 @@
 //!           tokens
 //! ```
 //!
-//! A range is taken whole when a sequence begins, for all that it may come to, so that none has to be moved or thrown
-//! out later; ranges that are given back are joined with their neighbours, and the lowest that is large enough is
-//! taken first.
+//! A range is allocated when a sequence begins, for its longest possible result, so that no sequence is moved or removed
+//! later. Ranges that are freed are joined with their neighbours, and the lowest range that is large enough is
+//! allocated first.
 
 use super::Decoder;
 use crate::batch::PackedBatch;
@@ -69,7 +69,7 @@ impl KvCache {
     /// Room for `capacity` rows of keys and values, in the dtype that the model's products read.
     ///
     /// # Errors
-    /// The device's.
+    /// Returns an error if a device operation fails.
     pub fn new(model: &Decoder, capacity: usize) -> Result<Self> {
         device::before(Work::Cache, capacity)?;
         let config = model.config();
@@ -84,7 +84,7 @@ impl KvCache {
         self.capacity
     }
 
-    /// Takes `rows` rows that stand together, where there are such.
+    /// Allocates `rows` consecutive rows; `None` if there are no such rows.
     pub fn take(&mut self, rows: usize) -> Option<Range<usize>> {
         if rows == 0 {
             return Some(0..0);
@@ -99,7 +99,7 @@ impl KvCache {
         Some(taken)
     }
 
-    /// Gives back rows that were taken.
+    /// Frees rows that were allocated.
     pub fn give_back(&mut self, rows: Range<usize>) {
         if rows.is_empty() {
             return;
@@ -115,7 +115,7 @@ impl KvCache {
         }
     }
 
-    /// Packs the next tokens of some sequences as a batch, which [`Decoder::infer`] has to be given next.
+    /// Packs the next tokens of some sequences as a batch, which has to be the next one that [`Decoder::infer`] runs.
     ///
     /// # Errors
     /// More tokens than a sequence has room for, or none; more targets than tokens.
@@ -180,7 +180,7 @@ impl KvCache {
         CacheRows { cache: &self.layers[block], rows: (&self.writes.rows).into() }
     }
 
-    /// Writes the keys and values [rows of the batch, 2K D] of the batch packed last, by plain candle ops.
+    /// Writes the keys and values [rows of the batch, 2K D] of the batch packed last, by candle's ops.
     pub(super) fn write(&mut self, block: usize, kv: &Tensor) -> Result<()> {
         let layer = &self.layers[block];
         for (row, range) in &self.writes.ranges {

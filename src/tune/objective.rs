@@ -242,7 +242,7 @@ fn scale_in_f16(targets: usize, logits_scaling: f64) -> f64 {
 }
 
 /// Loss of `groups` without a gradient, and without a tape: one layer's memory at a time, and the keys and values of
-/// the prefixes where there is more than one pass. Passes of at most `max_rows` rows, otherwise as [`gradient`].
+/// the prefixes if there is more than one pass. Passes of at most `max_rows` rows, otherwise as [`gradient`].
 ///
 /// # Errors
 /// Returns an error if shapes do not match or a device operation fails.
@@ -282,7 +282,7 @@ pub fn evaluate_of(model: &Decoder, prompts: &Tensor, passes: &Passes) -> Result
 /// and half again while the device runs out of memory.
 ///
 /// # Errors
-/// [`Error::OutOfMemory`] where a single sequence does not fit; those of [`evaluate`].
+/// Returns [`Error::OutOfMemory`] if a single sequence does not fit, and the errors of [`evaluate`].
 pub(crate) fn evaluate_within_memory(
     model: &Decoder,
     prompts: &Tensor,

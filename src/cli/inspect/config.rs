@@ -116,7 +116,7 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<ConfigReport>
         );
     }
     let memory = TuningMemory::new(&shape, dtypes, device.location());
-    let work = Work::of(&train, virtual_tokens, config.train.batch_size * config.train.accumulate_steps);
+    let work = Work::new(&train, virtual_tokens, config.train.batch_size * config.train.accumulate_steps);
     let plan = gneiss::tune::fit::plan(&config.train, &memory, &work, &device, false)?;
     let prefix_pass_rows = memory.prefix_pass_rows(plan.limits.max_rows);
     let packing = Packing { max_rows: plan.limits.max_rows, prefix_pass_rows, long_above: None };
