@@ -10,7 +10,7 @@ use std::ops::Range;
 /// Vocabulary tokens named for a virtual one.
 const NEAREST: usize = 3;
 
-/// Rows of the vocabulary that are worked on at a time, in f32: 2,048 of 4,096 values are 34 MB, where the whole matrix of a
+/// Rows of the vocabulary that are worked on at a time, in f32: 2,048 of 4,096 values are 34 MB, while the whole matrix of a
 /// Granite 8b would be 1.6 GB.
 const ROWS: usize = 2048;
 
@@ -139,7 +139,7 @@ fn norms(rows: &Tensor) -> Result<Tensor> {
 }
 
 impl<'a> Vocabulary<'a> {
-    /// Of an embedding matrix [V, C], as it is before Granite's multiplier; tokens are named where there is a
+    /// Of an embedding matrix [V, C], as it is before Granite's multiplier; tokens have names if there is a
     /// tokenizer.
     ///
     /// # Errors
