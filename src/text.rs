@@ -9,6 +9,16 @@ pub fn bytes(n: u64) -> String {
     }
 }
 
+/// Wall time: `0.4 s`, `42.7 s`, `3 min 37 s`, `2 h 05 min`.
+pub fn duration(seconds: f64) -> String {
+    let rounded = seconds.round() as u64;
+    match rounded {
+        0..60 => format!("{seconds:.1} s"),
+        60..3600 => format!("{} min {:02} s", rounded / 60, rounded % 60),
+        _ => format!("{} h {:02} min", rounded / 3600, rounded / 60 % 60),
+    }
+}
+
 /// A written number with commas between thousands.
 pub fn grouped(number: &str) -> String {
     let whole = number.find('.').unwrap_or(number.len());

@@ -2,6 +2,7 @@
 
 use super::canary::{CanarySeen, Selection};
 use super::measure::Case;
+use crate::number::quantile;
 use serde::Serialize;
 
 /// Median with the 10th and 90th percentile.
@@ -119,12 +120,8 @@ impl Spread {
     pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
         let mut sorted: Vec<f64> = values.into_iter().collect();
         sorted.sort_by(f64::total_cmp);
-        let at = |part: f64| {
-            let place = part * (sorted.len() - 1) as f64;
-            let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
-            below + (above - below) * place.fract()
-        };
-        Self { median: at(0.5), p10: at(0.1), p90: at(0.9) }
+        let [median, p10, p90] = [0.5, 0.1, 0.9].map(|q| quantile(&sorted, q));
+        Self { median, p10, p90 }
     }
 }
 

@@ -4,14 +4,14 @@
 mod pythonic;
 
 use crate::calendar;
-use crate::checkpoint::TextTokenizer;
+use crate::checkpoint::{GgufFile, TextTokenizer};
+use crate::layout::model_folder::{CHAT_TEMPLATE, TOKENIZER_CONFIG};
 use crate::{Error, Result};
-use candle_core::quantized::gguf_file::{Content, Value as Metadata};
+use candle_core::quantized::gguf_file::Value as Metadata;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
 use minijinja::{Environment, ErrorKind};
 use std::collections::{BTreeMap, HashSet};
-use std::fs::File;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -34,7 +34,7 @@ pub fn chat_template_of(path: &Path) -> Result<Option<ChatTemplate>> {
 }
 
 fn of_folder(dir: &Path) -> Result<Option<ChatTemplate>> {
-    let config = dir.join("tokenizer_config.json");
+    let config = dir.join(TOKENIZER_CONFIG);
     let special_tokens = TextTokenizer::named_tokens(dir)?;
     let json: serde_json::Value = match std::fs::read_to_string(&config) {
         Ok(text) => serde_json::from_str(&text)
@@ -42,7 +42,7 @@ fn of_folder(dir: &Path) -> Result<Option<ChatTemplate>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => serde_json::Value::Null,
         Err(error) => return Err(Error::io(&config)(error)),
     };
-    let own = dir.join("chat_template.jinja");
+    let own = dir.join(CHAT_TEMPLATE);
     let template = match std::fs::read_to_string(&own) {
         Ok(text) => Some(text),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -76,13 +76,11 @@ fn in_config(path: &Path, value: &serde_json::Value) -> Result<Option<String>> {
 }
 
 fn of_gguf(path: &Path) -> Result<Option<ChatTemplate>> {
-    let mut file = File::open(path).map_err(Error::io(path))?;
-    let content = Content::read(&mut file)
-        .map_err(|error| malformed(path, format!("expected a whole GGUF file: {error}")))?;
-    let Some(Metadata::String(template)) = content.metadata.get("tokenizer.chat_template") else {
+    let metadata = GgufFile::read_metadata(path)?;
+    let Some(Metadata::String(template)) = metadata.get("tokenizer.chat_template") else {
         return Ok(None);
     };
-    let tokens = match content.metadata.get("tokenizer.ggml.tokens") {
+    let tokens = match metadata.get("tokenizer.ggml.tokens") {
         Some(Metadata::Array(tokens)) => tokens.as_slice(),
         _ => &[],
     };
@@ -90,8 +88,7 @@ fn of_gguf(path: &Path) -> Result<Option<ChatTemplate>> {
     for (name, key) in
         [("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding")]
     {
-        let id =
-            content.metadata.get(&format!("tokenizer.ggml.{key}_token_id")).and_then(|id| id.to_u32().ok());
+        let id = metadata.get(&format!("tokenizer.ggml.{key}_token_id")).and_then(|id| id.to_u32().ok());
         if let Some(Metadata::String(token)) = id.and_then(|id| tokens.get(id as usize)) {
             special_tokens.insert(name.to_owned(), token.clone());
         }
@@ -274,6 +271,7 @@ mod tests {
     #[test]
     fn a_gguf_files_template_is_found() {
         use candle_core::quantized::gguf_file::write;
+        use std::fs::File;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("model.gguf");
         let token = |text: &str| Metadata::String(text.to_owned());

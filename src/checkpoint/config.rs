@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::json::{JsonObject, describe};
 use super::rope;
+use crate::checkpoint::typed::TypedKeys;
 use crate::ops::rope::Rope;
 use crate::{Error, Result};
 

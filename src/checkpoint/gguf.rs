@@ -73,12 +73,7 @@ impl GgufFile {
     /// [`Error::Unsupported`] names an architecture, a part of one or a quantisation type that gneiss
     /// cannot read; [`Error::Checkpoint`] a file that is no GGUF, truncated or inconsistent.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io(path))?;
-        // SAFETY: the mapping is read only; that nobody shortens the file meanwhile is the contract of
-        // this type, as it is of every program that maps checkpoints.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
-        content::expect(path, &map, "a GGUF file", content::GGUF)?;
-        let content = Content::read(&mut Cursor::new(&map[..])).map_err(|e| header_error(path, &e))?;
+        let (map, content) = open_header(path)?;
         check_extents(path, &content, map.len() as u64)?;
         let factors = |name| match content.tensor_infos.get(name) {
             Some(info) => {
@@ -94,6 +89,14 @@ impl GgufFile {
         let config = config::read(path, &content, &factors)?;
         let names = hf_names(path, &content, config.num_hidden_layers)?;
         Ok(Self { path: path.to_path_buf(), map, content, config, names })
+    }
+
+    /// The key-value pairs of a file of any architecture, the tokenizer's included.
+    ///
+    /// # Errors
+    /// Returns [`Error::Checkpoint`] if the file is no GGUF or is truncated, [`Error::Io`] if it can't be read.
+    pub(super) fn read_metadata(path: &Path) -> Result<HashMap<String, Value>> {
+        Ok(open_header(path)?.1.metadata)
     }
 
     /// The file.
@@ -255,6 +258,17 @@ impl fmt::Debug for GgufFile {
         let types = self.quant_types();
         f.debug_struct("GgufFile").field("path", &self.path).field("types", &types).finish_non_exhaustive()
     }
+}
+
+/// Maps the file and reads its header.
+fn open_header(path: &Path) -> Result<(Mmap, Content)> {
+    let file = File::open(path).map_err(Error::io(path))?;
+    // SAFETY: the mapping is read only; that nobody shortens the file meanwhile is the contract of
+    // `GgufFile`, as it is of every program that maps checkpoints.
+    let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
+    content::expect(path, &map, "a GGUF file", content::GGUF)?;
+    let content = Content::read(&mut Cursor::new(&map[..])).map_err(|e| header_error(path, &e))?;
+    Ok((map, content))
 }
 
 /// Puts the rows of q or k back into Hugging Face's order.

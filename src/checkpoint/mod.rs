@@ -15,6 +15,7 @@ pub mod source;
 pub mod stored;
 pub mod tensors;
 pub mod tokenizer;
+mod typed;
 mod unread;
 pub mod weights;
 

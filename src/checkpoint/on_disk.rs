@@ -8,6 +8,7 @@ use super::gguf::GgufFile;
 use super::names;
 use super::tokenizer::TextTokenizer;
 use super::weights::Weights;
+use crate::layout::model_folder::{CONFIG, TOKENIZER};
 use crate::{Error, Result};
 
 /// A checkpoint with its tokenizer.
@@ -49,7 +50,7 @@ impl Checkpoint {
         let (mut tokenizer, bare) = match kind(local_path)? {
             Kind::Folder => {
                 let bare = BareCheckpoint::open_folder(local_path)?;
-                let tokenizer = local_path.join("tokenizer.json");
+                let tokenizer = local_path.join(TOKENIZER);
                 if tokenizer.is_file() {
                     content::expect_file(&tokenizer, "JSON")?;
                 }
@@ -94,7 +95,7 @@ impl BareCheckpoint {
     /// # Errors
     /// As [`Checkpoint::open`].
     pub(crate) fn open_folder(path: &Path) -> Result<Self> {
-        let (mut config, mut warnings) = ModelConfig::read(&path.join("config.json"))?;
+        let (mut config, mut warnings) = ModelConfig::read(&path.join(CONFIG))?;
         let mut weights = Weights::open_folder(path)?;
         warnings.extend(names::settle_head(&mut config, &mut weights)?);
         warnings.extend(names::unused(&config, &weights));

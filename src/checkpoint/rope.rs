@@ -4,6 +4,7 @@
 use crate::Result;
 use crate::checkpoint::config::unsupported;
 use crate::checkpoint::json::{JsonObject, describe};
+use crate::checkpoint::typed::TypedKeys;
 use crate::ops::rope::{Llama3Scaling, LongRopeScaling, Rope, RopeScaling, YarnScaling};
 use serde_json::Value;
 

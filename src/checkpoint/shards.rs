@@ -15,11 +15,10 @@ use super::finite::{self, Float};
 use super::json::{JsonObject, describe};
 use super::{content, names};
 use crate::checkpoint::stored::check_shape;
+use crate::checkpoint::typed::TypedKeys;
+use crate::layout::model_folder::{WEIGHTS, WEIGHTS_INDEX};
 use crate::ops::gpu;
 use crate::{Error, Result};
-
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
 
 /// Bytes that a task looks through for values that are not finite.
 const SCANNED: usize = 1 << 20;
@@ -44,7 +43,7 @@ struct Place {
 impl Shards {
     /// Opens `model.safetensors` of a folder, or the files that its index names.
     pub fn open(dir: &Path) -> Result<Self> {
-        let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
+        let (single, index) = (dir.join(WEIGHTS), dir.join(WEIGHTS_INDEX));
         let origin = if single.is_file() { &single } else { &index };
         let mut shards =
             Self { origin: origin.clone(), files: Vec::new(), tensors: BTreeMap::new(), bytes: 0 };
@@ -252,7 +251,7 @@ fn no_weights(dir: &Path) -> Error {
     let found = if let Some(shard) = that(&|name| is_shard(name)) {
         let shards = names.iter().filter(|name| is_shard(name)).count();
         format!(
-            "`{shard}`{} without the index; download `{INDEX}` too",
+            "`{shard}`{} without the index; download `{WEIGHTS_INDEX}` too",
             if shards > 1 { format!(" and {} more shards", shards - 1) } else { String::new() }
         )
     } else if let Some(gguf) = that(&|name| name.ends_with(".gguf")) {
@@ -260,13 +259,13 @@ fn no_weights(dir: &Path) -> Error {
     } else if let Some(adapter) = that(&|name| name.starts_with("adapter_model.")) {
         format!("`{adapter}`, an adapter; give its base model, and the folder as --adapter")
     } else if let Some(other) = that(&|name| name.ends_with(".safetensors")) {
-        format!("`{other}`; if it is the whole model in transformers' names, call it `{SINGLE}`")
+        format!("`{other}`; if it is the whole model in transformers' names, call it `{WEIGHTS}`")
     } else if let Some(pickle) = that(&|name| pickles.iter().any(|ending| name.ends_with(ending))) {
         format!("`{pickle}`; save the model as safetensors first, with save_pretrained of transformers")
     } else {
         "neither".to_string()
     };
-    let problem = format!("expected `{SINGLE}` or `{INDEX}`, found {found}");
+    let problem = format!("expected `{WEIGHTS}` or `{WEIGHTS_INDEX}`, found {found}");
     Error::Checkpoint { path: dir.to_path_buf(), problem }
 }
 

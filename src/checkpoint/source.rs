@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use super::hub;
 use super::json::JsonObject;
 use crate::checkpoint::HubOptions;
+use crate::checkpoint::typed::TypedKeys;
+use crate::layout::model_folder::CONFIG;
+use crate::layout::{ADAPTER, adapter_folder};
 use crate::{Error, Result};
 
 /// Revision of a hub id that names none.
@@ -91,7 +94,7 @@ pub fn resolve(
 ) -> Result<Local> {
     match Source::parse(model)? {
         Source::Folder(path) => {
-            check_config(&path.join(hub::CONFIG))?;
+            check_config(&path.join(CONFIG))?;
             Ok(Local::Folder(path))
         }
         Source::Gguf(path) => Ok(Local::Gguf(path)),
@@ -103,16 +106,12 @@ pub fn resolve(
 
 /// A folder is a checkpoint where it holds a configuration.
 fn folder(path: &Path) -> Result<Source> {
-    if path.join(hub::CONFIG).is_file() {
+    if path.join(CONFIG).is_file() {
         return Ok(Source::Folder(path.to_path_buf()));
     }
     Err(Error::Checkpoint {
         path: path.to_path_buf(),
-        problem: format!(
-            "expected a checkpoint folder, found no {} in it; {}",
-            hub::CONFIG,
-            what_instead(path)
-        ),
+        problem: format!("expected a checkpoint folder, found no {} in it; {}", CONFIG, what_instead(path)),
     })
 }
 
@@ -122,11 +121,11 @@ fn what_instead(path: &Path) -> String {
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     let names: BTreeSet<String> = names.collect();
     let first = |matches: &dyn Fn(&str) -> bool| names.iter().find(|name| matches(name));
-    if names.contains("adapter_config.json") {
+    if names.contains(adapter_folder::CONFIG) {
         let base = adapter_base(path).map_or(String::new(), |base| format!(", {base}"));
         return format!("it is an adapter: give its base model{base}, and this folder as the adapter");
     }
-    if path.join("adapter/adapter_config.json").is_file() {
+    if path.join(ADAPTER).join(adapter_folder::CONFIG).is_file() {
         return "it is a run of gneiss, whose adapter is in it: give the base model, and this folder as the adapter"
             .to_string();
     }
@@ -145,7 +144,7 @@ fn what_instead(path: &Path) -> String {
                 convert_llama_weights_to_hf.py, or take the repository whose name ends in -hf"
             .to_string();
     }
-    let holds = |name: &&String| path.join(name).join(hub::CONFIG).is_file();
+    let holds = |name: &&String| path.join(name).join(CONFIG).is_file();
     if let Some(name) = names.iter().rev().find(holds) {
         return format!("{} holds one: give that", path.join(name).display());
     }
@@ -157,7 +156,7 @@ fn of_cache(path: &Path) -> String {
     let snapshots = path.join("snapshots");
     let entries = std::fs::read_dir(&snapshots).into_iter().flatten().flatten();
     let commits: BTreeSet<PathBuf> =
-        entries.map(|entry| entry.path()).filter(|commit| commit.join(hub::CONFIG).is_file()).collect();
+        entries.map(|entry| entry.path()).filter(|commit| commit.join(CONFIG).is_file()).collect();
     let id = path
         .file_name()
         .and_then(|name| name.to_str()?.strip_prefix("models--"))
@@ -168,7 +167,7 @@ fn of_cache(path: &Path) -> String {
 
 /// The base model that an adapter names.
 fn adapter_base(path: &Path) -> Option<String> {
-    let json = JsonObject::read(&path.join("adapter_config.json")).ok()?;
+    let json = JsonObject::read(&path.join(adapter_folder::CONFIG)).ok()?;
     json.string("base_model_name_or_path").ok()?.map(str::to_string).filter(|base| !base.is_empty())
 }
 

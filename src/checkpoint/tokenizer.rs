@@ -22,6 +22,8 @@ use self::configured::Configured;
 
 use super::gguf::GgufFile;
 use super::json::{JsonObject, describe};
+use crate::checkpoint::typed::TypedKeys;
+use crate::layout::model_folder::{CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG};
 use crate::{Error, Result};
 
 /// The name of the token that ends a text.
@@ -59,7 +61,7 @@ impl TextTokenizer {
     /// Where `tokenizer.json` is missing or malformed, or no file names an end-of-text token that the
     /// tokenizer knows.
     pub fn from_folder(dir: &Path) -> Result<Self> {
-        let path = dir.join("tokenizer.json");
+        let path = dir.join(TOKENIZER);
         if !path.is_file() {
             let problem = "expected `tokenizer.json`, found no such file; save the tokenizer with \
                            transformers' `AutoTokenizer` to get one"
@@ -76,7 +78,7 @@ impl TextTokenizer {
         tokenizer.with_truncation(None).map_err(failed)?;
         tokenizer.with_padding(None::<PaddingParams>);
         let (eos_token_id, mut stop_token_ids) = end_tokens(dir, &configured, &tokenizer)?;
-        let config = JsonObject::read_if_exists(&dir.join("config.json"))?;
+        let config = JsonObject::read_if_exists(&dir.join(CONFIG))?;
         let vocab_size = config.map(|config| config.size("vocab_size")).transpose()?.flatten();
         let vocab_size = vocab_size.unwrap_or(usize::MAX);
         // Without a row, a token is never generated.
@@ -165,11 +167,11 @@ fn known_eos(configured: &Configured, tokenizer: &Tokenizer) -> Result<()> {
 fn end_tokens(dir: &Path, configured: &Configured, tokenizer: &Tokenizer) -> Result<(u32, Vec<u32>)> {
     let mut ids = Vec::new();
     let mut looked_at = Vec::<PathBuf>::new();
-    looked_at.extend(Some(dir.join("tokenizer_config.json")).filter(|path| path.exists()));
+    looked_at.extend(Some(dir.join(TOKENIZER_CONFIG)).filter(|path| path.exists()));
     if let Some(eos) = configured.named(EOS) {
         ids.extend(tokenizer.token_to_id(&eos.token.content));
     }
-    for name in ["generation_config.json", "config.json"] {
+    for name in [GENERATION_CONFIG, CONFIG] {
         let path = dir.join(name);
         if let Some(json) = JsonObject::read_if_exists(&path)? {
             ids.extend(eos_token_ids(&json)?);

@@ -3,6 +3,7 @@
 
 use super::json::{JsonObject, describe};
 use super::{ModelConfig, ModelType};
+use crate::checkpoint::typed::TypedKeys;
 use serde_json::Value;
 
 /// Keys that mean another arithmetic if their value is anything but null, false, 0 or an empty list.

@@ -209,7 +209,7 @@ pub(super) fn print(folder: &Path, summary: &Summary) {
         ("kept", format!("after epoch {}, step {}", summary.kept_epoch, summary.kept_step)),
         ("training loss", loss(summary.train_loss)),
         ("validation loss", loss(summary.validation_loss)),
-        ("wall time", text::duration(summary.seconds)),
+        ("wall time", gneiss::text::duration(summary.seconds)),
         ("throughput", format!("{:.2} examples/s", summary.examples_per_second)),
     ];
     if summary.skipped_steps > 0 {

@@ -86,7 +86,7 @@ impl Tutorial {
         let (folder, summary) = tune::tune(&order, &session)?;
         tune::go_on("tutorial", &folder, &summary)?;
         if show {
-            println!("{} steps in {}", summary.steps, text::duration(summary.seconds));
+            println!("{} steps in {}", summary.steps, gneiss::text::duration(summary.seconds));
             step(5, "Status and summary", "what the run came to");
             tune::print(&folder, &summary);
             step(
@@ -241,7 +241,7 @@ fn deployment(
     evaluation: &Evaluation,
 ) -> anyhow::Result<()> {
     let adapter = folder.join(layout::ADAPTER);
-    let bytes = std::fs::metadata(adapter.join("adapter_model.safetensors"))?.len();
+    let bytes = std::fs::metadata(adapter.join(layout::adapter_folder::WEIGHTS))?.len();
     line("adapter", format!("{} ({})", adapter.display(), text::bytes(bytes)));
     line("report", folder.join(layout::REPORT).display());
     line("server", format!("{} serves {} and {}", server.url, config.model.id, server.name));

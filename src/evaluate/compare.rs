@@ -2,6 +2,7 @@
 //!
 //! An accuracy says little of a difference: both arms answer the same rows, and what counts is the rows that change.
 
+use crate::number::quantile;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
@@ -114,13 +115,6 @@ fn bootstrap(differences: &[f64]) -> [f64; 2] {
     let mut means: Vec<f64> = (0..RESAMPLES).into_par_iter().map(resample).collect();
     means.sort_unstable_by(f64::total_cmp);
     [0.025, 0.975].map(|q| quantile(&means, q))
-}
-
-/// Quantile of sorted values, linear between two of them.
-fn quantile(sorted: &[f64], q: f64) -> f64 {
-    let place = q * (sorted.len() - 1) as f64;
-    let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
-    below + (above - below) * place.fract()
 }
 
 #[cfg(test)]

@@ -60,12 +60,9 @@ pub fn prompt_embeds(options: &PromptEmbeds<'_>) -> Result<WrittenEmbeds> {
         Some((model, text)) => {
             let base = Base::open(model)?;
             warnings.clone_from(&base.warnings);
-            let (width, found) = (base.config.hidden_size, prompt.dims()[1]);
-            if width != found {
-                let problem =
-                    format!("{}: expected a prompt of width {width}, found {found}", options.prompt.name);
-                return Err(Error::Checkpoint { path: base.path, problem });
-            }
+            let name = Path::new(&options.prompt.name);
+            let adapter = &options.prompt.adapter;
+            adapter.check_width(name, &model.display().to_string(), base.config.hidden_size)?;
             let ids = base.tokenizer.encode(text, true).map_err(|error| error.in_text("--text"))?;
             if ids.is_empty() {
                 return Err(Error::Invalid("--text: expected at least one token, found none".into()));

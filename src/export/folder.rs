@@ -7,15 +7,13 @@ use super::values::{self, Matrices};
 use super::{Progress, ValueType, tokenizer};
 use crate::checkpoint::stored::StoredDtype;
 use crate::checkpoint::{ModelConfig, ModelType};
+use crate::layout::model_folder::{CONFIG, GENERATION_CONFIG, WEIGHTS, WEIGHTS_INDEX};
 use crate::{Error, Result};
 use ::safetensors::Dtype;
 use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device};
 use serde_json::{Map, Value, json};
 use std::io::Write;
-
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
 
 /// Files that are copied where the base has them: licences, and tokenizers in older forms.
 const COPIED: [&str; 7] =
@@ -31,9 +29,9 @@ pub(super) fn write(
     let (base, placed) = (matrices.base, matrices.placed);
     let weights = Weights { staging, matrices, target: target(base, value_type) };
     weights.write(progress)?;
-    staging.write_json("config.json", &config(base, matrices.vocab_size(), value_type)?)?;
+    staging.write_json(CONFIG, &config(base, matrices.vocab_size(), value_type)?)?;
     let suppressed: Vec<u32> = placed.ids().collect();
-    staging.write_json("generation_config.json", &generation(base, &suppressed)?)?;
+    staging.write_json(GENERATION_CONFIG, &generation(base, &suppressed)?)?;
     tokenizer::write(staging, base, placed)?;
     if base.metadata.is_none() {
         for name in COPIED {
@@ -70,7 +68,7 @@ impl Weights<'_> {
         for (path, names) in &files {
             let name = match (&base.metadata, path.file_name()) {
                 (None, Some(name)) => name.to_string_lossy().into_owned(),
-                _ => SINGLE.to_string(),
+                _ => WEIGHTS.to_string(),
             };
             let mut entries = self.entries(names)?;
             safetensors::order(&mut entries);
@@ -85,9 +83,9 @@ impl Weights<'_> {
                 })
             })?;
         }
-        if files.len() > 1 || !map.values().all(|file| file == SINGLE) {
+        if files.len() > 1 || !map.values().all(|file| file == WEIGHTS) {
             let index = json!({"metadata": {"total_size": bytes}, "weight_map": map});
-            self.staging.write_json(INDEX, &index)?;
+            self.staging.write_json(WEIGHTS_INDEX, &index)?;
         }
         Ok(())
     }
@@ -121,7 +119,7 @@ impl Weights<'_> {
     fn values(&self, entry: &Entry, out: &mut dyn Write) -> Result<()> {
         let base = self.matrices.base;
         let name = entry.name.as_str();
-        let io = |result: std::io::Result<()>| result.map_err(Error::io(self.staging.path(SINGLE)));
+        let io = |result: std::io::Result<()>| result.map_err(Error::io(self.staging.path(WEIGHTS)));
         if [EMBEDDING, HEAD].contains(&name) {
             let pieces = match name {
                 EMBEDDING => self.matrices.embedding(self.dtype(EMBEDDING)?)?,
@@ -160,7 +158,7 @@ fn torch_name(dtype: GgmlDType) -> &'static str {
 
 /// `config.json`.
 fn config(base: &Base, vocab_size: usize, value_type: Option<ValueType>) -> Result<Map<String, Value>> {
-    let mut json = match base.json("config.json")? {
+    let mut json = match base.json(CONFIG)? {
         Some(json) => json,
         None => config_of_gguf(base)?,
     };
@@ -236,10 +234,10 @@ fn config_of_gguf(base: &Base) -> Result<Map<String, Value>> {
 
 /// `generation_config.json`: transformers never generates `suppress_tokens`.
 fn generation(base: &Base, suppressed: &[u32]) -> Result<Map<String, Value>> {
-    let mut json = match base.json("generation_config.json")? {
+    let mut json = match base.json(GENERATION_CONFIG)? {
         Some(json) => json,
         None => {
-            let config = match base.json("config.json")? {
+            let config = match base.json(CONFIG)? {
                 Some(config) => config,
                 None => config_of_gguf(base)?,
             };

@@ -6,6 +6,7 @@ use crate::prompt::peft::PromptTask;
 use crate::{Error, Result};
 use candle_core::Tensor;
 use std::ops::Range;
+use std::path::Path;
 use tokenizers::{AddedToken, Tokenizer};
 
 /// The new tokens of one prompt.
@@ -47,14 +48,7 @@ impl Placed {
     pub fn new(base: &Base, prompts: Vec<NamedPrompt>) -> Result<Self> {
         let width = base.config.hidden_size;
         for NamedPrompt { name, adapter } in &prompts {
-            let found = adapter.config.token_dim;
-            if found != width {
-                let problem = format!(
-                    "{name}: expected a prompt of width {width}, the base's hidden size, found {found}; it was tuned on {}",
-                    adapter.config.base_model_name_or_path.as_deref().unwrap_or("another model")
-                );
-                return Err(Error::Checkpoint { path: base.path.clone(), problem });
-            }
+            adapter.check_width(Path::new(name), &base.path.display().to_string(), width)?;
         }
         let mut next = 0;
         let mut tokens = Vec::with_capacity(prompts.len());

@@ -3,6 +3,7 @@
 use super::base::Base;
 use super::place::{Placed, Tokens};
 use crate::data::Template;
+use crate::layout::model_folder::{CHAT_TEMPLATE, TOKENIZER_CONFIG};
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
 
@@ -21,13 +22,13 @@ impl ChatTemplate {
         if let Some(template) = base.string("tokenizer.chat_template") {
             return Ok(Some(Self::One(template.to_string())));
         }
-        let file = base.path.join("chat_template.jinja");
+        let file = base.path.join(CHAT_TEMPLATE);
         if base.metadata.is_none() && file.is_file() {
             return std::fs::read_to_string(&file)
                 .map(|text| Some(Self::One(text)))
                 .map_err(Error::io(&file));
         }
-        for name in ["chat_template.json", "tokenizer_config.json"] {
+        for name in ["chat_template.json", TOKENIZER_CONFIG] {
             let template = base.json(name)?.and_then(|mut json| json.remove("chat_template"));
             match template {
                 Some(Value::String(text)) => return Ok(Some(Self::One(text))),

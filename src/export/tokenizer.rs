@@ -5,12 +5,9 @@ use super::place::Placed;
 use super::staging::Staging;
 use super::templates::{ChatTemplate, with_prompts};
 use crate::files::write_atomically;
+use crate::layout::model_folder::{ADDED_TOKENS, CHAT_TEMPLATE, SPECIAL_TOKENS, TOKENIZER, TOKENIZER_CONFIG};
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
-
-const TOKENIZER: &str = "tokenizer.json";
-const CONFIG: &str = "tokenizer_config.json";
-const TEMPLATE: &str = "chat_template.jinja";
 
 /// Writes `tokenizer.json`, `tokenizer_config.json`, the chat template, and what the base has of older forms.
 pub(super) fn write(staging: &Staging, base: &Base, placed: &Placed) -> Result<()> {
@@ -19,7 +16,7 @@ pub(super) fn write(staging: &Staging, base: &Base, placed: &Placed) -> Result<(
         None => edited(base, placed)?,
     };
     write_atomically(&staging.path(TOKENIZER), |out| out.write_all(text.as_bytes()))?;
-    let mut config = match base.json(CONFIG)? {
+    let mut config = match base.json(TOKENIZER_CONFIG)? {
         Some(config) => config,
         None => config_of(base),
     };
@@ -28,7 +25,7 @@ pub(super) fn write(staging: &Staging, base: &Base, placed: &Placed) -> Result<(
         Some(ChatTemplate::One(template)) => {
             config.remove("chat_template");
             let text = with_prompts(&template, placed);
-            write_atomically(&staging.path(TEMPLATE), |out| out.write_all(text.as_bytes()))?;
+            write_atomically(&staging.path(CHAT_TEMPLATE), |out| out.write_all(text.as_bytes()))?;
         }
         Some(ChatTemplate::Named(mut templates)) => {
             for template in &mut templates {
@@ -40,10 +37,10 @@ pub(super) fn write(staging: &Staging, base: &Base, placed: &Placed) -> Result<(
         }
         None => {}
     }
-    staging.write_json(CONFIG, &config)?;
-    for name in ["special_tokens_map.json", "added_tokens.json"] {
+    staging.write_json(TOKENIZER_CONFIG, &config)?;
+    for name in [SPECIAL_TOKENS, ADDED_TOKENS] {
         if let Some(mut json) = base.json(name)? {
-            if name == "added_tokens.json" {
+            if name == ADDED_TOKENS {
                 json.extend(placed.numbered().map(|(id, token)| (token, json!(id))));
             } else {
                 append(&mut json, placed);

@@ -80,12 +80,7 @@ pub(super) fn duration(seconds: f64) -> String {
     if !seconds.is_finite() {
         return NONE.into();
     }
-    let whole = seconds.round() as u64;
-    match whole {
-        0..100 => format!("{seconds:.1}{NBSP}s"),
-        100..3600 => format!("{}{NBSP}min {:02}{NBSP}s", whole / 60, whole % 60),
-        _ => format!("{}{NBSP}h {:02}{NBSP}min", whole / 3600, whole / 60 % 60),
-    }
+    crate::text::duration(seconds).replace(' ', &NBSP.to_string())
 }
 
 /// Bytes in kB, MB or GB, powers of 1,000.

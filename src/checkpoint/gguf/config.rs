@@ -10,6 +10,7 @@ use candle_core::quantized::gguf_file::{Content, Value};
 
 use super::metadata::Metadata;
 use crate::checkpoint::config::{ModelConfig, ModelType, unsupported};
+use crate::checkpoint::typed::TypedKeys;
 use crate::{Error, Result};
 
 /// Metadata of one architecture: keys without their `granite.` or `llama.`.
@@ -24,7 +25,7 @@ impl Keys<'_> {
     }
 
     fn size(&self, name: &str) -> Result<usize> {
-        self.metadata.size(&self.key(name))
+        self.metadata.required_size(&self.key(name))
     }
 
     fn count(&self, name: &str) -> Result<Option<usize>> {

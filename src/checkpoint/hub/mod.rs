@@ -28,16 +28,14 @@ use serde::Deserialize;
 use self::remote::{Lookup, Remote};
 use self::transfer::Download;
 use crate::layout::adapter_folder;
+use crate::layout::model_folder::{
+    CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, SPECIAL_TOKENS, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS,
+    WEIGHTS_INDEX,
+};
 use crate::{Error, Result};
 
-/// File name of a checkpoint's configuration.
-pub(super) const CONFIG: &str = "config.json";
-const TOKENIZER: &str = "tokenizer.json";
-const WEIGHTS: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
 /// Files that a checkpoint may lack.
-const OPTIONAL: [&str; 4] =
-    ["generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
+const OPTIONAL: [&str; 4] = [GENERATION_CONFIG, TOKENIZER_CONFIG, SPECIAL_TOKENS, CHAT_TEMPLATE];
 
 /// Puts a checkpoint's files into the cache and returns the folder of its snapshot.
 ///
@@ -208,17 +206,17 @@ impl Checkpoint {
     /// The weights: one safetensors file, or an index and the shards that it lists.
     fn weights(&self) -> Result<()> {
         // Beside one file an index may be left over from an earlier commit; the file is what is read.
-        let sharded = self.snapshot().join(INDEX).exists() && !self.snapshot().join(WEIGHTS).exists();
+        let sharded = self.snapshot().join(WEIGHTS_INDEX).exists() && !self.snapshot().join(WEIGHTS).exists();
         if !sharded && self.find(WEIGHTS)?.is_some() {
             return Ok(());
         }
-        let Some(index) = self.find(INDEX)? else {
+        let Some(index) = self.find(WEIGHTS_INDEX)? else {
             if self.remote.is_none() {
                 return Err(not_cached(&self.name, WEIGHTS, &self.folder));
             }
             return Err(Error::Hub {
                 repo: self.name.clone(),
-                problem: format!("the repository has no safetensors: neither {WEIGHTS} nor {INDEX}"),
+                problem: format!("the repository has no safetensors: neither {WEIGHTS} nor {WEIGHTS_INDEX}"),
                 hint: format!(
                     "choose a repository with safetensors, or download a .gguf file of {} and give its \
                      path",
@@ -324,7 +322,7 @@ mod tests {
     #[test]
     fn shard_names_stay_in_their_folder() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(INDEX);
+        let path = folder.path().join(WEIGHTS_INDEX);
         let read = |text: &str| {
             fs::write(&path, text).unwrap();
             shards(&path)
@@ -334,7 +332,7 @@ mod tests {
         for name in ["../x.safetensors", "/x.safetensors", "a\\\\x.safetensors", "x.bin", ".safetensors", ""]
         {
             let error = read(&format!(r#"{{"weight_map": {{"a": "{name}"}}}}"#)).unwrap_err().to_string();
-            assert!(error.contains("weight_map") && error.contains(INDEX), "{name}: {error}");
+            assert!(error.contains("weight_map") && error.contains(WEIGHTS_INDEX), "{name}: {error}");
         }
         assert!(read(r#"{"weight_map": {}}"#).unwrap_err().to_string().contains("empty"));
         assert!(read("{").unwrap_err().to_string().contains("weight_map"));

@@ -5,7 +5,8 @@ use std::io::ErrorKind;
 use ureq::http::{HeaderMap, Response, StatusCode, Uri, header};
 use ureq::{Agent, Body};
 
-use super::{CONFIG, HubOptions};
+use super::HubOptions;
+use crate::layout::model_folder::CONFIG;
 use crate::{Error, Result};
 
 const MAX_REDIRECTS: usize = 10;

@@ -16,13 +16,14 @@
 //! post-processor says what stands around a text.
 
 use super::super::json::{JsonObject, describe};
+use crate::checkpoint::typed::TypedKeys;
+use crate::layout::model_folder::{ADDED_TOKENS, SPECIAL_TOKENS, TOKENIZER_CONFIG};
 use crate::{Error, Result};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tokenizers::{AddedToken, Tokenizer};
 
-const CONFIG: &str = "tokenizer_config.json";
 const DECODER: &str = "added_tokens_decoder";
 const EXTRA: [&str; 2] = ["extra_special_tokens", "additional_special_tokens"];
 const A_TOKEN: &str = "a string, or an object with `content`";
@@ -57,7 +58,7 @@ impl Configured {
     /// # Errors
     /// A file or a value that is not what it has to be.
     pub fn read(dir: &Path) -> Result<Self> {
-        let path = dir.join(CONFIG);
+        let path = dir.join(TOKENIZER_CONFIG);
         let config = JsonObject::read_if_exists(&path)?;
         let mut found = Self::default();
         let mut decoder = None;
@@ -153,7 +154,7 @@ impl Configured {
     /// `special_tokens_map.json` and `added_tokens.json`.
     fn read_older(&mut self, dir: &Path) -> Result<()> {
         self.older = true;
-        if let Some(map) = JsonObject::read_if_exists(&dir.join("special_tokens_map.json"))? {
+        if let Some(map) = JsonObject::read_if_exists(&dir.join(SPECIAL_TOKENS))? {
             self.read_names(&map)?;
             self.read_extra(&map, EXTRA[0], true)?;
             // The older name adds nothing to a list that is there.
@@ -161,7 +162,7 @@ impl Configured {
                 self.read_extra(&map, EXTRA[1], true)?;
             }
         }
-        if let Some(added) = JsonObject::read_if_exists(&dir.join("added_tokens.json"))? {
+        if let Some(added) = JsonObject::read_if_exists(&dir.join(ADDED_TOKENS))? {
             for (content, id) in added.entries() {
                 let Some(id) = id.as_u64().and_then(|id| u32::try_from(id).ok()) else {
                     return Err(added.error(content, "a token id", &describe(id)));

@@ -23,6 +23,7 @@ use self::vocabulary::Vocabulary;
 use super::TextTokenizer;
 use super::pre;
 use crate::checkpoint::gguf::metadata::Metadata;
+use crate::checkpoint::typed::TypedKeys;
 use crate::{Error, Result};
 
 const MODEL: &str = "tokenizer.ggml.model";

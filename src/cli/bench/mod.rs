@@ -17,6 +17,7 @@ use gneiss::data::Template;
 use gneiss::device::DeviceChoice;
 use gneiss::device::is_out_of_memory;
 use gneiss::device::{DeviceMemory, PeakMemory};
+use gneiss::layout::model_folder::CONFIG;
 use gneiss::model::{Decoder, Dtypes, Parameters};
 use gneiss::prompt::init;
 use gneiss::session;
@@ -326,7 +327,7 @@ fn step_products(model: &Decoder) -> anyhow::Result<Option<StepProducts>> {
 
 /// The name of a shape's file, or of its folder where the file is a checkpoint's config.json.
 fn model_name(path: &Path) -> String {
-    let named = match path.parent().filter(|_| path.file_name().is_some_and(|name| name == "config.json")) {
+    let named = match path.parent().filter(|_| path.file_name().is_some_and(|name| name == CONFIG)) {
         Some(folder) if folder.file_name().is_some() => folder.file_name(),
         _ => path.file_stem(),
     };

@@ -11,6 +11,7 @@ use gneiss::Error;
 use gneiss::checkpoint::HubOptions;
 use gneiss::data::LengthStats;
 use gneiss::data::dataset::is_dataset;
+use gneiss::layout;
 use gneiss::prompt::peft::{Place, adapters_in};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -74,9 +75,9 @@ trait Report: Serialize {
 fn kind(path: &Path) -> anyhow::Result<Kind> {
     if path.is_dir() {
         let files = [
-            ("adapter_config.json", Kind::Adapter(path.to_path_buf())),
-            ("metrics.jsonl", Kind::Run),
-            ("config.json", Kind::Model),
+            (layout::adapter_folder::CONFIG, Kind::Adapter(path.to_path_buf())),
+            (layout::METRICS, Kind::Run),
+            (layout::model_folder::CONFIG, Kind::Model),
         ];
         let names = files.each_ref().map(|(name, _)| *name).join(", ");
         if let Some((_, kind)) = files.into_iter().find(|(name, _)| path.join(name).is_file()) {

@@ -6,6 +6,7 @@ use candle_core::DType;
 use gneiss::checkpoint::{Checkpoint, ModelConfig, ModelType, TextTokenizer};
 use gneiss::config::DtypeChoice;
 use gneiss::device::DeviceChoice;
+use gneiss::layout::model_folder::CONFIG;
 use gneiss::model::{Dtypes, Parameters, TuningMemory};
 use gneiss::ops::rope::Rope;
 use gneiss::prompt::vocabulary::Token;
@@ -136,7 +137,7 @@ fn open(path: &Path) -> anyhow::Result<(ModelConfig, Option<(String, u64)>)> {
             Ok((bare.config, Some((bare.format, bare.weights.bytes_on_disk()))))
         }
         Err(error) if path.is_dir() => {
-            let config = ModelConfig::from_json(&path.join("config.json"))?;
+            let config = ModelConfig::from_json(&path.join(CONFIG))?;
             eprintln!("weights    none: {error}");
             Ok((config, None))
         }

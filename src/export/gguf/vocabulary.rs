@@ -5,6 +5,7 @@ use crate::export::base::Base;
 use crate::export::place::Placed;
 use crate::export::templates::{ChatTemplate, with_prompts};
 use crate::export::unlikely::TEXTS;
+use crate::layout::model_folder::{CONFIG, TOKENIZER};
 use crate::{Error, Result};
 use candle_core::quantized::gguf_file::Value;
 use serde_json::Value as Json;
@@ -81,7 +82,7 @@ fn grown(base: &Base, metadata: &HashMap<String, Value>, placed: &Placed) -> Vec
 
 /// The lists of a `tokenizer.json`.
 fn of_folder(base: &Base, placed: &Placed) -> Result<Vec<(String, Value)>> {
-    let json = base.json("tokenizer.json")?.unwrap_or_default();
+    let json = base.json(TOKENIZER)?.unwrap_or_default();
     let model =
         json.get("model").and_then(Json::as_object).filter(|model| model.get("type") == Some(&"BPE".into()));
     let model = model.ok_or_else(|| unsupported(base, "a tokenizer that is no BPE"))?;
@@ -138,7 +139,7 @@ fn special(base: &Base) -> Result<Vec<(String, Value)>> {
         |id: &u32| base.tokenizer.tokenizer.id_to_token(*id).is_some_and(|text| ends_by_text(&text));
     let mut others = base.tokenizer.stop_token_ids[1..].to_vec();
     others.sort_by_key(by_text);
-    let config = base.json("config.json")?.unwrap_or_default();
+    let config = base.json(CONFIG)?.unwrap_or_default();
     let of_config = |key: &str| {
         let id = config.get(key)?.as_u64()?.try_into().ok()?;
         base.tokenizer.tokenizer.id_to_token(id).map(|_| id)

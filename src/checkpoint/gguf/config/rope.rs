@@ -3,6 +3,7 @@
 
 use super::Keys;
 use crate::checkpoint::config::unsupported;
+use crate::checkpoint::typed::TypedKeys;
 use crate::ops::rope::{Llama3Scaling, LongRopeScaling, Rope, RopeScaling, YarnScaling};
 use crate::{Error, Result};
 

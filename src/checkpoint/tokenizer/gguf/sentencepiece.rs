@@ -25,6 +25,7 @@ use tokenizers::{NormalizerWrapper, Tokenizer};
 use super::vocabulary::Vocabulary;
 use super::{ADD_SPACE_PREFIX, Kind, id, unsupported};
 use crate::checkpoint::gguf::metadata::Metadata;
+use crate::checkpoint::typed::TypedKeys;
 use crate::{Error, Result};
 
 const SCORES: &str = "tokenizer.ggml.scores";

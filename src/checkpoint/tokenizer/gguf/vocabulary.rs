@@ -6,6 +6,7 @@ use tokenizers::models::bpe::Vocab;
 
 use crate::Result;
 use crate::checkpoint::gguf::metadata::Metadata;
+use crate::checkpoint::typed::TypedKeys;
 
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const TOKEN_TYPE: &str = "tokenizer.ggml.token_type";
