@@ -2,7 +2,7 @@
 
 /// File of the resolved configuration.
 pub const CONFIG: &str = "config.toml";
-/// File of the records.
+/// File of the step and epoch records.
 pub const METRICS: &str = "metrics.jsonl";
 /// File of [`crate::tune::State`].
 pub const CHECKPOINT: &str = "checkpoint.safetensors";
@@ -16,11 +16,11 @@ pub const TOKENS: &str = "tokens.json";
 pub const EVALUATION: &str = "evaluation.json";
 /// File of the answers as a table.
 pub const PREDICTIONS: &str = "predictions.csv";
-/// File of the run as a page.
+/// File of the report page.
 pub const REPORT: &str = "report.html";
-/// File of the learning curve as a drawing.
+/// File of the learning curve as SVG.
 pub const CURVE_SVG: &str = "curve.svg";
-/// File of the learning curve as a picture.
+/// File of the learning curve as PNG.
 pub const CURVE_PNG: &str = "curve.png";
 
 /// Names of the files in an adapter folder.
@@ -43,7 +43,7 @@ pub mod adapter_folder {
 pub mod model_folder {
     /// File of the model's configuration.
     pub const CONFIG: &str = "config.json";
-    /// File of the settings of generation.
+    /// File of the generation settings.
     pub const GENERATION_CONFIG: &str = "generation_config.json";
     /// File of the tokenizer.
     pub const TOKENIZER: &str = "tokenizer.json";

@@ -1,7 +1,7 @@
-//! A JSON object read from a file; typed access whose errors name file, key, expected and found.
+//! A JSON object read from a file, with typed access by [`TypedKeys`].
 //!
-//! Python writes numbers that JSON does not have, bare: `{"time_step_limit": [0.0, Infinity]}`. Here they are strings
-//! that begin with a NUL, so that they survive reading and writing; transformers 5 writes `{"__float__": "Infinity"}`.
+//! Python writes numbers that JSON does not have: `{"time_step_limit": [0.0, Infinity]}`. Here they are strings that
+//! begin with a NUL, so that they survive reading and writing. transformers 5 writes `{"__float__": "Infinity"}`.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use super::content;
 use super::typed::{TypedKeys, TypedValue};
 use crate::{Error, Result};
 
-/// A JSON object and where it came from. A key whose value is `null` counts as absent.
+/// A JSON object and its file. A key whose value is `null` counts as absent.
 pub(super) struct JsonObject {
     path: PathBuf,
     prefix: String,
@@ -95,13 +95,13 @@ impl TypedValue for Value {
     }
 }
 
-/// What Python writes of numbers that JSON does not have.
+/// The numbers of Python that JSON does not have.
 const BARE: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
 
 /// Reads a file that holds one object, as Python's `json` does.
 ///
 /// # Errors
-/// A file that can't be read, or holds something else.
+/// Returns an error if the file can't be read or does not contain an object.
 pub(crate) fn read_map(path: &Path) -> Result<Map<String, Value>> {
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
     content::expect(path, &bytes, "JSON", b"")?;
@@ -117,18 +117,19 @@ pub(crate) fn read_map(path: &Path) -> Result<Map<String, Value>> {
     }
 }
 
-/// JSON, with the bare numbers that Python writes as strings that begin with a NUL; [`bare_again`] writes them bare.
+/// Parses JSON in which Python may have written non-finite numbers; these become strings that begin with a NUL.
+/// [`bare_again`] reverses this.
 ///
 /// # Errors
-/// What is not JSON to Python either.
+/// Returns an error if the text is not JSON for Python either.
 pub(crate) fn parse(text: &str) -> serde_json::Result<Value> {
     serde_json::from_str(text).or_else(|problem| {
-        // The first problem is the text's own.
+        // The error is reported for the original text.
         quote_bare(text).and_then(|quoted| serde_json::from_str(&quoted).ok()).ok_or(problem)
     })
 }
 
-/// The text with bare numbers of Python as strings; `None` where it has none.
+/// The text with Python's non-finite numbers as strings; `None` if it has none.
 fn quote_bare(text: &str) -> Option<String> {
     let mut quoted = String::with_capacity(text.len());
     let (mut rest, mut any) = (text, false);
@@ -149,7 +150,8 @@ fn quote_bare(text: &str) -> Option<String> {
     any.then_some(quoted)
 }
 
-/// Bytes of the string that `text` begins with, quotes included; all of them where it has no end.
+/// Length in bytes of the string at the beginning of `text`, quotes included; the whole length if the string has no
+/// end.
 fn string_length(text: &str) -> usize {
     let mut escaped = false;
     for (at, byte) in text.bytes().enumerate().skip(1) {
@@ -163,7 +165,7 @@ fn string_length(text: &str) -> usize {
     text.len()
 }
 
-/// JSON text with Python's bare numbers as they were read.
+/// JSON text with Python's non-finite numbers as they were read.
 pub(crate) fn bare_again(mut json: String) -> String {
     for bare in BARE {
         json = json.replace(&format!("\"\\u0000{bare}\""), bare);

@@ -230,7 +230,7 @@ fn names_what_is_not_supported() {
         (
             granite()
                 .set("granite.attention.head_count_kv", Value::Array(vec![Value::U32(2), Value::U32(0)])),
-            "`granite.attention.head_count_kv` that differs between blocks",
+            "`granite.attention.head_count_kv` that differs between layers",
         ),
     ];
     for (copy, what) in cases {

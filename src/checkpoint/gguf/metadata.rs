@@ -9,19 +9,19 @@ use crate::checkpoint::typed::{TypedKeys, TypedValue};
 
 /// The key-value pairs of a GGUF file.
 #[derive(Clone, Copy)]
-pub(in crate::checkpoint) struct Metadata<'a> {
+pub(in crate::checkpoint) struct GgufMetadata<'a> {
     path: &'a Path,
     values: &'a HashMap<String, Value>,
 }
 
-impl<'a> Metadata<'a> {
+impl<'a> GgufMetadata<'a> {
     /// Pairs of a parsed file.
     pub fn new(path: &'a Path, values: &'a HashMap<String, Value>) -> Self {
         Self { path, values }
     }
 }
 
-impl<'a> TypedKeys<'a> for Metadata<'a> {
+impl<'a> TypedKeys<'a> for GgufMetadata<'a> {
     type Value = Value;
 
     fn path(self) -> &'a Path {
