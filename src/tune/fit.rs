@@ -99,7 +99,7 @@ fn warm_up(model: &Decoder, train: &[Example], virtual_tokens: usize) -> Result<
     match super::gradient(model, &prompts, &[group], super::Limits::rows(usize::MAX))
         .and_then(|found| found.loss())
     {
-        Err(error) if Shortage::on(model.device()).caused(&error) => Ok(()),
+        Err(error) if Shortage::new(model.device()).caused(&error) => Ok(()),
         outcome => outcome.map(drop),
     }
 }

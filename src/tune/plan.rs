@@ -295,7 +295,7 @@ pub(crate) fn within_memory<T>(
     mut step: impl FnMut(Limits) -> Result<T>,
     mut on_retry: impl FnMut(Limits) -> Result<()>,
 ) -> Result<(T, Limits)> {
-    let mut shortage = Shortage::on(device);
+    let mut shortage = Shortage::new(device);
     loop {
         let error = match step(limits) {
             Err(error) if shortage.caused(&error) => error,
