@@ -16,7 +16,7 @@ const ROWS: usize = 2048;
 
 /// A token of the vocabulary with its text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Token {
+pub struct VocabularyToken {
     /// Its id.
     pub id: u32,
     /// Its text; none without a tokenizer.
@@ -28,7 +28,7 @@ pub struct Token {
 pub struct Neighbour {
     /// The token.
     #[serde(flatten)]
-    pub token: Token,
+    pub token: VocabularyToken,
     /// Cosine of the angle between the two embeddings.
     #[serde(with = "crate::number")]
     pub cosine: f64,
@@ -50,7 +50,7 @@ pub struct Norms {
 
 /// A virtual token at one time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Place {
+pub struct NearestPlace {
     /// L2 norm.
     #[serde(with = "crate::number")]
     pub norm: f64,
@@ -62,9 +62,9 @@ pub struct Place {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VirtualToken {
     /// Before the first step.
-    pub before: Place,
+    pub before: NearestPlace,
     /// As it was kept.
-    pub after: Place,
+    pub after: NearestPlace,
     /// L2 distance between the two.
     #[serde(with = "crate::number")]
     pub moved: f64,
@@ -93,7 +93,7 @@ pub fn visible(text: &str) -> String {
     text.replace(' ', "·").replace('\n', "⏎").replace('\t', "⇥")
 }
 
-impl Token {
+impl VocabularyToken {
     /// The token of this id.
     pub fn new(id: u32, tokenizer: Option<&TextTokenizer>) -> Self {
         Self { id, text: tokenizer.and_then(|t| t.token_text(id)) }
@@ -182,7 +182,7 @@ impl<'a> Vocabulary<'a> {
     ///
     /// # Errors
     /// Another width than the vocabulary's.
-    pub fn place(&self, prompt: &Tensor) -> Result<Vec<Place>> {
+    pub fn place(&self, prompt: &Tensor) -> Result<Vec<NearestPlace>> {
         // A row of zeros has no direction and is nearest to none.
         let length = |norms: &Tensor| norms.clamp(f32::MIN_POSITIVE, f32::MAX);
         let norms = row_norms(prompt)?;
@@ -200,10 +200,10 @@ impl<'a> Vocabulary<'a> {
             }
         }
         let neighbour = |(id, cosine): (usize, f32)| Neighbour {
-            token: Token::new(id as u32, self.tokenizer),
+            token: VocabularyToken::new(id as u32, self.tokenizer),
             cosine: f64::from(cosine),
         };
-        let place = |(norm, nearest): (f64, Vec<_>)| Place {
+        let place = |(norm, nearest): (f64, Vec<_>)| NearestPlace {
             norm,
             nearest: nearest.into_iter().map(neighbour).collect(),
         };

@@ -1,6 +1,6 @@
 //! How a tuning run fits into a device's memory.
 
-use super::{BackwardWeights, Budget, MemoryPlan, RowRange, Work};
+use super::{BackwardWeights, Budget, LargestStep, MemoryPlan, RowRange};
 use crate::Result;
 use crate::batch::{Example, PrefixGroup};
 use crate::config::TrainOptions;
@@ -38,7 +38,7 @@ pub fn max_rows(configured: usize, device: &Device) -> usize {
 pub fn plan(
     options: &TrainOptions,
     memory: &TuningMemory,
-    work: &Work,
+    work: &LargestStep,
     device: &Device,
     loaded: bool,
 ) -> Result<MemoryPlan> {
@@ -72,7 +72,7 @@ pub fn plan_run(
     let dtypes = Dtypes { weights: model.embedding().dtype(), activations: model.dtype() };
     let mut memory = TuningMemory::new(model.config(), dtypes, model.device().location());
     memory.has_transposes = memory.transposes > 0 && model.has_transposes();
-    let work = Work::new(train, virtual_tokens, options.batch_size * options.accumulate_steps);
+    let work = LargestStep::new(train, virtual_tokens, options.batch_size * options.accumulate_steps);
     let plan = plan(options, &memory, &work, model.device(), true)?;
     copy_weights(model, &plan);
     Ok(plan)

@@ -41,7 +41,7 @@ impl Limits {
 
 /// The largest optimizer step that a run can meet, in whatever order the examples come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Work {
+pub struct LargestStep {
     /// Virtual tokens.
     pub virtual_tokens: usize,
     /// Rows of the prefix: the virtual tokens, and the tokens that all inputs begin with.
@@ -56,7 +56,7 @@ pub struct Work {
     pub targets: usize,
 }
 
-impl Work {
+impl LargestStep {
     /// The largest step of a run over `train` with `examples` examples a step.
     pub fn new(train: &[Example], virtual_tokens: usize, examples: usize) -> Self {
         let head = common_head(train.iter().map(|e| e.input.as_slice())).len();
@@ -196,7 +196,7 @@ pub struct MemoryPlan {
 impl MemoryPlan {
     /// The plan that costs the least time of those that fit into `budget`; the smallest if none does. A second copy of the
     /// weights saves less time a byte than the tape of a layer, so it gets what memory is left.
-    pub fn new(memory: &TuningMemory, work: &Work, budget: Budget, rows: RowRange) -> Self {
+    pub fn new(memory: &TuningMemory, work: &LargestStep, budget: Budget, rows: RowRange) -> Self {
         let plan = Self::with_one_copy(memory, work, budget, rows);
         if plan.backward_weights != BackwardWeights::TransposedEachTime {
             return plan;
@@ -206,7 +206,7 @@ impl MemoryPlan {
     }
 
     /// As [`MemoryPlan::new`], but no copy of the weights is made.
-    fn with_one_copy(memory: &TuningMemory, work: &Work, budget: Budget, rows: RowRange) -> Self {
+    fn with_one_copy(memory: &TuningMemory, work: &LargestStep, budget: Budget, rows: RowRange) -> Self {
         let all = memory.most_recomputed();
         let plan = |max_rows: usize, recompute: usize| {
             Self::with_limits(memory, work, budget, Limits { max_rows: max_rows.max(1), recompute })
@@ -224,7 +224,7 @@ impl MemoryPlan {
             })
     }
 
-    fn with_limits(memory: &TuningMemory, work: &Work, budget: Budget, limits: Limits) -> Self {
+    fn with_limits(memory: &TuningMemory, work: &LargestStep, budget: Budget, limits: Limits) -> Self {
         let (tape, workspace) = work.pass(memory, limits);
         Self {
             budget,

@@ -16,7 +16,7 @@ use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 pub use kept::Kept;
 use kept::LastGood;
-pub(super) use progress::StepResult;
+pub(super) use progress::RunStep;
 use std::ops::Range;
 
 /// The examples of a run.
@@ -57,7 +57,7 @@ pub(super) enum NextAction {
 }
 
 /// What the runs of a step share and a state holds too.
-pub(super) struct Shared {
+pub(super) struct SharedState {
     /// Rows of a pass.
     pub(super) max_rows: usize,
     /// Algorithms of products.
@@ -183,7 +183,7 @@ impl<'a> PromptRun<'a> {
     }
 
     /// All that is needed to go on from here.
-    pub(super) fn state(&self, shared: Shared) -> State {
+    pub(super) fn state(&self, shared: SharedState) -> State {
         let Parameter { value, m, v } = self.parameter.clone();
         State {
             prompt: value,

@@ -4,7 +4,7 @@
 use super::observer::{Observer, StepRecord};
 use super::prompt_run::StepExamples;
 use super::state::epoch_order;
-use super::trainer::{Part, Task, Trainer};
+use super::trainer::{StepPart, Task, Trainer};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -60,7 +60,7 @@ pub fn range_test(task: Task, prompt: &Tensor, observer: &mut dyn Observer) -> R
     });
     for (i, (epoch, chunk)) in batches.take(STEPS).enumerate() {
         let learning_rate = RANGE[0] * (RANGE[1] / RANGE[0]).powf(i as f64 / (STEPS - 1) as f64);
-        let part = Part { run: 0, examples: StepExamples { now: chunk, next: None }, learning_rate };
+        let part = StepPart { run: 0, examples: StepExamples { now: chunk, next: None }, learning_rate };
         let record = match trainer.step(&[part], &mut [observer])?.pop() {
             // The rates before were fine: that is what the test is to find out.
             Some(Err(Error::NotFinite { .. }) | Ok(None)) | None => break,

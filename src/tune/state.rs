@@ -33,7 +33,7 @@ const VERSION: u32 = 1;
 
 /// Epochs and steps of training that a prompt has had, and its losses.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-pub struct Mark {
+pub struct RunMark {
     /// Whole epochs.
     pub epoch: usize,
     /// Optimizer steps.
@@ -71,9 +71,9 @@ pub struct Position {
     #[serde(with = "crate::number")]
     pub elapsed: f64,
     /// The last epoch that ended.
-    pub last: Mark,
+    pub last: RunMark,
     /// The epoch of the lowest validation loss.
-    pub best: Option<Mark>,
+    pub best: Option<RunMark>,
 }
 
 impl Position {
@@ -91,7 +91,7 @@ impl Position {
         }
     }
 
-    pub(super) fn end_epoch(&mut self, mark: Mark, elapsed: f64) {
+    pub(super) fn end_epoch(&mut self, mark: RunMark, elapsed: f64) {
         (self.open, self.last, self.elapsed) = (false, mark, elapsed);
     }
 }

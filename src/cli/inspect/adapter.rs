@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use gneiss::checkpoint::{Checkpoint, TextTokenizer};
 use gneiss::prompt::peft::{Adapter, AdapterConfig, PromptTuningInit};
 use gneiss::prompt::vocabulary;
-use gneiss::prompt::vocabulary::{Neighbour, Norms, Place, Token, Vocabulary};
+use gneiss::prompt::vocabulary::{NearestPlace, Neighbour, Norms, Vocabulary, VocabularyToken};
 use gneiss::{Error, session};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -37,7 +37,7 @@ struct InspectedToken {
 #[derive(Serialize)]
 struct Initial {
     #[serde(flatten)]
-    token: Token,
+    token: VocabularyToken,
     /// L2 distance from it.
     moved: f64,
 }
@@ -69,7 +69,8 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<AdapterReport
         report.vocabulary_mean_norm = Some(vocabulary.norms()?.mean);
         let began = began(&report.config, rows, tokenizer.as_ref())?;
         let mut initial = initial(&prompt, &began, &vocabulary, tokenizer.as_ref())?.into_iter();
-        let token = |Place { norm, nearest }| InspectedToken { norm, nearest, initial: initial.next() };
+        let token =
+            |NearestPlace { norm, nearest }| InspectedToken { norm, nearest, initial: initial.next() };
         report.tokens = vocabulary.place(&prompt)?.into_iter().map(token).collect();
     } else {
         let norms = vocabulary::row_norms(&prompt)?;
@@ -139,7 +140,7 @@ fn initial(
     }
     let from = vocabulary.rows(began).context("the init text")?;
     let moved = vocabulary::row_norms(&(prompt.to_dtype(DType::F64)? - from.to_dtype(DType::F64)?)?)?;
-    let initial = |(id, moved): (&u32, f64)| Initial { token: Token::new(*id, tokenizer), moved };
+    let initial = |(id, moved): (&u32, f64)| Initial { token: VocabularyToken::new(*id, tokenizer), moved };
     Ok(began.iter().zip(moved).map(initial).collect())
 }
 

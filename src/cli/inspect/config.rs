@@ -11,7 +11,7 @@ use gneiss::data::{Encoder, Template};
 use gneiss::model::{Dtypes, TuningMemory};
 use gneiss::prompt::peft::Adapter;
 use gneiss::prompt::vocabulary;
-use gneiss::tune::{Limits, Work, health};
+use gneiss::tune::{LargestStep, Limits, health};
 use gneiss::{Error, session};
 use serde::Serialize;
 use std::collections::HashSet;
@@ -116,7 +116,8 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<ConfigReport>
         );
     }
     let memory = TuningMemory::new(&shape, dtypes, device.location());
-    let work = Work::new(&train, virtual_tokens, config.train.batch_size * config.train.accumulate_steps);
+    let work =
+        LargestStep::new(&train, virtual_tokens, config.train.batch_size * config.train.accumulate_steps);
     let plan = gneiss::tune::fit::plan(&config.train, &memory, &work, &device, false)?;
     let prefix_pass_rows = memory.prefix_pass_rows(plan.limits.max_rows);
     let packing = Packing { max_rows: plan.limits.max_rows, prefix_pass_rows, long_above: None };

@@ -9,7 +9,7 @@ use gneiss::device::DeviceChoice;
 use gneiss::layout::model_folder::CONFIG;
 use gneiss::model::{Dtypes, Parameters, TuningMemory};
 use gneiss::ops::rope::Rope;
-use gneiss::prompt::vocabulary::Token;
+use gneiss::prompt::vocabulary::VocabularyToken;
 use gneiss::session;
 use serde::Serialize;
 use std::path::Path;
@@ -51,8 +51,8 @@ struct RopeReport {
 #[derive(Serialize)]
 struct TokenizerReport {
     vocabulary: usize,
-    eos_token: Token,
-    stop_tokens: Vec<Token>,
+    eos_token: VocabularyToken,
+    stop_tokens: Vec<VocabularyToken>,
 }
 
 /// The memory for tuning in one dtype, bytes.
@@ -96,8 +96,8 @@ pub fn inspect(id: &str) -> anyhow::Result<ModelReport> {
     };
     let tokenizer = tokenizer.as_ref().map(|t| TokenizerReport {
         vocabulary: t.tokenizer.get_vocab_size(true),
-        eos_token: Token::new(t.eos_token_id, Some(t)),
-        stop_tokens: t.stop_token_ids.iter().map(|id| Token::new(*id, Some(t))).collect(),
+        eos_token: VocabularyToken::new(t.eos_token_id, Some(t)),
+        stop_tokens: t.stop_token_ids.iter().map(|id| VocabularyToken::new(*id, Some(t))).collect(),
     });
     let (format, bytes_on_disk) = storage.unzip();
     Ok(ModelReport {
@@ -205,7 +205,7 @@ impl Report for ModelReport {
             line("storage", format!("{format}, {} on disk", text::bytes(bytes)));
         }
         if let Some(TokenizerReport { vocabulary, eos_token, stop_tokens }) = &self.tokenizer {
-            let token = |t: &Token| format!("{} ({})", t.visible(), t.id);
+            let token = |t: &VocabularyToken| format!("{} ({})", t.visible(), t.id);
             let stop = stop_tokens.iter().map(token).collect::<Vec<_>>().join(", ");
             line(
                 "tokenizer",

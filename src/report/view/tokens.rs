@@ -1,6 +1,6 @@
 //! The position of each virtual token among the vocabulary's, before and after.
 
-use crate::prompt::vocabulary::{Neighbour, Norms, Place, PromptTokens};
+use crate::prompt::vocabulary::{NearestPlace, Neighbour, Norms, PromptTokens};
 use crate::report::text;
 use serde::Serialize;
 
@@ -60,8 +60,8 @@ impl TokensView {
             true => 0.0,
             false => 1.0,
         };
-        let name = |place: &Place| place.nearest.first().map(|n| n.token.id);
-        let place = |place: &Place| PlaceView {
+        let name = |place: &NearestPlace| place.nearest.first().map(|n| n.token.id);
+        let place = |place: &NearestPlace| PlaceView {
             norm: place.norm,
             at: share(place.norm, largest),
             nearest: place.nearest.iter().map(neighbour).collect(),

@@ -4,11 +4,11 @@ use super::PromptRun;
 use crate::config::OnNotFinite;
 use crate::ops::adamw::Updated;
 use crate::tune::observer::{EpochRecord, Observer, StepRecord};
-use crate::tune::state::{Mark, Position};
+use crate::tune::state::{Position, RunMark};
 use crate::{Error, Result};
 
 /// What one step computed for a run.
-pub(in crate::tune) struct StepResult {
+pub(in crate::tune) struct RunStep {
     pub(in crate::tune) updated: Updated,
     /// Mean over the step's target tokens, nats.
     pub(in crate::tune) loss: f64,
@@ -30,10 +30,10 @@ impl PromptRun<'_> {
     pub(in crate::tune) fn take_step(
         &mut self,
         examples: usize,
-        result: StepResult,
+        result: RunStep,
         observer: &mut dyn Observer,
     ) -> Result<Option<StepRecord>> {
-        let StepResult { updated, loss, grad_norm, prompt_norm, target_tokens, rows, learning_rate, seconds } =
+        let RunStep { updated, loss, grad_norm, prompt_norm, target_tokens, rows, learning_rate, seconds } =
             result;
         let values =
             [("the loss", loss), ("the gradient's norm", grad_norm), ("the prompt's norm", prompt_norm)];
@@ -109,7 +109,7 @@ impl PromptRun<'_> {
         let elapsed = self.clock.seconds();
         let Position { epoch, step, nll, target_tokens, epoch_began, .. } = self.position;
         let train_loss = (target_tokens > 0).then(|| nll / target_tokens as f64);
-        let mark = Mark { epoch, step, train_loss, validation_loss };
+        let mark = RunMark { epoch, step, train_loss, validation_loss };
         let best_before = self.position.best.and_then(|b| b.validation_loss);
         let best =
             validation_loss.is_some_and(|loss| loss.is_finite() && best_before.is_none_or(|b| loss < b));
