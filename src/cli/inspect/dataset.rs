@@ -134,10 +134,10 @@ impl DatasetReport {
     /// Adds the lengths in tokens; returns the examples as `encoder` cuts them.
     pub fn encode(&mut self, dataset: &Dataset, encoder: &Encoder) -> gneiss::Result<Encoded> {
         let cut = encoder.encode_dataset(dataset)?;
-        let whole = Encoder { max_input_tokens: usize::MAX, max_output_tokens: usize::MAX, ..*encoder };
-        let whole = whole.encode_dataset(dataset)?;
+        let uncut = Encoder { max_input_tokens: usize::MAX, max_output_tokens: usize::MAX, ..*encoder };
+        let uncut = uncut.encode_dataset(dataset)?;
         let lengths = |of: fn(&Example) -> &[u32]| {
-            LengthStats::from_lengths(whole.examples.iter().map(move |e| of(e).len()))
+            LengthStats::from_lengths(uncut.examples.iter().map(move |e| of(e).len()))
         };
         self.tokens = Some(TokenLengths {
             inputs: lengths(|e| &e.input),
