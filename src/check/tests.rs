@@ -238,7 +238,7 @@ fn models_compute_as_on_the_cpu() {
     }
 }
 
-/// Six tokens behind each of three inputs.
+/// Six tokens after each of three inputs.
 fn continued(model: &Decoder, prompts: &Tensor) -> Vec<Vec<u32>> {
     let inputs: [&[u32]; 3] = [&[3, 4, 1, 2], &[3, 4, 50], &[3, 4, 8, 9, 10, 11]];
     let request = |tokens: &&[u32]| generate::Request {

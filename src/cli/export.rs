@@ -29,8 +29,7 @@ pub struct Export {
     /// The folder or file to write; it must not exist, except as an empty folder.
     #[arg(long)]
     out: PathBuf,
-    /// For prompt-embeds: the whole text after the prompt; `
-    /// ` stands for a line break.
+    /// For prompt-embeds: the whole text after the prompt; `\n` stands for a line break.
     #[arg(long, conflicts_with = "input")]
     text: Option<String>,
     /// For prompt-embeds: an input, which is put into the prompt's verbalizer.

@@ -1,4 +1,4 @@
-//! Metrics of generated texts; `tests/metrics.rs` checks them against torchmetrics' and rouge-score's values.
+//! Metrics of generated texts; `tests/evaluate/main.rs` checks them against torchmetrics' and rouge-score's values.
 
 use super::metrics::{ratio, wilson};
 use rayon::prelude::*;
