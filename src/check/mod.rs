@@ -44,7 +44,7 @@ impl Comparison {
 }
 
 /// The device under test.
-pub struct Target<'a> {
+pub struct CheckTarget<'a> {
     /// The device of the tensors.
     pub device: &'a Device,
     /// dtype of the activations.
@@ -55,7 +55,7 @@ pub struct Target<'a> {
 
 /// Comparisons so far, and the current case.
 pub(crate) struct Checks<'a> {
-    target: &'a Target<'a>,
+    target: &'a CheckTarget<'a>,
     op: &'static str,
     case: String,
     seed: u64,
@@ -81,7 +81,7 @@ pub(crate) enum ResultKind {
 }
 
 impl<'a> Checks<'a> {
-    pub(crate) fn new(target: &'a Target<'a>, op: &'static str) -> Self {
+    pub(crate) fn new(target: &'a CheckTarget<'a>, op: &'static str) -> Self {
         Self { target, op, case: String::new(), seed: 0, unit: 1e-3, found: Vec::new() }
     }
 

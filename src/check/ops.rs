@@ -1,6 +1,6 @@
 //! The cases of each op except attention.
 
-use super::{Checks, Comparison, Input, ResultKind, Target, attention};
+use super::{CheckTarget, Checks, Comparison, Input, ResultKind, attention};
 use crate::Result;
 use crate::ops::adamw::{AdamW, Parameter, Step};
 use crate::ops::cross_entropy::{self, Softmax};
@@ -19,7 +19,7 @@ pub const OPS: [&str; 9] =
 ///
 /// # Errors
 /// Returns an error if the name is not in [`OPS`] or a device operation fails.
-pub fn ops(target: &Target, name: &str) -> Result<Vec<Comparison>> {
+pub fn ops(target: &CheckTarget, name: &str) -> Result<Vec<Comparison>> {
     let Some(op) = OPS.into_iter().find(|op| *op == name) else {
         return Err(crate::Error::Invalid(format!("expected one of {OPS:?}, found {name}")));
     };

@@ -26,7 +26,7 @@ use self::header::{check_extents, open_header};
 use self::metadata::GgufMetadata;
 use super::config::{ModelConfig, unsupported};
 use super::finite::{self, Float, Limit};
-use crate::checkpoint::stored::{Stored, StoredDtype, check_shape};
+use crate::checkpoint::stored::{StoredDtype, StoredTensor, check_shape};
 use crate::ops::cpu::View;
 use crate::ops::gpu;
 use crate::{Error, Result};
@@ -216,13 +216,17 @@ impl GgufFile {
     ///
     /// # Errors
     /// Returns [`Error::Checkpoint`] if the tensor is missing.
-    pub(super) fn stored(&self, name: &str) -> Result<Stored<'_>> {
+    pub(super) fn stored(&self, name: &str) -> Result<StoredTensor<'_>> {
         let info = self.info(name)?;
         let blocks = info.shape.elem_count().div_ceil(info.ggml_dtype.block_size());
         // `open` has checked that it lies inside the file.
         let start = (self.content.tensor_data_offset + info.offset) as usize;
         let bytes = &self.map[start..start + blocks * info.ggml_dtype.type_size()];
-        Ok(Stored { shape: info.shape.dims().to_vec(), dtype: StoredDtype::Gguf(info.ggml_dtype), bytes })
+        Ok(StoredTensor {
+            shape: info.shape.dims().to_vec(),
+            dtype: StoredDtype::Gguf(info.ggml_dtype),
+            bytes,
+        })
     }
 
     /// Hugging Face names of all tensors, sorted.

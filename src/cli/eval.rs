@@ -192,7 +192,7 @@ pub(super) fn print(evaluation: &Evaluation) {
         }
     }
     if evaluation.labels.len() > WIDE {
-        println!("\nWhich label was taken for which: {EVALUATION}, `confusion`");
+        println!("\nThe confusion matrix is in {EVALUATION}: `confusion`");
     }
     for (name, arm) in names.iter().zip(&evaluation.arms) {
         strange(name, &arm.answers, &evaluation.labels);

@@ -260,7 +260,7 @@ fn deployment(
     let (model, name) = (&config.model.id, &server.name);
     println!("\nTo serve it from now on, with a page to try it in a browser:\n");
     println!("  gneiss serve --model {model} --adapter {name}={}", adapter.display());
-    println!("\nFor engines that know nothing of prompts, such as vLLM or llama.cpp:\n");
+    println!("\nFor engines that do not read adapters, such as vLLM or llama.cpp:\n");
     println!(
         "  gneiss export --model {model} --adapter {name}={} --bake --out {name}-baked",
         adapter.display()

@@ -10,7 +10,7 @@ mod ops;
 mod shapes;
 mod step;
 
-use super::{Comparison, OPS, ResultKind, Target};
+use super::{CheckTarget, Comparison, OPS, ResultKind};
 use crate::device::{free_memory, is_out_of_memory};
 use crate::{Error, Result};
 use candle_core::{DType, Shape, Tensor};
@@ -58,7 +58,7 @@ pub struct LargeResults {
 /// # Errors
 /// Returns an error if the name is unknown or a device operation fails. Lack of memory is not an error but a case that
 /// was not run.
-pub fn large(target: &Target, name: &str, scale: usize) -> Result<LargeResults> {
+pub fn large(target: &CheckTarget, name: &str, scale: usize) -> Result<LargeResults> {
     let Some(op) = OPS.into_iter().chain([STEP]).find(|op| *op == name) else {
         return Err(Error::Invalid(format!("expected {STEP} or one of {OPS:?}, found {name}")));
     };
@@ -86,7 +86,7 @@ pub fn large(target: &Target, name: &str, scale: usize) -> Result<LargeResults> 
 
 /// The checks so far.
 struct Large<'a> {
-    target: &'a Target<'a>,
+    target: &'a CheckTarget<'a>,
     op: &'static str,
     /// The model whose shape is being checked.
     model: &'static str,

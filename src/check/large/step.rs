@@ -21,7 +21,7 @@ const LAYERS: usize = 3;
 const SEED: u64 = 42;
 
 /// The result of a step.
-struct StepResult {
+struct LossAndGradient {
     loss: f64,
     gradient: Tensor,
 }
@@ -55,7 +55,7 @@ pub(super) fn check(large: &mut Large, shape: &Shape, scale: usize) -> Result<()
         // In f32 the steps in several passes are compared with the step in one pass; otherwise the errors of the step
         // in one pass are the allowed errors.
         let exact = match large.target.dtype {
-            DType::F32 => StepResult { loss: one_pass.loss, gradient: one_pass.gradient.clone() },
+            DType::F32 => LossAndGradient { loss: one_pass.loss, gradient: one_pass.gradient.clone() },
             _ => gradient(&model.to_device(f32s, device)?, usize::MAX)?,
         };
         for most in PASSES {
@@ -79,17 +79,17 @@ fn rows(group: &crate::batch::PrefixGroup) -> usize {
     group.prefix_rows() + work
 }
 
-fn outcome(objective: Objective) -> Result<StepResult> {
+fn outcome(objective: Objective) -> Result<LossAndGradient> {
     let loss = objective.loss()?;
     let Some(gradient) = objective.gradient else {
         return Err(Error::Invalid("expected a gradient of the step, found none".into()));
     };
-    Ok(StepResult { loss, gradient })
+    Ok(LossAndGradient { loss, gradient })
 }
 
 impl Large<'_> {
     /// Compares a step in several passes with the exact one; the allowed error is that of the step in one pass.
-    fn outcome(&mut self, case: &str, [found, one_pass, exact]: [&StepResult; 3]) -> Result<()> {
+    fn outcome(&mut self, case: &str, [found, one_pass, exact]: [&LossAndGradient; 3]) -> Result<()> {
         let mut gradient = Errors::default();
         gradient.add(&found.gradient, &exact.gradient, &one_pass.gradient)?;
         // A loss is one number, whose error may be almost 0 by chance: it may err by the rounding of one value.
