@@ -1,7 +1,6 @@
 //! The metrics against scikit-learn, SciPy, statsmodels, rouge-score and torchmetrics (`tests/golden/metrics.py`), and
 //! the perplexity against PEFT's losses.
 
-#[allow(dead_code)]
 #[path = "../common/mod.rs"]
 mod common;
 // The fixtures of `parity`, of which some are used here.
