@@ -82,7 +82,7 @@ pub struct BenchArgs {
     /// Number of warm-up steps before them.
     #[arg(long, default_value_t = 3)]
     warmup: usize,
-    /// Rows in one pass through the model; by default train.max_rows, or a number that suits the device.
+    /// Most rows in one pass through the model; by default train.max_rows, or a number that suits the device.
     #[arg(long, value_name = "N", value_parser = positive)]
     max_rows: Option<usize>,
     /// Also measure the time of each op, in separate steps.
