@@ -112,10 +112,9 @@ impl Bench<'_> {
     /// Time per op over `steps` steps after one warm-up step, the longest first and the time outside of all ops last.
     /// Except on CUDA, the device is idle at the beginning and end of every op, so the step is slower than a measured
     /// one.
-    /// measured one.
     ///
+    /// # Errors
     /// Returns the errors of [`Bench::measure`].
-    /// As [`Bench::measure`].
     pub fn profile(&self, case: Case, steps: usize) -> Result<Profile> {
         let examples = self.examples(case);
         let outcome = self.run(case, &examples, 1 + steps, &mut |step| {

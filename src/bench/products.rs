@@ -168,7 +168,7 @@ mod tests {
             ("head", [8, config.vocab_size, c]),
         ];
         assert_eq!(shapes, expected);
-        // All of a block take together about what each takes alone: the rate lies between theirs, within a factor that
+        // All of a layer take together about what each takes alone: the rate lies between theirs, within a factor that
         // a busy machine may cost.
         let rates = || {
             let of = |p: &LayerProduct| [p.forward_flops_per_second, p.backward_flops_per_second];

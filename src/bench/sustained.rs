@@ -11,8 +11,8 @@ const QUEUED_SECONDS: f64 = 0.05;
 
 /// Seconds of one call of `queue`, which puts work on `device`, repeated for at least `seconds`.
 ///
+/// # Errors
 /// Returns an error if `queue` or the device fails.
-/// Those of `queue` and of the device.
 pub(super) fn seconds_per_call(
     device: &Device,
     seconds: f64,

@@ -116,10 +116,10 @@ fn another_pass(checks: &mut Checks, of: (usize, usize, usize)) -> Result<()> {
 
 fn compare(checks: &mut Checks, case: &AttentionCase) -> Result<()> {
     let shape = &case.shape;
-    let (device, plain, exact) = (case.form(|i| &i.device), case.form(|i| &i.plain), case.form(|i| &i.exact));
+    let (device, cpu, exact) = (case.form(|i| &i.device), case.form(|i| &i.cpu), case.form(|i| &i.exact));
     let ours = checks.run(|| shape.forward(case.inputs(&device)))?;
     let expected = shape.forward(case.inputs(&exact))?;
-    let naive = shape.reference(case.inputs(&plain))?;
+    let naive = shape.reference(case.inputs(&cpu))?;
     checks.compare("out", ResultKind::Value, &ours.out, &expected.out, &naive.out)?;
     checks.compare(
         "lse",
@@ -133,18 +133,18 @@ fn compare(checks: &mut Checks, case: &AttentionCase) -> Result<()> {
     for needs in [Needs::All, Needs::Prefixes] {
         let found = checks.run(|| shape.backward(case.inputs(&device), &ours, &dout.device, needs))?;
         let exact = shape.backward(case.inputs(&exact), &expected, &dout.exact, needs)?;
-        let plain = shape.reference_backward(case.inputs(&plain), &dout.plain, needs)?;
-        gradients(checks, &found, &exact, &plain)?;
+        let naive = shape.reference_backward(case.inputs(&cpu), &dout.cpu, needs)?;
+        gradients(checks, &found, &exact, &naive)?;
     }
     Ok(())
 }
 
-fn gradients(checks: &mut Checks, ours: &Gradients, exact: &Gradients, plain: &Gradients) -> Result<()> {
-    if let (Some(a), Some(b), Some(c)) = (&ours.qkv, &exact.qkv, &plain.qkv) {
+fn gradients(checks: &mut Checks, ours: &Gradients, exact: &Gradients, naive: &Gradients) -> Result<()> {
+    if let (Some(a), Some(b), Some(c)) = (&ours.qkv, &exact.qkv, &naive.qkv) {
         checks.compare("dq", ResultKind::Gradient, a.queries(), b.queries(), c.queries())?;
         checks.compare("dkv", ResultKind::Gradient, a.keys_values(), b.keys_values(), c.keys_values())?;
     }
-    if let (Some(a), Some(b), Some(c)) = (&ours.prefix, &exact.prefix, &plain.prefix) {
+    if let (Some(a), Some(b), Some(c)) = (&ours.prefix, &exact.prefix, &naive.prefix) {
         checks.compare("dprefix", ResultKind::Gradient, a, b, c)?;
     }
     let same = ours.qkv.is_some() == exact.qkv.is_some() && ours.prefix.is_some() == exact.prefix.is_some();

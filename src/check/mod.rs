@@ -44,7 +44,7 @@ impl Comparison {
 }
 
 /// The device under test.
-pub struct Target<'a> {
+pub struct CheckTarget<'a> {
     /// The device of the tensors.
     pub device: &'a Device,
     /// dtype of the activations.
@@ -55,7 +55,7 @@ pub struct Target<'a> {
 
 /// Comparisons so far, and the current case.
 pub(crate) struct Checks<'a> {
-    target: &'a Target<'a>,
+    target: &'a CheckTarget<'a>,
     op: &'static str,
     case: String,
     seed: u64,
@@ -67,7 +67,7 @@ pub(crate) struct Checks<'a> {
 /// A tensor in three forms: on the device, the same values on the CPU, and those in f64.
 pub(crate) struct Input {
     pub(crate) device: Tensor,
-    pub(crate) plain: Tensor,
+    pub(crate) cpu: Tensor,
     pub(crate) exact: Tensor,
 }
 
@@ -81,7 +81,7 @@ pub(crate) enum ResultKind {
 }
 
 impl<'a> Checks<'a> {
-    pub(crate) fn new(target: &'a Target<'a>, op: &'static str) -> Self {
+    pub(crate) fn new(target: &'a CheckTarget<'a>, op: &'static str) -> Self {
         Self { target, op, case: String::new(), seed: 0, unit: 1e-3, found: Vec::new() }
     }
 
@@ -119,13 +119,13 @@ impl<'a> Checks<'a> {
     }
 
     /// A tensor of the CPU in its three forms.
-    pub(crate) fn input(&self, plain: &Tensor) -> Result<Input> {
+    pub(crate) fn input(&self, cpu: &Tensor) -> Result<Input> {
         // A copy: kernels write some of their inputs in place. A driver allocates no tensor without elements.
-        let device = match plain.elem_count() {
-            0 => crate::ops::no_rows(1, plain.dtype(), self.target.device)?.reshape(plain.shape())?,
-            _ => plain.copy()?.to_device(self.target.device)?,
+        let device = match cpu.elem_count() {
+            0 => crate::ops::no_rows(1, cpu.dtype(), self.target.device)?.reshape(cpu.shape())?,
+            _ => cpu.copy()?.to_device(self.target.device)?,
         };
-        Ok(Input { device, plain: plain.clone(), exact: plain.to_dtype(DType::F64)? })
+        Ok(Input { device, cpu: cpu.clone(), exact: cpu.to_dtype(DType::F64)? })
     }
 
     /// Runs `f` on the device under test.
@@ -145,7 +145,7 @@ impl<'a> Checks<'a> {
         kind: ResultKind,
         ours: &Tensor,
         exact: &Tensor,
-        plain: &Tensor,
+        naive: &Tensor,
     ) -> Result<()> {
         let exact = values(exact)?;
         let ours = values(ours)?;
@@ -157,7 +157,7 @@ impl<'a> Checks<'a> {
                 let factor = if let ResultKind::Value = kind { 2.0 } else { 3.0 };
                 // With few values plain ops may be exact by chance: every result may err by its rounding.
                 let rounding = largest * if dtype == DType::F16 { 2f64.powi(-11) } else { 2f64.powi(-8) };
-                factor * largest_difference(&values(plain)?, &exact).max(rounding) + 1e-5 * largest
+                factor * largest_difference(&values(naive)?, &exact).max(rounding) + 1e-5 * largest
             }
         };
         self.found.push(Comparison { op: self.op, what, case: self.case.clone(), error, allowed });

@@ -1,6 +1,6 @@
 //! A short tuning run of a small random model on a device, and the same run on the CPU in f32.
 
-use super::Target;
+use super::CheckTarget;
 use crate::Result;
 use crate::batch::Example;
 use crate::checkpoint::{ModelConfig, ModelType};
@@ -57,7 +57,7 @@ impl Curves {
 ///
 /// # Errors
 /// Returns an error if a device operation fails.
-pub fn run(target: &Target, size: RunSize) -> Result<Curves> {
+pub fn run(target: &CheckTarget, size: RunSize) -> Result<Curves> {
     let config = config(size.head_dim);
     let cpu = Decoder::random(&config, Dtypes::for_weights(DType::F32, &Device::Cpu)?, &Device::Cpu, 7)?;
     let expected = curve(&cpu, size)?;

@@ -145,8 +145,8 @@ impl Renderer {
 
     /// Renders the conversation as text.
     ///
+    /// # Errors
     /// Returns the message that the template raises, or the error if the template fails on this conversation.
-    /// What the template raises; a template that fails on this conversation.
     pub fn render(&self, chat: &Chat) -> std::result::Result<String, String> {
         let template = self.environment.get_template(NAME).map_err(|error| problem(&error))?;
         let mut context: BTreeMap<String, Value> = BTreeMap::new();

@@ -83,21 +83,7 @@ impl ModelConfig {
     /// Returns the errors of [`ModelConfig::from_json`].
     pub fn read(path: &Path) -> Result<(Self, Vec<String>)> {
         let json = JsonObject::read(path)?;
-        let model_type = match json.string("model_type")? {
-            Some("granite") => ModelType::Granite,
-            Some("llama") => ModelType::Llama,
-            Some("granitemoehybrid") => ModelType::GraniteMoeHybrid,
-            Some(other) => return Err(unsupported(path, format!("model type `{other}`"))),
-            None => return Err(json.missing("model_type", "`granite`, `llama` or `granitemoehybrid`")),
-        };
-        if let Some(quantised) = json.object("quantization_config")? {
-            return Err(quantised_by(path, &quantised));
-        }
-        match json.string("hidden_act")? {
-            // transformers' two names of one function.
-            None | Some("silu" | "swish") => {}
-            Some(other) => return Err(unsupported(path, format!("activation `{other}` (`hidden_act`)"))),
-        }
+        let model_type = supported_family(&json)?;
         let hybrid = model_type == ModelType::GraniteMoeHybrid;
         let num_hidden_layers = json.size("num_hidden_layers")?.unwrap_or(32);
         if hybrid {
@@ -184,6 +170,26 @@ impl ModelConfig {
         }
         Ok(())
     }
+}
+
+/// The family of a configuration whose weights and activation gneiss supports.
+fn supported_family(json: &JsonObject) -> Result<ModelType> {
+    let model_type = match json.string("model_type")? {
+        Some("granite") => ModelType::Granite,
+        Some("llama") => ModelType::Llama,
+        Some("granitemoehybrid") => ModelType::GraniteMoeHybrid,
+        Some(other) => return Err(unsupported(json.path(), format!("model type `{other}`"))),
+        None => return Err(json.missing("model_type", "`granite`, `llama` or `granitemoehybrid`")),
+    };
+    if let Some(quantised) = json.object("quantization_config")? {
+        return Err(quantised_by(json.path(), &quantised));
+    }
+    match json.string("hidden_act")? {
+        // transformers' two names of one function.
+        None | Some("silu" | "swish") => {}
+        Some(other) => return Err(unsupported(json.path(), format!("activation `{other}` (`hidden_act`)"))),
+    }
+    Ok(model_type)
 }
 
 /// The error for a part that gneiss does not tune, with the kinds that it does tune.

@@ -6,33 +6,33 @@
 //! rows of q and k.
 
 mod config;
+mod header;
 pub(super) mod metadata;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::fs::File;
 use std::io::Cursor;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
-use candle_core::quantized::{GgmlDType, QStorage, QTensor};
+use candle_core::quantized::{QStorage, QTensor};
 use candle_core::{DType, Device, Tensor};
 use memmap2::Mmap;
 
 use self::config::RopeTensors;
+use self::header::{check_extents, open_header};
 use self::metadata::GgufMetadata;
 use super::config::{ModelConfig, unsupported};
-use super::content;
 use super::finite::{self, Float, Limit};
-use crate::checkpoint::stored::{Stored, StoredDtype, check_shape};
+use crate::checkpoint::stored::{StoredDtype, StoredTensor, check_shape};
 use crate::ops::cpu::View;
 use crate::ops::gpu;
 use crate::{Error, Result};
 
 /// Names of a layer's modules: Hugging Face's and GGUF's.
-const BLOCK_MODULES: [(&str, &str); 9] = [
+const LAYER_MODULES: [(&str, &str); 9] = [
     ("input_layernorm", "attn_norm"),
     ("self_attn.q_proj", "attn_q"),
     ("self_attn.k_proj", "attn_k"),
@@ -216,13 +216,17 @@ impl GgufFile {
     ///
     /// # Errors
     /// Returns [`Error::Checkpoint`] if the tensor is missing.
-    pub(super) fn stored(&self, name: &str) -> Result<Stored<'_>> {
+    pub(super) fn stored(&self, name: &str) -> Result<StoredTensor<'_>> {
         let info = self.info(name)?;
         let blocks = info.shape.elem_count().div_ceil(info.ggml_dtype.block_size());
         // `open` has checked that it lies inside the file.
         let start = (self.content.tensor_data_offset + info.offset) as usize;
         let bytes = &self.map[start..start + blocks * info.ggml_dtype.type_size()];
-        Ok(Stored { shape: info.shape.dims().to_vec(), dtype: StoredDtype::Gguf(info.ggml_dtype), bytes })
+        Ok(StoredTensor {
+            shape: info.shape.dims().to_vec(),
+            dtype: StoredDtype::Gguf(info.ggml_dtype),
+            bytes,
+        })
     }
 
     /// Hugging Face names of all tensors, sorted.
@@ -260,17 +264,6 @@ impl fmt::Debug for GgufFile {
     }
 }
 
-/// Maps the file and reads its header.
-fn open_header(path: &Path) -> Result<(Mmap, Content)> {
-    let file = File::open(path).map_err(Error::io(path))?;
-    // SAFETY: the mapping is read only. That nobody shortens the file meanwhile is part of the contract of `GgufFile`,
-    // as in every program that maps checkpoints.
-    let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
-    content::expect(path, &map, "a GGUF file", content::GGUF)?;
-    let content = Content::read(&mut Cursor::new(&map[..])).map_err(|e| header_error(path, &e))?;
-    Ok((map, content))
-}
-
 /// Restores Hugging Face's order of the rows of q or k.
 ///
 /// llama.cpp rotates neighbouring rows (0, 1), (2, 3), ... of a head, Hugging Face row i with row
@@ -306,12 +299,12 @@ fn unreadable(path: &Path, name: &str, info: &TensorInfo, error: &candle_core::E
 }
 
 /// The GGUF name of every tensor by its Hugging Face name.
-fn hf_names(path: &Path, content: &Content, blocks: usize) -> Result<BTreeMap<String, String>> {
+fn hf_names(path: &Path, content: &Content, layers: usize) -> Result<BTreeMap<String, String>> {
     let mut names = BTreeMap::new();
     let of_rope = |gguf: &str| [ROPE_FREQS, ROPE_SHORT, ROPE_LONG].contains(&gguf);
     for gguf in content.tensor_infos.keys().filter(|gguf| !of_rope(gguf)) {
         // A tensor that the model does not use would silently change the results.
-        let hf = hf_name(gguf, blocks).ok_or_else(|| unsupported(path, format!("tensor `{gguf}`")))?;
+        let hf = hf_name(gguf, layers).ok_or_else(|| unsupported(path, format!("tensor `{gguf}`")))?;
         names.insert(hf, gguf.clone());
     }
     Ok(names)
@@ -322,88 +315,19 @@ pub(crate) fn gguf_name(hf: &str) -> Option<String> {
     if let Some((_, gguf)) = OUTER.iter().find(|(outer, _)| *outer == hf) {
         return Some((*gguf).to_string());
     }
-    let (block, rest) = hf.strip_prefix("model.layers.")?.split_once('.')?;
+    let (layer, rest) = hf.strip_prefix("model.layers.")?.split_once('.')?;
     let (module, kind) = rest.rsplit_once('.')?;
-    let (_, gguf) = BLOCK_MODULES.iter().find(|(known, _)| *known == module)?;
-    matches!(kind, "weight" | "bias").then(|| format!("blk.{block}.{gguf}.{kind}"))
+    let (_, gguf) = LAYER_MODULES.iter().find(|(known, _)| *known == module)?;
+    matches!(kind, "weight" | "bias").then(|| format!("blk.{layer}.{gguf}.{kind}"))
 }
 
-fn hf_name(gguf: &str, blocks: usize) -> Option<String> {
+fn hf_name(gguf: &str, layers: usize) -> Option<String> {
     if let Some((hf, _)) = OUTER.iter().find(|(_, outer)| *outer == gguf) {
         return Some((*hf).to_string());
     }
-    let (block, rest) = gguf.strip_prefix("blk.")?.split_once('.')?;
+    let (layer, rest) = gguf.strip_prefix("blk.")?.split_once('.')?;
     let (module, kind) = rest.rsplit_once('.')?;
-    let (hf, _) = BLOCK_MODULES.iter().find(|(_, known)| *known == module)?;
-    let block = block.parse::<usize>().ok().filter(|block| *block < blocks)?;
-    matches!(kind, "weight" | "bias").then(|| format!("model.layers.{block}.{hf}.{kind}"))
-}
-
-/// Checks that the data of every tensor lies inside the file.
-fn check_extents(path: &Path, content: &Content, file_size: u64) -> Result<()> {
-    for (name, info) in &content.tensor_infos {
-        let elements = info.shape.dims().iter().try_fold(1u64, |n, dim| n.checked_mul(*dim as u64));
-        let (block, bytes) = (info.ggml_dtype.block_size() as u64, info.ggml_dtype.type_size() as u64);
-        let end = elements
-            .and_then(|elements| elements.div_ceil(block).checked_mul(bytes))
-            .and_then(|size| size.checked_add(info.offset)?.checked_add(content.tensor_data_offset));
-        if end.is_none_or(|end| end > file_size) {
-            let end = end.map_or("more than any file".to_string(), |end| end.to_string());
-            let problem = format!(
-                "tensor `{name}`: expected its data up to byte {end}, found a file of {file_size} bytes; \
-                 download it again"
-            );
-            return Err(Error::Checkpoint { path: path.to_path_buf(), problem });
-        }
-    }
-    Ok(())
-}
-
-/// candle's error about the header; for an unknown quantisation type with the type's name.
-fn header_error(path: &Path, error: &candle_core::Error) -> Error {
-    let text = error.to_string();
-    let unknown_type = text.split("unknown dtype for tensor ").nth(1).map(|rest| {
-        let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
-        digits
-    });
-    let Some(number) = unknown_type else {
-        let problem = format!("expected a whole GGUF file: {text}");
-        return Error::Checkpoint { path: path.to_path_buf(), problem };
-    };
-    // https://github.com/ggml-org/ggml/blob/master/include/ggml.h, `enum ggml_type`
-    let name = match number.as_str() {
-        "16" => "IQ2_XXS",
-        "17" => "IQ2_XS",
-        "18" => "IQ3_XXS",
-        "19" => "IQ1_S",
-        "20" => "IQ4_NL",
-        "21" => "IQ3_S",
-        "22" => "IQ2_S",
-        "23" => "IQ4_XS",
-        "29" => "IQ1_M",
-        "34" => "TQ1_0",
-        "35" => "TQ2_0",
-        "39" => "MXFP4",
-        _ => "unknown",
-    };
-    let known = [
-        GgmlDType::F32,
-        GgmlDType::F16,
-        GgmlDType::BF16,
-        GgmlDType::Q4_0,
-        GgmlDType::Q4_1,
-        GgmlDType::Q5_0,
-        GgmlDType::Q5_1,
-        GgmlDType::Q8_0,
-        GgmlDType::Q2K,
-        GgmlDType::Q3K,
-        GgmlDType::Q4K,
-        GgmlDType::Q5K,
-        GgmlDType::Q6K,
-    ];
-    Error::Unsupported {
-        path: path.to_path_buf(),
-        what: format!("quantisation type {number} ({name})"),
-        hint: format!("take a file of one of {known:?}"),
-    }
+    let (hf, _) = LAYER_MODULES.iter().find(|(_, known)| *known == module)?;
+    let layer = layer.parse::<usize>().ok().filter(|layer| *layer < layers)?;
+    matches!(kind, "weight" | "bias").then(|| format!("model.layers.{layer}.{hf}.{kind}"))
 }

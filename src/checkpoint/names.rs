@@ -47,9 +47,9 @@ pub(super) fn canonical(name: &str) -> Cow<'_, str> {
     while let Some(inner) = rest.strip_prefix("module.") {
         rest = inner;
     }
-    let whole = |name: &str| name.starts_with("model.") || name.starts_with("lm_head.");
+    let is_full = |name: &str| name.starts_with("model.") || name.starts_with("lm_head.");
     for prefix in ["base_model.model.", "base_model."] {
-        if let Some(inner) = rest.strip_prefix(prefix).filter(|inner| whole(inner)) {
+        if let Some(inner) = rest.strip_prefix(prefix).filter(|inner| is_full(inner)) {
             rest = inner;
             break;
         }

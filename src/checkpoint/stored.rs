@@ -7,7 +7,7 @@ use std::path::Path;
 
 /// A tensor as it is stored in its file.
 #[derive(Debug)]
-pub struct Stored<'a> {
+pub struct StoredTensor<'a> {
     /// Its shape.
     pub shape: Vec<usize>,
     /// Type of its values on disk.

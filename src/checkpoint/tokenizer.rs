@@ -87,8 +87,8 @@ impl TextTokenizer {
 
     /// Texts of the tokens that a checkpoint's folder names, such as `eos_token`.
     ///
+    /// # Errors
     /// Returns an error if a file or a value is malformed.
-    /// A file or a value that is not what it has to be.
     pub fn named_tokens(dir: &Path) -> Result<BTreeMap<String, String>> {
         Ok(Configured::read(dir)?.names())
     }

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use super::finite::Float;
 use super::gguf::GgufFile;
 use super::shards::Shards;
-use super::stored::{Stored, StoredDtype, check_shape};
+use super::stored::{StoredDtype, StoredTensor, check_shape};
 use super::tensors::HEAD;
 use crate::{Error, Result};
 
@@ -154,7 +154,7 @@ impl Weights {
     ///
     /// # Errors
     /// Returns [`Error::Checkpoint`] if the tensor is missing, with the nearest name that exists.
-    pub fn stored(&self, name: &str) -> Result<Stored<'_>> {
+    pub fn stored(&self, name: &str) -> Result<StoredTensor<'_>> {
         if !self.contains(name) {
             return Err(self.missing(name));
         }
@@ -162,7 +162,7 @@ impl Weights {
             TensorSource::Safetensors(shards) => {
                 let view = shards.view(name)?.1;
                 let dtype = StoredDtype::Safetensors(view.dtype());
-                Ok(Stored { shape: view.shape().to_vec(), dtype, bytes: view.data() })
+                Ok(StoredTensor { shape: view.shape().to_vec(), dtype, bytes: view.data() })
             }
             TensorSource::Gguf(file) => file.stored(name),
         }

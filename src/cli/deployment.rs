@@ -103,18 +103,18 @@ impl Server {
         let template = Template::parse(&config.data.verbalizer)?;
         let parameters =
             json!({"decoding_method": "greedy", "max_new_tokens": config.data.max_output_tokens});
-        let behind_words = |input: &str| {
+        let with_hard_prompt = |input: &str| {
             let text = template.render(input);
             let words = &evaluation.hard_prompt;
             let input = if words.is_empty() { text } else { format!("{words} {text}") };
             json!({"model_id": self.base, "input": input, "parameters": parameters})
         };
         // The server knows the prompt's verbalizer.
-        let behind_prompt = |input: &str| json!({"input": input, "parameters": parameters});
+        let with_soft_prompt = |input: &str| json!({"input": input, "parameters": parameters});
         let deployment = format!("/ml/v1/deployments/{}/text/generation", self.name);
         Ok(vec![
-            self.ask_one(&self.base, "/ml/v1/text/generation", &base.answers, &behind_words)?,
-            self.ask_one(&self.name, &deployment, &tuned.answers, &behind_prompt)?,
+            self.ask_one(&self.base, "/ml/v1/text/generation", &base.answers, &with_hard_prompt)?,
+            self.ask_one(&self.name, &deployment, &tuned.answers, &with_soft_prompt)?,
         ])
     }
 

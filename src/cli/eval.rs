@@ -192,7 +192,7 @@ pub(super) fn print(evaluation: &Evaluation) {
         }
     }
     if evaluation.labels.len() > WIDE {
-        println!("\nWhich label was taken for which: {EVALUATION}, `confusion`");
+        println!("\nThe confusion matrix is in {EVALUATION}: `confusion`");
     }
     for (name, arm) in names.iter().zip(&evaluation.arms) {
         strange(name, &arm.answers, &evaluation.labels);
@@ -269,9 +269,9 @@ const WIDE: usize = 8;
 /// Each label's scores, and the answers of the rows where it was expected.
 fn classes(title: &str, scores: &Scores) -> Vec<Vec<String>> {
     let short = |label: &str| text::short(label, 20);
-    let narrow = scores.classes.len() <= WIDE;
+    let fits = scores.classes.len() <= WIDE;
     let mut header = [title, "precision", "recall", "F1", "rows"].map(str::to_owned).to_vec();
-    if narrow {
+    if fits {
         header.extend(scores.classes.iter().map(|class| format!("said {}", short(&class.label))));
         // A column of zeros says nothing; by likelihood every answer is a label.
         header.extend((scores.no_label > 0).then(|| "no label".into()));

@@ -29,8 +29,7 @@ pub struct Export {
     /// The folder or file to write; it must not exist, except as an empty folder.
     #[arg(long)]
     out: PathBuf,
-    /// For prompt-embeds: the whole text after the prompt; `
-    /// ` stands for a line break.
+    /// For prompt-embeds: the whole text after the prompt; `\n` stands for a line break.
     #[arg(long, conflicts_with = "input")]
     text: Option<String>,
     /// For prompt-embeds: an input, which is put into the prompt's verbalizer.
@@ -79,7 +78,9 @@ impl Export {
         for NamedPrompt { name, adapter } in &prompts {
             let own = adapter.config.base_model_name_or_path.as_deref().unwrap_or_default();
             if !own.is_empty() && !model.starts_with(own) {
-                eprintln!("note: {name} says that it was tuned on {own}, and is baked into {model}");
+                eprintln!(
+                    "note: {name} was tuned on {own} by its own configuration, and is baked into {model}"
+                );
             }
         }
         let model = session::locate(&model)?;
@@ -151,7 +152,7 @@ impl Export {
         if self.json {
             println!("{}", serde_json::json!({"out": self.out, "shape": [rows, width]}));
         } else {
-            eprintln!("{} of {rows} rows, {width} wide", prompt.name);
+            eprintln!("{}: {rows} rows of width {width}", prompt.name);
             println!("{}", self.out.display());
         }
         Ok(())

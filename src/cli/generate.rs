@@ -40,8 +40,7 @@ pub struct Generate {
     json: bool,
     #[command(flatten)]
     place: PlaceArgs,
-    /// The text, exactly as the model reads it; `
-    /// ` stands for a line break.
+    /// The text, exactly as the model reads it; `\n` stands for a line break.
     text: String,
 }
 

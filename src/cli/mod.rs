@@ -32,11 +32,11 @@ use std::path::{Path, PathBuf};
 #[command(version, arg_required_else_help = true)]
 pub struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: CliCommand,
 }
 
 #[derive(Subcommand)]
-enum Command {
+enum CliCommand {
     /// Walk through IBM's tutorial on this machine: data, run, learning curve, tuned against base, deployment.
     Tutorial(tutorial::Tutorial),
     /// Tune a soft prompt; writes a run folder.
@@ -50,9 +50,9 @@ enum Command {
     /// Write tuned prompts for other engines: as tokens of a checkpoint, or as embeddings of a text.
     Export(export::Export),
     /// Write a run's report again, or compare several runs on one page.
-    Report(report::Report),
+    Report(report::ReportArgs),
     /// Measure the throughput of tuning, for a configuration or for a model's shape alone.
-    Bench(bench::Bench),
+    Bench(bench::BenchArgs),
     /// Compare a device with the CPU: every op, and a short run.
     Check(check::Check),
     /// Describe a model, adapter, run, dataset or configuration.
@@ -63,16 +63,16 @@ impl Cli {
     /// Runs the subcommand.
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
-            Command::Tutorial(command) => command.run(),
-            Command::Tune(command) => command.run(),
-            Command::Eval(command) => command.run(),
-            Command::Generate(command) => command.run(),
-            Command::Serve(command) => command.run(),
-            Command::Export(command) => command.run(),
-            Command::Report(command) => command.run(),
-            Command::Bench(command) => command.run(),
-            Command::Check(command) => command.run(),
-            Command::Inspect(command) => command.run(),
+            CliCommand::Tutorial(command) => command.run(),
+            CliCommand::Tune(command) => command.run(),
+            CliCommand::Eval(command) => command.run(),
+            CliCommand::Generate(command) => command.run(),
+            CliCommand::Serve(command) => command.run(),
+            CliCommand::Export(command) => command.run(),
+            CliCommand::Report(command) => command.run(),
+            CliCommand::Bench(command) => command.run(),
+            CliCommand::Check(command) => command.run(),
+            CliCommand::Inspect(command) => command.run(),
         }
     }
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// Writes the report of a run again: report.html, curve.svg and curve.png in its folder. Several runs are compared on
 /// one page. Prints the paths of the files.
 #[derive(Args)]
-pub struct Report {
+pub struct ReportArgs {
     /// Run folders, such as runs/tutorial.
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
@@ -20,7 +20,7 @@ pub struct Report {
     out: Option<PathBuf>,
 }
 
-impl Report {
+impl ReportArgs {
     /// Runs the subcommand.
     pub fn run(self) -> anyhow::Result<()> {
         let runs = self.runs.iter().map(|path| read(path)).collect::<gneiss::Result<Vec<Run>>>()?;

@@ -20,8 +20,27 @@ use std::path::Path;
 const SAMPLES: usize = 2;
 /// Number of labels with samples.
 const MOST_LABELS: usize = 5;
-/// Number of steps on the screen.
-const STEPS: usize = 9;
+/// Title and description of each step.
+const STEPS: [(&str, &str); 9] = [
+    (
+        "Environment",
+        "the model runs on this machine; it needs no account and no key, and no network after the download",
+    ),
+    ("Data", "the examples for training, validation and test"),
+    ("Experiment", "every setting; --set KEY=VALUE changes one"),
+    ("Run", "the model's weights stay as they are; only the virtual tokens' embeddings are tuned"),
+    ("Status and summary", "the result of the run"),
+    ("Learning curve", "the loss by epoch: mean negative log-likelihood of a target token, nats"),
+    ("Tuned against base", "both answer the test file, which the run has not seen"),
+    (
+        "Deployment",
+        "a server on this machine, for OpenAI's and watsonx's clients, until the end of this tutorial",
+    ),
+    (
+        "Tuned against base, over HTTP",
+        "both answer the test file again, as for any program that sends requests",
+    ),
+];
 
 /// Walks through the tutorial: data, experiment, run, status, summary, learning curve, tuned against base, deployment,
 /// and the same answers over HTTP. The default configuration is configs/tutorial.toml.
@@ -47,73 +66,43 @@ impl Tutorial {
         test_file(&order.config)?;
         let show = !self.run.json;
         if show {
-            step(
-                1,
-                "Environment",
-                "the model runs on this machine; it needs no account and no key, and no network after the download",
-            );
+            step(1);
         }
         let session = progress::open(&order.config.model)?;
         if show {
             environment(&session);
-            step(2, "Data", "the examples for training, validation and test");
+            step(2);
             data(&order.config)?;
         }
         if self.run.find_lr {
-            let (found, folder) = find_lr::run(&order.config, &session)?;
-            order.config.train.learning_rate = found.suggestion.unwrap_or(order.config.train.learning_rate);
-            if show {
-                step(
-                    3,
-                    "Experiment",
-                    "first a learning rate, then every setting; --set KEY=VALUE changes one",
-                );
-                find_lr::print(&found, &folder);
-                println!();
-            }
+            find_learning_rate(&mut order.config, &session, show)?;
         } else if show {
-            step(3, "Experiment", "every setting; --set KEY=VALUE changes one");
+            step(3);
         }
         if show {
             experiment(&order.config)?;
-            step(
-                4,
-                "Run",
-                "the model's weights stay as they are; only the virtual tokens' embeddings are tuned",
-            );
+            step(4);
         }
         let (folder, summary) = tune::tune(&order, &session)?;
         tune::go_on("tutorial", &folder, &summary)?;
         if show {
             println!("{} steps in {}", summary.steps, gneiss::text::duration(summary.seconds));
-            step(5, "Status and summary", "the result of the run");
+            step(5);
             tune::print(&folder, &summary);
-            step(
-                6,
-                "Learning curve",
-                "the loss by epoch: mean negative log-likelihood of a target token, nats",
-            );
+            step(6);
             learning_curve::print(&Run::read(&folder)?);
-            step(7, "Tuned against base", "both answer the test file, which the run has not seen");
+            step(7);
         }
         let tuned = Tuned::read_all(std::slice::from_ref(&folder))?;
         let evaluation = eval::evaluate(&order.config, &session, &tuned, &folder)?;
         if show {
             eval::print(&evaluation);
-            step(
-                8,
-                "Deployment",
-                "a server on this machine, for OpenAI's and watsonx's clients, until the end of this tutorial",
-            );
+            step(8);
         }
         let server = Server::start(&order.config, session, &folder)?;
         if show {
             deployment(&order.config, &folder, &server, &evaluation)?;
-            step(
-                9,
-                "Tuned against base, over HTTP",
-                "both answer the test file again, as for any program that sends requests",
-            );
+            step(9);
         }
         let asked = server.ask(&order.config, &evaluation)?;
         server.end()?;
@@ -131,8 +120,26 @@ impl Tutorial {
     }
 }
 
-fn step(number: usize, title: &str, what: &str) {
-    let head = format!("Step {number} of {STEPS}: {title}");
+/// Step 3 with a range test, whose suggestion becomes the learning rate.
+fn find_learning_rate(config: &mut Config, session: &Session, show: bool) -> anyhow::Result<()> {
+    let (test, folder) = find_lr::run(config, session)?;
+    config.train.learning_rate = test.suggestion.unwrap_or(config.train.learning_rate);
+    if show {
+        heading(3, "Experiment", "first a learning rate, then every setting; --set KEY=VALUE changes one");
+        find_lr::print(&test, &folder);
+        println!();
+    }
+    Ok(())
+}
+
+/// Prints the heading of a step.
+fn step(number: usize) {
+    let (title, what) = STEPS[number - 1];
+    heading(number, title, what);
+}
+
+fn heading(number: usize, title: &str, what: &str) {
+    let head = format!("Step {number} of {}: {title}", STEPS.len());
     println!("\n{head}\n{}\n{what}\n", "─".repeat(head.chars().count()));
 }
 
@@ -253,7 +260,7 @@ fn deployment(
     let (model, name) = (&config.model.id, &server.name);
     println!("\nTo serve it from now on, with a page to try it in a browser:\n");
     println!("  gneiss serve --model {model} --adapter {name}={}", adapter.display());
-    println!("\nFor engines that know nothing of prompts, such as vLLM or llama.cpp:\n");
+    println!("\nFor engines that do not read adapters, such as vLLM or llama.cpp:\n");
     println!(
         "  gneiss export --model {model} --adapter {name}={} --bake --out {name}-baked",
         adapter.display()

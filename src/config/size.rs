@@ -32,8 +32,9 @@ impl fmt::Display for MemoryBudget {
     /// In the largest unit that needs no fraction.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(bytes) = self.bytes.map(|bytes| bytes as u64) else { return f.pad("") };
-        let whole = UNITS.iter().filter(|(_, unit)| bytes.is_multiple_of(*unit)).min_by_key(|u| bytes / u.1);
-        match whole {
+        let largest =
+            UNITS.iter().filter(|(_, unit)| bytes.is_multiple_of(*unit)).min_by_key(|u| bytes / u.1);
+        match largest {
             Some((name, unit)) => f.pad(&format!("{}{name}", bytes / unit)),
             None => f.pad(&format!("{bytes}B")),
         }

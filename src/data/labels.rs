@@ -165,16 +165,16 @@ fn look_alikes(records: &[Record]) -> Option<String> {
 
 /// A label reduced to what a quick reader sees.
 fn skeleton(label: &str) -> String {
-    let plain: String = label
+    let simplified: String = label
         .nfkc()
         .filter(|c| !is_invisible(*c) && !is_joiner(*c) && !matches!(c, '\u{fe00}'..='\u{fe0f}'))
         .flat_map(char::to_lowercase)
         .collect();
-    let plain = plain.split_whitespace().collect::<Vec<_>>().join(" ");
-    let is_number = plain.bytes().all(|b| b.is_ascii_digit() || b"+-.".contains(&b));
-    match plain.parse::<f64>() {
+    let simplified = simplified.split_whitespace().collect::<Vec<_>>().join(" ");
+    let is_number = simplified.bytes().all(|b| b.is_ascii_digit() || b"+-.".contains(&b));
+    match simplified.parse::<f64>() {
         Ok(number) if is_number => number.to_string(),
-        _ => plain,
+        _ => simplified,
     }
 }
 

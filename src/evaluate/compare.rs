@@ -1,4 +1,4 @@
-//! Comparison of two sets of answers to the same rows; `tests/metrics.rs` checks the numbers against SciPy's and
+//! Comparison of two sets of answers to the same rows; `tests/evaluate/main.rs` checks the numbers against SciPy's and
 //! statsmodels'.
 //!
 //! Two accuracies alone say little about a difference: both arms answer the same rows, so the rows that change count.

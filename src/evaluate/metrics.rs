@@ -1,4 +1,4 @@
-//! Metrics of predicted labels; `tests/metrics.rs` checks them against scikit-learn's and SciPy's values.
+//! Metrics of predicted labels; `tests/evaluate/main.rs` checks them against scikit-learn's and SciPy's values.
 
 use serde::{Deserialize, Serialize};
 

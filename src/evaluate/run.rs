@@ -62,9 +62,10 @@ pub fn run(
         Task::Generation => Vec::new(),
     };
     let template = Template::parse(&data.verbalizer)?;
-    let plain = session::encoder(data, &session.tokenizer, &template);
+    let without_prompt = session::encoder(data, &session.tokenizer, &template);
     let hard_prompt = config.prompt.init_text.as_str();
-    let behind_words = Encoder { instruction: Some(hard_prompt).filter(|text| !text.is_empty()), ..plain };
+    let with_hard_prompt =
+        Encoder { instruction: Some(hard_prompt).filter(|text| !text.is_empty()), ..without_prompt };
     let exam = Exam {
         model: &session.model,
         tokenizer: &session.tokenizer,
@@ -83,7 +84,7 @@ pub fn run(
     };
     for tuned in std::iter::once(None).chain(tuned.iter().map(Some)) {
         let name = tuned.map_or("base", |tuned| &tuned.name);
-        let encoder = if tuned.is_some() { &plain } else { &behind_words };
+        let encoder = if tuned.is_some() { &without_prompt } else { &with_hard_prompt };
         let prompt = tuned.map(|tuned| &tuned.adapter.prompt);
         let answers = exam.answer(prompt, encoder, &mut |progress| observer.progress(name, progress))?;
         let adapter = tuned.map(|tuned| tuned.folder.display().to_string());

@@ -1,4 +1,4 @@
-//! Metrics of generated texts; `tests/metrics.rs` checks them against torchmetrics' and rouge-score's values.
+//! Metrics of generated texts; `tests/evaluate/main.rs` checks them against torchmetrics' and rouge-score's values.
 
 use super::metrics::{ratio, wilson};
 use rayon::prelude::*;
@@ -95,20 +95,20 @@ fn token_f1(expected: &[String], generated: &[String]) -> f64 {
 
 /// Words of a text, normalised as by SQuAD's script: <https://rajpurkar.github.io/SQuAD-explorer/>.
 fn squad_words(text: &str) -> Vec<String> {
-    let plain: String = text.to_lowercase().chars().filter(|c| !c.is_ascii_punctuation()).collect();
+    let unpunctuated: String = text.to_lowercase().chars().filter(|c| !c.is_ascii_punctuation()).collect();
     // An article is a complete run of letters and digits: "apple—a" contains one, "cat" none.
-    let mut kept = String::with_capacity(plain.len());
-    let mut rest = plain.as_str();
+    let mut without_articles = String::with_capacity(unpunctuated.len());
+    let mut rest = unpunctuated.as_str();
     while let Some(first) = rest.chars().next() {
         let word = first.is_alphanumeric();
         let end = rest.find(|c: char| c.is_alphanumeric() != word).unwrap_or(rest.len());
         let run = &rest[..end];
-        kept.push_str(if matches!(run, "a" | "an" | "the") { " " } else { run });
+        without_articles.push_str(if matches!(run, "a" | "an" | "the") { " " } else { run });
         rest = &rest[end..];
     }
     // Python's white space has four more separators than Unicode's.
     let white = |c: char| c.is_whitespace() || ('\x1c'..='\x1f').contains(&c);
-    kept.split(white).filter(|word| !word.is_empty()).map(str::to_owned).collect()
+    without_articles.split(white).filter(|word| !word.is_empty()).map(str::to_owned).collect()
 }
 
 /// F-measure of ROUGE-L (Lin, 2004), as in <https://github.com/google-research/google-research/tree/master/rouge>.

@@ -70,10 +70,12 @@ impl Base {
     /// The token ids that the tokenizer adds before and after every text.
     pub fn around(&self) -> Result<[Vec<u32>; 2]> {
         for probe in ["a", "0", "the", " ", "\n"] {
-            let (bare, whole) = (self.tokenizer.encode(probe, false)?, self.tokenizer.encode(probe, true)?);
-            let at = (0..=whole.len().saturating_sub(bare.len())).find(|at| whole[*at..].starts_with(&bare));
+            let (bare, with_special) =
+                (self.tokenizer.encode(probe, false)?, self.tokenizer.encode(probe, true)?);
+            let at = (0..=with_special.len().saturating_sub(bare.len()))
+                .find(|at| with_special[*at..].starts_with(&bare));
             if let Some(at) = at.filter(|_| !bare.is_empty()) {
-                return Ok([whole[..at].to_vec(), whole[at + bare.len()..].to_vec()]);
+                return Ok([with_special[..at].to_vec(), with_special[at + bare.len()..].to_vec()]);
             }
         }
         let problem = "expected a tokenizer that adds tokens around a text, found one that changes it";

@@ -97,10 +97,10 @@ impl WeightsWriter<'_> {
         for name in names.iter().copied().filter(|name| !(tied && *name == HEAD)) {
             let stored = base.weights.stored(name)?;
             let dtype = match (self.target, stored.dtype) {
-                (None, _) if [EMBEDDING, HEAD].contains(&name) => plain(base.dtype_of(name)?),
-                (Some(target), dtype) if values::ggml(dtype).is_some() => plain(target),
+                (None, _) if [EMBEDDING, HEAD].contains(&name) => safetensors_dtype(base.dtype_of(name)?),
+                (Some(target), dtype) if values::ggml(dtype).is_some() => safetensors_dtype(target),
                 (_, StoredDtype::Safetensors(dtype)) => dtype,
-                (_, StoredDtype::Gguf(dtype)) => plain(dtype),
+                (_, StoredDtype::Gguf(dtype)) => safetensors_dtype(dtype),
             };
             let shape =
                 if [EMBEDDING, HEAD].contains(&name) { self.matrices.shape().to_vec() } else { stored.shape };
@@ -139,7 +139,7 @@ impl WeightsWriter<'_> {
 }
 
 /// The safetensors type for a type that both formats have.
-fn plain(dtype: GgmlDType) -> Dtype {
+fn safetensors_dtype(dtype: GgmlDType) -> Dtype {
     match dtype {
         GgmlDType::F16 => Dtype::F16,
         GgmlDType::BF16 => Dtype::BF16,

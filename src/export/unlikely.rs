@@ -118,10 +118,10 @@ fn eligible(base: &Base, first: u32) -> Vec<u32> {
     let tokenizer = &base.tokenizer.tokenizer;
     let added = tokenizer.get_added_tokens_decoder();
     let stops: HashSet<u32> = base.tokenizer.stop_token_ids.iter().copied().collect();
-    let plain =
+    let eligible =
         |id: &u32| tokenizer.id_to_token(*id).is_some() && !added.contains_key(id) && !stops.contains(id);
-    let plain: Vec<u32> = (0..first).filter(plain).collect();
-    if plain.len() < 2 { (0..first).collect() } else { plain }
+    let eligible: Vec<u32> = (0..first).filter(eligible).collect();
+    if eligible.len() < 2 { (0..first).collect() } else { eligible }
 }
 
 /// The tokens with the least sums; several even of a small vocabulary, because the mean of one row would be that token

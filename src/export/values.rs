@@ -136,15 +136,15 @@ impl<'a> Matrices<'a> {
         let rows = self.base.config.vocab_size;
         let (row, ids) = (old.len() / rows, self.placed.ids());
         let (start, end) = (ids.start as usize * row, (ids.end as usize).min(rows) * row);
-        let [before, behind] = match old {
+        let [before, after] = match old {
             Cow::Borrowed(old) => [Cow::Borrowed(&old[..start]), Cow::Borrowed(&old[end..])],
             Cow::Owned(mut old) => {
-                let behind = old.split_off(end);
+                let after = old.split_off(end);
                 old.truncate(start);
-                [Cow::Owned(old), Cow::Owned(behind)]
+                [Cow::Owned(old), Cow::Owned(after)]
             }
         };
-        Ok([before, Cow::Owned(encode(new, dtype)?), behind])
+        Ok([before, Cow::Owned(encode(new, dtype)?), after])
     }
 }
 

@@ -43,7 +43,7 @@ const F32: usize = size_of::<f32>();
 const BF16: usize = size_of::<bf16>();
 
 /// Kept free on the CPU: the process itself, the tokenizer, the products' packed blocks (a few megabytes a thread)
-/// and the rotary table. Two steps on SmolLM2-135M peaked at 60 MB above the estimate (tests/inspect.rs).
+/// and the rotary table. Two steps on SmolLM2-135M peaked at 60 MB above the estimate (tests/cli/inspect.rs).
 const CPU_RESERVE: usize = 128 << 20;
 
 /// Kept free on a GPU: the driver's context and loaded kernels (0.3 to 0.5 GB as NVIDIA's tools report them), the

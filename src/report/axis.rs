@@ -99,7 +99,7 @@ pub(super) fn wants_log<'a>(points: impl IntoIterator<Item = &'a Point>) -> bool
 }
 
 /// The round step near `about`: 1, 2 or 5 times a power of ten.
-fn step(about: f64, whole: bool) -> f64 {
+fn step(about: f64, integers: bool) -> f64 {
     if !about.is_finite() || about <= 0.0 {
         return 1.0;
     }
@@ -111,7 +111,7 @@ fn step(about: f64, whole: bool) -> f64 {
         _ => 10.0,
     };
     let step = factor * magnitude;
-    if whole { step.max(1.0) } else { step }
+    if integers { step.max(1.0) } else { step }
 }
 
 /// Multiples of `step` in [`min`, `max`], at most a hundred.

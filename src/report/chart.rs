@@ -139,8 +139,8 @@ impl Chart {
     fn axes(&self, size: Size) -> (Axis, Axis) {
         let all = || self.series.iter().flat_map(|series| &series.points);
         let ys = all().map(|p| p.1).chain(self.limit.iter().map(|(y, _)| *y));
-        let wide = size.width as usize / (6 * size.font as usize);
-        (Axis::new(self.x, all().map(|p| p.0), wide), Axis::new(self.y, ys, 5))
+        let x_ticks = size.width as usize / (6 * size.font as usize);
+        (Axis::new(self.x, all().map(|p| p.0), x_ticks), Axis::new(self.y, ys, 5))
     }
 
     fn draw_on(
@@ -188,21 +188,22 @@ impl ChartLayout {
     /// Title, legend, the label of the upward axis, the plot, ticks, the label of the other axis.
     fn new(size: Size, (x, y): (&Axis, &Axis), entries: &[LegendEntry]) -> Self {
         let font = f64::from(size.font);
-        let wide = |label: &String| wide(label, 0.87 * font);
-        let left = 14.0 + y.ticks.iter().map(|(_, label)| wide(label)).fold(0.0, f64::max) + 8.0;
+        let label_width = |label: &String| text_width(label, 0.87 * font);
+        let left = 14.0 + y.ticks.iter().map(|(_, label)| label_width(label)).fold(0.0, f64::max) + 8.0;
         // The last tick's label may extend beyond its tick.
         let room = x.ticks.last().map_or(0.0, |(at, label)| {
-            wide(label) / 2.0 + 4.0 - (x.max - at) / (x.max - x.min) * (f64::from(size.width) - left - 16.0)
+            label_width(label) / 2.0 + 4.0
+                - (x.max - at) / (x.max - x.min) * (f64::from(size.width) - left - 16.0)
         });
         let right = f64::from(size.width) - room.max(16.0);
         let (mut row, mut at, mut legend) = (0usize, 14.0, Vec::new());
         for entry in entries {
-            let wide = entry.sample() + 6.0 + self::wide(entry.name, 0.93 * font) + 18.0;
-            if at > 14.0 && at + wide - 18.0 > right {
+            let entry_width = entry.sample() + 6.0 + text_width(entry.name, 0.93 * font) + 18.0;
+            if at > 14.0 && at + entry_width - 18.0 > right {
                 (row, at) = (row + 1, 14.0);
             }
             legend.push((row, at));
-            at += wide;
+            at += entry_width;
         }
         let rows = if entries.is_empty() { 0 } else { row + 1 };
         let legend_top = 12.0 + 1.25 * font + 0.75 * font;
@@ -221,7 +222,7 @@ impl LegendEntry<'_> {
 }
 
 /// Approximate width of a text, pixels. The viewer chooses the font, so these are the widths of the widest usual fonts.
-fn wide(text: &str, font: f64) -> f64 {
+fn text_width(text: &str, font: f64) -> f64 {
     let letter = |c: char| match c {
         ' ' | '.' | ',' | ':' | '-' | '\'' | 'i' | 'j' | 'l' | 'f' | 't' | 'r' => 0.37,
         'm' | 'w' | 'M' | 'W' | '%' | '@' => 0.96,

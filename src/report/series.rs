@@ -17,10 +17,10 @@ pub(super) fn thin(points: &[Point], buckets: usize) -> Vec<Point> {
         let by_y = |a: &usize, b: &usize| column[*a].1.total_cmp(&column[*b].1);
         let least = (0..column.len()).min_by(by_y).unwrap_or(0);
         let greatest = (0..column.len()).max_by(by_y).unwrap_or(0);
-        let mut kept = [0, least, greatest, column.len() - 1];
-        kept.sort_unstable();
+        let mut chosen = [0, least, greatest, column.len() - 1];
+        chosen.sort_unstable();
         let mut before = None;
-        for i in kept.into_iter().filter(|i| before.replace(*i) != Some(*i)) {
+        for i in chosen.into_iter().filter(|i| before.replace(*i) != Some(*i)) {
             thinned.push(column[i]);
         }
     }

@@ -42,7 +42,7 @@ impl RunFolder {
     /// Returns [`Error::Io`] if a file can't be read or written, [`Error::Data`] if `metrics.jsonl` is malformed.
     pub fn reopen(path: &Path, position: &Position, config_toml: &str) -> Result<Self> {
         let metrics = path.join(METRICS);
-        let kept: String = read::lines(&metrics)?
+        let earlier: String = read::lines(&metrics)?
             .into_iter()
             .filter(|(record, _)| match record {
                 read::RunRecord::Step(step) => step.step <= position.step,
@@ -50,7 +50,7 @@ impl RunFolder {
             })
             .map(|(_, line)| line + "\n")
             .collect();
-        write_atomically(&metrics, |out| out.write_all(kept.as_bytes()))?;
+        write_atomically(&metrics, |out| out.write_all(earlier.as_bytes()))?;
         write_atomically(&path.join(CONFIG), |out| out.write_all(config_toml.as_bytes()))?;
         let metrics = File::options().append(true).open(&metrics).map_err(Error::io(&metrics))?;
         Ok(Self { path: path.to_path_buf(), moved: None, metrics })

@@ -6,7 +6,7 @@
 //! summary      protobuf Summary: value 1 { tag 1 string, simple_value 2 f32 }
 //! ```
 //!
-//! (`tensorflow/core/util/event.proto`, `tensorflow/core/lib/io/record_writer.h`.) `tests/tensorboard.rs` reads the
+//! (`tensorflow/core/util/event.proto`, `tensorflow/core/lib/io/record_writer.h`.) `tests/run/main.rs` reads the
 //! files with the `tensorboard` package. The only crate for them has had no release for years.
 
 use crate::tune::{EpochRecord, StepRecord};

@@ -1,5 +1,6 @@
 //! A complete run, from a configuration to the files in its folder.
 
+use super::recorder::{Rates, Recorder};
 use super::tensorboard::EventFile;
 use super::{ModelSummary, Run, RunFolder, Status, Summary};
 use crate::config::{Config, InitMethod, Task as TaskKind};
@@ -14,7 +15,7 @@ use crate::prompt::vocabulary::Vocabulary;
 use crate::session;
 use crate::session::Session;
 use crate::tune::health::{self, Health};
-use crate::tune::{Ended, EpochRecord, Kept, Limits, MemoryPlan, Observer, State, StepRecord, Task, Trainer};
+use crate::tune::{Ended, Kept, MemoryPlan, Observer, State, Task, Trainer};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use std::path::Path;
@@ -151,12 +152,7 @@ impl<'a> Tuning<'a> {
                 summary.warnings.push(text);
             }
         }
-        summary.status = match &outcome {
-            Ok(Ended::Completed) => Status::Completed,
-            Ok(Ended::StoppedEarly) => Status::StoppedEarly,
-            Ok(Ended::Interrupted) => Status::Interrupted,
-            Err(error) => Status::Failed { error: error.to_string() },
-        };
+        summary.status = status(&outcome);
         summary.reach(trainer.first().position(), trainer.first().elapsed());
         (summary.kept_step, summary.kept_epoch) = (kept.step, kept.epoch);
         (summary.train_loss, summary.validation_loss) = (kept.train_loss, kept.validation_loss);
@@ -314,108 +310,12 @@ pub fn resumable(folder: &Path, sets: &[String]) -> Result<(Config, State)> {
     Ok((config, state))
 }
 
-/// Sums over the steps of all parts of the run.
-#[derive(Default)]
-struct Rates {
-    examples: usize,
-    seconds: f64,
-}
-
-impl Rates {
-    fn sum(records: &[super::RunRecord]) -> Self {
-        let mut rates = Self::default();
-        for record in records {
-            if let super::RunRecord::Step(step) = record {
-                rates.add(step);
-            }
-        }
-        rates
-    }
-
-    fn add(&mut self, step: &StepRecord) {
-        self.examples += step.examples;
-        self.seconds += step.seconds;
-    }
-
-    fn write(&self, summary: &mut Summary, memory: &dyn PeakMemory) {
-        if self.seconds > 0.0 {
-            summary.examples_per_second = self.examples as f64 / self.seconds;
-        }
-        summary.peak_memory_bytes = summary.peak_memory_bytes.max(memory.peak());
-    }
-}
-
-/// Writes the events of a run, monitors its health, and passes everything on.
-struct Recorder<'a> {
-    folder: &'a mut RunFolder,
-    events: Option<EventFile>,
-    health: Health,
-    summary: Summary,
-    rates: Rates,
-    memory: &'a mut dyn PeakMemory,
-    watch: &'a mut dyn Observer,
-}
-
-impl Recorder<'_> {
-    fn warn(&mut self, text: Option<String>) -> Result<()> {
-        let Some(text) = text else { return Ok(()) };
-        self.watch.warning(&text)?;
-        self.summary.warnings.push(text);
-        Ok(())
-    }
-}
-
-impl Observer for Recorder<'_> {
-    fn step(&mut self, record: &StepRecord) -> Result<()> {
-        self.folder.record(record)?;
-        if let Some(events) = &mut self.events {
-            events.step(record)?;
-        }
-        self.memory.step();
-        self.rates.add(record);
-        self.watch.step(record)?;
-        let found = self.health.step(record);
-        self.warn(found)
-    }
-
-    fn skipped(&mut self, step: usize, what: &str, value: f64) -> Result<()> {
-        self.watch.skipped(step, what, value)?;
-        let found = self.health.skipped(step, what, value);
-        self.warn(found)
-    }
-
-    fn out_of_memory(&mut self, limits: Limits) -> Result<()> {
-        self.watch.out_of_memory(limits)
-    }
-
-    fn epoch(&mut self, record: &EpochRecord) -> Result<()> {
-        self.folder.record(record)?;
-        if let Some(events) = &mut self.events {
-            events.epoch(record)?;
-        }
-        self.watch.epoch(record)?;
-        let found = self.health.epoch(record);
-        self.warn(found)
-    }
-
-    fn checkpoint(&mut self, state: &State) -> Result<()> {
-        self.folder.checkpoint(state)?;
-        let position = &state.position;
-        self.summary.reach(position, position.elapsed);
-        self.rates.write(&mut self.summary, self.memory);
-        if !position.open {
-            let found = self.health.prompt(&state.prompt)?;
-            self.warn(found)?;
-        }
-        self.folder.summary(&self.summary)?;
-        self.watch.checkpoint(state)
-    }
-
-    fn warning(&mut self, text: &str) -> Result<()> {
-        self.warn(Some(text.to_owned()))
-    }
-
-    fn interrupted(&self) -> bool {
-        self.watch.interrupted()
+/// The status of a run that ended in this way.
+fn status(outcome: &Result<Ended>) -> Status {
+    match outcome {
+        Ok(Ended::Completed) => Status::Completed,
+        Ok(Ended::StoppedEarly) => Status::StoppedEarly,
+        Ok(Ended::Interrupted) => Status::Interrupted,
+        Err(error) => Status::Failed { error: error.to_string() },
     }
 }

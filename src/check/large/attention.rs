@@ -61,11 +61,11 @@ impl LargeAttentionCase<'_> {
         let queries = self.qkv.queries().dims()[0];
         let dout = large.random((queries, self.shape.q_width()), 1.0)?;
         let expected = Expected::compute(&self.shape, self.inputs(), &dout, None)?;
-        let plain = Expected::compute(&self.shape, self.inputs(), &dout, Some(large.target.dtype))?;
+        let naive = Expected::compute(&self.shape, self.inputs(), &dout, Some(large.target.dtype))?;
         let ours = large.run(|| self.shape.forward(self.inputs()))?;
         let compare =
             |large: &mut Large, (what, kind), ours: &Tensor, of: &dyn Fn(&Expected) -> Result<Tensor>| {
-                large.compare_with((self.name, what, kind), ours, &of(&expected)?, &of(&plain)?)
+                large.compare_with((self.name, what, kind), ours, &of(&expected)?, &of(&naive)?)
             };
         compare(large, ("out", value), &ours.out, &|e| Ok(e.out.clone()))?;
         compare(large, ("lse", value), &ours.lse, &|e| Ok(e.lse.clone()))?;
@@ -82,9 +82,9 @@ impl LargeAttentionCase<'_> {
                 compare(large, ("dq", gradient), &queries, &|e| rows(&e.dq, &queries))?;
                 compare(large, ("dkv", gradient), &keys, &|e| rows(&e.dkv, &keys))?;
             }
-            match (&prefix, &expected.dprefix, &plain.dprefix) {
-                (Some(found), Some(exact), Some(plain)) => {
-                    large.compare_with((self.name, "dprefix", gradient), found, exact, plain)?;
+            match (&prefix, &expected.dprefix, &naive.dprefix) {
+                (Some(found), Some(exact), Some(naive)) => {
+                    large.compare_with((self.name, "dprefix", gradient), found, exact, naive)?;
                 }
                 (None, None, None) => {}
                 _ => return Err(crate::Error::Invalid(format!("{}: another set of gradients", self.name))),

@@ -10,7 +10,7 @@ mod ops;
 mod shapes;
 mod step;
 
-use super::{Comparison, OPS, ResultKind, Target};
+use super::{CheckTarget, Comparison, OPS, ResultKind};
 use crate::device::{free_memory, is_out_of_memory};
 use crate::{Error, Result};
 use candle_core::{DType, Shape, Tensor};
@@ -58,7 +58,7 @@ pub struct LargeResults {
 /// # Errors
 /// Returns an error if the name is unknown or a device operation fails. Lack of memory is not an error but a case that
 /// was not run.
-pub fn large(target: &Target, name: &str, scale: usize) -> Result<LargeResults> {
+pub fn large(target: &CheckTarget, name: &str, scale: usize) -> Result<LargeResults> {
     let Some(op) = OPS.into_iter().chain([STEP]).find(|op| *op == name) else {
         return Err(Error::Invalid(format!("expected {STEP} or one of {OPS:?}, found {name}")));
     };
@@ -86,7 +86,7 @@ pub fn large(target: &Target, name: &str, scale: usize) -> Result<LargeResults> 
 
 /// The checks so far.
 struct Large<'a> {
-    target: &'a Target<'a>,
+    target: &'a CheckTarget<'a>,
     op: &'static str,
     /// The model whose shape is being checked.
     model: &'static str,
@@ -100,7 +100,7 @@ struct Large<'a> {
 #[derive(Clone, Copy, Default)]
 struct Errors {
     ours: f64,
-    plain: f64,
+    naive: f64,
     largest: f64,
 }
 
@@ -174,12 +174,12 @@ impl Large<'_> {
         let mut errors = Errors { largest: self.unit, ..Errors::default() };
         for start in (0..rows).step_by(CHUNK) {
             let range = start..(start + CHUNK).min(rows);
-            let (exact, plain) = expected(range.clone())?;
-            let plain = match plain {
-                Some(plain) => plain,
+            let (exact, naive) = expected(range.clone())?;
+            let naive = match naive {
+                Some(naive) => naive,
                 None => exact.to_dtype(ours.dtype())?,
             };
-            errors.add(&ours.narrow(0, range.start, range.len())?, &exact, &plain)?;
+            errors.add(&ours.narrow(0, range.start, range.len())?, &exact, &naive)?;
         }
         self.judge((case, what, kind), errors);
         Ok(())
@@ -201,7 +201,7 @@ impl Large<'_> {
         about: (&str, &'static str, ResultKind),
         ours: &Tensor,
         exact: &Tensor,
-        plain: &Tensor,
+        naive: &Tensor,
     ) -> Result<()> {
         if ours.dims() != exact.dims() {
             return Err(Error::Shape {
@@ -213,7 +213,7 @@ impl Large<'_> {
         self.compare_rows(about, ours, |rows| {
             let part = |t: &Tensor| t.narrow(0, rows.start, rows.len());
             // The result has the dtype of `ours`, whatever dtype plain ops used in between.
-            Ok((part(exact)?, Some(part(plain)?.to_dtype(ours.dtype())?)))
+            Ok((part(exact)?, Some(part(naive)?.to_dtype(ours.dtype())?)))
         })
     }
 
@@ -225,13 +225,13 @@ impl Large<'_> {
 }
 
 impl Errors {
-    fn add(&mut self, ours: &Tensor, exact: &Tensor, plain: &Tensor) -> Result<()> {
+    fn add(&mut self, ours: &Tensor, exact: &Tensor, naive: &Tensor) -> Result<()> {
         let exact = exact.to_dtype(DType::F32)?;
         let difference = |t: &Tensor| largest(&(t.to_dtype(DType::F32)? - &exact)?);
         // NaN stays NaN.
         let more = |a: f64, b: f64| if a.is_nan() || b <= a { a } else { b };
         self.ours = more(self.ours, difference(ours)?);
-        self.plain = more(self.plain, difference(plain)?);
+        self.naive = more(self.naive, difference(naive)?);
         self.largest = more(self.largest, largest(&exact)?);
         Ok(())
     }
@@ -241,7 +241,7 @@ impl Errors {
             return 2e-5 * self.largest;
         }
         let times = if let ResultKind::Value = kind { 2.0 } else { 3.0 };
-        times * self.plain + 2e-5 * self.largest
+        times * self.naive + 2e-5 * self.largest
     }
 }
 

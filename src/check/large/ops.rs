@@ -26,11 +26,11 @@ fn bytes(values: usize, width: usize) -> usize {
     16 * values + 40 * CHUNK * width
 }
 
-fn narrow(t: &Tensor, rows: &Range<usize>) -> Result<Tensor> {
+fn slice_rows(t: &Tensor, rows: &Range<usize>) -> Result<Tensor> {
     Ok(t.narrow(0, rows.start, rows.len())?)
 }
 
-fn wide(t: &Tensor) -> Result<Tensor> {
+fn to_f32(t: &Tensor) -> Result<Tensor> {
     Ok(t.to_dtype(DType::F32)?)
 }
 
@@ -42,15 +42,15 @@ pub(super) fn embed(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<(
         let prompts = large.random_in((n, c), 1.0, DType::F32)?;
         let lookup = Lookup { ids: (&batch.packed.ids).into(), multiplier: 12.0 };
         let ours = large.run(|| embedding::forward(&table, &prompts, &lookup))?;
-        let exact = embedding::reference(&wide(&table)?, &prompts, &lookup)?;
-        let plain = embedding::reference(&table, &prompts.to_dtype(table.dtype())?, &lookup)?;
+        let exact = embedding::reference(&to_f32(&table)?, &prompts, &lookup)?;
+        let naive = embedding::reference(&table, &prompts.to_dtype(table.dtype())?, &lookup)?;
         large.compare_rows((case, "x", ResultKind::Value), &ours, |rows| {
-            Ok((narrow(&exact, &rows)?, Some(narrow(&plain, &rows)?)))
+            Ok((slice_rows(&exact, &rows)?, Some(slice_rows(&naive, &rows)?)))
         })?;
         let dx = large.random((t, c), 1.0)?;
         let ours = large.run(|| embedding::backward(&dx, n, &lookup))?;
         // One prompt in the first rows: each row of it occurs once.
-        let exact = (wide(&dx.narrow(0, 0, n)?)? * 12.0)?;
+        let exact = (to_f32(&dx.narrow(0, 0, n)?)? * 12.0)?;
         large.compare((case, "dprompts", ResultKind::Gradient), &ours, &exact)
     })
 }
@@ -71,16 +71,16 @@ pub(super) fn linear(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<
             let weight = large.random((n, k), 0.02)?;
             let (x, dy) = (large.random((rows, k), 1.0)?, large.random((rows, n), 1.0)?);
             let layer = Linear::new(weight.clone(), None)?;
-            let exact = wide(&weight)?;
+            let exact = to_f32(&weight)?;
             let ours = large.run(|| layer.forward_in(&x, x.dtype()))?;
             large.compare_rows((case, "y", ResultKind::Value), &ours, |rows| {
-                let x = narrow(&x, &rows)?;
-                Ok((wide(&x)?.matmul(&exact.t()?)?, Some(x.matmul(&weight.t()?)?)))
+                let x = slice_rows(&x, &rows)?;
+                Ok((to_f32(&x)?.matmul(&exact.t()?)?, Some(x.matmul(&weight.t()?)?)))
             })?;
             let ours = large.run(|| layer.backward(&dy, 0.22))?;
             large.compare_rows((case, "dx", ResultKind::Gradient), &ours, |rows| {
-                let dy = narrow(&dy, &rows)?;
-                Ok(((wide(&dy)?.matmul(&exact)? * 0.22)?, Some((dy.matmul(&weight)? * 0.22)?)))
+                let dy = slice_rows(&dy, &rows)?;
+                Ok(((to_f32(&dy)?.matmul(&exact)? * 0.22)?, Some((dy.matmul(&weight)? * 0.22)?)))
             })
         })?;
     }
@@ -99,41 +99,41 @@ pub(super) fn rms_norm(large: &mut Large, shape: &Shape, batch: &Batch) -> Resul
 fn norm_case(large: &mut Large, case: &str, (t, c): (usize, usize), add: bool) -> Result<()> {
     let (x, delta) = (large.random((t, c), 3.0)?, large.random((t, c), 2.0)?);
     let (weight, dy) = (large.random(c, 1.0)?, large.random((t, c), 1.0)?);
-    let exact = RmsNorm { weight: wide(&weight)?, eps: 1e-5 };
+    let exact = RmsNorm { weight: to_f32(&weight)?, eps: 1e-5 };
     let norm = RmsNorm { weight, eps: 1e-5 };
     let dtype = large.target.dtype;
     let ours =
         large.run(|| norm.forward(&x, add.then_some(Add { delta: &delta, multiplier: 0.22 }), dtype))?;
     if add {
         large.compare_rows((case, "residual", ResultKind::Value), &ours.residual, |rows| {
-            let (x, delta) = (narrow(&x, &rows)?, narrow(&delta, &rows)?);
-            let plain = (&x + (&delta * 0.22)?)?;
-            Ok(((wide(&x)? + (wide(&delta)? * 0.22)?)?, Some(plain)))
+            let (x, delta) = (slice_rows(&x, &rows)?, slice_rows(&delta, &rows)?);
+            let naive = (&x + (&delta * 0.22)?)?;
+            Ok(((to_f32(&x)? + (to_f32(&delta)? * 0.22)?)?, Some(naive)))
         })?;
     }
     // The norm is of the rounded residual stream, which was just compared.
     let residual = ours.residual;
     large.compare_rows((case, "normed", ResultKind::Value), &ours.normed, |rows| {
-        let r = narrow(&residual, &rows)?;
-        Ok((exact.reference(&wide(&r)?, None)?.normed, Some(norm.reference(&r, None)?.normed)))
+        let r = slice_rows(&residual, &rows)?;
+        Ok((exact.reference(&to_f32(&r)?, None)?.normed, Some(norm.reference(&r, None)?.normed)))
     })?;
     large.compare_rows((case, "rstd", ResultKind::Value), &ours.rstd, |rows| {
-        Ok((exact.reference(&wide(&narrow(&residual, &rows)?)?, None)?.rstd, None))
+        Ok((exact.reference(&to_f32(&slice_rows(&residual, &rows)?)?, None)?.rstd, None))
     })?;
-    let past = add.then_some(&x);
-    let found = large.run(|| norm.backward(&dy, &residual, &ours.rstd, past))?;
+    let dresidual = add.then_some(&x);
+    let found = large.run(|| norm.backward(&dy, &residual, &ours.rstd, dresidual))?;
     large.compare_rows((case, "dx", ResultKind::Gradient), &found, |rows| {
-        let (r, dy) = (narrow(&residual, &rows)?, narrow(&dy, &rows)?);
-        let past = past.map(|x| narrow(x, &rows)).transpose()?;
-        let of = |norm: &RmsNorm, r: &Tensor, dy: &Tensor, past: Option<Tensor>| -> Result<Tensor> {
+        let (r, dy) = (slice_rows(&residual, &rows)?, slice_rows(&dy, &rows)?);
+        let dresidual = dresidual.map(|x| slice_rows(x, &rows)).transpose()?;
+        let of = |norm: &RmsNorm, r: &Tensor, dy: &Tensor, dresidual: Option<Tensor>| -> Result<Tensor> {
             let through = autograd(&[r], dy, |v| Ok(norm.reference(v[0].as_tensor(), None)?.normed))?;
-            Ok(match past {
-                Some(past) => (past + &through[0])?,
+            Ok(match dresidual {
+                Some(dresidual) => (dresidual + &through[0])?,
                 None => through[0].clone(),
             })
         };
-        let expected = of(&exact, &wide(&r)?, &wide(&dy)?, past.as_ref().map(wide).transpose()?)?;
-        Ok((expected, Some(of(&norm, &r, &dy, past)?)))
+        let expected = of(&exact, &to_f32(&r)?, &to_f32(&dy)?, dresidual.as_ref().map(to_f32).transpose()?)?;
+        Ok((expected, Some(of(&norm, &r, &dy, dresidual)?)))
     })
 }
 
@@ -151,8 +151,8 @@ pub(super) fn rope(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<()
                 false => table.backward(x.force_contiguous()?, turned, positions.into(), x.dtype()),
             })?;
             large.compare_rows((case, what, ResultKind::Value), &ours, |rows| {
-                let x = narrow(&x, &rows)?;
-                let expected = table.reference(&wide(&x)?, turned, positions.view(rows.clone()), sign)?;
+                let x = slice_rows(&x, &rows)?;
+                let expected = table.reference(&to_f32(&x)?, turned, positions.view(rows.clone()), sign)?;
                 Ok((expected, Some(table.reference(&x, turned, positions.view(rows), sign)?)))
             })?;
         }
@@ -166,17 +166,17 @@ pub(super) fn swiglu(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<
         let (x, da) = (large.random((t, 2 * f), 4.0)?, large.random((t, f), 1.0)?);
         let ours = large.run(|| gated::forward(&x))?;
         large.compare_rows((case, "a", ResultKind::Value), &ours, |rows| {
-            let x = narrow(&x, &rows)?;
-            Ok((gated::reference(&wide(&x)?)?, Some(gated::reference(&x)?)))
+            let x = slice_rows(&x, &rows)?;
+            Ok((gated::reference(&to_f32(&x)?)?, Some(gated::reference(&x)?)))
         })?;
         drop(ours);
         let ours = large.run(|| gated::backward(&da, &x))?;
         large.compare_rows((case, "dgate_up", ResultKind::Gradient), &ours, |rows| {
-            let (x, da) = (narrow(&x, &rows)?, narrow(&da, &rows)?);
+            let (x, da) = (slice_rows(&x, &rows)?, slice_rows(&da, &rows)?);
             let of = |x: &Tensor, da: &Tensor| -> Result<Tensor> {
                 Ok(autograd(&[x], da, |v| gated::reference(v[0].as_tensor()))?.remove(0))
             };
-            Ok((of(&wide(&x)?, &wide(&da)?)?, Some(of(&x, &da)?)))
+            Ok((of(&to_f32(&x)?, &to_f32(&da)?)?, Some(of(&x, &da)?)))
         })
     })
 }
@@ -192,13 +192,13 @@ pub(super) fn cross_entropy(large: &mut Large, shape: &Shape, batch: &Batch) -> 
         let labels = Indices::from((0..rows).map(|i| (i * 31 % vocab) as u32).collect::<Vec<_>>());
         let ours = large.run(|| losses::forward(&logits, (&labels).into(), softmax))?;
         // By hand: candle's gradient of its log_sum_exp is off by 5e-4 in f32.
-        let z = (wide(&logits)? * scale)?;
+        let z = (to_f32(&logits)? * scale)?;
         let most = z.max_keepdim(1)?;
         let lse = (z.broadcast_sub(&most)?.exp()?.sum_keepdim(1)?.log()? + most)?;
         let of_label = labels.on(logits.device())?.unsqueeze(1)?;
         let nll = (&lse - z.gather(&of_label, 1)?)?.squeeze(1)?;
-        large.compare((case, "nll", ResultKind::Value), &wide(&ours.nll)?, &nll)?;
-        large.compare((case, "lse", ResultKind::Value), &wide(&ours.lse)?, &lse.squeeze(1)?)?;
+        large.compare((case, "nll", ResultKind::Value), &to_f32(&ours.nll)?, &nll)?;
+        large.compare((case, "lse", ResultKind::Value), &to_f32(&ours.lse)?, &lse.squeeze(1)?)?;
         let p = z.broadcast_sub(&lse)?.exp()?;
         let minus_one = (of_label.to_dtype(DType::F32)?.ones_like()? * -1.0)?;
         let expected = (p.scatter_add(&of_label, &minus_one, 1)? * (scale * dloss))?;
@@ -217,11 +217,11 @@ pub(super) fn rows(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<()
         let (x, dy) = (large.random((t, c), 1.0)?, large.random((n, c), 1.0)?);
         let numbers = targets.on(x.device())?;
         let ours = large.run(|| taken::forward(&x, targets.into()))?;
-        large.compare((case, "y", ResultKind::Value), &ours, &wide(&x)?.index_select(&numbers, 0)?)?;
-        let expected = wide(&x)?.zeros_like()?.index_add(&numbers, &wide(&dy)?, 0)?;
+        large.compare((case, "y", ResultKind::Value), &ours, &to_f32(&x)?.index_select(&numbers, 0)?)?;
+        let expected = to_f32(&x)?.zeros_like()?.index_add(&numbers, &to_f32(&dy)?, 0)?;
         let ours = large.run(|| taken::backward(&dy, targets.into(), t))?;
         large.compare((case, "dx", ResultKind::Gradient), &ours, &expected)?;
-        let expected = (wide(&x)? + expected)?;
+        let expected = (to_f32(&x)? + expected)?;
         let ours = large.run(|| taken::add(x.copy()?, &dy, targets.into()))?;
         large.compare((case, "x + dy", ResultKind::Value), &ours, &expected)
     })

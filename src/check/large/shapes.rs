@@ -97,14 +97,14 @@ impl Shape {
         AttentionShape { heads, kv_heads, head_dim, scale }
     }
 
-    /// A model of this shape with `blocks` layers.
-    pub(super) fn config(&self, blocks: usize) -> ModelConfig {
+    /// A model of this shape with `layers` layers.
+    pub(super) fn config(&self, layers: usize) -> ModelConfig {
         ModelConfig {
             model_type: ModelType::Granite,
             vocab_size: self.vocab,
             hidden_size: self.hidden,
             intermediate_size: self.feed_forward,
-            num_hidden_layers: blocks,
+            num_hidden_layers: layers,
             num_attention_heads: self.heads,
             num_key_value_heads: self.kv_heads,
             head_dim: self.head_dim,

@@ -16,12 +16,12 @@ const ROWS: usize = 8300;
 const PASSES: [usize; 2] = [8192, 4096];
 
 /// Layers of the models: the first and the last, which are special, and one between them.
-const BLOCKS: usize = 3;
+const LAYERS: usize = 3;
 
 const SEED: u64 = 42;
 
 /// The result of a step.
-struct StepResult {
+struct LossAndGradient {
     loss: f64,
     gradient: Tensor,
 }
@@ -36,13 +36,13 @@ pub(super) fn check(large: &mut Large, shape: &Shape, scale: usize) -> Result<()
         }
         examples += 1;
     };
-    let config = shape.config(BLOCKS);
+    let config = shape.config(LAYERS);
     let device = large.target.device;
     let f32s = Dtypes { weights: DType::F32, activations: DType::F32 };
     let memory = TuningMemory::new(&config, f32s, device.location());
     let (total, targets) = (rows(&group), 2 * examples);
     let bytes = 2 * memory.weights + memory.tape(total, targets, 0) + memory.workspace(total, targets, 0);
-    large.case(&format!("{total} rows, {BLOCKS} layers"), bytes, |large, case| {
+    large.case(&format!("{total} rows, {LAYERS} layers"), bytes, |large, case| {
         let under_test = Dtypes { weights: large.target.dtype, activations: large.target.dtype };
         let model = Decoder::random(&config, Dtypes::for_weights(DType::F32, device)?, device, SEED)?;
         let model = model.to_device(under_test, device)?;
@@ -51,11 +51,11 @@ pub(super) fn check(large: &mut Large, shape: &Shape, scale: usize) -> Result<()
         let gradient = |model: &Decoder, max_rows| {
             outcome(tune::gradient(model, &prompts, groups, Limits::rows(max_rows))?)
         };
-        let whole = large.run(|| gradient(&model, usize::MAX))?;
+        let one_pass = large.run(|| gradient(&model, usize::MAX))?;
         // In f32 the steps in several passes are compared with the step in one pass; otherwise the errors of the step
         // in one pass are the allowed errors.
         let exact = match large.target.dtype {
-            DType::F32 => StepResult { loss: whole.loss, gradient: whole.gradient.clone() },
+            DType::F32 => LossAndGradient { loss: one_pass.loss, gradient: one_pass.gradient.clone() },
             _ => gradient(&model.to_device(f32s, device)?, usize::MAX)?,
         };
         for most in PASSES {
@@ -68,7 +68,7 @@ pub(super) fn check(large: &mut Large, shape: &Shape, scale: usize) -> Result<()
             }
             let found = large.run(|| gradient(&model, most))?;
             let case = format!("{case}, {passes} passes of up to {most}");
-            large.outcome(&case, [&found, &whole, &exact])?;
+            large.outcome(&case, [&found, &one_pass, &exact])?;
         }
         Ok(())
     })
@@ -79,19 +79,19 @@ fn rows(group: &crate::batch::PrefixGroup) -> usize {
     group.prefix_rows() + work
 }
 
-fn outcome(objective: Objective) -> Result<StepResult> {
+fn outcome(objective: Objective) -> Result<LossAndGradient> {
     let loss = objective.loss()?;
     let Some(gradient) = objective.gradient else {
         return Err(Error::Invalid("expected a gradient of the step, found none".into()));
     };
-    Ok(StepResult { loss, gradient })
+    Ok(LossAndGradient { loss, gradient })
 }
 
 impl Large<'_> {
     /// Compares a step in several passes with the exact one; the allowed error is that of the step in one pass.
-    fn outcome(&mut self, case: &str, [found, whole, exact]: [&StepResult; 3]) -> Result<()> {
+    fn outcome(&mut self, case: &str, [found, one_pass, exact]: [&LossAndGradient; 3]) -> Result<()> {
         let mut gradient = Errors::default();
-        gradient.add(&found.gradient, &exact.gradient, &whole.gradient)?;
+        gradient.add(&found.gradient, &exact.gradient, &one_pass.gradient)?;
         // A loss is one number, whose error may be almost 0 by chance: it may err by the rounding of one value.
         let one_rounding = match self.target.dtype {
             DType::F32 => 0.0,
@@ -100,7 +100,7 @@ impl Large<'_> {
         };
         let loss = Errors {
             ours: (found.loss - exact.loss).abs(),
-            plain: (whole.loss - exact.loss).abs().max(one_rounding * exact.loss),
+            naive: (one_pass.loss - exact.loss).abs().max(one_rounding * exact.loss),
             largest: exact.loss.abs(),
         };
         for (what, errors) in [("loss", loss), ("dprompts", gradient)] {

@@ -14,7 +14,7 @@ const SCALE: usize = 32;
 
 fn check_in(op: &str, dtype: DType, order: u32) {
     let scale = if op == STEP { 2 * SCALE } else { SCALE };
-    let target = Target { device: &Device::Cpu, dtype, run: &|f: &mut dyn FnMut()| emulate(order, f) };
+    let target = CheckTarget { device: &Device::Cpu, dtype, run: &|f: &mut dyn FnMut()| emulate(order, f) };
     let found = large(&target, op, scale).unwrap_or_else(|e| panic!("{op}, {dtype:?}: {e}"));
     assert!(found.comparisons.len() >= 6, "{op}: {} comparisons", found.comparisons.len());
     let wrong: Vec<_> = found.comparisons.iter().filter(|c| !c.holds()).collect();
@@ -97,7 +97,7 @@ fn shapes_are_those_of_the_models() {
 
 #[test]
 fn a_case_beyond_the_memory_is_named() {
-    let target = Target { device: &Device::Cpu, dtype: DType::F32, run: &|f: &mut dyn FnMut()| f() };
+    let target = CheckTarget { device: &Device::Cpu, dtype: DType::F32, run: &|f: &mut dyn FnMut()| f() };
     let mut large = Large {
         target: &target,
         op: "swiglu",
@@ -120,7 +120,7 @@ fn a_case_beyond_the_memory_is_named() {
 
 #[test]
 fn a_wrong_value_in_any_chunk_does_not_hold() {
-    let target = Target { device: &Device::Cpu, dtype: DType::BF16, run: &|f: &mut dyn FnMut()| f() };
+    let target = CheckTarget { device: &Device::Cpu, dtype: DType::BF16, run: &|f: &mut dyn FnMut()| f() };
     let rows = CHUNK + 5;
     for (row, wrong) in [(3, 1.5f32), (CHUNK + 4, 1.5), (3, f32::NAN), (CHUNK + 4, f32::INFINITY), (0, 0.5)] {
         let mut large = Large {
@@ -146,7 +146,7 @@ fn a_wrong_value_in_any_chunk_does_not_hold() {
 
 #[test]
 fn random_values_fill_a_buffer_of_their_own_size() {
-    let target = Target { device: &Device::Cpu, dtype: DType::F32, run: &|f: &mut dyn FnMut()| f() };
+    let target = CheckTarget { device: &Device::Cpu, dtype: DType::F32, run: &|f: &mut dyn FnMut()| f() };
     let mut large = Large {
         target: &target,
         op: "embed",

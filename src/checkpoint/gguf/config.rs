@@ -59,20 +59,7 @@ impl Keys<'_> {
 /// Reads the configuration; `factors` are the values of the tensors of the rotary scaling.
 pub(super) fn read(path: &Path, content: &Content, factors: &RopeTensors) -> Result<ModelConfig> {
     let metadata = GgufMetadata::new(path, &content.metadata);
-    let key = "general.architecture";
-    let Some(arch) = metadata.string(key)? else {
-        return Err(metadata.missing(key, "`granite` or `llama`"));
-    };
-    let model_type = match arch {
-        "granite" => ModelType::Granite,
-        "llama" => ModelType::Llama,
-        other => return Err(unsupported(path, format!("GGUF architecture `{other}`"))),
-    };
-    if let Some(parts @ 2..) = metadata.count("split.count")? {
-        let what = format!("a GGUF file split into {parts} parts");
-        let hint = "join them with llama.cpp's `llama-gguf-split --merge`".to_string();
-        return Err(Error::Unsupported { path: path.to_path_buf(), what, hint });
-    }
+    let (arch, model_type) = architecture(metadata)?;
     let keys = Keys { metadata, arch };
     if let Some(experts @ 1..) = keys.count("expert_count")? {
         return Err(unsupported(path, format!("a mixture of {experts} experts")));
@@ -123,6 +110,26 @@ pub(super) fn read(path: &Path, content: &Content, factors: &RopeTensors) -> Res
     };
     config.validate(path)?;
     Ok(config)
+}
+
+/// The architecture of a file that is not split.
+fn architecture(metadata: GgufMetadata<'_>) -> Result<(&str, ModelType)> {
+    let path = metadata.path();
+    let key = "general.architecture";
+    let Some(arch) = metadata.string(key)? else {
+        return Err(metadata.missing(key, "`granite` or `llama`"));
+    };
+    let model_type = match arch {
+        "granite" => ModelType::Granite,
+        "llama" => ModelType::Llama,
+        other => return Err(unsupported(path, format!("GGUF architecture `{other}`"))),
+    };
+    if let Some(parts @ 2..) = metadata.count("split.count")? {
+        let what = format!("a GGUF file split into {parts} parts");
+        let hint = "join them with llama.cpp's `llama-gguf-split --merge`".to_string();
+        return Err(Error::Unsupported { path: path.to_path_buf(), what, hint });
+    }
+    Ok((arch, model_type))
 }
 
 fn head_dim(keys: &Keys<'_>, hidden_size: usize, heads: usize) -> Result<usize> {

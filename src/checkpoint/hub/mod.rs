@@ -302,12 +302,12 @@ fn shards(path: &Path) -> Result<BTreeSet<String>> {
         return Err(checkpoint("`weight_map` is empty, expected at least one tensor".to_string()));
     }
     // A name is joined to the snapshot's folder and must stay in it.
-    let plain = |name: &str| {
+    let is_file_name = |name: &str| {
         name.ends_with(".safetensors")
             && !name.starts_with('.')
             && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
     };
-    match shards.iter().find(|name| !plain(name)) {
+    match shards.iter().find(|name| !is_file_name(name)) {
         Some(name) => Err(checkpoint(format!(
             "`weight_map` names the file `{name}`, expected a .safetensors file in the same folder"
         ))),

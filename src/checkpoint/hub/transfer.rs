@@ -108,11 +108,11 @@ impl Download<'_> {
     }
 
     /// Length of the complete file, by the hub's information and by the answer with the bytes.
-    fn total(&self, told: Option<u64>) -> Result<u64> {
+    fn total(&self, stated: Option<u64>) -> Result<u64> {
         let Self { file, remote, .. } = self;
-        match (self.size, told) {
-            (Some(size), Some(told)) if size != told => Err(remote.error(
-                format!("{file}: the hub says {size} bytes and sends a file of {told}"),
+        match (self.size, stated) {
+            (Some(size), Some(stated)) if size != stated => Err(remote.error(
+                format!("{file}: the hub says {size} bytes and sends a file of {stated}"),
                 "try again later, or another HF_ENDPOINT",
             )),
             (None, None) => Err(remote.error(

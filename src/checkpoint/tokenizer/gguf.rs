@@ -158,13 +158,13 @@ fn merges(
         let Some((left, right)) = merge.split_once(' ') else {
             return Err(metadata.error(MERGES, "two pieces with a space between", &format!("`{merge}`")));
         };
-        let (whole, parts) = (format!("{left}{right}"), [left, right]);
-        let is_token = vocabulary.id(&whole).is_some();
+        let (joined, parts) = (format!("{left}{right}"), [left, right]);
+        let is_token = vocabulary.id(&joined).is_some();
         let of_lost = parts.iter().any(|part| lost.contains(*part));
         if of_lost || (!is_token && parts.iter().all(|part| vocabulary.id(part).is_some())) {
             passed_over.push(merge);
             if !is_token {
-                lost.insert(whole);
+                lost.insert(joined);
             }
         } else {
             // A merge with a part that is no token would be an error in the model.

@@ -109,27 +109,29 @@ pub(super) struct Pipeline {
 /// The pipeline of a name; `None` for a name that isn't known.
 pub(super) fn pipeline(name: &str) -> Result<Option<Pipeline>> {
     let gpt2_words = || PreTokenizerWrapper::from(ByteLevel::new(false, true, true));
-    let plain =
+    let pipeline =
         |pre_tokenizer| Pipeline { normalizer: None, pre_tokenizer, ignore_merges: false, add_bos: false };
     Ok(Some(match name {
         "refact" | "starcoder" | "smollm" | "codeshell" | "minerva-7b" => {
-            plain(Sequence::new(vec![Digits::new(true).into(), gpt2_words()]).into())
+            pipeline(Sequence::new(vec![Digits::new(true).into(), gpt2_words()]).into())
         }
-        "gpt-2" | "granite-docling" | "mellum" | "trillion" => plain(gpt2_words()),
-        "dbrx" | "smaug-bpe" => plain(words(&[CL100K])?),
+        "gpt-2" | "granite-docling" | "mellum" | "trillion" => pipeline(gpt2_words()),
+        "dbrx" | "smaug-bpe" => pipeline(words(&[CL100K])?),
         "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "pixtral" | "midm-2.0" => {
-            Pipeline { ignore_merges: true, add_bos: true, ..plain(words(&[CL100K])?) }
+            Pipeline { ignore_merges: true, add_bos: true, ..pipeline(words(&[CL100K])?) }
         }
-        "qwen2" | "deepseek-r1-qwen" => Pipeline { normalizer: Some(NFC.into()), ..plain(words(&[QWEN2])?) },
-        "gpt-4o" | "llama4" => plain(words(&[GPT_4O])?),
-        "tekken" => Pipeline { ignore_merges: true, add_bos: true, ..plain(words(&[TEKKEN])?) },
-        "deepseek-llm" => plain(words(&DEEPSEEK_LLM)?),
-        "deepseek-coder" => plain(words(&DEEPSEEK_CODER)?),
-        "deepseek-v3" => plain(words(&DEEPSEEK_V3)?),
-        "seed-coder" => plain(words(&[SEED_CODER])?),
-        "minicpm5" => Pipeline { ignore_merges: true, ..plain(words(&MINICPM5)?) },
-        "viking" => plain(words(&VIKING)?),
-        DEFAULT => plain(words(&DEFAULT_WORDS)?),
+        "qwen2" | "deepseek-r1-qwen" => {
+            Pipeline { normalizer: Some(NFC.into()), ..pipeline(words(&[QWEN2])?) }
+        }
+        "gpt-4o" | "llama4" => pipeline(words(&[GPT_4O])?),
+        "tekken" => Pipeline { ignore_merges: true, add_bos: true, ..pipeline(words(&[TEKKEN])?) },
+        "deepseek-llm" => pipeline(words(&DEEPSEEK_LLM)?),
+        "deepseek-coder" => pipeline(words(&DEEPSEEK_CODER)?),
+        "deepseek-v3" => pipeline(words(&DEEPSEEK_V3)?),
+        "seed-coder" => pipeline(words(&[SEED_CODER])?),
+        "minicpm5" => Pipeline { ignore_merges: true, ..pipeline(words(&MINICPM5)?) },
+        "viking" => pipeline(words(&VIKING)?),
+        DEFAULT => pipeline(words(&DEFAULT_WORDS)?),
         _ => return Ok(None),
     }))
 }

@@ -41,7 +41,7 @@ const SEED: u64 = 42;
 #[derive(Args)]
 #[command(group(ArgGroup::new("subject").required(true).args(["config", "model_config"])))]
 #[command(group(ArgGroup::new("rows").args(["tokens", "data", "examples"])))]
-pub struct Bench {
+pub struct BenchArgs {
     /// A configuration such as configs/tutorial.toml: its model, examples and template, and its sizes unless they are
     /// given here.
     config: Option<PathBuf>,
@@ -82,7 +82,7 @@ pub struct Bench {
     /// Number of warm-up steps before them.
     #[arg(long, default_value_t = 3)]
     warmup: usize,
-    /// Rows in one pass through the model; by default train.max_rows, or a number that suits the device.
+    /// Most rows in one pass through the model; by default train.max_rows, or a number that suits the device.
     #[arg(long, value_name = "N", value_parser = positive)]
     max_rows: Option<usize>,
     /// Also measure the time of each op, in separate steps.
@@ -113,7 +113,7 @@ struct Subject {
     max_rows: usize,
 }
 
-impl Bench {
+impl BenchArgs {
     /// Runs the subcommand.
     pub fn run(self) -> anyhow::Result<()> {
         let csv = self.csv.as_deref().map(report::Csv::open).transpose().context("--csv")?;

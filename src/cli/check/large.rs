@@ -3,7 +3,7 @@
 use super::{Check, ops_table, text};
 use candle_core::{DType, Device};
 use gneiss::check::large::{NotRun, STEP};
-use gneiss::check::{self, Comparison, OPS, Target};
+use gneiss::check::{self, CheckTarget, Comparison, OPS};
 
 /// The results in one dtype.
 #[derive(serde::Serialize)]
@@ -55,7 +55,7 @@ pub(super) fn run(check: &Check, device: &Device, dtypes: &[DType]) -> anyhow::R
 }
 
 fn one(check: &Check, device: &Device, dtype: DType) -> anyhow::Result<LargeDtypeResults> {
-    let target = Target { device, dtype, run: &|f: &mut dyn FnMut()| f() };
+    let target = CheckTarget { device, dtype, run: &|f: &mut dyn FnMut()| f() };
     let names: Vec<&str> = match &check.op[..] {
         [] => OPS.into_iter().chain([STEP]).collect(),
         some => some.iter().map(String::as_str).collect(),

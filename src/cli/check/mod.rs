@@ -4,7 +4,7 @@ mod large;
 
 use super::text;
 use clap::Args;
-use gneiss::check::{self, Comparison, Curves, OPS, RunSize, Target};
+use gneiss::check::{self, CheckTarget, Comparison, Curves, OPS, RunSize};
 use gneiss::config::DtypeChoice;
 use gneiss::device::DeviceChoice;
 use gneiss::session;
@@ -96,7 +96,7 @@ impl Check {
     }
 
     fn one(&self, device: &Device, dtype: DType) -> anyhow::Result<DtypeResults> {
-        let target = Target { device, dtype, run: &|f: &mut dyn FnMut()| f() };
+        let target = CheckTarget { device, dtype, run: &|f: &mut dyn FnMut()| f() };
         let names: Vec<&str> = match &self.op[..] {
             [] => OPS.to_vec(),
             some => some.iter().map(String::as_str).collect(),

@@ -11,7 +11,7 @@ use gneiss::data::{Encoder, Template};
 use gneiss::model::{Dtypes, TuningMemory};
 use gneiss::prompt::peft::Adapter;
 use gneiss::prompt::vocabulary;
-use gneiss::tune::{LargestStep, Limits, health};
+use gneiss::tune::{LargestStep, Limits, MemoryPlan, health};
 use gneiss::{Error, session};
 use serde::Serialize;
 use std::collections::HashSet;
@@ -108,13 +108,7 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<ConfigReport>
     let (files, train, longest) = splits(&config, &session::encoder(&config.data, &tokenizer, &template))?;
     let virtual_tokens = virtual_tokens(&config, &tokenizer)?;
     let positions = [virtual_tokens + longest, shape.max_position_embeddings];
-    if positions[0] > positions[1] {
-        eprintln!(
-            "positions  {} are more than the model's {}: tuning will refuse them; lower data.max_input_tokens \
-             or prompt.num_virtual_tokens",
-            positions[0], positions[1]
-        );
-    }
+    warn_about_positions(positions);
     let memory = TuningMemory::new(&shape, dtypes, device.location());
     let work =
         LargestStep::new(&train, virtual_tokens, config.train.batch_size * config.train.accumulate_steps);
@@ -153,16 +147,33 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<ConfigReport>
         steps_per_epoch,
         memory: vec![at("largest step", rows, targets), at("full pass", max_rows, targets_at_most)],
         batches,
-        plan: PlanReport {
+        plan: PlanReport::new(&plan),
+        plan_text: text::plan(&plan),
+    })
+}
+
+/// Prints a warning if the longest example has more positions than the model.
+fn warn_about_positions(positions: [usize; 2]) {
+    if positions[0] > positions[1] {
+        eprintln!(
+            "positions  {} are more than the model's {}: tuning will refuse them; lower data.max_input_tokens \
+             or prompt.num_virtual_tokens",
+            positions[0], positions[1]
+        );
+    }
+}
+
+impl PlanReport {
+    fn new(plan: &MemoryPlan) -> Self {
+        Self {
             budget: plan.budget.bytes,
             reserve: plan.reserve,
             total: plan.total(),
             missing: plan.missing(),
-            max_rows,
-            recompute,
-        },
-        plan_text: text::plan(&plan),
-    })
+            max_rows: plan.limits.max_rows,
+            recompute: plan.limits.recompute,
+        }
+    }
 }
 
 /// All files with their reports, the training examples, and the number of tokens of the longest example.

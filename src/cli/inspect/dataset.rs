@@ -17,7 +17,7 @@ const MOST_LABELS: usize = 20;
 
 /// How a dataset is read; a configuration has its own settings.
 #[derive(Args)]
-pub struct Options {
+pub struct DatasetOptions {
     /// For a dataset: template of the text that the model reads.
     #[arg(long, default_value = "{{input}}")]
     verbalizer: String,
@@ -70,7 +70,7 @@ struct TokenLengths {
 }
 
 /// Inspects a dataset; with a model also its tokens.
-pub fn inspect(path: &Path, model: Option<&str>, options: &Options) -> anyhow::Result<DatasetReport> {
+pub fn inspect(path: &Path, model: Option<&str>, options: &DatasetOptions) -> anyhow::Result<DatasetReport> {
     let template = Template::parse(&options.verbalizer)?;
     let dataset = read(path, options)?;
     let mut report = DatasetReport::new(&dataset);
@@ -95,7 +95,7 @@ pub fn inspect(path: &Path, model: Option<&str>, options: &Options) -> anyhow::R
 }
 
 /// Reads a dataset; its outputs count as labels if few of them differ, and then are brought into the form of labels.
-fn read(path: &Path, options: &Options) -> gneiss::Result<Dataset> {
+fn read(path: &Path, options: &DatasetOptions) -> gneiss::Result<Dataset> {
     let mut dataset = Dataset::read(path, &options.input, &options.output)?;
     let mut outputs = BTreeSet::new();
     for record in &dataset.records {
@@ -134,10 +134,10 @@ impl DatasetReport {
     /// Adds the lengths in tokens; returns the examples as `encoder` cuts them.
     pub fn encode(&mut self, dataset: &Dataset, encoder: &Encoder) -> gneiss::Result<Encoded> {
         let cut = encoder.encode_dataset(dataset)?;
-        let whole = Encoder { max_input_tokens: usize::MAX, max_output_tokens: usize::MAX, ..*encoder };
-        let whole = whole.encode_dataset(dataset)?;
+        let uncut = Encoder { max_input_tokens: usize::MAX, max_output_tokens: usize::MAX, ..*encoder };
+        let uncut = uncut.encode_dataset(dataset)?;
         let lengths = |of: fn(&Example) -> &[u32]| {
-            LengthStats::from_lengths(whole.examples.iter().map(move |e| of(e).len()))
+            LengthStats::from_lengths(uncut.examples.iter().map(move |e| of(e).len()))
         };
         self.tokens = Some(TokenLengths {
             inputs: lengths(|e| &e.input),

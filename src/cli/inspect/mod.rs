@@ -27,7 +27,7 @@ pub struct Inspect {
     #[arg(long)]
     model: Option<String>,
     #[command(flatten)]
-    dataset: dataset::Options,
+    dataset: dataset::DatasetOptions,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,

@@ -179,7 +179,7 @@ impl Report for ModelReport {
             "shape",
             format!(
                 "{}, hidden {}, {} over {} of size {}, feed-forward {}, vocabulary {}",
-                count(self.num_hidden_layers, "block"),
+                count(self.num_hidden_layers, "layer"),
                 self.hidden_size,
                 count(self.num_attention_heads, "head"),
                 count(self.num_key_value_heads, "key-value head"),
@@ -212,6 +212,12 @@ impl Report for ModelReport {
                 format!("{vocabulary} tokens, end of text {}, stops at {stop}", token(eos_token)),
             );
         }
+        self.print_memory();
+    }
+}
+
+impl ModelReport {
+    fn print_memory(&self) {
         let Some(first) = self.tuning_memory.first() else { return };
         println!("\nmemory for tuning, {} rows at a time", first.rows);
         let columns = self.tuning_memory.iter();
@@ -236,9 +242,7 @@ impl Report for ModelReport {
             ])
         );
     }
-}
 
-impl ModelReport {
     fn positions(&self) -> String {
         let rope = match &self.rope {
             None => "not embedded".to_owned(),

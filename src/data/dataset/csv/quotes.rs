@@ -81,7 +81,7 @@ pub(super) fn has_spaces_before_quotes(bytes: &[u8], separator: u8) -> bool {
 
 /// A file without the spaces at the beginning of its unquoted fields; `None` if its quotes are then at fault.
 pub(super) fn without_spaces(bytes: &[u8], start: usize, separator: u8) -> Option<Vec<u8>> {
-    let mut kept = bytes[..start].to_vec();
+    let mut compact = bytes[..start].to_vec();
     let mut place = ReaderState::Start;
     for byte in &bytes[start..] {
         if matches!((place, byte), (ReaderState::Start, b' ')) {
@@ -96,9 +96,9 @@ pub(super) fn without_spaces(bytes: &[u8], start: usize, separator: u8) -> Optio
             return None;
         }
         place = place.step(*byte, separator).unwrap_or(ReaderState::Start);
-        kept.push(*byte);
+        compact.push(*byte);
     }
-    (!matches!(place, ReaderState::Quoted)).then_some(kept)
+    (!matches!(place, ReaderState::Quoted)).then_some(compact)
 }
 
 #[cfg(test)]

@@ -1,11 +1,15 @@
 //! The metrics against scikit-learn, SciPy, statsmodels, rouge-score and torchmetrics (`tests/golden/metrics.py`), and
 //! the perplexity against PEFT's losses.
 
+#[path = "../common/mod.rs"]
+mod common;
+// The fixtures of `parity`, of which some are used here.
 #[allow(dead_code)]
-#[path = "parity/fixtures.rs"]
+#[path = "../parity/fixtures.rs"]
 mod fixtures;
 
 use candle_core::DType;
+use common::close::assert_close;
 use gneiss::batch::Example;
 use gneiss::evaluate::compare::mcnemar;
 use gneiss::evaluate::metrics::wilson;
@@ -34,14 +38,6 @@ fn floats(value: &Value) -> Vec<f64> {
 
 fn strings(value: &Value) -> Vec<String> {
     value.as_array().unwrap().iter().map(|v| v.as_str().unwrap().to_owned()).collect()
-}
-
-#[track_caller]
-fn assert_close(what: &str, ours: &[f64], expected: &[f64], tolerance: f64) {
-    assert_eq!(ours.len(), expected.len(), "{what}");
-    for (a, b) in ours.iter().zip(expected) {
-        assert!((a - b).abs() <= tolerance, "{what}: {ours:?}, expected {expected:?} within {tolerance:e}");
-    }
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! `gneiss check` as a user runs it, on the CPU.
 
+mod gpu_check;
+
 use assert_cmd::Command;
 use serde_json::{Value, json};
 

@@ -5,9 +5,9 @@ use candle_core::{DType, Device};
 use gneiss::checkpoint::Checkpoint;
 use gneiss::model::{Decoder, Dtypes};
 
-#[path = "common/allocated.rs"]
+#[path = "../common/allocated.rs"]
 mod allocated;
-#[path = "common/smollm2.rs"]
+#[path = "../common/smollm2.rs"]
 mod smollm2;
 
 #[test]

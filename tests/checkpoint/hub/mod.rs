@@ -1,8 +1,6 @@
 //! Checkpoints from a hub that the test itself serves on 127.0.0.1: whole, broken, refused, offline.
 
-#[path = "hub/adapters.rs"]
 mod adapters;
-#[path = "hub/server.rs"]
 mod server;
 
 use std::cell::Cell;

@@ -1,8 +1,8 @@
 //! Event files, as the `tensorboard` package reads them. Where no Python has it the tests say so and pass, unless
 //! GNEISS_REQUIRE_TENSORBOARD=1.
 
-#[path = "common/python.rs"]
-mod python;
+#[path = "../common/mod.rs"]
+mod common;
 
 use gneiss::run::tensorboard::EventFile;
 use gneiss::tune::{EpochRecord, StepRecord};
@@ -11,8 +11,8 @@ use std::path::Path;
 use std::process::Command;
 
 fn read(folder: &Path) -> Option<Value> {
-    let python = python::python_with("tensorboard", "GNEISS_REQUIRE_TENSORBOARD")?;
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tensorboard/read.py");
+    let python = common::python::python_with("tensorboard", "GNEISS_REQUIRE_TENSORBOARD")?;
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/run/tensorboard.py");
     let output = Command::new(python).arg(script).arg(folder).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Some(serde_json::from_slice(&output.stdout).unwrap())

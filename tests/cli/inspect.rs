@@ -8,9 +8,6 @@ use gneiss::prompt::peft::Adapter;
 use serde_json::Value;
 use std::path::Path;
 
-#[path = "common/smollm2.rs"]
-mod model_file;
-
 const ADAPTER: &str = "tests/golden/peft_adapter";
 const GRANITE: &str = "tests/golden/granite";
 
@@ -47,7 +44,7 @@ fn refused(arguments: &[&str], parts: &[&str]) {
 }
 
 fn smollm2() -> String {
-    model_file::path().display().to_string()
+    crate::common::smollm2::path().display().to_string()
 }
 
 /// [`ADAPTER`] in a folder of its own, with another base model.

@@ -10,19 +10,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
-#[path = "cli/adapters.rs"]
 mod adapters;
-#[path = "cli/data.rs"]
+#[path = "../common/mod.rs"]
+mod common;
 mod data;
-#[path = "cli/eval.rs"]
 mod eval;
-#[path = "common/python.rs"]
-mod python;
-#[path = "cli/resume.rs"]
+mod inspect;
 mod resume;
-#[path = "cli/tutorial.rs"]
 mod tutorial;
-#[path = "cli/unlearned.rs"]
 mod unlearned;
 
 const VOCAB: usize = 131;

@@ -8,7 +8,7 @@ use gneiss::model::{Decoder, Dtypes, TuningMemory};
 use gneiss::tune::{self, Limits};
 use std::path::Path;
 
-#[path = "common/allocated.rs"]
+#[path = "../common/allocated.rs"]
 mod allocated;
 
 const DTYPES: Dtypes = Dtypes { weights: DType::F32, activations: DType::F32 };

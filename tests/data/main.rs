@@ -6,6 +6,7 @@ mod encode;
 mod json;
 mod labels;
 mod lengths;
+mod reviews;
 mod shapes;
 mod template;
 
