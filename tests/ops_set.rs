@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Files of `src/ops` that are no op.
-const SHARED: [&str; 7] = ["mod", "cpu", "gpu", "indices", "packed", "profile", "testing"];
+const SHARED: [&str; 5] = ["mod", "backend", "indices", "profile", "testing"];
 
 fn root(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)

@@ -10,8 +10,8 @@
 use super::layer::{InputGradient, Layer, LayerPass, OutputRows, norm_to_device};
 use crate::batch::PackedBatch;
 use crate::checkpoint::ModelConfig;
+use crate::ops::bf16::Isa;
 use crate::ops::gpu::{self, Route};
-use crate::ops::packed::Isa;
 use crate::ops::rms_norm::RmsNorm;
 use crate::ops::{AttentionShape, Linear, RopeTable, cpu};
 use crate::{Error, Result};

@@ -7,7 +7,7 @@ use crate::Result;
 use crate::checkpoint::tensors::{EMBEDDING, HEAD, LayerTensors, NORM, Stack};
 use crate::checkpoint::{ModelConfig, Weights};
 use crate::ops::Linear;
-use crate::ops::packed::{Isa, Panels};
+use crate::ops::bf16::{Isa, Panels};
 use crate::ops::rms_norm::RmsNorm;
 use candle_core::{Device, Tensor};
 

@@ -31,8 +31,8 @@ use super::head::head_rows;
 use super::layer::{Attention, Dense};
 use crate::checkpoint::ModelConfig;
 use crate::checkpoint::tensors::LayerTensors;
+use crate::ops::bf16::Panels;
 use crate::ops::gpu::allocated_rows;
-use crate::ops::packed::Panels;
 use candle_core::DeviceLocation;
 use half::bf16;
 

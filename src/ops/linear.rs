@@ -4,9 +4,11 @@
 //! packed for them (`src/ops/packed`): inputs are rounded to bf16, sums and outputs are f32. Elsewhere it is widened to f32
 //! block by block as the product goes, and so is f16 everywhere. Activations are f32 all the same.
 
+use super::bf16::{
+    Element, Isa, Panels, Right, Then, backward as multiply_backward, forward as multiply_forward,
+};
 use super::cpu::{self, Disjoint, Mat, Real, View, with_real};
 use super::gpu::{self, Product, Route};
-use super::packed::{self, Element, Isa, Panels, Right, Then};
 use super::profile;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -350,8 +352,8 @@ impl Linear {
             }
             let then = Then { scale: scale as f32, add: bias.is_some() };
             match forward {
-                true => packed::forward(isa, &x, right, out, then),
-                false => packed::backward(isa, &x, right, out, then),
+                true => multiply_forward(isa, &x, right, out, then),
+                false => multiply_backward(isa, &x, right, out, then),
             }
         });
         Ok(Some(cpu::tensor(out, (m, width))?))

@@ -21,13 +21,11 @@
 
 pub mod adamw;
 pub mod attention;
-pub(crate) mod cpu;
+pub(crate) mod backend;
 pub mod cross_entropy;
 pub mod embed;
-pub(crate) mod gpu;
 pub mod indices;
 pub mod linear;
-pub(crate) mod packed;
 pub mod profile;
 pub mod rms_norm;
 pub mod rope;
@@ -35,6 +33,8 @@ pub mod rows;
 pub mod swiglu;
 #[cfg(test)]
 pub(crate) mod testing;
+
+pub(crate) use backend::{bf16, cpu, gpu};
 
 pub use attention::{AttentionShape, Segment, Segments};
 pub use indices::{IndexView, Indices};

@@ -1,9 +1,9 @@
 //! The canary's work: small products on every thread of the pool at the same time.
 
 use super::{RateSource, Reading};
+use crate::ops::bf16::kernel::{self, Left, Line, Out, Panels};
+use crate::ops::bf16::{Isa, PANEL, Then};
 use crate::ops::cpu::{self, Mat};
-use crate::ops::packed::kernel::{self, Left, Line, Out, Panels};
-use crate::ops::packed::{Isa, PANEL, Then};
 use candle_core::DType;
 use half::bf16;
 use std::hint::{black_box, spin_loop};

@@ -25,9 +25,9 @@ mod prepare;
 mod products;
 mod segments;
 
+use super::bf16::Isa;
 use super::cpu::with_real;
 use super::gpu::{Route, route};
-use super::packed::Isa;
 use super::profile;
 use super::{IndexView, RopeTable};
 use crate::{Error, Result};

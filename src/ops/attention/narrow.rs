@@ -4,9 +4,9 @@
 
 use super::blocks::{Block, Row};
 use super::products::{Gradient, Heads, Pass, Products, from_row, from_row_mut};
+use crate::ops::bf16::kernel::{self, Left, Line, Out, Panels};
+use crate::ops::bf16::{Isa, PANEL, STEP, Then, pack_sums};
 use crate::ops::cpu::{self, Fma, Mat};
-use crate::ops::packed::kernel::{self, Left, Line, Out, Panels};
-use crate::ops::packed::{self, Isa, PANEL, STEP, Then};
 use half::bf16;
 use std::cell::Cell;
 
@@ -86,7 +86,7 @@ impl Packed {
         }
         if along {
             self.along.resize(d.next_multiple_of(STEP) / PANEL * lines(n), Line::ZERO);
-            packed::pack_sums(isa, from, (n, d), stride, &mut self.along, lines(n));
+            pack_sums(isa, from, (n, d), stride, &mut self.along, lines(n));
         }
     }
 
@@ -104,7 +104,7 @@ impl Packed {
         let (from, row_stride) = unsafe { (elements(matrix, (block.rows, d)), matrix.rs as usize) };
         for (piece, first) in block.pieces.iter().zip(first_pairs(block)) {
             let from = &from[piece.rows.start * row_stride..];
-            packed::pack_sums(isa, from, (piece.rows.len(), d), row_stride, &mut self.along[first..], stride);
+            pack_sums(isa, from, (piece.rows.len(), d), row_stride, &mut self.along[first..], stride);
         }
         self.along.chunks_mut(stride).for_each(|panel| panel[pairs..].fill(Line::ZERO));
     }

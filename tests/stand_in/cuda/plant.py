@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-CUDA, START, BLAS, LT = (f"src/ops/gpu/{name}.rs" for name in ["cuda", "cuda/start", "cuda/blas", "cuda/lt"])
+CUDA, START, BLAS, LT = (f"src/ops/backend/gpu/{name}.rs" for name in ["cuda", "cuda/start", "cuda/blas", "cuda/lt"])
 
 # What is wrong, file, text, text with the fault; or several texts and what takes their places.
 FAULTS = [
@@ -49,7 +49,7 @@ FAULTS = [
     ("nothing is added", LT, "if add.is_some() { 1f32 } else { 0f32 }", "if add.is_some() { 0f32 } else { 0f32 }"),
     ("sums in 16 bits are allowed", LT, "        this.set(Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes)?;\n",
      "        let _allowed = schemes;\n"),
-    ("an alignment that addresses do not have", "src/ops/gpu/products.rs",
+    ("an alignment that addresses do not have", "src/ops/backend/gpu/products.rs",
      "1 << addresses.into_iter().fold(256, |all, address| all | address).trailing_zeros()", "addresses.into_iter().fold(256, |all, _| all)"),
     ("more workspace than there is", BLAS, "let workspace = Workspace { address, bytes: WORKSPACE };",
      "let workspace = Workspace { address, bytes: 2 * WORKSPACE };"),

@@ -181,7 +181,7 @@ fn allocate(shape: Shape, dtype: DType, like: &Tensor) -> Result<Tensor> {
         return emulated::poisoned(shape, dtype);
     }
     if shape.elem_count() == 0 {
-        return Ok(super::no_rows(1, dtype, like.device())?.reshape(shape)?);
+        return Ok(crate::ops::no_rows(1, dtype, like.device())?.reshape(shape)?);
     }
     // SAFETY: every bit pattern is a value of the dtypes used here, and the kernel that the tensor is made for
     // writes all of it.

@@ -23,7 +23,7 @@ use super::super::{Element, Left, Line, Out, PANEL, Panels, STEP, Then};
 use super::SIDE;
 use super::program::{LEFT_LINES, Operands, Registers, Text};
 use super::tiles::{PART_ROWS, RowBlock};
-use crate::ops::packed::Isa;
+use crate::ops::bf16::Isa;
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::cell::RefCell;
@@ -35,7 +35,7 @@ pub(super) const PARTS: usize = 8;
 const SUMS_LINES: usize = SIDE * SIDE * size_of::<f32>() / size_of::<Line>();
 
 /// Columns of a product, at most 32 at a time, with the right operand that belongs to them.
-pub(in crate::ops::packed) trait Columns<'o, T> {
+pub(in crate::ops::backend::bf16) trait Columns<'o, T> {
     /// Goes on to the next columns: the output of them.
     fn next(&mut self) -> Option<Out<'o, T>>;
 
@@ -46,7 +46,7 @@ pub(in crate::ops::packed) trait Columns<'o, T> {
 
 /// Prefetches a share of the first `depth` values of two panels, which need not exist, to the second-level cache.
 #[inline(always)]
-pub(in crate::ops::packed) fn prefetch(
+pub(in crate::ops::backend::bf16) fn prefetch(
     panels: Panels,
     first: usize,
     depth: usize,
@@ -73,11 +73,11 @@ struct Scratch {
 
 /// A product of some rows, which are packed once, with any number of columns.
 #[derive(Clone, Copy)]
-pub(in crate::ops::packed) struct Product<'a> {
-    pub(in crate::ops::packed) left: Left<'a>,
-    pub(in crate::ops::packed) rows: usize,
-    pub(in crate::ops::packed) depth: usize,
-    pub(in crate::ops::packed) then: Then,
+pub(in crate::ops::backend::bf16) struct Product<'a> {
+    pub(in crate::ops::backend::bf16) left: Left<'a>,
+    pub(in crate::ops::backend::bf16) rows: usize,
+    pub(in crate::ops::backend::bf16) depth: usize,
+    pub(in crate::ops::backend::bf16) then: Then,
 }
 
 impl Product<'_> {
@@ -86,7 +86,7 @@ impl Product<'_> {
     /// # Panics
     /// Operands that are shorter than the shape; an output of other rows or of more than 32 columns; an `isa` without the
     /// registers.
-    pub(in crate::ops::packed) fn run<'o, R: Registers, T: Element>(
+    pub(in crate::ops::backend::bf16) fn run<'o, R: Registers, T: Element>(
         self,
         isa: Isa,
         columns: &mut impl Columns<'o, T>,

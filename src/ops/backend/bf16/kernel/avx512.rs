@@ -149,7 +149,7 @@ pub(super) unsafe fn put(sums: __m512, to: *mut f32, mask: __mmask16, then: Then
 /// # Safety
 /// See the module.
 #[target_feature(enable = "avx512f,avx512bf16")]
-pub(in crate::ops::packed) unsafe fn of_registers(times: usize) -> f32 {
+pub(in crate::ops::backend::bf16) unsafe fn of_registers(times: usize) -> f32 {
     let mut sums = [_mm512_setzero_ps(); 12];
     // Opaque, so that the sums are not known beforehand.
     let (a, b) = std::hint::black_box((_mm512_set1_epi32(0x3f80_3f80), _mm512_set1_epi32(0x3f80_3f80)));

@@ -3,14 +3,14 @@
 use super::super::Line;
 use super::TILE;
 use super::program::{LEFT_LINES, Operands, RIGHT_LINES, Registers, SUMS_ROW, Text, program};
-use crate::ops::packed::Isa;
+use crate::ops::bf16::Isa;
 use std::cell::RefCell;
 
 /// A tile register: 16 rows of 64 bytes, as f32 or pairs of bf16.
 type Tile = [[u32; TILE]; TILE];
 
 /// Registers that hold NaN when they are configured.
-pub(in crate::ops::packed) struct Model([Tile; 8]);
+pub(in crate::ops::backend::bf16) struct Model([Tile; 8]);
 
 thread_local! {
     /// The texts whose steps ran on this thread.
@@ -19,7 +19,7 @@ thread_local! {
 
 impl Model {
     /// Runs `f` on this thread, and says which texts' steps it ran.
-    pub(in crate::ops::packed) fn texts(f: impl FnOnce()) -> Vec<Text> {
+    pub(in crate::ops::backend::bf16) fn texts(f: impl FnOnce()) -> Vec<Text> {
         RAN.with_borrow_mut(Vec::clear);
         f();
         RAN.take()

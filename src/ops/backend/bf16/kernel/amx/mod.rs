@@ -20,24 +20,24 @@ mod program;
 mod tiles;
 
 #[cfg(test)]
-pub(in crate::ops::packed) use model::Model;
-pub(in crate::ops::packed) use product::{Columns, Product, prefetch};
+pub(in crate::ops::backend::bf16) use model::Model;
+pub(in crate::ops::backend::bf16) use product::{Columns, Product, prefetch};
 #[cfg(test)]
-pub(in crate::ops::packed) use program::Text;
-pub(in crate::ops::packed) use program::{Hardware, Registers};
+pub(in crate::ops::backend::bf16) use program::Text;
+pub(in crate::ops::backend::bf16) use program::{Hardware, Registers};
 
 use super::{Left, Out, PANEL, Panels, Then};
-use crate::ops::packed::Isa;
+use crate::ops::bf16::Isa;
 use std::arch::x86_64::*;
 
 /// Rows of a tile register.
 const TILE: usize = 16;
 
 /// Rows and columns of a block of the output.
-pub(in crate::ops::packed) const SIDE: usize = 2 * TILE;
+pub(in crate::ops::backend::bf16) const SIDE: usize = 2 * TILE;
 
 /// Sums over more values are cut: the tiles of some hundred rows then stay in a second-level cache of 2 MB.
-pub(in crate::ops::packed) const MOST_DEPTH: usize = 2048;
+pub(in crate::ops::backend::bf16) const MOST_DEPTH: usize = 2048;
 
 /// Whether the CPU has AMX with bf16, and the operating system lets this process use it.
 ///
@@ -104,7 +104,7 @@ const CONFIG: TileConfig = {
 };
 
 /// `out = scale * left right`; see [`super::block`]. Sums over more than [`MOST_DEPTH`] values are cut.
-pub(in crate::ops::packed) fn block<R: Registers>(
+pub(in crate::ops::backend::bf16) fn block<R: Registers>(
     isa: Isa,
     left: Left,
     depth: usize,
@@ -124,8 +124,8 @@ pub(in crate::ops::packed) fn block<R: Registers>(
 
 /// Ranges of a product's sums, of at most [`MOST_DEPTH`] values. They depend on nothing else, so that sums do not depend on the
 /// machine or the number of threads.
-pub(in crate::ops::packed) fn cuts(depth: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
-    crate::ops::packed::cuts(depth, MOST_DEPTH)
+pub(in crate::ops::backend::bf16) fn cuts(depth: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    crate::ops::bf16::cuts(depth, MOST_DEPTH)
 }
 
 /// The columns of one block, whose panels are there.

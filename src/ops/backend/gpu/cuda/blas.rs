@@ -59,7 +59,7 @@ pub(super) fn prepare(device: &CudaDevice) -> Result<()> {
 }
 
 /// As [`products::set_timing`].
-pub(in crate::ops::gpu) fn set_timing(device: &CudaDevice, timing: bool) -> Result<()> {
+pub(in crate::ops::backend::gpu) fn set_timing(device: &CudaDevice, timing: bool) -> Result<()> {
     with(device, |blas| {
         blas.table.timing = timing;
         Ok(())
@@ -67,12 +67,12 @@ pub(in crate::ops::gpu) fn set_timing(device: &CudaDevice, timing: bool) -> Resu
 }
 
 /// As [`products::export`].
-pub(in crate::ops::gpu) fn export(device: &CudaDevice) -> Result<Option<Choices>> {
+pub(in crate::ops::backend::gpu) fn export(device: &CudaDevice) -> Result<Option<Choices>> {
     with(device, |blas| Ok(blas.table.export(&blas.name)))
 }
 
 /// As [`products::import`].
-pub(in crate::ops::gpu) fn import(device: &CudaDevice, choices: &Choices) -> Result<Option<String>> {
+pub(in crate::ops::backend::gpu) fn import(device: &CudaDevice, choices: &Choices) -> Result<Option<String>> {
     with(device, |blas| Ok(blas.table.import(choices, &blas.name)))
 }
 
@@ -80,7 +80,7 @@ pub(in crate::ops::gpu) fn import(device: &CudaDevice, choices: &Choices) -> Res
 ///
 /// # Errors
 /// Operands of several dtypes or that are not contiguous; the device's.
-pub(in crate::ops::gpu) fn matmul(device: &CudaDevice, product: &Product) -> Result<Tensor> {
+pub(in crate::ops::backend::gpu) fn matmul(device: &CudaDevice, product: &Product) -> Result<Tensor> {
     let (m, k) = product.a.dims2()?;
     let (rows, columns) = product.b.dims2()?;
     let n = if product.transposed { rows } else { columns };

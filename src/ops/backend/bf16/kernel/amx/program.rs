@@ -8,8 +8,8 @@
 
 use super::super::Line;
 use super::{CONFIG, SIDE, TILE};
-use crate::ops::packed::Isa;
-use crate::ops::packed::isa::Kind;
+use crate::ops::bf16::Isa;
+use crate::ops::bf16::isa::Kind;
 use std::arch::asm;
 use std::marker::PhantomData;
 
@@ -29,7 +29,7 @@ const MOST_STEPS_IN_CACHE: usize = 20;
 
 /// Which of the lists a block takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::ops::packed) enum Text {
+pub(in crate::ops::backend::bf16) enum Text {
     /// The panels stay in the first-level cache, the rows stream through it.
     PanelsStay,
     /// Both stream from the second-level cache.
@@ -51,7 +51,7 @@ impl Text {
 
 /// Addresses of the first step of both sides.
 #[derive(Clone, Copy)]
-pub(in crate::ops::packed) struct Operands {
+pub(in crate::ops::backend::bf16) struct Operands {
     /// Both tiles of a step, those of the steps one after another.
     pub(super) left: *const Line,
     /// Two panels.
@@ -69,7 +69,7 @@ impl Operands {
 }
 
 /// The eight tile registers of a thread.
-pub(in crate::ops::packed) trait Registers: Sized {
+pub(in crate::ops::backend::bf16) trait Registers: Sized {
     /// Configured, until the value is dropped; `None` if the CPU of `isa` has none.
     fn configure(isa: Isa) -> Option<Self>;
 
@@ -179,7 +179,7 @@ macro_rules! assemble_store {
 /// instruction that could, and these pieces of assembler are the only ones in the program. The system saves and restores the
 /// registers when it takes the CPU from the thread, or interrupts it. A thread makes one product at a time, as the scratch
 /// memory of a product, which is the thread's, is borrowed for so long.
-pub(in crate::ops::packed) struct Hardware {
+pub(in crate::ops::backend::bf16) struct Hardware {
     /// They belong to the thread.
     not_send: PhantomData<*const ()>,
 }

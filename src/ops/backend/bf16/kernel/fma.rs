@@ -300,7 +300,7 @@ fn widen(pairs: __m512i) -> [__m512; 2] {
 /// # Safety
 /// See the module.
 #[target_feature(enable = "avx512f")]
-pub(in crate::ops::packed) unsafe fn of_registers(times: usize) -> f32 {
+pub(in crate::ops::backend::bf16) unsafe fn of_registers(times: usize) -> f32 {
     let mut sums = [_mm512_setzero_ps(); 12];
     // Opaque, so that the sums are not known beforehand.
     let (a, b) = std::hint::black_box((_mm512_set1_ps(1.0), _mm512_set1_ps(1.0)));
