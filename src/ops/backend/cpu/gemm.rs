@@ -1,44 +1,35 @@
-//! The one call into `gemm`, and its operands.
+//! The one call of `gemm`.
 
-use super::Real;
+use super::{Mat, MatMut, Real};
 
-/// A strided matrix operand: address of its first element, row stride and column stride in elements.
-#[derive(Clone, Copy)]
-pub(crate) struct Mat<P> {
-    pub(crate) ptr: P,
-    pub(crate) rs: isize,
-    pub(crate) cs: isize,
+/// A product `scale * a[m, k] b[k, n]`.
+pub(crate) struct Gemm<'a, T> {
+    /// m, n, k.
+    pub(crate) size: (usize, usize, usize),
+    /// [m, k].
+    pub(crate) a: Mat<'a, T>,
+    /// [k, n].
+    pub(crate) b: Mat<'a, T>,
+    /// Multiplies the product.
+    pub(crate) scale: T,
+    /// Whether the product is added to the output; it replaces the output otherwise.
+    pub(crate) accumulate: bool,
+    /// Whether the thread pool shares the work.
+    pub(crate) parallel: bool,
 }
 
-impl<P> Mat<P> {
-    /// Rows of `stride` elements, one after another.
-    pub(crate) fn rows(ptr: P, stride: usize) -> Self {
-        Self { ptr, rs: stride as isize, cs: 1 }
-    }
-    /// The transpose.
-    pub(crate) fn t(self) -> Self {
-        Self { ptr: self.ptr, rs: self.cs, cs: self.rs }
-    }
-}
-
-/// `out[m, n] = beta * a[m, k] b[k, n]`, added to what `out` holds where `add` is set.
+/// `out[m, n] = scale * a[m, k] b[k, n] (+ out if accumulate)`.
 ///
 /// # Safety
-/// The operands' elements lie in live memory, `out`'s are not aliased.
-pub(crate) unsafe fn gemm<T: Real>(
-    (m, n, k): (usize, usize, usize),
-    out: Mat<*mut T>,
-    add: bool,
-    a: Mat<*const T>,
-    b: Mat<*const T>,
-    beta: T,
-    parallel: bool,
-) {
+/// The sizes lie inside the three matrices; the elements of `out` are initialised if the product accumulates.
+pub(crate) unsafe fn gemm<T: Real>(product: &Gemm<T>, out: MatMut<T>) {
+    let Gemm { size: (m, n, k), a, b, scale, accumulate, parallel } = *product;
     if m == 0 || n == 0 {
         return;
     }
     let parallelism = if parallel { ::gemm::Parallelism::Rayon(0) } else { ::gemm::Parallelism::None };
-    let alpha = if add { T::one() } else { T::zero() };
+    // The crate's `alpha` multiplies the old output, its `beta` the product.
+    let alpha = if accumulate { T::one() } else { T::zero() };
     // SAFETY: the caller's promise.
     unsafe {
         ::gemm::gemm(
@@ -46,17 +37,17 @@ pub(crate) unsafe fn gemm<T: Real>(
             n,
             k,
             out.ptr,
-            out.cs,
-            out.rs,
-            add,
+            1,
+            out.stride as isize,
+            accumulate,
             a.ptr,
-            a.cs,
-            a.rs,
+            a.column_stride,
+            a.row_stride,
             b.ptr,
-            b.cs,
-            b.rs,
+            b.column_stride,
+            b.row_stride,
             alpha,
-            beta,
+            scale,
             false,
             false,
             false,

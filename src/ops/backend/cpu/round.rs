@@ -1,39 +1,47 @@
 //! Rounding of f32 to bf16: by the CPU's instruction (`vcvtne2ps2bf16`, AVX512-BF16) if it has one, in integers otherwise.
 //! Both take the nearest value, ties to even; the instruction makes zero of a number that is subnormal in f32.
 
-use super::Stored;
+use super::StorageFloat;
 use half::bf16;
+use std::mem::MaybeUninit;
 
 /// The lowest `n` bits, all 32 if there are more: a mask of the first `n` values.
 #[cfg(target_arch = "x86_64")]
 #[inline]
-pub(crate) fn low(n: usize) -> u32 {
+pub(crate) fn low_mask(n: usize) -> u32 {
     if n >= 32 { u32::MAX } else { (1 << n) - 1 }
 }
 
 /// Rounds `from` into `to`, which has its length.
 #[inline(always)]
 pub(crate) fn round_slice(from: &[f32], to: &mut [bf16]) {
+    // SAFETY: `MaybeUninit<bf16>` has the layout of `bf16`, and `round_into` writes nothing but values.
+    round_into(from, unsafe { &mut *(std::ptr::from_mut(to) as *mut [MaybeUninit<bf16>]) });
+}
+
+/// As [`round_slice`], into elements that need not be initialised; every one is written.
+#[inline(always)]
+pub(super) fn round_into(from: &[f32], to: &mut [MaybeUninit<bf16>]) {
     assert_eq!(from.len(), to.len(), "values to round, and room for them");
     #[cfg(target_arch = "x86_64")]
     if x86::has_instruction() {
         // SAFETY: the CPU has the instruction.
-        return unsafe { x86::round(from, to) };
+        return unsafe { x86::round(from, to.as_mut_ptr().cast()) };
     }
-    to.iter_mut().zip(from).for_each(|(y, &x)| *y = bf16::stored(x));
+    to.iter_mut().zip(from).for_each(|(y, &x)| _ = y.write(bf16::store(x)));
 }
 
 /// Rows of `columns` values, one after another.
-pub(crate) struct Rows<'a> {
+pub(crate) struct F32Rows<'a> {
     pub(crate) from: &'a [f32],
     pub(crate) columns: usize,
 }
 
-impl Rows<'_> {
-    /// Rounds them to rows that begin `stride` elements apart.
+impl F32Rows<'_> {
+    /// Rounds them to rows at `to` that begin `stride` elements apart.
     ///
     /// # Safety
-    /// Those elements are the caller's.
+    /// Nothing else uses the elements of those rows, which lie in live memory.
     #[inline(always)]
     pub(crate) unsafe fn round(&self, to: *mut bf16, stride: usize) {
         #[cfg(target_arch = "x86_64")]
@@ -43,14 +51,14 @@ impl Rows<'_> {
         }
         for (i, row) in self.from.chunks_exact(self.columns.max(1)).enumerate() {
             // SAFETY: the caller's promise.
-            let to = unsafe { std::slice::from_raw_parts_mut(to.add(i * stride), self.columns) };
-            to.iter_mut().zip(row).for_each(|(y, &x)| *y = bf16::stored(x));
+            let to = unsafe { std::slice::from_raw_parts_mut(to.add(i * stride).cast(), self.columns) };
+            round_into(row, to);
         }
     }
 }
 
-/// Rounds two rows of one length into `to`, an element of the first beside that of the second; without a second row, a
-/// zero.
+/// Rounds two rows of one length into `to`, each element of the first beside that of the second; without a second row, beside
+/// a zero.
 #[inline(always)]
 pub(crate) fn round_pairs(first: &[f32], second: Option<&[f32]>, to: &mut [[bf16; 2]]) {
     assert!(first.len() == to.len() && second.is_none_or(|row| row.len() == to.len()), "rows of one length");
@@ -62,17 +70,17 @@ pub(crate) fn round_pairs(first: &[f32], second: Option<&[f32]>, to: &mut [[bf16
     match second {
         Some(second) => {
             for ((y, &a), &b) in to.iter_mut().zip(first).zip(second) {
-                *y = [bf16::stored(a), bf16::stored(b)];
+                *y = [bf16::store(a), bf16::store(b)];
             }
         }
-        None => to.iter_mut().zip(first).for_each(|(y, &a)| *y = [bf16::stored(a), bf16::ZERO]),
+        None => to.iter_mut().zip(first).for_each(|(y, &a)| *y = [bf16::store(a), bf16::ZERO]),
     }
 }
 
 /// By the instruction. Functions need `avx512f`, `avx512bw` and `avx512bf16`.
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::low;
+    use super::low_mask;
     use half::bf16;
     use std::arch::x86_64::*;
 
@@ -87,13 +95,13 @@ mod x86 {
 
     /// A mask of the first `n` of a vector's f32.
     fn lanes(n: usize) -> __mmask16 {
-        low(n) as __mmask16
+        low_mask(n) as __mmask16
     }
 
     /// # Safety
-    /// As for [`super::Rows::round`]; the CPU has the instructions.
+    /// As for [`super::F32Rows::round`]; the CPU has the instructions.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    pub(super) unsafe fn round_rows(rows: &super::Rows, to: *mut bf16, stride: usize) {
+    pub(super) unsafe fn round_rows(rows: &super::F32Rows, to: *mut bf16, stride: usize) {
         for (i, row) in rows.from.chunks_exact(rows.columns.max(1)).enumerate() {
             // SAFETY: the caller's promise.
             unsafe { round_to(row, to.add(i * stride)) };
@@ -101,45 +109,46 @@ mod x86 {
     }
 
     /// # Safety
-    /// The CPU has the instructions; `to` has the length of `from`.
+    /// The CPU has the instructions; nothing else uses the elements at `to`, as many as `from` has.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    pub(super) unsafe fn round(from: &[f32], to: &mut [bf16]) {
+    pub(super) unsafe fn round(from: &[f32], to: *mut bf16) {
         // SAFETY: the caller's promise.
-        unsafe { round_to(from, to.as_mut_ptr()) };
+        unsafe { round_to(from, to) };
     }
 
     /// # Safety
-    /// The CPU has the instructions; as many elements as `from` has at `to` are the caller's.
+    /// As for [`round`].
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     unsafe fn round_to(from: &[f32], to: *mut bf16) {
-        let (whole, tail) = (from.len() - from.len() % (2 * LANES), from.len() % (2 * LANES));
+        let tail = from.len() % (2 * LANES);
+        let full = from.len() - tail;
         let from = from.as_ptr();
-        // SAFETY: whole vectors end before the slices do; masks leave out what lies beyond their ends.
+        // SAFETY: full vectors end before the slices do; masks leave out the elements beyond their ends.
         unsafe {
-            for start in (0..whole).step_by(2 * LANES) {
+            for start in (0..full).step_by(2 * LANES) {
                 let both = [_mm512_loadu_ps(from.add(start)), _mm512_loadu_ps(from.add(start + LANES))];
                 let rounded = bits(_mm512_cvtne2ps_pbh(both[1], both[0]));
                 _mm512_storeu_si512(to.add(start).cast(), rounded);
             }
             if tail > 0 {
                 let masks = [lanes(tail), lanes(tail.saturating_sub(LANES))];
-                let first = _mm512_maskz_loadu_ps(masks[0], from.add(whole));
-                let second = _mm512_maskz_loadu_ps(masks[1], from.wrapping_add(whole + LANES));
+                let first = _mm512_maskz_loadu_ps(masks[0], from.add(full));
+                let second = _mm512_maskz_loadu_ps(masks[1], from.wrapping_add(full + LANES));
                 let rounded = bits(_mm512_cvtne2ps_pbh(second, first));
-                _mm512_mask_storeu_epi16(to.add(whole).cast(), low(tail), rounded);
+                _mm512_mask_storeu_epi16(to.add(full).cast(), low_mask(tail), rounded);
             }
         }
     }
 
     /// # Safety
-    /// As [`round`], of both rows.
+    /// The CPU has the instructions; both rows have the length of `to`.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     pub(super) unsafe fn round_pairs(first: &[f32], second: Option<&[f32]>, to: &mut [[bf16; 2]]) {
         // Value i of the first row is word i of the rounded vector, that of the second word 16 + i.
         let order: [u16; 2 * LANES] = std::array::from_fn(|i| (i / 2 + i % 2 * LANES) as u16);
         let n = first.len();
-        // SAFETY: the array is 512 bits; masks leave out what lies beyond the slices' ends.
+        // SAFETY: the array is 512 bits; masks leave out the elements beyond the slices' ends.
         unsafe {
             let order = _mm512_loadu_si512(order.as_ptr().cast());
             let load = |row: &[f32], start, mask| _mm512_maskz_loadu_ps(mask, row.as_ptr().add(start));
@@ -172,18 +181,18 @@ mod tests {
         all.filter(|x| !x.is_subnormal()).collect()
     }
 
-    fn same(found: bf16, of: f32) -> bool {
-        let expected = bf16::from_f32(of);
-        found.to_bits() == expected.to_bits() || (found.is_nan() && of.is_nan())
+    fn is_rounded(found: bf16, x: f32) -> bool {
+        let expected = bf16::from_f32(x);
+        found.to_bits() == expected.to_bits() || (found.is_nan() && x.is_nan())
     }
 
     #[test]
-    fn round_slice_gives_the_nearest_values() {
+    fn round_slice_returns_the_nearest_values() {
         let values = values();
         for n in [0, 1, 15, 16, 17, 31, 32, 33, values.len()] {
             let mut found = vec![bf16::ONE; n + 1];
             round_slice(&values[..n], &mut found[..n]);
-            assert!(found.iter().zip(&values[..n]).all(|(y, &x)| same(*y, x)), "{n} values");
+            assert!(found.iter().zip(&values[..n]).all(|(y, &x)| is_rounded(*y, x)), "{n} values");
             assert_eq!(found[n], bf16::ONE, "nothing is written beyond {n} values");
         }
     }
@@ -197,7 +206,10 @@ mod tests {
                 let mut found = vec![[bf16::ONE; 2]; n + 1];
                 round_pairs(&first[..n], row, &mut found[..n]);
                 for (i, [a, b]) in found[..n].iter().enumerate() {
-                    assert!(same(*a, first[i]) && same(*b, row.map_or(0.0, |row| row[i])), "pair {i} of {n}");
+                    assert!(
+                        is_rounded(*a, first[i]) && is_rounded(*b, row.map_or(0.0, |row| row[i])),
+                        "pair {i} of {n}"
+                    );
                 }
                 assert_eq!(found[n], [bf16::ONE; 2], "nothing is written beyond {n} pairs");
             }

@@ -1,9 +1,9 @@
-//! Loops compiled for the vectors that this CPU has, and what vectorises in them: exponentials, maxima and sums.
+//! Loops compiled for the vectors that this CPU has, and functions that vectorise in them: exponentials, maxima and sums.
 
 use super::Real;
 
-/// Whether the code around has an instruction for `a * b + c`. It is known when that code is compiled: [`simd`] inlines a
-/// closure once for each kind of vectors, so that no branch is left.
+/// Whether the surrounding code has an instruction for `a * b + c`. This is known when that code is compiled: [`simd`] inlines
+/// a closure once for each kind of vectors, so that no branch is left.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Fma(bool);
 
@@ -15,12 +15,12 @@ impl Fma {
     }
 }
 
-/// Runs `f` compiled for the widest vectors that this CPU has. Only what is inlined is: say `#[inline(always)]` before
-/// the closure, here and in [`super::par_rows`], or the compiler's own judgement leaves a long one as it is, in SSE2.
+/// Runs `f` compiled for the widest vectors that this CPU has. `f` is compiled so only if it is inlined: mark closures
+/// `#[inline(always)]`, here and in [`super::par_rows`]; otherwise a long closure is compiled for baseline SSE2.
 #[inline(always)]
 pub(crate) fn simd<R>(f: impl FnOnce(Fma) -> R) -> R {
-    struct Run<F>(F);
-    impl<R, F: FnOnce(Fma) -> R> pulp::WithSimd for Run<F> {
+    struct Closure<F>(F);
+    impl<R, F: FnOnce(Fma) -> R> pulp::WithSimd for Closure<F> {
         type Output = R;
         #[inline(always)]
         fn with_simd<S: pulp::Simd>(self, _: S) -> R {
@@ -28,7 +28,7 @@ pub(crate) fn simd<R>(f: impl FnOnce(Fma) -> R) -> R {
             (self.0)(Fma(!S::IS_SCALAR))
         }
     }
-    pulp::Arch::new().dispatch(Run(f))
+    pulp::Arch::new().dispatch(Closure(f))
 }
 
 /// e^x of f32, within 2 units in the last place: range reduction by powers of two and the polynomial of Cephes' `expf.c`.
@@ -97,12 +97,12 @@ mod tests {
         for fma in [Fma(false), Fma(true)] {
             for i in -870_000..880_000 {
                 let x = i as f32 * 1e-4;
-                let (ours, exact) = (x.exp_(fma), f64::from(x).exp());
+                let (ours, exact) = (x.fast_exp(fma), f64::from(x).exp());
                 let error = ((f64::from(ours) - exact) / exact).abs();
                 assert!(error < 2.4e-7, "exp({x}) = {ours}, not {exact}, {fma:?}");
             }
-            assert!(f32::NAN.exp_(fma).is_nan());
-            assert_eq!(0f32.exp_(fma), 1.0);
+            assert!(f32::NAN.fast_exp(fma).is_nan());
+            assert_eq!(0f32.fast_exp(fma), 1.0);
         }
     }
 

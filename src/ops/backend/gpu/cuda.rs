@@ -4,7 +4,7 @@ pub(super) mod blas;
 mod lt;
 mod start;
 
-use super::{Kernel, Parameters};
+use super::{Kernel, KernelParameters};
 use crate::{Error, Result};
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::{
@@ -23,12 +23,12 @@ use std::sync::{Arc, Mutex, OnceLock};
 // `fatbin(file, element)`: machine code of each kernel file for each dtype, from build.rs.
 include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
 
-/// Shared memory that a block gets without asking.
+/// Shared memory that a block may use without setting an attribute.
 const PLAIN_SHARED_BYTES: usize = 48 * 1024;
 
 /// Functions by device, kernel and dtype; modules by device, file and dtype.
 #[derive(Default)]
-struct Loaded {
+struct LoadedKernels {
     functions: HashMap<(DeviceId, &'static str, DType), CudaFunction>,
     modules: HashMap<(DeviceId, &'static str, DType), Arc<CudaModule>>,
 }
@@ -36,19 +36,19 @@ struct Loaded {
 /// A kernel's parameter struct, passed by value.
 #[repr(transparent)]
 struct ByValue<P>(P);
-// SAFETY: `Parameters` promises a plain struct of 4-byte fields.
-unsafe impl<P: Parameters> DeviceRepr for ByValue<P> {}
+// SAFETY: `KernelParameters` promises a plain struct of 4-byte fields.
+unsafe impl<P: KernelParameters> DeviceRepr for ByValue<P> {}
 
-/// Major and minor compute capability; (0, 0) where the driver does not say.
+/// Major and minor compute capability; (0, 0) if the driver does not report it.
 pub(crate) fn compute_capability(device: &CudaDevice) -> (i32, i32) {
     device.cuda_stream().context().compute_capability().unwrap_or((0, 0))
 }
 
-/// Free and total memory of the device, bytes. What the pool holds without use goes back to the driver first, which
-/// waits for the device.
+/// Free and total memory of the device, bytes. The pool's unused memory is returned to the driver first, which waits for the
+/// device.
 ///
 /// # Errors
-/// The driver's.
+/// Returns an error if a call of the driver fails.
 pub(crate) fn memory(device: &CudaDevice) -> Result<(usize, usize)> {
     let stream = device.cuda_stream();
     if stream.context().has_async_alloc() {
@@ -62,16 +62,16 @@ pub(crate) fn memory(device: &CudaDevice) -> Result<(usize, usize)> {
     Ok(stream.context().mem_get_info().w()?)
 }
 
-/// Free memory of the device, bytes, without what the pool holds.
+/// Free memory of the device, bytes, without the pool's unused memory.
 ///
 /// # Errors
-/// The driver's.
+/// Returns an error if a call of the driver fails.
 pub(crate) fn free_now(device: &CudaDevice) -> Result<usize> {
     Ok(device.cuda_stream().context().mem_get_info().w()?.0)
 }
 
 fn function(device: &CudaDevice, kernel: &Kernel, element: DType) -> Result<CudaFunction> {
-    static LOADED: OnceLock<Mutex<Loaded>> = OnceLock::new();
+    static LOADED: OnceLock<Mutex<LoadedKernels>> = OnceLock::new();
     let mut loaded =
         LOADED.get_or_init(Mutex::default).lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     if let Some(function) = loaded.functions.get(&(device.id(), kernel.name, element)) {
@@ -124,14 +124,14 @@ fn address(tensor: &Tensor) -> Result<u64> {
     Ok(base + (layout.start_offset() * tensor.dtype().size_in_bytes()) as u64)
 }
 
-pub(super) fn launch<P: Parameters>(
+pub(super) fn launch<P: KernelParameters>(
     device: &CudaDevice,
     kernel: &Kernel,
     element: DType,
     buffers: &[&Tensor],
     parameters: &P,
 ) -> Result<()> {
-    // Loading does not bind the context to this thread, and an op in place has allocated nothing on it that would.
+    // Loading a module does not bind the context to this thread, and an op that works in place made no allocation that would.
     device.cuda_stream().context().bind_to_thread().w()?;
     let function = function(device, kernel, element)?;
     let addresses = buffers.iter().map(|b| address(b)).collect::<Result<Vec<u64>>>()?;

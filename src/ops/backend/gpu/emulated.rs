@@ -1,7 +1,7 @@
-//! The emulator, in tests alone: the text of `kernels/` compiled by the host's C++ compiler, whose threads are
-//! fibers (`kernels/emulated.h`). Tensors stay on the CPU.
+//! The emulator, for tests: the text of `kernels/` compiled by the host's C++ compiler. The kernels' threads are fibers
+//! (`kernels/emulated.h`), and tensors stay on the CPU.
 
-use super::{Kernel, Parameters};
+use super::{Kernel, KernelParameters};
 use crate::{Error, Result};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, DType, Device, Shape, Storage, Tensor};
@@ -12,6 +12,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, OnceLock};
+use std::thread::LocalKey;
 
 /// The emulator's side of a launch: `struct Launch` of `kernels/emulated.h`.
 #[repr(C)]
@@ -39,17 +40,20 @@ pub(crate) fn is_on() -> bool {
     ON.get().is_some()
 }
 
-/// Runs `f` with this thread's ops on the emulator; `order` is the order that threads and blocks run in: 0
-/// ascending, 1 descending, others a shuffle.
-pub(crate) fn emulate<R>(order: u32, f: impl FnOnce() -> R) -> R {
-    struct Off;
-    impl Drop for Off {
-        fn drop(&mut self) {
-            ON.set(None);
-        }
+/// Sets a thread's flag back to its default when it is dropped.
+struct Reset<T: Default + 'static>(&'static LocalKey<Cell<T>>);
+
+impl<T: Default> Drop for Reset<T> {
+    fn drop(&mut self) {
+        self.0.set(T::default());
     }
+}
+
+/// Runs `f` with this thread's ops on the emulator. `order` is the order in which threads and blocks run: 0 ascending, 1
+/// descending, others a shuffle.
+pub(crate) fn emulate<R>(order: u32, f: impl FnOnce() -> R) -> R {
     ON.set(Some(order));
-    let _off = Off;
+    let _off = Reset(&ON);
     f()
 }
 
@@ -62,16 +66,10 @@ pub(super) fn adds_in_products() -> bool {
     is_on() && ADDS.get()
 }
 
-/// As [`emulate`], with products that add a matrix: what a model does on CUDA.
+/// As [`emulate`], with products that add a matrix, as a model runs on CUDA.
 pub(crate) fn emulate_cuda<R>(order: u32, f: impl FnOnce() -> R) -> R {
-    struct Off;
-    impl Drop for Off {
-        fn drop(&mut self) {
-            ADDS.set(false);
-        }
-    }
     ADDS.set(true);
-    let _off = Off;
+    let _off = Reset(&ADDS);
     emulate(order, f)
 }
 
@@ -119,7 +117,7 @@ fn library(element: DType) -> &'static Library {
         let mut files: Vec<PathBuf> = entries.filter(|p| p.extension().is_some_and(|e| e == "cu")).collect();
         files.sort();
         let out = tempfile::tempdir().expect("a folder for the library");
-        // Once open, the library needs its file no more.
+        // An open library does not need its file.
         Box::leak(Box::new(compile(&files, element, &out.path().join("kernels.so"))))
     })
 }
@@ -145,7 +143,7 @@ fn elements(tensor: &Tensor) -> Result<(*mut c_void, u64)> {
 }
 
 /// Runs a kernel of `library`.
-pub(crate) fn launch_of<P: Parameters>(
+pub(crate) fn launch_in<P: KernelParameters>(
     library: &Library,
     kernel: &Kernel,
     buffers: &[&Tensor],
@@ -178,13 +176,13 @@ pub(crate) fn launch_of<P: Parameters>(
     if code == 0 { Ok(()) } else { Err(Error::Invalid(format!("emulator: {message}"))) }
 }
 
-pub(super) fn launch<P: Parameters>(
+pub(super) fn launch<P: KernelParameters>(
     kernel: &Kernel,
     element: DType,
     buffers: &[&Tensor],
     parameters: &P,
 ) -> Result<()> {
-    launch_of(library(element), kernel, buffers, parameters)
+    launch_in(library(element), kernel, buffers, parameters)
         .map_err(|e| Error::Invalid(format!("kernels/{}.cu: {e}", kernel.file)))
 }
 
@@ -194,22 +192,14 @@ mod tests {
 
     super::super::parameters!(FaultParameters { width: u32 });
 
-    /// Runs a kernel of tests/emulator/faults.cu on 64 threads; what the emulator says.
-    fn run(
-        library: &Library,
-        name: &'static str,
-        element: DType,
-        width: u32,
-        blocks: usize,
-        order: u32,
-    ) -> String {
-        let x =
-            Tensor::ones(64, if name == "fault_missing_wait" { element } else { DType::F32 }, &Device::Cpu);
-        let x = x.expect("a tensor");
+    /// Runs a kernel of tests/emulator/faults.cu, compiled for bf16, on 64 threads; returns the emulator's message.
+    fn run(library: &Library, name: &'static str, width: u32, blocks: usize, order: u32) -> String {
+        let dtype = if name == "fault_missing_wait" { DType::BF16 } else { DType::F32 };
+        let x = Tensor::ones(64, dtype, &Device::Cpu).expect("a tensor");
         let y = Tensor::zeros(64, DType::F32, &Device::Cpu).expect("a tensor");
         let y = if name == "fault_overlap" { x.clone() } else { y };
         let kernel = Kernel::new("faults", name, blocks, 64);
-        match emulate(order, || launch_of(library, &kernel, &[&x, &y], &FaultParameters { width })) {
+        match emulate(order, || launch_in(library, &kernel, &[&x, &y], &FaultParameters { width })) {
             Ok(()) => String::new(),
             Err(error) => error.to_string(),
         }
@@ -221,8 +211,8 @@ mod tests {
         let file = [Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/emulator/faults.cu")];
         let library = compile(&file, DType::BF16, &folder.path().join("faults.so"));
         for order in [0, 1, 7] {
-            let said = |name, width, blocks| run(&library, name, DType::BF16, width, blocks, order);
-            assert_eq!(said("fault_none", 64, 1), "");
+            let message = |name, width, blocks| run(&library, name, width, blocks, order);
+            assert_eq!(message("fault_none", 64, 1), "");
             for (name, width, blocks, expected) in [
                 ("fault_out_of_bounds", 1, 1, "x[64] of 64"),
                 ("fault_missing_barrier", 64, 1, "tile["),
@@ -236,14 +226,14 @@ mod tests {
                 ("fault_too_much_shared", 3, 1, "shared"),
                 ("fault_missing_wait", 64, 1, "tile["),
             ] {
-                let message = said(name, width, blocks);
-                assert!(message.contains(expected), "{name}, order {order}: {message}");
+                let found = message(name, width, blocks);
+                assert!(found.contains(expected), "{name}, order {order}: {found}");
             }
             // Without their fault the same kernels are right.
             for (name, width) in
                 [("fault_out_of_bounds", 0), ("fault_unwritten_shared", 64), ("fault_misaligned", 8)]
             {
-                assert_eq!(said(name, width, 1), "", "{name}, order {order}");
+                assert_eq!(message(name, width, 1), "", "{name}, order {order}");
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Metal: the text of `kernels/` compiled at run time, once per file and dtype, and launched on candle's command
 //! encoder, whose hazard barriers order it with candle's own kernels.
 
-use super::{Kernel, Parameters};
+use super::{Kernel, KernelParameters};
 use crate::{Error, Result};
 use candle_core::{DType, MetalDevice, Storage, Tensor};
 use candle_metal_kernels::metal::{ComputePipeline, Library};
@@ -26,7 +26,7 @@ const FILES: [(&str, &str); 8] = [
 type Key = (candle_core::metal_backend::DeviceId, &'static str, DType);
 
 #[derive(Default)]
-struct Loaded {
+struct LoadedPipelines {
     pipelines: HashMap<Key, ComputePipeline>,
     libraries: HashMap<Key, Library>,
 }
@@ -49,20 +49,20 @@ fn library(device: &MetalDevice, kernel: &Kernel, element: DType) -> Result<Libr
 }
 
 fn pipeline(device: &MetalDevice, kernel: &Kernel, element: DType) -> Result<ComputePipeline> {
-    static LOADED: OnceLock<Mutex<Loaded>> = OnceLock::new();
+    static LOADED: OnceLock<Mutex<LoadedPipelines>> = OnceLock::new();
     let mut loaded =
         LOADED.get_or_init(Mutex::default).lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let key = (device.id(), kernel.name, element);
     if let Some(pipeline) = loaded.pipelines.get(&key) {
         return Ok(pipeline.clone());
     }
-    let of_file = (device.id(), kernel.file, element);
-    if !loaded.libraries.contains_key(&of_file) {
+    let file_key = (device.id(), kernel.file, element);
+    if !loaded.libraries.contains_key(&file_key) {
         let library = library(device, kernel, element)?;
-        loaded.libraries.insert(of_file, library);
+        loaded.libraries.insert(file_key, library);
     }
     let function =
-        loaded.libraries[&of_file].get_function(kernel.name, None).map_err(candle_core::Error::wrap)?;
+        loaded.libraries[&file_key].get_function(kernel.name, None).map_err(candle_core::Error::wrap)?;
     let pipeline = device
         .metal_device()
         .new_compute_pipeline_state_with_function(&function)
@@ -79,7 +79,7 @@ fn pipeline(device: &MetalDevice, kernel: &Kernel, element: DType) -> Result<Com
     Ok(pipeline)
 }
 
-pub(super) fn launch<P: Parameters>(
+pub(super) fn launch<P: KernelParameters>(
     device: &MetalDevice,
     kernel: &Kernel,
     element: DType,
@@ -101,7 +101,7 @@ pub(super) fn launch<P: Parameters>(
             return Err(Error::Invalid(format!("expected a tensor on Metal, found {:?}", tensor.device())));
         };
         let offset = layout.start_offset() * tensor.dtype().size_in_bytes();
-        // Any of them may be written: as an output, a buffer waits for all that came before.
+        // Any of the buffers may be written: an output waits for all earlier commands.
         encoder.set_output_buffer(i, Some(storage.buffer()), offset);
     }
     encoder.set_bytes(buffers.len(), parameters);

@@ -1,4 +1,4 @@
-//! Launching the kernels of `kernels/`: by CUDA, by Metal, or in tests by the emulator.
+//! Launching the kernels of `kernels/` by CUDA, by Metal, or in tests by the emulator.
 //!
 //! A kernel file is compiled once per dtype of the activations; see `kernels/README.md`. Buffers are
 //! contiguous tensors of one device, parameters a `#[repr(C)]` struct of 4-byte fields.
@@ -17,9 +17,10 @@ pub(crate) mod products;
 mod upload;
 
 use crate::{Error, Result};
-use candle_core::{DType, Device, DeviceLocation, Shape, Tensor};
+use candle_core::{DType, Device, Shape, Tensor};
+use products::ProductDtype;
 
-/// One launch: which kernel, and how many threads of it.
+/// One launch of a kernel: its name and its numbers of blocks and threads.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Kernel {
     /// Name of the file in `kernels/`, without its ending.
@@ -29,12 +30,12 @@ pub(crate) struct Kernel {
     pub(crate) grid: [usize; 3],
     /// Threads of a block, a multiple of 32.
     pub(crate) threads: usize,
-    /// Bytes of shared memory beyond what the kernel declares.
+    /// Bytes of shared memory in addition to the kernel's own declarations.
     pub(crate) shared: usize,
 }
 
 impl Kernel {
-    /// A kernel with as many blocks as `blocks` in one dimension.
+    /// A launch of `blocks` blocks in one dimension.
     pub(crate) fn new(file: &'static str, name: &'static str, blocks: usize, threads: usize) -> Self {
         Self { file, name, grid: [blocks, 1, 1], threads, shared: 0 }
     }
@@ -44,7 +45,7 @@ impl Kernel {
 ///
 /// # Safety
 /// The type is `#[repr(C)]`, of 4-byte fields alone, in the order of the struct in the kernel file.
-pub(crate) unsafe trait Parameters: Copy {}
+pub(crate) unsafe trait KernelParameters: Copy {}
 
 /// Declares a kernel's parameters: the struct of the same name in the kernel file.
 macro_rules! parameters {
@@ -57,39 +58,10 @@ macro_rules! parameters {
         }
         const _: () = assert!(size_of::<$name>() == 4 * [$(stringify!($field)),*].len());
         // SAFETY: repr(C), and the assertion above holds each field to 4 bytes.
-        unsafe impl $crate::ops::gpu::Parameters for $name {}
+        unsafe impl $crate::ops::gpu::KernelParameters for $name {}
     };
 }
 pub(crate) use parameters;
-
-/// What runs an op on a tensor's device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Route {
-    /// The CPU's own code.
-    Cpu,
-    /// A kernel of `kernels/`.
-    Kernel,
-    /// Plain candle ops: a dtype that the kernels are not compiled for.
-    Reference,
-}
-
-/// The route of an op whose activations are `x`.
-pub(crate) fn route(x: &Tensor) -> Route {
-    #[cfg(test)]
-    if emulated::is_on() {
-        return Route::Kernel;
-    }
-    route_on(x.device().location(), x.dtype())
-}
-
-/// The route of an op on such a device whose activations have this dtype.
-pub(crate) fn route_on(device: DeviceLocation, dtype: DType) -> Route {
-    match (device, dtype) {
-        (DeviceLocation::Cpu, _) => Route::Cpu,
-        (_, DType::F32 | DType::BF16 | DType::F16) => Route::Kernel,
-        _ => Route::Reference,
-    }
-}
 
 /// Whether kernels may use `mma.sync` on 16-bit floats: CUDA from compute capability 8.0 on.
 pub(crate) fn has_tensor_cores(x: &Tensor) -> bool {
@@ -102,11 +74,11 @@ pub(crate) fn has_tensor_cores(x: &Tensor) -> bool {
     }
 }
 
-/// `list` as a tensor of u32 on `device`. On CUDA the copy is from pinned memory that is not used again before it is done;
-/// the call returns before that.
+/// `list` as a tensor of u32 on `device`. On CUDA the call returns before the copy is done; the copy is from pinned memory,
+/// which is not used again before.
 ///
 /// # Errors
-/// The device's.
+/// Returns an error if a device operation fails.
 pub(crate) fn upload(list: &[u32], device: &Device) -> Result<Tensor> {
     #[cfg(test)]
     UPLOADS.set(UPLOADS.get() + 1);
@@ -131,7 +103,7 @@ pub(crate) fn uploads() -> usize {
 /// `tensor` on `device`.
 ///
 /// # Errors
-/// The device's.
+/// Returns an error if a device operation fails.
 pub(crate) fn to_device(tensor: &Tensor, device: &Device) -> Result<Tensor> {
     let moved = tensor.to_device(device)?;
     if tensor.device().is_cpu() {
@@ -140,11 +112,11 @@ pub(crate) fn to_device(tensor: &Tensor, device: &Device) -> Result<Tensor> {
     Ok(moved)
 }
 
-/// Waits for copies to `device` from memory that is about to be freed, if the GPU reads the host's pages itself: there such a
-/// copy is a race.
+/// Waits for copies to `device` from memory that is about to be freed, if the GPU reads the host's pages itself: on such a GPU
+/// the copy would race with the free.
 ///
 /// # Errors
-/// The device's.
+/// Returns an error if a device operation fails.
 pub(crate) fn settle(device: &Device) -> Result<()> {
     match device {
         #[cfg(feature = "cuda")]
@@ -153,18 +125,21 @@ pub(crate) fn settle(device: &Device) -> Result<()> {
     }
 }
 
-/// Rows that [`empty`] takes memory for: of large matrices a multiple of 256. Steps have other numbers of rows each, and
-/// an allocator that meets few sizes finds the memory that the step before gave back.
+/// Rows for which [`empty`] allocates memory: a multiple of 256 for large matrices. The number of rows differs from step to
+/// step, and an allocator that is asked for few sizes can reuse the memory that the last step freed.
 pub(crate) fn allocated_rows(rows: usize) -> usize {
     const MULTIPLE: usize = 256;
-    // Of fewer rows the rest would be more than an eighth, and their matrices are small.
+    // With fewer rows the additional rows could be more than an eighth of the matrix, and such matrices are small.
     if rows > 8 * MULTIPLE { rows.next_multiple_of(MULTIPLE) } else { rows }
 }
 
-/// A tensor whose elements a kernel is going to write, on the device of `like`. It is contiguous; a large matrix is the
-/// leading rows of one with [`allocated_rows`].
+/// A contiguous tensor on the device of `like`, whose elements a kernel is going to write. A large matrix is the leading rows of
+/// one with [`allocated_rows`].
 ///
-/// In the emulator it is filled with NaN, so that an element left unwritten is seen.
+/// In the emulator it is filled with NaN, so that a test sees an element that was not written.
+///
+/// # Errors
+/// Returns an error if there is too little memory.
 pub(crate) fn empty(shape: impl Into<Shape>, dtype: DType, like: &Tensor) -> Result<Tensor> {
     let shape: Shape = shape.into();
     if let [rows, columns] = *shape.dims()
@@ -183,33 +158,37 @@ fn allocate(shape: Shape, dtype: DType, like: &Tensor) -> Result<Tensor> {
     if shape.elem_count() == 0 {
         return Ok(crate::ops::no_rows(1, dtype, like.device())?.reshape(shape)?);
     }
-    // SAFETY: every bit pattern is a value of the dtypes used here, and the kernel that the tensor is made for
-    // writes all of it.
+    // SAFETY: every bit pattern is a value of the dtypes used here, and the kernel for which the tensor is made writes all
+    // of it.
     Ok(unsafe { Tensor::empty(shape, dtype, like.device()) }?)
 }
 
-/// 1 where kernels may access rows of these widths in `tensors` 16 bytes at a time: widths are multiples of 8
-/// elements, and so are the places where views begin (allocations themselves are aligned).
+/// 1 if kernels may access rows of these widths in `tensors` 16 bytes at a time, else 0: widths are multiples of 8 elements, and
+/// so are the offsets at which views begin (allocations themselves are aligned).
 pub(crate) fn aligned(widths: &[usize], tensors: &[&Tensor]) -> u32 {
-    let begins = |t: &&Tensor| {
+    let is_aligned = |t: &&Tensor| {
         let (_, layout) = t.storage_and_layout();
         layout.start_offset() % 8 == 0
     };
-    u32::from(widths.iter().all(|w| w % 8 == 0) && tensors.iter().all(begins))
+    u32::from(widths.iter().all(|w| w % 8 == 0) && tensors.iter().all(is_aligned))
 }
 
-/// Runs a kernel, compiled for activations of dtype `element`, over `buffers` in the order of its arguments. On
-/// a GPU the call returns before the kernel has run.
+/// Runs a kernel, compiled for activations of dtype `element`, over `buffers` in the order of its arguments. On a GPU the call
+/// returns before the kernel has run.
 ///
 /// # Errors
-/// A buffer that is not contiguous; the device's.
-pub(crate) fn launch<P: Parameters>(
+/// Returns an error if there is no kernel for `element`, a buffer is not contiguous, or a device operation fails.
+pub(crate) fn launch<P: KernelParameters>(
     kernel: &Kernel,
     element: DType,
     buffers: &[&Tensor],
     parameters: &P,
 ) -> Result<()> {
     debug_assert!(kernel.threads.is_multiple_of(32), "{kernel:?}");
+    if !matches!(element, DType::F32 | DType::BF16 | DType::F16) {
+        let expected = "activations in f32, bf16 or f16 on a GPU".into();
+        return Err(Error::Shape { op: kernel.name, expected, found: format!("{element:?}") });
+    }
     if let Some(buffer) = buffers.iter().find(|b| !b.is_contiguous()) {
         return Err(Error::Shape {
             op: kernel.name,
@@ -235,26 +214,26 @@ pub(crate) fn launch<P: Parameters>(
     }
 }
 
-/// Threads of a block for `tasks` equal tasks, of which each thread does one at a time and a block at most 256: a multiple of
-/// 32 that leaves the fewest threads without a task in the last round, the most threads where several do.
+/// Threads of a block for `tasks` equal tasks, of which each thread does one at a time: a multiple of 32, at most 256, that
+/// leaves the fewest threads without a task in the last round, and the largest such number.
 pub(crate) fn balanced_threads(tasks: usize) -> usize {
     const MOST: usize = 256;
     if tasks <= MOST {
         return tasks.max(1).next_multiple_of(32);
     }
     let idle = |threads: &usize| tasks.next_multiple_of(*threads) - tasks;
-    // Under 128 threads a block has too few loads on their way.
+    // A block of fewer than 128 threads has too few loads in flight.
     (128..=MOST).rev().step_by(32).min_by_key(idle).unwrap_or(MOST)
 }
 
-/// As a kernel's `uint`; sizes beyond it can't be met by any device's memory.
+/// `n` as a kernel's `uint`; larger sizes do not fit in any device's memory.
 pub(crate) fn uint(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
 
 /// `scale * a b + bias + add`.
 #[derive(Clone, Copy)]
-pub(crate) struct Product<'a> {
+pub(crate) struct MatrixProduct<'a> {
     /// [m, k].
     pub(crate) a: &'a Tensor,
     /// [k, n], or [n, k] if `transposed`.
@@ -267,11 +246,11 @@ pub(crate) struct Product<'a> {
     pub(crate) add: Option<&'a Tensor>,
 }
 
-/// Whether a product on the device of `x` adds a matrix without a pass of its own: by cuBLASLt.
+/// Whether a product on the device of `x` adds a matrix without another pass over memory: that of cuBLASLt does.
 pub(crate) fn adds_in_products(x: &Tensor) -> bool {
     match x.device() {
         #[cfg(feature = "cuda")]
-        Device::Cuda(_) => route(x) == Route::Kernel,
+        Device::Cuda(_) => true,
         #[cfg(test)]
         Device::Cpu => emulated::adds_in_products(),
         _ => false,
@@ -281,9 +260,10 @@ pub(crate) fn adds_in_products(x: &Tensor) -> bool {
 /// The product [m, n]; sums of 16-bit products are f32.
 ///
 /// # Errors
-/// The device's.
-pub(crate) fn matmul(product: &Product) -> Result<Tensor> {
-    let Product { a, b, transposed, scale, bias, add } = *product;
+/// Returns an error if the operands are not f32, bf16 or f16, or a device operation fails.
+pub(crate) fn matmul(product: &MatrixProduct) -> Result<Tensor> {
+    let MatrixProduct { a, b, transposed, scale, bias, add } = *product;
+    ProductDtype::new(a.dtype())?;
     #[cfg(feature = "cuda")]
     if let Device::Cuda(device) = a.device() {
         return cuda::blas::matmul(device, product);
@@ -305,7 +285,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn empty_rounds_the_rows_of_large_matrices_up() -> Result<()> {
+    fn empty_rounds_up_the_rows_of_large_matrices() -> Result<()> {
         assert_eq!([1, 100, 2048, 2049, 8166, 8192].map(allocated_rows), [1, 100, 2048, 2304, 8192, 8192]);
         let like = Tensor::zeros(1, DType::F32, &Device::Cpu)?;
         emulated::emulate(0, || {
@@ -321,7 +301,20 @@ mod tests {
     }
 
     #[test]
-    fn balanced_threads_leave_few_without_a_task() {
+    fn ops_refuse_f64_on_a_gpu_by_name() -> Result<()> {
+        let x = Tensor::zeros((2, 6), DType::F64, &Device::Cpu)?;
+        let layer = crate::ops::Linear::new(Tensor::zeros((3, 6), DType::F64, &Device::Cpu)?, None)?;
+        emulated::emulate(0, || {
+            let error = crate::ops::swiglu::forward(&x).unwrap_err().to_string();
+            assert_eq!(error, "swiglu_forward: expected activations in f32, bf16 or f16 on a GPU, found F64");
+            let error = layer.forward(&x).unwrap_err().to_string();
+            assert_eq!(error, "linear: expected f32, bf16 or f16, found F64");
+        });
+        Ok(())
+    }
+
+    #[test]
+    fn balanced_threads_leaves_few_threads_without_a_task() {
         // 8b's rope: 40 heads of 8 tasks; its swiglu: 12,800 columns of 8.
         assert_eq!([1, 100, 256, 320, 1600].map(balanced_threads), [32, 128, 256, 160, 160]);
         for tasks in 1..3000 {

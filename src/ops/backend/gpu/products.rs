@@ -1,10 +1,10 @@
-//! Which of its algorithms a library of matrix products uses for which product, where it offers several (cuBLASLt).
+//! The choice among the algorithms that a library of matrix products offers for a product (cuBLASLt).
 //!
-//! What is fastest depends on the sizes. Of a product that is met for the first time each algorithm is timed once; the
-//! choice then holds for all products of its [`Class`]. Another algorithm adds up in another order, so choices belong to
-//! the state of a run: a run that goes on uses those that it began with.
+//! Which algorithm is fastest depends on the sizes. The first time a product is computed each algorithm is timed once; the choice
+//! then holds for all products of its [`ProductClass`]. Another algorithm sums in another order, so choices belong to the state
+//! of a run: a resumed run uses those with which it began.
 
-// Without CUDA nothing is chosen; a state's choices are read and written all the same.
+// Without CUDA there is no choice; the choices of a state are still read and written.
 #![cfg_attr(not(feature = "cuda"), allow(dead_code, unused_variables))]
 
 use crate::{Error, Result};
@@ -12,21 +12,21 @@ use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Rows from which on a product is timed. With fewer it takes little more than reading the weight, whatever the
-/// algorithm, and steps of generation have every number of rows up to this.
+/// The fewest rows of a product that is timed. A product of fewer rows takes little more time than reading the weight, whatever
+/// the algorithm is, and steps of generation have every number of rows up to this.
 const LEAST_ROWS: usize = 256;
 
-/// Classes that are timed at most. A model has about 16 products forward and backward, and a run few row counts.
+/// The most classes that are timed. A model has about 16 products forward and backward, and a run few row counts.
 const MOST_CLASSES: usize = 256;
 
-/// The algorithm must take less than this share of the time of those before it, which the library thinks better: smaller
-/// differences are noise.
+/// A later algorithm is chosen if it takes less than this share of the time of those before it, which the library ranks better:
+/// smaller differences are noise.
 const CLEARLY_LESS: f32 = 0.98;
 
 /// dtype of a product's operands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Element {
+pub enum ProductDtype {
     /// 32 bits.
     F32,
     /// 16 bits, 8 of them the fraction's.
@@ -35,10 +35,10 @@ pub enum Element {
     F16,
 }
 
-impl Element {
+impl ProductDtype {
     /// # Errors
-    /// A dtype that products on a GPU do not have.
-    pub(crate) fn of(dtype: DType) -> Result<Self> {
+    /// Returns an error if a GPU has no products of this dtype.
+    pub(crate) fn new(dtype: DType) -> Result<Self> {
         match dtype {
             DType::F32 => Ok(Self::F32),
             DType::BF16 => Ok(Self::Bf16),
@@ -50,8 +50,8 @@ impl Element {
 
 /// Products [m, n] = [m, k] [k, n] that one algorithm serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Class {
-    /// m, rounded up to a power of two: batches have about as many rows, seldom as many.
+pub struct ProductClass {
+    /// m, rounded up to a power of two: batches have similar numbers of rows, and seldom equal ones.
     pub rows: usize,
     /// n.
     pub n: usize,
@@ -60,7 +60,7 @@ pub struct Class {
     /// Whether the second operand is stored as [n, k].
     pub transposed: bool,
     /// Of operands and product.
-    pub element: Element,
+    pub element: ProductDtype,
     /// Whether a bias is added.
     pub bias: bool,
     /// Whether a matrix [m, n] is added.
@@ -69,55 +69,56 @@ pub struct Class {
     pub alignment: u32,
 }
 
-impl Class {
-    /// The rows of the class that products of `m` rows belong to.
-    pub(crate) fn rows_of(m: usize) -> usize {
+impl ProductClass {
+    /// The rows of the class of products of `m` rows.
+    pub(crate) fn rows_for(m: usize) -> usize {
         m.next_power_of_two()
     }
 
     /// The alignment of operands at these addresses.
-    pub(crate) fn alignment_of(addresses: impl IntoIterator<Item = u64>) -> u32 {
+    pub(crate) fn common_alignment(addresses: impl IntoIterator<Item = u64>) -> u32 {
         1 << addresses.into_iter().fold(256, |all, address| all | address).trailing_zeros()
     }
 }
 
-/// An algorithm as the library describes it to itself (`cublasLtMatmulAlgo_t`).
+/// An algorithm in the library's own encoding (`cublasLtMatmulAlgo_t`).
 pub type Algorithm = [u64; 8];
 
-/// The algorithm of a class.
+/// The algorithm that was chosen for a class.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Choice {
-    /// Which products.
-    pub class: Class,
-    /// How they are made; `None` if by what the library proposes first for each.
+pub struct ProductChoice {
+    /// The products.
+    pub class: ProductClass,
+    /// The algorithm; `None` for the library's first proposal for each product.
     pub algorithm: Option<Algorithm>,
 }
 
 /// The choices of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Choices {
-    /// The device and the library that they are of; others know no such algorithms.
-    pub of: String,
+pub struct ProductChoices {
+    /// The device and the library for which they hold; others have no such algorithms.
+    #[serde(rename = "of")]
+    pub library: String,
     /// In the order of their classes.
-    pub choices: Vec<Choice>,
+    pub choices: Vec<ProductChoice>,
 }
 
 /// The choices on a device.
 #[derive(Debug, Default)]
-pub(crate) struct Table {
-    /// Whether products that are met for the first time are timed.
+pub(crate) struct ChoiceTable {
+    /// Whether products that are computed for the first time are timed.
     pub(crate) timing: bool,
-    chosen: BTreeMap<Class, Option<Algorithm>>,
+    chosen: BTreeMap<ProductClass, Option<Algorithm>>,
 }
 
-impl Table {
-    /// What was chosen for `class`; the inner `None` is what the library proposes first.
-    pub(crate) fn get(&self, class: &Class) -> Option<Option<Algorithm>> {
+impl ChoiceTable {
+    /// The choice for `class`, if there is one; the inner `None` is the library's first proposal.
+    pub(crate) fn get(&self, class: &ProductClass) -> Option<Option<Algorithm>> {
         self.chosen.get(class).copied()
     }
 
     /// Whether the algorithms of `class` are to be timed.
-    pub(crate) fn is_to_time(&self, class: &Class) -> bool {
+    pub(crate) fn is_to_time(&self, class: &ProductClass) -> bool {
         self.timing
             && class.rows >= LEAST_ROWS
             && self.chosen.len() < MOST_CLASSES
@@ -125,28 +126,28 @@ impl Table {
     }
 
     /// Keeps a choice.
-    pub(crate) fn choose(&mut self, class: Class, algorithm: Option<Algorithm>) {
+    pub(crate) fn choose(&mut self, class: ProductClass, algorithm: Option<Algorithm>) {
         self.chosen.insert(class, algorithm);
     }
 
-    /// All choices of a device and library called `of`; `None` before the first one.
-    pub(crate) fn export(&self, of: &str) -> Option<Choices> {
-        let choice = |(class, algorithm): (&Class, &Option<Algorithm>)| Choice {
+    /// All choices, for the device and library called `library`; `None` if there are none.
+    pub(crate) fn export(&self, library: &str) -> Option<ProductChoices> {
+        let choice = |(class, algorithm): (&ProductClass, &Option<Algorithm>)| ProductChoice {
             class: *class,
             algorithm: *algorithm,
         };
         let choices: Vec<_> = self.chosen.iter().map(choice).collect();
-        (!choices.is_empty()).then(|| Choices { of: of.to_owned(), choices })
+        (!choices.is_empty()).then(|| ProductChoices { library: library.to_owned(), choices })
     }
 
-    /// Takes in what a run chose. Returns a warning, and nothing is taken in, if it was on another device or library
-    /// than `of`.
-    pub(crate) fn import(&mut self, choices: &Choices, of: &str) -> Option<String> {
-        if choices.of != of {
+    /// Imports the choices of a run. Returns a warning, and imports nothing, if they are for another device or library than
+    /// `library`.
+    pub(crate) fn import(&mut self, choices: &ProductChoices, library: &str) -> Option<String> {
+        if choices.library != library {
             return Some(format!(
-                "expected the device and library that the run began with ({}), found {of}: the algorithms of its matrix \
+                "expected the device and library that the run began with ({}), found {library}: the algorithms of its matrix \
                  products are chosen anew, and the run goes on with sums of another order, that is, other last digits",
-                choices.of
+                choices.library
             ));
         }
         self.chosen.extend(choices.choices.iter().map(|choice| (choice.class, choice.algorithm)));
@@ -154,11 +155,11 @@ impl Table {
     }
 }
 
-/// The fastest of `candidates`, which the library gave in its order: an earlier one unless a later one is clearly faster.
-/// `time` gives seconds, or `None` of an algorithm that does not run.
+/// The fastest of `candidates`, which are in the library's order: an earlier one unless a later one is clearly faster. `time`
+/// returns seconds, or `None` for an algorithm that does not run.
 ///
 /// # Errors
-/// Those of `time`.
+/// Returns the first error of `time`.
 pub(crate) fn fastest<A: Copy>(
     candidates: &[A],
     mut time: impl FnMut(A) -> Result<Option<f32>>,
@@ -174,10 +175,10 @@ pub(crate) fn fastest<A: Copy>(
     Ok(best.map(|(candidate, _)| candidate))
 }
 
-/// Whether products on `device` are timed from now on, where its library offers several algorithms.
+/// Turns the timing of products on `device` on or off, if its library offers several algorithms.
 ///
 /// # Errors
-/// The device's.
+/// Returns an error if the library cannot be opened.
 pub(crate) fn set_timing(device: &Device, timing: bool) -> Result<()> {
     match device {
         #[cfg(feature = "cuda")]
@@ -186,11 +187,11 @@ pub(crate) fn set_timing(device: &Device, timing: bool) -> Result<()> {
     }
 }
 
-/// What was chosen on `device`, to go on with; `None` where nothing was to choose.
+/// The choices on `device`, for a run that is resumed later; `None` if there are none.
 ///
 /// # Errors
-/// The device's.
-pub(crate) fn export(device: &Device) -> Result<Option<Choices>> {
+/// Returns an error if the library cannot be opened.
+pub(crate) fn export(device: &Device) -> Result<Option<ProductChoices>> {
     match device {
         #[cfg(feature = "cuda")]
         Device::Cuda(device) => super::cuda::blas::export(device),
@@ -198,11 +199,11 @@ pub(crate) fn export(device: &Device) -> Result<Option<Choices>> {
     }
 }
 
-/// Goes on with what a run chose; returns a warning if this device can't.
+/// Imports the choices of a run; returns a warning if they are not for this device.
 ///
 /// # Errors
-/// The device's.
-pub(crate) fn import(device: &Device, choices: &Choices) -> Result<Option<String>> {
+/// Returns an error if the library cannot be opened.
+pub(crate) fn import(device: &Device, choices: &ProductChoices) -> Result<Option<String>> {
     match device {
         #[cfg(feature = "cuda")]
         Device::Cuda(device) => super::cuda::blas::import(device, choices),
@@ -214,13 +215,13 @@ pub(crate) fn import(device: &Device, choices: &Choices) -> Result<Option<String
 mod tests {
     use super::*;
 
-    fn class(m: usize) -> Class {
-        Class {
-            rows: Class::rows_of(m),
+    fn class(m: usize) -> ProductClass {
+        ProductClass {
+            rows: ProductClass::rows_for(m),
             n: 4096,
             k: 1024,
             transposed: true,
-            element: Element::Bf16,
+            element: ProductDtype::Bf16,
             bias: false,
             add: true,
             alignment: 256,
@@ -242,13 +243,13 @@ mod tests {
             (vec![0x100, 0x210, 0x400], 16),
             (vec![0x100, 0x102], 2),
         ] {
-            assert_eq!(Class::alignment_of(addresses.clone()), expected, "{addresses:x?}");
+            assert_eq!(ProductClass::common_alignment(addresses.clone()), expected, "{addresses:x?}");
         }
     }
 
     #[test]
     fn products_of_many_rows_are_timed_once_each_and_not_without_end() {
-        let mut table = Table::default();
+        let mut table = ChoiceTable::default();
         assert!(!table.is_to_time(&class(512)), "timing is off until a run turns it on");
         table.timing = true;
         assert!(!table.is_to_time(&class(128)));
@@ -258,26 +259,26 @@ mod tests {
         assert_eq!(table.get(&class(512)), Some(Some([7; 8])));
         assert_eq!(table.get(&class(8192)), None);
         for n in 0..MOST_CLASSES {
-            table.choose(Class { n, ..class(512) }, None);
+            table.choose(ProductClass { n, ..class(512) }, None);
         }
         assert!(!table.is_to_time(&class(8192)));
     }
 
     #[test]
     fn choices_survive_a_file_and_bind_to_their_device() {
-        let mut table = Table::default();
+        let mut table = ChoiceTable::default();
         assert_eq!(table.export("H100"), None);
         table.choose(class(8000), Some([u64::MAX, 1, 2, 3, 4, 5, 6, 1 << 63]));
         table.choose(class(500), None);
         let exported = table.export("H100").expect("there are choices");
         let text = serde_json::to_string(&exported).expect("plain data");
-        let read: Choices = serde_json::from_str(&text).expect("what was written");
+        let read: ProductChoices = serde_json::from_str(&text).expect("what was written");
         assert_eq!(read, exported);
-        let mut resumed = Table::default();
+        let mut resumed = ChoiceTable::default();
         assert_eq!(resumed.import(&read, "H100"), None);
         assert_eq!(resumed.get(&class(5000)), Some(Some([u64::MAX, 1, 2, 3, 4, 5, 6, 1 << 63])));
         assert_eq!(resumed.get(&class(500)), Some(None));
-        let mut other = Table::default();
+        let mut other = ChoiceTable::default();
         let warning = other.import(&read, "A100").expect("another device");
         assert!(warning.contains("H100") && warning.contains("A100"), "{warning}");
         assert_eq!(other.export("A100"), None);
@@ -285,15 +286,15 @@ mod tests {
 
     #[test]
     fn the_fastest_is_the_first_unless_another_is_clearly_faster() {
-        let of = |times: &[Option<f32>]| {
+        let chosen = |times: &[Option<f32>]| {
             let candidates: Vec<usize> = (0..times.len()).collect();
             fastest(&candidates, |i| Ok(times[i])).expect("no errors here")
         };
-        assert_eq!(of(&[Some(1.0), Some(0.99), Some(0.97)]), Some(2));
-        assert_eq!(of(&[Some(1.0), Some(0.99), Some(1.2)]), Some(0));
-        assert_eq!(of(&[None, Some(2.0), Some(1.0)]), Some(2), "one that does not run is left out");
-        assert_eq!(of(&[None, None]), None);
-        assert_eq!(of(&[]), None);
+        assert_eq!(chosen(&[Some(1.0), Some(0.99), Some(0.97)]), Some(2));
+        assert_eq!(chosen(&[Some(1.0), Some(0.99), Some(1.2)]), Some(0));
+        assert_eq!(chosen(&[None, Some(2.0), Some(1.0)]), Some(2), "one that does not run is left out");
+        assert_eq!(chosen(&[None, None]), None);
+        assert_eq!(chosen(&[]), None);
         let failed = fastest(&[1], |_| Err(Error::Invalid("broken".into())));
         assert!(failed.is_err());
     }

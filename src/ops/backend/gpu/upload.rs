@@ -14,19 +14,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Least indices of a pinned buffer: those of a step of 8,192 rows are some 30,000.
 const LEAST: usize = 1 << 16;
 
-/// Pinned memory, and the event behind the last copy from it.
+/// Pinned memory, and the event after the last copy from it.
 ///
 /// [`PinnedHostSlice`] has an event of its own for which its drop waits, but cudarc records it only while it tracks events,
-/// which one stream has no need of ([`super::cuda::prepare`]). So buffers are not dropped: each is used again once `copied` has
-/// come to pass.
-struct Staging {
+/// which is not needed with one stream ([`super::cuda::open`]). So buffers are not dropped: each is used again once `copied` is
+/// complete.
+struct PinnedStaging {
     memory: PinnedHostSlice<u32>,
     copied: CudaEvent,
 }
 
-static STAGING: Mutex<Vec<Staging>> = Mutex::new(Vec::new());
+static STAGING: Mutex<Vec<PinnedStaging>> = Mutex::new(Vec::new());
 
-impl Staging {
+impl PinnedStaging {
     fn new(context: &Arc<CudaContext>, len: usize) -> Result<Self> {
         // SAFETY: the memory is written before it is read.
         let memory = unsafe { context.alloc_pinned(len.next_power_of_two().max(LEAST)) }.w()?;
@@ -36,10 +36,11 @@ impl Staging {
     /// A buffer of at least `len` indices from which nothing is being copied.
     fn take(context: &Arc<CudaContext>, len: usize) -> Result<Self> {
         let mut all = STAGING.lock().unwrap_or_else(PoisonError::into_inner);
-        let free =
-            |s: &Staging| s.memory.context() == context && s.memory.len() >= len && s.copied.is_complete();
+        let free = |s: &PinnedStaging| {
+            s.memory.context() == context && s.memory.len() >= len && s.copied.is_complete()
+        };
         match all.iter().position(free) {
-            Some(at) => Ok(all.swap_remove(at)),
+            Some(index) => Ok(all.swap_remove(index)),
             None => Self::new(context, len),
         }
     }
@@ -48,12 +49,12 @@ impl Staging {
 /// `list` as a tensor on `device`.
 ///
 /// # Errors
-/// The driver's.
+/// Returns an error if a call of the driver fails.
 pub(super) fn upload(device: &CudaDevice, list: &[u32]) -> Result<Tensor> {
     let stream = device.cuda_stream();
     let context = stream.context();
     context.bind_to_thread().w()?;
-    let mut staging = Staging::take(context, list.len())?;
+    let mut staging = PinnedStaging::take(context, list.len())?;
     staging.memory.as_mut_slice().w()?[..list.len()].copy_from_slice(list);
     // SAFETY: all of it is written by the copy below.
     let mut uploaded = unsafe { stream.alloc::<u32>(list.len()) }.w()?;
@@ -70,10 +71,10 @@ pub(super) fn upload(device: &CudaDevice, list: &[u32]) -> Result<Tensor> {
     Ok(Tensor::from_storage(storage, list.len(), BackpropOp::none(), false))
 }
 
-/// Waits for copies to `device` from memory that is about to be freed, where the driver does not stage them.
+/// Waits for copies to `device` from memory that is about to be freed, if the driver does not stage them.
 ///
 /// # Errors
-/// The driver's.
+/// Returns an error if a call of the driver fails.
 pub(super) fn settle(device: &CudaDevice) -> Result<()> {
     let stream = device.cuda_stream();
     let host_pages =

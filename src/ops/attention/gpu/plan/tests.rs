@@ -10,10 +10,10 @@ const TILINGS: [Tiling; 4] = [
 ];
 
 /// How often a query meets a key, (query, key, whether it is a prefix's).
-type Pairs = HashMap<(usize, usize, bool), usize>;
+type QueryKeyPairs = HashMap<(usize, usize, bool), usize>;
 
-fn allowed(segments: &[Segment]) -> Pairs {
-    let mut pairs = Pairs::new();
+fn allowed(segments: &[Segment]) -> QueryKeyPairs {
+    let mut pairs = QueryKeyPairs::new();
     for segment in segments {
         for (i, query) in segment.queries.clone().enumerate() {
             let own = segment.keys.start..=segment.keys.start + segment.first + i;
@@ -24,13 +24,13 @@ fn allowed(segments: &[Segment]) -> Pairs {
     pairs
 }
 
-fn range(of: &[u32]) -> Range<usize> {
-    of[0] as usize..of[1] as usize
+fn range(ends: &[u32]) -> Range<usize> {
+    ends[0] as usize..ends[1] as usize
 }
 
 fn check_tiles(segments: &[Segment], tiling: &Tiling, queries: usize) {
     let visible = visible(segments);
-    let (mut pairs, mut next) = (Pairs::new(), 0);
+    let (mut pairs, mut next) = (QueryKeyPairs::new(), 0);
     for tile in tiles(segments, tiling, queries) {
         let (rows, prefix, own) = (range(&tile[..2]), range(&tile[2..4]), range(&tile[4..]));
         assert_eq!(rows.start, next, "queries are in order");
@@ -49,11 +49,11 @@ fn check_tiles(segments: &[Segment], tiling: &Tiling, queries: usize) {
     assert_eq!(pairs, expected);
 }
 
-fn check_items(segments: &[Segment], tiling: &Tiling, wanted: &Wanted) {
-    let plan = KeyPlan::new(segments, tiling, wanted);
+fn check_items(segments: &[Segment], tiling: &Tiling, grad_rows: &GradRows) {
+    let plan = KeyPlan::new(segments, tiling, grad_rows);
     let visible = visible(segments);
-    let mut pairs = Pairs::new();
-    let (mut own_writes, mut slots) = (vec![0; wanted.keys], vec![None; plan.slots]);
+    let mut pairs = QueryKeyPairs::new();
+    let (mut own_writes, mut slots) = (vec![0; grad_rows.keys], vec![None; plan.slots]);
     for &[key_begin, key_end, query_begin, query_end, source, slot] in &plan.items {
         let (keys, queries) = (range(&[key_begin, key_end]), range(&[query_begin, query_end]));
         assert!(!keys.is_empty() && keys.len() <= tiling.key_tile);
@@ -69,7 +69,7 @@ fn check_items(segments: &[Segment], tiling: &Tiling, wanted: &Wanted) {
             }
         }
     }
-    let mut prefix_writes = vec![0; wanted.prefix.unwrap_or(wanted.keys)];
+    let mut prefix_writes = vec![0; grad_rows.prefix.unwrap_or(grad_rows.keys)];
     let mut reduced = vec![0; plan.slots];
     for &[key_begin, key_end, slot_begin, slot_end] in &plan.reductions {
         let (keys, of) = (range(&[key_begin, key_end]), range(&[slot_begin, slot_end]));
@@ -80,14 +80,14 @@ fn check_items(segments: &[Segment], tiling: &Tiling, wanted: &Wanted) {
         }
     }
     assert!(reduced.iter().all(|n| *n == 1), "every slot is added up once: {reduced:?}");
-    if wanted.prefix.is_none() {
+    if grad_rows.prefix.is_none() {
         own_writes.iter_mut().zip(&prefix_writes).for_each(|(own, prefix)| *own += prefix);
     } else {
         assert!(prefix_writes.iter().all(|n| *n == 1), "every prefix row is written once");
     }
     assert!(own_writes.iter().all(|n| *n == 1), "every row is written once: {own_writes:?}");
     let mut expected = allowed(segments);
-    let rows = |in_prefix: bool| if in_prefix { prefix_writes.len() } else { wanted.keys };
+    let rows = |in_prefix: bool| if in_prefix { prefix_writes.len() } else { grad_rows.keys };
     expected.retain(|(_, key, in_prefix), _| *key < rows(*in_prefix));
     assert_eq!(pairs, expected);
 }
@@ -113,7 +113,7 @@ fn packed(prefixes: &[(usize, usize)], sequences: &[(usize, usize, usize)]) -> V
 }
 
 /// The sequences alone, with their prefixes in another matrix of `rows` rows.
-fn behind_another_pass(segments: &[Segment], prefixes: usize, rows: usize) -> Vec<Segment> {
+fn after_another_pass(segments: &[Segment], prefixes: usize, rows: usize) -> Vec<Segment> {
     let query = segments[..prefixes].last().map_or(0, |s| s.queries.end);
     let moved = |s: &Segment| Segment {
         queries: s.queries.start - query..s.queries.end - query,
@@ -130,18 +130,18 @@ fn ends(segments: &[Segment]) -> (usize, usize) {
 fn check(segments: &[Segment], prefixes: usize) {
     let (queries, keys) = ends(segments);
     let (prefix_queries, prefix_rows) = ends(&segments[..prefixes]);
-    let rest = behind_another_pass(segments, prefixes, prefix_rows);
-    let (rest_queries, rest_keys) = ends(&rest);
+    let sequences = after_another_pass(segments, prefixes, prefix_rows);
+    let (sequence_queries, sequence_keys) = ends(&sequences);
     for tiling in &TILINGS {
         check_tiles(segments, tiling, queries);
         check_tiles(segments, tiling, prefix_queries);
         // Two rows more than any segment has: they are written all the same.
-        check_items(segments, tiling, &Wanted { queries, keys: keys + 2, prefix: None });
-        check_items(segments, tiling, &Wanted { queries, keys: prefix_rows, prefix: None });
-        check_tiles(&rest, tiling, rest_queries);
-        for keys in [0, rest_keys] {
-            let wanted = Wanted { queries: rest_queries, keys, prefix: Some(prefix_rows + 1) };
-            check_items(&rest, tiling, &wanted);
+        check_items(segments, tiling, &GradRows { queries, keys: keys + 2, prefix: None });
+        check_items(segments, tiling, &GradRows { queries, keys: prefix_rows, prefix: None });
+        check_tiles(&sequences, tiling, sequence_queries);
+        for keys in [0, sequence_keys] {
+            let grad_rows = GradRows { queries: sequence_queries, keys, prefix: Some(prefix_rows + 1) };
+            check_items(&sequences, tiling, &grad_rows);
         }
     }
 }
@@ -172,8 +172,8 @@ fn prefixes_that_overlap_and_slots_with_gaps_are_covered_once() {
     ];
     for tiling in &TILINGS {
         check_tiles(&segments, tiling, 25);
-        check_items(&segments, tiling, &Wanted { queries: 25, keys: 70, prefix: None });
-        check_items(&segments[1..1], tiling, &Wanted { queries: 0, keys: 3, prefix: Some(5) });
+        check_items(&segments, tiling, &GradRows { queries: 25, keys: 70, prefix: None });
+        check_items(&segments[1..1], tiling, &GradRows { queries: 0, keys: 3, prefix: Some(5) });
     }
 }
 
@@ -183,7 +183,7 @@ fn a_prefix_fills_a_gpu() {
     let sequences: Vec<_> = (0..200).map(|i| (0, 38 + i % 5, 38 + i % 5)).collect();
     let segments = packed(&[(100, 100)], &sequences);
     let (queries, keys) = ends(&segments);
-    let plan = KeyPlan::new(&segments, &tiling, &Wanted { queries, keys, prefix: None });
+    let plan = KeyPlan::new(&segments, &tiling, &GradRows { queries, keys, prefix: None });
     assert_eq!(plan.reductions, [[0, 64, 0, 17], [64, 100, 17, 34]]);
     assert!(plan.items.iter().all(|item| item[3] - item[2] <= 512));
     let tiles = tiles(&segments, &tiling, queries);
@@ -194,7 +194,7 @@ fn a_prefix_fills_a_gpu() {
 fn long_prefixes_have_few_slots() {
     let tiling = Tiling { query_tile: 64, key_tile: 64, query_chunk: 512 };
     let segments = packed(&[(4000, 4000)], &[(0, 8000, 8000)]);
-    let plan = KeyPlan::new(&segments, &tiling, &Wanted { queries: 12_000, keys: 12_000, prefix: None });
+    let plan = KeyPlan::new(&segments, &tiling, &GradRows { queries: 12_000, keys: 12_000, prefix: None });
     assert_eq!(plan.reductions.len(), 63);
     assert!(plan.slots <= 63 + 2 * SLOTS, "{} slots", plan.slots);
 }

@@ -5,7 +5,7 @@ use half::bf16;
 
 /// Rows and columns of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Split {
+pub(super) struct TaskSplit {
     /// Rows of a group of tasks.
     pub(super) rows: usize,
     /// Tasks of a group, which share its columns.
@@ -20,11 +20,11 @@ const CACHE_TENTHS: usize = 6;
 
 /// What a row costs a task that packs it and reads it again for all columns, in columns of the weight that it reads. With 367
 /// rows on 2 cores of a Sapphire Rapids class CPU a cut of the rows was faster for 576 columns (1,741 against 1,636
-/// GFLOP/s), as fast for 960, and slower for 3,072 (1,754 against 1,954): where 367 rows are worth about 960 columns, in
+/// GFLOP/s), as fast for 960, and slower for 3,072 (1,754 against 1,954): so 367 rows are worth about 960 columns, in
 /// halves.
 const ROW_COST: f64 = 2.5;
 
-impl Split {
+impl TaskSplit {
     /// Of `m` rows by `width` columns, with sums of `depth` values at a time, for `threads` threads.
     pub(super) fn new(m: usize, width: usize, depth: usize, threads: usize) -> Self {
         let cache = gemm_common::cache::CACHE_INFO[1].cache_bytes;
@@ -68,7 +68,7 @@ mod tests {
 
     /// Whether rows are cut, for 367 of them and two threads with 2 MB each.
     fn cuts_rows(width: usize, depth: usize) -> bool {
-        let split = Split::for_cache(367, width, depth, (2, 2 * MB));
+        let split = TaskSplit::for_cache(367, width, depth, (2, 2 * MB));
         assert_eq!(367usize.div_ceil(split.rows) * split.across, 2, "a task for each thread");
         split.across == 1
     }
@@ -86,7 +86,7 @@ mod tests {
             for (m, width, depth) in
                 [(1, 1, 1), (16, 49_152, 576), (367, 960, 576), (5000, 64, 2048), (4096, 4096, 2048)]
             {
-                let split = Split::for_cache(m, width, depth, (threads, 2 * MB));
+                let split = TaskSplit::for_cache(m, width, depth, (threads, 2 * MB));
                 let bytes = split.rows.min(m) * depth * 2;
                 assert!(
                     bytes <= 12 * MB / 10 || split.rows == SIDE,
@@ -102,6 +102,6 @@ mod tests {
             }
         }
         // No cache is too small, and an unknown one neither.
-        assert_eq!(Split::for_cache(100, 64, 2048, (2, 0)).rows, SIDE);
+        assert_eq!(TaskSplit::for_cache(100, 64, 2048, (2, 0)).rows, SIDE);
     }
 }

@@ -1,11 +1,12 @@
-//! All of a product on AMX but its instructions, on a model of the tile registers.
+//! Everything of a product on AMX except its instructions, on a model of the tile registers.
 
-use super::super::kernel::amx::{Model, Text, block};
-use super::super::tests::{Random, assert_near, exact, pack};
-use super::super::{PANEL, Panels, pack_sums};
+use super::super::kernel::amx::{Model, TileProgram, multiply as multiply_block};
+use super::super::kernel::{Bf16Matrix, BlockProduct, PanelsMut};
+use super::super::tests::{Random, assert_near, exact, pack, uninit};
+use super::super::{PANEL, PackedWeight, pack_sums};
 use super::*;
 
-/// Some instructions that packing knows; `None` if the CPU has none, or not those that write the sums.
+/// An instruction set for packing; `None` if the CPU has none, or not the instructions that write the sums.
 fn isa() -> Option<Isa> {
     Isa::all().first().copied().filter(|_| is_x86_feature_detected!("avx512bf16"))
 }
@@ -25,22 +26,22 @@ const SHAPES: [(usize, usize, usize); 11] = [
     (367, 33, 64),
 ];
 
-const THENS: [Then; 2] = [Then::WRITE, Then { scale: 0.22, add: true }];
+const EPILOGUES: [Epilogue; 2] = [Epilogue::WRITE, Epilogue { alpha: 0.22, accumulate: true }];
 
 /// The value of an output before the product.
-fn before(then: Then) -> f32 {
-    if then.add { 0.5 } else { f32::NAN }
+fn before(epilogue: Epilogue) -> f32 {
+    if epilogue.accumulate { 0.5 } else { f32::NAN }
 }
 
-/// A weight, and the ways in which a product may get it: packed, packed with its transpose, in rows.
-struct Weight {
+/// A weight in the forms that a product reads: packed, packed with its transpose, in rows.
+struct TestWeight {
     k: usize,
     values: Vec<bf16>,
-    packed: Panels,
-    with_transpose: Panels,
+    packed: PackedWeight,
+    with_transpose: PackedWeight,
 }
 
-impl Weight {
+impl TestWeight {
     fn new(isa: Isa, (n, k): (usize, usize), values: Vec<bf16>) -> Self {
         let with_transpose = pack(isa, (n, k), &values);
         with_transpose.pack_transpose();
@@ -48,18 +49,24 @@ impl Weight {
     }
 
     fn all(&self) -> [Right<'_>; 3] {
-        [Right::Panels(&self.packed), Right::Panels(&self.with_transpose), Right::Rows(&self.values, self.k)]
+        [Right::Packed(&self.packed), Right::Packed(&self.with_transpose), Right::Rows(&self.values, self.k)]
     }
 }
 
-/// A product of either direction, as [`Model`] makes it; nothing if there is no output, as its callers do.
-fn product<O: Element>(isa: Isa, is_forward: bool, left: &[bf16], w: Right, out: &mut [O], then: Then) {
+/// A product of either direction on [`Model`]; like its callers, it does nothing if there is no output.
+fn product<O: OutputElement>(
+    isa: Isa,
+    is_forward: bool,
+    (left, w): (&[bf16], Right),
+    out: &mut [O],
+    epilogue: Epilogue,
+) {
     if out.is_empty() {
         return;
     }
     match is_forward {
-        true => forward::<Model, O>(isa, left, w, out, then),
-        false => backward::<Model, O>(isa, left, w, out, then),
+        true => forward::<Model, O>(isa, left, w, uninit(out), epilogue),
+        false => backward::<Model, O>(isa, left, w, uninit(out), epilogue),
     }
 }
 
@@ -68,7 +75,7 @@ fn products_are_the_sums_of_f64_in_both_directions() {
     let Some(isa) = isa() else { return };
     let mut random = Random(31);
     for (m, n, k) in SHAPES {
-        let weight = Weight::new(isa, (n, k), random.values(n * k));
+        let weight = TestWeight::new(isa, (n, k), random.values(n * k));
         let w = &weight.values;
         for (is_forward, depth, width) in [(true, k, n), (false, n, k)] {
             let left = random.values(m * depth);
@@ -80,20 +87,20 @@ fn products_are_the_sums_of_f64_in_both_directions() {
                 })
             };
             let sums: Vec<_> = (0..m * width).map(sum).collect();
-            for (way, right) in weight.all().into_iter().enumerate() {
+            for (form, right) in weight.all().into_iter().enumerate() {
                 // Rows of no values do not say how many they are.
                 if k == 0 && matches!(right, Right::Rows(..)) {
                     continue;
                 }
-                for then in THENS {
-                    let what = format!("{m} {n} {k} forward {is_forward} way {way} {then:?}");
-                    let mut out = vec![before(then); m * width];
-                    product(isa, is_forward, &left, right, &mut out, then);
+                for epilogue in EPILOGUES {
+                    let what = format!("{m} {n} {k} forward {is_forward} form {form} {epilogue:?}");
+                    let mut out = vec![before(epilogue); m * width];
+                    product(isa, is_forward, (&left, right), &mut out, epilogue);
                     for (&y, &sum) in out.iter().zip(&sums) {
-                        assert_near(&what, y, sum, then, 0.5);
+                        assert_near(&what, y, sum, epilogue, 0.5);
                     }
-                    let mut rounded = vec![bf16::from_f32(before(then)); m * width];
-                    product(isa, is_forward, &left, right, &mut rounded, then);
+                    let mut rounded = vec![bf16::from_f32(before(epilogue)); m * width];
+                    product(isa, is_forward, (&left, right), &mut rounded, epilogue);
                     let same = rounded.iter().zip(&out).all(|(a, b)| *a == bf16::from_f32(*b));
                     assert!(same, "{what}: an output in bf16 is the one in f32, rounded");
                 }
@@ -107,22 +114,22 @@ fn products_do_not_depend_on_the_number_of_threads() {
     let Some(isa) = isa() else { return };
     let mut random = Random(32);
     for (m, n, k) in [(100, 70, 33), (33, 65, 2100)] {
-        let weight = Weight::new(isa, (n, k), random.values(n * k));
+        let weight = TestWeight::new(isa, (n, k), random.values(n * k));
         for (is_forward, depth, width) in [(true, k, n), (false, n, k)] {
             let left = random.values(m * depth);
-            let mut found = Vec::new();
+            let mut outputs = Vec::new();
             for threads in [1, 2, 3, 5] {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 for right in weight.all() {
-                    let (mut wide, mut rounded) = (vec![0.0f32; m * width], vec![bf16::ZERO; m * width]);
+                    let (mut sums, mut rounded) = (vec![0.0f32; m * width], vec![bf16::ZERO; m * width]);
                     pool.install(|| {
-                        product(isa, is_forward, &left, right, &mut wide, Then::WRITE);
-                        product(isa, is_forward, &left, right, &mut rounded, Then::WRITE);
+                        product(isa, is_forward, (&left, right), &mut sums, Epilogue::WRITE);
+                        product(isa, is_forward, (&left, right), &mut rounded, Epilogue::WRITE);
                     });
-                    found.push((wide, rounded));
+                    outputs.push((sums, rounded));
                 }
             }
-            assert!(found.iter().all(|outputs| *outputs == found[0]), "{m} {n} {k} forward {is_forward}");
+            assert!(outputs.iter().all(|pair| *pair == outputs[0]), "{m} {n} {k} forward {is_forward}");
         }
     }
 }
@@ -135,28 +142,28 @@ fn products_with_a_part_of_the_rows_do_not_see_the_others() {
     for range in [0..16, 0..32, 0..64, 16..48, 16..80, 32..80, 48..80, 32..70, 32..71, 0..1, 64..64] {
         let mut values = vec![bf16::NAN; n * k];
         values[range.start * k..range.end * k].copy_from_slice(&Random(33).values(range.len() * k));
-        let whole = pack(isa, (n, k), &values);
-        whole.pack_transpose();
-        let part = whole.rows(range.clone()).unwrap();
+        let matrix = pack(isa, (n, k), &values);
+        matrix.pack_transpose();
+        let part = matrix.rows(range.clone()).unwrap();
         let dy = Random(34).values(m * range.len());
         let mut dx = vec![f32::NAN; m * k];
-        backward::<Model, f32>(isa, &dy, Right::Panels(&part), &mut dx, Then::WRITE);
+        backward::<Model, f32>(isa, &dy, Right::Packed(&part), uninit(&mut dx), Epilogue::WRITE);
         for (i, &y) in dx.iter().enumerate() {
             let sum =
                 exact(range.len(), |j| (dy[i / k * range.len() + j], values[(range.start + j) * k + i % k]));
-            assert_near(&format!("{range:?}"), y, sum, Then::WRITE, 0.0);
+            assert_near(&format!("{range:?}"), y, sum, Epilogue::WRITE, 0.0);
         }
         // Steps of the transpose are cut at multiples of 32 rows of what is read, or end with zeros.
-        let is_whole = range.len().is_multiple_of(32) || (range.end == n && range.start.is_multiple_of(32));
-        assert_eq!(part.transpose().is_some(), is_whole, "{range:?}");
+        let is_full = range.len().is_multiple_of(32) || (range.end == n && range.start.is_multiple_of(32));
+        assert_eq!(part.transpose().is_some(), is_full, "{range:?}");
     }
 }
 
 #[test]
-fn blocks_take_the_text_of_their_height_and_depth() {
-    use Text::{BothStream, HalfHeight, PanelsStay};
+fn multiply_runs_the_program_of_the_block() {
+    use TileProgram::{BothStream, HalfHeight, PanelsStay};
     let Some(isa) = isa() else { return };
-    let cases: [(usize, usize, &[Text]); 7] = [
+    let cases: [(usize, usize, &[TileProgram]); 7] = [
         (1, 32, &[HalfHeight]),
         (16, 3000, &[HalfHeight]),
         (17, 640, &[PanelsStay]),
@@ -165,15 +172,16 @@ fn blocks_take_the_text_of_their_height_and_depth() {
         (49, 640, &[PanelsStay]),
         (48, 672, &[BothStream, HalfHeight]),
     ];
-    for (rows, depth, texts) in cases {
-        let (x, lines) = (vec![bf16::ONE; rows * depth], vec![Line::ZERO; depth.next_multiple_of(32) / 2]);
+    for (rows, depth, programs) in cases {
+        let (x, lines) =
+            (vec![bf16::ONE; rows * depth], vec![PanelRow::ZERO; depth.next_multiple_of(32) / 2]);
         let mut out = vec![f32::NAN; rows];
-        let ran = Model::texts(|| {
-            let right = kernel::Panels::new(&lines, lines.len());
-            let out = &mut Out::new(&mut out, rows, 1, 1);
-            block::<Model>(isa, Left::rows(&x, depth), depth, right, out, Then::WRITE);
+        let ran = Model::programs(|| {
+            let (left, right) = (Left::rows(&x, depth), Panels::new(&lines, lines.len()));
+            let product = BlockProduct { left, right, depth, epilogue: Epilogue::WRITE };
+            multiply_block::<Model>(isa, product, &mut OutputBlock::new(&mut out, rows, 1, 1));
         });
-        assert_eq!(ran, texts, "{rows} rows of {depth}");
+        assert_eq!(ran, programs, "{rows} rows of {depth}");
         assert!(out.iter().all(|y| *y == 0.0));
     }
 }
@@ -181,7 +189,7 @@ fn blocks_take_the_text_of_their_height_and_depth() {
 /// An operand with NaN around and between its rows, and one in memory that ends with it.
 #[test]
 #[cfg(unix)]
-fn blocks_read_and_write_nothing_but_their_operands() {
+fn multiply_reads_and_writes_its_operands_only() {
     let Some(isa) = isa() else { return };
     let mut random = Random(35);
     for (m, n, k) in [(1, 1, 1), (17, 33, 31), (33, 48, 65), (40, 20, 2050)] {
@@ -197,8 +205,9 @@ fn blocks_read_and_write_nothing_but_their_operands() {
         let left = Left::rows(&guarded.values()[1..], stride);
         let mut out = vec![f32::from_bits(0x7fc0_1234); 1 + m * width];
         let extent = (m - 1) * width + n;
-        let to = &mut Out::new(&mut out[1..1 + extent], m, n, width);
-        block::<Model>(isa, left, k, panels.operand(0), to, Then::WRITE);
+        let to = &mut OutputBlock::new(&mut out[1..1 + extent], m, n, width);
+        let product = BlockProduct { left, right: panels.panels(0), depth: k, epilogue: Epilogue::WRITE };
+        multiply_block::<Model>(isa, product, to);
         for (i, &y) in out.iter().enumerate() {
             let (row, column) = ((i.max(1) - 1) / width, (i.max(1) - 1) % width);
             if i == 0 || column >= n {
@@ -206,7 +215,7 @@ fn blocks_read_and_write_nothing_but_their_operands() {
                 continue;
             }
             let sum = exact(k, |j| (values[1 + row * stride + j], w[column * k + j]));
-            assert_near("in the midst of others", y, sum, Then::WRITE, 0.0);
+            assert_near("a part of a matrix", y, sum, Epilogue::WRITE, 0.0);
         }
     }
 }
@@ -214,7 +223,7 @@ fn blocks_read_and_write_nothing_but_their_operands() {
 /// Interleaved rows, whose last pair may lack its second value, in memory that ends with them.
 #[test]
 #[cfg(unix)]
-fn interleaved_rows_are_transposed() {
+fn multiply_transposes_interleaved_rows() {
     let Some(isa) = isa() else { return };
     let mut random = Random(36);
     for (rows, depth) in
@@ -230,21 +239,17 @@ fn interleaved_rows_are_transposed() {
         }
         let b = random.values(depth * width);
         let panel_stride = depth.next_multiple_of(32) / 2 + 3;
-        let mut lines = vec![Line::ZERO; 2 * panel_stride];
-        pack_sums(isa, &b, (depth, width), width, &mut lines, panel_stride);
+        let mut lines = vec![PanelRow::ZERO; 2 * panel_stride];
+        let from = Bf16Matrix { values: &b, stride: width, rows: depth, columns: width };
+        pack_sums(isa, from, &mut PanelsMut { lines: &mut lines, stride: panel_stride });
         let guarded = Guarded::ending_with(&pairs);
         let mut out = vec![f32::NAN; rows * width];
-        block::<Model>(
-            isa,
-            Left::interleaved(guarded.values(), stride),
-            depth,
-            kernel::Panels::new(&lines, panel_stride),
-            &mut Out::new(&mut out, rows, width, width),
-            Then::WRITE,
-        );
+        let (left, right) = (Left::interleaved(guarded.values(), stride), Panels::new(&lines, panel_stride));
+        let product = BlockProduct { left, right, depth, epilogue: Epilogue::WRITE };
+        multiply_block::<Model>(isa, product, &mut OutputBlock::new(&mut out, rows, width, width));
         for (i, &y) in out.iter().enumerate() {
             let sum = exact(depth, |j| (pairs[index(i / width, j)], b[j * width + i % width]));
-            assert_near(&format!("{rows} rows of {depth}"), y, sum, Then::WRITE, 0.0);
+            assert_near(&format!("{rows} rows of {depth}"), y, sum, Epilogue::WRITE, 0.0);
         }
     }
 }
@@ -255,10 +260,10 @@ fn values_that_are_not_finite_stay_in_their_row_and_column() {
     let (m, n, k) = (37, 40, 45);
     let (mut x, mut w) = (vec![bf16::ONE; m * k], vec![bf16::ONE; n * k]);
     (x[33 * k + 44], w[7 * k]) = (bf16::NAN, bf16::INFINITY);
-    let weight = Weight::new(isa, (n, k), w);
+    let weight = TestWeight::new(isa, (n, k), w);
     for right in weight.all() {
         let mut out = vec![0.0; m * n];
-        forward::<Model, f32>(isa, &x, right, &mut out, Then::WRITE);
+        forward::<Model, f32>(isa, &x, right, uninit(&mut out), Epilogue::WRITE);
         for (i, &y) in out.iter().enumerate() {
             match (i / n, i % n) {
                 (33, _) => assert!(y.is_nan()),
@@ -270,7 +275,7 @@ fn values_that_are_not_finite_stay_in_their_row_and_column() {
         let mut dy = vec![bf16::ONE; m * n];
         dy[2 * n + 39] = bf16::NAN;
         let mut dx = vec![0.0; m * k];
-        backward::<Model, f32>(isa, &dy, right, &mut dx, Then::WRITE);
+        backward::<Model, f32>(isa, &dy, right, uninit(&mut dx), Epilogue::WRITE);
         for (i, &y) in dx.iter().enumerate() {
             match (i / k, i % k) {
                 (2, _) => assert!(y.is_nan()),
@@ -282,16 +287,16 @@ fn values_that_are_not_finite_stay_in_their_row_and_column() {
 }
 
 #[test]
-fn a_transpose_is_counted_and_shared_with_parts() {
+fn bytes_count_a_transpose_that_parts_share() {
     let Some(isa) = isa() else { return };
     let (n, k) = (48, 70);
-    let whole = pack(isa, (n, k), &Random(37).values(n * k));
-    let part = whole.rows(0..32).unwrap();
-    assert!(whole.bytes() == Panels::bytes_of(n, k) && part.transpose().is_none());
-    whole.pack_transpose();
-    // Panels of 24 pairs of 16 columns each, in whole steps of 32, and a line between; 96 columns.
-    assert_eq!(whole.bytes() - Panels::bytes_of(n, k), 96 / PANEL * (64 / 2 + 1) * 64);
-    assert!(part.transpose().is_some() && part.bytes() > Panels::bytes_of(32, k));
+    let matrix = pack(isa, (n, k), &Random(37).values(n * k));
+    let part = matrix.rows(0..32).unwrap();
+    assert!(matrix.bytes() == PackedWeight::bytes_of(n, k) && part.transpose().is_none());
+    matrix.pack_transpose();
+    // Panels of 24 pairs of 16 columns each, in full steps of 32, and a panel row between; 96 columns.
+    assert_eq!(matrix.bytes() - PackedWeight::bytes_of(n, k), 96 / PANEL * (64 / 2 + 1) * 64);
+    assert!(part.transpose().is_some() && part.bytes() > PackedWeight::bytes_of(32, k));
 }
 
 /// Values in memory after which nothing may be read.

@@ -1,13 +1,15 @@
-//! The kernels in AVX-512 with BF16: `vdpbf16ps` multiplies 16 pairs of bf16 and adds both products of a pair to
+//! The loops in AVX-512 with BF16: `vdpbf16ps` multiplies 16 pairs of bf16 and adds both products of a pair to
 //! one f32. A tile of 6 rows by 64 columns keeps its 24 sums in registers.
 //!
 //! # Safety
-//! Every function here needs the features that it enables ([`super::Isa`] is proof of them: any of `avx512f` and
-//! `avx512bw`, which packing needs, one that comes here for a product of `avx512bf16` too) and pointers to live memory of
-//! the extents that it names. Nothing is read or written beyond them: partial rows, columns and pairs are masked.
+//! Every function here needs the features that it enables, and pointers to live memory of the extents that it names. An
+//! [`super::Isa`] is proof of the features: every one of `avx512f` and `avx512bw`, which packing needs, and the one that
+//! multiplies here of `avx512bf16` too. Nothing is read or written beyond them: partial rows, columns and pairs are masked.
 
-use super::{Left, Line, Out, PANEL, Panels, STEP, Then, low};
-use half::bf16;
+use super::{
+    Bf16Matrix, BlockProduct, Epilogue, Left, OutputBlock, PANEL, PanelColumns, PanelRow, Panels, STEP,
+    low_mask,
+};
 use std::arch::x86_64::*;
 
 /// The most rows of a tile of `V` panels: 24 sums leave registers for a line of each panel and a pair of the left.
@@ -15,57 +17,56 @@ const fn rows<const V: usize>() -> usize {
     if V == 4 { 6 } else { 8 }
 }
 
-/// `out = scale * left right`; see [`super::block`].
+/// See [`super::multiply`].
 ///
 /// # Safety
-/// See the module; `left` has the rows of `out` of `depth` values, `right` its panels of `depth.div_ceil(2)` lines.
+/// See the module; `left` has the rows of `out` of `depth` values, `right` its panels of `depth.div_ceil(2)` panel rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub(super) unsafe fn block(left: Left, depth: usize, right: Panels, out: &mut Out, then: Then) {
+pub(super) unsafe fn multiply(product: BlockProduct, out: &mut OutputBlock) {
+    let BlockProduct { right, epilogue, .. } = product;
     for start in (0..out.columns.len()).step_by(4 * PANEL) {
         let width = (out.columns.len() - start).min(4 * PANEL);
-        let right = right.from(start / PANEL, 0);
+        let product = BlockProduct { right: right.from(start / PANEL, 0), ..product };
+        let mask = 0xffff >> (width.next_multiple_of(PANEL) - width);
         // SAFETY: the columns from `start` on are inside `out`; the rest is the caller's promise.
         unsafe {
-            let to = Target { ptr: out.ptr.add(start), stride: out.stride, mask: 0, then };
+            let to = TileOutput { ptr: out.ptr.add(start), stride: out.stride, mask, epilogue };
             match width.div_ceil(PANEL) {
-                1 => strips::<1>(left, out.rows.len(), depth, right, width, to),
-                2 => strips::<2>(left, out.rows.len(), depth, right, width, to),
-                3 => strips::<3>(left, out.rows.len(), depth, right, width, to),
-                _ => strips::<4>(left, out.rows.len(), depth, right, width, to),
+                1 => strips::<1>(product, out.rows.len(), to),
+                2 => strips::<2>(product, out.rows.len(), to),
+                3 => strips::<3>(product, out.rows.len(), to),
+                _ => strips::<4>(product, out.rows.len(), to),
             }
         }
     }
 }
 
-/// Where a tile goes.
+/// The output of a tile.
 #[derive(Clone, Copy)]
-struct Target {
+struct TileOutput {
     ptr: *mut f32,
     stride: usize,
     /// Columns of the last panel that exist.
     mask: __mmask16,
-    then: Then,
+    epilogue: Epilogue,
 }
 
+/// All rows by `V` panels.
+///
+/// # Safety
+/// As for [`multiply`], of `height` rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn strips<const V: usize>(
-    left: Left,
-    height: usize,
-    depth: usize,
-    right: Panels,
-    width: usize,
-    to: Target,
-) {
-    let mask = 0xffff >> (V * PANEL - width);
+unsafe fn strips<const V: usize>(product: BlockProduct, height: usize, to: TileOutput) {
+    let BlockProduct { left, right, depth, .. } = product;
     for (strip, row) in (0..height).step_by(rows::<V>()).enumerate() {
-        // The first strips fetch the panels behind these: a task's next ones, more often than not. Later ones fetch
-        // what is there.
+        // The first strips prefetch the panels after these, which usually are the task's next ones. Later strips prefetch
+        // panels that are already in the cache.
         let panel = if strip < V { V + strip } else { 0 };
         let ahead = right.lines.as_ptr().wrapping_add(panel * right.stride);
         // SAFETY: rows from `row` on are inside both matrices; the rest is the caller's promise.
         unsafe {
             let left = left.from(row, 0);
-            let to = Target { ptr: to.ptr.add(row * to.stride), mask, ..to };
+            let to = TileOutput { ptr: to.ptr.add(row * to.stride), ..to };
             match (height - row).min(rows::<V>()) {
                 1 => tile::<1, V>(left, depth, right, to, ahead),
                 2 => tile::<2, V>(left, depth, right, to, ahead),
@@ -80,15 +81,18 @@ unsafe fn strips<const V: usize>(
     }
 }
 
-/// `R` rows by `V` panels; the panel at `ahead`, which need not exist, is fetched on the way.
+/// `R` rows by `V` panels; the panel at `ahead`, which need not exist, is prefetched meanwhile.
+///
+/// # Safety
+/// As for [`multiply`], of `R` rows and `V` panels.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 unsafe fn tile<const R: usize, const V: usize>(
     left: Left,
     depth: usize,
     right: Panels,
-    to: Target,
-    ahead: *const Line,
+    to: TileOutput,
+    ahead: *const PanelRow,
 ) {
     let values = left.values.as_ptr();
     let lines = right.lines.as_ptr();
@@ -124,32 +128,32 @@ unsafe fn tile<const R: usize, const V: usize>(
         for (r, sums) in sums.iter().enumerate() {
             for (v, sum) in sums.iter().enumerate() {
                 let mask = if v + 1 == V { to.mask } else { 0xffff };
-                put(*sum, to.ptr.add(r * to.stride + v * PANEL), mask, to.then);
+                store_masked(*sum, to.ptr.add(r * to.stride + v * PANEL), mask, to.epilogue);
             }
         }
     }
 }
 
-/// Writes the sums that `mask` names as `then` says.
+/// Writes the sums whose bit in `mask` is set.
 ///
 /// # Safety
-/// The CPU has `avx512f`; those elements at `to` are the caller's.
+/// The CPU has `avx512f`; nothing else uses those elements at `to`, which are initialised if the epilogue accumulates.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn put(sums: __m512, to: *mut f32, mask: __mmask16, then: Then) {
+pub(super) unsafe fn store_masked(sums: __m512, to: *mut f32, mask: __mmask16, epilogue: Epilogue) {
     // SAFETY: the mask leaves out all other elements.
     unsafe {
-        let old = if then.add { _mm512_maskz_loadu_ps(mask, to) } else { _mm512_setzero_ps() };
-        _mm512_mask_storeu_ps(to, mask, _mm512_fmadd_ps(sums, _mm512_set1_ps(then.scale), old));
+        let old = if epilogue.accumulate { _mm512_maskz_loadu_ps(mask, to) } else { _mm512_setzero_ps() };
+        _mm512_mask_storeu_ps(to, mask, _mm512_fmadd_ps(sums, _mm512_set1_ps(epilogue.alpha), old));
     }
 }
 
-/// Twelve sums of registers alone, `times` times: how fast the instruction is.
+/// Twelve independent sums in registers, `times` times: for measuring the speed of `vdpbf16ps`.
 ///
 /// # Safety
 /// See the module.
 #[target_feature(enable = "avx512f,avx512bf16")]
-pub(in crate::ops::backend::bf16) unsafe fn of_registers(times: usize) -> f32 {
+pub(in crate::ops::backend::bf16) unsafe fn repeat_dpbf16(times: usize) -> f32 {
     let mut sums = [_mm512_setzero_ps(); 12];
     // Opaque, so that the sums are not known beforehand.
     let (a, b) = std::hint::black_box((_mm512_set1_epi32(0x3f80_3f80), _mm512_set1_epi32(0x3f80_3f80)));
@@ -168,27 +172,22 @@ fn pairs(x: __m512i) -> __m512bh {
     unsafe { std::mem::transmute(x) }
 }
 
-/// Up to 32 values of each of up to 16 rows, zeros where there is none. What lies `ahead` values behind each, which need
-/// not exist, is fetched for a later call.
+/// Up to 32 values of each of up to 16 rows, from column `start` on, and zeros for missing values. The values `ahead` elements
+/// after them, which need not exist, are prefetched for a later call.
 ///
 /// # Safety
-/// See the module; `rows` rows of `width` values, `stride` values apart, are at `from`.
+/// See the module; `start` is under the number of columns.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn load(
-    from: *const bf16,
-    stride: usize,
-    rows: usize,
-    width: usize,
-    ahead: usize,
-) -> [__m512i; PANEL] {
+unsafe fn load(from: Bf16Matrix, start: usize, ahead: usize) -> [__m512i; PANEL] {
     let mut lines = [_mm512_setzero_si512(); PANEL];
-    for (row, line) in lines.iter_mut().take(rows).enumerate() {
-        // SAFETY: the mask leaves out what lies behind the row's end.
+    let values = from.values.as_ptr();
+    for (row, line) in lines.iter_mut().take(from.rows).enumerate() {
+        // SAFETY: the mask leaves out the elements after the row's end.
         unsafe {
-            let at = from.add(row * stride);
-            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(ahead).cast());
-            *line = _mm512_maskz_loadu_epi16(low(width), at.cast());
+            let address = values.add(row * from.stride + start);
+            _mm_prefetch::<_MM_HINT_T0>(address.wrapping_add(ahead).cast());
+            *line = _mm512_maskz_loadu_epi16(low_mask(from.columns - start), address.cast());
         }
     }
     lines
@@ -197,74 +196,52 @@ unsafe fn load(
 /// Steps that are fetched ahead of those that are packed.
 const AHEAD: usize = 8;
 
-/// Packs up to 16 rows of `depth` values, `stride` values apart: line `p` of `panel` holds pair `p` of every row,
-/// zeros where there is none, up to a whole number of [`STEP`] values.
+/// See [`super::pack_rows`].
 ///
 /// # Safety
-/// See the module; `panel` has `depth.next_multiple_of(STEP) / 2` lines.
+/// See the module; `panel` has `columns.next_multiple_of(STEP) / 2` panel rows.
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(super) unsafe fn pack_rows(
-    from: *const bf16,
-    stride: usize,
-    rows: usize,
-    depth: usize,
-    panel: *mut Line,
-) {
-    for start in (0..depth).step_by(STEP) {
-        // SAFETY: `depth - start` values of each row are left.
+pub(super) unsafe fn pack_rows(from: Bf16Matrix, panel: *mut PanelRow) {
+    for start in (0..from.columns).step_by(STEP) {
+        // SAFETY: `columns - start` values of each row are left.
         unsafe {
-            let lines = load(from.add(start), stride, rows, depth - start, AHEAD * STEP);
+            let lines = load(from, start, AHEAD * STEP);
             store(transpose(lines), panel.add(start / 2));
         }
     }
 }
 
-/// Packs columns of up to 16 rows, the way to the transposed product: of `columns` columns from the front of
-/// `from`, panel `c / 16` (`panel_stride` lines behind the one before) gets in its lines 0 to 7 the pairs of
-/// rows (0, 1), (2, 3) ... of column `c`; zeros where there is none, up to a whole number of [`STEP`] columns.
+/// See [`super::pack_columns`].
 ///
 /// # Safety
-/// See the module; there are `columns.next_multiple_of(STEP) / 16` panels of 8 lines.
+/// See the module; there are `columns.next_multiple_of(STEP) / 16` panels of 8 panel rows, `panel_stride` apart.
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(super) unsafe fn pack_columns(
-    from: *const bf16,
-    stride: usize,
-    rows: usize,
-    columns: usize,
-    panels: *mut Line,
-    panel_stride: usize,
-) {
-    for start in (0..columns).step_by(STEP) {
+pub(super) unsafe fn pack_columns(from: Bf16Matrix, panels: *mut PanelRow, panel_stride: usize) {
+    for start in (0..from.columns).step_by(STEP) {
         // SAFETY: `columns - start` values of each row are left.
         unsafe {
-            let lines = load(from.add(start), stride, rows, columns - start, PANEL * stride);
+            let lines = load(from, start, PANEL * from.stride);
             interleave(lines, panels.add(start / PANEL * panel_stride), panel_stride);
         }
     }
 }
 
-/// As [`pack_columns`], of 16 rows that are packed: `columns` columns from the front of `panel`. The next panel, which
-/// need not exist, is `panel_lines` behind it.
+/// See [`super::transpose_panel`].
 ///
 /// # Safety
-/// See the module; `panel` has `columns.next_multiple_of(STEP) / 2` lines, and there are twice as many panels of 8
-/// lines as steps.
+/// See the module; the panel has `columns.next_multiple_of(STEP) / 2` panel rows, and there are twice as many panels of 8 panel
+/// rows as steps, `panel_stride` apart.
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(super) unsafe fn turn(
-    panel: *const Line,
-    panel_lines: usize,
-    columns: usize,
-    panels: *mut Line,
-    panel_stride: usize,
-) {
+pub(super) unsafe fn transpose_panel(from: PanelColumns, panels: *mut PanelRow, panel_stride: usize) {
+    let PanelColumns { lines: panel, stride, columns } = from;
     for start in (0..columns).step_by(STEP) {
         let mut lines = [_mm512_setzero_si512(); PANEL];
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller's promise; the next panel, which need not exist, is only prefetched.
         unsafe {
             for (pair, line) in lines.iter_mut().enumerate() {
-                let at = panel.add(start / 2 + pair);
-                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(panel_lines).cast());
-                *line = _mm512_load_si512(at.cast());
+                let address = panel.as_ptr().add(start / 2 + pair);
+                _mm_prefetch::<_MM_HINT_T0>(address.wrapping_add(stride).cast());
+                *line = _mm512_load_si512(address.cast());
             }
             interleave(transpose(lines), panels.add(start / PANEL * panel_stride), panel_stride);
         }
@@ -275,7 +252,7 @@ pub(super) unsafe fn turn(
 /// the next one's.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn interleave(rows: [__m512i; PANEL], panels: *mut Line, panel_stride: usize) {
+unsafe fn interleave(rows: [__m512i; PANEL], panels: *mut PanelRow, panel_stride: usize) {
     let first: [u16; 32] = std::array::from_fn(|i| (i / 2 + i % 2 * 32) as u16);
     // SAFETY: the array is 512 bits; the lines are the caller's promise.
     unsafe {
@@ -292,7 +269,7 @@ unsafe fn interleave(rows: [__m512i; PANEL], panels: *mut Line, panel_stride: us
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn store(lines: [__m512i; PANEL], to: *mut Line) {
+pub(super) unsafe fn store(lines: [__m512i; PANEL], to: *mut PanelRow) {
     for (i, line) in lines.into_iter().enumerate() {
         // SAFETY: the caller has 16 lines there.
         unsafe { _mm512_store_si512(to.add(i).cast(), line) };

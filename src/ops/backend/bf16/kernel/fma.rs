@@ -1,4 +1,4 @@
-//! The kernel in AVX-512's f32, `vfmadd231ps`, for a CPU on which that is faster than what it has for bf16: values are
+//! The loops in AVX-512's f32, `vfmadd231ps`, for a CPU on which that is faster than its instructions for bf16: values are
 //! widened to f32, which is exact. A task widens 128 values of its left operand and of 64 columns of its right one at a
 //! time, and uses each for all of the other, so that the inner loop is one of f32 alone. A tile of 6 rows by 64 columns
 //! keeps its 24 sums in registers.
@@ -7,7 +7,7 @@
 //! Every function here needs `avx512f` and `avx512bw` ([`super::Isa`] is proof of them) and pointers to live memory of
 //! the extents that it names. Nothing is read or written beyond them: partial rows, columns and pairs are masked.
 
-use super::{Left, Line, Out, PANEL, Panels, Then, avx512, low};
+use super::{BlockProduct, Epilogue, Left, OutputBlock, PANEL, PanelRow, avx512, low_mask};
 use std::arch::x86_64::*;
 use std::cell::RefCell;
 
@@ -15,7 +15,7 @@ use std::cell::RefCell;
 const WIDTH: usize = 4;
 
 /// Values that a tile sums over at a time: its panels of them take 32 kB, which stay in a first-level cache of 48 and
-/// stream from a second-level one where it has 32.
+/// stream from the second-level cache if it has 32.
 const DEPTH: usize = 128;
 
 /// The most rows of a tile of `V` panels: up to 24 sums leave registers for a line of each panel and a value of the left.
@@ -27,21 +27,21 @@ const fn rows<const V: usize>() -> usize {
     }
 }
 
-/// A value of each of the 16 rows of a panel.
+/// One column of a panel in f32: a value of each of the 16 rows of the matrix.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct WideLine([f32; PANEL]);
+struct WidenedRow([f32; PANEL]);
 
-/// What a thread widens to.
-struct Scratch {
+/// A thread's memory for widened values.
+struct FmaScratch {
     left: Vec<f32>,
-    /// Lines of the panels of a tile, those of a value side by side.
-    right: Vec<WideLine>,
+    /// The panels of a tile, value by value: those of one value are neighbours.
+    right: Vec<WidenedRow>,
 }
 
-/// Rows of f32.
+/// The left operand in f32.
 #[derive(Clone, Copy)]
-struct Rows {
+struct WidenedLeft {
     values: *const f32,
     /// Values from a row to the next one.
     row: usize,
@@ -49,57 +49,53 @@ struct Rows {
     value: usize,
 }
 
-/// `out = scale * left right`; see [`super::block`].
+/// See [`super::multiply`].
 ///
 /// # Safety
-/// See the module; `left` has the rows of `out` of `depth` values, `right` its panels of `depth.div_ceil(2)` lines.
+/// See the module; `left` has the rows of `out` of `depth` values, `right` its panels of `depth.div_ceil(2)` panel rows.
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(super) unsafe fn block(left: Left, depth: usize, right: Panels, out: &mut Out, then: Then) {
+pub(super) unsafe fn multiply(product: BlockProduct, out: &mut OutputBlock) {
+    let BlockProduct { left, right, depth, epilogue } = product;
     thread_local! {
-        static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch { left: Vec::new(), right: Vec::new() }) };
+        static SCRATCH: RefCell<FmaScratch> = const { RefCell::new(FmaScratch { left: Vec::new(), right: Vec::new() }) };
     }
     SCRATCH.with_borrow_mut(|scratch| {
-        scratch.right.resize(WIDTH * DEPTH, WideLine([0.0; PANEL]));
-        // A product over nothing is zero, which has to be written.
+        scratch.right.resize(WIDTH * DEPTH, WidenedRow([0.0; PANEL]));
+        // A product over no values is zero, and the zeros have to be written.
         for start in (0..depth.max(1)).step_by(DEPTH) {
             let depth = (depth - start).min(DEPTH);
-            let then = Then { add: then.add || start > 0, ..then };
+            let (left, right) = (left.from(0, start / 2), right.from(0, start / 2));
+            let part = BlockProduct { left, right, depth, epilogue: epilogue.for_cut(start) };
             // SAFETY: the values from `start` on are inside both operands; the rest is the caller's promise.
             unsafe {
-                let left = widen_left(left.from(0, start / 2), out.rows.len(), depth, &mut scratch.left);
-                columns(left, depth, right.from(0, start / 2), &mut scratch.right, out, then);
+                let left = widen_left(left, out.rows.len(), depth, &mut scratch.left);
+                columns(left, part, &mut scratch.right, out);
             }
         }
     });
 }
 
-/// `out = scale * left right` of up to [`DEPTH`] values, which are widened to `lines`.
+/// A product with sums over up to [`DEPTH`] values; `left` is its left operand, and the right one is widened to `lines`.
 ///
 /// # Safety
-/// As for [`block`]; `lines` has the room.
+/// As for [`multiply`]; `lines` has room for the panels of a tile.
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn columns(
-    left: Rows,
-    depth: usize,
-    right: Panels,
-    lines: &mut [WideLine],
-    out: &mut Out,
-    then: Then,
-) {
+unsafe fn columns(left: WidenedLeft, product: BlockProduct, lines: &mut [WidenedRow], out: &mut OutputBlock) {
+    let BlockProduct { right, depth, epilogue, .. } = product;
     for column in (0..out.columns.len()).step_by(WIDTH * PANEL) {
         let width = (out.columns.len() - column).min(WIDTH * PANEL);
         let (panel, panels) = (column / PANEL, width.div_ceil(PANEL));
-        let of_panel = |panel: usize| right.lines.as_ptr().wrapping_add(panel * right.stride);
+        let panel_start = |panel: usize| right.lines.as_ptr().wrapping_add(panel * right.stride);
         for i in 0..panels {
             // SAFETY: the panel exists by the caller's promise.
-            unsafe { widen_panel(of_panel(panel + i), &mut lines[i..depth * panels], panels) };
+            unsafe { widen_panel(panel_start(panel + i), &mut lines[i..depth * panels], panels) };
         }
-        // What is widened next: the panels behind these, or the next values of the first ones.
+        // The panels that are widened next: those after these, or the next values of the first ones.
         let ahead = match column + WIDTH * PANEL < out.columns.len() {
-            true => of_panel(panel + WIDTH),
-            false => of_panel(0).wrapping_add(DEPTH / 2),
+            true => panel_start(panel + WIDTH),
+            false => panel_start(0).wrapping_add(DEPTH / 2),
         };
-        let strips = Strips {
+        let strips = TileStrips {
             left,
             height: out.rows.len(),
             depth,
@@ -108,7 +104,7 @@ unsafe fn columns(
             to: out.ptr.wrapping_add(column),
             stride: out.stride,
             mask: 0xffff >> (width.next_multiple_of(PANEL) - width),
-            then,
+            epilogue,
         };
         // SAFETY: the columns are inside the output; the lines were written.
         unsafe {
@@ -122,28 +118,28 @@ unsafe fn columns(
     }
 }
 
-/// Panels that are fetched on the way; they need not exist.
+/// Panels that are prefetched meanwhile; they need not exist.
 struct Panel {
-    lines: *const Line,
+    lines: *const PanelRow,
     stride: usize,
 }
 
 /// All rows by the panels of a tile.
-struct Strips {
-    left: Rows,
+struct TileStrips {
+    left: WidenedLeft,
     height: usize,
     depth: usize,
-    right: *const WideLine,
+    right: *const WidenedRow,
     ahead: Panel,
     /// The first column of the output, and its elements from a row to the next.
     to: *mut f32,
     stride: usize,
     /// Columns of the last panel that exist.
     mask: __mmask16,
-    then: Then,
+    epilogue: Epilogue,
 }
 
-impl Strips {
+impl TileStrips {
     /// All rows by `V` panels.
     ///
     /// # Safety
@@ -180,7 +176,7 @@ impl Strips {
     /// `R` rows from `row` on by `V` panels.
     ///
     /// # Safety
-    /// As for [`Strips::run`].
+    /// As for [`TileStrips::run`].
     // Loops over indices: with iterators over the sums the compiler leaves them in memory.
     #[allow(clippy::needless_range_loop)]
     #[inline]
@@ -209,7 +205,7 @@ impl Strips {
                 for v in 0..V {
                     let mask = if v + 1 == V { self.mask } else { 0xffff };
                     let to = self.to.add((row + r) * self.stride + v * PANEL);
-                    avx512::put(sums[r][v], to, mask, self.then);
+                    avx512::store_masked(sums[r][v], to, mask, self.epilogue);
                 }
             }
         }
@@ -221,34 +217,34 @@ impl Strips {
 /// # Safety
 /// See the module; `left` has the rows.
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn widen_left(left: Left, rows: usize, depth: usize, to: &mut Vec<f32>) -> Rows {
+unsafe fn widen_left(left: Left, rows: usize, depth: usize, to: &mut Vec<f32>) -> WidenedLeft {
     to.resize(to.len().max(rows * DEPTH), 0.0);
     let from = left.values.as_ptr();
     if left.pair == 2 {
-        let whole = depth - depth % PANEL;
+        let full = depth - depth % PANEL;
         for (row, to) in to.chunks_exact_mut(DEPTH).take(rows).enumerate() {
-            // SAFETY: a row has room for [`DEPTH`] values; the mask leaves out what lies behind the operand's row.
+            // SAFETY: a row has room for [`DEPTH`] values; the mask leaves out the values after the operand's row.
             unsafe {
                 let (from, to) = (from.add(row * left.row), to.as_mut_ptr());
-                for start in (0..whole).step_by(PANEL) {
+                for start in (0..full).step_by(PANEL) {
                     _mm512_storeu_ps(to.add(start), widen_half(_mm256_loadu_si256(from.add(start).cast())));
                 }
-                if whole < depth {
-                    let half = _mm512_maskz_loadu_epi16(low(depth - whole), from.add(whole).cast());
-                    _mm512_storeu_ps(to.add(whole), widen_half(_mm512_castsi512_si256(half)));
+                if full < depth {
+                    let half = _mm512_maskz_loadu_epi16(low_mask(depth - full), from.add(full).cast());
+                    _mm512_storeu_ps(to.add(full), widen_half(_mm512_castsi512_si256(half)));
                 }
             }
         }
-        return Rows { values: to.as_ptr(), row: DEPTH, value: 1 };
+        return WidenedLeft { values: to.as_ptr(), row: DEPTH, value: 1 };
     }
     // Interleaved: the pairs of all rows lie side by side, and become two rows of the transpose.
     for value in (0..depth).step_by(2) {
         for row in (0..rows).step_by(PANEL) {
             let both = value + 1 < depth;
-            // SAFETY: the masks leave out rows that do not exist, and the last pair's second value where there is none.
+            // SAFETY: the masks leave out rows that do not exist, and the last pair's second value if it has none.
             unsafe {
-                let mask = (low(rows - row) & 0xffff) as __mmask16;
-                let halves = low(2 * (rows - row) - usize::from(!both));
+                let mask = (low_mask(rows - row) & 0xffff) as __mmask16;
+                let halves = low_mask(2 * (rows - row) - usize::from(!both));
                 let from = from.add(value / 2 * left.pair + 2 * row);
                 let [first, second] = widen(_mm512_maskz_loadu_epi16(halves, from.cast()));
                 let to = to.as_mut_ptr().add(value * rows + row);
@@ -259,17 +255,17 @@ unsafe fn widen_left(left: Left, rows: usize, depth: usize, to: &mut Vec<f32>) -
             }
         }
     }
-    Rows { values: to.as_ptr(), row: 1, value: rows }
+    WidenedLeft { values: to.as_ptr(), row: 1, value: rows }
 }
 
-/// The first values of a panel's rows in f32, to every `step`-th line of `to`.
+/// Widens the first values of a panel to every `step`-th row of `to`.
 ///
 /// # Safety
 /// See the module; `panel` has the values.
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn widen_panel(panel: *const Line, to: &mut [WideLine], step: usize) {
+unsafe fn widen_panel(panel: *const PanelRow, to: &mut [WidenedRow], step: usize) {
     for (pair, to) in to.chunks_mut(2 * step).enumerate() {
-        // SAFETY: the caller's promise; a line of f32 is 16 values.
+        // SAFETY: the caller's promise; a widened row is 16 values.
         unsafe {
             let [first, second] = widen(_mm512_load_si512(panel.add(pair).cast()));
             _mm512_store_ps(to[0].0.as_mut_ptr(), first);
@@ -295,12 +291,12 @@ fn widen(pairs: __m512i) -> [__m512; 2] {
     [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)), _mm512_castsi512_ps(high)]
 }
 
-/// Twelve sums of registers alone, `times` times: how fast the instruction is.
+/// Twelve independent sums in registers, `times` times: for measuring the speed of `vfmadd231ps`.
 ///
 /// # Safety
 /// See the module.
 #[target_feature(enable = "avx512f")]
-pub(in crate::ops::backend::bf16) unsafe fn of_registers(times: usize) -> f32 {
+pub(in crate::ops::backend::bf16) unsafe fn repeat_fma(times: usize) -> f32 {
     let mut sums = [_mm512_setzero_ps(); 12];
     // Opaque, so that the sums are not known beforehand.
     let (a, b) = std::hint::black_box((_mm512_set1_ps(1.0), _mm512_set1_ps(1.0)));

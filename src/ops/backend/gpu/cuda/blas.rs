@@ -1,12 +1,12 @@
-//! Matrix products by cuBLASLt; by `cublasGemmEx` where cuBLASLt has no algorithm.
+//! Matrix products by cuBLASLt, or by `cublasGemmEx` if cuBLASLt has no algorithm.
 //!
-//! A product runs by the algorithm of its class ([`super::super::products`]) if one was chosen, and otherwise by what the
-//! library proposes first for exactly its sizes.
+//! A product runs by the algorithm of its class ([`super::super::products`]) if one was chosen, and otherwise by the library's
+//! first proposal for its exact sizes.
 
 use super::address;
-use super::lt::{self, CANDIDATES, Handle, Operands, Operation, Workspace};
-use crate::ops::gpu::products::{self, Algorithm, Choices, Class, Element, Table};
-use crate::ops::gpu::{self, Product};
+use super::lt::{self, CANDIDATES, Handle, Operation, ProductOperands, Workspace};
+use crate::ops::gpu::products::{self, Algorithm, ChoiceTable, ProductChoices, ProductClass, ProductDtype};
+use crate::ops::gpu::{self, MatrixProduct};
 use crate::{Error, Result};
 use candle_core::cuda_backend::cudarc::cublas::{result as cublas, sys};
 use candle_core::cuda_backend::cudarc::driver::sys as driver;
@@ -18,29 +18,28 @@ use std::collections::hash_map::{Entry, HashMap};
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, OnceLock};
 
-/// Bytes of workspace: what cuBLAS takes by itself on Hopper, where NVIDIA recommends 32 MiB. With a workspace of its
-/// own, its choice of algorithm does not depend on how much memory happens to be free. cuBLAS and cuBLASLt share it: their
+/// Bytes of workspace: the size that NVIDIA recommends on Hopper, and that cuBLAS allocates there by default. With a workspace
+/// of this process, its choice of algorithm does not depend on the amount of free memory. cuBLAS and cuBLASLt share it: their
 /// work is on one stream, and both write before they read.
 const WORKSPACE: usize = 32 << 20;
 
 /// Runs of an algorithm that are timed together, after one that loads its code.
 const TIMED_RUNS: usize = 3;
 
-/// What a device multiplies with.
+/// The libraries, the workspace and the choices of a device.
 struct Blas {
     handle: Handle,
     stream: Arc<CudaStream>,
     workspace: CudaSlice<u8>,
-    table: Table,
-    /// What the library proposes first for the number of rows that a class met last, and that number; `None` where it has
-    /// no algorithm.
-    first: HashMap<Class, (usize, Option<Algorithm>)>,
-    /// The device and the library, as [`Choices`] name them.
+    table: ChoiceTable,
+    /// The last number of rows of each class, and the library's first proposal for it; `None` if it has no algorithm.
+    first: HashMap<ProductClass, (usize, Option<Algorithm>)>,
+    /// The device and the library ([`ProductChoices::library`]).
     name: String,
     warned: HashSet<&'static str>,
 }
 
-/// Runs `f` with what `device` multiplies with, which is made at the first use.
+/// Runs `f` with the [`Blas`] of `device`, which is made at the first use.
 fn with<R>(device: &CudaDevice, f: impl FnOnce(&mut Blas) -> Result<R>) -> Result<R> {
     static ALL: OnceLock<Mutex<HashMap<DeviceId, Blas>>> = OnceLock::new();
     let mut all = ALL.get_or_init(Mutex::default).lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -50,10 +49,10 @@ fn with<R>(device: &CudaDevice, f: impl FnOnce(&mut Blas) -> Result<R>) -> Resul
     })
 }
 
-/// Makes what `device` multiplies with.
+/// Makes the [`Blas`] of `device`.
 ///
 /// # Errors
-/// The device's.
+/// Returns an error if the libraries cannot be opened or there is too little memory.
 pub(super) fn prepare(device: &CudaDevice) -> Result<()> {
     with(device, |_| Ok(()))
 }
@@ -67,20 +66,23 @@ pub(in crate::ops::backend::gpu) fn set_timing(device: &CudaDevice, timing: bool
 }
 
 /// As [`products::export`].
-pub(in crate::ops::backend::gpu) fn export(device: &CudaDevice) -> Result<Option<Choices>> {
+pub(in crate::ops::backend::gpu) fn export(device: &CudaDevice) -> Result<Option<ProductChoices>> {
     with(device, |blas| Ok(blas.table.export(&blas.name)))
 }
 
 /// As [`products::import`].
-pub(in crate::ops::backend::gpu) fn import(device: &CudaDevice, choices: &Choices) -> Result<Option<String>> {
+pub(in crate::ops::backend::gpu) fn import(
+    device: &CudaDevice,
+    choices: &ProductChoices,
+) -> Result<Option<String>> {
     with(device, |blas| Ok(blas.table.import(choices, &blas.name)))
 }
 
-/// The product; bf16 and f16 add up in f32.
+/// The product; sums of bf16 and f16 are f32.
 ///
 /// # Errors
-/// Operands of several dtypes or that are not contiguous; the device's.
-pub(in crate::ops::backend::gpu) fn matmul(device: &CudaDevice, product: &Product) -> Result<Tensor> {
+/// Returns an error if the operands have several dtypes or are not contiguous, or a device operation fails.
+pub(in crate::ops::backend::gpu) fn matmul(device: &CudaDevice, product: &MatrixProduct) -> Result<Tensor> {
     let (m, k) = product.a.dims2()?;
     let (rows, columns) = product.b.dims2()?;
     let n = if product.transposed { rows } else { columns };
@@ -90,12 +92,12 @@ pub(in crate::ops::backend::gpu) fn matmul(device: &CudaDevice, product: &Produc
         return Ok(out);
     }
     device.cuda_stream().context().bind_to_thread().w()?;
-    let operands = Operands {
+    let operands = ProductOperands {
         m,
         n,
         k,
         transposed: product.transposed,
-        element: Element::of(product.a.dtype())?,
+        element: ProductDtype::new(product.a.dtype())?,
         a: address(product.b)?,
         b: address(product.a)?,
         bias: product.bias.map(address).transpose()?,
@@ -106,11 +108,11 @@ pub(in crate::ops::backend::gpu) fn matmul(device: &CudaDevice, product: &Produc
     if with(device, |blas| blas.run(operands))? { Ok(out) } else { gemm_ex(device, product, operands, out) }
 }
 
-/// Refuses operands that the library would read past, or as numbers that they are not.
-fn check(product: &Product, (m, n, k): (usize, usize, usize)) -> Result<()> {
-    let Product { a, b, transposed, bias, add, .. } = *product;
-    let of_b = if transposed { [n, k] } else { [k, n] };
-    let shapes = b.dims() == of_b
+/// Returns an error for operands of other shapes or dtypes than the library would read.
+fn check(product: &MatrixProduct, (m, n, k): (usize, usize, usize)) -> Result<()> {
+    let MatrixProduct { a, b, transposed, bias, add, .. } = *product;
+    let b_shape = if transposed { [n, k] } else { [k, n] };
+    let shapes = b.dims() == b_shape
         && bias.is_none_or(|bias| bias.dims() == [n])
         && add.is_none_or(|add| add.dims() == [m, n]);
     let all = [Some(a), Some(b), bias, add];
@@ -132,7 +134,7 @@ impl Blas {
         let stream = device.cuda_stream();
         let context = stream.context();
         context.bind_to_thread().w()?;
-        // SAFETY: the memory is written by nobody but cuBLAS and cuBLASLt, which write before they read.
+        // SAFETY: only cuBLAS and cuBLASLt use the memory, and they write it before they read it.
         let workspace = unsafe { stream.alloc::<u8>(WORKSPACE) }.w()?;
         let blas = device.cublas_handle();
         let address = workspace.device_ptr(&stream).0 as *mut c_void;
@@ -151,23 +153,23 @@ impl Blas {
             context.attribute(multiprocessors).w()?,
             lt::version()
         );
-        let (table, first, warned) = (Table::default(), HashMap::new(), HashSet::new());
+        let (table, first, warned) = (ChoiceTable::default(), HashMap::new(), HashSet::new());
         Ok(Self { handle: Handle::new()?, stream, workspace, table, first, name, warned })
     }
 
-    /// Puts the product on the stream; `false` if cuBLASLt has no algorithm for it.
-    fn run(&mut self, operands: Operands) -> Result<bool> {
-        let Operands { m, n, k, transposed, element, a, b, bias, add, out, .. } = operands;
+    /// Enqueues the product on the stream; returns `false` if cuBLASLt has no algorithm for it.
+    fn run(&mut self, operands: ProductOperands) -> Result<bool> {
+        let ProductOperands { m, n, k, transposed, element, a, b, bias, add, out, .. } = operands;
         let addresses = [Some(a), Some(b), Some(out), bias, add].into_iter().flatten();
-        let class = Class {
-            rows: Class::rows_of(m),
+        let class = ProductClass {
+            rows: ProductClass::rows_for(m),
             n,
             k,
             transposed,
             element,
             bias: bias.is_some(),
             add: add.is_some(),
-            alignment: Class::alignment_of(addresses),
+            alignment: ProductClass::common_alignment(addresses),
         };
         let operation = Operation::new(operands)?;
         if self.table.is_to_time(&class) {
@@ -201,7 +203,7 @@ impl Blas {
         Ok(ran)
     }
 
-    /// Puts the product on the stream; `false` if the algorithm does not serve it.
+    /// Enqueues the product on the stream; returns `false` if the algorithm does not support it.
     fn run_by(&self, operation: &Operation, algorithm: Algorithm) -> Result<bool> {
         let address = self.workspace.device_ptr(&self.stream).0;
         let workspace = Workspace { address, bytes: WORKSPACE };
@@ -210,8 +212,8 @@ impl Blas {
         unsafe { operation.run(&self.handle, algorithm, workspace, self.stream.cu_stream().cast()) }
     }
 
-    /// The fastest of the algorithms that the library proposes; the product is made by each of them.
-    fn time(&self, operation: &Operation, class: &Class) -> Result<Option<Algorithm>> {
+    /// The fastest of the algorithms that the library proposes; each of them computes the product.
+    fn time(&self, operation: &Operation, class: &ProductClass) -> Result<Option<Algorithm>> {
         let proposed = operation.algorithms(&self.handle, (WORKSPACE, class.alignment), CANDIDATES)?;
         products::fastest(&proposed, |algorithm| {
             if !self.run_by(operation, algorithm)? {
@@ -227,7 +229,7 @@ impl Blas {
         })
     }
 
-    /// Says once what is slower than it should be.
+    /// Prints once what is slower than it should be.
     fn warn(&mut self, what: &'static str) {
         if self.warned.insert(what) {
             eprintln!("warning: {what}; results are right, and this is slower ({})", self.name);
@@ -235,18 +237,23 @@ impl Blas {
     }
 }
 
-/// The product by cuBLAS: its C is its D, so what is added is copied to `out` first, and a bias comes after.
-fn gemm_ex(device: &CudaDevice, product: &Product, operands: Operands, out: Tensor) -> Result<Tensor> {
-    let Operands { m, n, k, transposed, element, a, b, scale, .. } = operands;
+/// The product by cuBLAS. Its C is its D, so a matrix to be added is copied to `out` before, and a bias is added after.
+fn gemm_ex(
+    device: &CudaDevice,
+    product: &MatrixProduct,
+    operands: ProductOperands,
+    out: Tensor,
+) -> Result<Tensor> {
+    let ProductOperands { m, n, k, transposed, element, a, b, scale, .. } = operands;
     let (out, beta) = match product.add {
         Some(add) => (add.copy()?, 1f32),
         None => (out, 0f32),
     };
     let to = address(&out)?;
     let dtype = match element {
-        Element::F32 => sys::cudaDataType::CUDA_R_32F,
-        Element::Bf16 => sys::cudaDataType::CUDA_R_16BF,
-        Element::F16 => sys::cudaDataType::CUDA_R_16F,
+        ProductDtype::F32 => sys::cudaDataType::CUDA_R_32F,
+        ProductDtype::Bf16 => sys::cudaDataType::CUDA_R_16BF,
+        ProductDtype::F16 => sys::cudaDataType::CUDA_R_16F,
     };
     let int = |size: usize| {
         i32::try_from(size)

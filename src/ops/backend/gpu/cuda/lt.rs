@@ -1,7 +1,7 @@
-//! cuBLASLt: one matrix product described, its algorithms asked for, and run (cuBLAS documentation, "Using the cuBLASLt
+//! One matrix product by cuBLASLt: its description, its algorithms, and its launch (cuBLAS documentation, "Using the cuBLASLt
 //! API"; `cublasLt.h`).
 //!
-//! cuBLASLt counts columns first, so it is given the transposed product. With the letters of [`super::super::Product`]:
+//! cuBLASLt stores matrices by columns, so it computes the transposed product. With the letters of [`super::super::MatrixProduct`]:
 //!
 //! ```text
 //! Dᵀ [n, m] = scale * A [n, k] B [k, m] + beta * Cᵀ [n, m] + bias [n] in every column
@@ -13,17 +13,17 @@
 //! ```
 
 use crate::Result;
-use crate::ops::gpu::products::{Algorithm, Element};
+use crate::ops::gpu::products::{Algorithm, ProductDtype};
 use candle_core::cuda_backend::cudarc::cublas::sys::cublasOperation_t;
 use candle_core::cuda_backend::cudarc::cublaslt::{result as lt, sys};
 use std::ffi::c_void;
 
-/// Algorithms that are asked for at most.
+/// The most algorithms that the library is asked for.
 pub(super) const CANDIDATES: usize = 8;
 
 /// The library on a device. It holds no memory of the device's.
 pub(super) struct Handle(sys::cublasLtHandle_t);
-// SAFETY: "The cublasLt handle can be used from any thread"; it is only used behind a lock all the same.
+// SAFETY: "The cublasLt handle can be used from any thread"; here it is used only behind a lock.
 unsafe impl Send for Handle {}
 
 impl Handle {
@@ -39,12 +39,12 @@ pub(super) fn version() -> usize {
     unsafe { sys::cublasLtGetVersion() }
 }
 
-/// What a status says, as an error that names the call.
+/// The error of a call that returned `status`.
 fn failed(call: &str, status: sys::cublasStatus_t) -> crate::Error {
     candle_core::Error::msg(format!("{call}: {status:?}")).into()
 }
 
-/// Whether a status says that this algorithm does not serve this product, rather than that something broke.
+/// Whether a status means that this algorithm does not support this product, and not that something failed.
 fn is_refusal(status: sys::cublasStatus_t) -> bool {
     matches!(
         status,
@@ -56,18 +56,18 @@ fn is_refusal(status: sys::cublasStatus_t) -> bool {
 
 /// Addresses of a product's operands, in the letters of the module.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Operands {
+pub(super) struct ProductOperands {
     pub(super) m: usize,
     pub(super) n: usize,
     pub(super) k: usize,
     pub(super) transposed: bool,
-    pub(super) element: Element,
+    pub(super) element: ProductDtype,
     /// `b`.
     pub(super) a: u64,
     /// `a`.
     pub(super) b: u64,
     pub(super) bias: Option<u64>,
-    /// What is added; its factor beta is 1.
+    /// The matrix that is added; its factor beta is 1.
     pub(super) add: Option<u64>,
     pub(super) out: u64,
     pub(super) scale: f32,
@@ -80,9 +80,9 @@ pub(super) struct Workspace {
     pub(super) bytes: usize,
 }
 
-struct Layout(sys::cublasLtMatrixLayout_t);
+struct MatrixLayout(sys::cublasLtMatrixLayout_t);
 
-impl Layout {
+impl MatrixLayout {
     /// A matrix [rows, columns] whose columns begin `rows` elements apart.
     fn new(dtype: sys::cudaDataType, rows: usize, columns: usize) -> Result<Self> {
         lt::create_matrix_layout(dtype, rows as u64, columns as u64, rows as i64)
@@ -91,7 +91,7 @@ impl Layout {
     }
 }
 
-impl Drop for Layout {
+impl Drop for MatrixLayout {
     fn drop(&mut self) {
         // SAFETY: made by `new`, and destroyed once.
         let _freed = unsafe { lt::destroy_matrix_layout(self.0) };
@@ -101,18 +101,18 @@ impl Drop for Layout {
 struct Description(sys::cublasLtMatmulDesc_t);
 
 impl Description {
-    fn new(of: &Operands) -> Result<Self> {
+    fn new(operands: &ProductOperands) -> Result<Self> {
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
         let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
         let this = lt::create_matmul_desc(compute, sys::cudaDataType_t::CUDA_R_32F)
             .map(Self)
             .map_err(|e| failed("cublasLtMatmulDescCreate", e.0))?;
-        let op = match of.transposed {
+        let op = match operands.transposed {
             true => cublasOperation_t::CUBLAS_OP_T,
             false => cublasOperation_t::CUBLAS_OP_N,
         };
         this.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &(op as i32))?;
-        if let Some(bias) = of.bias {
+        if let Some(bias) = operands.bias {
             // Its dtype is the product's unless another one is set.
             let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as u32;
             this.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
@@ -121,7 +121,7 @@ impl Description {
         Ok(this)
     }
 
-    /// Sets an attribute whose value is plain data of the size that the library documents for it.
+    /// Sets an attribute. The value has the type and size that the library documents for it.
     fn set<T: Copy>(&self, attribute: sys::cublasLtMatmulDescAttributes_t, value: &T) -> Result<()> {
         let value = (&raw const *value).cast::<c_void>();
         // SAFETY: the description is alive, and the value is read during the call alone.
@@ -137,18 +137,17 @@ impl Drop for Description {
     }
 }
 
-/// What algorithms must do with.
+/// Requirements for algorithms.
 struct Preference(sys::cublasLtMatmulPreference_t);
 
 impl Preference {
-    /// With `workspace` bytes, operands at multiples of `alignment` bytes, and sums that stay f32 where they are split
-    /// over k.
+    /// At most `workspace` bytes, operands at multiples of `alignment` bytes, and sums that stay f32 if they are split over k.
     fn new(workspace: usize, alignment: u32) -> Result<Self> {
         use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
         let this =
             lt::create_matmul_pref().map(Self).map_err(|e| failed("cublasLtMatmulPreferenceCreate", e.0))?;
         this.set(Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &(workspace as u64))?;
-        // Besides, sums that are not split at all, which no bit stands for.
+        // Sums that are not split are allowed too; there is no bit for them.
         let schemes = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
         this.set(Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes)?;
         for attribute in [
@@ -180,33 +179,33 @@ impl Drop for Preference {
 /// A product described to the library.
 pub(super) struct Operation {
     description: Description,
-    a: Layout,
-    b: Layout,
+    a: MatrixLayout,
+    b: MatrixLayout,
     /// Of C and D.
-    out: Layout,
-    operands: Operands,
+    out: MatrixLayout,
+    operands: ProductOperands,
 }
 
 impl Operation {
-    pub(super) fn new(operands: Operands) -> Result<Self> {
-        let Operands { m, n, k, transposed, element, .. } = operands;
+    pub(super) fn new(operands: ProductOperands) -> Result<Self> {
+        let ProductOperands { m, n, k, transposed, element, .. } = operands;
         let dtype = match element {
-            Element::F32 => sys::cudaDataType_t::CUDA_R_32F,
-            Element::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
-            Element::F16 => sys::cudaDataType_t::CUDA_R_16F,
+            ProductDtype::F32 => sys::cudaDataType_t::CUDA_R_32F,
+            ProductDtype::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
+            ProductDtype::F16 => sys::cudaDataType_t::CUDA_R_16F,
         };
         let (rows, columns) = if transposed { (k, n) } else { (n, k) };
         Ok(Self {
             description: Description::new(&operands)?,
-            a: Layout::new(dtype, rows, columns)?,
-            b: Layout::new(dtype, k, m)?,
-            out: Layout::new(dtype, n, m)?,
+            a: MatrixLayout::new(dtype, rows, columns)?,
+            b: MatrixLayout::new(dtype, k, m)?,
+            out: MatrixLayout::new(dtype, n, m)?,
             operands,
         })
     }
 
-    /// Algorithms that serve the product with `workspace` bytes and addresses that are multiples of `alignment`, at most
-    /// `most` (up to [`CANDIDATES`]), the best first as the library thinks; none where it has none.
+    /// At most `most` (up to [`CANDIDATES`]) algorithms that support the product with `workspace` bytes and addresses that are
+    /// multiples of `alignment`, in the library's order; none if it has none.
     pub(super) fn algorithms(
         &self,
         handle: &Handle,
@@ -245,7 +244,7 @@ impl Operation {
             .collect())
     }
 
-    /// Puts the product on the stream; `false` if `algorithm` does not serve it.
+    /// Enqueues the product on the stream; returns `false` if `algorithm` does not support it.
     ///
     /// # Safety
     /// The operands' addresses are those of live contiguous matrices of the sizes and dtype described, the workspace is
@@ -257,7 +256,7 @@ impl Operation {
         workspace: Workspace,
         stream: *mut c_void,
     ) -> Result<bool> {
-        let Operands { a, b, add, out, scale, .. } = self.operands;
+        let ProductOperands { a, b, add, out, scale, .. } = self.operands;
         let beta = if add.is_some() { 1f32 } else { 0f32 };
         let algorithm = sys::cublasLtMatmulAlgo_t { data: algorithm };
         // SAFETY: by this function's contract; scale and beta are f32 on the host, as the description says.

@@ -1,4 +1,4 @@
-//! Opening a GPU: what keeps this build from running on it is said here, and not in the middle of a step.
+//! Opening a GPU. A problem that keeps this build from running on it is reported here, and not in the middle of a step.
 
 use super::blas;
 use crate::{Error, Result};
@@ -19,12 +19,12 @@ unsafe extern "C" {
 }
 
 /// Opens GPU `index` with one stream for the whole process, and prepares it: buffers carry no events, freed memory stays
-/// in the device's pool instead of going back to the driver at every synchronisation, and cuBLAS adds up in f32 in every
+/// in the device's pool instead of going back to the driver at every synchronisation, and cuBLAS sums in f32 in every
 /// algorithm. Returns a warning if the device has no memory pools.
 ///
 /// # Errors
-/// A driver that is older than this build's toolkit; no GPU of that number; a GPU that is older than Ampere, or one that
-/// candle's kernels were not compiled for; too little free memory; a failure of the driver.
+/// Returns an error if the driver is older than this build's toolkit, there is no GPU of that number, the GPU is older than
+/// Ampere or candle's kernels were not compiled for it, there is too little free memory, or a call of the driver fails.
 pub(crate) fn open(index: usize) -> Result<(Device, Option<String>)> {
     check_driver()?;
     let device =

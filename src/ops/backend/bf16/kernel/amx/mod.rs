@@ -21,12 +21,12 @@ mod tiles;
 
 #[cfg(test)]
 pub(in crate::ops::backend::bf16) use model::Model;
-pub(in crate::ops::backend::bf16) use product::{Columns, Product, prefetch};
+pub(in crate::ops::backend::bf16) use product::{OutputColumns, RowsProduct, prefetch};
 #[cfg(test)]
-pub(in crate::ops::backend::bf16) use program::Text;
+pub(in crate::ops::backend::bf16) use program::TileProgram;
 pub(in crate::ops::backend::bf16) use program::{Hardware, Registers};
 
-use super::{Left, Out, PANEL, Panels, Then};
+use super::{BlockProduct, OutputBlock, PANEL, Panels};
 use crate::ops::bf16::Isa;
 use std::arch::x86_64::*;
 
@@ -41,14 +41,14 @@ pub(in crate::ops::backend::bf16) const MOST_DEPTH: usize = 2048;
 
 /// Whether the CPU has AMX with bf16, and the operating system lets this process use it.
 ///
-/// Linux gives a process the tiles' state where it asks for it (`arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)`,
+/// Linux gives a process the tiles' state if it asks for it (`arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)`,
 /// Documentation/arch/x86/xstate.rst); all its threads have it then. A refusal is an answer, not an error.
 pub(crate) fn is_granted() -> bool {
     has_amx() && request_tiles()
 }
 
 /// Intel's Software Developer's Manual, volume 1, 13.3 and 18.3: leaf 7 names AMX-BF16 (EDX bit 22) and AMX-TILE (bit 24);
-/// the operating system has enabled both parts of the state where XCR0 has bits 17 and 18.
+/// the operating system has enabled both parts of the state if XCR0 has bits 17 and 18.
 fn has_amx() -> bool {
     if __cpuid(0).eax < 7 || __cpuid(1).ecx & (1 << 27) == 0 {
         return false;
@@ -103,22 +103,25 @@ const CONFIG: TileConfig = {
     TileConfig { palette: 1, start_row: 0, reserved: [0; 14], row_bytes, rows }
 };
 
-/// `out = scale * left right`; see [`super::block`]. Sums over more than [`MOST_DEPTH`] values are cut.
-pub(in crate::ops::backend::bf16) fn block<R: Registers>(
+/// See [`super::multiply`]. Sums over more than [`MOST_DEPTH`] values are cut.
+pub(in crate::ops::backend::bf16) fn multiply<R: Registers>(
     isa: Isa,
-    left: Left,
-    depth: usize,
-    right: Panels,
-    out: &mut Out,
-    then: Then,
+    product: BlockProduct,
+    out: &mut OutputBlock,
 ) {
+    let BlockProduct { left, right, depth, epilogue } = product;
     for cut in cuts(depth) {
-        let then = Then { add: then.add || cut.start > 0, ..then };
+        let epilogue = epilogue.for_cut(cut.start);
         let (left, right) = (left.from(0, cut.start / 2), right.from(0, cut.start / 2));
         let rows = out.rows.len();
-        let mut columns =
-            SideBySide { first: out.columns.start, depth: cut.len(), right, panel: 0, out: out.split(SIDE) };
-        Product { left, rows, depth: cut.len(), then }.run::<R, f32>(isa, &mut columns);
+        let mut columns = BlockColumns {
+            first: out.columns.start,
+            depth: cut.len(),
+            right,
+            panel: 0,
+            out: out.split(SIDE),
+        };
+        RowsProduct { left, rows, depth: cut.len(), epilogue }.run::<R, f32>(isa, &mut columns);
     }
 }
 
@@ -129,7 +132,7 @@ pub(in crate::ops::backend::bf16) fn cuts(depth: usize) -> impl Iterator<Item = 
 }
 
 /// The columns of one block, whose panels are there.
-struct SideBySide<'a, I> {
+struct BlockColumns<'a, I> {
     /// The block's first column.
     first: usize,
     depth: usize,
@@ -139,8 +142,8 @@ struct SideBySide<'a, I> {
     out: I,
 }
 
-impl<'o, I: Iterator<Item = Out<'o>>> Columns<'o, f32> for SideBySide<'_, I> {
-    fn next(&mut self) -> Option<Out<'o>> {
+impl<'o, I: Iterator<Item = OutputBlock<'o>>> OutputColumns<'o, f32> for BlockColumns<'_, I> {
+    fn next(&mut self) -> Option<OutputBlock<'o>> {
         let out = self.out.next()?;
         self.panel = (out.columns.start - self.first) / PANEL;
         Some(out)

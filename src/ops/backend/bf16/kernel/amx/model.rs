@@ -1,25 +1,25 @@
 //! The eight tile registers in software, and the programs run on them.
 
-use super::super::Line;
+use super::super::PanelRow;
 use super::TILE;
-use super::program::{LEFT_LINES, Operands, RIGHT_LINES, Registers, SUMS_ROW, Text, program};
+use super::program::{LEFT_LINES, RIGHT_LINES, Registers, SUMS_ROW, TileOperands, TileProgram, program};
 use crate::ops::bf16::Isa;
 use std::cell::RefCell;
 
 /// A tile register: 16 rows of 64 bytes, as f32 or pairs of bf16.
-type Tile = [[u32; TILE]; TILE];
+type TileRegister = [[u32; TILE]; TILE];
 
 /// Registers that hold NaN when they are configured.
-pub(in crate::ops::backend::bf16) struct Model([Tile; 8]);
+pub(in crate::ops::backend::bf16) struct Model([TileRegister; 8]);
 
 thread_local! {
-    /// The texts whose steps ran on this thread.
-    static RAN: RefCell<Vec<Text>> = const { RefCell::new(Vec::new()) };
+    /// The programs whose steps ran on this thread.
+    static RAN: RefCell<Vec<TileProgram>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Model {
-    /// Runs `f` on this thread, and says which texts' steps it ran.
-    pub(in crate::ops::backend::bf16) fn texts(f: impl FnOnce()) -> Vec<Text> {
+    /// Runs `f` on this thread, and says which programs' steps it ran.
+    pub(in crate::ops::backend::bf16) fn programs(f: impl FnOnce()) -> Vec<TileProgram> {
         RAN.with_borrow_mut(Vec::clear);
         f();
         RAN.take()
@@ -31,9 +31,9 @@ impl Model {
 
     /// `tileloadd`, or `tileloaddt1`, from rows of 64 bytes, one after another.
     unsafe fn load(&mut self, tile: usize, from: *const u8) {
-        assert!(from.cast::<Line>().is_aligned(), "a tile's rows are lines of the cache");
+        assert!(from.cast::<PanelRow>().is_aligned(), "a tile's rows are lines of the cache");
         // SAFETY: the caller has a tile there.
-        self.0[tile] = unsafe { from.cast::<Tile>().read() };
+        self.0[tile] = unsafe { from.cast::<TileRegister>().read() };
     }
 
     unsafe fn store(&self, tile: usize, to: *mut u8) {
@@ -97,28 +97,28 @@ impl Registers for Model {
         sums_are_written.then_some(Self([[[u32::MAX; TILE]; TILE]; 8]))
     }
 
-    fn zero(&mut self, text: Text) {
+    fn zero(&mut self, program: TileProgram) {
         let (model, _place) = (self, ());
-        match text {
-            Text::PanelsStay | Text::BothStream => program!(zero full, simulate(model, _place)),
-            Text::HalfHeight => program!(zero half, simulate(model, _place)),
+        match program {
+            TileProgram::PanelsStay | TileProgram::BothStream => program!(zero full, simulate(model, _place)),
+            TileProgram::HalfHeight => program!(zero half, simulate(model, _place)),
         }
     }
 
-    unsafe fn steps(&mut self, text: Text, operands: Operands, steps: usize) {
+    unsafe fn steps(&mut self, program: TileProgram, operands: TileOperands, steps: usize) {
         let (model, mut place) = (self, operands);
         RAN.with_borrow_mut(|ran| {
-            if !ran.contains(&text) {
-                ran.push(text)
+            if !ran.contains(&program) {
+                ran.push(program)
             }
         });
         for _ in 0..steps {
             // SAFETY: the caller's promise.
             unsafe {
-                match text {
-                    Text::PanelsStay => program!(step panels_stay, simulate(model, place)),
-                    Text::BothStream => program!(step both_stream, simulate(model, place)),
-                    Text::HalfHeight => program!(step half_height, simulate(model, place)),
+                match program {
+                    TileProgram::PanelsStay => program!(step panels_stay, simulate(model, place)),
+                    TileProgram::BothStream => program!(step both_stream, simulate(model, place)),
+                    TileProgram::HalfHeight => program!(step half_height, simulate(model, place)),
                 }
             }
             place.left = place.left.wrapping_add(LEFT_LINES);
@@ -126,13 +126,15 @@ impl Registers for Model {
         }
     }
 
-    unsafe fn store(&self, text: Text, sums: *mut f32) {
+    unsafe fn store(&self, program: TileProgram, sums: *mut f32) {
         let (model, place) = (self, sums);
         // SAFETY: the caller's promise.
         unsafe {
-            match text {
-                Text::PanelsStay | Text::BothStream => program!(store full, simulate(model, place)),
-                Text::HalfHeight => program!(store half, simulate(model, place)),
+            match program {
+                TileProgram::PanelsStay | TileProgram::BothStream => {
+                    program!(store full, simulate(model, place))
+                }
+                TileProgram::HalfHeight => program!(store half, simulate(model, place)),
             }
         }
     }

@@ -6,10 +6,10 @@
 //!                                                                        tmm6, 7  columns 0 to 15, 16 to 31
 //! ```
 
-use super::super::Line;
+use super::super::PanelRow;
 use super::{CONFIG, SIDE, TILE};
 use crate::ops::bf16::Isa;
-use crate::ops::bf16::isa::Kind;
+use crate::ops::bf16::isa::InstructionSet;
 use std::arch::asm;
 use std::marker::PhantomData;
 
@@ -29,7 +29,7 @@ const MOST_STEPS_IN_CACHE: usize = 20;
 
 /// Which of the lists a block takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::ops::backend::bf16) enum Text {
+pub(in crate::ops::backend::bf16) enum TileProgram {
     /// The panels stay in the first-level cache, the rows stream through it.
     PanelsStay,
     /// Both stream from the second-level cache.
@@ -38,7 +38,7 @@ pub(in crate::ops::backend::bf16) enum Text {
     HalfHeight,
 }
 
-impl Text {
+impl TileProgram {
     /// For a block of `rows` rows and sums of `steps` steps.
     pub(super) fn new(rows: usize, steps: usize) -> Self {
         match (rows, steps) {
@@ -51,14 +51,14 @@ impl Text {
 
 /// Addresses of the first step of both sides.
 #[derive(Clone, Copy)]
-pub(in crate::ops::backend::bf16) struct Operands {
+pub(in crate::ops::backend::bf16) struct TileOperands {
     /// Both tiles of a step, those of the steps one after another.
-    pub(super) left: *const Line,
+    pub(super) left: *const PanelRow,
     /// Two panels.
-    pub(super) right: [*const Line; 2],
+    pub(super) right: [*const PanelRow; 2],
 }
 
-impl Operands {
+impl TileOperands {
     /// Those `steps` steps further.
     pub(super) fn after(self, steps: usize) -> Self {
         Self {
@@ -74,19 +74,19 @@ pub(in crate::ops::backend::bf16) trait Registers: Sized {
     fn configure(isa: Isa) -> Option<Self>;
 
     /// Sets the sums to zero.
-    fn zero(&mut self, text: Text);
+    fn zero(&mut self, program: TileProgram);
 
     /// Adds `steps` steps to the sums.
     ///
     /// # Safety
     /// Both operands have as many steps in live memory.
-    unsafe fn steps(&mut self, text: Text, operands: Operands, steps: usize);
+    unsafe fn steps(&mut self, program: TileProgram, operands: TileOperands, steps: usize);
 
-    /// Writes the sums to rows of 32 f32; those of 16 rows for [`Text::HalfHeight`].
+    /// Writes the sums to rows of 32 f32; those of 16 rows for [`TileProgram::HalfHeight`].
     ///
     /// # Safety
     /// There is room for 32 rows.
-    unsafe fn store(&self, text: Text, sums: *mut f32);
+    unsafe fn store(&self, program: TileProgram, sums: *mut f32);
 }
 
 /// Hands a list of instructions to `$run`, after `$with`.
@@ -186,7 +186,7 @@ pub(in crate::ops::backend::bf16) struct Hardware {
 
 impl Registers for Hardware {
     fn configure(isa: Isa) -> Option<Self> {
-        if isa.kind() != Kind::Amx {
+        if isa.kind() != InstructionSet::Amx {
             return None;
         }
         // SAFETY: `isa` is proof of AMX; the configuration lives.
@@ -195,38 +195,40 @@ impl Registers for Hardware {
     }
 
     #[inline(always)]
-    fn zero(&mut self, text: Text) {
+    fn zero(&mut self, program: TileProgram) {
         // SAFETY: the registers are configured as long as the value lives; see there for what is between.
         unsafe {
-            match text {
-                Text::PanelsStay | Text::BothStream => program!(zero full, assemble_zero()),
-                Text::HalfHeight => program!(zero half, assemble_zero()),
+            match program {
+                TileProgram::PanelsStay | TileProgram::BothStream => program!(zero full, assemble_zero()),
+                TileProgram::HalfHeight => program!(zero half, assemble_zero()),
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn steps(&mut self, text: Text, operands: Operands, steps: usize) {
+    unsafe fn steps(&mut self, program: TileProgram, operands: TileOperands, steps: usize) {
         if steps == 0 {
             return;
         }
         // SAFETY: as for `zero`; the operands are the caller's promise.
         unsafe {
-            match text {
-                Text::PanelsStay => program!(step panels_stay, assemble_steps(operands, steps)),
-                Text::BothStream => program!(step both_stream, assemble_steps(operands, steps)),
-                Text::HalfHeight => program!(step half_height, assemble_steps(operands, steps)),
+            match program {
+                TileProgram::PanelsStay => program!(step panels_stay, assemble_steps(operands, steps)),
+                TileProgram::BothStream => program!(step both_stream, assemble_steps(operands, steps)),
+                TileProgram::HalfHeight => program!(step half_height, assemble_steps(operands, steps)),
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn store(&self, text: Text, sums: *mut f32) {
+    unsafe fn store(&self, program: TileProgram, sums: *mut f32) {
         // SAFETY: as for `zero`; the room is the caller's promise.
         unsafe {
-            match text {
-                Text::PanelsStay | Text::BothStream => program!(store full, assemble_store(sums)),
-                Text::HalfHeight => program!(store half, assemble_store(sums)),
+            match program {
+                TileProgram::PanelsStay | TileProgram::BothStream => {
+                    program!(store full, assemble_store(sums))
+                }
+                TileProgram::HalfHeight => program!(store half, assemble_store(sums)),
             }
         }
     }

@@ -5,7 +5,7 @@
 //! tiles of an operand:                  [row block][step][32 lines], zeros for rows and values that do not exist
 //! ```
 
-use super::super::{Left, Line, PANEL, STEP, avx512, low};
+use super::super::{Left, PANEL, PanelRow, STEP, avx512, low_mask};
 use super::product::PARTS;
 use super::program::LEFT_LINES;
 use super::{SIDE, TILE};
@@ -31,7 +31,7 @@ impl RowBlock<'_> {
     /// `left` has the rows, `tiles` 32 lines a step; the CPU has `avx512f` and `avx512bw`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    pub(super) unsafe fn pack(&self, part: usize, tiles: *mut Line) {
+    pub(super) unsafe fn pack(&self, part: usize, tiles: *mut PanelRow) {
         // SAFETY: the caller's promise.
         unsafe {
             match self.left.pair {
@@ -46,12 +46,12 @@ impl RowBlock<'_> {
     /// # Safety
     /// As for [`RowBlock::pack`].
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn pack_rows(&self, part: usize, tiles: *mut Line) {
+    unsafe fn pack_rows(&self, part: usize, tiles: *mut PanelRow) {
         let Self { left, rows, depth } = *self;
         for row in part * PART_ROWS..(part + 1) * PART_ROWS {
             let from = left.values.as_ptr().wrapping_add(row * left.row);
             for step in 0..depth.div_ceil(STEP) {
-                let mask = if row < rows { low(depth - step * STEP) } else { 0 };
+                let mask = if row < rows { low_mask(depth - step * STEP) } else { 0 };
                 // SAFETY: the mask leaves out all but the operand's values; the line is inside the tiles.
                 unsafe {
                     let values = _mm512_maskz_loadu_epi16(mask, from.wrapping_add(step * STEP).cast());
@@ -66,12 +66,12 @@ impl RowBlock<'_> {
     /// # Safety
     /// As for [`RowBlock::pack`].
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn pack_interleaved(&self, part: usize, tiles: *mut Line) {
+    unsafe fn pack_interleaved(&self, part: usize, tiles: *mut PanelRow) {
         let Self { left, rows, depth } = *self;
         let steps = depth.div_ceil(STEP);
         for step in part * steps / PARTS..(part + 1) * steps / PARTS {
             for first in [0, TILE] {
-                let values = low(2 * rows.saturating_sub(first).min(TILE));
+                let values = low_mask(2 * rows.saturating_sub(first).min(TILE));
                 let mut lines = [_mm512_setzero_si512(); PANEL];
                 for (i, line) in lines.iter_mut().enumerate() {
                     let value = step * STEP + 2 * i;
