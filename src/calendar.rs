@@ -1,4 +1,4 @@
-//! Dates as answers (UTC) and chat templates (local time) write them.
+//! Dates in the form of answers (UTC) and of chat templates (local time).
 
 use jiff::Timestamp;
 use jiff::civil::DateTime;
@@ -26,7 +26,7 @@ pub fn now() -> String {
     written(SystemTime::now())
 }
 
-/// A time as [`now`] gives it.
+/// A time in the form of [`now`].
 pub fn written(time: SystemTime) -> String {
     strftime(utc(time), "%Y-%m-%dT%H:%M:%SZ")
 }
@@ -51,7 +51,7 @@ pub(crate) fn utc(time: SystemTime) -> DateTime {
     civil(time, TimeZone::UTC)
 }
 
-/// Date and time of day where this machine is: in the time zone of the environment variable `TZ`, else the system's.
+/// Date and time of day on this machine: in the time zone of the environment variable `TZ`, or the system's.
 pub(crate) fn local(time: SystemTime) -> DateTime {
     civil(time, TimeZone::system())
 }
@@ -61,14 +61,14 @@ fn civil(time: SystemTime, zone: TimeZone) -> DateTime {
     time.to_zoned_datetime(zone).datetime()
 }
 
-/// What a letter of a format stands for.
-enum Part {
-    /// A number with its digits at least, filled up with this character.
+/// The meaning of a letter in a format.
+enum DatePart {
+    /// A number with at least this many digits, filled up with this character.
     Number(i64, usize, char),
     Text(&'static str),
     /// Another format.
     Format(&'static str),
-    /// Six digits, which no flag changes.
+    /// Six digits, which flags do not change.
     Microseconds,
 }
 
@@ -83,9 +83,9 @@ struct Flags {
     width: usize,
 }
 
-/// The time as `datetime.strftime` of Python writes one without a time zone, on Linux and in English (glibc's
-/// `strftime_l.c`): the flags `_`, `-`, `0`, `^` and `#` and a width are obeyed, `%z` and `%Z` are empty, and a letter
-/// that is not known stays as it is.
+/// The time as Python's `datetime.strftime` writes one without a time zone, on Linux and in English (glibc's
+/// `strftime_l.c`): the flags `_`, `-`, `0`, `^` and `#` and a width are followed, `%z` and `%Z` are empty, and an
+/// unknown letter is not replaced.
 pub(crate) fn strftime(time: DateTime, format: &str) -> String {
     let mut text = String::new();
     let mut rest = format;
@@ -102,7 +102,7 @@ pub(crate) fn strftime(time: DateTime, format: &str) -> String {
     text + rest
 }
 
-/// The flags behind a `%`, the letter that they are of, and how many bytes both take.
+/// The flags after a `%`, their letter, and the number of bytes of both.
 fn flags(text: &str) -> (Flags, Option<char>, usize) {
     let mut flags = Flags::default();
     let mut letters = text.char_indices().peekable();
@@ -117,7 +117,7 @@ fn flags(text: &str) -> (Flags, Option<char>, usize) {
         let width = flags.width * 10 + digit as usize - '0' as usize;
         flags.width = width.min(MOST);
     }
-    // Other forms of dates and digits, which English does not have; they stand before some letters alone.
+    // Other forms of dates and digits, which English does not have; they are allowed before some letters only.
     let modified = match letters.next_if(|(_, letter)| matches!(letter, 'E' | 'O')) {
         None => None,
         Some((_, 'E')) => Some("%CPRTXYZcnprtuxyz"),
@@ -136,18 +136,18 @@ fn flags(text: &str) -> (Flags, Option<char>, usize) {
 const MOST: usize = 255;
 
 impl Flags {
-    fn write(&self, time: DateTime, letter: char, part: &Part) -> String {
+    fn write(&self, time: DateTime, letter: char, part: &DatePart) -> String {
         let mut text = match part {
-            Part::Microseconds => return format!("{:06}", time.subsec_nanosecond() / 1000),
-            Part::Number(number, digits, fill) => {
+            DatePart::Microseconds => return format!("{:06}", time.subsec_nanosecond() / 1000),
+            DatePart::Number(number, digits, fill) => {
                 let number = number.to_string();
                 return match self.fill_with.unwrap_or(*fill) {
                     '-' => number,
                     fill => filled(number, *digits.max(&self.width), if fill == '_' { ' ' } else { fill }),
                 };
             }
-            Part::Text(text) => (*text).to_owned(),
-            Part::Format(format) => strftime(time, format),
+            DatePart::Text(text) => (*text).to_owned(),
+            DatePart::Format(format) => strftime(time, format),
         };
         if self.swap && letter == 'p' {
             text = text.to_lowercase();
@@ -169,7 +169,7 @@ fn filled(text: String, width: usize, fill: char) -> String {
     std::iter::repeat_n(fill, missing).chain(text.chars()).collect()
 }
 
-fn part(time: DateTime, letter: char) -> Option<Part> {
+fn part(time: DateTime, letter: char) -> Option<DatePart> {
     let date = time.date();
     let (hour, week) = (i64::from(time.hour()), date.iso_week_date());
     let weekday = usize::from(date.weekday().to_monday_zero_offset().unsigned_abs());
@@ -177,47 +177,47 @@ fn part(time: DateTime, letter: char) -> Option<Part> {
     let day = i64::from(date.day_of_year());
     let (year, iso_year) = (i64::from(date.year()), i64::from(week.year()));
     let month = MONTHS[usize::from(date.month().unsigned_abs()) - 1];
-    let two = |number: i64| Part::Number(number, 2, '0');
+    let two = |number: i64| DatePart::Number(number, 2, '0');
     let twelve = (hour + 11) % 12 + 1;
     Some(match letter {
-        'Y' => Part::Number(year, 4, '0'),
+        'Y' => DatePart::Number(year, 4, '0'),
         'C' => two(year / 100),
         'y' => two(year % 100),
-        'G' => Part::Number(iso_year, 4, '0'),
+        'G' => DatePart::Number(iso_year, 4, '0'),
         'g' => two(iso_year % 100),
         'm' => two(date.month().into()),
         'd' => two(date.day().into()),
-        'e' => Part::Number(date.day().into(), 2, ' '),
-        'j' => Part::Number(day, 3, '0'),
+        'e' => DatePart::Number(date.day().into(), 2, ' '),
+        'j' => DatePart::Number(day, 3, '0'),
         'H' => two(hour),
-        'k' => Part::Number(hour, 2, ' '),
+        'k' => DatePart::Number(hour, 2, ' '),
         'I' => two(twelve),
-        'l' => Part::Number(twelve, 2, ' '),
+        'l' => DatePart::Number(twelve, 2, ' '),
         'M' => two(time.minute().into()),
         'S' => two(time.second().into()),
-        'f' => Part::Microseconds,
-        's' => Part::Number(local_seconds(time), 1, '0'),
-        'u' => Part::Number(weekday as i64 + 1, 1, '0'),
-        'w' => Part::Number(sunday, 1, '0'),
+        'f' => DatePart::Microseconds,
+        's' => DatePart::Number(local_seconds(time), 1, '0'),
+        'u' => DatePart::Number(weekday as i64 + 1, 1, '0'),
+        'w' => DatePart::Number(sunday, 1, '0'),
         'U' => two((day + 6 - sunday) / 7),
         'W' => two((day + 6 - weekday as i64) / 7),
         'V' => two(week.week().into()),
-        'B' => Part::Text(month),
-        'b' | 'h' => Part::Text(&month[..3]),
-        'A' => Part::Text(DAYS[weekday]),
-        'a' => Part::Text(&DAYS[weekday][..3]),
-        'p' => Part::Text(if hour < 12 { "AM" } else { "PM" }),
-        'P' => Part::Text(if hour < 12 { "am" } else { "pm" }),
-        'z' | 'Z' => Part::Text(""),
-        'n' => Part::Text("\n"),
-        't' => Part::Text("\t"),
-        '%' => Part::Text("%"),
-        'c' => Part::Format("%a %b %e %H:%M:%S %Y"),
-        'D' | 'x' => Part::Format("%m/%d/%y"),
-        'F' => Part::Format("%Y-%m-%d"),
-        'R' => Part::Format("%H:%M"),
-        'r' => Part::Format("%I:%M:%S %p"),
-        'T' | 'X' => Part::Format("%H:%M:%S"),
+        'B' => DatePart::Text(month),
+        'b' | 'h' => DatePart::Text(&month[..3]),
+        'A' => DatePart::Text(DAYS[weekday]),
+        'a' => DatePart::Text(&DAYS[weekday][..3]),
+        'p' => DatePart::Text(if hour < 12 { "AM" } else { "PM" }),
+        'P' => DatePart::Text(if hour < 12 { "am" } else { "pm" }),
+        'z' | 'Z' => DatePart::Text(""),
+        'n' => DatePart::Text("\n"),
+        't' => DatePart::Text("\t"),
+        '%' => DatePart::Text("%"),
+        'c' => DatePart::Format("%a %b %e %H:%M:%S %Y"),
+        'D' | 'x' => DatePart::Format("%m/%d/%y"),
+        'F' => DatePart::Format("%Y-%m-%d"),
+        'R' => DatePart::Format("%H:%M"),
+        'r' => DatePart::Format("%I:%M:%S %p"),
+        'T' | 'X' => DatePart::Format("%H:%M:%S"),
         _ => return None,
     })
 }

@@ -7,7 +7,7 @@ use candle_core::{DType, Device};
 use gneiss::batch::{Example, PrefixGroup};
 use gneiss::bench::canary::{RateSource, Reading};
 use gneiss::bench::examples::whole_steps;
-use gneiss::bench::{Bench, Canary, Case, Lengths, MatmulPeak, Source};
+use gneiss::bench::{Bench, Canary, Case, ExampleSource, Lengths, MatmulPeak};
 use gneiss::checkpoint::{ModelConfig, ModelType};
 use gneiss::device::PeakMemory;
 use gneiss::model::{Decoder, Dtypes, Flops};
@@ -328,7 +328,7 @@ fn steps_of_a_disturbed_machine_are_counted_and_left_out() {
     let case = Case { batch_size: 1, accumulate_steps: 1, num_virtual_tokens: 3 };
     let measure = |slow: Option<&'static [usize]>| {
         let canary = slow.map(|slow| Canary::from_source(Box::new(Slow { read: 0, slow })));
-        let source = Source::Made(Lengths::of_tokens(9).unwrap());
+        let source = ExampleSource::Made(Lengths::uniform(9).unwrap());
         let canary = canary.as_ref();
         let bench = Bench { model: &model, source, max_rows: 64, steps: 5, warmup: 2, peak: PEAK, canary };
         let measured = bench.measure(case, &mut Told::default()).unwrap();
@@ -363,10 +363,10 @@ fn a_case_is_a_run_of_the_trainer() {
     let config = ModelConfig::from_json(&tiny()).unwrap();
     let dtypes = Dtypes::for_weights(DType::F32, &Device::Cpu).unwrap();
     let model = Decoder::random(&config, dtypes, &Device::Cpu, 1).unwrap();
-    let given = Lengths::of_tokens(9).unwrap().examples(5, config.vocab_size);
+    let given = Lengths::uniform(9).unwrap().examples(5, config.vocab_size);
     let bench = Bench {
         model: &model,
-        source: Source::Given(given.clone()),
+        source: ExampleSource::Given(given.clone()),
         max_rows: 64,
         steps: 5,
         warmup: 2,

@@ -268,7 +268,7 @@ fn sets_that_fail_name_the_option() {
         ("model=granite", "expected a key of this table: model.device, model.dtype, model.id"),
         (
             "train.memory_budget=lots",
-            r#"expected a size such as "24GB", "900MB" or "16GiB", or "" for what the device has free, found "lots""#,
+            r#"expected a size such as "24GB", "900MB" or "16GiB", or "" for the memory that the device has free, found "lots""#,
         ),
         (
             "train.memory_budget=24",

@@ -203,7 +203,7 @@ fn a_dataset() {
         let rows = records.iter().filter(|r| r.output.trim() == label[0].as_str().unwrap()).count();
         assert!(rows > 0 && label[1] == rows, "{label}");
     }
-    let words = LengthStats::of(records.iter().map(|r| r.input.split_whitespace().count()));
+    let words = LengthStats::from_lengths(records.iter().map(|r| r.input.split_whitespace().count()));
     assert_eq!(report["words_per_input"]["median"], words.median);
     assert_eq!(report["words_per_input"]["max"], words.max);
     assert_eq!(report["tokens"], Value::Null);
@@ -296,7 +296,7 @@ fn a_run_goes_as_its_configuration_said() {
     let (said, _) = inspect(&[path, "--model", &model]);
     let (tuned, notes) = json(&["tune", path, "--model", &model, "--device", "cpu", "--set", &runs]);
 
-    assert!(notes.contains("memory ") && notes.contains("0 of 30 blocks recomputed"), "{notes}");
+    assert!(notes.contains("memory ") && notes.contains("0 of 30 layers recomputed"), "{notes}");
     let run = folder.path().join("two");
     let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let lines: Vec<Value> = metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

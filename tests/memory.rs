@@ -91,7 +91,9 @@ fn split_peak(model: &Decoder) {
     assert_eq!((passes.prefix_pass.examples, rest.examples, passes.rows()), (3, 7, 5 + 990));
     let (rows, targets) = (passes.rows(), passes.target_tokens());
     for recompute in 0..model.config().num_hidden_layers {
-        let (peak, ..) = allocated::during(|| tune::gradient_of(model, &prompt, &passes, recompute).unwrap());
+        let (peak, ..) = allocated::during(|| {
+            tune::gradient_of(model, &prompt, &passes, recompute, tune::Mean::All).unwrap()
+        });
         let tapes = memory.tapes([5, rows - 5], targets, recompute) + memory.prefix_keys_values(5, recompute);
         let workspace = memory.workspace(rest.ids.len(), rest.target_rows.len(), recompute);
         let estimated = tapes + workspace + 5 * memory.split_per_row;

@@ -51,7 +51,7 @@ fn scores_of_labels_are_scikit_learns() {
         let (expected, predicted) = (strings(&case["expected"]), strings(&case["predicted"]));
         let pairs = expected.iter().zip(&predicted).map(|(e, p)| (e.as_str(), p.as_str()));
         let labels = strings(&case["labels"]);
-        let scores = Scores::of(&labels, pairs);
+        let scores = Scores::from_pairs(&labels, pairs);
         let close = |what: &str, ours: &[f64], theirs: &Value| {
             assert_close(&format!("{name}: {what}"), ours, &floats(theirs), 1e-12);
         };
@@ -72,7 +72,7 @@ fn scores_of_labels_are_scikit_learns() {
         let right = expected.iter().zip(&predicted).filter(|(e, p)| e == p).count();
         assert_eq!(scores.correct, right, "{name}");
     }
-    let nothing = Scores::of(&["0".into(), "1".into()], []);
+    let nothing = Scores::from_pairs(&["0".into(), "1".into()], []);
     assert_eq!((nothing.accuracy, nothing.macro_f1, nothing.interval), (0.0, 0.0, [0.0, 1.0]));
 }
 
@@ -91,11 +91,11 @@ fn scores_of_texts_are_those_of_torchmetrics_and_rouge_score() {
     let texts: Vec<(&str, &str)> =
         cases.iter().map(|c| (c["expected"].as_str().unwrap(), c["generated"].as_str().unwrap())).collect();
     for (case, (expected, generated)) in cases.iter().zip(&texts) {
-        let scores = RowScores::of(expected, generated);
+        let scores = RowScores::compare(expected, generated);
         assert_close(&format!("F1 of {case}"), &[scores.token_f1], &[float(&case["token_f1"])], 1e-6);
         assert_close(&format!("ROUGE-L of {case}"), &[scores.rouge_l], &[float(&case["rouge_l"])], 1e-12);
     }
-    let all = TextScores::of(texts.iter().copied());
+    let all = TextScores::from_pairs(texts.iter().copied());
     let mean = |key: &str| cases.iter().map(|c| float(&c[key])).sum::<f64>() / cases.len() as f64;
     assert_close("means", &[all.token_f1, all.rouge_l], &[mean("token_f1"), mean("rouge_l")], 1e-6);
     assert_eq!(all.total, cases.len());
@@ -125,7 +125,7 @@ fn the_paired_difference_is_scipys() {
         let rows = [(true, true), (false, true), (true, false), (false, false)];
         let rows = rows.iter().zip(counts).flat_map(|(row, n)| std::iter::repeat_n(*row, n));
         let (base, tuned): (Vec<bool>, Vec<bool>) = rows.unzip();
-        let paired = Paired::of("dogs", By::Generated, &base, &tuned);
+        let paired = Paired::from_answers("dogs", By::Generated, &base, &tuned);
         assert_eq!((paired.fixed, paired.broken), (counts[1], counts[2]), "{case}");
         let n = base.len() as f64;
         assert_close("difference", &[paired.difference], &[(counts[1] as f64 - counts[2] as f64) / n], 1e-12);
@@ -134,7 +134,8 @@ fn the_paired_difference_is_scipys() {
         assert_eq!(paired.p_value, mcnemar(counts[1], counts[2]));
     }
     for case in golden["scores"].as_array().unwrap() {
-        let paired = Paired::of_scores("dogs", By::TokenF1, &floats(&case["base"]), &floats(&case["tuned"]));
+        let paired =
+            Paired::from_scores("dogs", By::TokenF1, &floats(&case["base"]), &floats(&case["tuned"]));
         let ours = [paired.fixed as f64, paired.broken as f64, paired.difference, paired.p_value];
         let theirs = ["better", "worse", "difference", "p_value"].map(|key| float(&case[key]));
         assert_close(&case.to_string(), &ours, &theirs, 1e-12);

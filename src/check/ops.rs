@@ -1,6 +1,6 @@
-//! The cases of each op but attention.
+//! The cases of each op except attention.
 
-use super::{Checks, Comparison, Input, Kind, Target, attention};
+use super::{Checks, Comparison, Input, ResultKind, Target, attention};
 use crate::Result;
 use crate::ops::adamw::{AdamW, AdamWStep, Parameter};
 use crate::ops::cross_entropy::{self, Softmax};
@@ -18,7 +18,7 @@ pub const OPS: [&str; 9] =
 /// Compares the op of this name with the CPU at odd and at usual shapes.
 ///
 /// # Errors
-/// A name that is none of [`OPS`]; the device's.
+/// Returns an error if the name is not in [`OPS`] or a device operation fails.
 pub fn ops(target: &Target, name: &str) -> Result<Vec<Comparison>> {
     let Some(op) = OPS.into_iter().find(|op| *op == name) else {
         return Err(crate::Error::Invalid(format!("expected one of {OPS:?}, found {name}")));
@@ -54,12 +54,12 @@ fn embed(checks: &mut Checks) -> Result<()> {
         let exact = embed::forward(&table.exact, &prompts.exact, &lookup)?;
         let ours = checks.run(|| embed::forward(&table.device, &prompts.device, &lookup))?;
         let plain = embed::reference(&table.plain, &prompts.plain.to_dtype(checks.dtype())?, &lookup)?;
-        checks.compare("x", Kind::Value, &ours, &exact, &plain)?;
+        checks.compare("x", ResultKind::Value, &ours, &exact, &plain)?;
         let dx = checks.random((t, c), 1.0)?;
         let exact = embed::backward(&dx.exact, n, &lookup)?;
         let ours = checks.run(|| embed::backward(&dx.device, n, &lookup))?;
         let rounded = exact.to_dtype(checks.dtype())?;
-        checks.compare("dprompts", Kind::Gradient, &ours, &exact, &rounded)?;
+        checks.compare("dprompts", ResultKind::Gradient, &ours, &exact, &rounded)?;
     }
     Ok(())
 }
@@ -72,10 +72,16 @@ fn linear(checks: &mut Checks) -> Result<()> {
         let layer = |of: fn(&Input) -> &Tensor| Linear::new(of(&weight).clone(), Some(of(&bias).clone()));
         let (exact, plain, device) = (layer(|i| &i.exact)?, layer(|i| &i.plain)?, layer(|i| &i.device)?);
         let ours = checks.run(|| device.forward(&x.device))?;
-        checks.compare("y", Kind::Value, &ours, &exact.forward(&x.exact)?, &plain.reference(&x.plain)?)?;
+        checks.compare(
+            "y",
+            ResultKind::Value,
+            &ours,
+            &exact.forward(&x.exact)?,
+            &plain.reference(&x.plain)?,
+        )?;
         let ours = checks.run(|| device.backward(&dy.device, 0.22))?;
         let plain = (dy.plain.matmul(&weight.plain)? * 0.22)?;
-        checks.compare("dx", Kind::Gradient, &ours, &exact.backward(&dy.exact, 0.22)?, &plain)?;
+        checks.compare("dx", ResultKind::Gradient, &ours, &exact.backward(&dy.exact, 0.22)?, &plain)?;
     }
     Ok(())
 }
@@ -103,11 +109,11 @@ fn rms_norm(checks: &mut Checks) -> Result<()> {
             })?;
             let plain = plain_norm.reference(&x.plain, with(&delta.plain))?;
             let summed = exact_norm.forward(&x.exact, with(&delta.exact), x.exact.dtype())?.residual;
-            checks.compare("residual", Kind::Value, &ours.residual, &summed, &plain.residual)?;
+            checks.compare("residual", ResultKind::Value, &ours.residual, &summed, &plain.residual)?;
             let exact = exact_norm.forward(&residual.exact, None, x.exact.dtype())?;
             let plain = plain_norm.reference(&residual.plain, None)?;
-            checks.compare("normed", Kind::Value, &ours.normed, &exact.normed, &plain.normed)?;
-            checks.compare("rstd", Kind::Value, &ours.rstd, &exact.rstd, &plain.normed)?;
+            checks.compare("normed", ResultKind::Value, &ours.normed, &exact.normed, &plain.normed)?;
+            checks.compare("rstd", ResultKind::Value, &ours.rstd, &exact.rstd, &plain.normed)?;
             let rstd = checks.input(&exact.rstd.to_dtype(DType::F32)?)?;
             let past = |i: &Tensor| add.then_some(i.clone());
             let exact =
@@ -119,7 +125,7 @@ fn rms_norm(checks: &mut Checks) -> Result<()> {
                 Ok(plain_norm.reference(v[0].as_tensor(), None)?.normed)
             })?;
             let plain = if add { (&x.plain + &through[0])? } else { through[0].clone() };
-            checks.compare("dx", Kind::Gradient, &ours, &exact, &plain)?;
+            checks.compare("dx", ResultKind::Gradient, &ours, &exact, &plain)?;
         }
     }
     Ok(())
@@ -142,7 +148,7 @@ fn rope(checks: &mut Checks) -> Result<()> {
             };
             let ours = checks.run(|| turn(&device_table, &x.device))?;
             let plain = plain_table.reference(&x.plain, heads, (&positions).into(), sign)?;
-            checks.compare(what, Kind::Value, &ours, &turn(&exact_table, &x.exact)?, &plain)?;
+            checks.compare(what, ResultKind::Value, &ours, &turn(&exact_table, &x.exact)?, &plain)?;
         }
         for heads in [heads - others, 0] {
             let shape = AttentionShape { heads, kv_heads: others, head_dim: d, scale: 1.0 };
@@ -159,16 +165,16 @@ fn rope(checks: &mut Checks) -> Result<()> {
                     rope::forward_to_cache(device, &x.device, &shape, (&positions).into(), to)
                 })?;
                 if heads > 0 {
-                    checks.compare("queries", Kind::Value, &ours, &exact, &plain)?;
+                    checks.compare("queries", ResultKind::Value, &ours, &exact, &plain)?;
                 }
-                checks.compare("cache", Kind::Value, &cache.device, &exact_cache, &plain_cache)?;
+                checks.compare("cache", ResultKind::Value, &cache.device, &exact_cache, &plain_cache)?;
             }
         }
     }
     Ok(())
 }
 
-/// By plain candle ops: rotated queries of `x`, and `cache` with its rotated keys and values in these rows.
+/// By plain candle ops: rotated queries of `x`, and `cache` with the rotated keys and the values of these rows.
 fn cached(
     table: Option<&RopeTable>,
     x: &Tensor,
@@ -195,22 +201,22 @@ fn rows(checks: &mut Checks) -> Result<()> {
         let numbers = || (&numbers).into();
         let (exact, plain) = (rows::forward(&x.exact, numbers())?, rows::reference(&x.plain, numbers())?);
         let ours = checks.run(|| rows::forward(&x.device, numbers()))?;
-        checks.compare("y", Kind::Value, &ours, &exact, &plain)?;
+        checks.compare("y", ResultKind::Value, &ours, &exact, &plain)?;
         let (exact, plain) =
             (rows::backward(&dy.exact, numbers(), t)?, rows::backward(&dy.plain, numbers(), t)?);
         let ours = checks.run(|| rows::backward(&dy.device, numbers(), t))?;
-        checks.compare("dx", Kind::Gradient, &ours, &exact, &plain)?;
+        checks.compare("dx", ResultKind::Gradient, &ours, &exact, &plain)?;
         let sum = |x: &Tensor, dy| rows::add(x.copy()?, dy, numbers());
         let (exact, plain) = (sum(&x.exact, &dy.exact)?, sum(&x.plain, &dy.plain)?);
         let ours = checks.run(|| sum(&x.device, &dy.device))?;
-        checks.compare("x + dy", Kind::Value, &ours, &exact, &plain)?;
+        checks.compare("x + dy", ResultKind::Value, &ours, &exact, &plain)?;
         // Columns in the middle, or all.
         let (column, columns) = if c < 8 { (0, c) } else { (c / 8 * 4, c / 2) };
         let leading = checks.random_in((t.div_ceil(2), columns), 1.0, DType::F32)?;
         let sum = |x: &Tensor, leading| rows::add_leading(x.copy()?, leading, column);
         let (exact, plain) = (sum(&x.exact, &leading.exact)?, sum(&x.plain, &leading.plain)?);
         let ours = checks.run(|| sum(&x.device, &leading.device))?;
-        checks.compare("x + leading", Kind::Value, &ours, &exact, &plain)?;
+        checks.compare("x + leading", ResultKind::Value, &ours, &exact, &plain)?;
     }
     Ok(())
 }
@@ -222,7 +228,7 @@ fn swiglu(checks: &mut Checks) -> Result<()> {
         let ours = checks.run(|| swiglu::forward(&x.device))?;
         checks.compare(
             "a",
-            Kind::Value,
+            ResultKind::Value,
             &ours,
             &swiglu::forward(&x.exact)?,
             &swiglu::reference(&x.plain)?,
@@ -231,7 +237,7 @@ fn swiglu(checks: &mut Checks) -> Result<()> {
         let plain = autograd(&[&x.plain], &da.plain, |v| swiglu::reference(v[0].as_tensor()))?;
         checks.compare(
             "dgate_up",
-            Kind::Gradient,
+            ResultKind::Gradient,
             &ours,
             &swiglu::backward(&da.exact, &x.exact)?,
             &plain[0],
@@ -255,15 +261,15 @@ fn cross_entropy(checks: &mut Checks) -> Result<()> {
     ] {
         checks.case(format!("[{rows}, {vocab} in {width}]"));
         let softmax = Softmax { vocab, scale: 0.5 };
-        // What stands behind the vocabulary is as large as what is in it.
+        // The padding columns after the vocabulary have values as large as the others.
         let logits = checks.random((rows, width), 9.0)?;
         let labels = Indices::from((0..rows).map(|i| (i * 31 % vocab) as u32).collect::<Vec<_>>());
         let exact = cross_entropy::forward(&logits.exact, (&labels).into(), softmax)?;
         let ours = checks.run(|| cross_entropy::forward(&logits.device, (&labels).into(), softmax))?;
         // Losses are f32 in every dtype: the logits were rounded before.
         let f32s = |t: &Tensor| t.to_dtype(DType::F32);
-        checks.compare("nll", Kind::Value, &ours.nll, &exact.nll, &f32s(&exact.nll)?)?;
-        checks.compare("lse", Kind::Value, &ours.lse, &exact.lse, &f32s(&exact.lse)?)?;
+        checks.compare("nll", ResultKind::Value, &ours.nll, &exact.nll, &f32s(&exact.nll)?)?;
+        checks.compare("lse", ResultKind::Value, &ours.lse, &exact.lse, &f32s(&exact.lse)?)?;
         let ones = (exact.nll.ones_like()? * 0.7)?;
         let plain = autograd(&[&logits.exact], &ones, |v| {
             cross_entropy::reference(v[0].as_tensor(), (&labels).into(), softmax)
@@ -274,13 +280,13 @@ fn cross_entropy(checks: &mut Checks) -> Result<()> {
         let ours = checks.run(|| {
             cross_entropy::backward(logits.device.copy()?, (&labels).into(), softmax, &losses, 0.7)
         })?;
-        checks.compare("dlogits", Kind::Gradient, &ours, &exact, &plain)?;
+        checks.compare("dlogits", ResultKind::Gradient, &ours, &exact, &plain)?;
         if width > vocab {
             let padding = ours.narrow(1, vocab, width - vocab)?;
             let zeros = padding.zeros_like()?.to_device(&Device::Cpu)?;
             checks.compare(
                 "padding of dlogits",
-                Kind::Value,
+                ResultKind::Value,
                 &padding,
                 &zeros.to_dtype(DType::F64)?,
                 &zeros,
@@ -310,13 +316,13 @@ fn adamw(checks: &mut Checks) -> Result<()> {
                     ("value norm", found.value_norm, expected.value_norm),
                 ] {
                     let (ours, exact) = (number(ours.value()?)?, number(exact.value()?)?);
-                    checks.compare(what, Kind::Value, &ours, &exact, &exact.to_dtype(DType::F32)?)?;
+                    checks.compare(what, ResultKind::Value, &ours, &exact, &exact.to_dtype(DType::F32)?)?;
                 }
             }
             for (what, ours, exact) in
                 [("value", &ours.value, &exact.value), ("m", &ours.m, &exact.m), ("v", &ours.v, &exact.v)]
             {
-                checks.compare(what, Kind::Value, ours, exact, &exact.to_dtype(DType::F32)?)?;
+                checks.compare(what, ResultKind::Value, ours, exact, &exact.to_dtype(DType::F32)?)?;
             }
         }
     }

@@ -220,8 +220,8 @@ fn models_compute_as_on_the_cpu() {
         };
         let (one, split) = (passes(4096, 0), passes(45, 35));
         assert!(split.prefix_pass.examples > 0 && !split.example_passes.is_empty());
-        let found = emulate(0, || tune::gradient_of(&model, &prompts, &split, 1).unwrap());
-        let expected = tune::gradient_of(&model, &prompts, &one, 0).unwrap();
+        let found = emulate(0, || tune::gradient_of(&model, &prompts, &split, 1, tune::Mean::All).unwrap());
+        let expected = tune::gradient_of(&model, &prompts, &one, 0, tune::Mean::All).unwrap();
         assert!((found.loss().unwrap() - expected.loss().unwrap()).abs() < 1e-4, "{name}");
         let (ours, cpu) = (values(&found.gradient.unwrap()), values(&expected.gradient.unwrap()));
         let (ours, cpu) = (ours.unwrap(), cpu.unwrap());
@@ -258,7 +258,7 @@ fn a_wrong_value_does_not_hold() {
     let exact = Tensor::new(&[1.0f64, 2.0], &Device::Cpu).unwrap();
     for wrong in [[1.0f32, 2.1], [f32::NAN, 2.0]] {
         let wrong = Tensor::new(&wrong, &Device::Cpu).unwrap();
-        checks.compare("x", Kind::Value, &wrong, &exact, &exact).unwrap();
+        checks.compare("x", ResultKind::Value, &wrong, &exact, &exact).unwrap();
     }
     assert!(checks.finish().iter().all(|c| !c.holds()));
 }

@@ -1,4 +1,5 @@
-//! Steps 8 and 9 of the tutorial: a server with base and tuned prompt, and the test file asked of both over HTTP.
+//! Steps 8 and 9 of the tutorial: a server with the base model and the tuned prompt, and both asked over HTTP to answer
+//! the test file.
 
 use super::eval::share;
 use super::serve::{self, Deployed};
@@ -19,30 +20,30 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// Requests that wait for an answer at a time.
+/// Most requests that wait for an answer at the same time.
 const CONNECTIONS: usize = 32;
 
-/// Seconds that an answer may take.
+/// Most seconds for an answer.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// A model's answers over HTTP beside those of step 7.
+/// A model's answers over HTTP, compared with those of step 7.
 #[derive(Debug, Clone, serde::Serialize)]
-pub(super) struct Asked {
-    /// The model's name at the server.
+pub(super) struct HttpAnswers {
+    /// The model's name on the server.
     model: String,
-    /// Rows asked.
+    /// Number of rows.
     rows: usize,
-    /// Answers that are the expected output.
+    /// Number of answers that equal the expected output.
     correct: usize,
-    /// The same of step 7.
+    /// The same number in step 7.
     correct_before: usize,
-    /// Answers that are those of step 7.
+    /// Number of answers that equal those of step 7.
     same: usize,
-    /// Wall time of all.
+    /// Wall time of all answers.
     seconds: f64,
 }
 
-/// A server under way, which ends with this.
+/// A running server, which ends when this value is dropped.
 pub(super) struct Server {
     pub(super) url: String,
     /// The tuned prompt's name.
@@ -70,7 +71,7 @@ impl Server {
         let (end, ended) = tokio::sync::oneshot::channel();
         let app = deployed.app.clone();
         let serving = runtime.spawn(gneiss::serve::serve(vec![listener], app, async {
-            // Whoever held the other end is gone: that ends it as well.
+            // An error means that the other end is gone, which ends the server as well.
             let _ = ended.await;
         }));
         Ok(Self {
@@ -84,7 +85,7 @@ impl Server {
         })
     }
 
-    /// Ends the server, every request answered.
+    /// Ends the server after every request is answered.
     pub(super) fn end(mut self) -> anyhow::Result<()> {
         drop(self.end.take());
         if let (Some(runtime), Some(serving)) = (self.runtime.take(), self.serving.take()) {
@@ -93,9 +94,9 @@ impl Server {
         self.deployed.take().map_or(Ok(()), Deployed::end)
     }
 
-    /// Asks base and tuned prompt for every row that step 7 asked for: watsonx's requests, as the tutorial's own step 9
-    /// sends them.
-    pub(super) fn ask(&self, config: &Config, evaluation: &Evaluation) -> anyhow::Result<Vec<Asked>> {
+    /// Asks the base model and the tuned prompt for every row of step 7: with watsonx's requests, as the tutorial's own
+    /// step 9 sends them.
+    pub(super) fn ask(&self, config: &Config, evaluation: &Evaluation) -> anyhow::Result<Vec<HttpAnswers>> {
         let [base, tuned, ..] = &evaluation.arms[..] else {
             anyhow::bail!("step 7 asked base and tuned prompt")
         };
@@ -123,7 +124,7 @@ impl Server {
         path: &str,
         answers: &Answers,
         body: &(dyn Fn(&str) -> Value + Sync),
-    ) -> anyhow::Result<Asked> {
+    ) -> anyhow::Result<HttpAnswers> {
         let (rows, next, started) = (&answers.predictions, AtomicUsize::new(0), Instant::now());
         let bar = progress::bar(rows.len(), "asking", progress::COUNT);
         let texts = Mutex::new(vec![String::new(); rows.len()]);
@@ -151,7 +152,7 @@ impl Server {
         bar.finish_and_clear();
         let texts = texts.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         let count = |fits: &dyn Fn(usize) -> bool| (0..rows.len()).filter(|i| fits(*i)).count();
-        Ok(Asked {
+        Ok(HttpAnswers {
             model: model.to_owned(),
             rows: rows.len(),
             correct: count(&|i| texts[i] == rows[i].expected),
@@ -169,7 +170,7 @@ impl Server {
         serde_json::from_str(&text).with_context(|| format!("{url}: {text}"))
     }
 
-    /// One request as a person would send it, and what comes back.
+    /// One request as a person would send it, and its answer.
     pub(super) fn example(&self, config: &Config, input: &str) -> anyhow::Result<(String, String)> {
         let path = format!("/ml/v1/deployments/{}/text/generation", self.name);
         let body = json!({"input": input, "parameters": {"max_new_tokens": config.data.max_output_tokens}});
@@ -182,7 +183,7 @@ impl Server {
     }
 }
 
-/// What a run's prompt is called at a server: its run's name, with `-` for what can't stand in an address.
+/// A run's prompt's name on a server: its run's name, with `-` for characters that are not allowed in a URL path.
 fn deployment_name(run: &str, base: &str) -> String {
     let fits = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '_' | '.') { c } else { '-' };
     let name: String = run.chars().map(fits).take(LONGEST_NAME).collect();
@@ -191,7 +192,7 @@ fn deployment_name(run: &str, base: &str) -> String {
 }
 
 /// Shows step 9: each model's accuracy over HTTP and in step 7.
-pub(super) fn print(asked: &[Asked]) {
+pub(super) fn print(asked: &[HttpAnswers]) {
     let mut rows =
         vec![["", "over HTTP", "step 7", "same answers", "requests/s"].map(str::to_owned).to_vec()];
     for (title, of) in ["base, hard prompt", "tuned, soft prompt"].iter().zip(asked) {

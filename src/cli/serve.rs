@@ -3,7 +3,7 @@
 use super::listen::Listen;
 use super::{PlaceArgs, progress};
 use clap::Args;
-use gneiss::checkpoint::chat_template_of;
+use gneiss::checkpoint::find_chat_template;
 use gneiss::config::ModelOptions;
 use gneiss::prompt::Tuned;
 use gneiss::serve::Limits;
@@ -155,7 +155,7 @@ impl Serve {
                 return Err(gneiss::Error::Invalid(problem).into());
             }
             let mut tuned = Tuned::read_all(&[folder.into()])?.remove(0);
-            super::warn_of(&tuned.adapter);
+            super::warn_about(&tuned.adapter);
             tuned.name = name.to_owned();
             named.push(tuned);
         }
@@ -218,7 +218,7 @@ pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 /// Puts the model of `session` on a thread of its own, behind a server that nothing has connected to yet.
 pub(super) fn deploy(session: Session, limits: Limits, options: Options) -> anyhow::Result<Deployed> {
     let limits = gneiss::serve::serving_limits(&session.model, limits)?;
-    let template = chat_template_of(&session::locate(&session.id)?)?;
+    let template = find_chat_template(&session::locate(&session.id)?)?;
     let Session { model, tokenizer, id, .. } = session;
     let metrics = Arc::<Metrics>::default();
     let counted = metrics.clone();

@@ -1,6 +1,6 @@
 //! `gneiss tutorial`: the steps of IBM's "Prompt tune a Granite model", on this machine.
 
-use super::deployment::{self, Asked, Server};
+use super::deployment::{self, HttpAnswers, Server};
 use super::inspect::dataset::DatasetReport;
 use super::tune::{self, RunArgs};
 use super::{eval, find_lr, learning_curve, progress, text};
@@ -16,48 +16,47 @@ use gneiss::session::Session;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Sample rows of each label.
+/// Number of sample rows of each label.
 const SAMPLES: usize = 2;
-/// Labels that samples are shown of.
+/// Number of labels with samples.
 const MOST_LABELS: usize = 5;
-/// Steps, as they are counted on the screen.
+/// Number of steps on the screen.
 const STEPS: usize = 9;
 
 /// Walks through the tutorial: data, experiment, run, status, summary, learning curve, tuned against base, deployment,
-/// and base and tuned asked over HTTP. The
-/// configuration is configs/tutorial.toml where none is named.
+/// and the same answers over HTTP. The default configuration is configs/tutorial.toml.
 #[derive(Args)]
 pub struct Tutorial {
     #[command(flatten)]
     run: RunArgs,
 }
 
-/// All that came of it, for machines.
+/// The results as JSON.
 #[derive(serde::Serialize)]
-struct Outcome<'a> {
-    tuning: tune::Outcome<'a>,
+struct TutorialOutcome<'a> {
+    tuning: tune::TuneOutcome<'a>,
     evaluation: Evaluation,
-    deployment: Vec<Asked>,
+    deployment: Vec<HttpAnswers>,
 }
 
 impl Tutorial {
     /// Runs the subcommand.
     pub fn run(self) -> anyhow::Result<()> {
         let mut order = self.run.order(Path::new("configs/tutorial.toml"))?;
-        // A mistake here would show after the run.
+        // A mistake here would otherwise show only after the run.
         test_file(&order.config)?;
         let show = !self.run.json;
         if show {
             step(
                 1,
                 "Environment",
-                "the model runs on this machine: no account, no key, no network once it is here",
+                "the model runs on this machine; it needs no account and no key, and no network after the download",
             );
         }
         let session = progress::open(&order.config.model)?;
         if show {
             environment(&session);
-            step(2, "Data", "what the prompt learns from, is chosen by, and is judged on");
+            step(2, "Data", "the examples for training, validation and test");
             data(&order.config)?;
         }
         if self.run.find_lr {
@@ -86,8 +85,8 @@ impl Tutorial {
         let (folder, summary) = tune::tune(&order, &session)?;
         tune::go_on("tutorial", &folder, &summary)?;
         if show {
-            println!("{} steps in {}", summary.steps, text::duration(summary.seconds));
-            step(5, "Status and summary", "what the run came to");
+            println!("{} steps in {}", summary.steps, gneiss::text::duration(summary.seconds));
+            step(5, "Status and summary", "the result of the run");
             tune::print(&folder, &summary);
             step(
                 6,
@@ -113,7 +112,7 @@ impl Tutorial {
             step(
                 9,
                 "Tuned against base, over HTTP",
-                "both answer the test file again, as a program elsewhere would ask",
+                "both answer the test file again, as for any program that sends requests",
             );
         }
         let asked = server.ask(&order.config, &evaluation)?;
@@ -121,8 +120,11 @@ impl Tutorial {
         if show {
             deployment::print(&asked);
         } else {
-            let outcome =
-                Outcome { tuning: tune::Outcome::of(&folder, &summary), evaluation, deployment: asked };
+            let outcome = TutorialOutcome {
+                tuning: tune::TuneOutcome::new(&folder, &summary),
+                evaluation,
+                deployment: asked,
+            };
             println!("{}", serde_json::to_string(&outcome)?);
         }
         Ok(())
@@ -134,7 +136,7 @@ fn step(number: usize, title: &str, what: &str) {
     println!("\n{head}\n{}\n{what}\n", "─".repeat(head.chars().count()));
 }
 
-/// What is printed in two columns.
+/// Prints two columns.
 fn line(key: &str, value: impl std::fmt::Display) {
     println!("{key:<16} {value}");
 }
@@ -151,7 +153,7 @@ fn environment(session: &Session) {
     line(
         "",
         format!(
-            "{} blocks, hidden size {}, vocabulary {}; {} of {:?} weights",
+            "{} layers, hidden size {}, vocabulary {}; {} of {:?} weights",
             config.num_hidden_layers,
             config.hidden_size,
             text::grouped(config.vocab_size),
@@ -191,7 +193,7 @@ fn data(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// How many rows each label has.
+/// Number of rows of each label.
 fn balance(report: &DatasetReport, task: Task) -> String {
     match (&report.labels, task) {
         (Some(labels), Task::Classification) => {
@@ -219,7 +221,7 @@ fn samples(train: &Dataset, task: Task, template: &Template) {
     }
 }
 
-/// Every setting, in the order and with the tables that the configuration has.
+/// Prints every setting, in the order and with the tables of the configuration.
 fn experiment(config: &Config) -> anyhow::Result<()> {
     let mut table = String::new();
     for line in config.to_toml()?.lines() {
@@ -241,7 +243,7 @@ fn deployment(
     evaluation: &Evaluation,
 ) -> anyhow::Result<()> {
     let adapter = folder.join(layout::ADAPTER);
-    let bytes = std::fs::metadata(adapter.join("adapter_model.safetensors"))?.len();
+    let bytes = std::fs::metadata(adapter.join(layout::adapter_folder::WEIGHTS))?.len();
     line("adapter", format!("{} ({})", adapter.display(), text::bytes(bytes)));
     line("report", folder.join(layout::REPORT).display());
     line("server", format!("{} serves {} and {}", server.url, config.model.id, server.name));

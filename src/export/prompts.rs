@@ -1,25 +1,26 @@
-//! The prompts to export, and what they are called.
+//! The prompts to export, and their names.
 
 use crate::prompt::Tuned;
 use crate::prompt::peft::Adapter;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
-/// A tuned prompt under a name.
+/// A tuned prompt with a name.
 #[derive(Debug, Clone)]
 pub struct NamedPrompt {
     /// Letters, digits, `.`, `_` and `-`.
     pub name: String,
-    /// The prompt, with what it belongs to.
+    /// The prompt with its configuration.
     pub adapter: Adapter,
 }
 
-/// Reads prompts given as `DIR` or `NAME=DIR`, DIR in any of the forms of [`Place::find`](crate::prompt::peft::Place::find).
-/// Without a name it is that of the run, of the folder or of the repository.
+/// Reads prompts given as `DIR` or `NAME=DIR`; DIR has any of the forms of
+/// [`Place::find`](crate::prompt::peft::Place::find). Without a name the prompt has the name of the run, the folder or
+/// the repository.
 ///
 /// # Errors
-/// A folder that is neither or is given twice; a name that is given twice or has another character in it than letters,
-/// digits, `.`, `_` and `-`.
+/// Returns an error if a folder is no adapter or is given twice, or if a name is given twice or contains other
+/// characters than letters, digits, `.`, `_` and `-`.
 pub fn read_prompts(arguments: &[String]) -> Result<Vec<NamedPrompt>> {
     let (names, folders): (Vec<Option<&str>>, Vec<PathBuf>) =
         arguments.iter().map(|argument| split(argument)).unzip();
@@ -36,7 +37,7 @@ pub fn read_prompts(arguments: &[String]) -> Result<Vec<NamedPrompt>> {
     Ok(prompts)
 }
 
-/// A path may hold a `=` too: what exists as it is has no name.
+/// A path may contain a `=` too: an argument that exists as a path has no name.
 fn split(argument: &str) -> (Option<&str>, PathBuf) {
     match argument.split_once('=') {
         Some((name, folder)) if !Path::new(argument).exists() => (Some(name), folder.into()),
@@ -50,23 +51,23 @@ fn check_name(name: &str, folder: &Path) -> Result<()> {
         return Ok(());
     }
     Err(Error::Invalid(format!(
-        "--adapter: expected a name of letters, digits, `.`, `_` and `-`, as it is part of tokens, found {name:?}; hint: \
+        "--adapter: expected a name of letters, digits, `.`, `_` and `-`because it becomes part of tokens, found {name:?}; hint: \
          --adapter NAME={}",
         folder.display()
     )))
 }
 
-/// The one model that the prompts say they were tuned on, with its revision.
+/// The model on which all prompts were tuned by their configurations, with its revision.
 ///
 /// # Errors
-/// A prompt that names none; prompts of different models.
+/// Returns an error if a prompt names no model, or if the prompts name different models.
 pub fn base_model(prompts: &[NamedPrompt]) -> Result<String> {
     let mut found: Option<(String, &str)> = None;
     for NamedPrompt { name, adapter } in prompts {
         let config = &adapter.config;
         let Some(model) = config.base_model_name_or_path.as_deref().filter(|model| !model.is_empty()) else {
             return Err(Error::Invalid(format!(
-                "--model: required, as {name} does not say which model it was tuned on"
+                "--model: required, because {name} does not say on which model it was tuned"
             )));
         };
         let model = match &config.revision {

@@ -132,7 +132,8 @@ pub(super) fn largest(logits: &[f32]) -> Result<u32> {
         Some(at) if !nan && largest.is_finite() => Ok(at as u32),
         _ => {
             let found = if nan { f32::NAN } else { largest };
-            let hint = "a prompt whose tuning blew up, or weights too large for f16: --dtype f32 tells";
+            let hint =
+                "the prompt's tuning diverged, or the weights overflow in f16; --dtype f32 shows which";
             Err(candle_core::Error::Msg(format!("logits: expected numbers, found {found}; hint: {hint}"))
                 .into())
         }

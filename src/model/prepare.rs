@@ -9,11 +9,11 @@ use crate::ops::attention::PlannedPass;
 use crate::ops::backend::{Route, route};
 
 impl Decoder {
-    /// Uploads the indices of `passes` and the plans of their attention, one copy a pass; nothing where the CPU computes.
+    /// Uploads the indices of `passes` and the plans of their attention, one copy a pass; nothing on the CPU.
     /// Passes that were not prepared upload each list when it is read first, with the same result.
     ///
     /// # Errors
-    /// The device's.
+    /// Returns an error if a device operation fails.
     pub(crate) fn prepare(&self, passes: &Passes, backward: bool) -> Result<()> {
         if route(&self.embedding) != Route::Kernel {
             return Ok(());

@@ -10,7 +10,7 @@ use std::ops::Range;
 /// Vocabulary tokens named for a virtual one.
 const NEAREST: usize = 3;
 
-/// Rows of the vocabulary that are worked on at a time, in f32: 2,048 of 4,096 values are 34 MB, where the whole matrix of a
+/// Rows of the vocabulary that are worked on at a time, in f32: 2,048 of 4,096 values are 34 MB, while the whole matrix of a
 /// Granite 8b would be 1.6 GB.
 const ROWS: usize = 2048;
 
@@ -109,7 +109,7 @@ impl Norms {
     /// Of each row of f32 [n, C].
     ///
     /// # Errors
-    /// The device's.
+    /// Returns an error if a device operation fails.
     pub fn of(rows: &Tensor) -> Result<Self> {
         Ok(Self::summary(row_norms(rows)?.into_iter()))
     }
@@ -128,7 +128,7 @@ impl Norms {
 /// large for f32.
 ///
 /// # Errors
-/// The device's.
+/// Returns an error if a device operation fails.
 pub fn row_norms(rows: &Tensor) -> Result<Vec<f64>> {
     Ok(norms(&rows.to_device(&Device::Cpu)?.to_dtype(DType::F64)?)?.to_vec1()?)
 }
@@ -139,11 +139,11 @@ fn norms(rows: &Tensor) -> Result<Tensor> {
 }
 
 impl<'a> Vocabulary<'a> {
-    /// Of an embedding matrix [V, C], as it is before Granite's multiplier; tokens are named where there is a
+    /// Of an embedding matrix [V, C], as it is before Granite's multiplier; tokens have names if there is a
     /// tokenizer.
     ///
     /// # Errors
-    /// The device's.
+    /// Returns an error if a device operation fails.
     pub fn new(embedding: &Tensor, tokenizer: Option<&'a TextTokenizer>) -> Result<Self> {
         let norms: Vec<Tensor> = parts(embedding)
             .map(|part| norms(&wide(&embedding.narrow(0, part.start, part.len())?)?))
@@ -159,7 +159,7 @@ impl<'a> Vocabulary<'a> {
     /// Norms of all embeddings.
     ///
     /// # Errors
-    /// The device's.
+    /// Returns an error if a device operation fails.
     pub fn norms(&self) -> Result<Norms> {
         Ok(Norms::summary(self.norms.to_vec1::<f32>()?.into_iter().map(f64::from)))
     }

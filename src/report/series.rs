@@ -1,10 +1,10 @@
-//! Points of a line: thinned out to what can be seen, and smoothed.
+//! Points of a line: thinned out to what is visible, and smoothed.
 
 /// A point of a line.
 pub(super) type Point = (f64, f64);
 
-/// As many points as `buckets` columns of a plot can show: of each column the first, the least, the greatest and the
-/// last, so that the thinned line covers what the whole one does. `points` ascend in x.
+/// At most as many points as `buckets` columns of a plot can show: of each column the first, the smallest, the largest
+/// and the last, so that the thinned line covers the same pixels as the full one. `points` ascend in x.
 pub(super) fn thin(points: &[Point], buckets: usize) -> Vec<Point> {
     let (Some(first), Some(last)) = (points.first(), points.last()) else { return Vec::new() };
     if points.len() <= 4 * buckets {
@@ -27,8 +27,8 @@ pub(super) fn thin(points: &[Point], buckets: usize) -> Vec<Point> {
     thinned
 }
 
-/// The mean around each value with weights that fall by e every `reach` values to both sides: no lag, and no pull
-/// towards zero at the ends.
+/// A weighted mean around each value; the weights fall by a factor e every `reach` values to both sides. It has no lag,
+/// and no pull towards zero at the ends.
 pub(super) fn smooth(values: &[f64], reach: f64) -> Vec<f64> {
     let keep = (-1.0 / reach).exp();
     let sums = |values: &mut dyn Iterator<Item = &f64>| -> Vec<(f64, f64)> {
@@ -45,8 +45,8 @@ pub(super) fn smooth(values: &[f64], reach: f64) -> Vec<f64> {
     both.map(|((value, a), b)| (a.0 + b.0 - value) / (a.1 + b.1 - 1.0)).collect()
 }
 
-/// A line's smoothed course, none where it is too short to have one. On a logarithmic axis logarithms are averaged,
-/// so that the smoothed line runs through the middle of what is seen.
+/// The smoothed curve of a line; `None` if it is too short. On a logarithmic axis logarithms are averaged, so that the
+/// smoothed line runs through the middle of the visible points.
 pub(super) fn smoothed(points: &[Point], log: bool) -> Option<Vec<Point>> {
     if points.len() < 20 {
         return None;

@@ -1,4 +1,4 @@
-//! The run folder `runs/NAME/`: what a run writes while it goes on, and what is read of it later.
+//! The run folder `runs/NAME/`: the files that a run writes, and how they are read later.
 //!
 //! ```text
 //! config.toml              the resolved configuration
@@ -20,6 +20,6 @@ pub mod tensorboard;
 pub mod tuning;
 
 pub use folder::RunFolder;
-pub use read::{Record, Run};
+pub use read::{Run, RunRecord};
 pub use summary::{ModelSummary, Status, Summary};
 pub use tuning::Tuning;

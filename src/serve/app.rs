@@ -105,7 +105,7 @@ pub(super) struct Shared {
 
 impl App {
     /// A server of what `client` reaches. `model_id` is the base model's name, `chat_template` the checkpoint's own
-    /// (see [`chat_template_of`](crate::checkpoint::chat_template_of)).
+    /// (see [`find_chat_template`](crate::checkpoint::find_chat_template)).
     ///
     /// # Errors
     /// An API key that no request could show; a time that is no number of seconds over 0; a certificate or key that

@@ -12,7 +12,7 @@ pub mod state;
 pub mod trainer;
 
 pub use fit::{max_rows, plan_run};
-pub use objective::{Objective, evaluate, evaluate_of, gradient, gradient_of};
+pub use objective::{Mean, Objective, evaluate, evaluate_of, gradient, gradient_of};
 pub use observer::{EpochRecord, Observer, StepRecord};
 pub use plan::{BackwardWeights, Budget, Limits, MemoryPlan, RowRange, Work};
 pub use prompt_run::{Ended, Kept, PromptRun, RunExamples};

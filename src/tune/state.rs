@@ -3,7 +3,7 @@
 //! ```text
 //! prompt  m  v     f32 [P, C]   the prompt and AdamW's two moments
 //! initial          f32 [P, C]   the prompt before the first step
-//! best             f32 [P, C]   the prompt of the lowest validation loss, where there is one
+//! best             f32 [P, C]   the prompt of the lowest validation loss, if there is one
 //! metadata "gneiss"             JSON: Position, the rows a pass may have, algorithms of products on CUDA
 //! ```
 //!
@@ -31,17 +31,17 @@ const KEY: &str = "gneiss";
 /// Version of the file; another one is refused.
 const VERSION: u32 = 1;
 
-/// Epochs and steps behind a prompt, and its losses.
+/// Epochs and steps of training that a prompt has had, and its losses.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Mark {
     /// Whole epochs.
     pub epoch: usize,
     /// Optimizer steps.
     pub step: usize,
-    /// Mean training loss of its last epoch; `None` where that has not ended.
+    /// Mean training loss of its last epoch; `None` if that has not ended.
     #[serde(default, with = "crate::number::optional")]
     pub train_loss: Option<f64>,
-    /// Its validation loss; `None` where it was not taken.
+    /// Its validation loss; `None` if it was not taken.
     #[serde(default, with = "crate::number::optional")]
     pub validation_loss: Option<f64>,
 }
@@ -125,7 +125,7 @@ impl Clock {
     }
 }
 
-/// A run between two steps. Tensors are f32 [num_virtual_tokens, C], on the CPU where a file gave them.
+/// A run between two steps. Tensors are f32 [num_virtual_tokens, C], on the CPU if they were read from a file.
 #[derive(Debug, Clone)]
 pub struct State {
     /// The prompt.
@@ -142,7 +142,7 @@ pub struct State {
     pub position: Position,
     /// Rows of a pass: other ones give sums of another order, so other last digits.
     pub max_rows: usize,
-    /// Algorithms of its matrix products, where the device's library offers several; `None` elsewhere. Other ones give
+    /// Algorithms of its matrix products, if the device's library offers several; `None` otherwise. Other ones give
     /// sums of another order.
     pub products: Option<ProductChoices>,
     /// [`fingerprint`] of the examples.
@@ -205,7 +205,7 @@ impl State {
     /// Reads a file that [`State::write`] wrote.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Checkpoint`] where it is malformed or of another version.
+    /// Returns [`Error::Io`] if the file can't be read, [`Error::Checkpoint`] if it is malformed or of another version.
     pub fn read(path: &Path) -> Result<Self> {
         let file = std::fs::read(path).map_err(Error::io(path))?;
         Self::decode(&file).map_err(|problem| Error::Checkpoint { path: path.to_path_buf(), problem })

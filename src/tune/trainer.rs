@@ -10,7 +10,7 @@ mod attempt;
 
 use super::observer::{Observer, StepRecord};
 use super::plan::{self, Limits};
-use super::prompt_run::{Ended, Next, PromptRun, RunExamples, Shared, StepExamples};
+use super::prompt_run::{Ended, NextAction, PromptRun, RunExamples, Shared, StepExamples};
 use super::state::State;
 use super::{Kept, objective};
 use crate::batch::{Example, PrefixGroup, Sequence};
@@ -156,12 +156,12 @@ impl<'a> Trainer<'a> {
             let mut parts = Vec::new();
             for run in (0..self.runs.len()).filter(|i| outcomes[*i].is_none()).collect::<Vec<_>>() {
                 match self.next(run, observers[run]) {
-                    Ok(Next::Step(examples)) => {
+                    Ok(NextAction::Step(examples)) => {
                         parts.push(Part { run, examples, learning_rate: self.runs[run].learning_rate() });
                     }
-                    Ok(Next::Ended(ended)) => outcomes[run] = Some(Ok(ended)),
+                    Ok(NextAction::Ended(ended)) => outcomes[run] = Some(Ok(ended)),
                     // `next` does not stop at the end of an epoch.
-                    Ok(Next::EndOfEpoch) => {}
+                    Ok(NextAction::EndOfEpoch) => {}
                     Err(error) => outcomes[run] = Some(Err(error)),
                 }
             }
@@ -192,10 +192,10 @@ impl<'a> Trainer<'a> {
     }
 
     /// The next step of a run, or its end; ends of epochs on the way are taken.
-    fn next(&mut self, run: usize, observer: &mut dyn Observer) -> Result<Next> {
+    fn next(&mut self, run: usize, observer: &mut dyn Observer) -> Result<NextAction> {
         loop {
             match self.runs[run].next() {
-                Next::EndOfEpoch => {
+                NextAction::EndOfEpoch => {
                     let loss = self.validation_loss(run, observer)?;
                     let record = self.runs[run].end_epoch(loss);
                     observer.epoch(&record)?;

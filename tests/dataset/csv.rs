@@ -101,7 +101,7 @@ fn spaces_after_commas() {
     let text = "input, output\n\"a, \"\"b\"\"\", 1\n  c d , 2\n";
     let dataset = read("d.csv", text).unwrap();
     assert_eq!(dataset.records, [record("a, \"b\"", "1", 2), record("c d ", "2", 3)]);
-    assert_eq!(dataset.notes, ["spaces after a comma are no part of a field"]);
+    assert_eq!(dataset.notes, ["spaces after a comma are not part of a field"]);
     // A quote after a space opens a field in all rows or in none.
     assert_eq!(records("d.csv", "input,output\na, \"1\"\nb,2\n"), [record("a", "1", 2), record("b", "2", 3)]);
     let spoken = "output,input\n1, \"Never\" said she\n";

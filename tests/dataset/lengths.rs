@@ -3,26 +3,26 @@ use proptest::prelude::*;
 
 #[test]
 fn of_nothing() {
-    let stats = LengthStats::of([].into_iter());
+    let stats = LengthStats::from_lengths([].into_iter());
     assert_eq!(stats.to_string(), "0 sequences: min 0, median 0, mean 0.0, p95 0, max 0");
 }
 
 #[test]
 fn of_one_length() {
-    let stats = LengthStats::of([7, 7, 7].into_iter());
+    let stats = LengthStats::from_lengths([7, 7, 7].into_iter());
     assert_eq!((stats.min, stats.median, stats.mean, stats.p95, stats.max), (7, 7.0, 7.0, 7, 7));
     assert_eq!(stats.bins, [(7, 7, 3)]);
 }
 
 #[test]
 fn of_a_hundred() {
-    let stats = LengthStats::of((1..=100).rev());
+    let stats = LengthStats::from_lengths((1..=100).rev());
     assert_eq!((stats.min, stats.median, stats.mean, stats.p95, stats.max), (1, 50.5, 50.5, 95, 100));
 }
 
 #[test]
 fn draws_a_histogram() {
-    let stats = LengthStats::of([4, 4, 5, 5, 5, 6, 9, 21].into_iter());
+    let stats = LengthStats::from_lengths([4, 4, 5, 5, 5, 6, 9, 21].into_iter());
     let bar = |n: usize| format!("{:<40}", "#".repeat(n));
     let expected = [
         "8 sequences: min 4, median 5, mean 7.4, p95 21, max 21".to_string(),
@@ -39,7 +39,7 @@ fn draws_a_histogram() {
 proptest! {
     #[test]
     fn bins_hold_every_length_once(lengths in prop::collection::vec(0usize..300, 1..60)) {
-        let stats = LengthStats::of(lengths.iter().copied());
+        let stats = LengthStats::from_lengths(lengths.iter().copied());
         prop_assert!(stats.bins.len() <= 8);
         prop_assert_eq!(stats.bins[0].0, stats.min);
         prop_assert_eq!(stats.bins.last().unwrap().1, stats.max);

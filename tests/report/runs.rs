@@ -131,14 +131,15 @@ pub fn classification(labels: &[&str], rows: &[(String, String, Answer, Answer)]
                 "likeliest": likeliest(answer), "probabilities": answer.probabilities,
             })
         };
-        let generated = Scores::of(&labels, rows.iter().map(|r| (r.1.as_str(), of(r).generated.as_str())));
+        let generated =
+            Scores::from_pairs(&labels, rows.iter().map(|r| (r.1.as_str(), of(r).generated.as_str())));
         let by_likelihood: Vec<String> = rows.iter().map(|r| likeliest(of(r))).collect();
         let pairs = rows.iter().zip(&by_likelihood).map(|(r, l)| (r.1.as_str(), l.as_str()));
         json!({
             "name": name, "adapter": adapter,
             "answers": {
                 "predictions": rows.iter().enumerate().map(prediction).collect::<Vec<_>>(),
-                "generated": generated, "likelihood": Scores::of(&labels, pairs), "text": null,
+                "generated": generated, "likelihood": Scores::from_pairs(&labels, pairs), "text": null,
                 "loss": if name == "base" { 3.153 } else { 0.044 },
                 "perplexity": if name == "base" { 23.4 } else { 1.045 }, "seconds": 11.3,
             },

@@ -39,7 +39,7 @@ fn every_split_has_the_gradient_of_one_pass() {
                 Passes::packed(&groups, Packing { max_rows, prefix_pass_rows, long_above: None })
             };
             let one = packed(usize::MAX, 0);
-            let expected = tune::gradient_of(model, &prompts, &one, 0).unwrap();
+            let expected = tune::gradient_of(model, &prompts, &one, 0, tune::Mean::All).unwrap();
             let (nll, gradient) = (expected.nll().unwrap(), values(expected.gradient));
             let rows = one.rows();
             let mut splits = BTreeSet::new();
@@ -51,7 +51,7 @@ fn every_split_has_the_gradient_of_one_pass() {
                     continue;
                 }
                 let what = format!("{n} groups, {} examples in the prefix pass", passes.prefix_pass.examples);
-                let found = tune::gradient_of(model, &prompts, &passes, 0).unwrap();
+                let found = tune::gradient_of(model, &prompts, &passes, 0, tune::Mean::All).unwrap();
                 let ours = found.nll().unwrap();
                 assert_all_close(&format!("{what}: losses"), &ours, &nll);
                 let ours_gradient = values(found.gradient);
@@ -61,7 +61,13 @@ fn every_split_has_the_gradient_of_one_pass() {
                     ours,
                     "{what}"
                 );
-                let again = tune::gradient_of(model, &prompts, &passes, model.config().num_hidden_layers);
+                let again = tune::gradient_of(
+                    model,
+                    &prompts,
+                    &passes,
+                    model.config().num_hidden_layers,
+                    tune::Mean::All,
+                );
                 assert_eq!(values(again.unwrap().gradient), ours_gradient, "{what}, recomputed");
             }
             let in_prefix_pass: BTreeSet<usize> = splits.iter().map(|(examples, _)| *examples).collect();

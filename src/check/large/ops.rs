@@ -1,9 +1,9 @@
-//! The cases of each op but attention.
+//! The cases of each op except attention.
 
 use super::shapes::{Batch, Shape};
 use super::{CHUNK, Large};
 use crate::Result;
-use crate::check::Kind;
+use crate::check::ResultKind;
 use crate::ops::adamw::{AdamW, AdamWStep, Parameter};
 use crate::ops::cross_entropy::{self as losses, Softmax};
 use crate::ops::embed::{self as embedding, EmbedLookup};
@@ -13,15 +13,15 @@ use crate::ops::{Indices, Linear, RopeTable, autograd, rows as taken, swiglu as 
 use candle_core::{DType, Tensor};
 use std::ops::Range;
 
-/// Rows whose logits exist at a time on a GPU.
+/// Rows whose logits are computed at once on a GPU.
 const HEAD_ROWS: usize = 512;
 
-/// Positions that a rotary table is made for.
+/// Positions of a rotary table.
 const POSITIONS: usize = 512;
 
-/// Bytes that a case of so many values, inputs and results together, is taken to need: values are made in f32, and
-/// each has its expected value beside it; `width` columns are looked at [`CHUNK`] rows at a time, with the copies that
-/// autograd keeps.
+/// Estimated memory of a case with this many values, inputs and results together: values are made in f32, and each has
+/// its expected value next to it; `width` columns are compared [`CHUNK`] rows at a time, with the copies that autograd
+/// keeps.
 fn bytes(values: usize, width: usize) -> usize {
     16 * values + 40 * CHUNK * width
 }
@@ -44,14 +44,14 @@ pub(super) fn embed(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<(
         let ours = large.run(|| embedding::forward(&table, &prompts, &lookup))?;
         let exact = embedding::reference(&wide(&table)?, &prompts, &lookup)?;
         let plain = embedding::reference(&table, &prompts.to_dtype(table.dtype())?, &lookup)?;
-        large.compare_rows((case, "x", Kind::Value), &ours, |rows| {
+        large.compare_rows((case, "x", ResultKind::Value), &ours, |rows| {
             Ok((narrow(&exact, &rows)?, Some(narrow(&plain, &rows)?)))
         })?;
         let dx = large.random((t, c), 1.0)?;
         let ours = large.run(|| embedding::backward(&dx, n, &lookup))?;
-        // One prompt in the first rows: each row of it is there once.
+        // One prompt in the first rows: each row of it occurs once.
         let exact = (wide(&dx.narrow(0, 0, n)?)? * 12.0)?;
-        large.compare((case, "dprompts", Kind::Gradient), &ours, &exact)
+        large.compare((case, "dprompts", ResultKind::Gradient), &ours, &exact)
     })
 }
 
@@ -73,12 +73,12 @@ pub(super) fn linear(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<
             let layer = Linear::new(weight.clone(), None)?;
             let exact = wide(&weight)?;
             let ours = large.run(|| layer.forward_to(&x, x.dtype()))?;
-            large.compare_rows((case, "y", Kind::Value), &ours, |rows| {
+            large.compare_rows((case, "y", ResultKind::Value), &ours, |rows| {
                 let x = narrow(&x, &rows)?;
                 Ok((wide(&x)?.matmul(&exact.t()?)?, Some(x.matmul(&weight.t()?)?)))
             })?;
             let ours = large.run(|| layer.backward(&dy, 0.22))?;
-            large.compare_rows((case, "dx", Kind::Gradient), &ours, |rows| {
+            large.compare_rows((case, "dx", ResultKind::Gradient), &ours, |rows| {
                 let dy = narrow(&dy, &rows)?;
                 Ok(((wide(&dy)?.matmul(&exact)? * 0.22)?, Some((dy.matmul(&weight)? * 0.22)?)))
             })
@@ -105,7 +105,7 @@ fn norm_case(large: &mut Large, case: &str, (t, c): (usize, usize), add: bool) -
     let ours = large
         .run(|| norm.forward(&x, add.then_some(ResidualAdd { delta: &delta, multiplier: 0.22 }), dtype))?;
     if add {
-        large.compare_rows((case, "residual", Kind::Value), &ours.residual, |rows| {
+        large.compare_rows((case, "residual", ResultKind::Value), &ours.residual, |rows| {
             let (x, delta) = (narrow(&x, &rows)?, narrow(&delta, &rows)?);
             let plain = (&x + (&delta * 0.22)?)?;
             Ok(((wide(&x)? + (wide(&delta)? * 0.22)?)?, Some(plain)))
@@ -113,16 +113,16 @@ fn norm_case(large: &mut Large, case: &str, (t, c): (usize, usize), add: bool) -
     }
     // The norm is of the rounded residual stream, which was just compared.
     let residual = ours.residual;
-    large.compare_rows((case, "normed", Kind::Value), &ours.normed, |rows| {
+    large.compare_rows((case, "normed", ResultKind::Value), &ours.normed, |rows| {
         let r = narrow(&residual, &rows)?;
         Ok((exact.reference(&wide(&r)?, None)?.normed, Some(norm.reference(&r, None)?.normed)))
     })?;
-    large.compare_rows((case, "rstd", Kind::Value), &ours.rstd, |rows| {
+    large.compare_rows((case, "rstd", ResultKind::Value), &ours.rstd, |rows| {
         Ok((exact.reference(&wide(&narrow(&residual, &rows)?)?, None)?.rstd, None))
     })?;
     let past = add.then_some(&x);
     let found = large.run(|| norm.backward(&dy, &residual, &ours.rstd, past))?;
-    large.compare_rows((case, "dx", Kind::Gradient), &found, |rows| {
+    large.compare_rows((case, "dx", ResultKind::Gradient), &found, |rows| {
         let (r, dy) = (narrow(&residual, &rows)?, narrow(&dy, &rows)?);
         let past = past.map(|x| narrow(x, &rows)).transpose()?;
         let of = |norm: &RmsNorm, r: &Tensor, dy: &Tensor, past: Option<Tensor>| -> Result<Tensor> {
@@ -150,7 +150,7 @@ pub(super) fn rope(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<()
                 true => table.forward(x.force_contiguous()?, turned, positions.into(), x.dtype()),
                 false => table.backward(x.force_contiguous()?, turned, positions.into(), x.dtype()),
             })?;
-            large.compare_rows((case, what, Kind::Value), &ours, |rows| {
+            large.compare_rows((case, what, ResultKind::Value), &ours, |rows| {
                 let x = narrow(&x, &rows)?;
                 let expected = table.reference(&wide(&x)?, turned, positions.view(rows.clone()), sign)?;
                 Ok((expected, Some(table.reference(&x, turned, positions.view(rows), sign)?)))
@@ -165,13 +165,13 @@ pub(super) fn swiglu(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<
     large.case(&format!("[{t}, {f}]"), bytes(6 * t * f, 2 * f), |large, case| {
         let (x, da) = (large.random((t, 2 * f), 4.0)?, large.random((t, f), 1.0)?);
         let ours = large.run(|| gated::forward(&x))?;
-        large.compare_rows((case, "a", Kind::Value), &ours, |rows| {
+        large.compare_rows((case, "a", ResultKind::Value), &ours, |rows| {
             let x = narrow(&x, &rows)?;
             Ok((gated::reference(&wide(&x)?)?, Some(gated::reference(&x)?)))
         })?;
         drop(ours);
         let ours = large.run(|| gated::backward(&da, &x))?;
-        large.compare_rows((case, "dgate_up", Kind::Gradient), &ours, |rows| {
+        large.compare_rows((case, "dgate_up", ResultKind::Gradient), &ours, |rows| {
             let (x, da) = (narrow(&x, &rows)?, narrow(&da, &rows)?);
             let of = |x: &Tensor, da: &Tensor| -> Result<Tensor> {
                 Ok(autograd(&[x], da, |v| gated::reference(v[0].as_tensor()))?.remove(0))
@@ -197,16 +197,16 @@ pub(super) fn cross_entropy(large: &mut Large, shape: &Shape, batch: &Batch) -> 
         let lse = (z.broadcast_sub(&most)?.exp()?.sum_keepdim(1)?.log()? + most)?;
         let of_label = labels.to_device(logits.device())?.unsqueeze(1)?;
         let nll = (&lse - z.gather(&of_label, 1)?)?.squeeze(1)?;
-        large.compare((case, "nll", Kind::Value), &wide(&ours.nll)?, &nll)?;
-        large.compare((case, "lse", Kind::Value), &wide(&ours.lse)?, &lse.squeeze(1)?)?;
+        large.compare((case, "nll", ResultKind::Value), &wide(&ours.nll)?, &nll)?;
+        large.compare((case, "lse", ResultKind::Value), &wide(&ours.lse)?, &lse.squeeze(1)?)?;
         let p = z.broadcast_sub(&lse)?.exp()?;
         let minus_one = (of_label.to_dtype(DType::F32)?.ones_like()? * -1.0)?;
         let expected = (p.scatter_add(&of_label, &minus_one, 1)? * (scale * dloss))?;
         let ours = large
             .run(|| losses::backward(logits.force_contiguous()?, (&labels).into(), softmax, &ours, dloss))?;
-        // A gradient is one of probabilities.
+        // A gradient is a difference of probabilities.
         large.unit = scale * dloss;
-        large.compare((case, "dlogits", Kind::Gradient), &ours, &expected)
+        large.compare((case, "dlogits", ResultKind::Gradient), &ours, &expected)
     })
 }
 
@@ -217,13 +217,13 @@ pub(super) fn rows(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<()
         let (x, dy) = (large.random((t, c), 1.0)?, large.random((n, c), 1.0)?);
         let numbers = targets.to_device(x.device())?;
         let ours = large.run(|| taken::forward(&x, targets.into()))?;
-        large.compare((case, "y", Kind::Value), &ours, &wide(&x)?.index_select(&numbers, 0)?)?;
+        large.compare((case, "y", ResultKind::Value), &ours, &wide(&x)?.index_select(&numbers, 0)?)?;
         let expected = wide(&x)?.zeros_like()?.index_add(&numbers, &wide(&dy)?, 0)?;
         let ours = large.run(|| taken::backward(&dy, targets.into(), t))?;
-        large.compare((case, "dx", Kind::Gradient), &ours, &expected)?;
+        large.compare((case, "dx", ResultKind::Gradient), &ours, &expected)?;
         let expected = (wide(&x)? + expected)?;
         let ours = large.run(|| taken::add(x.copy()?, &dy, targets.into()))?;
-        large.compare((case, "x + dy", Kind::Value), &ours, &expected)
+        large.compare((case, "x + dy", ResultKind::Value), &ours, &expected)
     })
 }
 
@@ -239,8 +239,8 @@ pub(super) fn adamw(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<(
             ours = large.run(|| Ok(adamw.forward(&ours, &gradient, step)?.parameter))?;
             expected = adamw.reference(&expected, &gradient, step)?;
         }
-        large.compare((case, "value", Kind::Value), &ours.value, &expected.value)?;
-        large.compare((case, "m", Kind::Value), &ours.m, &expected.m)?;
-        large.compare((case, "v", Kind::Value), &ours.v, &expected.v)
+        large.compare((case, "value", ResultKind::Value), &ours.value, &expected.value)?;
+        large.compare((case, "m", ResultKind::Value), &ours.m, &expected.m)?;
+        large.compare((case, "v", ResultKind::Value), &ours.v, &expected.v)
     })
 }

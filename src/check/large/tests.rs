@@ -98,8 +98,14 @@ fn shapes_are_those_of_the_models() {
 #[test]
 fn a_case_beyond_the_memory_is_named() {
     let target = Target { device: &Device::Cpu, dtype: DType::F32, run: &|f: &mut dyn FnMut()| f() };
-    let mut large =
-        Large { target: &target, op: "swiglu", model: "m", seed: 0, unit: 1e-3, found: Found::default() };
+    let mut large = Large {
+        target: &target,
+        op: "swiglu",
+        model: "m",
+        seed: 0,
+        unit: 1e-3,
+        found: LargeResults::default(),
+    };
     large.case("[9, 9]", usize::MAX, |_, _| panic!("was run")).unwrap();
     let out_of_memory =
         || Error::from(candle_core::Error::Msg("CUDA_ERROR_OUT_OF_MEMORY: out of memory".into()));
@@ -117,11 +123,17 @@ fn a_wrong_value_in_any_chunk_does_not_hold() {
     let target = Target { device: &Device::Cpu, dtype: DType::BF16, run: &|f: &mut dyn FnMut()| f() };
     let rows = CHUNK + 5;
     for (row, wrong) in [(3, 1.5f32), (CHUNK + 4, 1.5), (3, f32::NAN), (CHUNK + 4, f32::INFINITY), (0, 0.5)] {
-        let mut large =
-            Large { target: &target, op: "swiglu", model: "m", seed: 0, unit: 1e-3, found: Found::default() };
+        let mut large = Large {
+            target: &target,
+            op: "swiglu",
+            model: "m",
+            seed: 0,
+            unit: 1e-3,
+            found: LargeResults::default(),
+        };
         let exact = large.random_in((rows, 3), 0.3, DType::F32).unwrap();
         let mut values = exact.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        let about = ("case", "a", Kind::Gradient);
+        let about = ("case", "a", ResultKind::Gradient);
         let of = |values: &[f32]| Tensor::from_slice(values, (rows, 3), &Device::Cpu).unwrap();
         let rounded = of(&values).to_dtype(DType::BF16).unwrap();
         large.compare(about, &rounded, &exact).unwrap();
@@ -135,8 +147,14 @@ fn a_wrong_value_in_any_chunk_does_not_hold() {
 #[test]
 fn random_values_fill_a_buffer_of_their_own_size() {
     let target = Target { device: &Device::Cpu, dtype: DType::F32, run: &|f: &mut dyn FnMut()| f() };
-    let mut large =
-        Large { target: &target, op: "embed", model: "m", seed: 0, unit: 1.0, found: Found::default() };
+    let mut large = Large {
+        target: &target,
+        op: "embed",
+        model: "m",
+        seed: 0,
+        unit: 1.0,
+        found: LargeResults::default(),
+    };
     let of = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let long = of(large.random((2, PERIOD - 100), 2.0).unwrap());
     assert_eq!(long.len(), 2 * PERIOD - 200);
@@ -173,7 +191,7 @@ fn expected_attention_agrees_with_autograd() -> Result<()> {
     {
         let inputs = Inputs { segments: &segments.into(), qkv: &qkv, prefix };
         let dout = randn(5, (qkv.queries().dims()[0], q), DType::F64)?;
-        let found = Expected::of(&shape, inputs, &dout, None)?;
+        let found = Expected::compute(&shape, inputs, &dout, None)?;
         let forward = shape.reference(inputs)?;
         let expected = shape.reference_backward(inputs, &dout, GradTargets::All)?;
         assert_close("out", &found.out, &forward.out, Tolerance::F64);

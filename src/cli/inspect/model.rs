@@ -1,4 +1,4 @@
-//! A model: shape, multipliers, storage, tokenizer, and what tuning it will need.
+//! A model: shape, multipliers, storage, tokenizer, and the memory for tuning.
 
 use super::{Report, count, line};
 use crate::cli::text;
@@ -6,6 +6,7 @@ use candle_core::DType;
 use gneiss::checkpoint::{Checkpoint, ModelConfig, ModelType, TextTokenizer};
 use gneiss::config::DtypeChoice;
 use gneiss::device::DeviceChoice;
+use gneiss::layout::model_folder::CONFIG;
 use gneiss::model::{Dtypes, Parameters, TuningMemory};
 use gneiss::ops::rope::Rope;
 use gneiss::prompt::vocabulary::Token;
@@ -13,7 +14,7 @@ use gneiss::session;
 use serde::Serialize;
 use std::path::Path;
 
-/// A model, none of whose weights was read.
+/// A model; none of its weights is read.
 #[derive(Serialize)]
 pub struct ModelReport {
     model: String,
@@ -54,7 +55,7 @@ struct TokenizerReport {
     stop_tokens: Vec<Token>,
 }
 
-/// What tuning needs in one dtype, bytes.
+/// The memory for tuning in one dtype, bytes.
 #[derive(Serialize)]
 struct MemoryReport {
     dtype: &'static str,
@@ -62,7 +63,7 @@ struct MemoryReport {
     weights: usize,
     tape_per_row: usize,
     tape: usize,
-    /// With every block recomputed but the last.
+    /// With every layer recomputed except the last.
     recomputed_tape: usize,
     head: usize,
     workspace: usize,
@@ -78,7 +79,7 @@ impl RopeReport {
     }
 }
 
-/// Looks at a model.
+/// Inspects a model.
 pub fn inspect(id: &str) -> anyhow::Result<ModelReport> {
     let path = session::locate(id)?;
     let (config, storage) = open(&path)?;
@@ -128,7 +129,7 @@ pub fn inspect(id: &str) -> anyhow::Result<ModelReport> {
     })
 }
 
-/// The configuration; format and bytes on disk too, where the weights are there.
+/// The configuration; with format and bytes on disk if the weights are there.
 fn open(path: &Path) -> anyhow::Result<(ModelConfig, Option<(String, u64)>)> {
     match Checkpoint::open_without_tokenizer(path) {
         Ok(bare) => {
@@ -136,7 +137,7 @@ fn open(path: &Path) -> anyhow::Result<(ModelConfig, Option<(String, u64)>)> {
             Ok((bare.config, Some((bare.format, bare.weights.bytes_on_disk()))))
         }
         Err(error) if path.is_dir() => {
-            let config = ModelConfig::from_json(&path.join("config.json"))?;
+            let config = ModelConfig::from_json(&path.join(CONFIG))?;
             eprintln!("weights    none: {error}");
             Ok((config, None))
         }
@@ -144,8 +145,8 @@ fn open(path: &Path) -> anyhow::Result<(ModelConfig, Option<(String, u64)>)> {
     }
 }
 
-/// What tuning needs where the configuration leaves device and rows to gneiss. No dataset is known here, so no
-/// target rows are counted.
+/// The memory for tuning if the configuration leaves device and rows to gneiss. There is no dataset here, so no target
+/// rows are counted.
 fn memory(config: &ModelConfig) -> anyhow::Result<Vec<MemoryReport>> {
     let device = crate::cli::device(DeviceChoice::Auto)?;
     let rows = gneiss::tune::max_rows(0, &device);
@@ -227,7 +228,7 @@ impl Report for ModelReport {
                 row("weights", &|m| m.weights),
                 row("tape", &|m| m.tape),
                 row("  a row", &|m| m.tape_per_row),
-                row("  with blocks recomputed", &|m| m.recomputed_tape),
+                row("  with layers recomputed", &|m| m.recomputed_tape),
                 row("workspace", &|m| m.workspace),
                 row("  head buffer", &|m| m.head),
                 row("total", &|m| m.total),

@@ -119,7 +119,7 @@ impl Attention {
             Route::Kernel => self.queries_by_kernel(normed, pass, cache, layer)?,
             Route::Cpu => self.queries(normed, pass, cache, layer)?,
         };
-        let qkv = Qkv::Split { q, kv: cache.layer(layer).clone() };
+        let qkv = Qkv::Split { q, kv: cache.keys_values(layer).clone() };
         let attended = self.shape.forward(inputs(pass, &qkv, None))?;
         let residual = pass.output_rows_of(&residual)?;
         Stream::project(residual, &self.o, &attended.out, pass.residual_multiplier)

@@ -94,7 +94,8 @@ fn gemm_backward<T: Real>(weight: &Tensor, dy: &Tensor, scale: T) -> Result<Tens
             for start in (0..n).step_by(4 * WIDENED_ROWS) {
                 let block = start..(start + 4 * WIDENED_ROWS).min(n);
                 let widened = w.widen_parallel::<T>(block.start * k..block.end * k);
-                let (size, a, b) = ((m, k, block.len()), dy.skip_columns(block.start), Mat::rows(&widened, k));
+                let (size, a, b) =
+                    ((m, k, block.len()), dy.skip_columns(block.start), Mat::rows(&widened, k));
                 let product = Gemm { size, a, b, scale, accumulate: true, parallel: true };
                 // SAFETY: the operands have the elements of the shapes; `block` are columns of dy.
                 unsafe { cpu::gemm(&product, MatMut::rows(&mut dx, k)) };

@@ -40,7 +40,7 @@ fn an_8b_model_tunes_in_24_gib_at_2048_rows() {
     assert!(plan.weights > 16 * 1_000_000_000 && plan.reserve > GIB);
     // One block less does not fit.
     let one_less = Limits { recompute: recompute - 1, ..plan.limits };
-    assert!(MemoryPlan::at(&memory(), &WORK, plan.budget, one_less).missing() > 0);
+    assert!(MemoryPlan::with_limits(&memory(), &WORK, plan.budget, one_less).missing() > 0);
 }
 
 #[test]
@@ -57,7 +57,7 @@ fn rows_go_before_blocks_and_again_behind_them() {
     let plan = plan(17.2, 2048, 8192);
     assert_eq!(plan.missing(), 0);
     let more = Limits { max_rows: small.max_rows + 1, ..small };
-    assert!(MemoryPlan::at(&memory(), &WORK, plan.budget, more).missing() > 0);
+    assert!(MemoryPlan::with_limits(&memory(), &WORK, plan.budget, more).missing() > 0);
     // Rows that are asked for stay: blocks are recomputed for them.
     let asked = self::plan(30.0, 8192, 8192).limits;
     assert!(asked.max_rows == WORK.rows() && asked.recompute > 0, "{asked:?}");
@@ -123,7 +123,7 @@ fn the_largest_step_is_counted() {
         line: 0,
     };
     let train = [example(5, 1), example(9, 2), example(3, 4), example(6, 1)];
-    let work = Work::of(&train, 10, 2);
+    let work = Work::new(&train, 10, 2);
     let expected = Work {
         virtual_tokens: 10,
         prefix_rows: 12,
@@ -133,7 +133,7 @@ fn the_largest_step_is_counted() {
         targets: 6,
     };
     assert_eq!((work, work.rows()), (expected, 24));
-    assert_eq!(Work::of(&train, 10, 100).sequences, 4);
+    assert_eq!(Work::new(&train, 10, 100).sequences, 4);
 }
 
 #[test]
@@ -248,7 +248,7 @@ fn a_plan_covers_every_split() {
     };
     let (train, mut with_sequences): (Vec<Example>, _) = ((0..40).map(example).collect(), 0);
     for virtual_tokens in [2, 30, 200] {
-        let work = Work::of(&train, virtual_tokens, 20);
+        let work = Work::new(&train, virtual_tokens, 20);
         for (max_rows, recompute) in (850..work.rows()).step_by(397).flat_map(|rows| [(rows, 0), (rows, 20)])
         {
             let limits = Limits { max_rows, recompute };

@@ -6,18 +6,18 @@ use crate::config::Keep;
 use crate::tune::state::{Mark, Position};
 use candle_core::{Device, Tensor};
 
-/// A prompt, and where in the run it was.
+/// A prompt, and its place in the run.
 #[derive(Debug, Clone)]
 pub struct Kept {
     /// f32 [num_virtual_tokens, C], on the CPU.
     pub prompt: Tensor,
-    /// Epochs behind it.
+    /// Epochs of training that it has had.
     pub epoch: usize,
-    /// Optimizer steps behind it.
+    /// Optimizer steps that it has had.
     pub step: usize,
-    /// Mean training loss of its last epoch; `None` where that has not ended.
+    /// Mean training loss of its last epoch; `None` if that has not ended.
     pub train_loss: Option<f64>,
-    /// Its validation loss; `None` where it was not taken.
+    /// Its validation loss; `None` if it was not taken.
     pub validation_loss: Option<f64>,
 }
 

@@ -9,7 +9,7 @@ use super::{Part, Trainer};
 use crate::batch::{Passes, PrefixGroup};
 use crate::ops::adamw::{Norm, Updated};
 use crate::prompt::Prefix;
-use crate::tune::objective::{self, Objective};
+use crate::tune::objective::{self, Mean, Objective};
 use crate::tune::plan::Limits;
 use crate::tune::prompt_run::{StepExamples, StepResult};
 use crate::{Error, Result};
@@ -60,8 +60,13 @@ impl Trainer<'_> {
             Some(prepared) => prepared.passes,
             None => self.prepare(groups, limits)?,
         };
-        let objective =
-            objective::gradient_of(self.decoder, &self.prompts(parts)?, &passes, limits.recompute)?;
+        let objective = objective::gradient_of(
+            self.decoder,
+            &self.prompts(parts)?,
+            &passes,
+            limits.recompute,
+            Mean::OfEachGroup,
+        )?;
         let Some(gradient) = objective.gradient.as_ref() else {
             return Err(Error::Invalid("the prompt has no gradient".into()));
         };

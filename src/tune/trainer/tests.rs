@@ -179,7 +179,10 @@ fn a_pass_has_one_upload() {
             // The same without: each list by itself.
             let bare = crate::batch::Passes::new(&groups, max_rows);
             let before = uploads();
-            let alone = objective::gradient_of(&model, &prompts, &bare, 0).unwrap().gradient.unwrap();
+            let alone = objective::gradient_of(&model, &prompts, &bare, 0, objective::Mean::All)
+                .unwrap()
+                .gradient
+                .unwrap();
             println!("{passes} passes: {} uploads", uploads() - before);
             assert!(uploads() - before > 10 * passes);
             let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
