@@ -6,7 +6,7 @@ use crate::config::{Config, DataOptions, DtypeChoice, ModelOptions, Task};
 use crate::data::{Dataset, Encoded, Encoder, Template};
 use crate::device::{self, Chosen};
 use crate::model::{Decoder, Dtypes};
-use crate::ops::packed::Isa;
+use crate::ops::bf16::Isa;
 use candle_core::{DType, Device};
 use std::path::{Path, PathBuf};
 

@@ -7,7 +7,7 @@ use super::data_sheet;
 use super::sustained::seconds_per_call;
 use crate::Result;
 use crate::ops::Linear;
-use crate::ops::packed::Isa;
+use crate::ops::bf16::Isa;
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 use std::time::Instant;

@@ -3,7 +3,7 @@
 
 use super::{Checks, Input, ResultKind};
 use crate::Result;
-use crate::ops::attention::{AttentionShape, Gradients, Inputs, Needs, Qkv, Segment, Segments};
+use crate::ops::attention::{AttentionShape, GradTargets, Gradients, Inputs, Qkv, Segment, Segments};
 use candle_core::{DType, Tensor};
 use std::ops::Range;
 
@@ -129,8 +129,8 @@ fn compare(checks: &mut Checks, case: &AttentionCase) -> Result<()> {
         &expected.lse.to_dtype(DType::F32)?,
     )?;
     let dout = checks.random(ours.out.dims2()?, 1.0)?;
-    let (ours, expected) = (ours.kept(), expected.kept());
-    for needs in [Needs::All, Needs::Prefixes] {
+    let (ours, expected) = (ours.saved(), expected.saved());
+    for needs in [GradTargets::All, GradTargets::Prefixes] {
         let found = checks.run(|| shape.backward(case.inputs(&device), &ours, &dout.device, needs))?;
         let exact = shape.backward(case.inputs(&exact), &expected, &dout.exact, needs)?;
         let naive = shape.reference_backward(case.inputs(&cpu), &dout.cpu, needs)?;

@@ -2,10 +2,10 @@
 
 use super::{CheckTarget, Checks, Comparison, Input, ResultKind, attention};
 use crate::Result;
-use crate::ops::adamw::{AdamW, Parameter, Step};
+use crate::ops::adamw::{AdamW, AdamWStep, Parameter};
 use crate::ops::cross_entropy::{self, Softmax};
-use crate::ops::embed::{self, Lookup};
-use crate::ops::rms_norm::{Add, RmsNorm};
+use crate::ops::embed::{self, EmbedLookup};
+use crate::ops::rms_norm::{ResidualAdd, RmsNorm};
 use crate::ops::rope::Rope;
 use crate::ops::rope::{self, CacheRows};
 use crate::ops::{AttentionShape, Indices, Linear, RopeTable, autograd, rows, swiglu};
@@ -50,7 +50,7 @@ fn embed(checks: &mut Checks) -> Result<()> {
             Some(j) => embed::virtual_id(j as u32),
         };
         let ids = Indices::from((0..t).map(|i| id((i * 7 + vocab) % (vocab + n))).collect::<Vec<_>>());
-        let lookup = Lookup { ids: (&ids).into(), multiplier: 12.0 };
+        let lookup = EmbedLookup { ids: (&ids).into(), multiplier: 12.0 };
         let exact = embed::forward(&table.exact, &prompts.exact, &lookup)?;
         let ours = checks.run(|| embed::forward(&table.device, &prompts.device, &lookup))?;
         let naive = embed::reference(&table.cpu, &prompts.cpu.to_dtype(checks.dtype())?, &lookup)?;
@@ -97,7 +97,7 @@ fn rms_norm(checks: &mut Checks) -> Result<()> {
             let norm = |w: &Tensor| RmsNorm { weight: w.clone(), eps: 1e-5 };
             let (exact_norm, naive_norm) = (norm(&weight.exact), norm(&weight.cpu));
             let device_norm = norm(&weight.device);
-            let with = |delta| add.then_some(Add { delta, multiplier: 0.22 });
+            let with = |delta| add.then_some(ResidualAdd { delta, multiplier: 0.22 });
             let ours = checks.run(|| device_norm.forward(&x.device, with(&delta.device), checks.dtype()))?;
             // The norm is of the rounded residual stream, as the kernel keeps it.
             let residual = checks.input(&match add {
@@ -311,7 +311,7 @@ fn adamw(checks: &mut Checks) -> Result<()> {
             let mut ours = Parameter::new(&value.device)?;
             for step in 1..=3 {
                 let gradient = checks.random_in((n, c), 0.3, DType::F32)?;
-                let step = Step { step, learning_rate: 0.01, max_grad_norm };
+                let step = AdamWStep { step, learning_rate: 0.01, max_grad_norm };
                 let expected = adamw.forward(&exact, &gradient.exact, step)?;
                 let found = checks.run(|| adamw.forward(&ours, &gradient.device, step))?;
                 (exact, ours) = (expected.parameter, found.parameter);

@@ -195,7 +195,7 @@ impl KvCache {
             matrix.slice_set(&kv.narrow(0, *row, range.len())?.contiguous()?, 0, range.start)?;
         }
         if !self.writes.to.is_empty() {
-            let rows = kv.contiguous()?.index_select(&self.writes.from.on(kv.device())?, 0)?;
+            let rows = kv.contiguous()?.index_select(&self.writes.from.to_device(kv.device())?, 0)?;
             matrix.scatter_set(&self.writes.columns(kv.dims()[1], kv.device())?, &rows, 0)?;
         }
         Ok(())

@@ -5,7 +5,7 @@ use super::plan::{self, Limits};
 use crate::batch::Sequence;
 use crate::batch::{PackedBatch, Packing, Passes, PrefixGroup};
 use crate::model::{Decoder, PrefixGradient, PrefixPass, Prefixes, Tape};
-use crate::ops::gpu::{self, Route};
+use crate::ops::backend::{Route, route};
 use crate::ops::rope::Rope;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -230,7 +230,7 @@ fn head(
 ///   of 1 the absolute values of its logits' gradient add up to 2^11 at most: weights of up to 31 do not overflow the hidden
 ///   state's gradient, and the elements of the prefix rows' may be up to 63.
 fn loss_scale(model: &Decoder, targets: usize) -> f64 {
-    if model.dtype() != DType::F16 || gpu::route(model.embedding()) != Route::Kernel {
+    if model.dtype() != DType::F16 || route(model.embedding()) != Route::Kernel {
         return 1.0;
     }
     scale_in_f16(targets, model.config().logits_scaling)

@@ -8,9 +8,9 @@ use super::state::{self, Clock, Position, State, epoch_order};
 use crate::batch::{Example, PrefixGroup};
 use crate::config::TrainOptions;
 use crate::model::Decoder;
-use crate::ops::adamw::{AdamW, Parameter, Step, Updated};
+use crate::ops::adamw::{AdamW, AdamWStep, Parameter, Updated};
 use crate::ops::gpu;
-use crate::ops::gpu::products::Choices;
+use crate::ops::gpu::products::ProductChoices;
 use crate::prompt::{Prefix, Prompt};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -61,7 +61,7 @@ pub(super) struct SharedState {
     /// Rows of a pass.
     pub(super) max_rows: usize,
     /// Algorithms of products.
-    pub(super) products: Option<Choices>,
+    pub(super) products: Option<ProductChoices>,
 }
 
 /// A prompt that is being tuned: its parameters, optimizer, schedule, order of examples, position and best values. After an
@@ -311,7 +311,7 @@ impl<'a> PromptRun<'a> {
             return Err(Error::Invalid("the prompt has more parameters than one".into()));
         };
         let max_grad_norm = self.options.max_grad_norm;
-        let step = Step { step: self.position.step + 1, learning_rate, max_grad_norm };
+        let step = AdamWStep { step: self.position.step + 1, learning_rate, max_grad_norm };
         self.adamw.forward(&self.parameter, &gradient.to_dtype(DType::F32)?, step)
     }
 }

@@ -13,7 +13,7 @@
 use crate::batch::Example;
 use crate::config::TrainOptions;
 use crate::files::write_atomically;
-use crate::ops::gpu::products::Choices;
+use crate::ops::gpu::products::ProductChoices;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use rand::SeedableRng;
@@ -144,7 +144,7 @@ pub struct State {
     pub max_rows: usize,
     /// Algorithms of its matrix products, if the device's library offers several; `None` otherwise. Other ones give
     /// sums of another order.
-    pub products: Option<Choices>,
+    pub products: Option<ProductChoices>,
     /// [`fingerprint`] of the examples.
     pub examples: String,
 }
@@ -156,7 +156,7 @@ struct Metadata {
     max_rows: usize,
     /// Files of a version before it have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    products: Option<Choices>,
+    products: Option<ProductChoices>,
     examples: String,
 }
 
@@ -262,9 +262,9 @@ fn tensor(tensors: &SafeTensors, name: &str) -> std::result::Result<Tensor, Stri
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::gpu::products::{Choice, Class, Element};
+    use crate::ops::gpu::products::{ProductChoice, ProductClass, ProductDtype};
 
-    fn state(products: Option<Choices>) -> State {
+    fn state(products: Option<ProductChoices>) -> State {
         let rows = |value: f32| Tensor::full(value, (2, 3), &Device::Cpu).expect("a tensor");
         State {
             prompt: rows(1.0),
@@ -288,21 +288,21 @@ mod tests {
 
     #[test]
     fn choices_of_products_come_back() {
-        let class = Class {
+        let class = ProductClass {
             rows: 8192,
             n: 4096,
             k: 12800,
             transposed: true,
-            element: Element::Bf16,
+            element: ProductDtype::Bf16,
             bias: false,
             add: true,
             alignment: 256,
         };
         let choices = vec![
-            Choice { class, algorithm: Some([u64::MAX, 0, 1, 2, 3, 4, 5, 6]) },
-            Choice { class: Class { rows: 512, ..class }, algorithm: None },
+            ProductChoice { class, algorithm: Some([u64::MAX, 0, 1, 2, 3, 4, 5, 6]) },
+            ProductChoice { class: ProductClass { rows: 512, ..class }, algorithm: None },
         ];
-        let products = Some(Choices { of: "NVIDIA H100, cuBLASLt 130100".into(), choices });
+        let products = Some(ProductChoices { library: "NVIDIA H100, cuBLASLt 130100".into(), choices });
         assert_eq!(written(&state(products.clone())).1.products, products);
     }
 

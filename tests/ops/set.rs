@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// Files of `src/ops` that are no op.
-const SHARED: [&str; 7] = ["mod", "cpu", "gpu", "indices", "packed", "profile", "testing"];
+/// Files and folders of `src/ops` that are no op.
+const SHARED: [&str; 5] = ["mod", "backend", "indices", "profile", "testing"];
 
 fn root(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -25,18 +25,18 @@ fn ops() -> BTreeSet<String> {
     ops
 }
 
-/// The text from behind each `start` to the next `end`.
+/// The text after each `start` up to the next `end`.
 fn between<'a>(text: &'a str, start: &'a str, end: &'a str) -> impl Iterator<Item = &'a str> {
-    text.split(start).skip(1).map(move |rest| rest.split_once(end).unwrap().0.trim())
+    text.split(start).skip(1).map(move |after| after.split_once(end).unwrap().0.trim())
 }
 
 #[test]
 fn every_op_has_a_benchmark() {
     let (ops, bench) = (ops(), read("benches/ops.rs"));
     let set = |names: Vec<&str>| -> BTreeSet<String> {
-        let found: BTreeSet<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        assert_eq!(found.len(), names.len(), "a name is there twice: {names:?}");
-        found
+        let unique: BTreeSet<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        assert_eq!(unique.len(), names.len(), "a name occurs twice: {names:?}");
+        unique
     };
     let functions =
         bench.lines().filter_map(|line| line.strip_prefix("fn ")?.strip_suffix("(c: &mut Criterion) {"));
@@ -54,24 +54,37 @@ fn every_op_but_the_matrix_product_has_its_kernel_and_its_check() {
     let names = files.filter(|path| path.extension().is_some_and(|e| e == "cu"));
     let names = names.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned());
     let mut kernels: BTreeSet<String> = names.map(|name| name.trim_end_matches("_mma").to_owned()).collect();
-    // The product is cuBLAS's, or Metal's in candle.
+    // The product is cuBLAS's, or candle's on Metal.
     assert!(kernels.insert("linear".into()));
     assert_eq!(kernels, ops());
     assert_eq!(BTreeSet::from(gneiss::check::OPS.map(str::to_owned)), ops());
 }
 
 #[test]
-fn every_op_is_a_module_with_a_forward_and_a_reference() {
+fn every_op_is_a_folder_with_the_same_files() {
     let module = read("src/ops/mod.rs");
     for op in ops() {
         assert!(module.contains(&format!("pub mod {op};")), "{op}");
-        let folder = format!("src/ops/{op}/mod.rs");
-        let text = if root(&folder).exists() { read(&folder) } else { read(&format!("src/ops/{op}.rs")) };
-        let mut parts = vec!["pub fn forward(", "pub fn reference(", "mod tests"];
+        assert!(module.contains(&format!("[`{op}`]")), "{op} is not in the table of src/ops/mod.rs");
+        let file = |name: &str| {
+            let file = format!("src/ops/{op}/{name}.rs");
+            let folder = format!("src/ops/{op}/{name}/mod.rs");
+            if root(&folder).exists() { read(&folder) } else { read(&file) }
+        };
+        assert!(file("reference").contains("pub fn reference("), "{op}: expected `pub fn reference(`");
+        assert!(file("tests").contains("#[test]"), "{op}: expected tests");
+        let mut directions = vec!["forward"];
         // The optimizer is the end of the chain.
-        parts.extend((op != "adamw").then_some("pub fn backward("));
-        for part in parts {
-            assert!(text.contains(part), "{op}: expected `{part}`");
+        directions.extend((op != "adamw").then_some("backward"));
+        for direction in directions {
+            let public = format!("pub fn {direction}(");
+            assert!(file("mod").contains(&public), "{op}: expected `{public}`");
+            for backend in ["cpu", "gpu"] {
+                let function = format!("pub(super) fn {direction}(");
+                let rotation = "pub(super) fn rotate(";
+                let text = file(backend);
+                assert!(text.contains(&function) || text.contains(rotation), "{op}/{backend}: {function}");
+            }
         }
     }
 }

@@ -1,9 +1,11 @@
 //! The canary's work: small products on every thread of the pool at the same time.
 
 use super::{RateSource, Reading};
-use crate::ops::cpu::{self, Mat};
-use crate::ops::packed::kernel::{self, Left, Line, Out, Panels};
-use crate::ops::packed::{Isa, PANEL, Then};
+use crate::ops::bf16::kernel::{
+    self, Bf16Matrix, BlockProduct, Epilogue, Left, OutputBlock, PanelRow, Panels,
+};
+use crate::ops::bf16::{Isa, PANEL};
+use crate::ops::cpu::{self, Gemm, Mat, MatMut};
 use candle_core::DType;
 use half::bf16;
 use std::hint::{black_box, spin_loop};
@@ -62,7 +64,7 @@ enum CanaryProduct {
 
 /// The matrices of a thread.
 enum CanaryOperands {
-    Bf16 { isa: Isa, depth: usize, left: Aligned<bf16>, right: Vec<Line>, out: Aligned<f32> },
+    Bf16 { isa: Isa, depth: usize, left: Aligned<bf16>, right: Vec<PanelRow>, out: Aligned<f32> },
     F32 { left: Aligned<f32>, right: Aligned<f32>, out: Aligned<f32> },
 }
 
@@ -190,9 +192,10 @@ impl CanaryOperands {
         match product {
             CanaryProduct::Bf16(isa) => {
                 let (values, stride) = (vec![bf16::ONE; PANEL * depth], depth / 2 + 1);
-                let mut right = vec![Line::ZERO; SIDE / PANEL * stride];
+                let mut right = vec![PanelRow::ZERO; SIDE / PANEL * stride];
                 for panel in right.chunks_mut(stride) {
-                    kernel::pack_rows(isa, &values, depth, PANEL, depth, panel);
+                    let from = Bf16Matrix { values: &values, stride: depth, rows: PANEL, columns: depth };
+                    kernel::pack_rows(isa, from, panel);
                 }
                 Self::Bf16 { isa, depth, left: Aligned::new(bf16::ONE, SIDE * depth), right, out }
             }
@@ -209,9 +212,10 @@ impl CanaryOperands {
             match self {
                 Self::Bf16 { isa, depth, left, right, out } => {
                     let right = Panels::new(right, *depth / 2 + 1);
-                    let mut block = Out::new(out.slice_mut(), SIDE, SIDE, SIDE);
+                    let mut block = OutputBlock::new(out.slice_mut(), SIDE, SIDE, SIDE);
                     let left = Left::rows(left.slice(), *depth);
-                    kernel::block(*isa, left, right, *depth, &mut block, Then::WRITE);
+                    let product = BlockProduct { left, right, depth: *depth, epilogue: Epilogue::WRITE };
+                    kernel::multiply(*isa, product, &mut block);
                 }
                 Self::F32 { left, right, out } => multiply_f32(left.slice(), right.slice(), out.slice_mut()),
             }
@@ -245,18 +249,11 @@ impl<T: Copy> Aligned<T> {
 /// `out [SIDE, SIDE] = left [SIDE, F32_DEPTH] right [F32_DEPTH, SIDE]`, on this thread.
 fn multiply_f32(left: &[f32], right: &[f32], out: &mut [f32]) {
     assert_eq!((left.len(), right.len(), out.len()), (SIDE * F32_DEPTH, F32_DEPTH * SIDE, SIDE * SIDE));
-    // SAFETY: the slices have the elements of the shapes, and `out` is borrowed mutably.
-    unsafe {
-        cpu::gemm(
-            (SIDE, SIDE, F32_DEPTH),
-            Mat::rows(out.as_mut_ptr(), SIDE),
-            false,
-            Mat::rows(left.as_ptr(), F32_DEPTH),
-            Mat::rows(right.as_ptr(), SIDE),
-            1.0,
-            false,
-        );
-    }
+    let (a, b) = (Mat::rows(left, F32_DEPTH), Mat::rows(right, SIDE));
+    let product =
+        Gemm { size: (SIDE, SIDE, F32_DEPTH), a, b, scale: 1.0, accumulate: false, parallel: false };
+    // SAFETY: the slices have the elements of the shapes.
+    unsafe { cpu::gemm(&product, MatMut::rows(out, SIDE)) };
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use super::shapes::{Batch, Shape};
 use super::{Large, Result};
 use crate::check::ResultKind;
 use crate::ops::Segments;
-use crate::ops::attention::{AttentionShape, Gradients, Inputs, Needs, Qkv, Segment};
+use crate::ops::attention::{AttentionShape, GradTargets, Gradients, Inputs, Qkv, Segment};
 use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
 
@@ -22,14 +22,14 @@ pub(super) fn check(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<(
         let qkv = Qkv::Fused(large.random((t, q + kv), 1.0)?);
         let segments = packed.segments.clone();
         LargeAttentionCase { name: case, shape: attention, segments, qkv, prefix: None }
-            .check(large, &[Needs::All, Needs::Prefixes])
+            .check(large, &[GradTargets::All, GradTargets::Prefixes])
     })?;
     let targets = packed.target_rows.len();
     large.case(&format!("{heads}, {targets} target rows of {t}"), bytes, |large, case| {
         let qkv = Qkv::Split { q: large.random((targets, q), 1.0)?, kv: large.random((t, kv), 1.0)? };
         let segments = packed.target_segments.clone();
         LargeAttentionCase { name: case, shape: attention, segments, qkv, prefix: None }
-            .check(large, &[Needs::All])
+            .check(large, &[GradTargets::All])
     })?;
     let own = t - packed.prefix_rows;
     large.case(&format!("{heads}, {own} rows after prefixes of another pass"), bytes, |large, case| {
@@ -39,7 +39,8 @@ pub(super) fn check(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<(
         let sequences = packed.segments.iter().filter(|s| s.prefix.is_some()).cloned();
         let segments: Segments =
             sequences.map(|s| Segment { queries: moved(&s.queries), keys: moved(&s.keys), ..s }).collect();
-        LargeAttentionCase { name: case, shape: attention, segments, qkv, prefix }.check(large, &[Needs::All])
+        LargeAttentionCase { name: case, shape: attention, segments, qkv, prefix }
+            .check(large, &[GradTargets::All])
     })
 }
 
@@ -56,7 +57,7 @@ impl LargeAttentionCase<'_> {
         Inputs { segments: &self.segments, qkv: &self.qkv, prefix: self.prefix.as_ref() }
     }
 
-    fn check(&self, large: &mut Large, needs: &[Needs]) -> Result<()> {
+    fn check(&self, large: &mut Large, needs: &[GradTargets]) -> Result<()> {
         let (value, gradient) = (ResultKind::Value, ResultKind::Gradient);
         let queries = self.qkv.queries().dims()[0];
         let dout = large.random((queries, self.shape.q_width()), 1.0)?;
@@ -69,7 +70,7 @@ impl LargeAttentionCase<'_> {
             };
         compare(large, ("out", value), &ours.out, &|e| Ok(e.out.clone()))?;
         compare(large, ("lse", value), &ours.lse, &|e| Ok(e.lse.clone()))?;
-        let kept = ours.kept();
+        let kept = ours.saved();
         for needs in needs {
             let found = large.run(|| self.shape.backward(self.inputs(), &kept, &dout, *needs))?;
             let Gradients { qkv, prefix, .. } = found;

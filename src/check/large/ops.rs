@@ -4,10 +4,10 @@ use super::shapes::{Batch, Shape};
 use super::{CHUNK, Large};
 use crate::Result;
 use crate::check::ResultKind;
-use crate::ops::adamw::{AdamW, Parameter, Step};
+use crate::ops::adamw::{AdamW, AdamWStep, Parameter};
 use crate::ops::cross_entropy::{self as losses, Softmax};
-use crate::ops::embed::{self as embedding, Lookup};
-use crate::ops::rms_norm::{Add, RmsNorm};
+use crate::ops::embed::{self as embedding, EmbedLookup};
+use crate::ops::rms_norm::{ResidualAdd, RmsNorm};
 use crate::ops::rope::Rope;
 use crate::ops::{Indices, Linear, RopeTable, autograd, rows as taken, swiglu as gated};
 use candle_core::{DType, Tensor};
@@ -40,7 +40,7 @@ pub(super) fn embed(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<(
     large.case(&name, bytes(v * c + 2 * t * c, c), |large, case| {
         let table = large.random((v, c), 1.0)?;
         let prompts = large.random_in((n, c), 1.0, DType::F32)?;
-        let lookup = Lookup { ids: (&batch.packed.ids).into(), multiplier: 12.0 };
+        let lookup = EmbedLookup { ids: (&batch.packed.ids).into(), multiplier: 12.0 };
         let ours = large.run(|| embedding::forward(&table, &prompts, &lookup))?;
         let exact = embedding::reference(&to_f32(&table)?, &prompts, &lookup)?;
         let naive = embedding::reference(&table, &prompts.to_dtype(table.dtype())?, &lookup)?;
@@ -72,7 +72,7 @@ pub(super) fn linear(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<
             let (x, dy) = (large.random((rows, k), 1.0)?, large.random((rows, n), 1.0)?);
             let layer = Linear::new(weight.clone(), None)?;
             let exact = to_f32(&weight)?;
-            let ours = large.run(|| layer.forward_in(&x, x.dtype()))?;
+            let ours = large.run(|| layer.forward_to(&x, x.dtype()))?;
             large.compare_rows((case, "y", ResultKind::Value), &ours, |rows| {
                 let x = slice_rows(&x, &rows)?;
                 Ok((to_f32(&x)?.matmul(&exact.t()?)?, Some(x.matmul(&weight.t()?)?)))
@@ -102,8 +102,8 @@ fn norm_case(large: &mut Large, case: &str, (t, c): (usize, usize), add: bool) -
     let exact = RmsNorm { weight: to_f32(&weight)?, eps: 1e-5 };
     let norm = RmsNorm { weight, eps: 1e-5 };
     let dtype = large.target.dtype;
-    let ours =
-        large.run(|| norm.forward(&x, add.then_some(Add { delta: &delta, multiplier: 0.22 }), dtype))?;
+    let ours = large
+        .run(|| norm.forward(&x, add.then_some(ResidualAdd { delta: &delta, multiplier: 0.22 }), dtype))?;
     if add {
         large.compare_rows((case, "residual", ResultKind::Value), &ours.residual, |rows| {
             let (x, delta) = (slice_rows(&x, &rows)?, slice_rows(&delta, &rows)?);
@@ -195,7 +195,7 @@ pub(super) fn cross_entropy(large: &mut Large, shape: &Shape, batch: &Batch) -> 
         let z = (to_f32(&logits)? * scale)?;
         let most = z.max_keepdim(1)?;
         let lse = (z.broadcast_sub(&most)?.exp()?.sum_keepdim(1)?.log()? + most)?;
-        let of_label = labels.on(logits.device())?.unsqueeze(1)?;
+        let of_label = labels.to_device(logits.device())?.unsqueeze(1)?;
         let nll = (&lse - z.gather(&of_label, 1)?)?.squeeze(1)?;
         large.compare((case, "nll", ResultKind::Value), &to_f32(&ours.nll)?, &nll)?;
         large.compare((case, "lse", ResultKind::Value), &to_f32(&ours.lse)?, &lse.squeeze(1)?)?;
@@ -215,7 +215,7 @@ pub(super) fn rows(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<()
     let n = targets.len();
     large.case(&format!("{n} of [{t}, {c}]"), bytes(4 * t * c, c), |large, case| {
         let (x, dy) = (large.random((t, c), 1.0)?, large.random((n, c), 1.0)?);
-        let numbers = targets.on(x.device())?;
+        let numbers = targets.to_device(x.device())?;
         let ours = large.run(|| taken::forward(&x, targets.into()))?;
         large.compare((case, "y", ResultKind::Value), &ours, &to_f32(&x)?.index_select(&numbers, 0)?)?;
         let expected = to_f32(&x)?.zeros_like()?.index_add(&numbers, &to_f32(&dy)?, 0)?;
@@ -235,7 +235,7 @@ pub(super) fn adamw(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<(
         let (mut ours, mut expected) = (Parameter::new(&value)?, Parameter::new(&value)?);
         for step in 1..=3 {
             let gradient = large.random_in((n, c), 0.3, DType::F32)?;
-            let step = Step { step, learning_rate: 0.01, max_grad_norm: 0.5 };
+            let step = AdamWStep { step, learning_rate: 0.01, max_grad_norm: 0.5 };
             ours = large.run(|| Ok(adamw.forward(&ours, &gradient, step)?.parameter))?;
             expected = adamw.reference(&expected, &gradient, step)?;
         }

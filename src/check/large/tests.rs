@@ -4,7 +4,7 @@ use super::attention::Expected;
 use super::*;
 use crate::check::packed;
 use crate::checkpoint::ModelConfig;
-use crate::ops::attention::{AttentionShape, Inputs, Needs, Qkv, Segment};
+use crate::ops::attention::{AttentionShape, GradTargets, Inputs, Qkv, Segment};
 use crate::ops::gpu::emulated::emulate;
 use crate::ops::testing::{Tolerance, assert_close, randn};
 use candle_core::Device;
@@ -193,7 +193,7 @@ fn expected_attention_agrees_with_autograd() -> Result<()> {
         let dout = randn(5, (qkv.queries().dims()[0], q), DType::F64)?;
         let found = Expected::compute(&shape, inputs, &dout, None)?;
         let forward = shape.reference(inputs)?;
-        let expected = shape.reference_backward(inputs, &dout, Needs::All)?;
+        let expected = shape.reference_backward(inputs, &dout, GradTargets::All)?;
         assert_close("out", &found.out, &forward.out, Tolerance::F64);
         assert_close("lse", &found.lse, &forward.lse, Tolerance::F64);
         let gradient = expected.qkv.unwrap();

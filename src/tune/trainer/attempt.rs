@@ -175,7 +175,7 @@ fn in_one_copy(objective: &Objective, updates: &[Updated]) -> Result<Option<(Vec
     for pair in lengths[lengths.len() - 2 * updates.len()..].chunks(2) {
         let (gradient, rest) = sums.split_at(pair[0]);
         let (prompt, rest) = rest.split_at(pair[1]);
-        norms.push([Norm::of_sums(gradient), Norm::of_sums(prompt)]);
+        norms.push([Norm::from_sums(gradient), Norm::from_sums(prompt)]);
         sums = rest;
     }
     Ok(Some((nll, norms)))
