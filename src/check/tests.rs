@@ -197,45 +197,62 @@ fn models_compute_as_on_the_cpu() {
         let (some, others) =
             ((0..5).map(example).collect::<Vec<_>>(), (5..8).map(example).collect::<Vec<_>>());
         let groups = [PrefixGroup::new(0..4, &some), PrefixGroup::new(4..7, &others)];
-        for limits in [Limits::rows(4096), Limits::rows(20), Limits { max_rows: 25, recompute: 1 }] {
-            let gradient = |model| tune::gradient(model, &prompts, &groups, limits).unwrap();
-            let cpu = gradient(&model);
-            let ours = emulate(7, || gradient(&padded));
-            // Products that add to the residual stream, as on CUDA.
-            let added = emulate_cuda(7, || gradient(&padded));
-            let expected = values(cpu.gradient.as_ref().unwrap()).unwrap();
-            let largest = expected.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
-            for ours in [ours, added] {
-                assert!((cpu.loss().unwrap() - ours.loss().unwrap()).abs() < 1e-4, "{name}, {limits:?}");
-                let ours = values(&ours.gradient.unwrap()).unwrap();
-                assert!(largest_difference(&ours, &expected) < 1e-4 * largest, "{name}, {limits:?}");
-            }
-            let evaluate =
-                |model| tune::evaluate(model, &prompts, &groups, limits.max_rows).unwrap().loss().unwrap();
-            let (cpu, ours) = (evaluate(&model), emulate(0, || evaluate(&padded)));
-            assert!((cpu - ours).abs() < 1e-4, "{name}, {limits:?}");
-        }
-        let passes = |max_rows, prefix_pass_rows| {
-            Passes::packed(&groups, Packing { max_rows, prefix_pass_rows, long_above: None })
-        };
-        let (one, split) = (passes(4096, 0), passes(45, 35));
-        assert!(split.prefix_pass.examples > 0 && !split.example_passes.is_empty());
-        let found = emulate(0, || tune::gradient_of(&model, &prompts, &split, 1, tune::Mean::All).unwrap());
-        let expected = tune::gradient_of(&model, &prompts, &one, 0, tune::Mean::All).unwrap();
-        assert!((found.loss().unwrap() - expected.loss().unwrap()).abs() < 1e-4, "{name}");
-        let (ours, cpu) = (values(&found.gradient.unwrap()), values(&expected.gradient.unwrap()));
-        let (ours, cpu) = (ours.unwrap(), cpu.unwrap());
-        let largest = cpu.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
-        assert!(largest_difference(&ours, &cpu) < 1e-4 * largest, "{name}");
-        let evaluated = emulate(1, || tune::evaluate_of(&model, &prompts, &split).unwrap().loss().unwrap());
-        let expected = tune::evaluate_of(&model, &prompts, &one).unwrap().loss().unwrap();
-        assert!((evaluated - expected).abs() < 1e-4, "{name}");
+        let pair = [&model, &padded];
+        steps_are_as_on_the_cpu(pair, &prompts, &groups, name);
+        split_steps_are_as_on_the_cpu(&model, &prompts, &groups, name);
         let cpu = continued(&model, &prompts);
         assert_eq!(emulate(0, || continued(&padded, &prompts)), cpu, "{name}");
         assert_eq!(emulate_cuda(0, || continued(&padded, &prompts)), cpu, "{name}, added in products");
         let narrow = emulate(0, || load(DType::BF16));
         assert_eq!(emulate(0, || continued(&narrow, &prompts)).len(), 3, "{name}");
     }
+}
+
+/// In one pass, in several, and with a recomputed layer; `name` is the fixture's.
+fn steps_are_as_on_the_cpu(
+    [model, padded]: [&Decoder; 2],
+    prompts: &Tensor,
+    groups: &[PrefixGroup],
+    name: &str,
+) {
+    for limits in [Limits::rows(4096), Limits::rows(20), Limits { max_rows: 25, recompute: 1 }] {
+        let gradient = |model: &Decoder| tune::gradient(model, prompts, groups, limits).unwrap();
+        let cpu = gradient(model);
+        let ours = emulate(7, || gradient(padded));
+        // Products that add to the residual stream, as on CUDA.
+        let added = emulate_cuda(7, || gradient(padded));
+        let expected = values(cpu.gradient.as_ref().unwrap()).unwrap();
+        let largest = expected.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
+        for ours in [ours, added] {
+            assert!((cpu.loss().unwrap() - ours.loss().unwrap()).abs() < 1e-4, "{name}, {limits:?}");
+            let ours = values(&ours.gradient.unwrap()).unwrap();
+            assert!(largest_difference(&ours, &expected) < 1e-4 * largest, "{name}, {limits:?}");
+        }
+        let evaluate = |model: &Decoder| {
+            tune::evaluate(model, prompts, groups, limits.max_rows).unwrap().loss().unwrap()
+        };
+        let (cpu, ours) = (evaluate(model), emulate(0, || evaluate(padded)));
+        assert!((cpu - ours).abs() < 1e-4, "{name}, {limits:?}");
+    }
+}
+
+/// With a prefix pass that holds sequences.
+fn split_steps_are_as_on_the_cpu(model: &Decoder, prompts: &Tensor, groups: &[PrefixGroup], name: &str) {
+    let passes = |max_rows, prefix_pass_rows| {
+        Passes::packed(groups, Packing { max_rows, prefix_pass_rows, long_above: None })
+    };
+    let (one, split) = (passes(4096, 0), passes(45, 35));
+    assert!(split.prefix_pass.examples > 0 && !split.example_passes.is_empty());
+    let found = emulate(0, || tune::gradient_of(model, prompts, &split, 1, tune::Mean::All).unwrap());
+    let expected = tune::gradient_of(model, prompts, &one, 0, tune::Mean::All).unwrap();
+    assert!((found.loss().unwrap() - expected.loss().unwrap()).abs() < 1e-4, "{name}");
+    let (ours, cpu) = (values(&found.gradient.unwrap()), values(&expected.gradient.unwrap()));
+    let (ours, cpu) = (ours.unwrap(), cpu.unwrap());
+    let largest = cpu.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
+    assert!(largest_difference(&ours, &cpu) < 1e-4 * largest, "{name}");
+    let evaluated = emulate(1, || tune::evaluate_of(model, prompts, &split).unwrap().loss().unwrap());
+    let expected = tune::evaluate_of(model, prompts, &one).unwrap().loss().unwrap();
+    assert!((evaluated - expected).abs() < 1e-4, "{name}");
 }
 
 /// Six tokens after each of three inputs.

@@ -149,21 +149,7 @@ impl Machine {
                     let name = format!("{}.{}", line(&mut rest)?, line(&mut rest)?);
                     self.stack.push(Item::Class(name));
                 }
-                b'X' => {
-                    let length = u32::from_le_bytes(take(&mut rest)?) as usize;
-                    self.stack.push(Item::Text(text(&mut rest, length)?));
-                }
-                0x8c => {
-                    let [length] = take(&mut rest)?;
-                    self.stack.push(Item::Text(text(&mut rest, length.into())?));
-                }
-                b'K' => {
-                    let [number] = take(&mut rest)?;
-                    self.stack.push(Item::Number(number.into()));
-                }
-                b'M' => self.stack.push(Item::Number(u16::from_le_bytes(take(&mut rest)?).into())),
-                b'J' => self.stack.push(Item::Number(i32::from_le_bytes(take(&mut rest)?).into())),
-                0x8a => self.stack.push(Item::Number(long(&mut rest)?)),
+                b'X' | 0x8c | b'K' | b'M' | b'J' | 0x8a => self.push_value(code, &mut rest)?,
                 b'q' => {
                     let [place] = take(&mut rest)?;
                     self.remember(place.into());
@@ -196,6 +182,29 @@ impl Machine {
                 other => return Err(invalid(format!("found the pickle instruction {other:#04x}"))),
             }
         }
+    }
+
+    /// Pushes the text or number that follows an instruction.
+    fn push_value(&mut self, code: u8, rest: &mut &[u8]) -> Result<()> {
+        let item = match code {
+            b'X' => {
+                let length = u32::from_le_bytes(take(rest)?) as usize;
+                Item::Text(text(rest, length)?)
+            }
+            0x8c => {
+                let [length] = take(rest)?;
+                Item::Text(text(rest, length.into())?)
+            }
+            b'K' => {
+                let [number] = take(rest)?;
+                Item::Number(number.into())
+            }
+            b'M' => Item::Number(u16::from_le_bytes(take(rest)?).into()),
+            b'J' => Item::Number(i32::from_le_bytes(take(rest)?).into()),
+            _ => Item::Number(long(rest)?),
+        };
+        self.stack.push(item);
+        Ok(())
     }
 
     fn pop(&mut self) -> Result<Item> {
