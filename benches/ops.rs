@@ -1,15 +1,15 @@
-//! Every op, forward and backward, at the shapes of a tuning step of SmolLM2-135M: 8 examples behind 28 virtual
+//! Every op, forward and backward, at the shapes of a tuning step of SmolLM2-135M: 8 examples after 28 virtual
 //! tokens.
 //!
-//!     cargo bench --bench ops                       all of them, on the device that `auto` takes
+//!     cargo bench --bench ops                       all of them, on the device that `auto` chooses
 //!     cargo bench --bench ops -- attention/forward  one of them
 //!
-//! Inputs rotate over a few buffers, so that no run finds its own in the cache, and the device is
-//! synchronised after each call. criterion warms up, and reports the median and its spread. A throughput is
-//! in elements of the output, but for `linear` and `attention`, whose elements are floating-point operations.
+//! Inputs rotate over a few buffers, so that no run finds its input in the cache, and the device is synchronised after each call.
+//! criterion warms up, and reports the median and its spread. A throughput is in elements of the output; for `linear` and
+//! `attention` it is in floating-point operations.
 //!
-//! On the CPU each sample lies between two readings of the canary (`gneiss::bench::Canary`), and how many samples were
-//! quiet is printed after each benchmark. None is left out: a sample has many calls of an op that takes microseconds.
+//! On the CPU each sample lies between two readings of the canary (`gneiss::bench::Canary`), and the number of quiet samples is
+//! printed after each benchmark. No sample is left out: a sample has many calls of an op that takes microseconds.
 
 use candle_core::{DType, Device, Tensor};
 use criterion::measurement::WallTime;
@@ -42,17 +42,17 @@ const V: usize = 49152;
 
 /// Examples of the step; their targets are a label and the end of text.
 const EXAMPLES: usize = 8;
-/// Rows that predict.
+/// Rows that predict a token of a target.
 const TARGETS: usize = 2 * EXAMPLES;
 
-/// Buffers that the inputs rotate over.
+/// Buffers over which the inputs rotate.
 const BUFFERS: usize = 4;
 
 static DEVICE: LazyLock<Device> = LazyLock::new(|| {
     gneiss::device::open(DeviceChoice::Auto).expect("`auto` takes a device that there is").device
 });
 
-/// The CPU's; `None` on a GPU.
+/// The canary of the CPU; `None` on a GPU.
 static CANARY: LazyLock<Option<Canary>> = LazyLock::new(|| DEVICE.is_cpu().then(|| Canary::new(DType::F32)));
 
 /// The packed rows of the step.
@@ -75,9 +75,9 @@ fn rotated<I>(make: impl Fn() -> I) -> Vec<I> {
     (0..BUFFERS).map(|_| make()).collect()
 }
 
-/// What `of` makes of each input.
-fn from_each<I, O>(inputs: &[I], of: impl Fn(&I) -> O) -> Vec<O> {
-    inputs.iter().map(of).collect()
+/// The result of `f` for each input.
+fn for_each_input<I, O>(inputs: &[I], f: impl Fn(&I) -> O) -> Vec<O> {
+    inputs.iter().map(f).collect()
 }
 
 /// Counts the samples of a benchmark during which the machine was quiet, those of the warm-up too, and prints them when
@@ -135,7 +135,7 @@ impl<'a> Op<'a> {
         BenchmarkId::new(direction, &self.shape)
     }
 
-    /// An op that leaves its input as it was.
+    /// An op that does not change its input.
     fn measure<I, O>(&mut self, direction: &str, work: usize, inputs: &[I], op: impl Fn(&I) -> Result<O>) {
         let id = self.id(direction, work);
         let mut next = inputs.iter().cycle();
@@ -151,7 +151,7 @@ impl<'a> Op<'a> {
         });
     }
 
-    /// An op that takes its input and may change it in place; each call gets a copy.
+    /// An op that owns its input and may change it in place; each call gets a copy.
     fn measure_owned<O>(
         &mut self,
         direction: &str,
@@ -185,22 +185,22 @@ fn adamw(c: &mut Criterion) {
 fn attention(c: &mut Criterion) {
     let mut op = Op::new(c, "attention", &format!("T={T} P={P} H={H} K={K} D={D}"));
     let shape = AttentionShape { heads: H, kv_heads: K, head_dim: D, scale: 0.125 };
-    let seen = BATCH.segments.iter().map(|s| {
+    let visible = BATCH.segments.iter().map(|s| {
         let (n, prefix) = (s.queries.len(), s.prefix.as_ref().map_or(0, |p| p.len()));
         n * (prefix + s.first) + n * (n + 1) / 2
     });
     // Two products forward and five backward, of D multiplications and additions a score.
-    let product = 2 * D * H * seen.sum::<usize>();
+    let product = 2 * D * H * visible.sum::<usize>();
     let inputs = rotated(|| (Qkv::Fused(randn(T, (H + 2 * K) * D)), randn(T, H * D)));
-    fn of(qkv: &Qkv) -> Inputs<'_> {
+    fn attention_inputs(qkv: &Qkv) -> Inputs<'_> {
         Inputs { segments: &BATCH.segments, qkv, prefix: None }
     }
-    op.measure("forward", 2 * product, &inputs, |(qkv, _)| shape.forward(of(qkv)));
-    let attended = from_each(&inputs, |(qkv, dout)| {
-        (qkv.clone(), dout.clone(), shape.forward(of(qkv)).expect("the op runs").saved())
+    op.measure("forward", 2 * product, &inputs, |(qkv, _)| shape.forward(attention_inputs(qkv)));
+    let attended = for_each_input(&inputs, |(qkv, dout)| {
+        (qkv.clone(), dout.clone(), shape.forward(attention_inputs(qkv)).expect("the op runs").saved())
     });
-    op.measure("backward", 5 * product, &attended, |(qkv, dout, kept)| {
-        shape.backward(of(qkv), kept, dout, GradTargets::All)
+    op.measure("backward", 5 * product, &attended, |(qkv, dout, saved)| {
+        shape.backward(attention_inputs(qkv), saved, dout, GradTargets::All)
     });
 }
 
@@ -225,7 +225,7 @@ fn embed(c: &mut Criterion) {
     op.measure("backward", P * C, &gradients, |dx| ops::embed::backward(dx, P, &lookup));
 }
 
-/// Gate and up, the largest layer of a block; the weights rotate too, as those of the blocks do.
+/// Gate and up, the largest matrix of a decoder layer; the weights rotate too, like those of the layers.
 fn linear(c: &mut Criterion) {
     let mut op = Op::new(c, "linear", &format!("T={T} in={C} out={}", 2 * F));
     let work = 2 * T * C * 2 * F;
@@ -243,11 +243,13 @@ fn rms_norm(c: &mut Criterion) {
     op.measure("forward", T * C, &inputs, |(x, delta)| {
         norm.forward(x, Some(ResidualAdd { delta, multiplier: 0.22 }), x.dtype())
     });
-    let saved = from_each(&inputs, |(x, dy)| {
+    let saved = for_each_input(&inputs, |(x, dy)| {
         let normed = norm.forward(x, None, x.dtype()).expect("the op runs");
         (dy.clone(), normed.residual, normed.rstd, randn(T, C))
     });
-    op.measure("backward", T * C, &saved, |(dy, r, rstd, past)| norm.backward(dy, r, rstd, Some(past)));
+    op.measure("backward", T * C, &saved, |(dy, r, rstd, dresidual)| {
+        norm.backward(dy, r, rstd, Some(dresidual))
+    });
 }
 
 /// Queries and keys inside the rows of queries, keys and values.

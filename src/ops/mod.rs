@@ -37,7 +37,7 @@
 //!
 //! # Which code runs an op
 //!
-//! `backend::route` chooses by the device of the activations; a test on the emulator takes the GPU's route. Every weight is
+//! `backend::route` chooses by the device of the activations; tests on the emulator use the GPU's route. Every weight is
 //! frozen, so a `backward` computes the gradient of its input and no other.
 //!
 //! | op | CPU, f32 and f64 | CPU, bf16 | CUDA, Metal and emulator, in f32, bf16 and f16 |

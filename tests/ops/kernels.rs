@@ -1,5 +1,5 @@
-//! The kernels' text, as other compilers see it: nvcc where there is one (registers, spills), and clang in Metal's
-//! place, with Metal's address spaces.
+//! The kernels' source with other compilers: nvcc if it is installed (registers, spills), and clang in place of Metal's
+//! compiler, with Metal's address spaces.
 
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,9 +14,9 @@ const ARCHITECTURES: [(&str, usize); 5] =
     [("sm_80", 0), ("sm_89", 0), ("sm_90", 0), ("sm_100", 32), ("sm_120", 64)];
 
 /// Most `LDSM` (512 bytes of shared memory) for each `HMMA` in the kernels on tensor cores. A multiprocessor of an H100
-/// reads 128 bytes a cycle, and starts an `HMMA` of `mma.sync` every 1.6 cycles or so: above 0.4 reading takes longer.
-/// The counts are of a kernel's text, which has the products twice: once for keys that all queries see, once group by
-/// group, where operands that registers do not hold are read again. The first alone has 0.25 and 0.31 (forward, pairs
+/// reads 128 bytes a cycle, and starts an `HMMA` of `mma.sync` about every 1.6 cycles: above 0.4 reading takes longer.
+/// The counts are of a kernel's text, which has the products twice: once for keys to which all queries attend, and once
+/// group by group, with operands that registers do not hold read again. The first alone has 0.25 and 0.31 (forward, pairs
 /// of heads of 64 and of 128), 0.25 and 0.42 (dQ), 0.5 and 0.56 (dK and dV).
 const OPERAND_READS: [(&str, f64); 10] = [
     ("attention_mma_forward_64", 0.71),
@@ -61,7 +61,7 @@ fn ran(command: &mut Command) -> Output {
     output
 }
 
-/// What ptxas says of one kernel.
+/// The figures that ptxas prints for one kernel.
 struct Usage {
     kernel: String,
     registers: usize,
@@ -86,7 +86,7 @@ fn usage(said: &str) -> Vec<Usage> {
     all
 }
 
-/// The CUDA compiler: `NVCC`, that of a toolkit, or what `make nvcc` fetched.
+/// The CUDA compiler: `NVCC`, that of a toolkit, or the one that `make nvcc` downloaded.
 fn find_nvcc() -> Option<PathBuf> {
     let home = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(std::env::var_os);
     let mut candidates = vec![std::env::var_os("NVCC").map(PathBuf::from)];
@@ -131,7 +131,7 @@ fn nvcc_compiles_every_kernel_for_every_architecture() {
     for (kernel, used) in compiled.into_iter().flatten() {
         registers.entry(kernel).or_default().push(used);
     }
-    // Past the harness, which keeps what tests print: these figures are for reading.
+    // Not through the test harness, which captures output: these figures are for reading.
     let mut report = format!("{:<45}", "registers of each kernel");
     report.extend(ARCHITECTURES.map(|(arch, _)| format!(" {arch:>6}")));
     report.push('\n');

@@ -1,11 +1,11 @@
-//! The update in plain candle ops.
+//! The update in candle's ops.
 
 use super::{AdamW, AdamWStep, Parameter, norm};
 use crate::Result;
 use candle_core::Tensor;
 
 impl AdamW {
-    /// The parameter after one step, in plain candle ops; for tests and `gneiss check`.
+    /// The parameter after one step, in candle's ops; for tests and `gneiss check`.
     ///
     /// # Errors
     /// Returns an error if shapes do not match or a device operation fails.

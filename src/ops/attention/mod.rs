@@ -108,16 +108,14 @@ pub struct AttentionOutput {
     pub out: Tensor,
     /// Log-sum-exp of each query's scores, [queries, H]; f32, or f64 of queries in f64.
     pub lse: Tensor,
+    /// Whether the backward pass reads `out`: a GPU's kernels do.
+    out_is_needed: bool,
 }
 
 impl AttentionOutput {
     /// The part that the backward pass needs.
     pub fn saved(self) -> AttentionOutputSaved {
-        let out = match route(&self.out) {
-            Route::Cpu => None,
-            Route::Kernel => Some(self.out),
-        };
-        AttentionOutputSaved { lse: self.lse, out }
+        AttentionOutputSaved { lse: self.lse, out: self.out_is_needed.then_some(self.out) }
     }
 }
 

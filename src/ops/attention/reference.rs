@@ -1,4 +1,4 @@
-//! The attention in plain candle ops, segment by segment.
+//! The attention in candle's ops, segment by segment.
 
 use super::{AttentionOutput, AttentionShape, GradTargets, Gradients, Inputs, Qkv, Segment};
 use crate::Result;
@@ -12,7 +12,7 @@ fn score_dtype(inputs: &Inputs) -> DType {
 }
 
 impl AttentionShape {
-    /// [`AttentionShape::forward`] in plain candle ops; for tests, `gneiss check`, and heads that have no kernel.
+    /// [`AttentionShape::forward`] in candle's ops; for tests, `gneiss check`, and heads that have no kernel.
     ///
     /// # Errors
     /// Returns an error if shapes do not match or a device operation fails.
@@ -27,9 +27,17 @@ impl AttentionShape {
         let dtype = q.dtype();
         if outs.is_empty() {
             let empty = |width| Tensor::zeros((0, width), dtype, q.device());
-            return Ok(AttentionOutput { out: empty(self.q_width())?, lse: empty(self.heads)? });
+            return Ok(AttentionOutput {
+                out: empty(self.q_width())?,
+                lse: empty(self.heads)?,
+                out_is_needed: false,
+            });
         }
-        Ok(AttentionOutput { out: Tensor::cat(&outs, 0)?.to_dtype(dtype)?, lse: Tensor::cat(&lses, 0)? })
+        Ok(AttentionOutput {
+            out: Tensor::cat(&outs, 0)?.to_dtype(dtype)?,
+            lse: Tensor::cat(&lses, 0)?,
+            out_is_needed: false,
+        })
     }
 
     /// Output [n, H D] and log-sum-exp [n, H] of a segment's queries.

@@ -54,7 +54,7 @@ pub fn forward(logits: &Tensor, labels: IndexView, softmax: Softmax) -> Result<T
     }
 }
 
-/// Gradient of `dloss * sum(nll)` with respect to the logits [rows, V or more]; it takes their place in memory.
+/// Gradient of `dloss * sum(nll)` with respect to the logits [rows, V or more]; it replaces them in memory.
 ///
 /// # Errors
 /// As [`forward`].

@@ -1,11 +1,11 @@
-//! The losses in plain candle ops.
+//! The losses in candle's ops.
 
 use super::Softmax;
 use crate::Result;
 use crate::ops::IndexView;
 use candle_core::{D, DType, Tensor};
 
-/// [`super::TokenLosses::nll`] in plain candle ops, in f32 or, for logits in f64, in f64; for tests and `gneiss check`.
+/// [`super::TokenLosses::nll`] in candle's ops, in f32 or, for logits in f64, in f64; for tests and `gneiss check`.
 ///
 /// # Errors
 /// Returns an error if shapes do not match or a device operation fails.

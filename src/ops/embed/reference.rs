@@ -1,10 +1,10 @@
-//! The lookup in plain candle ops.
+//! The lookup in candle's ops.
 
 use super::{EmbedLookup, virtual_row};
 use crate::Result;
 use candle_core::Tensor;
 
-/// [`super::forward`] in plain candle ops, in the dtype of `prompts`; for tests and `gneiss check`.
+/// [`super::forward`] in candle's ops, in the dtype of `prompts`; for tests and `gneiss check`.
 ///
 /// # Errors
 /// Returns an error if shapes do not match or a device operation fails.

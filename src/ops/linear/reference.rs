@@ -1,11 +1,11 @@
-//! The layer in plain candle ops.
+//! The layer in candle's ops.
 
 use super::Linear;
 use crate::Result;
 use candle_core::Tensor;
 
 impl Linear {
-    /// [`Linear::forward`] in plain candle ops; for tests and `gneiss check`.
+    /// [`Linear::forward`] in candle's ops; for tests and `gneiss check`.
     ///
     /// # Errors
     /// Returns an error if shapes do not match or a device operation fails.

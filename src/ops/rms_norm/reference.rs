@@ -1,11 +1,11 @@
-//! The norm in plain candle ops.
+//! The norm in candle's ops.
 
 use super::{Normed, ResidualAdd, RmsNorm};
 use crate::Result;
 use candle_core::{D, DType, Tensor};
 
 impl RmsNorm {
-    /// [`RmsNorm::forward`] in plain candle ops; it norms 16-bit activations in f32. For tests and `gneiss check`.
+    /// [`RmsNorm::forward`] in candle's ops; it norms 16-bit activations in f32. For tests and `gneiss check`.
     ///
     /// # Errors
     /// Returns an error if shapes do not match or a device operation fails.

@@ -1,4 +1,4 @@
-//! The rotation in plain candle ops.
+//! The rotation in candle's ops.
 
 use super::RopeTable;
 use crate::Result;
@@ -6,7 +6,7 @@ use crate::ops::IndexView;
 use candle_core::Tensor;
 
 impl RopeTable {
-    /// [`RopeTable::forward`] in plain candle ops (`sign` 1), or [`RopeTable::backward`] (`sign` -1); for tests and `gneiss check`.
+    /// [`RopeTable::forward`] in candle's ops (`sign` 1), or [`RopeTable::backward`] (`sign` -1); for tests and `gneiss check`.
     ///
     /// # Errors
     /// Returns an error if shapes do not match or a device operation fails.

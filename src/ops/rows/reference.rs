@@ -1,10 +1,10 @@
-//! Rows by number in plain candle ops.
+//! Rows by number in candle's ops.
 
 use crate::Result;
 use crate::ops::IndexView;
 use candle_core::Tensor;
 
-/// [`super::forward`] in plain candle ops; for tests, `gneiss check` and the CPU.
+/// [`super::forward`] in candle's ops; for tests, `gneiss check` and the CPU.
 ///
 /// # Errors
 /// Returns an error if a number is not under T or a device operation fails.

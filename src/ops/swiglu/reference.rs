@@ -1,10 +1,10 @@
-//! The activation in plain candle ops.
+//! The activation in candle's ops.
 
 use super::check;
 use crate::Result;
 use candle_core::Tensor;
 
-/// [`super::forward`] in plain candle ops; for tests and `gneiss check`.
+/// [`super::forward`] in candle's ops; for tests and `gneiss check`.
 ///
 /// # Errors
 /// Returns an error if the number of columns is odd or a device operation fails.

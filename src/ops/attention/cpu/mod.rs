@@ -89,7 +89,7 @@ fn forward_in<T: Real, P: HeadProducts<T>>(
     unsafe {
         let (out, lse) =
             (out.into_tensor((queries, shape.q_width()))?, lse.into_tensor((queries, shape.heads))?);
-        Ok(AttentionOutput { out, lse })
+        Ok(AttentionOutput { out, lse, out_is_needed: false })
     }
 }
 

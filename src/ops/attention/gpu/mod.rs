@@ -123,7 +123,7 @@ pub(super) fn forward(shape: &AttentionShape, inputs: Inputs) -> Result<Attentio
     let tiles = plan.to_device(q.device())?;
     let kernel = call.kernel(call.kernels.forward, plan.len() / 6, shape.heads);
     call.launch(&kernel, &[q, call.kv, call.prefix, &visible, &tiles, &out, &lse])?;
-    Ok(AttentionOutput { out, lse })
+    Ok(AttentionOutput { out, lse, out_is_needed: true })
 }
 
 /// Gradients of the inputs.

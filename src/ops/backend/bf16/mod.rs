@@ -93,10 +93,11 @@ pub(crate) fn forward<O: OutputElement>(isa: Isa, x: &[bf16], w: Right, alpha: f
     let m = out.len() / n.max(1);
     assert_eq!((x.len(), out.len()), (m * k, m * n), "x and out of a product of {m} rows with [{n}, {k}]");
     let epilogue = Epilogue { alpha, accumulate };
+    // SAFETY: the output is initialised if the product is added to it.
     match isa.costs() {
-        Some(costs) => tasks::forward(isa, costs, (x, w), out, epilogue),
+        Some(costs) => unsafe { tasks::forward(isa, costs, (x, w), out, epilogue) },
         #[cfg(target_arch = "x86_64")]
-        None => amx::forward::<kernel::amx::Hardware, O>(isa, x, w, out, epilogue),
+        None => unsafe { amx::forward::<kernel::amx::Hardware, O>(isa, x, w, out, epilogue) },
         #[cfg(not(target_arch = "x86_64"))]
         None => unreachable!("there are no instructions"),
     }
@@ -115,10 +116,11 @@ pub(crate) fn backward<O: OutputElement>(isa: Isa, dy: &[bf16], w: Right, alpha:
     let m = out.len() / k.max(1);
     assert_eq!((dy.len(), out.len()), (m * n, m * k), "dy and out of a product of {m} rows with [{n}, {k}]");
     let epilogue = Epilogue { alpha, accumulate };
+    // SAFETY: the output is initialised if the product is added to it.
     match isa.costs() {
-        Some(costs) => tasks::backward(isa, costs, (dy, w), out, epilogue),
+        Some(costs) => unsafe { tasks::backward(isa, costs, (dy, w), out, epilogue) },
         #[cfg(target_arch = "x86_64")]
-        None => amx::backward::<kernel::amx::Hardware, O>(isa, dy, w, out, epilogue),
+        None => unsafe { amx::backward::<kernel::amx::Hardware, O>(isa, dy, w, out, epilogue) },
         #[cfg(not(target_arch = "x86_64"))]
         None => unreachable!("there are no instructions"),
     }

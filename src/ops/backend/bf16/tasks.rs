@@ -16,7 +16,10 @@ const MAX_ROWS: usize = 512;
 const MIN_ROWS: usize = 48;
 
 /// See [`super::forward`].
-pub(super) fn forward<O: OutputElement>(
+///
+/// # Safety
+/// The elements of `out` are initialised if the epilogue accumulates.
+pub(super) unsafe fn forward<O: OutputElement>(
     isa: Isa,
     costs: Costs,
     (x, w): (&[bf16], Right),
@@ -24,7 +27,7 @@ pub(super) fn forward<O: OutputElement>(
     epilogue: Epilogue,
 ) {
     let (n, k) = w.dims();
-    run(costs, (out, n), epilogue.accumulate, |mut out, scratch| {
+    let task = |mut out: OutputBlock, scratch: &mut Vec<PanelRow>| {
         let left = Left::rows(x, k).from(out.rows.start, 0);
         for depth in blocks(costs, k) {
             let right = match w {
@@ -48,11 +51,16 @@ pub(super) fn forward<O: OutputElement>(
             let left = left.from(0, depth.start / 2);
             kernel::multiply(isa, BlockProduct { left, right, depth: depth.len(), epilogue }, &mut out);
         }
-    });
+    };
+    // SAFETY: the caller's promise.
+    unsafe { run(costs, (out, n), epilogue.accumulate, task) };
 }
 
 /// See [`super::backward`]. Panels are transposed a step of columns, which are two panels, at a time.
-pub(super) fn backward<O: OutputElement>(
+///
+/// # Safety
+/// The elements of `out` are initialised if the epilogue accumulates.
+pub(super) unsafe fn backward<O: OutputElement>(
     isa: Isa,
     costs: Costs,
     (dy, w): (&[bf16], Right),
@@ -60,7 +68,7 @@ pub(super) fn backward<O: OutputElement>(
     epilogue: Epilogue,
 ) {
     let (n, k) = w.dims();
-    run(costs, (out, k), epilogue.accumulate, |mut out, scratch| {
+    let task = |mut out: OutputBlock, scratch: &mut Vec<PanelRow>| {
         let left = Left::rows(dy, n).from(out.rows.start, 0);
         let columns = out.columns.clone();
         for depth in blocks(costs, n) {
@@ -87,12 +95,17 @@ pub(super) fn backward<O: OutputElement>(
             let left = left.from(0, depth.start / 2);
             kernel::multiply(isa, BlockProduct { left, right, depth: depth.len(), epilogue }, &mut out);
         }
-    });
+    };
+    // SAFETY: the caller's promise.
+    unsafe { run(costs, (out, k), epilogue.accumulate, task) };
 }
 
 /// Cuts `out`, rows of `width` elements, into blocks for the threads of the pool, and runs `f` on each block in f32 with the
 /// scratch memory of its thread. The block holds the elements of `out` if `load` is set, and unspecified values otherwise.
-fn run<O: OutputElement>(
+///
+/// # Safety
+/// The elements of `out` are initialised if `load` is set.
+unsafe fn run<O: OutputElement>(
     costs: Costs,
     (out, width): (&mut [MaybeUninit<O>], usize),
     load: bool,
@@ -103,7 +116,7 @@ fn run<O: OutputElement>(
     }
     let (rows, columns) =
         task_size(out.len() / width, width.div_ceil(PANEL), costs, rayon::current_num_threads());
-    // SAFETY: the blocks' elements are read only if `load` is set; then the caller's output is initialised.
+    // SAFETY: the blocks' elements are read only if `load` is set; the caller's promise.
     let blocks = unsafe { OutputBlock::blocks(out, width, rows, columns * PANEL) };
     blocks.for_each(|block| {
         O::with_f32_block(block, load, |block| SCRATCH.with_borrow_mut(|scratch| f(block, scratch)))

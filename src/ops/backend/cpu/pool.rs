@@ -1,25 +1,25 @@
-//! The thread pool in the course of a pass, which is hundreds of short parallel loops.
+//! The thread pool during a pass, which consists of hundreds of short parallel loops.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// Polls after which an idle thread offers its core to other threads of the machine each time.
+/// Polls after which an idle thread begins to offer its core to other threads of the machine at each poll.
 const POLLS: usize = 200;
 
-/// A thread that offered its core and got it back later than this has others beside it, which need it more.
+/// If a thread that offered its core gets it back later than this, other threads need the core more.
 const CONTENDED: Duration = Duration::from_micros(100);
 
-/// Hints to the CPU between two polls, so that idle threads do not take the busy ones' cache lines all the time.
+/// Pause hints to the CPU between two polls, so that idle threads do not keep taking cache lines from busy ones.
 const PAUSES: usize = 16;
 
 /// Number of the pass whose threads stay awake, odd while there is one. Only one pass at a time keeps threads awake: a thread
 /// that waits inside its own pass may start to work for this one, and two passes that did so would wait for each other.
 static PASS: AtomicUsize = AtomicUsize::new(0);
 
-/// Runs `f` on a thread of the pool, where a parallel loop begins at once, and keeps the other threads awake meanwhile. A
-/// loop that begins elsewhere wakes a thread of the pool and sleeps; and a thread that finds no work sleeps after some
-/// microseconds, and needs up to a hundred to wake up in a virtual machine. A step has 500 loops: on 2 cores of an AMD
-/// EPYC they stood still for an eighth of the time (LOG.md, 2026-11-29).
+/// Runs `f` on a thread of the pool, where a parallel loop begins at once, and keeps the other threads awake meanwhile. A loop
+/// that begins on another thread wakes a thread of the pool and sleeps. A thread without work sleeps after some microseconds,
+/// and needs up to a hundred to wake up in a virtual machine. A step has 500 loops: on 2 cores of an AMD EPYC they waited for
+/// an eighth of the time (LOG.md, 2026-11-29).
 pub(crate) fn on_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
     rayon::scope(|_| {
         let _awake = Awake::begin();
@@ -43,7 +43,7 @@ impl Awake {
         {
             return None;
         }
-        // This thread too gets the job, at the latest when it waits for others: it must not stay in it, as it ends the pass.
+        // This thread gets the job too, at the latest when it waits for others. It must return at once, because it ends the pass.
         rayon::spawn_broadcast(move |thread| {
             if thread.index() != this {
                 work_until_end(pass);
@@ -59,9 +59,9 @@ impl Drop for Awake {
     }
 }
 
-/// Does the pool's work as it comes until the pass ends, or until other threads of the machine want the core: then this one
-/// sleeps between loops, as rayon has it. A thread takes this job before any job of the pass, as it was there
-/// first; so no job of the pass waits for its end.
+/// Does the pool's work until the pass ends, or until other threads of the machine need the core: then this thread sleeps
+/// between loops, as rayon's threads do. A thread starts this job before any job of the pass, because it was queued first; so
+/// no job of the pass waits for its end.
 fn work_until_end(pass: usize) {
     let mut polls = 0;
     while PASS.load(Ordering::Relaxed) == pass {

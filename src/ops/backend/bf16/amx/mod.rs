@@ -30,7 +30,10 @@ const CLAIMED: usize = 16 * SIDE;
 type Strips = [Vec<PanelRow>; 2];
 
 /// See [`super::forward`].
-pub(super) fn forward<R: Registers, O: OutputElement>(
+///
+/// # Safety
+/// The elements of `out` are initialised if the epilogue accumulates.
+pub(super) unsafe fn forward<R: Registers, O: OutputElement>(
     isa: Isa,
     x: &[bf16],
     w: Right,
@@ -42,11 +45,15 @@ pub(super) fn forward<R: Registers, O: OutputElement>(
         Right::Packed(weight) => RightColumns::Panels(weight.panels(0)),
         Right::Rows(values, k) => RightColumns::Rows { values, k },
     };
-    multiply::<R, O>(isa, (x, k), right, (out, n), epilogue);
+    // SAFETY: the caller's promise.
+    unsafe { multiply::<R, O>(isa, (x, k), right, (out, n), epilogue) };
 }
 
 /// See [`super::backward`].
-pub(super) fn backward<R: Registers, O: OutputElement>(
+///
+/// # Safety
+/// The elements of `out` are initialised if the epilogue accumulates.
+pub(super) unsafe fn backward<R: Registers, O: OutputElement>(
     isa: Isa,
     dy: &[bf16],
     w: Right,
@@ -61,11 +68,15 @@ pub(super) fn backward<R: Registers, O: OutputElement>(
         },
         Right::Rows(values, k) => RightColumns::TransposedRows { values, k },
     };
-    multiply::<R, O>(isa, (dy, n), right, (out, k), epilogue);
+    // SAFETY: the caller's promise.
+    unsafe { multiply::<R, O>(isa, (dy, n), right, (out, k), epilogue) };
 }
 
 /// `out [m, width] = left [m, depth] right [depth, width]`.
-fn multiply<R: Registers, O: OutputElement>(
+///
+/// # Safety
+/// The elements of `out` are initialised if the epilogue accumulates.
+unsafe fn multiply<R: Registers, O: OutputElement>(
     isa: Isa,
     (left, depth): (&[bf16], usize),
     right: RightColumns,
@@ -75,7 +86,7 @@ fn multiply<R: Registers, O: OutputElement>(
     let cut = cuts(depth).next().map_or(0, |cut| cut.len());
     let split = TaskSplit::new(out.len() / width, width, cut, rayon::current_num_threads());
     let claimed = if depth <= MOST_DEPTH { SIDE } else { split.columns.min(CLAIMED) };
-    // SAFETY: the elements are read only if the epilogue accumulates; then the caller's output is initialised.
+    // SAFETY: the elements are read only if the epilogue accumulates; the caller's promise.
     let claims = unsafe { ColumnClaims::new(out, width, split.rows, claimed) };
     (0..claims.len() * split.across).into_par_iter().with_max_len(1).for_each(|task| {
         let task = AmxTask { isa, left, depth, right, claims: &claims[task / split.across], epilogue };

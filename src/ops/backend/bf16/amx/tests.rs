@@ -64,9 +64,10 @@ fn product<O: OutputElement>(
     if out.is_empty() {
         return;
     }
+    // SAFETY: the output is initialised.
     match is_forward {
-        true => forward::<Model, O>(isa, left, w, uninit(out), epilogue),
-        false => backward::<Model, O>(isa, left, w, uninit(out), epilogue),
+        true => unsafe { forward::<Model, O>(isa, left, w, uninit(out), epilogue) },
+        false => unsafe { backward::<Model, O>(isa, left, w, uninit(out), epilogue) },
     }
 }
 
@@ -147,7 +148,8 @@ fn products_with_a_part_of_the_rows_do_not_see_the_others() {
         let part = matrix.rows(range.clone()).unwrap();
         let dy = Random(34).values(m * range.len());
         let mut dx = vec![f32::NAN; m * k];
-        backward::<Model, f32>(isa, &dy, Right::Packed(&part), uninit(&mut dx), Epilogue::WRITE);
+        // SAFETY: the output is initialised.
+        unsafe { backward::<Model, f32>(isa, &dy, Right::Packed(&part), uninit(&mut dx), Epilogue::WRITE) };
         for (i, &y) in dx.iter().enumerate() {
             let sum =
                 exact(range.len(), |j| (dy[i / k * range.len() + j], values[(range.start + j) * k + i % k]));
@@ -263,7 +265,8 @@ fn values_that_are_not_finite_stay_in_their_row_and_column() {
     let weight = TestWeight::new(isa, (n, k), w);
     for right in weight.all() {
         let mut out = vec![0.0; m * n];
-        forward::<Model, f32>(isa, &x, right, uninit(&mut out), Epilogue::WRITE);
+        // SAFETY: the output is initialised.
+        unsafe { forward::<Model, f32>(isa, &x, right, uninit(&mut out), Epilogue::WRITE) };
         for (i, &y) in out.iter().enumerate() {
             match (i / n, i % n) {
                 (33, _) => assert!(y.is_nan()),
@@ -275,7 +278,8 @@ fn values_that_are_not_finite_stay_in_their_row_and_column() {
         let mut dy = vec![bf16::ONE; m * n];
         dy[2 * n + 39] = bf16::NAN;
         let mut dx = vec![0.0; m * k];
-        backward::<Model, f32>(isa, &dy, right, uninit(&mut dx), Epilogue::WRITE);
+        // SAFETY: the output is initialised.
+        unsafe { backward::<Model, f32>(isa, &dy, right, uninit(&mut dx), Epilogue::WRITE) };
         for (i, &y) in dx.iter().enumerate() {
             match (i / k, i % k) {
                 (2, _) => assert!(y.is_nan()),

@@ -90,8 +90,8 @@ pub(crate) fn multiply(isa: Isa, product: BlockProduct, out: &mut OutputBlock) {
     }
 }
 
-/// Packs up to 16 rows: panel row `p` of `panel` gets pair `p` of every row, and zeros for missing values, up to a whole
-/// number of [`STEP`]s.
+/// Packs up to 16 rows: panel row `p` of `panel` gets pair `p` of every row, and zeros for missing values, up to a full
+/// [`STEP`].
 ///
 /// # Panics
 /// Panics if a slice is shorter than the shape.
@@ -108,7 +108,7 @@ pub(crate) fn pack_rows(isa: Isa, from: Bf16Matrix, panel: &mut [PanelRow]) {
 }
 
 /// Packs up to 16 rows for a product that sums over rows: panel `c / 16` gets in its first 8 panel rows the pairs of rows
-/// (0, 1), (2, 3) ... of column `c`, and zeros for missing values, up to a whole number of [`STEP`]s.
+/// (0, 1), (2, 3) ... of column `c`, and zeros for missing values, up to a full [`STEP`].
 ///
 /// # Panics
 /// Panics if a slice is shorter than the shape.

@@ -1,17 +1,17 @@
-//! The kernel in AMX: a tile register holds 16 rows of 64 bytes, and `tdpbf16ps` multiplies 16 rows of 32 bf16 by a tile of
+//! The loops in AMX: a tile register holds 16 rows of 64 bytes, and `tdpbf16ps` multiplies 16 rows of 32 bf16 by a tile of
 //! 16 lines, which are 32 values of 16 columns each, and adds to a tile of 16 by 16 f32. A block of the output of 32
 //! rows by 32 columns keeps its sums in four registers and reads two tiles of each side a step.
 //!
-//! * `program`: the tile instructions as lists, which become `asm!` or, for tests, calls of a model of the registers. So all
-//!   but the instructions themselves is tested on every CPU with AVX-512; they, and the system's leave, are tested in an
-//!   emulator of the whole machine (tests/amx).
+//! * `program`: the tile instructions as lists, which become `asm!` or, for tests, calls of a model of the registers. So
+//!   everything except the instructions is tested on every CPU with AVX-512; the instructions and the operating system's
+//!   permission are tested in an emulator of a machine (tests/amx).
 //! * `tiles`: the left operand, packed once for all columns.
-//! * `product`: the loops. Sums are written, and the next operands packed or fetched, while tiles multiply.
+//! * `product`: the loops. Sums are written, and the next operands packed or prefetched, while tiles multiply.
 //!
 //! # Safety
 //! Functions here need AMX's tiles and bf16, granted by the operating system ([`is_granted`]), and pointers to live memory
-//! of the extents that they name. Whole tiles are loaded and stored: rows, columns or values that are missing at an edge
-//! are made up in scratch memory, never read or written beyond the operands.
+//! of the extents that they name. Full tiles are loaded and stored: rows, columns and values that are missing at an
+//! edge exist in scratch memory only, and nothing is read or written beyond the operands.
 
 #[cfg(test)]
 mod model;
@@ -36,7 +36,7 @@ const TILE: usize = 16;
 /// Rows and columns of a block of the output.
 pub(in crate::ops::backend::bf16) const SIDE: usize = 2 * TILE;
 
-/// Sums over more values are cut: the tiles of some hundred rows then stay in a second-level cache of 2 MB.
+/// The most values of a sum; longer sums are cut. The tiles of some hundred rows then stay in a second-level cache of 2 MB.
 pub(in crate::ops::backend::bf16) const MOST_DEPTH: usize = 2048;
 
 /// Whether the CPU has AMX with bf16, and the operating system lets this process use it.

@@ -8,14 +8,14 @@
 //!     for each eighth of the steps:
 //!       multiply
 //!       an eighth of: pack the next row block's tiles (first columns only); prefetch this block's output, to write it;
-//!                     prefetch the next columns' panels, or pack them; write the block before
+//!                     prefetch the next columns' panels, or pack them; write the last block
 //!     store the sums to one of two buffers
 //! write the last block
 //! ```
 //!
 //! The lines after `multiply` run while the tile unit works. On 2 cores of a Sapphire Rapids class CPU, products
 //! [367, 576] x [576, 3072] in GFLOP/s of both: 1,501 with every block written at once, 1,255 / 1,453 / 1,539 / 1,569 with
-//! the block before written in 1 / 2 / 4 / 8 parts (a load does not wait then for sums that are still on their way to the
+//! the block before written in 1 / 2 / 4 / 8 parts (then a load does not wait for sums that are still being stored to the
 //! cache). `prefetchw` of the output added 7 %, `prefetcht1` of the panels 9 %, and writing the sums to the output
 //! without a buffer made one core 16 % slower. These are figures of a prototype of these loops, before they were part of gneiss.
 
@@ -31,7 +31,7 @@ use std::cell::RefCell;
 /// Parts of a block's steps, and of its rows.
 pub(super) const PARTS: usize = 8;
 
-/// Lines of a block's sums.
+/// Panel rows whose memory holds a block's sums.
 const SUMS_LINES: usize = SIDE * SIDE * size_of::<f32>() / size_of::<PanelRow>();
 
 /// Columns of a product, at most 32 at a time, with the right operand that belongs to them.

@@ -1,4 +1,4 @@
-//! What is done with the tile registers, as lists of instructions: zeros, steps, stores.
+//! The instructions for the tile registers, as lists: zeros, steps, stores.
 //!
 //! ```text
 //! tmm0 tmm1     sums of rows  0 to 15 by columns 0 to 15, 16 to 31       tmm4     rows  0 to 15 of a step
@@ -13,10 +13,10 @@ use crate::ops::bf16::isa::InstructionSet;
 use std::arch::asm;
 use std::marker::PhantomData;
 
-/// Lines of a step of the left operand: two tiles.
+/// Panel rows of a step of the left operand: two tiles.
 pub(super) const LEFT_LINES: usize = 2 * TILE;
 
-/// Lines of a step of a panel: one tile.
+/// Panel rows of a step of a panel: one tile.
 pub(super) const RIGHT_LINES: usize = TILE;
 
 /// Bytes of a row of the sums.
@@ -27,10 +27,10 @@ pub(super) const SUMS_ROW: usize = SIDE * size_of::<f32>();
 /// `tileloaddt1`, 24 steps 1,680 and 1,905; with the rows loaded by `tileloadd` too 1,480 and 1,530.
 const MOST_STEPS_IN_CACHE: usize = 20;
 
-/// Which of the lists a block takes.
+/// The list of instructions for a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::ops::backend::bf16) enum TileProgram {
-    /// The panels stay in the first-level cache, the rows stream through it.
+    /// The panels stay in the first-level cache, and the rows stream through it.
     PanelsStay,
     /// Both stream from the second-level cache.
     BothStream,
@@ -39,7 +39,7 @@ pub(in crate::ops::backend::bf16) enum TileProgram {
 }
 
 impl TileProgram {
-    /// For a block of `rows` rows and sums of `steps` steps.
+    /// The program of a block of `rows` rows with sums of `steps` steps.
     pub(super) fn new(rows: usize, steps: usize) -> Self {
         match (rows, steps) {
             (..=TILE, _) => Self::HalfHeight,
@@ -52,14 +52,14 @@ impl TileProgram {
 /// Addresses of the first step of both sides.
 #[derive(Clone, Copy)]
 pub(in crate::ops::backend::bf16) struct TileOperands {
-    /// Both tiles of a step, those of the steps one after another.
+    /// Both tiles of each step, step by step.
     pub(super) left: *const PanelRow,
     /// Two panels.
     pub(super) right: [*const PanelRow; 2],
 }
 
 impl TileOperands {
-    /// Those `steps` steps further.
+    /// The addresses `steps` steps further.
     pub(super) fn after(self, steps: usize) -> Self {
         Self {
             left: self.left.wrapping_add(steps * LEFT_LINES),
@@ -70,7 +70,7 @@ impl TileOperands {
 
 /// The eight tile registers of a thread.
 pub(in crate::ops::backend::bf16) trait Registers: Sized {
-    /// Configured, until the value is dropped; `None` if the CPU of `isa` has none.
+    /// Configures the registers until the value is dropped; `None` if the CPU of `isa` has none.
     fn configure(isa: Isa) -> Option<Self>;
 
     /// Sets the sums to zero.
@@ -82,14 +82,14 @@ pub(in crate::ops::backend::bf16) trait Registers: Sized {
     /// Both operands have as many steps in live memory.
     unsafe fn steps(&mut self, program: TileProgram, operands: TileOperands, steps: usize);
 
-    /// Writes the sums to rows of 32 f32; those of 16 rows for [`TileProgram::HalfHeight`].
+    /// Writes the sums to rows of 32 f32: 16 rows for [`TileProgram::HalfHeight`], 32 otherwise.
     ///
     /// # Safety
     /// There is room for 32 rows.
     unsafe fn store(&self, program: TileProgram, sums: *mut f32);
 }
 
-/// Hands a list of instructions to `$run`, after `$with`.
+/// Calls the macro `$run` with `$with` and a list of instructions.
 macro_rules! program {
     (zero full, $run:ident $with:tt) => { $run!($with [zero 0] [zero 1] [zero 2] [zero 3]) };
     (zero half, $run:ident $with:tt) => { $run!($with [zero 0] [zero 1]) };
@@ -177,8 +177,8 @@ macro_rules! assemble_store {
 /// The sums stay in tmm0 to tmm3 from `zero` to `store`, across several pieces of assembler and the code between them.
 /// That code does not touch them: no function of this program is compiled for `amx-tile`, without which the compiler has no
 /// instruction that could, and these pieces of assembler are the only ones in the program. The system saves and restores the
-/// registers when it takes the CPU from the thread, or interrupts it. A thread makes one product at a time, as the scratch
-/// memory of a product, which is the thread's, is borrowed for so long.
+/// registers when it takes the CPU from the thread, or interrupts it. A thread computes one product at a time, because
+/// the scratch memory of a product, which is the thread's, is borrowed meanwhile.
 pub(in crate::ops::backend::bf16) struct Hardware {
     /// They belong to the thread.
     not_send: PhantomData<*const ()>,

@@ -1,8 +1,8 @@
 //! The left operand in tiles: packed once, then read for all columns.
 //!
 //! ```text
-//! row block of 32, step of 32 values:   16 lines of rows 0 to 15 | 16 lines of rows 16 to 31        2,048 bytes
-//! tiles of an operand:                  [row block][step][32 lines], zeros for rows and values that do not exist
+//! row block of 32, step of 32 values:   16 panel rows of rows 0 to 15 | 16 panel rows of rows 16 to 31        2,048 bytes
+//! tiles of an operand:                  [row block][step][32 panel rows], zeros for missing rows and values
 //! ```
 
 use super::super::{Left, PANEL, PanelRow, STEP, avx512, low_mask};
@@ -28,7 +28,7 @@ impl RowBlock<'_> {
     /// Writes part `part` of [`PARTS`] of its tiles. `tiles` are those of the block.
     ///
     /// # Safety
-    /// `left` has the rows, `tiles` 32 lines a step; the CPU has `avx512f` and `avx512bw`.
+    /// `left` has the rows, `tiles` 32 panel rows a step; the CPU has `avx512f` and `avx512bw`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     pub(super) unsafe fn pack(&self, part: usize, tiles: *mut PanelRow) {
