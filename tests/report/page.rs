@@ -219,7 +219,7 @@ fn a_generation_task() {
         "over the base by token F1",
         "over the base by ROUGE-L",
         "Rows better: 3, worse: 0; sign test",
-        "nothing in front of them",
+        "reads the rows without a prompt",
         "<td class=\"n\">0.610</td><td class=\"n\">0.583</td>",
     ] {
         assert!(page.contains(part), "{part}");
