@@ -1,6 +1,7 @@
 //! The checkpoint's own chat template: a Jinja text that makes one text of a conversation, rendered as transformers
 //! renders it (`transformers/utils/chat_template_utils.py`).
 
+pub(crate) mod continuation;
 mod pythonic;
 
 use crate::calendar;

@@ -9,9 +9,9 @@ use gneiss::data::Template;
 use gneiss::evaluate::{Answers, Evaluation};
 use gneiss::layout;
 use gneiss::prompt::peft::Adapter;
-use gneiss::serve::Limits;
-use gneiss::serve::Options;
-use gneiss::serve::adapters::{LONGEST_NAME, Served};
+use gneiss::serve::ServerLimits;
+use gneiss::serve::ServerOptions;
+use gneiss::serve::served::{LONGEST_NAME, Served};
 use gneiss::session::Session;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -58,9 +58,9 @@ impl Server {
     /// Serves the model of `session` and the run's prompt on a free port of this machine.
     pub(super) fn start(config: &Config, session: Session, folder: &Path) -> anyhow::Result<Self> {
         let limits =
-            Limits { queue: 1024, sequence_tokens: 0, cache_rows: 0, step_rows: config.train.max_rows };
+            ServerLimits { queue: 1024, sequence_tokens: 0, cache_rows: 0, step_rows: config.train.max_rows };
         let base = session.id.clone();
-        let deployed = serve::deploy(session, limits, Options::default())?;
+        let deployed = serve::deploy(session, limits, ServerOptions::default())?;
         let (name, path) = (deployment_name(&config.name, &base), folder.join(layout::ADAPTER));
         let adapter = Adapter::read(&path)?;
         deployed.client.load(Served::tuned(&name, &path, &adapter)?, adapter)?;

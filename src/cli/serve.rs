@@ -6,11 +6,12 @@ use clap::Args;
 use gneiss::checkpoint::chat_template_of;
 use gneiss::config::ModelOptions;
 use gneiss::prompt::Tuned;
-use gneiss::serve::Limits;
-use gneiss::serve::adapters::{AdapterFolder, Change, Served, check_name};
+use gneiss::serve::ServerLimits;
 use gneiss::serve::client::Client;
+use gneiss::serve::served::{Served, check_name};
+use gneiss::serve::watch::{AdapterFolder, FolderChange};
 use gneiss::serve::worker;
-use gneiss::serve::{App, Metrics, Options, Tls};
+use gneiss::serve::{App, Metrics, ServerOptions, Tls};
 use gneiss::session;
 use gneiss::session::Session;
 use std::io::Write;
@@ -113,7 +114,7 @@ impl Serve {
         let mut options = ModelOptions { id: self.model.clone(), ..ModelOptions::default() };
         self.place.apply(&mut options);
         let session = progress::open(&options)?;
-        let serving = Options {
+        let serving = ServerOptions {
             api_key,
             max_body_bytes: self.limits.max_body_bytes,
             request_seconds: self.limits.max_seconds,
@@ -123,9 +124,9 @@ impl Serve {
             prompt_embeds: self.enable_prompt_embeds,
             tls,
             cors_origins: self.cors_origin.clone(),
-            ..Options::default()
+            ..ServerOptions::default()
         };
-        let limits = Limits {
+        let limits = ServerLimits {
             queue: self.limits.max_queue,
             sequence_tokens: self.limits.max_sequence_tokens,
             cache_rows: self.limits.cache_tokens,
@@ -216,13 +217,17 @@ pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 }
 
 /// Puts the model of `session` on a thread of its own, behind a server that nothing has connected to yet.
-pub(super) fn deploy(session: Session, limits: Limits, options: Options) -> anyhow::Result<Deployed> {
+pub(super) fn deploy(
+    session: Session,
+    limits: ServerLimits,
+    options: ServerOptions,
+) -> anyhow::Result<Deployed> {
     let limits = gneiss::serve::serving_limits(&session.model, limits)?;
     let template = chat_template_of(&session::locate(&session.id)?)?;
     let Session { model, tokenizer, id, .. } = session;
     let metrics = Arc::<Metrics>::default();
     let counted = metrics.clone();
-    let watch = move |step: worker::Step| {
+    let watch = move |step: worker::StepMetrics| {
         counted.step(step);
         if let Some(rows) = step.less_rows {
             super::warn(format_args!("the device ran out of memory: steps have at most {rows} rows for now"));
@@ -280,11 +285,11 @@ fn follow(mut folder: AdapterFolder, client: Client) {
     });
 }
 
-fn tell(change: &Change) {
+fn tell(change: &FolderChange) {
     match change {
-        Change::Loaded(name) => eprintln!("loaded     {name}"),
-        Change::Unloaded(name) => eprintln!("unloaded   {name}"),
-        Change::Failed { name, problem } => eprintln!("warning: {name}: {problem}"),
+        FolderChange::Loaded(name) => eprintln!("loaded     {name}"),
+        FolderChange::Unloaded(name) => eprintln!("unloaded   {name}"),
+        FolderChange::Failed { name, problem } => eprintln!("warning: {name}: {problem}"),
     }
 }
 

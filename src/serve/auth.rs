@@ -1,7 +1,7 @@
 //! The key that requests have to show, and the tokens that Cloud Pak clients get for it.
 
-use super::failure::Failure;
 use crate::calendar;
+use crate::serve::api_error::ApiError;
 use axum::http::{HeaderMap, StatusCode, header};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -20,10 +20,10 @@ pub(super) struct Auth {
     key: Option<String>,
     /// Tokens that are taken, the newest last. There are never more than three: a new one is made when the last has
     /// half of its lifetime behind it.
-    tokens: Mutex<Vec<Issued>>,
+    tokens: Mutex<Vec<IssuedToken>>,
 }
 
-struct Issued {
+struct IssuedToken {
     token: String,
     since: SystemTime,
 }
@@ -49,7 +49,7 @@ impl Auth {
     ///
     /// # Errors
     /// 401.
-    pub fn check(&self, headers: &HeaderMap) -> Result<(), Failure> {
+    pub fn check(&self, headers: &HeaderMap) -> Result<(), ApiError> {
         let Some(key) = &self.key else { return Ok(()) };
         let passes = |given: &[u8]| same(key.as_bytes(), given) || self.knows(given);
         let bearers =
@@ -76,7 +76,7 @@ impl Auth {
 
     fn knows(&self, given: &[u8]) -> bool {
         let tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        let alive = |issued: &&Issued| age(issued) < LIFETIME;
+        let alive = |issued: &&IssuedToken| age(issued) < LIFETIME;
         // Every token is looked at, so that the time tells nothing.
         tokens.iter().filter(alive).fold(false, |known, issued| same(issued.token.as_bytes(), given) | known)
     }
@@ -85,7 +85,7 @@ impl Auth {
     ///
     /// # Errors
     /// 401 of another key.
-    pub fn authorize(&self, given: &str) -> Result<String, Failure> {
+    pub fn authorize(&self, given: &str) -> Result<String, ApiError> {
         if let Some(key) = &self.key
             && !same(key.as_bytes(), given.as_bytes())
         {
@@ -98,7 +98,7 @@ impl Auth {
             _ => {
                 let since = SystemTime::now();
                 let token = token(since);
-                tokens.push(Issued { token: token.clone(), since });
+                tokens.push(IssuedToken { token: token.clone(), since });
                 Ok(token)
             }
         }
@@ -111,12 +111,12 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
     scheme.then(|| value[7..].trim_ascii())
 }
 
-fn age(issued: &Issued) -> Duration {
+fn age(issued: &IssuedToken) -> Duration {
     issued.since.elapsed().unwrap_or_default()
 }
 
-fn unauthorized(message: &str) -> Failure {
-    Failure::new(StatusCode::UNAUTHORIZED, "invalid_api_key", message)
+fn unauthorized(message: &str) -> ApiError {
+    ApiError::new(StatusCode::UNAUTHORIZED, "invalid_api_key", message)
 }
 
 /// Whether two texts are the same, in a time that does not depend on where they differ.

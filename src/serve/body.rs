@@ -1,8 +1,7 @@
 //! Reads a request's body: so many bytes in so much time, unpacked, and JSON in it.
 
-use super::app::Options;
 use super::content_encoding::{GZIP_MAGIC, unpack};
-use super::failure::Failure;
+use crate::serve::api_error::ApiError;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, StatusCode, header};
 use http_body_util::BodyExt;
@@ -16,32 +15,41 @@ const DRAINED: usize = 64 << 20;
 /// What some editors and Windows programs put before UTF-8.
 const BYTE_ORDER_MARK: &str = "\u{feff}";
 
+/// How large a body may be and how long it may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BodyLimits {
+    /// Most bytes, compressed and decompressed.
+    pub bytes: usize,
+    /// Most seconds until the body is complete.
+    pub seconds: f64,
+}
+
 /// The body's bytes, unpacked and without a byte order mark.
 ///
 /// # Errors
 /// 413 of more than `max_body_bytes`, packed or unpacked; 408 where they do not come within `body_seconds`; 415 of an
 /// encoding that is not read; 400 of a broken connection, and of a body that is not in its encoding.
-pub(super) async fn read(options: &Options, headers: &HeaderMap, body: Body) -> Result<Bytes, Failure> {
-    let most = options.max_body_bytes;
+pub(super) async fn read(limits: BodyLimits, headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
+    let most = limits.bytes;
     let announced =
         headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
     if announced.is_some_and(|length: usize| length > most && length > DRAINED) {
         return Err(too_large(most));
     }
-    let limit = Duration::from_secs_f64(options.body_seconds);
+    let limit = Duration::from_secs_f64(limits.seconds);
     let Ok(read) = tokio::time::timeout(limit, whole(body, most)).await else {
-        let message = format!("expected the whole body within {} s", options.body_seconds);
-        return Err(Failure::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", message));
+        let message = format!("expected the whole body within {} s", limits.seconds);
+        return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", message));
     };
     let bytes = Bytes::from(unpack(headers, read?, most)?);
     let mark = if bytes.starts_with(BYTE_ORDER_MARK.as_bytes()) { BYTE_ORDER_MARK.len() } else { 0 };
     Ok(bytes.slice(mark..))
 }
 
-async fn whole(mut body: Body, most: usize) -> Result<Vec<u8>, Failure> {
+async fn whole(mut body: Body, most: usize) -> Result<Vec<u8>, ApiError> {
     let (mut bytes, mut total) = (Vec::new(), 0);
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Failure::malformed(format!("reading the body: {error}")))?;
+        let frame = frame.map_err(|error| ApiError::malformed(format!("reading the body: {error}")))?;
         let Ok(data) = frame.into_data() else { continue };
         total += data.len();
         if total <= most {
@@ -55,30 +63,31 @@ async fn whole(mut body: Body, most: usize) -> Result<Vec<u8>, Failure> {
     if total > most { Err(too_large(most)) } else { Ok(bytes) }
 }
 
-fn too_large(most: usize) -> Failure {
+fn too_large(most: usize) -> ApiError {
     let message = format!("expected a body of at most {most} bytes, found a larger one");
-    Failure::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message)
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message)
 }
 
 /// The object in a body.
 ///
 /// # Errors
 /// 400 with the position of what is no UTF-8 or no JSON, or with what is there instead of an object.
-pub(super) fn object(bytes: &[u8]) -> Result<Map<String, Value>, Failure> {
+pub(super) fn object(bytes: &[u8]) -> Result<Map<String, Value>, ApiError> {
     let text = std::str::from_utf8(bytes).map_err(|error| not_utf8(bytes, error))?;
     match serde_json::from_str(text) {
         Ok(Value::Object(map)) => Ok(map),
-        Ok(other) => {
-            Err(Failure::malformed(format!("expected a JSON object as the body, found {}", describe(&other))))
-        }
+        Ok(other) => Err(ApiError::malformed(format!(
+            "expected a JSON object as the body, found {}",
+            describe(&other)
+        ))),
         Err(error) => {
-            Err(Failure::malformed(format!("expected JSON as the body: {error}{}", hint(text, &error))))
+            Err(ApiError::malformed(format!("expected JSON as the body: {error}{}", hint(text, &error))))
         }
     }
 }
 
 /// Says what bytes that are no UTF-8 look like.
-fn not_utf8(bytes: &[u8], error: std::str::Utf8Error) -> Failure {
+fn not_utf8(bytes: &[u8], error: std::str::Utf8Error) -> ApiError {
     let at = error.valid_up_to();
     let looks = match bytes {
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "the body looks like UTF-16".to_owned(),
@@ -94,7 +103,7 @@ fn not_utf8(bytes: &[u8], error: std::str::Utf8Error) -> Failure {
             format!("byte 0x{byte:02x} at line {line} column {column} is not UTF-8; {looks}")
         }
     };
-    Failure::malformed(format!("expected JSON in UTF-8 as the body: {looks}"))
+    ApiError::malformed(format!("expected JSON in UTF-8 as the body: {looks}"))
 }
 
 /// Line and column of what comes after these bytes, both from 1; columns count bytes, as serde_json's do.

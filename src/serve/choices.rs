@@ -4,12 +4,12 @@
 //! between them. A choice between tokens is made as it would be without the constraint, but among the tokens that go on
 //! towards a choice: greedily, or drawn with their probabilities among themselves.
 
-use super::app::Shared;
 use super::body::describe;
-use super::failure::Failure;
 use super::params::Fields;
 use super::schema;
 use crate::generate::Choices;
+use crate::serve::api_error::ApiError;
+use crate::serve::state::AppState;
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -20,19 +20,19 @@ const BYTES: usize = 32 << 10;
 
 /// The texts that a request leaves to choose from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Wanted {
+pub(super) struct AnswerConstraint {
     /// The field that lists them.
     pub field: String,
     pub texts: Vec<String>,
 }
 
-impl Wanted {
+impl AnswerConstraint {
     /// Of the fields of an object that bind an answer: `guided_choice`, `guided_json`, `json_schema`,
     /// `structured_outputs` and `response_format`.
     ///
     /// # Errors
     /// 400 of another form than one of some texts, and of two fields at a time.
-    pub fn read(fields: &Fields) -> Result<Option<Self>, Failure> {
+    pub fn read(fields: &Fields) -> Result<Option<Self>, ApiError> {
         let mut all = Vec::new();
         all.extend(Self::choice(fields, "guided_choice")?);
         all.extend(Self::json(fields, "guided_json")?);
@@ -44,12 +44,12 @@ impl Wanted {
         all.extend(Self::format(fields)?);
         if let [one, other, ..] = &all[..] {
             let problem = format!("expected one constraint of the answer, found `{}` too", one.field);
-            return Err(Failure::invalid(other.field.clone(), problem));
+            return Err(ApiError::invalid(other.field.clone(), problem));
         }
         Ok(all.pop())
     }
 
-    fn choice(fields: &Fields, key: &str) -> Result<Option<Self>, Failure> {
+    fn choice(fields: &Fields, key: &str) -> Result<Option<Self>, ApiError> {
         if is_off(fields.get(key)) {
             return Ok(None);
         }
@@ -58,7 +58,7 @@ impl Wanted {
     }
 
     /// A schema, as an object or as its text.
-    fn json(fields: &Fields, key: &str) -> Result<Option<Self>, Failure> {
+    fn json(fields: &Fields, key: &str) -> Result<Option<Self>, ApiError> {
         let value = fields.get(key);
         if is_off(value) {
             return Ok(None);
@@ -66,7 +66,7 @@ impl Wanted {
         match value {
             Some(Value::String(text)) => match serde_json::from_str(text) {
                 Ok(schema) => Self::of_schema(fields.name(key), &schema).map(Some),
-                Err(error) => Err(Failure::invalid(fields.name(key), format!("expected JSON: {error}"))),
+                Err(error) => Err(ApiError::invalid(fields.name(key), format!("expected JSON: {error}"))),
             },
             Some(schema) => Self::of_schema(fields.name(key), schema).map(Some),
             None => Ok(None),
@@ -77,15 +77,15 @@ impl Wanted {
     ///
     /// # Errors
     /// 400 of a schema that does not list its values.
-    pub fn of_schema(field: String, schema: &Value) -> Result<Self, Failure> {
+    pub fn of_schema(field: String, schema: &Value) -> Result<Self, ApiError> {
         match schema::texts(schema) {
             Ok(texts) => Ok(Self { field, texts }),
-            Err(problem) => Err(Failure::unsupported(field, &problem)),
+            Err(problem) => Err(ApiError::unsupported(field, &problem)),
         }
     }
 
     /// `response_format`, with its schema in OpenAI's place or in that of others.
-    fn format(fields: &Fields) -> Result<Option<Self>, Failure> {
+    fn format(fields: &Fields) -> Result<Option<Self>, ApiError> {
         const KEY: &str = "response_format";
         if is_off(fields.get(KEY)) {
             return Ok(None);
@@ -100,14 +100,14 @@ impl Wanted {
                 Self::of_schema(KEY.into(), schema).map(Some)
             }
             (Some("json_schema"), None) => {
-                Err(Failure::missing("response_format.json_schema", "an object with `schema`"))
+                Err(ApiError::missing("response_format.json_schema", "an object with `schema`"))
             }
             _ => {
                 let found = describe(format.get("type").unwrap_or(&Value::Null));
                 let problem = format!(
                     "expected the type \"text\", or \"json_schema\" with a schema that lists its values; found {found}"
                 );
-                Err(Failure::unsupported(KEY, &problem))
+                Err(ApiError::unsupported(KEY, &problem))
             }
         }
     }
@@ -120,11 +120,11 @@ impl Wanted {
     /// that ends texts; of too many.
     pub fn tokenized(
         &self,
-        app: &Shared,
+        app: &AppState,
         min_tokens: usize,
         stop_token_ids: &[u32],
-    ) -> Result<Arc<Choices>, Failure> {
-        let invalid = |problem: String| Failure::invalid(self.field.clone(), problem);
+    ) -> Result<Arc<Choices>, ApiError> {
+        let invalid = |problem: String| ApiError::invalid(self.field.clone(), problem);
         let bytes: usize = self.texts.iter().map(String::len).sum();
         if bytes > BYTES {
             return Err(invalid(format!(
@@ -171,13 +171,18 @@ fn is_off(value: Option<&Value>) -> bool {
 ///
 /// # Errors
 /// 400 about `key`.
-pub(super) fn have_room(key: &str, max_tokens: usize, field: &str, choices: &Choices) -> Result<(), Failure> {
+pub(super) fn have_room(
+    key: &str,
+    max_tokens: usize,
+    field: &str,
+    choices: &Choices,
+) -> Result<(), ApiError> {
     let longest = choices.longest();
     if max_tokens < longest {
         let problem = format!(
             "expected {longest} or more, as the longest choice of `{field}` has tokens, found {max_tokens}"
         );
-        return Err(Failure::invalid(key, problem));
+        return Err(ApiError::invalid(key, problem));
     }
     Ok(())
 }

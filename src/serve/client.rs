@@ -1,9 +1,9 @@
 //! The handle by which requests reach the thread that owns the model ([`super::worker`]).
 
-use super::adapters::Served;
-use super::limits::Limits;
+use super::limits::ServerLimits;
 use crate::generate::{Event, Request};
 use crate::prompt::peft::Adapter;
+use crate::serve::served::Served;
 use crate::{Error, Result};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, mpsc};
@@ -11,7 +11,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 /// Why a request was not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
+pub enum SubmitError {
     /// As many requests wait as the limits allow: try again later.
     #[error("{waiting} requests are waiting, which is as many as this server keeps; try again later")]
     Busy {
@@ -67,12 +67,12 @@ pub(super) enum Command {
 #[derive(Clone)]
 pub struct Client {
     pub(super) commands: mpsc::Sender<Command>,
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<WorkerState>,
 }
 
 /// What the thread and its clients both see.
-pub(super) struct Shared {
-    pub(super) limits: Limits,
+pub(super) struct WorkerState {
+    pub(super) limits: ServerLimits,
     pub(super) vocab_size: usize,
     pub(super) hidden_size: usize,
     /// Requests that have not had their first step.
@@ -89,7 +89,7 @@ impl Client {
     }
 
     /// What this server keeps for requests.
-    pub fn limits(&self) -> Limits {
+    pub fn limits(&self) -> ServerLimits {
         self.shared.limits
     }
 
@@ -117,37 +117,37 @@ impl Client {
         &self,
         model: &Served,
         request: Request,
-    ) -> std::result::Result<UnboundedReceiver<Event>, Refused> {
+    ) -> std::result::Result<UnboundedReceiver<Event>, SubmitError> {
         // The thread marks its end before it drops the commands that nobody takes any more.
         if !self.is_serving() {
-            return Err(Refused::Ending);
+            return Err(SubmitError::Ending);
         }
         let limits = self.shared.limits;
         let text = model.virtual_tokens + request.text_positions();
         let found = text.saturating_add(request.max_new_tokens);
         if found > limits.sequence_tokens {
-            return Err(Refused::TooLong { found, most: limits.sequence_tokens });
+            return Err(SubmitError::TooLong { found, most: limits.sequence_tokens });
         }
         let (vocab_size, hidden_size) = (self.shared.vocab_size, self.shared.hidden_size);
         if let Some(embeds) =
             request.embeds.as_ref().filter(|embeds| embeds.dims().get(1) != Some(&hidden_size))
         {
             let problem = format!("expected embeddings [T, {hidden_size}], found {:?}", embeds.dims());
-            return Err(Refused::Invalid(problem));
+            return Err(SubmitError::Invalid(problem));
         }
         let choices = request.choices.iter().flat_map(|choices| choices.tokens());
         let mut ids = request.tokens.iter().chain(&request.score).copied().chain(choices);
         if let Some(id) = ids.find(|id| *id as usize >= vocab_size) {
-            return Err(Refused::Invalid(format!("expected token ids under {vocab_size}, found {id}")));
+            return Err(SubmitError::Invalid(format!("expected token ids under {vocab_size}, found {id}")));
         }
         if !self.models().iter().any(|served| served.name == model.name) {
-            return Err(Refused::Gone(model.name.clone()));
+            return Err(SubmitError::Gone(model.name.clone()));
         }
         let waiting = &self.shared.waiting;
         let taken = waiting
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < limits.queue).then_some(n + 1));
         if let Err(waiting) = taken {
-            return Err(Refused::Busy { waiting });
+            return Err(SubmitError::Busy { waiting });
         }
         let (events, receiver) = unbounded_channel();
         let sent = self.commands.send(Command::Submit { model: model.name.clone(), request, events });
@@ -155,7 +155,7 @@ impl Client {
             Ok(()) => Ok(receiver),
             Err(_) => {
                 waiting.fetch_sub(1, Ordering::Relaxed);
-                Err(Refused::Ending)
+                Err(SubmitError::Ending)
             }
         }
     }
@@ -166,7 +166,7 @@ impl Client {
     /// # Errors
     /// A prompt of another width than the model's, no room in the cache, the device's; a server that ends.
     pub fn load(&self, served: Served, adapter: Adapter) -> Result<()> {
-        let ending = || Error::Invalid(Refused::Ending.to_string());
+        let ending = || Error::Invalid(SubmitError::Ending.to_string());
         let (done, outcome) = mpsc::channel();
         let command = Command::Load { served, adapter: Box::new(adapter), done };
         self.commands.send(command).map_err(|_| ending())?;

@@ -1,12 +1,10 @@
 //! Compressed request bodies: `Content-Encoding` gzip and deflate (RFC 9110, section 8.4.1), unpacked to a limit.
 
-use super::failure::Failure;
+use super::api_error::{ACCEPTED_ENCODINGS, ApiError};
 use axum::http::{HeaderMap, StatusCode, header};
 use flate2::bufread::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 use std::io::Read;
 
-/// What clients may send, as the header `Accept-Encoding` of a refusal lists it.
-pub(super) const ACCEPTED: &str = "gzip, deflate";
 /// What a gzip file begins with (RFC 1952).
 pub(super) const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
@@ -21,7 +19,7 @@ enum Encoding {
 ///
 /// # Errors
 /// 415 of another encoding; 413 of more than `most` bytes once it is unpacked; 400 of data that is not in its encoding.
-pub(super) fn unpack(headers: &HeaderMap, body: Vec<u8>, most: usize) -> Result<Vec<u8>, Failure> {
+pub(super) fn unpack(headers: &HeaderMap, body: Vec<u8>, most: usize) -> Result<Vec<u8>, ApiError> {
     let Some(encoding) = encoding(headers)? else { return Ok(body) };
     let mut rest = &body[..];
     let unpacked = match encoding {
@@ -39,7 +37,7 @@ pub(super) fn unpack(headers: &HeaderMap, body: Vec<u8>, most: usize) -> Result<
     let unpacked = unpacked.map_err(|error| {
         let name = if encoding == Encoding::Gzip { "gzip" } else { "deflate" };
         let found = if body.is_empty() { "an empty body".to_owned() } else { error.to_string() };
-        Failure::malformed(format!("expected a body in {name}, as `content-encoding` says, found {found}"))
+        ApiError::malformed(format!("expected a body in {name}, as `content-encoding` says, found {found}"))
     })?;
     if unpacked.len() > most {
         return Err(too_large(most));
@@ -64,9 +62,9 @@ fn no_rest(unpacked: std::io::Result<Vec<u8>>, rest: &[u8], most: usize) -> std:
     }
 }
 
-fn too_large(most: usize) -> Failure {
+fn too_large(most: usize) -> ApiError {
     let message = format!("expected a body of at most {most} bytes once it is unpacked, found a larger one");
-    Failure::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message)
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message)
 }
 
 /// Whether data begin as the zlib format says (RFC 1950, section 2.2).
@@ -75,7 +73,7 @@ fn is_zlib(data: &[u8]) -> bool {
 }
 
 /// The one encoding that the header names besides `identity`.
-fn encoding(headers: &HeaderMap) -> Result<Option<Encoding>, Failure> {
+fn encoding(headers: &HeaderMap) -> Result<Option<Encoding>, ApiError> {
     let mut found = None;
     for value in headers.get_all(header::CONTENT_ENCODING) {
         let named = String::from_utf8_lossy(value.as_bytes());
@@ -94,11 +92,11 @@ fn encoding(headers: &HeaderMap) -> Result<Option<Encoding>, Failure> {
     Ok(found)
 }
 
-fn unsupported(found: &str) -> Failure {
+fn unsupported(found: &str) -> ApiError {
     let message = format!(
-        "`content-encoding`: expected one of {ACCEPTED}, or none for a body that is not packed, found {found}"
+        "`content-encoding`: expected one of {ACCEPTED_ENCODINGS}, or none for a body that is not packed, found {found}"
     );
-    Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", message)
+    ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", message)
 }
 
 #[cfg(test)]

@@ -97,7 +97,7 @@ fn origin(given: &str) -> Result<HeaderValue> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::serve::Options;
+    use crate::serve::ServerOptions;
     use crate::serve::testing::{Answer, BASE, Fake, KEY, say};
     use serde_json::json;
 
@@ -106,7 +106,8 @@ mod tests {
 
     fn allowing(origins: &[&str]) -> Fake {
         let origins = origins.iter().map(|origin| (*origin).to_owned()).collect();
-        let options = Options { cors_origins: origins, api_key: Some(KEY.into()), ..Options::default() };
+        let options =
+            ServerOptions { cors_origins: origins, api_key: Some(KEY.into()), ..ServerOptions::default() };
         Fake::with(options, None, |request, events| say(b"x", request, &events))
     }
 

@@ -1,6 +1,6 @@
 //! Which fields of a request are obeyed, which make no difference to the answer, and which are refused by name.
 //!
-//! A route has a [`Table`]. What a table does not list is unknown. An unknown field whose name is nearly that of an obeyed
+//! A route has a [`FieldTable`]. What a table does not list is unknown. An unknown field whose name is nearly that of an obeyed
 //! one is refused, as a slip of the keys. Any other is left out of account, and the response's header [`IGNORED`] names it:
 //! clients send fields of their own, which no engine acts on.
 
@@ -9,7 +9,7 @@ mod openai;
 mod watsonx;
 mod watsonx_chat;
 
-use super::failure::Failure;
+use crate::serve::api_error::ApiError;
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::Response;
 use serde_json::{Map, Value};
@@ -27,7 +27,7 @@ const LONGEST: usize = 64;
 
 /// The fields of an object in a request.
 #[derive(Debug)]
-pub(super) struct Table {
+pub(super) struct FieldTable {
     /// The request that has them, as the documentation calls it.
     pub of: &'static str,
     /// Fields that the server acts on.
@@ -35,14 +35,14 @@ pub(super) struct Table {
     /// Known fields that change no answer of this server.
     pub harmless: &'static [&'static [&'static str]],
     /// Known fields that would change the answer, and that the server does not act on.
-    pub refused: &'static [&'static [Refused]],
+    pub refused: &'static [&'static [RefusedField]],
     /// Tables of fields that are objects themselves.
-    pub nested: &'static [(&'static str, &'static Table)],
+    pub nested: &'static [(&'static str, &'static FieldTable)],
 }
 
 /// A field that is refused, unless its value means that it is off.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Refused {
+pub(super) struct RefusedField {
     /// Its name; one that ends in `*` stands for all names that begin so.
     pub name: &'static str,
     /// Values that make no difference.
@@ -69,8 +69,8 @@ pub(super) enum Off {
 }
 
 /// A field that is refused unless it is off.
-const fn refused(name: &'static str, off: Off, hint: &'static str) -> Refused {
-    Refused { name, off, hint }
+const fn refused(name: &'static str, off: Off, hint: &'static str) -> RefusedField {
+    RefusedField { name, off, hint }
 }
 
 impl Off {
@@ -123,12 +123,12 @@ impl Ignored {
     }
 }
 
-impl Table {
+impl FieldTable {
     /// Looks at every field of a request.
     ///
     /// # Errors
     /// 400 of a field that is refused, and of one whose name is nearly that of an obeyed one.
-    pub fn check(&self, object: &Map<String, Value>) -> Result<Ignored, Failure> {
+    pub fn check(&self, object: &Map<String, Value>) -> Result<Ignored, ApiError> {
         let mut ignored = Ignored::default();
         self.check_below("", object, &mut ignored)?;
         Ok(ignored)
@@ -139,7 +139,7 @@ impl Table {
         prefix: &str,
         object: &Map<String, Value>,
         ignored: &mut Ignored,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), ApiError> {
         for (key, value) in object {
             let name = format!("{prefix}{key}");
             if let (Some(table), Value::Object(inner)) = (self.nested(key), value) {
@@ -150,13 +150,13 @@ impl Table {
             }
             if let Some(refused) = self.refusal(key) {
                 if !refused.off.covers(value) {
-                    return Err(Failure::unsupported(name, refused.hint));
+                    return Err(ApiError::unsupported(name, refused.hint));
                 }
             } else if value.is_null() {
                 // As if it was not there.
             } else if let Some(meant) = self.nearest(key) {
                 let problem = format!("there is no such field; did you mean `{prefix}{meant}`?");
-                return Err(Failure { code: "unknown_parameter", ..Failure::invalid(name, problem) });
+                return Err(ApiError { code: "unknown_parameter", ..ApiError::invalid(name, problem) });
             } else {
                 ignored.0.push(name);
             }
@@ -170,14 +170,14 @@ impl Table {
     }
 
     /// The table of a field that is an object.
-    pub fn nested(&self, key: &str) -> Option<&'static Table> {
+    pub fn nested(&self, key: &str) -> Option<&'static FieldTable> {
         self.nested.iter().find(|(name, _)| *name == key).map(|(_, table)| *table)
     }
 
     /// What is refused under this name: by the whole of it, else by its beginning.
-    fn refusal(&self, key: &str) -> Option<&'static Refused> {
+    fn refusal(&self, key: &str) -> Option<&'static RefusedField> {
         let all = || self.refused.iter().flat_map(|list| list.iter());
-        let begins = |refused: &&Refused| {
+        let begins = |refused: &&RefusedField| {
             refused.name.strip_suffix('*').is_some_and(|beginning| key.starts_with(beginning))
         };
         all().find(|refused| refused.name == key).or_else(|| all().find(begins))

@@ -1,12 +1,12 @@
 //! One sequence that the model generates: from events of the worker to pieces of text.
 
-use super::adapters::Served;
-use super::app::Shared;
-use super::failure::Failure;
 use super::metrics::Meter;
 use crate::generate::stop::{Passed, StopFilter};
 use crate::generate::text_stream::TextStream;
 use crate::generate::{Event, Request, StopReason, Token};
+use crate::serve::api_error::ApiError;
+use crate::serve::served::Served;
+use crate::serve::state::AppState;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 /// Why a text ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Reason {
+pub(super) enum FinishReason {
     EndOfText,
     MaxTokens,
     TimeLimit,
@@ -34,7 +34,7 @@ pub(super) enum Piece {
     /// Some more text, and the tokens since the last piece.
     Text { text: String, tokens: Vec<Token> },
     /// Nothing comes behind this.
-    End { reason: Reason, generated: usize },
+    End { reason: FinishReason, generated: usize },
 }
 
 /// How tokens become text.
@@ -50,7 +50,7 @@ pub(super) struct Stopping {
 
 /// A request that is under way; dropped, it is cancelled.
 pub(super) struct Generation {
-    app: Arc<Shared>,
+    app: Arc<AppState>,
     events: Option<UnboundedReceiver<Event>>,
     text: TextStream,
     stop: StopFilter,
@@ -69,14 +69,14 @@ impl Generation {
     /// # Errors
     /// What the worker refuses; the tokenizer's.
     pub fn start(
-        app: &Arc<Shared>,
+        app: &Arc<AppState>,
         model: &Served,
         request: Request,
         stopping: &Stopping,
         started: Instant,
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self, ApiError> {
         if app.is_ending() {
-            return Err(Failure::ending());
+            return Err(ApiError::ending());
         }
         // A choice is a text by itself, whatever a decoder would make of it behind another.
         let before = if request.choices.is_some() { &[] } else { &request.tokens[..] };
@@ -101,11 +101,11 @@ impl Generation {
     }
 
     /// The next piece; `None` behind the end.
-    pub async fn next(&mut self) -> Option<Result<Piece, Failure>> {
+    pub async fn next(&mut self) -> Option<Result<Piece, ApiError>> {
         poll_fn(|context| self.poll_next(context)).await
     }
 
-    pub fn poll_next(&mut self, context: &mut Context) -> Poll<Option<Result<Piece, Failure>>> {
+    pub fn poll_next(&mut self, context: &mut Context) -> Poll<Option<Result<Piece, ApiError>>> {
         loop {
             if let Some(piece) = self.ready.pop_front() {
                 return Poll::Ready(Some(Ok(piece)));
@@ -113,8 +113,8 @@ impl Generation {
             let Some(events) = &mut self.events else { return Poll::Ready(None) };
             let taken = match ready!(events.poll_recv(context)) {
                 Some(event) => self.take(event),
-                None if self.app.is_ending() => Err(Failure::ending()),
-                None => Err(Failure::internal("the model's thread ended without an answer")),
+                None if self.app.is_ending() => Err(ApiError::ending()),
+                None => Err(ApiError::internal("the model's thread ended without an answer")),
             };
             if let Err(failure) = taken {
                 self.events = None;
@@ -123,7 +123,7 @@ impl Generation {
         }
     }
 
-    fn take(&mut self, event: Event) -> Result<(), Failure> {
+    fn take(&mut self, event: Event) -> Result<(), ApiError> {
         match event {
             Event::Scored(tokens) => self.ready.push_back(Piece::Scored(tokens)),
             Event::FirstScores(scores) => self.ready.push_back(Piece::First(scores)),
@@ -133,19 +133,19 @@ impl Generation {
                 self.end(
                     text,
                     match reason {
-                        StopReason::StopToken => Reason::EndOfText,
-                        StopReason::MaxTokens => Reason::MaxTokens,
-                        StopReason::TimeLimit => Reason::TimeLimit,
+                        StopReason::StopToken => FinishReason::EndOfText,
+                        StopReason::MaxTokens => FinishReason::MaxTokens,
+                        StopReason::TimeLimit => FinishReason::TimeLimit,
                     },
                 );
             }
-            Event::Failed(problem) => return Err(Failure::internal(problem)),
-            Event::NoMemory(problem) => return Err(Failure::no_memory(problem)),
+            Event::Failed(problem) => return Err(ApiError::internal(problem)),
+            Event::NoMemory(problem) => return Err(ApiError::no_memory(problem)),
         }
         Ok(())
     }
 
-    fn token(&mut self, token: Token) -> Result<(), Failure> {
+    fn token(&mut self, token: Token) -> Result<(), ApiError> {
         self.generated += 1;
         self.meter.token();
         let tokenizer = &self.app.tokenizer;
@@ -167,7 +167,7 @@ impl Generation {
                 if self.include_stop {
                     passed.text.push_str(&stop);
                 }
-                self.end(passed.text, Reason::Sequence(stop));
+                self.end(passed.text, FinishReason::Sequence(stop));
             }
             None => self.give(passed.text),
         }
@@ -181,7 +181,7 @@ impl Generation {
         }
     }
 
-    fn end(&mut self, text: String, reason: Reason) {
+    fn end(&mut self, text: String, reason: FinishReason) {
         if !text.is_empty() || !self.tokens.is_empty() {
             self.ready.push_back(Piece::Text { text, tokens: std::mem::take(&mut self.tokens) });
         }
@@ -194,8 +194,8 @@ impl Generation {
     ///
     /// # Errors
     /// The device's, and a worker that ends.
-    pub async fn whole(mut self) -> Result<Whole, Failure> {
-        let mut whole = Whole::default();
+    pub async fn whole(mut self) -> Result<GeneratedText, ApiError> {
+        let mut whole = GeneratedText::default();
         while let Some(piece) = self.next().await {
             match piece? {
                 Piece::Scored(tokens) => whole.scored = tokens,
@@ -216,12 +216,12 @@ impl Generation {
 
 /// What came of a sequence.
 #[derive(Debug, Default)]
-pub(super) struct Whole {
+pub(super) struct GeneratedText {
     pub scored: Vec<Token>,
     pub first: Vec<f64>,
     pub text: String,
     pub tokens: Vec<Token>,
-    pub reason: Option<Reason>,
+    pub reason: Option<FinishReason>,
     pub generated: usize,
 }
 
@@ -238,11 +238,11 @@ impl Generations {
     }
 
     /// The next piece of any, with its sequence's place; `None` when all have ended.
-    pub async fn next(&mut self) -> Option<(usize, Result<Piece, Failure>)> {
+    pub async fn next(&mut self) -> Option<(usize, Result<Piece, ApiError>)> {
         poll_fn(|context| self.poll_next(context)).await
     }
 
-    fn poll_next(&mut self, context: &mut Context) -> Poll<Option<(usize, Result<Piece, Failure>)>> {
+    fn poll_next(&mut self, context: &mut Context) -> Poll<Option<(usize, Result<Piece, ApiError>)>> {
         let n = self.all.len();
         let mut open = false;
         for at in (0..n).map(|i| (self.from + i) % n) {

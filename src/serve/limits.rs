@@ -7,8 +7,8 @@ use crate::{Error, Result};
 
 /// What a server keeps for requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Requests that may wait for their first step; one more is [`super::client::Refused::Busy`].
+pub struct ServerLimits {
+    /// Requests that may wait for their first step; one more is [`super::client::SubmitError::Busy`].
     pub queue: usize,
     /// Most tokens of a sequence: virtual tokens, text and answer together. No more than the model has positions.
     pub sequence_tokens: usize,
@@ -37,7 +37,7 @@ const GPU_STEP_RESERVE: usize = 2 << 30;
 ///
 /// # Errors
 /// The device's; too little memory for a single row.
-pub fn serving_limits(model: &Decoder, configured: Limits) -> Result<Limits> {
+pub fn serving_limits(model: &Decoder, configured: ServerLimits) -> Result<ServerLimits> {
     let (config, device) = (model.config(), model.device());
     let width = 2 * config.num_key_value_heads * config.head_dim;
     let row_bytes = config.num_hidden_layers * width * model.product_dtype().size_in_bytes();

@@ -1,6 +1,6 @@
 //! What the server counts, in Prometheus' text format.
 
-use super::worker::Step;
+use super::worker::StepMetrics;
 use prometheus_client::encoding::{EncodeLabelSet, text::encode};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -12,7 +12,7 @@ use std::time::Instant;
 
 /// A request's labels.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Asked {
+struct RequestLabels {
     api: &'static str,
     /// A model that the server has; empty where none was found.
     model: String,
@@ -22,7 +22,7 @@ struct Asked {
 /// The server's counters and histograms.
 pub struct Metrics {
     registry: Registry,
-    requests: Family<Asked, Counter>,
+    requests: Family<RequestLabels, Counter>,
     prompt_tokens: Counter,
     generated_tokens: Counter,
     queue: Gauge,
@@ -81,7 +81,7 @@ impl Metrics {
     }
 
     /// Counts a step of the worker's, which calls this.
-    pub fn step(&self, step: Step) {
+    pub fn step(&self, step: StepMetrics) {
         self.batch_sequences.observe(step.sequences as f64);
         self.batch_rows.observe(step.rows as f64);
         self.step_seconds.observe(step.seconds);
@@ -91,7 +91,7 @@ impl Metrics {
 
     /// Counts an answer.
     pub(super) fn answered(&self, api: &'static str, model: &str, status: u16) {
-        self.requests.get_or_create(&Asked { api, model: model.to_owned(), status }).inc();
+        self.requests.get_or_create(&RequestLabels { api, model: model.to_owned(), status }).inc();
     }
 
     /// All of them as text, with the queue and the number of models as they are now.
@@ -147,21 +147,21 @@ mod tests {
     #[test]
     fn steps_and_answers_are_counted() {
         let metrics = Arc::new(Metrics::default());
-        metrics.step(Step {
+        metrics.step(StepMetrics {
             sequences: 3,
             rows: 40,
             generated: 3,
             waiting: 2,
             seconds: 0.05,
-            ..Step::default()
+            ..StepMetrics::default()
         });
-        metrics.step(Step {
+        metrics.step(StepMetrics {
             sequences: 4,
             rows: 4,
             generated: 4,
             waiting: 0,
             seconds: 0.01,
-            ..Step::default()
+            ..StepMetrics::default()
         });
         metrics.answered("openai", "base", 200);
         let mut meter = Meter::new(&metrics, Instant::now());

@@ -1,8 +1,8 @@
 //! A request's values, each checked for its type and range; errors name the key, what was expected, what was found.
 
 use super::body::describe;
-use super::failure::Failure;
-use super::fields::{Ignored, Table};
+use super::fields::{FieldTable, Ignored};
+use crate::serve::api_error::ApiError;
 use serde_json::{Map, Value};
 use std::ops::RangeInclusive;
 
@@ -16,7 +16,7 @@ pub(super) struct Fields<'a> {
     /// Stands before keys in messages.
     prefix: &'static str,
     /// The fields that there are, when a table lists them.
-    table: Option<&'static Table>,
+    table: Option<&'static FieldTable>,
 }
 
 impl<'a> Fields<'a> {
@@ -27,8 +27,11 @@ impl<'a> Fields<'a> {
     /// The fields of a request to the route of `table`, and those that nothing is done with.
     ///
     /// # Errors
-    /// See [`Table::check`].
-    pub fn checked(map: &'a Map<String, Value>, table: &'static Table) -> Result<(Self, Ignored), Failure> {
+    /// See [`FieldTable::check`].
+    pub fn checked(
+        map: &'a Map<String, Value>,
+        table: &'static FieldTable,
+    ) -> Result<(Self, Ignored), ApiError> {
         let ignored = table.check(map)?;
         Ok((Self { table: Some(table), ..Self::new(map) }, ignored))
     }
@@ -53,25 +56,25 @@ impl<'a> Fields<'a> {
         key: &str,
         expected: &str,
         convert: impl FnOnce(&'a Value) -> Option<T>,
-    ) -> Result<Option<T>, Failure> {
+    ) -> Result<Option<T>, ApiError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         convert(value).map(Some).ok_or_else(|| self.wrong(key, expected, value))
     }
 
     /// A value that is not what it has to be.
-    pub fn wrong(&self, key: &str, expected: &str, found: &Value) -> Failure {
-        Failure::invalid(self.name(key), format!("expected {expected}, found {}", describe(found)))
+    pub fn wrong(&self, key: &str, expected: &str, found: &Value) -> ApiError {
+        ApiError::invalid(self.name(key), format!("expected {expected}, found {}", describe(found)))
     }
 
-    pub fn string(&self, key: &str) -> Result<Option<&'a str>, Failure> {
+    pub fn string(&self, key: &str) -> Result<Option<&'a str>, ApiError> {
         self.typed(key, "a string", Value::as_str)
     }
 
-    pub fn boolean(&self, key: &str) -> Result<Option<bool>, Failure> {
+    pub fn boolean(&self, key: &str) -> Result<Option<bool>, ApiError> {
         self.typed(key, "true or false", Value::as_bool)
     }
 
-    pub fn number(&self, key: &str, range: RangeInclusive<f64>) -> Result<Option<f64>, Failure> {
+    pub fn number(&self, key: &str, range: RangeInclusive<f64>) -> Result<Option<f64>, ApiError> {
         let (low, high) = (*range.start(), *range.end());
         let expected = match (low == OVER_0, high == f64::MAX) {
             (true, true) => "a number over 0".into(),
@@ -82,7 +85,7 @@ impl<'a> Fields<'a> {
         self.typed(key, &expected, |value| value.as_f64().filter(|number| range.contains(number)))
     }
 
-    pub fn integer(&self, key: &str, range: RangeInclusive<i64>) -> Result<Option<i64>, Failure> {
+    pub fn integer(&self, key: &str, range: RangeInclusive<i64>) -> Result<Option<i64>, ApiError> {
         let expected = match (*range.start(), *range.end()) {
             (i64::MIN, i64::MAX) => "a whole number".into(),
             (low, i64::MAX) => format!("a whole number, {low} or more"),
@@ -92,14 +95,14 @@ impl<'a> Fields<'a> {
     }
 
     /// A whole number that counts something.
-    pub fn count(&self, key: &str, range: RangeInclusive<usize>) -> Result<Option<usize>, Failure> {
+    pub fn count(&self, key: &str, range: RangeInclusive<usize>) -> Result<Option<usize>, ApiError> {
         let end = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         let found = self.integer(key, end(*range.start())..=end(*range.end()))?;
         Ok(found.and_then(|number| usize::try_from(number).ok()))
     }
 
     /// A list of strings, at most `most` and none empty.
-    pub fn strings(&self, key: &str, most: usize) -> Result<Option<Vec<String>>, Failure> {
+    pub fn strings(&self, key: &str, most: usize) -> Result<Option<Vec<String>>, ApiError> {
         let expected = format!("a list of at most {most} strings, none of them empty");
         self.typed(key, &expected, |value| {
             let items = value.as_array().filter(|items| items.len() <= most)?;
@@ -108,13 +111,13 @@ impl<'a> Fields<'a> {
     }
 
     /// A list of token ids, each under `vocabulary`.
-    pub fn token_ids(&self, key: &str, vocabulary: u32) -> Result<Option<Vec<u32>>, Failure> {
+    pub fn token_ids(&self, key: &str, vocabulary: u32) -> Result<Option<Vec<u32>>, ApiError> {
         let expected = format!("a list of token ids, each from 0 to {}", vocabulary.saturating_sub(1));
         self.typed(key, &expected, |value| token_ids(value, vocabulary))
     }
 
     /// An object; its keys are reported behind `prefix`.
-    pub fn object(&self, key: &str, prefix: &'static str) -> Result<Option<Fields<'a>>, Failure> {
+    pub fn object(&self, key: &str, prefix: &'static str) -> Result<Option<Fields<'a>>, ApiError> {
         let map = self.typed(key, "an object", Value::as_object)?;
         let table = self.table.and_then(|table| table.nested(key));
         Ok(map.map(|map| Fields { map, prefix, table }))
@@ -149,7 +152,7 @@ mod tests {
         let value = json!({"t": 3, "p": 0, "n": 1.5, "s": ["", "a"], "k": 4.0, "none": null, "text": 5, "ids": [1, 9]});
         let map = value.as_object().unwrap();
         let fields = Fields::new(map);
-        let message = |result: Result<(), Failure>| result.unwrap_err().message;
+        let message = |result: Result<(), ApiError>| result.unwrap_err().message;
         let cases = [
             (fields.number("t", 0.0..=2.0).map(drop), "`t`: expected a number from 0 to 2, found 3"),
             (

@@ -1,9 +1,9 @@
 //! From a request's text to token ids: large texts on threads of their own, too large ones not at all.
 
-use super::app::Shared;
-use super::failure::Failure;
 use crate::data::Template;
 use crate::data::encode::Encoder;
+use crate::serve::api_error::ApiError;
+use crate::serve::state::AppState;
 use std::sync::Arc;
 
 /// Texts of more bytes are tokenized on a thread of their own, where they hold up nobody; a shorter one takes less than
@@ -14,14 +14,14 @@ const NORMALIZED: usize = 4;
 
 /// How a text becomes tokens.
 #[derive(Debug, Clone)]
-pub(super) enum Encode {
+pub(super) enum PromptEncoding {
     /// As it is; with what the tokenizer puts before every text, or without.
     Text { special: bool },
     /// In a verbalizer's place, as for tuning, behind an instruction where there is one.
     Verbalized { template: Template, instruction: Option<String> },
 }
 
-impl Shared {
+impl AppState {
     /// Token ids of a text; of its end alone, and of what stands before every text, where there are more than `most`.
     ///
     /// # Errors
@@ -29,9 +29,9 @@ impl Shared {
     pub async fn encode(
         self: &Arc<Self>,
         text: String,
-        how: Encode,
+        how: PromptEncoding,
         most: Option<usize>,
-    ) -> Result<Vec<u32>, Failure> {
+    ) -> Result<Vec<u32>, ApiError> {
         if most.is_none() {
             self.may_fit(text.len())?;
         }
@@ -46,11 +46,11 @@ impl Shared {
             app.encode_now(&text, &how, most)
         })
         .await;
-        encoded.unwrap_or_else(|error| Err(Failure::internal(format!("the tokenizer: {error}"))))
+        encoded.unwrap_or_else(|error| Err(ApiError::internal(format!("the tokenizer: {error}"))))
     }
 
     /// Refuses a text that is too long even if each of its tokens were the longest there is.
-    fn may_fit(&self, bytes: usize) -> Result<(), Failure> {
+    fn may_fit(&self, bytes: usize) -> Result<(), ApiError> {
         let most = self.client.limits().sequence_tokens;
         let shrinks = if self.tokenizer.tokenizer.get_normalizer().is_some() { NORMALIZED } else { 1 };
         let least = bytes / (self.longest_token * shrinks).max(1);
@@ -58,18 +58,23 @@ impl Shared {
             let message = format!(
                 "expected a text of at most {most} tokens, found {bytes} bytes, at least {least} tokens"
             );
-            return Err(Failure::too_long(message));
+            return Err(ApiError::too_long(message));
         }
         Ok(())
     }
 
-    fn encode_now(&self, text: &str, how: &Encode, most: Option<usize>) -> Result<Vec<u32>, Failure> {
+    fn encode_now(
+        &self,
+        text: &str,
+        how: &PromptEncoding,
+        most: Option<usize>,
+    ) -> Result<Vec<u32>, ApiError> {
         match how {
-            Encode::Text { special } => {
+            PromptEncoding::Text { special } => {
                 let ids = self.plain(text, *special)?;
                 Ok(most.map_or_else(|| ids.clone(), |most| self.end_of(&ids, *special, most)))
             }
-            Encode::Verbalized { template, instruction } => {
+            PromptEncoding::Verbalized { template, instruction } => {
                 let encoder = Encoder {
                     tokenizer: &self.tokenizer.tokenizer,
                     template,
@@ -111,9 +116,9 @@ impl Shared {
 }
 
 /// Refuses a text without a token, which nothing can go on from.
-pub(super) fn not_empty(key: &str, tokens: &[u32]) -> Result<(), Failure> {
+pub(super) fn not_empty(key: &str, tokens: &[u32]) -> Result<(), ApiError> {
     if tokens.is_empty() {
-        return Err(Failure::invalid(key, "expected a text of at least one token, found none"));
+        return Err(ApiError::invalid(key, "expected a text of at least one token, found none"));
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Connections: so many at a time, each with so much time for a request's head, and a quiet end.
 
-use super::app::App;
+use super::router::router;
+use super::state::App;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -20,7 +21,7 @@ const HEAD: usize = 64 << 10;
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves `app` to whom any of `listeners` accepts, until `shutdown` comes: then no connection is accepted any more, requests
-/// under way get [`grace_seconds`](super::Options::grace_seconds), and what is left is cut off.
+/// under way get [`grace_seconds`](super::ServerOptions::grace_seconds), and what is left is cut off.
 ///
 /// # Errors
 /// None now: a connection that fails is that client's alone.
@@ -30,7 +31,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> std::io::Result<()> {
     let options = app.0.options.clone();
-    let service = TowerToHyperService::new(app.router());
+    let service = TowerToHyperService::new(router(&app.0));
     let mut http = http1::Builder::new();
     let head = Duration::from_secs_f64(options.header_seconds);
     http.timer(TokioTimer::new()).header_read_timeout(head).max_buf_size(HEAD);

@@ -17,38 +17,38 @@ pub(super) struct Events(mpsc::Sender<Result<Bytes, Infallible>>);
 
 /// The client hung up.
 #[derive(Debug)]
-pub(super) struct HungUp;
+pub(super) struct ClientGone;
 
 impl Events {
     /// `data: JSON`, an event of OpenAI's.
-    pub async fn data(&self, value: &Value) -> Result<(), HungUp> {
+    pub async fn data(&self, value: &Value) -> Result<(), ClientGone> {
         self.text(format!("data: {value}\n\n")).await
     }
 
     /// An event with a name and an id, as watsonx has them.
-    pub async fn named(&self, id: usize, name: &str, value: &Value) -> Result<(), HungUp> {
+    pub async fn named(&self, id: usize, name: &str, value: &Value) -> Result<(), ClientGone> {
         self.text(format!("id: {id}\nevent: {name}\ndata: {value}\n\n")).await
     }
 
     /// An event with a name, as OpenAI's Responses have them.
-    pub async fn event(&self, name: &str, value: &Value) -> Result<(), HungUp> {
+    pub async fn event(&self, name: &str, value: &Value) -> Result<(), ClientGone> {
         self.text(format!("event: {name}\ndata: {value}\n\n")).await
     }
 
     /// What ends OpenAI's streams.
-    pub async fn done(&self) -> Result<(), HungUp> {
+    pub async fn done(&self) -> Result<(), ClientGone> {
         self.text("data: [DONE]\n\n".into()).await
     }
 
-    async fn text(&self, text: String) -> Result<(), HungUp> {
-        self.0.send(Ok(text.into())).await.map_err(|_| HungUp)
+    async fn text(&self, text: String) -> Result<(), ClientGone> {
+        self.0.send(Ok(text.into())).await.map_err(|_| ClientGone)
     }
 }
 
 /// An answer whose events `work` sends. When the client hangs up, the work is dropped, and with it its sequences.
 pub(super) fn respond<F>(work: impl FnOnce(Events) -> F) -> Response
 where
-    F: Future<Output = Result<(), HungUp>> + Send + 'static,
+    F: Future<Output = Result<(), ClientGone>> + Send + 'static,
 {
     let (sender, receiver) = mpsc::channel(WAITING);
     let work = work(Events(sender.clone()));

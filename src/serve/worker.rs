@@ -1,11 +1,11 @@
 //! The one thread that owns the model.
 
-use super::adapters::Served;
-use super::client::{Client, Command, Refused, Shared};
+use super::client::{Client, Command, SubmitError, WorkerState};
 use crate::generate::{Engine, Event, PrefixId, SequenceId};
 use crate::model::Decoder;
 use crate::prompt::peft::Adapter;
-use crate::serve::limits::Limits;
+use crate::serve::limits::ServerLimits;
+use crate::serve::served::Served;
 use crate::{Error, Result};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -18,7 +18,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 /// What a step came to, for whoever counts.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Step {
+pub struct StepMetrics {
     /// Sequences in the pass.
     pub sequences: usize,
     /// Token rows in the pass.
@@ -40,13 +40,13 @@ pub struct Step {
 pub fn start(
     model: Decoder,
     base: Served,
-    limits: Limits,
-    watch: impl Fn(Step) + Send + 'static,
+    limits: ServerLimits,
+    watch: impl Fn(StepMetrics) + Send + 'static,
 ) -> Result<(Client, JoinHandle<()>)> {
     let (commands, inbox) = mpsc::channel();
     let positions = model.config().max_position_embeddings.min(limits.cache_rows);
-    let limits = Limits { sequence_tokens: limits.sequence_tokens.min(positions), ..limits };
-    let shared = Arc::new(Shared {
+    let limits = ServerLimits { sequence_tokens: limits.sequence_tokens.min(positions), ..limits };
+    let shared = Arc::new(WorkerState {
         limits,
         vocab_size: model.config().vocab_size,
         hidden_size: model.config().hidden_size,
@@ -78,7 +78,7 @@ pub fn start(
 }
 
 /// Says that the thread has ended, by a panic too.
-struct Ends(Arc<Shared>);
+struct Ends(Arc<WorkerState>);
 
 impl Drop for Ends {
     fn drop(&mut self) {
@@ -90,7 +90,7 @@ struct Worker<'m, W> {
     engine: Engine<'m>,
     model: &'m Decoder,
     base: Served,
-    shared: Arc<Shared>,
+    shared: Arc<WorkerState>,
     watch: W,
     prefixes: BTreeMap<String, PrefixId>,
     served: BTreeMap<String, Arc<Served>>,
@@ -100,8 +100,8 @@ struct Worker<'m, W> {
     ending: bool,
 }
 
-impl<'m, W: Fn(Step)> Worker<'m, W> {
-    fn new(model: &'m Decoder, base: Served, shared: Arc<Shared>, watch: W) -> Result<Self> {
+impl<'m, W: Fn(StepMetrics)> Worker<'m, W> {
+    fn new(model: &'m Decoder, base: Served, shared: Arc<WorkerState>, watch: W) -> Result<Self> {
         let mut engine = Engine::new(model, shared.limits.cache_rows, shared.limits.step_rows)?;
         let prefixes = BTreeMap::from([(base.name.clone(), engine.add_prefix(None)?)]);
         Ok(Self {
@@ -153,7 +153,7 @@ impl<'m, W: Fn(Step)> Worker<'m, W> {
                 self.counted += 1;
                 let submitted = match self.prefixes.get(&model) {
                     Some(prefix) => self.engine.submit(*prefix, request).map_err(|error| error.to_string()),
-                    None => Err(Refused::Gone(model).to_string()),
+                    None => Err(SubmitError::Gone(model).to_string()),
                 };
                 match submitted {
                     Ok(id) => {
@@ -228,7 +228,7 @@ impl<'m, W: Fn(Step)> Worker<'m, W> {
         self.count();
         let tokens = stepped.events.iter().filter(|(_, event)| matches!(event, Event::Token(_)));
         // Before anybody has an answer, so that whoever looks behind one finds it counted.
-        (self.watch)(Step {
+        (self.watch)(StepMetrics {
             sequences: stepped.sequences,
             rows: stepped.rows,
             generated: tokens.count(),

@@ -10,7 +10,7 @@ const PAGE: &str = "docs/src/request-fields.md";
 const END: &str = "<!-- end of fields -->";
 
 /// The tables of a part: a route, or several that have much in common.
-fn part(name: &str) -> Vec<&'static Table> {
+fn part(name: &str) -> Vec<&'static FieldTable> {
     match name {
         "openai" => vec![&COMPLETIONS, &CHAT, &RESPONSES],
         "watsonx" => vec![&GENERATION, &WATSONX_CHAT, &TOKENIZATION],
@@ -33,13 +33,13 @@ fn spans(names: &[&str]) -> String {
 }
 
 /// The refused fields of a table that it does not obey.
-fn refusals(table: &Table) -> Vec<&'static Refused> {
+fn refusals(table: &FieldTable) -> Vec<&'static RefusedField> {
     let refused = table.refused.iter().flat_map(|list| list.iter());
     refused.filter(|refused| !lists(table.obeyed, refused.name)).collect()
 }
 
 /// A field with what means that it is off, beside what always does.
-fn shown(refused: &Refused, prefix: &str) -> String {
+fn shown(refused: &RefusedField, prefix: &str) -> String {
     let name = format!("{prefix}{}", refused.name);
     match refused.off {
         Off::Number(number) => format!("`{name}` ({number})"),
@@ -50,7 +50,7 @@ fn shown(refused: &Refused, prefix: &str) -> String {
 }
 
 /// Rows of fields that get the same answer.
-fn rows(refused: &[&Refused], prefix: &str) -> String {
+fn rows(refused: &[&RefusedField], prefix: &str) -> String {
     let mut rows = BTreeMap::<&str, Vec<String>>::new();
     for one in refused {
         rows.entry(one.hint).or_default().push(shown(one, prefix));
@@ -67,12 +67,12 @@ fn rows(refused: &[&Refused], prefix: &str) -> String {
 struct Section {
     obeyed: Vec<&'static str>,
     harmless: Vec<&'static str>,
-    refused: Vec<&'static Refused>,
-    nested: Vec<(&'static str, &'static Table)>,
+    refused: Vec<&'static RefusedField>,
+    nested: Vec<(&'static str, &'static FieldTable)>,
 }
 
 impl Section {
-    fn new(table: &Table) -> Self {
+    fn new(table: &FieldTable) -> Self {
         Self {
             obeyed: names(table.obeyed),
             harmless: names(table.harmless),
@@ -84,7 +84,7 @@ impl Section {
     /// What is in all of `others` too, or what is not.
     fn shared(&self, others: &[Self], shared: bool) -> Self {
         let all = |holds: &dyn Fn(&Self) -> bool| others.iter().all(holds) == shared;
-        let alike = |a: &Refused, b: &Refused| (a.name, a.hint) == (b.name, b.hint);
+        let alike = |a: &RefusedField, b: &RefusedField| (a.name, a.hint) == (b.name, b.hint);
         let keep = |list: &[&'static str], of: fn(&Self) -> &Vec<&'static str>| {
             list.iter().copied().filter(|name| all(&|other| of(other).contains(name))).collect()
         };
@@ -108,7 +108,7 @@ impl Section {
             }
         }
         let nested = self.nested.iter().map(|(key, table)| (format!("Of `{key}`, obeyed"), table));
-        let nested: Vec<(String, &&Table)> = nested.collect();
+        let nested: Vec<(String, &&FieldTable)> = nested.collect();
         for (what, table) in &nested {
             writeln!(out, "{what}: {}.\n", spans(&names(table.obeyed))).unwrap();
         }

@@ -1,7 +1,7 @@
 use super::*;
 use serde_json::json;
 
-const ALL: [&Table; 7] =
+const ALL: [&FieldTable; 7] =
     [&COMPLETIONS, &CHAT, &RESPONSES, &GENERATION, &CLASSIFY, &WATSONX_CHAT, &TOKENIZATION];
 
 #[track_caller]
@@ -9,16 +9,16 @@ fn object(value: &Value) -> &Map<String, Value> {
     value.as_object().unwrap()
 }
 
-fn refusal(table: &Table, fields: Value) -> Failure {
+fn refusal(table: &FieldTable, fields: Value) -> ApiError {
     table.check(object(&fields)).expect_err(&fields.to_string())
 }
 
-fn ignored(table: &Table, fields: Value) -> Vec<String> {
+fn ignored(table: &FieldTable, fields: Value) -> Vec<String> {
     table.check(object(&fields)).unwrap_or_else(|failure| panic!("{}", failure.message)).0
 }
 
 /// A table, and all tables of fields that are objects.
-fn with_nested(table: &'static Table) -> Vec<&'static Table> {
+fn with_nested(table: &'static FieldTable) -> Vec<&'static FieldTable> {
     let below = table.nested.iter().flat_map(|(_, nested)| with_nested(nested));
     std::iter::once(table).chain(below).collect()
 }

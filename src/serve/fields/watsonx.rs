@@ -1,10 +1,10 @@
 //! The fields of watsonx's API for text generation, and of gneiss's own route.
 
 use super::engines::SAMPLERS;
-use super::{Off, Refused, Table, refused};
+use super::{FieldTable, Off, RefusedField, refused};
 
 /// Fields of `POST /ml/v1/text/generation`, of a deployment's, and of their streams.
-pub(in crate::serve) static GENERATION: Table = Table {
+pub(in crate::serve) static GENERATION: FieldTable = FieldTable {
     of: "/ml/v1/text/generation",
     obeyed: &[&["input", "model_id", "parameters", "moderations"]],
     harmless: &[&["project_id", "space_id", "wml_instance_crn", "extensions"]],
@@ -12,7 +12,7 @@ pub(in crate::serve) static GENERATION: Table = Table {
     nested: &[("parameters", &PARAMETERS)],
 };
 
-static PARAMETERS: Table = Table {
+static PARAMETERS: FieldTable = FieldTable {
     of: "`parameters`",
     obeyed: &[&[
         "decoding_method",
@@ -34,7 +34,7 @@ static PARAMETERS: Table = Table {
     nested: &[("return_options", &RETURN_OPTIONS)],
 };
 
-static RETURN_OPTIONS: Table = Table {
+static RETURN_OPTIONS: FieldTable = FieldTable {
     of: "`parameters.return_options`",
     obeyed: &[&["input_text", "input_tokens", "generated_tokens", "token_logprobs", "top_n_tokens"]],
     harmless: &[],
@@ -47,7 +47,7 @@ static RETURN_OPTIONS: Table = Table {
 };
 
 /// Fields of `POST /v1/classify`.
-pub(in crate::serve) static CLASSIFY: Table = Table {
+pub(in crate::serve) static CLASSIFY: FieldTable = FieldTable {
     of: "/v1/classify",
     obeyed: &[&["model", "input", "task", "labels", "hard_prompt"]],
     harmless: &[&["user", "metadata"]],
@@ -58,7 +58,7 @@ pub(in crate::serve) static CLASSIFY: Table = Table {
     nested: &[],
 };
 
-const NOT_AT_THE_TOP: &[Refused] = &[
+const NOT_AT_THE_TOP: &[RefusedField] = &[
     refused("messages", Off::Empty, "messages are for /ml/v1/text/chat; this route takes `input`"),
     refused("prompt", Off::Empty, "the text is `input` here"),
     refused("max_new_tokens", Off::Null, INSIDE),
@@ -78,7 +78,7 @@ const NOT_AT_THE_TOP: &[Refused] = &[
     refused("max_tokens", Off::Null, "it is `parameters.max_new_tokens` here"),
 ];
 
-const NOT_OF_PARAMETERS: &[Refused] = &[
+const NOT_OF_PARAMETERS: &[RefusedField] = &[
     refused(
         "length_penalty",
         Off::Empty,
@@ -101,7 +101,7 @@ const NOT_OF_PARAMETERS: &[Refused] = &[
 ];
 
 /// What binds an answer, bans tokens or changes the text, as other engines have it.
-const FORMS: &[Refused] = &[
+const FORMS: &[RefusedField] = &[
     refused("guided_*", Off::Empty, FREE),
     refused("structured_outputs", Off::Empty, FREE),
     refused("response_format", Off::Empty, FREE),

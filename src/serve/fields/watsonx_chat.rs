@@ -1,10 +1,10 @@
 //! The fields that watsonx's chats and tokenization have beside those of OpenAI's chats.
 
-use super::{Off, Table, refused};
+use super::{FieldTable, Off, refused};
 
 /// Fields of `POST /ml/v1/text/chat`, of a deployment's, and of their streams, that are not those of
 /// [`CHAT`](super::CHAT).
-pub(in crate::serve) static WATSONX_CHAT: Table = Table {
+pub(in crate::serve) static WATSONX_CHAT: FieldTable = FieldTable {
     of: "/ml/v1/text/chat",
     obeyed: &[&["model_id", "time_limit"]],
     harmless: &[&["project_id", "space_id", "wml_instance_crn", "extensions"]],
@@ -28,7 +28,7 @@ pub(in crate::serve) static WATSONX_CHAT: Table = Table {
 };
 
 /// Fields of `POST /ml/v1/text/tokenization`. The SDK sends a model's parameters of generation with `return_tokens`.
-pub(in crate::serve) static TOKENIZATION: Table = Table {
+pub(in crate::serve) static TOKENIZATION: FieldTable = FieldTable {
     of: "/ml/v1/text/tokenization",
     obeyed: &[&["model_id", "input", "parameters"]],
     harmless: &[&["project_id", "space_id", "wml_instance_crn", "extensions"]],

@@ -4,7 +4,7 @@ mod clients;
 
 use super::*;
 use crate::generate::{Event, Request, StopReason};
-use crate::serve::Options;
+use crate::serve::ServerOptions;
 use crate::serve::testing::{BASE, Fake, say, token};
 use serde_json::json;
 use std::sync::{Mutex, PoisonError};
@@ -67,7 +67,7 @@ fn completion(stream: bool) -> String {
 }
 
 /// A worker that says one token of each request and then waits; where its events go can be had.
-fn waiting(options: Options) -> (Fake, Arc<Mutex<Vec<UnboundedSender<Event>>>>) {
+fn waiting(options: ServerOptions) -> (Fake, Arc<Mutex<Vec<UnboundedSender<Event>>>>) {
     let kept: Arc<Mutex<Vec<UnboundedSender<Event>>>> = Arc::default();
     let of_script = kept.clone();
     let script = move |request: &Request, events: UnboundedSender<Event>| {
@@ -88,8 +88,8 @@ async fn first(kept: &Mutex<Vec<UnboundedSender<Event>>>) -> UnboundedSender<Eve
     panic!("no request came");
 }
 
-fn quick() -> Options {
-    Options { header_seconds: 0.3, body_seconds: 0.3, grace_seconds: 0.3, ..Options::default() }
+fn quick() -> ServerOptions {
+    ServerOptions { header_seconds: 0.3, body_seconds: 0.3, grace_seconds: 0.3, ..ServerOptions::default() }
 }
 
 #[tokio::test]
@@ -128,7 +128,7 @@ async fn who_does_not_finish_a_body_is_told_so() {
 
 #[tokio::test]
 async fn who_sends_too_much_hears_it_behind_it() {
-    let options = Options { max_body_bytes: 1000, ..Options::default() };
+    let options = ServerOptions { max_body_bytes: 1000, ..ServerOptions::default() };
     let fake = Fake::with(options, None, |request, events| say(b"x", request, &events));
     let server = Running::new(&fake).await;
     let answer = server.whole(&post("/v1/completions", &"x".repeat(10 << 20), "")).await;
@@ -148,7 +148,7 @@ async fn who_sends_too_much_hears_it_behind_it() {
 #[tokio::test]
 async fn who_hangs_up_is_generated_for_no_longer() {
     for stream in [true, false] {
-        let (fake, kept) = waiting(Options::default());
+        let (fake, kept) = waiting(ServerOptions::default());
         let server = Running::new(&fake).await;
         let mut client = server.connect().await;
         client.write_all(completion(stream).as_bytes()).await.unwrap();
@@ -166,7 +166,7 @@ async fn who_hangs_up_is_generated_for_no_longer() {
 
 #[tokio::test]
 async fn a_server_ends_behind_the_requests_under_way() {
-    let (fake, kept) = waiting(Options::default());
+    let (fake, kept) = waiting(ServerOptions::default());
     let mut server = Running::new(&fake).await;
     let mut client = server.connect().await;
     let idle = server.connect().await;
@@ -207,7 +207,7 @@ async fn a_server_with_a_certificate_speaks_https() {
     let tls = crate::serve::Tls { certificate: fixture("certificate.pem"), key: fixture("key.pem") };
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(&tls.certificate).unwrap()).unwrap();
-    let options = Options { tls: Some(tls), ..quick() };
+    let options = ServerOptions { tls: Some(tls), ..quick() };
     let fake = Fake::with(options, None, |request, events| say(b"hello", request, &events));
     let mut server = Running::new(&fake).await;
     let client = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
@@ -232,7 +232,7 @@ async fn a_server_with_a_certificate_speaks_https() {
 
 #[tokio::test]
 async fn connections_beyond_the_limit_wait() {
-    let (fake, kept) = waiting(Options { max_connections: 1, ..Options::default() });
+    let (fake, kept) = waiting(ServerOptions { max_connections: 1, ..ServerOptions::default() });
     let server = Running::new(&fake).await;
     let mut client = server.connect().await;
     client.write_all(completion(true).as_bytes()).await.unwrap();

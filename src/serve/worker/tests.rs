@@ -26,11 +26,11 @@ fn request(seed: u32) -> Request {
 fn serve(
     requests: Vec<Request>,
     fails: impl FnMut(Work, usize) -> bool + 'static,
-) -> (Vec<Vec<Event>>, Vec<Step>) {
+) -> (Vec<Vec<Event>>, Vec<StepMetrics>) {
     let model = model();
-    let limits = Limits { queue: 100, sequence_tokens: 200, cache_rows: 400, step_rows: 64 };
+    let limits = ServerLimits { queue: 100, sequence_tokens: 200, cache_rows: 400, step_rows: 64 };
     let base = Served::base("base");
-    let shared = Arc::new(Shared {
+    let shared = Arc::new(WorkerState {
         limits,
         vocab_size: model.config().vocab_size,
         hidden_size: model.config().hidden_size,

@@ -34,7 +34,7 @@ async fn who_waits_for_100_gets_it_and_who_is_refused_does_not_send() {
     stream.write_all(body.as_bytes()).await.unwrap();
     let answer = rest(&mut stream).await;
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("hello"), "{answer}");
-    let key = Options { api_key: Some("k".into()), ..quick() };
+    let key = ServerOptions { api_key: Some("k".into()), ..quick() };
     let closed = Running::new(&Fake::with(key, None, |_, _| true)).await;
     let answer = closed.whole(head).await;
     assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");

@@ -1,0 +1,88 @@
+//! IBM watsonx.ai's API for text generation and chats (<https://cloud.ibm.com/apidocs/watsonx-ai>), as the Cloud Pak for Data has
+//! it, and what its SDK `ibm-watsonx-ai` asks before it generates.
+//!
+//! A deployment is a model of this server, by its name or by an id that is made of the name: the SDK takes ids of 36
+//! letters alone. The input of a deployed prompt is put into the verbalizer that it was tuned with, as watsonx does;
+//! `/ml/v1/text/generation` takes the text as it is. `input_token_count` counts virtual tokens too.
+
+mod chat;
+mod cloud_pak;
+mod generation;
+mod parameters;
+#[cfg(test)]
+mod tests;
+
+use super::Api;
+use crate::serve::api_error::ApiError;
+use crate::serve::served::Served;
+use crate::serve::state::AppState;
+use axum::Router;
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// Where clients get a token for a key.
+pub(super) const AUTHORIZE: &str = "/icp4d-api/v1/authorize";
+/// What clients ask first.
+pub(super) const VERSION: &str = "/ml/wml_services/v2/version";
+
+pub(super) const API: Api = Api { name: "watsonx", error_body };
+
+/// Its paths begin with one of these.
+pub(super) const PREFIXES: [&str; 3] = ["/ml/", "/icp4d-api/", "/v2/"];
+
+/// The list of errors.
+fn error_body(error: &ApiError) -> Value {
+    let entry = json!({"code": error.code, "message": error.message, "more_info": ""});
+    let trace = format!("{:032x}", rand::random::<u128>());
+    json!({"errors": [entry], "trace": trace, "status_code": error.status.as_u16()})
+}
+
+pub(super) fn routes() -> Router<Arc<AppState>> {
+    Router::new()
+        .route("/ml/v1/deployments/{deployment}/text/generation", post(generation::of_deployment))
+        .route(
+            "/ml/v1/deployments/{deployment}/text/generation_stream",
+            post(generation::stream_of_deployment),
+        )
+        .route("/ml/v1/deployments/{deployment}/generation_stream", post(generation::stream_of_deployment))
+        .route("/ml/v1/text/generation", post(generation::of_model))
+        .route("/ml/v1/text/generation_stream", post(generation::stream_of_model))
+        .route("/ml/v1/deployments/{deployment}/text/chat", post(chat::of_deployment))
+        .route("/ml/v1/deployments/{deployment}/text/chat_stream", post(chat::stream_of_deployment))
+        .route("/ml/v1/text/chat", post(chat::of_model))
+        .route("/ml/v1/text/chat_stream", post(chat::stream_of_model))
+        .route("/ml/v1/text/tokenization", post(generation::tokenize))
+        .route("/ml/v1/foundation_model_specs", get(cloud_pak::specs))
+        .route("/ml/v4/deployments", get(cloud_pak::deployments))
+        .route("/ml/v4/deployments/{deployment}", get(cloud_pak::deployment))
+        .route("/v2/spaces/{id}", get(cloud_pak::space))
+        .route("/v2/projects/{id}", get(cloud_pak::space))
+        .route(AUTHORIZE, post(cloud_pak::authorize))
+        .route(VERSION, get(cloud_pak::version))
+}
+
+/// The model of a deployment, by its name or id.
+///
+/// # Errors
+/// 404.
+fn deployed(app: &AppState, deployment: &str) -> Result<Arc<Served>, ApiError> {
+    let models = app.client.models();
+    let found = models.iter().find(|served| served.name == deployment || id(&served.name) == deployment);
+    found.cloned().ok_or_else(|| {
+        let names: Vec<&str> = models.iter().map(|served| served.name.as_str()).collect();
+        let message = format!("there is no deployment `{deployment}`; this server has {}", names.join(", "));
+        ApiError::new(StatusCode::NOT_FOUND, "deployment_not_found", message)
+    })
+}
+
+/// The id of a deployment: a UUID of version 8 (RFC 9562) from the name's 128-bit FNV-1a hash, the same in every run.
+fn id(name: &str) -> String {
+    const OFFSET: u128 = 0x6c62272e07bb014262b821756295c58d;
+    const PRIME: u128 = 0x0000000001000000000000000000013b;
+    let hash = name.bytes().fold(OFFSET, |hash, byte| (hash ^ u128::from(byte)).wrapping_mul(PRIME));
+    let marked = hash & !(0xf << 76) & !(0x3 << 62) | (0x8 << 76) | (0x2 << 62);
+    let hex = format!("{marked:032x}");
+    [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
+}
