@@ -3,6 +3,8 @@
 use crate::calendar;
 use crate::serve::api_error::ApiError;
 use axum::http::{HeaderMap, StatusCode, header};
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 use subtle::ConstantTimeEq;
@@ -139,19 +141,7 @@ fn token(since: SystemTime) -> String {
     let payload = serde_json::json!({"sub": "gneiss", "iat": issued, "exp": expires}).to_string();
     let secret: [u8; 32] = rand::random();
     let parts: [&[u8]; 3] = [br#"{"alg":"none","typ":"JWT"}"#, payload.as_bytes(), &secret];
-    parts.map(base64url).join(".")
-}
-
-/// Base64 for URLs, without padding (RFC 4648, section 5).
-fn base64url(bytes: &[u8]) -> String {
-    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let group = |chunk: &[u8]| {
-        let bits =
-            chunk.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
-        let letter = move |i: usize| char::from(LETTERS[(bits >> (18 - 6 * i) & 63) as usize]);
-        (0..=chunk.len()).map(letter).collect::<String>()
-    };
-    bytes.chunks(3).map(group).collect()
+    parts.map(|part| BASE64_URL_SAFE_NO_PAD.encode(part)).join(".")
 }
 
 #[cfg(test)]
@@ -225,16 +215,5 @@ mod tests {
             assert!(Auth::new(Some(key.into())).is_err(), "{key:?}");
         }
         assert!(Auth::new(Some("x".repeat(LONGEST + 1))).is_err());
-    }
-
-    /// Test vectors of RFC 4648, section 10, without their padding.
-    #[test]
-    fn base64_is_the_standards() {
-        for (bytes, expected) in
-            [("", ""), ("f", "Zg"), ("fo", "Zm8"), ("foo", "Zm9v"), ("foob", "Zm9vYg"), ("fooba", "Zm9vYmE")]
-        {
-            assert_eq!(base64url(bytes.as_bytes()), expected);
-        }
-        assert_eq!(base64url(&[0xFB, 0xFF]), "-_8");
     }
 }

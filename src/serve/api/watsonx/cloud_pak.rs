@@ -93,7 +93,7 @@ fn details(app: &AppState, served: &Served, origin: &str) -> Value {
 pub(super) async fn specs(State(app): State<Arc<AppState>>) -> Response {
     let tokens = app.client.limits().sequence_tokens;
     let (provider, label) = app.model_id.split_once('/').unwrap_or(("", &app.model_id));
-    let since = calendar::strftime(calendar::utc(app.started), "%Y-%m-%d");
+    let since = calendar::date(app.started);
     let mut functions = vec![json!({"id": "text_generation"})];
     if app.chats() {
         functions.push(json!({"id": "text_chat"}));
