@@ -92,7 +92,7 @@ struct LimitArgs {
 }
 
 /// A server that is ready to take connections.
-pub(super) struct Deployed {
+pub(super) struct RunningServer {
     /// What the connections get.
     pub(super) app: App,
     /// The models.
@@ -163,7 +163,7 @@ impl Serve {
         Ok(named)
     }
 
-    fn listen(self, deployed: Deployed, folder: Option<AdapterFolder>) -> anyhow::Result<()> {
+    fn listen(self, deployed: RunningServer, folder: Option<AdapterFolder>) -> anyhow::Result<()> {
         let (app, client) = (deployed.app.clone(), deployed.client.clone());
         let runtime = runtime()?;
         let outcome = runtime.block_on(async {
@@ -201,7 +201,7 @@ impl Serve {
     }
 }
 
-impl Deployed {
+impl RunningServer {
     /// Ends the model's thread, every request answered.
     pub(super) fn end(self) -> anyhow::Result<()> {
         self.client.end();
@@ -221,7 +221,7 @@ pub(super) fn deploy(
     session: Session,
     limits: ServerLimits,
     options: ServerOptions,
-) -> anyhow::Result<Deployed> {
+) -> anyhow::Result<RunningServer> {
     let limits = gneiss::serve::serving_limits(&session.model, limits)?;
     let template = chat_template_of(&session::locate(&session.id)?)?;
     let Session { model, tokenizer, id, .. } = session;
@@ -238,7 +238,7 @@ pub(super) fn deploy(
     if let Some(problem) = app.chat_problem() {
         eprintln!("warning: the checkpoint's chat template can't be used, and chats are refused: {problem}");
     }
-    Ok(Deployed { app, client, thread })
+    Ok(RunningServer { app, client, thread })
 }
 
 /// The key in a file of one line.

@@ -8,8 +8,8 @@ mod prefixes;
 mod request;
 mod sampling;
 mod sequence;
-pub(crate) mod stop;
-pub(crate) mod text_stream;
+pub mod stop;
+pub mod text_stream;
 
 pub use choices::Choices;
 pub use engine::{Engine, Stepped};

@@ -4,7 +4,7 @@ pub mod init;
 mod named;
 pub mod peft;
 mod soft_prompt;
-pub(crate) mod torch_reader;
+pub mod torch_reader;
 pub mod vocabulary;
 
 pub use named::Tuned;

@@ -1,7 +1,7 @@
 //! One sequence that the model generates: from events of the worker to pieces of text.
 
 use super::metrics::Meter;
-use crate::generate::stop::{Passed, StopFilter};
+use crate::generate::stop::{FilteredText, StopFilter};
 use crate::generate::text_stream::TextStream;
 use crate::generate::{Event, Request, StopReason, Token};
 use crate::serve::api_error::ApiError;
@@ -129,7 +129,7 @@ impl Generation {
             Event::FirstScores(scores) => self.ready.push_back(Piece::First(scores)),
             Event::Token(token) => self.token(token)?,
             Event::Finished(reason) => {
-                let text = self.stop.rest();
+                let text = self.stop.finish();
                 self.end(
                     text,
                     match reason {
@@ -160,7 +160,7 @@ impl Generation {
         let mut passed = self.stop.push(&text);
         if let (None, Some(token)) = (&passed.stop, special.flatten()) {
             let behind = self.stop.push_special(&token);
-            passed = Passed { text: passed.text + &behind.text, ..behind };
+            passed = FilteredText { text: passed.text + &behind.text, ..behind };
         }
         match passed.stop {
             Some(stop) => {

@@ -1,26 +1,26 @@
-//! `continue_final_message`: the conversation's text ends with the last message, for the model to go on with it; as
-//! transformers does it (`transformers/utils/chat_template_utils.py`).
+//! `continue_final_message`: the conversation's text ends with the last message, and the model continues it. The method is
+//! that of transformers (`transformers/utils/chat_template_utils.py`).
 
-/// Stands behind the last message while the template is rendered. Of its space at the end one sees whether the template
-/// cuts spaces off.
+/// Follows the last message while the template is rendered. Its trailing space shows whether the template removes
+/// trailing spaces.
 const TAG: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
 
-/// What is wrong when the last message is not in the text as it was given.
-pub(crate) const LOST: &str =
+/// The error if the text does not contain the last message as it was given.
+pub const LOST: &str =
     "expected a chat template that writes the last message as it is, found that it changes or leaves it out";
 
-/// Marks the end of the last message; gives the message.
-pub(crate) fn mark(content: &mut String) -> String {
+/// Marks the end of the last message. Returns the message without the mark.
+pub fn mark(content: &mut String) -> String {
     let message = content.clone();
     content.push_str(TAG);
     message
 }
 
-/// The text up to the end of the marked message; `None` when the template left the message out.
-pub(crate) fn cut(text: &str, message: &str) -> Option<String> {
+/// The text up to the end of the marked message; `None` if the template left the message out.
+pub fn cut(text: &str, message: &str) -> Option<String> {
     let end = text.rfind(TAG.trim_end()).filter(|_| text.contains(message.trim()))?;
     let before = &text[..end];
-    // A template that cuts spaces at the end of a message would have cut those of this one.
+    // A template that removes trailing spaces of a message would have removed those of this one.
     Some(if text[end..].starts_with(TAG) { before } else { before.trim_end() }.to_owned())
 }
 

@@ -1,8 +1,9 @@
 //! Steps 8 and 9 of the tutorial: a server with base and tuned prompt, and the test file asked of both over HTTP.
 
-use super::eval::share;
-use super::serve::{self, Deployed};
-use super::{progress, text};
+use super::super::eval::share;
+use super::super::serve::{self, RunningServer};
+use super::super::{progress, text};
+use super::{line, step};
 use anyhow::Context;
 use gneiss::config::Config;
 use gneiss::data::Template;
@@ -27,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A model's answers over HTTP beside those of step 7.
 #[derive(Debug, Clone, serde::Serialize)]
-pub(super) struct Asked {
+pub(super) struct ServedAnswers {
     /// The model's name at the server.
     model: String,
     /// Rows asked.
@@ -43,20 +44,52 @@ pub(super) struct Asked {
 }
 
 /// A server under way, which ends with this.
-pub(super) struct Server {
-    pub(super) url: String,
+struct Server {
+    url: String,
     /// The tuned prompt's name.
-    pub(super) name: String,
+    name: String,
     base: String,
     runtime: Option<tokio::runtime::Runtime>,
     end: Option<tokio::sync::oneshot::Sender<()>>,
     serving: Option<tokio::task::JoinHandle<std::io::Result<()>>>,
-    deployed: Option<Deployed>,
+    deployed: Option<RunningServer>,
+}
+
+/// Runs steps 8 and 9, and prints them if `show` is true. Returns each model's answers.
+pub(super) fn steps(
+    config: &Config,
+    session: Session,
+    folder: &Path,
+    evaluation: &Evaluation,
+    show: bool,
+) -> anyhow::Result<Vec<ServedAnswers>> {
+    if show {
+        step(
+            8,
+            "Deployment",
+            "a server on this machine, for OpenAI's and watsonx's clients, until the end of this tutorial",
+        );
+    }
+    let server = Server::start(config, session, folder)?;
+    if show {
+        print_server(config, folder, &server, evaluation)?;
+        step(
+            9,
+            "Tuned against base, over HTTP",
+            "both answer the test file again, as a program elsewhere would ask",
+        );
+    }
+    let answers = server.ask(config, evaluation)?;
+    server.end()?;
+    if show {
+        print(&answers);
+    }
+    Ok(answers)
 }
 
 impl Server {
     /// Serves the model of `session` and the run's prompt on a free port of this machine.
-    pub(super) fn start(config: &Config, session: Session, folder: &Path) -> anyhow::Result<Self> {
+    fn start(config: &Config, session: Session, folder: &Path) -> anyhow::Result<Self> {
         let limits =
             ServerLimits { queue: 1024, sequence_tokens: 0, cache_rows: 0, step_rows: config.train.max_rows };
         let base = session.id.clone();
@@ -85,17 +118,17 @@ impl Server {
     }
 
     /// Ends the server, every request answered.
-    pub(super) fn end(mut self) -> anyhow::Result<()> {
+    fn end(mut self) -> anyhow::Result<()> {
         drop(self.end.take());
         if let (Some(runtime), Some(serving)) = (self.runtime.take(), self.serving.take()) {
             runtime.block_on(serving)??;
         }
-        self.deployed.take().map_or(Ok(()), Deployed::end)
+        self.deployed.take().map_or(Ok(()), RunningServer::end)
     }
 
     /// Asks base and tuned prompt for every row that step 7 asked for: watsonx's requests, as the tutorial's own step 9
     /// sends them.
-    pub(super) fn ask(&self, config: &Config, evaluation: &Evaluation) -> anyhow::Result<Vec<Asked>> {
+    fn ask(&self, config: &Config, evaluation: &Evaluation) -> anyhow::Result<Vec<ServedAnswers>> {
         let [base, tuned, ..] = &evaluation.arms[..] else {
             anyhow::bail!("step 7 asked base and tuned prompt")
         };
@@ -123,7 +156,7 @@ impl Server {
         path: &str,
         answers: &Answers,
         body: &(dyn Fn(&str) -> Value + Sync),
-    ) -> anyhow::Result<Asked> {
+    ) -> anyhow::Result<ServedAnswers> {
         let (rows, next, started) = (&answers.predictions, AtomicUsize::new(0), Instant::now());
         let bar = progress::bar(rows.len(), "asking", progress::COUNT);
         let texts = Mutex::new(vec![String::new(); rows.len()]);
@@ -151,7 +184,7 @@ impl Server {
         bar.finish_and_clear();
         let texts = texts.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         let count = |fits: &dyn Fn(usize) -> bool| (0..rows.len()).filter(|i| fits(*i)).count();
-        Ok(Asked {
+        Ok(ServedAnswers {
             model: model.to_owned(),
             rows: rows.len(),
             correct: count(&|i| texts[i] == rows[i].expected),
@@ -170,7 +203,7 @@ impl Server {
     }
 
     /// One request as a person would send it, and what comes back.
-    pub(super) fn example(&self, config: &Config, input: &str) -> anyhow::Result<(String, String)> {
+    fn example(&self, config: &Config, input: &str) -> anyhow::Result<(String, String)> {
         let path = format!("/ml/v1/deployments/{}/text/generation", self.name);
         let body = json!({"input": input, "parameters": {"max_new_tokens": config.data.max_output_tokens}});
         let answer = self.post(&ureq::Agent::new_with_defaults(), &path, &body)?;
@@ -191,7 +224,7 @@ fn deployment_name(run: &str, base: &str) -> String {
 }
 
 /// Shows step 9: each model's accuracy over HTTP and in step 7.
-pub(super) fn print(asked: &[Asked]) {
+fn print(asked: &[ServedAnswers]) {
     let mut rows =
         vec![["", "over HTTP", "step 7", "same answers", "requests/s"].map(str::to_owned).to_vec()];
     for (title, of) in ["base, hard prompt", "tuned, soft prompt"].iter().zip(asked) {
@@ -214,4 +247,34 @@ pub(super) fn print(asked: &[Asked]) {
              and in 16-bit dtypes two tokens can be as likely as each other."
         }
     );
+}
+
+/// Shows step 8: the files of the run, a request with its answer, and the commands to go on with.
+fn print_server(
+    config: &Config,
+    folder: &Path,
+    server: &Server,
+    evaluation: &Evaluation,
+) -> anyhow::Result<()> {
+    let adapter = folder.join(layout::ADAPTER);
+    let bytes = std::fs::metadata(adapter.join("adapter_model.safetensors"))?.len();
+    line("adapter", format!("{} ({})", adapter.display(), text::bytes(bytes)));
+    line("report", folder.join(layout::REPORT).display());
+    line("server", format!("{} serves {} and {}", server.url, config.model.id, server.name));
+    let first = evaluation.arms.first().and_then(|arm| arm.answers.predictions.first());
+    let (request, answer) = server.example(config, first.map_or("", |row| &row.input))?;
+    println!("\nA request, and its answer:\n\n  {request}\n  {answer}");
+    let (model, name) = (&config.model.id, &server.name);
+    println!("\nTo serve it from now on, with a page to try it in a browser:\n");
+    println!("  gneiss serve --model {model} --adapter {name}={}", adapter.display());
+    println!("\nFor engines that know nothing of prompts, such as vLLM or llama.cpp:\n");
+    println!(
+        "  gneiss export --model {model} --adapter {name}={} --bake --out {name}-baked",
+        adapter.display()
+    );
+    println!("\nIn Python:\n");
+    println!("  from peft import PeftModel");
+    println!("  model = PeftModel.from_pretrained(base_model, {:?})", adapter.display().to_string());
+    println!("  model.generate(**inputs, use_cache=False)");
+    Ok(())
 }
