@@ -5,10 +5,10 @@ use super::{PlaceArgs, progress};
 use clap::Args;
 use gneiss::checkpoint::chat_template_of;
 use gneiss::config::ModelOptions;
-use gneiss::prompt::Tuned;
+use gneiss::prompt::{Tuned, check_name, split_name};
 use gneiss::serve::ServerLimits;
 use gneiss::serve::client::Client;
-use gneiss::serve::served::{Served, check_name};
+use gneiss::serve::served::Served;
 use gneiss::serve::watch::{AdapterFolder, FolderChange};
 use gneiss::serve::worker;
 use gneiss::serve::{App, Metrics, ServerOptions, Tls};
@@ -20,8 +20,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// Between two looks at the folder of adapters.
-const LOOK: Duration = Duration::from_secs(1);
+/// Time between two updates from the folder of adapters.
+const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Serves the base model and tuned prompts over HTTP: OpenAI's API, watsonx's, and a page to try them at `/`. Ctrl-C ends
 /// it once the requests under way are answered.
@@ -91,11 +91,11 @@ struct LimitArgs {
     step_tokens: usize,
 }
 
-/// A server that is ready to take connections.
+/// A server that is ready to accept connections.
 pub(super) struct RunningServer {
-    /// What the connections get.
+    /// The server without its connections.
     pub(super) app: App,
-    /// The models.
+    /// The handle to the model's thread.
     pub(super) client: Client,
     thread: JoinHandle<()>,
 }
@@ -136,8 +136,9 @@ impl Serve {
         for Tuned { name, folder, adapter, .. } in named {
             deployed.client.load(Served::tuned(&name, &folder, &adapter)?, adapter)?;
         }
-        let taken = deployed.client.models().iter().map(|served| served.name.clone()).collect();
-        let folder = self.adapter_dir.as_deref().map(|path| AdapterFolder::new(path, taken)).transpose()?;
+        let reserved = deployed.client.models().iter().map(|served| served.name.clone()).collect();
+        let folder =
+            self.adapter_dir.as_deref().map(|path| AdapterFolder::new(path, reserved)).transpose()?;
         self.listen(deployed, folder)
     }
 
@@ -145,8 +146,8 @@ impl Serve {
     fn named(&self) -> anyhow::Result<Vec<Tuned>> {
         let mut named: Vec<Tuned> = Vec::new();
         for given in &self.adapters {
-            let Some((name, folder)) = given.split_once('=') else {
-                let problem = format!("--adapter {given}: expected NAME=DIR, found no `=`");
+            let (Some(name), folder) = split_name(given) else {
+                let problem = format!("--adapter {given}: expected NAME=DIR, found no name");
                 return Err(gneiss::Error::Invalid(problem).into());
             };
             check_name(name)?;
@@ -155,7 +156,7 @@ impl Serve {
                     format!("--adapter {given}: expected a name of its own, found that another model has it");
                 return Err(gneiss::Error::Invalid(problem).into());
             }
-            let mut tuned = Tuned::read_all(&[folder.into()])?.remove(0);
+            let mut tuned = Tuned::read_all(&[folder])?.remove(0);
             super::warn_of(&tuned.adapter);
             tuned.name = name.to_owned();
             named.push(tuned);
@@ -178,18 +179,18 @@ impl Serve {
                 }
             }
             if let Some(folder) = folder {
-                follow(folder, client.clone());
+                watch_folder(folder, client.clone());
             }
             for served in client.models().iter() {
                 describe(served);
             }
             let scheme = if self.tls_cert.is_some() { "https" } else { "http" };
-            // What a script waits for.
+            // Scripts wait for these lines.
             for address in addresses {
                 println!("listening on {scheme}://{address}");
             }
             std::io::stdout().flush()?;
-            gneiss::serve::serve(listeners, app, asked_to_end()).await?;
+            gneiss::serve::serve(listeners, app, shutdown_signal()).await?;
             anyhow::Ok(())
         });
         drop(runtime);
@@ -202,7 +203,7 @@ impl Serve {
 }
 
 impl RunningServer {
-    /// Ends the model's thread, every request answered.
+    /// Ends the model's thread after it has answered every request.
     pub(super) fn end(self) -> anyhow::Result<()> {
         self.client.end();
         drop(self.app);
@@ -211,12 +212,12 @@ impl RunningServer {
     }
 }
 
-/// Two threads: the model takes the cores.
+/// A runtime of two threads, because the model needs the cores.
 pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
 }
 
-/// Puts the model of `session` on a thread of its own, behind a server that nothing has connected to yet.
+/// Moves the model of `session` to a thread of its own, and returns a server for it that does not accept connections yet.
 pub(super) fn deploy(
     session: Session,
     limits: ServerLimits,
@@ -227,13 +228,13 @@ pub(super) fn deploy(
     let Session { model, tokenizer, id, .. } = session;
     let metrics = Arc::<Metrics>::default();
     let counted = metrics.clone();
-    let watch = move |step: worker::StepMetrics| {
-        counted.step(step);
+    let on_step = move |step: worker::StepMetrics| {
+        counted.count_step(step);
         if let Some(rows) = step.less_rows {
             super::warn(format_args!("the device ran out of memory: steps have at most {rows} rows for now"));
         }
     };
-    let (client, thread) = worker::start(model, Served::base(&id), limits, watch)?;
+    let (client, thread) = worker::start(model, Served::base(&id), limits, on_step)?;
     let app = App::new(client.clone(), tokenizer, template, id, options)?.with_metrics(metrics);
     if let Some(problem) = app.chat_problem() {
         eprintln!("warning: the checkpoint's chat template can't be used, and chats are refused: {problem}");
@@ -265,27 +266,27 @@ fn describe(served: &Served) {
     eprintln!("serving    {}: {what}", served.name);
 }
 
-/// Follows a folder's content until the process ends, from now on.
-fn follow(mut folder: AdapterFolder, client: Client) {
-    let mut look = move || {
-        match folder.look(&client) {
-            Ok(changes) => changes.iter().for_each(tell),
+/// Loads what a folder contains, and follows its changes until the process ends.
+fn watch_folder(mut folder: AdapterFolder, client: Client) {
+    let mut update = move || {
+        match folder.update(&client) {
+            Ok(changes) => changes.iter().for_each(report),
             Err(error) => eprintln!("warning: {error}; what is loaded stays"),
         }
         client.is_serving()
     };
-    look();
+    update();
     std::thread::spawn(move || {
         loop {
-            std::thread::sleep(LOOK);
-            if !look() {
+            std::thread::sleep(INTERVAL);
+            if !update() {
                 return;
             }
         }
     });
 }
 
-fn tell(change: &FolderChange) {
+fn report(change: &FolderChange) {
     match change {
         FolderChange::Loaded(name) => eprintln!("loaded     {name}"),
         FolderChange::Unloaded(name) => eprintln!("unloaded   {name}"),
@@ -293,8 +294,8 @@ fn tell(change: &FolderChange) {
     }
 }
 
-/// Ends with Ctrl-C or SIGTERM.
-async fn asked_to_end() {
+/// Completes at Ctrl-C or SIGTERM.
+async fn shutdown_signal() {
     let interrupt = tokio::signal::ctrl_c();
     #[cfg(unix)]
     {

@@ -64,21 +64,7 @@ impl Tutorial {
             step(2, "Data", "what the prompt learns from, is chosen by, and is judged on");
             data(&order.config)?;
         }
-        if self.run.find_lr {
-            let (found, folder) = find_lr::run(&order.config, &session)?;
-            order.config.train.learning_rate = found.suggestion.unwrap_or(order.config.train.learning_rate);
-            if show {
-                step(
-                    3,
-                    "Experiment",
-                    "first a learning rate, then every setting; --set KEY=VALUE changes one",
-                );
-                find_lr::print(&found, &folder);
-                println!();
-            }
-        } else if show {
-            step(3, "Experiment", "every setting; --set KEY=VALUE changes one");
-        }
+        self.learning_rate(&mut order.config, &session)?;
         if show {
             experiment(&order.config)?;
             step(
@@ -110,6 +96,27 @@ impl Tutorial {
         if !show {
             let outcome = Outcome { tuning: tune::Outcome::of(&folder, &summary), evaluation, deployment };
             println!("{}", serde_json::to_string(&outcome)?);
+        }
+        Ok(())
+    }
+
+    /// Sets the learning rate that the range test suggests, if it is asked for, and prints step 3's title.
+    fn learning_rate(&self, config: &mut Config, session: &Session) -> anyhow::Result<()> {
+        let show = !self.run.json;
+        if self.run.find_lr {
+            let (found, folder) = find_lr::run(config, session)?;
+            config.train.learning_rate = found.suggestion.unwrap_or(config.train.learning_rate);
+            if show {
+                step(
+                    3,
+                    "Experiment",
+                    "first a learning rate, then every setting; --set KEY=VALUE changes one",
+                );
+                find_lr::print(&found, &folder);
+                println!();
+            }
+        } else if show {
+            step(3, "Experiment", "every setting; --set KEY=VALUE changes one");
         }
         Ok(())
     }

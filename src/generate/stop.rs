@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_begin_a_stop_sequence_is_held_back() {
+    fn stop_filter_withholds_the_beginning_of_a_sequence() {
         let mut filter = StopFilter::new(vec!["\n\nQ:".into(), "Q!".into()]);
         let mut push = |piece: &str| filter.push(piece).text;
         assert_eq!(
@@ -207,7 +207,7 @@ mod tests {
         let open = |text: &str| (text.to_owned(), None);
         assert_eq!(filtered_special(&["<|e|>"], &["yes", "<|e|>", "no"]), ended("yes", "<|e|>"));
         assert_eq!(filtered_special(&["<|e|>"], &["yes", "<|f|>", "no"]), open("yesno"));
-        // With text before, behind and between.
+        // With text before, after and between.
         assert_eq!(filtered_special(&["s<|e|>\n"], &["yes", "<|e|>", "\n", "no"]), ended("ye", "s<|e|>\n"));
         assert_eq!(filtered_special(&["s<|e|>\n"], &["yes", "<|e|>", " ", "no"]), open("yes no"));
         assert_eq!(filtered_special(&["<|e|><|f|>"], &["a", "<|e|>", "<|f|>"]), ended("a", "<|e|><|f|>"));
@@ -230,7 +230,7 @@ mod tests {
     proptest! {
         /// However a text is cut, the same of it passes, and it is what stands before the first complete sequence.
         #[test]
-        fn the_cut_makes_no_difference(
+        fn stop_filter_does_not_depend_on_the_pieces(
             text in "[abc]{0,30}",
             sequences in prop::collection::vec("[abc]{1,4}", 0..4),
             cuts in prop::collection::vec(1usize..5, 30),

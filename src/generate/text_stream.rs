@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_without_end_comes_out_and_takes_no_more_time() {
+    fn text_stream_returns_endless_invalid_bytes_in_constant_time() {
         let tokenizer = byte_level();
         let mut stream = TextStream::new(&tokenizer.tokenizer, &[], true).unwrap();
         let mut text = String::new();
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_space_before_a_text_is_kept_behind_another_text() {
+    fn text_stream_keeps_a_leading_space_after_another_text() {
         let tokenizer = byte_fallback();
         let id = |piece: &str| tokenizer.tokenizer.token_to_id(piece).unwrap();
         let (space_a, b) = (id("\u{2581}a"), id("b"));
@@ -201,17 +201,17 @@ mod tests {
     }
 
     proptest! {
-        /// What comes in pieces is what the decoder makes of the whole, but for an end that is no whole character.
+        /// The pieces together are the decoded text, except for an incomplete character at the end.
         #[test]
-        fn pieces_make_the_whole(text in ".{0,40}", cut in 0usize..4, before in "[ab ]{0,9}") {
+        fn text_stream_pieces_are_the_decoded_text(text in ".{0,40}", cut in 0usize..4, before in "[ab ]{0,9}") {
             let tokenizer = byte_level();
             let ids = bytes(&text);
             let ids = &ids[..ids.len().saturating_sub(cut)];
             let given = pieces(&tokenizer, &bytes(&before), ids);
-            let whole = String::from_utf8_lossy(&ids.iter().map(|id| *id as u8).collect::<Vec<_>>()).into_owned();
-            // The text may end in a replacement character of its own, which is not told from an incomplete one.
+            let expected = String::from_utf8_lossy(&ids.iter().map(|id| *id as u8).collect::<Vec<_>>()).into_owned();
+            // The text may end in a replacement character of its own, which cannot be distinguished from an incomplete one.
             let all = given.concat();
-            prop_assert_eq!(all.trim_end_matches(REPLACEMENT), whole.trim_end_matches(REPLACEMENT));
+            prop_assert_eq!(all.trim_end_matches(REPLACEMENT), expected.trim_end_matches(REPLACEMENT));
             for piece in given.iter().filter(|_| !text.contains(REPLACEMENT)) {
                 prop_assert!(!piece.contains(REPLACEMENT), "{piece:?}");
             }
@@ -219,17 +219,17 @@ mod tests {
 
         /// Bytes of any kind come out as a lossy decoder shows them, but for an end that may be incomplete.
         #[test]
-        fn bytes_of_any_kind_do_not_upset_it(ids in prop::collection::vec(0u32..259, 0..60)) {
+        fn text_stream_decodes_any_bytes(ids in prop::collection::vec(0u32..259, 0..60)) {
             let tokenizer = byte_level();
             let given = pieces(&tokenizer, &[], &ids).concat();
-            let whole = tokenizer.decode(&ids, true).unwrap();
-            prop_assert_eq!(given.trim_end_matches(REPLACEMENT), whole.trim_end_matches(REPLACEMENT));
-            prop_assert!(whole.starts_with(&given));
+            let expected = tokenizer.decode(&ids, true).unwrap();
+            prop_assert_eq!(given.trim_end_matches(REPLACEMENT), expected.trim_end_matches(REPLACEMENT));
+            prop_assert!(expected.starts_with(&given));
         }
 
-        /// Byte-fallback decoders go back on what they showed; the stream does not, and loses no whole character.
+        /// Byte-fallback decoders change earlier text; the stream does not, and loses no complete character.
         #[test]
-        fn byte_fallback_does_not_upset_it(text in "[ab\u{e9}\u{20ac}\u{1f600} ]{0,20}") {
+        fn text_stream_decodes_byte_fallback(text in "[ab\u{e9}\u{20ac}\u{1f600} ]{0,20}") {
             let tokenizer = byte_fallback();
             let ids = tokenizer.encode(&text, false).unwrap();
             let b = tokenizer.tokenizer.token_to_id("b").unwrap();

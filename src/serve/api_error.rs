@@ -6,7 +6,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 
-/// Seconds after which a client that was turned away may try again.
+/// Seconds after which a client that was refused may try again.
 const RETRY_AFTER: u64 = 1;
 
 /// Values of `Content-Encoding` that clients may send, as the header `Accept-Encoding` of an error lists them.
@@ -16,11 +16,11 @@ pub(super) const ACCEPTED_ENCODINGS: &str = "gzip, deflate";
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct ApiError {
     pub status: StatusCode,
-    /// For programs.
+    /// A code for programs.
     pub code: &'static str,
-    /// For people: what was expected, what was found.
+    /// A message for people, with the expected value and the actual one.
     pub message: String,
-    /// The key of the request that it is about.
+    /// The field of the request that it is about.
     pub param: Option<String>,
 }
 
@@ -29,26 +29,26 @@ impl ApiError {
         Self { status, code, message: message.into(), param: None }
     }
 
-    /// A value of the request that can't be taken; the message names the key.
+    /// An invalid value of the request. The message names the key.
     pub fn invalid(key: impl Into<String>, problem: impl std::fmt::Display) -> Self {
         let key = key.into();
         let message = format!("`{key}`: {problem}");
         Self { param: Some(key), ..Self::new(StatusCode::BAD_REQUEST, "invalid_value", message) }
     }
 
-    /// A key that has to be there.
+    /// A missing key.
     pub fn missing(key: impl Into<String>, expected: &str) -> Self {
         let key = key.into();
         let message = format!("`{key}`: expected {expected}, found no such key");
         Self { param: Some(key), ..Self::new(StatusCode::BAD_REQUEST, "missing_required_parameter", message) }
     }
 
-    /// Something that this server does not do.
+    /// A field that this server does not support.
     pub fn unsupported(key: impl Into<String>, problem: &str) -> Self {
         Self { code: "unsupported_parameter", ..Self::invalid(key, problem) }
     }
 
-    /// A body that is no JSON object.
+    /// A body that is not a JSON object.
     pub fn malformed(problem: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_json", problem)
     }
@@ -58,7 +58,7 @@ impl ApiError {
         Self { param: Some("model".into()), ..Self::new(StatusCode::NOT_FOUND, "model_not_found", message) }
     }
 
-    /// The text alone, or text and answer, are longer than a sequence may be.
+    /// The text, or text and answer together, are longer than a sequence may be.
     pub fn too_long(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "context_length_exceeded", message)
     }
@@ -67,7 +67,7 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
     }
 
-    /// The device has too little memory for this request; it may have more another time.
+    /// The device has too little memory for this request now.
     pub fn no_memory(message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "out_of_memory", message)
     }
@@ -76,7 +76,7 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", SubmitError::Ending.to_string())
     }
 
-    /// About keys under the names that another API has for them.
+    /// The error with the names that another API has for the keys.
     pub fn renamed(mut self, names: &[(&str, &str)]) -> Self {
         for (from, to) in names {
             self.message = self.message.replace(&format!("`{from}"), &format!("`{to}"));
@@ -102,7 +102,7 @@ impl ApiError {
             StatusCode::UNSUPPORTED_MEDIA_TYPE => {
                 headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(ACCEPTED_ENCODINGS));
             }
-            // What is left of the body is not read.
+            // The remaining body is not read.
             StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE | StatusCode::SERVICE_UNAVAILABLE => {
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }

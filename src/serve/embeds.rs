@@ -1,4 +1,4 @@
-//! `prompt_embeds`: prompts as embeddings, in vLLM's form: what `torch.save` writes of a tensor [T, C], in base64.
+//! `prompt_embeds`: prompts as embeddings, in vLLM's form: a tensor [T, C] as `torch.save` writes it, in base64.
 
 use super::params::Fields;
 use crate::prompt::torch_reader;
@@ -14,8 +14,8 @@ const KEY: &str = "prompt_embeds";
 /// The prompts of a request, f32 [T, C] each.
 ///
 /// # Errors
-/// 400 of a server that takes none, of what is no such tensor, and of values that are not finite.
-pub(super) fn read(app: &AppState, fields: &Fields) -> Result<Vec<Tensor>, ApiError> {
+/// Returns 400 if the server does not accept embeddings, or a value is not such a tensor or is not finite.
+pub(super) fn read(state: &AppState, fields: &Fields) -> Result<Vec<Tensor>, ApiError> {
     let Some(value) = fields.get(KEY) else { return Ok(Vec::new()) };
     let list = match value {
         Value::Array(items) => items.as_slice(),
@@ -24,7 +24,7 @@ pub(super) fn read(app: &AppState, fields: &Fields) -> Result<Vec<Tensor>, ApiEr
     if list.is_empty() || *value == "" {
         return Ok(Vec::new());
     }
-    if !app.options.prompt_embeds {
+    if !state.options.prompt_embeds {
         let problem =
             "embeddings are not taken by this server; gneiss serve --enable-prompt-embeds takes them";
         return Err(ApiError::unsupported(KEY, problem));

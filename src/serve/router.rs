@@ -58,15 +58,15 @@ fn with_clean_path(uri: &Uri) -> Uri {
 }
 
 /// Checks the key, gives errors the form of the request's API, and counts the answer.
-async fn check_and_count(State(app): State<Arc<AppState>>, mut request: Request, next: Next) -> Response {
+async fn check_and_count(State(state): State<Arc<AppState>>, mut request: Request, next: Next) -> Response {
     let path = cleaned(request.uri().path());
     let api = Api::for_path(&path);
     let label = ModelLabel::default();
     request.extensions_mut().insert(label.clone());
     let needs_key = !api::WITHOUT_KEY.contains(&path.as_str());
-    let response = if app.is_ending() && !matches!(path.as_str(), "/health" | "/metrics") {
+    let response = if state.is_ending() && !matches!(path.as_str(), "/health" | "/metrics") {
         ApiError::ending().into_response()
-    } else if needs_key && let Err(error) = app.auth.check(request.headers()) {
+    } else if needs_key && let Err(error) = state.auth.check(request.headers()) {
         error.into_response()
     } else {
         next.run(request).await
@@ -81,7 +81,7 @@ async fn check_and_count(State(app): State<Arc<AppState>>, mut request: Request,
         }
         None => response,
     };
-    app.metrics.answered(api.name, label.get(), response.status().as_u16());
+    state.metrics.count_answer(api.name, label.get(), response.status().as_u16());
     response
 }
 
@@ -101,26 +101,26 @@ async fn page() -> Response {
     response
 }
 
-async fn health(State(app): State<Arc<AppState>>) -> Response {
-    let (status, word) = match (app.is_ending(), app.client.is_serving()) {
+async fn health(State(state): State<Arc<AppState>>) -> Response {
+    let (status, word) = match (state.is_ending(), state.client.is_serving()) {
         (true, _) => (StatusCode::SERVICE_UNAVAILABLE, "ending"),
         (_, false) => (StatusCode::SERVICE_UNAVAILABLE, "the model's thread has ended"),
         _ => (StatusCode::OK, "ok"),
     };
-    let waiting = app.client.waiting();
-    let models = app.client.models().len();
+    let waiting = state.client.waiting();
+    let models = state.client.models().len();
     (status, axum::Json(json!({"status": word, "models": models, "waiting": waiting}))).into_response()
 }
 
-async fn metrics(State(app): State<Arc<AppState>>) -> Response {
-    let text = app.metrics.text(app.client.waiting(), app.client.models().len());
+async fn metrics(State(state): State<Arc<AppState>>) -> Response {
+    let text = state.metrics.text(state.client.waiting(), state.client.models().len());
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }
 
-async fn unknown_path(State(app): State<Arc<AppState>>, request: Request) -> ApiError {
+async fn unknown_path(State(state): State<Arc<AppState>>, request: Request) -> ApiError {
     let (method, path) = (request.method(), request.uri().path());
-    let origin = app.origin(request.headers());
+    let origin = state.origin(request.headers());
     let message = format!("there is nothing at {method} {path}{}", paths::hint(path, origin.as_deref()));
     ApiError::new(StatusCode::NOT_FOUND, "not_found", message)
 }

@@ -1,28 +1,26 @@
 //! The models that a server offers: the base model, and each tuned prompt under its name.
 
+use crate::Result;
 use crate::data::Template;
+use crate::prompt::check_name;
 use crate::prompt::peft::{Adapter, PromptTask};
-use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
-
-/// Most characters of a name.
-pub const LONGEST_NAME: usize = 128;
 
 /// A model that requests may name.
 #[derive(Debug, Clone)]
 pub struct Served {
     /// The name.
     pub name: String,
-    /// The adapter's folder; `None` of the base model.
+    /// The adapter's folder; `None` for the base model.
     pub folder: Option<PathBuf>,
-    /// Virtual tokens of its prompt; 0 of the base model.
+    /// Number of virtual tokens; 0 for the base model.
     pub virtual_tokens: usize,
-    /// What the prompt was tuned for, where its folder says.
+    /// The task that the prompt was tuned for, if its folder says so.
     pub task: Option<PromptTask>,
     /// The task's verbalizer.
     pub template: Option<Template>,
-    /// When it was loaded.
+    /// Time at which it was loaded.
     pub loaded: SystemTime,
 }
 
@@ -42,7 +40,7 @@ impl Served {
     /// A tuned prompt that was read from `folder`.
     ///
     /// # Errors
-    /// A name that can't stand in an address; a verbalizer that is none.
+    /// Returns an error if [`check_name`] refuses the name or the verbalizer is invalid.
     pub fn tuned(name: &str, folder: &Path, adapter: &Adapter) -> Result<Self> {
         check_name(name)?;
         let task = adapter.task.clone();
@@ -56,20 +54,4 @@ impl Served {
             loaded: SystemTime::now(),
         })
     }
-}
-
-/// Refuses a name that can't stand in the address of a deployment.
-///
-/// # Errors
-/// [`Error::Invalid`] with what a name is made of.
-pub fn check_name(name: &str) -> Result<()> {
-    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    let good =
-        !name.is_empty() && name.len() <= LONGEST_NAME && name.chars().all(fits) && !name.starts_with('.');
-    if good {
-        return Ok(());
-    }
-    Err(Error::Invalid(format!(
-        "adapter name {name:?}: expected 1 to {LONGEST_NAME} letters, digits, `-`, `_` and `.`, not beginning with `.`"
-    )))
 }

@@ -22,14 +22,14 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tower_http::cors::CorsLayer;
 
-/// What a server keeps for its clients.
+/// Options of a server.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ServerOptions {
-    /// The key that requests have to show as `Authorization: Bearer KEY`, `api-key` or `x-api-key`; none.
+    /// The key that requests must have as `Authorization: Bearer KEY`, `api-key` or `x-api-key`; none.
     pub api_key: Option<String>,
-    /// Most bytes of a request's body, packed and unpacked; 4 MiB.
+    /// Most bytes of a request's body, compressed and decompressed; 4 MiB.
     pub max_body_bytes: usize,
-    /// Tokens of a chat's answer where the request does not say, as far as there is room for them; 512.
+    /// Most tokens of a chat's answer if the request does not say, if there is room for them; 512.
     pub max_new_tokens: usize,
     /// Most seconds from a request to the end of its text; 300.
     pub request_seconds: f64,
@@ -37,15 +37,15 @@ pub struct ServerOptions {
     pub header_seconds: f64,
     /// Most seconds for a request's body; 30.
     pub body_seconds: f64,
-    /// Most seconds that requests under way get when the server ends; 30.
+    /// Most seconds that requests in progress get when the server ends; 30.
     pub grace_seconds: f64,
-    /// Most connections at a time; more wait to be accepted; 1024.
+    /// Most connections at a time. More wait to be accepted; 1024.
     pub max_connections: usize,
-    /// Whether requests may bring embeddings in the place of text: only from clients that are trusted with tensors; no.
+    /// Whether requests may have embeddings instead of text. Only for clients that are trusted with tensors; no.
     pub prompt_embeds: bool,
-    /// With these the server speaks HTTPS, which IBM's SDK insists on; none.
+    /// The certificate and key for HTTPS, which IBM's SDK requires; none.
     pub tls: Option<Tls>,
-    /// Origins of pages that may use the server, as browsers send them, or `*` for every page; none.
+    /// Origins of web pages that may use the server, as browsers send them, or `*` for every page; none.
     pub cors_origins: Vec<String>,
 }
 
@@ -67,15 +67,15 @@ impl Default for ServerOptions {
     }
 }
 
-/// The server, but for its connections.
+/// The server without its connections.
 #[derive(Clone)]
 pub struct App(pub(super) Arc<AppState>);
 
-/// What all requests share.
+/// The state that all requests share.
 pub(super) struct AppState {
     pub client: Client,
     pub tokenizer: TextTokenizer,
-    /// The chat template, or why it can't be used; none where the checkpoint has none.
+    /// The chat template, or why it cannot be used; `None` if the checkpoint has none.
     pub chat: Option<std::result::Result<Renderer, String>>,
     /// The base model's name.
     pub model_id: String,
@@ -83,11 +83,11 @@ pub(super) struct AppState {
     pub auth: Auth,
     pub metrics: Arc<Metrics>,
     pub started: SystemTime,
-    /// Token ids are below this.
+    /// All token ids are below this.
     pub vocabulary: u32,
-    /// Bytes of the longest token.
+    /// Length of the longest token in bytes.
     pub longest_token: usize,
-    /// Large texts that are tokenized at a time.
+    /// Limits the number of large texts that are tokenized at a time.
     pub tokenizing: Arc<Semaphore>,
     pub tls: Option<TlsAcceptor>,
     pub cors: Option<CorsLayer>,
@@ -95,12 +95,12 @@ pub(super) struct AppState {
 }
 
 impl App {
-    /// A server of what `client` reaches. `model_id` is the base model's name, `chat_template` the checkpoint's own
-    /// (see [`chat_template_of`](crate::checkpoint::chat_template_of)).
+    /// A server of the models of `client`. `model_id` is the base model's name, `chat_template` the checkpoint's own
+    /// template (see [`chat_template_of`](crate::checkpoint::chat_template_of)).
     ///
     /// # Errors
-    /// An API key that no request could show; a time that is no number of seconds over 0; a certificate or key that
-    /// can't be used; what is no origin.
+    /// Returns an error if no request could have the API key, a time is not a number of seconds over 0, the certificate
+    /// or key cannot be used, or an origin is invalid.
     pub fn new(
         client: Client,
         tokenizer: TextTokenizer,
@@ -119,7 +119,7 @@ impl App {
         }
         let vocabulary = tokenizer.tokenizer.get_vocab(true);
         let largest = vocabulary.values().max().map_or(0, |id| id + 1);
-        // A token without a row of the embedding can't be asked for.
+        // Requests cannot use a token without a row of the embedding.
         let largest = largest.min(u32::try_from(tokenizer.vocab_size).unwrap_or(u32::MAX));
         let longest_token = vocabulary.keys().map(String::len).max().unwrap_or(1);
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -141,20 +141,20 @@ impl App {
         })))
     }
 
-    /// Counts into `metrics`, which the worker's thread has too.
+    /// Counts into `metrics`, which the worker's thread uses too.
     #[must_use]
     pub fn with_metrics(self, metrics: Arc<Metrics>) -> Self {
         let shared = Arc::into_inner(self.0).expect("an app that was just made has one owner");
         Self(Arc::new(AppState { metrics, ..shared }))
     }
 
-    /// Why the checkpoint's chat template can't be used, where that is so: requests to `/v1/chat/completions` are
-    /// refused with this.
+    /// Why the checkpoint's chat template cannot be used, if so. Requests to `/v1/chat/completions` are then refused
+    /// with this message.
     pub fn chat_problem(&self) -> Option<&str> {
         self.0.chat.as_ref()?.as_ref().err().map(String::as_str)
     }
 
-    /// From now on requests are refused: the server is ending.
+    /// Refuses requests from now on, because the server is ending.
     pub(super) fn end(&self) {
         self.0.ending.store(true, Ordering::Relaxed);
     }
@@ -170,15 +170,15 @@ impl AppState {
         matches!(self.chat, Some(Ok(_)))
     }
 
-    /// The latest end of a request that comes now, `seconds` being its own limit.
+    /// The deadline of a request that arrives now, `seconds` being its own limit.
     pub fn deadline(&self, seconds: f64) -> Option<Instant> {
         Instant::now().checked_add(Duration::from_secs_f64(self.options.request_seconds.min(seconds)))
     }
 
-    /// The model of that name.
+    /// The model of this name.
     ///
     /// # Errors
-    /// 404.
+    /// Returns 404 if there is none.
     pub fn model(&self, name: &str) -> std::result::Result<Arc<Served>, ApiError> {
         let models = self.client.models();
         match models.iter().find(|served| served.name == name) {
@@ -197,10 +197,10 @@ impl AppState {
         Some(format!("{scheme}://{host}"))
     }
 
-    /// The body of a request: its JSON object and its bytes; and where to put the model's name.
+    /// Reads the body of a request.
     ///
     /// # Errors
-    /// See [`body::read`] and [`body::object`].
+    /// Returns the errors of [`body::read`] and [`body::object`].
     pub async fn read(&self, request: Request) -> std::result::Result<RequestBody, ApiError> {
         let (parts, body) = request.into_parts();
         let limits = BodyLimits { bytes: self.options.max_body_bytes, seconds: self.options.body_seconds };
@@ -211,14 +211,14 @@ impl AppState {
     }
 }
 
-/// A request's body.
+/// A request's JSON object, its bytes, and the place for the name of its model.
 pub(super) struct RequestBody {
     pub object: Map<String, Value>,
     pub bytes: Bytes,
     pub label: ModelLabel,
 }
 
-/// The name of the model that a request turned out to be for.
+/// The name of the model that a request is for, set by the request's handler for the metrics.
 #[derive(Clone, Default)]
 pub(super) struct ModelLabel(Arc<OnceLock<String>>);
 

@@ -1,4 +1,4 @@
-//! A server whose worker is a script: what it is asked is looked at, what it answers is invented.
+//! A server whose worker is a script: tests examine the requests and invent the answers.
 
 use super::client::{Client, Command, WorkerState};
 use crate::checkpoint::TextTokenizer;
@@ -62,7 +62,7 @@ pub fn models() -> Arc<[Arc<Served>]> {
 /// Requests that reached the worker, with their models' names.
 pub type Seen = Arc<Mutex<Vec<(String, Request)>>>;
 
-/// A server behind which `script` answers. A script gives whether the request had its first step.
+/// A server whose worker is replaced by `script`. A script returns whether the request had its first step.
 pub struct Fake {
     pub app: App,
     pub seen: Seen,
@@ -102,15 +102,15 @@ impl Fake {
         };
         let client = Client { commands, shared: Arc::new(shared) };
         let (seen, waiting) = (Seen::default(), client.shared.clone());
-        let of_thread = seen.clone();
+        let thread_seen = seen.clone();
         std::thread::spawn(move || {
             for command in receiver {
                 let (model, request, events) = match command {
                     Command::Submit { model, request, events } => (model, request, events),
-                    // What else a worker is told is nothing to a script.
+                    // A script ignores other commands.
                     _ => continue,
                 };
-                of_thread.lock().unwrap().push((model, request.clone()));
+                thread_seen.lock().unwrap().push((model, request.clone()));
                 if script(&request, events) {
                     waiting.waiting.fetch_sub(1, Ordering::Relaxed);
                 }

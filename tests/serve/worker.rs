@@ -4,10 +4,11 @@ use candle_core::{DType, Device, Tensor};
 use gneiss::checkpoint::Checkpoint;
 use gneiss::generate::{Event, Request, StopReason, generate};
 use gneiss::model::{Decoder, Dtypes};
+use gneiss::prompt::check_name;
 use gneiss::prompt::peft::{Adapter, AdapterConfig, ModelCard, PromptTuningInit};
 use gneiss::serve::ServerLimits;
 use gneiss::serve::client::{Client, SubmitError};
-use gneiss::serve::served::{Served, check_name};
+use gneiss::serve::served::Served;
 use gneiss::serve::watch::{AdapterFolder, FolderChange};
 use gneiss::serve::worker::{StepMetrics, start};
 use std::path::Path;
@@ -204,7 +205,7 @@ fn write(adapter: &Adapter, folder: &Path) {
 fn a_folder_says_which_prompts_there_are() {
     let (server, model, place) = (Server::new(LIMITS), model(), tempfile::tempdir().unwrap());
     let mut folder = AdapterFolder::new(place.path(), vec!["taken".into()]).unwrap();
-    assert_eq!(folder.look(&server.client).unwrap(), []);
+    assert_eq!(folder.update(&server.client).unwrap(), []);
     write(&adapter(&model, &[1, 2]), &place.path().join("one"));
     // A run folder holds its adapter a level deeper; a file and an empty folder are no adapters.
     write(&adapter(&model, &[1, 2, 3]), &place.path().join("two/adapter"));
@@ -213,26 +214,26 @@ fn a_folder_says_which_prompts_there_are() {
     std::fs::write(place.path().join("notes.txt"), "").unwrap();
     std::fs::create_dir(place.path().join("empty")).unwrap();
     let loaded = |name: &str| FolderChange::Loaded(name.into());
-    assert_eq!(folder.look(&server.client).unwrap(), [loaded("one"), loaded("two")]);
-    assert_eq!(folder.look(&server.client).unwrap(), []);
+    assert_eq!(folder.update(&server.client).unwrap(), [loaded("one"), loaded("two")]);
+    assert_eq!(folder.update(&server.client).unwrap(), []);
     assert_eq!(server.names(), ["base", "one", "two"]);
     assert_eq!(server.served("two").virtual_tokens, 3);
     // Changed, broken, mended, gone.
     write(&adapter(&model, &[5, 6, 7, 8]), &place.path().join("one"));
-    assert_eq!(folder.look(&server.client).unwrap(), [loaded("one")]);
+    assert_eq!(folder.update(&server.client).unwrap(), [loaded("one")]);
     assert_eq!(server.served("one").virtual_tokens, 4);
     std::fs::write(place.path().join("one/adapter_config.json"), "{").unwrap();
-    let changes = folder.look(&server.client).unwrap();
+    let changes = folder.update(&server.client).unwrap();
     assert!(
         matches!(&changes[..], [FolderChange::Failed { name, problem }] if name == "one" && problem.contains("adapter_config.json"))
     );
-    assert_eq!(folder.look(&server.client).unwrap(), [], "a mistake is told once");
+    assert_eq!(folder.update(&server.client).unwrap(), [], "a mistake is told once");
     assert_eq!(server.served("one").virtual_tokens, 4, "what was offered still is");
     std::fs::remove_dir_all(place.path().join("one")).unwrap();
-    assert_eq!(folder.look(&server.client).unwrap(), [FolderChange::Unloaded("one".into())]);
+    assert_eq!(folder.update(&server.client).unwrap(), [FolderChange::Unloaded("one".into())]);
     write(&adapter(&model, &[1]), &place.path().join("taken"));
     write(&adapter(&model, &[1]), &place.path().join("bad name"));
-    let changes = folder.look(&server.client).unwrap();
+    let changes = folder.update(&server.client).unwrap();
     assert!(changes.iter().all(|change| matches!(change, FolderChange::Failed { .. })) && changes.len() == 2);
     // The order of the worker's commands is that of the calls: the last of them has been taken when this one has.
     server.load("three", &[1]);

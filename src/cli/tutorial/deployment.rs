@@ -9,10 +9,11 @@ use gneiss::config::Config;
 use gneiss::data::Template;
 use gneiss::evaluate::{Answers, Evaluation};
 use gneiss::layout;
+use gneiss::prompt::MAX_NAME_CHARS;
 use gneiss::prompt::peft::Adapter;
 use gneiss::serve::ServerLimits;
 use gneiss::serve::ServerOptions;
-use gneiss::serve::served::{LONGEST_NAME, Served};
+use gneiss::serve::served::Served;
 use gneiss::session::Session;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -218,7 +219,7 @@ impl Server {
 /// What a run's prompt is called at a server: its run's name, with `-` for what can't stand in an address.
 fn deployment_name(run: &str, base: &str) -> String {
     let fits = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '_' | '.') { c } else { '-' };
-    let name: String = run.chars().map(fits).take(LONGEST_NAME).collect();
+    let name: String = run.chars().map(fits).take(MAX_NAME_CHARS).collect();
     let name = name.trim_start_matches('.').to_owned();
     if name.is_empty() || name == base { "tuned".to_owned() } else { name }
 }

@@ -5,27 +5,27 @@ use super::{FieldTable, Off, RefusedField, refused};
 
 /// Fields of `POST /v1/completions`.
 pub(in crate::serve) static COMPLETIONS: FieldTable = FieldTable {
-    of: "/v1/completions",
+    request: "/v1/completions",
     obeyed: &[SHARED, TEXT, COMPLETION],
-    harmless: &[HARMLESS],
+    without_effect: &[HARMLESS],
     refused: &[NOT_OF_COMPLETIONS, CONSTRAINTS, SAMPLERS, TOKENS, OTHER_NAMES, ANSWERS],
     nested: &[("stream_options", &STREAM_OPTIONS), ("structured_outputs", &STRUCTURED_OUTPUTS)],
 };
 
 /// Fields of `POST /v1/chat/completions`.
 pub(in crate::serve) static CHAT: FieldTable = FieldTable {
-    of: "/v1/chat/completions",
+    request: "/v1/chat/completions",
     obeyed: &[SHARED, TEXT, CONVERSATION],
-    harmless: &[HARMLESS, WITHOUT_TOOLS],
+    without_effect: &[HARMLESS, WITHOUT_TOOLS],
     refused: &[NOT_OF_CHATS, CONSTRAINTS, SAMPLERS, TOKENS, OTHER_NAMES, ANSWERS, TOOLS],
     nested: &[("stream_options", &STREAM_OPTIONS), ("structured_outputs", &STRUCTURED_OUTPUTS)],
 };
 
 /// Fields of `POST /v1/responses`.
 pub(in crate::serve) static RESPONSES: FieldTable = FieldTable {
-    of: "/v1/responses",
+    request: "/v1/responses",
     obeyed: &[SHARED, RESPONSE],
-    harmless: &[HARMLESS, WITHOUT_TOOLS],
+    without_effect: &[HARMLESS, WITHOUT_TOOLS],
     refused: &[NOT_OF_RESPONSES, CONSTRAINTS, SAMPLERS, TOKENS, OTHER_NAMES, ANSWERS, TOOLS],
     nested: &[
         ("stream_options", &STREAM_OPTIONS),
@@ -36,9 +36,9 @@ pub(in crate::serve) static RESPONSES: FieldTable = FieldTable {
 
 /// vLLM's constraints of an answer.
 static STRUCTURED_OUTPUTS: FieldTable = FieldTable {
-    of: "`structured_outputs`",
+    request: "`structured_outputs`",
     obeyed: &[&["choice", "json"]],
-    harmless: &[&["disable_any_whitespace", "disable_additional_properties", "whitespace_pattern"]],
+    without_effect: &[&["disable_any_whitespace", "disable_additional_properties", "whitespace_pattern"]],
     refused: &[&[
         refused("regex", Off::Empty, FREE),
         refused("grammar", Off::Empty, FREE),
@@ -49,9 +49,9 @@ static STRUCTURED_OUTPUTS: FieldTable = FieldTable {
 };
 
 static STREAM_OPTIONS: FieldTable = FieldTable {
-    of: "`stream_options`",
+    request: "`stream_options`",
     obeyed: &[&["include_usage"]],
-    harmless: &[&["include_obfuscation"]],
+    without_effect: &[&["include_obfuscation"]],
     refused: &[&[refused(
         "continuous_usage_stats",
         Off::Empty,
@@ -123,9 +123,9 @@ const RESPONSE: &[&str] = &[
 
 /// The form of a response's text.
 static RESPONSE_TEXT: FieldTable = FieldTable {
-    of: "`text`",
+    request: "`text`",
     obeyed: &[&["format"]],
-    harmless: &[],
+    without_effect: &[],
     refused: &[&[refused(
         "verbosity",
         Off::Words(&["medium"]),

@@ -66,7 +66,7 @@ fn rows(refused: &[&RefusedField], prefix: &str) -> String {
 #[derive(Default)]
 struct Section {
     obeyed: Vec<&'static str>,
-    harmless: Vec<&'static str>,
+    without_effect: Vec<&'static str>,
     refused: Vec<&'static RefusedField>,
     nested: Vec<(&'static str, &'static FieldTable)>,
 }
@@ -75,7 +75,7 @@ impl Section {
     fn new(table: &FieldTable) -> Self {
         Self {
             obeyed: names(table.obeyed),
-            harmless: names(table.harmless),
+            without_effect: names(table.without_effect),
             refused: refusals(table),
             nested: table.nested.to_vec(),
         }
@@ -90,7 +90,7 @@ impl Section {
         };
         Self {
             obeyed: keep(&self.obeyed, |section| &section.obeyed),
-            harmless: keep(&self.harmless, |section| &section.harmless),
+            without_effect: keep(&self.without_effect, |section| &section.without_effect),
             refused: (self.refused.iter().copied())
                 .filter(|one| all(&|other| other.refused.iter().any(|two| alike(one, two))))
                 .collect(),
@@ -102,7 +102,8 @@ impl Section {
 
     fn render(&self, title: &str, out: &mut String) {
         writeln!(out, "### {title}\n").unwrap();
-        for (what, names) in [("Obeyed", &self.obeyed), ("Of no effect on the answer", &self.harmless)] {
+        for (what, names) in [("Obeyed", &self.obeyed), ("Of no effect on the answer", &self.without_effect)]
+        {
             if !names.is_empty() {
                 writeln!(out, "{what}: {}.\n", spans(names)).unwrap();
             }
@@ -126,13 +127,13 @@ fn render(name: &str) -> String {
     let tables = part(name);
     let sections: Vec<Section> = tables.iter().map(|table| Section::new(table)).collect();
     let mut out = String::new();
-    if let ([first, _, ..], routes) = (&sections[..], tables.iter().map(|table| table.of)) {
+    if let ([first, _, ..], routes) = (&sections[..], tables.iter().map(|table| table.request)) {
         let title = format!("All of {}", routes.collect::<Vec<_>>().join(", "));
         first.shared(&sections, true).render(&title, &mut out);
     }
     for (table, section) in tables.iter().zip(&sections) {
         let own = if tables.len() > 1 { section.shared(&sections, false) } else { section.shared(&[], true) };
-        own.render(table.of, &mut out);
+        own.render(table.request, &mut out);
     }
     out.trim_end().to_owned()
 }

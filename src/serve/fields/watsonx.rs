@@ -5,15 +5,15 @@ use super::{FieldTable, Off, RefusedField, refused};
 
 /// Fields of `POST /ml/v1/text/generation`, of a deployment's, and of their streams.
 pub(in crate::serve) static GENERATION: FieldTable = FieldTable {
-    of: "/ml/v1/text/generation",
+    request: "/ml/v1/text/generation",
     obeyed: &[&["input", "model_id", "parameters", "moderations"]],
-    harmless: &[&["project_id", "space_id", "wml_instance_crn", "extensions"]],
+    without_effect: &[&["project_id", "space_id", "wml_instance_crn", "extensions"]],
     refused: &[NOT_AT_THE_TOP, FORMS, SAMPLERS],
     nested: &[("parameters", &PARAMETERS)],
 };
 
 static PARAMETERS: FieldTable = FieldTable {
-    of: "`parameters`",
+    request: "`parameters`",
     obeyed: &[&[
         "decoding_method",
         "max_new_tokens",
@@ -29,15 +29,15 @@ static PARAMETERS: FieldTable = FieldTable {
         "truncate_input_tokens",
         "return_options",
     ]],
-    harmless: &[],
+    without_effect: &[],
     refused: &[NOT_OF_PARAMETERS, FORMS, SAMPLERS],
     nested: &[("return_options", &RETURN_OPTIONS)],
 };
 
 static RETURN_OPTIONS: FieldTable = FieldTable {
-    of: "`parameters.return_options`",
+    request: "`parameters.return_options`",
     obeyed: &[&["input_text", "input_tokens", "generated_tokens", "token_logprobs", "top_n_tokens"]],
-    harmless: &[],
+    without_effect: &[],
     refused: &[&[refused(
         "token_ranks",
         Off::Empty,
@@ -48,9 +48,9 @@ static RETURN_OPTIONS: FieldTable = FieldTable {
 
 /// Fields of `POST /v1/classify`.
 pub(in crate::serve) static CLASSIFY: FieldTable = FieldTable {
-    of: "/v1/classify",
+    request: "/v1/classify",
     obeyed: &[&["model", "input", "task", "labels", "hard_prompt"]],
-    harmless: &[&["user", "metadata"]],
+    without_effect: &[&["user", "metadata"]],
     refused: &[&[
         refused("prompt", Off::Empty, "the text to classify is `input`"),
         refused("messages", Off::Empty, "the text to classify is `input`"),

@@ -17,7 +17,7 @@ fn error(answer: &Answer, status: u16, code: &str) -> String {
 }
 
 #[tokio::test]
-async fn the_key_is_asked_for_where_there_is_something_to_have() {
+async fn key_is_required_except_for_open_paths() {
     let fake = with(ServerOptions { api_key: Some(KEY.into()), ..ServerOptions::default() });
     for path in ["/", "/health", "/ml/wml_services/v2/version"] {
         assert_eq!(fake.get(path).await.status, 200, "{path}");
@@ -54,7 +54,7 @@ async fn the_page_may_load_nothing_from_elsewhere() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_has_the_form_of_its_api() {
+async fn unknown_paths_have_the_errors_of_their_api() {
     let fake = Fake::saying("");
     assert!(error(&fake.get("/v1/embeddings").await, 404, "not_found").contains("GET /v1/embeddings"));
     let answer = fake.get("/v1/completions").await;
@@ -68,7 +68,7 @@ async fn what_is_not_there_has_the_form_of_its_api() {
 }
 
 #[tokio::test]
-async fn bodies_that_are_no_request_are_named() {
+async fn invalid_bodies_are_rejected_with_the_reason() {
     let fake = with(ServerOptions { max_body_bytes: 100, ..ServerOptions::default() });
     let send = |body: &str| fake.send("POST", "/v1/completions", &[], body.as_bytes().to_vec());
     assert!(error(&send("{\"model\": }").await, 400, "invalid_json").contains("line 1 column 11"));
@@ -140,7 +140,7 @@ async fn answers_are_counted_by_api_model_and_status() {
 }
 
 #[tokio::test]
-async fn an_ending_server_turns_requests_away() {
+async fn ending_server_refuses_requests() {
     let fake = Fake::saying("x");
     assert_eq!(fake.get("/health").await.ok(), json!({"status": "ok", "models": 3, "waiting": 0}));
     fake.app.end();
@@ -153,11 +153,11 @@ async fn an_ending_server_turns_requests_away() {
 }
 
 #[tokio::test]
-async fn the_workers_steps_are_counted_where_the_app_is_given_its_metrics() {
+async fn steps_of_the_worker_are_counted_in_the_apps_metrics() {
     let Fake { app, seen } = Fake::saying("x");
     let metrics = Arc::new(Metrics::default());
     let fake = Fake { app: app.with_metrics(metrics.clone()), seen };
-    metrics.step(crate::serve::worker::StepMetrics {
+    metrics.count_step(crate::serve::worker::StepMetrics {
         sequences: 2,
         rows: 9,
         generated: 2,

@@ -71,8 +71,8 @@ fn requests_get_the_same_answers_in_smaller_steps() {
     let (found, steps) = serve(requests(), |work, rows| work == Work::Pass && rows > 9);
     assert_eq!(found, expected);
     assert!(steps.iter().all(|step| step.rows <= 9) && steps.len() > 3, "{steps:?}");
-    let told: Vec<usize> = steps.iter().filter_map(|step| step.less_rows).collect();
-    assert_eq!(told.len(), 1, "once, in the step that halved them until they fitted: {told:?}");
+    let limits: Vec<usize> = steps.iter().filter_map(|step| step.less_rows).collect();
+    assert_eq!(limits.len(), 1, "once, in the step that halved them until they fitted: {limits:?}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! `POST /v1/classify`: how likely each label is after a text.
 
-use crate::data::Template;
+use crate::data::{Template, labels};
 use crate::generate::Request as GenerationRequest;
 use crate::prompt::peft::PromptTask;
 use crate::serve::api_error::ApiError;
@@ -18,28 +18,28 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// Most labels of a request.
-const LABELS: usize = 256;
+const MAX_LABELS: usize = 256;
 
 /// `POST /v1/classify`.
 pub(super) async fn classify(
-    State(app): State<Arc<AppState>>,
+    State(state): State<Arc<AppState>>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let started = Instant::now();
-    let asked = app.read(request).await?;
-    let (fields, ignored) = Fields::checked(&asked.object, &CLASSIFY)?;
+    let body = state.read(request).await?;
+    let (fields, ignored) = Fields::checked(&body.object, &CLASSIFY)?;
     let Some(name) = fields.string("model")? else {
         return Err(ApiError::missing("model", "the name of a model; GET /v1/tasks lists them"));
     };
-    let model = app.model(name)?;
-    asked.label.set(&model);
+    let model = state.model(name)?;
+    body.label.set(&model);
     let Some(input) = fields.string("input")? else {
         return Err(ApiError::missing("input", "the text to classify"));
     };
-    let (task, template) = task(&app, &model, &fields)?;
-    let labels = labels(&fields, task.as_ref())?;
-    let targets = targets(&app, &labels)?;
-    // The base model gets the instruction in the prompt's place unless the request says otherwise.
+    let (task, template) = task(&state, &model, &fields)?;
+    let labels = requested_labels(&fields, task.as_ref())?;
+    let targets = label_targets(&state, &labels)?;
+    // The base model gets the instruction instead of the prompt, unless the request says otherwise.
     let base = model.folder.is_none();
     let instruction = match fields.boolean("hard_prompt")?.unwrap_or(base && task.is_some()) {
         false => None,
@@ -57,26 +57,26 @@ pub(super) async fn classify(
         Some(template) => PromptEncoding::Verbalized { template, instruction },
         None => PromptEncoding::Text { special: true },
     };
-    let tokens = app.encode(input.to_owned(), how, None).await?;
+    let tokens = state.encode(input.to_owned(), how, None).await?;
     not_empty("input", &tokens)?;
-    let logprobs = likelihoods(&app, &model, tokens, &targets, started).await?;
+    let logprobs = likelihoods(&state, &model, tokens, &targets, started).await?;
     let entries = entries(&labels, &logprobs)?;
     let seconds = started.elapsed().as_secs_f64();
     let answer = json!({"model": model.name, "labels": entries, "seconds": seconds});
-    Ok(ignored.tell(axum::Json(answer).into_response()))
+    Ok(ignored.add_header(axum::Json(answer).into_response()))
 }
 
-/// What the request's model, or the model that the base is to stand in for, was tuned for.
+/// The task and template of the request's model, or of the model whose task the base model is to do.
 fn task(
-    app: &AppState,
+    state: &AppState,
     model: &Served,
     fields: &Fields,
 ) -> Result<(Option<PromptTask>, Option<Template>), ApiError> {
     let Some(name) = fields.string("task")? else { return Ok((model.task.clone(), model.template.clone())) };
-    let models = app.client.models();
-    let of = models.iter().find(|served| served.name == name && served.task.is_some());
-    match of {
-        Some(of) => Ok((of.task.clone(), of.template.clone())),
+    let models = state.client.models();
+    let served = models.iter().find(|served| served.name == name && served.task.is_some());
+    match served {
+        Some(served) => Ok((served.task.clone(), served.template.clone())),
         None => Err(ApiError::invalid(
             "task",
             format!("expected a model with a task, as GET /v1/tasks lists them; found {name:?}"),
@@ -84,8 +84,8 @@ fn task(
     }
 }
 
-fn labels(fields: &Fields, task: Option<&PromptTask>) -> Result<Vec<String>, ApiError> {
-    let given = fields.strings("labels", LABELS)?;
+fn requested_labels(fields: &Fields, task: Option<&PromptTask>) -> Result<Vec<String>, ApiError> {
+    let given = fields.strings("labels", MAX_LABELS)?;
     let labels = given.or_else(|| task.map(|task| task.labels.clone())).unwrap_or_default();
     match labels.len() {
         0 => Err(ApiError::missing(
@@ -97,53 +97,42 @@ fn labels(fields: &Fields, task: Option<&PromptTask>) -> Result<Vec<String>, Api
     }
 }
 
-/// The labels' token ids, no two alike, as `gneiss eval` has them: where one begins as another ends, each gets an end of
-/// text, for else the shorter would never be less likely.
-fn targets(app: &AppState, labels: &[String]) -> Result<Vec<Vec<u32>>, ApiError> {
-    let mut all = Vec::with_capacity(labels.len());
-    for label in labels {
-        let ids = app.tokenizer.encode(label, false);
+/// The labels' token sequences; see [`labels::targets`].
+fn label_targets(state: &AppState, labels: &[String]) -> Result<Vec<Vec<u32>>, ApiError> {
+    let encode = |label: &String| {
+        let ids = state.tokenizer.encode(label, false);
         let ids = ids.map_err(|error| ApiError::invalid("labels", error.in_text(&format!("{label:?}"))))?;
-        if ids.is_empty() {
-            return Err(ApiError::invalid(
-                "labels",
-                format!("expected labels of a token or more, found {label:?}"),
-            ));
-        }
-        all.push(ids);
-    }
-    let mut open = false;
-    for (i, a) in all.iter().enumerate() {
-        for (j, b) in all.iter().enumerate().filter(|(j, b)| *j != i && b.starts_with(a)) {
-            if a == b {
-                let problem = format!(
-                    "expected labels with tokens of their own, found that {:?} and {:?} have the same",
-                    labels[i], labels[j]
-                );
-                return Err(ApiError::invalid("labels", problem));
+        match ids.is_empty() {
+            true => {
+                let problem = format!("expected labels of a token or more, found {label:?}");
+                Err(ApiError::invalid("labels", problem))
             }
-            open = true;
+            false => Ok(ids),
         }
-    }
-    if open {
-        all.iter_mut().for_each(|ids| ids.push(app.tokenizer.eos_token_id));
-    }
-    Ok(all)
+    };
+    let tokens = labels.iter().map(encode).collect::<Result<Vec<_>, _>>()?;
+    labels::targets(&tokens, state.tokenizer.eos_token_id).map_err(|(i, j)| {
+        let problem = format!(
+            "expected labels with tokens of their own, found that {:?} and {:?} have the same",
+            labels[i], labels[j]
+        );
+        ApiError::invalid("labels", problem)
+    })
 }
 
-/// Log-likelihood of each label behind the text, nats.
+/// Log-likelihood of each label after the text, in nats.
 async fn likelihoods(
-    app: &Arc<AppState>,
+    state: &Arc<AppState>,
     model: &Served,
     tokens: Vec<u32>,
     targets: &[Vec<u32>],
     started: Instant,
 ) -> Result<Vec<f64>, ApiError> {
     let start = |request: GenerationRequest| {
-        let request = GenerationRequest { deadline: app.deadline(f64::MAX), ..request };
-        Generation::start(app, model, request, &Stopping::default(), started)
+        let request = GenerationRequest { deadline: state.deadline(f64::MAX), ..request };
+        Generation::start(state, model, request, &Stopping::default(), started)
     };
-    // One token a label: the probabilities of the first token are all that is needed.
+    // If each label is one token, the probabilities of the first token are sufficient.
     if targets.iter().all(|ids| ids.len() == 1) {
         let mut generation =
             start(GenerationRequest { tokens, score: targets.concat(), ..GenerationRequest::default() })?;
@@ -167,7 +156,7 @@ async fn likelihoods(
     let mut sums = Vec::with_capacity(targets.len());
     for (generation, ids) in generations.into_iter().zip(targets) {
         let scored: Vec<f64> =
-            generation.whole().await?.scored.iter().filter_map(|token| token.logprob).collect();
+            generation.collect().await?.scored.iter().filter_map(|token| token.logprob).collect();
         if scored.len() != ids.len() {
             return Err(ApiError::internal("the model's thread gave no label's likelihood"));
         }
@@ -176,11 +165,11 @@ async fn likelihoods(
     Ok(sums)
 }
 
-/// The labels with their shares of the probability that they have together.
+/// The labels with their probabilities relative to each other.
 fn entries(labels: &[String], logprobs: &[f64]) -> Result<Vec<Value>, ApiError> {
     if let Some(value) = logprobs.iter().find(|value| !value.is_finite()) {
-        let found = describe(&json!(value.to_string()));
-        return Err(ApiError::internal(format!("the log-likelihood of a label is {found}")));
+        let value = describe(&json!(value.to_string()));
+        return Err(ApiError::internal(format!("the log-likelihood of a label is {value}")));
     }
     let largest = logprobs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let weights: Vec<f64> = logprobs.iter().map(|logprob| (logprob - largest).exp()).collect();
@@ -252,7 +241,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_base_stands_in_with_the_instruction_in_plain_words() {
+    async fn base_model_classifies_with_the_instruction() {
         for (body, expected) in [
             (json!({"model": BASE, "task": "dogs", "input": "a"}), "Say 0 or 1. classify a Label:"),
             (json!({"model": BASE, "task": "dogs", "input": "a", "hard_prompt": false}), "classify a Label:"),
@@ -267,7 +256,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_cant_be_classified_is_named() {
+    async fn invalid_classifications_are_rejected_by_name() {
         let fake = Fake::saying("x");
         for (body, word) in [
             (json!({"input": "a"}), "`model`"),

@@ -21,12 +21,12 @@ pub(super) fn routes() -> Router<Arc<AppState>> {
     Router::new().route("/v1/classify", post(classify::classify)).route("/v1/tasks", get(tasks))
 }
 
-/// The base model's name, and each tuned prompt with what it was tuned for.
-async fn tasks(State(app): State<Arc<AppState>>) -> Response {
-    let models = app.client.models();
+/// The base model's name, and the task of each tuned prompt.
+async fn tasks(State(state): State<Arc<AppState>>) -> Response {
+    let models = state.client.models();
     let tuned = models.iter().filter(|served| served.folder.is_some());
     let tasks = tuned.map(
         |served| json!({"model": served.name, "virtual_tokens": served.virtual_tokens, "task": served.task}),
     );
-    axum::Json(json!({"base": app.model_id, "tasks": tasks.collect::<Vec<_>>()})).into_response()
+    axum::Json(json!({"base": state.model_id, "tasks": tasks.collect::<Vec<_>>()})).into_response()
 }

@@ -2,7 +2,7 @@
 
 use super::logprobs::{LOGPROBS_RANGE, content};
 use super::parameters::{CompletionParameters, truncation};
-use super::{AnswerHead, Usage, error_body, finish, named};
+use super::{AnswerHead, Usage, error_body, finish, requested_model};
 use crate::checkpoint::chat_template::Chat;
 use crate::checkpoint::chat_template::continuation;
 use crate::generate::Token;
@@ -22,19 +22,19 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// What a request asks for.
+/// The values of a request.
 pub(in crate::serve) struct ChatCompletion {
-    app: Arc<AppState>,
+    state: Arc<AppState>,
     pub model: Arc<Served>,
     tokens: Vec<u32>,
     parameters: CompletionParameters,
-    /// So many likeliest tokens with each.
+    /// Number of likeliest tokens that are returned with each token.
     logprobs: Option<usize>,
-    /// Most seconds, beside the server's own limit.
+    /// Most seconds; the server's own limit also applies.
     seconds: f64,
 }
 
-/// A conversation whose answers are under way.
+/// A conversation whose answers are being generated.
 pub(in crate::serve) struct StartedChat {
     pub chat: ChatCompletion,
     pub generations: Vec<Generation>,
@@ -43,43 +43,43 @@ pub(in crate::serve) struct StartedChat {
 
 /// Answers the request.
 pub(super) async fn complete(
-    State(app): State<Arc<AppState>>,
+    State(state): State<Arc<AppState>>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let started = Instant::now();
-    let asked = app.read(request).await?;
-    let StartedChat { chat, generations, ignored } = begin(app, &asked, f64::MAX, started).await?;
+    let body = state.read(request).await?;
+    let StartedChat { chat, generations, ignored } = begin(state, &body, f64::MAX, started).await?;
     let response = if chat.parameters.stream {
         respond(|events| chat.stream(generations, events))
     } else {
-        axum::Json(chat.whole(generations).await?).into_response()
+        axum::Json(chat.answer(generations).await?).into_response()
     };
-    Ok(ignored.tell(response))
+    Ok(ignored.add_header(response))
 }
 
-/// Begins the answers to a body of `POST /v1/chat/completions`, which have `seconds` to end.
+/// Begins the answers to a body of `POST /v1/chat/completions`. They have `seconds` to complete.
 ///
 /// # Errors
-/// What can't be taken of the request, and what the worker refuses.
+/// Returns an error if a value of the request is invalid or the worker refuses it.
 pub(in crate::serve) async fn begin(
-    app: Arc<AppState>,
-    asked: &RequestBody,
+    state: Arc<AppState>,
+    body: &RequestBody,
     seconds: f64,
     started: Instant,
 ) -> Result<StartedChat, ApiError> {
-    let (fields, mut ignored) = Fields::checked(&asked.object, &CHAT)?;
-    let model = named(&app, &fields, &asked.label)?;
-    check_kwargs(&app, &fields, &mut ignored)?;
-    let parameters = CompletionParameters::read(&app, &fields)?;
+    let (fields, mut ignored) = Fields::checked(&body.object, &CHAT)?;
+    let model = requested_model(&state, &fields, &body.label)?;
+    check_kwargs(&state, &fields, &mut ignored)?;
+    let parameters = CompletionParameters::read(&state, &fields)?;
     let logprobs = logprobs(&fields)?;
-    let asked_tokens = max_tokens(&fields)?;
+    let max_tokens_field = max_tokens(&fields)?;
     let special = fields.boolean("add_special_tokens")?.unwrap_or(false);
-    let most = app.client.room(&model);
-    let (key, asked_most) = asked_tokens.unzip();
-    let truncated = truncation(&fields, most, asked_most.unwrap_or(1))?;
-    let text = rendered(&app, &fields, &asked.bytes)?;
-    // The template writes what the tokenizer would put before a text.
-    let tokens = app.encode(text, PromptEncoding::Text { special }, truncated).await?;
+    let most = state.client.room(&model);
+    let (key, requested) = max_tokens_field.unzip();
+    let truncated = truncation(&fields, most, requested.unwrap_or(1))?;
+    let text = rendered(&state, &fields, &body.bytes)?;
+    // The template writes the special tokens that the tokenizer would add before a text.
+    let tokens = state.encode(text, PromptEncoding::Text { special }, truncated).await?;
     not_empty("messages", &tokens)?;
     if tokens.len() >= most {
         let found = tokens.len();
@@ -87,9 +87,9 @@ pub(in crate::serve) async fn begin(
             "expected messages of fewer than {most} tokens, found {found}"
         )));
     }
-    let default = app.options.max_new_tokens.min(most - tokens.len());
-    let max_tokens = parameters.max_tokens(key.unwrap_or("max_tokens"), asked_most, default)?;
-    let chat = ChatCompletion { app, model, tokens, parameters, logprobs, seconds };
+    let default = state.options.max_new_tokens.min(most - tokens.len());
+    let max_tokens = parameters.max_tokens(key.unwrap_or("max_tokens"), requested, default)?;
+    let chat = ChatCompletion { state, model, tokens, parameters, logprobs, seconds };
     let generations = chat.start(max_tokens, started)?;
     Ok(StartedChat { chat, generations, ignored })
 }
@@ -97,15 +97,15 @@ pub(in crate::serve) async fn begin(
 impl ChatCompletion {
     fn start(&self, max_tokens: usize, started: Instant) -> Result<Vec<Generation>, ApiError> {
         let each = (0..self.parameters.n).map(|choice| {
-            let mut request = self.parameters.request(&self.app, self.tokens.clone(), max_tokens, choice);
+            let mut request = self.parameters.request(&self.state, self.tokens.clone(), max_tokens, choice);
             request.logprobs = self.logprobs;
-            request.deadline = self.app.deadline(self.seconds);
-            Generation::start(&self.app, &self.model, request, &self.parameters.stopping, started)
+            request.deadline = self.state.deadline(self.seconds);
+            Generation::start(&self.state, &self.model, request, &self.parameters.stopping, started)
         });
         each.collect()
     }
 
-    /// Tokens of the conversation and of its answers.
+    /// Numbers of tokens of the conversation and its answers.
     pub fn usage(&self, completion: usize) -> Usage {
         let virtual_tokens = self.model.virtual_tokens;
         Usage { prompt: self.tokens.len() + virtual_tokens, virtual_tokens, completion }
@@ -113,23 +113,23 @@ impl ChatCompletion {
 
     /// Log-probabilities of tokens, if the request asks for them.
     pub fn logprobs(&self, tokens: &[Token]) -> Option<Value> {
-        self.logprobs.map(|_| content(&self.app.tokenizer, tokens))
+        self.logprobs.map(|_| content(&self.state.tokenizer, tokens))
     }
 
-    /// The answers, when all have ended.
+    /// The complete answers.
     ///
     /// # Errors
-    /// The device's, and a worker that ends.
-    pub async fn whole(&self, generations: Vec<Generation>) -> Result<Value, ApiError> {
+    /// Returns an error if the device fails or the worker ends.
+    pub async fn answer(&self, generations: Vec<Generation>) -> Result<Value, ApiError> {
         let (mut choices, mut generated) = (Vec::new(), 0);
         for (index, generation) in generations.into_iter().enumerate() {
-            let whole = generation.whole().await?;
-            generated += whole.generated;
-            let ended = whole.reason.as_ref().map(finish);
+            let generated_text = generation.collect().await?;
+            generated += generated_text.generated;
+            let ended = generated_text.reason.as_ref().map(finish);
             choices.push(json!({
                 "index": index,
-                "message": {"role": "assistant", "content": whole.text, "refusal": null},
-                "logprobs": self.logprobs(&whole.tokens),
+                "message": {"role": "assistant", "content": generated_text.text, "refusal": null},
+                "logprobs": self.logprobs(&generated_text.tokens),
                 "finish_reason": ended.as_ref().map(|(reason, _)| *reason),
                 "stop_reason": ended.map(|(_, stop)| stop),
             }));
@@ -167,7 +167,7 @@ impl ChatCompletion {
                     last["choices"][0]["stop_reason"] = stop;
                     last
                 }
-                Err(failure) => return events.data(&error_body(&failure)).await,
+                Err(error) => return events.data(&error_body(&error)).await,
             };
             events.data(&event).await?;
         }
@@ -180,13 +180,13 @@ impl ChatCompletion {
     }
 }
 
-/// Tokens of the answer at most, and the field that says so.
+/// Most tokens of the answer, and the field that says so.
 fn max_tokens(fields: &Fields) -> Result<Option<(&'static str, usize)>, ApiError> {
-    let mut found = None;
+    let mut limit = None;
     for key in ["max_tokens", "max_completion_tokens"] {
-        found = fields.count(key, 1..=usize::MAX)?.map(|most| (key, most)).or(found);
+        limit = fields.count(key, 1..=usize::MAX)?.map(|most| (key, most)).or(limit);
     }
-    Ok(found)
+    Ok(limit)
 }
 
 /// `logprobs` and `top_logprobs` as one number.
@@ -199,7 +199,7 @@ fn logprobs(fields: &Fields) -> Result<Option<usize>, ApiError> {
     Ok(wanted.then(|| top.unwrap_or(0)))
 }
 
-/// The parts of a body that go into the template, with the order of their keys.
+/// The parts of a body that the template reads, with their keys in the original order.
 #[derive(serde::Deserialize)]
 struct ForTemplate {
     messages: Vec<Templated>,
@@ -208,8 +208,8 @@ struct ForTemplate {
 }
 
 /// The conversation as one text.
-fn rendered(app: &AppState, fields: &Fields, bytes: &[u8]) -> Result<String, ApiError> {
-    let renderer = match &app.chat {
+fn rendered(state: &AppState, fields: &Fields, bytes: &[u8]) -> Result<String, ApiError> {
+    let renderer = match &state.chat {
         Some(Ok(renderer)) => renderer,
         Some(Err(problem)) => {
             return Err(no_template(&format!("the checkpoint's chat template can't be used: {problem}")));
@@ -230,11 +230,11 @@ fn rendered(app: &AppState, fields: &Fields, bytes: &[u8]) -> Result<String, Api
         .map_err(|error| ApiError::invalid("messages", format!("expected messages: {error}")))?;
     let messages = ordered.messages.iter().zip(contents).map(|(message, (role, content))| {
         let keys = message.try_iter().into_iter().flatten();
-        let rest = keys.filter_map(|key| Some((key.clone(), message.get_item(&key).ok()?)));
+        let others = keys.filter_map(|key| Some((key.clone(), message.get_item(&key).ok()?)));
         let own = [("role", Templated::from(role)), ("content", Templated::from(content))];
         let own = own.map(|(key, value)| (Templated::from(key), value));
-        // Of two entries of one key the last counts, and the first has the place.
-        Templated::from_pairs(rest.chain(own))
+        // Of two entries with one key, the last value counts and the first position.
+        Templated::from_pairs(others.chain(own))
     });
     let chat = Chat {
         messages: messages.collect(),
@@ -251,12 +251,12 @@ fn rendered(app: &AppState, fields: &Fields, bytes: &[u8]) -> Result<String, Api
     }
 }
 
-/// Fields that are the request's own, and no values for the template.
+/// Fields of the request that are not values for the template.
 const NO_KWARGS: [&str; 5] =
     ["messages", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize"];
 
-/// Refuses template values that would be overruled, and notes those that the template does not read.
-fn check_kwargs(app: &AppState, fields: &Fields, ignored: &mut Ignored) -> Result<(), ApiError> {
+/// Refuses template values that fields of the request override, and notes those that the template does not read.
+fn check_kwargs(state: &AppState, fields: &Fields, ignored: &mut Ignored) -> Result<(), ApiError> {
     let Some(kwargs) = fields.object("chat_template_kwargs", "chat_template_kwargs.")? else { return Ok(()) };
     for (key, _) in kwargs.entries() {
         let name = kwargs.name(key);
@@ -266,7 +266,7 @@ fn check_kwargs(app: &AppState, fields: &Fields, ignored: &mut Ignored) -> Resul
                 "the template's values don't set it; it is a field beside them",
             ));
         }
-        if let Some(Ok(renderer)) = &app.chat
+        if let Some(Ok(renderer)) = &state.chat
             && !renderer.reads(key)
         {
             ignored.note(name);
@@ -280,8 +280,8 @@ fn no_template(problem: &str) -> ApiError {
     ApiError { code: "no_chat_template", ..ApiError::malformed(message) }
 }
 
-/// Roles and contents of `messages`. What a developer says is the system's, as templates have it; of contents in
-/// parts, the texts are joined by line breaks.
+/// Roles and contents of `messages`. The role `developer` becomes `system`, which templates know. If a content has
+/// several parts, their texts are joined by line breaks.
 fn contents(fields: &Fields) -> Result<Vec<(String, String)>, ApiError> {
     let Some(messages) = fields.get("messages") else {
         return Err(ApiError::missing("messages", "a list of messages with `role` and `content`"));
@@ -327,7 +327,7 @@ fn content_text(content: &Value, key: &str) -> Result<String, ApiError> {
     };
     match content {
         Value::String(text) => Ok(text.clone()),
-        // An assistant's message with nothing but tool calls.
+        // An assistant's message with tool calls only.
         Value::Null => Ok(String::new()),
         Value::Array(parts) => Ok(parts.iter().map(part).collect::<Result<Vec<_>, _>>()?.join("\n")),
         other => Err(ApiError::invalid(

@@ -1,4 +1,4 @@
-//! Log-probabilities in the forms of the two APIs.
+//! Log-probabilities as completions and as chats have them.
 
 use crate::checkpoint::TextTokenizer;
 use crate::generate::Token;
@@ -6,10 +6,10 @@ use crate::generate::text_stream::{token_bytes, token_label};
 use serde_json::{Map, Value, json};
 use std::ops::RangeInclusive;
 
-/// How many of the likeliest tokens a request may ask for.
+/// Range of the number of likeliest tokens that a request may ask for.
 pub(super) const LOGPROBS_RANGE: RangeInclusive<usize> = 0..=20;
 
-/// LogprobLists of tokens, as completions have them. `text_offset` counts characters, and goes on from piece to piece.
+/// Lists of tokens, as completions have them. `text_offset` counts characters and continues from piece to piece.
 pub(super) struct LogprobLists {
     offset: usize,
 }
@@ -19,14 +19,14 @@ impl LogprobLists {
         Self { offset: 0 }
     }
 
-    pub fn of(&mut self, tokenizer: &TextTokenizer, tokens: &[Token]) -> Value {
+    pub fn entry(&mut self, tokenizer: &TextTokenizer, tokens: &[Token]) -> Value {
         let labels: Vec<String> = tokens.iter().map(|token| token_label(tokenizer, token.id)).collect();
         let offset = |token: &Token| {
-            let at = self.offset;
-            // A character counts where its first byte is.
+            let start = self.offset;
+            // A character belongs to the token with its first byte.
             self.offset +=
                 token_bytes(tokenizer, token.id).iter().filter(|byte| **byte & 0xC0 != 0x80).count();
-            at
+            start
         };
         let offsets: Vec<usize> = tokens.iter().map(offset).collect();
         let top: Vec<Value> = tokens.iter().map(|token| top(tokenizer, token)).collect();
@@ -35,11 +35,11 @@ impl LogprobLists {
     }
 }
 
-/// The likeliest tokens by their text, the one that was taken among them.
+/// The likeliest tokens by their text, and the chosen one.
 fn top(tokenizer: &TextTokenizer, token: &Token) -> Value {
     let Some(logprob) = token.logprob else { return Value::Null };
     let taken = std::iter::once((token.id, logprob));
-    // The first of two tokens with the same text, which is the likelier, stays.
+    // Of two tokens with the same text, the first one, which is the likelier, is kept.
     let mut map = Map::new();
     for (id, logprob) in token.top.iter().copied().chain(taken) {
         map.entry(token_label(tokenizer, id)).or_insert(json!(finite(logprob)));
@@ -62,7 +62,7 @@ pub(super) fn content(tokenizer: &TextTokenizer, tokens: &[Token]) -> Value {
     json!({"content": tokens.iter().map(token).collect::<Vec<_>>(), "refusal": null})
 }
 
-/// JSON has no word for minus infinity; OpenAI writes this.
+/// JSON cannot represent minus infinity; OpenAI writes this number.
 fn finite(logprob: f64) -> f64 {
     logprob.max(-9999.0)
 }

@@ -1,8 +1,8 @@
-//! OpenAI's API (<https://platform.openai.com/docs/api-reference>), with the further parameters that vLLM has.
+//! OpenAI's API (<https://platform.openai.com/docs/api-reference>), with vLLM's additional parameters.
 //!
 //! `usage.prompt_tokens` counts the tokens that the model attends to: those of the text, and the virtual tokens of a
-//! tuned prompt. The latter are `usage.prompt_tokens_details.cached_tokens` too: their keys and values are computed once,
-//! when the prompt is loaded.
+//! tuned prompt. The virtual tokens are also counted as `usage.prompt_tokens_details.cached_tokens`, because their keys
+//! and values are computed once, when the prompt is loaded.
 
 pub(super) mod chat;
 mod completions;
@@ -55,21 +55,21 @@ pub(super) fn routes() -> Router<Arc<AppState>> {
         .route("/v1/responses/{id}", get(responses::not_kept).delete(responses::not_kept))
 }
 
-async fn models(State(app): State<Arc<AppState>>) -> Response {
-    let data: Vec<Value> = app.client.models().iter().map(|served| entry(&app, served)).collect();
+async fn models(State(state): State<Arc<AppState>>) -> Response {
+    let data: Vec<Value> = state.client.models().iter().map(|served| entry(&state, served)).collect();
     axum::Json(json!({"object": "list", "data": data})).into_response()
 }
 
-async fn model(State(app): State<Arc<AppState>>, Path(id): Path<String>) -> Result<Response, ApiError> {
-    // A name may have slashes, so one too many at its end gets here.
+async fn model(State(state): State<Arc<AppState>>, Path(id): Path<String>) -> Result<Response, ApiError> {
+    // A name may contain slashes, so a path with an additional slash at its end matches too.
     let served =
-        app.model(&id).or_else(|failure| app.model(id.trim_end_matches('/')).map_err(|_| failure))?;
-    Ok(axum::Json(entry(&app, &served)).into_response())
+        state.model(&id).or_else(|error| state.model(id.trim_end_matches('/')).map_err(|_| error))?;
+    Ok(axum::Json(entry(&state, &served)).into_response())
 }
 
-/// A model in a list. `root` and `parent` say of a tuned prompt what it was tuned for, as vLLM does.
-fn entry(app: &AppState, served: &Served) -> Value {
-    let parent = served.folder.is_some().then_some(&app.model_id);
+/// A model in a list. For a tuned prompt, `root` and `parent` name its base model, as in vLLM.
+fn entry(state: &AppState, served: &Served) -> Value {
+    let parent = served.folder.is_some().then_some(&state.model_id);
     json!({
         "id": served.name,
         "object": "model",
@@ -77,21 +77,21 @@ fn entry(app: &AppState, served: &Served) -> Value {
         "owned_by": "gneiss",
         "root": parent.unwrap_or(&served.name),
         "parent": parent,
-        "max_model_len": app.client.room(served),
+        "max_model_len": state.client.room(served),
     })
 }
 
 /// The model that a request names.
-fn named(app: &AppState, fields: &Fields, label: &ModelLabel) -> Result<Arc<Served>, ApiError> {
+fn requested_model(state: &AppState, fields: &Fields, label: &ModelLabel) -> Result<Arc<Served>, ApiError> {
     let Some(name) = fields.string("model")? else {
         return Err(ApiError::missing("model", "the name of a model; GET /v1/models lists them"));
     };
-    let model = app.model(name)?;
+    let model = state.model(name)?;
     label.set(&model);
     Ok(model)
 }
 
-/// What all parts of an answer have.
+/// The fields that all parts of an answer have.
 pub(super) struct AnswerHead {
     id: String,
     object: &'static str,
@@ -111,7 +111,7 @@ impl AnswerHead {
     }
 }
 
-/// Tokens of a request and its answer.
+/// Numbers of tokens of a request and its answer.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Usage {
     pub prompt: usize,
@@ -131,7 +131,7 @@ impl Usage {
     }
 }
 
-/// `finish_reason`, and `stop_reason`, in which vLLM says what ended the text.
+/// `finish_reason`, and vLLM's `stop_reason`, which says what ended the text.
 pub(super) fn finish(reason: &FinishReason) -> (&'static str, Value) {
     match reason {
         FinishReason::EndOfText => ("stop", Value::Null),

@@ -3,7 +3,7 @@
 use crate::checkpoint::TextTokenizer;
 use crate::generate::{Choices, Request, Sampling};
 use crate::serve::api_error::ApiError;
-use crate::serve::choices::{AnswerConstraint, have_room};
+use crate::serve::choices::{AnswerConstraint, check_room};
 use crate::serve::generation::Stopping;
 use crate::serve::params::{Fields, OVER_0};
 use crate::serve::state::AppState;
@@ -11,34 +11,34 @@ use serde_json::Value;
 use std::sync::Arc;
 
 /// Most choices of a prompt.
-const CHOICES: usize = 128;
-/// Most stop sequences; OpenAI's own models take 4, and clients of others send more.
-const STOPS: usize = 16;
-/// Most sequences that may not come.
-const BAD_WORDS: usize = 1024;
+const MAX_CHOICES: usize = 128;
+/// Most stop sequences. OpenAI's own models allow 4, and clients of others send more.
+const MAX_STOPS: usize = 16;
+/// Most banned words.
+const MAX_BAD_WORDS: usize = 1024;
 
-/// How to go on from each prompt.
+/// How to continue each prompt.
 #[derive(Debug, Clone)]
 pub(super) struct CompletionParameters {
-    /// Choices of each prompt.
+    /// Number of choices of each prompt.
     pub n: usize,
     pub min_new_tokens: usize,
     pub stopping: Stopping,
     stop_token_ids: Arc<[u32]>,
     sampling: Sampling,
-    /// What an answer may be, when it is bound, and the field that says so.
+    /// The possible answers if they are constrained, and the field that constrains them.
     choices: Option<(String, Arc<Choices>)>,
     pub stream: bool,
-    /// Whether a stream ends with its usage.
+    /// Whether the last event of a stream has the usage.
     pub include_usage: bool,
 }
 
 impl CompletionParameters {
     /// # Errors
-    /// 400 of a value that can't be taken.
-    pub fn read(app: &AppState, fields: &Fields) -> Result<Self, ApiError> {
-        let n = fields.count("n", 1..=CHOICES)?.unwrap_or(1);
-        if let Some(best_of) = fields.count("best_of", 1..=CHOICES)?
+    /// Returns 400 if a value is invalid.
+    pub fn read(state: &AppState, fields: &Fields) -> Result<Self, ApiError> {
+        let n = fields.count("n", 1..=MAX_CHOICES)?.unwrap_or(1);
+        if let Some(best_of) = fields.count("best_of", 1..=MAX_CHOICES)?
             && best_of != n
         {
             let problem = format!("expected {n}, as `n` is: choices are not ranked here; found {best_of}");
@@ -56,38 +56,44 @@ impl CompletionParameters {
         fields.string("user")?;
         let min_new_tokens = fields.count("min_tokens", 0..=usize::MAX)?.unwrap_or(0);
         let sequences = stops(fields)?;
-        let stop_token_ids = stop_token_ids(app, fields, &sequences)?;
+        let stop_token_ids = stop_token_ids(state, fields, &sequences)?;
         Ok(Self {
             n,
             min_new_tokens,
-            choices: choices(app, fields, min_new_tokens, &stop_token_ids)?,
+            choices: choices(state, fields, min_new_tokens, &stop_token_ids)?,
             stopping: Stopping {
                 sequences,
                 include: fields.boolean("include_stop_str_in_output")?.unwrap_or(false),
                 show_special: !fields.boolean("skip_special_tokens")?.unwrap_or(true),
             },
             stop_token_ids,
-            sampling: sampling(app, fields)?,
+            sampling: sampling(state, fields)?,
             stream,
             include_usage: include_usage.unwrap_or(false),
         })
     }
 
-    /// Tokens to generate at most: what the request says, else `default` or as many as the longest choice needs.
+    /// Most tokens to generate: the request's value, else `default` or as many as the longest choice needs.
     ///
     /// # Errors
-    /// 400 about `key` of a number that has no room for a choice.
-    pub fn max_tokens(&self, key: &str, asked: Option<usize>, default: usize) -> Result<usize, ApiError> {
+    /// Returns 400 about `key` if the number is too small for a choice.
+    pub fn max_tokens(&self, key: &str, requested: Option<usize>, default: usize) -> Result<usize, ApiError> {
         let longest = self.choices.as_ref().map_or(0, |(_, choices)| choices.longest());
-        let most = asked.unwrap_or(default.max(longest));
+        let most = requested.unwrap_or(default.max(longest));
         if let Some((field, choices)) = &self.choices {
-            have_room(key, most, field, choices)?;
+            check_room(key, most, field, choices)?;
         }
         Ok(most)
     }
 
     /// The request for choice `choice` of a prompt.
-    pub fn request(&self, app: &AppState, tokens: Vec<u32>, max_new_tokens: usize, choice: usize) -> Request {
+    pub fn request(
+        &self,
+        state: &AppState,
+        tokens: Vec<u32>,
+        max_new_tokens: usize,
+        choice: usize,
+    ) -> Request {
         let mut sampling = self.sampling.clone();
         sampling.seed = sampling.seed.wrapping_add(choice as u64);
         Request {
@@ -97,17 +103,17 @@ impl CompletionParameters {
             stop_token_ids: self.stop_token_ids.clone(),
             sampling,
             choices: self.choices.as_ref().map(|(_, choices)| choices.clone()),
-            deadline: app.deadline(f64::MAX),
+            deadline: state.deadline(f64::MAX),
             ..Request::default()
         }
     }
 }
 
-/// `truncate_prompt_tokens`: the prompt's last tokens that are taken, when it has more; `room` is for text and answer
-/// together.
+/// `truncate_prompt_tokens`: the number of last tokens of a longer prompt that are kept; `room` is the number of tokens
+/// for text and answer together.
 pub(super) fn truncation(fields: &Fields, room: usize, max_tokens: usize) -> Result<Option<usize>, ApiError> {
     match fields.integer("truncate_prompt_tokens", -1..=i64::MAX)? {
-        // vLLM's word for as many as there is room for.
+        // In vLLM, -1 means as many as there is room for.
         Some(-1) => Ok(Some(room.saturating_sub(max_tokens).max(1))),
         Some(0) => Err(ApiError::invalid("truncate_prompt_tokens", "expected -1, or 1 or more, found 0")),
         other => Ok(other.and_then(|most| usize::try_from(most).ok())),
@@ -118,18 +124,18 @@ pub(super) fn truncation(fields: &Fields, room: usize, max_tokens: usize) -> Res
 fn stops(fields: &Fields) -> Result<Vec<String>, ApiError> {
     match fields.get("stop") {
         Some(Value::String(stop)) if !stop.is_empty() => Ok(vec![stop.clone()]),
-        Some(found @ Value::String(_)) => Err(fields.wrong("stop", "a string that is not empty", found)),
-        _ => Ok(fields.strings("stop", STOPS)?.unwrap_or_default()),
+        Some(value @ Value::String(_)) => Err(fields.wrong("stop", "a string that is not empty", value)),
+        _ => Ok(fields.strings("stop", MAX_STOPS)?.unwrap_or_default()),
     }
 }
 
-/// The checkpoint's tokens that end a text, unless `ignore_eos` is true, and those of the request; a special token among
-/// the stop sequences too, whose text an answer does not show.
-fn stop_token_ids(app: &AppState, fields: &Fields, sequences: &[String]) -> Result<Arc<[u32]>, ApiError> {
+/// The checkpoint's tokens that end a text, unless `ignore_eos` is true, and those of the request. A special token
+/// among the stop sequences is included, because an answer does not show its text.
+fn stop_token_ids(state: &AppState, fields: &Fields, sequences: &[String]) -> Result<Arc<[u32]>, ApiError> {
     let ignore = fields.boolean("ignore_eos")?.unwrap_or(false);
-    let mut ids = if ignore { Vec::new() } else { app.tokenizer.stop_token_ids.clone() };
-    ids.extend(fields.token_ids("stop_token_ids", app.vocabulary)?.unwrap_or_default());
-    let added = app.tokenizer.tokenizer.get_added_tokens_decoder();
+    let mut ids = if ignore { Vec::new() } else { state.tokenizer.stop_token_ids.clone() };
+    ids.extend(fields.token_ids("stop_token_ids", state.vocabulary)?.unwrap_or_default());
+    let added = state.tokenizer.tokenizer.get_added_tokens_decoder();
     let special = |(id, token): (&u32, &tokenizers::AddedToken)| {
         (token.special && sequences.contains(&token.content)).then_some(*id)
     };
@@ -137,9 +143,9 @@ fn stop_token_ids(app: &AppState, fields: &Fields, sequences: &[String]) -> Resu
     Ok(ids.into())
 }
 
-/// What the answer has to be one of, and the field that says so.
+/// The possible answers, and the field that lists them.
 fn choices(
-    app: &AppState,
+    state: &AppState,
     fields: &Fields,
     min_tokens: usize,
     stop_token_ids: &[u32],
@@ -152,38 +158,38 @@ fn choices(
             return Err(ApiError::invalid(key, problem));
         }
     }
-    let choices = wanted.tokenized(app, min_tokens, stop_token_ids)?;
+    let choices = wanted.tokenized(state, min_tokens, stop_token_ids)?;
     Ok(Some((wanted.field, choices)))
 }
 
-fn sampling(app: &AppState, fields: &Fields) -> Result<Sampling, ApiError> {
+fn sampling(state: &AppState, fields: &Fields) -> Result<Sampling, ApiError> {
     let number = |key, range, default| fields.number(key, range).map(|value| value.unwrap_or(default));
     let top_k = fields.integer("top_k", -1..=i64::from(u32::MAX))?.unwrap_or(0);
     let seed = fields.integer("seed", i64::MIN..=i64::MAX)?;
     Ok(Sampling {
         temperature: number("temperature", 0.0..=2.0, 1.0)?,
         top_p: number("top_p", OVER_0..=1.0, 1.0)?,
-        // vLLM's word for all is -1.
+        // In vLLM, -1 means all.
         top_k: usize::try_from(top_k).unwrap_or(0),
         min_p: number("min_p", 0.0..=1.0, 0.0)?,
         repetition_penalty: number("repetition_penalty", OVER_0..=100.0, 1.0)?,
         presence_penalty: number("presence_penalty", -2.0..=2.0, 0.0)?,
         frequency_penalty: number("frequency_penalty", -2.0..=2.0, 0.0)?,
-        logit_bias: logit_bias(app, fields)?,
-        allowed: allowed(app, fields)?,
-        banned: bad_words(app, fields)?,
+        logit_bias: logit_bias(state, fields)?,
+        allowed: allowed(state, fields)?,
+        banned: bad_words(state, fields)?,
         seed: seed.map_or_else(rand::random, |seed| seed as u64),
     })
 }
 
-/// `logit_bias`: token ids, as strings, with what is added to their logits.
-fn logit_bias(app: &AppState, fields: &Fields) -> Result<Vec<(u32, f32)>, ApiError> {
+/// `logit_bias`: token ids, as strings, and the numbers that are added to their logits.
+fn logit_bias(state: &AppState, fields: &Fields) -> Result<Vec<(u32, f32)>, ApiError> {
     let Some(object) = fields.object("logit_bias", "logit_bias.")? else { return Ok(Vec::new()) };
     let bias = |(key, _): (&String, &Value)| {
-        let id = key.parse::<u32>().ok().filter(|id| *id < app.vocabulary);
+        let id = key.parse::<u32>().ok().filter(|id| *id < state.vocabulary);
         let Some(id) = id else {
             let expected =
-                format!("token ids from 0 to {} as keys, found {key:?}", app.vocabulary.saturating_sub(1));
+                format!("token ids from 0 to {} as keys, found {key:?}", state.vocabulary.saturating_sub(1));
             return Err(ApiError::invalid("logit_bias", format!("expected {expected}")));
         };
         Ok((id, object.number(key, -100.0..=100.0)?.unwrap_or(0.0) as f32))
@@ -191,35 +197,35 @@ fn logit_bias(app: &AppState, fields: &Fields) -> Result<Vec<(u32, f32)>, ApiErr
     object.entries().map(bias).collect()
 }
 
-/// `allowed_token_ids`: the only tokens that may come.
-fn allowed(app: &AppState, fields: &Fields) -> Result<Option<Arc<[u32]>>, ApiError> {
-    let ids = fields.token_ids("allowed_token_ids", app.vocabulary)?;
+/// `allowed_token_ids`: the only tokens that may be generated.
+fn allowed(state: &AppState, fields: &Fields) -> Result<Option<Arc<[u32]>>, ApiError> {
+    let ids = fields.token_ids("allowed_token_ids", state.vocabulary)?;
     Ok(ids.filter(|ids| !ids.is_empty()).map(Arc::from))
 }
 
-/// `bad_words`: texts that may not come.
-fn bad_words(app: &AppState, fields: &Fields) -> Result<Arc<[Vec<u32>]>, ApiError> {
-    let words = fields.strings("bad_words", BAD_WORDS)?.unwrap_or_default();
+/// `bad_words`: texts that must not be generated.
+fn bad_words(state: &AppState, fields: &Fields) -> Result<Arc<[Vec<u32>]>, ApiError> {
+    let words = fields.strings("bad_words", MAX_BAD_WORDS)?.unwrap_or_default();
     if words.iter().any(|word| word.trim_start().is_empty()) {
         return Err(ApiError::invalid("bad_words", "expected words of a token or more, found spaces alone"));
     }
-    Ok(spellings(&app.tokenizer, &words)?.into())
+    Ok(spellings(&state.tokenizer, &words)?.into())
 }
 
-/// The tokens that each word has by itself, behind a space, and behind a line break (which differs where a tokenizer puts
-/// a space before a text). vLLM has the first two, and the second only if it has as many tokens as the first
-/// (`vllm/sampling_params.py`), so " the" may come there in spite of "the".
+/// The tokens of each word by itself, after a space, and after a line break (which differs if a tokenizer adds a space
+/// before a text). vLLM has the first two, and the second only if it has as many tokens as the first
+/// (`vllm/sampling_params.py`), so it may generate " the" although "the" is banned.
 fn spellings(tokenizer: &TextTokenizer, words: &[String]) -> crate::Result<Vec<Vec<u32>>> {
     let mut sequences: Vec<Vec<u32>> = Vec::new();
     let line_break = tokenizer.encode("\n", false)?;
     for word in words {
         let word = word.trim_start();
-        let behind_break = tokenizer.encode(&format!("\n{word}"), false)?;
-        let inside = behind_break.strip_prefix(&line_break[..]).unwrap_or_default().to_vec();
+        let after_line_break = tokenizer.encode(&format!("\n{word}"), false)?;
+        let inside = after_line_break.strip_prefix(&line_break[..]).unwrap_or_default().to_vec();
         for sequence in
             [tokenizer.encode(word, false)?, tokenizer.encode(&format!(" {word}"), false)?, inside]
         {
-            // A sequence that ends with a banned one is banned by it.
+            // A sequence that ends with a banned one is banned already.
             if !sequence.is_empty() && !sequences.iter().any(|banned| sequence.ends_with(banned)) {
                 sequences.push(sequence);
             }
@@ -234,7 +240,7 @@ mod tests {
     use crate::serve::testing::{byte_fallback, byte_level};
 
     #[test]
-    fn words_are_spelled_as_they_may_come() {
+    fn bad_words_are_banned_in_all_spellings() {
         let (level, fallback) = (byte_level(), byte_fallback());
         let words = ["ab".to_owned(), " b".to_owned()];
         // A space is a token of its own; the second word ends the first, which may come inside another all the same.

@@ -1,6 +1,6 @@
-//! `POST /v1/responses`: OpenAI's Responses API, text in, text out. A request is a chat in other words
-//! ([`responses_input`](super::responses_input)), so its answer is that of `/v1/chat/completions`. Nothing is kept: a
-//! conversation is sent whole each time.
+//! `POST /v1/responses`: OpenAI's Responses API, text in, text out. A request is translated to a chat
+//! ([`responses_input`](super::responses_input)), so its answer is that of `/v1/chat/completions`. Nothing is stored:
+//! the client sends the complete conversation each time.
 
 use super::Usage;
 use super::chat::{ChatCompletion, StartedChat, begin};
@@ -20,7 +20,7 @@ use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-/// A response under way.
+/// A response that is being generated.
 struct ResponseInProgress {
     chat: ChatCompletion,
     generation: Generation,
@@ -31,29 +31,29 @@ struct ResponseInProgress {
 
 /// Answers the request.
 pub(super) async fn respond(
-    State(app): State<Arc<AppState>>,
+    State(state): State<Arc<AppState>>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let started = Instant::now();
-    let RequestBody { object, label, .. } = app.read(request).await?;
+    let RequestBody { object, label, .. } = state.read(request).await?;
     let (fields, ignored) = Fields::checked(&object, &RESPONSES)?;
     let stream = fields.boolean("stream")?.unwrap_or(false);
-    let asked = chat(&fields, &object)?;
-    let bytes = Value::Object(asked.clone()).to_string().into_bytes().into();
-    let begun = begin(app, &RequestBody { object: asked, bytes, label }, f64::MAX, started).await;
-    let StartedChat { chat, mut generations, .. } = begun.map_err(|failure| failure.renamed(&NAMES))?;
+    let body = chat(&fields, &object)?;
+    let bytes = Value::Object(body.clone()).to_string().into_bytes().into();
+    let begun = begin(state, &RequestBody { object: body, bytes, label }, f64::MAX, started).await;
+    let StartedChat { chat, mut generations, .. } = begun.map_err(|error| error.renamed(&NAMES))?;
     let generation = generations.pop().expect("a chat without `n` has one answer");
     let response = echo(&object, &chat);
     let responding = ResponseInProgress { chat, generation, response, message_id: id("msg") };
     let response = if stream {
         respond_with(|events| responding.stream(events))
     } else {
-        axum::Json(responding.whole().await?).into_response()
+        axum::Json(responding.answer().await?).into_response()
     };
-    Ok(ignored.tell(response))
+    Ok(ignored.add_header(response))
 }
 
-/// What is asked about an earlier response.
+/// The answer to requests about an earlier response.
 pub(super) async fn not_kept(Path(id): Path<String>) -> ApiError {
     let message = format!("there is no response `{id}`: responses are not kept by this server");
     ApiError::new(StatusCode::NOT_FOUND, "not_found", message)
@@ -63,11 +63,11 @@ fn id(prefix: &str) -> String {
     format!("{prefix}_{:032x}", rand::random::<u128>())
 }
 
-/// The response as it is before there is text: what the request set, and defaults.
-fn echo(asked: &Map<String, Value>, chat: &ChatCompletion) -> Value {
+/// The response before there is text: the request's values, and defaults.
+fn echo(body: &Map<String, Value>, chat: &ChatCompletion) -> Value {
     let given =
-        |key: &str, default: Value| asked.get(key).filter(|v| !v.is_null()).cloned().unwrap_or(default);
-    let format = asked.get("text").and_then(|text| text.get("format")).filter(|format| !format.is_null());
+        |key: &str, default: Value| body.get(key).filter(|v| !v.is_null()).cloned().unwrap_or(default);
+    let format = body.get("text").and_then(|text| text.get("format")).filter(|format| !format.is_null());
     json!({
         "id": id("resp"),
         "object": "response",
@@ -99,7 +99,7 @@ fn echo(asked: &Map<String, Value>, chat: &ChatCompletion) -> Value {
 
 impl ResponseInProgress {
     fn logprobs(&self, tokens: &[Token]) -> Value {
-        self.chat.logprobs(tokens).map_or_else(|| json!([]), |mut found| found["content"].take())
+        self.chat.logprobs(tokens).map_or_else(|| json!([]), |mut logprobs| logprobs["content"].take())
     }
 
     fn part(text: &str, logprobs: Value) -> Value {
@@ -111,7 +111,7 @@ impl ResponseInProgress {
         json!({"id": id, "type": "message", "status": status, "role": "assistant", "content": content})
     }
 
-    /// The response at its end, with its message.
+    /// The complete response with its message.
     fn ended(&self, reason: Option<&FinishReason>, message: Value, generated: usize) -> Value {
         let mut response = self.response.clone();
         response["status"] = message["status"].clone();
@@ -126,7 +126,7 @@ impl ResponseInProgress {
         response
     }
 
-    async fn whole(mut self) -> Result<Value, ApiError> {
+    async fn answer(mut self) -> Result<Value, ApiError> {
         let (mut text, mut tokens, mut ended) = (String::new(), Vec::new(), (None, 0));
         while let Some(piece) = self.generation.next().await {
             match piece? {
@@ -149,36 +149,36 @@ impl ResponseInProgress {
         for kind in ["response.created", "response.in_progress"] {
             events.send(kind, json!({"response": self.response})).await?;
         }
-        let place = json!({"item_id": self.message_id, "output_index": 0, "content_index": 0});
-        let at = |more: Value| {
-            let mut event = place.clone();
+        let position = json!({"item_id": self.message_id, "output_index": 0, "content_index": 0});
+        let positioned = |more: Value| {
+            let mut event = position.clone();
             event.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
             event
         };
         let item = |item: Value| json!({"output_index": 0, "item": item});
         events.send("response.output_item.added", item(self.message("in_progress", Vec::new()))).await?;
-        let empty = at(json!({"part": Self::part("", json!([]))}));
+        let empty = positioned(json!({"part": Self::part("", json!([]))}));
         events.send("response.content_part.added", empty).await?;
         let (mut text, mut logprobs, mut ended) = (String::new(), Vec::new(), (None, 0));
         while let Some(piece) = self.generation.next().await {
             match piece {
                 Ok(Piece::Scored(_) | Piece::First(_)) => {}
                 Ok(Piece::Text { text: more, tokens }) => {
-                    let of_tokens = self.logprobs(&tokens);
-                    logprobs.extend(of_tokens.as_array().into_iter().flatten().cloned());
+                    let piece_logprobs = self.logprobs(&tokens);
+                    logprobs.extend(piece_logprobs.as_array().into_iter().flatten().cloned());
                     text.push_str(&more);
-                    let delta = at(json!({"delta": more, "logprobs": of_tokens}));
+                    let delta = positioned(json!({"delta": more, "logprobs": piece_logprobs}));
                     events.send("response.output_text.delta", delta).await?;
                 }
                 Ok(Piece::End { reason, generated }) => ended = (Some(reason), generated),
-                Err(failure) => return events.send("response.failed", self.failed(&failure)).await,
+                Err(error) => return events.send("response.failed", self.failed(&error)).await,
             }
         }
         let (reason, generated) = ended;
         let part = Self::part(&text, logprobs.into());
-        let done = at(json!({"text": text, "logprobs": part["logprobs"]}));
+        let done = positioned(json!({"text": text, "logprobs": part["logprobs"]}));
         events.send("response.output_text.done", done).await?;
-        events.send("response.content_part.done", at(json!({"part": part}))).await?;
+        events.send("response.content_part.done", positioned(json!({"part": part}))).await?;
         let message = self.message(status(reason.as_ref()), vec![part]);
         events.send("response.output_item.done", item(message.clone())).await?;
         let response = self.ended(reason.as_ref(), message, generated);
@@ -186,15 +186,15 @@ impl ResponseInProgress {
         events.send(&kind, json!({"response": response})).await
     }
 
-    fn failed(&self, failure: &ApiError) -> Value {
+    fn failed(&self, error: &ApiError) -> Value {
         let mut response = self.response.clone();
         response["status"] = "failed".into();
-        response["error"] = json!({"code": "server_error", "message": failure.message});
+        response["error"] = json!({"code": "server_error", "message": error.message});
         json!({"response": response})
     }
 }
 
-/// A stream's events, counted.
+/// A stream's events, numbered.
 struct NumberedEvents {
     events: Events,
     next: usize,
@@ -209,7 +209,7 @@ impl NumberedEvents {
     }
 }
 
-/// How a response ended: one that was cut is incomplete.
+/// How a response ended: a response that reached a limit is incomplete.
 fn status(reason: Option<&FinishReason>) -> &'static str {
     match reason {
         Some(FinishReason::MaxTokens | FinishReason::TimeLimit) => "incomplete",

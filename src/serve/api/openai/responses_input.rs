@@ -1,4 +1,4 @@
-//! From a body of `POST /v1/responses` to one of `POST /v1/chat/completions` that asks for the same.
+//! Translates a body of `POST /v1/responses` to one of `POST /v1/chat/completions`.
 
 use crate::serve::api_error::ApiError;
 use crate::serve::body::describe;
@@ -6,9 +6,9 @@ use crate::serve::fields::RESPONSES;
 use crate::serve::params::Fields;
 use serde_json::{Map, Value, json};
 
-/// What of `include` this server has to give.
+/// The value of `include` that has an effect.
 const LOGPROBS: &str = "message.output_text.logprobs";
-/// The rest of `include`, which is about tools, images and reasoning: there is none of it in an answer.
+/// The other values of `include`. They are about tools, images and reasoning, which no answer of this server has.
 const NOTHING_TO_INCLUDE: [&str; 7] = [
     "file_search_call.results",
     "web_search_call.results",
@@ -22,21 +22,21 @@ const NOTHING_TO_INCLUDE: [&str; 7] = [
 /// Most entries of `include`.
 const MOST_INCLUDED: usize = 32;
 
-/// Names of fields in a response's request and in a chat's, where they differ.
+/// Names of fields in chats and in responses, if they differ.
 pub(super) const NAMES: [(&str, &str); 3] = [
     ("max_completion_tokens", "max_output_tokens"),
     ("response_format", "text.format"),
     ("messages", "input"),
 ];
 
-/// Fields that are read here and not passed on as they are.
+/// Fields that are translated here and not copied.
 const TRANSLATED: [&str; 6] =
     ["input", "instructions", "max_output_tokens", "include", "text", "stream_options"];
 
-/// The body of the chat that a response's body stands for.
+/// The body of the chat that is equivalent to a response's body.
 ///
 /// # Errors
-/// 400 of a value that can't be taken; what chats refuse is refused there.
+/// Returns 400 if a value is invalid. Values that are copied are checked when the chat is read.
 pub(super) fn chat(fields: &Fields, object: &Map<String, Value>) -> Result<Map<String, Value>, ApiError> {
     let obeyed = |key: &str| RESPONSES.obeyed.iter().any(|list| list.contains(&key));
     let passed = object.iter().filter(|(key, _)| obeyed(key) && !TRANSLATED.contains(&key.as_str()));
@@ -74,7 +74,7 @@ fn input(fields: &Fields) -> Result<Vec<Value>, ApiError> {
     }
 }
 
-/// One message of `input`, which may be one that a response gave.
+/// One message of `input`. It may be a message of an earlier response.
 fn message(item: &Value, key: &str) -> Result<Value, ApiError> {
     if !item.is_object() {
         let problem = format!("expected a message with `role` and `content`, found {}", describe(item));
@@ -136,7 +136,7 @@ fn logprobs(fields: &Fields) -> Result<bool, ApiError> {
     Ok(included.iter().any(|name| name == LOGPROBS))
 }
 
-/// A chat's `response_format`, in which a schema with its name is an object of its own.
+/// A chat's `response_format`, in which a schema and its name form an object.
 fn response_format(format: &Fields) -> Result<Value, ApiError> {
     let entries = || format.entries().map(|(key, value)| (key.clone(), value.clone()));
     match format.string("type")? {

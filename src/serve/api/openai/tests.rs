@@ -52,7 +52,7 @@ async fn models_are_listed_and_found_by_names_with_slashes() {
 }
 
 #[tokio::test]
-async fn a_completion_goes_on_from_the_text_as_it_is() {
+async fn completion_continues_the_text_as_it_is() {
     let fake = Fake::saying(" ok\u{e9}!");
     let body = json!({"model": "dogs", "prompt": "Hi", "max_tokens": 9, "temperature": 0, "seed": 7, "unknown": [1]});
     let answer = fake.post("/v1/completions", body).await.ok();
@@ -173,7 +173,7 @@ async fn a_stop_sequence_ends_the_text_and_the_request() {
 }
 
 #[tokio::test]
-async fn logprobs_tell_each_token_the_likeliest_and_where_it_stands() {
+async fn logprobs_have_tokens_likeliest_tokens_and_offsets() {
     let fake = Fake::saying("h\u{e9}");
     let body = json!({"model": BASE, "prompt": "Hi", "logprobs": 2, "echo": true});
     let answer = fake.post("/v1/completions", body.clone()).await.ok();
@@ -197,7 +197,7 @@ async fn logprobs_tell_each_token_the_likeliest_and_where_it_stands() {
 }
 
 #[tokio::test]
-async fn a_text_can_be_scored_without_going_on() {
+async fn text_can_be_scored_without_generating() {
     let fake = Fake::saying("never");
     let body = json!({"model": BASE, "prompt": "abc", "max_tokens": 0, "echo": true, "logprobs": 0});
     let answer = fake.post("/v1/completions", body).await.ok();
@@ -223,7 +223,7 @@ async fn prompts_are_cut_from_the_left_on_request() {
 }
 
 #[tokio::test]
-async fn what_cant_be_taken_is_named() {
+async fn invalid_parameters_are_rejected_by_name() {
     let fake = Fake::saying("x");
     let with = |change: Value| {
         let mut body = json!({"model": BASE, "prompt": "x"});
@@ -278,7 +278,7 @@ async fn what_cant_be_taken_is_named() {
 }
 
 #[tokio::test]
-async fn a_full_queue_is_429_and_what_waits_is_counted_out() {
+async fn full_queue_is_429_and_finished_requests_leave_it() {
     // A worker that begins nothing.
     let mut kept = Vec::new();
     let fake = Fake::new(move |_, events| {
@@ -324,7 +324,7 @@ async fn a_device_that_fails_is_500_and_in_a_stream_an_error() {
 }
 
 #[tokio::test]
-async fn a_worker_that_is_gone_is_500() {
+async fn worker_that_has_ended_is_500() {
     let fake = Fake::new(|_, _| true);
     let answer = fake.post("/v1/completions", json!({"model": BASE, "prompt": "x"})).await;
     refused(&answer, 500, "server_error", None, &["without an answer"]);

@@ -1,5 +1,5 @@
-//! `POST /ml/v1/text/chat` and `chat_stream`, of a model or of a deployment: the body of OpenAI's chats with a few
-//! fields of watsonx's own, so the answer is that of `/v1/chat/completions`, with watsonx's fields beside OpenAI's.
+//! `POST /ml/v1/text/chat` and `chat_stream`, of a model or of a deployment. The body is that of OpenAI's chats with a
+//! few fields of watsonx, and the answer is that of `/v1/chat/completions` with watsonx's fields added.
 
 use super::{deployed, error_body};
 use crate::calendar;
@@ -18,101 +18,101 @@ use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-/// Names of fields here and in OpenAI's chats, where they differ.
+/// Names of fields in OpenAI's chats and here, if they differ.
 const NAMES: [(&str, &str); 1] = [("model", "model_id")];
 
-pub(super) async fn of_model(
-    State(app): State<Arc<AppState>>,
+pub(super) async fn chat_model(
+    State(state): State<Arc<AppState>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    whole(start(app, None, request).await?).await
+    complete(start(state, None, request).await?).await
 }
 
-pub(super) async fn of_deployment(
-    State(app): State<Arc<AppState>>,
+pub(super) async fn chat_deployment(
+    State(state): State<Arc<AppState>>,
     Path(deployment): Path<String>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    whole(start(app, Some(deployment), request).await?).await
+    complete(start(state, Some(deployment), request).await?).await
 }
 
-pub(super) async fn stream_of_model(
-    State(app): State<Arc<AppState>>,
+pub(super) async fn stream_model(
+    State(state): State<Arc<AppState>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    Ok(streamed(start(app, None, request).await?))
+    Ok(streaming(start(state, None, request).await?))
 }
 
-pub(super) async fn stream_of_deployment(
-    State(app): State<Arc<AppState>>,
+pub(super) async fn stream_deployment(
+    State(state): State<Arc<AppState>>,
     Path(deployment): Path<String>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    Ok(streamed(start(app, Some(deployment), request).await?))
+    Ok(streaming(start(state, Some(deployment), request).await?))
 }
 
 /// Begins the answers of a deployment, or of the model that the body names.
 async fn start(
-    app: Arc<AppState>,
+    state: Arc<AppState>,
     deployment: Option<String>,
     request: Request,
 ) -> Result<StartedChat, ApiError> {
     let started = Instant::now();
-    let RequestBody { object, bytes, label } = app.read(request).await?;
+    let RequestBody { object, bytes, label } = state.read(request).await?;
     let (own, mut chat): (Map<String, Value>, Map<String, Value>) =
         object.into_iter().partition(|(key, _)| WATSONX_CHAT.knows(key));
     let (fields, _) = Fields::checked(&own, &WATSONX_CHAT)?;
     let model = match deployment {
-        Some(deployment) => deployed(&app, &deployment)?,
-        None => named(&app, &fields)?,
+        Some(deployment) => deployed(&state, &deployment)?,
+        None => requested_model(&state, &fields)?,
     };
     let milliseconds = fields.count("time_limit", 1..=usize::MAX)?;
     let seconds = milliseconds.map_or(f64::MAX, |milliseconds| milliseconds as f64 / 1000.0);
     chat.insert("model".into(), model.name.clone().into());
     for key in ["max_tokens", "max_completion_tokens"] {
-        // watsonx's word for as many as the model is set to.
+        // In watsonx, 0 means the model's own limit.
         if chat.get(key).is_some_and(|most| most.as_u64() == Some(0)) {
             chat.remove(key);
         }
     }
-    let begun = begin(app, &RequestBody { object: chat, bytes, label }, seconds, started).await;
-    begun.map_err(|failure| failure.renamed(&NAMES))
+    let begun = begin(state, &RequestBody { object: chat, bytes, label }, seconds, started).await;
+    begun.map_err(|error| error.renamed(&NAMES))
 }
 
-fn named(app: &AppState, fields: &Fields) -> Result<Arc<Served>, ApiError> {
+fn requested_model(state: &AppState, fields: &Fields) -> Result<Arc<Served>, ApiError> {
     match fields.string("model_id")? {
-        Some(name) => app.model(name).map_err(|failure| failure.renamed(&NAMES)),
+        Some(name) => state.model(name).map_err(|error| error.renamed(&NAMES)),
         None => Err(ApiError::missing("model_id", "the name of a model")),
     }
 }
 
-async fn whole(StartedChat { chat, generations, ignored }: StartedChat) -> Result<Response, ApiError> {
-    let mut answer = chat.whole(generations).await?;
+async fn complete(StartedChat { chat, generations, ignored }: StartedChat) -> Result<Response, ApiError> {
+    let mut answer = chat.answer(generations).await?;
     for choice in answer["choices"].as_array_mut().into_iter().flatten() {
-        tell_time_limit(choice);
+        set_time_limit_reason(choice);
     }
     with_own_fields(&mut answer, SystemTime::now());
-    Ok(ignored.tell(axum::Json(answer).into_response()))
+    Ok(ignored.add_header(axum::Json(answer).into_response()))
 }
 
-fn streamed(StartedChat { chat, generations, ignored }: StartedChat) -> Response {
-    ignored.tell(respond(|events| stream(chat, generations, events)))
+fn streaming(StartedChat { chat, generations, ignored }: StartedChat) -> Response {
+    ignored.add_header(respond(|events| stream(chat, generations, events)))
 }
 
-/// The model and the time under watsonx's names.
+/// Adds the model and the time under watsonx's names.
 fn with_own_fields(answer: &mut Value, created: SystemTime) {
     answer["model_id"] = answer["model"].clone();
     answer["created_at"] = calendar::timestamp(created).into();
 }
 
-/// A text that its time ended has a reason of its own.
-fn tell_time_limit(choice: &mut Value) {
+/// watsonx has a reason of its own for a text that reached its time limit.
+fn set_time_limit_reason(choice: &mut Value) {
     if choice["stop_reason"] == "time_limit" {
         choice["finish_reason"] = "time_limit".into();
     }
 }
 
-/// Each event tells the text since the last one; the last event tells the tokens.
+/// Each event has the text since the last one; the last event has the numbers of tokens.
 async fn stream(
     chat: ChatCompletion,
     generations: Vec<Generation>,
@@ -128,8 +128,8 @@ async fn stream(
     let choice = |index: usize, delta: Value, logprobs: Option<Value>| json!({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": null});
     let mut id = 0;
     for index in 0..generations.len() {
-        let begun = chunk(vec![choice(index, json!({"role": "assistant", "content": ""}), None)]);
-        events.named(id, "message", &begun).await?;
+        let first = chunk(vec![choice(index, json!({"role": "assistant", "content": ""}), None)]);
+        events.named(id, "message", &first).await?;
         id += 1;
     }
     let (mut generations, mut generated) = (Generations::new(generations), 0);
@@ -145,10 +145,10 @@ async fn stream(
                 let mut last = choice(index, json!({"content": ""}), None);
                 last["finish_reason"] = reason.into();
                 last["stop_reason"] = stop;
-                tell_time_limit(&mut last);
+                set_time_limit_reason(&mut last);
                 last
             }
-            Err(failure) => return events.named(id, "error", &error_body(&failure)).await,
+            Err(error) => return events.named(id, "error", &error_body(&error)).await,
         };
         events.named(id, "message", &chunk(vec![choice])).await?;
         id += 1;

@@ -1,4 +1,4 @@
-//! Text generation, of a deployment or of a model, whole or in pieces; and tokenization.
+//! Text generation, of a deployment or of a model, as one answer or as a stream; and tokenization.
 
 use super::parameters::GenerationParameters;
 use super::{deployed, error_body};
@@ -19,9 +19,9 @@ use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-/// What a request asks for.
+/// The values of a request.
 struct TextGeneration {
-    app: Arc<AppState>,
+    state: Arc<AppState>,
     model: Arc<Served>,
     input: String,
     tokens: Vec<u32>,
@@ -29,76 +29,76 @@ struct TextGeneration {
     created: String,
 }
 
-/// What a request is for.
+/// The model of a request.
 enum Target {
-    /// A deployment, whose verbalizer takes the input.
+    /// A deployment. The input is inserted into its verbalizer.
     Deployment(String),
-    /// The model that the body names, which takes the text as it is.
+    /// The model that the body names. The text is used as it is.
     Model,
 }
 
-pub(super) async fn of_deployment(
-    State(app): State<Arc<AppState>>,
+pub(super) async fn generate_deployment(
+    State(state): State<Arc<AppState>>,
     Path(deployment): Path<String>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let (text, generation, ignored) =
-        TextGeneration::start(app, Target::Deployment(deployment), request).await?;
-    Ok(ignored.tell(text.whole(generation).await?))
+        TextGeneration::start(state, Target::Deployment(deployment), request).await?;
+    Ok(ignored.add_header(text.complete(generation).await?))
 }
 
-pub(super) async fn of_model(
-    State(app): State<Arc<AppState>>,
+pub(super) async fn generate_model(
+    State(state): State<Arc<AppState>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let (text, generation, ignored) = TextGeneration::start(app, Target::Model, request).await?;
-    Ok(ignored.tell(text.whole(generation).await?))
+    let (text, generation, ignored) = TextGeneration::start(state, Target::Model, request).await?;
+    Ok(ignored.add_header(text.complete(generation).await?))
 }
 
-pub(super) async fn stream_of_deployment(
-    State(app): State<Arc<AppState>>,
+pub(super) async fn stream_deployment(
+    State(state): State<Arc<AppState>>,
     Path(deployment): Path<String>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let (text, generation, ignored) =
-        TextGeneration::start(app, Target::Deployment(deployment), request).await?;
-    Ok(ignored.tell(respond(|events| text.stream(generation, events))))
+        TextGeneration::start(state, Target::Deployment(deployment), request).await?;
+    Ok(ignored.add_header(respond(|events| text.stream(generation, events))))
 }
 
-pub(super) async fn stream_of_model(
-    State(app): State<Arc<AppState>>,
+pub(super) async fn stream_model(
+    State(state): State<Arc<AppState>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let (text, generation, ignored) = TextGeneration::start(app, Target::Model, request).await?;
-    Ok(ignored.tell(respond(|events| text.stream(generation, events))))
+    let (text, generation, ignored) = TextGeneration::start(state, Target::Model, request).await?;
+    Ok(ignored.add_header(respond(|events| text.stream(generation, events))))
 }
 
-/// `POST /ml/v1/text/tokenization`: how many tokens a text has, and which, without virtual ones.
+/// `POST /ml/v1/text/tokenization`: the number of tokens of a text, and the tokens, without virtual ones.
 pub(super) async fn tokenize(
-    State(app): State<Arc<AppState>>,
+    State(state): State<Arc<AppState>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let asked = app.read(request).await?;
-    let (fields, ignored) = Fields::checked(&asked.object, &TOKENIZATION)?;
-    let model = named(&app, &fields)?;
-    asked.label.set(&model);
+    let body = state.read(request).await?;
+    let (fields, ignored) = Fields::checked(&body.object, &TOKENIZATION)?;
+    let model = requested_model(&state, &fields)?;
+    body.label.set(&model);
     let parameters = fields.object("parameters", "parameters.")?;
     let return_tokens =
         parameters.map(|parameters| parameters.boolean("return_tokens")).transpose()?.flatten();
-    let tokens = app
+    let tokens = state
         .encode(input(&fields)?.to_owned(), PromptEncoding::Text { special: true }, Some(usize::MAX))
         .await?;
     let mut result = json!({"token_count": tokens.len()});
     if return_tokens == Some(true) {
-        result["tokens"] = tokens.iter().map(|id| token_label(&app.tokenizer, *id)).collect();
+        result["tokens"] = tokens.iter().map(|id| token_label(&state.tokenizer, *id)).collect();
     }
-    Ok(ignored.tell(axum::Json(json!({"model_id": model.name, "result": result})).into_response()))
+    Ok(ignored.add_header(axum::Json(json!({"model_id": model.name, "result": result})).into_response()))
 }
 
 /// The model that `model_id` names.
-fn named(app: &AppState, fields: &Fields) -> Result<Arc<Served>, ApiError> {
+fn requested_model(state: &AppState, fields: &Fields) -> Result<Arc<Served>, ApiError> {
     match fields.string("model_id")? {
-        Some(name) => app.model(name),
+        Some(name) => state.model(name),
         None => Err(ApiError::missing("model_id", "the name of a model")),
     }
 }
@@ -109,37 +109,37 @@ fn input<'a>(fields: &Fields<'a>) -> Result<&'a str, ApiError> {
 
 impl TextGeneration {
     async fn start(
-        app: Arc<AppState>,
-        of: Target,
+        state: Arc<AppState>,
+        target: Target,
         request: Request,
     ) -> Result<(Self, Generation, Ignored), ApiError> {
         let started = Instant::now();
-        let RequestBody { object, label, .. } = app.read(request).await?;
+        let RequestBody { object, label, .. } = state.read(request).await?;
         let (fields, ignored) = Fields::checked(&object, &GENERATION)?;
-        let (model, template) = match of {
+        let (model, template) = match target {
             Target::Deployment(name) => {
-                let model = deployed(&app, &name)?;
+                let model = deployed(&state, &name)?;
                 let template = model.template.clone();
                 (model, template)
             }
-            Target::Model => (named(&app, &fields)?, None),
+            Target::Model => (requested_model(&state, &fields)?, None),
         };
         label.set(&model);
-        if fields.get("moderations").is_some_and(moderates) {
+        if fields.get("moderations").is_some_and(requests_moderation) {
             return Err(ApiError::unsupported("moderations", "this server moderates nothing; leave it out"));
         }
         let input = input(&fields)?.to_owned();
-        let parameters = GenerationParameters::read(&app, &fields)?;
+        let parameters = GenerationParameters::read(&state, &fields)?;
         let how = match template {
             Some(template) => PromptEncoding::Verbalized { template, instruction: None },
             None => PromptEncoding::Text { special: true },
         };
-        let tokens = app.encode(input.clone(), how, parameters.truncate).await?;
+        let tokens = state.encode(input.clone(), how, parameters.truncate).await?;
         not_empty("input", &tokens)?;
-        let request = parameters.request(&app, tokens.clone());
-        let generation = Generation::start(&app, &model, request, &parameters.stopping, started)?;
+        let request = parameters.request(&state, tokens.clone());
+        let generation = Generation::start(&state, &model, request, &parameters.stopping, started)?;
         let created = calendar::timestamp(SystemTime::now());
-        Ok((Self { app, model, input, tokens, parameters, created }, generation, ignored))
+        Ok((Self { state, model, input, tokens, parameters, created }, generation, ignored))
     }
 
     fn answer(&self, result: Map<String, Value>) -> Value {
@@ -151,8 +151,8 @@ impl TextGeneration {
         self.tokens.len() + self.model.virtual_tokens
     }
 
-    /// What the request wants told of its own text: watsonx puts it before what is generated.
-    fn of_input(&self, scored: &[Token], result: &mut Map<String, Value>) {
+    /// Adds the parts of the input that the request asks for. watsonx puts the text before the generated one.
+    fn add_input(&self, scored: &[Token], result: &mut Map<String, Value>) {
         let returned = self.parameters.returned;
         if returned.input_text
             && let Some(Value::String(text)) = result.get_mut("generated_text")
@@ -160,51 +160,51 @@ impl TextGeneration {
             text.insert_str(0, &self.input);
         }
         if returned.input_tokens {
-            let plain = self.tokens.iter().map(|id| Token { id: *id, logprob: None, top: Vec::new() });
-            let plain: Vec<Token> = if scored.is_empty() { plain.collect() } else { scored.to_vec() };
-            result.insert("input_tokens".into(), self.told(&plain));
+            let tokens = self.tokens.iter().map(|id| Token { id: *id, logprob: None, top: Vec::new() });
+            let tokens: Vec<Token> = if scored.is_empty() { tokens.collect() } else { scored.to_vec() };
+            result.insert("input_tokens".into(), self.token_entries(&tokens));
         }
     }
 
-    /// Tokens with what the request wants told of each.
-    fn told(&self, tokens: &[Token]) -> Value {
+    /// Tokens with the values that the request asks for.
+    fn token_entries(&self, tokens: &[Token]) -> Value {
         let returned = self.parameters.returned;
-        let label = |id: u32| token_label(&self.app.tokenizer, id);
+        let label = |id: u32| token_label(&self.state.tokenizer, id);
         let token = |token: &Token| {
-            let mut told = json!({"text": label(token.id)});
+            let mut entry = json!({"text": label(token.id)});
             if returned.token_logprobs
                 && let Some(logprob) = token.logprob
             {
-                told["logprob"] = logprob.into();
+                entry["logprob"] = logprob.into();
             }
             if returned.top_n_tokens > 0 && token.logprob.is_some() {
                 let top =
                     token.top.iter().map(|(id, logprob)| json!({"text": label(*id), "logprob": logprob}));
-                told["top_tokens"] = top.collect();
+                entry["top_tokens"] = top.collect();
             }
-            told
+            entry
         };
         tokens.iter().map(token).collect()
     }
 
-    async fn whole(self, generation: Generation) -> Result<Response, ApiError> {
-        let whole = generation.whole().await?;
+    async fn complete(self, generation: Generation) -> Result<Response, ApiError> {
+        let generated_text = generation.collect().await?;
         let mut result = Map::new();
-        result.insert("generated_text".into(), whole.text.into());
-        result.insert("generated_token_count".into(), whole.generated.into());
+        result.insert("generated_text".into(), generated_text.text.into());
+        result.insert("generated_token_count".into(), generated_text.generated.into());
         result.insert("input_token_count".into(), self.input_token_count().into());
-        result.insert("stop_reason".into(), whole.reason.as_ref().map(stop_reason).into());
+        result.insert("stop_reason".into(), generated_text.reason.as_ref().map(stop_reason).into());
         if let Some(seed) = self.parameters.seed {
             result.insert("seed".into(), seed.into());
         }
-        self.of_input(&whole.scored, &mut result);
+        self.add_input(&generated_text.scored, &mut result);
         if self.parameters.returned.generated_tokens {
-            result.insert("generated_tokens".into(), self.told(&whole.tokens));
+            result.insert("generated_tokens".into(), self.token_entries(&generated_text.tokens));
         }
         Ok(axum::Json(self.answer(result)).into_response())
     }
 
-    /// Each event tells the text since the last one, and the tokens so far.
+    /// Each event has the text since the last one, and the number of tokens so far.
     async fn stream(self, mut generation: Generation, events: Events) -> Result<(), ClientGone> {
         let (mut id, mut scored, mut generated, mut first) = (0, Vec::new(), 0, true);
         while let Some(piece) = generation.next().await {
@@ -218,11 +218,11 @@ impl TextGeneration {
                     generated += tokens.len();
                     (text, tokens, "not_finished")
                 }
-                Ok(Piece::End { reason, generated: all }) => {
-                    generated = all;
+                Ok(Piece::End { reason, generated: total }) => {
+                    generated = total;
                     (String::new(), Vec::new(), stop_reason(&reason))
                 }
-                Err(failure) => return events.named(id, "error", &error_body(&failure)).await,
+                Err(error) => return events.named(id, "error", &error_body(&error)).await,
             };
             let mut result = Map::new();
             result.insert("generated_text".into(), text.into());
@@ -233,10 +233,10 @@ impl TextGeneration {
                 if let Some(seed) = self.parameters.seed {
                     result.insert("seed".into(), seed.into());
                 }
-                self.of_input(&scored, &mut result);
+                self.add_input(&scored, &mut result);
             }
             if self.parameters.returned.generated_tokens && !tokens.is_empty() {
-                result.insert("generated_tokens".into(), self.told(&tokens));
+                result.insert("generated_tokens".into(), self.token_entries(&tokens));
             }
             events.named(id, "message", &self.answer(result)).await?;
             id += 1;
@@ -245,9 +245,9 @@ impl TextGeneration {
     }
 }
 
-/// Whether `moderations` ask for any: under the name of each filter, each kind of text that it is for has a switch
-/// `enabled`, which is on if it is not there (<https://ibm.github.io/watsonx-ai-node-sdk>, `TextModeration`).
-fn moderates(value: &Value) -> bool {
+/// Whether `moderations` ask for any. Under the name of each filter, each kind of text that it applies to has a switch
+/// `enabled`, which is on if it is absent (<https://ibm.github.io/watsonx-ai-node-sdk>, `TextModeration`).
+fn requests_moderation(value: &Value) -> bool {
     const KINDS: [&str; 2] = ["input", "output"];
     match value {
         Value::Null | Value::Bool(false) => false,
@@ -257,15 +257,15 @@ fn moderates(value: &Value) -> bool {
                 Value::Object(switch) if KINDS.contains(&key.as_str()) && !switch.contains_key("enabled") => {
                     true
                 }
-                // What replaces a filtered text, and which part of it is looked at.
-                _ => key != "mask" && key != "input_ranges" && moderates(value),
+                // The replacement of a filtered text, and the part of a text that is examined.
+                _ => key != "mask" && key != "input_ranges" && requests_moderation(value),
             }),
         },
         _ => true,
     }
 }
 
-/// watsonx's word for why a text ended.
+/// watsonx's name of the reason why a text ended.
 fn stop_reason(reason: &FinishReason) -> &'static str {
     match reason {
         FinishReason::EndOfText => "eos_token",

@@ -1,9 +1,9 @@
-//! IBM watsonx.ai's API for text generation and chats (<https://cloud.ibm.com/apidocs/watsonx-ai>), as the Cloud Pak for Data has
-//! it, and what its SDK `ibm-watsonx-ai` asks before it generates.
+//! IBM watsonx.ai's API for text generation and chats (<https://cloud.ibm.com/apidocs/watsonx-ai>), as the Cloud Pak
+//! for Data has it, and the requests that its SDK `ibm-watsonx-ai` makes first.
 //!
-//! A deployment is a model of this server, by its name or by an id that is made of the name: the SDK takes ids of 36
-//! letters alone. The input of a deployed prompt is put into the verbalizer that it was tuned with, as watsonx does;
-//! `/ml/v1/text/generation` takes the text as it is. `input_token_count` counts virtual tokens too.
+//! A deployment is a model of this server, by its name or by an id that is computed from the name: the SDK accepts only
+//! ids of 36 characters. The input of a deployed prompt is inserted into the verbalizer that it was tuned with, as
+//! watsonx does it; `/ml/v1/text/generation` uses the text as it is. `input_token_count` includes virtual tokens.
 
 mod chat;
 mod cloud_pak;
@@ -23,9 +23,9 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// Where clients get a token for a key.
+/// The path where clients exchange a key for a token.
 pub(super) const AUTHORIZE: &str = "/icp4d-api/v1/authorize";
-/// What clients ask first.
+/// The path that clients request first.
 pub(super) const VERSION: &str = "/ml/wml_services/v2/version";
 
 pub(super) const API: Api = Api { name: "watsonx", error_body };
@@ -42,18 +42,15 @@ fn error_body(error: &ApiError) -> Value {
 
 pub(super) fn routes() -> Router<Arc<AppState>> {
     Router::new()
-        .route("/ml/v1/deployments/{deployment}/text/generation", post(generation::of_deployment))
-        .route(
-            "/ml/v1/deployments/{deployment}/text/generation_stream",
-            post(generation::stream_of_deployment),
-        )
-        .route("/ml/v1/deployments/{deployment}/generation_stream", post(generation::stream_of_deployment))
-        .route("/ml/v1/text/generation", post(generation::of_model))
-        .route("/ml/v1/text/generation_stream", post(generation::stream_of_model))
-        .route("/ml/v1/deployments/{deployment}/text/chat", post(chat::of_deployment))
-        .route("/ml/v1/deployments/{deployment}/text/chat_stream", post(chat::stream_of_deployment))
-        .route("/ml/v1/text/chat", post(chat::of_model))
-        .route("/ml/v1/text/chat_stream", post(chat::stream_of_model))
+        .route("/ml/v1/deployments/{deployment}/text/generation", post(generation::generate_deployment))
+        .route("/ml/v1/deployments/{deployment}/text/generation_stream", post(generation::stream_deployment))
+        .route("/ml/v1/deployments/{deployment}/generation_stream", post(generation::stream_deployment))
+        .route("/ml/v1/text/generation", post(generation::generate_model))
+        .route("/ml/v1/text/generation_stream", post(generation::stream_model))
+        .route("/ml/v1/deployments/{deployment}/text/chat", post(chat::chat_deployment))
+        .route("/ml/v1/deployments/{deployment}/text/chat_stream", post(chat::stream_deployment))
+        .route("/ml/v1/text/chat", post(chat::chat_model))
+        .route("/ml/v1/text/chat_stream", post(chat::stream_model))
         .route("/ml/v1/text/tokenization", post(generation::tokenize))
         .route("/ml/v1/foundation_model_specs", get(cloud_pak::specs))
         .route("/ml/v4/deployments", get(cloud_pak::deployments))
@@ -67,18 +64,19 @@ pub(super) fn routes() -> Router<Arc<AppState>> {
 /// The model of a deployment, by its name or id.
 ///
 /// # Errors
-/// 404.
-fn deployed(app: &AppState, deployment: &str) -> Result<Arc<Served>, ApiError> {
-    let models = app.client.models();
-    let found = models.iter().find(|served| served.name == deployment || id(&served.name) == deployment);
-    found.cloned().ok_or_else(|| {
+/// Returns 404 if there is none.
+fn deployed(state: &AppState, deployment: &str) -> Result<Arc<Served>, ApiError> {
+    let models = state.client.models();
+    let served = models.iter().find(|served| served.name == deployment || id(&served.name) == deployment);
+    served.cloned().ok_or_else(|| {
         let names: Vec<&str> = models.iter().map(|served| served.name.as_str()).collect();
         let message = format!("there is no deployment `{deployment}`; this server has {}", names.join(", "));
         ApiError::new(StatusCode::NOT_FOUND, "deployment_not_found", message)
     })
 }
 
-/// The id of a deployment: a UUID of version 8 (RFC 9562) from the name's 128-bit FNV-1a hash, the same in every run.
+/// The id of a deployment: a UUID of version 8 (RFC 9562) with the 128-bit FNV-1a hash of the name, the same in every
+/// run.
 fn id(name: &str) -> String {
     const OFFSET: u128 = 0x6c62272e07bb014262b821756295c58d;
     const PRIME: u128 = 0x0000000001000000000000000000013b;

@@ -8,30 +8,30 @@ use crate::serve::state::AppState;
 use serde_json::{Map, Value};
 
 const PREFIX: &str = "parameters.";
-/// Tokens to generate where the request does not say.
-const MAX_NEW_TOKENS: usize = 20;
+/// Tokens to generate if the request does not say.
+const DEFAULT_MAX_NEW_TOKENS: usize = 20;
 /// Most stop sequences.
-const STOPS: usize = 6;
+const MAX_STOPS: usize = 6;
 /// Most likeliest tokens with their log-probabilities.
-const TOP_TOKENS: usize = 5;
+const MAX_TOP_TOKENS: usize = 5;
 
-/// How to go on from a text, and what to tell about it.
+/// How to continue a text, and what to return with the answer.
 #[derive(Debug, Clone)]
 pub(super) struct GenerationParameters {
     pub max_new_tokens: usize,
     min_new_tokens: usize,
     sampling: Sampling,
-    /// The seed, where tokens are drawn.
+    /// The seed if tokens are sampled.
     pub seed: Option<u64>,
     pub stopping: Stopping,
     /// Seconds.
     time_limit: f64,
-    /// Tokens of the text at most.
+    /// Most tokens of the text.
     pub truncate: Option<usize>,
     pub returned: Returned,
 }
 
-/// What an answer tells beside its text.
+/// What an answer has in addition to its text.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Returned {
     pub input_text: bool,
@@ -42,72 +42,73 @@ pub(super) struct Returned {
 }
 
 impl GenerationParameters {
-    /// Of a request's body. The decoding is greedy where it does not say.
+    /// Reads the parameters of a request's body. Decoding is greedy if it does not say.
     ///
     /// # Errors
-    /// 400 of a value that can't be taken.
-    pub fn read(app: &AppState, body: &Fields) -> Result<Self, ApiError> {
+    /// Returns 400 if a value is invalid.
+    pub fn read(state: &AppState, body: &Fields) -> Result<Self, ApiError> {
         let empty = Map::new();
         let fields = body.object("parameters", PREFIX)?.unwrap_or(Fields::new(&empty));
-        let max_new_tokens = fields.count("max_new_tokens", 0..=usize::MAX)?.unwrap_or(MAX_NEW_TOKENS);
+        let max_new_tokens =
+            fields.count("max_new_tokens", 0..=usize::MAX)?.unwrap_or(DEFAULT_MAX_NEW_TOKENS);
         let min_new_tokens = fields.count("min_new_tokens", 0..=usize::MAX)?.unwrap_or(0);
         if min_new_tokens > max_new_tokens {
             let problem =
                 format!("expected at most {max_new_tokens}, as `max_new_tokens` is, found {min_new_tokens}");
             return Err(ApiError::invalid(fields.name("min_new_tokens"), problem));
         }
-        let most = app.client.limits().sequence_tokens;
+        let most = state.client.limits().sequence_tokens;
         if max_new_tokens > most {
             let problem =
                 format!("expected at most {most}, as many as a sequence may have, found {max_new_tokens}");
             return Err(ApiError::invalid(fields.name("max_new_tokens"), problem));
         }
-        let (sampling, drawn) = sampling(&fields)?;
+        let (sampling, is_sampled) = sampling(&fields)?;
         let time_limit = fields.count("time_limit", 1..=usize::MAX)?;
         let truncate = fields.count("truncate_input_tokens", 0..=usize::MAX)?;
         Ok(Self {
             max_new_tokens,
             min_new_tokens,
-            seed: drawn.then_some(sampling.seed),
+            seed: is_sampled.then_some(sampling.seed),
             sampling,
             stopping: Stopping {
-                sequences: fields.strings("stop_sequences", STOPS)?.unwrap_or_default(),
+                sequences: fields.strings("stop_sequences", MAX_STOPS)?.unwrap_or_default(),
                 include: fields.boolean("include_stop_sequence")?.unwrap_or(true),
                 show_special: false,
             },
             time_limit: time_limit.map_or(f64::MAX, |milliseconds| milliseconds as f64 / 1000.0),
-            // 0 is watsonx's word for as long as it is.
+            // In watsonx, 0 means that the text is not cut.
             truncate: truncate.filter(|tokens| *tokens > 0),
             returned: returned(&fields)?,
         })
     }
 
     /// The request for a text.
-    pub fn request(&self, app: &AppState, tokens: Vec<u32>) -> Request {
+    pub fn request(&self, state: &AppState, tokens: Vec<u32>) -> Request {
         let returned = self.returned;
-        let told = returned.token_logprobs || returned.top_n_tokens > 0;
+        let with_logprobs = returned.token_logprobs || returned.top_n_tokens > 0;
         Request {
-            scored: if told && returned.input_tokens { tokens.len() } else { 0 },
+            scored: if with_logprobs && returned.input_tokens { tokens.len() } else { 0 },
             tokens,
             max_new_tokens: self.max_new_tokens,
             min_new_tokens: self.min_new_tokens,
-            stop_token_ids: app.tokenizer.stop_token_ids.clone().into(),
+            stop_token_ids: state.tokenizer.stop_token_ids.clone().into(),
             sampling: self.sampling.clone(),
-            logprobs: told.then_some(returned.top_n_tokens),
-            deadline: app.deadline(self.time_limit),
+            logprobs: with_logprobs.then_some(returned.top_n_tokens),
+            deadline: state.deadline(self.time_limit),
             ..Request::default()
         }
     }
 }
 
-/// How tokens are chosen, and whether they are drawn.
+/// How tokens are chosen, and whether they are sampled.
 fn sampling(fields: &Fields) -> Result<(Sampling, bool), ApiError> {
-    let drawn = match fields.string("decoding_method")? {
+    let is_sampled = match fields.string("decoding_method")? {
         None | Some("greedy") => false,
         Some("sample") => true,
         Some(other) => {
-            let found = format!("expected \"greedy\" or \"sample\", found {other:?}");
-            return Err(ApiError::invalid(fields.name("decoding_method"), found));
+            let problem = format!("expected \"greedy\" or \"sample\", found {other:?}");
+            return Err(ApiError::invalid(fields.name("decoding_method"), problem));
         }
     };
     let temperature = fields.number("temperature", 0.0..=2.0)?.unwrap_or(1.0);
@@ -116,15 +117,15 @@ fn sampling(fields: &Fields) -> Result<(Sampling, bool), ApiError> {
     let seed = fields.integer("random_seed", 0..=i64::MAX)?;
     let repetition_penalty = fields.number("repetition_penalty", 1.0..=2.0)?.unwrap_or(1.0);
     let mut sampling = Sampling { repetition_penalty, ..Sampling::default() };
-    if drawn {
+    if is_sampled {
         sampling.temperature = temperature;
-        // 0 is the proto's word for all.
+        // In the protocol, 0 means all.
         sampling.top_p = if top_p == 0.0 { 1.0 } else { top_p };
         sampling.top_k = top_k;
-        // So that a client gets the same again by what the answer says: JSON numbers are whole to 2^53.
+        // A client can repeat the answer by the seed in it, because JSON represents whole numbers up to 2^53 exactly.
         sampling.seed = seed.map_or_else(|| u64::from(rand::random::<u32>()), |seed| seed.unsigned_abs());
     }
-    Ok((sampling, drawn && temperature > 0.0))
+    Ok((sampling, is_sampled && temperature > 0.0))
 }
 
 fn returned(fields: &Fields) -> Result<Returned, ApiError> {
@@ -133,9 +134,9 @@ fn returned(fields: &Fields) -> Result<Returned, ApiError> {
     };
     let flag = |key| options.boolean(key).map(|value| value.unwrap_or(false));
     let top_n_tokens = match options.get("top_n_tokens") {
-        // The SDK's type of it.
+        // The SDK sends a boolean.
         Some(Value::Bool(one)) => usize::from(*one),
-        _ => options.count("top_n_tokens", 0..=TOP_TOKENS)?.unwrap_or(0),
+        _ => options.count("top_n_tokens", 0..=MAX_TOP_TOKENS)?.unwrap_or(0),
     };
     Ok(Returned {
         input_text: flag("input_text")?,

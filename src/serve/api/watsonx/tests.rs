@@ -21,7 +21,7 @@ fn refused(answer: &Answer, status: u16, code: &str, words: &[&str]) {
 }
 
 #[tokio::test]
-async fn a_deployments_input_goes_into_its_verbalizer() {
+async fn deployment_inserts_the_input_into_its_verbalizer() {
     let fake = Fake::saying("1");
     let answer = fake.post(DOGS, json!({"input": "good dog"})).await.ok();
     let result = json!({"generated_text": "1", "generated_token_count": 1, "input_token_count": 24 + 10,
@@ -77,7 +77,7 @@ async fn every_parameter_reaches_the_worker() {
 }
 
 #[tokio::test]
-async fn a_stop_sequence_is_the_texts_end_unless_it_is_to_be_left_out() {
+async fn stop_sequence_is_part_of_the_text_unless_it_is_excluded() {
     for (include, expected) in [(json!(null), "one two"), (json!(true), "one two"), (json!(false), "one ")] {
         let fake = Fake::saying("one two three");
         let parameters = json!({"stop_sequences": ["two", "three"], "include_stop_sequence": include});
@@ -104,7 +104,7 @@ async fn an_input_is_cut_from_the_left_and_its_verbalizer_is_not() {
 }
 
 #[tokio::test]
-async fn an_answer_tells_what_return_options_ask_for() {
+async fn answer_has_the_values_of_return_options() {
     let fake = Fake::saying("h\u{e9}");
     let options = json!({"input_text": true, "input_tokens": true, "generated_tokens": true, "token_logprobs": true,
                          "top_n_tokens": 1, "token_ranks": false});
@@ -129,7 +129,7 @@ async fn an_answer_tells_what_return_options_ask_for() {
 }
 
 #[tokio::test]
-async fn a_stream_tells_text_and_counts_as_they_come() {
+async fn stream_has_text_and_counts_as_they_are_generated() {
     let fake = Fake::saying("a\u{20ac}b");
     let body = json!({"input": "x", "parameters": {"max_new_tokens": 5}});
     for path in
@@ -149,7 +149,7 @@ async fn a_stream_tells_text_and_counts_as_they_come() {
 }
 
 #[tokio::test]
-async fn what_cant_be_taken_is_named() {
+async fn invalid_parameters_are_rejected_by_name() {
     let fake = Fake::saying("x");
     for (parameters, code, words) in [
         (json!([]), "invalid_value", &["`parameters`", "an object"][..]),
@@ -206,7 +206,7 @@ async fn what_cant_be_taken_is_named() {
 
 /// `enabled` is true if its parent is there and it is not, as IBM's API has it.
 #[tokio::test]
-async fn moderations_are_taken_if_they_are_off() {
+async fn moderations_are_accepted_if_they_are_off() {
     let fake = Fake::saying("x");
     let ask = |moderations: Value| {
         let (fake, body) = (&fake, json!({"input": "x", "moderations": moderations}));
@@ -297,7 +297,7 @@ async fn an_error_in_a_stream_is_an_event_of_its_own() {
 }
 
 #[tokio::test]
-async fn tokens_are_told_without_the_model() {
+async fn tokenization_does_not_need_the_model() {
     let fake = Fake::saying("");
     let body = json!({"model_id": BASE, "input": "h\u{e9}", "parameters": {"return_tokens": true}});
     let answer = fake.post("/ml/v1/text/tokenization", body).await.ok();
@@ -311,7 +311,7 @@ async fn tokens_are_told_without_the_model() {
 }
 
 #[tokio::test]
-async fn the_sdk_finds_what_it_asks_before_it_generates() {
+async fn sdk_gets_version_token_space_and_deployment() {
     let options = ServerOptions { api_key: Some(KEY.into()), ..ServerOptions::default() };
     let fake = Fake::with(options, None, |request, events| say(b"1", request, &events));
     assert_eq!(fake.get("/ml/wml_services/v2/version").await.ok()["version"], "5.2.0");

@@ -119,7 +119,7 @@ async fn a_response_has_its_message_and_usage() {
 }
 
 #[tokio::test]
-async fn log_probabilities_stand_with_the_text() {
+async fn log_probabilities_come_with_the_text() {
     let fake = Fake::saying("hi");
     let body = with(
         json!({"include": ["message.output_text.logprobs", "reasoning.encrypted_content"], "top_logprobs": 1}),
@@ -188,7 +188,7 @@ async fn a_stream_that_fails_says_so() {
 }
 
 #[tokio::test]
-async fn a_response_that_its_time_ended_is_incomplete() {
+async fn response_at_its_time_limit_is_incomplete() {
     let fake = Fake::new(|request, events| {
         drop(events.send(Event::Token(token(65, request))));
         events.send(Event::Finished(StopReason::TimeLimit)).is_ok()
@@ -198,7 +198,7 @@ async fn a_response_that_its_time_ended_is_incomplete() {
 }
 
 #[tokio::test]
-async fn what_a_response_cant_do_is_named() {
+async fn unsupported_fields_of_responses_are_rejected_by_name() {
     let fake = Fake::saying("x");
     let image = json!([{"role": "user", "content": [{"type": "input_image", "image_url": "data:"}]}]);
     let json_object = json!({"format": {"type": "json_object"}});

@@ -57,7 +57,7 @@ async fn a_chat_streams_deltas_with_logprobs() {
 }
 
 #[tokio::test]
-async fn what_a_chat_cant_do_is_named() {
+async fn invalid_chats_are_rejected_by_name() {
     let fake = Fake::saying("x");
     let with = |change: Value| {
         let mut body = json!({"model": BASE, "messages": [{"role": "user", "content": "x"}]});
@@ -104,7 +104,7 @@ async fn what_a_chat_cant_do_is_named() {
 }
 
 #[tokio::test]
-async fn a_model_without_a_usable_template_says_where_to_go() {
+async fn model_without_a_template_names_the_completions_route() {
     use crate::checkpoint::ChatTemplate;
     use crate::serve::ServerOptions;
     let body = json!({"model": BASE, "messages": [{"role": "user", "content": "x"}]});

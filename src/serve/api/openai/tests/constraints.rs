@@ -84,7 +84,7 @@ async fn an_answer_has_room_for_the_longest_choice() {
 }
 
 #[tokio::test]
-async fn constraints_that_cant_be_kept_are_named() {
+async fn unsupported_constraints_are_rejected_by_name() {
     let fake = Fake::saying("x");
     let format = |format: Value| json!({"response_format": format});
     for (more, code, param, words) in [
@@ -299,7 +299,7 @@ async fn obeyed_fields_are_read() {
 
 /// What LangChain, Open WebUI, LiteLLM and SillyTavern send by themselves.
 #[tokio::test]
-async fn clients_own_fields_are_taken() {
+async fn fields_of_clients_are_accepted() {
     for (path, more, ignored) in [
         (
             TEXTS,

@@ -51,7 +51,7 @@ async fn embeddings_are_prompts_of_their_own() {
 }
 
 #[tokio::test]
-async fn embeddings_that_cant_be_taken_are_named() {
+async fn invalid_embeddings_are_rejected_with_the_reason() {
     let (good, _) = file("f32");
     let closed = Fake::saying("x");
     let body = json!({"model": BASE, "prompt": "", "prompt_embeds": good});

@@ -112,7 +112,7 @@ async fn a_stream_has_deltas_and_ends_with_usage() {
 }
 
 #[tokio::test]
-async fn what_cant_be_taken_is_named() {
+async fn invalid_parameters_are_rejected_by_name() {
     let fake = Fake::saying("x");
     for (change, code, words) in [
         (json!({"model_id": null}), "missing_required_parameter", "`model_id`"),
@@ -148,7 +148,7 @@ async fn what_cant_be_taken_is_named() {
 }
 
 #[tokio::test]
-async fn the_sdk_is_told_that_there_are_chats() {
+async fn sdk_sees_that_chats_are_supported() {
     use crate::serve::ServerOptions;
     let kinds = |details: &Value| {
         let urls = details["entity"]["status"]["inference"].as_array().unwrap().iter();
