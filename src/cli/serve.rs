@@ -23,34 +23,34 @@ use std::time::Duration;
 /// Time between two updates from the folder of adapters.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Serves the base model and tuned prompts over HTTP: OpenAI's API, watsonx's, and a page to try them at `/`. Ctrl-C ends
-/// it once the requests under way are answered.
+/// Serves the base model and tuned prompts over HTTP: OpenAI's API, watsonx's API, and a page to try them at `/`.
+/// Ctrl-C ends it after the requests in progress are answered.
 #[derive(Args)]
 pub struct Serve {
     /// The base model: a folder, a .gguf file or org/name[@revision].
     #[arg(long)]
     model: String,
-    /// A tuned prompt and the name that requests give it: a folder in PEFT's format, a run's, or org/name[@revision]; may
+    /// A tuned prompt and its name in requests: a folder in PEFT's format, a run's folder, or org/name[@revision]; may
     /// be repeated.
     #[arg(long = "adapter", value_name = "NAME=DIR")]
     adapters: Vec<String>,
-    /// Serve what this folder's folders hold under their names, and follow its content: what is new is loaded, what is
-    /// gone is unloaded.
+    /// Serve the tuned prompts in this folder's subfolders under the subfolders' names, and follow changes: new prompts
+    /// are loaded, removed ones are unloaded.
     #[arg(long, value_name = "DIR")]
     adapter_dir: Option<PathBuf>,
-    /// Address or name and port to listen on; port 0 takes a free one.
+    /// Address or host name, and port, to listen on; port 0 chooses a free one.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
     listen: Listen,
-    /// Origins of web pages whose scripts may use the server, as http://localhost:5173, or * for every page.
+    /// Origins of web pages whose scripts may use the server, such as http://localhost:5173, or * for every page.
     #[arg(long, value_name = "ORIGIN", num_args = 1..)]
     cors_origin: Vec<String>,
-    /// A file whose one line every request has to bring as its key.
+    /// A file with the key, on one line, that every request must send.
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
-    /// Take embeddings in the place of text (`prompt_embeds` of completions, as vLLM has them).
+    /// Accept embeddings instead of text (`prompt_embeds` of completions, as in vLLM).
     #[arg(long)]
     enable_prompt_embeds: bool,
-    /// Certificate chain (PEM) to speak HTTPS with, together with --tls-key.
+    /// Certificate chain (PEM) for HTTPS, together with --tls-key.
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
     /// The certificate's private key (PEM).
@@ -62,31 +62,31 @@ pub struct Serve {
     place: PlaceArgs,
 }
 
-/// What is kept for requests.
+/// Limits.
 #[derive(Args)]
 struct LimitArgs {
-    /// Requests that may wait; one more is told to try again later (429).
+    /// Most waiting requests; further requests get status 429.
     #[arg(long, default_value_t = 1024)]
     max_queue: usize,
-    /// Tokens of virtual tokens, text and answer together; 0: as many as the model has positions.
+    /// Most tokens of a sequence: virtual tokens, text and answer together; 0: as many as the model has positions.
     #[arg(long, default_value_t = 0)]
     max_sequence_tokens: usize,
-    /// Seconds that a request may take; then it ends with what there is.
+    /// Most seconds that a request may take; then its answer ends with the text so far.
     #[arg(long, default_value_t = 300.0)]
     max_seconds: f64,
-    /// Seconds that a client may take to send a request's head, and its body; then it gets status 408.
+    /// Most seconds for a client to send the head of a request, and its body; then it gets status 408.
     #[arg(long, default_value_t = 30.0)]
     max_read_seconds: f64,
-    /// Bytes of a request's body.
+    /// Most bytes of a request's body.
     #[arg(long, default_value_t = 4 << 20)]
     max_body_bytes: usize,
-    /// Connections at a time.
+    /// Most connections at a time.
     #[arg(long, default_value_t = 1024)]
     max_connections: usize,
-    /// Tokens whose keys and values are kept at a time; 0: by the memory that is free.
+    /// Size of the key-value cache in tokens; 0: by the free memory.
     #[arg(long, default_value_t = 0)]
     cache_tokens: usize,
-    /// Token rows that go through the model at a time; 0: as the device likes it.
+    /// Most token rows per step; 0: 1024 on the CPU, 2048 on a GPU.
     #[arg(long, default_value_t = 0)]
     step_tokens: usize,
 }

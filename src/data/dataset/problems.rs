@@ -100,6 +100,7 @@ impl Problems {
     }
 
     /// A fault that may be many rows': those with the same one become one problem. `word` is what a line is called.
+    #[cfg(any(test, feature = "parquet"))]
     pub(crate) fn push_common(&mut self, word: &'static str, line: usize, fault: String) {
         self.push_placed(word, line, "", fault);
     }

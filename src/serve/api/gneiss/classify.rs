@@ -53,11 +53,11 @@ pub(super) async fn classify(
             instruction => instruction,
         },
     };
-    let how = match template {
+    let encoding = match template {
         Some(template) => PromptEncoding::Verbalized { template, instruction },
         None => PromptEncoding::Text { special: true },
     };
-    let tokens = state.encode(input.to_owned(), how, None).await?;
+    let tokens = state.encode(input.to_owned(), encoding, None).await?;
     not_empty("input", &tokens)?;
     let logprobs = likelihoods(&state, &model, tokens, &targets, started).await?;
     let entries = entries(&labels, &logprobs)?;

@@ -130,11 +130,11 @@ impl TextGeneration {
         }
         let input = input(&fields)?.to_owned();
         let parameters = GenerationParameters::read(&state, &fields)?;
-        let how = match template {
+        let encoding = match template {
             Some(template) => PromptEncoding::Verbalized { template, instruction: None },
             None => PromptEncoding::Text { special: true },
         };
-        let tokens = state.encode(input.clone(), how, parameters.truncate).await?;
+        let tokens = state.encode(input.clone(), encoding, parameters.truncate).await?;
         not_empty("input", &tokens)?;
         let request = parameters.request(&state, tokens.clone());
         let generation = Generation::start(&state, &model, request, &parameters.stopping, started)?;
