@@ -1,5 +1,5 @@
 //! With the feature `cuda`: compiles each file of kernels/ for each dtype, and writes the table that
-//! `src/ops/gpu/cuda.rs` finds the machine code in.
+//! `src/ops/backend/gpu/cuda.rs` finds the machine code in.
 //!
 //! The code is for compute capability 8.0, 8.9 and 9.0, for 10.0 and 12.0 (Blackwell) if nvcc knows them, and PTX of 8.0
 //! that the driver compiles for all newer ones.
@@ -28,7 +28,7 @@ fn main() {
     let files = kernels();
     let work: Vec<(&str, &str)> =
         files.iter().flat_map(|file| ELEMENTS.map(|element| (file.as_str(), element))).collect();
-    // Candle compiles its own kernels for this one target; `src/ops/gpu/cuda.rs` names it if they do not load.
+    // Candle compiles its own kernels for this one target; `src/ops/backend/gpu/cuda.rs` names it if they do not load.
     let candles =
         env::var("CUDA_COMPUTE_CAP").unwrap_or_else(|_| "the GPU of the machine that built it".into());
     println!("cargo:rustc-env=GNEISS_CANDLE_CUDA_TARGET={candles}");

@@ -21,10 +21,10 @@ use gneiss::batch::Example;
 use gneiss::batch::{PackedBatch, Passes, PrefixGroup};
 use gneiss::bench::Canary;
 use gneiss::device::DeviceChoice;
-use gneiss::ops::adamw::{AdamW, Parameter, Step};
-use gneiss::ops::attention::{AttentionShape, Inputs, Needs, Qkv};
-use gneiss::ops::embed::Lookup;
-use gneiss::ops::rms_norm::{Add, RmsNorm};
+use gneiss::ops::adamw::{AdamW, AdamWStep, Parameter};
+use gneiss::ops::attention::{AttentionShape, GradTargets, Inputs, Qkv};
+use gneiss::ops::embed::EmbedLookup;
+use gneiss::ops::rms_norm::{ResidualAdd, RmsNorm};
 use gneiss::ops::rope::Rope;
 use gneiss::ops::{self, Linear, RopeTable};
 use std::sync::LazyLock;
@@ -178,7 +178,7 @@ fn adamw(c: &mut Criterion) {
     let mut op = Op::new(c, "adamw", &format!("P={P} C={C}"));
     let adamw = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
     let inputs = rotated(|| (Parameter::new(&randn(P, C)).expect("a parameter of a tensor"), randn(P, C)));
-    let step = Step { step: 10, learning_rate: 0.01, max_grad_norm: 0.5 };
+    let step = AdamWStep { step: 10, learning_rate: 0.01, max_grad_norm: 0.5 };
     op.measure("forward", P * C, &inputs, |(parameter, gradient)| adamw.forward(parameter, gradient, step));
 }
 
@@ -197,10 +197,10 @@ fn attention(c: &mut Criterion) {
     }
     op.measure("forward", 2 * product, &inputs, |(qkv, _)| shape.forward(of(qkv)));
     let attended = from_each(&inputs, |(qkv, dout)| {
-        (qkv.clone(), dout.clone(), shape.forward(of(qkv)).expect("the op runs").kept())
+        (qkv.clone(), dout.clone(), shape.forward(of(qkv)).expect("the op runs").saved())
     });
     op.measure("backward", 5 * product, &attended, |(qkv, dout, kept)| {
-        shape.backward(of(qkv), kept, dout, Needs::All)
+        shape.backward(of(qkv), kept, dout, GradTargets::All)
     });
 }
 
@@ -218,7 +218,7 @@ fn cross_entropy(c: &mut Criterion) {
 
 fn embed(c: &mut Criterion) {
     let mut op = Op::new(c, "embed", &format!("T={T} P={P} C={C} V={V}"));
-    let (embedding, lookup) = (randn(V, C), Lookup { ids: (&BATCH.ids).into(), multiplier: 12.0 });
+    let (embedding, lookup) = (randn(V, C), EmbedLookup { ids: (&BATCH.ids).into(), multiplier: 12.0 });
     let prompts = rotated(|| randn(P, C));
     op.measure("forward", T * C, &prompts, |p| ops::embed::forward(&embedding, p, &lookup));
     let gradients = rotated(|| randn(T, C));
@@ -241,7 +241,7 @@ fn rms_norm(c: &mut Criterion) {
     let norm = RmsNorm { weight, eps: 1e-5 };
     let inputs = rotated(|| (randn(T, C), randn(T, C)));
     op.measure("forward", T * C, &inputs, |(x, delta)| {
-        norm.forward(x, Some(Add { delta, multiplier: 0.22 }), x.dtype())
+        norm.forward(x, Some(ResidualAdd { delta, multiplier: 0.22 }), x.dtype())
     });
     let saved = from_each(&inputs, |(x, dy)| {
         let normed = norm.forward(x, None, x.dtype()).expect("the op runs");

@@ -106,7 +106,7 @@ fn products(criterion: &mut Criterion) {
         let layers: Vec<Linear> = (0..weights(k, n)).map(packed).collect();
         // As a run does that has the memory.
         layers.iter().for_each(Linear::pack_backward);
-        let input = layers[0].input_dtype(DType::F32);
+        let input = layers[0].gemm_dtype(DType::F32);
         let as_read = |t: Tensor| t.to_dtype(input).expect("a dtype that there is");
         let (x, dy) = (as_read(bf16(m, k)), as_read(bf16(m, n)));
         group.throughput(Throughput::Elements(2 * (m * k * n) as u64));

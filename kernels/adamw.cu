@@ -1,4 +1,4 @@
-// AdamW on f32 parameters (src/ops/adamw.rs), with the gradient's norm brought down to max_norm:
+// AdamW on f32 parameters (src/ops/adamw/mod.rs), with the gradient's norm brought down to max_norm:
 //
 //   norm  = sqrt(sum of partials)         partials: sums of squares of the gradient, of adamw_norm
 //   clip  = max_norm > 0 ? min(1, max_norm / (norm + 1e-6)) : 1

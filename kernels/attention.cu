@@ -1,8 +1,8 @@
-// Shared-prefix attention: src/ops/attention/mod.rs has the formula, src/ops/attention/plan.rs what `visible`,
+// Shared-prefix attention: src/ops/attention/mod.rs has the formula, src/ops/attention/gpu/plan.rs what `visible`,
 // `tiles`, `key_items` and `reductions` hold.
 //
-// Nothing of the size of the scores is stored: a block of the forward pass walks its queries' keys with a running
-// maximum and sum (arXiv:2205.14135, algorithm 1); the backward kernels make the probabilities again from `lse`
+// Nothing of the size of the scores is stored: a block of the forward pass reads its queries' keys with a running
+// maximum and sum (arXiv:2205.14135, algorithm 1); the backward kernels recompute the probabilities from `lse`
 // (algorithm 4). dQ has blocks by queries, dK and dV by keys, so that each sum has one owner.
 //
 // Each kernel comes in three sizes, for heads of up to 64, 128 and 256 elements; its tiles in shared memory are 32,
@@ -101,7 +101,7 @@ INLINE Rows query_rows(GLOBAL(const Element) matrix, GIVEN(AttentionParameters) 
     return rows;
 }
 
-// Rows of a head as floats, with zeros where there is no row or column.
+// Rows of a head as floats, with zeros for missing rows and columns.
 template <uint N, uint ROWS>
 INLINE void load_tile(GROUP(float) to, Rows from, GIVEN(AttentionParameters) p, uint id) {
     UNROLL for (uint i = 0; i < ROWS * (N / 8) / BLOCK; ++i) {
@@ -113,12 +113,12 @@ INLINE void load_tile(GROUP(float) to, Rows from, GIVEN(AttentionParameters) p, 
     }
 }
 
-// First and one past the last own row that each query sees; none where there is no query.
+// First own row to which each query attends, and the row after the last; an empty range if there is no query.
 INLINE void load_seen(GROUP(uint) to, GLOBAL(const uint) visible, uint first, uint count, uint rows, uint id) {
     if (id < 2 * rows) to[id] = id < 2 * count ? visible[2 * (index_t)first + id] : 0;
 }
 
-// `from[query, head]` of some queries; zeros where there is none.
+// `from[query, head]` of some queries; zeros for missing queries.
 INLINE void load_column(GROUP(float) to, GLOBAL(const float) from, GIVEN(AttentionParameters) p, uint head, uint first,
                         uint count, uint rows, uint id) {
     if (id < rows) to[id] = id < count ? from[(index_t)(first + id) * p.heads + head] : 0.0f;
@@ -192,8 +192,8 @@ struct ForwardShared {
     GROUP(uint) seen;
 };
 
-// Turns rows of scores into exponentials less the largest so far; `factors` is what older sums are to be
-// multiplied with.
+// Replaces rows of scores by the exponentials of their difference from the largest score so far; older sums have to be
+// multiplied by `factors`.
 template <uint N>
 INLINE void softmax(ForwardShared s, uint id, LOCAL(float) largest, LOCAL(float) sum) {
     const uint row = id / Size<N>::lanes, lane = id % Size<N>::lanes;
@@ -475,7 +475,7 @@ INLINE void add_slots(GLOBAL(const float) partials, GLOBAL(const uint) reduction
     }
 }
 
-// Adds up the slots of some rows, 8 columns a thread. With `rotated` keys are turned back (rope.cu) by their row's
+// Adds up the slots of some rows, 8 columns a thread. With `rotated` the gradients of keys are rotated back (rope.cu) by their row's
 // position: the thread of a head's columns i has those of i + head_dim / 2, a multiple of 8, too. Grid: reductions;
 // key_tile * (width / 8, rounded up) / 128, rounded up.
 KERNEL(attention_reduce, BLOCK, IN(0, float, partials), IN(1, uint, reductions), IN(2, float, cos), IN(3, float, sin),

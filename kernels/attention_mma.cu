@@ -3,15 +3,15 @@
 // (arXiv:2307.08691). A smaller head's missing columns are zeros in shared memory, and are not stored.
 //
 // A block has 4 warps; each owns 16 rows of the tile (queries, or keys for dK and dV), so that scores and sums stay in
-// its registers: what a product leaves there is, packed to 16 bits, the left operand of the next. Tiles come by
-// asynchronous copies; their 16-byte chunks are swizzled so that 8 rows' same chunk is in 8 different banks.
+// its registers: the result of a product, packed to 16 bits, is the left operand of the next. Tiles are
+// copied asynchronously; their 16-byte chunks are swizzled so that 8 rows' same chunk is in 8 different banks.
 //
-// What bounds such kernels is reading operands from shared memory. Where an even number of query heads shares a key head,
-// the kernels by queries take two of them at a time (`HEADS`): a warp owns its 16 queries' rows in both, and what it
-// reads of keys and values feeds twice the products. Tiles of twice the queries would do so too, but cover more keys that
-// only some of their queries see.
+// Reading operands from shared memory bounds such kernels. If an even number of query heads shares a key head, the
+// kernels by queries process two of them at a time (`HEADS`): a warp owns its 16 queries' rows in both, and each key and
+// value that it reads feeds twice the products. Tiles of twice the queries would do so too, but they cover more keys to
+// which only some of their queries attend.
 //
-// A warp leaves out groups of 16 keys that none of its queries sees, and masks nothing where all see all.
+// A warp leaves out groups of 16 keys to which none of its queries attends, and masks nothing if all attend to all.
 
 #if defined(ELEMENT_BF16) || defined(ELEMENT_F16)
 
@@ -66,8 +66,8 @@ INLINE uint swizzled(uint row, uint chunk) {
     return row * D + (chunk ^ (row % 8)) * 8;
 }
 
-// Starts copying `count` rows of a head, the first at `from`, and zeros behind them and behind its `head_dim` columns.
-// Nothing is read where no element is.
+// Starts copying `count` rows of a head, the first at `from`, and zeros after them and after its `head_dim` columns.
+// Missing elements are not read.
 template <uint D, uint COUNT>
 INLINE void copy_rows(GROUP(Element) to, GLOBAL(const Element) from, uint width, uint head_dim, uint count, uint thread) {
     const uint chunk = thread % (D / 8), row = thread / (D / 8), step = BLOCK / (D / 8);
@@ -95,14 +95,14 @@ INLINE void right_columns(LOCAL(uint) r, GROUP(const Element) tile, uint row, ui
     ldmatrix4_transposed(r, tile + row * D + (swizzled<D>(lane % 16, lane / 16) ^ 16 * step));
 }
 
-// Groups of 16 rows of the other operand that a warp takes part in, [begin, end); `all` where nothing is masked.
+// Groups of 16 rows of the other operand in which a warp takes part, [begin, end); `all` if nothing is masked.
 struct Groups {
     uint begin, end;
     bool all;
 };
 INLINE bool takes(Groups groups, uint group) { return groups.all || (group >= groups.begin && group < groups.end); }
 
-// The left operand of 16 rows of each of HEADS tiles, which lie one after another: read for each step, or once where
+// The left operand of 16 rows of each of HEADS tiles, which lie one after another: read for each step, or once if
 // registers allow.
 template <uint D, uint HEADS>
 struct Tiles {
@@ -242,7 +242,7 @@ INLINE void columns_of(LOCAL(const float) sums, float factor, uint half, uint bl
 }
 
 // Stores a warp's 16 rows, times a factor for the upper and the lower 8. With a rotation, column i of a head's first half
-// and of its second are turned back by their angle; `first` is the first row's place among the positions.
+// and of its second are rotated back by their angle; `first` is the first row's index among the positions.
 template <uint D, typename T>
 INLINE void store_rows(Target<T> t, Rotation rotation, uint first, LOCAL(const float) sums, LOCAL(const float) factors,
                        uint lane) {
@@ -272,13 +272,13 @@ INLINE void store_rows(Target<T> t, Rotation rotation, uint first, LOCAL(const f
     }
 }
 
-// A tile's walk over the prefix's rows and then over own rows. Rows are counted from the first of the prefix, or of the
-// own rows.
+// The rows that a tile reads: the prefix's, then own rows. Rows are counted from the first of the prefix, or of the own
+// rows.
 struct Walk {
     uint prefix, prefix_count, own, own_count;
 };
 
-// The step's rows begin at `at`; none are left where that is the end of the own rows.
+// The step's rows begin at `at`; no rows are left if that is the end of the own rows.
 struct Step {
     uint at;
     bool own;
@@ -324,8 +324,8 @@ struct Seen {
     uint low, high;
 };
 
-// Of a warp's queries from `first` on; what is behind the tile's `last` counts as the last. Own rows are counted from
-// `base`.
+// The visible rows of a warp's queries from `first` on; queries after the tile's `last` count as the last. Own rows are
+// counted from `base`.
 INLINE Seen seen_by(GLOBAL(const uint) visible, uint first, uint last, uint base, uint lane) {
     Seen s;
     // Small numbers, which a float holds exactly: a tile's own rows are few.
@@ -346,7 +346,7 @@ INLINE Seen seen_by(GLOBAL(const uint) visible, uint first, uint last, uint base
     return s;
 }
 
-// What a warp does with keys `at` to `at + rows` of a step; nothing where it has no queries.
+// The groups of keys `at` to `at + rows` of a step that a warp multiplies; none if it has no queries.
 INLINE Groups groups_of(Seen seen, Walk w, bool own, uint at, uint rows, bool queries) {
     Groups g;
     if (own) {
@@ -368,8 +368,8 @@ INLINE Groups groups_of(Seen seen, Walk w, bool own, uint at, uint rows, bool qu
 }
 INLINE bool nothing(Groups g) { return !g.all && g.begin >= g.end; }
 
-// What a lane's two queries see of a step: a key does if its place behind the lane's first one, less `before`, is under
-// `count`. Without branches, as most steps over own rows are masked.
+// The keys of a step to which a lane's two queries attend: those whose distance from the lane's first key, less `before`,
+// is under `count`. Without branches, as most steps over own rows are masked.
 struct Mask {
     uint before[2], count[2];
 };
@@ -382,7 +382,7 @@ INLINE Mask mask_of(Seen seen, Walk w, bool own, uint at, uint lane) {
     }
     return m;
 }
-// Whether the query behind element i of the scores sees its key.
+// Whether the query of element i of the scores attends to its key.
 INLINE bool sees(Mask m, uint i) {
     const uint key = i / 4 * 8 + i % 2, row = i / 2 % 2;
     return key - m.before[row] < m.count[row];
@@ -488,8 +488,8 @@ INLINE void forward(Inputs in, GLOBAL(const uint) tile, GLOBAL(Element) out, GLO
     }
 }
 
-// Rows of the tiles that the backward kernels walk; two of each lie in shared memory, of which one is copied while the
-// other is used, PART rows at a time.
+// Rows of the tiles that the backward kernels read; two of each are in shared memory: one is copied while the other is
+// used, PART rows at a time.
 template <uint D>
 struct Stage {
     enum : uint { rows = D > 64 ? 32 : 64 };
@@ -523,7 +523,7 @@ INLINE float delta_of(GLOBAL(const Element) out, GROUP(const Element) douts, uin
     return sum + shuffle_xor(sum, 2);
 }
 
-// What the dQ kernel writes: delta too, for the dK and dV kernel behind it.
+// The outputs of the dQ kernel: dQ, and delta for the dK and dV kernel after it.
 struct QueryOutputs {
     GLOBAL(const Element) out;
     GLOBAL(float) delta;
@@ -561,7 +561,7 @@ INLINE void query_gradients(Inputs in, GLOBAL(const uint) tile, QueryOutputs mad
             const index_t at = (index_t)(first + r) * p.heads + head + h;
             GLOBAL(const Element) out = made.out + at * p.head_dim;
             const float delta = delta_of<D>(out, s.douts + h * (ROWS * D), row + r, there ? p.head_dim : 0, lane);
-            if (lane % 4 != 0) continue; // Read behind the loop's barrier.
+            if (lane % 4 != 0) continue; // Read after the loop's barrier.
             s.columns[2 * h * ROWS + row + r] = there ? in.lse[at] * LOG2_E : 0.0f;
             s.columns[(2 * h + 1) * ROWS + row + r] = delta;
             if (there) made.delta[at] = delta;
@@ -675,7 +675,7 @@ INLINE Groups groups_of_queries(GLOBAL(const uint) visible, uint first, uint cou
     return g;
 }
 
-// PART queries: where the first lies in the tiles of queries and in `columns`, its row, and how many are there.
+// PART queries: the place of the first in the tiles of queries and in `columns`, its row, and the number of queries left.
 struct Part {
     uint place, column, first, count;
 };
@@ -766,7 +766,7 @@ INLINE void key_gradients(Inputs in, GLOBAL(const uint) item, KeyOutputs made, R
         const bool more = next.first < end;
         float next_column = 0.0f;
         cp_async_wait(0);
-        BARRIER(); // This turn's rows are there, and nobody needs the last turn's.
+        BARRIER(); // This round's rows are copied, and the last round's are not needed any more.
         if (more) {
             copy_turn<D>(in, p, s, next, count_of<D>(next, end), 1 - stage, thread);
             next_column = column_of<D>(in, p, next, count_of<D>(next, end), thread);

@@ -1,10 +1,10 @@
 // Softmax cross-entropy over the vocabulary, logits [rows, stride], whose first `vocab` columns are tokens
-// (src/ops/cross_entropy.rs):
+// (src/ops/cross_entropy/mod.rs):
 //
 //   z       = scale * logits
 //   lse     = log(sum(exp(z)))
 //   nll     = lse - z[label]
-//   dlogits = dloss * scale * (exp(z - lse) - onehot(label))     in the logits' place, and 0 behind column vocab
+//   dlogits = dloss * scale * (exp(z - lse) - onehot(label))     in the logits' place, and 0 after column vocab
 //
 // The logits' address must be a multiple of 16 bytes. A row of an odd stride starts anywhere: it is a head of up
 // to 7 columns, chunks of 8 on 16-byte boundaries, and a tail of up to 7. The host holds the labels under vocab.
@@ -37,7 +37,7 @@ INLINE uint edge(Cut c, uint worker, uint vocab) {
     return worker >= 8 && worker - 8 < c.tail ? vocab - c.tail + worker - 8 : vocab;
 }
 
-// The maximum of what was seen, and the sum of exp(z - maximum).
+// The maximum of the logits so far, and the sum of exp(z - maximum).
 struct Running {
     float maximum, sum;
 };
@@ -51,7 +51,7 @@ INLINE Running seen8(Running now, LOCAL(const float) z) {
     return now;
 }
 
-// grid: (rows, 1, 1), threads: 512 (1024 where there are fewer rows than the GPU has multiprocessors)
+// grid: (rows, 1, 1), threads: 512
 KERNEL(cross_entropy_forward, 1024, IN(0, Element, logits), IN(1, uint, labels), OUT(2, float, nll),
        OUT(3, float, lse), PARAMETERS(4, CrossEntropyParameters, p)) {
     SHARED(float, maxima, 32);

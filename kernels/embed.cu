@@ -1,4 +1,4 @@
-// Embedding lookup over the vocabulary and the soft prompts (src/ops/embed.rs):
+// Embedding lookup over the vocabulary and the soft prompts (src/ops/embed/mod.rs):
 //
 //   x[t]        = multiplier * embedding[ids[t]]                    a token
 //   x[t]        = multiplier * prompts[j]                           ids[t] == VIRTUAL | j: a virtual token
@@ -6,7 +6,7 @@
 //
 // The host checks that the ids are in the matrix that they name.
 
-// As `VIRTUAL` in src/ops/embed.rs.
+// As `VIRTUAL` in src/ops/embed/mod.rs.
 #define VIRTUAL (1u << 31)
 
 struct EmbedParameters {

@@ -1,14 +1,14 @@
-// RMS norm, fused with the residual add before it (src/ops/rms_norm.rs):
+// RMS norm, fused with the residual add before it (src/ops/rms_norm/mod.rs):
 //
 //   r    = narrow(x + multiplier * delta)     with `add`; else x
 //   rstd = 1 / sqrt(mean(r^2) + eps)
 //   y    = w * r * rstd
-//   dr   = past + rstd * (w * dy - r * rstd^2 * mean(w * dy * r))     past only with `add`
+//   dr   = dresidual + rstd * (w * dy - r * rstd^2 * mean(w * dy * r))     dresidual (`past`) only with `add`
 //
 // A block makes a row. The first KEPT * 8 * threads columns stay in registers between the sum and its use, the others
 // are read again: the results are the same.
 //
-// grid: (rows, 1, 1), threads: width / (8 * KEPT) rounded up to a multiple of 32, at most 384 (widths to 6144 are kept)
+// grid: (rows, 1, 1), threads: width / (8 * KEPT) rounded up to a multiple of 32, at most 384 (widths to 6144 stay in registers)
 #define KEPT 2
 
 struct RmsNormParameters {
@@ -19,9 +19,8 @@ struct RmsNormParameters {
 
 INLINE uint left(uint at, uint width) { return at < width ? width - at : 0; }
 
-// 8 of a row from column `at`, zeros behind its end. With `whole` (rows on 16-byte boundaries, of a multiple of 8)
-// there is no branch around the access, so that several are on their way at a time: behind the end the row's start is
-// read.
+// 8 of a row from column `at`, zeros after its end. With `whole` (rows on 16-byte boundaries, of a multiple of 8) there is
+// no branch around the access, so that several are in flight at a time: after the end the row's start is read instead.
 template <bool whole>
 INLINE void take8(GLOBAL(const Element) row, uint at, uint width, LOCAL(float) out) {
     if (whole) {

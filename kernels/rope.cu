@@ -1,4 +1,4 @@
-// Rotary position embedding on the leading heads of each row (src/ops/rope.rs), in place, or on the way to a cache of
+// Rotary position embedding on the leading heads of each row (src/ops/rope/mod.rs), in place, or on the way to a cache of
 // keys and values:
 //
 //   y[i]       = x[i] cos - sign x[i + D/2] sin        i < D/2, cos and sin of the row's position
@@ -29,7 +29,7 @@ struct Turn {
     float sign;
 };
 
-// Turns the pairs at [low, low + left) of the row. With `whole` 8 are left and on 16-byte boundaries.
+// Rotates the pairs at [low, low + left) of the row. With `whole` 8 are left and on 16-byte boundaries.
 template <bool whole>
 INLINE void turn8(Turn t, uint low, uint at, uint half_dim) {
     const uint left = whole ? 8 : half_dim - at;
@@ -43,7 +43,7 @@ INLINE void turn8(Turn t, uint low, uint at, uint half_dim) {
     store8(t.row, low + half_dim, left, whole, b);
 }
 
-// grid: (rows, 1, 1), threads: heads * ceil(head_dim / 16) rounded up to a multiple of 32 where that is at most 256, else
+// grid: (rows, 1, 1), threads: heads * ceil(head_dim / 16) rounded up to a multiple of 32 if that is at most 256, else
 // a multiple of 32 that leaves the fewest of them idle in the last round
 KERNEL(rope, 256, OUT(0, Element, x), IN(1, float, cos), IN(2, float, sin), IN(3, uint, positions),
        PARAMETERS(4, RopeParameters, p)) {
@@ -64,7 +64,7 @@ struct RopeCacheParameters {
     uint aligned; // of head_dim / 2
 };
 
-// One head of a row: where it is read and written, and its position's row of the tables.
+// One head of a row: its addresses for reading and writing, and its position's row of the tables.
 struct Head {
     GLOBAL(const Element) from;
     GLOBAL(Element) to;

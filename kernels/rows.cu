@@ -1,7 +1,7 @@
-// Rows of a matrix by number (src/ops/rows.rs):
+// Rows of a matrix by number (src/ops/rows/mod.rs):
 //
 //   y[i]            = x[rows[i]]                                         rows_forward
-//   dx[t]           = dy[i] where rows[i] == t, else 0                   rows_backward
+//   dx[t]           = dy[i] if rows[i] == t, else 0                      rows_backward
 //   x[rows[i]]     += dy[i]                                              rows_add
 //   x[t, column..] += leading[t]            for the first rows t         rows_add_leading
 //

@@ -1,11 +1,11 @@
-// SwiGLU on gate and up side by side, gate_up [rows, 2 width] (src/ops/swiglu.rs):
+// SwiGLU on gate and up side by side, gate_up [rows, 2 width] (src/ops/swiglu/mod.rs):
 //
 //   a     = g * sigmoid(g) * up
 //   dgate = da * up * sigmoid(g) * (1 + g * (1 - sigmoid(g)))
 //   dup   = da * g * sigmoid(g)
 //
 // grid: (rows, ceil(width / (8 * threads)), 1), threads: a multiple of 32, at most 256: width / 8 rounded
-// up where that is no more, else what leaves the fewest of a row's threads without columns
+// up if that is at most 256, else the number that leaves the fewest of a row's threads without columns
 
 struct SwigluParameters {
     uint rows, width;

@@ -42,7 +42,7 @@ fn since_1970(time: SystemTime) -> Timestamp {
 }
 
 /// What a specifier, the letter after a `%`, stands for.
-enum Part {
+enum DatePart {
     /// A number, the least number of its digits, and the character that fills them up.
     Number(i64, usize, char),
     Text(String),
@@ -117,18 +117,18 @@ fn flags(text: &str) -> (Flags, Option<char>, usize) {
 const MAX_WIDTH: usize = 255;
 
 impl Flags {
-    fn write(&self, time: DateTime, letter: char, part: &Part) -> String {
+    fn write(&self, time: DateTime, letter: char, part: &DatePart) -> String {
         let mut text = match part {
-            Part::Microseconds => return format!("{:06}", time.subsec_nanosecond() / 1000),
-            Part::Number(number, digits, fill) => {
+            DatePart::Microseconds => return format!("{:06}", time.subsec_nanosecond() / 1000),
+            DatePart::Number(number, digits, fill) => {
                 let number = number.to_string();
                 return match self.fill_with.unwrap_or(*fill) {
                     '-' => number,
                     fill => filled(number, *digits.max(&self.width), if fill == '_' { ' ' } else { fill }),
                 };
             }
-            Part::Text(text) => text.clone(),
-            Part::Format(format) => strftime(time, format),
+            DatePart::Text(text) => text.clone(),
+            DatePart::Format(format) => strftime(time, format),
         };
         if self.swap && letter == 'p' {
             text = text.to_lowercase();
@@ -150,11 +150,11 @@ fn filled(text: String, width: usize, fill: char) -> String {
     std::iter::repeat_n(fill, missing).chain(text.chars()).collect()
 }
 
-fn part(time: DateTime, letter: char) -> Option<Part> {
+fn part(time: DateTime, letter: char) -> Option<DatePart> {
     let unpadded = |letter: char| strtime::format(format!("%-{letter}"), time).ok();
     let number =
-        |digits: usize, fill: char| Some(Part::Number(unpadded(letter)?.parse().ok()?, digits, fill));
-    let two_digits = |number: i64| Some(Part::Number(number, 2, '0'));
+        |digits: usize, fill: char| Some(DatePart::Number(unpadded(letter)?.parse().ok()?, digits, fill));
+    let two_digits = |number: i64| Some(DatePart::Number(number, 2, '0'));
     match letter {
         'Y' | 'G' => number(4, '0'),
         'm' | 'd' | 'H' | 'I' | 'M' | 'S' | 'U' | 'W' | 'V' => number(2, '0'),
@@ -165,19 +165,19 @@ fn part(time: DateTime, letter: char) -> Option<Part> {
         'C' => two_digits(i64::from(time.year()) / 100),
         'y' => two_digits(i64::from(time.year()) % 100),
         'g' => two_digits(i64::from(time.date().iso_week_date().year()) % 100),
-        'f' => Some(Part::Microseconds),
-        's' => Some(Part::Number(local_seconds(time), 1, '0')),
-        'B' | 'b' | 'h' | 'A' | 'a' | 'p' | 'P' => unpadded(letter).map(Part::Text),
-        'z' | 'Z' => Some(Part::Text(String::new())),
-        'n' => Some(Part::Text("\n".into())),
-        't' => Some(Part::Text("\t".into())),
-        '%' => Some(Part::Text("%".into())),
-        'c' => Some(Part::Format("%a %b %e %H:%M:%S %Y")),
-        'D' | 'x' => Some(Part::Format("%m/%d/%y")),
-        'F' => Some(Part::Format("%Y-%m-%d")),
-        'R' => Some(Part::Format("%H:%M")),
-        'r' => Some(Part::Format("%I:%M:%S %p")),
-        'T' | 'X' => Some(Part::Format("%H:%M:%S")),
+        'f' => Some(DatePart::Microseconds),
+        's' => Some(DatePart::Number(local_seconds(time), 1, '0')),
+        'B' | 'b' | 'h' | 'A' | 'a' | 'p' | 'P' => unpadded(letter).map(DatePart::Text),
+        'z' | 'Z' => Some(DatePart::Text(String::new())),
+        'n' => Some(DatePart::Text("\n".into())),
+        't' => Some(DatePart::Text("\t".into())),
+        '%' => Some(DatePart::Text("%".into())),
+        'c' => Some(DatePart::Format("%a %b %e %H:%M:%S %Y")),
+        'D' | 'x' => Some(DatePart::Format("%m/%d/%y")),
+        'F' => Some(DatePart::Format("%Y-%m-%d")),
+        'R' => Some(DatePart::Format("%H:%M")),
+        'r' => Some(DatePart::Format("%I:%M:%S %p")),
+        'T' | 'X' => Some(DatePart::Format("%H:%M:%S")),
         _ => None,
     }
 }

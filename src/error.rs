@@ -1,5 +1,5 @@
-//! The library's one error type. Every message names the file, line or key, what was expected, what
-//! was found and, where there is one, a hint.
+//! The library's only error type. Every message names the file, line or key, the expected value, the found value and,
+//! if there is one, a hint.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// Result of every fallible function of this library.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What can go wrong, from reading a file to the last step of a run.
+/// Any error, from reading a file to the last step of a run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -16,15 +16,15 @@ pub enum Error {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         source: std::io::Error,
     },
     /// A configuration has problems; all of them are listed.
     #[error("{origin}: {}", Listed(problems, 0))]
     Config {
-        /// File, or the command-line option, that the configuration came from.
+        /// File or command-line option with the configuration.
         origin: String,
-        /// One entry a problem: key, what was expected, what was found, hint.
+        /// One entry for each problem: key, expected, found, hint.
         problems: Vec<String>,
     },
     /// A dataset has malformed rows; they are reported together, up to a limit.
@@ -32,17 +32,17 @@ pub enum Error {
     Data {
         /// The dataset file.
         path: PathBuf,
-        /// One entry a bad row: line, field, what was expected and found.
+        /// One entry for each bad row: line, field, expected, found.
         problems: Vec<String>,
         /// Bad rows beyond those listed.
         more: usize,
     },
-    /// A checkpoint or adapter file is not what it has to be.
+    /// A checkpoint or adapter file is malformed.
     #[error("{}: {problem}", path.display())]
     Checkpoint {
         /// The file or folder.
         path: PathBuf,
-        /// Key or tensor, what was expected, what was found, hint.
+        /// Key or tensor, expected, found, hint.
         problem: String,
     },
     /// A checkpoint is of a kind that gneiss does not tune.
@@ -50,32 +50,32 @@ pub enum Error {
     Unsupported {
         /// The checkpoint.
         path: PathBuf,
-        /// What is not supported, by its name.
+        /// The name of the unsupported part.
         what: String,
-        /// What to do instead.
+        /// A hint.
         hint: String,
     },
-    /// A checkpoint could not be had from the hub.
+    /// A checkpoint could not be downloaded from the hub.
     #[error("hub: {repo}: {problem}\n  hint: {hint}")]
     Hub {
         /// `org/name@revision`.
         repo: String,
-        /// What happened.
+        /// The problem.
         problem: String,
-        /// What to do about it.
+        /// A hint.
         hint: String,
     },
     /// The tokenizer could not be read or failed on a text.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
-    /// An operation was given tensors that do not fit together.
+    /// An operation got tensors that do not fit together.
     #[error("{op}: expected {expected}, found {found}")]
     Shape {
         /// The operation.
         op: &'static str,
-        /// Shape, dtype or device that was expected.
+        /// Expected shape, dtype or device.
         expected: String,
-        /// What it was given.
+        /// Found shape, dtype or device.
         found: String,
     },
     /// Training produced a value that is not finite.
@@ -87,23 +87,23 @@ pub enum Error {
         what: &'static str,
         /// Its value.
         value: f64,
-        /// What was kept and what to try.
+        /// The prompt that was kept, and a hint.
         hint: String,
     },
-    /// A device has too little memory for a single sequence, all blocks but one recomputed.
+    /// A device has too little memory for a single sequence with all layers but one recomputed.
     #[error(
-        "{problem}\n  this was a single sequence with every block recomputed; hint: model.dtype = \"bf16\" halves \
+        "{problem}\n  this was a single sequence with every layer recomputed; hint: model.dtype = \"bf16\" halves \
          f32 weights, and a lower data.max_input_tokens or prompt.num_virtual_tokens, a smaller model or ending other \
          programs on the device make room"
     )]
     OutOfMemory {
-        /// What the device said.
+        /// The device's message.
         problem: String,
     },
     /// The device or its library failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
-    /// Anything else that is the caller's to mend.
+    /// Any other error in the caller's input.
     #[error("{0}")]
     Invalid(String),
 }
@@ -115,7 +115,7 @@ impl Error {
         move |source| Self::Io { path, source }
     }
 
-    /// The tokenizer's error with the key, option or label whose text it is about; another error as it is.
+    /// Adds the name of the key, option or label to a tokenizer error; other errors stay as they are.
     pub fn in_text(self, name: &str) -> Self {
         match self {
             Self::Tokenizer(problem) => Self::Tokenizer(format!("{name}: {problem}")),
@@ -134,7 +134,7 @@ impl Error {
     }
 }
 
-/// Problems, one a line where there are several.
+/// Problems, one per line if there are several.
 struct Listed<'a>(&'a [String], usize);
 
 impl fmt::Display for Listed<'_> {

@@ -1,4 +1,4 @@
-//! Writing files so that a reader never sees half of one.
+//! Writes files so that a reader never sees half of one.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -8,14 +8,14 @@ use serde::de::DeserializeOwned;
 
 use crate::{Error, Result};
 
-/// Writes a file that is either there in full or not at all, even if the machine stops meanwhile.
+/// Writes a file completely or not at all, even if the machine stops meanwhile.
 ///
-/// `write` fills a temporary file in the folder of `path`; that is synced to the disk and renamed to
-/// `path`, which replaces what was there. On an error the temporary file is removed and `path` is left
-/// as it was. The folder has to exist; the writer that `write` gets is buffered.
+/// `write` fills a temporary file in the folder of `path`, which is synced to the disk and renamed to `path`; an
+/// existing file is replaced. On an error the temporary file is removed and `path` is unchanged. The folder must exist;
+/// the writer passed to `write` is buffered.
 ///
 /// # Errors
-/// [`Error::Io`] naming `path`, with what `write` or the file system said.
+/// Returns [`Error::Io`] with `path` and the error of `write` or of the file system.
 pub fn write_atomically(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     replace(path, write).map_err(Error::io(path))
 }
@@ -29,8 +29,8 @@ fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) ->
     let prefix = format!(".{}.", name.to_string_lossy());
     let mut builder = tempfile::Builder::new();
     builder.prefix(&prefix).suffix(".tmp");
-    // A temporary file is its owner's alone by default; this one becomes a file as any other, whose
-    // permissions the umask decides.
+    // By default only its owner can read a temporary file; this one gets the permissions of any other file, which the
+    // umask decides.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let mut temporary = builder.tempfile_in(folder)?;
@@ -43,10 +43,10 @@ fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) ->
     sync_folder(folder)
 }
 
-/// Removes a file, where there is one.
+/// Removes a file if it exists.
 ///
 /// # Errors
-/// [`Error::Io`] naming `path`.
+/// Returns [`Error::Io`] with `path` if the file can't be removed.
 pub(crate) fn remove_if_there(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(path)(error)),
@@ -54,7 +54,7 @@ pub(crate) fn remove_if_there(path: &Path) -> Result<()> {
     }
 }
 
-/// Makes a rename last: on Unix it is an entry of the folder, which has to be synced too.
+/// Makes a rename durable: on Unix it is an entry of the folder, which must be synced too.
 fn sync_folder(folder: &Path) -> io::Result<()> {
     if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
 }
@@ -62,7 +62,7 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
 /// Reads a JSON file; `None` if there is no such file.
 ///
 /// # Errors
-/// [`Error::Io`] if the file can't be read, [`Error::Checkpoint`] if it is not the JSON of a `T`.
+/// Returns [`Error::Io`] if the file can't be read, [`Error::Checkpoint`] if it is not the JSON of a `T`.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,

@@ -1,8 +1,8 @@
-//! Names of the files in a run folder and in an adapter folder.
+//! Names of the files in a run folder, in an adapter folder and in a model folder.
 
 /// File of the resolved configuration.
 pub const CONFIG: &str = "config.toml";
-/// File of the records.
+/// File of the step and epoch records.
 pub const METRICS: &str = "metrics.jsonl";
 /// File of [`crate::tune::State`].
 pub const CHECKPOINT: &str = "checkpoint.safetensors";
@@ -16,11 +16,11 @@ pub const TOKENS: &str = "tokens.json";
 pub const EVALUATION: &str = "evaluation.json";
 /// File of the answers as a table.
 pub const PREDICTIONS: &str = "predictions.csv";
-/// File of the run as a page.
+/// File of the report page.
 pub const REPORT: &str = "report.html";
-/// File of the learning curve as a drawing.
+/// File of the learning curve as SVG.
 pub const CURVE_SVG: &str = "curve.svg";
-/// File of the learning curve as a picture.
+/// File of the learning curve as PNG.
 pub const CURVE_PNG: &str = "curve.png";
 
 /// Names of the files in an adapter folder.
@@ -37,4 +37,26 @@ pub mod adapter_folder {
     pub const CARD: &str = "README.md";
     /// The files of an adapter.
     pub const FILES: [&str; 3] = [CONFIG, WEIGHTS, TASK];
+}
+
+/// Names of the files in the folder of a checkpoint, as transformers writes it.
+pub mod model_folder {
+    /// File of the model's configuration.
+    pub const CONFIG: &str = "config.json";
+    /// File of the generation settings.
+    pub const GENERATION_CONFIG: &str = "generation_config.json";
+    /// File of the tokenizer.
+    pub const TOKENIZER: &str = "tokenizer.json";
+    /// File of the tokenizer's configuration.
+    pub const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+    /// File of the special tokens, in older checkpoints.
+    pub const SPECIAL_TOKENS: &str = "special_tokens_map.json";
+    /// File of the tokens that were added to the vocabulary, in older checkpoints.
+    pub const ADDED_TOKENS: &str = "added_tokens.json";
+    /// File of the chat template.
+    pub const CHAT_TEMPLATE: &str = "chat_template.jinja";
+    /// File of the weights if it is one file.
+    pub const WEIGHTS: &str = "model.safetensors";
+    /// File that lists the shards of the weights.
+    pub const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
 }

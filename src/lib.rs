@@ -1,8 +1,7 @@
 //! gneiss tunes *soft prompts* for open IBM Granite language models on one's own machine.
 //!
-//! The model's weights stay frozen; a small matrix of virtual-token embeddings is prepended to every
-//! input, and only that matrix is trained. What comes out is a few hundred kilobytes of safetensors
-//! that any PEFT user can load.
+//! The model's weights stay frozen; a small matrix of virtual-token embeddings is prepended to every input, and only
+//! that matrix is trained. The result is a few hundred kilobytes of safetensors that any PEFT user can load.
 #![deny(missing_docs)]
 
 pub mod batch;

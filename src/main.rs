@@ -25,7 +25,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// The error and its causes, but for those that the text before them ends with.
+/// The error and its causes, without causes that the text before them already ends with.
 fn whole(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {

@@ -1,6 +1,6 @@
-//! Numbers of the files that a run writes, in JSON. JSON has no word for a number that is not finite, and `serde_json`
-//! writes null for one, which no reader takes for a number. Here it is the text `"NaN"`, `"inf"` or `"-inf"`, as Python's
-//! `float` reads them; null, which gneiss 0.1.0 wrote, is read as NaN.
+//! Quantiles, and the numbers in the JSON files that a run writes. JSON has no number that is not finite: `serde_json`
+//! writes null instead, which readers do not accept as a number. Here such a number is the text `"NaN"`, `"inf"` or
+//! `"-inf"`, which Python's `float` reads. Null, which gneiss 0.1.0 wrote, is read as NaN.
 //!
 //! `#[serde(with = "crate::number")]` stands before an `f64`, `#[serde(default, with = "crate::number::optional")]` before an
 //! `Option<f64>`, whose `None` is null.
@@ -40,6 +40,13 @@ pub(crate) mod optional {
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<f64>, D::Error> {
         from.deserialize_any(AnyNumber)
     }
+}
+
+/// Quantile of values that are sorted and at least one; linear between two of them.
+pub(crate) fn quantile(sorted: &[f64], q: f64) -> f64 {
+    let place = q * (sorted.len() - 1) as f64;
+    let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
+    below + (above - below) * place.fract()
 }
 
 struct AnyNumber;

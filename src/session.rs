@@ -6,7 +6,7 @@ use crate::config::{Config, DataOptions, DtypeChoice, ModelOptions, Task};
 use crate::data::{Dataset, Encoded, Encoder, Template};
 use crate::device::{self, Chosen};
 use crate::model::{Decoder, Dtypes};
-use crate::ops::packed::Isa;
+use crate::ops::bf16::Isa;
 use candle_core::{DType, Device};
 use std::path::{Path, PathBuf};
 
@@ -48,10 +48,10 @@ pub fn locate(id: &str) -> Result<PathBuf> {
     })
 }
 
-/// Loads the model of a configuration; `progress` is told of (blocks read, blocks).
+/// Loads the model of a configuration; `progress` is called with (layers read, layers).
 ///
 /// # Errors
-/// Those of the source, the checkpoint and the device.
+/// Returns the errors of the source and the checkpoint, and an error if a device operation fails.
 pub fn open(options: &ModelOptions, progress: &mut dyn FnMut(usize, usize)) -> Result<Session> {
     let Chosen { device, mut warnings } = device::open(options.device)?;
     let path = locate(&options.id)?;
@@ -81,7 +81,7 @@ pub fn encoder<'a>(
     }
 }
 
-/// Rows and token ids of one of the configuration's files; nothing where it names none.
+/// Rows and token ids of one of the configuration's files; `None` if it names none.
 ///
 /// # Errors
 /// Malformed rows, or rows that can't be encoded.

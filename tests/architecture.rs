@@ -43,8 +43,8 @@ const FOLDERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("report", &["evaluate", "run", "tune", "prompt", "config", "calendar", "files", "layout", "text"]),
-    ("export", &["generate", "prompt", "model", "checkpoint", "data", "batch", "ops", "files"]),
-    ("bench", &["tune", "model", "checkpoint", "config", "batch", "ops", "device"]),
+    ("export", &["generate", "prompt", "model", "checkpoint", "data", "batch", "ops", "files", "layout"]),
+    ("bench", &["tune", "model", "checkpoint", "config", "batch", "ops", "device", "number"]),
     ("check", &["bench", "tune", "model", "checkpoint", "config", "batch", "ops", "device"]),
     ("serve", &["generate", "prompt", "model", "checkpoint", "data", "device", "calendar", "layout"]),
 ];

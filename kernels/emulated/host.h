@@ -6,7 +6,7 @@ namespace emulated __attribute__((visibility("hidden"))) {
 
 constexpr uint32_t MAX_BUFFERS = 16;
 
-// src/ops/gpu/emulated.rs has the same struct.
+// src/ops/backend/gpu/emulated.rs has the same struct.
 struct Launch {
     uint32_t grid[3];
     uint32_t threads;

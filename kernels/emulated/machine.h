@@ -1,4 +1,4 @@
-// One launch: its blocks run one after another, the threads of a block as fibers that hand over where they meet.
+// One launch: its blocks run one after another, the threads of a block as fibers that switch at barriers.
 #pragma once
 #include "fiber.h"
 #include <algorithm>
@@ -15,7 +15,7 @@ namespace emulated __attribute__((visibility("hidden"))) {
 
 constexpr uint32_t WARP_SIZE = 32, MAX_BLOCK = 1024;
 
-// What a thread knows of where it is.
+// A thread's indices.
 struct Place {
     uint32_t thread, threads, block[3];
 };
@@ -172,7 +172,7 @@ inline void Machine::run(const uint32_t grid[3], uint32_t threads, uint32_t orde
     }
 }
 
-// Runs what can run, in rounds, until all threads have ended; false where there was a fault.
+// Runs what can run, in rounds, until all threads have ended; false if there was a fault.
 inline bool Machine::run_block(uint32_t order, unsigned char *stack) {
     std::vector<uint32_t> turns = numbers(fibers.size(), order);
     for (;;) {

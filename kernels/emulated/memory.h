@@ -5,7 +5,7 @@
 
 namespace emulated __attribute__((visibility("hidden"))) {
 
-// Who touched a granule of memory last, and when. `block` is 0 where nobody has. `other`: a reader before the last.
+// Who touched a granule of memory last, and when. `block` is 0 if no thread has. `other`: a reader before the last.
 struct Stamp {
     uint32_t block, epoch, warp_epoch;
     uint32_t thread : 12, other : 12, marks : 8;
@@ -36,7 +36,7 @@ struct Region {
     uint32_t unit = 1; // bytes a granule of the shadow
     bool shared = false, read = false, written = false;
     std::unique_ptr<unsigned char[]> owned;
-    std::unique_ptr<Shadow[], Release> shadow; // none where nothing may be written
+    std::unique_ptr<Shadow[], Release> shadow; // none if nothing may be written
 
     void watch(uint32_t granule) {
         unit = granule;

@@ -7,13 +7,13 @@ use std::ops::Range;
 pub struct Example {
     /// BOS, instruction and rendered template.
     pub input: Vec<u32>,
-    /// The output's tokens and eos; without eos where it was cut.
+    /// The output's tokens and eos; without eos if it was cut.
     pub target: Vec<u32>,
     /// Line of the dataset that the record starts on, counted from 1.
     pub line: usize,
 }
 
-/// A prefix and the sequences that hang on it.
+/// A prefix and the sequences that follow it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PrefixGroup {
     /// Rows of the matrix of prompts that are this group's soft prompt; empty for the base model.
@@ -39,7 +39,7 @@ impl Sequence {
         self.input.len() + self.target.len().saturating_sub(1)
     }
 
-    /// Its last rows that predict: one for each target token, or the one behind which a target would be
+    /// Its last rows that predict: one for each target token, or the one after which a target would be
     /// generated.
     pub(super) fn target_rows(&self) -> usize {
         self.target.len().max(1)

@@ -12,7 +12,7 @@
 //!
 //! A row that predicts a target token is a *target row*: the last input row of a sequence and its t rows.
 //!
-//! Where a model turns the positions of long sequences by other frequencies ([`crate::ops::rope::Rope::long_above`]), a group
+//! If a model rotates the positions of long sequences by other frequencies ([`crate::ops::rope::Rope::long_above`]), a group
 //! with sequences of both kinds has two prefixes, one for each. So no sequence changes what another one gives. A
 //! sequence's length is that of its prefix, input and target, the target's end included, as transformers counts it.
 

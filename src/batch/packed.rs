@@ -8,7 +8,7 @@ use std::ops::Range;
 pub struct PackedBatch {
     /// A token of the vocabulary, or a virtual token ([`crate::ops::embed::virtual_id`]); `[T]`.
     pub ids: Indices,
-    /// Row of the rotary table for each row: its position behind the beginning of its prefix, and in a sequence of more
+    /// Row of the rotary table for each row: its position from the beginning of its prefix, and in a sequence of more
     /// than [`crate::ops::rope::Rope::long_above`] positions that many more; `[T]`.
     pub position_ids: Indices,
     /// Leading rows of the batch that are prefixes.
@@ -21,7 +21,7 @@ pub struct PackedBatch {
     pub target_rows: Indices,
     /// `position_ids` of `target_rows`.
     pub target_positions: Indices,
-    /// The token that each of them predicts; empty where there is nothing to compare with.
+    /// The token that each of them predicts; empty if there is nothing to compare with.
     pub labels: Indices,
     /// The groups of the target rows: index of a group, and how many target rows of it follow.
     pub target_groups: Vec<(usize, usize)>,

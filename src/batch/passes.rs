@@ -28,13 +28,13 @@ pub struct Passes {
 }
 
 impl Passes {
-    /// Packs `groups`; where that makes more than `max_rows` rows, the prefixes get a pass of their own and the
+    /// Packs `groups`; if that makes more than `max_rows` rows, the prefixes get a pass of their own and the
     /// sequences as many as they need.
     pub fn new(groups: &[PrefixGroup], max_rows: usize) -> Self {
         Self::with_long_rope(groups, max_rows, None)
     }
 
-    /// As [`Passes::new`], for a model that turns sequences of more than `long_above` positions by other frequencies.
+    /// As [`Passes::new`], for a model that rotates sequences of more than `long_above` positions by other frequencies.
     pub fn with_long_rope(groups: &[PrefixGroup], max_rows: usize, long_above: Option<usize>) -> Self {
         Self::packed(groups, Packing { max_rows, prefix_pass_rows: 0, long_above })
     }
@@ -140,7 +140,7 @@ impl Packer<'_> {
         packed
     }
 
-    /// Packs the prefixes, where they are wanted, and `sequences` (group, sequence).
+    /// Packs the prefixes, if they are wanted, and `sequences` (group, sequence).
     fn pack(&self, with_prefixes: bool, sequences: &[(usize, &Sequence)]) -> PackedBatch {
         let mut batch = PackedBatch {
             ids: Indices::default(),

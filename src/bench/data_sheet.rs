@@ -1,9 +1,9 @@
-//! What cards are said to compute at the most.
+//! Peak rates of cards by their data sheets.
 
 use candle_core::DType;
 
-/// Words that a card's name has, and TFLOP/s of its dense products in bf16 (and f16) with sums in f32. The first entry
-/// all of whose words are in the name counts.
+/// Words in a card's name, and TFLOP/s of its dense products in bf16 (and f16) with sums in f32. The first entry with
+/// all words in the name counts.
 ///
 /// Data sheets give most of these with 2:4 sparsity, at twice the dense rate; the figures here are dense:
 ///
@@ -34,11 +34,11 @@ const TFLOPS: [(&[&str], f64); 16] = [
     (&["GeForce", "RTX", "5090"], 209.5),
 ];
 
-/// Words of cards that are a part of one, or another card than the one of the same number.
+/// Words in the names of cards that are a part of a card, or another card with the same number.
 const OTHER: [&str; 4] = ["MIG", "Laptop", "D", "Ti"];
 
-/// FLOP/s of dense products in `dtype` by the data sheet of the card that a driver calls `device_name`; `None` of a card
-/// that is not known, of a part of one (MIG), and of f32.
+/// FLOP/s of dense products in `dtype` by the data sheet of the card with the driver's name `device_name`; `None` for
+/// an unknown card, a part of a card (MIG), and f32.
 pub fn flops_per_second(device_name: &str, dtype: DType) -> Option<f64> {
     if !matches!(dtype, DType::BF16 | DType::F16) {
         return None;

@@ -1,4 +1,4 @@
-//! Examples for a benchmark: token ids of given lengths, made or read from a file.
+//! Examples for a benchmark: token ids of given lengths, generated or read from a file.
 
 use crate::batch::Example;
 use crate::{Error, Result};
@@ -10,37 +10,37 @@ use std::path::Path;
 /// Seed of the token ids.
 const SEED: u64 = 42;
 
-/// Problems of a file that one error lists; the rest is counted.
+/// Most problems of a file that one error lists; the others are counted.
 const LISTED: usize = 20;
 
-/// How long examples are, in tokens.
+/// Lengths of examples, in tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Lengths {
-    /// Where they come from.
+    /// Description of their source.
     pub about: String,
-    /// Tokens that all inputs begin with, as those of a template do. An input that is no longer than them
-    /// keeps one token of its own.
+    /// Tokens with which all inputs begin, like those of a template. An input that is not longer keeps one token of its
+    /// own.
     pub head: usize,
     /// Tokens of a target.
     pub target: usize,
-    /// Tokens of one example after the other, input and target; from the end on again from the beginning.
+    /// Tokens of one example after the other, input and target; after the last one the first follows again.
     pub lengths: Vec<usize>,
 }
 
 impl Lengths {
-    /// Those of the tutorial's reviews (`benches/reviews.json`): 25 to 84 tokens, 42.5 on average, of which
-    /// the template's 10 are shared and 2 are the target.
+    /// The lengths of the tutorial's reviews (`benches/reviews.json`): 25 to 84 tokens, 42.5 on average, of which the
+    /// template's 10 are shared and 2 are the target.
     pub fn reviews() -> Self {
         serde_json::from_str(include_str!("../../benches/reviews.json"))
             .expect("benches/reviews.json is a part of the program, and read by its tests")
     }
 
-    /// All examples of `tokens` tokens, with the reviews' head and target.
+    /// All examples have `tokens` tokens, with the reviews' head and target.
     ///
     /// # Errors
-    /// Too few tokens for a target and an input.
-    pub fn of_tokens(tokens: usize) -> Result<Self> {
+    /// Returns an error if there are too few tokens for a target and an input.
+    pub fn uniform(tokens: usize) -> Result<Self> {
         let reviews = Self::reviews();
         if tokens <= reviews.target {
             let least = reviews.target + 1;
@@ -52,7 +52,7 @@ impl Lengths {
         Ok(Self { about: format!("{tokens} tokens each"), lengths: vec![tokens], ..reviews })
     }
 
-    /// `n` examples of tokens drawn evenly from the vocabulary; always the same ones.
+    /// `n` examples of tokens drawn uniformly from the vocabulary; always the same ones.
     pub fn examples(&self, n: usize, vocab_size: usize) -> Vec<Example> {
         let mut rng = ChaCha8Rng::seed_from_u64(SEED);
         let mut tokens =
@@ -71,16 +71,16 @@ impl Lengths {
     }
 }
 
-/// The file's form.
+/// The format of the file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
-    examples: Vec<Row>,
+    examples: Vec<ExampleRow>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Row {
+struct ExampleRow {
     input: Vec<u32>,
     target: Vec<u32>,
 }
@@ -88,8 +88,8 @@ struct Row {
 /// Reads `{"examples": [{"input": [ids], "target": [ids]}, ...]}`, the target with its end-of-text token.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::Data`] for another form, for no example at all, for an empty side, and for an id
-/// that is not under `vocab_size`.
+/// Returns [`Error::Io`] if the file can't be read, and [`Error::Data`] if it has another format, contains no example,
+/// an empty side, or an id that is not below `vocab_size`.
 pub fn read(path: &Path, vocab_size: usize) -> Result<Vec<Example>> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
     let bad = |problems: Vec<String>, more| Err(Error::Data { path: path.to_path_buf(), problems, more });
@@ -120,12 +120,13 @@ pub fn read(path: &Path, vocab_size: usize) -> Result<Vec<Example>> {
         problems.truncate(LISTED);
         return bad(problems, more);
     }
-    let example = |(i, row): (usize, Row)| Example { input: row.input, target: row.target, line: i + 1 };
+    let example =
+        |(i, row): (usize, ExampleRow)| Example { input: row.input, target: row.target, line: i + 1 };
     Ok(rows.into_iter().enumerate().map(example).collect())
 }
 
-/// As many whole steps of `per_step` examples as `examples` has, in their order; where they do not make one
-/// step, they come again until they do.
+/// As many whole steps of `per_step` examples as `examples` contains, in their order; if there are too few for one
+/// step, they are repeated.
 pub fn whole_steps(examples: &[Example], per_step: usize) -> Vec<Example> {
     let n = (examples.len() / per_step).max(1) * per_step;
     examples.iter().cycle().take(n).cloned().collect()
@@ -159,14 +160,14 @@ mod tests {
     #[test]
     fn short_examples_keep_a_token_of_their_own() {
         for tokens in [3, 4, 12, 13, 200] {
-            let lengths = Lengths::of_tokens(tokens).unwrap();
+            let lengths = Lengths::uniform(tokens).unwrap();
             let examples = lengths.examples(9, 1000);
             assert!(examples.iter().all(|e| total(e) == tokens && e.target.len() == 2));
             let head = common_head(examples.iter().map(|e| &e.input[..])).len();
             assert_eq!(head, 10.min(tokens - 3));
             assert!(examples.iter().flat_map(|e| &e.input).all(|id| *id < 1000));
         }
-        assert!(Lengths::of_tokens(2).unwrap_err().to_string().contains("at least 3"));
+        assert!(Lengths::uniform(2).unwrap_err().to_string().contains("at least 3"));
     }
 
     #[test]

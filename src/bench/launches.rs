@@ -1,7 +1,8 @@
-//! What launching costs the host: a GPU whose step takes no longer than the host needs to launch it waits for the host.
+//! The host's cost of launches: if a step on a GPU is shorter than the host needs to launch it, the GPU waits for the
+//! host.
 
 use super::examples::Lengths;
-use super::measure::{Bench, Case, Source};
+use super::measure::{Bench, Case, ExampleSource};
 use super::sustained::seconds_per_call;
 use crate::Result;
 use crate::device::PeakMemory;
@@ -10,39 +11,39 @@ use crate::ops::{Indices, RopeTable};
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 
-/// For how long a small kernel is launched, s.
+/// Time for which a small kernel is launched, s.
 const SECONDS: f64 = 0.2;
 
-/// Size of the head that the small kernel turns, in place and without an allocation.
+/// Size of the head that the small kernel rotates, in place and without an allocation.
 const HEAD_DIM: usize = 64;
 
-/// Tokens of the one example of a step whose rows are next to nothing.
+/// Tokens of the only example in a step of very few rows.
 const TOKENS: usize = 16;
 
 /// Steps that are timed, and steps before them.
 const STEPS: usize = 20;
 const WARMUP: usize = 3;
 
-/// Times as long as the step of few rows that a step takes at the least where launches do not bound it.
+/// A step is not bound by launches if it takes at least this many times as long as the step of few rows.
 const UNBOUND: f64 = 1.5;
 
-/// What the host can launch.
+/// The launches that the host can do.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Launches {
-    /// Launches of a small kernel a second, one behind the other.
+    /// Launches of a small kernel per second, one after the other.
     pub per_second: f64,
-    /// Wall time of a step of [`Launches::rows`] rows, s, median: that of its launches, since the device is done with
-    /// so few rows before the next launch comes.
+    /// Wall time of a step of [`Launches::rows`] rows, s, median. It is the time of the launches, because the device
+    /// finishes so few rows before the next launch.
     pub step_seconds: f64,
     /// Rows of that step.
     pub rows: f64,
 }
 
 impl Launches {
-    /// Measures them with the model of `bench`; `None` on a CPU, which launches nothing.
+    /// Measures them with the model of `bench`; `None` on a CPU, which has no launches.
     ///
     /// # Errors
-    /// As [`Bench::measure`].
+    /// Returns the errors of [`Bench::measure`].
     pub fn measure(bench: &Bench) -> Result<Option<Self>> {
         let device = bench.model.device();
         if device.is_cpu() {
@@ -53,18 +54,18 @@ impl Launches {
         Ok(Some(Self { per_second, step_seconds, rows }))
     }
 
-    /// Part of a step of so many seconds that its launches take the host.
-    pub fn share_of(&self, step_seconds: f64) -> f64 {
+    /// Fraction of a step of this many seconds that the host needs for its launches.
+    pub fn launch_share(&self, step_seconds: f64) -> f64 {
         self.step_seconds / step_seconds
     }
 
-    /// Whether a step of so many seconds is bound by its launches.
+    /// Whether a step of this many seconds is bound by its launches.
     pub fn bound(&self, step_seconds: f64) -> bool {
         step_seconds < UNBOUND * self.step_seconds
     }
 }
 
-/// Calls a second of the rotation of one row.
+/// Calls per second of the rotation of one row.
 fn per_second(device: &Device, dtype: DType) -> Result<f64> {
     let table = RopeTable::new(&Rope::new(1e4), HEAD_DIM, 1, DType::F32, device)?;
     let (x, position) = (Tensor::zeros((1, HEAD_DIM), dtype, device)?, Indices::from(vec![0]));
@@ -75,11 +76,11 @@ fn per_second(device: &Device, dtype: DType) -> Result<f64> {
     Ok(1.0 / seconds_per_call(device, SECONDS, &mut launch)?)
 }
 
-/// Median time and rows of a step of one short example behind one virtual token.
+/// Median time and rows of a step with one short example after one virtual token.
 fn few_rows(bench: &Bench) -> Result<(f64, f64)> {
     let bench = Bench {
         model: bench.model,
-        source: Source::Made(Lengths::of_tokens(TOKENS)?),
+        source: ExampleSource::Made(Lengths::uniform(TOKENS)?),
         max_rows: bench.max_rows,
         steps: STEPS,
         warmup: WARMUP,
@@ -124,7 +125,7 @@ mod tests {
             data_sheet_flops_per_second: None,
             quiet: None,
         };
-        let source = Source::Given(Vec::new());
+        let source = ExampleSource::Given(Vec::new());
         let bench = Bench { model: &model, source, max_rows: 0, steps: 1, warmup: 0, peak, canary: None };
         assert_eq!(Launches::measure(&bench).unwrap(), None);
         let (seconds, rows) = few_rows(&bench).unwrap();
@@ -137,6 +138,6 @@ mod tests {
     fn a_step_is_bound_by_launches_if_it_takes_little_longer() {
         let launches = Launches { per_second: 3e5, step_seconds: 0.004, rows: 16.0 };
         assert!(launches.bound(0.0041) && launches.bound(0.0059) && !launches.bound(0.0061));
-        assert!((launches.share_of(0.16) - 0.025).abs() < 1e-12);
+        assert!((launches.launch_share(0.16) - 0.025).abs() < 1e-12);
     }
 }

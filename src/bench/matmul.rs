@@ -1,32 +1,31 @@
-//! The matrix product as fast as the device makes it: what a step's floating-point operations are held
-//! against. On a CPU it is the best of several times; a GPU slows down at its power limit within the first tenth of a
-//! second, so there it is the rate over two seconds.
+//! The fastest matrix product on the device, to which the floating-point operations of a step are compared. On a CPU it
+//! is the best of several times. A GPU slows down at its power limit within the first tenth of a second, so there it is
+//! the rate over two seconds.
 
 use super::canary::{Canary, Reading};
 use super::data_sheet;
 use super::sustained::seconds_per_call;
 use crate::Result;
 use crate::ops::Linear;
-use crate::ops::packed::Isa;
+use crate::ops::bf16::Isa;
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 use std::time::Instant;
 
-/// Rows of the square matrices on the CPU: 2 x 16 MB in f32, past the caches, 0.1 s on two cores with
-/// AVX-512.
+/// Rows of the square matrices on the CPU: 2 x 16 MB in f32, larger than the caches, 0.1 s on two cores with AVX-512.
 const CPU_SIZE: usize = 2048;
 
-/// Rows of the square matrices on a GPU: 1.1 TFLOP a product, so that an H100 takes over a millisecond for it
-/// and the launch is lost in that.
+/// Rows of the square matrices on a GPU: 1.1 TFLOP per product, so that an H100 needs over a millisecond and the launch
+/// does not matter.
 const GPU_SIZE: usize = 8192;
 
-/// Times that are taken, of which the best counts: this many, or fewer once they took a second.
+/// Number of times, of which the best counts; fewer if they took a second.
 const TRIES: usize = 8;
 
-/// Times that are taken however long they take.
+/// Least number of times.
 const LEAST: usize = 3;
 
-/// For how long a GPU's products are repeated, s.
+/// Time for which a GPU's products are repeated, s.
 const GPU_SECONDS: f64 = 2.0;
 
 /// The rate of a square matrix product.
@@ -36,29 +35,29 @@ pub struct MatmulPeak {
     pub size: usize,
     /// Their dtype.
     pub dtype: &'static str,
-    /// What makes it, by the name of the CPU's feature, where that is chosen as gneiss starts: in bf16 on the CPU.
+    /// The CPU feature with which it is computed, if gneiss chooses one at the start: in bf16 on the CPU.
     pub instructions: Option<&'static str>,
-    /// Floating-point operations a second.
+    /// Floating-point operations per second.
     pub flops_per_second: f64,
-    /// For how long that rate was kept up, s; `None` on a CPU, where the best of several times counts.
+    /// Time for which that rate was measured, s; `None` on a CPU, where the best of several times counts.
     pub sustained_seconds: Option<f64>,
-    /// Floating-point operations a second by the card's data sheet, without sparsity; `None` of other devices.
+    /// Floating-point operations per second by the card's data sheet, without sparsity; `None` for other devices.
     pub data_sheet_flops_per_second: Option<f64>,
-    /// Whether the machine was quiet during at least one of the times of which the best counts; otherwise the device may
-    /// be faster. `None` without a canary.
+    /// Whether the machine was quiet during at least one of the timed products; otherwise the device may be faster.
+    /// `None` without a canary.
     pub quiet: Option<bool>,
 }
 
 impl MatmulPeak {
-    /// Measures it on `device` in `dtype`: candle's own product, and on a CPU in bf16 that of [`Linear`]. `canary` is a
-    /// CPU's.
+    /// Measures it on `device` in `dtype`: candle's own product, or that of [`Linear`] on a CPU in bf16. `canary` is
+    /// for a CPU.
     ///
     /// # Errors
-    /// The device's.
+    /// Returns an error if a device operation fails.
     pub fn measure(device: &Device, dtype: DType, canary: Option<&Canary>) -> Result<Self> {
         let size = if device.is_cpu() { CPU_SIZE } else { GPU_SIZE };
         let matrix = || Tensor::randn(0f32, 1.0, (size, size), device)?.to_dtype(dtype);
-        // Three weights by turns, so that none is in a cache because it was the last one.
+        // Three weights alternate, so that none is in a cache from the last product.
         let (x, weights) = (matrix()?, [matrix()?, matrix()?, matrix()?]);
         let on_bf16 = device.is_cpu() && dtype == DType::BF16;
         let (seconds, quiet) = if device.is_cpu() {
@@ -83,8 +82,8 @@ impl MatmulPeak {
     }
 }
 
-/// The best time of a product on the CPU, and whether the machine was quiet during any of them by `canary`. A disturbed
-/// time is never too good, so it counts as well.
+/// The best time of a product on the CPU, and whether the machine was quiet by `canary` during any of them. A disturbed
+/// time is never too short, so it counts as well.
 fn best_seconds(
     x: &Tensor,
     weights: &[Tensor; 3],

@@ -1,9 +1,9 @@
-//! One case measured: a run of the real trainer, timed from outside.
+//! Measures one case: a run of the real trainer, timed from outside.
 
 use super::MatmulPeak;
 use super::canary::{Canary, Reading, Selection};
 use super::examples::{self, Lengths};
-use super::measured::{Content, Figures, Measured, OpShare, Profile, Timed};
+use super::measured::{Figures, Measured, OpShare, Profile, StepContent, Timed};
 use crate::batch::{Example, PrefixGroup};
 use crate::config::{Keep, Schedule, TrainOptions};
 use crate::device::PeakMemory;
@@ -18,40 +18,40 @@ use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use std::time::Instant;
 
-/// Optimizer steps whose examples are made; after them they come again. Four, so that no step finds its own
-/// rows in a cache.
+/// Optimizer steps with different examples; after them they repeat. With four, no step finds its own rows in a cache.
 const MADE_STEPS: usize = 4;
 
 /// Seed of the prompt's first rows.
 const SEED: u64 = 42;
 
-/// Where the examples come from.
-pub enum Source {
-    /// Made of random tokens.
+/// The source of the examples.
+pub enum ExampleSource {
+    /// Generated from random tokens.
     Made(Lengths),
-    /// These, in their order.
+    /// These examples, in their order.
     Given(Vec<Example>),
 }
 
-/// What all cases share.
+/// The common settings of all cases.
 pub struct Bench<'a> {
     /// The frozen model.
     pub model: &'a Decoder,
     /// The examples.
-    pub source: Source,
-    /// Rows that go through the model at a time; 0 for as many as suit the device and its memory.
+    pub source: ExampleSource,
+    /// Most rows in one pass through the model; 0 for the number that suits the device and its memory.
     pub max_rows: usize,
-    /// Optimizer steps that count.
+    /// Number of counted optimizer steps.
     pub steps: usize,
-    /// Optimizer steps before them.
+    /// Number of warm-up steps.
     pub warmup: usize,
-    /// What the useful floating-point operations are held against.
+    /// The peak rate to which the useful floating-point operations are compared.
     pub peak: MatmulPeak,
-    /// Tells quiet steps from disturbed ones on a CPU; `None` counts all steps, as on a GPU, where a CPU's rate says little.
+    /// Tells quiet steps from disturbed ones on a CPU; `None` counts all steps, as on a GPU, where a CPU's rate says
+    /// little.
     pub canary: Option<&'a Canary>,
 }
 
-/// What differs from case to case.
+/// The settings of a case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Case {
     /// Examples of a micro-batch.
@@ -70,10 +70,10 @@ impl Case {
 }
 
 impl Bench<'_> {
-    /// Measures `case`: its time in a run of its own, with the device idle at the end of every step.
+    /// Measures `case` in a run of its own, with the device idle at the end of every step.
     ///
     /// # Errors
-    /// More positions than the model has; those of the run.
+    /// Returns an error if the case has more positions than the model, or if the run fails.
     pub fn measure(&self, case: Case, memory: &mut dyn PeakMemory) -> Result<Measured> {
         let examples = self.examples(case);
         memory.forget();
@@ -82,7 +82,7 @@ impl Bench<'_> {
         let peak_memory_bytes = memory.peak();
         let contents = self.contents(case, &examples);
         let steps = &ran.steps;
-        let counted: Vec<(&Timed, &Content)> =
+        let counted: Vec<(&Timed, &StepContent)> =
             steps.iter().zip(contents.iter().cycle()).skip(self.warmup).collect();
         let (selection, canary) = match self.canary {
             Some(canary) => {
@@ -109,12 +109,12 @@ impl Bench<'_> {
         })
     }
 
-    /// Time per op over `steps` steps behind one that warms up, the longest first; what lies outside of all
-    /// ops is the last. But on CUDA the device is idle at every op's ends, so that the step is slower than a
-    /// measured one.
+    /// Time per op over `steps` steps after one warm-up step, the longest first and the time outside of all ops last.
+    /// Except on CUDA, the device is idle at the beginning and end of every op, so the step is slower than a measured
+    /// one.
     ///
     /// # Errors
-    /// As [`Bench::measure`].
+    /// Returns the errors of [`Bench::measure`].
     pub fn profile(&self, case: Case, steps: usize) -> Result<Profile> {
         let examples = self.examples(case);
         let outcome = self.run(case, &examples, 1 + steps, &mut |step| {
@@ -141,17 +141,17 @@ impl Bench<'_> {
 
     fn examples(&self, case: Case) -> Vec<Example> {
         match &self.source {
-            Source::Made(lengths) => {
+            ExampleSource::Made(lengths) => {
                 lengths.examples(MADE_STEPS * case.examples(), self.model.config().vocab_size)
             }
-            Source::Given(examples) => examples::whole_steps(examples, case.examples()),
+            ExampleSource::Given(examples) => examples::whole_steps(examples, case.examples()),
         }
     }
 
-    fn contents(&self, case: Case, examples: &[Example]) -> Vec<Content> {
+    fn contents(&self, case: Case, examples: &[Example]) -> Vec<StepContent> {
         let of = |chunk: &[Example]| {
             let group = PrefixGroup::new(0..case.num_virtual_tokens as u32, chunk);
-            Content {
+            StepContent {
                 tokens: chunk.iter().map(|e| e.input.len() + e.target.len()).sum(),
                 flops: Flops::of_step(self.model.config(), &[group]).total(),
             }
@@ -159,8 +159,8 @@ impl Bench<'_> {
         examples.chunks(case.examples()).map(of).collect()
     }
 
-    /// Runs the trainer for `steps` steps over the examples in their order; `after` is told of each step's
-    /// end. The canary runs between the steps, outside of their times.
+    /// Runs the trainer for `steps` steps over the examples in their order; `after` is called at the end of each step.
+    /// The canary runs between the steps, outside of their times.
     fn run(
         &self,
         case: Case,
@@ -191,7 +191,7 @@ impl Bench<'_> {
         device.synchronize()?;
         let readings = self.canary.iter().map(|canary| canary.read()).collect();
         let ran = Ran { steps: Vec::with_capacity(steps), readings };
-        let mut clock = Clock { device, after, canary: self.canary, last: Instant::now(), ran };
+        let mut clock = StepClock { device, after, canary: self.canary, last: Instant::now(), ran };
         trainer.run(&mut clock)?;
         Ok(clock.ran)
     }
@@ -209,7 +209,7 @@ impl Bench<'_> {
         )))
     }
 
-    /// How the case's steps fit into the device's memory.
+    /// The limits under which the case's steps fit into the device's memory.
     fn limits(&self, case: Case, examples: &[Example]) -> Result<Limits> {
         let options = TrainOptions {
             batch_size: case.batch_size,
@@ -220,7 +220,7 @@ impl Bench<'_> {
         Ok(crate::tune::plan_run(&options, self.model, examples, case.num_virtual_tokens)?.limits)
     }
 
-    /// Embeddings of random tokens, f32: what a prompt holds makes no difference to what a step costs.
+    /// Embeddings of random tokens, f32: the values of a prompt do not change the cost of a step.
     fn prompt(&self, case: Case) -> Result<Tensor> {
         let mut rng = ChaCha8Rng::seed_from_u64(SEED);
         let vocab_size = self.model.config().vocab_size as u32;
@@ -233,20 +233,20 @@ impl Bench<'_> {
 /// The steps of a run.
 struct Ran {
     steps: Vec<Timed>,
-    /// One before the first step and one after each step; none without a canary.
+    /// One reading before the first step and one after each step; empty without a canary.
     readings: Vec<Reading>,
 }
 
 impl Ran {
-    /// The readings around the steps from `first` on, and the times of these.
+    /// The readings around the steps from `first` on, and the times of these steps.
     fn steps_from(&self, first: usize) -> (&[Reading], Vec<f64>) {
         let seconds = self.steps[first..].iter().map(|step| step.seconds).collect();
         (self.readings.get(first..).unwrap_or_default(), seconds)
     }
 }
 
-/// Takes the times.
-struct Clock<'a> {
+/// Measures the times.
+struct StepClock<'a> {
     device: &'a Device,
     after: &'a mut dyn FnMut(usize),
     canary: Option<&'a Canary>,
@@ -254,7 +254,7 @@ struct Clock<'a> {
     ran: Ran,
 }
 
-impl Observer for Clock<'_> {
+impl Observer for StepClock<'_> {
     fn step(&mut self, record: &StepRecord) -> Result<()> {
         self.device.synchronize()?;
         let seconds = self.last.elapsed().as_secs_f64();

@@ -1,7 +1,8 @@
-//! What a case came to: figures of its steps.
+//! The result of a case: figures of its steps.
 
 use super::canary::{CanarySeen, Selection};
 use super::measure::Case;
+use crate::number::quantile;
 use serde::Serialize;
 
 /// Median with the 10th and 90th percentile.
@@ -15,32 +16,33 @@ pub struct Spread {
     pub p90: f64,
 }
 
-/// What a case came to.
+/// The result of a case.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Measured {
     /// The case.
     #[serde(flatten)]
     pub case: Case,
-    /// Of its steps.
+    /// Figures of its steps.
     #[serde(flatten)]
     pub figures: Figures,
-    /// [`Figures::flops_per_second`], as a part of the device's [`super::MatmulPeak`], which a GPU sustains.
+    /// [`Figures::flops_per_second`] as a fraction of the device's [`super::MatmulPeak`], which a GPU can sustain.
     pub share_of_peak: f64,
-    /// As a part of what the card's data sheet says; `None` of devices whose data sheet is not known.
+    /// The same as a fraction of the data sheet's rate; `None` if the device's data sheet is not known.
     pub share_of_data_sheet: Option<f64>,
     /// Counted steps during which the machine was disturbed; `None` without a [`super::Canary`], as on a GPU.
     pub disturbed_steps: Option<usize>,
-    /// Steps that times and rates are of: the quiet ones, or all counted steps if too few were quiet.
+    /// Number of steps from which times and rates are computed: the quiet ones, or all counted steps if too few were
+    /// quiet.
     pub used_steps: usize,
-    /// What the canary said; `None` without one.
+    /// The canary's readings; `None` without one.
     pub canary: Option<CanarySeen>,
-    /// The most memory that was held, bytes.
+    /// The most memory in use, bytes.
     pub peak_memory_bytes: Option<u64>,
-    /// Rows of a pass at most.
+    /// Most rows of a pass.
     pub max_rows: usize,
-    /// Blocks that are computed again in the backward pass.
+    /// Layers that are recomputed in the backward pass.
     pub recompute: usize,
-    /// Loss of the first step, nats a target token.
+    /// Loss of the first step, nats per target token.
     pub first_loss: f64,
     /// Loss of the last step.
     pub last_loss: f64,
@@ -51,20 +53,20 @@ pub struct Measured {
 pub struct AllSteps {
     /// Wall time of an optimizer step, s.
     pub step_seconds: Spread,
-    /// Examples a second.
+    /// Examples per second.
     pub examples_per_second: Spread,
 }
 
 /// Time of one op in a profiled step.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct OpShare {
-    /// The op's name; `outside of ops` is what no op counted.
+    /// The op's name; `outside of ops` is the remaining time.
     pub op: String,
-    /// Time a step, s: the device's on CUDA, wall time elsewhere.
+    /// Time per step, s: the device's time on CUDA, wall time elsewhere.
     pub seconds_per_step: f64,
-    /// Calls a step.
+    /// Calls per step.
     pub calls_per_step: f64,
-    /// Part of the profiled step.
+    /// Fraction of the profiled step.
     pub share: f64,
 }
 
@@ -77,8 +79,8 @@ pub struct Profile {
     pub disturbed_steps: Option<usize>,
 }
 
-/// What a step consists of, whenever it comes.
-pub(super) struct Content {
+/// The content of a step, independent of its time.
+pub(super) struct StepContent {
     pub(super) tokens: usize,
     pub(super) flops: f64,
 }
@@ -90,59 +92,55 @@ pub(super) struct Timed {
     pub(super) loss: f64,
 }
 
-/// Figures of the counted steps of a case. Times and rates are of the steps on a quiet machine, rates their medians; tokens
-/// are the examples' own, without the prompt's.
+/// Figures of the counted steps of a case. Times and rates are those of the quiet steps, rates are medians; tokens are
+/// the examples' own, without the prompt's.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Figures {
     /// Wall time of an optimizer step, s.
     pub step_seconds: Spread,
-    /// Examples a second.
+    /// Examples per second.
     pub examples_per_second: Spread,
-    /// Tokens of inputs and targets a second.
+    /// Tokens of inputs and targets per second.
     pub tokens_per_second: f64,
-    /// Packed rows a second, prompt and template once a step.
+    /// Packed rows per second; prompt and template count once per step.
     pub rows_per_second: f64,
-    /// Tokens of inputs and targets of a step, mean over all counted steps.
+    /// Tokens of inputs and targets per step, mean over all counted steps.
     pub tokens_per_step: f64,
-    /// Packed rows of a step, mean over all counted steps.
+    /// Packed rows per step, mean over all counted steps.
     pub rows_per_step: f64,
-    /// Useful floating-point operations of a step, mean over all counted steps ([`crate::model::Flops`]).
+    /// Useful floating-point operations per step, mean over all counted steps ([`crate::model::Flops`]).
     pub flops_per_step: f64,
-    /// Useful floating-point operations a second.
+    /// Useful floating-point operations per second.
     pub flops_per_second: f64,
-    /// Times of all counted steps, disturbed or not, to compare with a program whose steps are not watched.
+    /// Times of all counted steps, disturbed or not, to compare with a program whose steps are not monitored.
     pub all_steps: AllSteps,
 }
 
 impl Spread {
     /// Of at least one value; percentiles between two values are interpolated.
-    pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
+    pub fn from_values(values: impl IntoIterator<Item = f64>) -> Self {
         let mut sorted: Vec<f64> = values.into_iter().collect();
         sorted.sort_by(f64::total_cmp);
-        let at = |part: f64| {
-            let place = part * (sorted.len() - 1) as f64;
-            let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
-            below + (above - below) * place.fract()
-        };
-        Self { median: at(0.5), p10: at(0.1), p90: at(0.9) }
+        let [median, p10, p90] = [0.5, 0.1, 0.9].map(|q| quantile(&sorted, q));
+        Self { median, p10, p90 }
     }
 }
 
 impl Figures {
     /// Times and rates of the steps of `counted` that are used, means of all of them; a step has `examples` examples.
-    pub(super) fn new(counted: &[(&Timed, &Content)], selection: &Selection, examples: usize) -> Self {
-        let mean = |f: &dyn Fn(&Timed, &Content) -> f64| {
+    pub(super) fn new(counted: &[(&Timed, &StepContent)], selection: &Selection, examples: usize) -> Self {
+        let mean = |f: &dyn Fn(&Timed, &StepContent) -> f64| {
             counted.iter().map(|(t, c)| f(t, c)).sum::<f64>() / counted.len() as f64
         };
-        let spread = |f: &dyn Fn(&Timed, &Content) -> f64| {
+        let spread = |f: &dyn Fn(&Timed, &StepContent) -> f64| {
             let used = counted.iter().zip(&selection.used).filter(|(_, used)| **used);
-            Spread::of(used.map(|((timed, content), _)| f(timed, content)))
+            Spread::from_values(used.map(|((timed, content), _)| f(timed, content)))
         };
-        let rate = |f: &dyn Fn(&Timed, &Content) -> f64| spread(&|t, c| f(t, c) / t.seconds);
+        let rate = |f: &dyn Fn(&Timed, &StepContent) -> f64| spread(&|t, c| f(t, c) / t.seconds);
         let all = || counted.iter().map(|(timed, _)| timed.seconds);
         let all_steps = AllSteps {
-            step_seconds: Spread::of(all()),
-            examples_per_second: Spread::of(all().map(|seconds| examples as f64 / seconds)),
+            step_seconds: Spread::from_values(all()),
+            examples_per_second: Spread::from_values(all().map(|seconds| examples as f64 / seconds)),
         };
         Self {
             step_seconds: spread(&|timed, _| timed.seconds),
@@ -165,18 +163,18 @@ mod tests {
     #[test]
     fn percentiles_are_interpolated() {
         // numpy.percentile([5, 1, 4, 2], [50, 10, 90]).
-        let spread = Spread::of([5.0, 1.0, 4.0, 2.0]);
+        let spread = Spread::from_values([5.0, 1.0, 4.0, 2.0]);
         for (found, expected) in [(spread.median, 3.0), (spread.p10, 1.3), (spread.p90, 4.7)] {
             assert!((found - expected).abs() < 1e-12, "{spread:?}");
         }
-        assert_eq!(Spread::of([7.0]), Spread { median: 7.0, p10: 7.0, p90: 7.0 });
+        assert_eq!(Spread::from_values([7.0]), Spread { median: 7.0, p10: 7.0, p90: 7.0 });
     }
 
     #[test]
     fn figures_take_times_of_used_steps_and_means_of_all() {
         let seconds = [1.0, 40.0, 2.0, 4.0];
         let steps = seconds.map(|seconds| Timed { seconds, rows: 6, loss: 0.0 });
-        let contents = [Content { tokens: 20, flops: 80.0 }, Content { tokens: 40, flops: 160.0 }];
+        let contents = [StepContent { tokens: 20, flops: 80.0 }, StepContent { tokens: 40, flops: 160.0 }];
         let counted: Vec<_> = steps.iter().zip(contents.iter().cycle()).collect();
         let selection = Selection { used: vec![true, false, true, true], disturbed: 1 };
         let figures = Figures::new(&counted, &selection, 8);

@@ -1,4 +1,4 @@
-//! Throughput of tuning: what a step takes in time and memory, and how much of the device it uses.
+//! Throughput of tuning: time and memory of a step, and the fraction of the device's peak that it reaches.
 //!
 //! ```text
 //! examples (made, of a file, of a dataset)
@@ -22,6 +22,6 @@ pub use examples::Lengths;
 
 pub use launches::Launches;
 pub use matmul::MatmulPeak;
-pub use measure::{Bench, Case, Source};
+pub use measure::{Bench, Case, ExampleSource};
 pub use measured::{AllSteps, Figures, Measured, OpShare, Profile, Spread};
-pub use products::{Product, StepProducts};
+pub use products::{LayerProduct, StepProducts};

@@ -1,5 +1,5 @@
-//! The products of a step at their own shapes, through the code that a step runs: what they reach of the square
-//! product's rate is lost or won by shapes, not by what lies between them.
+//! The matrix products of a step with their own shapes, computed by the same code as in a step. Differences from the
+//! rate of the square product are due to the shapes, not to other ops between them.
 
 use super::sustained::seconds_per_call;
 use crate::Result;
@@ -8,45 +8,45 @@ use crate::ops::Linear;
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 
-/// Rows of a step that is measured: the most that go through a GPU in one pass by default.
+/// Rows of a measured step: the default limit of a pass on a GPU.
 const ROWS: usize = 8192;
 
 /// Target rows of the head's product.
 const HEAD_ROWS: usize = 512;
 
-/// Weights of each shape by turns, so that none is in a cache because it was the last one.
+/// Alternating weights of each shape, so that none is in a cache from the last product.
 const TURNS: usize = 3;
 
-/// For how long all products of a block are repeated, and then each of them, s.
+/// Time for which all products of a layer are repeated, and then each of them, s.
 const BLOCK_SECONDS: f64 = 2.0;
 const PRODUCT_SECONDS: f64 = 0.1;
 
 /// A linear layer's product, forward and backward.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Product {
+pub struct LayerProduct {
     /// The layer's name.
     pub layer: &'static str,
     /// Rows, outputs and inputs.
     pub shape: [usize; 3],
-    /// Floating-point operations a second of the forward pass.
+    /// Floating-point operations per second of the forward pass.
     pub forward_flops_per_second: f64,
-    /// Of the backward pass.
+    /// Floating-point operations per second of the backward pass.
     pub backward_flops_per_second: f64,
 }
 
-/// The products of a block, and of the head.
+/// The products of a layer, and of the head.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StepProducts {
-    /// Floating-point operations a second of a block's products, forward and backward, by turns.
+    /// Floating-point operations per second of a layer's products, forward and backward, alternating.
     pub flops_per_second: f64,
-    /// For how long, s.
+    /// Time for which they were measured, s.
     pub sustained_seconds: f64,
-    /// Each by itself, for a tenth of a second.
-    pub products: Vec<Product>,
+    /// Each product by itself, for a tenth of a second.
+    pub products: Vec<LayerProduct>,
 }
 
-/// A layer with what goes through it.
-struct Layer {
+/// A linear layer with its input and gradient.
+struct TimedLayer {
     name: &'static str,
     weights: Vec<Linear>,
     x: Tensor,
@@ -57,7 +57,7 @@ impl StepProducts {
     /// Measures the products of a model of this shape on a GPU.
     ///
     /// # Errors
-    /// The device's, out of memory above all.
+    /// Returns an error if a device operation fails, most likely for lack of memory.
     pub fn measure(config: &ModelConfig, device: &Device, dtype: DType) -> Result<Self> {
         let rows = (ROWS, HEAD_ROWS);
         Self::measure_for(config, device, dtype, rows, (BLOCK_SECONDS, PRODUCT_SECONDS))
@@ -72,7 +72,7 @@ impl StepProducts {
     ) -> Result<Self> {
         let (c, f, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
         let (q, kv) = (config.num_attention_heads * d, 2 * config.num_key_value_heads * d);
-        let layer = |name, n, k| Layer::new(name, (rows, n, k), TURNS, device, dtype);
+        let layer = |name, n, k| TimedLayer::new(name, (rows, n, k), TURNS, device, dtype);
         let block =
             [layer("qkv", q + kv, c)?, layer("o", c, q)?, layer("gate_up", 2 * f, c)?, layer("down", c, f)?];
         let mut turn = 0;
@@ -84,7 +84,7 @@ impl StepProducts {
         let seconds = seconds_per_call(device, block_seconds, &mut all)?;
         let flops: f64 = block.iter().map(|layer| 2.0 * layer.flops()).sum();
         let mut products = Vec::new();
-        let mut one = |layer: &Layer| -> Result<()> {
+        let mut one = |layer: &TimedLayer| -> Result<()> {
             let rate = |run: &dyn Fn(usize) -> Result<()>| -> Result<f64> {
                 let mut turn = 0;
                 let mut queue = || {
@@ -93,7 +93,7 @@ impl StepProducts {
                 };
                 Ok(layer.flops() / seconds_per_call(device, product_seconds, &mut queue)?)
             };
-            products.push(Product {
+            products.push(LayerProduct {
                 layer: layer.name,
                 shape: layer.shape()?,
                 forward_flops_per_second: rate(&|turn| layer.forward(turn))?,
@@ -103,12 +103,12 @@ impl StepProducts {
         };
         block.iter().try_for_each(&mut one)?;
         drop(block);
-        one(&Layer::new("head", (head_rows, config.vocab_size, c), 1, device, dtype)?)?;
+        one(&TimedLayer::new("head", (head_rows, config.vocab_size, c), 1, device, dtype)?)?;
         Ok(Self { flops_per_second: flops / seconds, sustained_seconds: block_seconds, products })
     }
 }
 
-impl Layer {
+impl TimedLayer {
     fn new(
         name: &'static str,
         (rows, n, k): (usize, usize, usize),
@@ -128,7 +128,7 @@ impl Layer {
         Ok([rows, n, k])
     }
 
-    /// Of one direction.
+    /// For one direction.
     fn flops(&self) -> f64 {
         2.0 * (self.x.elem_count() * self.dy.dims()[1]) as f64
     }
@@ -168,10 +168,10 @@ mod tests {
             ("head", [8, config.vocab_size, c]),
         ];
         assert_eq!(shapes, expected);
-        // All of a block take together about what each takes alone: the rate lies between theirs, within a factor that
+        // All of a layer take together about what each takes alone: the rate lies between theirs, within a factor that
         // a busy machine may cost.
         let rates = || {
-            let of = |p: &Product| [p.forward_flops_per_second, p.backward_flops_per_second];
+            let of = |p: &LayerProduct| [p.forward_flops_per_second, p.backward_flops_per_second];
             found.products[..4].iter().flat_map(of)
         };
         let (least, most) = (rates().fold(f64::INFINITY, f64::min), rates().fold(0.0, f64::max));

@@ -1,18 +1,18 @@
-//! The rate that a device keeps up: a GPU's first milliseconds come before it reaches its power limit, a step's seconds
-//! after it.
+//! The rate that a device sustains: in its first milliseconds a GPU has not reached its power limit, which matters for
+//! a step of seconds.
 
 use crate::Result;
 use candle_core::Device;
 use std::time::Instant;
 
-/// What is queued behind each other before the device is waited for, s: little beside the waits, and no queue that
-/// takes memory without end.
+/// Time of the work that is queued before waiting for the device, s: long compared with the waits, and short enough to
+/// limit the queue's memory.
 const QUEUED_SECONDS: f64 = 0.05;
 
 /// Seconds of one call of `queue`, which puts work on `device`, repeated for at least `seconds`.
 ///
 /// # Errors
-/// Those of `queue` and of the device.
+/// Returns an error if `queue` or the device fails.
 pub(super) fn seconds_per_call(
     device: &Device,
     seconds: f64,
@@ -26,7 +26,7 @@ pub(super) fn seconds_per_call(
         device.synchronize()?;
         Ok(started.elapsed().as_secs_f64())
     };
-    // The first call warms up, the second says how long one takes.
+    // The first call is the warm-up; the second shows how long one takes.
     timed(1)?;
     let one = timed(1)?.max(1e-7);
     let calls = (QUEUED_SECONDS / one).ceil().max(1.0) as usize;

@@ -1,9 +1,9 @@
 //! The cases of shared-prefix attention: several prefixes, sequences of odd lengths, queries of some rows only,
 //! prefixes of another pass, gradients of the prefixes alone.
 
-use super::{Checks, Input, Kind};
+use super::{Checks, Input, ResultKind};
 use crate::Result;
-use crate::ops::attention::{AttentionShape, Gradients, Inputs, Needs, Qkv, Segment, Segments};
+use crate::ops::attention::{AttentionShape, GradTargets, Gradients, Inputs, Qkv, Segment, Segments};
 use candle_core::{DType, Tensor};
 use std::ops::Range;
 
@@ -21,21 +21,21 @@ const SHAPES: [(usize, usize, usize); 9] = [
 ];
 
 /// Prefixes' lengths, and sequences (prefix, length).
-type Packing = (&'static [usize], &'static [(usize, usize)]);
-const PACKINGS: [Packing; 4] = [
+type PackedLengths = (&'static [usize], &'static [(usize, usize)]);
+const PACKINGS: [PackedLengths; 4] = [
     (&[1], &[(0, 1)]),
     (&[5], &[(0, 3), (0, 1), (0, 123)]),
     (&[123, 4], &[(0, 40), (0, 13), (0, 70), (1, 2), (1, 90)]),
     (&[7], &[]),
 ];
 
-/// What a case attends to, in one form of the inputs.
-struct Form {
+/// The inputs of a case in one form.
+struct InputForm {
     qkv: Qkv,
     prefix: Option<Tensor>,
 }
 
-struct Case {
+struct AttentionCase {
     shape: AttentionShape,
     segments: Segments,
     qkv: [Input; 2],
@@ -54,7 +54,11 @@ pub(super) fn check(checks: &mut Checks) -> Result<()> {
     Ok(())
 }
 
-fn one_pass(checks: &mut Checks, of: (usize, usize, usize), (prefixes, sequences): Packing) -> Result<()> {
+fn one_pass(
+    checks: &mut Checks,
+    of: (usize, usize, usize),
+    (prefixes, sequences): PackedLengths,
+) -> Result<()> {
     let shape = shape(of);
     checks.case(format!("heads {of:?}, prefixes {prefixes:?}, sequences {sequences:?}"));
     let segments = packed(prefixes, sequences);
@@ -63,7 +67,7 @@ fn one_pass(checks: &mut Checks, of: (usize, usize, usize), (prefixes, sequences
     let none = checks.random((1, 1), 1.0)?;
     compare(
         checks,
-        &Case { shape, segments: segments.into(), qkv: [fused, none], split: false, prefix: None },
+        &AttentionCase { shape, segments: segments.into(), qkv: [fused, none], split: false, prefix: None },
     )
 }
 
@@ -79,7 +83,10 @@ fn some_queries(checks: &mut Checks, of: (usize, usize, usize)) -> Result<()> {
     }
     let (q, kv) =
         (checks.random((next, shape.q_width()), 1.0)?, checks.random((173, shape.kv_width()), 1.0)?);
-    compare(checks, &Case { shape, segments: segments.into(), qkv: [q, kv], split: true, prefix: None })
+    compare(
+        checks,
+        &AttentionCase { shape, segments: segments.into(), qkv: [q, kv], split: true, prefix: None },
+    )
 }
 
 fn another_pass(checks: &mut Checks, of: (usize, usize, usize)) -> Result<()> {
@@ -95,7 +102,7 @@ fn another_pass(checks: &mut Checks, of: (usize, usize, usize)) -> Result<()> {
         let fused = checks.random((24, shape.q_width() + shape.kv_width()), 1.0)?;
         let prefix = checks.random((75, shape.kv_width() + extra), 1.0)?;
         let none = checks.random((1, 1), 1.0)?;
-        let case = Case {
+        let case = AttentionCase {
             shape,
             segments: segments.clone(),
             qkv: [fused, none],
@@ -107,47 +114,53 @@ fn another_pass(checks: &mut Checks, of: (usize, usize, usize)) -> Result<()> {
     Ok(())
 }
 
-fn compare(checks: &mut Checks, case: &Case) -> Result<()> {
+fn compare(checks: &mut Checks, case: &AttentionCase) -> Result<()> {
     let shape = &case.shape;
-    let (device, plain, exact) = (case.form(|i| &i.device), case.form(|i| &i.plain), case.form(|i| &i.exact));
+    let (device, cpu, exact) = (case.form(|i| &i.device), case.form(|i| &i.cpu), case.form(|i| &i.exact));
     let ours = checks.run(|| shape.forward(case.inputs(&device)))?;
     let expected = shape.forward(case.inputs(&exact))?;
-    let naive = shape.reference(case.inputs(&plain))?;
-    checks.compare("out", Kind::Value, &ours.out, &expected.out, &naive.out)?;
-    checks.compare("lse", Kind::Value, &ours.lse, &expected.lse, &expected.lse.to_dtype(DType::F32)?)?;
+    let naive = shape.reference(case.inputs(&cpu))?;
+    checks.compare("out", ResultKind::Value, &ours.out, &expected.out, &naive.out)?;
+    checks.compare(
+        "lse",
+        ResultKind::Value,
+        &ours.lse,
+        &expected.lse,
+        &expected.lse.to_dtype(DType::F32)?,
+    )?;
     let dout = checks.random(ours.out.dims2()?, 1.0)?;
-    let (ours, expected) = (ours.kept(), expected.kept());
-    for needs in [Needs::All, Needs::Prefixes] {
+    let (ours, expected) = (ours.saved(), expected.saved());
+    for needs in [GradTargets::All, GradTargets::Prefixes] {
         let found = checks.run(|| shape.backward(case.inputs(&device), &ours, &dout.device, needs))?;
         let exact = shape.backward(case.inputs(&exact), &expected, &dout.exact, needs)?;
-        let plain = shape.reference_backward(case.inputs(&plain), &dout.plain, needs)?;
-        gradients(checks, &found, &exact, &plain)?;
+        let naive = shape.reference_backward(case.inputs(&cpu), &dout.cpu, needs)?;
+        gradients(checks, &found, &exact, &naive)?;
     }
     Ok(())
 }
 
-fn gradients(checks: &mut Checks, ours: &Gradients, exact: &Gradients, plain: &Gradients) -> Result<()> {
-    if let (Some(a), Some(b), Some(c)) = (&ours.qkv, &exact.qkv, &plain.qkv) {
-        checks.compare("dq", Kind::Gradient, a.queries(), b.queries(), c.queries())?;
-        checks.compare("dkv", Kind::Gradient, a.keys_values(), b.keys_values(), c.keys_values())?;
+fn gradients(checks: &mut Checks, ours: &Gradients, exact: &Gradients, naive: &Gradients) -> Result<()> {
+    if let (Some(a), Some(b), Some(c)) = (&ours.qkv, &exact.qkv, &naive.qkv) {
+        checks.compare("dq", ResultKind::Gradient, a.queries(), b.queries(), c.queries())?;
+        checks.compare("dkv", ResultKind::Gradient, a.keys_values(), b.keys_values(), c.keys_values())?;
     }
-    if let (Some(a), Some(b), Some(c)) = (&ours.prefix, &exact.prefix, &plain.prefix) {
-        checks.compare("dprefix", Kind::Gradient, a, b, c)?;
+    if let (Some(a), Some(b), Some(c)) = (&ours.prefix, &exact.prefix, &naive.prefix) {
+        checks.compare("dprefix", ResultKind::Gradient, a, b, c)?;
     }
     let same = ours.qkv.is_some() == exact.qkv.is_some() && ours.prefix.is_some() == exact.prefix.is_some();
     if same { Ok(()) } else { Err(crate::Error::Invalid("attention: another set of gradients".into())) }
 }
 
-impl Case {
-    fn form(&self, of: fn(&Input) -> &Tensor) -> Form {
+impl AttentionCase {
+    fn form(&self, of: fn(&Input) -> &Tensor) -> InputForm {
         let qkv = match self.split {
             true => Qkv::Split { q: of(&self.qkv[0]).clone(), kv: of(&self.qkv[1]).clone() },
             false => Qkv::Fused(of(&self.qkv[0]).clone()),
         };
-        Form { qkv, prefix: self.prefix.as_ref().map(|p| of(p).clone()) }
+        InputForm { qkv, prefix: self.prefix.as_ref().map(|p| of(p).clone()) }
     }
 
-    fn inputs<'a>(&'a self, form: &'a Form) -> Inputs<'a> {
+    fn inputs<'a>(&'a self, form: &'a InputForm) -> Inputs<'a> {
         Inputs { segments: &self.segments, qkv: &form.qkv, prefix: form.prefix.as_ref() }
     }
 }

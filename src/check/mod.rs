@@ -1,8 +1,8 @@
-//! Whether a device computes what the CPU computes: every op of a tuning step, and a short run.
+//! Checks that a device computes the same as the CPU: every op of a tuning step, and a short run.
 //!
-//! The exact value of an op is the CPU's in f64, of inputs that were rounded to the dtype under test. An op may err
-//! by at most 2 times, a gradient by 3 times, what plain candle ops err in that dtype on the CPU (the rule of
-//! flash-attention's tests); f32 by 1e-5 of the largest exact value.
+//! The exact value of an op is the CPU's in f64, for inputs rounded to the dtype under test. An op may err by at most 2
+//! times, a gradient by 3 times, the error of plain candle ops in that dtype on the CPU (the rule of flash-attention's
+//! tests); f32 by 1e-5 of the largest exact value.
 
 mod attention;
 pub mod large;
@@ -26,13 +26,13 @@ pub use run::{Curves, RunSize, run};
 pub struct Comparison {
     /// Name of the op, such as `rms_norm`.
     pub op: &'static str,
-    /// What was computed, such as `dx`.
+    /// Name of the result, such as `dx`.
     pub what: &'static str,
     /// Shape of the case.
     pub case: String,
-    /// Largest error against the exact value; NaN where a value is not finite.
+    /// Largest error against the exact value; NaN if a value is not finite.
     pub error: f64,
-    /// The most that it may be.
+    /// The largest allowed error.
     pub allowed: f64,
 }
 
@@ -43,8 +43,8 @@ impl Comparison {
     }
 }
 
-/// Where the ops under test run.
-pub struct Target<'a> {
+/// The device under test.
+pub struct CheckTarget<'a> {
     /// The device of the tensors.
     pub device: &'a Device,
     /// dtype of the activations.
@@ -53,13 +53,13 @@ pub struct Target<'a> {
     pub run: &'a dyn Fn(&mut dyn FnMut()),
 }
 
-/// Comparisons so far, and the case that is under way.
+/// Comparisons so far, and the current case.
 pub(crate) struct Checks<'a> {
-    target: &'a Target<'a>,
+    target: &'a CheckTarget<'a>,
     op: &'static str,
     case: String,
     seed: u64,
-    /// What an f32 error is measured by where the exact values are all smaller.
+    /// Least magnitude to which an f32 error is compared, for exact values that are all smaller.
     pub(crate) unit: f64,
     found: Vec<Comparison>,
 }
@@ -67,21 +67,21 @@ pub(crate) struct Checks<'a> {
 /// A tensor in three forms: on the device, the same values on the CPU, and those in f64.
 pub(crate) struct Input {
     pub(crate) device: Tensor,
-    pub(crate) plain: Tensor,
+    pub(crate) cpu: Tensor,
     pub(crate) exact: Tensor,
 }
 
-/// How an error is judged.
+/// The tolerance of a comparison.
 #[derive(Clone, Copy)]
-pub(crate) enum Kind {
-    /// A result: 2 times the plain computation's error.
+pub(crate) enum ResultKind {
+    /// A result: 2 times the error of the plain computation.
     Value,
     /// A gradient: 3 times.
     Gradient,
 }
 
 impl<'a> Checks<'a> {
-    pub(crate) fn new(target: &'a Target<'a>, op: &'static str) -> Self {
+    pub(crate) fn new(target: &'a CheckTarget<'a>, op: &'static str) -> Self {
         Self { target, op, case: String::new(), seed: 0, unit: 1e-3, found: Vec::new() }
     }
 
@@ -119,13 +119,13 @@ impl<'a> Checks<'a> {
     }
 
     /// A tensor of the CPU in its three forms.
-    pub(crate) fn input(&self, plain: &Tensor) -> Result<Input> {
+    pub(crate) fn input(&self, cpu: &Tensor) -> Result<Input> {
         // A copy: kernels write some of their inputs in place. A driver allocates no tensor without elements.
-        let device = match plain.elem_count() {
-            0 => crate::ops::no_rows(1, plain.dtype(), self.target.device)?.reshape(plain.shape())?,
-            _ => plain.copy()?.to_device(self.target.device)?,
+        let device = match cpu.elem_count() {
+            0 => crate::ops::no_rows(1, cpu.dtype(), self.target.device)?.reshape(cpu.shape())?,
+            _ => cpu.copy()?.to_device(self.target.device)?,
         };
-        Ok(Input { device, plain: plain.clone(), exact: plain.to_dtype(DType::F64)? })
+        Ok(Input { device, cpu: cpu.clone(), exact: cpu.to_dtype(DType::F64)? })
     }
 
     /// Runs `f` on the device under test.
@@ -138,14 +138,14 @@ impl<'a> Checks<'a> {
         }
     }
 
-    /// Compares `ours` with `exact`, given what plain ops in the same dtype made of it.
+    /// Compares `ours` with `exact`; `plain` is the result of plain ops in the same dtype.
     pub(crate) fn compare(
         &mut self,
         what: &'static str,
-        kind: Kind,
+        kind: ResultKind,
         ours: &Tensor,
         exact: &Tensor,
-        plain: &Tensor,
+        naive: &Tensor,
     ) -> Result<()> {
         let exact = values(exact)?;
         let ours = values(ours)?;
@@ -154,10 +154,10 @@ impl<'a> Checks<'a> {
         let allowed = match self.target.dtype {
             DType::F32 => 1e-5 * largest,
             dtype => {
-                let factor = if let Kind::Value = kind { 2.0 } else { 3.0 };
-                // Plain ops may be right by chance where there are few values: no result errs less than its rounding.
+                let factor = if let ResultKind::Value = kind { 2.0 } else { 3.0 };
+                // With few values plain ops may be exact by chance: every result may err by its rounding.
                 let rounding = largest * if dtype == DType::F16 { 2f64.powi(-11) } else { 2f64.powi(-8) };
-                factor * largest_difference(&values(plain)?, &exact).max(rounding) + 1e-5 * largest
+                factor * largest_difference(&values(naive)?, &exact).max(rounding) + 1e-5 * largest
             }
         };
         self.found.push(Comparison { op: self.op, what, case: self.case.clone(), error, allowed });
@@ -169,7 +169,7 @@ fn values(t: &Tensor) -> Result<Vec<f64>> {
     Ok(t.to_device(&Device::Cpu)?.flatten_all()?.to_dtype(DType::F64)?.to_vec1()?)
 }
 
-/// NaN where a difference is.
+/// NaN if a difference is NaN.
 fn largest_difference(a: &[f64], b: &[f64]) -> f64 {
     a.iter()
         .zip(b)

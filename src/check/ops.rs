@@ -1,11 +1,11 @@
-//! The cases of each op but attention.
+//! The cases of each op except attention.
 
-use super::{Checks, Comparison, Input, Kind, Target, attention};
+use super::{CheckTarget, Checks, Comparison, Input, ResultKind, attention};
 use crate::Result;
-use crate::ops::adamw::{AdamW, Parameter, Step};
+use crate::ops::adamw::{AdamW, AdamWStep, Parameter};
 use crate::ops::cross_entropy::{self, Softmax};
-use crate::ops::embed::{self, Lookup};
-use crate::ops::rms_norm::{Add, RmsNorm};
+use crate::ops::embed::{self, EmbedLookup};
+use crate::ops::rms_norm::{ResidualAdd, RmsNorm};
 use crate::ops::rope::Rope;
 use crate::ops::rope::{self, CacheRows};
 use crate::ops::{AttentionShape, Indices, Linear, RopeTable, autograd, rows, swiglu};
@@ -18,8 +18,8 @@ pub const OPS: [&str; 9] =
 /// Compares the op of this name with the CPU at odd and at usual shapes.
 ///
 /// # Errors
-/// A name that is none of [`OPS`]; the device's.
-pub fn ops(target: &Target, name: &str) -> Result<Vec<Comparison>> {
+/// Returns an error if the name is not in [`OPS`] or a device operation fails.
+pub fn ops(target: &CheckTarget, name: &str) -> Result<Vec<Comparison>> {
     let Some(op) = OPS.into_iter().find(|op| *op == name) else {
         return Err(crate::Error::Invalid(format!("expected one of {OPS:?}, found {name}")));
     };
@@ -50,16 +50,16 @@ fn embed(checks: &mut Checks) -> Result<()> {
             Some(j) => embed::virtual_id(j as u32),
         };
         let ids = Indices::from((0..t).map(|i| id((i * 7 + vocab) % (vocab + n))).collect::<Vec<_>>());
-        let lookup = Lookup { ids: (&ids).into(), multiplier: 12.0 };
+        let lookup = EmbedLookup { ids: (&ids).into(), multiplier: 12.0 };
         let exact = embed::forward(&table.exact, &prompts.exact, &lookup)?;
         let ours = checks.run(|| embed::forward(&table.device, &prompts.device, &lookup))?;
-        let plain = embed::reference(&table.plain, &prompts.plain.to_dtype(checks.dtype())?, &lookup)?;
-        checks.compare("x", Kind::Value, &ours, &exact, &plain)?;
+        let naive = embed::reference(&table.cpu, &prompts.cpu.to_dtype(checks.dtype())?, &lookup)?;
+        checks.compare("x", ResultKind::Value, &ours, &exact, &naive)?;
         let dx = checks.random((t, c), 1.0)?;
         let exact = embed::backward(&dx.exact, n, &lookup)?;
         let ours = checks.run(|| embed::backward(&dx.device, n, &lookup))?;
         let rounded = exact.to_dtype(checks.dtype())?;
-        checks.compare("dprompts", Kind::Gradient, &ours, &exact, &rounded)?;
+        checks.compare("dprompts", ResultKind::Gradient, &ours, &exact, &rounded)?;
     }
     Ok(())
 }
@@ -70,12 +70,18 @@ fn linear(checks: &mut Checks) -> Result<()> {
         let (weight, bias) = (checks.random((n, k), 0.1)?, checks.random(n, 1.0)?);
         let (x, dy) = (checks.random((t, k), 1.0)?, checks.random((t, n), 1.0)?);
         let layer = |of: fn(&Input) -> &Tensor| Linear::new(of(&weight).clone(), Some(of(&bias).clone()));
-        let (exact, plain, device) = (layer(|i| &i.exact)?, layer(|i| &i.plain)?, layer(|i| &i.device)?);
+        let (exact, naive, device) = (layer(|i| &i.exact)?, layer(|i| &i.cpu)?, layer(|i| &i.device)?);
         let ours = checks.run(|| device.forward(&x.device))?;
-        checks.compare("y", Kind::Value, &ours, &exact.forward(&x.exact)?, &plain.reference(&x.plain)?)?;
+        checks.compare(
+            "y",
+            ResultKind::Value,
+            &ours,
+            &exact.forward(&x.exact)?,
+            &naive.reference(&x.cpu)?,
+        )?;
         let ours = checks.run(|| device.backward(&dy.device, 0.22))?;
-        let plain = (dy.plain.matmul(&weight.plain)? * 0.22)?;
-        checks.compare("dx", Kind::Gradient, &ours, &exact.backward(&dy.exact, 0.22)?, &plain)?;
+        let naive = (dy.cpu.matmul(&weight.cpu)? * 0.22)?;
+        checks.compare("dx", ResultKind::Gradient, &ours, &exact.backward(&dy.exact, 0.22)?, &naive)?;
     }
     Ok(())
 }
@@ -89,9 +95,9 @@ fn rms_norm(checks: &mut Checks) -> Result<()> {
             let (x, delta) = (checks.random((t, c), 3.0)?, checks.random((t, c), 2.0)?);
             let (weight, dy) = (checks.random(c, 1.0)?, checks.random((t, c), 1.0)?);
             let norm = |w: &Tensor| RmsNorm { weight: w.clone(), eps: 1e-5 };
-            let (exact_norm, plain_norm) = (norm(&weight.exact), norm(&weight.plain));
+            let (exact_norm, naive_norm) = (norm(&weight.exact), norm(&weight.cpu));
             let device_norm = norm(&weight.device);
-            let with = |delta| add.then_some(Add { delta, multiplier: 0.22 });
+            let with = |delta| add.then_some(ResidualAdd { delta, multiplier: 0.22 });
             let ours = checks.run(|| device_norm.forward(&x.device, with(&delta.device), checks.dtype()))?;
             // The norm is of the rounded residual stream, as the kernel keeps it.
             let residual = checks.input(&match add {
@@ -99,27 +105,32 @@ fn rms_norm(checks: &mut Checks) -> Result<()> {
                     .forward(&x.exact, with(&delta.exact), x.exact.dtype())?
                     .residual
                     .to_dtype(checks.dtype())?,
-                false => x.plain.clone(),
+                false => x.cpu.clone(),
             })?;
-            let plain = plain_norm.reference(&x.plain, with(&delta.plain))?;
+            let naive = naive_norm.reference(&x.cpu, with(&delta.cpu))?;
             let summed = exact_norm.forward(&x.exact, with(&delta.exact), x.exact.dtype())?.residual;
-            checks.compare("residual", Kind::Value, &ours.residual, &summed, &plain.residual)?;
+            checks.compare("residual", ResultKind::Value, &ours.residual, &summed, &naive.residual)?;
             let exact = exact_norm.forward(&residual.exact, None, x.exact.dtype())?;
-            let plain = plain_norm.reference(&residual.plain, None)?;
-            checks.compare("normed", Kind::Value, &ours.normed, &exact.normed, &plain.normed)?;
-            checks.compare("rstd", Kind::Value, &ours.rstd, &exact.rstd, &plain.normed)?;
+            let naive = naive_norm.reference(&residual.cpu, None)?;
+            checks.compare("normed", ResultKind::Value, &ours.normed, &exact.normed, &naive.normed)?;
+            checks.compare("rstd", ResultKind::Value, &ours.rstd, &exact.rstd, &naive.normed)?;
             let rstd = checks.input(&exact.rstd.to_dtype(DType::F32)?)?;
-            let past = |i: &Tensor| add.then_some(i.clone());
+            let dresidual = |i: &Tensor| add.then_some(i.clone());
             let exact =
-                exact_norm.backward(&dy.exact, &residual.exact, &rstd.exact, past(&x.exact).as_ref())?;
+                exact_norm.backward(&dy.exact, &residual.exact, &rstd.exact, dresidual(&x.exact).as_ref())?;
             let ours = checks.run(|| {
-                device_norm.backward(&dy.device, &residual.device, &rstd.device, past(&x.device).as_ref())
+                device_norm.backward(
+                    &dy.device,
+                    &residual.device,
+                    &rstd.device,
+                    dresidual(&x.device).as_ref(),
+                )
             })?;
-            let through = autograd(&[&residual.plain], &dy.plain, |v| {
-                Ok(plain_norm.reference(v[0].as_tensor(), None)?.normed)
+            let through = autograd(&[&residual.cpu], &dy.cpu, |v| {
+                Ok(naive_norm.reference(v[0].as_tensor(), None)?.normed)
             })?;
-            let plain = if add { (&x.plain + &through[0])? } else { through[0].clone() };
-            checks.compare("dx", Kind::Gradient, &ours, &exact, &plain)?;
+            let naive = if add { (&x.cpu + &through[0])? } else { through[0].clone() };
+            checks.compare("dx", ResultKind::Gradient, &ours, &exact, &naive)?;
         }
     }
     Ok(())
@@ -133,7 +144,7 @@ fn rope(checks: &mut Checks) -> Result<()> {
         let positions = Indices::from((0..t).map(|i| (i * 37 % 200) as u32).collect::<Vec<_>>());
         let table = |dtype, device: &Device| RopeTable::new(&angles, d, 200, dtype, device);
         let exact_table = table(DType::F64, &Device::Cpu)?;
-        let plain_table = table(DType::F32, &Device::Cpu)?;
+        let naive_table = table(DType::F32, &Device::Cpu)?;
         let device_table = table(DType::F32, checks.target.device)?;
         for (what, sign) in [("y", 1.0), ("dx", -1.0)] {
             let turn = |table: &RopeTable, x: &Tensor| match sign > 0.0 {
@@ -141,34 +152,34 @@ fn rope(checks: &mut Checks) -> Result<()> {
                 false => table.backward(x.copy()?, heads, (&positions).into(), x.dtype()),
             };
             let ours = checks.run(|| turn(&device_table, &x.device))?;
-            let plain = plain_table.reference(&x.plain, heads, (&positions).into(), sign)?;
-            checks.compare(what, Kind::Value, &ours, &turn(&exact_table, &x.exact)?, &plain)?;
+            let naive = naive_table.reference(&x.cpu, heads, (&positions).into(), sign)?;
+            checks.compare(what, ResultKind::Value, &ours, &turn(&exact_table, &x.exact)?, &naive)?;
         }
         for heads in [heads - others, 0] {
             let shape = AttentionShape { heads, kv_heads: others, head_dim: d, scale: 1.0 };
-            let tables = [(Some(&exact_table), Some(&plain_table), Some(&device_table)), (None, None, None)];
-            for (exact, plain, device) in tables {
+            let tables = [(Some(&exact_table), Some(&naive_table), Some(&device_table)), (None, None, None)];
+            for (exact, naive, device) in tables {
                 let x = checks.random((t, shape.q_width() + shape.kv_width()), 1.0)?;
                 let cache = checks.random((t + 5, shape.kv_width()), 1.0)?;
                 let rows = Indices::from((0..t).map(|i| (i * 2 % t + 3) as u32).collect::<Vec<_>>());
                 let of = (&shape, &positions, &rows);
                 let (exact, exact_cache) = cached(exact, &x.exact, &cache.exact, of)?;
-                let (plain, plain_cache) = cached(plain, &x.plain, &cache.plain, of)?;
+                let (naive, naive_cache) = cached(naive, &x.cpu, &cache.cpu, of)?;
                 let ours = checks.run(|| {
                     let to = CacheRows { cache: &cache.device, rows: (&rows).into() };
                     rope::forward_to_cache(device, &x.device, &shape, (&positions).into(), to)
                 })?;
                 if heads > 0 {
-                    checks.compare("queries", Kind::Value, &ours, &exact, &plain)?;
+                    checks.compare("queries", ResultKind::Value, &ours, &exact, &naive)?;
                 }
-                checks.compare("cache", Kind::Value, &cache.device, &exact_cache, &plain_cache)?;
+                checks.compare("cache", ResultKind::Value, &cache.device, &exact_cache, &naive_cache)?;
             }
         }
     }
     Ok(())
 }
 
-/// By plain candle ops: rotated queries of `x`, and `cache` with its rotated keys and values in these rows.
+/// By plain candle ops: rotated queries of `x`, and `cache` with the rotated keys and the values of these rows.
 fn cached(
     table: Option<&RopeTable>,
     x: &Tensor,
@@ -193,24 +204,24 @@ fn rows(checks: &mut Checks) -> Result<()> {
         checks.case(format!("{} of [{t}, {c}]", numbers.len()));
         let (x, dy) = (checks.random((t, c), 1.0)?, checks.random((numbers.len(), c), 1.0)?);
         let numbers = || (&numbers).into();
-        let (exact, plain) = (rows::forward(&x.exact, numbers())?, rows::reference(&x.plain, numbers())?);
+        let (exact, naive) = (rows::forward(&x.exact, numbers())?, rows::reference(&x.cpu, numbers())?);
         let ours = checks.run(|| rows::forward(&x.device, numbers()))?;
-        checks.compare("y", Kind::Value, &ours, &exact, &plain)?;
-        let (exact, plain) =
-            (rows::backward(&dy.exact, numbers(), t)?, rows::backward(&dy.plain, numbers(), t)?);
+        checks.compare("y", ResultKind::Value, &ours, &exact, &naive)?;
+        let (exact, naive) =
+            (rows::backward(&dy.exact, numbers(), t)?, rows::backward(&dy.cpu, numbers(), t)?);
         let ours = checks.run(|| rows::backward(&dy.device, numbers(), t))?;
-        checks.compare("dx", Kind::Gradient, &ours, &exact, &plain)?;
+        checks.compare("dx", ResultKind::Gradient, &ours, &exact, &naive)?;
         let sum = |x: &Tensor, dy| rows::add(x.copy()?, dy, numbers());
-        let (exact, plain) = (sum(&x.exact, &dy.exact)?, sum(&x.plain, &dy.plain)?);
+        let (exact, naive) = (sum(&x.exact, &dy.exact)?, sum(&x.cpu, &dy.cpu)?);
         let ours = checks.run(|| sum(&x.device, &dy.device))?;
-        checks.compare("x + dy", Kind::Value, &ours, &exact, &plain)?;
+        checks.compare("x + dy", ResultKind::Value, &ours, &exact, &naive)?;
         // Columns in the middle, or all.
         let (column, columns) = if c < 8 { (0, c) } else { (c / 8 * 4, c / 2) };
         let leading = checks.random_in((t.div_ceil(2), columns), 1.0, DType::F32)?;
         let sum = |x: &Tensor, leading| rows::add_leading(x.copy()?, leading, column);
-        let (exact, plain) = (sum(&x.exact, &leading.exact)?, sum(&x.plain, &leading.plain)?);
+        let (exact, naive) = (sum(&x.exact, &leading.exact)?, sum(&x.cpu, &leading.cpu)?);
         let ours = checks.run(|| sum(&x.device, &leading.device))?;
-        checks.compare("x + leading", Kind::Value, &ours, &exact, &plain)?;
+        checks.compare("x + leading", ResultKind::Value, &ours, &exact, &naive)?;
     }
     Ok(())
 }
@@ -222,19 +233,19 @@ fn swiglu(checks: &mut Checks) -> Result<()> {
         let ours = checks.run(|| swiglu::forward(&x.device))?;
         checks.compare(
             "a",
-            Kind::Value,
+            ResultKind::Value,
             &ours,
             &swiglu::forward(&x.exact)?,
-            &swiglu::reference(&x.plain)?,
+            &swiglu::reference(&x.cpu)?,
         )?;
         let ours = checks.run(|| swiglu::backward(&da.device, &x.device))?;
-        let plain = autograd(&[&x.plain], &da.plain, |v| swiglu::reference(v[0].as_tensor()))?;
+        let naive = autograd(&[&x.cpu], &da.cpu, |v| swiglu::reference(v[0].as_tensor()))?;
         checks.compare(
             "dgate_up",
-            Kind::Gradient,
+            ResultKind::Gradient,
             &ours,
             &swiglu::backward(&da.exact, &x.exact)?,
-            &plain[0],
+            &naive[0],
         )?;
     }
     Ok(())
@@ -255,32 +266,32 @@ fn cross_entropy(checks: &mut Checks) -> Result<()> {
     ] {
         checks.case(format!("[{rows}, {vocab} in {width}]"));
         let softmax = Softmax { vocab, scale: 0.5 };
-        // What stands behind the vocabulary is as large as what is in it.
+        // The padding columns after the vocabulary have values as large as the others.
         let logits = checks.random((rows, width), 9.0)?;
         let labels = Indices::from((0..rows).map(|i| (i * 31 % vocab) as u32).collect::<Vec<_>>());
         let exact = cross_entropy::forward(&logits.exact, (&labels).into(), softmax)?;
         let ours = checks.run(|| cross_entropy::forward(&logits.device, (&labels).into(), softmax))?;
         // Losses are f32 in every dtype: the logits were rounded before.
         let f32s = |t: &Tensor| t.to_dtype(DType::F32);
-        checks.compare("nll", Kind::Value, &ours.nll, &exact.nll, &f32s(&exact.nll)?)?;
-        checks.compare("lse", Kind::Value, &ours.lse, &exact.lse, &f32s(&exact.lse)?)?;
+        checks.compare("nll", ResultKind::Value, &ours.nll, &exact.nll, &f32s(&exact.nll)?)?;
+        checks.compare("lse", ResultKind::Value, &ours.lse, &exact.lse, &f32s(&exact.lse)?)?;
         let ones = (exact.nll.ones_like()? * 0.7)?;
-        let plain = autograd(&[&logits.exact], &ones, |v| {
+        let naive = autograd(&[&logits.exact], &ones, |v| {
             cross_entropy::reference(v[0].as_tensor(), (&labels).into(), softmax)
         })?;
-        let plain = plain[0].to_dtype(checks.dtype())?;
+        let naive = naive[0].to_dtype(checks.dtype())?;
         let exact = cross_entropy::backward(logits.exact.copy()?, (&labels).into(), softmax, &exact, 0.7)?;
         let losses = ours;
         let ours = checks.run(|| {
             cross_entropy::backward(logits.device.copy()?, (&labels).into(), softmax, &losses, 0.7)
         })?;
-        checks.compare("dlogits", Kind::Gradient, &ours, &exact, &plain)?;
+        checks.compare("dlogits", ResultKind::Gradient, &ours, &exact, &naive)?;
         if width > vocab {
             let padding = ours.narrow(1, vocab, width - vocab)?;
             let zeros = padding.zeros_like()?.to_device(&Device::Cpu)?;
             checks.compare(
                 "padding of dlogits",
-                Kind::Value,
+                ResultKind::Value,
                 &padding,
                 &zeros.to_dtype(DType::F64)?,
                 &zeros,
@@ -300,7 +311,7 @@ fn adamw(checks: &mut Checks) -> Result<()> {
             let mut ours = Parameter::new(&value.device)?;
             for step in 1..=3 {
                 let gradient = checks.random_in((n, c), 0.3, DType::F32)?;
-                let step = Step { step, learning_rate: 0.01, max_grad_norm };
+                let step = AdamWStep { step, learning_rate: 0.01, max_grad_norm };
                 let expected = adamw.forward(&exact, &gradient.exact, step)?;
                 let found = checks.run(|| adamw.forward(&ours, &gradient.device, step))?;
                 (exact, ours) = (expected.parameter, found.parameter);
@@ -310,13 +321,13 @@ fn adamw(checks: &mut Checks) -> Result<()> {
                     ("value norm", found.value_norm, expected.value_norm),
                 ] {
                     let (ours, exact) = (number(ours.value()?)?, number(exact.value()?)?);
-                    checks.compare(what, Kind::Value, &ours, &exact, &exact.to_dtype(DType::F32)?)?;
+                    checks.compare(what, ResultKind::Value, &ours, &exact, &exact.to_dtype(DType::F32)?)?;
                 }
             }
             for (what, ours, exact) in
                 [("value", &ours.value, &exact.value), ("m", &ours.m, &exact.m), ("v", &ours.v, &exact.v)]
             {
-                checks.compare(what, Kind::Value, ours, exact, &exact.to_dtype(DType::F32)?)?;
+                checks.compare(what, ResultKind::Value, ours, exact, &exact.to_dtype(DType::F32)?)?;
             }
         }
     }

@@ -1,6 +1,6 @@
-//! A short tuning run of a small random model on a device, beside the same run on the CPU in f32.
+//! A short tuning run of a small random model on a device, and the same run on the CPU in f32.
 
-use super::Target;
+use super::CheckTarget;
 use crate::Result;
 use crate::batch::Example;
 use crate::checkpoint::{ModelConfig, ModelType};
@@ -21,7 +21,7 @@ pub struct RunSize {
     pub steps: usize,
     /// Examples of a step.
     pub examples: usize,
-    /// Rows of a pass; fewer than a step has split it.
+    /// Most rows of a pass; with fewer than a step has, the step is split.
     pub max_rows: usize,
     /// Size of a head, D; the model has 4 of them.
     pub head_dim: usize,
@@ -30,7 +30,7 @@ pub struct RunSize {
 /// Loss of each step, on the device and on the CPU.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Curves {
-    /// What was run.
+    /// Description of the run.
     pub size: RunSize,
     /// On the device, in the dtype under test.
     pub device: Vec<f64>,
@@ -39,15 +39,15 @@ pub struct Curves {
 }
 
 impl Curves {
-    /// Largest difference of the two curves as a share of the CPU's first loss; NaN where a loss is.
+    /// Largest difference of the two curves as a fraction of the CPU's first loss; NaN if a loss is NaN.
     pub fn deviation(&self) -> f64 {
         let differences = self.device.iter().zip(&self.cpu).map(|(a, b)| (a - b).abs());
         let largest = differences.fold(0.0, |most: f64, d| if most.is_nan() || d <= most { most } else { d });
         largest / self.cpu.first().copied().unwrap_or(f64::NAN)
     }
 
-    /// The most that the deviation may be: f32 differs by the order of its sums alone; 16-bit activations round
-    /// every result to 8 or 11 bits.
+    /// The largest allowed deviation: f32 differs only by the order of its sums; 16-bit activations round every result
+    /// to 8 or 11 bits.
     pub fn allowed(dtype: DType) -> f64 {
         if dtype == DType::F32 { 1e-3 } else { 0.03 }
     }
@@ -56,14 +56,14 @@ impl Curves {
 /// Tunes the same prompt on the device and on the CPU.
 ///
 /// # Errors
-/// The device's.
-pub fn run(target: &Target, size: RunSize) -> Result<Curves> {
+/// Returns an error if a device operation fails.
+pub fn run(target: &CheckTarget, size: RunSize) -> Result<Curves> {
     let config = config(size.head_dim);
     let cpu = Decoder::random(&config, Dtypes::for_weights(DType::F32, &Device::Cpu)?, &Device::Cpu, 7)?;
     let expected = curve(&cpu, size)?;
     let dtypes = Dtypes { weights: target.dtype, activations: target.dtype };
     let mut found = None;
-    // The model too: where the device pads the head, 515 tokens become 576 rows.
+    // The model is made on the device too: if the device pads the head, 515 tokens become 576 rows.
     (target.run)(&mut || {
         found = Some(cpu.to_device(dtypes, target.device).and_then(|model| curve(&model, size)));
     });
@@ -72,7 +72,7 @@ pub fn run(target: &Target, size: RunSize) -> Result<Curves> {
     Ok(Curves { size, device, cpu: expected })
 }
 
-/// A Granite of two blocks, with its multipliers.
+/// A Granite model of two layers, with its multipliers.
 pub(super) fn config(head_dim: usize) -> ModelConfig {
     ModelConfig {
         model_type: ModelType::Granite,
@@ -96,7 +96,7 @@ pub(super) fn config(head_dim: usize) -> ModelConfig {
     }
 }
 
-/// Examples of uneven lengths behind a common head, with one of two targets each.
+/// Examples of different lengths after a common head, with one of two targets each.
 pub(super) fn examples(n: usize) -> Vec<Example> {
     let example = |i: usize| {
         let label = (i * 7 % 3 % 2) as u32;
@@ -124,14 +124,14 @@ fn curve(model: &Decoder, size: RunSize) -> Result<Vec<f64>> {
         options: &options,
         limits: Limits::rows(size.max_rows),
     };
-    let mut losses = Losses(Vec::new());
+    let mut losses = LossRecorder(Vec::new());
     Trainer::new(task, &prompt)?.run(&mut losses)?;
     Ok(losses.0)
 }
 
-struct Losses(Vec<f64>);
+struct LossRecorder(Vec<f64>);
 
-impl Observer for Losses {
+impl Observer for LossRecorder {
     fn step(&mut self, record: &StepRecord) -> Result<()> {
         self.0.push(record.loss);
         Ok(())

@@ -9,7 +9,7 @@ use crate::tune::{self, Limits};
 
 /// Every case of an op, on the emulator, its threads in one order.
 fn check_in(op: &str, dtype: DType, order: u32) {
-    let target = Target { device: &Device::Cpu, dtype, run: &|f: &mut dyn FnMut()| emulate(order, f) };
+    let target = CheckTarget { device: &Device::Cpu, dtype, run: &|f: &mut dyn FnMut()| emulate(order, f) };
     let found = ops(&target, op).unwrap_or_else(|e| panic!("{op}, {dtype:?}, order {order}: {e}"));
     assert!(found.len() > 5, "{op}: {} comparisons", found.len());
     let wrong: Vec<_> = found.iter().filter(|c| !c.holds()).collect();
@@ -89,7 +89,7 @@ fn runs_follow_the_cpu() {
         (DType::BF16, 64, 60),
         (DType::F16, 32, 4096),
     ] {
-        let target = Target { device: &Device::Cpu, dtype, run: &|f: &mut dyn FnMut()| emulate(0, f) };
+        let target = CheckTarget { device: &Device::Cpu, dtype, run: &|f: &mut dyn FnMut()| emulate(0, f) };
         let size = RunSize { steps: 3, examples: 4, max_rows, head_dim };
         let curves = run(&target, size).unwrap_or_else(|e| panic!("{dtype:?}, {size:?}: {e}"));
         assert!(curves.deviation() <= Curves::allowed(dtype), "{dtype:?}: {curves:?}");
@@ -220,8 +220,8 @@ fn models_compute_as_on_the_cpu() {
         };
         let (one, split) = (passes(4096, 0), passes(45, 35));
         assert!(split.prefix_pass.examples > 0 && !split.example_passes.is_empty());
-        let found = emulate(0, || tune::gradient_of(&model, &prompts, &split, 1).unwrap());
-        let expected = tune::gradient_of(&model, &prompts, &one, 0).unwrap();
+        let found = emulate(0, || tune::gradient_of(&model, &prompts, &split, 1, tune::Mean::All).unwrap());
+        let expected = tune::gradient_of(&model, &prompts, &one, 0, tune::Mean::All).unwrap();
         assert!((found.loss().unwrap() - expected.loss().unwrap()).abs() < 1e-4, "{name}");
         let (ours, cpu) = (values(&found.gradient.unwrap()), values(&expected.gradient.unwrap()));
         let (ours, cpu) = (ours.unwrap(), cpu.unwrap());
@@ -238,7 +238,7 @@ fn models_compute_as_on_the_cpu() {
     }
 }
 
-/// Six tokens behind each of three inputs.
+/// Six tokens after each of three inputs.
 fn continued(model: &Decoder, prompts: &Tensor) -> Vec<Vec<u32>> {
     let inputs: [&[u32]; 3] = [&[3, 4, 1, 2], &[3, 4, 50], &[3, 4, 8, 9, 10, 11]];
     let request = |tokens: &&[u32]| generate::Request {
@@ -253,12 +253,12 @@ fn continued(model: &Decoder, prompts: &Tensor) -> Vec<Vec<u32>> {
 
 #[test]
 fn a_wrong_value_does_not_hold() {
-    let target = Target { device: &Device::Cpu, dtype: DType::F32, run: &|f: &mut dyn FnMut()| f() };
+    let target = CheckTarget { device: &Device::Cpu, dtype: DType::F32, run: &|f: &mut dyn FnMut()| f() };
     let mut checks = Checks::new(&target, "embed");
     let exact = Tensor::new(&[1.0f64, 2.0], &Device::Cpu).unwrap();
     for wrong in [[1.0f32, 2.1], [f32::NAN, 2.0]] {
         let wrong = Tensor::new(&wrong, &Device::Cpu).unwrap();
-        checks.compare("x", Kind::Value, &wrong, &exact, &exact).unwrap();
+        checks.compare("x", ResultKind::Value, &wrong, &exact, &exact).unwrap();
     }
     assert!(checks.finish().iter().all(|c| !c.holds()));
 }

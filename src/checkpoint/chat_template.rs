@@ -1,22 +1,22 @@
-//! The checkpoint's own chat template: a Jinja text that makes one text of a conversation, rendered as transformers
+//! The checkpoint's own chat template: a Jinja text that turns a conversation into one text, rendered as transformers
 //! renders it (`transformers/utils/chat_template_utils.py`).
 
 pub mod continuation;
 mod pythonic;
 
 use crate::calendar;
-use crate::checkpoint::TextTokenizer;
+use crate::checkpoint::{GgufFile, TextTokenizer};
+use crate::layout::model_folder::{CHAT_TEMPLATE, TOKENIZER_CONFIG};
 use crate::{Error, Result};
-use candle_core::quantized::gguf_file::{Content, Value as Metadata};
+use candle_core::quantized::gguf_file::Value as Metadata;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
 use minijinja::{Environment, ErrorKind};
 use std::collections::{BTreeMap, HashSet};
-use std::fs::File;
 use std::path::Path;
 use std::time::SystemTime;
 
-/// A chat template, and the special tokens that it may write.
+/// A chat template, and the special tokens that it may use.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ChatTemplate {
     /// The Jinja text.
@@ -26,16 +26,17 @@ pub struct ChatTemplate {
 }
 
 /// Finds the chat template of a checkpoint: in a folder `chat_template.jinja`, or `chat_template` of
-/// `tokenizer_config.json` (of several the one called `default`); in a `.gguf` file `tokenizer.chat_template`.
+/// `tokenizer_config.json` (if there are several, the one called `default`); in a `.gguf` file
+/// `tokenizer.chat_template`.
 ///
 /// # Errors
-/// A file that can't be read or is malformed.
-pub fn chat_template_of(path: &Path) -> Result<Option<ChatTemplate>> {
-    if path.is_dir() { of_folder(path) } else { of_gguf(path) }
+/// Returns an error if a file can't be read or is malformed.
+pub fn find_chat_template(path: &Path) -> Result<Option<ChatTemplate>> {
+    if path.is_dir() { read_folder(path) } else { read_gguf(path) }
 }
 
-fn of_folder(dir: &Path) -> Result<Option<ChatTemplate>> {
-    let config = dir.join("tokenizer_config.json");
+fn read_folder(dir: &Path) -> Result<Option<ChatTemplate>> {
+    let config = dir.join(TOKENIZER_CONFIG);
     let special_tokens = TextTokenizer::named_tokens(dir)?;
     let json: serde_json::Value = match std::fs::read_to_string(&config) {
         Ok(text) => serde_json::from_str(&text)
@@ -43,7 +44,7 @@ fn of_folder(dir: &Path) -> Result<Option<ChatTemplate>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => serde_json::Value::Null,
         Err(error) => return Err(Error::io(&config)(error)),
     };
-    let own = dir.join("chat_template.jinja");
+    let own = dir.join(CHAT_TEMPLATE);
     let template = match std::fs::read_to_string(&own) {
         Ok(text) => Some(text),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -54,7 +55,8 @@ fn of_folder(dir: &Path) -> Result<Option<ChatTemplate>> {
     Ok(template.map(|template| ChatTemplate { template, special_tokens }))
 }
 
-/// `chat_template`: a string, a list of `{"name", "template"}`, or an object of templates by their names.
+/// `chat_template`: a string, a list of `{"name", "template"}`, or an object with names as keys and templates as
+/// values.
 fn in_config(path: &Path, value: &serde_json::Value) -> Result<Option<String>> {
     let expected = "`chat_template`: expected a string, or a list of objects with `name` and `template`, one of them \
                     `default`";
@@ -76,14 +78,12 @@ fn in_config(path: &Path, value: &serde_json::Value) -> Result<Option<String>> {
     }
 }
 
-fn of_gguf(path: &Path) -> Result<Option<ChatTemplate>> {
-    let mut file = File::open(path).map_err(Error::io(path))?;
-    let content = Content::read(&mut file)
-        .map_err(|error| malformed(path, format!("expected a whole GGUF file: {error}")))?;
-    let Some(Metadata::String(template)) = content.metadata.get("tokenizer.chat_template") else {
+fn read_gguf(path: &Path) -> Result<Option<ChatTemplate>> {
+    let metadata = GgufFile::read_metadata(path)?;
+    let Some(Metadata::String(template)) = metadata.get("tokenizer.chat_template") else {
         return Ok(None);
     };
-    let tokens = match content.metadata.get("tokenizer.ggml.tokens") {
+    let tokens = match metadata.get("tokenizer.ggml.tokens") {
         Some(Metadata::Array(tokens)) => tokens.as_slice(),
         _ => &[],
     };
@@ -91,8 +91,7 @@ fn of_gguf(path: &Path) -> Result<Option<ChatTemplate>> {
     for (name, key) in
         [("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding")]
     {
-        let id =
-            content.metadata.get(&format!("tokenizer.ggml.{key}_token_id")).and_then(|id| id.to_u32().ok());
+        let id = metadata.get(&format!("tokenizer.ggml.{key}_token_id")).and_then(|id| id.to_u32().ok());
         if let Some(Metadata::String(token)) = id.and_then(|id| tokens.get(id as usize)) {
             special_tokens.insert(name.to_owned(), token.clone());
         }
@@ -108,7 +107,7 @@ fn malformed(path: &Path, problem: String) -> Error {
 pub struct Chat {
     /// Objects with `role` and `content`.
     pub messages: Vec<Value>,
-    /// Whether the text ends where the assistant's answer begins.
+    /// Whether the text ends with the beginning of the assistant's answer.
     pub add_generation_prompt: bool,
     /// More values that the template may read: an object; `None` if there are none.
     pub kwargs: Option<Value>,
@@ -176,7 +175,7 @@ impl Renderer {
 fn problem(error: &minijinja::Error) -> String {
     let what = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
     match error.line() {
-        // What a template raises is meant for its user.
+        // A message that a template raises is meant for its user.
         Some(line) if error.kind() != RAISED => format!("{what} (line {line} of the template)"),
         _ => what,
     }
@@ -250,7 +249,7 @@ mod tests {
     fn a_folders_template_is_found_in_each_of_its_places() {
         let dir = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
-        let found = || chat_template_of(dir.path());
+        let found = || find_chat_template(dir.path());
         assert_eq!(found().unwrap(), None);
         write(
             "tokenizer_config.json",
@@ -277,6 +276,7 @@ mod tests {
     #[test]
     fn a_gguf_files_template_is_found() {
         use candle_core::quantized::gguf_file::write;
+        use std::fs::File;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("model.gguf");
         let token = |text: &str| Metadata::String(text.to_owned());
@@ -297,10 +297,10 @@ mod tests {
         // An id without a token names none.
         let special_tokens = [("bos_token".to_owned(), "<b>".to_owned())].into();
         let expected = ChatTemplate { template: "{{ bos_token }}".into(), special_tokens };
-        assert_eq!(chat_template_of(&path).unwrap(), Some(expected));
+        assert_eq!(find_chat_template(&path).unwrap(), Some(expected));
         save(&all[1..]);
-        assert_eq!(chat_template_of(&path).unwrap(), None);
+        assert_eq!(find_chat_template(&path).unwrap(), None);
         std::fs::write(&path, "none").unwrap();
-        assert!(chat_template_of(&path).unwrap_err().to_string().contains("GGUF"));
+        assert!(find_chat_template(&path).unwrap_err().to_string().contains("GGUF"));
     }
 }

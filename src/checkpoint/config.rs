@@ -1,4 +1,4 @@
-//! `config.json` of the checkpoints that gneiss tunes, reduced to what the model code needs.
+//! `config.json` of the checkpoints that gneiss tunes, reduced to the values that the model code needs.
 
 use std::path::Path;
 
@@ -6,21 +6,22 @@ use serde_json::Value;
 
 use super::json::{JsonObject, describe};
 use super::rope;
+use crate::checkpoint::typed::TypedKeys;
 use crate::ops::rope::Rope;
 use crate::{Error, Result};
 
-/// The family that a checkpoint says it is of (`model_type` of `config.json`).
+/// The model family (`model_type` of `config.json`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ModelType {
     /// `granite`: Llama with Granite's four multipliers.
     Granite,
     /// `llama`: Granite with embedding, residual and logits multipliers of 1.
     Llama,
-    /// `granitemoehybrid` where it is dense: all layers attention, no experts.
+    /// `granitemoehybrid` if it is dense: all layers attention, no experts.
     GraniteMoeHybrid,
 }
 
-/// Shape and multipliers of a dense decoder, one for Granite, Llama and dense granitemoehybrid.
+/// Shape and multipliers of a dense decoder, for Granite, Llama and dense granitemoehybrid.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
     /// The family.
@@ -31,19 +32,19 @@ pub struct ModelConfig {
     pub hidden_size: usize,
     /// Feed-forward size, F (`shared_intermediate_size` of granitemoehybrid).
     pub intermediate_size: usize,
-    /// Blocks.
+    /// Number of layers.
     pub num_hidden_layers: usize,
     /// Query heads, H.
     pub num_attention_heads: usize,
-    /// Key and value heads, K; H is a multiple of it.
+    /// Key and value heads, K; H is a multiple of K.
     pub num_key_value_heads: usize,
     /// Size of a head, D.
     pub head_dim: usize,
-    /// Longest position the model was made for.
+    /// Largest number of positions for which the model was made.
     pub max_position_embeddings: usize,
     /// Epsilon of the RMS norms.
     pub rms_norm_eps: f64,
-    /// Rotary embedding; `None` where positions are not embedded.
+    /// Rotary embedding; `None` if positions are not embedded.
     pub rope: Option<Rope>,
     /// Whether the head is the embedding matrix.
     pub tie_word_embeddings: bool,
@@ -53,7 +54,7 @@ pub struct ModelConfig {
     pub mlp_bias: bool,
     /// Multiplies the embeddings, the soft prompt's included.
     pub embedding_multiplier: f64,
-    /// Multiplies what attention and MLP add to the residual stream.
+    /// Multiplies the outputs of attention and MLP before they are added to the residual stream.
     pub residual_multiplier: f64,
     /// Multiplies the attention scores.
     pub attention_multiplier: f64,
@@ -64,39 +65,25 @@ pub struct ModelConfig {
 impl ModelConfig {
     /// Reads a `config.json` of `granite`, `llama` or dense `granitemoehybrid`.
     ///
-    /// Absent keys take the defaults of the configuration classes of transformers 5. Both spellings of
-    /// the rotary settings are read: `rope_parameters`, and the older `rope_theta` with `rope_scaling`.
+    /// Absent keys have the defaults of the configuration classes of transformers 5. Both forms of the rotary settings
+    /// are read: `rope_parameters`, and the older `rope_theta` with `rope_scaling`.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] names what gneiss does not tune (another model type, experts, Mamba
-    /// layers, another rotary scaling or activation, quantised weights); [`Error::Checkpoint`] names a
-    /// key whose value does not fit.
+    /// Returns [`Error::Unsupported`] with the part that gneiss does not tune (another model type, experts, Mamba
+    /// layers, another rotary scaling or activation, quantised weights), and [`Error::Checkpoint`] with a key whose
+    /// value does not fit.
     pub fn from_json(path: &Path) -> Result<Self> {
         Self::read(path).map(|(config, _)| config)
     }
 
-    /// As [`ModelConfig::from_json`], with a warning for each key of another arithmetic that transformers does not
-    /// read for this model type, nor does gneiss.
+    /// As [`ModelConfig::from_json`], with a warning for each key that would change the arithmetic and that neither
+    /// transformers nor gneiss reads for this model type.
     ///
     /// # Errors
-    /// As [`ModelConfig::from_json`].
+    /// Returns the errors of [`ModelConfig::from_json`].
     pub fn read(path: &Path) -> Result<(Self, Vec<String>)> {
         let json = JsonObject::read(path)?;
-        let model_type = match json.string("model_type")? {
-            Some("granite") => ModelType::Granite,
-            Some("llama") => ModelType::Llama,
-            Some("granitemoehybrid") => ModelType::GraniteMoeHybrid,
-            Some(other) => return Err(unsupported(path, format!("model type `{other}`"))),
-            None => return Err(json.missing("model_type", "`granite`, `llama` or `granitemoehybrid`")),
-        };
-        if let Some(quantised) = json.object("quantization_config")? {
-            return Err(quantised_by(path, &quantised));
-        }
-        match json.string("hidden_act")? {
-            // transformers' two names of one function.
-            None | Some("silu" | "swish") => {}
-            Some(other) => return Err(unsupported(path, format!("activation `{other}` (`hidden_act`)"))),
-        }
+        let model_type = supported_family(&json)?;
         let hybrid = model_type == ModelType::GraniteMoeHybrid;
         let num_hidden_layers = json.size("num_hidden_layers")?.unwrap_or(32);
         if hybrid {
@@ -149,7 +136,7 @@ impl ModelConfig {
         Ok((config, warnings))
     }
 
-    /// What has to hold between the values, from `config.json` and GGUF metadata alike.
+    /// Checks the conditions between the values, both for `config.json` and for GGUF metadata.
     pub(super) fn validate(&self, path: &Path) -> Result<()> {
         let bad = |key: &str, expected: String, found: String| {
             let problem = format!("`{key}`: expected {expected}, found {found}");
@@ -185,7 +172,27 @@ impl ModelConfig {
     }
 }
 
-/// What gneiss does not tune, with what it does.
+/// The family of a configuration whose weights and activation gneiss supports.
+fn supported_family(json: &JsonObject) -> Result<ModelType> {
+    let model_type = match json.string("model_type")? {
+        Some("granite") => ModelType::Granite,
+        Some("llama") => ModelType::Llama,
+        Some("granitemoehybrid") => ModelType::GraniteMoeHybrid,
+        Some(other) => return Err(unsupported(json.path(), format!("model type `{other}`"))),
+        None => return Err(json.missing("model_type", "`granite`, `llama` or `granitemoehybrid`")),
+    };
+    if let Some(quantised) = json.object("quantization_config")? {
+        return Err(quantised_by(json.path(), &quantised));
+    }
+    match json.string("hidden_act")? {
+        // transformers' two names of one function.
+        None | Some("silu" | "swish") => {}
+        Some(other) => return Err(unsupported(json.path(), format!("activation `{other}` (`hidden_act`)"))),
+    }
+    Ok(model_type)
+}
+
+/// The error for a part that gneiss does not tune, with the kinds that it does tune.
 pub(super) fn unsupported(path: &Path, what: String) -> Error {
     let hint = "gneiss tunes dense Granite 3.x and 4.x, Granite Code and other Llama checkpoints in \
                 floating point, or as GGUF"
@@ -193,7 +200,7 @@ pub(super) fn unsupported(path: &Path, what: String) -> Error {
     Error::Unsupported { path: path.to_path_buf(), what, hint }
 }
 
-/// An error about quantised weights, by the name of the method.
+/// An error about quantised weights, with the name of the method.
 fn quantised_by(path: &Path, quantised: &JsonObject) -> Error {
     let method = quantised.get("quant_method").and_then(Value::as_str);
     let bits = |key: &str| quantised.get(key).and_then(Value::as_bool) == Some(true);
@@ -209,7 +216,7 @@ fn quantised_by(path: &Path, quantised: &JsonObject) -> Error {
 
 fn refuse_experts_and_mamba(json: &JsonObject, num_hidden_layers: usize) -> Result<()> {
     let key = if json.get("layer_types").is_some() { "layer_types" } else { "layers_block_type" };
-    // transformers takes every layer of a configuration without the list for a Mamba layer.
+    // transformers treats every layer as a Mamba layer if the configuration has no list of layer types.
     let Some(layers) = json.list(key)? else {
         return Err(unsupported(json.path(), format!("Mamba in all {num_hidden_layers} layers")));
     };
@@ -236,7 +243,7 @@ fn refuse_experts_and_mamba(json: &JsonObject, num_hidden_layers: usize) -> Resu
     }
 }
 
-/// Rotary settings; `None` where positions are not embedded.
+/// Rotary settings; `None` if positions are not embedded.
 fn read_rope(json: &JsonObject, hybrid: bool, context: &rope::Context) -> Result<Option<Rope>> {
     if hybrid {
         match json.string("position_embedding_type")? {

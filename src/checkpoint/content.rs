@@ -1,4 +1,4 @@
-//! What a file holds that is not what its name says: pointers, web pages, files of another format.
+//! Detects files with another content than their name says: pointers, web pages, files of another format.
 
 use std::fs::File;
 use std::io::Read;
@@ -6,10 +6,10 @@ use std::path::Path;
 
 use crate::{Error, Result};
 
-/// Bytes that GGUF files begin with.
+/// The first bytes of GGUF files.
 pub(super) const GGUF: &[u8] = b"GGUF";
 
-/// What a file that begins with `bytes` is, and what to do about it.
+/// The kind of a file that begins with `bytes`, and a hint.
 pub(super) fn recognise(bytes: &[u8]) -> Option<&'static str> {
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(64)]).trim_start().to_ascii_lowercase();
     Some(match bytes {
@@ -32,10 +32,11 @@ pub(super) fn recognise(bytes: &[u8]) -> Option<&'static str> {
     })
 }
 
-/// Refuses a file that is recognised as another kind than `expected`; one that begins with `magic` is of that kind.
+/// Refuses a file that is recognised as another kind than `expected`; a file that begins with `magic` is of the
+/// expected kind.
 ///
 /// # Errors
-/// What it is and what to do about it.
+/// Returns an error with the kind of the file and a hint.
 pub(super) fn expect(path: &Path, bytes: &[u8], expected: &str, magic: &[u8]) -> Result<()> {
     if !magic.is_empty() && bytes.starts_with(magic) {
         return Ok(());
@@ -49,10 +50,10 @@ pub(super) fn expect(path: &Path, bytes: &[u8], expected: &str, magic: &[u8]) ->
     }
 }
 
-/// As [`expect`], of the first bytes of a file.
+/// As [`expect`], for the first bytes of a file.
 ///
 /// # Errors
-/// What it is and what to do about it; a file that can't be read.
+/// Returns an error with the kind of the file and a hint, or if the file can't be read.
 pub(super) fn expect_file(path: &Path, expected: &str) -> Result<()> {
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(Error::io(path))?;

@@ -1,5 +1,5 @@
-//! Values that are not finite in the type that weights are read as. They are looked for while a tensor is read: an
-//! answer or a loss that is NaN says nothing of the tensor that it came from.
+//! Detects values that are not finite in the type in which weights are read. Every tensor is checked while it is read,
+//! because a NaN in an answer or a loss does not show the tensor that caused it.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use safetensors::Dtype;
 
 use crate::{Error, Result};
 
-/// A float that weights are read as.
+/// A float type in which weights are read.
 pub(crate) trait Float: WithDType + num_traits::Zero {
     /// The nearest value to `x`.
     fn nearest(x: f32) -> Self;
@@ -33,8 +33,8 @@ impl Float for bf16 {
     }
 }
 
-/// The least magnitudes that are not finite in a type, as bits of the types on disk: bits of positive floats are in the
-/// order of their values, NaN above infinity.
+/// The least magnitudes that are not finite in a type, as bits of the types on disk: the bits of positive floats have
+/// the order of their values, with NaN above infinity.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limit {
     f64: u64,
@@ -44,9 +44,9 @@ pub(super) struct Limit {
 }
 
 impl Limit {
-    /// Of values that are read as `dtype`.
-    pub(super) fn of(dtype: DType) -> Self {
-        // Halfway between the largest value of the type and the next power of two, from where on rounding overflows.
+    /// For values that are read as `dtype`.
+    pub(super) fn for_dtype(dtype: DType) -> Self {
+        // Halfway between the largest value of the type and the next power of two; from there on rounding overflows.
         let least: f64 = match dtype {
             DType::F16 => 65_520.0,
             DType::BF16 => f64::from(f32::from_bits(0x7f7f_8000)),
@@ -57,7 +57,7 @@ impl Limit {
         Self {
             f64: least.to_bits(),
             f32: (narrowed(least) as f32).to_bits(),
-            // The first value of bf16 that is not below; f16 holds no value that overflows elsewhere.
+            // The first bf16 value that is not below the limit; f16 has no value that overflows in another type.
             bf16: if dtype == DType::F16 {
                 bf16::from_f32(65_536.0).to_bits()
             } else {
@@ -68,13 +68,13 @@ impl Limit {
     }
 }
 
-/// The first of `values` that is not below the limit, and which it is.
+/// The first of `values` that is not below the limit: its index and value.
 pub(super) fn first_beyond(values: &[f32], limit: Limit) -> Option<(usize, f64)> {
     let beyond = |value: &f32| value.to_bits() & (u32::MAX >> 1) >= limit.f32;
     first(values, beyond).map(|at| (at, f64::from(values[at])))
 }
 
-/// The same of values on disk, little-endian; `None` of a type that is not a float.
+/// The same for values on disk, little-endian; `None` for a type that is not a float.
 pub(super) fn first_beyond_on_disk(bytes: &[u8], dtype: Dtype, limit: Limit) -> Option<(usize, f64)> {
     match dtype {
         Dtype::F64 => {
@@ -101,7 +101,7 @@ pub(super) fn first_beyond_on_disk(bytes: &[u8], dtype: Dtype, limit: Limit) -> 
     }
 }
 
-/// Values that are looked at together: no branch among them, so that the loop is one of vectors.
+/// Values that are checked together, without a branch between them, so that the loop is vectorised.
 const TOGETHER: usize = 1024;
 
 #[inline(always)]
@@ -111,7 +111,7 @@ fn first<T>(values: &[T], beyond: impl Fn(&T) -> bool) -> Option<usize> {
     values[start..].iter().position(beyond).map(|at| start + at)
 }
 
-/// Where value `index` stands in a tensor, `[row, column]`.
+/// The place of value `index` in a tensor, `[row, column]`.
 pub(super) fn place(shape: &[usize], index: usize) -> Vec<usize> {
     let mut rest = index;
     let mut place: Vec<usize> = shape
@@ -144,14 +144,14 @@ pub(super) fn error(path: &Path, name: &str, place: &[usize], value: f64, dtype:
     Error::Checkpoint { path: path.to_path_buf(), problem }
 }
 
-/// Fails if a value on disk is not finite in `dtype`; `start` is the index of the first in its tensor.
+/// Returns an error if a value on disk is not finite in `dtype`; `start` is the index of the first value in its tensor.
 pub(super) fn check_on_disk(
     (path, name, shape): (&Path, &str, &[usize]),
     (bytes, stored): (&[u8], Dtype),
     start: usize,
     dtype: DType,
 ) -> Result<()> {
-    match first_beyond_on_disk(bytes, stored, Limit::of(dtype)) {
+    match first_beyond_on_disk(bytes, stored, Limit::for_dtype(dtype)) {
         None => Ok(()),
         Some((index, value)) => Err(error(path, name, &place(shape, start + index), value, dtype)),
     }
@@ -173,14 +173,14 @@ mod tests {
             (DType::BF16, around(f32::from_bits(0x7f7f_8000))),
             (DType::F32, [f32::MAX, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, -f32::NAN]),
         ] {
-            let finite = values.map(|x| first_beyond(&[0.0, x], Limit::of(dtype)).is_none());
+            let finite = values.map(|x| first_beyond(&[0.0, x], Limit::for_dtype(dtype)).is_none());
             assert_eq!(finite, [true, false, false, false, false], "{dtype:?}");
         }
     }
 
     #[test]
     fn every_type_on_disk_is_looked_at() {
-        let limit = Limit::of(DType::F32);
+        let limit = Limit::for_dtype(DType::F32);
         let mut values = vec![1.5f32; 3000];
         values[2100] = f32::INFINITY;
         let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
@@ -195,7 +195,10 @@ mod tests {
         // The largest value of bf16 under 2^16, and 2^16.
         let bytes: Vec<u8> =
             [65_280.0f32, 65_536.0].iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect();
-        assert_eq!(first_beyond_on_disk(&bytes, Dtype::BF16, Limit::of(DType::F16)), Some((1, 65_536.0)));
+        assert_eq!(
+            first_beyond_on_disk(&bytes, Dtype::BF16, Limit::for_dtype(DType::F16)),
+            Some((1, 65_536.0))
+        );
         assert_eq!(first_beyond_on_disk(&bytes, Dtype::BF16, limit), None);
         assert_eq!(first_beyond_on_disk(&[255; 8], Dtype::I64, limit), None);
         assert_eq!(place(&[3, 5], 13), [2, 3]);

@@ -1,38 +1,38 @@
-//! GGUF checkpoints of the architectures `granite` and `llama`: the configuration from the metadata, and
-//! the tensors under their Hugging Face names, dequantised when asked for.
+//! GGUF checkpoints of the architectures `granite` and `llama`: the configuration from the metadata, and the tensors
+//! under their Hugging Face names, dequantised when they are read.
 //!
-//! The format is <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>; candle parses it. What is
-//! done here is the way back of llama.cpp's conversion (`conversion/llama.py`, `conversion/granite.py`):
-//! names, rotary scaling, and the order of the rows of q and k.
+//! The format is <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>; candle parses it. This module reverses
+//! llama.cpp's conversion (`conversion/llama.py`, `conversion/granite.py`): names, rotary scaling, and the order of the
+//! rows of q and k.
 
 mod config;
+mod header;
 pub(super) mod metadata;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::fs::File;
 use std::io::Cursor;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
-use candle_core::quantized::{GgmlDType, QStorage, QTensor};
+use candle_core::quantized::{QStorage, QTensor};
 use candle_core::{DType, Device, Tensor};
 use memmap2::Mmap;
 
 use self::config::RopeTensors;
-use self::metadata::Metadata;
+use self::header::{check_extents, open_header};
+use self::metadata::GgufMetadata;
 use super::config::{ModelConfig, unsupported};
-use super::content;
 use super::finite::{self, Float, Limit};
-use crate::checkpoint::stored::{Stored, StoredDtype, check_shape};
+use crate::checkpoint::stored::{StoredDtype, StoredTensor, check_shape};
 use crate::ops::cpu::View;
 use crate::ops::gpu;
 use crate::{Error, Result};
 
-/// Names of a block's modules: Hugging Face's and GGUF's.
-const BLOCK_MODULES: [(&str, &str); 9] = [
+/// Names of a layer's modules: Hugging Face's and GGUF's.
+const LAYER_MODULES: [(&str, &str); 9] = [
     ("input_layernorm", "attn_norm"),
     ("self_attn.q_proj", "attn_q"),
     ("self_attn.k_proj", "attn_k"),
@@ -44,14 +44,14 @@ const BLOCK_MODULES: [(&str, &str); 9] = [
     ("mlp.down_proj", "ffn_down"),
 ];
 
-/// Names of the tensors outside the blocks.
+/// Names of the tensors outside the layers.
 const OUTER: [(&str, &str); 3] = [
     ("model.embed_tokens.weight", "token_embd.weight"),
     ("model.norm.weight", "output_norm.weight"),
     ("lm_head.weight", "output.weight"),
 ];
 
-/// Factors of the rotary frequencies, which belong to the configuration: Llama 3's, and longrope's two lists.
+/// Divisors of the rotary frequencies, which belong to the configuration: Llama 3's, and longrope's two lists.
 pub(crate) const ROPE_FREQS: &str = "rope_freqs.weight";
 pub(crate) const ROPE_SHORT: &str = "rope_factors_short.weight";
 pub(crate) const ROPE_LONG: &str = "rope_factors_long.weight";
@@ -67,18 +67,13 @@ pub struct GgufFile {
 }
 
 impl GgufFile {
-    /// Maps the file, reads its header, and checks that every tensor is whole and known.
+    /// Maps the file, reads its header, and checks that every tensor is complete and known.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] names an architecture, a part of one or a quantisation type that gneiss
-    /// cannot read; [`Error::Checkpoint`] a file that is no GGUF, truncated or inconsistent.
+    /// Returns [`Error::Unsupported`] with an architecture, a part of one or a quantisation type that gneiss can't
+    /// read, and [`Error::Checkpoint`] if the file is no GGUF, truncated or inconsistent.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io(path))?;
-        // SAFETY: the mapping is read only; that nobody shortens the file meanwhile is the contract of
-        // this type, as it is of every program that maps checkpoints.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
-        content::expect(path, &map, "a GGUF file", content::GGUF)?;
-        let content = Content::read(&mut Cursor::new(&map[..])).map_err(|e| header_error(path, &e))?;
+        let (map, content) = open_header(path)?;
         check_extents(path, &content, map.len() as u64)?;
         let factors = |name| match content.tensor_infos.get(name) {
             Some(info) => {
@@ -94,6 +89,14 @@ impl GgufFile {
         let config = config::read(path, &content, &factors)?;
         let names = hf_names(path, &content, config.num_hidden_layers)?;
         Ok(Self { path: path.to_path_buf(), map, content, config, names })
+    }
+
+    /// The key-value pairs of a file of any architecture, the tokenizer's included.
+    ///
+    /// # Errors
+    /// Returns [`Error::Checkpoint`] if the file is no GGUF or is truncated, [`Error::Io`] if it can't be read.
+    pub(super) fn read_metadata(path: &Path) -> Result<HashMap<String, Value>> {
+        Ok(open_header(path)?.1.metadata)
     }
 
     /// The file.
@@ -136,12 +139,12 @@ impl GgufFile {
     /// converts it to `dtype` on `device`.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] for a missing tensor, another shape or an unreadable type.
+    /// Returns [`Error::Checkpoint`] if the tensor is missing, has another shape or an unreadable type.
     pub fn tensor(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
         let info = self.info(name)?;
         check_shape(&self.path, name, shape, info.shape.dims())?;
         let values = dequantise(&self.path, name, info, &self.content, &self.map)?;
-        let found = finite::first_beyond(&View::<f32>::new("gguf", &values)?, Limit::of(dtype));
+        let found = finite::first_beyond(&View::<f32>::new("gguf", &values)?, Limit::for_dtype(dtype));
         if let Some((index, value)) = found {
             return Err(finite::error(&self.path, name, &finite::place(shape, index), value, dtype));
         }
@@ -155,10 +158,10 @@ impl GgufFile {
     /// Dequantises some rows of a matrix, one after another, in Hugging Face's order.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] for a missing tensor or rows that end inside a quantised block.
+    /// Returns [`Error::Checkpoint`] if the tensor is missing or the rows end inside a quantised block.
     ///
     /// # Panics
-    /// Rows beyond the matrix, or another length of `out` than theirs.
+    /// Panics if the rows are outside the matrix or `out` has another length.
     pub(super) fn rows<T: Float>(&self, name: &str, rows: Range<usize>, out: &mut [T]) -> Result<()> {
         let info = self.info(name)?;
         let (count, width) = (info.shape.dims()[0], info.shape.elem_count() / info.shape.dims()[0].max(1));
@@ -179,7 +182,7 @@ impl GgufFile {
                 .and_then(|quantised| quantised.dequantize(&Device::Cpu))
                 .and_then(|values| values.to_vec1::<f32>())
                 .map_err(|error| unreadable(&self.path, name, info, &error))?;
-            if let Some((index, value)) = finite::first_beyond(&values, Limit::of(T::DTYPE)) {
+            if let Some((index, value)) = finite::first_beyond(&values, Limit::for_dtype(T::DTYPE)) {
                 let place = finite::place(info.shape.dims(), first * width + index);
                 return Err(finite::error(&self.path, name, &place, value, T::DTYPE));
             }
@@ -198,7 +201,7 @@ impl GgufFile {
         }
     }
 
-    /// Heads of a tensor whose rows llama.cpp's conversion permutes.
+    /// Number of heads of a tensor whose rows llama.cpp's conversion permutes.
     fn permuted_heads(&self, name: &str) -> Option<usize> {
         if name.contains(".self_attn.q_proj.") {
             Some(self.config.num_attention_heads)
@@ -212,14 +215,18 @@ impl GgufFile {
     /// One tensor by its Hugging Face name, as it is on disk.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] for a missing tensor.
-    pub(super) fn stored(&self, name: &str) -> Result<Stored<'_>> {
+    /// Returns [`Error::Checkpoint`] if the tensor is missing.
+    pub(super) fn stored(&self, name: &str) -> Result<StoredTensor<'_>> {
         let info = self.info(name)?;
         let blocks = info.shape.elem_count().div_ceil(info.ggml_dtype.block_size());
-        // That it lies inside the file was checked as the file was opened.
+        // `open` has checked that it lies inside the file.
         let start = (self.content.tensor_data_offset + info.offset) as usize;
         let bytes = &self.map[start..start + blocks * info.ggml_dtype.type_size()];
-        Ok(Stored { shape: info.shape.dims().to_vec(), dtype: StoredDtype::Gguf(info.ggml_dtype), bytes })
+        Ok(StoredTensor {
+            shape: info.shape.dims().to_vec(),
+            dtype: StoredDtype::Gguf(info.ggml_dtype),
+            bytes,
+        })
     }
 
     /// Hugging Face names of all tensors, sorted.
@@ -227,7 +234,7 @@ impl GgufFile {
         self.names.keys().map(String::as_str)
     }
 
-    /// The file's key-value pairs, the tokenizer's among them.
+    /// The file's key-value pairs, the tokenizer's included.
     pub fn values(&self) -> &HashMap<String, Value> {
         &self.content.metadata
     }
@@ -240,13 +247,13 @@ impl GgufFile {
         })
     }
 
-    /// Drops the vocabulary's strings, which a tokenizer has copied or nobody needs.
+    /// Drops the vocabulary's strings: a tokenizer has its own copies.
     pub(super) fn forget_tokenizer(&mut self) {
         self.content.metadata.retain(|key, _| !key.starts_with("tokenizer."));
     }
 
-    pub(super) fn metadata(&self) -> Metadata<'_> {
-        Metadata::new(&self.path, &self.content.metadata)
+    pub(super) fn metadata(&self) -> GgufMetadata<'_> {
+        GgufMetadata::new(&self.path, &self.content.metadata)
     }
 }
 
@@ -257,7 +264,7 @@ impl fmt::Debug for GgufFile {
     }
 }
 
-/// Puts the rows of q or k back into Hugging Face's order.
+/// Restores Hugging Face's order of the rows of q or k.
 ///
 /// llama.cpp rotates neighbouring rows (0, 1), (2, 3), ... of a head, Hugging Face row i with row
 /// i + D/2; so the conversion stores each head's rows as [D/2, 2] where Hugging Face has [2, D/2]
@@ -270,7 +277,7 @@ fn unpermute(stored: &Tensor, heads: usize) -> Result<Tensor> {
     Ok(by_half.reshape(stored.shape())?)
 }
 
-/// The way there: rows of q or k, weights or biases, in llama.cpp's order.
+/// The inverse: rows of q or k, weights or biases, in llama.cpp's order.
 pub(crate) fn permute(rows: &Tensor, heads: usize) -> Result<Tensor> {
     let count = rows.dim(0)?;
     let (half, columns) = (count / heads / 2, rows.elem_count() / count);
@@ -278,7 +285,7 @@ pub(crate) fn permute(rows: &Tensor, heads: usize) -> Result<Tensor> {
     Ok(by_pair.reshape(rows.shape())?)
 }
 
-/// Reads a tensor to f32 on the CPU.
+/// Reads a tensor as f32 on the CPU.
 fn dequantise(path: &Path, name: &str, info: &TensorInfo, content: &Content, map: &Mmap) -> Result<Tensor> {
     let mut reader = Cursor::new(&map[..]);
     info.read(&mut reader, content.tensor_data_offset, &Device::Cpu)
@@ -291,105 +298,36 @@ fn unreadable(path: &Path, name: &str, info: &TensorInfo, error: &candle_core::E
     Error::Checkpoint { path: path.to_path_buf(), problem }
 }
 
-/// Every tensor under its Hugging Face name.
-fn hf_names(path: &Path, content: &Content, blocks: usize) -> Result<BTreeMap<String, String>> {
+/// The GGUF name of every tensor by its Hugging Face name.
+fn hf_names(path: &Path, content: &Content, layers: usize) -> Result<BTreeMap<String, String>> {
     let mut names = BTreeMap::new();
     let of_rope = |gguf: &str| [ROPE_FREQS, ROPE_SHORT, ROPE_LONG].contains(&gguf);
     for gguf in content.tensor_infos.keys().filter(|gguf| !of_rope(gguf)) {
-        // A tensor without a place in the model would silently change what the model computes.
-        let hf = hf_name(gguf, blocks).ok_or_else(|| unsupported(path, format!("tensor `{gguf}`")))?;
+        // A tensor that the model does not use would silently change the results.
+        let hf = hf_name(gguf, layers).ok_or_else(|| unsupported(path, format!("tensor `{gguf}`")))?;
         names.insert(hf, gguf.clone());
     }
     Ok(names)
 }
 
-/// GGUF's name of a Hugging Face tensor; `None` where the architectures have no such tensor.
+/// GGUF's name of a Hugging Face tensor; `None` if the architectures have no such tensor.
 pub(crate) fn gguf_name(hf: &str) -> Option<String> {
     if let Some((_, gguf)) = OUTER.iter().find(|(outer, _)| *outer == hf) {
         return Some((*gguf).to_string());
     }
-    let (block, rest) = hf.strip_prefix("model.layers.")?.split_once('.')?;
+    let (layer, rest) = hf.strip_prefix("model.layers.")?.split_once('.')?;
     let (module, kind) = rest.rsplit_once('.')?;
-    let (_, gguf) = BLOCK_MODULES.iter().find(|(known, _)| *known == module)?;
-    matches!(kind, "weight" | "bias").then(|| format!("blk.{block}.{gguf}.{kind}"))
+    let (_, gguf) = LAYER_MODULES.iter().find(|(known, _)| *known == module)?;
+    matches!(kind, "weight" | "bias").then(|| format!("blk.{layer}.{gguf}.{kind}"))
 }
 
-fn hf_name(gguf: &str, blocks: usize) -> Option<String> {
+fn hf_name(gguf: &str, layers: usize) -> Option<String> {
     if let Some((hf, _)) = OUTER.iter().find(|(_, outer)| *outer == gguf) {
         return Some((*hf).to_string());
     }
-    let (block, rest) = gguf.strip_prefix("blk.")?.split_once('.')?;
+    let (layer, rest) = gguf.strip_prefix("blk.")?.split_once('.')?;
     let (module, kind) = rest.rsplit_once('.')?;
-    let (hf, _) = BLOCK_MODULES.iter().find(|(_, known)| *known == module)?;
-    let block = block.parse::<usize>().ok().filter(|block| *block < blocks)?;
-    matches!(kind, "weight" | "bias").then(|| format!("model.layers.{block}.{hf}.{kind}"))
-}
-
-/// Checks that the data of every tensor lies inside the file.
-fn check_extents(path: &Path, content: &Content, file_size: u64) -> Result<()> {
-    for (name, info) in &content.tensor_infos {
-        let elements = info.shape.dims().iter().try_fold(1u64, |n, dim| n.checked_mul(*dim as u64));
-        let (block, bytes) = (info.ggml_dtype.block_size() as u64, info.ggml_dtype.type_size() as u64);
-        let end = elements
-            .and_then(|elements| elements.div_ceil(block).checked_mul(bytes))
-            .and_then(|size| size.checked_add(info.offset)?.checked_add(content.tensor_data_offset));
-        if end.is_none_or(|end| end > file_size) {
-            let end = end.map_or("more than any file".to_string(), |end| end.to_string());
-            let problem = format!(
-                "tensor `{name}`: expected its data up to byte {end}, found a file of {file_size} bytes; \
-                 download it again"
-            );
-            return Err(Error::Checkpoint { path: path.to_path_buf(), problem });
-        }
-    }
-    Ok(())
-}
-
-/// What candle said of the header; a quantisation type that it doesn't know by its name.
-fn header_error(path: &Path, error: &candle_core::Error) -> Error {
-    let text = error.to_string();
-    let unknown_type = text.split("unknown dtype for tensor ").nth(1).map(|rest| {
-        let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
-        digits
-    });
-    let Some(number) = unknown_type else {
-        let problem = format!("expected a whole GGUF file: {text}");
-        return Error::Checkpoint { path: path.to_path_buf(), problem };
-    };
-    // https://github.com/ggml-org/ggml/blob/master/include/ggml.h, `enum ggml_type`
-    let name = match number.as_str() {
-        "16" => "IQ2_XXS",
-        "17" => "IQ2_XS",
-        "18" => "IQ3_XXS",
-        "19" => "IQ1_S",
-        "20" => "IQ4_NL",
-        "21" => "IQ3_S",
-        "22" => "IQ2_S",
-        "23" => "IQ4_XS",
-        "29" => "IQ1_M",
-        "34" => "TQ1_0",
-        "35" => "TQ2_0",
-        "39" => "MXFP4",
-        _ => "unknown",
-    };
-    let known = [
-        GgmlDType::F32,
-        GgmlDType::F16,
-        GgmlDType::BF16,
-        GgmlDType::Q4_0,
-        GgmlDType::Q4_1,
-        GgmlDType::Q5_0,
-        GgmlDType::Q5_1,
-        GgmlDType::Q8_0,
-        GgmlDType::Q2K,
-        GgmlDType::Q3K,
-        GgmlDType::Q4K,
-        GgmlDType::Q5K,
-        GgmlDType::Q6K,
-    ];
-    Error::Unsupported {
-        path: path.to_path_buf(),
-        what: format!("quantisation type {number} ({name})"),
-        hint: format!("take a file of one of {known:?}"),
-    }
+    let (hf, _) = LAYER_MODULES.iter().find(|(_, known)| *known == module)?;
+    let layer = layer.parse::<usize>().ok().filter(|layer| *layer < layers)?;
+    matches!(kind, "weight" | "bias").then(|| format!("model.layers.{layer}.{hf}.{kind}"))
 }

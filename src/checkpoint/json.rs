@@ -1,16 +1,17 @@
-//! A JSON object read from a file; typed access whose errors name file, key, expected and found.
+//! A JSON object read from a file, with typed access by [`TypedKeys`].
 //!
-//! Python writes numbers that JSON does not have, bare: `{"time_step_limit": [0.0, Infinity]}`. Here they are strings
-//! that begin with a NUL, so that they survive reading and writing; transformers 5 writes `{"__float__": "Infinity"}`.
+//! Python writes numbers that JSON does not have: `{"time_step_limit": [0.0, Infinity]}`. Here they are strings that
+//! begin with a NUL, so that they survive reading and writing. transformers 5 writes `{"__float__": "Infinity"}`.
 
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
 use super::content;
+use super::typed::{TypedKeys, TypedValue};
 use crate::{Error, Result};
 
-/// A JSON object and where it came from. A key whose value is `null` counts as absent.
+/// A JSON object and its file. A key whose value is `null` counts as absent.
 pub(super) struct JsonObject {
     path: PathBuf,
     prefix: String,
@@ -29,50 +30,9 @@ impl JsonObject {
         if path.exists() { Self::read(path).map(Some) } else { Ok(None) }
     }
 
-    /// The file.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// A value of any type.
-    pub fn get(&self, key: &str) -> Option<&Value> {
-        self.map.get(key).filter(|value| !value.is_null())
-    }
-
     /// Keys with their values.
     pub fn entries(&self) -> impl Iterator<Item = (&String, &Value)> {
         self.map.iter()
-    }
-
-    /// A string.
-    pub fn string(&self, key: &str) -> Result<Option<&str>> {
-        self.typed(key, "a string", Value::as_str)
-    }
-
-    /// A number.
-    pub fn number(&self, key: &str) -> Result<Option<f64>> {
-        self.typed(key, "a number", as_number)
-    }
-
-    /// A whole number, not negative.
-    pub fn count(&self, key: &str) -> Result<Option<usize>> {
-        self.typed(key, "a whole number, 0 or more", |value| value.as_u64()?.try_into().ok())
-    }
-
-    /// A whole number over zero.
-    pub fn size(&self, key: &str) -> Result<Option<usize>> {
-        let positive = |value: &Value| value.as_u64()?.try_into().ok().filter(|n| *n > 0);
-        self.typed(key, "a whole number over 0", positive)
-    }
-
-    /// `true` or `false`.
-    pub fn boolean(&self, key: &str) -> Result<Option<bool>> {
-        self.typed(key, "true or false", Value::as_bool)
-    }
-
-    /// A list.
-    pub fn list(&self, key: &str) -> Result<Option<&[Value]>> {
-        self.typed(key, "a list", |value| value.as_array().map(Vec::as_slice))
     }
 
     /// An object; its keys are reported as `key.inner`.
@@ -80,36 +40,68 @@ impl JsonObject {
         let map = self.typed(key, "an object", Value::as_object)?.cloned();
         Ok(map.map(|map| Self { path: self.path.clone(), prefix: format!("{}{key}.", self.prefix), map }))
     }
+}
 
-    /// An error about a key.
-    pub fn error(&self, key: &str, expected: &str, found: &str) -> Error {
-        let problem = format!("`{}{key}`: expected {expected}, found {found}", self.prefix);
-        Error::Checkpoint { path: self.path.clone(), problem }
+impl<'a> TypedKeys<'a> for &'a JsonObject {
+    type Value = Value;
+
+    fn path(self) -> &'a Path {
+        &self.path
     }
 
-    /// An error about a key that has to be there.
-    pub fn missing(&self, key: &str, expected: &str) -> Error {
-        self.error(key, expected, "no such key")
+    fn full_name(self, key: &str) -> String {
+        format!("{}{key}", self.prefix)
     }
 
-    fn typed<'a, T>(
-        &'a self,
-        key: &str,
-        expected: &str,
-        convert: impl Fn(&'a Value) -> Option<T>,
-    ) -> Result<Option<T>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        convert(value).map(Some).ok_or_else(|| self.error(key, expected, &describe(value)))
+    fn get(self, key: &str) -> Option<&'a Value> {
+        self.map.get(key).filter(|value| !value.is_null())
     }
 }
 
-/// What Python writes of numbers that JSON does not have.
+impl TypedValue for Value {
+    fn as_text(&self) -> Option<&str> {
+        self.as_str()
+    }
+
+    /// Includes the numbers that only Python writes.
+    fn as_number(&self) -> Option<f64> {
+        let named = match self {
+            Value::String(text) => text.strip_prefix('\0')?,
+            Value::Object(map) => map.get("__float__").filter(|_| map.len() == 1)?.as_str()?,
+            number => return number.as_f64(),
+        };
+        match named {
+            "Infinity" => Some(f64::INFINITY),
+            "-Infinity" => Some(f64::NEG_INFINITY),
+            "NaN" => Some(f64::NAN),
+            _ => None,
+        }
+    }
+
+    fn as_count(&self) -> Option<usize> {
+        self.as_u64()?.try_into().ok()
+    }
+
+    fn as_boolean(&self) -> Option<bool> {
+        self.as_bool()
+    }
+
+    fn as_list(&self) -> Option<&[Self]> {
+        self.as_array().map(Vec::as_slice)
+    }
+
+    fn describe(&self) -> String {
+        describe(self)
+    }
+}
+
+/// The numbers of Python that JSON does not have.
 const BARE: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
 
 /// Reads a file that holds one object, as Python's `json` does.
 ///
 /// # Errors
-/// A file that can't be read, or holds something else.
+/// Returns an error if the file can't be read or does not contain an object.
 pub(crate) fn read_map(path: &Path) -> Result<Map<String, Value>> {
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
     content::expect(path, &bytes, "JSON", b"")?;
@@ -125,18 +117,19 @@ pub(crate) fn read_map(path: &Path) -> Result<Map<String, Value>> {
     }
 }
 
-/// JSON, with the bare numbers that Python writes as strings that begin with a NUL; [`bare_again`] writes them bare.
+/// Parses JSON in which Python may have written non-finite numbers; these become strings that begin with a NUL.
+/// [`bare_again`] reverses this.
 ///
 /// # Errors
-/// What is not JSON to Python either.
+/// Returns an error if the text is not JSON for Python either.
 pub(crate) fn parse(text: &str) -> serde_json::Result<Value> {
     serde_json::from_str(text).or_else(|problem| {
-        // The first problem is the text's own.
+        // The error is reported for the original text.
         quote_bare(text).and_then(|quoted| serde_json::from_str(&quoted).ok()).ok_or(problem)
     })
 }
 
-/// The text with bare numbers of Python as strings; `None` where it has none.
+/// The text with Python's non-finite numbers as strings; `None` if it has none.
 fn quote_bare(text: &str) -> Option<String> {
     let mut quoted = String::with_capacity(text.len());
     let (mut rest, mut any) = (text, false);
@@ -157,7 +150,8 @@ fn quote_bare(text: &str) -> Option<String> {
     any.then_some(quoted)
 }
 
-/// Bytes of the string that `text` begins with, quotes included; all of them where it has no end.
+/// Length in bytes of the string at the beginning of `text`, quotes included; the whole length if the string has no
+/// end.
 fn string_length(text: &str) -> usize {
     let mut escaped = false;
     for (at, byte) in text.bytes().enumerate().skip(1) {
@@ -171,27 +165,12 @@ fn string_length(text: &str) -> usize {
     text.len()
 }
 
-/// JSON text with Python's bare numbers as they were read.
+/// JSON text with Python's non-finite numbers as they were read.
 pub(crate) fn bare_again(mut json: String) -> String {
     for bare in BARE {
         json = json.replace(&format!("\"\\u0000{bare}\""), bare);
     }
     json
-}
-
-/// A number, those that Python writes included.
-fn as_number(value: &Value) -> Option<f64> {
-    let named = match value {
-        Value::String(text) => text.strip_prefix('\0')?,
-        Value::Object(map) => map.get("__float__").filter(|_| map.len() == 1)?.as_str()?,
-        number => return number.as_f64(),
-    };
-    match named {
-        "Infinity" => Some(f64::INFINITY),
-        "-Infinity" => Some(f64::NEG_INFINITY),
-        "NaN" => Some(f64::NAN),
-        _ => None,
-    }
 }
 
 /// A value in an error message: short, and with its type visible.

@@ -1,4 +1,4 @@
-//! A checkpoint: its configuration, tensors, tokenizer and chat template, and the hub that it comes from.
+//! A checkpoint: its configuration, tensors, tokenizer and chat template, and the hub.
 
 pub mod chat_template;
 pub mod config;
@@ -15,10 +15,11 @@ pub mod source;
 pub mod stored;
 pub mod tensors;
 pub mod tokenizer;
+mod typed;
 mod unread;
 pub mod weights;
 
-pub use chat_template::{ChatTemplate, chat_template_of};
+pub use chat_template::{ChatTemplate, find_chat_template};
 pub use config::{ModelConfig, ModelType};
 pub use gguf::GgufFile;
 pub use hub::HubOptions;

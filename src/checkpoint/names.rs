@@ -1,5 +1,5 @@
-//! Names of tensors: those of a causal language model in transformers, made of the names that wrappers and base classes
-//! save, and what names say of a file that is no such model.
+//! Names of tensors: the names of transformers' causal language models, derived from the names that wrappers and base
+//! classes save. Names also show that a file is not such a model.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -10,10 +10,10 @@ use super::weights::Weights;
 use super::{ModelConfig, config};
 use crate::{Error, Result};
 
-/// Parts of names that wrappers put in: torch.compile, FSDP, activation checkpointing.
+/// Parts of names that wrappers add: torch.compile, FSDP, activation checkpointing.
 const WRAPPERS: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
 
-/// Ends of names of quantised weights, and who writes them.
+/// Endings of names of quantised weights, and the method that writes them.
 const QUANTISED: [(&str, &str); 9] = [
     (".qweight", "GPTQ or AWQ"),
     (".qzeros", "GPTQ or AWQ"),
@@ -26,10 +26,10 @@ const QUANTISED: [(&str, &str); 9] = [
     (".scales", "MLX or GPTQ"),
 ];
 
-/// Ends of names of buffers that older versions saved and none reads.
+/// Endings of names of buffers that older versions saved and no version reads.
 const BUFFERS: [&str; 3] = [".rotary_emb.inv_freq", ".masked_bias", ".attn.bias"];
 
-/// The name that transformers gives a tensor in a causal language model.
+/// The name of a tensor in transformers' causal language model.
 ///
 /// ```text
 /// _orig_mod.model.norm.weight           torch.compile          model.norm.weight
@@ -47,9 +47,9 @@ pub(super) fn canonical(name: &str) -> Cow<'_, str> {
     while let Some(inner) = rest.strip_prefix("module.") {
         rest = inner;
     }
-    let whole = |name: &str| name.starts_with("model.") || name.starts_with("lm_head.");
+    let is_full = |name: &str| name.starts_with("model.") || name.starts_with("lm_head.");
     for prefix in ["base_model.model.", "base_model."] {
-        if let Some(inner) = rest.strip_prefix(prefix).filter(|inner| whole(inner)) {
+        if let Some(inner) = rest.strip_prefix(prefix).filter(|inner| is_full(inner)) {
             rest = inner;
             break;
         }
@@ -61,10 +61,10 @@ pub(super) fn canonical(name: &str) -> Cow<'_, str> {
     if rest.len() == name.len() { Cow::Borrowed(name) } else { Cow::Owned(rest.to_string()) }
 }
 
-/// Refuses tensors that no plain model has: an adapter's, quantised weights, Meta's own names.
+/// Refuses tensors that a dense model does not have: an adapter's, quantised weights, names in Meta's own format.
 ///
 /// # Errors
-/// What they are, with the first.
+/// Returns an error with the kind of the tensors and the first one.
 pub(super) fn refuse_foreign<'a>(
     path: &Path,
     mut names: impl Iterator<Item = &'a str> + Clone,
@@ -94,11 +94,11 @@ pub(super) fn refuse_foreign<'a>(
     Ok(())
 }
 
-/// Decides between a tied head and one of its own: transformers 5 uses a head that the file has. Gives a warning if the
-/// configuration says otherwise.
+/// Decides between a tied head and a separate one: transformers 5 uses a head that the file contains. Returns a warning
+/// if the configuration says otherwise.
 ///
 /// # Errors
-/// None but those of reading.
+/// Returns an error if a tensor can't be read.
 pub(crate) fn settle_head(config: &mut ModelConfig, weights: &mut Weights) -> Result<Option<String>> {
     if !config.tie_word_embeddings || !weights.contains(HEAD) {
         return Ok(None);
@@ -118,8 +118,7 @@ pub(crate) fn settle_head(config: &mut ModelConfig, weights: &mut Weights) -> Re
     )))
 }
 
-/// A warning about tensors that look like weights of the model, and that it does not have. transformers ignores them
-/// too.
+/// A warning about tensors that look like weights but are not part of the model. transformers ignores them too.
 pub(super) fn unused(config: &ModelConfig, weights: &Weights) -> Option<String> {
     let known = expected(config, weights);
     let names = weights.names();

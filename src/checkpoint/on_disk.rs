@@ -1,4 +1,4 @@
-//! A checkpoint on disk: configuration, tokenizer and weights, of a folder or of a GGUF file.
+//! A checkpoint on disk: configuration, tokenizer and weights of a folder or of a GGUF file.
 
 use std::path::Path;
 
@@ -8,6 +8,7 @@ use super::gguf::GgufFile;
 use super::names;
 use super::tokenizer::TextTokenizer;
 use super::weights::Weights;
+use crate::layout::model_folder::{CONFIG, TOKENIZER};
 use crate::{Error, Result};
 
 /// A checkpoint with its tokenizer.
@@ -21,7 +22,7 @@ pub struct Checkpoint {
     pub weights: Weights,
     /// `safetensors`, or `gguf` with its quantisation types.
     pub format: String,
-    /// What is not as the configuration says, or is not read; nothing that keeps the checkpoint from being used.
+    /// Warnings about differences from the configuration and about parts that are not read; the checkpoint can be used.
     pub warnings: Vec<String>,
 }
 
@@ -34,7 +35,7 @@ pub struct BareCheckpoint {
     pub weights: Weights,
     /// `safetensors`, or `gguf` with its quantisation types.
     pub format: String,
-    /// What is not as the configuration says, or is not read; nothing that keeps the checkpoint from being used.
+    /// Warnings about differences from the configuration and about parts that are not read; the checkpoint can be used.
     pub warnings: Vec<String>,
 }
 
@@ -43,21 +44,21 @@ impl Checkpoint {
     /// `.gguf` file. Tensors are read later, through [`Weights::tensor`].
     ///
     /// # Errors
-    /// Whatever is missing, malformed or not supported, by its name; see [`ModelConfig::from_json`],
+    /// Returns an error if a part is missing, malformed or not supported; see [`ModelConfig::from_json`],
     /// [`TextTokenizer::open`] and [`Weights`].
     pub fn open(local_path: &Path) -> Result<Self> {
         let (mut tokenizer, bare) = match kind(local_path)? {
-            Kind::Folder => {
+            CheckpointKind::Folder => {
                 let bare = BareCheckpoint::open_folder(local_path)?;
-                let tokenizer = local_path.join("tokenizer.json");
+                let tokenizer = local_path.join(TOKENIZER);
                 if tokenizer.is_file() {
                     content::expect_file(&tokenizer, "JSON")?;
                 }
                 (TextTokenizer::from_folder(local_path)?, bare)
             }
-            Kind::Gguf => {
+            CheckpointKind::Gguf => {
                 let file = GgufFile::open(local_path)?;
-                (TextTokenizer::from_gguf(&file)?, BareCheckpoint::of_gguf(file))
+                (TextTokenizer::from_gguf(&file)?, BareCheckpoint::from_gguf(file))
             }
         };
         let BareCheckpoint { config, weights, format, mut warnings } = bare;
@@ -76,13 +77,13 @@ impl Checkpoint {
     /// Opens a checkpoint that may lack a tokenizer.
     ///
     /// # Errors
-    /// As [`Checkpoint::open`], the tokenizer's left out.
+    /// Returns the errors of [`Checkpoint::open`], except those about the tokenizer.
     pub fn open_without_tokenizer(local_path: &Path) -> Result<BareCheckpoint> {
         Ok(match kind(local_path)? {
-            Kind::Folder => BareCheckpoint::open_folder(local_path)?,
-            Kind::Gguf => {
+            CheckpointKind::Folder => BareCheckpoint::open_folder(local_path)?,
+            CheckpointKind::Gguf => {
                 let file = GgufFile::open(local_path)?;
-                BareCheckpoint::of_gguf(file)
+                BareCheckpoint::from_gguf(file)
             }
         })
     }
@@ -92,9 +93,9 @@ impl BareCheckpoint {
     /// Opens configuration and weights of a folder.
     ///
     /// # Errors
-    /// As [`Checkpoint::open`].
+    /// Returns the errors of [`Checkpoint::open`].
     pub(crate) fn open_folder(path: &Path) -> Result<Self> {
-        let (mut config, mut warnings) = ModelConfig::read(&path.join("config.json"))?;
+        let (mut config, mut warnings) = ModelConfig::read(&path.join(CONFIG))?;
         let mut weights = Weights::open_folder(path)?;
         warnings.extend(names::settle_head(&mut config, &mut weights)?);
         warnings.extend(names::unused(&config, &weights));
@@ -102,7 +103,7 @@ impl BareCheckpoint {
         Ok(Self { config, weights, format, warnings })
     }
 
-    fn of_gguf(file: GgufFile) -> Self {
+    fn from_gguf(file: GgufFile) -> Self {
         let config = file.config().clone();
         let weights = Weights::from(file);
         let format = weights.format();
@@ -110,18 +111,18 @@ impl BareCheckpoint {
     }
 }
 
-enum Kind {
+enum CheckpointKind {
     Folder,
     Gguf,
 }
 
-fn kind(path: &Path) -> Result<Kind> {
+fn kind(path: &Path) -> Result<CheckpointKind> {
     let metadata = std::fs::metadata(path).map_err(Error::io(path))?;
     if metadata.is_dir() {
-        return Ok(Kind::Folder);
+        return Ok(CheckpointKind::Folder);
     }
     if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
-        return Ok(Kind::Gguf);
+        return Ok(CheckpointKind::Gguf);
     }
     let problem = "expected a checkpoint folder or a .gguf file, found another file".to_string();
     Err(Error::Checkpoint { path: path.to_path_buf(), problem })

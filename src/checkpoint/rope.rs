@@ -1,13 +1,14 @@
-//! Rotary settings of a `config.json`, wherever the version of transformers that saved the checkpoint put them:
-//! `rope_parameters` of version 5, or `rope_scaling` with `rope_theta` beside it.
+//! Rotary settings of a `config.json`, in the form of any version of transformers: `rope_parameters` of version 5, or
+//! `rope_scaling` with a separate `rope_theta`.
 
 use crate::Result;
 use crate::checkpoint::config::unsupported;
 use crate::checkpoint::json::{JsonObject, describe};
+use crate::checkpoint::typed::TypedKeys;
 use crate::ops::rope::{Llama3Scaling, LongRopeScaling, Rope, RopeScaling, YarnScaling};
 use serde_json::Value;
 
-/// What rotary settings depend on beside their own keys.
+/// The settings outside the rotary keys on which the rotary settings depend.
 pub(super) struct Context {
     /// Size of a head, D.
     pub head_dim: usize,
@@ -18,15 +19,15 @@ pub(super) struct Context {
 /// Reads the rotary settings.
 ///
 /// # Errors
-/// A scaling that gneiss does not know, by its name; a key that is missing or does not fit.
+/// Returns an error with a scaling that gneiss does not know, or with a key that is missing or does not fit.
 pub(super) fn from_json(json: &JsonObject, context: &Context) -> Result<Rope> {
-    // As transformers: `rope_scaling` counts if it holds anything.
+    // As in transformers: `rope_scaling` counts if it is not empty.
     let filled = |object: &JsonObject| object.entries().next().is_some();
     let nested = match json.object("rope_scaling")?.filter(filled) {
         Some(scaling) => Some(scaling),
         None => json.object("rope_parameters")?.filter(filled),
     };
-    // A number may stand in the nested object or beside it; the nested one counts.
+    // A number may be inside or outside the nested object; the one inside counts.
     let number = |key| match &nested {
         Some(object) if object.get(key).is_some() => object.number(key),
         _ => json.number(key),
@@ -41,18 +42,18 @@ pub(super) fn from_json(json: &JsonObject, context: &Context) -> Result<Rope> {
     if let Some((key, _)) = nested.entries().find(|(_, value)| value.is_object()) {
         return Err(unsupported(json.path(), format!("a rotary embedding by layer type (`{key}`)")));
     }
-    let reader = Reader { json, nested: &nested, context };
+    let reader = RopeReader { json, nested: &nested, context };
     Ok(Rope { theta, scaling: reader.scaling()? })
 }
 
-struct Reader<'a> {
+struct RopeReader<'a> {
     json: &'a JsonObject,
     /// `rope_scaling` or `rope_parameters`.
     nested: &'a JsonObject,
     context: &'a Context,
 }
 
-impl Reader<'_> {
+impl RopeReader<'_> {
     fn scaling(&self) -> Result<RopeScaling> {
         let kind = match self.nested.string("rope_type")? {
             Some(kind) => kind,
@@ -87,7 +88,7 @@ impl Reader<'_> {
         self.positive(key)?.ok_or_else(missing)
     }
 
-    /// Context length of the pretraining. transformers gives the key beside the nested object priority.
+    /// Context length of the pretraining. In transformers the key outside the nested object has priority.
     fn original(&self) -> Result<usize> {
         let key = "original_max_position_embeddings";
         Ok(match self.json.size(key)? {
@@ -96,7 +97,7 @@ impl Reader<'_> {
         })
     }
 
-    /// How many times longer the context is than in the pretraining.
+    /// The ratio of the context length to that of the pretraining.
     fn ratio(&self, original: usize) -> f64 {
         self.context.max_position_embeddings as f64 / original as f64
     }
@@ -118,12 +119,12 @@ impl Reader<'_> {
 
     fn yarn(&self) -> Result<YarnScaling> {
         let original = self.original()?;
-        // transformers refuses a configuration without the key, and takes the ratio where it is null.
+        // transformers refuses a configuration without the key, and uses the ratio if it is null.
         let factor = match self.nested.entries().any(|(key, value)| key == "factor" && value.is_null()) {
             true => self.ratio(original),
             false => self.required("factor", "yarn")?,
         };
-        // To transformers 0 is as good as none.
+        // In transformers 0 means the same as no value.
         let weight =
             |key: &str| Ok::<_, crate::Error>(self.nested.number(key)?.filter(|value| *value != 0.0));
         let attention_factor = match (self.positive("attention_factor")?, weight("mscale")?) {

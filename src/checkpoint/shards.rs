@@ -15,27 +15,26 @@ use super::finite::{self, Float};
 use super::json::{JsonObject, describe};
 use super::{content, names};
 use crate::checkpoint::stored::check_shape;
+use crate::checkpoint::typed::TypedKeys;
+use crate::layout::model_folder::{WEIGHTS, WEIGHTS_INDEX};
 use crate::ops::gpu;
 use crate::{Error, Result};
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
-
-/// Bytes that a task looks through for values that are not finite.
+/// Bytes that a task checks for values that are not finite.
 const SCANNED: usize = 1 << 20;
 
-/// Safetensors files and which of them holds each tensor.
+/// Safetensors files, and the file of each tensor.
 pub(super) struct Shards {
     origin: PathBuf,
     files: Vec<(PathBuf, MmapedSafetensors)>,
-    /// By the names of a causal language model.
-    tensors: BTreeMap<String, Place>,
+    /// By the names in a causal language model.
+    tensors: BTreeMap<String, TensorLocation>,
     bytes: u64,
 }
 
-/// Where a tensor is.
+/// The place of a tensor.
 #[derive(Clone)]
-struct Place {
+struct TensorLocation {
     file: usize,
     /// Its name in the file.
     name: String,
@@ -44,7 +43,7 @@ struct Place {
 impl Shards {
     /// Opens `model.safetensors` of a folder, or the files that its index names.
     pub fn open(dir: &Path) -> Result<Self> {
-        let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
+        let (single, index) = (dir.join(WEIGHTS), dir.join(WEIGHTS_INDEX));
         let origin = if single.is_file() { &single } else { &index };
         let mut shards =
             Self { origin: origin.clone(), files: Vec::new(), tensors: BTreeMap::new(), bytes: 0 };
@@ -59,20 +58,20 @@ impl Shards {
         Ok(shards)
     }
 
-    /// Maps the files that an index names. All their tensors count, as in transformers: indices are written by hand,
-    /// by other tools, and for earlier versions of the files.
+    /// Maps the files that an index names. As in transformers, all their tensors count, because an index may be written
+    /// by hand, by another tool, or for an earlier version of the files.
     fn map_indexed(&mut self, dir: &Path, index: &Path) -> Result<()> {
         let json = JsonObject::read(index)?;
         let Some(weight_map) = json.object("weight_map")? else {
             return Err(json.missing("weight_map", "an object of tensor names and file names"));
         };
-        // Of tensors that two files hold the index says which counts.
+        // If two files contain a tensor, the index decides which one counts.
         let mut promised = BTreeMap::new();
         for (tensor, shard) in weight_map.entries() {
             let Some(shard) = shard.as_str() else {
                 return Err(weight_map.error(tensor, "a file name", &describe(shard)));
             };
-            // Only the name is checked: the hub's cache keeps its files as links to elsewhere.
+            // Only the name is checked: the files in the hub's cache are links to other folders.
             let inside = Path::new(shard).components().all(|c| matches!(c, Component::Normal(_)));
             if shard.is_empty() || !inside {
                 let found = format!("`{shard}`");
@@ -105,14 +104,14 @@ impl Shards {
         self.map_where(path, |_| false)
     }
 
-    /// Maps a file into memory, checks its header against its length, and takes in its tensors. Of a tensor that an
-    /// earlier file holds, this one's counts if `counts` says so.
+    /// Maps a file into memory, checks its header against its length, and adds its tensors. If an earlier file contains
+    /// the same tensor, this file's tensor replaces it if `counts` returns true.
     fn map_where(&mut self, path: &Path, counts: impl Fn(&str) -> bool) -> Result<()> {
         let error = |problem: String| Error::Checkpoint { path: path.to_path_buf(), problem };
         content::expect_file(path, "a whole safetensors file")?;
         self.bytes += std::fs::metadata(path).map_err(Error::io(path))?.len();
-        // SAFETY: the mapping is read only; that nobody shortens the file meanwhile is the contract of
-        // `Weights`, as it is of every program that maps checkpoints.
+        // SAFETY: the mapping is read only. That nobody shortens the file meanwhile is part of the contract of
+        // `Weights`, as in every program that maps checkpoints.
         let mapped = unsafe { MmapedSafetensors::new(path) }.map_err(|problem| {
             error(format!("expected a whole safetensors file: {problem}; download it again"))
         })?;
@@ -131,7 +130,7 @@ impl Shards {
                     continue;
                 }
             }
-            self.tensors.insert(known, Place { file, name });
+            self.tensors.insert(known, TensorLocation { file, name });
         }
         self.files.push((path.to_path_buf(), mapped));
         Ok(())
@@ -171,7 +170,7 @@ impl Shards {
         }
     }
 
-    /// A tensor that is there, and its file.
+    /// A tensor that exists, and its file.
     pub fn view(&self, name: &str) -> Result<(&Path, TensorView<'_>)> {
         let place = &self.tensors[name];
         let (path, file) = &self.files[place.file];
@@ -252,7 +251,7 @@ fn no_weights(dir: &Path) -> Error {
     let found = if let Some(shard) = that(&|name| is_shard(name)) {
         let shards = names.iter().filter(|name| is_shard(name)).count();
         format!(
-            "`{shard}`{} without the index; download `{INDEX}` too",
+            "`{shard}`{} without the index; download `{WEIGHTS_INDEX}` too",
             if shards > 1 { format!(" and {} more shards", shards - 1) } else { String::new() }
         )
     } else if let Some(gguf) = that(&|name| name.ends_with(".gguf")) {
@@ -260,17 +259,17 @@ fn no_weights(dir: &Path) -> Error {
     } else if let Some(adapter) = that(&|name| name.starts_with("adapter_model.")) {
         format!("`{adapter}`, an adapter; give its base model, and the folder as --adapter")
     } else if let Some(other) = that(&|name| name.ends_with(".safetensors")) {
-        format!("`{other}`; if it is the whole model in transformers' names, call it `{SINGLE}`")
+        format!("`{other}`; if it is the whole model in transformers' names, call it `{WEIGHTS}`")
     } else if let Some(pickle) = that(&|name| pickles.iter().any(|ending| name.ends_with(ending))) {
         format!("`{pickle}`; save the model as safetensors first, with save_pretrained of transformers")
     } else {
         "neither".to_string()
     };
-    let problem = format!("expected `{SINGLE}` or `{INDEX}`, found {found}");
+    let problem = format!("expected `{WEIGHTS}` or `{WEIGHTS_INDEX}`, found {found}");
     Error::Checkpoint { path: dir.to_path_buf(), problem }
 }
 
-/// Whether a file is named as a shard, `model-00001-of-00002.safetensors`.
+/// Whether a file has the name of a shard, `model-00001-of-00002.safetensors`.
 fn is_shard(name: &str) -> bool {
     let numbers = name.strip_prefix("model-").and_then(|rest| rest.strip_suffix(".safetensors"));
     numbers.and_then(|numbers| numbers.split_once("-of-")).is_some_and(|(part, of)| {

@@ -1,4 +1,4 @@
-//! Where a checkpoint comes from: a folder, a GGUF file, or a repository of the hub.
+//! The source of a checkpoint: a folder, a GGUF file, or a repository on the hub.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -6,23 +6,26 @@ use std::path::{Path, PathBuf};
 use super::hub;
 use super::json::JsonObject;
 use crate::checkpoint::HubOptions;
+use crate::checkpoint::typed::TypedKeys;
+use crate::layout::model_folder::CONFIG;
+use crate::layout::{ADAPTER, adapter_folder};
 use crate::{Error, Result};
 
-/// Revision of a hub id that names none.
+/// Revision of a hub id without a revision.
 const DEFAULT_REVISION: &str = "main";
 
-/// What a model argument names.
+/// The meaning of a model argument.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// A folder with `config.json`, the tokenizer and safetensors.
     Folder(PathBuf),
-    /// One GGUF file, which holds everything.
+    /// One GGUF file, which contains everything.
     Gguf(PathBuf),
-    /// A repository of the hub.
+    /// A repository on the hub.
     Hub {
         /// `org/name`.
         repo: String,
-        /// Branch, tag or commit; `main` where none was given.
+        /// Branch, tag or commit; `main` by default.
         revision: String,
     },
 }
@@ -32,17 +35,16 @@ pub enum Source {
 pub enum Local {
     /// A folder with `config.json`, the tokenizer and safetensors.
     Folder(PathBuf),
-    /// One GGUF file, which holds everything.
+    /// One GGUF file, which contains everything.
     Gguf(PathBuf),
 }
 
 impl Source {
-    /// Reads a model argument: what exists as a path is local, all else has to be a hub id
-    /// (`org/name[@revision]`).
+    /// Parses a model argument: an existing path is local, anything else must be a hub id (`org/name[@revision]`).
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] for a path that is missing or not a checkpoint, [`Error::Invalid`] for a
-    /// malformed hub id.
+    /// Returns [`Error::Checkpoint`] if a path is missing or is no checkpoint, [`Error::Invalid`] if the hub id is
+    /// malformed.
     pub fn parse(model: &str) -> Result<Self> {
         let path = Path::new(model);
         if path.is_dir() {
@@ -56,10 +58,10 @@ impl Source {
     }
 }
 
-/// Repository and revision that an argument names, nothing being there under its path; `kind` is what it should be.
+/// Repository and revision of an argument that is not an existing path; `kind` names the expected thing in errors.
 ///
 /// # Errors
-/// As [`Source::parse`].
+/// Returns the errors of [`Source::parse`].
 pub(crate) fn hub_repository(kind: &str, argument: &str) -> Result<(String, String)> {
     if looks_local(argument) {
         return Err(not_there(Path::new(argument)));
@@ -67,23 +69,23 @@ pub(crate) fn hub_repository(kind: &str, argument: &str) -> Result<(String, Stri
     hub_id(kind, argument)
 }
 
-/// The folder of the adapter that a repository of the hub holds, downloaded if it is not in the cache; `None` if it holds
-/// none.
+/// The folder of the adapter in a repository on the hub, downloaded if it is not in the cache; `None` if the repository
+/// contains none.
 ///
 /// # Errors
-/// [`Error::Hub`] if the hub does not give it; [`Error::Io`] if the cache can't be written.
+/// Returns [`Error::Hub`] if the hub does not deliver it, [`Error::Io`] if the cache can't be written.
 pub(crate) fn adapter_snapshot(repo: &str, revision: &str, options: &HubOptions) -> Result<Option<PathBuf>> {
     hub::adapter_snapshot(repo, revision, options)
 }
 
-/// Finds the local files of the checkpoint that `model` names, downloading them where it is a hub id.
+/// Finds the local files of the checkpoint that `model` names, and downloads them if it is a hub id.
 ///
-/// `check_config` gets the path of `config.json` and refuses a checkpoint that can't be used; it runs
-/// before any weight is downloaded. A GGUF file has no `config.json` and is not passed to it.
+/// `check_config` is called with the path of `config.json` and refuses a checkpoint that can't be used; it runs before
+/// any weight is downloaded. A GGUF file has no `config.json`, so it is not called for one.
 ///
 /// # Errors
-/// Those of [`Source::parse`] and of `check_config`; [`Error::Hub`] where the hub does not give the
-/// checkpoint; [`Error::Io`] where the cache can't be written.
+/// Returns the errors of [`Source::parse`] and of `check_config`, [`Error::Hub`] if the hub does not deliver the
+/// checkpoint, and [`Error::Io`] if the cache can't be written.
 pub fn resolve(
     model: &str,
     options: &HubOptions,
@@ -91,7 +93,7 @@ pub fn resolve(
 ) -> Result<Local> {
     match Source::parse(model)? {
         Source::Folder(path) => {
-            check_config(&path.join(hub::CONFIG))?;
+            check_config(&path.join(CONFIG))?;
             Ok(Local::Folder(path))
         }
         Source::Gguf(path) => Ok(Local::Gguf(path)),
@@ -101,37 +103,33 @@ pub fn resolve(
     }
 }
 
-/// A folder is a checkpoint where it holds a configuration.
+/// A folder is a checkpoint if it contains a configuration.
 fn folder(path: &Path) -> Result<Source> {
-    if path.join(hub::CONFIG).is_file() {
+    if path.join(CONFIG).is_file() {
         return Ok(Source::Folder(path.to_path_buf()));
     }
     Err(Error::Checkpoint {
         path: path.to_path_buf(),
-        problem: format!(
-            "expected a checkpoint folder, found no {} in it; {}",
-            hub::CONFIG,
-            what_instead(path)
-        ),
+        problem: format!("expected a checkpoint folder, found no {} in it; {}", CONFIG, what_instead(path)),
     })
 }
 
-/// What to give instead of a folder that holds no configuration.
+/// A hint for a folder without a configuration.
 fn what_instead(path: &Path) -> String {
     let entries = std::fs::read_dir(path).into_iter().flatten();
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     let names: BTreeSet<String> = names.collect();
     let first = |matches: &dyn Fn(&str) -> bool| names.iter().find(|name| matches(name));
-    if names.contains("adapter_config.json") {
+    if names.contains(adapter_folder::CONFIG) {
         let base = adapter_base(path).map_or(String::new(), |base| format!(", {base}"));
         return format!("it is an adapter: give its base model{base}, and this folder as the adapter");
     }
-    if path.join("adapter/adapter_config.json").is_file() {
+    if path.join(ADAPTER).join(adapter_folder::CONFIG).is_file() {
         return "it is a run of gneiss, whose adapter is in it: give the base model, and this folder as the adapter"
             .to_string();
     }
     if names.contains("snapshots") {
-        return of_cache(path);
+        return cache_hint(path);
     }
     if let Some(repo) = first(&|name| name.starts_with("models--")) {
         let id = repo.trim_start_matches("models--").replacen("--", "/", 1);
@@ -145,19 +143,19 @@ fn what_instead(path: &Path) -> String {
                 convert_llama_weights_to_hf.py, or take the repository whose name ends in -hf"
             .to_string();
     }
-    let holds = |name: &&String| path.join(name).join(hub::CONFIG).is_file();
+    let holds = |name: &&String| path.join(name).join(CONFIG).is_file();
     if let Some(name) = names.iter().rev().find(holds) {
         return format!("{} holds one: give that", path.join(name).display());
     }
     "give the folder that holds config.json, tokenizer.json and *.safetensors".to_string()
 }
 
-/// What to give instead of a repository's folder in the hub's cache.
-fn of_cache(path: &Path) -> String {
+/// A hint for a repository's folder in the hub's cache.
+fn cache_hint(path: &Path) -> String {
     let snapshots = path.join("snapshots");
     let entries = std::fs::read_dir(&snapshots).into_iter().flatten().flatten();
     let commits: BTreeSet<PathBuf> =
-        entries.map(|entry| entry.path()).filter(|commit| commit.join(hub::CONFIG).is_file()).collect();
+        entries.map(|entry| entry.path()).filter(|commit| commit.join(CONFIG).is_file()).collect();
     let id = path
         .file_name()
         .and_then(|name| name.to_str()?.strip_prefix("models--"))
@@ -168,11 +166,11 @@ fn of_cache(path: &Path) -> String {
 
 /// The base model that an adapter names.
 fn adapter_base(path: &Path) -> Option<String> {
-    let json = JsonObject::read(&path.join("adapter_config.json")).ok()?;
+    let json = JsonObject::read(&path.join(adapter_folder::CONFIG)).ok()?;
     json.string("base_model_name_or_path").ok()?.map(str::to_string).filter(|base| !base.is_empty())
 }
 
-/// A single file is a checkpoint where it is GGUF.
+/// A single file is a checkpoint if it is GGUF.
 fn file(path: &Path) -> Result<Source> {
     if has_extension(path, "gguf") {
         return Ok(Source::Gguf(path.to_path_buf()));
@@ -192,7 +190,7 @@ fn has_extension(path: &Path, extension: &str) -> bool {
     path.extension().is_some_and(|found| found.eq_ignore_ascii_case(extension))
 }
 
-/// Whether an argument that does not exist can only be meant as a path.
+/// Whether an argument that does not exist can only be a path.
 fn looks_local(model: &str) -> bool {
     let drive = model.as_bytes().get(1) == Some(&b':');
     let path = Path::new(model);
@@ -202,11 +200,11 @@ fn looks_local(model: &str) -> bool {
         || model.contains('\\')
         || drive
         || files.iter().any(|extension| has_extension(path, extension))
-        // A revision may hold slashes (`refs/pr/1`), a URL gets a message of its own.
+        // A revision may contain slashes (`refs/pr/1`); a URL gets its own message.
         || (model.split('@').next().unwrap_or(model).matches('/').count() > 1 && !model.contains("://"))
 }
 
-/// A path that does not exist, with the first part of it that is missing.
+/// The error about a path that does not exist, with its first missing part.
 fn not_there(path: &Path) -> Error {
     let home = path.starts_with("~");
     let present = path.ancestors().skip(1).find(|parent| parent.is_dir());
@@ -254,7 +252,7 @@ fn hub_id(kind: &str, model: &str) -> Result<(String, String)> {
     Ok((repo.to_string(), revision.to_string()))
 }
 
-/// The hub's rule for the two parts of a repository id.
+/// The hub's rule for both parts of a repository id.
 fn is_id_part(part: &str) -> bool {
     !part.is_empty()
         && part.len() <= 96
@@ -265,7 +263,7 @@ fn is_id_part(part: &str) -> bool {
         && !part.contains("..")
 }
 
-/// A revision becomes a path below the cache's `refs`, so that none of its parts may climb.
+/// A revision becomes a path below the cache's `refs`, so no part of it may lead out of there.
 fn is_revision(revision: &str) -> bool {
     revision.split('/').all(|part| {
         !part.is_empty()

@@ -1,5 +1,5 @@
-//! The tensors of a model: one list that loading, random weights, byte counts, FLOPs, the memory plan, the check for
-//! unknown tensors and export read.
+//! The tensors of a model: one list, used for loading, random weights, byte counts, FLOPs, the memory plan, the check
+//! for unknown tensors, and export.
 //!
 //! ```text
 //! layer i   norm, [q k v], o, norm, [gate up], down         [..] a stack: projections of one input, in one matrix
@@ -15,15 +15,15 @@ pub(crate) const NORM: &str = "model.norm.weight";
 /// Name of the head.
 pub(crate) const HEAD: &str = "lm_head.weight";
 
-/// The rows of a pass that a projection multiplies. The last layer's outputs are wanted for target rows only, and below the
-/// first layer a gradient is wanted for prefix rows only.
+/// The rows of a pass that a projection multiplies. The last layer computes outputs for target rows only, and below the
+/// first layer only prefix rows need a gradient.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProjectionRows {
     /// Every row: keys and values.
     Keys,
-    /// Rows whose output is wanted; the gradient goes on to the layer's input.
+    /// Rows whose output is needed; the gradient continues to the layer's input.
     Queries,
-    /// Rows whose output is wanted; the gradient goes on to the mixer.
+    /// Rows whose output is needed; the gradient continues to the mixer.
     Outputs,
 }
 
@@ -38,7 +38,7 @@ pub struct Projection {
     pub rows: ProjectionRows,
 }
 
-/// Projections of the same input, which are held in one matrix, one below the other.
+/// Projections of the same input, which are stored in one matrix, one below the other.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stack {
     /// The projections, from the first row on.
@@ -73,17 +73,17 @@ impl Stack {
         Self { projections: projections.iter().map(projection).collect(), inputs, has_bias }
     }
 
-    /// Size of the outputs together.
+    /// Size of all outputs together.
     pub fn outputs(&self) -> usize {
         self.projections.iter().map(|projection| projection.outputs).sum()
     }
 
-    /// Values of the weights.
+    /// Number of values of the weights.
     pub fn weights(&self) -> usize {
         self.outputs() * self.inputs
     }
 
-    /// Values of the biases.
+    /// Number of values of the biases.
     pub fn biases(&self) -> usize {
         if self.has_bias { self.outputs() } else { 0 }
     }
@@ -93,8 +93,7 @@ impl LayerTensors {
     /// Names of the norms' weights, `[C]`: before the mixer, and before the feed-forward network.
     pub const NORMS: [&str; 2] = ["input_layernorm.weight", "post_attention_layernorm.weight"];
 
-    /// The tensors of a layer of this shape. With `merged` gate and up are one tensor, as Granite 4's dense models have
-    /// them.
+    /// The tensors of a layer of this shape. With `merged` gate and up are one tensor, as in Granite 4's dense models.
     pub fn new(config: &ModelConfig, merged: bool) -> Self {
         use ProjectionRows::{Keys, Outputs, Queries};
         let (c, f) = (config.hidden_size, config.intermediate_size);
@@ -119,7 +118,7 @@ impl LayerTensors {
         }
     }
 
-    /// Name of a tensor that a layer has if gate and up are one tensor.
+    /// Name of a tensor that a layer has only if gate and up are one tensor.
     pub fn merged_name(layer: usize) -> String {
         Self::name(layer, "shared_mlp.input_linear.weight")
     }

@@ -1,11 +1,12 @@
-//! Keys of `config.json` that would change the arithmetic, and that transformers does not read for these model types:
-//! somebody else's code obeys them, and its answers are others.
+//! Keys of `config.json` that would change the arithmetic but that transformers does not read for these model types.
+//! The code that wrote them may follow them and give other answers.
 
 use super::json::{JsonObject, describe};
 use super::{ModelConfig, ModelType};
+use crate::checkpoint::typed::TypedKeys;
 use serde_json::Value;
 
-/// Keys that mean another arithmetic if their value is anything but null, false, 0 or an empty list.
+/// Keys that mean another arithmetic unless their value is null, false, 0 or an empty list.
 const FOREIGN: [&str; 21] = [
     "alibi",
     "attention_chunk_size",
@@ -38,7 +39,7 @@ const MULTIPLIERS: [&str; 4] =
 pub(super) fn warnings(json: &JsonObject, config: &ModelConfig) -> Vec<String> {
     let mut found: Vec<(&str, String)> = Vec::new();
     for key in FOREIGN {
-        // Qwen's switch of the key.
+        // Qwen's switch for the key.
         let off = key == "sliding_window" && json.get("use_sliding_window") == Some(&Value::Bool(false));
         if let Some(value) = json.get(key).filter(|value| !off && counts(value)) {
             found.push((key, describe(value)));

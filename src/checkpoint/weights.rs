@@ -1,5 +1,5 @@
-//! The tensors of a checkpoint by their Hugging Face names, from safetensors or GGUF, memory-mapped:
-//! a tensor is read, converted and put on its device when it is asked for.
+//! The tensors of a checkpoint by their Hugging Face names, from memory-mapped safetensors or GGUF. A tensor is read,
+//! converted and moved to its device when it is needed.
 
 use std::fmt;
 use std::ops::Range;
@@ -12,22 +12,22 @@ use rayon::prelude::*;
 use super::finite::Float;
 use super::gguf::GgufFile;
 use super::shards::Shards;
-use super::stored::{Stored, StoredDtype, check_shape};
+use super::stored::{StoredDtype, StoredTensor, check_shape};
 use super::tensors::HEAD;
 use crate::{Error, Result};
 
-/// Rows that a task reads at a time.
+/// Rows that a task reads at once.
 const ROWS: usize = 16;
 
-/// Bytes that a task compares at a time.
+/// Bytes that a task compares at once.
 const COMPARED: usize = 1 << 20;
 
 /// The tensors of one checkpoint.
 ///
 /// The files stay memory-mapped: they must not be changed while this value lives.
-pub struct Weights(Source);
+pub struct Weights(TensorSource);
 
-enum Source {
+enum TensorSource {
     Safetensors(Shards),
     Gguf(Box<GgufFile>),
 }
@@ -35,20 +35,21 @@ enum Source {
 impl Weights {
     /// Opens `model.safetensors` of a folder, or the files that `model.safetensors.index.json` names.
     ///
-    /// Tensors have the names that transformers gives them in a causal language model, whatever wrapper or base class
-    /// they were saved from (`_orig_mod.model.norm.weight`, `norm.weight`).
+    /// Tensors have their names in transformers' causal language model, whatever wrapper or base class they were saved
+    /// from (`_orig_mod.model.norm.weight`, `norm.weight`).
     ///
     /// # Errors
-    /// If neither is there, a shard is missing, truncated, outside the folder, or no shard holds a tensor that the
-    /// index promises; quantised weights, or those of an adapter that is not merged.
+    /// Returns an error if neither file exists; if a shard is missing, truncated or outside the folder; if no shard
+    /// contains a tensor that the index lists; or if the weights are quantised or those of an adapter that is not
+    /// merged.
     pub fn open_folder(dir: &Path) -> Result<Self> {
-        Shards::open(dir).map(|shards| Self(Source::Safetensors(shards)))
+        Shards::open(dir).map(|shards| Self(TensorSource::Safetensors(shards)))
     }
 
     /// Opens a GGUF file; its tensors are read by their Hugging Face names.
     ///
     /// # Errors
-    /// As [`GgufFile::open`].
+    /// Returns the errors of [`GgufFile::open`].
     pub fn open_gguf(path: &Path) -> Result<Self> {
         Ok(GgufFile::open(path)?.into())
     }
@@ -56,8 +57,8 @@ impl Weights {
     /// Whether there is a tensor of this Hugging Face name.
     pub fn contains(&self, name: &str) -> bool {
         match &self.0 {
-            Source::Safetensors(shards) => shards.contains(name),
-            Source::Gguf(file) => file.contains(name),
+            TensorSource::Safetensors(shards) => shards.contains(name),
+            TensorSource::Gguf(file) => file.contains(name),
         }
     }
 
@@ -65,23 +66,23 @@ impl Weights {
     /// shape, and converts it to `dtype` on `device`.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] for a missing tensor (with the nearest name that is there), another shape,
-    /// a type on disk that is not a floating point one, or a value that is not finite in `dtype`.
+    /// Returns [`Error::Checkpoint`] if the tensor is missing (with the nearest name that exists), has another shape or
+    /// a type on disk that is not floating-point, or contains a value that is not finite in `dtype`.
     pub fn tensor(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
         if !self.contains(name) {
             return Err(self.missing(name));
         }
         match &self.0 {
-            Source::Safetensors(shards) => shards.tensor(name, shape, dtype, device),
-            Source::Gguf(file) => file.tensor(name, shape, dtype, device),
+            TensorSource::Safetensors(shards) => shards.tensor(name, shape, dtype, device),
+            TensorSource::Gguf(file) => file.tensor(name, shape, dtype, device),
         }
     }
 
-    /// As [`Weights::tensor`], of a matrix [n, k]: on the CPU some rows at a time, in parallel, so that no second
-    /// matrix is in memory, whatever the type on disk.
+    /// As [`Weights::tensor`], for a matrix [n, k]. On the CPU some rows are read at a time, in parallel, so that there
+    /// is never a second copy in memory, whatever the type on disk.
     ///
     /// # Errors
-    /// As [`Weights::tensor`].
+    /// Returns the errors of [`Weights::tensor`].
     pub fn matrix(
         &self,
         name: &str,
@@ -110,7 +111,7 @@ impl Weights {
     /// Checks that there is a tensor of this Hugging Face name, and its shape.
     ///
     /// # Errors
-    /// As [`Weights::tensor`].
+    /// Returns the errors of [`Weights::tensor`].
     pub(crate) fn check(&self, name: &str, shape: &[usize]) -> Result<()> {
         check_shape(self.path(), name, shape, &self.stored(name)?.shape)
     }
@@ -118,22 +119,23 @@ impl Weights {
     /// Reads some rows of a matrix, one after another.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] for a missing tensor, a type on disk that is not a floating point one, or a value that is
-    /// not finite in `T`.
+    /// Returns [`Error::Checkpoint`] if the tensor is missing, has a type on disk that is not floating-point, or
+    /// contains a value that is not finite in `T`.
     ///
     /// # Panics
-    /// Rows beyond the matrix, or another length of `out` than theirs.
+    /// Panics if the rows are outside the matrix or `out` has another length.
     pub(crate) fn rows<T: Float>(&self, name: &str, rows: Range<usize>, out: &mut [T]) -> Result<()> {
         match &self.0 {
-            Source::Safetensors(shards) if self.contains(name) => shards.rows(name, rows, out),
-            Source::Gguf(file) if self.contains(name) => file.rows(name, rows, out),
+            TensorSource::Safetensors(shards) if self.contains(name) => shards.rows(name, rows, out),
+            TensorSource::Gguf(file) if self.contains(name) => file.rows(name, rows, out),
             _ => Err(self.missing(name)),
         }
     }
 
-    /// Reads the tensor `name` also under the name `alias`, which no file holds; GGUF files have no such tensors.
+    /// Makes the tensor `name` also available as `alias`, a name that no file contains; GGUF files have no such
+    /// tensors.
     pub(super) fn alias(&mut self, alias: &str, name: &str) {
-        if let Source::Safetensors(shards) = &mut self.0 {
+        if let TensorSource::Safetensors(shards) = &mut self.0 {
             shards.alias(alias, name);
         }
     }
@@ -141,7 +143,7 @@ impl Weights {
     /// Whether two tensors have the same shape, type on disk and bytes.
     ///
     /// # Errors
-    /// A missing tensor.
+    /// Returns an error if a tensor is missing.
     pub(super) fn are_equal(&self, a: &str, b: &str) -> Result<bool> {
         let (a, b) = (self.stored(a)?, self.stored(b)?);
         let chunks = || a.bytes.par_chunks(COMPARED).zip(b.bytes.par_chunks(COMPARED));
@@ -151,58 +153,58 @@ impl Weights {
     /// One tensor by its Hugging Face name, as it is on disk.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] for a missing tensor, with the nearest name that is there.
-    pub fn stored(&self, name: &str) -> Result<Stored<'_>> {
+    /// Returns [`Error::Checkpoint`] if the tensor is missing, with the nearest name that exists.
+    pub fn stored(&self, name: &str) -> Result<StoredTensor<'_>> {
         if !self.contains(name) {
             return Err(self.missing(name));
         }
         match &self.0 {
-            Source::Safetensors(shards) => {
+            TensorSource::Safetensors(shards) => {
                 let view = shards.view(name)?.1;
                 let dtype = StoredDtype::Safetensors(view.dtype());
-                Ok(Stored { shape: view.shape().to_vec(), dtype, bytes: view.data() })
+                Ok(StoredTensor { shape: view.shape().to_vec(), dtype, bytes: view.data() })
             }
-            Source::Gguf(file) => file.stored(name),
+            TensorSource::Gguf(file) => file.stored(name),
         }
     }
 
     /// The files, each with the Hugging Face names of its tensors, sorted.
     pub fn files(&self) -> Vec<(&Path, Vec<&str>)> {
         match &self.0 {
-            Source::Safetensors(shards) => shards.files(),
-            Source::Gguf(file) => vec![(file.path(), file.hf_names().collect())],
+            TensorSource::Safetensors(shards) => shards.files(),
+            TensorSource::Gguf(file) => vec![(file.path(), file.hf_names().collect())],
         }
     }
 
     /// Hugging Face names of all tensors, sorted.
     pub fn names(&self) -> Vec<String> {
         match &self.0 {
-            Source::Safetensors(shards) => shards.names(),
-            Source::Gguf(file) => file.names(),
+            TensorSource::Safetensors(shards) => shards.names(),
+            TensorSource::Gguf(file) => file.names(),
         }
     }
 
-    /// Bytes that the files take on disk.
+    /// Size of the files on disk, bytes.
     pub fn bytes_on_disk(&self) -> u64 {
         match &self.0 {
-            Source::Safetensors(shards) => shards.bytes_on_disk(),
-            Source::Gguf(file) => file.bytes_on_disk(),
+            TensorSource::Safetensors(shards) => shards.bytes_on_disk(),
+            TensorSource::Gguf(file) => file.bytes_on_disk(),
         }
     }
 
     /// `safetensors`, or `gguf` with its quantisation types, the most frequent first.
     pub fn format(&self) -> String {
         match &self.0 {
-            Source::Safetensors(_) => "safetensors".to_string(),
-            Source::Gguf(file) => format!("gguf {}", file.quant_types().join(", ")),
+            TensorSource::Safetensors(_) => "safetensors".to_string(),
+            TensorSource::Gguf(file) => format!("gguf {}", file.quant_types().join(", ")),
         }
     }
 
-    /// The file, or for a sharded checkpoint its index.
+    /// The file, or the index of a sharded checkpoint.
     pub fn path(&self) -> &Path {
         match &self.0 {
-            Source::Safetensors(shards) => shards.origin(),
-            Source::Gguf(file) => file.path(),
+            TensorSource::Safetensors(shards) => shards.origin(),
+            TensorSource::Gguf(file) => file.path(),
         }
     }
 
@@ -231,7 +233,7 @@ impl Weights {
 impl From<GgufFile> for Weights {
     fn from(mut file: GgufFile) -> Self {
         file.forget_tokenizer();
-        Self(Source::Gguf(Box::new(file)))
+        Self(TensorSource::Gguf(Box::new(file)))
     }
 }
 

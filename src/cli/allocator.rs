@@ -5,22 +5,23 @@ use std::alloc::{GlobalAlloc, Layout, System};
 /// Bytes of a cache line, and of the widest vector.
 const LINE: usize = 64;
 
-/// Buffers from this size on begin at a line. Smaller ones are many, and lines would waste memory.
+/// Buffers from this size on begin at a cache line. Smaller ones are numerous, and alignment would waste memory.
 const LARGE: usize = 4096;
 
-/// Bytes before a large buffer that hold the address which the system gave.
+/// Bytes before a large buffer that store the address from the system.
 const ADDRESS: usize = size_of::<usize>();
 
-/// glibc's large buffers begin 16 bytes after a line begins, so that every vector of 64 bytes in them touches two lines, and
-/// neighbouring rows of a matrix share one. Here they begin at a line; on 2 cores of an AMD EPYC (Zen 4) that made a step's
-/// elementwise ops and attention faster by a tenth to a third (LOG.md, 2026-11-29). glibc's own `memalign` holds more memory.
+/// glibc's large buffers begin 16 bytes after the start of a cache line, so that every 64-byte vector in them touches
+/// two lines, and neighbouring rows of a matrix share one. Here they begin at a line; on 2 cores of an AMD EPYC (Zen 4)
+/// that made a step's elementwise ops and attention faster by a tenth to a third (LOG.md, 2026-11-29). glibc's own
+/// `memalign` uses more memory.
 pub struct WholeLines;
 
 fn is_large(layout: Layout) -> bool {
     layout.size() >= LARGE && layout.align() <= LINE
 }
 
-/// Of a large buffer with room for the shift and the address; `None` if no address space is that large.
+/// The layout of a large buffer with room for the shift and the address; `None` if no address space is that large.
 fn padded(layout: Layout) -> Option<Layout> {
     Layout::from_size_align(layout.size().checked_add(LINE)?, layout.align().max(2 * ADDRESS)).ok()
 }
@@ -28,16 +29,16 @@ fn padded(layout: Layout) -> Option<Layout> {
 /// The first line that begins after `start`.
 ///
 /// # Safety
-/// `start` is of a padded layout.
+/// `start` has a padded layout.
 unsafe fn line_after(start: *mut u8) -> *mut u8 {
-    // SAFETY: the layout has room for a line before what was asked for.
+    // SAFETY: the padded layout has room for a line before the requested buffer.
     unsafe { start.add(LINE - start.addr() % LINE) }
 }
 
-/// The first line that begins after `start`, which the system gave for [`padded`]; notes `start` before it.
+/// The first line that begins after `start`, which the system returned for [`padded`]; stores `start` before the line.
 ///
 /// # Safety
-/// `start` is null or of a padded layout.
+/// `start` is null or has a padded layout.
 unsafe fn line_of(start: *mut u8) -> *mut u8 {
     if start.is_null() {
         return start;
@@ -50,20 +51,20 @@ unsafe fn line_of(start: *mut u8) -> *mut u8 {
     }
 }
 
-/// What [`line_of`] was given.
+/// The `start` that [`line_of`] was called with.
 ///
 /// # Safety
-/// `line` is what it returned, and not null.
+/// [`line_of`] returned `line`, and it is not null.
 unsafe fn start_of(line: *mut u8) -> *mut u8 {
-    // SAFETY: the caller's promise.
+    // SAFETY: promised by the caller.
     unsafe { line.sub(ADDRESS).cast::<*mut u8>().read() }
 }
 
-// SAFETY: a buffer is the system's, or for large ones a part of one of the system's with the size and a stricter
-// alignment; which of both it is follows from its layout alone.
+// SAFETY: a buffer is the system's, or for large ones a part of one of the system's with the requested size and a
+// stricter alignment; the layout alone decides between the two.
 unsafe impl GlobalAlloc for WholeLines {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise; the padded layout is not empty.
+        // SAFETY: promised by the caller; the padded layout is not empty.
         unsafe {
             match padded(layout) {
                 Some(padded) if is_large(layout) => line_of(System.alloc(padded)),
@@ -83,7 +84,7 @@ unsafe impl GlobalAlloc for WholeLines {
     }
 
     unsafe fn dealloc(&self, buffer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise: `buffer` was allocated here with this layout.
+        // SAFETY: promised by the caller: `buffer` was allocated here with this layout.
         unsafe {
             match padded(layout) {
                 Some(padded) if is_large(layout) => System.dealloc(start_of(buffer), padded),
@@ -94,7 +95,8 @@ unsafe impl GlobalAlloc for WholeLines {
 
     unsafe fn realloc(&self, buffer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         let Ok(resized) = Layout::from_size_align(size, layout.align()) else { return std::ptr::null_mut() };
-        // SAFETY: the caller's promise; content is moved within what the system gave for `size`, or to another buffer.
+        // SAFETY: promised by the caller; the content is moved within the system's buffer for `size`, or to another
+        // buffer.
         unsafe {
             match (is_large(layout), is_large(resized), padded(layout), padded(resized)) {
                 (false, false, ..) => System.realloc(buffer, layout, size),
@@ -105,7 +107,7 @@ unsafe impl GlobalAlloc for WholeLines {
                     if start.is_null() {
                         return start;
                     }
-                    // Before `start` is noted, which may be where the content lies.
+                    // Before `start` is stored, because the content may lie there.
                     line_after(start).copy_from(start.add(shift), layout.size().min(size));
                     line_of(start)
                 }

@@ -6,7 +6,7 @@ use clap::Args;
 use gneiss::config::Config;
 use gneiss::data::Dataset;
 use gneiss::evaluate;
-use gneiss::evaluate::{Answers, By, Evaluation, Observer, Paired, Progress, Scores, Stage};
+use gneiss::evaluate::{Answers, By, Evaluation, EvaluationObserver, Paired, Progress, Scores, Stage};
 use gneiss::layout::{EVALUATION, METRICS, PREDICTIONS, REPORT};
 use gneiss::prompt::Tuned;
 use gneiss::run::Run;
@@ -14,11 +14,11 @@ use gneiss::session::Session;
 use indicatif::ProgressBar;
 use std::path::{Path, PathBuf};
 
-/// Answers the test file with the base model behind the hard prompt (the init text in plain words) and with each tuned
-/// prompt, and compares them row by row.
+/// Answers the test file with the base model after the hard prompt (the init text as plain text) and with each tuned
+/// prompt, and compares the answers row by row.
 ///
-/// Writes evaluation.json and predictions.csv: into the run folder where the one adapter is a run's, else into
-/// RUNS/NAME.eval, or where --out says. Of several runs each also gets its own part, unless --out says otherwise.
+/// Writes evaluation.json and predictions.csv: into the run folder if the only adapter is a run's, otherwise into
+/// RUNS/NAME.eval, or into the folder of --out. With several runs each also gets its own part, unless --out is given.
 #[derive(Args)]
 pub struct Eval {
     #[command(flatten)]
@@ -30,7 +30,7 @@ pub struct Eval {
     /// Folder for the results.
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
-    /// Print the results, every prediction included, as JSON.
+    /// Print the results as JSON, every prediction included.
     #[arg(long)]
     json: bool,
 }
@@ -41,7 +41,7 @@ impl Eval {
         let config = self.config.load()?;
         evaluate::test_file(&config)?;
         let tuned = Tuned::read_all(&self.adapters)?;
-        tuned.iter().for_each(|tuned| super::warn_of(&tuned.adapter));
+        tuned.iter().for_each(|tuned| super::warn_about(&tuned.adapter));
         let session = progress::open(&config.model)?;
         let folder = match (&self.out, &tuned[..]) {
             (Some(out), _) => out.clone(),
@@ -50,10 +50,10 @@ impl Eval {
         };
         let evaluation = evaluate(&config, &session, &tuned, &folder)?;
         if self.out.is_none() && tuned.len() > 1 {
-            // Each run keeps its own part, so that runs can be compared by it.
+            // Each run gets its own part, so that the runs can be compared.
             for Tuned { name, run, .. } in &tuned {
                 let Some(run) = run else { continue };
-                evaluation.of(name).write(run)?;
+                evaluation.select(name).write(run)?;
                 report(run)?;
             }
         }
@@ -66,7 +66,7 @@ impl Eval {
     }
 }
 
-/// Evaluates with a bar, and keeps the results in `folder`, those of one tuned prompt before the next is tried.
+/// Evaluates with a progress bar, and saves the results in `folder` after each tuned prompt.
 pub(super) fn evaluate(
     config: &Config,
     session: &Session,
@@ -101,14 +101,14 @@ pub(super) fn evaluate(
     }
 }
 
-/// Makes the report of a run again.
+/// Writes the report of a run again.
 fn report(run: &Path) -> gneiss::Result<()> {
     gneiss::report::write(&Run::read(run)?)?;
     eprintln!("report     {}", run.join(REPORT).display());
     Ok(())
 }
 
-/// Makes the folder and tries to write there, before minutes are spent on what could not be kept.
+/// Creates the folder and tries to write there, so that an error does not show after minutes of work.
 fn writable(folder: &Path) -> gneiss::Result<()> {
     std::fs::create_dir_all(folder).map_err(gneiss::Error::io(folder))?;
     tempfile::tempfile_in(folder).map_err(gneiss::Error::io(folder)).map(drop)
@@ -118,15 +118,15 @@ fn writable(folder: &Path) -> gneiss::Result<()> {
 struct Bars<'a> {
     bar: ProgressBar,
     folder: &'a Path,
-    /// The arm that is under way.
+    /// The current arm.
     at: Option<String>,
     /// Arms whose results are written.
     kept: Vec<String>,
-    /// Rows of a pass in the last word of progress, and its arm and stage.
+    /// Rows of a pass in the last progress report, and its arm and stage.
     rows: Option<(String, Stage, usize)>,
 }
 
-impl Observer for Bars<'_> {
+impl EvaluationObserver for Bars<'_> {
     fn progress(&mut self, name: &str, progress: Progress) {
         let stage = match progress.stage {
             Stage::Generating => "answers",
@@ -162,7 +162,7 @@ impl Observer for Bars<'_> {
             let line = format!("{:<10} {} rows in {seconds:.1} s", arm.name, predictions.len());
             progress::line(&self.bar, &line);
         }
-        // The base alone is no comparison, and would take the place of an earlier one.
+        // The base alone is no comparison, and would replace an earlier comparison.
         if so_far.arms.len() > 1 {
             so_far.write(self.folder)?;
             self.kept = so_far.arms.iter().map(|arm| arm.name.clone()).collect();
@@ -171,7 +171,7 @@ impl Observer for Bars<'_> {
     }
 }
 
-/// Shows the results: a table of all arms, each tuned prompt against the base, then what lies behind them.
+/// Shows the results: a table of all arms, each tuned prompt against the base, then the details.
 pub(super) fn print(evaluation: &Evaluation) {
     let names = evaluation.columns();
     let rows = evaluation.arms.first().map_or(0, |base| base.answers.predictions.len());
@@ -192,7 +192,7 @@ pub(super) fn print(evaluation: &Evaluation) {
         }
     }
     if evaluation.labels.len() > WIDE {
-        println!("\nWhich label was taken for which: {EVALUATION}, `confusion`");
+        println!("\nThe confusion matrix is in {EVALUATION}: `confusion`");
     }
     for (name, arm) in names.iter().zip(&evaluation.arms) {
         strange(name, &arm.answers, &evaluation.labels);
@@ -201,7 +201,7 @@ pub(super) fn print(evaluation: &Evaluation) {
 
 /// The arms side by side.
 fn summary(evaluation: &Evaluation) -> Vec<Vec<String>> {
-    type Cell<'a> = &'a dyn Fn(&Answers) -> Option<String>;
+    type EvalCell<'a> = &'a dyn Fn(&Answers) -> Option<String>;
     let mut header = evaluation.columns();
     if let [base, tuned @ ..] = &mut header[..] {
         base.push_str(if evaluation.hard_prompt.is_empty() { ", no prompt" } else { ", hard prompt" });
@@ -210,9 +210,9 @@ fn summary(evaluation: &Evaluation) -> Vec<Vec<String>> {
         }
     }
     let mut rows = vec![[vec![String::new()], header].concat()];
-    let mut row = |what: &str, of: Cell| {
+    let mut row = |what: &str, of: EvalCell| {
         let cells = evaluation.arms.iter().map(|arm| of(&arm.answers));
-        // A row that the task doesn't have is left out.
+        // A row without values for the task is left out.
         if let Some(cells) = cells.collect::<Option<Vec<_>>>() {
             rows.push([vec![what.to_owned()], cells].concat());
         }
@@ -263,17 +263,17 @@ fn paired(pair: &Paired, evaluation: &Evaluation) -> String {
     format!("{name} minus base, {way}: {difference}, {test} {p}; {fixed} rows {up}, {broken} {down}")
 }
 
-/// More labels than this, and a line of the confusion matrix is too wide to read.
+/// With more labels than this, a line of the confusion matrix is too wide to read.
 const WIDE: usize = 8;
 
-/// Each label's scores, and what was answered where it was expected.
+/// Each label's scores, and the answers of the rows where it was expected.
 fn classes(title: &str, scores: &Scores) -> Vec<Vec<String>> {
     let short = |label: &str| text::short(label, 20);
-    let narrow = scores.classes.len() <= WIDE;
+    let fits = scores.classes.len() <= WIDE;
     let mut header = [title, "precision", "recall", "F1", "rows"].map(str::to_owned).to_vec();
-    if narrow {
+    if fits {
         header.extend(scores.classes.iter().map(|class| format!("said {}", short(&class.label))));
-        // A column of zeros says nothing; by likelihood, every answer is a label.
+        // A column of zeros says nothing; by likelihood every answer is a label.
         header.extend((scores.no_label > 0).then(|| "no label".into()));
     }
     let columns = header.len();
@@ -288,7 +288,7 @@ fn classes(title: &str, scores: &Scores) -> Vec<Vec<String>> {
     std::iter::once(header).chain(scores.classes.iter().zip(&scores.confusion).map(row)).collect()
 }
 
-/// Lists answers that are no label.
+/// Lists the answers that are no label.
 fn strange(name: &str, answers: &Answers, labels: &[String]) {
     let strange: Vec<_> = answers.predictions.iter().filter(|p| !labels.contains(&p.generated)).collect();
     if labels.is_empty() || strange.is_empty() {

@@ -6,43 +6,43 @@ use gneiss::export::{self, Bake, Baked, NamedPrompt, PromptEmbeds, ValueType, Wr
 use gneiss::{Error, session};
 use std::path::PathBuf;
 
-/// Writes tuned prompts for engines that know no adapters: as tokens of a checkpoint, or as embeddings of a text.
+/// Writes tuned prompts for engines that do not read adapters: as tokens of a checkpoint, or as embeddings of a text.
 #[derive(Args)]
 #[command(group(ArgGroup::new("kind").args(["bake", "format"]).multiple(true).required(true)))]
 pub struct Export {
-    /// A tuned prompt: an adapter folder, a run folder, or org/name[@revision]; may be repeated with --bake. NAME is part
-    /// of its tokens, and that of the run, folder or repository if it is left out.
+    /// A tuned prompt: an adapter folder, a run folder, or org/name[@revision]; may be repeated with --bake. NAME
+    /// becomes part of its tokens; by default it is the name of the run, folder or repository.
     #[arg(long = "adapter", value_name = "[NAME=]DIR", required = true)]
     adapters: Vec<String>,
     /// Write the base with each prompt's vectors as embeddings of new tokens `<|NAME:0|>`, `<|NAME:1|>` and so on.
     #[arg(long)]
     bake: bool,
-    /// The base: a folder, a .gguf file or org/name[@revision]; without it the one that the prompts name.
+    /// The base: a folder, a .gguf file or org/name[@revision]; by default the one that the prompts name.
     #[arg(long)]
     model: Option<String>,
-    /// What to write: with --bake safetensors or gguf, without it prompt-embeds.
+    /// Output format: with --bake safetensors or gguf, without it prompt-embeds.
     #[arg(long, value_enum)]
-    format: Option<Format>,
-    /// Type of the values: f32, f16, bf16, or of gguf q8_0; without it the base's.
+    format: Option<OutputFormat>,
+    /// Type of the values: f32, f16, bf16, or q8_0 for gguf; by default the base's.
     #[arg(long = "type", value_name = "TYPE")]
     value_type: Option<ValueType>,
-    /// The folder or file to write; nothing may be there yet but an empty folder.
+    /// The folder or file to write; it must not exist, except as an empty folder.
     #[arg(long)]
     out: PathBuf,
-    /// For prompt-embeds: the whole text behind the prompt; `\n` stands for a line break.
+    /// For prompt-embeds: the whole text after the prompt; `\n` stands for a line break.
     #[arg(long, conflicts_with = "input")]
     text: Option<String>,
     /// For prompt-embeds: an input, which is put into the prompt's verbalizer.
     #[arg(long)]
     input: Option<String>,
-    /// Print what was written as JSON.
+    /// Print the result as JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// What is written.
+/// The output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
+enum OutputFormat {
     /// A checkpoint folder.
     Safetensors,
     /// A GGUF file.
@@ -55,16 +55,16 @@ impl Export {
     /// Runs the subcommand.
     pub fn run(self) -> anyhow::Result<()> {
         let prompts = export::read_prompts(&self.adapters)?;
-        prompts.iter().for_each(|prompt| super::warn_of(&prompt.adapter));
+        prompts.iter().for_each(|prompt| super::warn_about(&prompt.adapter));
         match (self.bake, self.format) {
-            (true, Some(Format::PromptEmbeds)) => {
+            (true, Some(OutputFormat::PromptEmbeds)) => {
                 Err(bad("--format prompt-embeds: expected no --bake: it writes no checkpoint"))
             }
             (true, _) if self.text.is_some() || self.input.is_some() => {
                 Err(bad("--text, --input: expected --format prompt-embeds, found --bake"))
             }
-            (true, format) => self.bake(prompts, format.unwrap_or(Format::Safetensors)),
-            (false, Some(Format::PromptEmbeds)) => self.embeds(&prompts),
+            (true, format) => self.bake(prompts, format.unwrap_or(OutputFormat::Safetensors)),
+            (false, Some(OutputFormat::PromptEmbeds)) => self.embeds(&prompts),
             (false, _) => Err(bad("--format safetensors and gguf: expected --bake with them")),
         }
     }
@@ -73,12 +73,14 @@ impl Export {
         self.model.clone().map_or_else(|| export::base_model(prompts), Ok)
     }
 
-    fn bake(&self, prompts: Vec<NamedPrompt>, format: Format) -> anyhow::Result<()> {
+    fn bake(&self, prompts: Vec<NamedPrompt>, format: OutputFormat) -> anyhow::Result<()> {
         let model = self.model(&prompts)?;
         for NamedPrompt { name, adapter } in &prompts {
             let own = adapter.config.base_model_name_or_path.as_deref().unwrap_or_default();
             if !own.is_empty() && !model.starts_with(own) {
-                eprintln!("note: {name} says that it was tuned on {own}, and is baked into {model}");
+                eprintln!(
+                    "note: {name} was tuned on {own} by its own configuration, and is baked into {model}"
+                );
             }
         }
         let model = session::locate(&model)?;
@@ -88,7 +90,7 @@ impl Export {
                 model: &model,
                 prompts,
                 out: &self.out,
-                format: if format == Format::Gguf {
+                format: if format == OutputFormat::Gguf {
                     export::Format::Gguf
                 } else {
                     export::Format::Safetensors
@@ -150,7 +152,7 @@ impl Export {
         if self.json {
             println!("{}", serde_json::json!({"out": self.out, "shape": [rows, width]}));
         } else {
-            eprintln!("{} of {rows} rows, {width} wide", prompt.name);
+            eprintln!("{}: {rows} rows of width {width}", prompt.name);
             println!("{}", self.out.display());
         }
         Ok(())
@@ -161,7 +163,7 @@ fn bad(problem: &str) -> anyhow::Error {
     Error::Invalid(problem.into()).into()
 }
 
-/// What came of it, on stderr.
+/// Prints the result on stderr.
 fn say(baked: &Baked) {
     baked.warnings.iter().for_each(super::warn);
     for (name, prompt) in baked.prompts.as_object().into_iter().flatten() {
@@ -172,7 +174,7 @@ fn say(baked: &Baked) {
     }
     let unlikely = &baked.unlikely;
     eprintln!(
-        "a new token's probability to be generated, over {} states: {:.1e} on the mean, {:.1e} at the most",
+        "probability that a new token is generated, over {} states: {:.1e} on average, {:.1e} at most",
         unlikely.states, unlikely.mean, unlikely.worst
     );
     if baked.rounding > 0.0 {
@@ -184,7 +186,7 @@ fn say(baked: &Baked) {
     }
     for name in &baked.inexact {
         eprintln!(
-            "note: {name}: the tokenizer splits a text otherwise behind special tokens: send token ids, the prompt's and then \
+            "note: {name}: the tokenizer splits a text differently after special tokens: send token ids, the prompt's and then \
              those of the text"
         );
     }

@@ -1,4 +1,4 @@
-//! `gneiss tune --find-lr`: a learning rate before the run.
+//! `gneiss tune --find-lr`: finds a learning rate before the run.
 
 use super::{interrupt, progress, text};
 use gneiss::config::Config;
@@ -12,7 +12,7 @@ use gneiss::{Error, Result};
 use indicatif::ProgressBar;
 use std::path::{Path, PathBuf};
 
-/// Runs the test, and writes it with its curve into `RUNS/NAME.find-lr/`, which it gives back.
+/// Runs the test and writes it with its curve into `RUNS/NAME.find-lr/`; returns the test and the folder.
 pub fn run(config: &Config, session: &Session) -> anyhow::Result<(RangeTest, PathBuf)> {
     let tuning = Tuning::prepare(config, session, None)?;
     tuning.notes.iter().for_each(|text| eprintln!("note       {text}"));
@@ -26,7 +26,7 @@ pub fn run(config: &Config, session: &Session) -> anyhow::Result<(RangeTest, Pat
     };
     let _guard = interrupt::Guard::new()?;
     let bar = progress::bar(STEPS, "find-lr", "{prefix:>10} {bar:30} {pos}/{len} {msg}, {eta} left");
-    let mut watch = Watch { bar };
+    let mut watch = RangeTestProgress { bar };
     let found = range_test(task, &tuning.initial, &mut watch)?;
     watch.bar.finish_and_clear();
     let folder = Path::new(&config.runs).join(format!("{}.find-lr", config.name));
@@ -42,7 +42,7 @@ pub fn run(config: &Config, session: &Session) -> anyhow::Result<(RangeTest, Pat
     Ok((found, folder))
 }
 
-/// Every ninth rate, and what comes of all.
+/// Prints every ninth rate, and the suggestion.
 pub fn print(found: &RangeTest, folder: &Path) {
     let mut rows = vec![["learning rate", "loss", "smoothed"].map(str::to_owned).to_vec()];
     let last = found.points.len().saturating_sub(1);
@@ -63,11 +63,11 @@ pub fn print(found: &RangeTest, folder: &Path) {
     println!("curve      {}", folder.join("range_test.png").display());
 }
 
-struct Watch {
+struct RangeTestProgress {
     bar: ProgressBar,
 }
 
-impl Observer for Watch {
+impl Observer for RangeTestProgress {
     fn step(&mut self, record: &StepRecord) -> Result<()> {
         self.bar.set_message(format!("lr {:.1e}, loss {:.4}", record.learning_rate, record.loss));
         self.bar.inc(1);

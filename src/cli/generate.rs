@@ -8,7 +8,7 @@ use gneiss::generate::{Request, Sampling, generate};
 use gneiss::prompt::peft::Adapter;
 use std::path::PathBuf;
 
-/// Continues a text, behind a tuned prompt where one is given.
+/// Continues a text, after a tuned prompt if one is given.
 #[derive(Args)]
 pub struct Generate {
     /// A folder, a .gguf file or org/name[@revision].
@@ -17,19 +17,19 @@ pub struct Generate {
     /// A tuned prompt: a folder in PEFT's format, a run's folder, or org/name[@revision].
     #[arg(long)]
     adapter: Option<PathBuf>,
-    /// Tokens to generate at most.
+    /// Most tokens to generate.
     #[arg(long, default_value_t = 64)]
     max_new_tokens: usize,
-    /// Sample at this temperature; 0 takes the likeliest token.
+    /// Sample at this temperature; 0 always chooses the likeliest token.
     #[arg(long, default_value_t = 0.0)]
     temperature: f64,
-    /// Sample from the likeliest tokens that make up this share of the probability.
+    /// Sample from the likeliest tokens whose probabilities add up to this share.
     #[arg(long)]
     top_p: Option<f64>,
-    /// Sample from this many likeliest tokens.
+    /// Sample from this number of likeliest tokens.
     #[arg(long)]
     top_k: Option<usize>,
-    /// Divide the logits of tokens that were there before by this; 1 is no penalty.
+    /// Divide the logits of tokens that occurred before by this; 1 is no penalty.
     #[arg(long, default_value_t = 1.0)]
     repetition_penalty: f64,
     /// Seed of the sampling.
@@ -40,7 +40,7 @@ pub struct Generate {
     json: bool,
     #[command(flatten)]
     place: PlaceArgs,
-    /// The text, exactly as the model is to see it; `\n` stands for a line break.
+    /// The text, exactly as the model reads it; `\n` stands for a line break.
     text: String,
 }
 
@@ -61,7 +61,7 @@ impl Generate {
         let mut options = ModelOptions { id: self.model.clone(), ..ModelOptions::default() };
         self.place.apply(&mut options);
         let adapter = self.adapter.as_deref().map(Adapter::open).transpose()?;
-        adapter.iter().for_each(super::warn_of);
+        adapter.iter().for_each(super::warn_about);
         let session = progress::open(&options)?;
         if let (Some(adapter), Some(path)) = (&adapter, &self.adapter) {
             adapter.check_width(path, &session.id, session.model.config().hidden_size)?;

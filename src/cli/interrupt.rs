@@ -1,22 +1,22 @@
-//! Ctrl-C, and what else asks a program to end: a run ends after its step, anything else at once.
+//! Ctrl-C and other signals that ask a program to end: a run ends after its step, other commands end at once.
 
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The exit code of shells for a program that Ctrl-C ended.
+/// The shell's exit code for a program that Ctrl-C ended.
 pub const EXIT_CODE: u8 = 130;
 
 static UNDER_WAY: AtomicBool = AtomicBool::new(false);
 static ASKED: AtomicBool = AtomicBool::new(false);
 
-/// While it lives, the first Ctrl-C only sets [`asked`]; the second ends the process.
+/// While this value lives, the first Ctrl-C only sets [`asked`]; the second ends the process.
 pub struct Guard;
 
 impl Guard {
-    /// Begins to listen.
+    /// Installs the handler.
     ///
     /// # Errors
-    /// What the system says where it takes no handler.
+    /// Returns an error if the system refuses the handler.
     pub fn new() -> anyhow::Result<Self> {
         static HANDLER: Once = Once::new();
         let mut outcome = Ok(());
@@ -41,12 +41,12 @@ impl Drop for Guard {
     }
 }
 
-/// Whether Ctrl-C came.
+/// Whether Ctrl-C was pressed.
 pub fn asked() -> bool {
     ASKED.load(Ordering::SeqCst)
 }
 
-/// A command that ended before its time because someone asked it to; the message says how to go on.
+/// A command was interrupted by the user; the message says how to continue.
 #[derive(Debug)]
 pub struct Interrupted(pub String);
 

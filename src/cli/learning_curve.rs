@@ -7,7 +7,7 @@ use gneiss::run::Run;
 /// Characters of the longest bar.
 const BAR: usize = 40;
 
-/// A line an epoch, with bars of the validation loss, or of the training loss where there is no validation.
+/// Prints one line for each epoch, with bars of the validation loss, or of the training loss if there is no validation.
 pub fn print(run: &Run) {
     let loss = |loss: Option<f64>| loss.map_or_else(String::new, |loss| format!("{loss:.4}"));
     let drawn: Vec<f64> =
@@ -36,6 +36,6 @@ pub fn print(run: &Run) {
     }
     println!("{}", text::table(&rows));
     let what = if run.epochs.iter().any(|e| e.validation_loss.is_some()) { "validation" } else { "training" };
-    println!("\nBars are of the {what} loss; {} shows every step.", run.path.join(CURVE_PNG).display());
+    println!("\nBars show the {what} loss; {} shows every step.", run.path.join(CURVE_PNG).display());
     println!("{} has all plots.", run.path.join(REPORT).display());
 }

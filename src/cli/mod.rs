@@ -33,11 +33,11 @@ use std::path::{Path, PathBuf};
 #[command(version, arg_required_else_help = true)]
 pub struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: CliCommand,
 }
 
 #[derive(Subcommand)]
-enum Command {
+enum CliCommand {
     /// Walk through IBM's tutorial on this machine: data, run, learning curve, tuned against base, deployment.
     Tutorial(tutorial::Tutorial),
     /// Tune a soft prompt; writes a run folder.
@@ -51,13 +51,13 @@ enum Command {
     Serve(serve::Serve),
     /// Write tuned prompts for other engines: as tokens of a checkpoint, or as embeddings of a text.
     Export(export::Export),
-    /// Make a run's report again, or compare several runs in one page.
-    Report(report::Report),
-    /// Measure the throughput of tuning, of a configuration or of a model's shape alone.
-    Bench(bench::Bench),
+    /// Write a run's report again, or compare several runs on one page.
+    Report(report::ReportArgs),
+    /// Measure the throughput of tuning, for a configuration or for a model's shape alone.
+    Bench(bench::BenchArgs),
     /// Compare a device with the CPU: every op, and a short run.
     Check(check::Check),
-    /// Say what a model, adapter, run, dataset or configuration holds.
+    /// Describe a model, adapter, run, dataset or configuration.
     Inspect(inspect::Inspect),
 }
 
@@ -65,17 +65,17 @@ impl Cli {
     /// Runs the subcommand.
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
-            Command::Tutorial(command) => command.run(),
-            Command::Tune(command) => command.run(),
-            Command::Eval(command) => command.run(),
-            Command::Generate(command) => command.run(),
+            CliCommand::Tutorial(command) => command.run(),
+            CliCommand::Tune(command) => command.run(),
+            CliCommand::Eval(command) => command.run(),
+            CliCommand::Generate(command) => command.run(),
             #[cfg(feature = "serve")]
-            Command::Serve(command) => command.run(),
-            Command::Export(command) => command.run(),
-            Command::Report(command) => command.run(),
-            Command::Bench(command) => command.run(),
-            Command::Check(command) => command.run(),
-            Command::Inspect(command) => command.run(),
+            CliCommand::Serve(command) => command.run(),
+            CliCommand::Export(command) => command.run(),
+            CliCommand::Report(command) => command.run(),
+            CliCommand::Bench(command) => command.run(),
+            CliCommand::Check(command) => command.run(),
+            CliCommand::Inspect(command) => command.run(),
         }
     }
 }
@@ -89,26 +89,26 @@ struct ConfigArgs {
     overrides: Overrides,
 }
 
-/// What the command line changes of a configuration.
+/// Changes to a configuration by the command line.
 #[derive(Args)]
 struct Overrides {
     /// Override a key, such as `--set train.learning_rate=0.01`; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
-    /// Tune this model instead of the configuration's: a folder, a .gguf file or org/name[@revision].
+    /// Use this model instead of the configuration's: a folder, a .gguf file or org/name[@revision].
     #[arg(long)]
     model: Option<String>,
     #[command(flatten)]
     place: PlaceArgs,
 }
 
-/// Where and in which dtype a model runs.
+/// The device and the dtype of a model.
 #[derive(Args)]
 struct PlaceArgs {
     /// auto, cpu, cuda[:n] or metal.
     #[arg(long)]
     device: Option<DeviceChoice>,
-    /// auto, f32, bf16 or f16: the weights' dtype.
+    /// dtype of the weights: auto, f32, bf16 or f16.
     #[arg(long)]
     dtype: Option<DtypeChoice>,
 }
@@ -126,7 +126,7 @@ impl Overrides {
         Ok(config)
     }
 
-    /// Lays the model and its place over `config`; the sets are there already.
+    /// Applies the model and its device to `config`; the `--set` options were applied before.
     fn apply(&self, config: &mut Config) {
         if let Some(model) = &self.model {
             config.model.id.clone_from(model);
@@ -142,7 +142,7 @@ impl PlaceArgs {
     }
 }
 
-/// Opens a device, and prints what its user should know of it.
+/// Opens a device, and prints its warning.
 fn device(choice: DeviceChoice) -> anyhow::Result<Device> {
     let gneiss::device::Chosen { device, warnings } = gneiss::device::open(choice)?;
     warnings.iter().for_each(warn);
@@ -154,7 +154,7 @@ fn warn(text: impl std::fmt::Display) {
     eprintln!("warning    {text}");
 }
 
-/// Says what the user should know before an adapter is used.
-fn warn_of(adapter: &Adapter) {
+/// Prints the warning about an adapter before it is used.
+fn warn_about(adapter: &Adapter) {
     adapter.warning().iter().for_each(warn);
 }

@@ -5,7 +5,7 @@ use gneiss::tune::Limits;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 
-/// A bar of `length` steps; hidden where stderr is no terminal.
+/// A bar of `length` steps; hidden if stderr is no terminal.
 pub fn bar(length: usize, what: &'static str, template: &str) -> ProgressBar {
     let target = if std::io::stderr().is_terminal() {
         ProgressDrawTarget::stderr()
@@ -21,26 +21,26 @@ pub fn bar(length: usize, what: &'static str, template: &str) -> ProgressBar {
 /// The template of a bar that only counts.
 pub const COUNT: &str = "{prefix:>10} {bar:30} {pos}/{len} {msg}";
 
-/// A line of progress, above the bar where there is one.
+/// A line of progress, above the bar if there is one.
 pub fn line(bar: &ProgressBar, text: &str) {
     if bar.is_hidden() { eprintln!("{text}") } else { bar.println(text) }
 }
 
-/// Says that a step is tried again under less.
+/// Says that a step is tried again with smaller limits.
 pub fn out_of_memory(bar: &ProgressBar, limits: Limits) {
     let Limits { max_rows, recompute } = limits;
     line(
         bar,
-        &format!("out of memory: trying again with {max_rows} rows a pass, {recompute} blocks recomputed"),
+        &format!("out of memory: trying again with {max_rows} rows a pass, {recompute} layers recomputed"),
     );
 }
 
-/// Says that the device ran out of memory, and that texts go on with fewer rows at a time.
+/// Says that the device ran out of memory, and that the work continues with fewer rows at a time.
 pub fn fewer_rows(bar: &ProgressBar, rows: usize) {
     line(bar, &format!("warning    out of memory: going on with {rows} rows at a time"));
 }
 
-/// Opens a model with a bar, and says what it is.
+/// Opens a model with a bar, and describes it.
 pub fn open(options: &gneiss::config::ModelOptions) -> anyhow::Result<Session> {
     let started = std::time::Instant::now();
     let bar = bar(1, "loading", COUNT);
@@ -51,7 +51,7 @@ pub fn open(options: &gneiss::config::ModelOptions) -> anyhow::Result<Session> {
     bar.finish_and_clear();
     let config = session.model.config();
     eprintln!(
-        "model      {} ({}): {} blocks, hidden {}, vocabulary {}, {:?} on {}, {} in {:.1} s",
+        "model      {} ({}): {} layers, hidden {}, vocabulary {}, {:?} on {}, {} in {:.1} s",
         session.id,
         session.format,
         config.num_hidden_layers,

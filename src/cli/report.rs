@@ -1,4 +1,4 @@
-//! `gneiss report`: a run as a page, or several runs side by side.
+//! `gneiss report`: a page of one run, or of several runs side by side.
 
 use clap::Args;
 use gneiss::files::write_atomically;
@@ -7,20 +7,20 @@ use gneiss::report::{self, COMPARE};
 use gneiss::run::Run;
 use std::path::{Path, PathBuf};
 
-/// Makes the report of a run again: report.html, curve.svg and curve.png in its folder. Several runs are compared in
+/// Writes the report of a run again: report.html, curve.svg and curve.png in its folder. Several runs are compared on
 /// one page. Prints the paths of the files.
 #[derive(Args)]
-pub struct Report {
+pub struct ReportArgs {
     /// Run folders, such as runs/tutorial.
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
-    /// Write the page, and nothing else, to this file. Several runs go to compare.html beside the first one's folder
-    /// unless this says otherwise.
+    /// Write only the page, to this file. By default the page of several runs is compare.html next to the first one's
+    /// folder.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
 
-impl Report {
+impl ReportArgs {
     /// Runs the subcommand.
     pub fn run(self) -> anyhow::Result<()> {
         let runs = self.runs.iter().map(|path| read(path)).collect::<gneiss::Result<Vec<Run>>>()?;
@@ -28,7 +28,7 @@ impl Report {
             ([run], None) => report::write(run)?,
             ([run], Some(out)) => vec![page(out, &report::page(run)?)?],
             (runs, out) => {
-                let out = out.unwrap_or_else(|| beside(&self.runs[0]).join(COMPARE));
+                let out = out.unwrap_or_else(|| parent_folder(&self.runs[0]).join(COMPARE));
                 vec![page(out, &report::compare(runs)?)?]
             }
         };
@@ -44,14 +44,14 @@ fn page(path: PathBuf, html: &str) -> gneiss::Result<PathBuf> {
     Ok(path)
 }
 
-/// The folder that holds a run's.
-fn beside(run: &Path) -> PathBuf {
-    // A run named `.` or `..` has its parent in its full path alone.
+/// The folder that contains a run's folder.
+fn parent_folder(run: &Path) -> PathBuf {
+    // The parent of a run named `.` or `..` shows only in its full path.
     let full = run.canonicalize();
     run.file_name().and(run.parent()).or(full.as_deref().ok().and_then(Path::parent)).unwrap_or(run).into()
 }
 
-/// Reads a run; a folder that holds runs is told from one that is no run.
+/// Reads a run; the error says whether a folder contains runs.
 fn read(path: &Path) -> gneiss::Result<Run> {
     if path.join(METRICS).is_file() {
         return Run::read(path);

@@ -3,7 +3,7 @@
 use super::listen::Listen;
 use super::{PlaceArgs, progress};
 use clap::Args;
-use gneiss::checkpoint::chat_template_of;
+use gneiss::checkpoint::find_chat_template;
 use gneiss::config::ModelOptions;
 use gneiss::prompt::{Tuned, check_name, split_name};
 use gneiss::serve::ServerLimits;
@@ -157,7 +157,7 @@ impl Serve {
                 return Err(gneiss::Error::Invalid(problem).into());
             }
             let mut tuned = Tuned::read_all(&[folder])?.remove(0);
-            super::warn_of(&tuned.adapter);
+            super::warn_about(&tuned.adapter);
             tuned.name = name.to_owned();
             named.push(tuned);
         }
@@ -224,7 +224,7 @@ pub(super) fn deploy(
     options: ServerOptions,
 ) -> anyhow::Result<RunningServer> {
     let limits = gneiss::serve::serving_limits(&session.model, limits)?;
-    let template = chat_template_of(&session::locate(&session.id)?)?;
+    let template = find_chat_template(&session::locate(&session.id)?)?;
     let Session { model, tokenizer, id, .. } = session;
     let metrics = Arc::<Metrics>::default();
     let counted = metrics.clone();

@@ -3,7 +3,7 @@
 pub use gneiss::text::bytes;
 use gneiss::tune::{BackwardWeights, MemoryPlan};
 
-/// A plan in two lines: what it may take and takes, and how.
+/// A plan in two lines: its budget and needs, and its limits.
 pub fn plan(plan: &MemoryPlan) -> [String; 2] {
     let size = |n: usize| bytes(n as u64);
     let budget = match (plan.budget.bytes, plan.budget.configured) {
@@ -30,17 +30,17 @@ pub fn plan(plan: &MemoryPlan) -> [String; 2] {
             size(plan.reserve)
         ),
         format!(
-            "{} rows a pass at most, {} of {} blocks recomputed{transposed}",
-            limits.max_rows, limits.recompute, plan.blocks
+            "{} rows a pass at most, {} of {} layers recomputed{transposed}",
+            limits.max_rows, limits.recompute, plan.layers
         ),
     ]
 }
 
-/// A warning where a plan does not fit its budget.
+/// A warning if a plan does not fit its budget.
 pub fn shortage(plan: &MemoryPlan) -> Option<String> {
     let missing = Some(plan.missing()).filter(|n| *n > 0)?;
     Some(format!(
-        "by estimate {} short of the {} that a pass of a single sequence takes with all blocks recomputed",
+        "by estimate {} less than the {} that a pass of a single sequence needs with all layers recomputed",
         bytes(missing as u64),
         bytes(plan.total() as u64)
     ))
@@ -68,19 +68,9 @@ pub fn table(rows: &[Vec<String>]) -> String {
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// A number with its thousands apart.
+/// A number with commas between thousands.
 pub fn grouped(n: usize) -> String {
     gneiss::text::grouped(&n.to_string())
-}
-
-/// Seconds as a person says them.
-pub fn duration(seconds: f64) -> String {
-    let whole = seconds.round() as u64;
-    match whole {
-        0..60 => format!("{seconds:.1} s"),
-        60..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
-        _ => format!("{} h {:02} min", whole / 3600, whole % 3600 / 60),
-    }
 }
 
 #[cfg(test)]
@@ -99,12 +89,12 @@ mod tests {
             prompt: 0,
             reserve: 0,
             limits: Limits::rows(512),
-            blocks: 30,
+            layers: 30,
         };
         let [needs, limits] =
             plan(&example(BackwardWeights::Copied { bytes: 212_000_000, is_packed: false }));
         assert!(needs.contains("weights 269 MB (loaded), their transposes 212 MB, tape"), "{needs}");
-        assert_eq!(limits, "512 rows a pass at most, 0 of 30 blocks recomputed");
+        assert_eq!(limits, "512 rows a pass at most, 0 of 30 layers recomputed");
         let [needs, limits] = plan(&example(BackwardWeights::TransposedEachTime));
         assert!(needs.contains("weights 269 MB (loaded), tape"), "{needs}");
         assert!(limits.ends_with(

@@ -1,4 +1,4 @@
-//! `gneiss tune`: a run from a configuration to an adapter.
+//! `gneiss tune`: a run, from a configuration to an adapter.
 
 use super::interrupt::{self, Interrupted};
 use super::{Overrides, process, progress, text};
@@ -22,15 +22,15 @@ pub struct Tune {
     run: RunArgs,
 }
 
-/// What a run begins with, or goes on from.
+/// The start of a run.
 #[derive(Args)]
 pub(super) struct RunArgs {
     /// The configuration, such as configs/tutorial.toml.
     config: Option<PathBuf>,
-    /// Go on with the run in this folder, such as runs/tutorial, from its last checkpoint.
+    /// Continue the run in this folder, such as runs/tutorial, from its last checkpoint.
     #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "find_lr"])]
     resume: Option<PathBuf>,
-    /// Try rising learning rates for a hundred steps and suggest one. `tune` then ends; `tutorial` takes it.
+    /// Try increasing learning rates for a hundred steps and suggest one. `tune` then ends; `tutorial` uses it.
     #[arg(long)]
     pub(super) find_lr: bool,
     #[command(flatten)]
@@ -40,11 +40,11 @@ pub(super) struct RunArgs {
     pub(super) json: bool,
 }
 
-/// A run as it was asked for.
+/// A requested run.
 pub(super) struct Order {
     /// Its configuration.
     pub(super) config: Config,
-    /// The folder and state that it goes on from.
+    /// The folder and the state from which it continues.
     pub(super) resume: Option<(PathBuf, State)>,
 }
 
@@ -65,7 +65,7 @@ impl Tune {
         }
         let (folder, summary) = tune(&order, &session)?;
         if json {
-            println!("{}", serde_json::to_string(&Outcome::of(&folder, &summary))?);
+            println!("{}", serde_json::to_string(&TuneOutcome::new(&folder, &summary))?);
         } else {
             print(&folder, &summary);
         }
@@ -74,7 +74,7 @@ impl Tune {
 }
 
 impl RunArgs {
-    /// The run that they ask for; of the configuration in `default` where they name none.
+    /// The run that the arguments ask for; with the configuration in `default` if they name none.
     pub(super) fn order(&self, default: &Path) -> anyhow::Result<Order> {
         let Some(folder) = &self.resume else {
             let path = self.config.as_deref().unwrap_or(default);
@@ -86,7 +86,7 @@ impl RunArgs {
     }
 }
 
-/// An interrupted run is no success; the message says how to go on.
+/// An interrupted run is an error; the message says how to continue.
 pub(super) fn go_on(command: &str, folder: &Path, summary: &Summary) -> anyhow::Result<()> {
     if summary.status != run::Status::Interrupted {
         return Ok(());
@@ -96,7 +96,7 @@ pub(super) fn go_on(command: &str, folder: &Path, summary: &Summary) -> anyhow::
     Err(Interrupted(text).into())
 }
 
-/// Tunes, and writes the run folder with its report; also where the run fails, up to there.
+/// Tunes, and writes the run folder with its report, also if the run fails.
 pub(super) fn tune(order: &Order, session: &Session) -> anyhow::Result<(PathBuf, Summary)> {
     let config = &order.config;
     let tuning = Tuning::prepare(config, session, order.resume.as_ref().map(|(_, state)| state.clone()))?;
@@ -121,17 +121,17 @@ pub(super) fn tune(order: &Order, session: &Session) -> anyhow::Result<(PathBuf,
     let device = session.model.device();
     let (mut process, mut gpu) = (process::ProcessMemory, DeviceMemory::new(device));
     let memory: &mut dyn PeakMemory = if device.is_cpu() { &mut process } else { &mut gpu };
-    let mut watch = Watch::new(trainer.first().total_steps(), trainer.first().position().attempts());
+    let mut watch = TuneProgress::new(trainer.first().total_steps(), trainer.first().position().attempts());
     let outcome = tuning.run(&mut trainer, &mut folder, memory, &mut watch);
     watch.bar.finish_and_clear();
-    // Also after an error: it shows the run up to there.
+    // Also after an error: the report shows the run up to there.
     let report = Run::read(&folder.path).and_then(|run| report::write(&run));
     let summary = outcome?;
     report?;
     Ok((folder.path, summary))
 }
 
-/// What the run is about to do.
+/// Prints the settings of the run.
 fn describe(tuning: &Tuning, config: &Config) {
     examples("train", &config.data.train, &tuning.train.1, config);
     if let Some((_, validation)) = &tuning.validation {
@@ -154,7 +154,7 @@ fn describe(tuning: &Tuning, config: &Config) {
 }
 
 fn examples(what: &str, file: &str, encoded: &Encoded, config: &Config) {
-    let lengths = LengthStats::of(encoded.examples.iter().map(|e| e.input.len()));
+    let lengths = LengthStats::from_lengths(encoded.examples.iter().map(|e| e.input.len()));
     eprintln!(
         "{what:<10} {file}: {} examples, inputs of {} to {} tokens (median {}), {} inputs cut to {}, {} targets cut to {}",
         encoded.examples.len(),
@@ -168,9 +168,9 @@ fn examples(what: &str, file: &str, encoded: &Encoded, config: &Config) {
     );
 }
 
-/// What a run came to, for machines.
+/// The result of a run as JSON.
 #[derive(serde::Serialize)]
-pub(super) struct Outcome<'a> {
+pub(super) struct TuneOutcome<'a> {
     run: String,
     adapter: String,
     report: String,
@@ -178,15 +178,15 @@ pub(super) struct Outcome<'a> {
     summary: &'a Summary,
 }
 
-impl<'a> Outcome<'a> {
-    pub(super) fn of(folder: &Path, summary: &'a Summary) -> Self {
+impl<'a> TuneOutcome<'a> {
+    pub(super) fn new(folder: &Path, summary: &'a Summary) -> Self {
         let path = |name: &str| folder.join(name).display().to_string();
         let run = folder.display().to_string();
         Self { run, adapter: path(layout::ADAPTER), report: path(layout::REPORT), summary }
     }
 }
 
-/// What a run came to, for people.
+/// The result of a run as text.
 pub(super) fn print(folder: &Path, summary: &Summary) {
     let Summary { model, .. } = summary;
     let loss = |loss: Option<f64>| loss.map_or("none".into(), |l| format!("{l:.4}"));
@@ -209,7 +209,7 @@ pub(super) fn print(folder: &Path, summary: &Summary) {
         ("kept", format!("after epoch {}, step {}", summary.kept_epoch, summary.kept_step)),
         ("training loss", loss(summary.train_loss)),
         ("validation loss", loss(summary.validation_loss)),
-        ("wall time", text::duration(summary.seconds)),
+        ("wall time", gneiss::text::duration(summary.seconds)),
         ("throughput", format!("{:.2} examples/s", summary.examples_per_second)),
     ];
     if summary.skipped_steps > 0 {
@@ -224,13 +224,13 @@ pub(super) fn print(folder: &Path, summary: &Summary) {
 }
 
 /// Shows the progress.
-struct Watch {
+struct TuneProgress {
     bar: ProgressBar,
     examples: usize,
     seconds: f64,
 }
 
-impl Watch {
+impl TuneProgress {
     fn new(steps: usize, done: usize) -> Self {
         let template = "{prefix:>10} {bar:30} {pos}/{len} {msg}, {eta} left";
         let bar = progress::bar(steps, "tuning", template).with_position(done as u64);
@@ -239,7 +239,7 @@ impl Watch {
     }
 }
 
-impl Observer for Watch {
+impl Observer for TuneProgress {
     fn step(&mut self, record: &StepRecord) -> gneiss::Result<()> {
         self.examples += record.examples;
         self.seconds += record.seconds;

@@ -20,72 +20,82 @@ use gneiss::session::Session;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Sample rows of each label.
+/// Number of sample rows of each label.
 const SAMPLES: usize = 2;
-/// Labels that samples are shown of.
+/// Number of labels with samples.
 const MOST_LABELS: usize = 5;
-/// Steps, as they are counted on the screen.
-const STEPS: usize = 9;
+/// Title and description of each step.
+const STEPS: [(&str, &str); 9] = [
+    (
+        "Environment",
+        "the model runs on this machine; it needs no account and no key, and no network after the download",
+    ),
+    ("Data", "the examples for training, validation and test"),
+    ("Experiment", "every setting; --set KEY=VALUE changes one"),
+    ("Run", "the model's weights stay as they are; only the virtual tokens' embeddings are tuned"),
+    ("Status and summary", "the result of the run"),
+    ("Learning curve", "the loss by epoch: mean negative log-likelihood of a target token, nats"),
+    ("Tuned against base", "both answer the test file, which the run has not seen"),
+    (
+        "Deployment",
+        "a server on this machine, for OpenAI's and watsonx's clients, until the end of this tutorial",
+    ),
+    (
+        "Tuned against base, over HTTP",
+        "both answer the test file again, as for any program that sends requests",
+    ),
+];
 
 /// Walks through the tutorial: data, experiment, run, status, summary, learning curve, tuned against base, deployment,
-/// and base and tuned asked over HTTP. The
-/// configuration is configs/tutorial.toml where none is named.
+/// and the same answers over HTTP. The default configuration is configs/tutorial.toml.
 #[derive(Args)]
 pub struct Tutorial {
     #[command(flatten)]
     run: RunArgs,
 }
 
-/// All that came of it, for machines.
+/// The results as JSON.
 #[derive(serde::Serialize)]
-struct Outcome<'a> {
-    tuning: tune::Outcome<'a>,
+struct TutorialOutcome<'a> {
+    tuning: tune::TuneOutcome<'a>,
     evaluation: Evaluation,
-    deployment: Vec<deployment::ServedAnswers>,
+    deployment: Vec<deployment::HttpAnswers>,
 }
 
 impl Tutorial {
     /// Runs the subcommand.
     pub fn run(self) -> anyhow::Result<()> {
         let mut order = self.run.order(Path::new("configs/tutorial.toml"))?;
-        // A mistake here would show after the run.
+        // A mistake here would otherwise show only after the run.
         test_file(&order.config)?;
         let show = !self.run.json;
         if show {
-            step(
-                1,
-                "Environment",
-                "the model runs on this machine: no account, no key, no network once it is here",
-            );
+            step(1);
         }
         let session = progress::open(&order.config.model)?;
         if show {
             environment(&session);
-            step(2, "Data", "what the prompt learns from, is chosen by, and is judged on");
+            step(2);
             data(&order.config)?;
         }
-        self.learning_rate(&mut order.config, &session)?;
+        if self.run.find_lr {
+            find_learning_rate(&mut order.config, &session, show)?;
+        } else if show {
+            step(3);
+        }
         if show {
             experiment(&order.config)?;
-            step(
-                4,
-                "Run",
-                "the model's weights stay as they are; only the virtual tokens' embeddings are tuned",
-            );
+            step(4);
         }
         let (folder, summary) = tune::tune(&order, &session)?;
         tune::go_on("tutorial", &folder, &summary)?;
         if show {
-            println!("{} steps in {}", summary.steps, text::duration(summary.seconds));
-            step(5, "Status and summary", "what the run came to");
+            println!("{} steps in {}", summary.steps, gneiss::text::duration(summary.seconds));
+            step(5);
             tune::print(&folder, &summary);
-            step(
-                6,
-                "Learning curve",
-                "the loss by epoch: mean negative log-likelihood of a target token, nats",
-            );
+            step(6);
             learning_curve::print(&Run::read(&folder)?);
-            step(7, "Tuned against base", "both answer the test file, which the run has not seen");
+            step(7);
         }
         let tuned = Tuned::read_all(std::slice::from_ref(&folder))?;
         let evaluation = eval::evaluate(&order.config, &session, &tuned, &folder)?;
@@ -94,40 +104,38 @@ impl Tutorial {
         }
         let deployment = deployment::steps(&order.config, session, &folder, &evaluation, show)?;
         if !show {
-            let outcome = Outcome { tuning: tune::Outcome::of(&folder, &summary), evaluation, deployment };
+            let outcome =
+                TutorialOutcome { tuning: tune::TuneOutcome::new(&folder, &summary), evaluation, deployment };
             println!("{}", serde_json::to_string(&outcome)?);
         }
         Ok(())
     }
-
-    /// Sets the learning rate that the range test suggests, if it is asked for, and prints step 3's title.
-    fn learning_rate(&self, config: &mut Config, session: &Session) -> anyhow::Result<()> {
-        let show = !self.run.json;
-        if self.run.find_lr {
-            let (found, folder) = find_lr::run(config, session)?;
-            config.train.learning_rate = found.suggestion.unwrap_or(config.train.learning_rate);
-            if show {
-                step(
-                    3,
-                    "Experiment",
-                    "first a learning rate, then every setting; --set KEY=VALUE changes one",
-                );
-                find_lr::print(&found, &folder);
-                println!();
-            }
-        } else if show {
-            step(3, "Experiment", "every setting; --set KEY=VALUE changes one");
-        }
-        Ok(())
-    }
 }
 
-fn step(number: usize, title: &str, what: &str) {
-    let head = format!("Step {number} of {STEPS}: {title}");
+/// Step 3 with a range test, whose suggestion becomes the learning rate.
+fn find_learning_rate(config: &mut Config, session: &Session, show: bool) -> anyhow::Result<()> {
+    let (test, folder) = find_lr::run(config, session)?;
+    config.train.learning_rate = test.suggestion.unwrap_or(config.train.learning_rate);
+    if show {
+        heading(3, "Experiment", "first a learning rate, then every setting; --set KEY=VALUE changes one");
+        find_lr::print(&test, &folder);
+        println!();
+    }
+    Ok(())
+}
+
+/// Prints the heading of a step.
+fn step(number: usize) {
+    let (title, what) = STEPS[number - 1];
+    heading(number, title, what);
+}
+
+fn heading(number: usize, title: &str, what: &str) {
+    let head = format!("Step {number} of {}: {title}", STEPS.len());
     println!("\n{head}\n{}\n{what}\n", "─".repeat(head.chars().count()));
 }
 
-/// What is printed in two columns.
+/// Prints two columns.
 fn line(key: &str, value: impl std::fmt::Display) {
     println!("{key:<16} {value}");
 }
@@ -144,7 +152,7 @@ fn environment(session: &Session) {
     line(
         "",
         format!(
-            "{} blocks, hidden size {}, vocabulary {}; {} of {:?} weights",
+            "{} layers, hidden size {}, vocabulary {}; {} of {:?} weights",
             config.num_hidden_layers,
             config.hidden_size,
             text::grouped(config.vocab_size),
@@ -184,7 +192,7 @@ fn data(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// How many rows each label has.
+/// Number of rows of each label.
 fn balance(report: &DatasetReport, task: Task) -> String {
     match (&report.labels, task) {
         (Some(labels), Task::Classification) => {
@@ -212,7 +220,7 @@ fn samples(train: &Dataset, task: Task, template: &Template) {
     }
 }
 
-/// Every setting, in the order and with the tables that the configuration has.
+/// Prints every setting, in the order and with the tables of the configuration.
 fn experiment(config: &Config) -> anyhow::Result<()> {
     let mut table = String::new();
     for line in config.to_toml()?.lines() {

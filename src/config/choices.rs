@@ -37,7 +37,7 @@ macro_rules! choices {
         impl FromStr for $choice {
             type Err = Error;
 
-            /// [`Error::Invalid`] with all names where `name` is none of them.
+            /// Returns [`Error::Invalid`] with all names if `name` is none of them.
             fn from_str(name: &str) -> Result<Self> {
                 Self::ALL.iter().copied().find(|value| value.name() == name).ok_or_else(|| {
                     let names: Vec<_> = Self::ALL.iter().map(|value| value.name()).collect();
@@ -72,15 +72,15 @@ choices! {
 }
 
 choices! {
-    /// What the soft prompt's rows are before the first step.
+    /// The start of the soft prompt's rows.
     InitMethod {
         /// The embeddings of the init text's tokens, tiled or cut to the number of virtual tokens.
         Text = "text",
         /// The embeddings of tokens drawn from the vocabulary.
         Vocab = "vocab",
-        /// Random numbers; they start off the embeddings' manifold and learn worse.
+        /// Random numbers. They are unlike any token's embedding and learn worse.
         Random = "random",
-        /// The rows of an adapter.
+        /// The rows of an existing adapter.
         File = "file",
     }
 }
@@ -88,7 +88,7 @@ choices! {
 choices! {
     /// What the outputs of a dataset are.
     Task {
-        /// One of a few labels, each scored as a whole.
+        /// One of a few labels; the likelihood of each whole label is scored.
         Classification = "classification",
         /// Free text.
         Generation = "generation",
@@ -96,33 +96,33 @@ choices! {
 }
 
 choices! {
-    /// How the learning rate goes on after its linear warm-up.
+    /// The learning rate after its linear warm-up.
     Schedule {
-        /// It falls to 0 in a straight line.
+        /// Linear decay to 0.
         Linear = "linear",
-        /// It falls to 0 along half a cosine.
+        /// Cosine decay to 0.
         Cosine = "cosine",
-        /// It stays.
+        /// It stays constant.
         Constant = "constant",
     }
 }
 
 choices! {
-    /// Which prompt of a run becomes its adapter.
+    /// Which prompt of a run is saved as its adapter.
     Keep {
-        /// The one with the lowest validation loss.
+        /// The prompt with the lowest validation loss.
         Best = "best",
-        /// The one after the last step.
+        /// The prompt after the last step.
         Last = "last",
     }
 }
 
 choices! {
-    /// What a step does whose loss or gradient is not finite.
+    /// What happens if the loss or the gradient of a step is not finite.
     OnNotFinite {
-        /// It ends the run; the last good prompt is saved.
+        /// The run ends; the last good prompt is saved.
         Stop = "stop",
-        /// It leaves the prompt as it was and is counted.
+        /// The step is skipped and counted; the prompt stays as it was.
         Skip = "skip",
     }
 }

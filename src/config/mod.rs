@@ -1,4 +1,4 @@
-//! The configuration of a run: read from a TOML file and `--set key=value` options, checked as a whole.
+//! The configuration of a run, read from a TOML file and `--set key=value` options, and checked as a whole.
 
 mod choices;
 mod set;
@@ -53,17 +53,18 @@ pub struct ModelOptions {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PromptOptions {
-    /// Where the first rows come from. Default `"text"`.
+    /// How the first rows are made. Default `"text"`.
     pub init_method: InitMethod,
-    /// Text whose token embeddings are the first rows; needed where `init_method = "text"`. Default `""`.
+    /// Text whose token embeddings are the first rows; required if `init_method = "text"`. Default `""`.
     pub init_text: String,
-    /// Adapter whose rows are the first rows, named as for `--adapter`; needed where `init_method = "file"`. Default `""`.
+    /// Adapter whose rows are the first rows, in any form that `--adapter` accepts; required if `init_method = "file"`.
+    /// Default `""`.
     pub init_file: String,
-    /// Rows of the prompt, up to 4096; 0 takes as many as the init text or file has. Default `0`.
+    /// Rows of the prompt, up to 4096; 0 means as many as the init text or file has. Default `0`.
     pub num_virtual_tokens: usize,
 }
 
-/// `[data]`: the examples, and how one becomes text.
+/// `[data]`: the examples, and how an example becomes text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataOptions {
@@ -79,66 +80,66 @@ pub struct DataOptions {
     pub input: String,
     /// Column or field that holds the output. Default `"output"`.
     pub output: String,
-    /// Template of the text that the model reads; holds `{{input}}` once.
-    /// Default `"Input: {{input}} Output:"`.
+    /// Template of the text that the model reads; it contains `{{input}}` once. Default `"Input: {{input}} Output:"`.
     pub verbalizer: String,
-    /// Tokens that an input is cut to. Default `256`.
+    /// Most tokens of an input; longer inputs are cut. Default `256`.
     pub max_input_tokens: usize,
-    /// Tokens that an output is cut to, and that a generated answer may have. Default `128`.
+    /// Most tokens of an output, also of a generated answer; longer outputs are cut. Default `128`.
     pub max_output_tokens: usize,
 }
 
-/// `[train]`: the optimizer and its course.
+/// `[train]`: the optimizer, the schedule and the limits of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainOptions {
     /// AdamW's learning rate after the warm-up. Default `0.01`.
     pub learning_rate: f64,
-    /// Course of the learning rate after the warm-up. Default `"linear"`.
+    /// Schedule of the learning rate after the warm-up. Default `"linear"`.
     pub schedule: Schedule,
-    /// Part of all optimizer steps in which the learning rate rises from 0, 0 to 1. Default `0.06`.
+    /// Fraction of all optimizer steps spent on linear warm-up, 0 to 1. Default `0.06`.
     pub warmup_ratio: f64,
     /// Examples of a micro-batch. Default `8`.
     pub batch_size: usize,
     /// Micro-batches of an optimizer step. Default `1`.
     pub accumulate_steps: usize,
-    /// Times that every training example is seen. Default `5`.
+    /// Number of passes over the training examples. Default `5`.
     pub num_epochs: usize,
-    /// Optimizer steps after which the run ends; 0 leaves it to `num_epochs`. Default `0`.
+    /// Optimizer steps of the run; 0 means the steps of `num_epochs` epochs. Default `0`.
     pub max_steps: usize,
     /// AdamW's decoupled weight decay. Default `0.0`.
     pub weight_decay: f64,
-    /// AdamW's decay of the gradient's mean, in [0, 1). Default `0.9`.
+    /// Decay rate of AdamW's first moment, in [0, 1). Default `0.9`.
     pub beta1: f64,
-    /// AdamW's decay of the squared gradient's mean, in [0, 1). Default `0.999`.
+    /// Decay rate of AdamW's second moment, in [0, 1). Default `0.999`.
     pub beta2: f64,
-    /// AdamW's term against division by 0. Default `1e-8`.
+    /// Added to AdamW's denominator for numerical stability. Default `1e-8`.
     pub eps: f64,
-    /// L2 norm that the gradient is clipped to; 0 for no clipping. Default `1.0`.
+    /// Largest L2 norm of the gradient; a longer gradient is scaled down to it. 0 for no clipping. Default `1.0`.
     pub max_grad_norm: f64,
-    /// Whether each epoch has an order of its own. Default `true`.
+    /// Whether the examples are shuffled anew in each epoch. Default `true`.
     pub shuffle: bool,
-    /// Seed of the order and of random first rows. Default `42`.
+    /// Seed of the shuffling and of random first rows. Default `42`.
     pub seed: u64,
-    /// Which prompt becomes the adapter; `"best"` needs `data.validation`. Default `"best"`.
+    /// Which prompt is saved as the adapter; `"best"` needs `data.validation`. Default `"best"`.
     pub keep: Keep,
-    /// Epochs without a lower validation loss after which the run ends; 0 to run them all. Default `0`.
+    /// Epochs without a lower validation loss after which the run ends; 0 for no early stopping. Default `0`.
     pub early_stopping: usize,
-    /// Optimizer steps after which a checkpoint is written, besides the one at every epoch's end; 0 for that one alone.
-    /// Default `0`.
+    /// Optimizer steps between two checkpoints, in addition to the one at each epoch's end; 0 for those alone. Default
+    /// `0`.
     pub checkpoint_steps: usize,
-    /// Whether the run folder also gets an event file for TensorBoard. Default `false`.
+    /// Whether an event file for TensorBoard is written into the run folder. Default `false`.
     pub tensorboard: bool,
-    /// Rows of a packed micro-batch that run at once, at most; 0 leaves it to the device. Default `0`.
+    /// Most rows of a packed micro-batch that run at once; 0 lets gneiss choose by the device's memory. Default `0`.
     pub max_rows: usize,
-    /// Memory that the run may take, weights included, such as `"24GB"` or `"16GiB"`; empty for what the device has
-    /// free. Blocks are recomputed in the backward pass, and rows run in smaller numbers, where it takes that to fit.
+    /// Most memory that the run may use, weights included, such as `"24GB"` or `"16GiB"`; empty for the memory that the
+    /// device has free. If a step needs more, layers are recomputed in the backward pass and fewer rows run at once.
     /// Default `""`.
     pub memory_budget: MemoryBudget,
-    /// Whether a run on CUDA times each algorithm that cuBLASLt offers for its matrix products once, and keeps the fastest;
-    /// `false` takes the library's first, the same in every run on one kind of GPU. Default `true`.
+    /// Whether a run on CUDA times each algorithm that cuBLASLt offers for its matrix products once and uses the
+    /// fastest. With `false` it uses the library's first one, which is the same in every run on one kind of GPU.
+    /// Default `true`.
     pub time_products: bool,
-    /// What a step does whose loss or gradient is not finite. Default `"stop"`.
+    /// What happens if the loss or the gradient of a step is not finite. Default `"stop"`.
     pub on_not_finite: OnNotFinite,
 }
 
@@ -218,12 +219,12 @@ impl Default for TrainOptions {
 }
 
 impl Config {
-    /// Reads a TOML file, lays `sets` (`key=value`, the last of a key counts) over it and checks the
-    /// whole. A value is TOML; what isn't is a string, so `--set model.id=org/name` needs no quotes.
+    /// Reads a TOML file, overrides its keys with `sets` (`key=value`, the last of a key counts) and checks the result.
+    /// A value is TOML; anything else is a string, so `--set model.id=org/name` needs no quotes.
     ///
     /// # Errors
-    /// [`Error::Io`] where the file can't be read; [`Error::Config`] with all problems and their lines:
-    /// unknown keys, values of a wrong type, and those of [`Config::validate`].
+    /// Returns [`Error::Io`] if the file can't be read, and [`Error::Config`] with all problems and their lines:
+    /// unknown keys, values of a wrong type, and the problems of [`Config::validate`].
     pub fn load(path: &Path, sets: &[String]) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
         let origin = path.display().to_string();
@@ -242,11 +243,11 @@ impl Config {
         }
     }
 
-    /// As [`Config::load`], from the file's text; `origin` is what errors call it. A line break is LF, in a text over
-    /// several lines too, however the file was saved: CRLF is read as LF, as Python's tomllib does.
+    /// As [`Config::load`], from the file's text; `origin` names the text in errors. CRLF is read as LF, also inside
+    /// strings over several lines, as in Python's tomllib.
     ///
     /// # Errors
-    /// [`Error::Config`], as [`Config::load`].
+    /// Returns [`Error::Config`] as [`Config::load`] does.
     pub fn parse(text: &str, origin: &str, sets: &[String]) -> Result<Self> {
         let problems = match set::resolve(text, sets) {
             Ok(config) => return Ok(config),
@@ -255,19 +256,20 @@ impl Config {
         Err(Error::Config { origin: origin.into(), problems })
     }
 
-    /// Checks every value, alone and with the others.
+    /// Checks every value, alone and in combination with the others.
     ///
     /// # Errors
-    /// [`Error::Config`] with all problems.
+    /// Returns [`Error::Config`] with all problems.
     pub fn validate(&self) -> Result<()> {
-        let problems: Vec<_> = self.problems().iter().map(validate::Problem::to_string).collect();
+        let problems: Vec<_> = self.problems().iter().map(validate::ValueProblem::to_string).collect();
         if problems.is_empty() { Ok(()) } else { Err(Error::Config { origin: "config".into(), problems }) }
     }
 
-    /// All keys with their values, as TOML that [`Config::parse`] reads back to the same.
+    /// All keys with their values, as TOML from which [`Config::parse`] reads an equal configuration.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where a value can't be written as TOML; what passed [`Config::validate`] can.
+    /// Returns [`Error::Invalid`] if a value can't be written as TOML; a configuration that [`Config::validate`]
+    /// accepts can be written.
     pub fn to_toml(&self) -> Result<String> {
         toml::to_string(self).map_err(|error| Error::Invalid(format!("config as TOML: {error}")))
     }

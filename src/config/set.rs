@@ -1,4 +1,4 @@
-//! Laying a file's keys and `--set` options over the defaults, with every problem and its place.
+//! Overrides the defaults by a file's keys and `--set` options, and collects every problem with its place.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,50 +9,50 @@ use toml::{Spanned, Table, Value};
 
 use super::Config;
 
-/// How near a known key has to be to be suggested, 0 to 1: one wrong letter of a three-letter key is.
+/// How similar a known key must be to be suggested, 0 to 1: a three-letter key with one wrong letter is.
 const NEAR: f64 = 0.6;
 
-/// Where a value was given; problems are listed in this order.
+/// Where a value comes from; problems are listed in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Place {
+enum ValueOrigin {
     /// A line of the file, counted from 1.
     Line(usize),
     /// A `--set` option.
     Set,
-    /// Nowhere: it is a default.
+    /// The defaults.
     Default,
 }
 
-/// Something wrong with a key, and where.
-struct Problem {
-    place: Place,
+/// A problem of a key, and its place.
+struct KeyProblem {
+    place: ValueOrigin,
     key: String,
     what: String,
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for KeyProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { place, key, what } = self;
         match place {
-            Place::Line(line) => write!(f, "line {line}: `{key}`: {what}"),
-            Place::Set => write!(f, "`--set {key}`: {what}"),
-            Place::Default => write!(f, "`{key}`: {what}"),
+            ValueOrigin::Line(line) => write!(f, "line {line}: `{key}`: {what}"),
+            ValueOrigin::Set => write!(f, "`--set {key}`: {what}"),
+            ValueOrigin::Default => write!(f, "`{key}`: {what}"),
         }
     }
 }
 
-/// A configuration in the making.
+/// A configuration while its values are collected.
 struct Draft {
     /// The defaults, whose keys are all the keys and whose values have the keys' types.
     defaults: Table,
-    /// The defaults, with what was given so far laid over them.
+    /// The defaults, overridden by the values given so far.
     tree: Table,
-    /// Where each given key was given last.
-    places: BTreeMap<String, Place>,
-    problems: Vec<Problem>,
+    /// The last place where each key was given.
+    places: BTreeMap<String, ValueOrigin>,
+    problems: Vec<KeyProblem>,
 }
 
-/// The configuration that a TOML text and `key=value` options give, or all their problems.
+/// The configuration of a TOML text and `key=value` options, or all their problems.
 pub(super) fn resolve(text: &str, sets: &[String]) -> Result<Config, Vec<String>> {
     let defaults = Table::try_from(Config::default()).map_err(|error| vec![error.to_string()])?;
     let tree = defaults.clone();
@@ -66,7 +66,7 @@ pub(super) fn resolve(text: &str, sets: &[String]) -> Result<Config, Vec<String>
     draft.finish()
 }
 
-/// A text with LF for CRLF, as Python's tomllib reads it. A line and a column are those of the text as it was.
+/// A text with LF in place of CRLF, as Python's tomllib reads it. Lines and columns stay those of the original text.
 fn lf(text: &str) -> String {
     text.replace("\r\n", "\n")
 }
@@ -89,11 +89,11 @@ fn syntax(text: &str, error: &toml::de::Error) -> String {
 }
 
 impl Draft {
-    /// Takes the keys of a table of the file; `prefix` is its own key.
+    /// Reads the keys of a table of the file; `prefix` is the table's own key.
     fn read(&mut self, text: &str, prefix: &str, table: &DeTable<'_>) {
         for (name, value) in table {
             let key = join(prefix, name.get_ref());
-            let place = Place::Line(line_at(text.as_bytes(), name.span().start));
+            let place = ValueOrigin::Line(line_at(text.as_bytes(), name.span().start));
             match (find(&self.defaults, &key), value.get_ref()) {
                 (None, value) => self.unknown(place, &key, value.is_table()),
                 (Some(Value::Table(_)), DeValue::Table(inner)) => self.read(text, &key, inner),
@@ -105,34 +105,38 @@ impl Draft {
         }
     }
 
-    /// Takes a `key=value` option.
+    /// Reads a `key=value` option.
     fn set(&mut self, option: &str) {
         let Some((key, text)) = option.split_once('=') else {
-            self.problem(Place::Set, option, "expected KEY=VALUE, found no =");
+            self.problem(ValueOrigin::Set, option, "expected KEY=VALUE, found no =");
             return;
         };
         let (key, text) = (key.trim(), text.trim());
         let quoted = text.starts_with(['"', '\'']);
         match (find(&self.defaults, key), text.parse::<Value>()) {
-            (None, _) => self.unknown(Place::Set, key, false),
+            (None, _) => self.unknown(ValueOrigin::Set, key, false),
             (Some(Value::Table(inner)), _) => {
                 let names: Vec<_> = inner.keys().map(|name| join(key, name)).collect();
-                self.problem(Place::Set, key, format!("expected a key of this table: {}", names.join(", ")));
+                self.problem(
+                    ValueOrigin::Set,
+                    key,
+                    format!("expected a key of this table: {}", names.join(", ")),
+                );
             }
-            (Some(_), Ok(value)) => self.assign(Place::Set, key, value),
+            (Some(_), Ok(value)) => self.assign(ValueOrigin::Set, key, value),
             (Some(_), Err(error)) if quoted => {
-                self.problem(Place::Set, key, format!("{} in {text}", error.message()));
+                self.problem(ValueOrigin::Set, key, format!("{} in {text}", error.message()));
             }
-            (Some(_), Err(_)) => self.assign(Place::Set, key, Value::String(text.into())),
+            (Some(_), Err(_)) => self.assign(ValueOrigin::Set, key, Value::String(text.into())),
         }
     }
 
-    /// Lays one value over the tree, where its type is right.
-    fn assign(&mut self, place: Place, key: &str, value: Value) {
+    /// Sets one value if its type is right.
+    fn assign(&mut self, place: ValueOrigin, key: &str, value: Value) {
         self.places.insert(key.into(), place);
         if let Some(expected) = find(&self.defaults, key).and_then(|default| mismatch(default, &value)) {
             let mut what = format!("expected {expected}, found {}", describe(&value));
-            if place == Place::Set && expected == STRING {
+            if place == ValueOrigin::Set && expected == STRING {
                 what += &format!("; quote it: --set '{key}=\"{value}\"'");
             }
             return self.problem(place, key, what);
@@ -143,7 +147,7 @@ impl Draft {
         }
         match tree.clone().try_into::<Config>() {
             Ok(_) => self.tree = tree,
-            // What is left to fail is a string that is none of its key's values: say so in TOML's words.
+            // The only failure left is a string that is not one of its key's values; TOML's message says so.
             Err(error) => {
                 let what = error.message().replacen("unknown variant", "unknown value", 1);
                 self.problem(place, key, what);
@@ -151,12 +155,12 @@ impl Draft {
         }
     }
 
-    fn problem(&mut self, place: Place, key: &str, what: impl Into<String>) {
-        self.problems.push(Problem { place, key: key.into(), what: what.into() });
+    fn problem(&mut self, place: ValueOrigin, key: &str, what: impl Into<String>) {
+        self.problems.push(KeyProblem { place, key: key.into(), what: what.into() });
     }
 
-    /// Notes a key that there isn't, with the nearest one, or all of its table.
-    fn unknown(&mut self, place: Place, key: &str, is_table: bool) {
+    /// Adds the problem of an unknown key, with the nearest known key or all keys of its table.
+    fn unknown(&mut self, place: ValueOrigin, key: &str, is_table: bool) {
         let mut known = Vec::new();
         list(&self.defaults, "", &mut known);
         known.retain(|(_, table)| *table == is_table);
@@ -184,23 +188,23 @@ impl Draft {
         let malformed: Vec<_> = self.problems.iter().map(|problem| problem.key.clone()).collect();
         let is_malformed = |key: &str| malformed.iter().any(|other| other == key);
         for problem in config.problems() {
-            // A malformed value was left at its default, about which there is nothing to say.
+            // A malformed value was left at its default; other checks say nothing about it.
             if !is_malformed(problem.key) && !problem.because_of.is_some_and(is_malformed) {
-                let place = self.places.get(problem.key).copied().unwrap_or(Place::Default);
-                self.problems.push(Problem { place, key: problem.key.into(), what: problem.what });
+                let place = self.places.get(problem.key).copied().unwrap_or(ValueOrigin::Default);
+                self.problems.push(KeyProblem { place, key: problem.key.into(), what: problem.what });
             }
         }
         if self.problems.is_empty() {
             return Ok(config);
         }
         self.problems.sort_by_key(|problem| problem.place);
-        Err(self.problems.iter().map(Problem::to_string).collect())
+        Err(self.problems.iter().map(KeyProblem::to_string).collect())
     }
 }
 
 const STRING: &str = "a string";
 
-/// What was expected, where `found` can't be a value of a key with this default.
+/// The expected type, if `found` can't be a value of a key with this default.
 fn mismatch(default: &Value, found: &Value) -> Option<&'static str> {
     match (default, found) {
         (Value::String(_), Value::String(_))
@@ -244,7 +248,7 @@ fn find_mut<'a>(table: &'a mut Table, key: &str) -> Option<&'a mut Value> {
     }
 }
 
-/// All dotted keys under a table, each with whether it is a table itself.
+/// All dotted keys of a table, each with whether it is a table itself.
 fn list(table: &Table, prefix: &str, keys: &mut Vec<(String, bool)>) {
     for (name, value) in table {
         let key = join(prefix, name);
@@ -255,8 +259,8 @@ fn list(table: &Table, prefix: &str, keys: &mut Vec<(String, bool)>) {
     }
 }
 
-/// How alike two dotted keys are, 0 to 1. The last names count nearly as much as the whole, so that a
-/// key in the wrong table finds its own.
+/// Similarity of two dotted keys, 0 to 1. The last names count nearly as much as the whole keys, so that a key in the
+/// wrong table is recognised.
 fn nearness(a: &str, b: &str) -> f64 {
     let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_string();
     let whole = strsim::normalized_damerau_levenshtein(a, b);

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// Units with their bytes, the larger first.
+/// Units with their bytes, the largest first.
 const UNITS: [(&str, u64); 9] = [
     ("TiB", 1 << 40),
     ("TB", 1_000_000_000_000),
@@ -20,11 +20,11 @@ const UNITS: [(&str, u64); 9] = [
     ("B", 1),
 ];
 
-/// The memory that a run may take: a number and its unit, or `""` for what the device has free.
+/// Most memory that a run may use: a number and its unit, or `""` for the memory that the device has free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct MemoryBudget {
-    /// `None` for what the device has free.
+    /// `None` for the memory that the device has free.
     pub bytes: Option<usize>,
 }
 
@@ -32,8 +32,9 @@ impl fmt::Display for MemoryBudget {
     /// In the largest unit that needs no fraction.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(bytes) = self.bytes.map(|bytes| bytes as u64) else { return f.pad("") };
-        let whole = UNITS.iter().filter(|(_, unit)| bytes.is_multiple_of(*unit)).min_by_key(|u| bytes / u.1);
-        match whole {
+        let largest =
+            UNITS.iter().filter(|(_, unit)| bytes.is_multiple_of(*unit)).min_by_key(|u| bytes / u.1);
+        match largest {
             Some((name, unit)) => f.pad(&format!("{}{name}", bytes / unit)),
             None => f.pad(&format!("{bytes}B")),
         }
@@ -43,11 +44,11 @@ impl fmt::Display for MemoryBudget {
 impl FromStr for MemoryBudget {
     type Err = Error;
 
-    /// [`Error::Invalid`] where `text` is no such amount; the unit's letters may be small or large.
+    /// Returns [`Error::Invalid`] if `text` is no such amount; the case of the unit's letters does not matter.
     fn from_str(text: &str) -> Result<Self> {
         let invalid = || {
             Error::Invalid(format!(
-                "expected a size such as \"24GB\", \"900MB\" or \"16GiB\", or \"\" for what the device has free, \
+                "expected a size such as \"24GB\", \"900MB\" or \"16GiB\", or \"\" for the memory that the device has free, \
                  found {text:?}"
             ))
         };
@@ -61,7 +62,7 @@ impl FromStr for MemoryBudget {
         let is_number = number.bytes().all(|b| b.is_ascii_digit() || b == b'.');
         let number = number.parse::<f64>().ok().filter(|_| is_number).ok_or_else(invalid)?;
         let bytes = (number * unit as f64).round();
-        // Beyond 2^53 a float is no count of bytes any more, and no machine has as many.
+        // Above 2^53 a float can't represent every count of bytes, and no machine has that much memory.
         if !(1.0..9e15).contains(&bytes) {
             return Err(invalid());
         }

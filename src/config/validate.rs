@@ -1,4 +1,4 @@
-//! What the values of a configuration have to be, beyond their types.
+//! The conditions on the values of a configuration, beyond their types.
 
 use std::fmt;
 
@@ -7,23 +7,23 @@ use super::{Config, InitMethod, Keep, MAX_VIRTUAL_TOKENS};
 /// The input's place in a verbalizer.
 const INPUT: &str = "{{input}}";
 
-/// Characters that a file name can't hold on some system.
+/// Characters that are not allowed in file names on some system.
 const NOT_IN_NAMES: &[char] = &['/', '\\', ':', '*', '?', '"', '<', '>', '|'];
 
-/// Longest name of a run, in bytes; file systems take 255, and a run folder's name has a suffix.
+/// Longest name of a run, in bytes: file systems allow 255, and a run folder's name may get a suffix.
 const MAX_NAME: usize = 200;
 
-/// One thing that is wrong with a value.
-pub(super) struct Problem {
-    /// The key whose value it is.
+/// One problem of a value.
+pub(super) struct ValueProblem {
+    /// The key of the value.
     pub(super) key: &'static str,
-    /// Another key that made it wrong; where that one is malformed, nothing is known about this one.
+    /// Another key that caused the problem; if its value is malformed, this problem is not reported.
     pub(super) because_of: Option<&'static str>,
     /// Expected, found, hint.
     pub(super) what: String,
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for ValueProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "`{}`: {}", self.key, self.what)
     }
@@ -31,19 +31,19 @@ impl fmt::Display for Problem {
 
 /// The problems found so far.
 #[derive(Default)]
-struct Check(Vec<Problem>);
+struct Validator(Vec<ValueProblem>);
 
-impl Check {
-    /// Notes a problem with `key` unless `ok`.
+impl Validator {
+    /// Adds a problem of `key` unless `ok`.
     fn that(&mut self, ok: bool, key: &'static str, what: impl FnOnce() -> String) {
         if !ok {
-            self.0.push(Problem { key, because_of: None, what: what() });
+            self.0.push(ValueProblem { key, because_of: None, what: what() });
         }
     }
 
-    /// Notes a problem with `key`, which `because_of` brought about.
+    /// Adds a problem of `key` that the value of `because_of` causes.
     fn fail_with(&mut self, key: &'static str, because_of: &'static str, what: impl Into<String>) {
-        self.0.push(Problem { key, because_of: Some(because_of), what: what.into() });
+        self.0.push(ValueProblem { key, because_of: Some(because_of), what: what.into() });
     }
 
     fn not_empty(&mut self, key: &'static str, text: &str, expected: &str) {
@@ -64,9 +64,9 @@ impl Check {
 }
 
 impl Config {
-    /// All that is wrong with the values.
-    pub(super) fn problems(&self) -> Vec<Problem> {
-        let mut check = Check::default();
+    /// All problems of the values.
+    pub(super) fn problems(&self) -> Vec<ValueProblem> {
+        let mut check = Validator::default();
         self.check_name(&mut check);
         check.not_empty("runs", &self.runs, "a folder for the run folders");
         check.required("model.id", &self.model.id, "a folder, a .gguf file or a hub id org/name[@revision]");
@@ -76,7 +76,7 @@ impl Config {
         check.0
     }
 
-    fn check_name(&self, check: &mut Check) {
+    fn check_name(&self, check: &mut Validator) {
         let name = &self.name;
         let ends_well = !name.starts_with([' ', '.']) && !name.ends_with([' ', '.']);
         let is_name = ends_well && !name.contains(NOT_IN_NAMES) && !name.contains(char::is_control);
@@ -92,7 +92,7 @@ impl Config {
         });
     }
 
-    fn check_prompt(&self, check: &mut Check) {
+    fn check_prompt(&self, check: &mut Validator) {
         let (prompt, method) = (&self.prompt, "prompt.init_method");
         check.that(prompt.num_virtual_tokens <= MAX_VIRTUAL_TOKENS, "prompt.num_virtual_tokens", || {
             format!("expected 0 to {MAX_VIRTUAL_TOKENS}, found {}", prompt.num_virtual_tokens)
@@ -120,7 +120,7 @@ impl Config {
         }
     }
 
-    fn check_data(&self, check: &mut Check) {
+    fn check_data(&self, check: &mut Validator) {
         let data = &self.data;
         check.required("data.train", &data.train, "a .csv, .tsv, .json, .jsonl, .ndjson or .parquet file");
         check.not_empty("data.input", &data.input, "the name of a column");
@@ -151,7 +151,7 @@ impl Config {
         }
     }
 
-    fn check_train(&self, check: &mut Check) {
+    fn check_train(&self, check: &mut Validator) {
         let train = &self.train;
         check.number("train.learning_rate", train.learning_rate, |x| x > 0.0, "a finite number above 0");
         check.number(

@@ -1,4 +1,4 @@
-//! From records to token ids: template, tokenizer, limits of length.
+//! From records to token ids: template, tokenizer, length limits.
 
 use std::fmt;
 use std::ops::Range;
@@ -20,30 +20,30 @@ use crate::{Error, Result};
 ///                             ╳╳╳ cut from the left of the input's own text
 /// ```
 ///
-/// Everything before the bar is tokenized in one go, as transformers does with the same text. BOS is there
-/// where the tokenizer adds one.
+/// Everything before the bar is tokenized in one go, as transformers does with the same text. BOS is there if the
+/// tokenizer adds one.
 #[derive(Debug, Clone, Copy)]
 pub struct Encoder<'a> {
     /// The model's tokenizer, with truncation and padding off (see [`without_limits`]).
     pub tokenizer: &'a Tokenizer,
-    /// Where the input goes.
+    /// The template around the input.
     pub template: &'a Template,
-    /// Rows of the model's embedding: a text with a token that has none is refused.
+    /// Rows of the model's embedding: a text with a token that has no row is refused.
     pub vocab_size: usize,
-    /// Ends every target.
+    /// End-of-text token, the last token of every target.
     pub eos_token_id: u32,
     /// Most tokens of head, input and tail; BOS and the instruction don't count.
     pub max_input_tokens: usize,
     /// Most tokens of the target, eos counted; at least 1.
     pub max_output_tokens: usize,
-    /// Plain text put before the template and one space (the hard prompt of the base model).
+    /// Plain text before the template, separated by one space (the hard prompt of the base model).
     pub instruction: Option<&'a str>,
 }
 
 /// Examples in the order of their records, and how many were too long.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Encoded {
-    /// One a record.
+    /// One for each record.
     pub examples: Vec<Example>,
     /// Inputs that lost tokens.
     pub inputs_cut: usize,
@@ -51,11 +51,10 @@ pub struct Encoded {
     pub targets_cut: usize,
 }
 
-/// Turns off the truncation and padding that a `tokenizer.json` may ask for, as transformers does unless it
-/// is told otherwise.
+/// Turns off the truncation and padding that a `tokenizer.json` may set, as transformers does by default.
 ///
 /// # Errors
-/// [`Error::Tokenizer`] if the tokenizer refuses.
+/// Returns [`Error::Tokenizer`] if the tokenizer refuses.
 pub fn without_limits(mut tokenizer: Tokenizer) -> Result<Tokenizer> {
     tokenizer.with_truncation(None).map_err(tokenizer_error)?.with_padding(None);
     Ok(tokenizer)
@@ -65,19 +64,19 @@ impl Encoder<'_> {
     /// Encodes records, in parallel; the order is kept.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for records that give no token or one that the embedding has no row for, by their lines, for
-    /// a template that has such a token or leaves no room for the input, and for a `max_output_tokens` of 0;
-    /// [`Error::Tokenizer`].
+    /// Returns [`Error::Invalid`] with the lines of records that give no token or a token without an embedding row, and
+    /// for a template that has such a token or leaves no room for the input, or a `max_output_tokens` of 0. Returns
+    /// [`Error::Tokenizer`] if the tokenizer fails.
     pub fn encode(&self, records: &[Record]) -> Result<Encoded> {
         let (encoded, problems) = self.encode_all(records)?;
         problems.into_invalid()?;
         Ok(encoded)
     }
 
-    /// Encodes a dataset's records, as [`encode`](Self::encode) does, with errors that name its file.
+    /// Encodes a dataset's records, as [`encode`](Self::encode) does; errors name its file.
     ///
     /// # Errors
-    /// [`Error::Data`] for records that can't be encoded, otherwise those of [`encode`](Self::encode).
+    /// Returns [`Error::Data`] if records can't be encoded, otherwise the errors of [`encode`](Self::encode).
     pub fn encode_dataset(&self, dataset: &Dataset) -> Result<Encoded> {
         let (encoded, problems) = self.encode_all(&dataset.records)?;
         problems.into_data_error(&dataset.path)?;
@@ -87,8 +86,8 @@ impl Encoder<'_> {
     /// Encodes one input: its ids, and whether it was cut.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if the input gives no token or one that the embedding has no row for, or if the template has
-    /// such a token or leaves no room for the input; [`Error::Tokenizer`].
+    /// Returns [`Error::Invalid`] if the input gives no token or a token without an embedding row, or if the template
+    /// has such a token or leaves no room for the input; [`Error::Tokenizer`] if the tokenizer fails.
     pub fn encode_input(&self, input: &str) -> Result<(Vec<u32>, bool)> {
         self.check()?;
         self.input_ids(input)?.map_err(Error::Invalid)
@@ -96,13 +95,13 @@ impl Encoder<'_> {
 
     fn encode_all(&self, records: &[Record]) -> Result<(Encoded, Problems)> {
         self.check()?;
-        // Collected before the first error is looked for, so that it is the first one in the file's order.
+        // Collected before the errors are looked at, so that the first error in the file's order is returned.
         let rows: Vec<_> = records.par_iter().map(|record| self.row(record)).collect();
         let mut encoded = Encoded { examples: Vec::with_capacity(rows.len()), ..Encoded::default() };
         let mut problems = Problems::default();
         for row in rows {
             match row? {
-                Ok(Row { example, input_cut, target_cut }) => {
+                Ok(EncodedRow { example, input_cut, target_cut }) => {
                     encoded.examples.push(example);
                     encoded.inputs_cut += usize::from(input_cut);
                     encoded.targets_cut += usize::from(target_cut);
@@ -113,8 +112,8 @@ impl Encoder<'_> {
         Ok((encoded, problems))
     }
 
-    /// The outer error is the setup's fault, the inner one the record's.
-    fn row(&self, record: &Record) -> Result<std::result::Result<Row, String>> {
+    /// The outer error is a fault of the settings, the inner one a fault of the record.
+    fn row(&self, record: &Record) -> Result<std::result::Result<EncodedRow, String>> {
         let Record { input, output, line } = record;
         let line = *line;
         let place = |e| match e {
@@ -123,7 +122,7 @@ impl Encoder<'_> {
         };
         Ok(match (self.input_ids(input).map_err(place)?, self.target_ids(output).map_err(place)?) {
             (Ok((input, input_cut)), Ok((target, target_cut))) => {
-                Ok(Row { example: Example { input, target, line }, input_cut, target_cut })
+                Ok(EncodedRow { example: Example { input, target, line }, input_cut, target_cut })
             }
             (Err(problem), Ok(_)) | (Ok(_), Err(problem)) => Err(format!("line {line}: {problem}")),
             (Err(input), Err(output)) => Err(format!("line {line}: {input}; {output}")),
@@ -144,11 +143,11 @@ impl Encoder<'_> {
         Ok(())
     }
 
-    /// The input's ids and whether it was cut, or what is wrong with the input.
+    /// The input's ids and whether it was cut, or the fault of the input.
     fn input_ids(&self, input: &str) -> Result<std::result::Result<(Vec<u32>, bool), String>> {
-        let text = Text::new(self.instruction, self.template, input);
+        let text = TemplateText::new(self.instruction, self.template, input);
         let encoding = self.tokenizer.encode(text.text.as_str(), true).map_err(tokenizer_error)?;
-        let parts = Parts::of(&encoding, &text);
+        let parts = TokenParts::find(&encoding, &text);
         if !parts.has_input || input.trim().is_empty() {
             return Ok(Err(NO_INPUT.into()));
         }
@@ -175,13 +174,13 @@ impl Encoder<'_> {
         Ok(Ok((ids.collect(), excess > 0)))
     }
 
-    /// Length without the eos that a post-processor appends; an eos of the text itself stays.
+    /// Length without an end-of-text token that a post-processor appends; one that the text itself contains stays.
     fn without_added_eos(&self, encoding: &Encoding) -> usize {
         let added = encoding.get_ids().iter().zip(encoding.get_special_tokens_mask()).rev();
         encoding.len() - added.take_while(|(id, special)| **id == self.eos_token_id && **special == 1).count()
     }
 
-    /// The target's ids and whether it was cut, or what is wrong with the output.
+    /// The target's ids and whether it was cut, or the fault of the output.
     fn target_ids(&self, output: &str) -> Result<std::result::Result<(Vec<u32>, bool), String>> {
         let encoding = self.tokenizer.encode_fast(output, false).map_err(tokenizer_error)?;
         if encoding.is_empty() || output.trim().is_empty() {
@@ -201,7 +200,7 @@ impl Encoder<'_> {
 const NO_INPUT: &str = "the input gives no token: it is blank, or the tokenizer knows none of it";
 const NO_TARGET: &str = "the output gives no token: it is blank, or the tokenizer knows none of it";
 
-struct Row {
+struct EncodedRow {
     example: Example,
     input_cut: bool,
     target_cut: bool,
@@ -211,16 +210,16 @@ fn tokenizer_error(e: tokenizers::Error) -> Error {
     Error::Tokenizer(e.to_string())
 }
 
-/// What is tokenized, and where its parts are, in bytes.
-struct Text {
+/// The text to tokenize, and the places of its parts, in bytes.
+struct TemplateText {
     text: String,
-    /// Where the template begins; 0 where there is no instruction.
+    /// Start of the template; 0 without an instruction.
     template: usize,
-    /// The input's own text.
+    /// Place of the input's own text.
     own: Range<usize>,
 }
 
-impl Text {
+impl TemplateText {
     fn new(instruction: Option<&str>, template: &Template, input: &str) -> Self {
         let mut text = instruction.unwrap_or_default().to_string();
         if !text.is_empty() {
@@ -234,7 +233,7 @@ impl Text {
         Self { text, template: start, own }
     }
 
-    /// The part of the text that a token is in.
+    /// The part of the text to which a token belongs.
     fn origin(&self, encoding: &Encoding, index: usize) -> Origin {
         let (start, end) = encoding.get_offsets()[index];
         if start < self.own.end && end > self.own.start {
@@ -248,11 +247,11 @@ impl Text {
         }
     }
 
-    /// Whether a token with some of the input's text is the input's, where it has some of the template too.
+    /// Whether a token that has some of the input's text and some of the template's text belongs to the input.
     ///
-    /// A word's token often begins with the space before it. It is the word's: after a cut, the next word
-    /// brings its own space. So spaces at the end of the head don't make a token the head's, and a token with
-    /// the input's last spaces and the tail's first word is the tail's.
+    /// A word's token often begins with the space before it. The space belongs to the word: after a cut, the next word
+    /// brings its own space. So a token with spaces from the end of the head belongs to the input, and a token with the
+    /// input's last spaces and the tail's first word belongs to the tail.
     fn is_own(&self, token: Range<usize>) -> bool {
         let spaces = |range: Range<usize>| self.text.as_bytes()[range].iter().all(|b| *b == b' ');
         let Range { start, end } = self.own;
@@ -265,12 +264,12 @@ impl Text {
 /// The part of the text that a token comes from.
 enum Origin {
     Input,
-    /// By the name that a message has for it.
+    /// Another part, by its name in messages.
     Other(&'static str),
 }
 
 /// Which tokens belong to which part of the text.
-struct Parts {
+struct TokenParts {
     /// Tokens of head, input and tail.
     counted: usize,
     /// Indices of the input's own tokens, ascending.
@@ -279,8 +278,8 @@ struct Parts {
     has_input: bool,
 }
 
-impl Parts {
-    fn of(encoding: &Encoding, text: &Text) -> Self {
+impl TokenParts {
+    fn find(encoding: &Encoding, text: &TemplateText) -> Self {
         let mut parts = Self { counted: 0, own: Vec::new(), has_input: false };
         let mut covered = 0;
         let tokens = encoding.get_offsets().iter().zip(encoding.get_special_tokens_mask());
@@ -288,8 +287,8 @@ impl Parts {
             if *special == 1 {
                 continue;
             }
-            // Byte-level post-processors may trim spaces from offsets; a token of spaces is left with none of
-            // its bytes, and has those since the token before.
+            // Byte-level post-processors may trim spaces from offsets. A token of spaces then has no bytes left; it
+            // gets the bytes since the token before.
             let start = if start == end { covered.min(start) } else { start };
             covered = covered.max(end);
             parts.counted += usize::from(text.template == 0 || end > text.template);
@@ -303,33 +302,33 @@ impl Parts {
         parts
     }
 
-    /// How many own tokens can go; one has to stay.
+    /// Number of own tokens that can be removed; one must stay.
     fn droppable(&self) -> usize {
         self.own.len().saturating_sub(1)
     }
 
-    /// Tokens that stay beside the one own token.
+    /// Tokens that stay in addition to the one own token.
     fn fixed(&self) -> usize {
         self.counted - self.droppable() - usize::from(!self.own.is_empty())
     }
 }
 
-/// How long sequences are, in tokens.
+/// Statistics of sequence lengths, in tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LengthStats {
-    /// Sequences; where there is none, all other numbers are 0.
+    /// Number of sequences; if it is 0, all other numbers are 0.
     pub count: usize,
     /// Shortest.
     pub min: usize,
-    /// Half of the sequences are no longer; the mean of the middle two where their number is even.
+    /// Median; the mean of the middle two if their number is even.
     pub median: f64,
     /// Arithmetic mean.
     pub mean: f64,
-    /// Smallest length that at least 95 % of the sequences don't exceed.
+    /// 95th percentile: the smallest length that at least 95 % of the sequences don't exceed.
     pub p95: usize,
     /// Longest.
     pub max: usize,
-    /// The histogram's bins, shortest lengths first: first length, last length, sequences.
+    /// The histogram's bins, shortest lengths first: first length, last length, number of sequences.
     pub bins: Vec<(usize, usize, usize)>,
 }
 
@@ -340,7 +339,7 @@ const BAR: usize = 40;
 
 impl LengthStats {
     /// The statistics of `lengths` (tokens), in any order.
-    pub fn of(lengths: impl Iterator<Item = usize>) -> Self {
+    pub fn from_lengths(lengths: impl Iterator<Item = usize>) -> Self {
         let mut sorted: Vec<usize> = lengths.collect();
         sorted.sort_unstable();
         let count = sorted.len();
@@ -361,14 +360,14 @@ impl LengthStats {
 }
 
 impl fmt::Display for LengthStats {
-    /// One line of numbers, then one line a bin.
+    /// One line of numbers, then one line for each bin.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { count, min, median, mean, p95, max, bins } = self;
         write!(f, "{count} sequences: min {min}, median {median}, mean {mean:.1}, p95 {p95}, max {max}")?;
         let most = bins.iter().map(|bin| bin.2).max().unwrap_or(0);
         let (wide, many) = (max.to_string().len(), most.to_string().len());
         for (first, last, n) in bins {
-            // Rounded up, so that a bin with any sequence shows.
+            // Rounded up, so that every bin with a sequence shows.
             let bar = "#".repeat((n * BAR).div_ceil(most));
             write!(f, "\n{first:>wide$}-{last:>wide$} {bar:<BAR$} {n:>many$}")?;
         }

@@ -1,7 +1,8 @@
 //! Labels: the outputs of a classification, in one form for training and for scoring.
 //!
-//! What a reader takes for one label has to be one, else the model is taught two answers and judged by either: a space
-//! at the end, a no-break space, an invisible character, or an accent that is a character of its own.
+//! Labels that look the same to a reader must be one label; otherwise the model learns two answers and is scored
+//! against either. They can differ by a space at the end, a no-break space, an invisible character, or an accent that
+//! is a character of its own.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -11,11 +12,11 @@ use unicode_normalization::char::is_combining_mark;
 
 use super::dataset::{Lines, Problems, Record};
 
-/// Labels, or inputs, that a warning shows.
+/// Most labels or inputs that a warning shows.
 const SHOWN: usize = 4;
-/// Characters of an input that a warning shows.
+/// Most characters of an input that a warning shows.
 const WIDTH: usize = 60;
-/// How libraries write that there is no value.
+/// How libraries write a missing value.
 const MISSING: [&str; 10] = ["nan", "NaN", "NAN", "null", "NULL", "None", "<NA>", "#N/A", "<null>", "NaT"];
 
 /// The distinct outputs of some rows, sorted: the labels of a classification.
@@ -24,8 +25,8 @@ pub fn distinct<'a>(records: impl IntoIterator<Item = &'a Record>) -> Vec<String
     all.into_iter().map(str::to_owned).collect()
 }
 
-/// The form in which a label is trained and scored: without invisible characters, in Unicode's normal form C, every
-/// kind of space a plain one, a line break LF, and no white space around it.
+/// The form in which a label is trained and scored: without invisible characters, in Unicode's normal form C, with
+/// plain spaces for all kinds of space, LF for line breaks, and without surrounding white space.
 ///
 /// The joiners U+200C and U+200D stay between two characters beyond ASCII, where scripts and emoji need them.
 pub fn normalize(label: &str) -> Cow<'_, str> {
@@ -43,7 +44,7 @@ pub fn normalize(label: &str) -> Cow<'_, str> {
     Cow::Owned(text.replace("\r\n", "\n").trim().to_owned())
 }
 
-/// Characters without a width, which only a program sees. Marks of direction are among them.
+/// Characters without a width, which only programs see. They include marks of direction.
 fn is_invisible(c: char) -> bool {
     matches!(
         c,
@@ -56,7 +57,7 @@ fn is_joiner(c: char) -> bool {
     matches!(c, '\u{200c}' | '\u{200d}')
 }
 
-/// Unicode's space separators but for the plain space.
+/// Unicode's space separators except the plain space.
 fn is_space(c: char) -> bool {
     matches!(c, '\u{a0}' | '\u{1680}' | '\u{2000}'..='\u{200a}' | '\u{202f}' | '\u{205f}' | '\u{3000}')
 }
@@ -80,7 +81,7 @@ pub fn targets(tokens: &[Vec<u32>], eos_token_id: u32) -> std::result::Result<Ve
     Ok(tokens.iter().map(|label| [label, end].concat()).collect())
 }
 
-/// A text in quotes, with escapes for all that can't be seen or told apart.
+/// A text in quotes, with escapes for everything that can't be seen or told apart.
 pub fn escaped(text: &str) -> String {
     let decomposed = text.nfc().ne(text.chars());
     let mut shown = String::from("\"");
@@ -96,8 +97,8 @@ pub fn escaped(text: &str) -> String {
     shown
 }
 
-/// Puts the outputs of `records` in the form of [`normalize`]; says which ones differed from it, and of which nothing
-/// was left.
+/// Brings the outputs of `records` into the form of [`normalize`]. Returns the labels of which nothing was left, and a
+/// warning that lists the outputs that differed from the form.
 pub(crate) fn normalize_records(records: &mut [Record]) -> (Problems, Option<String>) {
     let mut problems = Problems::default();
     let mut changed: BTreeMap<String, (String, Lines)> = BTreeMap::new();
@@ -136,7 +137,7 @@ pub(crate) fn normalize_records(records: &mut [Record]) -> (Problems, Option<Str
     (problems, warning)
 }
 
-/// The first entries, and how many more there are.
+/// The first entries, and the number of the others.
 fn listed<T>(entries: &[T], more: &str, show: impl Fn(&T) -> String) -> String {
     let mut text = entries.iter().take(SHOWN).map(show).collect::<Vec<_>>().join(", ");
     if entries.len() > SHOWN {
@@ -145,20 +146,20 @@ fn listed<T>(entries: &[T], more: &str, show: impl Fn(&T) -> String) -> String {
     text
 }
 
-/// What looks wrong with the labels of `records`: ones that look alike, the same input with different ones, and missing
-/// values that were written as text.
+/// Probable mistakes in the labels of `records`: labels that look alike, the same input with different labels, and
+/// missing values written as text.
 pub fn warnings(records: &[Record]) -> Vec<String> {
     [look_alikes(records), conflicts(records), missing(records)].into_iter().flatten().collect()
 }
 
-/// Rows of each label, by the label.
+/// The rows of each label.
 fn rows(records: &[Record]) -> BTreeMap<&str, Lines> {
     let mut rows = BTreeMap::<&str, Lines>::new();
     records.iter().for_each(|record| rows.entry(&record.output).or_default().push(record.line));
     rows
 }
 
-/// Labels that differ in nothing but case, white space, joiners, width or how a number is written.
+/// Labels that differ only in case, white space, joiners, width or how a number is written.
 fn look_alikes(records: &[Record]) -> Option<String> {
     let mut groups = BTreeMap::<String, Vec<(&str, usize)>>::new();
     for (label, lines) in rows(records) {
@@ -181,27 +182,27 @@ fn look_alikes(records: &[Record]) -> Option<String> {
     ))
 }
 
-/// What is left of a label to a reader who is in a hurry.
+/// A label reduced to what a quick reader sees.
 fn skeleton(label: &str) -> String {
-    let plain: String = label
+    let simplified: String = label
         .nfkc()
         .filter(|c| !is_invisible(*c) && !is_joiner(*c) && !matches!(c, '\u{fe00}'..='\u{fe0f}'))
         .flat_map(char::to_lowercase)
         .collect();
-    let plain = plain.split_whitespace().collect::<Vec<_>>().join(" ");
-    let is_number = plain.bytes().all(|b| b.is_ascii_digit() || b"+-.".contains(&b));
-    match plain.parse::<f64>() {
+    let simplified = simplified.split_whitespace().collect::<Vec<_>>().join(" ");
+    let is_number = simplified.bytes().all(|b| b.is_ascii_digit() || b"+-.".contains(&b));
+    match simplified.parse::<f64>() {
         Ok(number) if is_number => number.to_string(),
-        _ => plain,
+        _ => simplified,
     }
 }
 
-/// An input without case, and with one space for white space: inputs that are alike in this are the same.
+/// An input in lower case and with single spaces: inputs that are equal in this form count as the same.
 pub(crate) fn plain_input(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase()
 }
 
-/// Inputs that stand with more than one label.
+/// Inputs that occur with more than one label.
 fn conflicts(records: &[Record]) -> Option<String> {
     let mut inputs = HashMap::<String, BTreeMap<&str, Lines>>::with_capacity(records.len());
     for record in records {
@@ -229,7 +230,7 @@ fn conflicts(records: &[Record]) -> Option<String> {
     ))
 }
 
-/// Labels that are how a library writes a missing value.
+/// Labels that are a library's way to write a missing value.
 fn missing(records: &[Record]) -> Option<String> {
     let found: Vec<_> = rows(records).into_iter().filter(|(label, _)| MISSING.contains(label)).collect();
     if found.is_empty() {

@@ -4,7 +4,7 @@ use crate::{Error, Result};
 
 const PLACE: &str = "{{input}}";
 
-/// A parsed verbalizer, as watsonx has it: `head {{input}} tail`.
+/// A parsed verbalizer in watsonx's form: `head {{input}} tail`.
 ///
 /// ```text
 /// "classify {0, 1} {{input}}\nLabel:"
@@ -19,10 +19,10 @@ pub struct Template {
 }
 
 impl Template {
-    /// Parses a verbalizer, which holds `{{input}}` exactly once and no other `{{name}}`.
+    /// Parses a verbalizer, which must contain `{{input}}` exactly once and no other `{{name}}`.
     ///
     /// # Errors
-    /// [`Error::Config`] with every problem and its position (characters, counted from 1).
+    /// Returns [`Error::Config`] with every problem and its position (characters, counted from 1).
     pub fn parse(verbalizer: &str) -> Result<Self> {
         let mut problems = Vec::new();
         let mut found: Option<(usize, usize)> = None; // (byte, character) of the first `{{input}}`
@@ -63,32 +63,32 @@ impl Template {
         [self.head.as_str(), input, self.tail.as_str()].concat()
     }
 
-    /// What stands before the input; it is the same for every example.
+    /// The text before the input; it is the same for every example.
     pub fn head(&self) -> &str {
         &self.head
     }
 
-    /// What stands after the input.
+    /// The text after the input.
     pub fn tail(&self) -> &str {
         &self.tail
     }
 }
 
-/// A `{{name}}`; `name` is `None` where it isn't closed.
-struct Place<'a> {
+/// A `{{name}}`; `name` is `None` if it isn't closed.
+struct Placeholder<'a> {
     start: usize,
     name: Option<&'a str>,
 }
 
 /// All places of `text`, in order.
-fn places(text: &str) -> impl Iterator<Item = Place<'_>> {
+fn places(text: &str) -> impl Iterator<Item = Placeholder<'_>> {
     let mut from = 0;
     std::iter::from_fn(move || {
         let run = from + text[from..].find("{{")?;
-        // Of three or more braces the innermost two open the place: `{{{input}}}` is `{`, place, `}`.
+        // With three or more braces the innermost two open the place: `{{{input}}}` is `{`, place, `}`.
         let inner = run + text[run..].bytes().take_while(|b| *b == b'{').count();
         let name = text[inner..].find("}}").map(|len| &text[inner..inner + len]);
         from = name.map_or(text.len(), |name| inner + name.len() + 2);
-        Some(Place { start: inner - 2, name })
+        Some(Placeholder { start: inner - 2, name })
     })
 }

@@ -1,37 +1,41 @@
-//! Limits that Linux's control groups set, as containers and job schedulers do: the host's memory may be far more.
+//! Memory limits of Linux's control groups, which containers and job schedulers set: the host may have far more memory.
 //!
-//! Of version 2 the files are `memory.max`, `memory.current` and `memory.stat` of the group and of those above it, of version
-//! 1 `memory.limit_in_bytes`, `memory.usage_in_bytes` and `memory.stat`
-//! (<https://docs.kernel.org/admin-guide/cgroup-v2.html>, <https://docs.kernel.org/admin-guide/cgroup-v1/memory.html>). Pages
-//! of files that were not used lately count as used there; the kernel drops them before it refuses memory.
+//! In version 2 they are in the files `memory.max`, `memory.current` and `memory.stat` of the group and of its parents,
+//! in version 1 in `memory.limit_in_bytes`, `memory.usage_in_bytes` and `memory.stat`
+//! (<https://docs.kernel.org/admin-guide/cgroup-v2.html>, <https://docs.kernel.org/admin-guide/cgroup-v1/memory.html>).
+//! Cached pages of files that were not used recently count as used there; the kernel drops them before it refuses
+//! memory.
 
 use std::path::{Path, PathBuf};
 
 /// The file names of one version.
-struct Names {
+struct CgroupFiles {
     limit: &'static str,
     usage: &'static str,
-    /// Key of `memory.stat` for the pages of files that may go.
+    /// Key of `memory.stat` for cached pages of files that the kernel may drop.
     cached: &'static str,
 }
 
-const V2: Names = Names { limit: "memory.max", usage: "memory.current", cached: "inactive_file" };
-const V1: Names =
-    Names { limit: "memory.limit_in_bytes", usage: "memory.usage_in_bytes", cached: "total_inactive_file" };
+const V2: CgroupFiles = CgroupFiles { limit: "memory.max", usage: "memory.current", cached: "inactive_file" };
+const V1: CgroupFiles = CgroupFiles {
+    limit: "memory.limit_in_bytes",
+    usage: "memory.usage_in_bytes",
+    cached: "total_inactive_file",
+};
 
-/// What this process may still take by its groups' limits, bytes; `None` without a limit.
+/// Memory that this process may still use within its groups' limits, bytes; `None` without a limit.
 pub(super) fn free() -> Option<usize> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     free_in(Path::new("/sys/fs/cgroup"), &groups)
 }
 
-/// As [`free`], where `groups` is the text of `/proc/self/cgroup` and the groups' folders are under `mount`.
+/// As [`free`]; `groups` is the text of `/proc/self/cgroup`, and the groups' folders are under `mount`.
 fn free_in(mount: &Path, groups: &str) -> Option<usize> {
-    groups.lines().filter_map(|line| of_line(mount, line)).min()
+    groups.lines().filter_map(|line| free_by_line(mount, line)).min()
 }
 
-/// Of one line: `0::/path` of version 2, `4:memory:/path` of version 1.
-fn of_line(mount: &Path, line: &str) -> Option<usize> {
+/// Free memory by one line: `0::/path` of version 2, `4:memory:/path` of version 1.
+fn free_by_line(mount: &Path, line: &str) -> Option<usize> {
     let mut parts = line.splitn(3, ':');
     let (number, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
     let (root, names) = match (number, controllers) {
@@ -39,14 +43,14 @@ fn of_line(mount: &Path, line: &str) -> Option<usize> {
         (_, controllers) if controllers.split(',').any(|name| name == "memory") => (mount.join("memory"), V1),
         _ => return None,
     };
-    // In a container the path may be the host's, of which only the container's own group is mounted, as the root.
+    // In a container the path may be the host's. Then only the container's own group is mounted, as the root.
     let folders = Path::new(path.trim_start_matches('/')).ancestors().map(|path| root.join(path));
-    folders.filter_map(|folder: PathBuf| of_group(&folder, &names)).min()
+    folders.filter_map(|folder: PathBuf| free_in_group(&folder, &names)).min()
 }
 
-fn of_group(folder: &Path, names: &Names) -> Option<usize> {
+fn free_in_group(folder: &Path, names: &CgroupFiles) -> Option<usize> {
     let read = |name: &str| std::fs::read_to_string(folder.join(name)).ok();
-    // `max` is no limit; version 1 has a number near 2^63 there, beside which the host's memory is less.
+    // `max` means no limit. Without a limit version 1 has a number near 2^63, which is above the host's memory.
     let limit: usize = read(names.limit)?.trim().parse().ok()?;
     let used: usize = read(names.usage)?.trim().parse().ok()?;
     let stat = read("memory.stat").unwrap_or_default();
@@ -54,7 +58,7 @@ fn of_group(folder: &Path, names: &Names) -> Option<usize> {
     Some(limit.saturating_sub(used.saturating_sub(cached.unwrap_or(0))))
 }
 
-/// The lesser of two amounts, of which either may be unknown.
+/// The smaller of two amounts, each of which may be unknown.
 pub(super) fn least(a: Option<usize>, b: Option<usize>) -> Option<usize> {
     [a, b].into_iter().flatten().min()
 }

@@ -1,4 +1,4 @@
-//! Which device is used.
+//! The choice of the device.
 
 use crate::{Error, Result};
 use candle_core::Device;
@@ -11,7 +11,7 @@ use std::str::FromStr;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum DeviceChoice {
-    /// The first GPU that this build can use, else the CPU.
+    /// The first GPU that this build can use, otherwise the CPU.
     Auto,
     /// The CPU.
     Cpu,
@@ -36,7 +36,7 @@ impl fmt::Display for DeviceChoice {
 impl FromStr for DeviceChoice {
     type Err = Error;
 
-    /// [`Error::Invalid`] where `name` is no device.
+    /// Returns [`Error::Invalid`] if `name` is no device.
     fn from_str(name: &str) -> Result<Self> {
         let index = name.strip_prefix("cuda:").map(str::parse);
         match (name, index) {
@@ -66,27 +66,27 @@ impl From<DeviceChoice> for String {
     }
 }
 
-/// A device, and what its user should know of it.
+/// A device, and a warning for its user.
 #[derive(Debug)]
 pub struct Chosen {
     /// The device.
     pub device: Device,
-    /// Why it is not the one that was to be expected, or what is slow there.
+    /// Why it is not the expected device, or what is slow on it.
     pub warnings: Vec<String>,
 }
 
-/// The device that `choice` names. `auto` takes a GPU if this build can use one, and the CPU with a warning if the machine
-/// has none that works.
+/// Opens the device that `choice` names. `auto` is a GPU if this build can use one; if none of the machine's GPUs
+/// works, it is the CPU with a warning.
 ///
 /// # Errors
-/// A device that this build or machine does not have.
+/// Returns an error if this build or this machine does not have the device.
 pub fn open(choice: DeviceChoice) -> Result<Chosen> {
     let open_cuda: Option<OpenGpu> = if cuda_is_available() { Some(&cuda) } else { None };
     let open_metal: Option<OpenGpu> = if metal_is_available() { Some(&metal) } else { None };
     choose(choice, open_cuda, open_metal)
 }
 
-/// Opens the GPU of a number, for a build that has its backend.
+/// Opens the GPU of a number, in a build that has its backend.
 type OpenGpu<'a> = &'a dyn Fn(usize) -> Result<Chosen>;
 
 fn choose(choice: DeviceChoice, cuda: Option<OpenGpu>, metal: Option<OpenGpu>) -> Result<Chosen> {
@@ -116,7 +116,7 @@ fn choose(choice: DeviceChoice, cuda: Option<OpenGpu>, metal: Option<OpenGpu>) -
     Ok(Chosen { device: Device::Cpu, warnings })
 }
 
-/// The device's name as the command line takes it.
+/// The device's name on the command line.
 pub fn kind(device: &Device) -> &'static str {
     match device {
         Device::Cpu => "cpu",

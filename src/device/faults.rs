@@ -1,4 +1,4 @@
-//! A device that runs out of memory when a test says so.
+//! A device that runs out of memory when a test asks for it.
 
 use super::Work;
 use crate::{Error, Result};
@@ -10,7 +10,7 @@ thread_local! {
     static FAILS: RefCell<Option<Fails>> = const { RefCell::new(None) };
 }
 
-/// Runs `f`; on this thread, work of so many rows for which `fails` says so runs out of memory as CUDA does.
+/// Runs `f`; on this thread, work of a number of rows for which `fails` returns true runs out of memory as on CUDA.
 pub(crate) fn with<R>(fails: impl FnMut(Work, usize) -> bool + 'static, f: impl FnOnce() -> R) -> R {
     struct Off;
     impl Drop for Off {

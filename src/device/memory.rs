@@ -1,22 +1,22 @@
-//! How much memory of a device is in use, and what the device is called.
+//! The memory of a device that is in use, and the device's name.
 
 use candle_core::Device;
 
-/// Tells how much memory a case takes at the most.
+/// Measures the most memory that a case uses.
 pub trait PeakMemory {
-    /// Forgets the peak so far; what is held now stays in it.
+    /// Resets the peak to the memory that is in use now.
     fn forget(&mut self);
-    /// Is told that a step has ended, with the device idle.
+    /// Must be called at the end of a step, when the device is idle.
     fn step(&mut self);
-    /// The most memory since [`PeakMemory::forget`], bytes; `None` where the system does not tell.
+    /// The most memory in use since [`PeakMemory::forget`], bytes; `None` if the system does not report it.
     fn peak(&self) -> Option<u64>;
 }
 
 /// Memory of a GPU.
 ///
-/// * CUDA: the high-water mark of the stream-ordered pool that candle allocates from, so what tensors took,
-///   as `torch.cuda.max_memory_allocated` counts. Where the driver has no such pools, total less free memory.
-/// * Metal: what the device has given out to this process when a step ends.
+/// * CUDA: the high-water mark of the stream-ordered pool that candle allocates from, which counts the tensors' memory
+///   as `torch.cuda.max_memory_allocated` does. If the driver has no such pools, total minus free memory.
+/// * Metal: the memory that the device has allocated for this process at the end of a step.
 pub struct DeviceMemory {
     device: Device,
     sampled: Option<u64>,
@@ -24,13 +24,13 @@ pub struct DeviceMemory {
 }
 
 impl DeviceMemory {
-    /// Of a device that is not the CPU.
+    /// For a device that is not the CPU.
     pub fn new(device: &Device) -> Self {
         Self { device: device.clone(), sampled: None, in_use: None }
     }
 
-    /// The most that was taken of a CUDA device at the end of a step, total less free memory, bytes: the
-    /// context, what the pool keeps, cuBLAS's workspaces and other processes included.
+    /// The most memory of a CUDA device in use at the end of a step, total minus free memory, bytes. It includes the
+    /// context, unused memory of the pool, cuBLAS's workspaces and other processes.
     pub fn in_use(&self) -> Option<u64> {
         self.in_use
     }
@@ -69,7 +69,7 @@ impl PeakMemory for DeviceMemory {
     }
 }
 
-/// The device's own name, such as `NVIDIA H100 80GB HBM3` or a processor's with its threads.
+/// The device's own name, such as `NVIDIA H100 80GB HBM3`, or the processor's name with the number of threads.
 pub fn name(device: &Device) -> String {
     match device {
         Device::Cpu => {
@@ -91,8 +91,7 @@ pub fn name(device: &Device) -> String {
 
 #[cfg(feature = "cuda")]
 mod cuda {
-    //! A figure that the driver does not give is no reason to end a benchmark: every function gives `None`
-    //! then.
+    //! A missing figure of the driver does not end a benchmark: every function returns `None` in that case.
 
     use candle_core::CudaDevice;
     use candle_core::cuda_backend::cudarc::driver::{result, sys};
@@ -110,7 +109,7 @@ mod cuda {
 
     /// The pool that the device's allocations come from.
     fn pool(device: &CudaDevice) -> Option<sys::CUmemoryPool> {
-        // SAFETY: the device is one that candle got from the driver and has a context of.
+        // SAFETY: candle got the device from the driver and has a context of it.
         unsafe { result::device::get_mem_pool(device.cuda_stream().context().cu_device()) }.ok()
     }
 

@@ -1,4 +1,4 @@
-//! What a device has of memory, and which errors say that it has too little.
+//! The memory of a device, and the errors of a device that has too little.
 
 mod cgroup;
 mod choose;
@@ -12,12 +12,12 @@ pub use memory::{DeviceMemory, PeakMemory, name};
 use crate::{Error, Result};
 use candle_core::Device;
 
-/// Memory that `device` has free, bytes; `None` where the system does not say. On CUDA it is what the driver says, so that
-/// the limits of containers and of MIG's slices are those; memory that the allocator holds without use counts. On the CPU
-/// it is what Linux calls available, or what the process's control groups leave of their limits where that is less.
+/// Free memory of `device`, bytes; `None` if the system does not report it. On CUDA it is the driver's figure, which
+/// includes the limits of containers and MIG slices, plus the unused memory that the allocator holds. On the CPU it is
+/// what Linux calls available, or what is left of the limits of the process's control groups if that is less.
 ///
 /// # Errors
-/// The device's.
+/// Returns an error if the device can't be asked.
 pub fn free_memory(device: &Device) -> Result<Option<usize>> {
     match device {
         Device::Cpu => Ok(cgroup::least(available_on_the_host(), cgroup::free())),
@@ -44,9 +44,10 @@ fn available_in(meminfo: &str) -> Option<usize> {
     line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok().map(|kib| kib << 10)
 }
 
-/// Whether a device said that its memory is used up. candle passes on what the driver's library says, as text.
+/// Whether the error says that a device's memory is used up. candle passes on the message of the driver's library as
+/// text.
 pub fn is_out_of_memory(error: &Error) -> bool {
-    // In turn: CUDA's driver, cuBLAS, a Metal buffer that there was no room for, a Metal command that ran into it.
+    // In this order: CUDA's driver, cuBLAS, a Metal buffer without room, a Metal command that ran out of memory.
     const SIGNS: [&str; 4] = [
         "CUDA_ERROR_OUT_OF_MEMORY",
         "CUBLAS_STATUS_ALLOC_FAILED",
@@ -56,7 +57,7 @@ pub fn is_out_of_memory(error: &Error) -> bool {
     matches!(error, Error::OutOfMemory { .. }) || says(error, &SIGNS)
 }
 
-/// What cuBLAS says of a kernel that can't be loaded for lack of memory, and of other failures.
+/// The messages of cuBLAS for a kernel that can't be loaded for lack of memory, and for other failures.
 fn may_be_out_of_memory(error: &Error) -> bool {
     says(error, &["CUBLAS_STATUS_INTERNAL_ERROR", "CUBLAS_STATUS_EXECUTION_FAILED"])
 }
@@ -67,33 +68,33 @@ fn says(error: &Error, signs: &[&str]) -> bool {
     signs.iter().any(|sign| text.contains(sign))
 }
 
-/// Under so many free bytes a failure of cuBLAS is taken for lack of memory: its kernels' code is some tens of megabytes a
-/// library, and the driver keeps some more for itself.
+/// Below this number of free bytes a failure of cuBLAS is treated as lack of memory: the code of its kernels takes some
+/// tens of megabytes for each library, and the driver reserves some more.
 const SCARCE: usize = 200 << 20;
 
-/// Tells the errors of a device that has too little memory, and makes room for another try.
+/// Recognises the errors of a device that has too little memory, and frees memory for another attempt.
 pub(crate) struct Shortage {
     device: Device,
-    /// Free memory as it is, what the allocator holds not counted.
+    /// Free memory without the unused memory that the allocator holds.
     free: fn(&Device) -> Option<usize>,
-    /// Whether an error that need not be one of memory was taken for one.
+    /// Whether an error of unclear cause was already treated as lack of memory.
     guessed: bool,
 }
 
 impl Shortage {
-    pub(crate) fn on(device: &Device) -> Self {
+    pub(crate) fn new(device: &Device) -> Self {
         Self { device: device.clone(), free: free_now, guessed: false }
     }
 
-    /// Whether too little memory caused `error`: the device says so, or cuBLAS failed while next to none was free, which
-    /// counts once. What the allocator holds without use is given back then, so that what is tried next may have it.
+    /// Whether too little memory caused `error`: the device says so, or cuBLAS failed while almost no memory was free,
+    /// which counts only once. Then the unused memory that the allocator holds is freed for the next attempt.
     pub(crate) fn caused(&mut self, error: &Error) -> bool {
         let scarce = || (self.free)(&self.device).is_some_and(|bytes| bytes < SCARCE);
         let guess = !self.guessed && may_be_out_of_memory(error) && scarce();
         let found = guess || is_out_of_memory(error);
         self.guessed |= guess;
         if found {
-            // A device that fails here too fails what is tried next, which reports it.
+            // If the device fails here as well, the next attempt fails and reports it.
             let _ = free_memory(&self.device);
         }
         found
@@ -108,7 +109,7 @@ fn free_now(device: &Device) -> Option<usize> {
     }
 }
 
-/// Fails in tests that ask for it ([`faults`]), before `rows` rows go through `what`.
+/// Fails in tests that ask for it ([`faults`]), before `rows` rows run through `what`.
 #[inline]
 pub(crate) fn before(_what: Work, _rows: usize) -> Result<()> {
     #[cfg(test)]
@@ -119,7 +120,7 @@ pub(crate) fn before(_what: Work, _rows: usize) -> Result<()> {
 /// What needs memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Work {
-    /// A pass through the model's blocks.
+    /// A pass through the model's layers.
     Pass,
     /// Logits of hidden states.
     Logits,
@@ -150,7 +151,7 @@ mod tests {
 
     #[test]
     fn a_failure_of_cublas_counts_once_where_memory_is_scarce() {
-        let with = |free: fn(&Device) -> Option<usize>| Shortage { free, ..Shortage::on(&Device::Cpu) };
+        let with = |free: fn(&Device) -> Option<usize>| Shortage { free, ..Shortage::new(&Device::Cpu) };
         for text in ["CUBLAS_STATUS_INTERNAL_ERROR", "CUBLAS_STATUS_EXECUTION_FAILED"] {
             let error = candle(text);
             let mut scarce = with(|_| Some(100 << 20));

@@ -1,7 +1,9 @@
-//! Two sets of answers to the same rows; `tests/metrics.rs` holds the numbers against SciPy's and statsmodels'.
+//! Comparison of two sets of answers to the same rows; `tests/evaluate/main.rs` checks the numbers against SciPy's and
+//! statsmodels'.
 //!
-//! An accuracy says little of a difference: both arms answer the same rows, and what counts is the rows that change.
+//! Two accuracies alone say little about a difference: both arms answer the same rows, so the rows that change count.
 
+use crate::number::quantile;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
@@ -12,16 +14,16 @@ const RESAMPLES: u64 = 10_000;
 /// Its seed.
 const SEED: u64 = 42;
 
-/// By what a row's answer is judged.
+/// How the answer to a row is judged.
 ///
-/// Neither way alone is fair in a classification. By what is generated, a base model that knows the answer and words it
-/// otherwise (`1.` for `1`) is wrong; that is what its user gets, but learning the form is the easy part of tuning. By
-/// likelihood, the base model is told the form for nothing, and what is left is what tuning taught of the matter. A
+/// In a classification neither way alone is fair. By the generated text, a base model that knows the answer and words
+/// it differently (`1.` for `1`) is wrong. Its user does get that answer, but the form is the easy part of tuning. By
+/// likelihood, the base model is given the form, and the difference shows what tuning taught of the task itself. A
 /// claim that holds both ways is safe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum By {
-    /// Whether the text that was generated is the expected one.
+    /// Whether the generated text is the expected one.
     Generated,
     /// Classification: whether the expected label is the likeliest.
     Likelihood,
@@ -36,31 +38,31 @@ pub enum By {
 pub struct Paired {
     /// Name of the tuned prompt.
     pub name: String,
-    /// By what rows are judged.
+    /// How rows are judged.
     pub by: By,
-    /// Rows that only the tuned prompt answered right; by a score, those that it answered better.
+    /// Rows that only the tuned prompt answered right; with a score, rows that it answered better.
     pub fixed: usize,
-    /// Rows that only the base answered right; by a score, those that it answered better.
+    /// Rows that only the base answered right; with a score, rows that it answered better.
     pub broken: usize,
     /// Accuracy (or the share of exact matches, or the mean score) of the tuned prompt minus that of the base.
     pub difference: f64,
-    /// Its bootstrap interval, 95 %: percentiles of 10,000 resamples of the rows. A point where all rows changed alike;
-    /// the p-value is the better guide there.
+    /// Its bootstrap interval, 95 %: percentiles of 10,000 resamples of the rows. If all rows changed alike, it is a
+    /// point; then the p-value says more.
     pub interval: [f64; 2],
-    /// Two-sided exact p-value of McNemar's test (by a score, of the sign test, which is the same of right and wrong):
-    /// how likely it is that rows are fixed and broken so unevenly where neither is better.
+    /// Two-sided exact p-value of McNemar's test (with a score: of the sign test, which is the same for right and
+    /// wrong): the probability of so uneven a split of fixed and broken rows if neither prompt is better.
     pub p_value: f64,
 }
 
 impl Paired {
     /// Right and wrong answers of both to the same rows, in the same order.
-    pub fn of(name: &str, by: By, base: &[bool], tuned: &[bool]) -> Self {
+    pub fn from_answers(name: &str, by: By, base: &[bool], tuned: &[bool]) -> Self {
         let scores = |of: &[bool]| of.iter().map(|right| f64::from(*right)).collect::<Vec<_>>();
-        Self::of_scores(name, by, &scores(base), &scores(tuned))
+        Self::from_scores(name, by, &scores(base), &scores(tuned))
     }
 
     /// Scores of both on the same rows, in the same order; rows beyond the shorter list are left out.
-    pub fn of_scores(name: &str, by: By, base: &[f64], tuned: &[f64]) -> Self {
+    pub fn from_scores(name: &str, by: By, base: &[f64], tuned: &[f64]) -> Self {
         let differences: Vec<f64> = base.iter().zip(tuned).map(|(b, t)| t - b).collect();
         let fixed = differences.iter().filter(|d| **d > 0.0).count();
         let broken = differences.iter().filter(|d| **d < 0.0).count();
@@ -78,14 +80,14 @@ impl Paired {
     }
 }
 
-/// Two-sided exact p-value of McNemar's test: twice the probability that a fair coin, thrown once a row that changed,
-/// falls so seldom on the rarer side; 1 where no row changed.
+/// Two-sided exact p-value of McNemar's test: twice the probability that fair coins, one for each row that changed,
+/// fall so seldom on the rarer side; 1 if no row changed.
 pub fn mcnemar(fixed: usize, broken: usize) -> f64 {
     let (rarer, n) = (fixed.min(broken), fixed + broken);
     if fixed == broken {
         return 1.0;
     }
-    // The largest term by its logarithm, which doesn't overflow; each smaller one from the one before.
+    // The largest term is computed from its logarithm, which doesn't overflow; each smaller term from the one before.
     let log_term = (1..=rarer).map(|i| ((n - rarer + i) as f64 / i as f64).ln()).sum::<f64>()
         - n as f64 * std::f64::consts::LN_2;
     let (mut term, mut sum) = (1.0, 0.0);
@@ -99,8 +101,8 @@ pub fn mcnemar(fixed: usize, broken: usize) -> f64 {
     (2.0 * sum * log_term.exp()).min(1.0)
 }
 
-/// Percentile interval, 95 %, of the mean of `differences` over resamples of them (Efron, 1979): the same for the same
-/// differences, on any number of threads.
+/// Percentile interval, 95 %, of the mean of `differences` over resamples of them (Efron, 1979). The same differences
+/// give the same interval on any number of threads.
 fn bootstrap(differences: &[f64]) -> [f64; 2] {
     let n = differences.len();
     if n == 0 {
@@ -116,13 +118,6 @@ fn bootstrap(differences: &[f64]) -> [f64; 2] {
     [0.025, 0.975].map(|q| quantile(&means, q))
 }
 
-/// Quantile of sorted values, linear between two of them.
-fn quantile(sorted: &[f64], q: f64) -> f64 {
-    let place = q * (sorted.len() - 1) as f64;
-    let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
-    below + (above - below) * place.fract()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,7 +128,7 @@ mod tests {
         let tuned: Vec<f64> = (0..50).map(|i| f64::from(i * 5 % 13) / 13.0).collect();
         let with = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| Paired::of_scores("dogs", By::TokenF1, &base, &tuned))
+            pool.install(|| Paired::from_scores("dogs", By::TokenF1, &base, &tuned))
         };
         assert_eq!(with(1), with(3));
         let [low, high] = with(1).interval;
@@ -142,7 +137,7 @@ mod tests {
 
     #[test]
     fn no_rows_say_nothing() {
-        let paired = Paired::of("dogs", By::Generated, &[], &[]);
+        let paired = Paired::from_answers("dogs", By::Generated, &[], &[]);
         assert_eq!((paired.fixed, paired.broken, paired.difference, paired.p_value), (0, 0, 0.0, 1.0));
         assert_eq!(paired.interval, [-1.0, 1.0]);
     }

@@ -1,4 +1,5 @@
-//! The questions to one arm: what it generates, which label it finds likeliest, and how likely the expected output.
+//! The evaluation of one arm: the texts that it generates, its likeliest label, and the likelihood of the expected
+//! output.
 
 use super::likelihood::{finite, nll};
 use super::{Answers, Prediction, RowScores, Scores, TextScores};
@@ -14,7 +15,7 @@ use crate::{Error, Result};
 use candle_core::Tensor;
 use std::sync::Arc;
 
-/// What is asked, and of whom.
+/// The model that answers, and the rows.
 pub struct Exam<'a> {
     /// The frozen model.
     pub model: &'a Decoder,
@@ -22,15 +23,15 @@ pub struct Exam<'a> {
     pub tokenizer: &'a TextTokenizer,
     /// The rows to answer.
     pub dataset: &'a Dataset,
-    /// Classification also scores each label's likelihood.
+    /// In a classification the likelihood of each label is scored too.
     pub task: Task,
     /// The answers that count as labels; see [`crate::data::labels::distinct`].
     pub labels: &'a [String],
-    /// Rows that go through the model at a time.
+    /// Rows that go through the model at once.
     pub max_rows: usize,
 }
 
-/// What an arm is at.
+/// The stage of an arm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
     /// Answers are generated.
@@ -39,31 +40,31 @@ pub enum Stage {
     Scoring,
 }
 
-/// How far an arm is.
+/// The progress of an arm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    /// What it is at.
+    /// Its stage.
     pub stage: Stage,
     /// Texts done.
     pub done: usize,
-    /// Texts of this stage.
+    /// Texts of this stage in all.
     pub of: usize,
-    /// Rows that go through the model at a time: less than was asked for after the device ran out of memory.
+    /// Rows that go through the model at once: fewer than requested after the device ran out of memory.
     pub max_rows: usize,
 }
 
-/// exp of a loss in nats; the largest f64 where it is larger still, which JSON has no word for.
+/// exp of a loss in nats; at most the largest f64, because JSON has no infinite numbers.
 fn perplexity(loss: f64) -> f64 {
     loss.exp().min(f64::MAX)
 }
 
 impl Exam<'_> {
-    /// Answers every row by greedy generation behind `prompt` f32 [P, C], or without one; `encoder` may hold an
-    /// instruction in plain text.
+    /// Answers every row by greedy generation after `prompt` f32 [P, C], or without a prompt; `encoder` may contain a
+    /// plain-text instruction.
     ///
     /// # Errors
-    /// A row that can't be encoded; labels that the tokenizer doesn't tell apart; a likelihood that is not finite;
-    /// the device's.
+    /// Returns an error if a row can't be encoded, the tokenizer doesn't tell the labels apart, a likelihood is not
+    /// finite, or a device operation fails.
     pub fn answer(
         &self,
         prompt: Option<&Tensor>,
@@ -73,7 +74,7 @@ impl Exam<'_> {
         let examples = encoder.encode_dataset(self.dataset)?.examples;
         let classification = self.task == Task::Classification;
         let targets = if classification { self.label_targets()? } else { Vec::new() };
-        // One token a label: the first step's probabilities are all that is needed.
+        // If each label is one token, the probabilities of the first step are all that is needed.
         let one_token = targets.iter().all(|ids| ids.len() == 1);
         let score: Vec<u32> = if one_token { targets.concat() } else { Vec::new() };
         let started = std::time::Instant::now();
@@ -91,9 +92,10 @@ impl Exam<'_> {
         let pairs =
             |of: fn(&Prediction) -> &str| predictions.iter().map(move |p| (p.expected.as_str(), of(p)));
         Ok(Answers {
-            generated: classification.then(|| Scores::of(self.labels, pairs(|p| &p.generated))),
-            likelihood: classification
-                .then(|| Scores::of(self.labels, pairs(|p| p.likeliest.as_deref().unwrap_or_default()))),
+            generated: classification.then(|| Scores::from_pairs(self.labels, pairs(|p| &p.generated))),
+            likelihood: classification.then(|| {
+                Scores::from_pairs(self.labels, pairs(|p| p.likeliest.as_deref().unwrap_or_default()))
+            }),
             text: (!classification).then(|| TextScores::mean(&RowScores::all(pairs(|p| &p.generated)))),
             loss,
             perplexity: perplexity(loss),
@@ -119,7 +121,7 @@ impl Exam<'_> {
         labels::targets(&tokens, self.tokenizer.eos_token_id).map_err(same)
     }
 
-    /// `scores`: the labels' log-likelihoods; none for other tasks.
+    /// `scores`: the labels' log-likelihoods; empty for other tasks.
     fn prediction(&self, record: &Record, generated: &Generated, scores: &[f64]) -> Result<Prediction> {
         scores.iter().try_for_each(|score| finite("the log-likelihood of a label", *score))?;
         let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -136,8 +138,8 @@ impl Exam<'_> {
         })
     }
 
-    /// A generated text as it is judged: of a classification in the form of its labels, else without the white space
-    /// around it.
+    /// A generated text as it is judged: in a classification in the form of its labels, otherwise without surrounding
+    /// white space.
     fn answer_text(&self, text: &str) -> String {
         match self.task {
             Task::Classification => normalize(text).into_owned(),

@@ -1,4 +1,4 @@
-//! How likely a model finds given outputs.
+//! The likelihood of given outputs.
 
 use crate::Result;
 use crate::batch::{Example, PrefixGroup};
@@ -7,17 +7,16 @@ use crate::model::Decoder;
 use crate::tune::objective;
 use candle_core::Tensor;
 
-/// Passes whose rows are looked at together, between two words of progress: the prefix goes through the model once for
-/// all of them.
+/// Passes that run together between two progress reports: they share one pass of the prefix through the model.
 const PASSES: usize = 8;
 
-/// Negative log-likelihood of each target token of `examples`, nats, in their order, behind `prompt` f32 [P, C] or
-/// without one. At most `max_rows` rows go through the model at a time, fewer after the device ran out of memory; `progress`
-/// is told of the examples done.
+/// Negative log-likelihood of each target token of `examples`, nats, in their order, after `prompt` f32 [P, C] or
+/// without a prompt. At most `max_rows` rows go through the model at once, fewer after the device ran out of memory;
+/// `progress` is called with the number of examples done.
 ///
 /// # Errors
-/// A value that is not finite; [`Error::OutOfMemory`](crate::Error::OutOfMemory) for an example that does not fit by itself;
-/// the device's.
+/// Returns an error if a value is not finite or a device operation fails, and
+/// [`Error::OutOfMemory`](crate::Error::OutOfMemory) if a single example does not fit.
 pub fn nll(
     model: &Decoder,
     prompt: Option<&Tensor>,
@@ -42,13 +41,13 @@ pub fn nll(
     Ok(nll)
 }
 
-/// Refuses a value that no model in order gives; it would spoil every mean.
+/// Returns an error if the value is not finite: a working model gives no such value, and it would spoil every mean.
 pub(super) fn finite(what: &str, value: f64) -> Result<()> {
     if value.is_finite() {
         return Ok(());
     }
     let problem = format!(
-        "{what} is {value}; hint: a prompt whose tuning blew up, or weights too large for f16: --dtype f32 tells"
+        "{what} is {value}; hint: the prompt's tuning diverged, or the weights overflow in f16; --dtype f32 shows which"
     );
     Err(candle_core::Error::Msg(problem).into())
 }

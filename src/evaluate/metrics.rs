@@ -1,13 +1,13 @@
-//! Metrics of predicted labels; `tests/metrics.rs` holds them against scikit-learn's and SciPy's values.
+//! Metrics of predicted labels; `tests/evaluate/main.rs` checks them against scikit-learn's and SciPy's values.
 
 use serde::{Deserialize, Serialize};
 
-/// How good predicted labels are, where a prediction may be no label at all.
+/// The quality of predicted labels; a prediction may be no label at all.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Scores {
-    /// Share of predictions that equal what was expected; 0 of none.
+    /// Share of predictions that equal the expected label; 0 if there are none.
     pub accuracy: f64,
-    /// Wilson's interval of it, 95 %.
+    /// Its Wilson interval, 95 %.
     pub interval: [f64; 2],
     /// Mean precision of the labels.
     pub macro_precision: f64,
@@ -16,38 +16,38 @@ pub struct Scores {
     /// Mean over the labels of the harmonic mean of precision and recall; a label that is neither expected
     /// nor predicted counts as 0, as scikit-learn's `f1_score(average="macro", labels=...)` does.
     pub macro_f1: f64,
-    /// Each label's own, in the labels' order.
+    /// The scores of each label, in the labels' order.
     pub classes: Vec<ClassScores>,
     /// Rows by expected label (rows) and predicted label (columns), in the labels' order; the last column counts
     /// predictions that are no label.
     pub confusion: Vec<Vec<usize>>,
-    /// Predictions that equal what was expected.
+    /// Predictions that equal the expected label.
     pub correct: usize,
     /// All predictions.
     pub total: usize,
-    /// Predictions that are none of the labels; they are wrong.
+    /// Predictions that are no label; they are wrong.
     pub no_label: usize,
 }
 
-/// One label's scores; a ratio without a denominator is 0.
+/// Scores of one label; a ratio without a denominator is 0.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ClassScores {
     /// The label.
     pub label: String,
     /// Share of its predictions that are right.
     pub precision: f64,
-    /// Share of its rows that are predicted.
+    /// Share of its rows for which it is predicted.
     pub recall: f64,
     /// Harmonic mean of the two.
     pub f1: f64,
-    /// Rows that expect it.
+    /// Rows whose expected label it is.
     pub support: usize,
 }
 
 /// 97.5 % point of the normal distribution: two-sided intervals of 95 %.
 const Z: f64 = 1.959_963_984_540_054;
 
-/// Wilson's score interval of a share, 95 % (Wilson, 1927); [0, 1] of nothing.
+/// Wilson's score interval of a share, 95 % (Wilson, 1927); [0, 1] if `of` is 0.
 pub fn wilson(part: usize, of: usize) -> [f64; 2] {
     if of == 0 {
         return [0.0, 1.0];
@@ -61,7 +61,7 @@ pub fn wilson(part: usize, of: usize) -> [f64; 2] {
 
 impl Scores {
     /// Scores of (expected, predicted) pairs over `labels`.
-    pub fn of<'a>(labels: &[String], pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+    pub fn from_pairs<'a>(labels: &[String], pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let n = labels.len();
         let mut confusion = vec![vec![0usize; n + 1]; n];
         let (mut total, mut correct, mut no_label) = (0, 0, 0);
@@ -76,7 +76,7 @@ impl Scores {
             }
         }
         let classes: Vec<_> =
-            labels.iter().enumerate().map(|(i, l)| ClassScores::of(l, i, &confusion)).collect();
+            labels.iter().enumerate().map(|(i, l)| ClassScores::from_confusion(l, i, &confusion)).collect();
         let mean = |of: fn(&ClassScores) -> f64| classes.iter().map(of).sum::<f64>() / n.max(1) as f64;
         Self {
             accuracy: ratio(correct, total),
@@ -94,7 +94,7 @@ impl Scores {
 }
 
 impl ClassScores {
-    fn of(label: &str, i: usize, confusion: &[Vec<usize>]) -> Self {
+    fn from_confusion(label: &str, i: usize, confusion: &[Vec<usize>]) -> Self {
         let (hit, support) = (confusion[i][i], confusion[i].iter().sum());
         let predicted = confusion.iter().map(|row| row[i]).sum();
         Self {
@@ -107,7 +107,7 @@ impl ClassScores {
     }
 }
 
-/// `part / of`; 0 of nothing.
+/// `part / of`; 0 if `of` is 0.
 pub(super) fn ratio(part: usize, of: usize) -> f64 {
     part as f64 / of.max(1) as f64
 }

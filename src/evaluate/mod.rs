@@ -1,4 +1,4 @@
-//! Evaluation: a model with and without soft prompts answers the test file.
+//! Evaluation: a model answers the test file with and without soft prompts.
 
 pub mod compare;
 mod exam;
@@ -14,5 +14,5 @@ pub use exam::{Exam, Progress, Stage};
 pub use likelihood::nll;
 pub use metrics::{ClassScores, Scores};
 pub use result::{Answers, Arm, Evaluation, Prediction};
-pub use run::{Observer, run, test_file};
+pub use run::{EvaluationObserver, run, test_file};
 pub use text::{RowScores, TextScores};

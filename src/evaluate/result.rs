@@ -1,4 +1,4 @@
-//! What an evaluation comes to: `evaluation.json`.
+//! The result of an evaluation: `evaluation.json`.
 
 use super::compare::{By, Paired};
 use super::metrics::Scores;
@@ -6,33 +6,32 @@ use super::text::{RowScores, TextScores};
 use crate::config::Task;
 use serde::{Deserialize, Serialize};
 
-/// Base and tuned prompts over one file.
+/// Base and tuned prompts on one file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
-    /// The file that was answered.
+    /// The file with the questions.
     pub test: String,
-    /// What its outputs are.
+    /// The kind of its outputs.
     pub task: Task,
     /// The answers that count as labels, sorted; empty for other tasks than classification.
     pub labels: Vec<String>,
-    /// The text in front of each row for the base model, as tuned prompts have their virtual tokens there; empty for
-    /// none.
+    /// The text before each row for the base model, in the place of a tuned prompt's virtual tokens; empty for none.
     pub hard_prompt: String,
-    /// The base model behind the hard prompt first, then each tuned prompt.
+    /// The base model with the hard prompt first, then each tuned prompt.
     pub arms: Vec<Arm>,
-    /// Each tuned prompt against the base: by what was generated, in the order of `arms`; then the same by likelihood,
+    /// Each tuned prompt against the base: by the generated texts, in the order of `arms`; then the same by likelihood,
     /// or for other tasks than classification by token F1 and by ROUGE-L.
     pub pairs: Vec<Paired>,
 }
 
-/// A model that answered.
+/// A model that answered, with its prompt.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Arm {
     /// `base`, or the tuned prompt's name.
     pub name: String,
     /// Folder of the tuned prompt; none for the base.
     pub adapter: Option<String>,
-    /// What it answered.
+    /// Its answers.
     pub answers: Answers,
 }
 
@@ -45,7 +44,7 @@ pub struct Prediction {
     pub input: String,
     /// The output of the row, without surrounding white space; in a classification in the form of labels.
     pub expected: String,
-    /// What was generated, without surrounding white space; in a classification in the form of labels.
+    /// The generated text, without surrounding white space; in a classification in the form of labels.
     pub generated: String,
     /// The label of the highest likelihood; `None` for other tasks.
     pub likeliest: Option<String>,
@@ -53,39 +52,39 @@ pub struct Prediction {
     pub probabilities: Vec<f64>,
 }
 
-/// All answers of one arm, and how good they are.
+/// All answers of one arm, and their quality.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Answers {
-    /// One a row.
+    /// One for each row.
     pub predictions: Vec<Prediction>,
-    /// Classification: by what was generated.
+    /// Classification: by the generated texts.
     pub generated: Option<Scores>,
     /// Classification: by the likelihood of the labels.
     pub likelihood: Option<Scores>,
     /// Other tasks: the texts against the expected ones.
     pub text: Option<TextScores>,
-    /// Mean negative log-likelihood of the expected outputs' tokens, nats; the end-of-text token is one, but for
-    /// outputs that were cut to `data.max_output_tokens`.
+    /// Mean negative log-likelihood of the expected outputs' tokens, nats. The end-of-text token is one of them, except
+    /// for outputs that were cut to `data.max_output_tokens`.
     #[serde(with = "crate::number")]
     pub loss: f64,
-    /// exp of `loss`; the largest f64 where it is larger still.
+    /// exp of `loss`; at most the largest f64.
     #[serde(with = "crate::number")]
     pub perplexity: f64,
-    /// Wall time of the answers: generation, and the labels' likelihoods; without that of `loss`.
+    /// Wall time of the answers: generation and the labels' likelihoods, without the time for `loss`.
     #[serde(with = "crate::number")]
     pub seconds: f64,
 }
 
 impl Evaluation {
-    /// The arms' names in a table: `base`, then `tuned` where there is one tuned prompt, else each one's own.
+    /// The arms' names in a table: `base`, then `tuned` if there is one tuned prompt, otherwise the name of each.
     pub fn columns(&self) -> Vec<String> {
         let short = self.arms.len() <= 2;
         let name = |(i, arm): (usize, &Arm)| if short && i > 0 { "tuned".into() } else { arm.name.clone() };
         self.arms.iter().enumerate().map(name).collect()
     }
 
-    /// The base and the tuned prompt `name` alone.
-    pub fn of(&self, name: &str) -> Self {
+    /// The evaluation with only the base and the tuned prompt `name`.
+    pub fn select(&self, name: &str) -> Self {
         let arms = self.arms.iter().enumerate().filter(|(i, arm)| *i == 0 || arm.name == name);
         let pairs = self.pairs.iter().filter(|pair| pair.name == name);
         Self {
@@ -95,7 +94,7 @@ impl Evaluation {
         }
     }
 
-    /// Adds an arm, and compares it with the base if that is there.
+    /// Adds an arm, and compares it with the base if the base is there.
     pub(super) fn push(&mut self, arm: Arm) {
         if let Some(base) = self.arms.first() {
             let ways: &[By] = match self.task {
@@ -103,10 +102,10 @@ impl Evaluation {
                 Task::Generation => &[By::Generated, By::TokenF1, By::RougeL],
             };
             let paired = |by: &By| {
-                Paired::of_scores(&arm.name, *by, &base.answers.judged(*by), &arm.answers.judged(*by))
+                Paired::from_scores(&arm.name, *by, &base.answers.judged(*by), &arm.answers.judged(*by))
             };
             self.pairs.extend(ways.iter().map(paired));
-            // Stable: within a way, the order of the arms.
+            // The sort is stable: for each way of judging, the arms keep their order.
             self.pairs.sort_by_key(|pair| pair.by as u8);
         }
         self.arms.push(arm);
@@ -114,7 +113,7 @@ impl Evaluation {
 }
 
 impl Answers {
-    /// How good each row is, in [0, 1].
+    /// The score of each row, in [0, 1].
     fn judged(&self, by: By) -> Vec<f64> {
         let rows = self.predictions.iter();
         let texts = || RowScores::all(rows.clone().map(|p| (p.expected.as_str(), p.generated.as_str())));

@@ -1,4 +1,4 @@
-//! The whole evaluation: one file, the base model, and every tuned prompt.
+//! A complete evaluation: one file, the base model, and every tuned prompt.
 
 use super::exam::{Exam, Progress};
 use super::{Arm, Evaluation};
@@ -10,25 +10,27 @@ use crate::session;
 use crate::session::Session;
 use crate::{Error, Result};
 
-/// What is told of an evaluation while it goes on.
-pub trait Observer {
-    /// The arm `name` got this far.
+/// Receives the events of an evaluation.
+pub trait EvaluationObserver {
+    /// The progress of the arm `name`.
     fn progress(&mut self, name: &str, progress: Progress);
 
-    /// The configuration's `key` names a file that was read, with its notes and warnings; before the first arm.
+    /// The file that the configuration's `key` names was read; called before the first arm. The dataset has notes and
+    /// warnings.
     fn dataset(&mut self, _key: &str, _dataset: &Dataset) {}
 
-    /// The last arm of `so_far` is done: a place to keep what is there, lest a later arm's error lose it.
+    /// The last arm of `so_far` is done. An implementation can save the result, so that an error in a later arm does
+    /// not lose it.
     ///
     /// # Errors
-    /// Any; it ends the evaluation.
+    /// May return any error; it ends the evaluation.
     fn answered(&mut self, so_far: &Evaluation) -> Result<()>;
 }
 
-/// The file that is evaluated on.
+/// The file for the evaluation.
 ///
 /// # Errors
-/// [`Error::Invalid`] where the configuration names none.
+/// Returns [`Error::Invalid`] if the configuration names none.
 pub fn test_file(config: &Config) -> Result<&str> {
     match config.data.test.as_str() {
         "" => Err(Error::Invalid("data.test: expected a file to evaluate on, found none".into())),
@@ -36,17 +38,17 @@ pub fn test_file(config: &Config) -> Result<&str> {
     }
 }
 
-/// Answers the configuration's test file with the base model behind the hard prompt (`prompt.init_text` in plain words),
-/// then with each tuned prompt, and compares.
+/// Answers the configuration's test file with the base model after the hard prompt (`prompt.init_text` as plain text),
+/// then with each tuned prompt, and compares the answers.
 ///
 /// # Errors
-/// No test file; rows that are malformed or can't be encoded; a prompt of another width than the model's; a likelihood
-/// that is not finite; the device's; those of `observer`.
+/// Returns an error if there is no test file, rows are malformed or can't be encoded, a prompt has another width than
+/// the model, a likelihood is not finite, or a device operation fails; and any error of `observer`.
 pub fn run(
     config: &Config,
     session: &Session,
     tuned: &[Tuned],
-    observer: &mut dyn Observer,
+    observer: &mut dyn EvaluationObserver,
 ) -> Result<Evaluation> {
     let (data, file) = (&config.data, test_file(config)?);
     let test = session::dataset(file, data)?;
@@ -60,9 +62,10 @@ pub fn run(
         Task::Generation => Vec::new(),
     };
     let template = Template::parse(&data.verbalizer)?;
-    let plain = session::encoder(data, &session.tokenizer, &template);
+    let without_prompt = session::encoder(data, &session.tokenizer, &template);
     let hard_prompt = config.prompt.init_text.as_str();
-    let behind_words = Encoder { instruction: Some(hard_prompt).filter(|text| !text.is_empty()), ..plain };
+    let with_hard_prompt =
+        Encoder { instruction: Some(hard_prompt).filter(|text| !text.is_empty()), ..without_prompt };
     let exam = Exam {
         model: &session.model,
         tokenizer: &session.tokenizer,
@@ -81,7 +84,7 @@ pub fn run(
     };
     for tuned in std::iter::once(None).chain(tuned.iter().map(Some)) {
         let name = tuned.map_or("base", |tuned| &tuned.name);
-        let encoder = if tuned.is_some() { &plain } else { &behind_words };
+        let encoder = if tuned.is_some() { &without_prompt } else { &with_hard_prompt };
         let prompt = tuned.map(|tuned| &tuned.adapter.prompt);
         let answers = exam.answer(prompt, encoder, &mut |progress| observer.progress(name, progress))?;
         let adapter = tuned.map(|tuned| tuned.folder.display().to_string());

@@ -8,28 +8,28 @@ use std::io;
 use std::path::Path;
 
 impl Evaluation {
-    /// Reads the evaluation in a run folder; `None` before `gneiss eval`.
+    /// Reads the evaluation in a run folder; `None` if `gneiss eval` has not run yet.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::Checkpoint`] if the file can't be read or is malformed.
+    /// Returns [`Error::Io`] or [`Error::Checkpoint`] if the file can't be read or is malformed.
     pub fn read(folder: &Path) -> Result<Option<Self>> {
         read_json(&folder.join(EVALUATION))
     }
 
-    /// Writes `evaluation.json` and `predictions.csv` into `folder`, which is made where it is missing; each file in
-    /// full or not at all.
+    /// Writes `evaluation.json` and `predictions.csv` into `folder`, which is created if it is missing. Each file is
+    /// written completely or not at all.
     ///
-    /// The table has a line a row of the test file, in UTF-8: what each arm generated, and in a classification which
-    /// label it found likeliest and each label's probability among the labels.
+    /// The table has one line for each row of the test file, in UTF-8: the text that each arm generated, and in a
+    /// classification its likeliest label and each label's probability among the labels.
     ///
     /// ```text
     /// line,input,expected,base,tuned,base_likeliest,tuned_likeliest,base P(0),base P(1),tuned P(0),tuned P(1)
     /// ```
     ///
-    /// Where there are several tuned prompts, their names stand in place of `tuned`.
+    /// If there are several tuned prompts, their names stand in place of `tuned`.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// Returns [`Error::Io`] if a file can't be written.
     pub fn write(&self, folder: &Path) -> Result<()> {
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         write_atomically(&folder.join(PREDICTIONS), |out| self.table(out))?;

@@ -16,9 +16,9 @@ pub(super) struct Base {
     pub config: ModelConfig,
     pub tokenizer: TextTokenizer,
     pub weights: Weights,
-    /// Key-value pairs of a GGUF file; `None` of a folder.
+    /// Key-value pairs of a GGUF file; `None` for a folder.
     pub metadata: Option<HashMap<String, Value>>,
-    /// What is not as the configuration says, or is not read.
+    /// Warnings about differences from the configuration and about parts that are not read.
     pub warnings: Vec<String>,
 }
 
@@ -39,15 +39,15 @@ impl Base {
         Ok(Self { path, config, tokenizer, weights: file.into(), metadata, warnings })
     }
 
-    /// Name of the matrix that gives logits.
+    /// Name of the matrix that computes the logits.
     pub fn head(&self) -> &'static str {
         if self.config.tie_word_embeddings { EMBEDDING } else { HEAD }
     }
 
-    /// A JSON object beside a folder's weights; `None` where there is no such file.
+    /// A JSON object next to a folder's weights; `None` if there is no such file.
     ///
     /// # Errors
-    /// A file that can't be read or is no object.
+    /// Returns an error if the file can't be read or is no object.
     pub fn json(&self, name: &str) -> Result<Option<Map<String, Json>>> {
         let path = self.path.join(name);
         if self.metadata.is_some() || !path.is_file() {
@@ -67,20 +67,22 @@ impl Base {
         value.to_u32().ok()
     }
 
-    /// What the tokenizer puts before and after every text, as token ids.
+    /// The token ids that the tokenizer adds before and after every text.
     pub fn around(&self) -> Result<[Vec<u32>; 2]> {
         for probe in ["a", "0", "the", " ", "\n"] {
-            let (bare, whole) = (self.tokenizer.encode(probe, false)?, self.tokenizer.encode(probe, true)?);
-            let at = (0..=whole.len().saturating_sub(bare.len())).find(|at| whole[*at..].starts_with(&bare));
+            let (bare, with_special) =
+                (self.tokenizer.encode(probe, false)?, self.tokenizer.encode(probe, true)?);
+            let at = (0..=with_special.len().saturating_sub(bare.len()))
+                .find(|at| with_special[*at..].starts_with(&bare));
             if let Some(at) = at.filter(|_| !bare.is_empty()) {
-                return Ok([whole[..at].to_vec(), whole[at + bare.len()..].to_vec()]);
+                return Ok([with_special[..at].to_vec(), with_special[at + bare.len()..].to_vec()]);
             }
         }
         let problem = "expected a tokenizer that adds tokens around a text, found one that changes it";
         Err(Error::Tokenizer(format!("{}: {problem}", self.path.display())))
     }
 
-    /// The text of special tokens, as it stands in a prompt.
+    /// The text of special tokens, as in a prompt.
     pub fn text_of(&self, ids: &[u32]) -> String {
         ids.iter().filter_map(|id| self.tokenizer.tokenizer.id_to_token(*id)).collect()
     }

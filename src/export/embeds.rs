@@ -1,4 +1,4 @@
-//! A prompt's vectors with a text's embeddings behind them, as a file that `torch.load` reads.
+//! A prompt's vectors, followed by a text's embeddings, as a file that `torch.load` reads.
 
 use super::base::{Base, EMBEDDING};
 use super::{NamedPrompt, ValueType, torch, values};
@@ -9,12 +9,12 @@ use candle_core::quantized::GgmlDType;
 use candle_core::{Device, Tensor};
 use std::path::Path;
 
-/// What [`prompt_embeds`] is asked for.
+/// The options of [`prompt_embeds`].
 #[derive(Debug)]
 pub struct PromptEmbeds<'a> {
     /// The prompt.
     pub prompt: &'a NamedPrompt,
-    /// The base and the text whose embeddings follow, tokenised as it is in tuning; `None` for the prompt alone.
+    /// The base and the text whose embeddings follow, tokenised as in tuning; `None` for the prompt alone.
     pub text: Option<(&'a Path, &'a str)>,
     /// The file to write.
     pub out: &'a Path,
@@ -23,10 +23,10 @@ pub struct PromptEmbeds<'a> {
 }
 
 impl NamedPrompt {
-    /// The text that the prompt was tuned to see for an input.
+    /// The text for an input in the form on which the prompt was tuned.
     ///
     /// # Errors
-    /// A prompt whose folder does not say which verbalizer it was tuned with.
+    /// Returns an error if the prompt's folder does not contain the verbalizer.
     pub fn render(&self, input: &str) -> Result<String> {
         match &self.adapter.task {
             Some(task) => Ok(Template::parse(&task.verbalizer)?.render(input)),
@@ -38,20 +38,21 @@ impl NamedPrompt {
     }
 }
 
-/// What [`prompt_embeds`] wrote.
+/// The result of [`prompt_embeds`].
 #[derive(Debug)]
 pub struct WrittenEmbeds {
     /// Rows of the tensor.
     pub rows: usize,
-    /// What of the base is read otherwise than it says.
+    /// Warnings about the base.
     pub warnings: Vec<String>,
 }
 
-/// Writes a tensor [rows, C] by `torch.save`'s format: the prompt's vectors, then those of the text's tokens, all before
-/// the model's `embedding_multiplier`.
+/// Writes a tensor [rows, C] in `torch.save`'s format: the prompt's vectors, then those of the text's tokens, all
+/// without the model's `embedding_multiplier`.
 ///
 /// # Errors
-/// A base that can't be read or has another width; a value that does not fit the type; [`Error::Io`].
+/// Returns an error if the base can't be read or has another width, or a value does not fit the type; [`Error::Io`] if
+/// the file can't be written.
 pub fn prompt_embeds(options: &PromptEmbeds<'_>) -> Result<WrittenEmbeds> {
     let mut warnings = Vec::new();
     let prompt = &options.prompt.adapter.prompt;
@@ -60,12 +61,9 @@ pub fn prompt_embeds(options: &PromptEmbeds<'_>) -> Result<WrittenEmbeds> {
         Some((model, text)) => {
             let base = Base::open(model)?;
             warnings.clone_from(&base.warnings);
-            let (width, found) = (base.config.hidden_size, prompt.dims()[1]);
-            if width != found {
-                let problem =
-                    format!("{}: expected a prompt of width {width}, found {found}", options.prompt.name);
-                return Err(Error::Checkpoint { path: base.path, problem });
-            }
+            let name = Path::new(&options.prompt.name);
+            let adapter = &options.prompt.adapter;
+            adapter.check_width(name, &model.display().to_string(), base.config.hidden_size)?;
             let ids = base.tokenizer.encode(text, true).map_err(|error| error.in_text("--text"))?;
             if ids.is_empty() {
                 return Err(Error::Invalid("--text: expected at least one token, found none".into()));

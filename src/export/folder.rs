@@ -1,12 +1,13 @@
 //! A baked checkpoint as a folder: weights, configuration, tokenizer.
 
 use super::base::{Base, EMBEDDING, HEAD};
-use super::safetensors::{self, Entry};
-use super::staging::Staging;
+use super::safetensors::{self, SafetensorsEntry};
+use super::staging::StagedOutput;
 use super::values::{self, Matrices};
-use super::{Progress, ValueType, tokenizer};
+use super::{ProgressCallback, ValueType, tokenizer};
 use crate::checkpoint::stored::StoredDtype;
 use crate::checkpoint::{ModelConfig, ModelType};
+use crate::layout::model_folder::{CONFIG, GENERATION_CONFIG, WEIGHTS, WEIGHTS_INDEX};
 use crate::{Error, Result};
 use ::safetensors::Dtype;
 use candle_core::quantized::GgmlDType;
@@ -14,26 +15,23 @@ use candle_core::{DType, Device};
 use serde_json::{Map, Value, json};
 use std::io::Write;
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
-
-/// Files that are copied where the base has them: licences, and tokenizers in older forms.
+/// Files that are copied if the base has them: licences, and tokenizers in older forms.
 const COPIED: [&str; 7] =
     ["LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "vocab.json", "merges.txt", "tokenizer.model"];
 
-/// Writes all files but `prompts.json`. Returns the type of the embedding.
+/// Writes all files except `prompts.json`. Returns the type of the embedding.
 pub(super) fn write(
-    staging: &Staging,
+    staging: &StagedOutput,
     matrices: &Matrices<'_>,
     value_type: Option<ValueType>,
-    progress: Progress<'_>,
+    progress: ProgressCallback<'_>,
 ) -> Result<GgmlDType> {
     let (base, placed) = (matrices.base, matrices.placed);
-    let weights = Weights { staging, matrices, target: target(base, value_type) };
+    let weights = WeightsWriter { staging, matrices, target: target(base, value_type) };
     weights.write(progress)?;
-    staging.write_json("config.json", &config(base, matrices.vocab_size(), value_type)?)?;
+    staging.write_json(CONFIG, &config(base, matrices.vocab_size(), value_type)?)?;
     let suppressed: Vec<u32> = placed.ids().collect();
-    staging.write_json("generation_config.json", &generation(base, &suppressed)?)?;
+    staging.write_json(GENERATION_CONFIG, &generation(base, &suppressed)?)?;
     tokenizer::write(staging, base, placed)?;
     if base.metadata.is_none() {
         for name in COPIED {
@@ -46,23 +44,23 @@ pub(super) fn write(
     weights.dtype(EMBEDDING)
 }
 
-/// The type that all tensors are written in; `None` where each keeps its own.
+/// The type in which all tensors are written; `None` if each keeps its own.
 fn target(base: &Base, value_type: Option<ValueType>) -> Option<GgmlDType> {
     match value_type {
         Some(value_type) => Some(value_type.ggml()),
-        // A GGUF file has f32 vectors beside matrices of any type; transformers has one type for all.
+        // A GGUF file has f32 vectors and matrices of any type; transformers has one type for all.
         None => base.metadata.is_some().then_some(GgmlDType::F32),
     }
 }
 
-struct Weights<'a> {
-    staging: &'a Staging,
+struct WeightsWriter<'a> {
+    staging: &'a StagedOutput,
     matrices: &'a Matrices<'a>,
     target: Option<GgmlDType>,
 }
 
-impl Weights<'_> {
-    fn write(&self, progress: Progress<'_>) -> Result<()> {
+impl WeightsWriter<'_> {
+    fn write(&self, progress: ProgressCallback<'_>) -> Result<()> {
         let base = self.matrices.base;
         let files = base.weights.files();
         let total = base.weights.names().len();
@@ -70,11 +68,11 @@ impl Weights<'_> {
         for (path, names) in &files {
             let name = match (&base.metadata, path.file_name()) {
                 (None, Some(name)) => name.to_string_lossy().into_owned(),
-                _ => SINGLE.to_string(),
+                _ => WEIGHTS.to_string(),
             };
             let mut entries = self.entries(names)?;
             safetensors::order(&mut entries);
-            bytes += entries.iter().map(Entry::bytes).sum::<usize>();
+            bytes += entries.iter().map(SafetensorsEntry::bytes).sum::<usize>();
             map.extend(entries.iter().map(|entry| (entry.name.clone(), json!(name))));
             let path = self.staging.path(&name);
             self.staging.write(&path, |out| {
@@ -85,31 +83,31 @@ impl Weights<'_> {
                 })
             })?;
         }
-        if files.len() > 1 || !map.values().all(|file| file == SINGLE) {
+        if files.len() > 1 || !map.values().all(|file| file == WEIGHTS) {
             let index = json!({"metadata": {"total_size": bytes}, "weight_map": map});
-            self.staging.write_json(INDEX, &index)?;
+            self.staging.write_json(WEIGHTS_INDEX, &index)?;
         }
         Ok(())
     }
 
-    /// The tensors of a file of the base; the head is in that of the embedding where it was tied.
-    fn entries(&self, names: &[&str]) -> Result<Vec<Entry>> {
+    /// The tensors of a file of the base. If the head was tied to the embedding, it is written to the embedding's file.
+    fn entries(&self, names: &[&str]) -> Result<Vec<SafetensorsEntry>> {
         let (base, tied) = (self.matrices.base, self.matrices.base.config.tie_word_embeddings);
         let mut entries = Vec::new();
         for name in names.iter().copied().filter(|name| !(tied && *name == HEAD)) {
             let stored = base.weights.stored(name)?;
             let dtype = match (self.target, stored.dtype) {
-                (None, _) if [EMBEDDING, HEAD].contains(&name) => plain(base.dtype_of(name)?),
-                (Some(target), dtype) if values::ggml(dtype).is_some() => plain(target),
+                (None, _) if [EMBEDDING, HEAD].contains(&name) => safetensors_dtype(base.dtype_of(name)?),
+                (Some(target), dtype) if values::ggml(dtype).is_some() => safetensors_dtype(target),
                 (_, StoredDtype::Safetensors(dtype)) => dtype,
-                (_, StoredDtype::Gguf(dtype)) => plain(dtype),
+                (_, StoredDtype::Gguf(dtype)) => safetensors_dtype(dtype),
             };
             let shape =
                 if [EMBEDDING, HEAD].contains(&name) { self.matrices.shape().to_vec() } else { stored.shape };
             if tied && name == EMBEDDING {
-                entries.push(Entry { name: HEAD.into(), dtype, shape: shape.clone() });
+                entries.push(SafetensorsEntry { name: HEAD.into(), dtype, shape: shape.clone() });
             }
-            entries.push(Entry { name: name.into(), dtype, shape });
+            entries.push(SafetensorsEntry { name: name.into(), dtype, shape });
         }
         Ok(entries)
     }
@@ -118,10 +116,10 @@ impl Weights<'_> {
         self.target.map_or_else(|| self.matrices.base.dtype_of(name), Ok)
     }
 
-    fn values(&self, entry: &Entry, out: &mut dyn Write) -> Result<()> {
+    fn values(&self, entry: &SafetensorsEntry, out: &mut dyn Write) -> Result<()> {
         let base = self.matrices.base;
         let name = entry.name.as_str();
-        let io = |result: std::io::Result<()>| result.map_err(Error::io(self.staging.path(SINGLE)));
+        let io = |result: std::io::Result<()>| result.map_err(Error::io(self.staging.path(WEIGHTS)));
         if [EMBEDDING, HEAD].contains(&name) {
             let pieces = match name {
                 EMBEDDING => self.matrices.embedding(self.dtype(EMBEDDING)?)?,
@@ -140,8 +138,8 @@ impl Weights<'_> {
     }
 }
 
-/// Of types that safetensors has.
-fn plain(dtype: GgmlDType) -> Dtype {
+/// The safetensors type for a type that both formats have.
+fn safetensors_dtype(dtype: GgmlDType) -> Dtype {
     match dtype {
         GgmlDType::F16 => Dtype::F16,
         GgmlDType::BF16 => Dtype::BF16,
@@ -160,20 +158,20 @@ fn torch_name(dtype: GgmlDType) -> &'static str {
 
 /// `config.json`.
 fn config(base: &Base, vocab_size: usize, value_type: Option<ValueType>) -> Result<Map<String, Value>> {
-    let mut json = match base.json("config.json")? {
+    let mut json = match base.json(CONFIG)? {
         Some(json) => json,
         None => config_of_gguf(base)?,
     };
     json.insert("vocab_size".into(), json!(vocab_size));
     json.insert("tie_word_embeddings".into(), json!(false));
-    // Saved from the base class, as the baked checkpoint is not.
+    // A base saved from the base class becomes a causal language model.
     let class = json.get("architectures").and_then(|classes| classes.get(0)).and_then(Value::as_str);
     if let Some(family) = class.and_then(|class| class.strip_suffix("Model")) {
         let class = format!("{family}ForCausalLM");
         json.insert("architectures".into(), json!([class]));
     }
     if let Some(target) = target(base, value_type) {
-        // transformers 5 writes the first and reads both.
+        // transformers 5 writes the first key and reads both.
         let keys: Vec<&str> =
             ["dtype", "torch_dtype"].into_iter().filter(|key| json.contains_key(*key)).collect();
         let keys = if keys.is_empty() { vec!["torch_dtype"] } else { keys };
@@ -182,7 +180,7 @@ fn config(base: &Base, vocab_size: usize, value_type: Option<ValueType>) -> Resu
     Ok(json)
 }
 
-/// `config.json` of a checkpoint that was GGUF, in the keys of the checkpoints on the hub.
+/// `config.json` for a GGUF base, with the keys of the checkpoints on the hub.
 fn config_of_gguf(base: &Base) -> Result<Map<String, Value>> {
     let c: &ModelConfig = &base.config;
     let Some(rope) = &c.rope else {
@@ -236,10 +234,10 @@ fn config_of_gguf(base: &Base) -> Result<Map<String, Value>> {
 
 /// `generation_config.json`: transformers never generates `suppress_tokens`.
 fn generation(base: &Base, suppressed: &[u32]) -> Result<Map<String, Value>> {
-    let mut json = match base.json("generation_config.json")? {
+    let mut json = match base.json(GENERATION_CONFIG)? {
         Some(json) => json,
         None => {
-            let config = match base.json("config.json")? {
+            let config = match base.json(CONFIG)? {
                 Some(config) => config,
                 None => config_of_gguf(base)?,
             };

@@ -7,8 +7,8 @@
 //! head        [ base's V rows | u          u          ... ]     a row that does not win, see unlikely.rs
 //! ```
 //!
-//! An engine that serves the base serves the prompt where those tokens stand before the text. Without them the base
-//! computes what it did: its rows are copied bit for bit, and rows are looked up and multiplied one by one.
+//! An engine that serves the base also serves the prompt if those tokens stand before the text. Without them the base
+//! computes the same as before: its rows are copied bit for bit, and each row is looked up and multiplied independently.
 
 mod base;
 mod embeds;
@@ -36,10 +36,10 @@ pub use embeds::{PromptEmbeds, WrittenEmbeds, prompt_embeds};
 pub use prompts::{NamedPrompt, base_model, read_prompts};
 pub use unlikely::Unlikely;
 
-/// File of a baked checkpoint that says how each prompt is put before a text.
+/// File of a baked checkpoint with the text that puts each prompt before an input.
 pub const PROMPTS: &str = "prompts.json";
 
-/// Type of the values that are written.
+/// Type of the written values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ValueType {
     /// 32-bit floats.
@@ -48,7 +48,7 @@ pub enum ValueType {
     F16,
     /// bfloat16.
     Bf16,
-    /// Blocks of 32 8-bit integers with one scale, of GGUF alone.
+    /// Blocks of 32 8-bit integers with one scale; only in GGUF.
     Q8_0,
 }
 
@@ -86,7 +86,7 @@ impl fmt::Display for ValueType {
     }
 }
 
-/// What a baked checkpoint is written as.
+/// Format of a baked checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// A folder of safetensors, configuration and tokenizer.
@@ -95,66 +95,66 @@ pub enum Format {
     Gguf,
 }
 
-/// What [`bake`] is asked for.
+/// The options of [`bake`].
 #[derive(Debug)]
 pub struct Bake<'a> {
     /// The base: a checkpoint folder or a GGUF file.
     pub model: &'a Path,
-    /// The prompts, one at least.
+    /// The prompts, at least one.
     pub prompts: Vec<NamedPrompt>,
     /// The folder or the `.gguf` file to write.
     pub out: &'a Path,
-    /// What is written.
+    /// The format.
     pub format: Format,
-    /// Type of the values; `None` keeps the base's, see [`bake`].
+    /// Type of the values; `None` keeps the base's types, see [`bake`].
     pub value_type: Option<ValueType>,
 }
 
-/// What was written.
+/// The result of [`bake`].
 #[derive(Debug)]
 pub struct Baked {
     /// Content of [`PROMPTS`].
     pub prompts: serde_json::Value,
     /// Rows of the new embedding.
     pub vocab_size: usize,
-    /// The head's row of the new tokens.
+    /// The head's row for the new tokens.
     pub unlikely: Unlikely,
-    /// Greatest part of its norm that a prompt's vector lost by rounding; 0 where it is written as f32.
+    /// Largest fraction of its norm that a prompt's vector lost by rounding; 0 if it is written as f32.
     pub rounding: f64,
-    /// Type that the prompts' vectors are written in.
+    /// Type in which the prompts' vectors are written.
     pub embedding_type: String,
-    /// Prompts whose text form gives other tokens than the prompt was tuned on.
+    /// Prompts whose text form gives other tokens than those on which the prompt was tuned.
     pub inexact: Vec<String>,
-    /// What of the base is read or written otherwise than it says, or is not read.
+    /// Warnings about the base and about differences between the base and the output.
     pub warnings: Vec<String>,
 }
 
-/// Told of the work: what is done, how much of it, of how much.
-pub type Progress<'a> = &'a mut dyn FnMut(&'static str, usize, usize);
+/// Progress callback: (stage, done, total).
+pub type ProgressCallback<'a> = &'a mut dyn FnMut(&'static str, usize, usize);
 
 /// Writes the base with the prompts as new special tokens `<|NAME:0|>`, `<|NAME:1|>` and so on.
 ///
-/// Without a [`ValueType`] values keep the type that they have. The exceptions are those of a quantised GGUF base: its
-/// tensors are dequantised to f32 for a folder; for a GGUF file they are copied as they are, but the embedding is written
-/// as f32, as quantisation would spoil the prompts. With [`ValueType::Q8_0`] the embedding is f16 for the same reason.
+/// Without a [`ValueType`] values keep their type, except those of a quantised GGUF base: for a folder its tensors are
+/// dequantised to f32; for a GGUF file they are copied unchanged, but the embedding is written as f32, because
+/// quantisation would spoil the prompts. With [`ValueType::Q8_0`] the embedding is f16 for the same reason.
 ///
-/// The base runs once over a short text, on the CPU in bf16, to find tokens that are never likely (see [`Unlikely`]). All
-/// other work reads, converts and writes one tensor at a time. `out` is there in full at the end, or not at all.
+/// The base runs once over a short text, on the CPU in bf16, to find tokens that are never likely (see [`Unlikely`]).
+/// Otherwise one tensor at a time is read, converted and written. In the end `out` is complete, or it does not exist.
 ///
 /// # Errors
-/// A base that can't be read; prompts of another width; tokens that the base has already; an `out` that is there; a type or
-/// tokenizer that the format does not have; [`Error::Io`].
-pub fn bake(options: Bake<'_>, progress: Progress<'_>) -> Result<Baked> {
+/// Returns an error if the base can't be read, a prompt has another width, the base already has the tokens, `out`
+/// exists, or the format does not have the type or the tokenizer; [`Error::Io`] if a file can't be written.
+pub fn bake(options: Bake<'_>, progress: ProgressCallback<'_>) -> Result<Baked> {
     let Bake { model, prompts, out, format, value_type } = options;
     if format == Format::Safetensors && value_type == Some(ValueType::Q8_0) {
         return Err(Error::Invalid("--type: expected f32, f16 or bf16 for safetensors, found q8_0".into()));
     }
-    let staging = staging::Staging::new(out, format)?;
+    let staging = staging::StagedOutput::new(out, format)?;
     let base = Base::open(model)?;
     let placed = Placed::new(&base, prompts)?;
     let vocabulary = match format {
         Format::Safetensors => None,
-        Format::Gguf => Some(gguf::Vocabulary::new(&base, &placed)?),
+        Format::Gguf => Some(gguf::VocabularyPairs::new(&base, &placed)?),
     };
     let unlikely = unlikely::find(&base, &placed, progress)?;
     let matrices = values::Matrices::new(&base, &placed, &unlikely)?;

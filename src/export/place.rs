@@ -1,4 +1,4 @@
-//! Where the prompts' vectors go: the new tokens and their ids.
+//! The new tokens of the prompts, and their ids.
 
 use super::base::Base;
 use super::prompts::NamedPrompt;
@@ -6,22 +6,23 @@ use crate::prompt::peft::PromptTask;
 use crate::{Error, Result};
 use candle_core::Tensor;
 use std::ops::Range;
+use std::path::Path;
 use tokenizers::{AddedToken, Tokenizer};
 
 /// The new tokens of one prompt.
 #[derive(Debug, Clone)]
-pub(super) struct Tokens {
+pub(super) struct NewTokens {
     pub name: String,
     pub ids: Range<u32>,
     pub task: Option<PromptTask>,
 }
 
-impl Tokens {
+impl NewTokens {
     pub fn strings(&self) -> impl Iterator<Item = String> + '_ {
         (0..self.ids.len()).map(|i| token(&self.name, i))
     }
 
-    /// The tokens in order, as they stand before a text.
+    /// The tokens in order, as the text before an input.
     pub fn text(&self) -> String {
         self.strings().collect()
     }
@@ -33,7 +34,7 @@ fn token(name: &str, i: usize) -> String {
 
 /// All prompts with their new tokens.
 pub(super) struct Placed {
-    pub tokens: Vec<Tokens>,
+    pub tokens: Vec<NewTokens>,
     /// Id of the first new token; the others follow it.
     pub first: u32,
     /// The vectors of all new tokens, f32 [N, C].
@@ -47,30 +48,23 @@ impl Placed {
     pub fn new(base: &Base, prompts: Vec<NamedPrompt>) -> Result<Self> {
         let width = base.config.hidden_size;
         for NamedPrompt { name, adapter } in &prompts {
-            let found = adapter.config.token_dim;
-            if found != width {
-                let problem = format!(
-                    "{name}: expected a prompt of width {width}, the base's hidden size, found {found}; it was tuned on {}",
-                    adapter.config.base_model_name_or_path.as_deref().unwrap_or("another model")
-                );
-                return Err(Error::Checkpoint { path: base.path.clone(), problem });
-            }
+            adapter.check_width(Path::new(name), &base.path.display().to_string(), width)?;
         }
         let mut next = 0;
         let mut tokens = Vec::with_capacity(prompts.len());
         for NamedPrompt { name, adapter } in &prompts {
             let ids = next..next + adapter.config.num_virtual_tokens as u32;
             next = ids.end;
-            tokens.push(Tokens { name: name.clone(), ids, task: adapter.task.clone() });
+            tokens.push(NewTokens { name: name.clone(), ids, task: adapter.task.clone() });
         }
-        let all: Vec<String> = tokens.iter().flat_map(Tokens::strings).collect();
+        let all: Vec<String> = tokens.iter().flat_map(NewTokens::strings).collect();
         let (tokenizer, first) = add(base, &all)?;
         for tokens in &mut tokens {
             tokens.ids = tokens.ids.start + first..tokens.ids.end + first;
         }
         if first as usize > base.config.vocab_size {
             let problem = format!(
-                "expected an embedding of {first} rows, one a token of the tokenizer, found {}",
+                "expected an embedding of {first} rows, one for each token of the tokenizer, found {}",
                 base.config.vocab_size
             );
             return Err(Error::Checkpoint { path: base.path.clone(), problem });
@@ -85,11 +79,11 @@ impl Placed {
 
     /// Every new token with its id.
     pub fn numbered(&self) -> impl Iterator<Item = (u32, String)> + '_ {
-        self.ids().zip(self.tokens.iter().flat_map(Tokens::strings))
+        self.ids().zip(self.tokens.iter().flat_map(NewTokens::strings))
     }
 }
 
-/// The tokenizer with these special tokens, and the first one's id.
+/// The tokenizer with these special tokens, and the id of the first one.
 fn add(base: &Base, tokens: &[String]) -> Result<(Tokenizer, u32)> {
     let old = &base.tokenizer.tokenizer;
     if let Some(token) = tokens.iter().find(|token| old.token_to_id(token).is_some()) {
@@ -100,8 +94,8 @@ fn add(base: &Base, tokens: &[String]) -> Result<(Tokenizer, u32)> {
         return Err(Error::Checkpoint { path: base.path.clone(), problem });
     }
     if old.get_encode_special_tokens() {
-        let problem = "`split_special_tokens` of tokenizer_config.json: expected false, found true, by which every text's \
-                       special tokens are split, a baked prompt's too"
+        let problem = "`split_special_tokens` of tokenizer_config.json: expected false, found true, which splits all special \
+                       tokens in texts, those of a baked prompt too"
             .to_string();
         return Err(Error::Checkpoint { path: base.path.clone(), problem });
     }

@@ -1,21 +1,22 @@
-//! The prompts to export, and what they are called.
+//! The prompts to export, and their names.
 
 use crate::prompt::peft::Adapter;
 use crate::prompt::{Tuned, check_name, split_name};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
-/// A tuned prompt under a name.
+/// A tuned prompt with a name.
 #[derive(Debug, Clone)]
 pub struct NamedPrompt {
     /// A name that [`check_name`] allows.
     pub name: String,
-    /// The prompt, with what it belongs to.
+    /// The prompt with its configuration.
     pub adapter: Adapter,
 }
 
-/// Reads prompts given as `DIR` or `NAME=DIR`, DIR in any of the forms of [`Place::find`](crate::prompt::peft::Place::find).
-/// Without a name it is that of the run, of the folder or of the repository.
+/// Reads prompts given as `DIR` or `NAME=DIR`; DIR has any of the forms of
+/// [`Place::find`](crate::prompt::peft::Place::find). Without a name the prompt has the name of the run, the folder or
+/// the repository.
 ///
 /// # Errors
 /// Returns an error if a folder has no prompt or is given twice, or if a name is given twice or [`check_name`] refuses it.
@@ -36,17 +37,17 @@ pub fn read_prompts(arguments: &[String]) -> Result<Vec<NamedPrompt>> {
     Ok(prompts)
 }
 
-/// The one model that the prompts say they were tuned on, with its revision.
+/// The model on which all prompts were tuned by their configurations, with its revision.
 ///
 /// # Errors
-/// A prompt that names none; prompts of different models.
+/// Returns an error if a prompt names no model, or if the prompts name different models.
 pub fn base_model(prompts: &[NamedPrompt]) -> Result<String> {
     let mut found: Option<(String, &str)> = None;
     for NamedPrompt { name, adapter } in prompts {
         let config = &adapter.config;
         let Some(model) = config.base_model_name_or_path.as_deref().filter(|model| !model.is_empty()) else {
             return Err(Error::Invalid(format!(
-                "--model: required, as {name} does not say which model it was tuned on"
+                "--model: required, because {name} does not say on which model it was tuned"
             )));
         };
         let model = match &config.revision {

@@ -1,4 +1,4 @@
-//! A safetensors file, written tensor by tensor: the crate's own writer wants all values at once.
+//! A writer of safetensors files, tensor by tensor: the crate's own writer needs all values at once.
 //!
 //! ```text
 //! length of the header, u64 | header, JSON, padded to 8 bytes | values
@@ -10,33 +10,33 @@ use serde_json::{Map, Value, json};
 use std::io::Write;
 use std::path::Path;
 
-/// A tensor to be written.
+/// A tensor to write.
 #[derive(Debug, Clone)]
-pub(super) struct Entry {
+pub(super) struct SafetensorsEntry {
     pub name: String,
     pub dtype: Dtype,
     pub shape: Vec<usize>,
 }
 
-impl Entry {
+impl SafetensorsEntry {
     pub fn bytes(&self) -> usize {
         self.shape.iter().product::<usize>() * self.dtype.bitsize() / 8
     }
 }
 
-/// Puts tensors in the order of the file, in which wide values come first and so are aligned.
-pub(super) fn order(entries: &mut [Entry]) {
+/// Puts tensors in the order of the file: types with more bytes come first, so that all values are aligned.
+pub(super) fn order(entries: &mut [SafetensorsEntry]) {
     entries.sort_by(|a, b| b.dtype.bitsize().cmp(&a.dtype.bitsize()).then_with(|| a.name.cmp(&b.name)));
 }
 
-/// Writes `entries`, in this order; `values` writes those of one, as many bytes as it says.
+/// Writes `entries` in this order; `values` must write as many bytes of an entry as it says.
 pub(super) fn write(
     path: &Path,
-    entries: &[Entry],
+    entries: &[SafetensorsEntry],
     out: &mut dyn Write,
-    mut values: impl FnMut(&Entry, &mut dyn Write) -> Result<()>,
+    mut values: impl FnMut(&SafetensorsEntry, &mut dyn Write) -> Result<()>,
 ) -> Result<()> {
-    // transformers refuses a file that does not say which framework it is for.
+    // transformers refuses a file that does not name its framework.
     let mut header = Map::from_iter([("__metadata__".to_string(), json!({"format": "pt"}))]);
     let mut end = 0;
     for entry in entries {
@@ -63,7 +63,7 @@ pub(super) fn write(
     Ok(())
 }
 
-/// Counts what goes through.
+/// Counts the bytes that are written.
 pub(super) struct Counted<'a> {
     pub out: &'a mut dyn Write,
     pub bytes: usize,
@@ -88,12 +88,15 @@ mod tests {
 
     #[test]
     fn is_read_by_the_crate() {
-        let entry =
-            |name: &str, dtype, shape: &[usize]| Entry { name: name.into(), dtype, shape: shape.to_vec() };
+        let entry = |name: &str, dtype, shape: &[usize]| SafetensorsEntry {
+            name: name.into(),
+            dtype,
+            shape: shape.to_vec(),
+        };
         let mut entries = [entry("a", Dtype::BF16, &[3]), entry("b", Dtype::F32, &[2, 1])];
         order(&mut entries);
         let mut file = Vec::new();
-        let values = |entry: &Entry, out: &mut dyn Write| {
+        let values = |entry: &SafetensorsEntry, out: &mut dyn Write| {
             let byte = entry.name.as_bytes()[0];
             out.write_all(&vec![byte; entry.bytes()]).map_err(Error::io("x"))
         };
@@ -102,7 +105,7 @@ mod tests {
         assert_eq!(read.tensor("a").unwrap().data(), b"aaaaaa");
         let b = read.tensor("b").unwrap();
         assert_eq!((b.data(), b.shape(), b.dtype()), (&b"bbbbbbbb"[..], &[2, 1][..], Dtype::F32));
-        let short = |_: &Entry, out: &mut dyn Write| out.write_all(b"1").map_err(Error::io("x"));
+        let short = |_: &SafetensorsEntry, out: &mut dyn Write| out.write_all(b"1").map_err(Error::io("x"));
         assert!(write(Path::new("x"), &entries, &mut Vec::new(), short).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! Output that is there in full or not at all: written in a hidden folder beside its place, then renamed.
+//! Output that is complete or does not exist: it is written in a hidden folder next to its place, then renamed.
 
 use super::{Format, PROMPTS};
 use crate::checkpoint::json::bare_again;
@@ -9,16 +9,16 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
-/// A place for the output until it is whole; removed with all in it where that does not happen.
-pub(super) struct Staging {
+/// A temporary place for the output until it is complete; removed with its content if that does not happen.
+pub(super) struct StagedOutput {
     folder: TempDir,
     out: PathBuf,
     format: Format,
 }
 
-impl Staging {
+impl StagedOutput {
     /// # Errors
-    /// An `out` that is there already and not an empty folder; a `.gguf` file without that ending.
+    /// Returns an error if `out` exists and is not an empty folder, or if it is a GGUF file without the ending `.gguf`.
     pub fn new(out: &Path, format: Format) -> Result<Self> {
         check_free(out, format)?;
         let name = out.file_name().ok_or_else(|| bad(out, "a path with a name", "none"))?;
@@ -30,24 +30,24 @@ impl Staging {
         let prefix: OsString = [".".as_ref(), name, ".".as_ref()].into_iter().collect();
         let mut builder = tempfile::Builder::new();
         builder.prefix(&prefix).suffix(".tmp");
-        // As any other folder, whose permissions the umask decides.
+        // With the permissions of any other folder, which the umask decides.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
         let folder = builder.tempdir_in(parent).map_err(Error::io(parent))?;
         Ok(Self { folder, out: out.to_path_buf(), format })
     }
 
-    /// Path of a file of the output while it is written.
+    /// Temporary path of a file of the output.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    /// Path of the one file of a GGUF output.
+    /// Temporary path of a GGUF output.
     pub fn gguf(&self) -> PathBuf {
         self.path("model.gguf")
     }
 
-    /// Writes one file by a function that may fail in its own way.
+    /// Writes one file by a function that may fail with its own error.
     pub fn write(&self, path: &Path, body: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
         let mut failed = None;
         let written = write_atomically(path, |out| {
@@ -68,15 +68,15 @@ impl Staging {
         write_atomically(&path, |out| writeln!(out, "{text}"))
     }
 
-    /// Adds `prompts.json` and puts the output in its place.
+    /// Adds `prompts.json` and moves the output to its place.
     pub fn finish(self, prompts: &serde_json::Value) -> Result<()> {
         self.write_json(PROMPTS, prompts)?;
-        // Somebody may have been quicker.
+        // Another process may have created it meanwhile.
         check_free(&self.out, self.format)?;
         match self.format {
             Format::Gguf => {
-                let beside = beside(&self.out);
-                std::fs::rename(self.path(PROMPTS), &beside).map_err(Error::io(&beside))?;
+                let prompts_path = prompts_path(&self.out);
+                std::fs::rename(self.path(PROMPTS), &prompts_path).map_err(Error::io(&prompts_path))?;
                 std::fs::rename(self.gguf(), &self.out).map_err(Error::io(&self.out))
             }
             Format::Safetensors => {
@@ -89,8 +89,8 @@ impl Staging {
     }
 }
 
-/// Where the prompts of a GGUF file are listed: `model.gguf` has `model.prompts.json`.
-fn beside(gguf: &Path) -> PathBuf {
+/// The file that lists the prompts of a GGUF file: `model.prompts.json` for `model.gguf`.
+fn prompts_path(gguf: &Path) -> PathBuf {
     gguf.with_extension(PROMPTS)
 }
 
@@ -99,7 +99,7 @@ fn check_free(out: &Path, format: Format) -> Result<()> {
         if !out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
             return Err(bad(out, "a path that ends in .gguf", "another"));
         }
-        let there = [out.to_path_buf(), beside(out)].into_iter().find(|path| path.exists());
+        let there = [out.to_path_buf(), prompts_path(out)].into_iter().find(|path| path.exists());
         return there.map_or(Ok(()), |path| Err(bad(&path, "no such file yet", "one")));
     }
     let mut entries = match std::fs::read_dir(out) {
@@ -131,7 +131,7 @@ mod tests {
     fn what_is_not_finished_leaves_nothing() {
         let here = tempfile::tempdir().unwrap();
         let out = here.path().join("a/out");
-        let staging = Staging::new(&out, Format::Safetensors).unwrap();
+        let staging = StagedOutput::new(&out, Format::Safetensors).unwrap();
         staging.write_json("config.json", &1).unwrap();
         assert!(!out.exists());
         let fails = staging.write(&staging.path("b"), |out| {
@@ -148,10 +148,10 @@ mod tests {
         let here = tempfile::tempdir().unwrap();
         let out = here.path().join("out");
         std::fs::create_dir(&out).unwrap();
-        let staging = Staging::new(&out, Format::Safetensors).unwrap();
+        let staging = StagedOutput::new(&out, Format::Safetensors).unwrap();
         staging.finish(&serde_json::json!({})).unwrap();
         assert_eq!((names(&out), names(here.path())), (vec![PROMPTS.into()], vec!["out".into()]));
-        let error = Staging::new(&out, Format::Safetensors).err().unwrap().to_string();
+        let error = StagedOutput::new(&out, Format::Safetensors).err().unwrap().to_string();
         assert!(error.contains("found one with files in it"), "{error}");
     }
 
@@ -159,14 +159,14 @@ mod tests {
     fn a_gguf_file_has_its_prompts_beside_it() {
         let here = tempfile::tempdir().unwrap();
         let out = here.path().join("dogs.gguf");
-        let staging = Staging::new(&out, Format::Gguf).unwrap();
+        let staging = StagedOutput::new(&out, Format::Gguf).unwrap();
         std::fs::write(staging.gguf(), "").unwrap();
         staging.finish(&serde_json::json!({})).unwrap();
         let mut found = names(here.path());
         found.sort();
         assert_eq!(found, ["dogs.gguf", "dogs.prompts.json"]);
         for taken in ["dogs.gguf", "cats.bin"] {
-            assert!(Staging::new(&here.path().join(taken), Format::Gguf).is_err(), "{taken}");
+            assert!(StagedOutput::new(&here.path().join(taken), Format::Gguf).is_err(), "{taken}");
         }
     }
 }

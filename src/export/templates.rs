@@ -1,33 +1,34 @@
-//! How a prompt's tokens come before a text: `prompts.json`, and the chat template.
+//! The text that puts a prompt's tokens before an input: `prompts.json`, and the chat template.
 
 use super::base::Base;
-use super::place::{Placed, Tokens};
+use super::place::{NewTokens, Placed};
 use crate::data::Template;
+use crate::layout::model_folder::{CHAT_TEMPLATE, TOKENIZER_CONFIG};
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
 
-/// The base's chat template, wherever it keeps it.
-pub(super) enum ChatTemplate {
-    /// The one template.
+/// The base's chat template, from any of its files.
+pub(super) enum BaseTemplate {
+    /// A single template.
     One(String),
     /// Several, as `{"name": ..., "template": ...}`.
     Named(Vec<Value>),
 }
 
-impl ChatTemplate {
+impl BaseTemplate {
     /// # Errors
-    /// A file that can't be read.
-    pub fn of(base: &Base) -> Result<Option<Self>> {
+    /// Returns an error if a file can't be read.
+    pub fn find(base: &Base) -> Result<Option<Self>> {
         if let Some(template) = base.string("tokenizer.chat_template") {
             return Ok(Some(Self::One(template.to_string())));
         }
-        let file = base.path.join("chat_template.jinja");
+        let file = base.path.join(CHAT_TEMPLATE);
         if base.metadata.is_none() && file.is_file() {
             return std::fs::read_to_string(&file)
                 .map(|text| Some(Self::One(text)))
                 .map_err(Error::io(&file));
         }
-        for name in ["chat_template.json", "tokenizer_config.json"] {
+        for name in ["chat_template.json", TOKENIZER_CONFIG] {
             let template = base.json(name)?.and_then(|mut json| json.remove("chat_template"));
             match template {
                 Some(Value::String(text)) => return Ok(Some(Self::One(text))),
@@ -39,12 +40,14 @@ impl ChatTemplate {
     }
 }
 
-/// A chat template that puts the prompt named by the variable `soft_prompt` first; without the variable it is the base's.
+/// A chat template that puts the prompt named by the variable `soft_prompt` first; without the variable it is the
+/// base's template.
 pub(super) fn with_prompts(template: &str, placed: &Placed) -> String {
-    // Names and tokens have no character that would need an escape.
+    // Names and tokens have no characters that need an escape.
     let entries: Vec<String> =
         placed.tokens.iter().map(|tokens| format!("\"{}\": \"{}\"", tokens.name, tokens.text())).collect();
-    // The last tag prints nothing: behind `%}` a line break would be lost, and with it that of the base's first line.
+    // The last tag prints nothing. Without it the line break after `%}` would be removed, and with it that of the
+    // base's first line.
     format!(
         "{{%- set soft_prompts = {{{}}} %}}\
          {{%- if soft_prompt is defined and soft_prompt %}}\
@@ -59,19 +62,19 @@ pub(super) fn with_prompts(template: &str, placed: &Placed) -> String {
 }
 
 /// Content of `prompts.json`.
-pub(super) struct Listed {
+pub(super) struct PromptList {
     pub json: Value,
-    /// Prompts whose template is tokenised otherwise than what they were tuned on.
+    /// Prompts whose template gives other tokens than those on which they were tuned.
     pub inexact: Vec<String>,
 }
 
 /// Lists the prompts with the text that puts each before an input.
 ///
-/// A prompt was tuned before everything, a beginning-of-text token included. So where the tokenizer adds such a token, the
-/// template has it behind the prompt's tokens, and the text is tokenised without adding it again.
-pub(super) fn prompts_json(base: &Base, placed: &Placed) -> Result<Listed> {
+/// A prompt was tuned at the very beginning, before a beginning-of-text token. So if the tokenizer adds such a token,
+/// the template has it after the prompt's tokens, and the text is tokenised without adding it again.
+pub(super) fn prompts_json(base: &Base, placed: &Placed) -> Result<PromptList> {
     let around = base.around()?.map(|ids| base.text_of(&ids));
-    let mut listed = Listed { json: Value::Null, inexact: Vec::new() };
+    let mut listed = PromptList { json: Value::Null, inexact: Vec::new() };
     let mut all = Map::new();
     for tokens in &placed.tokens {
         let verbalizer = tokens.task.as_ref().map_or("{{input}}", |task| task.verbalizer.as_str());
@@ -98,12 +101,12 @@ pub(super) fn prompts_json(base: &Base, placed: &Placed) -> Result<Listed> {
     Ok(listed)
 }
 
-/// Whether the tokens of the template are the prompt's and then those that the base's tokenizer gives the input. Some
-/// tokenizers put a space before a text that they don't put behind a special token.
+/// Whether the template gives the prompt's tokens and then those that the base's tokenizer gives for the input. Some
+/// tokenizers put a space before a text, but not after a special token.
 fn is_exact(
     base: &Base,
     placed: &Placed,
-    tokens: &Tokens,
+    tokens: &NewTokens,
     verbalizer: &str,
     around: &[String; 2],
 ) -> Result<bool> {

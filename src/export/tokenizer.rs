@@ -1,36 +1,33 @@
-//! The tokenizer's files of a baked folder: the base's, with the new tokens.
+//! The tokenizer's files of a baked folder: the base's files with the new tokens.
 
 use super::base::Base;
 use super::place::Placed;
-use super::staging::Staging;
-use super::templates::{ChatTemplate, with_prompts};
+use super::staging::StagedOutput;
+use super::templates::{BaseTemplate, with_prompts};
 use crate::files::write_atomically;
+use crate::layout::model_folder::{ADDED_TOKENS, CHAT_TEMPLATE, SPECIAL_TOKENS, TOKENIZER, TOKENIZER_CONFIG};
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
 
-const TOKENIZER: &str = "tokenizer.json";
-const CONFIG: &str = "tokenizer_config.json";
-const TEMPLATE: &str = "chat_template.jinja";
-
-/// Writes `tokenizer.json`, `tokenizer_config.json`, the chat template, and what the base has of older forms.
-pub(super) fn write(staging: &Staging, base: &Base, placed: &Placed) -> Result<()> {
+/// Writes `tokenizer.json`, `tokenizer_config.json`, the chat template, and the base's files in older forms.
+pub(super) fn write(staging: &StagedOutput, base: &Base, placed: &Placed) -> Result<()> {
     let text = match &base.metadata {
         Some(_) => placed.tokenizer.to_string(false).map_err(|error| Error::Tokenizer(error.to_string()))?,
         None => edited(base, placed)?,
     };
     write_atomically(&staging.path(TOKENIZER), |out| out.write_all(text.as_bytes()))?;
-    let mut config = match base.json(CONFIG)? {
+    let mut config = match base.json(TOKENIZER_CONFIG)? {
         Some(config) => config,
-        None => config_of(base),
+        None => new_config(base),
     };
     extend(&mut config, placed);
-    match ChatTemplate::of(base)? {
-        Some(ChatTemplate::One(template)) => {
+    match BaseTemplate::find(base)? {
+        Some(BaseTemplate::One(template)) => {
             config.remove("chat_template");
             let text = with_prompts(&template, placed);
-            write_atomically(&staging.path(TEMPLATE), |out| out.write_all(text.as_bytes()))?;
+            write_atomically(&staging.path(CHAT_TEMPLATE), |out| out.write_all(text.as_bytes()))?;
         }
-        Some(ChatTemplate::Named(mut templates)) => {
+        Some(BaseTemplate::Named(mut templates)) => {
             for template in &mut templates {
                 if let Some(Value::String(text)) = template.get_mut("template") {
                     *text = with_prompts(text, placed);
@@ -40,10 +37,10 @@ pub(super) fn write(staging: &Staging, base: &Base, placed: &Placed) -> Result<(
         }
         None => {}
     }
-    staging.write_json(CONFIG, &config)?;
-    for name in ["special_tokens_map.json", "added_tokens.json"] {
+    staging.write_json(TOKENIZER_CONFIG, &config)?;
+    for name in [SPECIAL_TOKENS, ADDED_TOKENS] {
         if let Some(mut json) = base.json(name)? {
-            if name == "added_tokens.json" {
+            if name == ADDED_TOKENS {
                 json.extend(placed.numbered().map(|(id, token)| (token, json!(id))));
             } else {
                 append(&mut json, placed);
@@ -54,14 +51,14 @@ pub(super) fn write(staging: &Staging, base: &Base, placed: &Placed) -> Result<(
     Ok(())
 }
 
-/// The base's `tokenizer.json` with the new tokens and all else as it is.
+/// The base's `tokenizer.json` with the new tokens; everything else is unchanged.
 fn edited(base: &Base, placed: &Placed) -> Result<String> {
     let malformed =
         |problem: &str| Error::Checkpoint { path: base.path.join(TOKENIZER), problem: problem.to_string() };
     let mut json = base.json(TOKENIZER)?.ok_or_else(|| malformed("expected a JSON object, found no file"))?;
     let added = json.entry("added_tokens").or_insert_with(|| json!([]));
     let added = added.as_array_mut().ok_or_else(|| malformed("`added_tokens`: expected a list"))?;
-    // Tokens of the files beside it have the ids before the new ones.
+    // Tokens of the other files have ids before the new ones.
     let mut configured: Vec<_> = base.tokenizer.tokenizer.get_added_tokens_decoder().into_iter().collect();
     configured.retain(|(_, token)| !added.iter().any(|known| known["content"] == token.content));
     configured.sort_by_key(|(id, _)| *id);
@@ -76,7 +73,7 @@ fn edited(base: &Base, placed: &Placed) -> Result<String> {
         token
     }));
     let text = Value::Object(json).to_string();
-    // What was written has to give the ids that the embedding's rows have.
+    // The written file must give the ids of the embedding's rows.
     let read: tokenizers::Tokenizer =
         text.parse().map_err(|error: tokenizers::Error| Error::Tokenizer(error.to_string()))?;
     match placed.numbered().find(|(id, token)| read.token_to_id(token) != Some(*id)) {
@@ -93,7 +90,7 @@ fn token(content: String) -> Value {
     })
 }
 
-/// The new tokens in the places that versions of transformers look at.
+/// Adds the new tokens in the places where the versions of transformers look for them.
 fn extend(config: &mut Map<String, Value>, placed: &Placed) {
     if let Some(Value::Object(decoder)) = config.get_mut("added_tokens_decoder") {
         decoder.extend(placed.numbered().map(|(id, content)| (id.to_string(), token(content))));
@@ -101,8 +98,8 @@ fn extend(config: &mut Map<String, Value>, placed: &Placed) {
     append(config, placed);
 }
 
-/// The new tokens at the end of the list of special tokens: transformers 5 calls it `extra_special_tokens` and takes the
-/// older name for the same.
+/// Adds the new tokens at the end of the list of special tokens: transformers 5 calls it `extra_special_tokens` and
+/// accepts the older name.
 fn append(config: &mut Map<String, Value>, placed: &Placed) {
     let newer = config.get("extra_special_tokens").is_some_and(Value::is_array);
     let key = if newer { "extra_special_tokens" } else { "additional_special_tokens" };
@@ -116,7 +113,7 @@ fn append(config: &mut Map<String, Value>, placed: &Placed) {
 }
 
 /// `tokenizer_config.json` of a base that has none.
-fn config_of(base: &Base) -> Map<String, Value> {
+fn new_config(base: &Base) -> Map<String, Value> {
     let token = |id: Option<u32>| id.and_then(|id| base.tokenizer.tokenizer.id_to_token(id));
     let special = [
         ("bos_token", token(base.number("tokenizer.ggml.bos_token_id"))),

@@ -1,4 +1,5 @@
-//! A tensor as `torch.save` writes it: a zip archive of stored files, the first of which is a pickle that names the rest.
+//! A tensor in the format of `torch.save`: a zip archive of uncompressed files, the first of which is a pickle that
+//! names the others.
 //!
 //! ```text
 //! archive/data.pkl      _rebuild_tensor_v2(storage 0, offset 0, (rows, columns), strides, ...)
@@ -7,8 +8,8 @@
 //! archive/version       3
 //! ```
 //!
-//! The opcodes are those of Python's pickletools; the objects those of torch/serialization.py, which
-//! `torch.load(weights_only=True)` takes.
+//! The opcodes are those of Python's pickletools. The objects are those of torch/serialization.py that
+//! `torch.load(weights_only=True)` accepts.
 
 use crate::{Error, Result};
 use candle_core::quantized::GgmlDType;
@@ -16,7 +17,7 @@ use std::io::{Cursor, Write};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
-/// The file of a matrix [rows, columns], whose values in `dtype` are `data`.
+/// The file of a matrix [rows, columns] with the values `data` in `dtype`.
 pub(crate) fn file(shape: [usize; 2], dtype: GgmlDType, data: &[u8]) -> Result<Vec<u8>> {
     let mut zip = ZipWriter::new(Cursor::new(Vec::with_capacity(data.len() + 1024)));
     let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
@@ -75,7 +76,7 @@ impl Pickle {
         self.op(b"X").op(&(text.len() as u32).to_le_bytes()).op(text.as_bytes())
     }
 
-    /// LONG1 of 9 bytes: any size, never taken for negative.
+    /// LONG1 of 9 bytes: any size, never read as negative.
     fn int(&mut self, value: usize) -> &mut Self {
         self.op(b"\x8a\x09").op(&(value as u64).to_le_bytes()).op(b"\0")
     }

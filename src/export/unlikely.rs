@@ -1,23 +1,24 @@
-//! The row of the head that the new tokens get, so that no engine generates them.
+//! The head's row for the new tokens, chosen so that no engine generates them.
 //!
-//! A row of zeros would not do: its logit is 0, which is more than any other where all of those are under 0. The row is
-//! the mean of the rows of a few real tokens:
+//! A row of zeros would not work: its logit is 0, which is the largest if all others are below 0. The row is the mean
+//! of the rows of a few real tokens:
 //!
 //! ```text
 //! u = (W[a] + W[b] + ...) / K        u . h = the mean of their logits
 //! ```
 //!
-//! * Whatever the hidden state `h`, the logit is at most the greatest of those tokens': greedy decoding takes that one.
-//! * By the same token (a mean of logits is the logarithm of a geometric mean) the new token's probability is at most the
-//!   geometric mean of theirs: likely only where all K are.
+//! * For every hidden state `h` the logit is at most the largest of those tokens' logits, so greedy decoding chooses
+//!   that token.
+//! * A mean of logits is the logarithm of a geometric mean. So the new token's probability is at most the geometric
+//!   mean of those tokens' probabilities: it is likely only if all K are.
 //!
-//! The K tokens are those that the base itself holds the least likely, on the mean over a text in prose, code, markup and
-//! several languages, bare and behind each prompt. Over 11,963 states of SmolLM2-135M-Instruct that the choice had not seen a
-//! new token's probability was 4.4e-11 on the mean and 5.1e-9 at the most (LOG.md, 2026-11-25). The mean over *all* tokens
-//! has the same guarantee and needs no text, but is far likelier: over other states of that model 1.3e-7 on the mean and
-//! 4e-6 at the most, where a row of zeros had 4.7e-6 and 1.8e-2.
+//! The K tokens are the least likely ones of the base itself, on average over a text in prose, code, markup and several
+//! languages, without a prompt and after each prompt. Over 11,963 states of SmolLM2-135M-Instruct that were not used
+//! for the choice, a new token's probability was 4.4e-11 on average and at most 5.1e-9 (LOG.md, 2026-11-25). The mean
+//! over *all* tokens has the same guarantee and needs no text, but is far likelier: over other states of that model
+//! 1.3e-7 on average and at most 4e-6; a row of zeros had 4.7e-6 and 1.8e-2.
 
-use super::Progress;
+use super::ProgressCallback;
 use super::base::Base;
 use super::place::Placed;
 use crate::batch::{Passes, PrefixGroup, Sequence};
@@ -28,13 +29,13 @@ use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use std::collections::HashSet;
 
-/// Tokens whose rows make the mean, K.
+/// Number of tokens whose rows are averaged, K.
 const TOKENS: usize = 16;
 
-/// Hidden states whose logits exist at a time: 64 rows of 100,352 are 26 MB.
+/// Hidden states whose logits are computed at once: 64 rows of 100,352 are 26 MB.
 const STATES: usize = 64;
 
-/// What the base reads: different kinds of text, each on its own.
+/// The texts for the base: different kinds, each on its own.
 pub(super) const TEXTS: [&str; 8] = [
     "The harbour was quiet that morning, and only two of the boats had gone out. \"They'll be back before noon,\" said \
      the old man, who hadn't slept; it was 7:45 and the wind had turned.",
@@ -49,31 +50,31 @@ pub(super) const TEXTS: [&str; 8] = [
     "Question: What is 17 times 24?\nAnswer: 17 * 24 = 408\n\nUSER: thanks!\nASSISTANT: You're welcome.",
 ];
 
-/// The head's row of the new tokens, and how likely they were.
+/// The head's row for the new tokens, and the probability of such a token.
 #[derive(Debug, Clone)]
 pub struct Unlikely {
-    /// The real tokens whose rows it is the mean of.
+    /// The real tokens whose rows are averaged.
     pub tokens: Vec<u32>,
     /// The row, `[C]`.
     pub row: Vec<f32>,
-    /// Hidden states that were looked at.
+    /// Number of hidden states.
     pub states: usize,
-    /// A new token's probability, on the mean over the states.
+    /// Mean probability of a new token over the states.
     pub mean: f64,
-    /// Its probability at the state where it is the greatest.
+    /// Its largest probability over the states.
     pub worst: f64,
 }
 
-/// Runs the base over [`TEXTS`], bare and behind each prompt.
-pub(super) fn find(base: &Base, placed: &Placed, progress: Progress<'_>) -> Result<Unlikely> {
+/// Runs the base over [`TEXTS`], without a prompt and after each prompt.
+pub(super) fn find(base: &Base, placed: &Placed, progress: ProgressCallback<'_>) -> Result<Unlikely> {
     let device = Device::Cpu;
     let blocks = base.config.num_hidden_layers;
-    // The choice needs no precision, and bf16 takes half the memory of f32.
+    // The choice needs no precision, and bf16 needs half the memory of f32.
     let dtypes = Dtypes::for_weights(DType::BF16, &device)?;
     let loaded = &mut |done| progress("reading the base", done, blocks);
     let model = Decoder::load(&base.config, &base.weights, dtypes, &device, loaded)?;
     let mut seen =
-        Seen { sums: vec![0.0; base.config.vocab_size], hidden: Vec::new(), normalisers: Vec::new() };
+        HiddenStates { sums: vec![0.0; base.config.vocab_size], hidden: Vec::new(), normalisers: Vec::new() };
     let groups = groups(base, placed)?;
     let prompts = generate::prompts(&model, Some(&placed.rows))?;
     for (i, group) in groups.iter().enumerate() {
@@ -112,18 +113,19 @@ fn groups(base: &Base, placed: &Placed) -> Result<Vec<PrefixGroup>> {
     Ok(groups.map(|prompt| PrefixGroup { prompt, head: Vec::new(), sequences: sequences.clone() }).collect())
 }
 
-/// Tokens that may be chosen: real ones, and none that a program's text is made of (special tokens and ends of text).
+/// Tokens that may be chosen: real ones that do not occur in a program's text as special tokens or ends of text.
 fn eligible(base: &Base, first: u32) -> Vec<u32> {
     let tokenizer = &base.tokenizer.tokenizer;
     let added = tokenizer.get_added_tokens_decoder();
     let stops: HashSet<u32> = base.tokenizer.stop_token_ids.iter().copied().collect();
-    let plain =
+    let eligible =
         |id: &u32| tokenizer.id_to_token(*id).is_some() && !added.contains_key(id) && !stops.contains(id);
-    let plain: Vec<u32> = (0..first).filter(plain).collect();
-    if plain.len() < 2 { (0..first).collect() } else { plain }
+    let eligible: Vec<u32> = (0..first).filter(eligible).collect();
+    if eligible.len() < 2 { (0..first).collect() } else { eligible }
 }
 
-/// The tokens of the least sums; a few even of a small vocabulary, as the mean of one row would be that token again.
+/// The tokens with the least sums; several even of a small vocabulary, because the mean of one row would be that token
+/// again.
 fn least(tokens: &[u32], sums: &[f64]) -> Vec<u32> {
     let mut tokens = tokens.to_vec();
     tokens.sort_by(|a, b| sums[*a as usize].total_cmp(&sums[*b as usize]));
@@ -131,14 +133,14 @@ fn least(tokens: &[u32], sums: &[f64]) -> Vec<u32> {
     tokens
 }
 
-/// Hidden states with the normalisers of their logits, and each token's logits added up.
-struct Seen {
+/// Hidden states with the normalisers of their logits, and the sum of each token's logits.
+struct HiddenStates {
     sums: Vec<f64>,
     hidden: Vec<Tensor>,
     normalisers: Vec<f64>,
 }
 
-impl Seen {
+impl HiddenStates {
     fn add(&mut self, model: &Decoder, hidden: Tensor) -> Result<()> {
         let rows = hidden.dims()[0];
         for start in (0..rows).step_by(STATES) {
@@ -154,7 +156,7 @@ impl Seen {
         Ok(())
     }
 
-    /// Mean and greatest probability of a token whose head row is `row`.
+    /// Mean and largest probability of a token with the head row `row`.
     fn probability(&self, row: &Tensor, logits_scaling: f64) -> Result<(f64, f64)> {
         let mut logits = Vec::with_capacity(self.normalisers.len());
         for hidden in &self.hidden {

@@ -1,4 +1,4 @@
-//! Values as they are written, and the two matrices that grow.
+//! The written form of values, and the two matrices that get new rows.
 
 use super::base::{Base, EMBEDDING};
 use super::place::Placed;
@@ -10,7 +10,7 @@ use candle_core::{D, DType, Device, Tensor};
 use safetensors::Dtype;
 use std::borrow::Cow;
 
-/// The type of floating-point values on disk, that of f64 being f32; `None` of others.
+/// The type of floating-point values on disk, with f32 for f64; `None` for other values.
 pub(super) fn ggml(stored: StoredDtype) -> Option<GgmlDType> {
     match stored {
         StoredDtype::Gguf(dtype) => Some(dtype),
@@ -21,20 +21,20 @@ pub(super) fn ggml(stored: StoredDtype) -> Option<GgmlDType> {
     }
 }
 
-/// Whether the values on disk are those of `dtype` as they are.
+/// Whether the values on disk already have the type `dtype`.
 pub(super) fn is(stored: StoredDtype, dtype: GgmlDType) -> bool {
     stored != StoredDtype::Safetensors(Dtype::F64) && ggml(stored) == Some(dtype)
 }
 
-/// Whether values of this type are blocks.
+/// Whether values of this type are quantised in blocks.
 pub(super) fn is_quantised(dtype: GgmlDType) -> bool {
     dtype.block_size() > 1
 }
 
-/// The values of an f32 tensor in `dtype`, little-endian; rows of a quantised type are whole blocks.
+/// The values of an f32 tensor in `dtype`, little-endian; rows of a quantised type must be whole blocks.
 ///
 /// # Errors
-/// A value that is too large for the type; rows that are no whole blocks.
+/// Returns an error if a value is too large for the type, or if rows are not whole blocks.
 pub(super) fn encode(values: &Tensor, dtype: GgmlDType) -> Result<Vec<u8>> {
     let flat = values.flatten_all()?;
     let finite = |all: bool| {
@@ -61,7 +61,7 @@ pub(super) fn encode(values: &Tensor, dtype: GgmlDType) -> Result<Vec<u8>> {
     })
 }
 
-/// Greatest part of its norm that a row loses where it is written as `dtype`.
+/// Largest fraction of its norm that a row loses if it is written as `dtype`.
 pub(super) fn rounding(rows: &Tensor, dtype: GgmlDType) -> Result<f64> {
     let rounded = match dtype {
         GgmlDType::F32 => return Ok(0.0),
@@ -96,7 +96,7 @@ impl Base {
 pub(super) struct Matrices<'a> {
     pub base: &'a Base,
     pub placed: &'a Placed,
-    /// The head's rows of the new tokens, f32 [N, C].
+    /// The head's rows for the new tokens, f32 [N, C].
     unlikely: Tensor,
 }
 
@@ -107,7 +107,7 @@ impl<'a> Matrices<'a> {
         Ok(Self { base, placed, unlikely })
     }
 
-    /// Rows of both: the base may have some to spare.
+    /// Rows of both; the base may have unused ones.
     pub fn vocab_size(&self) -> usize {
         self.base.config.vocab_size.max(self.placed.ids().end as usize)
     }
@@ -116,7 +116,7 @@ impl<'a> Matrices<'a> {
         [self.vocab_size(), self.base.config.hidden_size]
     }
 
-    /// The embedding as `dtype`, in pieces that follow each other.
+    /// The embedding as `dtype`, in consecutive pieces.
     pub fn embedding(&self, dtype: GgmlDType) -> Result<[Cow<'_, [u8]>; 3]> {
         self.grown(EMBEDDING, &self.placed.rows, dtype)
     }
@@ -126,7 +126,7 @@ impl<'a> Matrices<'a> {
         self.grown(self.base.head(), &self.unlikely, dtype)
     }
 
-    /// The base's rows before the new ones, those, and what it has behind them.
+    /// The base's rows before the new ones, the new ones, and the base's rows after them.
     fn grown(&self, name: &str, new: &Tensor, dtype: GgmlDType) -> Result<[Cow<'_, [u8]>; 3]> {
         let stored = self.base.weights.stored(name)?;
         let old = match is(stored.dtype, dtype) {
@@ -136,15 +136,15 @@ impl<'a> Matrices<'a> {
         let rows = self.base.config.vocab_size;
         let (row, ids) = (old.len() / rows, self.placed.ids());
         let (start, end) = (ids.start as usize * row, (ids.end as usize).min(rows) * row);
-        let [before, behind] = match old {
+        let [before, after] = match old {
             Cow::Borrowed(old) => [Cow::Borrowed(&old[..start]), Cow::Borrowed(&old[end..])],
             Cow::Owned(mut old) => {
-                let behind = old.split_off(end);
+                let after = old.split_off(end);
                 old.truncate(start);
-                [Cow::Owned(old), Cow::Owned(behind)]
+                [Cow::Owned(old), Cow::Owned(after)]
             }
         };
-        Ok([before, Cow::Owned(encode(new, dtype)?), behind])
+        Ok([before, Cow::Owned(encode(new, dtype)?), after])
     }
 }
 

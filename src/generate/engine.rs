@@ -81,7 +81,7 @@ impl<'m> Engine<'m> {
             cache: KvCache::new(model, cache_rows)?,
             no_prompts: super::prompts(model, None)?,
             step_rows: StepRows::new(step_rows),
-            shortage: Shortage::on(model.device()),
+            shortage: Shortage::new(model.device()),
             prefixes: BTreeMap::new(),
             long_prefixes: BTreeMap::new(),
             removed: Vec::new(),

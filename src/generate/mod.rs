@@ -83,7 +83,7 @@ pub fn generate(
     let long_above = model.config().rope.as_ref().and_then(Rope::long_above);
     // Long requests have prefixes of their own.
     let long_prefix_rows = if long_above.is_some() { virtual_tokens } else { 0 };
-    let (mut shortage, mut step_rows, mut last) = (Shortage::on(model.device()), step_rows.max(1), 0);
+    let (mut shortage, mut step_rows, mut last) = (Shortage::new(model.device()), step_rows.max(1), 0);
     loop {
         let rows = cache_rows(&requests, virtual_tokens, 4 * step_rows) + long_prefix_rows;
         let outcome = match Engine::new(model, rows, step_rows) {

@@ -137,7 +137,8 @@ pub(super) fn argmax(logits: &[f32]) -> Result<u32> {
         Some(index) if !nan && largest.is_finite() => Ok(index as u32),
         _ => {
             let value = if nan { f32::NAN } else { largest };
-            let hint = "a prompt whose tuning blew up, or weights too large for f16: --dtype f32 tells";
+            let hint =
+                "the prompt's tuning diverged, or the weights overflow in f16; --dtype f32 shows which";
             Err(candle_core::Error::Msg(format!("logits: expected numbers, found {value}; hint: {hint}"))
                 .into())
         }

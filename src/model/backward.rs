@@ -4,7 +4,7 @@ use super::layer::{LayerGradients, LayerPrefix, PrefixGradient, PrefixState, Sav
 use super::{Decoder, Tape};
 use crate::Result;
 use crate::batch::PackedBatch;
-use crate::ops::embed::{self, Lookup};
+use crate::ops::embed::{self, EmbedLookup};
 use candle_core::Tensor;
 
 /// Result of [`Decoder::backward`].
@@ -65,7 +65,7 @@ impl Decoder {
             if prefixes.states.is_some() {
                 return Ok(Backward { prompts: None, prefixes: Some(found) });
             }
-            let lookup = Lookup { ids: batch.ids.view(0..batch.prefix_rows), ..self.lookup(batch) };
+            let lookup = EmbedLookup { ids: batch.ids.view(0..batch.prefix_rows), ..self.lookup(batch) };
             let prompts = embed::backward(&dx, virtual_tokens, &lookup)?;
             Ok(Backward { prompts: Some(prompts), prefixes: None })
         })

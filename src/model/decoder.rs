@@ -10,8 +10,9 @@
 use super::layer::{InputGradient, Layer, LayerPass, OutputRows, norm_to_device};
 use crate::batch::PackedBatch;
 use crate::checkpoint::ModelConfig;
-use crate::ops::gpu::{self, Route};
-use crate::ops::packed::Isa;
+use crate::ops::backend::{Route, device_route, route};
+use crate::ops::bf16::Isa;
+use crate::ops::gpu;
 use crate::ops::rms_norm::RmsNorm;
 use crate::ops::{AttentionShape, Linear, RopeTable, cpu};
 use crate::{Error, Result};
@@ -47,9 +48,9 @@ pub(super) struct Parts {
 /// and write 16 bytes at a time, and tiles are 64 wide. Granite 3's vocabularies are 49,155 and 49,159.
 const HEAD_MULTIPLE: usize = 64;
 
-/// Rows of the head's weight for `vocab` tokens in this dtype on a device of this kind.
-pub(super) fn padded_vocab(vocab: usize, dtype: DType, device: DeviceLocation) -> usize {
-    if gpu::route_on(device, dtype) == Route::Kernel { vocab.next_multiple_of(HEAD_MULTIPLE) } else { vocab }
+/// Rows of the head's weight for `vocab` tokens on a device of this kind.
+pub(super) fn padded_vocab(vocab: usize, device: DeviceLocation) -> usize {
+    if device_route(device) == Route::Kernel { vocab.next_multiple_of(HEAD_MULTIPLE) } else { vocab }
 }
 
 /// An embedding [V, C], and the head of the same values in the same memory.
@@ -131,7 +132,7 @@ impl Decoder {
         };
         Ok(Self {
             config: config.clone(),
-            input_dtype: projection.input_dtype(dtypes.activations),
+            input_dtype: projection.gemm_dtype(dtypes.activations),
             embedding: parts.embedding,
             layers: parts.layers,
             norm: parts.norm,
@@ -150,7 +151,8 @@ impl Decoder {
         let (embedding, head) = match self.config.tie_word_embeddings {
             true => tied(embedding)?,
             false => {
-                let head = self.head.rows(0..self.config.vocab_size)?.on(weights, activations, device)?;
+                let head =
+                    self.head.rows(0..self.config.vocab_size)?.converted(weights, activations, device)?;
                 (embedding, untied(head)?)
             }
         };
@@ -246,6 +248,6 @@ impl Decoder {
 
     /// Runs `f` on the thread pool, where the loops of the CPU's ops begin at once.
     pub(super) fn on_pool<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
-        if gpu::route(&self.embedding) == Route::Cpu { cpu::on_pool(f) } else { f() }
+        if route(&self.embedding) == Route::Cpu { cpu::on_pool(f) } else { f() }
     }
 }

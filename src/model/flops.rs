@@ -1,7 +1,7 @@
 //! Floating-point operations that a step cannot do without, a multiply and an add counting as two.
 //!
 //! T, P and M are the rows, the prefix rows and the target rows of the step's packed batch, L its layers.
-//! Rows that are computed twice because memory is short (activation checkpointing), padding, norms and
+//! StepRows that are computed twice because memory is short (activation checkpointing), padding, norms and
 //! activation functions do not count.
 //!
 //! ```text
@@ -52,16 +52,16 @@ struct Pairs {
     targets_to_prefixes: f64,
 }
 
-/// Rows of a step.
+/// StepRows of a step.
 #[derive(Clone, Copy)]
-struct Rows {
+struct StepRows {
     all: f64,
     prefix: f64,
     targets: f64,
 }
 
-impl Rows {
-    /// Rows that a projection of layer `i` of `layers` multiplies, forward and backward together.
+impl StepRows {
+    /// StepRows that a projection of layer `i` of `layers` multiplies, forward and backward together.
     fn multiplied(self, projection: ProjectionRows, i: usize, layers: usize) -> f64 {
         let (is_first, is_last) = (i == 0, i + 1 == layers);
         let outputs = if is_last { self.targets } else { self.all };
@@ -79,7 +79,7 @@ impl Flops {
     /// Of a step over `groups`.
     pub fn of_step(config: &ModelConfig, groups: &[PrefixGroup]) -> Self {
         let batch = Passes::new(groups, usize::MAX).prefix_pass;
-        let rows = Rows {
+        let rows = StepRows {
             all: batch.ids.len() as f64,
             prefix: batch.prefix_rows as f64,
             targets: batch.target_rows.len() as f64,

@@ -9,8 +9,8 @@ use super::{Decoder, KvCache, Tape, layer::LayerSaved};
 use crate::Result;
 use crate::batch::PackedBatch;
 use crate::device::{self, Work};
-use crate::ops::embed::{self, Lookup};
-use crate::ops::gpu::{self, Route};
+use crate::ops::backend::{Route, route};
+use crate::ops::embed::{self, EmbedLookup};
 use crate::ops::rms_norm::Normed;
 use candle_core::Tensor;
 
@@ -27,7 +27,7 @@ pub(crate) const GPU_FULL_ROWS: usize = 2048;
 pub(super) fn prefix_pass_rows(on_cpu: bool, max_rows: usize) -> usize {
     // What the emulator runs is small.
     #[cfg(test)]
-    if gpu::emulated::is_on() {
+    if crate::ops::gpu::emulated::is_on() {
         return max_rows / 4;
     }
     if on_cpu { 0 } else { (max_rows.saturating_sub(GPU_FULL_ROWS) / 4).min(1024) }
@@ -44,7 +44,7 @@ pub struct PrefixPass {
 impl Decoder {
     /// Rows that a prefix pass should have at least, in passes of at most `max_rows`.
     pub(crate) fn prefix_pass_rows(&self, max_rows: usize) -> usize {
-        prefix_pass_rows(gpu::route(&self.embedding) == Route::Cpu, max_rows)
+        prefix_pass_rows(route(&self.embedding) == Route::Cpu, max_rows)
     }
 
     /// Runs a batch and saves what [`Decoder::backward`] needs. `prompts` [n, C] holds the virtual tokens of
@@ -147,7 +147,7 @@ impl Decoder {
         })
     }
 
-    pub(super) fn lookup<'a>(&self, batch: &'a PackedBatch) -> Lookup<'a> {
-        Lookup { ids: (&batch.ids).into(), multiplier: self.config.embedding_multiplier }
+    pub(super) fn lookup<'a>(&self, batch: &'a PackedBatch) -> EmbedLookup<'a> {
+        EmbedLookup { ids: (&batch.ids).into(), multiplier: self.config.embedding_multiplier }
     }
 }

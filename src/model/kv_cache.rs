@@ -1,4 +1,4 @@
-//! Keys and values of prefixes and of the sequences behind them, in one matrix per block of the model.
+//! Keys and values of prefixes and of the sequences that follow them, in one matrix per layer of the model.
 //!
 //! ```text
 //!   rows   0        25   34          70        91                          capacity
@@ -9,9 +9,9 @@
 //!           tokens
 //! ```
 //!
-//! A range is taken whole when a sequence begins, for all that it may come to, so that none has to be moved or thrown
-//! out later; ranges that are given back are joined with their neighbours, and the lowest that is large enough is
-//! taken first.
+//! A range is allocated when a sequence begins, for its longest possible result, so that no sequence is moved or removed
+//! later. Ranges that are freed are joined with their neighbours, and the lowest range that is large enough is
+//! allocated first.
 
 use super::Decoder;
 use crate::batch::PackedBatch;
@@ -23,10 +23,15 @@ use candle_core::{Device, Tensor};
 use std::ops::Range;
 use std::sync::OnceLock;
 
-/// Keys and values of every row that is kept.
+/// What one layer keeps of the rows of all requests while they are generated.
+enum LayerCache {
+    /// Attention: keys and values, [capacity, 2K D].
+    KeysValues(Tensor),
+}
+
+/// What the layers keep of every row that later tokens read.
 pub struct KvCache {
-    /// Per block, [capacity, 2K D].
-    layers: Vec<Tensor>,
+    layers: Vec<LayerCache>,
     capacity: usize,
     /// Ranges that nobody has, in order, no two of which touch.
     free: Vec<Range<usize>>,
@@ -69,13 +74,16 @@ impl KvCache {
     /// Room for `capacity` rows of keys and values, in the dtype that the model's products read.
     ///
     /// # Errors
-    /// The device's.
+    /// Returns an error if a device operation fails.
     pub fn new(model: &Decoder, capacity: usize) -> Result<Self> {
         device::before(Work::Cache, capacity)?;
         let config = model.config();
         let width = 2 * config.num_key_value_heads * config.head_dim;
-        let layer = || Tensor::zeros((capacity, width), model.product_dtype(), model.device());
-        let layers = (0..config.num_hidden_layers).map(|_| layer()).collect::<candle_core::Result<_>>()?;
+        let layer = || {
+            let matrix = Tensor::zeros((capacity, width), model.product_dtype(), model.device())?;
+            Ok(LayerCache::KeysValues(matrix))
+        };
+        let layers = (0..config.num_hidden_layers).map(|_| layer()).collect::<Result<_>>()?;
         Ok(Self { layers, capacity, free: free_ranges(capacity), writes: Writes::default() })
     }
 
@@ -84,7 +92,7 @@ impl KvCache {
         self.capacity
     }
 
-    /// Takes `rows` rows that stand together, where there are such.
+    /// Allocates `rows` consecutive rows; `None` if there are no such rows.
     pub fn take(&mut self, rows: usize) -> Option<Range<usize>> {
         if rows == 0 {
             return Some(0..0);
@@ -99,7 +107,7 @@ impl KvCache {
         Some(taken)
     }
 
-    /// Gives back rows that were taken.
+    /// Frees rows that were allocated.
     pub fn give_back(&mut self, rows: Range<usize>) {
         if rows.is_empty() {
             return;
@@ -115,7 +123,7 @@ impl KvCache {
         }
     }
 
-    /// Packs the next tokens of some sequences as a batch, which [`Decoder::infer`] has to be given next.
+    /// Packs the next tokens of some sequences as a batch, which has to be the next one that [`Decoder::infer`] runs.
     ///
     /// # Errors
     /// More tokens than a sequence has room for, or none; more targets than tokens.
@@ -175,26 +183,28 @@ impl KvCache {
         })
     }
 
-    /// Where a block's keys and values of the batch packed last go.
-    pub(super) fn rows(&self, block: usize) -> CacheRows<'_> {
-        CacheRows { cache: &self.layers[block], rows: (&self.writes.rows).into() }
+    /// The rows to which a layer's keys and values of the batch packed last are written.
+    pub(super) fn rows(&self, layer: usize) -> CacheRows<'_> {
+        CacheRows { cache: self.keys_values(layer), rows: (&self.writes.rows).into() }
     }
 
-    /// Writes the keys and values [rows of the batch, 2K D] of the batch packed last, by plain candle ops.
-    pub(super) fn write(&mut self, block: usize, kv: &Tensor) -> Result<()> {
-        let layer = &self.layers[block];
+    /// Writes the keys and values [rows of the batch, 2K D] of the batch packed last, by candle's ops.
+    pub(super) fn write(&mut self, layer: usize, kv: &Tensor) -> Result<()> {
+        let matrix = self.keys_values(layer);
         for (row, range) in &self.writes.ranges {
-            layer.slice_set(&kv.narrow(0, *row, range.len())?.contiguous()?, 0, range.start)?;
+            matrix.slice_set(&kv.narrow(0, *row, range.len())?.contiguous()?, 0, range.start)?;
         }
         if !self.writes.to.is_empty() {
-            let rows = kv.contiguous()?.index_select(&self.writes.from.on(kv.device())?, 0)?;
-            layer.scatter_set(&self.writes.columns(kv.dims()[1], kv.device())?, &rows, 0)?;
+            let rows = kv.contiguous()?.index_select(&self.writes.from.to_device(kv.device())?, 0)?;
+            matrix.scatter_set(&self.writes.columns(kv.dims()[1], kv.device())?, &rows, 0)?;
         }
         Ok(())
     }
 
-    pub(super) fn layer(&self, block: usize) -> &Tensor {
-        &self.layers[block]
+    /// Keys and values of layer `layer`, [capacity, 2K D].
+    pub(super) fn keys_values(&self, layer: usize) -> &Tensor {
+        let LayerCache::KeysValues(matrix) = &self.layers[layer];
+        matrix
     }
 }
 

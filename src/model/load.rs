@@ -7,7 +7,7 @@ use crate::Result;
 use crate::checkpoint::tensors::{EMBEDDING, HEAD, LayerTensors, NORM, Stack};
 use crate::checkpoint::{ModelConfig, Weights};
 use crate::ops::Linear;
-use crate::ops::packed::{Isa, Panels};
+use crate::ops::bf16::{Isa, PackedWeight};
 use crate::ops::rms_norm::RmsNorm;
 use candle_core::{Device, Tensor};
 
@@ -111,7 +111,7 @@ impl Loader<'_> {
     }
 
     /// The same, from the file into panels, without the whole matrix in between.
-    fn packed(&self, isa: Isa, parts: &[(String, usize)], columns: usize) -> Result<Panels> {
+    fn packed(&self, isa: Isa, parts: &[(String, usize)], columns: usize) -> Result<PackedWeight> {
         let mut starts = Vec::new();
         let mut total = 0;
         for (name, rows) in parts {
@@ -119,7 +119,7 @@ impl Loader<'_> {
             total += rows;
             self.weights.check(name, &[*rows, columns])?;
         }
-        Panels::pack(isa, (total, columns), |range, out| {
+        PackedWeight::pack(isa, (total, columns), |range, out| {
             let mut done = 0;
             for ((name, rows), start) in parts.iter().zip(&starts) {
                 let part = range.start.max(*start)..range.end.min(start + rows);

@@ -31,8 +31,8 @@ use super::head::head_rows;
 use super::layer::{Attention, Dense};
 use crate::checkpoint::ModelConfig;
 use crate::checkpoint::tensors::LayerTensors;
+use crate::ops::bf16::PackedWeight;
 use crate::ops::gpu::allocated_rows;
-use crate::ops::packed::Panels;
 use candle_core::DeviceLocation;
 use half::bf16;
 
@@ -43,7 +43,7 @@ const F32: usize = size_of::<f32>();
 const BF16: usize = size_of::<bf16>();
 
 /// Kept free on the CPU: the process itself, the tokenizer, the products' packed blocks (a few megabytes a thread)
-/// and the rotary table. Two steps on SmolLM2-135M peaked at 60 MB above the estimate (tests/inspect.rs).
+/// and the rotary table. Two steps on SmolLM2-135M peaked at 60 MB above the estimate (tests/cli/inspect.rs).
 const CPU_RESERVE: usize = 128 << 20;
 
 /// Kept free on a GPU: the driver's context and loaded kernels (0.3 to 0.5 GB as NVIDIA's tools report them), the
@@ -152,7 +152,7 @@ impl TuningMemory {
         let (c, layers) = (config.hidden_size, config.num_hidden_layers);
         let (mixer, feed_forward) = (Attention::memory(config, sizes), Dense::memory(config, sizes));
         let norm = c * activation + sizes.row_sum;
-        let vocab = padded_vocab(config.vocab_size, dtypes.weights, device);
+        let vocab = padded_vocab(config.vocab_size, device);
         let transposes =
             isa.filter(|isa| isa.reads_packed_transposes()).map_or(0, |_| transposed_bytes(config));
         Self {
@@ -249,7 +249,7 @@ impl TuningMemory {
 /// Bytes of the transposes of the layers' projections as the CPU's bf16 products read them.
 fn transposed_bytes(config: &ModelConfig) -> usize {
     let tensors = LayerTensors::new(config, false);
-    let bytes = tensors.stacks().map(|stack| Panels::transpose_bytes_of(stack.outputs(), stack.inputs));
+    let bytes = tensors.stacks().map(|stack| PackedWeight::transpose_bytes_of(stack.outputs(), stack.inputs));
     config.num_hidden_layers * bytes.iter().sum::<usize>()
 }
 
@@ -262,8 +262,8 @@ fn weight_bytes(config: &ModelConfig, dtypes: Dtypes, packed: bool) -> usize {
     }
     let (c, v) = (config.hidden_size, config.vocab_size);
     let tensors = LayerTensors::new(config, false);
-    let layer = tensors.stacks().map(|stack| Panels::bytes_of(stack.outputs(), stack.inputs));
-    let head = if config.tie_word_embeddings { 0 } else { Panels::bytes_of(v, c) };
+    let layer = tensors.stacks().map(|stack| PackedWeight::bytes_of(stack.outputs(), stack.inputs));
+    let head = if config.tie_word_embeddings { 0 } else { PackedWeight::bytes_of(v, c) };
     v * c * BF16 + head + config.num_hidden_layers * layer.iter().sum::<usize>() + vectors
 }
 

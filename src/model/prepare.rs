@@ -5,17 +5,17 @@ use crate::Result;
 use crate::batch::PackedBatch;
 use crate::batch::Passes;
 use crate::ops::Indices;
-use crate::ops::attention::Pass;
-use crate::ops::gpu::{self, Route};
+use crate::ops::attention::PlannedPass;
+use crate::ops::backend::{Route, route};
 
 impl Decoder {
-    /// Uploads the indices of `passes` and the plans of their attention, one copy a pass; nothing where the CPU computes.
+    /// Uploads the indices of `passes` and the plans of their attention, one copy a pass; nothing on the CPU.
     /// Passes that were not prepared upload each list when it is read first, with the same result.
     ///
     /// # Errors
-    /// The device's.
+    /// Returns an error if a device operation fails.
     pub(crate) fn prepare(&self, passes: &Passes, backward: bool) -> Result<()> {
-        if gpu::route(&self.embedding) != Route::Kernel {
+        if route(&self.embedding) != Route::Kernel {
             return Ok(());
         }
         self.prepare_batch(&passes.prefix_pass, None, backward)?;
@@ -24,13 +24,13 @@ impl Decoder {
     }
 
     fn prepare_batch(&self, batch: &PackedBatch, prefix: Option<usize>, backward: bool) -> Result<()> {
-        let pass = Pass {
+        let pass = PlannedPass {
             segments: &batch.segments,
             target_segments: &batch.target_segments,
             rows: batch.ids.len(),
             targets: batch.target_rows.len(),
             prefix,
-            blocks: self.layers.len(),
+            layers: self.layers.len(),
             backward,
         };
         let plans = self.attention.plans(&pass, &self.embedding);

@@ -24,7 +24,7 @@ const STREAM: usize = 1 << 16;
 
 impl Decoder {
     /// A model of this shape: matrices are normal with a standard deviation of 0.02, norms are ones, biases
-    /// zeros. Each matrix is made on `device` in f32 and then cast, so that one f32 matrix at most is beside
+    /// zeros. Each matrix is made on `device` in f32 and then cast, so that at most one f32 matrix is in memory beside
     /// the weights. A seed gives the same values again on the same kind of device.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! Row numbers, ids and positions of a batch: made on the host, uploaded once for all blocks of the model.
+//! Row numbers, ids and positions of a batch: made on the host, uploaded once for all layers of the model.
 
 use super::gpu;
 use crate::Result;
@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use std::ops::{Deref, Range};
 use std::sync::OnceLock;
 
-/// A list of indices, and its copy on the device that asked for it first.
+/// A list of indices, and its copy on the first device for which it was uploaded.
 #[derive(Debug, Clone, Default)]
 pub struct Indices {
     host: Vec<u32>,
@@ -25,7 +25,7 @@ impl Indices {
     /// A part of the list.
     ///
     /// # Panics
-    /// A range beyond the list.
+    /// Panics if the range is not inside the list.
     pub fn view(&self, range: Range<usize>) -> IndexView<'_> {
         assert!(
             range.start <= range.end && range.end <= self.host.len(),
@@ -35,11 +35,11 @@ impl Indices {
         IndexView { all: self, start: range.start, len: range.len() }
     }
 
-    /// The list as a tensor of u32 on `device`; uploaded at the first call.
+    /// The list as a tensor of u32 on `device`; the first call uploads it.
     ///
     /// # Errors
-    /// The device's.
-    pub fn on(&self, device: &Device) -> Result<Tensor> {
+    /// Returns an error if a device operation fails.
+    pub fn to_device(&self, device: &Device) -> Result<Tensor> {
         if let Some(tensor) = self.device.get()
             && tensor.device().same_device(device)
         {
@@ -49,12 +49,12 @@ impl Indices {
             [] => Tensor::zeros(1, DType::U32, device)?.narrow(0, 0, 0)?,
             list => gpu::upload(list, device)?,
         };
-        // Another thread, or another device, may have been first; either way this copy is right.
+        // Another thread may have been first, or the list may have a copy on another device; this copy is equal.
         let _ = self.device.set(tensor.clone());
         Ok(tensor)
     }
 
-    /// Uploads the lists that are not there yet to `device` in one copy: [`Indices::on`] then finds them.
+    /// Uploads the lists that have no copy yet to `device` in one copy, for later calls of [`Indices::to_device`].
     ///
     /// ```text
     /// 0           ids          position_ids     labels
@@ -62,16 +62,16 @@ impl Indices {
     /// ```
     ///
     /// # Errors
-    /// The device's.
+    /// Returns an error if a device operation fails.
     pub(crate) fn upload_together<'a>(
         lists: impl IntoIterator<Item = &'a Self>,
         device: &Device,
     ) -> Result<()> {
         let (mut all, mut placed): (Vec<u32>, Vec<(&Self, usize)>) = (Vec::new(), Vec::new());
         for list in lists {
-            let there =
+            let is_placed =
                 list.device.get().is_some() || placed.iter().any(|(other, _)| std::ptr::eq(*other, list));
-            if there || list.host.is_empty() {
+            if is_placed || list.host.is_empty() {
                 continue;
             }
             all.resize(all.len().next_multiple_of(4), 0);
@@ -95,18 +95,18 @@ impl<'a> IndexView<'a> {
         &self.all.host[self.start..self.start + self.len]
     }
 
-    /// The indices as a tensor on `device`.
+    /// The indices as a tensor of u32 on `device`.
     ///
     /// # Errors
-    /// The device's.
-    pub fn on(self, device: &Device) -> Result<Tensor> {
-        Ok(self.all.on(device)?.narrow(0, self.start, self.len)?)
+    /// Returns an error if a device operation fails.
+    pub fn to_device(self, device: &Device) -> Result<Tensor> {
+        Ok(self.all.to_device(device)?.narrow(0, self.start, self.len)?)
     }
 
-    /// The first `n` of them.
+    /// The first `n` indices.
     ///
     /// # Panics
-    /// Where there are fewer.
+    /// Panics if there are fewer.
     pub fn head(self, n: usize) -> Self {
         assert!(n <= self.len, "{n} of {} indices", self.len);
         Self { len: n, ..self }
@@ -152,32 +152,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_are_uploaded_together_once() -> Result<()> {
+    fn upload_together_uploads_each_list_once() -> Result<()> {
         let lists = [vec![3, 1, 4, 1, 5], Vec::new(), vec![9], vec![2, 6]].map(Indices::from);
         let before = gpu::uploads();
-        lists[2].on(&Device::Cpu)?;
+        lists[2].to_device(&Device::Cpu)?;
         let all = || lists.iter().chain(&lists[..1]);
         Indices::upload_together(all(), &Device::Cpu)?;
         Indices::upload_together(all(), &Device::Cpu)?;
-        assert_eq!(gpu::uploads() - before, 2, "one that was there, and one for the others");
+        assert_eq!(gpu::uploads() - before, 2, "one for the list that had a copy, and one for the others");
         for list in &lists {
-            let tensor = list.on(&Device::Cpu)?;
+            let tensor = list.to_device(&Device::Cpu)?;
             assert!(tensor.is_contiguous() && tensor.to_vec1::<u32>()? == list.host);
         }
-        // The last begins behind the first's five and three of no use.
-        assert_eq!(lists[3].on(&Device::Cpu)?.layout().start_offset(), 8);
+        // The last list begins after the five indices of the first and three of padding.
+        assert_eq!(lists[3].to_device(&Device::Cpu)?.layout().start_offset(), 8);
         assert_eq!(gpu::uploads() - before, 2);
         Ok(())
     }
 
     #[test]
-    fn an_upload_follows_the_list() -> Result<()> {
+    fn to_device_uploads_an_extended_list_again() -> Result<()> {
         let mut indices = Indices::from(vec![3, 1, 4]);
-        assert_eq!(indices.on(&Device::Cpu)?.to_vec1::<u32>()?, [3, 1, 4]);
+        assert_eq!(indices.to_device(&Device::Cpu)?.to_vec1::<u32>()?, [3, 1, 4]);
         indices.extend([1, 5]);
         let view = indices.view(2..5);
         assert_eq!((view.host(), view.head(2).host()), (&[4, 1, 5][..], &[4, 1][..]));
-        assert_eq!(view.on(&Device::Cpu)?.to_vec1::<u32>()?, [4, 1, 5]);
+        assert_eq!(view.to_device(&Device::Cpu)?.to_vec1::<u32>()?, [4, 1, 5]);
         Ok(())
     }
 }

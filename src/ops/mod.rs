@@ -1,9 +1,10 @@
-//! The operations of a tuning step, one file each: formula with its source, `forward`, `backward`,
-//! `reference` made of plain candle ops, tests.
+//! The operations of a tuning step. Each is a folder: `mod.rs` has the formula with its source, the shapes, and `forward` and
+//! `backward`, which choose the code that runs; `cpu.rs` and `gpu.rs` have that code; `reference.rs` has the same formula in
+//! candle's ops, for tests and `gneiss check`; `tests.rs` compares them.
 //!
-//! Shape letters, used everywhere:
+//! # Shape letters
 //!
-//! | letter | what |
+//! | letter | meaning |
 //! |---|---|
 //! | T | rows of a packed batch (no padding), all its prefixes first |
 //! | P | prefix rows |
@@ -14,20 +15,50 @@
 //! | F | feed-forward size |
 //! | V | vocabulary size |
 //!
-//! Every weight is frozen, so a `backward` makes the gradient of its input and of nothing else.
-//! On the CPU an op runs the code in its file, in f32 (or f64, which the tests use). On a GPU it runs the kernel
-//! of its name in `kernels/`, in f32, bf16 or f16 with sums in f32; in other dtypes its `reference`, and
-//! `backward` is candle's autograd of that.
+//! A matrix that is multiplied is [m, k] or [k, n] where none of these letters applies.
+//!
+//! # Glossary
+//!
+//! | term | meaning |
+//! |---|---|
+//! | virtual tokens | the rows of a soft prompt, trained vectors in the place of token embeddings |
+//! | prefix | the rows with which all sequences of a group begin: the virtual tokens, then the tokens that all examples share |
+//! | segment | query rows that share their keys: a prefix, or one sequence that follows a prefix |
+//! | packed batch | the rows of all prefixes, then of all sequences, as one matrix without padding |
+//! | target row | a row that predicts a token of an example's target; only these have logits and a loss |
+//! | residual stream | the matrix [T, C] to which attention and MLP of every layer add their outputs |
+//! | rstd | reciprocal root mean square of a row, saved by the norm for its backward pass |
+//! | lse | log-sum-exp of a row of scores or logits, saved for the backward pass |
+//! | saved | the values of a forward pass that its backward pass needs |
+//! | panel | 16 rows of a bf16 weight, packed for the CPU's products (`backend/bf16`) |
+//! | epilogue | how the sums of a product become its output: their factor, and whether they are added to it |
+//! | tile | rows and columns of a product that are computed together |
+//! | block | the threads of a GPU that run together, or a part of a product's output |
+//!
+//! # Which code runs an op
+//!
+//! `backend::route` chooses by the device of the activations; a test on the emulator takes the GPU's route. Every weight is
+//! frozen, so a `backward` computes the gradient of its input and no other.
+//!
+//! | op | CPU, f32 and f64 | CPU, bf16 | CUDA, Metal and emulator, in f32, bf16 and f16 |
+//! |---|---|---|---|
+//! | [`linear`] | `gemm`; weights in f16 or bf16 are widened | packed panels: AMX, AVX512-BF16 or f32 FMA, the fastest of this CPU; without AVX-512 widened | cuBLASLt, or cuBLAS if it has no algorithm; candle on Metal |
+//! | [`attention`] | own code with `gemm` | own code with packed panels | portable kernel of head size 64, 128 or 256; on tensor cores one of 64 or 128; candle's ops for larger heads |
+//! | [`rms_norm`], [`rope`], [`swiglu`] | own code | own code: computed in f32, stored in bf16 | kernel |
+//! | [`embed`] | own code | embedding in bf16, output in f32 | kernel |
+//! | [`cross_entropy`] | own code | (logits are f32) | kernel |
+//! | [`rows`] | candle | candle | kernel |
+//! | [`adamw`] | own code | (parameters are f32) | kernel, f32 only |
+//!
+//! Sums are f32, or f64 for activations in f64, which tests use on the CPU. On a GPU activations in f64 are an error.
 
 pub mod adamw;
 pub mod attention;
-pub(crate) mod cpu;
+pub(crate) mod backend;
 pub mod cross_entropy;
 pub mod embed;
-pub(crate) mod gpu;
 pub mod indices;
 pub mod linear;
-pub(crate) mod packed;
 pub mod profile;
 pub mod rms_norm;
 pub mod rope;
@@ -35,6 +66,8 @@ pub mod rows;
 pub mod swiglu;
 #[cfg(test)]
 pub(crate) mod testing;
+
+pub(crate) use backend::{bf16, cpu, gpu};
 
 pub use attention::{AttentionShape, Segment, Segments};
 pub use indices::{IndexView, Indices};
@@ -44,7 +77,10 @@ pub use rope::RopeTable;
 use crate::Result;
 use candle_core::{DType, Device, Tensor, Var};
 
-/// Gradients of `(f(inputs) * dy).sum()` in each input, by candle's autograd of a reference.
+/// Gradients of `(f(inputs) * dy).sum()` with respect to each input, by candle's autograd; for tests and `gneiss check`.
+///
+/// # Errors
+/// Returns an error if shapes do not match or a device operation fails.
 pub(crate) fn autograd(
     inputs: &[&Tensor],
     dy: &Tensor,
@@ -62,7 +98,10 @@ pub(crate) fn autograd(
         .collect()
 }
 
-/// A matrix of no rows. Drivers refuse allocations of no bytes: it is a part of one row.
+/// A matrix of no rows. Drivers refuse allocations of no bytes, so it is a part of a matrix of one row.
+///
+/// # Errors
+/// Returns an error if a device operation fails.
 pub(crate) fn no_rows(width: usize, dtype: DType, device: &Device) -> Result<Tensor> {
     Ok(Tensor::zeros((1, width), dtype, device)?.narrow(0, 0, 0)?)
 }

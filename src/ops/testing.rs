@@ -1,10 +1,10 @@
-//! What the ops' tests share: random tensors and one `assert_close`.
+//! Helpers of the ops' tests: random tensors and `assert_close`.
 
 use crate::Result;
 use candle_core::shape::ShapeWithOneHole;
 use candle_core::{DType, Device, Tensor};
 use rand::SeedableRng;
-use rand::distr::{Distribution, Uniform};
+use rand_distr::{Distribution, StandardNormal};
 
 /// `|a - b| <= absolute + relative * |b|`.
 #[derive(Debug, Clone, Copy)]
@@ -17,12 +17,12 @@ impl Tolerance {
     pub const F32: Self = Self { absolute: 2e-5, relative: 2e-5 };
     pub const F64: Self = Self { absolute: 1e-12, relative: 1e-11 };
 
-    pub fn of(dtype: DType) -> Self {
+    pub fn for_dtype(dtype: DType) -> Self {
         if dtype == DType::F64 { Self::F64 } else { Self::F32 }
     }
 }
 
-/// Uniform in ±√3 (variance 1), from a seed.
+/// Standard normal values from a seed.
 pub fn randn(
     seed: u64,
     shape: impl ShapeWithOneHole + Into<candle_core::Shape>,
@@ -30,12 +30,11 @@ pub fn randn(
 ) -> Result<Tensor> {
     let shape: candle_core::Shape = shape.into();
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
-    let uniform = Uniform::new(-(3f64.sqrt()), 3f64.sqrt()).expect("the bounds are in order");
-    let values: Vec<f64> = (0..shape.elem_count()).map(|_| uniform.sample(&mut rng)).collect();
+    let values: Vec<f64> = (0..shape.elem_count()).map(|_| StandardNormal.sample(&mut rng)).collect();
     Ok(Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?)
 }
 
-/// Fails with the worst element where `ours` is not within `tolerance` of `expected`, or is not finite.
+/// Fails with the worst element if `ours` is not within `tolerance` of `expected`, or is not finite.
 #[track_caller]
 pub fn assert_close(what: &str, ours: &Tensor, expected: &Tensor, tolerance: Tolerance) {
     assert_eq!(ours.dims(), expected.dims(), "{what}: shapes");
@@ -59,7 +58,7 @@ pub fn assert_close(what: &str, ours: &Tensor, expected: &Tensor, tolerance: Tol
     }
 }
 
-/// Largest magnitude; NaN where an element is.
+/// Largest magnitude; NaN if an element is NaN.
 pub fn max_abs(t: &Tensor) -> Result<f64> {
     Ok(t.abs()?.flatten_all()?.to_dtype(DType::F64)?.max(0)?.to_scalar()?)
 }

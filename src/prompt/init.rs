@@ -21,7 +21,7 @@ use std::path::Path;
 /// * `vocab`: the embeddings of random tokens.
 /// * `random`: normal values around the vocabulary's mean, per column as wide as the vocabulary is. (PEFT's own
 ///   random start is N(0, 1), which is far from where embeddings lie.)
-/// * `file`: another adapter's prompt, of the same length where one is asked for.
+/// * `file`: another adapter's prompt; of the length that is asked for, if one is.
 ///
 /// # Errors
 /// A text without tokens, or with one that the embedding has no row for; an adapter of another width or length.

@@ -1,4 +1,4 @@
-//! The tuned prompts that an evaluation is asked for: where they are, and what they are called.
+//! Tuned prompts with names that tell them apart.
 
 use crate::checkpoint::HubOptions;
 use crate::prompt::peft::{Adapter, Place};
@@ -39,7 +39,7 @@ pub fn split_name(argument: &str) -> (Option<&str>, PathBuf) {
 /// A tuned prompt with its name.
 #[derive(Debug, Clone)]
 pub struct Tuned {
-    /// Name of its run, or of its folder where it is in no run; with as much of the path before it as tells it from the
+    /// Name of its run, or of its folder if it is in no run; with as much of the path before it as tells it from the
     /// others and from `base`.
     pub name: String,
     /// The adapter's folder.
@@ -54,7 +54,8 @@ impl Tuned {
     /// Reads adapters: each of `arguments` names one in any of the forms of [`Place::find`].
     ///
     /// # Errors
-    /// No argument; an adapter that is given twice; what [`Place::find`] and [`Adapter::read`] say.
+    /// Returns an error if there is no argument or an adapter is named twice, and the errors of [`Place::find`] and
+    /// [`Adapter::read`].
     pub fn read_all(arguments: &[PathBuf]) -> Result<Vec<Self>> {
         if arguments.is_empty() {
             return Err(Error::Invalid("expected the folder of an adapter, found none".into()));

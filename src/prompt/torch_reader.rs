@@ -54,7 +54,7 @@ fn invalid(problem: impl Into<String>) -> Error {
 
 /// Where a tensor's values are.
 #[derive(Debug)]
-struct Layout {
+struct TensorLayout {
     storage: &'static str,
     key: String,
     offset: usize,
@@ -62,7 +62,7 @@ struct Layout {
     strides: Vec<usize>,
 }
 
-impl Layout {
+impl TensorLayout {
     /// The values, the last dimension's one after the other.
     fn tensor(&self, bytes: &[u8]) -> Result<Tensor> {
         let stored: Vec<f32> = match self.storage {
@@ -120,7 +120,7 @@ enum Item {
         class: &'static str,
         key: String,
     },
-    Tensor(Layout),
+    Tensor(TensorLayout),
     /// What a tensor does not depend on.
     Other,
 }
@@ -136,7 +136,7 @@ struct Machine {
 }
 
 impl Machine {
-    fn run(mut self, pickle: &[u8]) -> Result<Layout> {
+    fn run(mut self, pickle: &[u8]) -> Result<TensorLayout> {
         let mut rest = pickle;
         loop {
             let [code] = take(&mut rest)?;
@@ -267,7 +267,7 @@ impl Machine {
 }
 
 /// (storage, offset, shape, strides, requires_grad, hooks).
-fn layout(arguments: Vec<Item>) -> Result<Layout> {
+fn layout(arguments: Vec<Item>) -> Result<TensorLayout> {
     let mut arguments = arguments.into_iter();
     let found = (arguments.next(), arguments.next(), arguments.next(), arguments.next());
     let (
@@ -290,7 +290,7 @@ fn layout(arguments: Vec<Item>) -> Result<Layout> {
         (Ok(offset), Some(shape), Some(strides))
             if shape.len() == strides.len() && shape.len() <= DIMENSIONS =>
         {
-            Ok(Layout { storage: class, key, offset, shape, strides })
+            Ok(TensorLayout { storage: class, key, offset, shape, strides })
         }
         _ => Err(invalid("found sizes that are none")),
     }

@@ -10,13 +10,13 @@ use std::ops::Range;
 /// Vocabulary tokens named for a virtual one.
 const NEAREST: usize = 3;
 
-/// Rows of the vocabulary that are worked on at a time, in f32: 2,048 of 4,096 values are 34 MB, where the whole matrix of a
+/// Rows of the vocabulary that are worked on at a time, in f32: 2,048 of 4,096 values are 34 MB, while the whole matrix of a
 /// Granite 8b would be 1.6 GB.
 const ROWS: usize = 2048;
 
 /// A token of the vocabulary with its text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Token {
+pub struct VocabularyToken {
     /// Its id.
     pub id: u32,
     /// Its text; none without a tokenizer.
@@ -28,7 +28,7 @@ pub struct Token {
 pub struct Neighbour {
     /// The token.
     #[serde(flatten)]
-    pub token: Token,
+    pub token: VocabularyToken,
     /// Cosine of the angle between the two embeddings.
     #[serde(with = "crate::number")]
     pub cosine: f64,
@@ -50,7 +50,7 @@ pub struct Norms {
 
 /// A virtual token at one time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Place {
+pub struct NearestPlace {
     /// L2 norm.
     #[serde(with = "crate::number")]
     pub norm: f64,
@@ -62,9 +62,9 @@ pub struct Place {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VirtualToken {
     /// Before the first step.
-    pub before: Place,
+    pub before: NearestPlace,
     /// As it was kept.
-    pub after: Place,
+    pub after: NearestPlace,
     /// L2 distance between the two.
     #[serde(with = "crate::number")]
     pub moved: f64,
@@ -93,7 +93,7 @@ pub fn visible(text: &str) -> String {
     text.replace(' ', "·").replace('\n', "⏎").replace('\t', "⇥")
 }
 
-impl Token {
+impl VocabularyToken {
     /// The token of this id.
     pub fn new(id: u32, tokenizer: Option<&TextTokenizer>) -> Self {
         Self { id, text: tokenizer.and_then(|t| t.token_text(id)) }
@@ -109,7 +109,7 @@ impl Norms {
     /// Of each row of f32 [n, C].
     ///
     /// # Errors
-    /// The device's.
+    /// Returns an error if a device operation fails.
     pub fn of(rows: &Tensor) -> Result<Self> {
         Ok(Self::summary(row_norms(rows)?.into_iter()))
     }
@@ -128,7 +128,7 @@ impl Norms {
 /// large for f32.
 ///
 /// # Errors
-/// The device's.
+/// Returns an error if a device operation fails.
 pub fn row_norms(rows: &Tensor) -> Result<Vec<f64>> {
     Ok(norms(&rows.to_device(&Device::Cpu)?.to_dtype(DType::F64)?)?.to_vec1()?)
 }
@@ -139,11 +139,11 @@ fn norms(rows: &Tensor) -> Result<Tensor> {
 }
 
 impl<'a> Vocabulary<'a> {
-    /// Of an embedding matrix [V, C], as it is before Granite's multiplier; tokens are named where there is a
+    /// Of an embedding matrix [V, C], as it is before Granite's multiplier; tokens have names if there is a
     /// tokenizer.
     ///
     /// # Errors
-    /// The device's.
+    /// Returns an error if a device operation fails.
     pub fn new(embedding: &Tensor, tokenizer: Option<&'a TextTokenizer>) -> Result<Self> {
         let norms: Vec<Tensor> = parts(embedding)
             .map(|part| norms(&wide(&embedding.narrow(0, part.start, part.len())?)?))
@@ -159,7 +159,7 @@ impl<'a> Vocabulary<'a> {
     /// Norms of all embeddings.
     ///
     /// # Errors
-    /// The device's.
+    /// Returns an error if a device operation fails.
     pub fn norms(&self) -> Result<Norms> {
         Ok(Norms::summary(self.norms.to_vec1::<f32>()?.into_iter().map(f64::from)))
     }
@@ -182,7 +182,7 @@ impl<'a> Vocabulary<'a> {
     ///
     /// # Errors
     /// Another width than the vocabulary's.
-    pub fn place(&self, prompt: &Tensor) -> Result<Vec<Place>> {
+    pub fn place(&self, prompt: &Tensor) -> Result<Vec<NearestPlace>> {
         // A row of zeros has no direction and is nearest to none.
         let length = |norms: &Tensor| norms.clamp(f32::MIN_POSITIVE, f32::MAX);
         let norms = row_norms(prompt)?;
@@ -200,10 +200,10 @@ impl<'a> Vocabulary<'a> {
             }
         }
         let neighbour = |(id, cosine): (usize, f32)| Neighbour {
-            token: Token::new(id as u32, self.tokenizer),
+            token: VocabularyToken::new(id as u32, self.tokenizer),
             cosine: f64::from(cosine),
         };
-        let place = |(norm, nearest): (f64, Vec<_>)| Place {
+        let place = |(norm, nearest): (f64, Vec<_>)| NearestPlace {
             norm,
             nearest: nearest.into_iter().map(neighbour).collect(),
         };

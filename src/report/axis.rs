@@ -2,9 +2,9 @@
 
 use super::series::Point;
 
-/// What an axis shows.
+/// The scale of an axis.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Kind {
+pub(super) enum Scale {
     /// Numbers from 0 on.
     FromZero,
     /// Whole numbers, such as steps.
@@ -13,40 +13,40 @@ pub(super) enum Kind {
     Log,
 }
 
-/// An axis. Places are values, or their decimal logarithms on a logarithmic axis.
+/// An axis. Positions are values, or decimal logarithms of values on a logarithmic axis.
 #[derive(Debug, Clone)]
 pub(super) struct Axis {
-    /// What it shows.
-    pub kind: Kind,
-    /// Place of its lower end.
+    /// The scale.
+    pub kind: Scale,
+    /// Position of its lower end.
     pub min: f64,
-    /// Place of its upper end.
+    /// Position of its upper end.
     pub max: f64,
-    /// Places of the ticks with their labels.
+    /// Positions of the ticks with their labels.
     pub ticks: Vec<(f64, String)>,
 }
 
 impl Axis {
-    /// An axis for `values` with about `want` ticks. On a logarithmic one, values that are not positive have no
-    /// place.
-    pub fn new(kind: Kind, values: impl Iterator<Item = f64>, want: usize) -> Self {
-        let shown = values.filter(|v| v.is_finite() && (kind != Kind::Log || *v > 0.0));
+    /// An axis for `values` with about `want` ticks. On a logarithmic axis values that are not positive have no
+    /// position.
+    pub fn new(kind: Scale, values: impl Iterator<Item = f64>, want: usize) -> Self {
+        let shown = values.filter(|v| v.is_finite() && (kind != Scale::Log || *v > 0.0));
         let (min, max) = shown.fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| (a.min(v), b.max(v)));
         let (min, max) = if min > max { (1.0, 1.0) } else { (min, max) };
         match kind {
-            Kind::Log => Self::log(min.log10(), max.log10(), want),
-            Kind::FromZero => {
+            Scale::Log => Self::log(min.log10(), max.log10(), want),
+            Scale::FromZero => {
                 let room = if max > min.min(0.0) { 0.05 * (max - min.min(0.0)) } else { 1.0 };
                 let end = if (max + room).is_finite() { max + room } else { max };
                 Self::linear(kind, if min < 0.0 { min - room } else { 0.0 }, end, want)
             }
-            Kind::Whole if min == max => Self::linear(kind, min - 1.0, max + 1.0, want),
-            Kind::Whole => Self::linear(kind, min, max, want),
+            Scale::Whole if min == max => Self::linear(kind, min - 1.0, max + 1.0, want),
+            Scale::Whole => Self::linear(kind, min, max, want),
         }
     }
 
-    fn linear(kind: Kind, min: f64, max: f64, want: usize) -> Self {
-        let step = step((max - min) / want as f64, kind == Kind::Whole);
+    fn linear(kind: Scale, min: f64, max: f64, want: usize) -> Self {
+        let step = step((max - min) / want as f64, kind == Scale::Whole);
         let label = |v: f64| linear_label(v, step, max.abs().max(min.abs()));
         let ticks = multiples(min, max, step).into_iter().map(|v| (v, label(v))).collect();
         Self { kind, min, max, ticks }
@@ -57,7 +57,7 @@ impl Axis {
         let (min, max) = (min - room, max + room);
         let span = max - min;
         let values = if span < 1.0 {
-            // Within a magnitude, round steps.
+            // Within one order of magnitude, round steps.
             multiples(
                 10f64.powf(min),
                 10f64.powf(max),
@@ -74,17 +74,22 @@ impl Axis {
             decades.flat_map(|d| within.iter().map(move |m| m * 10f64.powi(d))).collect()
         };
         let places = values.into_iter().filter(|v| *v > 0.0).map(|v| (v.log10(), log_label(v)));
-        Self { kind: Kind::Log, min, max, ticks: places.filter(|(at, _)| (min..=max).contains(at)).collect() }
+        Self {
+            kind: Scale::Log,
+            min,
+            max,
+            ticks: places.filter(|(at, _)| (min..=max).contains(at)).collect(),
+        }
     }
 
-    /// Place of a value; none off a logarithmic axis.
-    pub fn at(&self, value: f64) -> Option<f64> {
-        let at = if self.kind == Kind::Log { value.log10() } else { value };
+    /// Position of a value; `None` if a logarithmic axis has none for it.
+    pub fn position(&self, value: f64) -> Option<f64> {
+        let at = if self.kind == Scale::Log { value.log10() } else { value };
         at.is_finite().then_some(at)
     }
 }
 
-/// Whether positive values span so much that a linear axis would press most of them flat.
+/// Whether positive values have such a range that a linear axis would show most of them as flat.
 pub(super) fn wants_log<'a>(points: impl IntoIterator<Item = &'a Point>) -> bool {
     let mut range = (f64::INFINITY, 0.0f64);
     for (_, y) in points.into_iter().filter(|(_, y)| y.is_finite()) {
@@ -94,7 +99,7 @@ pub(super) fn wants_log<'a>(points: impl IntoIterator<Item = &'a Point>) -> bool
 }
 
 /// The round step near `about`: 1, 2 or 5 times a power of ten.
-fn step(about: f64, whole: bool) -> f64 {
+fn step(about: f64, integers: bool) -> f64 {
     if !about.is_finite() || about <= 0.0 {
         return 1.0;
     }
@@ -106,7 +111,7 @@ fn step(about: f64, whole: bool) -> f64 {
         _ => 10.0,
     };
     let step = factor * magnitude;
-    if whole { step.max(1.0) } else { step }
+    if integers { step.max(1.0) } else { step }
 }
 
 /// Multiples of `step` in [`min`, `max`], at most a hundred.
@@ -145,50 +150,50 @@ fn scientific(value: f64) -> String {
 mod tests {
     use super::*;
 
-    fn labels(kind: Kind, values: &[f64], want: usize) -> Vec<String> {
+    fn labels(kind: Scale, values: &[f64], want: usize) -> Vec<String> {
         Axis::new(kind, values.iter().copied(), want).ticks.into_iter().map(|(_, label)| label).collect()
     }
 
     #[test]
     fn round_steps() {
-        assert_eq!(labels(Kind::Whole, &[1.0, 225.0], 5), ["50", "100", "150", "200"]);
-        assert_eq!(labels(Kind::Whole, &[1.0, 3.0], 5), ["1", "2", "3"]);
-        assert_eq!(labels(Kind::Whole, &[1.0, 20_000.0], 4), ["5,000", "10,000", "15,000", "20,000"]);
+        assert_eq!(labels(Scale::Whole, &[1.0, 225.0], 5), ["50", "100", "150", "200"]);
+        assert_eq!(labels(Scale::Whole, &[1.0, 3.0], 5), ["1", "2", "3"]);
+        assert_eq!(labels(Scale::Whole, &[1.0, 20_000.0], 4), ["5,000", "10,000", "15,000", "20,000"]);
         assert_eq!(
-            labels(Kind::FromZero, &[0.0, 0.01], 5),
+            labels(Scale::FromZero, &[0.0, 0.01], 5),
             ["0", "0.002", "0.004", "0.006", "0.008", "0.010"]
         );
-        assert_eq!(labels(Kind::FromZero, &[0.0, 0.000_3], 3), ["0", "1e-4", "2e-4", "3e-4"]);
-        assert_eq!(labels(Kind::FromZero, &[3.0e9], 3), ["0", "1e9", "2e9", "3e9"]);
+        assert_eq!(labels(Scale::FromZero, &[0.0, 0.000_3], 3), ["0", "1e-4", "2e-4", "3e-4"]);
+        assert_eq!(labels(Scale::FromZero, &[3.0e9], 3), ["0", "1e9", "2e9", "3e9"]);
     }
 
     #[test]
     fn magnitudes() {
-        assert_eq!(labels(Kind::Log, &[0.04, 6.0], 5), ["0.1", "0.3", "1", "3"]);
-        assert_eq!(labels(Kind::Log, &[0.2, 3.0], 5), ["0.2", "0.5", "1", "2"]);
-        assert_eq!(labels(Kind::Log, &[1e-4, 10.0], 6), ["1e-4", "0.001", "0.01", "0.1", "1", "10"]);
-        assert_eq!(labels(Kind::Log, &[1e-30, 1e30], 5).len(), 5);
-        assert_eq!(labels(Kind::Log, &[2.0, 3.9], 5), ["2", "2.5", "3", "3.5", "4"]);
+        assert_eq!(labels(Scale::Log, &[0.04, 6.0], 5), ["0.1", "0.3", "1", "3"]);
+        assert_eq!(labels(Scale::Log, &[0.2, 3.0], 5), ["0.2", "0.5", "1", "2"]);
+        assert_eq!(labels(Scale::Log, &[1e-4, 10.0], 6), ["1e-4", "0.001", "0.01", "0.1", "1", "10"]);
+        assert_eq!(labels(Scale::Log, &[1e-30, 1e30], 5).len(), 5);
+        assert_eq!(labels(Scale::Log, &[2.0, 3.9], 5), ["2", "2.5", "3", "3.5", "4"]);
     }
 
     #[test]
     fn a_single_value_has_an_axis() {
-        for kind in [Kind::FromZero, Kind::Whole, Kind::Log] {
+        for kind in [Scale::FromZero, Scale::Whole, Scale::Log] {
             for value in [1.0, 0.07, 1e-12, 1e12] {
                 let axis = Axis::new(kind, [value].into_iter(), 5);
-                let at = axis.at(value).unwrap();
+                let at = axis.position(value).unwrap();
                 assert!(axis.min < axis.max && axis.min <= at && at <= axis.max, "{kind:?} {value} {axis:?}");
             }
         }
-        assert!(Axis::new(Kind::FromZero, [0.0, 0.0].into_iter(), 5).max > 0.0);
-        assert!(Axis::new(Kind::Log, [0.0].into_iter(), 5).at(0.0).is_none());
-        assert!(!Axis::new(Kind::Log, std::iter::empty(), 5).min.is_nan());
+        assert!(Axis::new(Scale::FromZero, [0.0, 0.0].into_iter(), 5).max > 0.0);
+        assert!(Axis::new(Scale::Log, [0.0].into_iter(), 5).position(0.0).is_none());
+        assert!(!Axis::new(Scale::Log, std::iter::empty(), 5).min.is_nan());
     }
 
     #[test]
     fn labels_fall_within_their_axis() {
         for (kind, values) in
-            [(Kind::Whole, [1.0, 97.0]), (Kind::FromZero, [0.2, 33.0]), (Kind::Log, [0.3, 700.0])]
+            [(Scale::Whole, [1.0, 97.0]), (Scale::FromZero, [0.2, 33.0]), (Scale::Log, [0.3, 700.0])]
         {
             let axis = Axis::new(kind, values.into_iter(), 6);
             assert!(axis.ticks.len() >= 3, "{axis:?}");

@@ -1,6 +1,6 @@
-//! A chart: axes, lines, marks, and a legend above the data, never over it.
+//! A chart: axes, lines, marks, and a legend above the data, never on it.
 
-use super::axis::{Axis, Kind};
+use super::axis::{Axis, Scale};
 use super::series::{Point, thin};
 use super::svg::{self, Ink, UNITS};
 use crate::{Error, Result};
@@ -12,68 +12,68 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 /// Size of a picture, pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size {
-    /// Width.
+    /// Width, pixels.
     pub width: u32,
-    /// Height.
+    /// Height, pixels.
     pub height: u32,
-    /// Height of letters.
+    /// Font size, pixels.
     pub font: u32,
 }
 
 impl Size {
-    /// Across a page.
+    /// The width of a page.
     pub const WIDE: Self = Self { width: 960, height: 400, font: 15 };
-    /// Half a page; readable on a phone.
+    /// Half the width of a page; readable on a phone.
     pub const HALF: Self = Self { width: 480, height: 320, font: 16 };
-    /// A phone's whole width.
+    /// The full width of a phone.
     pub const PHONE: Self = Self { width: 420, height: 380, font: 15 };
 }
 
 /// The shape of a point's mark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mark {
+pub(super) enum PointMark {
     Dot,
     Square,
     Triangle,
     Ring,
 }
 
-/// Points drawn alike.
+/// Points drawn in the same way.
 #[derive(Debug, Clone)]
 pub(super) struct Series {
-    /// Its name in the legend; none leaves it out.
+    /// Its name in the legend; `None` leaves it out.
     pub name: Option<String>,
     pub points: Vec<Point>,
     pub ink: Ink,
-    /// Pixels; 0 for points that are not joined.
+    /// Line width in pixels; 0 for points that are not joined.
     pub width: f64,
-    /// Drawn at each point.
-    pub mark: Option<Mark>,
+    /// The mark at each point.
+    pub mark: Option<PointMark>,
 }
 
 /// A chart of some lines.
 #[derive(Debug, Clone)]
 pub(super) struct Chart {
     pub title: String,
-    /// What is plotted upwards, with its unit.
+    /// The quantity on the y axis, with its unit.
     pub y_label: &'static str,
     pub x_label: String,
-    pub x: Kind,
-    pub y: Kind,
-    /// Drawn in their order, the last on top.
+    pub x: Scale,
+    pub y: Scale,
+    /// Drawn in this order, the last on top.
     pub series: Vec<Series>,
-    /// Lines from bottom to top at these x, behind the data, with their name in the legend.
+    /// Vertical lines at these x, below the data, with their name in the legend.
     pub verticals: Option<(Vec<f64>, &'static str)>,
-    /// A line from left to right at this y, with its name in the legend.
+    /// A horizontal line at this y, with its name in the legend.
     pub limit: Option<(f64, String)>,
 }
 
 type Root<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Plane<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 
-/// Where a chart's parts lie, pixels.
-struct Layout {
-    /// The picture's: a long legend makes it higher, not the plot lower.
+/// The places of a chart's parts, pixels.
+struct ChartLayout {
+    /// Size of the picture: a long legend makes the picture higher, not the plot lower.
     size: Size,
     left: f64,
     right: f64,
@@ -86,11 +86,11 @@ struct Layout {
 }
 
 /// An entry of the legend.
-struct Entry<'a> {
+struct LegendEntry<'a> {
     name: &'a str,
     ink: Ink,
     width: f64,
-    mark: Option<Mark>,
+    mark: Option<PointMark>,
 }
 
 fn units(pixels: f64) -> i32 {
@@ -98,16 +98,16 @@ fn units(pixels: f64) -> i32 {
 }
 
 impl Chart {
-    /// The chart as SVG that stands alone; none where there is nothing to show.
+    /// The chart as a standalone SVG; `None` if there is nothing to show.
     ///
     /// # Errors
-    /// The plotting crate's.
+    /// Returns an error if the plotting crate fails.
     pub fn draw(&self, size: Size) -> Result<Option<String>> {
         if self.series.iter().all(|series| series.points.is_empty()) {
             return Ok(None);
         }
         let (x, y) = self.axes(size);
-        let layout = Layout::new(size, (&x, &y), &self.entries());
+        let layout = ChartLayout::new(size, (&x, &y), &self.entries());
         let size = layout.size;
         let mut drawing = String::new();
         let area = (size.width * UNITS as u32, size.height * UNITS as u32);
@@ -125,12 +125,12 @@ impl Chart {
         format!("{}. {} against {}{lines}.", self.title, self.y_label, self.x_label)
     }
 
-    fn entries(&self) -> Vec<Entry<'_>> {
+    fn entries(&self) -> Vec<LegendEntry<'_>> {
         let series = self.series.iter().filter_map(|s| {
             let Series { name, ink, width, mark, .. } = s;
-            name.as_deref().map(|name| Entry { name, ink: *ink, width: *width, mark: *mark })
+            name.as_deref().map(|name| LegendEntry { name, ink: *ink, width: *width, mark: *mark })
         });
-        let line = |name, ink| Entry { name, ink, width: 1.2, mark: None };
+        let line = |name, ink| LegendEntry { name, ink, width: 1.2, mark: None };
         let limit = self.limit.iter().map(|(_, name)| line(name.as_str(), Ink::Limit));
         let verticals = self.verticals.iter().map(|(_, name)| line(name, Ink::Epoch));
         series.chain(limit).chain(verticals).collect()
@@ -139,18 +139,18 @@ impl Chart {
     fn axes(&self, size: Size) -> (Axis, Axis) {
         let all = || self.series.iter().flat_map(|series| &series.points);
         let ys = all().map(|p| p.1).chain(self.limit.iter().map(|(y, _)| *y));
-        let wide = size.width as usize / (6 * size.font as usize);
-        (Axis::new(self.x, all().map(|p| p.0), wide), Axis::new(self.y, ys, 5))
+        let x_ticks = size.width as usize / (6 * size.font as usize);
+        (Axis::new(self.x, all().map(|p| p.0), x_ticks), Axis::new(self.y, ys, 5))
     }
 
     fn draw_on(
         &self,
         root: &Root,
         (x, y): (&Axis, &Axis),
-        layout: &Layout,
+        layout: &ChartLayout,
     ) -> std::result::Result<(), Box<dyn std::error::Error>> {
         root.fill(&Ink::Ground.colour())?;
-        let &Layout { size, left, right, top, bottom, .. } = layout;
+        let &ChartLayout { size, left, right, top, bottom, .. } = layout;
         let plot = root.clone().shrink((units(left), units(top)), (units(right - left), units(bottom - top)));
         let plane = ChartBuilder::on(&plot).build_cartesian_2d(x.min..x.max, y.min..y.max)?;
         let pen = Pen { root, font: f64::from(size.font) };
@@ -160,13 +160,13 @@ impl Chart {
             let (at, _) = plane.backend_coord(&(*at, y.min));
             pen.line([(at, units(top)), (at, units(bottom))], Ink::Epoch, 1.2)?;
         }
-        if let Some(at) = self.limit.as_ref().and_then(|(limit, _)| y.at(*limit)) {
+        if let Some(at) = self.limit.as_ref().and_then(|(limit, _)| y.position(*limit)) {
             let (_, at) = plane.backend_coord(&(x.min, at));
             pen.line([(units(left), at), (units(right), at)], Ink::Limit, 1.2)?;
         }
         for series in &self.series {
-            let at = |(px, py): &Point| Some(plane.backend_coord(&(x.at(*px)?, y.at(*py)?)));
-            // Two columns of pixels hold what an eye tells apart.
+            let at = |(px, py): &Point| Some(plane.backend_coord(&(x.position(*px)?, y.position(*py)?)));
+            // More points than two per pixel column can't be told apart.
             let places: Vec<(f64, f64)> =
                 series.points.iter().filter_map(at).map(|(x, y)| (f64::from(x), f64::from(y))).collect();
             let places = thin(&places, size.width as usize / 2);
@@ -174,7 +174,7 @@ impl Chart {
             if series.width > 0.0 && places.len() > 1 {
                 pen.path(places.clone(), series.ink, series.width)?;
             }
-            let lone = (places.len() == 1).then_some(Mark::Dot);
+            let lone = (places.len() == 1).then_some(PointMark::Dot);
             for (mark, at) in series.mark.or(lone).iter().flat_map(|m| places.iter().map(move |p| (*m, *p))) {
                 pen.mark(mark, at, series.ink)?;
             }
@@ -184,25 +184,26 @@ impl Chart {
     }
 }
 
-impl Layout {
+impl ChartLayout {
     /// Title, legend, the label of the upward axis, the plot, ticks, the label of the other axis.
-    fn new(size: Size, (x, y): (&Axis, &Axis), entries: &[Entry]) -> Self {
+    fn new(size: Size, (x, y): (&Axis, &Axis), entries: &[LegendEntry]) -> Self {
         let font = f64::from(size.font);
-        let wide = |label: &String| wide(label, 0.87 * font);
-        let left = 14.0 + y.ticks.iter().map(|(_, label)| wide(label)).fold(0.0, f64::max) + 8.0;
-        // The last tick's label may reach beyond its tick.
+        let label_width = |label: &String| text_width(label, 0.87 * font);
+        let left = 14.0 + y.ticks.iter().map(|(_, label)| label_width(label)).fold(0.0, f64::max) + 8.0;
+        // The last tick's label may extend beyond its tick.
         let room = x.ticks.last().map_or(0.0, |(at, label)| {
-            wide(label) / 2.0 + 4.0 - (x.max - at) / (x.max - x.min) * (f64::from(size.width) - left - 16.0)
+            label_width(label) / 2.0 + 4.0
+                - (x.max - at) / (x.max - x.min) * (f64::from(size.width) - left - 16.0)
         });
         let right = f64::from(size.width) - room.max(16.0);
         let (mut row, mut at, mut legend) = (0usize, 14.0, Vec::new());
         for entry in entries {
-            let wide = entry.sample() + 6.0 + self::wide(entry.name, 0.93 * font) + 18.0;
-            if at > 14.0 && at + wide - 18.0 > right {
+            let entry_width = entry.sample() + 6.0 + text_width(entry.name, 0.93 * font) + 18.0;
+            if at > 14.0 && at + entry_width - 18.0 > right {
                 (row, at) = (row + 1, 14.0);
             }
             legend.push((row, at));
-            at += wide;
+            at += entry_width;
         }
         let rows = if entries.is_empty() { 0 } else { row + 1 };
         let legend_top = 12.0 + 1.25 * font + 0.75 * font;
@@ -213,15 +214,15 @@ impl Layout {
     }
 }
 
-impl Entry<'_> {
-    /// Length of its sample in the legend, pixels.
+impl LegendEntry<'_> {
+    /// Length of the sample in the legend, pixels.
     fn sample(&self) -> f64 {
         if self.width > 0.0 { 26.0 } else { 15.0 }
     }
 }
 
-/// About the width of a text, pixels: who shows it chooses its letters, so these are the widest of the usual ones.
-fn wide(text: &str, font: f64) -> f64 {
+/// Approximate width of a text, pixels. The viewer chooses the font, so these are the widths of the widest usual fonts.
+fn text_width(text: &str, font: f64) -> f64 {
     let letter = |c: char| match c {
         ' ' | '.' | ',' | ':' | '-' | '\'' | 'i' | 'j' | 'l' | 'f' | 't' | 'r' => 0.37,
         'm' | 'w' | 'M' | 'W' | '%' | '@' => 0.96,
@@ -232,7 +233,7 @@ fn wide(text: &str, font: f64) -> f64 {
     text.chars().map(letter).sum::<f64>() * font
 }
 
-/// Draws on a picture, whose units are a [`UNITS`]th of a pixel.
+/// Draws on a picture, in units of 1/[`UNITS`] pixel.
 struct Pen<'a, 'b> {
     root: &'a Root<'b>,
     font: f64,
@@ -242,7 +243,7 @@ type Drawn = std::result::Result<(), DrawingAreaErrorKind<std::io::Error>>;
 
 impl Pen<'_, '_> {
     fn text(&self, text: &str, at: (f64, f64), ink: Ink, (h, v): (HPos, VPos), size: f64) -> Drawn {
-        // The plotting crate takes a line's height and writes the letters', 1.24 times less.
+        // The plotting crate expects a line's height and writes letters 1.24 times smaller.
         let colour = ink.colour();
         let style = TextStyle::from(("sans-serif", size * f64::from(UNITS) * 1.24).into_font());
         let style = style.color(&colour).pos(Pos::new(h, v));
@@ -259,28 +260,28 @@ impl Pen<'_, '_> {
         self.root.draw(&PathElement::new(points, style))
     }
 
-    fn mark(&self, mark: Mark, (x, y): (i32, i32), ink: Ink) -> Drawn {
+    fn mark(&self, mark: PointMark, (x, y): (i32, i32), ink: Ink) -> Drawn {
         let (r, colour, ground) = (units(3.6), ink.colour(), Ink::Ground.colour());
         match mark {
-            Mark::Dot => self.root.draw(&Circle::new((x, y), r, colour.filled())),
-            Mark::Square => {
+            PointMark::Dot => self.root.draw(&Circle::new((x, y), r, colour.filled())),
+            PointMark::Square => {
                 self.root.draw(&Rectangle::new([(x - r, y - r), (x + r, y + r)], colour.filled()))
             }
-            Mark::Triangle => {
+            PointMark::Triangle => {
                 let (side, low) = (r * 6 / 5, r * 4 / 5);
                 let corners = vec![(x, y - r * 13 / 10), (x + side, y + low), (x - side, y + low)];
                 self.root.draw(&Polygon::new(corners, colour.filled()))
             }
-            Mark::Ring => {
+            PointMark::Ring => {
                 self.root.draw(&Circle::new((x, y), r * 2, colour.stroke_width(units(1.8) as u32)))?;
-                // So that what it stands around is seen on any ground.
+                // So that the content inside the ring is visible on any background.
                 self.root.draw(&Circle::new((x, y), r * 3 / 2, ground.stroke_width(units(0.8) as u32)))
             }
         }
     }
 
-    fn axes(&self, plane: &Plane, (x, y): (&Axis, &Axis), layout: &Layout) -> Drawn {
-        let Layout { left, right, bottom, .. } = *layout;
+    fn axes(&self, plane: &Plane, (x, y): (&Axis, &Axis), layout: &ChartLayout) -> Drawn {
+        let ChartLayout { left, right, bottom, .. } = *layout;
         let size = 0.87 * self.font;
         for (at, label) in &y.ticks {
             let (_, at) = plane.backend_coord(&(x.min, *at));
@@ -298,10 +299,10 @@ impl Pen<'_, '_> {
         Ok(())
     }
 
-    fn labels(&self, chart: &Chart, layout: &Layout) -> Drawn {
-        let (font, &Layout { left, right, top, .. }) = (self.font, layout);
+    fn labels(&self, chart: &Chart, layout: &ChartLayout) -> Drawn {
+        let (font, &ChartLayout { left, right, top, .. }) = (self.font, layout);
         self.text(&chart.title, (14.0, 12.0), Ink::Text, (HPos::Left, VPos::Top), 1.1 * font)?;
-        let log = if chart.y == Kind::Log { ", log scale" } else { "" };
+        let log = if chart.y == Scale::Log { ", log scale" } else { "" };
         let y_label = format!("{}{log}", chart.y_label);
         let low = top - 0.8 * font;
         self.text(&y_label, (14.0, low), Ink::Muted, (HPos::Left, VPos::Bottom), 0.87 * font)?;

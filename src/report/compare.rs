@@ -1,4 +1,4 @@
-//! Several runs in one page.
+//! Several runs on one page.
 
 use super::plot::{self, Overlay, Size};
 use super::svg::{self, Ink};
@@ -10,11 +10,11 @@ use crate::{Error, Result};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The whole page.
+/// The page.
 #[derive(Serialize)]
 struct CompareView<'a> {
     rows: Vec<RunRow<'a>>,
-    /// Whether any run has the thing.
+    /// Whether any run has the quantity.
     has: Has,
     settings: Vec<Setting>,
     plots: Vec<String>,
@@ -24,7 +24,7 @@ struct CompareView<'a> {
 #[derive(Serialize)]
 struct Has {
     evaluation: bool,
-    /// What share of answers is right is called.
+    /// Name of the share of right answers.
     right: &'static str,
     validation: bool,
     memory: bool,
@@ -34,7 +34,7 @@ struct Has {
 #[derive(Serialize)]
 struct RunRow<'a> {
     name: &'a str,
-    /// Of its lines, in the page's style.
+    /// Class of its lines in the page's style.
     ink: &'static str,
     path: String,
     status: StatusView<'a>,
@@ -47,7 +47,7 @@ struct RunRow<'a> {
     seconds: f64,
     examples_per_second: f64,
     memory: Option<String>,
-    /// What it is best at.
+    /// Quantities in which it is best.
     best: BTreeSet<&'static str>,
 }
 
@@ -60,18 +60,18 @@ struct Share {
     total: u64,
 }
 
-/// A setting whose values differ.
+/// A setting with different values.
 #[derive(Serialize)]
 struct Setting {
     key: String,
     values: Vec<String>,
 }
 
-/// Several runs in one page of HTML: the settings that differ, the results side by side, the curves in one plot. The
-/// runs are named by their folders.
+/// A page of HTML with several runs: the settings that differ, the results side by side, the curves in one plot. The
+/// runs have the names of their folders.
 ///
 /// # Errors
-/// [`Error::Invalid`] without runs; the plotting crate's.
+/// Returns [`Error::Invalid`] without runs, or an error if the plotting crate fails.
 pub fn compare(runs: &[Run]) -> Result<String> {
     if runs.is_empty() {
         return Err(Error::Invalid("report: expected at least one run, found none".into()));
@@ -112,7 +112,7 @@ pub fn compare(runs: &[Run]) -> Result<String> {
     html::render(html::Page::Compare, &view)
 }
 
-/// The folders' names, or their paths where two have the same.
+/// The folders' names, or their paths if two have the same name.
 fn names(runs: &[Run]) -> Vec<String> {
     let name = |run: &Run| run.path.file_name().map(|name| name.to_string_lossy().into_owned());
     let names: Vec<String> = runs.iter().map(|run| name(run).unwrap_or_else(|| run.name().into())).collect();
@@ -168,7 +168,7 @@ fn shares(evaluation: &Evaluation) -> Vec<Share> {
     evaluation.arms.iter().filter_map(of_text).collect()
 }
 
-/// Marks the rows that are best at something; where all are alike, none is. Answers to different files are not
+/// Marks the rows that are best in a quantity; if all are equal, none is marked. Answers to different files are not
 /// compared.
 fn mark_best(rows: &mut [RunRow]) {
     type Value = fn(&RunRow) -> Option<f64>;
@@ -193,7 +193,7 @@ fn mark_best(rows: &mut [RunRow]) {
     }
 }
 
-/// The configuration's keys whose values are not the same in all runs, but for their names.
+/// The configuration's keys that do not have the same value in all runs, except the names.
 fn settings(runs: &[Run]) -> Result<Vec<Setting>> {
     let flat = |run: &Run| -> Result<BTreeMap<String, String>> {
         let value = toml::Value::try_from(&run.config)

@@ -1,4 +1,4 @@
-//! Templates of the pages, and the filters that they write numbers with.
+//! Templates of the pages, and the filters with which they format numbers.
 
 use super::text;
 use crate::{Error, Result};
@@ -10,15 +10,15 @@ use serde::Serialize;
 /// The pages.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Page {
-    /// Of one run.
+    /// The page of one run.
     Run,
-    /// Of several.
+    /// The page of several runs.
     Compare,
 }
 
 const STYLE: &str = include_str!("style.css");
 
-/// A page with `view` in its template. The template's own text is trusted, `view`'s is escaped.
+/// A page: `view` in its template. The template's own text is trusted, the text of `view` is escaped.
 pub(super) fn render(page: Page, view: &impl Serialize) -> Result<String> {
     let source = match page {
         Page::Run => include_str!("page.html"),
@@ -30,7 +30,7 @@ pub(super) fn render(page: Page, view: &impl Serialize) -> Result<String> {
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     environment.set_syntax(syntax.map_err(failed)?);
     environment.add_filter("num", |value: Option<f64>| text::number(value));
-    // Records hold a number that is not finite as its name.
+    // Records contain the name of a number that is not finite.
     environment.add_filter("loss", |value: Value| match value.as_str() {
         Some(name) => name.to_owned(),
         None => text::loss(f64::try_from(value).ok()),
@@ -45,7 +45,7 @@ pub(super) fn render(page: Page, view: &impl Serialize) -> Result<String> {
     environment.add_filter("two", |value: f64| format!("{value:.2}"));
     environment.add_filter("score", |value: f64| format!("{value:.3}"));
     environment.add_filter("three", text::three);
-    // A share as CSS, which is no text for people.
+    // A share as a CSS value.
     environment.add_filter("css", |share: f64| format!("{:.1}%", 100.0 * share.clamp(0.0, 1.0)));
     let context =
         context! { style => Value::from_safe_string(STYLE.into()), view => Value::from(Serde(view)) };

@@ -1,7 +1,7 @@
-//! The report of a run: one page that needs nothing but itself, and its learning curve as pictures.
+//! The report of a run: one self-contained page, and its learning curve as pictures.
 //!
-//! The page has no script and fetches nothing; its pictures are SVG within it, whose colours follow the reader's
-//! choice of light or dark. Every text that came from data, a model or a configuration is escaped.
+//! The page has no script and loads nothing; its pictures are inline SVG whose colours follow the reader's choice of
+//! light or dark. Every text from data, a model or a configuration is escaped.
 
 mod axis;
 mod chart;
@@ -22,17 +22,17 @@ pub use compare::compare;
 use plot::Size;
 use std::path::PathBuf;
 
-/// File of the page that compares runs, beside their folders.
+/// File of the page that compares runs, next to their folders.
 pub const COMPARE: &str = "compare.html";
 
-/// Pixels of the PNG for each of the SVG.
+/// Pixels of the PNG for each pixel of the SVG.
 const PNG_SCALE: f32 = 2.0;
 
-/// Writes the report into the run's folder: the page and, once there is a step, the learning curve as SVG and PNG.
-/// Gives back the files.
+/// Writes the report into the run's folder: the page and, after the first step, the learning curve as SVG and PNG.
+/// Returns the files.
 ///
 /// # Errors
-/// [`crate::Error::Io`].
+/// Returns [`crate::Error::Io`] if a file can't be written.
 pub fn write(run: &Run) -> Result<Vec<PathBuf>> {
     let mut files = vec![(REPORT, page(run)?.into_bytes())];
     if let Some(curve) = plot::learning_curve(run, Size::WIDE)? {

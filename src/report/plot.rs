@@ -1,7 +1,7 @@
 //! The plots of a run.
 
-use super::axis::{Kind, wants_log};
-use super::chart::{Chart, Mark, Series};
+use super::axis::{Scale, wants_log};
+use super::chart::{Chart, PointMark, Series};
 use super::series::{Point, smoothed};
 use super::svg::Ink;
 use super::text::number;
@@ -12,79 +12,78 @@ pub use super::chart::Size;
 pub use super::svg::png;
 pub use crate::tune::RangePoint;
 
-/// Unit of every loss.
+/// Unit of losses.
 const NATS: &str = "nats per target token";
 
 const TRAINING: Ink = Ink::Line(0);
 const VALIDATION: Ink = Ink::Line(1);
 
-/// Training loss of each step and its smoothed course, validation loss of each epoch, the best epoch, ends of epochs;
-/// as SVG. None before the first step.
+/// Training loss of each step and its smoothed curve, validation loss of each epoch, the best epoch, ends of epochs, as
+/// SVG. `None` before the first step.
 ///
 /// # Errors
-/// The plotting crate's.
+/// Returns an error if the plotting crate fails.
 pub fn learning_curve(run: &Run, size: Size) -> Result<Option<String>> {
     let x = |at: usize, _: f64| at as f64;
     let mut chart = losses(run, "Learning curve", "optimizer step".into(), x);
-    chart.x = Kind::Whole;
+    chart.x = Scale::Whole;
     chart.verticals = epoch_ends(run, x);
     chart.draw(size)
 }
 
-/// The same losses against wall time. None where no time is known.
+/// The same losses against wall time. `None` if the times are unknown.
 ///
 /// # Errors
-/// The plotting crate's.
+/// Returns an error if the plotting crate fails.
 pub fn loss_over_time(run: &Run, size: Size) -> Result<Option<String>> {
     let Some((unit, label)) = clock(run) else { return Ok(None) };
     losses(run, "Loss over time", label, |_, elapsed| elapsed / unit).draw(size)
 }
 
-/// Learning rate of each step. None before the first step.
+/// Learning rate of each step. `None` before the first step.
 ///
 /// # Errors
-/// The plotting crate's.
+/// Returns an error if the plotting crate fails.
 pub fn learning_rate(run: &Run, size: Size) -> Result<Option<String>> {
     let points = run.steps.iter().map(|s| (s.step as f64, s.learning_rate)).collect();
-    let mut chart = by_step("Learning rate", "learning rate", Kind::FromZero);
+    let mut chart = by_step("Learning rate", "learning rate", Scale::FromZero);
     chart.series.push(line(None, points, TRAINING));
     chart.draw(size)
 }
 
-/// Norm of the prompt's gradient at each step, and what it is clipped to. None before the first step.
+/// Norm of the prompt's gradient at each step, and the norm to which it is clipped. `None` before the first step.
 ///
 /// # Errors
-/// The plotting crate's.
+/// Returns an error if the plotting crate fails.
 pub fn gradient_norm(run: &Run, size: Size) -> Result<Option<String>> {
     let points: Vec<Point> = run.steps.iter().map(|s| (s.step as f64, s.grad_norm)).collect();
     let limit = run.config.train.max_grad_norm;
     let log = points.iter().any(|p| p.1 > 0.0);
     let mut chart =
-        by_step("Gradient norm", "L2 norm before clipping", if log { Kind::Log } else { Kind::FromZero });
+        by_step("Gradient norm", "L2 norm before clipping", if log { Scale::Log } else { Scale::FromZero });
     chart.limit = (limit > 0.0 && !points.is_empty()).then(|| (limit, format!("clipped to {limit}")));
     chart.series = with_smoothed(points, log, "each step");
     chart.draw(size)
 }
 
-/// Examples that each step took a second. None where no time is known.
+/// Examples per second of each step. `None` if the times are unknown.
 ///
 /// # Errors
-/// The plotting crate's.
+/// Returns an error if the plotting crate fails.
 pub fn throughput(run: &Run, size: Size) -> Result<Option<String>> {
     let Some((unit, label)) = clock(run) else { return Ok(None) };
     let timed = run.steps.iter().filter(|s| s.seconds > 0.0);
     let points = timed.map(|s| (s.elapsed / unit, s.examples as f64 / s.seconds)).collect();
-    let mut chart = by_step("Throughput", "examples per second", Kind::FromZero);
-    (chart.x, chart.x_label) = (Kind::FromZero, label);
+    let mut chart = by_step("Throughput", "examples per second", Scale::FromZero);
+    (chart.x, chart.x_label) = (Scale::FromZero, label);
     chart.series = with_smoothed(points, false, "each step");
     chart.draw(size)
 }
 
-/// Loss against the learning rates that a range test tried, and the rate that it suggests; as SVG that stands alone.
-/// None without points.
+/// Loss against the learning rates of a range test, and the suggested rate, as a standalone SVG. `None` without points.
 ///
 /// # Errors
-/// The plotting crate's.
+/// Returns an error if the plotting crate fails.
 pub fn range_test(points: &[RangePoint], suggestion: Option<f64>, size: Size) -> Result<Option<String>> {
     let of = |loss: fn(&RangePoint) -> f64| -> Vec<Point> {
         points
@@ -94,8 +93,8 @@ pub fn range_test(points: &[RangePoint], suggestion: Option<f64>, size: Size) ->
             .collect()
     };
     let smoothed = of(|p| p.smoothed);
-    let mut chart = by_step("Learning-rate range test", NATS, Kind::FromZero);
-    (chart.x, chart.x_label) = (Kind::Log, "learning rate, log scale".into());
+    let mut chart = by_step("Learning-rate range test", NATS, Scale::FromZero);
+    (chart.x, chart.x_label) = (Scale::Log, "learning rate, log scale".into());
     chart.y = scale([&of(|p| p.loss)[..], &smoothed]);
     let marked = suggestion.and_then(|rate| {
         let loss = |p: &&Point| (p.0.ln() - rate.ln()).abs();
@@ -110,7 +109,7 @@ pub fn range_test(points: &[RangePoint], suggestion: Option<f64>, size: Size) ->
     chart.draw(size)
 }
 
-/// What an overlay of runs shows.
+/// The quantity in an overlay of runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Overlay {
     Training,
@@ -143,13 +142,13 @@ pub(super) fn overlay(
         Overlay::Validation => "Validation loss",
     };
     let mut chart = by_step(title, NATS, scale(all.iter().map(Vec::as_slice)));
-    (chart.x, chart.x_label) = (if by_time { Kind::FromZero } else { Kind::Whole }, label);
+    (chart.x, chart.x_label) = (if by_time { Scale::FromZero } else { Scale::Whole }, label);
     for (i, ((name, _), points)) in runs.iter().zip(all).enumerate() {
         let shown = match what {
-            Overlay::Training => smoothed(&points, chart.y == Kind::Log).unwrap_or(points),
+            Overlay::Training => smoothed(&points, chart.y == Scale::Log).unwrap_or(points),
             Overlay::Validation => points,
         };
-        let mark = [Mark::Dot, Mark::Triangle, Mark::Square][i / Ink::LINES % 3];
+        let mark = [PointMark::Dot, PointMark::Triangle, PointMark::Square][i / Ink::LINES % 3];
         let mark = (what == Overlay::Validation).then_some(mark);
         let name = super::text::cut(name, 28).unwrap_or_else(|| (*name).to_owned());
         if !shown.is_empty() {
@@ -159,15 +158,15 @@ pub(super) fn overlay(
     chart.draw(size)
 }
 
-/// Losses of a run, whose records lie at `x` of step and elapsed time.
+/// Losses of a run; `x` gives the position of a record from its step and elapsed time.
 fn losses(run: &Run, title: &str, label: String, x: impl Fn(usize, f64) -> f64 + Copy) -> Chart {
     let training: Vec<Point> = run.steps.iter().map(|s| (x(s.step, s.elapsed), s.loss)).collect();
     let validation = validation(run, x);
     let mut chart = by_step(title, NATS, scale([&training[..], &validation]));
-    (chart.x, chart.x_label) = (Kind::FromZero, label);
-    chart.series = with_smoothed(training, chart.y == Kind::Log, "training, each step");
+    (chart.x, chart.x_label) = (Scale::FromZero, label);
+    chart.series = with_smoothed(training, chart.y == Scale::Log, "training, each step");
     if !validation.is_empty() {
-        let mark = Some(Mark::Dot);
+        let mark = Some(PointMark::Dot);
         chart.series.push(Series { mark, ..line(Some("validation"), validation, VALIDATION) });
     }
     if let Some((best, loss)) = run.best_epoch().and_then(|e| Some((e, e.validation_loss?))) {
@@ -182,19 +181,19 @@ fn validation(run: &Run, x: impl Fn(usize, f64) -> f64) -> Vec<Point> {
     run.epochs.iter().filter_map(point).collect()
 }
 
-/// Ends of epochs, where they are few enough to tell apart.
+/// Ends of epochs, if they are few enough to be told apart.
 fn epoch_ends(run: &Run, x: impl Fn(usize, f64) -> f64) -> Option<(Vec<f64>, &'static str)> {
     let ends: Vec<f64> = run.epochs.iter().map(|e| x(e.step, e.elapsed)).collect();
     (2..=40).contains(&ends.len()).then_some((ends, "epoch ends"))
 }
 
-/// A logarithmic axis where the values call for one.
-fn scale<'a>(lines: impl IntoIterator<Item = &'a [Point]>) -> Kind {
+/// A logarithmic axis if the values need one.
+fn scale<'a>(lines: impl IntoIterator<Item = &'a [Point]>) -> Scale {
     let points: Vec<&Point> = lines.into_iter().flatten().collect();
-    if wants_log(points) { Kind::Log } else { Kind::FromZero }
+    if wants_log(points) { Scale::Log } else { Scale::FromZero }
 }
 
-/// The unit of wall time that suits a run, seconds, and the axis's label.
+/// The unit of wall time that suits a run, in seconds, and the axis's label.
 fn clock(run: &Run) -> Option<(f64, String)> {
     let elapsed = run.steps.iter().map(|s| s.elapsed).chain(run.epochs.iter().map(|e| e.elapsed));
     let longest = elapsed.filter(|s| s.is_finite()).fold(0.0, f64::max);
@@ -206,12 +205,12 @@ fn clock(run: &Run) -> Option<(f64, String)> {
     (longest > 0.0).then(|| (unit, format!("wall time, {name}")))
 }
 
-fn by_step(title: &str, y_label: &'static str, y: Kind) -> Chart {
+fn by_step(title: &str, y_label: &'static str, y: Scale) -> Chart {
     Chart {
         title: title.into(),
         y_label,
         x_label: "optimizer step".into(),
-        x: Kind::Whole,
+        x: Scale::Whole,
         y,
         series: Vec::new(),
         verticals: None,
@@ -224,10 +223,10 @@ fn line(name: Option<&str>, points: Vec<Point>, ink: Ink) -> Series {
 }
 
 fn ring(name: String, at: Point) -> Series {
-    Series { name: Some(name), points: vec![at], ink: Ink::Text, width: 0.0, mark: Some(Mark::Ring) }
+    Series { name: Some(name), points: vec![at], ink: Ink::Text, width: 0.0, mark: Some(PointMark::Ring) }
 }
 
-/// What was measured, faint behind its smoothed course; alone where it is too short for one.
+/// The measured values, faint below their smoothed curve; alone if there are too few for a curve.
 fn with_smoothed(points: Vec<Point>, log: bool, name: &str) -> Vec<Series> {
     match smoothed(&points, log) {
         Some(course) => vec![
@@ -235,7 +234,7 @@ fn with_smoothed(points: Vec<Point>, log: bool, name: &str) -> Vec<Series> {
             line(Some("smoothed"), course, TRAINING),
         ],
         None => {
-            let mark = (points.len() < 20).then_some(Mark::Dot);
+            let mark = (points.len() < 20).then_some(PointMark::Dot);
             vec![Series { mark, ..line(Some(name), points, TRAINING) }]
         }
     }

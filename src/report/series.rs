@@ -1,10 +1,10 @@
-//! Points of a line: thinned out to what can be seen, and smoothed.
+//! Points of a line: thinned out to what is visible, and smoothed.
 
 /// A point of a line.
 pub(super) type Point = (f64, f64);
 
-/// As many points as `buckets` columns of a plot can show: of each column the first, the least, the greatest and the
-/// last, so that the thinned line covers what the whole one does. `points` ascend in x.
+/// At most as many points as `buckets` columns of a plot can show: of each column the first, the smallest, the largest
+/// and the last, so that the thinned line covers the same pixels as the full one. `points` ascend in x.
 pub(super) fn thin(points: &[Point], buckets: usize) -> Vec<Point> {
     let (Some(first), Some(last)) = (points.first(), points.last()) else { return Vec::new() };
     if points.len() <= 4 * buckets {
@@ -17,18 +17,18 @@ pub(super) fn thin(points: &[Point], buckets: usize) -> Vec<Point> {
         let by_y = |a: &usize, b: &usize| column[*a].1.total_cmp(&column[*b].1);
         let least = (0..column.len()).min_by(by_y).unwrap_or(0);
         let greatest = (0..column.len()).max_by(by_y).unwrap_or(0);
-        let mut kept = [0, least, greatest, column.len() - 1];
-        kept.sort_unstable();
+        let mut chosen = [0, least, greatest, column.len() - 1];
+        chosen.sort_unstable();
         let mut before = None;
-        for i in kept.into_iter().filter(|i| before.replace(*i) != Some(*i)) {
+        for i in chosen.into_iter().filter(|i| before.replace(*i) != Some(*i)) {
             thinned.push(column[i]);
         }
     }
     thinned
 }
 
-/// The mean around each value with weights that fall by e every `reach` values to both sides: no lag, and no pull
-/// towards zero at the ends.
+/// A weighted mean around each value; the weights fall by a factor e every `reach` values to both sides. It has no lag,
+/// and no pull towards zero at the ends.
 pub(super) fn smooth(values: &[f64], reach: f64) -> Vec<f64> {
     let keep = (-1.0 / reach).exp();
     let sums = |values: &mut dyn Iterator<Item = &f64>| -> Vec<(f64, f64)> {
@@ -45,8 +45,8 @@ pub(super) fn smooth(values: &[f64], reach: f64) -> Vec<f64> {
     both.map(|((value, a), b)| (a.0 + b.0 - value) / (a.1 + b.1 - 1.0)).collect()
 }
 
-/// A line's smoothed course, none where it is too short to have one. On a logarithmic axis logarithms are averaged,
-/// so that the smoothed line runs through the middle of what is seen.
+/// The smoothed curve of a line; `None` if it is too short. On a logarithmic axis logarithms are averaged, so that the
+/// smoothed line runs through the middle of the visible points.
 pub(super) fn smoothed(points: &[Point], log: bool) -> Option<Vec<Point>> {
     if points.len() < 20 {
         return None;

@@ -4,34 +4,34 @@ use crate::{Error, Result};
 use plotters::style::RGBColor;
 use resvg::{tiny_skia, usvg};
 
-/// Drawing units of a pixel: the plotting crate knows whole units only, and a pixel is too coarse for a line.
+/// Drawing units per pixel: the plotting crate has only integer units, and a pixel is too coarse for a line.
 pub(super) const UNITS: i32 = 10;
 
-/// What a thing is drawn with; its colour on white is its name until [`finish`].
+/// The colour of an element. Until [`finish`] its colour on white identifies it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ink {
-    /// The picture's ground.
+    /// The picture's background.
     Ground,
     /// Titles and marks.
     Text,
     /// Labels.
     Muted,
-    /// Lines behind the data.
+    /// Grid lines.
     Grid,
-    /// The axes' own lines.
+    /// The lines of the axes.
     Axis,
     /// Ends of epochs.
     Epoch,
     /// A limit.
     Limit,
-    /// What is seen behind its smoothed line.
+    /// Measured values below their smoothed line.
     Faint,
     /// The n-th line, by colour and dash.
     Line(usize),
 }
 
-/// Colours of Okabe and Ito's palette, which people who confuse colours tell apart, but its yellow, too pale on
-/// white; each has a dash of its own (pixels), and its name in the page's style.
+/// Colours of Okabe and Ito's palette, which are distinguishable with colour blindness, without its yellow, which is
+/// too pale on white. Each has its own dash (pixels), and its name in the page's style.
 const LINES: [(u32, &str, &str); 7] = [
     (0x0072B2, "blue", ""),
     (0xD55E00, "red", "7 3"),
@@ -54,7 +54,7 @@ impl Ink {
         Self::Faint,
     ];
 
-    /// How many lines differ.
+    /// Number of distinguishable lines.
     pub const LINES: usize = LINES.len();
 
     /// Colour on white, name in the page's style, dash in pixels.
@@ -88,8 +88,8 @@ impl Ink {
     }
 }
 
-/// Makes a drawing of `width` by `height` pixels a picture that stands alone, on white: its size, its name for
-/// screen readers, dashes.
+/// Makes a drawing of `width` by `height` pixels a standalone picture on white: its size, its name for screen readers,
+/// dashes.
 pub(super) fn finish(drawing: &str, (width, height): (u32, u32), about: &str) -> String {
     let body = drawing.split_once('>').map_or(drawing, |(_, body)| body);
     let about = escaped(about);
@@ -113,14 +113,14 @@ pub(super) fn finish(drawing: &str, (width, height): (u32, u32), about: &str) ->
             }
         }
     }
-    // Families with a wide choice of weights; the last is what pictures are rendered with.
+    // Font families with many weights; the last is the one with which PNGs are rendered.
     svg.replace(
         "font-family=\"sans-serif\"",
         "font-family=\"system-ui, 'Segoe UI', Roboto, Ubuntu, sans-serif\"",
     )
 }
 
-/// A finished picture as a part of a page: its colours are the page's, and so are its letters.
+/// A finished picture as a part of a page: it takes the page's colours and fonts.
 pub(super) fn inline(svg: &str) -> String {
     let mut page = svg
         .replace(" font-family=\"system-ui, 'Segoe UI', Roboto, Ubuntu, sans-serif\"", "")
@@ -134,17 +134,17 @@ pub(super) fn inline(svg: &str) -> String {
     page
 }
 
-/// Text as the content or an attribute of XML, which has no place for most control characters.
+/// Text as the content or an attribute of XML, without the control characters that XML does not allow.
 fn escaped(text: &str) -> String {
     let clean: String = text.chars().filter(|c| !c.is_control()).collect();
     clean.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-/// A picture as PNG, `scale` times its size. Its letters are drawn with a font of the program's own, so that they
-/// look the same on every machine.
+/// A picture as PNG, `scale` times its size. The program has its own font, so that the letters look the same on every
+/// machine.
 ///
 /// # Errors
-/// [`Error::Invalid`] where `svg` is no SVG.
+/// Returns [`Error::Invalid`] if `svg` is not SVG.
 pub fn png(svg: &str, scale: f32) -> Result<Vec<u8>> {
     let invalid = |what: &str| Error::Invalid(format!("picture: expected SVG that can be drawn: {what}"));
     let mut options = usvg::Options { font_family: "Ubuntu".into(), ..usvg::Options::default() };

@@ -6,7 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 /// Between a number and its unit.
 const NBSP: char = '\u{a0}';
 
-/// What stands for a value that is not there.
+/// Text for a missing value.
 const NONE: &str = "–";
 
 /// `12,345`.
@@ -30,7 +30,7 @@ pub(super) fn number(value: impl Into<Option<f64>>) -> String {
     }
 }
 
-/// A loss as [`number`], and `NaN` or `inf` for one that is known not to be finite.
+/// A loss in the form of [`number`], or `NaN` or `inf` if it is not finite.
 pub(super) fn loss(value: Option<f64>) -> String {
     match value.filter(|value| !value.is_finite()) {
         Some(value) => value.to_string(),
@@ -66,7 +66,7 @@ pub(super) fn small_percent(share: f64) -> String {
 
 /// A difference of shares in percentage points: `+12.1`.
 pub(super) fn points(difference: f64) -> String {
-    // A minus sign is as wide as the plus.
+    // A minus sign has the width of the plus sign.
     format!("{:+.1}", 100.0 * difference).replace('-', "−")
 }
 
@@ -80,12 +80,7 @@ pub(super) fn duration(seconds: f64) -> String {
     if !seconds.is_finite() {
         return NONE.into();
     }
-    let whole = seconds.round() as u64;
-    match whole {
-        0..100 => format!("{seconds:.1}{NBSP}s"),
-        100..3600 => format!("{}{NBSP}min {:02}{NBSP}s", whole / 60, whole % 60),
-        _ => format!("{}{NBSP}h {:02}{NBSP}min", whole / 3600, whole / 60 % 60),
-    }
+    crate::text::duration(seconds).replace(' ', &NBSP.to_string())
 }
 
 /// Bytes in kB, MB or GB, powers of 1,000.
@@ -99,7 +94,8 @@ pub(super) fn date(seconds: u64) -> String {
     format!("{} UTC", utc[..16].replace('T', " "))
 }
 
-/// The first `width` characters of a text, cut at a space where one is near, with an ellipsis; none where all fits.
+/// The first `width` characters of a text, cut at a space if one is near, with an ellipsis; `None` if the whole text
+/// fits.
 pub(super) fn cut(text: &str, width: usize) -> Option<String> {
     let (end, _) = text.char_indices().nth(width)?;
     let head = &text[..end];
@@ -107,7 +103,7 @@ pub(super) fn cut(text: &str, width: usize) -> Option<String> {
     Some(format!("{}…", head[..at].trim_end()))
 }
 
-/// A shell's word.
+/// A word in the shell's quoting.
 pub(super) fn shell(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:@%,~".contains(c);
     if !word.is_empty() && !word.starts_with('~') && word.chars().all(plain) {

@@ -1,4 +1,4 @@
-//! The run folder while a run writes it.
+//! The run folder during a run.
 
 use super::{Summary, read};
 use crate::files::write_atomically;
@@ -11,20 +11,20 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// A folder `runs/NAME/` being written.
+/// A folder `runs/NAME/` that a run writes.
 pub struct RunFolder {
     /// The folder.
     pub path: PathBuf,
-    /// Where an earlier run of that name was moved to.
+    /// The folder to which an earlier run of that name was moved.
     pub moved: Option<PathBuf>,
     metrics: File,
 }
 
 impl RunFolder {
-    /// Makes the folder. An earlier run of that name is kept, under `NAME~1`, `NAME~2` and so on.
+    /// Creates the folder. An earlier run of that name is kept, as `NAME~1`, `NAME~2` and so on.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// Returns [`Error::Io`] if the folder can't be written.
     pub fn create(runs: &Path, name: &str, config_toml: &str) -> Result<Self> {
         let path = runs.join(name);
         let moved = if path.exists() { Some(move_aside(runs, name)?) } else { None };
@@ -35,22 +35,22 @@ impl RunFolder {
         Ok(Self { path, moved, metrics })
     }
 
-    /// Opens the folder of a run that goes on from `position`: records of later steps are taken back, as those steps
-    /// will be done again.
+    /// Opens the folder of a run that continues from `position`. Records of later steps are removed, because those
+    /// steps run again.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Data`] where `metrics.jsonl` is malformed.
+    /// Returns [`Error::Io`] if a file can't be read or written, [`Error::Data`] if `metrics.jsonl` is malformed.
     pub fn reopen(path: &Path, position: &Position, config_toml: &str) -> Result<Self> {
         let metrics = path.join(METRICS);
-        let kept: String = read::lines(&metrics)?
+        let earlier: String = read::lines(&metrics)?
             .into_iter()
             .filter(|(record, _)| match record {
-                read::Record::Step(step) => step.step <= position.step,
-                read::Record::Epoch(epoch) => epoch.epoch <= position.last.epoch,
+                read::RunRecord::Step(step) => step.step <= position.step,
+                read::RunRecord::Epoch(epoch) => epoch.epoch <= position.last.epoch,
             })
             .map(|(_, line)| line + "\n")
             .collect();
-        write_atomically(&metrics, |out| out.write_all(kept.as_bytes()))?;
+        write_atomically(&metrics, |out| out.write_all(earlier.as_bytes()))?;
         write_atomically(&path.join(CONFIG), |out| out.write_all(config_toml.as_bytes()))?;
         let metrics = File::options().append(true).open(&metrics).map_err(Error::io(&metrics))?;
         Ok(Self { path: path.to_path_buf(), moved: None, metrics })
@@ -61,10 +61,10 @@ impl RunFolder {
         self.path.join(ADAPTER)
     }
 
-    /// Appends a record to `metrics.jsonl`, at once, so that the run can be followed.
+    /// Appends a record to `metrics.jsonl` at once, so that the run can be followed.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// Returns [`Error::Io`] if the file can't be written.
     pub fn record(&mut self, record: &impl Serialize) -> Result<()> {
         let path = || self.path.join(METRICS);
         let mut line = serde_json::to_vec(record)
@@ -73,10 +73,10 @@ impl RunFolder {
         self.metrics.write_all(&line).map_err(Error::io(path()))
     }
 
-    /// Writes what it takes to go on. The records up to it reach the disk first.
+    /// Writes everything that a resumed run needs. The records before it are synced to the disk first.
     ///
     /// # Errors
-    /// [`Error::Io`]; the device's.
+    /// Returns [`Error::Io`] if the file can't be written, or an error if a device operation fails.
     pub fn checkpoint(&self, state: &State) -> Result<()> {
         self.metrics.sync_data().map_err(Error::io(self.path.join(METRICS)))?;
         state.write(&self.path.join(CHECKPOINT))
@@ -85,7 +85,7 @@ impl RunFolder {
     /// Writes `summary.json`.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// Returns [`Error::Io`] if the file can't be written.
     pub fn summary(&self, summary: &Summary) -> Result<()> {
         self.json(SUMMARY, summary)
     }
@@ -93,15 +93,15 @@ impl RunFolder {
     /// Writes `tokens.json`.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// Returns [`Error::Io`] if the file can't be written.
     pub fn tokens(&self, tokens: &PromptTokens) -> Result<()> {
         self.json(TOKENS, tokens)
     }
 
-    /// Gives an evaluation another name, `evaluation~1.json` and so on: it was made with a prompt that has changed since.
+    /// Renames an evaluation to `evaluation~1.json` and so on: it belongs to a prompt that has changed since.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// Returns [`Error::Io`] if the file can't be renamed.
     pub fn set_evaluation_aside(&self) -> Result<()> {
         for name in [EVALUATION, PREDICTIONS] {
             if self.path.join(name).exists() {
@@ -119,7 +119,7 @@ impl RunFolder {
     }
 }
 
-/// Renames a folder or file to `NAME~1`, or `STEM~1.EXTENSION`, with the first number that is free.
+/// Renames a folder or file to `NAME~1`, or `STEM~1.EXTENSION`, with the first free number.
 fn move_aside(inside: &Path, name: &str) -> Result<PathBuf> {
     let from = inside.join(name);
     let (stem, extension) = match name.rsplit_once('.') {

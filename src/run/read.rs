@@ -13,14 +13,14 @@ use std::path::{Path, PathBuf};
 /// A line of `metrics.jsonl`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(untagged)]
-pub enum Record {
+pub enum RunRecord {
     /// An optimizer step.
     Step(StepRecord),
     /// The end of an epoch.
     Epoch(EpochRecord),
 }
 
-/// A run as its folder tells it, under way or ended.
+/// A run as read from its folder, running or ended.
 #[derive(Debug, Clone)]
 pub struct Run {
     /// The folder.
@@ -29,13 +29,13 @@ pub struct Run {
     pub config: Config,
     /// The configuration's text.
     pub config_toml: String,
-    /// Optimizer steps in their order.
+    /// Optimizer steps in order.
     pub steps: Vec<StepRecord>,
-    /// Ended epochs in their order.
+    /// Completed epochs in order.
     pub epochs: Vec<EpochRecord>,
-    /// What was tuned on what, and what came of it.
+    /// The settings and results of the run.
     pub summary: Summary,
-    /// Virtual tokens before and after; none while the run is under way.
+    /// The nearest tokens of the virtual tokens, before and after; `None` while the run goes on.
     pub tokens: Option<PromptTokens>,
 }
 
@@ -43,7 +43,7 @@ impl Run {
     /// Reads a run folder.
     ///
     /// # Errors
-    /// A folder that is no run; a file of it that is missing or malformed.
+    /// Returns an error if the folder is no run, or if one of its files is missing or malformed.
     pub fn read(path: &Path) -> Result<Self> {
         if !path.join(CONFIG).is_file() || !path.join(METRICS).is_file() {
             let problem = format!(
@@ -57,8 +57,8 @@ impl Run {
         let (mut steps, mut epochs) = (Vec::new(), Vec::new());
         for record in records(&path.join(METRICS))? {
             match record {
-                Record::Step(step) => steps.push(step),
-                Record::Epoch(epoch) => epochs.push(epoch),
+                RunRecord::Step(step) => steps.push(step),
+                RunRecord::Epoch(epoch) => epochs.push(epoch),
             }
         }
         let summary = read_json(&path.join(SUMMARY))?.ok_or_else(|| Error::Checkpoint {
@@ -81,32 +81,32 @@ impl Run {
         &self.config.name
     }
 
-    /// Folder of the tuned prompt, if there is one yet.
+    /// Folder of the tuned prompt, if there is one already.
     pub fn adapter(&self) -> Option<PathBuf> {
         Some(self.path.join(ADAPTER)).filter(|path| path.is_dir())
     }
 
-    /// The epoch of the lowest validation loss.
+    /// The epoch with the lowest validation loss.
     pub fn best_epoch(&self) -> Option<&EpochRecord> {
         self.epochs.iter().rfind(|epoch| epoch.best)
     }
 }
 
-/// The records of `metrics.jsonl`. The last line of a run under way may be there in part, and is left out then.
+/// The records of `metrics.jsonl`. The last line of a running run may be incomplete, and is left out then.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::Data`] with every line that is no record.
-pub fn records(path: &Path) -> Result<Vec<Record>> {
+/// Returns [`Error::Io`] if the file can't be read, [`Error::Data`] with every line that is no record.
+pub fn records(path: &Path) -> Result<Vec<RunRecord>> {
     Ok(lines(path)?.into_iter().map(|(record, _)| record).collect())
 }
 
 /// As [`records`], each with its line.
-pub(super) fn lines(path: &Path) -> Result<Vec<(Record, String)>> {
+pub(super) fn lines(path: &Path) -> Result<Vec<(RunRecord, String)>> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
     let (mut records, mut problems) = (Vec::new(), Vec::new());
     for (i, line) in text.split_inclusive('\n').enumerate() {
         match serde_json::from_str(line) {
-            // A record that its writer did not end may still be one number short.
+            // A line without its end may be a record whose last number is cut.
             _ if !line.ends_with('\n') => {}
             Ok(record) => records.push((record, line.trim_end().to_owned())),
             Err(error) => problems.push(format!("line {}: expected a step or an epoch: {error}", i + 1)),

@@ -1,21 +1,21 @@
-//! What a run came to: `summary.json`.
+//! The result of a run: `summary.json`.
 
 use crate::config::InitMethod;
 use crate::tune::Position;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// Where a run stands.
+/// The state of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
 pub enum Status {
-    /// Under way, or ended without a word.
+    /// Running, or killed before the status could be written.
     Running,
     /// All steps are done.
     Completed,
     /// The validation loss did not fall for `train.early_stopping` epochs.
     StoppedEarly,
-    /// Someone ended it between two steps; `gneiss tune --resume` goes on.
+    /// It was interrupted between two steps; `gneiss tune --resume` continues it.
     Interrupted,
     /// An error ended it.
     Failed {
@@ -39,7 +39,7 @@ impl fmt::Display for Status {
 /// The frozen model of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelSummary {
-    /// Folder, file or hub id as it was asked for.
+    /// Folder, file or hub id as given by the user.
     pub id: String,
     /// How the weights are stored, such as `gguf Q4_1`.
     pub format: String,
@@ -47,32 +47,32 @@ pub struct ModelSummary {
     pub dtype: String,
     /// cpu, cuda or metal.
     pub device: String,
-    /// Values of all weights.
+    /// Number of values of all weights.
     pub parameters: usize,
-    /// Blocks.
+    /// Number of layers.
     pub num_hidden_layers: usize,
-    /// Width C.
+    /// Hidden size C.
     pub hidden_size: usize,
-    /// Tokens V.
+    /// Vocabulary size V.
     pub vocab_size: usize,
 }
 
-/// What was tuned on what, and what came of it.
+/// The settings and results of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
-    /// Where the run stands.
+    /// The state of the run.
     pub status: Status,
     /// gneiss's version.
     pub version: String,
-    /// When the run began, seconds since 1970-01-01 UTC.
+    /// Start of the run, seconds since 1970-01-01 UTC.
     pub started: u64,
     /// The frozen model.
     pub model: ModelSummary,
-    /// How the prompt began.
+    /// How the first rows of the prompt were made.
     pub init_method: InitMethod,
     /// Rows of the prompt.
     pub num_virtual_tokens: usize,
-    /// Values of the prompt.
+    /// Number of values of the prompt.
     pub trainable_parameters: usize,
     /// Examples of the training file.
     pub train_examples: usize,
@@ -82,36 +82,36 @@ pub struct Summary {
     pub steps: usize,
     /// Optimizer steps of the whole run.
     pub total_steps: usize,
-    /// Steps left out because a value was not finite.
+    /// Steps that were skipped because a value was not finite.
     pub skipped_steps: usize,
-    /// Whole epochs done.
+    /// Completed epochs.
     pub epochs: usize,
-    /// Optimizer steps behind the prompt that was kept.
+    /// Optimizer steps after which the kept prompt was saved.
     pub kept_step: usize,
-    /// Epochs behind the prompt that was kept.
+    /// Epochs after which the kept prompt was saved.
     pub kept_epoch: usize,
-    /// Mean training loss of the kept prompt's last epoch, nats a target token; none in the middle of one.
+    /// Mean training loss of the kept prompt's last epoch, nats per target token; `None` in the middle of an epoch.
     #[serde(default, with = "crate::number::optional")]
     pub train_loss: Option<f64>,
-    /// The kept prompt's loss on the validation file, nats a target token.
+    /// The kept prompt's loss on the validation file, nats per target token.
     #[serde(default, with = "crate::number::optional")]
     pub validation_loss: Option<f64>,
     /// Wall time of steps and validation, seconds, over all parts of a resumed run.
     #[serde(with = "crate::number")]
     pub seconds: f64,
-    /// Examples of all steps over the steps' wall time.
+    /// Examples of all steps divided by the steps' wall time.
     #[serde(with = "crate::number")]
     pub examples_per_second: f64,
-    /// The most memory that the process held, bytes, where the system tells.
+    /// The most memory that the process used, bytes; `None` if the system does not report it.
     pub peak_memory_bytes: Option<u64>,
-    /// Times that the run was resumed.
+    /// Number of times that the run was resumed.
     pub resumed: usize,
-    /// What looked wrong, and what to try.
+    /// Warnings with hints.
     pub warnings: Vec<String>,
 }
 
 impl Summary {
-    /// The run is at `position`, after `elapsed` seconds.
+    /// Sets the numbers for `position`, after `elapsed` seconds.
     pub(super) fn reach(&mut self, position: &Position, elapsed: f64) {
         (self.steps, self.skipped_steps) = (position.step, position.skipped);
         (self.epochs, self.seconds) = (position.last.epoch, elapsed);

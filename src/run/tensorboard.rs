@@ -6,8 +6,8 @@
 //! summary      protobuf Summary: value 1 { tag 1 string, simple_value 2 f32 }
 //! ```
 //!
-//! (`tensorflow/core/util/event.proto`, `tensorflow/core/lib/io/record_writer.h`.) Held against the `tensorboard`
-//! package's own reader in `tests/tensorboard.rs`. The one crate for it has seen no release for years.
+//! (`tensorflow/core/util/event.proto`, `tensorflow/core/lib/io/record_writer.h`.) `tests/run/main.rs` reads the
+//! files with the `tensorboard` package. The only crate for them has had no release for years.
 
 use crate::tune::{EpochRecord, StepRecord};
 use crate::{Error, Result};
@@ -16,18 +16,18 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// An event file being written.
+/// An event file that a run writes.
 pub struct EventFile {
     path: PathBuf,
     file: File,
 }
 
 impl EventFile {
-    /// A new file in `folder`; readers merge all event files of a folder. A run that goes on after `step` steps makes
-    /// them forget what an earlier file says of later ones.
+    /// Creates a file in `folder`; readers merge all event files of a folder. With `step` > 0, for a resumed run, it
+    /// makes them discard the events after that step in earlier files.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// Returns [`Error::Io`] if the file can't be written.
     pub fn create(folder: &Path, step: usize) -> Result<Self> {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let name = format!("events.out.tfevents.{:010}.{:09}.gneiss", since.as_secs(), since.subsec_nanos());
@@ -45,7 +45,7 @@ impl EventFile {
     /// Adds a step's loss, learning rate, gradient norm and throughput.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// Returns [`Error::Io`] if the file can't be written.
     pub fn step(&mut self, record: &StepRecord) -> Result<()> {
         let scalars = [
             ("train/loss", record.loss),
@@ -53,16 +53,16 @@ impl EventFile {
             ("train/grad_norm", record.grad_norm),
             ("train/examples_per_second", record.examples as f64 / record.seconds),
         ];
-        // A step too short for the clock has no throughput.
+        // A step that is too short for the clock has no throughput.
         let known = |(_, value): &&(&str, f64)| value.is_finite() || record.seconds > 0.0;
         let scalars: Vec<_> = scalars.iter().filter(known).copied().collect();
         self.scalars(record.step, &scalars)
     }
 
-    /// Adds an epoch's losses, at its last step.
+    /// Adds an epoch's losses at its last step.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// Returns [`Error::Io`] if the file can't be written.
     pub fn epoch(&mut self, record: &EpochRecord) -> Result<()> {
         let scalars =
             [("epoch/train_loss", record.train_loss), ("epoch/validation_loss", record.validation_loss)];
@@ -79,7 +79,7 @@ impl EventFile {
         self.event(step, &bytes(5, &summary))
     }
 
-    /// Appends an event in one write, so that a reader never waits for half of one.
+    /// Appends an event in one write, so that a reader never sees half of one.
     fn event(&mut self, step: usize, what: &[u8]) -> Result<()> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         let time = [field(1, 1), now.to_le_bytes().to_vec()].concat();
@@ -109,7 +109,7 @@ fn varint(mut value: u64) -> Vec<u8> {
     bytes
 }
 
-/// The checksum as TFRecord stores it: rotated and shifted, so that checksums of checksums stay good.
+/// The checksum as TFRecord stores it: rotated and shifted, so that checksums of checksums stay useful.
 fn masked(data: &[u8]) -> [u8; 4] {
     crc32c::crc32c(data).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
 }

@@ -1,5 +1,6 @@
-//! A whole run, from a configuration to what stands in its folder.
+//! A complete run, from a configuration to the files in its folder.
 
+use super::recorder::{Rates, Recorder};
 use super::tensorboard::EventFile;
 use super::{ModelSummary, Run, RunFolder, Status, Summary};
 use crate::config::{Config, InitMethod, Task as TaskKind};
@@ -14,41 +15,41 @@ use crate::prompt::vocabulary::Vocabulary;
 use crate::session;
 use crate::session::Session;
 use crate::tune::health::{self, Health};
-use crate::tune::{Ended, EpochRecord, Kept, Limits, MemoryPlan, Observer, State, StepRecord, Task, Trainer};
+use crate::tune::{Ended, Kept, MemoryPlan, Observer, State, Task, Trainer};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Inputs that a prompt's folder holds to try it on.
+/// Number of example inputs in a prompt's folder, to try the prompt with.
 const EXAMPLES: usize = 8;
 
-/// A run that is ready to begin, or to go on: data, prompt and plan.
+/// A run that is ready to start or to continue: data, prompt and memory plan.
 pub struct Tuning<'a> {
     config: &'a Config,
     session: &'a Session,
-    /// Rows and token ids to learn from.
+    /// Rows and token ids for the training.
     pub train: (Dataset, Encoded),
-    /// Rows and token ids whose loss is taken after each epoch.
+    /// Rows and token ids for the validation loss after each epoch.
     pub validation: Option<(Dataset, Encoded)>,
     /// The prompt before the first step, f32 [num_virtual_tokens, C] on the CPU.
     pub initial: Tensor,
     /// How the run fits into memory.
     pub plan: MemoryPlan,
-    /// What looks wrong with the data, and what to try.
+    /// Warnings about the data, with hints.
     pub warnings: Vec<String>,
-    /// What was read of the files otherwise than one may expect.
+    /// Notes about how the files were read.
     pub notes: Vec<String>,
-    /// What the run goes on from.
+    /// The state from which the run continues.
     pub state: Option<State>,
 }
 
 impl<'a> Tuning<'a> {
-    /// Reads and encodes the files, makes the first prompt and plans the memory. With `state` the run goes on from
+    /// Reads and encodes the files, makes the first prompt and plans the memory. With `state` the run continues from
     /// there.
     ///
     /// # Errors
-    /// Those of the files, of the prompt's start, and of the device.
+    /// Returns an error if a file, the first prompt or the device fails.
     pub fn prepare(config: &'a Config, session: &'a Session, state: Option<State>) -> Result<Self> {
         let (data, options) = (&config.data, &config.train);
         let template = Template::parse(&data.verbalizer)?;
@@ -59,7 +60,7 @@ impl<'a> Tuning<'a> {
             ));
         };
         let validation = session::examples(&data.validation, config, &encoder)?;
-        // Read before the first step, so that a mistake in it does not show after the last one.
+        // Read before the first step, so that a mistake in it shows before the run and not after.
         let test = session::examples(&data.test, config, &encoder)?;
         let [of_validation, of_test] =
             [&validation, &test].map(|split| split.as_ref().map(|(dataset, _)| &dataset.records[..]));
@@ -78,10 +79,11 @@ impl<'a> Tuning<'a> {
         Ok(Self { config, session, train, validation, initial, plan, warnings, notes, state })
     }
 
-    /// The trainer that [`Tuning::run`] takes: what can't be trained is an error before anything is written.
+    /// The trainer for [`Tuning::run`]; it is made before anything is written, so that data which can't be trained on
+    /// is an error first.
     ///
     /// # Errors
-    /// Those of [`Trainer::new`] and [`Trainer::resume`].
+    /// Returns the errors of [`Trainer::new`] and [`Trainer::resume`].
     pub fn trainer(&self) -> Result<Trainer<'_>> {
         let task = Task {
             model: &self.session.model,
@@ -96,11 +98,11 @@ impl<'a> Tuning<'a> {
         }
     }
 
-    /// Runs `trainer` and writes all but the report: records, checkpoints, adapter, tokens, summary. `watch` is told of
-    /// everything; `memory` is asked for the peak.
+    /// Runs `trainer` and writes everything except the report: records, checkpoints, adapter, tokens, summary. All
+    /// events are also passed to `watch`; `memory` measures the peak.
     ///
     /// # Errors
-    /// Those of [`Trainer::run`], after what was learned up to it is written; [`Error::Io`].
+    /// Returns the errors of [`Trainer::run`], after the prompt learned so far is written, and [`Error::Io`].
     pub fn run(
         &self,
         trainer: &mut Trainer,
@@ -108,7 +110,7 @@ impl<'a> Tuning<'a> {
         memory: &mut dyn PeakMemory,
         watch: &mut dyn Observer,
     ) -> Result<Summary> {
-        // Made again at the end: on a GPU it is a copy of the embeddings, which nothing needs meanwhile.
+        // Made again at the end: on a GPU it is a copy of the embeddings, which is not needed during the run.
         let vocabulary = || Vocabulary::new(self.session.model.embedding(), Some(&self.session.tokenizer));
         let records =
             (self.config.data.task == TaskKind::Classification).then_some(&self.train.0.records[..]);
@@ -122,15 +124,15 @@ impl<'a> Tuning<'a> {
             true => Some(EventFile::create(&folder.path, trainer.first().position().step)?),
             false => None,
         };
-        let rates = Rates::of(&super::read::records(&folder.path.join(crate::layout::METRICS))?);
+        let rates = Rates::sum(&super::read::records(&folder.path.join(crate::layout::METRICS))?);
         let mut recorder = Recorder { folder, events, health, summary, rates, memory, watch };
-        // Those of the session were said when it was opened.
+        // The session's warnings were printed when it was opened.
         let said = &self.session.warnings;
         let mut new = recorder.summary.warnings.iter().filter(|text| !said.contains(text));
         new.try_for_each(|text| recorder.watch.warning(text))?;
         let outcome = trainer.run(&mut recorder);
         let Recorder { folder, mut summary, rates, memory, watch, .. } = recorder;
-        // Also after an error: what was learned up to it is kept.
+        // Also after an error: the prompt learned so far is kept.
         let kept = trainer.kept()?;
         self.write_adapter(&kept, folder)?;
         if kept.step != summary.kept_step {
@@ -150,12 +152,7 @@ impl<'a> Tuning<'a> {
                 summary.warnings.push(text);
             }
         }
-        summary.status = match &outcome {
-            Ok(Ended::Completed) => Status::Completed,
-            Ok(Ended::StoppedEarly) => Status::StoppedEarly,
-            Ok(Ended::Interrupted) => Status::Interrupted,
-            Err(error) => Status::Failed { error: error.to_string() },
-        };
+        summary.status = status(&outcome);
         summary.reach(trainer.first().position(), trainer.first().elapsed());
         (summary.kept_step, summary.kept_epoch) = (kept.step, kept.epoch);
         (summary.train_loss, summary.validation_loss) = (kept.train_loss, kept.validation_loss);
@@ -164,7 +161,7 @@ impl<'a> Tuning<'a> {
         outcome.map(|_| summary)
     }
 
-    /// The summary of a run that has not gone on yet.
+    /// The summary of a run before its first step.
     fn summary(&self, folder: &RunFolder, trainer: &Trainer) -> Result<Summary> {
         let (session, position) = (self.session, trainer.first().position());
         let config = session.model.config();
@@ -247,7 +244,7 @@ impl<'a> Tuning<'a> {
         Adapter { prompt: kept.prompt.clone(), config: adapter, task }.write(&folder.adapter(), &card)
     }
 
-    /// What the prompt is tuned for, with the first inputs that it did not learn from.
+    /// The task of the prompt, with the first inputs that it was not trained on.
     fn prompt_task(&self) -> PromptTask {
         let data = &self.config.data;
         let seen = [Some(&self.train.0), self.validation.as_ref().map(|(dataset, _)| dataset)];
@@ -267,10 +264,10 @@ impl<'a> Tuning<'a> {
     }
 }
 
-/// The state of the run in `folder`, and its configuration with `sets` (`key=value`) laid over it.
+/// The state of the run in `folder`, and its configuration overridden by `sets` (`key=value`).
 ///
 /// # Errors
-/// A folder that is no run or has no checkpoint; a setting that a run under way can't change.
+/// Returns an error if the folder is no run, has no checkpoint, or a setting can't be changed in a started run.
 pub fn resumable(folder: &Path, sets: &[String]) -> Result<(Config, State)> {
     let run = Run::read(folder)?;
     let path = folder.join(CHECKPOINT);
@@ -287,7 +284,7 @@ pub fn resumable(folder: &Path, sets: &[String]) -> Result<(Config, State)> {
     let state = State::read(&path)?;
     let config =
         Config::parse(&run.config_toml, &folder.join(crate::layout::CONFIG).display().to_string(), sets)?;
-    // What may differ between the parts of a run, as that is no part of what the checkpoint holds.
+    // Settings that may differ between the parts of a run, because the checkpoint does not depend on them.
     let before = &run.config.train;
     let mut same = config.clone();
     same.data.test.clone_from(&run.config.data.test);
@@ -313,108 +310,12 @@ pub fn resumable(folder: &Path, sets: &[String]) -> Result<(Config, State)> {
     Ok((config, state))
 }
 
-/// Sums over the steps of all parts of the run.
-#[derive(Default)]
-struct Rates {
-    examples: usize,
-    seconds: f64,
-}
-
-impl Rates {
-    fn of(records: &[super::Record]) -> Self {
-        let mut rates = Self::default();
-        for record in records {
-            if let super::Record::Step(step) = record {
-                rates.add(step);
-            }
-        }
-        rates
-    }
-
-    fn add(&mut self, step: &StepRecord) {
-        self.examples += step.examples;
-        self.seconds += step.seconds;
-    }
-
-    fn write(&self, summary: &mut Summary, memory: &dyn PeakMemory) {
-        if self.seconds > 0.0 {
-            summary.examples_per_second = self.examples as f64 / self.seconds;
-        }
-        summary.peak_memory_bytes = summary.peak_memory_bytes.max(memory.peak());
-    }
-}
-
-/// Writes what a run tells, looks after its health, and passes everything on.
-struct Recorder<'a> {
-    folder: &'a mut RunFolder,
-    events: Option<EventFile>,
-    health: Health,
-    summary: Summary,
-    rates: Rates,
-    memory: &'a mut dyn PeakMemory,
-    watch: &'a mut dyn Observer,
-}
-
-impl Recorder<'_> {
-    fn warn(&mut self, text: Option<String>) -> Result<()> {
-        let Some(text) = text else { return Ok(()) };
-        self.watch.warning(&text)?;
-        self.summary.warnings.push(text);
-        Ok(())
-    }
-}
-
-impl Observer for Recorder<'_> {
-    fn step(&mut self, record: &StepRecord) -> Result<()> {
-        self.folder.record(record)?;
-        if let Some(events) = &mut self.events {
-            events.step(record)?;
-        }
-        self.memory.step();
-        self.rates.add(record);
-        self.watch.step(record)?;
-        let found = self.health.step(record);
-        self.warn(found)
-    }
-
-    fn skipped(&mut self, step: usize, what: &str, value: f64) -> Result<()> {
-        self.watch.skipped(step, what, value)?;
-        let found = self.health.skipped(step, what, value);
-        self.warn(found)
-    }
-
-    fn out_of_memory(&mut self, limits: Limits) -> Result<()> {
-        self.watch.out_of_memory(limits)
-    }
-
-    fn epoch(&mut self, record: &EpochRecord) -> Result<()> {
-        self.folder.record(record)?;
-        if let Some(events) = &mut self.events {
-            events.epoch(record)?;
-        }
-        self.watch.epoch(record)?;
-        let found = self.health.epoch(record);
-        self.warn(found)
-    }
-
-    fn checkpoint(&mut self, state: &State) -> Result<()> {
-        self.folder.checkpoint(state)?;
-        let position = &state.position;
-        self.summary.reach(position, position.elapsed);
-        self.rates.write(&mut self.summary, self.memory);
-        if !position.open {
-            let found = self.health.prompt(&state.prompt)?;
-            self.warn(found)?;
-        }
-        self.folder.summary(&self.summary)?;
-        self.watch.checkpoint(state)
-    }
-
-    fn warning(&mut self, text: &str) -> Result<()> {
-        self.warn(Some(text.to_owned()))
-    }
-
-    fn interrupted(&self) -> bool {
-        self.watch.interrupted()
+/// The status of a run that ended in this way.
+fn status(outcome: &Result<Ended>) -> Status {
+    match outcome {
+        Ok(Ended::Completed) => Status::Completed,
+        Ok(Ended::StoppedEarly) => Status::StoppedEarly,
+        Ok(Ended::Interrupted) => Status::Interrupted,
+        Err(error) => Status::Failed { error: error.to_string() },
     }
 }

@@ -96,7 +96,7 @@ pub(super) struct AppState {
 
 impl App {
     /// A server of the models of `client`. `model_id` is the base model's name, `chat_template` the checkpoint's own
-    /// template (see [`chat_template_of`](crate::checkpoint::chat_template_of)).
+    /// template (see [`find_chat_template`](crate::checkpoint::find_chat_template)).
     ///
     /// # Errors
     /// Returns an error if no request could have the API key, a time is not a number of seconds over 0, the certificate

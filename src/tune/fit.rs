@@ -1,6 +1,6 @@
 //! How a tuning run fits into a device's memory.
 
-use super::{BackwardWeights, Budget, MemoryPlan, RowRange, Work};
+use super::{BackwardWeights, Budget, LargestStep, MemoryPlan, RowRange};
 use crate::Result;
 use crate::batch::{Example, PrefixGroup};
 use crate::config::TrainOptions;
@@ -9,15 +9,15 @@ use crate::model::GPU_FULL_ROWS;
 use crate::model::{Decoder, Dtypes, TuningMemory};
 use candle_core::{Device, Tensor};
 
-/// Rows of a pass on the CPU where the configuration names none. SmolLM2-135M in f32 keeps 0.7 MB of tape a
+/// Rows of a pass on the CPU if the configuration names none. SmolLM2-135M in f32 keeps 0.7 MB of tape a
 /// row; with this budget a step over 128 examples peaked at 1.05 GB, weights included, at 10.1 examples/s on 2
 /// cores of a Zen 4 (LOG.md, 2026-11-22).
 const CPU_MAX_ROWS: usize = 512;
 
-/// Rows of a pass on a GPU where the configuration names none.
+/// Rows of a pass on a GPU if the configuration names none.
 const GPU_MAX_ROWS: usize = 8192;
 
-/// Rows of a pass of a tuning step on a GPU at most, where the configuration names none and the memory suffices: a
+/// Rows of a pass of a tuning step on a GPU at most, if the configuration names none and the memory suffices: a
 /// quarter more. [`GPU_MAX_ROWS`] is no limit of the hardware, and a step that has a few rows more is faster in one pass
 /// than in two, each of which reads all weights.
 const GPU_MOST_ROWS: usize = GPU_MAX_ROWS + GPU_MAX_ROWS / 4;
@@ -34,11 +34,11 @@ pub fn max_rows(configured: usize, device: &Device) -> usize {
 /// How a run fits into the memory of `device`; `loaded` says whether the weights are there yet.
 ///
 /// # Errors
-/// The device's.
+/// Returns an error if a device operation fails.
 pub fn plan(
     options: &TrainOptions,
     memory: &TuningMemory,
-    work: &Work,
+    work: &LargestStep,
     device: &Device,
     loaded: bool,
 ) -> Result<MemoryPlan> {
@@ -55,11 +55,11 @@ fn row_range(configured: usize, on_cpu: bool) -> RowRange {
     }
 }
 
-/// As [`plan`], of a run over `train` behind `virtual_tokens` in a model that is on its device. A second copy of the model's
+/// As [`plan`], for a run over `train` with `virtual_tokens` in a model that is on its device. A second copy of the model's
 /// weights is made if the plan says so; what does not tune makes none.
 ///
 /// # Errors
-/// The device's.
+/// Returns an error if a device operation fails.
 pub fn plan_run(
     options: &TrainOptions,
     model: &Decoder,
@@ -72,7 +72,7 @@ pub fn plan_run(
     let dtypes = Dtypes { weights: model.embedding().dtype(), activations: model.dtype() };
     let mut memory = TuningMemory::new(model.config(), dtypes, model.device().location());
     memory.has_transposes = memory.transposes > 0 && model.has_transposes();
-    let work = Work::of(train, virtual_tokens, options.batch_size * options.accumulate_steps);
+    let work = LargestStep::new(train, virtual_tokens, options.batch_size * options.accumulate_steps);
     let plan = plan(options, &memory, &work, model.device(), true)?;
     copy_weights(model, &plan);
     Ok(plan)
@@ -89,7 +89,7 @@ fn copy_weights(model: &Decoder, plan: &MemoryPlan) {
 /// much memory is free. A device that has no memory for the example is left to the plan.
 ///
 /// # Errors
-/// The device's, but for too little memory.
+/// Returns an error if a device operation fails for another reason than too little memory.
 fn warm_up(model: &Decoder, train: &[Example], virtual_tokens: usize) -> Result<()> {
     let rows = |example: &&Example| example.input.len() + example.target.len();
     let Some(example) = train.iter().min_by_key(rows) else { return Ok(()) };
@@ -99,7 +99,7 @@ fn warm_up(model: &Decoder, train: &[Example], virtual_tokens: usize) -> Result<
     match super::gradient(model, &prompts, &[group], super::Limits::rows(usize::MAX))
         .and_then(|found| found.loss())
     {
-        Err(error) if Shortage::on(model.device()).caused(&error) => Ok(()),
+        Err(error) if Shortage::new(model.device()).caused(&error) => Ok(()),
         outcome => outcome.map(drop),
     }
 }

@@ -12,10 +12,10 @@ pub mod state;
 pub mod trainer;
 
 pub use fit::{max_rows, plan_run};
-pub use objective::{Objective, evaluate, evaluate_of, gradient, gradient_of};
+pub use objective::{Mean, Objective, evaluate, evaluate_of, gradient, gradient_of};
 pub use observer::{EpochRecord, Observer, StepRecord};
-pub use plan::{BackwardWeights, Budget, Limits, MemoryPlan, RowRange, Work};
+pub use plan::{BackwardWeights, Budget, LargestStep, Limits, MemoryPlan, RowRange};
 pub use prompt_run::{Ended, Kept, PromptRun, RunExamples};
 pub use range_test::{RangePoint, RangeTest, range_test};
-pub use state::{Mark, Position, State, epoch_order};
+pub use state::{Position, RunMark, State, epoch_order};
 pub use trainer::{Task, Trainer};

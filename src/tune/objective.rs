@@ -5,10 +5,20 @@ use super::plan::{self, Limits};
 use crate::batch::Sequence;
 use crate::batch::{PackedBatch, Packing, Passes, PrefixGroup};
 use crate::model::{Decoder, PrefixGradient, PrefixPass, Prefixes, Tape};
-use crate::ops::gpu::{self, Route};
+use crate::ops::backend::{Route, route};
 use crate::ops::rope::Rope;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
+
+/// The loss whose gradient is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mean {
+    /// The mean over all target tokens.
+    All,
+    /// The sum of the groups' means, each over the group's own target tokens: groups of different prompts do not weigh each
+    /// other's gradients.
+    OfEachGroup,
+}
 
 /// Losses of a batch: sums and counts of each prefix group's target tokens.
 #[derive(Debug, Clone)]
@@ -22,8 +32,7 @@ pub struct Objective {
     groups: usize,
     /// Rows that went through the model.
     pub rows: usize,
-    /// Gradient of the sum of the groups' mean losses in the prompts, of their shape; `None` if none was asked for. A prompt
-    /// of one group has the gradient of that group's mean loss.
+    /// Gradient of the [`Mean`] in the prompts, of their shape; `None` if none was asked for.
     pub gradient: Option<Tensor>,
 }
 
@@ -101,7 +110,7 @@ pub fn gradient(
     groups: &[PrefixGroup],
     limits: Limits,
 ) -> Result<Objective> {
-    gradient_of(model, prompts, &prepare(model, groups, limits.max_rows)?, limits.recompute)
+    gradient_of(model, prompts, &prepare(model, groups, limits.max_rows)?, limits.recompute, Mean::All)
 }
 
 /// What [`gradient`] needs of the host: passes, the plans of their attention, and the copies of both on the device.
@@ -123,8 +132,9 @@ pub fn gradient_of(
     prompts: &Tensor,
     passes: &Passes,
     recompute: usize,
+    mean: Mean,
 ) -> Result<Objective> {
-    let scales = RowScales::new(model, passes);
+    let scales = RowScales::new(model, passes, mean);
     let virtual_tokens = prompts.dims()[0];
     let Passes { prefix_pass, example_passes, .. } = passes;
     let tape = model.forward(prefix_pass, prompts, None, recompute)?;
@@ -157,7 +167,7 @@ pub fn gradient_of(
     Ok(Objective::new(nll, passes, gradient))
 }
 
-/// Factors of the target rows' losses: 1 / target tokens of the row's group, times [`loss_scale`].
+/// Factors of the target rows' losses: 1 / target tokens of their [`Mean`], times [`loss_scale`].
 struct RowScales {
     loss_scale: f64,
     /// The factor of the group with the fewest target tokens.
@@ -167,8 +177,11 @@ struct RowScales {
 }
 
 impl RowScales {
-    fn new(model: &Decoder, passes: &Passes) -> Self {
-        let tokens = passes.target_tokens_by_group();
+    fn new(model: &Decoder, passes: &Passes, mean: Mean) -> Self {
+        let tokens = match mean {
+            Mean::All => vec![passes.target_tokens(); passes.groups],
+            Mean::OfEachGroup => passes.target_tokens_by_group(),
+        };
         let fewest = tokens.iter().copied().filter(|tokens| *tokens > 0).min().unwrap_or(0);
         let loss_scale = loss_scale(model, fewest);
         let parts = tokens.iter().map(|tokens| fewest as f64 / (*tokens).max(1) as f64);
@@ -217,7 +230,7 @@ fn head(
 ///   of 1 the absolute values of its logits' gradient add up to 2^11 at most: weights of up to 31 do not overflow the hidden
 ///   state's gradient, and the elements of the prefix rows' may be up to 63.
 fn loss_scale(model: &Decoder, targets: usize) -> f64 {
-    if model.dtype() != DType::F16 || gpu::route(model.embedding()) != Route::Kernel {
+    if model.dtype() != DType::F16 || route(model.embedding()) != Route::Kernel {
         return 1.0;
     }
     scale_in_f16(targets, model.config().logits_scaling)
@@ -229,7 +242,7 @@ fn scale_in_f16(targets: usize, logits_scaling: f64) -> f64 {
 }
 
 /// Loss of `groups` without a gradient, and without a tape: one layer's memory at a time, and the keys and values of
-/// the prefixes where there is more than one pass. Passes of at most `max_rows` rows, otherwise as [`gradient`].
+/// the prefixes if there is more than one pass. Passes of at most `max_rows` rows, otherwise as [`gradient`].
 ///
 /// # Errors
 /// Returns an error if shapes do not match or a device operation fails.
@@ -269,7 +282,7 @@ pub fn evaluate_of(model: &Decoder, prompts: &Tensor, passes: &Passes) -> Result
 /// and half again while the device runs out of memory.
 ///
 /// # Errors
-/// [`Error::OutOfMemory`] where a single sequence does not fit; those of [`evaluate`].
+/// Returns [`Error::OutOfMemory`] if a single sequence does not fit, and the errors of [`evaluate`].
 pub(crate) fn evaluate_within_memory(
     model: &Decoder,
     prompts: &Tensor,

@@ -42,7 +42,7 @@ pub struct EpochRecord {
     pub epoch: usize,
     /// Optimizer steps so far.
     pub step: usize,
-    /// Mean training loss of the epoch, weighted by target tokens; `None` where every step was skipped.
+    /// Mean training loss of the epoch, weighted by target tokens; `None` if every step was skipped.
     #[serde(default, with = "crate::number::optional")]
     pub train_loss: Option<f64>,
     /// Loss of the validation file; `None` without one.
@@ -58,7 +58,7 @@ pub struct EpochRecord {
     pub elapsed: f64,
 }
 
-/// Is told of each step and epoch as they end. What it does not care for, it leaves to the defaults.
+/// Is called as each step and epoch ends. Methods with a default may be left out.
 pub trait Observer {
     /// A step has ended.
     ///

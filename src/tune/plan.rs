@@ -1,9 +1,9 @@
-//! How a run fits into a device's memory: rows that go through the model at a time, and blocks whose tape is made
+//! How a run fits into a device's memory: rows that go through the model at a time, and layers whose tape is made
 //! again in the backward pass.
 //!
-//! Recomputing a block costs its forward pass again, which is nearly half of what the block costs in all; a smaller
+//! Recomputing a layer costs its forward pass again, which is nearly half of what the layer costs in all; a smaller
 //! pass costs next to nothing while its rows still fill the device. So rows go first, down to as many as fill it,
-//! then blocks are recomputed, as few as fit, and then rows go down to a single sequence.
+//! then layers are recomputed, as few as fit, and then rows go down to a single sequence.
 
 use crate::batch::Example;
 use crate::batch::common_head;
@@ -15,22 +15,22 @@ use candle_core::Device;
 /// How much goes through the model at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Rows of a pass, a single sequence at the least; the prefixes count where they are in the same pass.
+    /// Rows of a pass, a single sequence at the least; the prefixes count if they are in the same pass.
     pub max_rows: usize,
-    /// Blocks from the first on that keep their input alone and run again in the backward pass.
+    /// Layers from the first on of which only the input is saved: the backward pass runs them again.
     pub recompute: usize,
 }
 
 impl Limits {
-    /// Passes of at most `max_rows` rows, whose whole tape is kept.
+    /// Passes of at most `max_rows` rows, of which the whole tape is kept.
     pub fn rows(max_rows: usize) -> Self {
         Self { max_rows, recompute: 0 }
     }
 
-    /// What to try after a step of `rows` rows found too little memory in a model of `blocks` blocks: half the rows,
-    /// and half of the blocks that were kept whole. `None` after single sequences with all blocks recomputed.
-    pub fn less(self, rows: usize, blocks: usize) -> Option<Self> {
-        let (rows, most) = (self.max_rows.min(rows), blocks.saturating_sub(1));
+    /// What to try after a step of `rows` rows ran out of memory in a model of `layers` layers: half the rows, and half of the
+    /// layers whose whole tape was kept. `None` after single sequences with all layers recomputed.
+    pub fn less(self, rows: usize, layers: usize) -> Option<Self> {
+        let (rows, most) = (self.max_rows.min(rows), layers.saturating_sub(1));
         let kept = most.saturating_sub(self.recompute);
         if rows <= 1 && kept == 0 {
             return None;
@@ -41,7 +41,7 @@ impl Limits {
 
 /// The largest optimizer step that a run can meet, in whatever order the examples come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Work {
+pub struct LargestStep {
     /// Virtual tokens.
     pub virtual_tokens: usize,
     /// Rows of the prefix: the virtual tokens, and the tokens that all inputs begin with.
@@ -56,9 +56,9 @@ pub struct Work {
     pub targets: usize,
 }
 
-impl Work {
-    /// Of a run over `train` with `examples` of them a step.
-    pub fn of(train: &[Example], virtual_tokens: usize, examples: usize) -> Self {
+impl LargestStep {
+    /// The largest step of a run over `train` with `examples` examples a step.
+    pub fn new(train: &[Example], virtual_tokens: usize, examples: usize) -> Self {
         let head = common_head(train.iter().map(|e| e.input.as_slice())).len();
         let rows_of = |e: &Example| e.input.len() - head + e.target.len().saturating_sub(1);
         let mut rows: Vec<usize> = train.iter().map(rows_of).collect();
@@ -113,7 +113,7 @@ impl Work {
 /// What a run may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
-    /// Bytes; `None` where the system does not say what is free.
+    /// Bytes; `None` if the system does not say what is free.
     pub bytes: Option<usize>,
     /// Whether the configuration says so, rather than the device.
     pub configured: bool,
@@ -126,7 +126,7 @@ impl Budget {
     /// What the configuration says, else what `device` has free; `loaded` says whether the weights are there yet.
     ///
     /// # Errors
-    /// The device's.
+    /// Returns an error if a device operation fails.
     pub fn new(configured: Option<usize>, device: &Device, loaded: bool) -> Result<Self> {
         Ok(match configured {
             Some(bytes) => Self { bytes: Some(bytes), configured: true, with_weights: true },
@@ -138,13 +138,13 @@ impl Budget {
 /// How many rows a pass may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RowRange {
-    /// Rows that fill the device: before there are fewer, blocks are recomputed.
+    /// Rows that fill the device: before there are fewer, layers are recomputed.
     pub full: usize,
     /// Rows at most.
     pub most: usize,
 }
 
-/// What the backward pass reads of the blocks' frozen weights.
+/// What the backward pass reads of the layers' frozen weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BackwardWeights {
     /// What the forward pass reads; no product here gains by a second copy.
@@ -181,22 +181,22 @@ pub struct MemoryPlan {
     pub backward_weights: BackwardWeights,
     /// Of the largest pass's tape.
     pub tape: usize,
-    /// Of the backward pass beside it.
+    /// Of the backward pass, beside the tape.
     pub workspace: usize,
     /// Of the prompt and its moments.
     pub prompt: usize,
     /// Kept free: what the estimate does not count, and what the allocator loses.
     pub reserve: usize,
-    /// Rows of a pass and blocks that are recomputed.
+    /// Rows of a pass and layers that are recomputed.
     pub limits: Limits,
-    /// Blocks of the model.
-    pub blocks: usize,
+    /// Layers of the model.
+    pub layers: usize,
 }
 
 impl MemoryPlan {
-    /// The plan that costs the least time of those that fit into `budget`; the smallest where none does. A second copy of the
-    /// weights saves less time a byte than the tape of a block, so it gets what memory is left.
-    pub fn new(memory: &TuningMemory, work: &Work, budget: Budget, rows: RowRange) -> Self {
+    /// The plan that costs the least time of those that fit into `budget`; the smallest if none does. A second copy of the
+    /// weights saves less time a byte than the tape of a layer, so it gets what memory is left.
+    pub fn new(memory: &TuningMemory, work: &LargestStep, budget: Budget, rows: RowRange) -> Self {
         let plan = Self::with_one_copy(memory, work, budget, rows);
         if plan.backward_weights != BackwardWeights::TransposedEachTime {
             return plan;
@@ -206,25 +206,25 @@ impl MemoryPlan {
     }
 
     /// As [`MemoryPlan::new`], but no copy of the weights is made.
-    fn with_one_copy(memory: &TuningMemory, work: &Work, budget: Budget, rows: RowRange) -> Self {
+    fn with_one_copy(memory: &TuningMemory, work: &LargestStep, budget: Budget, rows: RowRange) -> Self {
         let all = memory.most_recomputed();
-        let at = |max_rows: usize, recompute: usize| {
-            Self::at(memory, work, budget, Limits { max_rows: max_rows.max(1), recompute })
+        let plan = |max_rows: usize, recompute: usize| {
+            Self::with_limits(memory, work, budget, Limits { max_rows: max_rows.max(1), recompute })
         };
         let most = rows.most.min(work.rows());
         let full = rows.full.min(most);
         let least = work.longest.min(full);
-        largest(full, most, |rows| at(rows, 0))
-            .or_else(|| (0..=all).map(|recompute| at(full, recompute)).find(Self::fits))
-            .or_else(|| largest(least, full, |rows| at(rows, all)))
+        largest(full, most, |rows| plan(rows, 0))
+            .or_else(|| (0..=all).map(|recompute| plan(full, recompute)).find(Self::fits))
+            .or_else(|| largest(least, full, |rows| plan(rows, all)))
             .unwrap_or_else(|| {
                 // Splitting a batch costs room for the prefixes: one pass may be smaller.
-                let (split, one) = (at(least, all), at(full, all));
+                let (split, one) = (plan(least, all), plan(full, all));
                 if split.missing() < one.missing() { split } else { one }
             })
     }
 
-    fn at(memory: &TuningMemory, work: &Work, budget: Budget, limits: Limits) -> Self {
+    fn with_limits(memory: &TuningMemory, work: &LargestStep, budget: Budget, limits: Limits) -> Self {
         let (tape, workspace) = work.pass(memory, limits);
         Self {
             budget,
@@ -239,7 +239,7 @@ impl MemoryPlan {
             prompt: work.virtual_tokens * memory.prompt_per_token,
             reserve: memory.reserve(tape + workspace),
             limits,
-            blocks: memory.layers,
+            layers: memory.layers,
         }
     }
 
@@ -253,7 +253,7 @@ impl MemoryPlan {
         weights + copy + self.tape + self.workspace + self.prompt + self.reserve
     }
 
-    /// Bytes beyond the budget; 0 where the plan fits.
+    /// Bytes beyond the budget; 0 if the plan fits.
     pub fn missing(&self) -> usize {
         self.budget.bytes.map_or(0, |bytes| self.total().saturating_sub(bytes))
     }
@@ -263,39 +263,39 @@ impl MemoryPlan {
     }
 }
 
-/// The plan of most rows from `least` to `most` that fits, where more rows need more memory.
-fn largest(least: usize, most: usize, at: impl Fn(usize) -> MemoryPlan) -> Option<MemoryPlan> {
-    let plan = at(most);
+/// The plan of most rows from `least` to `most` that fits; more rows need more memory.
+fn largest(least: usize, most: usize, plan_of: impl Fn(usize) -> MemoryPlan) -> Option<MemoryPlan> {
+    let plan = plan_of(most);
     if plan.fits() {
         return Some(plan);
     }
     let (mut low, mut high) = (least, most);
-    let mut found = Some(at(low)).filter(MemoryPlan::fits)?;
+    let mut best = Some(plan_of(low)).filter(MemoryPlan::fits)?;
     while high - low > 1 {
         let middle = low.midpoint(high);
-        let plan = at(middle);
+        let plan = plan_of(middle);
         if plan.fits() {
-            (low, found) = (middle, plan);
+            (low, best) = (middle, plan);
         } else {
             high = middle;
         }
     }
-    Some(found)
+    Some(best)
 }
 
-/// Runs `step` under `limits`; where the memory of `device` does not suffice, again under what `less` makes of them,
-/// which `told` hears first. Gives back under which limits it worked.
+/// Runs `step` under `limits`. If the memory of `device` does not suffice, it is retried with `less(limits)`; `on_retry` is
+/// called before every retry. Returns the limits under which it succeeded.
 ///
 /// # Errors
-/// [`Error::OutOfMemory`] where nothing less is left to try; any other error of `step` or `told` as it is.
+/// Returns [`Error::OutOfMemory`] if nothing less is left to try, and any other error of `step` or `on_retry`.
 pub(crate) fn within_memory<T>(
     device: &Device,
     mut limits: Limits,
     less: impl Fn(Limits) -> Option<Limits>,
     mut step: impl FnMut(Limits) -> Result<T>,
-    mut told: impl FnMut(Limits) -> Result<()>,
+    mut on_retry: impl FnMut(Limits) -> Result<()>,
 ) -> Result<(T, Limits)> {
-    let mut shortage = Shortage::on(device);
+    let mut shortage = Shortage::new(device);
     loop {
         let error = match step(limits) {
             Err(error) if shortage.caused(&error) => error,
@@ -305,7 +305,7 @@ pub(crate) fn within_memory<T>(
             return Err(Error::OutOfMemory { problem: error.to_string() });
         };
         limits = next;
-        told(limits)?;
+        on_retry(limits)?;
     }
 }
 

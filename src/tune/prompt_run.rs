@@ -1,21 +1,22 @@
 //! One prompt that is being tuned: all that belongs to it and to no other.
 
 mod kept;
+mod progress;
 
-use super::observer::{EpochRecord, Observer, StepRecord};
 use super::schedule;
-use super::state::{self, Clock, Mark, Position, State, epoch_order};
+use super::state::{self, Clock, Position, State, epoch_order};
 use crate::batch::{Example, PrefixGroup};
-use crate::config::{OnNotFinite, TrainOptions};
+use crate::config::TrainOptions;
 use crate::model::Decoder;
-use crate::ops::adamw::{AdamW, Parameter, Step, Updated};
+use crate::ops::adamw::{AdamW, AdamWStep, Parameter, Updated};
 use crate::ops::gpu;
-use crate::ops::gpu::products::Choices;
+use crate::ops::gpu::products::ProductChoices;
 use crate::prompt::{Prefix, Prompt};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 pub use kept::Kept;
 use kept::LastGood;
+pub(super) use progress::RunStep;
 use std::ops::Range;
 
 /// The examples of a run.
@@ -46,7 +47,7 @@ pub(super) struct StepExamples {
 }
 
 /// What a run has to do next.
-pub(super) enum Next {
+pub(super) enum NextAction {
     /// A step over these examples.
     Step(StepExamples),
     /// The end of the epoch.
@@ -55,27 +56,12 @@ pub(super) enum Next {
     Ended(Ended),
 }
 
-/// What one step computed for a run.
-pub(super) struct StepResult {
-    pub(super) updated: Updated,
-    /// Mean over the step's target tokens, nats.
-    pub(super) loss: f64,
-    pub(super) grad_norm: f64,
-    pub(super) prompt_norm: f64,
-    pub(super) target_tokens: usize,
-    /// Packed rows of the step; with several runs in a step, those of all.
-    pub(super) rows: usize,
-    pub(super) learning_rate: f64,
-    /// Wall time, s.
-    pub(super) seconds: f64,
-}
-
 /// What the runs of a step share and a state holds too.
-pub(super) struct Shared {
+pub(super) struct SharedState {
     /// Rows of a pass.
     pub(super) max_rows: usize,
     /// Algorithms of products.
-    pub(super) products: Option<Choices>,
+    pub(super) products: Option<ProductChoices>,
 }
 
 /// A prompt that is being tuned: its parameters, optimizer, schedule, order of examples, position and best values. After an
@@ -197,7 +183,7 @@ impl<'a> PromptRun<'a> {
     }
 
     /// All that is needed to go on from here.
-    pub(super) fn state(&self, shared: Shared) -> State {
+    pub(super) fn state(&self, shared: SharedState) -> State {
         let Parameter { value, m, v } = self.parameter.clone();
         State {
             prompt: value,
@@ -278,14 +264,14 @@ impl<'a> PromptRun<'a> {
     }
 
     /// What is to be done next; an epoch begins if none is open.
-    pub(super) fn next(&mut self) -> Next {
+    pub(super) fn next(&mut self) -> NextAction {
         let total = self.total_steps();
         if !self.position.open {
             if self.position.attempts() >= total {
-                return Next::Ended(Ended::Completed);
+                return NextAction::Ended(Ended::Completed);
             }
             if self.is_stale() {
-                return Next::Ended(Ended::StoppedEarly);
+                return NextAction::Ended(Ended::StoppedEarly);
             }
             self.position.begin_epoch(self.clock.seconds());
         }
@@ -294,10 +280,10 @@ impl<'a> PromptRun<'a> {
         self.orders.prepare(self.examples.train.len(), self.options, epoch);
         let mut chunks = self.orders.current.chunks(per_step).skip(steps_of_epoch);
         let now = chunks.next().filter(|_| done < total);
-        let Some(now) = now else { return Next::EndOfEpoch };
+        let Some(now) = now else { return NextAction::EndOfEpoch };
         let next = chunks.next().or_else(|| self.orders.following.chunks(per_step).next());
         let next = next.filter(|_| done + 1 < total).map(<[usize]>::to_vec);
-        Next::Step(StepExamples { now: now.to_vec(), next })
+        NextAction::Step(StepExamples { now: now.to_vec(), next })
     }
 
     /// Whether the validation loss has not fallen for as many epochs as the configuration waits.
@@ -325,107 +311,8 @@ impl<'a> PromptRun<'a> {
             return Err(Error::Invalid("the prompt has more parameters than one".into()));
         };
         let max_grad_norm = self.options.max_grad_norm;
-        let step = Step { step: self.position.step + 1, learning_rate, max_grad_norm };
+        let step = AdamWStep { step: self.position.step + 1, learning_rate, max_grad_norm };
         self.adamw.forward(&self.parameter, &gradient.to_dtype(DType::F32)?, step)
-    }
-
-    /// Takes over a step's result and returns its record; `None` if the step is left out since a value is not finite.
-    ///
-    /// # Errors
-    /// Returns [`Error::NotFinite`] if a value is not finite and such steps are not skipped; the observer's errors.
-    pub(super) fn take_step(
-        &mut self,
-        examples: usize,
-        result: StepResult,
-        observer: &mut dyn Observer,
-    ) -> Result<Option<StepRecord>> {
-        let StepResult { updated, loss, grad_norm, prompt_norm, target_tokens, rows, learning_rate, seconds } =
-            result;
-        let values =
-            [("the loss", loss), ("the gradient's norm", grad_norm), ("the prompt's norm", prompt_norm)];
-        if let Some((what, value)) = values.into_iter().find(|(_, value)| !value.is_finite()) {
-            if !loss.is_finite() {
-                self.good.found_bad();
-            }
-            return self.left_out(what, value, observer);
-        }
-        let before = std::mem::replace(&mut self.parameter, updated.parameter);
-        self.prompt.set_values(std::slice::from_ref(&self.parameter.value));
-        self.good.updated(before.value);
-        self.position.step += 1;
-        Ok(Some(StepRecord {
-            step: self.position.step,
-            epoch: self.position.epoch,
-            loss,
-            learning_rate,
-            grad_norm,
-            examples,
-            target_tokens,
-            rows,
-            seconds,
-            elapsed: self.clock.seconds(),
-        }))
-    }
-
-    /// Counts a step of the epoch, taken or left out.
-    pub(super) fn count_step(&mut self, record: Option<&StepRecord>) {
-        if let Some(record) = record {
-            self.position.nll += record.loss * record.target_tokens as f64;
-            self.position.target_tokens += record.target_tokens;
-        }
-        self.position.steps_of_epoch += 1;
-    }
-
-    /// Whether a checkpoint is due after this step.
-    pub(super) fn checkpoint_is_due(&self) -> bool {
-        let every = self.options.checkpoint_steps;
-        every > 0 && self.position.attempts().is_multiple_of(every)
-    }
-
-    /// A step whose `what` is not finite: it is skipped, or the error that ends the run.
-    fn left_out(
-        &mut self,
-        what: &'static str,
-        value: f64,
-        observer: &mut dyn Observer,
-    ) -> Result<Option<StepRecord>> {
-        let step = self.position.attempts() + 1;
-        if self.options.on_not_finite == OnNotFinite::Skip {
-            self.position.skipped += 1;
-            observer.skipped(step, what, value)?;
-            return Ok(None);
-        }
-        // If the loss is not finite, the prompt itself is bad, not this step's change of it.
-        let kept = if self.good.instead().is_some() {
-            "the last prompt whose loss was finite"
-        } else {
-            "the prompt before this step"
-        };
-        let hint = format!(
-            "{kept} is kept; a lower train.learning_rate may help, or train.on_not_finite = \"skip\""
-        );
-        Err(Error::NotFinite { step, what, value, hint })
-    }
-
-    /// Ends the epoch with its validation loss, if it was taken.
-    pub(super) fn end_epoch(&mut self, validation_loss: Option<f64>) -> EpochRecord {
-        if validation_loss.is_some_and(|loss| !loss.is_finite()) {
-            self.good.found_bad();
-        }
-        let elapsed = self.clock.seconds();
-        let Position { epoch, step, nll, target_tokens, epoch_began, .. } = self.position;
-        let train_loss = (target_tokens > 0).then(|| nll / target_tokens as f64);
-        let mark = Mark { epoch, step, train_loss, validation_loss };
-        let best_before = self.position.best.and_then(|b| b.validation_loss);
-        let best =
-            validation_loss.is_some_and(|loss| loss.is_finite() && best_before.is_none_or(|b| loss < b));
-        if best {
-            self.position.best = Some(mark);
-            self.best = Some(self.parameter.value.clone());
-        }
-        self.position.end_epoch(mark, elapsed);
-        let seconds = elapsed - epoch_began;
-        EpochRecord { epoch, step, train_loss, validation_loss, best, seconds, elapsed }
     }
 }
 

@@ -1,10 +1,10 @@
 //! A learning-rate range test (Smith, 2017, arXiv:1506.01186): the rate rises from step to step, and the loss shows from
-//! where on the prompt learns and from where on it is thrown about.
+//! which rate on the prompt learns and from which rate on its updates are too large.
 
 use super::observer::{Observer, StepRecord};
 use super::prompt_run::StepExamples;
 use super::state::epoch_order;
-use super::trainer::{Part, Task, Trainer};
+use super::trainer::{StepPart, Task, Trainer};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -17,7 +17,7 @@ pub const STEPS: usize = 100;
 const SMOOTHING: f64 = 0.9;
 /// Share of the smoothed loss's fall that has been made at the suggested rate.
 const FALLEN: f64 = 0.9;
-/// The test ends where the smoothed loss is this many times its least.
+/// The test ends when the smoothed loss is this many times its least.
 const DIVERGED: f64 = 4.0;
 
 /// A step of the test.
@@ -39,16 +39,16 @@ pub struct RangePoint {
 pub struct RangeTest {
     /// Its steps in their order.
     pub points: Vec<RangePoint>,
-    /// The rate that looks best; `None` where the loss never fell.
+    /// The rate that looks best; `None` if the loss never fell.
     #[serde(default, with = "crate::number::optional")]
     pub suggestion: Option<f64>,
 }
 
-/// Tries rates from [`RANGE`] in geometric steps, from `prompt` on, f32 [num_virtual_tokens, C]; ends early where the
-/// loss blows up or someone interrupts it.
+/// Tries rates from [`RANGE`] in geometric steps, from `prompt` on, f32 [num_virtual_tokens, C]; ends early if the
+/// loss diverges or the observer interrupts it.
 ///
 /// # Errors
-/// Those of [`Trainer::new`]; the observer's; the device's.
+/// Returns the errors of [`Trainer::new`] and of the observer, and an error if a device operation fails.
 pub fn range_test(task: Task, prompt: &Tensor, observer: &mut dyn Observer) -> Result<RangeTest> {
     let (examples, options) = (task.train.len(), task.options);
     let per_step = options.batch_size * options.accumulate_steps;
@@ -60,7 +60,7 @@ pub fn range_test(task: Task, prompt: &Tensor, observer: &mut dyn Observer) -> R
     });
     for (i, (epoch, chunk)) in batches.take(STEPS).enumerate() {
         let learning_rate = RANGE[0] * (RANGE[1] / RANGE[0]).powf(i as f64 / (STEPS - 1) as f64);
-        let part = Part { run: 0, examples: StepExamples { now: chunk, next: None }, learning_rate };
+        let part = StepPart { run: 0, examples: StepExamples { now: chunk, next: None }, learning_rate };
         let record = match trainer.step(&[part], &mut [observer])?.pop() {
             // The rates before were fine: that is what the test is to find out.
             Some(Err(Error::NotFinite { .. }) | Ok(None)) | None => break,
@@ -80,10 +80,10 @@ pub fn range_test(task: Task, prompt: &Tensor, observer: &mut dyn Observer) -> R
     Ok(RangeTest { points, suggestion })
 }
 
-/// The rate at which the smoothed loss has made nine tenths of its fall; `None` where it never falls.
+/// The rate at which the smoothed loss has made nine tenths of its fall; `None` if it never falls.
 ///
 /// Below it a higher rate still learns faster; above it there is little to win. The rate of the steepest fall, which is
-/// taken where whole models are trained, is too low for a prompt: on the tutorial it says 0.0015 (LOG.md, 2026-11-25).
+/// used when whole models are trained, is too low for a prompt: on the tutorial it says 0.0015 (LOG.md, 2026-11-25).
 fn suggest(points: &[RangePoint]) -> Option<f64> {
     let first = points.first()?.smoothed;
     let least = points.iter().map(|point| point.smoothed).fold(f64::INFINITY, f64::min);

@@ -3,7 +3,7 @@
 //! ```text
 //! prompt  m  v     f32 [P, C]   the prompt and AdamW's two moments
 //! initial          f32 [P, C]   the prompt before the first step
-//! best             f32 [P, C]   the prompt of the lowest validation loss, where there is one
+//! best             f32 [P, C]   the prompt of the lowest validation loss, if there is one
 //! metadata "gneiss"             JSON: Position, the rows a pass may have, algorithms of products on CUDA
 //! ```
 //!
@@ -13,7 +13,7 @@
 use crate::batch::Example;
 use crate::config::TrainOptions;
 use crate::files::write_atomically;
-use crate::ops::gpu::products::Choices;
+use crate::ops::gpu::products::ProductChoices;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use rand::SeedableRng;
@@ -31,17 +31,17 @@ const KEY: &str = "gneiss";
 /// Version of the file; another one is refused.
 const VERSION: u32 = 1;
 
-/// Epochs and steps behind a prompt, and its losses.
+/// Epochs and steps of training that a prompt has had, and its losses.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-pub struct Mark {
+pub struct RunMark {
     /// Whole epochs.
     pub epoch: usize,
     /// Optimizer steps.
     pub step: usize,
-    /// Mean training loss of its last epoch; `None` where that has not ended.
+    /// Mean training loss of its last epoch; `None` if that has not ended.
     #[serde(default, with = "crate::number::optional")]
     pub train_loss: Option<f64>,
-    /// Its validation loss; `None` where it was not taken.
+    /// Its validation loss; `None` if it was not taken.
     #[serde(default, with = "crate::number::optional")]
     pub validation_loss: Option<f64>,
 }
@@ -71,9 +71,9 @@ pub struct Position {
     #[serde(with = "crate::number")]
     pub elapsed: f64,
     /// The last epoch that ended.
-    pub last: Mark,
+    pub last: RunMark,
     /// The epoch of the lowest validation loss.
-    pub best: Option<Mark>,
+    pub best: Option<RunMark>,
 }
 
 impl Position {
@@ -91,7 +91,7 @@ impl Position {
         }
     }
 
-    pub(super) fn end_epoch(&mut self, mark: Mark, elapsed: f64) {
+    pub(super) fn end_epoch(&mut self, mark: RunMark, elapsed: f64) {
         (self.open, self.last, self.elapsed) = (false, mark, elapsed);
     }
 }
@@ -125,7 +125,7 @@ impl Clock {
     }
 }
 
-/// A run between two steps. Tensors are f32 [num_virtual_tokens, C], on the CPU where a file gave them.
+/// A run between two steps. Tensors are f32 [num_virtual_tokens, C], on the CPU if they were read from a file.
 #[derive(Debug, Clone)]
 pub struct State {
     /// The prompt.
@@ -142,9 +142,9 @@ pub struct State {
     pub position: Position,
     /// Rows of a pass: other ones give sums of another order, so other last digits.
     pub max_rows: usize,
-    /// Algorithms of its matrix products, where the device's library offers several; `None` elsewhere. Other ones give
+    /// Algorithms of its matrix products, if the device's library offers several; `None` otherwise. Other ones give
     /// sums of another order.
-    pub products: Option<Choices>,
+    pub products: Option<ProductChoices>,
     /// [`fingerprint`] of the examples.
     pub examples: String,
 }
@@ -156,7 +156,7 @@ struct Metadata {
     max_rows: usize,
     /// Files of a version before it have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    products: Option<Choices>,
+    products: Option<ProductChoices>,
     examples: String,
 }
 
@@ -205,7 +205,7 @@ impl State {
     /// Reads a file that [`State::write`] wrote.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Checkpoint`] where it is malformed or of another version.
+    /// Returns [`Error::Io`] if the file can't be read, [`Error::Checkpoint`] if it is malformed or of another version.
     pub fn read(path: &Path) -> Result<Self> {
         let file = std::fs::read(path).map_err(Error::io(path))?;
         Self::decode(&file).map_err(|problem| Error::Checkpoint { path: path.to_path_buf(), problem })
@@ -262,9 +262,9 @@ fn tensor(tensors: &SafeTensors, name: &str) -> std::result::Result<Tensor, Stri
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::gpu::products::{Choice, Class, Element};
+    use crate::ops::gpu::products::{ProductChoice, ProductClass, ProductDtype};
 
-    fn state(products: Option<Choices>) -> State {
+    fn state(products: Option<ProductChoices>) -> State {
         let rows = |value: f32| Tensor::full(value, (2, 3), &Device::Cpu).expect("a tensor");
         State {
             prompt: rows(1.0),
@@ -288,21 +288,21 @@ mod tests {
 
     #[test]
     fn choices_of_products_come_back() {
-        let class = Class {
+        let class = ProductClass {
             rows: 8192,
             n: 4096,
             k: 12800,
             transposed: true,
-            element: Element::Bf16,
+            element: ProductDtype::Bf16,
             bias: false,
             add: true,
             alignment: 256,
         };
         let choices = vec![
-            Choice { class, algorithm: Some([u64::MAX, 0, 1, 2, 3, 4, 5, 6]) },
-            Choice { class: Class { rows: 512, ..class }, algorithm: None },
+            ProductChoice { class, algorithm: Some([u64::MAX, 0, 1, 2, 3, 4, 5, 6]) },
+            ProductChoice { class: ProductClass { rows: 512, ..class }, algorithm: None },
         ];
-        let products = Some(Choices { of: "NVIDIA H100, cuBLASLt 130100".into(), choices });
+        let products = Some(ProductChoices { library: "NVIDIA H100, cuBLASLt 130100".into(), choices });
         assert_eq!(written(&state(products.clone())).1.products, products);
     }
 

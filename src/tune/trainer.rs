@@ -10,7 +10,7 @@ mod attempt;
 
 use super::observer::{Observer, StepRecord};
 use super::plan::{self, Limits};
-use super::prompt_run::{Ended, Next, PromptRun, RunExamples, Shared, StepExamples};
+use super::prompt_run::{Ended, NextAction, PromptRun, RunExamples, SharedState, StepExamples};
 use super::state::State;
 use super::{Kept, objective};
 use crate::batch::{Example, PrefixGroup, Sequence};
@@ -55,7 +55,7 @@ impl<'a> Task<'a> {
 }
 
 /// A run's part in a step.
-pub(super) struct Part {
+pub(super) struct StepPart {
     /// Index in [`Trainer::runs`].
     pub(super) run: usize,
     pub(super) examples: StepExamples,
@@ -124,7 +124,7 @@ impl<'a> Trainer<'a> {
     /// Returns an error if a device operation fails.
     pub fn state(&self, run: usize) -> Result<State> {
         let products = products::export(self.decoder.device())?;
-        Ok(self.runs[run].state(Shared { max_rows: self.limits.max_rows, products }))
+        Ok(self.runs[run].state(SharedState { max_rows: self.limits.max_rows, products }))
     }
 
     /// Runs the first run to its end, or until the observer interrupts it, or until its validation loss stops falling.
@@ -156,12 +156,12 @@ impl<'a> Trainer<'a> {
             let mut parts = Vec::new();
             for run in (0..self.runs.len()).filter(|i| outcomes[*i].is_none()).collect::<Vec<_>>() {
                 match self.next(run, observers[run]) {
-                    Ok(Next::Step(examples)) => {
-                        parts.push(Part { run, examples, learning_rate: self.runs[run].learning_rate() });
+                    Ok(NextAction::Step(examples)) => {
+                        parts.push(StepPart { run, examples, learning_rate: self.runs[run].learning_rate() });
                     }
-                    Ok(Next::Ended(ended)) => outcomes[run] = Some(Ok(ended)),
+                    Ok(NextAction::Ended(ended)) => outcomes[run] = Some(Ok(ended)),
                     // `next` does not stop at the end of an epoch.
-                    Ok(Next::EndOfEpoch) => {}
+                    Ok(NextAction::EndOfEpoch) => {}
                     Err(error) => outcomes[run] = Some(Err(error)),
                 }
             }
@@ -192,10 +192,10 @@ impl<'a> Trainer<'a> {
     }
 
     /// The next step of a run, or its end; ends of epochs on the way are taken.
-    fn next(&mut self, run: usize, observer: &mut dyn Observer) -> Result<Next> {
+    fn next(&mut self, run: usize, observer: &mut dyn Observer) -> Result<NextAction> {
         loop {
             match self.runs[run].next() {
-                Next::EndOfEpoch => {
+                NextAction::EndOfEpoch => {
                     let loss = self.validation_loss(run, observer)?;
                     let record = self.runs[run].end_epoch(loss);
                     observer.epoch(&record)?;
@@ -233,7 +233,7 @@ impl<'a> Trainer<'a> {
     /// Returns an error if the step of all runs failed.
     pub(super) fn step(
         &mut self,
-        parts: &[Part],
+        parts: &[StepPart],
         observers: &mut [&mut dyn Observer],
     ) -> Result<Vec<Result<Option<StepRecord>>>> {
         let started = Instant::now();
@@ -256,7 +256,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// The rows of each part's prompt in the matrix of prompts.
-    pub(super) fn prompt_rows(&self, parts: &[Part]) -> Vec<Range<u32>> {
+    pub(super) fn prompt_rows(&self, parts: &[StepPart]) -> Vec<Range<u32>> {
         let mut end = 0;
         let rows = parts.iter().map(|part| {
             let start = end;
@@ -267,7 +267,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// A prefix group for each part.
-    fn groups(&self, parts: &[Part]) -> Vec<PrefixGroup> {
+    fn groups(&self, parts: &[StepPart]) -> Vec<PrefixGroup> {
         let rows = self.prompt_rows(parts);
         parts
             .iter()

@@ -117,7 +117,7 @@ fn names_what_is_not_supported() {
     for (model_type, changes, what) in cases {
         let error = parse(&changed(model_type, &changes)).expect_err(what);
         assert!(matches!(error, gneiss::Error::Unsupported { .. }), "{error}");
-        assert_says::<()>(Err(error), &["config.json", what, "is not supported; gneiss tunes dense Decoder"]);
+        assert_says::<()>(Err(error), &["config.json", what, "is not supported; gneiss tunes dense Granite"]);
     }
 }
 

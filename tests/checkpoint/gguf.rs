@@ -230,7 +230,7 @@ fn names_what_is_not_supported() {
         (
             granite()
                 .set("granite.attention.head_count_kv", Value::Array(vec![Value::U32(2), Value::U32(0)])),
-            "`granite.attention.head_count_kv` that differs between blocks",
+            "`granite.attention.head_count_kv` that differs between layers",
         ),
     ];
     for (copy, what) in cases {
@@ -248,7 +248,7 @@ fn names_key_expected_and_found() {
         (granite().without("granite.block_count"), "`granite.block_count`: expected a whole number over 0"),
         (
             granite().set("granite.embedding_length", text("x")),
-            "expected a whole number, 0 or more, found String",
+            "expected a whole number over 0, found String",
         ),
         (granite().set("granite.attention.head_count_kv", Value::U32(0)), "over 0, found 0"),
         (

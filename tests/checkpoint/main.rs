@@ -1,17 +1,18 @@
 //! Reading a checkpoint: configuration, weights from safetensors and GGUF, tokenizer.
 
+#[path = "../common/mod.rs"]
+mod common;
 mod config;
 mod configured;
 mod forms;
 mod gguf;
-#[path = "../common/smollm2.rs"]
-mod model_file;
+mod hub;
 mod rope;
 mod safetensors;
 mod tokenizer;
 mod vocabularies;
 
-use model_file::path as smollm2;
+use common::smollm2::path as smollm2;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};

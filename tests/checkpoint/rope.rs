@@ -146,7 +146,7 @@ fn gguf_scalings_that_are_not_known_are_named() {
         (set(&[("type", text("yarn")), ("yarn_log_multiplier", number(0.1))]), "yarn_log_multiplier"),
         (
             set(&[("type", text("longrope")), ("factor", number(4.0))]),
-            "`longrope` (factor 4 beside its lists)",
+            "`longrope` (factor 4 in addition to its lists)",
         ),
         (
             set(&[]).tensor("rope_factors_long.weight", &[1.0; 4]),
@@ -163,7 +163,7 @@ fn gguf_scalings_that_are_not_known_are_named() {
         Rope { theta: 1e7, scaling: llama3() }.divisors(8, false).iter().map(|d| *d as f32).collect();
     assert!(Altered::of("granite.gguf").tensor("rope_freqs.weight", &freqs).open().is_ok());
     let both = set(&[("factor", number(2.0))]).tensor("rope_freqs.weight", &freqs);
-    assert_says(both.open(), &["`rope_freqs.weight` beside rotary scaling `linear`"]);
+    assert_says(both.open(), &["`rope_freqs.weight` with rotary scaling `linear`"]);
 }
 
 fn llama3() -> RopeScaling {

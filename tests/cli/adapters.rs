@@ -155,7 +155,7 @@ fn a_prompt_of_another_task_is_used_with_a_warning() {
 /// the second token on with PEFT 0.21.2 on transformers 5.24.0.
 #[test]
 fn the_python_of_the_card_prints_the_answer_of_gneiss() {
-    let Some(python) = crate::python::python_with("peft", "GNEISS_REQUIRE_PEFT") else { return };
+    let Some(python) = crate::common::python::python_with("peft", "GNEISS_REQUIRE_PEFT") else { return };
     let place = Place::new();
     let class = r#"{"eos_token": "</s>", "tokenizer_class": "PreTrainedTokenizerFast"}"#;
     place.write("model/tokenizer_config.json", class);

@@ -47,7 +47,7 @@ fn a_rate_that_overflows_leaves_a_run_that_can_be_read() {
         let eval = place.gneiss(["eval", "dogs.toml", "--adapter", "runs/dogs"]);
         let (_, stderr) = texts(&eval);
         assert!(
-            eval.get_output().status.success() || stderr.contains("a prompt whose tuning blew up"),
+            eval.get_output().status.success() || stderr.contains("the prompt's tuning diverged"),
             "{stderr}"
         );
     }

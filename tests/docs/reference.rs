@@ -8,7 +8,7 @@ use std::fmt::Write;
 use toml::{Table, Value};
 
 const CONFIG: &str = "src/config/mod.rs";
-const CHOICES: &str = "src/config/choices.rs";
+const CHOICES: [&str; 2] = ["src/config/choices.rs", "src/device/choose.rs"];
 
 /// A valid configuration, over which a key's other values are tried.
 const VALID: &str =
@@ -128,10 +128,15 @@ fn expected(key: &str, value: &str) -> Option<String> {
     Some(problem.split(", found").next().unwrap_or_default().to_owned())
 }
 
+/// The enum of a key's values.
+fn find_choice(name: &str) -> Option<source::Item> {
+    CHOICES.iter().find_map(|file| source::find(file, name))
+}
+
 /// Names and meanings of a choice's values.
 fn values(choice: &str) -> Vec<(String, String)> {
-    let item = source::find(CHOICES, choice).unwrap_or_else(|| panic!("{CHOICES} has no {choice}"));
-    let Body::Enum(variants) = item.body else { panic!("{CHOICES}: {choice} is no enum") };
+    let item = find_choice(choice).unwrap_or_else(|| panic!("none of {CHOICES:?} has {choice}"));
+    let Body::Enum(variants) = item.body else { panic!("{choice} is no enum") };
     let name = |variant: &Variant| match (&variant.renamed, variant.payload.is_empty()) {
         (Some(name), _) => name.clone(),
         (None, true) => variant.name.to_lowercase(),
@@ -177,7 +182,7 @@ fn config() -> String {
             [format!("`{}`", key.name), key.values(), default, key.meaning.clone()]
         });
         write!(out, "## {title}\n\n{}", table(["key", "values", "default", "meaning"], rows)).unwrap();
-        for key in keys.iter().filter(|key| source::find(CHOICES, &key.ty).is_some()) {
+        for key in keys.iter().filter(|key| find_choice(&key.ty).is_some()) {
             let rows = values(&key.ty).into_iter().map(|(name, doc)| [format!("`\"{name}\"`"), doc]);
             write!(out, "\n{}", table([&format!("`{}`", key.name), "meaning"], rows)).unwrap();
         }

@@ -1,8 +1,8 @@
 //! Prompt embeddings, as torch reads them.
 
 use crate::bake::SETUPS;
+use crate::common::python::python_with;
 use crate::fixtures::*;
-use crate::python::python_with;
 use candle_core::{DType, Device, Tensor};
 use gneiss::export::{PromptEmbeds, ValueType, prompt_embeds, read_prompts};
 

@@ -1,8 +1,8 @@
 //! transformers and PEFT themselves: a baked folder loads, gives PEFT's logits and tokens, and is the base otherwise.
 
 use crate::bake::SETUPS;
+use crate::common::python::python_with;
 use crate::fixtures::*;
-use crate::python::python_with;
 use candle_core::{Device, Tensor};
 use gneiss::checkpoint::ModelConfig;
 use gneiss::export::Format;

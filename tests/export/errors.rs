@@ -105,7 +105,7 @@ fn a_prompt_is_not_baked_twice() {
     let (code, stdout, stderr) =
         place.run(&["--bake", "--json", "--adapter", "cats=b", "--model", "once", "--out", "twice"]);
     assert_eq!(code, Some(0), "{stderr}");
-    assert!(stderr.contains("note: cats says that it was tuned on"), "{stderr}");
+    assert!(stderr.contains("note: cats was tuned on"), "{stderr}");
     let json: serde_json::Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!(
         (&json["vocab_size"], &json["prompts"]["cats"]["token_ids"]),

@@ -1,9 +1,9 @@
 //! Baked GGUF files, read by gneiss, by the gguf package, by transformers and by llama.cpp.
 
 use crate::bake::SETUPS;
+use crate::common::python::python_with;
 use crate::engines::gguf_base;
 use crate::fixtures::*;
-use crate::python::python_with;
 use candle_core::Tensor;
 use gneiss::checkpoint::{GgufFile, TextTokenizer};
 use gneiss::export::{Format, ValueType};

@@ -2,10 +2,10 @@
 
 mod bake;
 mod checkpoints;
+#[path = "../common/mod.rs"]
+mod common;
 mod embeds;
 mod engines;
 mod errors;
 mod fixtures;
 mod gguf;
-#[path = "../common/python.rs"]
-mod python;

@@ -1,5 +1,6 @@
 //! Logits, loss and prompt gradient of every case, in one pass and in as many as a small budget makes.
 
+use crate::common::close::assert_tensors_close;
 use crate::fixtures::*;
 use candle_core::{DType, Device, Tensor};
 use gneiss::batch::Passes;
@@ -16,14 +17,14 @@ fn cases(name: &str) {
         let expected = golden.tensor(&case["logits"]);
         let batch = Passes::new(&groups, usize::MAX).prefix_pass;
         let tape = model.forward(&batch, &prompts, None, 0).unwrap();
-        assert_within(&what("logits"), &model.logits(tape.hidden()).unwrap(), expected, 1e-4);
+        assert_tensors_close(&what("logits"), &model.logits(tape.hidden()).unwrap(), expected, 1e-4);
         for max_rows in [usize::MAX, 20, 1] {
             let objective = tune::gradient(&model, &prompts, &groups, Limits::rows(max_rows)).unwrap();
             let loss = case["loss"].as_f64().unwrap();
             let error = (objective.loss().unwrap() - loss).abs() / loss;
             assert!(error < 1e-4, "{}: {} against {loss}", what("loss"), objective.loss().unwrap());
             let ours: Tensor = objective.gradient.clone().unwrap();
-            assert_within(&what(&format!("gradient, {max_rows} rows")), &ours, &gradient, 1e-4);
+            assert_tensors_close(&what(&format!("gradient, {max_rows} rows")), &ours, &gradient, 1e-4);
             let evaluated = tune::evaluate(&model, &prompts, &groups, max_rows).unwrap();
             assert_eq!(evaluated.nll().unwrap(), objective.nll().unwrap(), "{}", what("evaluate"));
         }
@@ -69,7 +70,7 @@ fn half_precision_weights_are_rounded_weights() {
                 let ours = tune::gradient(&half, &prompts, &groups, Limits::rows(usize::MAX)).unwrap();
                 let expected = tune::gradient(&wide, &prompts, &groups, Limits::rows(usize::MAX)).unwrap();
                 let what = format!("{name}, {}, {dtype:?}", case["name"]);
-                assert_within(&what, &ours.gradient.unwrap(), &expected.gradient.unwrap(), 1e-5);
+                assert_tensors_close(&what, &ours.gradient.unwrap(), &expected.gradient.unwrap(), 1e-5);
             }
         }
     }

@@ -1,6 +1,7 @@
 //! One tiny Llama under many configurations, by `tests/golden/checkpoints.py`: rotary scalings for sequences of all lengths
 //! in one batch, heads of their own under `tie_word_embeddings`, names of the activation.
 
+use crate::common::close::assert_tensors_close;
 use crate::fixtures::*;
 use candle_core::{DType, Device, Tensor};
 use gneiss::batch::{Example, PrefixGroup};
@@ -82,7 +83,7 @@ fn checkpoints_agree_with_transformers() {
             let what = format!("{name}, {max_rows} rows");
             assert_nll(&what, &objective.nll().unwrap(), &expected);
             let gradient = &golden.tensors[&format!("{name}.grad")];
-            assert_within(&what, &objective.gradient.unwrap(), gradient, 1e-4);
+            assert_tensors_close(&what, &objective.gradient.unwrap(), gradient, 1e-4);
             let evaluated = tune::evaluate(&model, prompt, &groups, max_rows).unwrap();
             assert_nll(&what, &evaluated.nll().unwrap(), &expected);
         }

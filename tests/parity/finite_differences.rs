@@ -25,7 +25,8 @@ fn the_gradient_is_the_slope_of_the_loss() {
                 prefix_pass_rows > 0,
                 "{name}"
             );
-            let gradient = tune::gradient_of(&model, &prompts, &passes, 0).unwrap().gradient.unwrap();
+            let gradient =
+                tune::gradient_of(&model, &prompts, &passes, 0, tune::Mean::All).unwrap().gradient.unwrap();
             let gradient = gradient.flatten_all().unwrap().to_vec1::<f64>().unwrap();
             let largest = gradient.iter().fold(0.0f64, |m, x| m.max(x.abs()));
             for i in (0..values.len()).step_by(values.len() / 12) {

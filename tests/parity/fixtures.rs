@@ -64,21 +64,3 @@ impl Golden {
         (Tensor::cat(&prompts, 0).unwrap(), groups, Tensor::cat(&gradients, 0).unwrap())
     }
 }
-
-/// Fails unless `ours` is within `relative` of `expected`, measured against the largest expected magnitude.
-#[track_caller]
-pub fn assert_within(what: &str, ours: &Tensor, expected: &Tensor, relative: f64) {
-    assert_eq!(ours.dims(), expected.dims(), "{what}: shapes");
-    let values =
-        |t: &Tensor| t.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap();
-    let (ours, expected) = (values(ours), values(expected));
-    let largest = expected.iter().fold(0.0f64, |m, x| m.max(x.abs()));
-    assert!(largest > 0.0, "{what}: nothing to compare with");
-    for (i, (a, b)) in ours.iter().zip(&expected).enumerate() {
-        let error = (a - b).abs() / largest;
-        assert!(
-            error <= relative,
-            "{what}: element {i} is {a}, expected {b}: {error:e} of the largest, {largest}"
-        );
-    }
-}

@@ -4,13 +4,11 @@ mod bf16;
 mod cases;
 mod checkpoints;
 mod choices;
+#[path = "../common/mod.rs"]
+mod common;
 mod finite_differences;
 mod fixtures;
 mod generation;
-#[path = "../common/smollm2.rs"]
-mod model_file;
 mod peft;
-#[path = "../common/python.rs"]
-mod python;
 mod smollm2;
 mod training;

@@ -3,8 +3,9 @@
 //! The Python is the one that GNEISS_PYTHON names, else .venv/bin/python, else python3. Where it has no PEFT
 //! the test says so and passes, unless GNEISS_REQUIRE_PEFT=1.
 
+use crate::common::close::assert_tensors_close;
+use crate::common::python::python_with;
 use crate::fixtures::*;
-use crate::python::python_with;
 use candle_core::{DType, Device, Tensor};
 use gneiss::batch::{Passes, PrefixGroup, Sequence};
 use gneiss::prompt::peft::{Adapter, AdapterConfig, ModelCard, PromptTuningInit};
@@ -56,5 +57,5 @@ fn peft_computes_the_same_from_an_adapter_of_gneiss() {
     let batch = Passes::new(&[group], usize::MAX).prefix_pass;
     let read = Adapter::read(folder.path()).unwrap().prompt;
     let tape = model.forward(&batch, &read, None, 0).unwrap();
-    assert_within("logits of PEFT", &model.logits(tape.hidden()).unwrap(), &theirs, 1e-4);
+    assert_tensors_close("logits of PEFT", &model.logits(tape.hidden()).unwrap(), &theirs, 1e-4);
 }

@@ -1,5 +1,6 @@
 //! A real model, read from GGUF, against transformers that read the same file.
 
+use crate::common::close::assert_tensors_close;
 use crate::fixtures::*;
 use candle_core::{DType, Device, Tensor};
 use gneiss::batch::{Passes, PrefixGroup, Sequence};
@@ -10,7 +11,8 @@ use gneiss::prompt::init::initial;
 use gneiss::tune::{self, Limits};
 
 pub fn open(dtype: DType) -> (Decoder, TextTokenizer) {
-    let Checkpoint { config, weights, tokenizer, .. } = Checkpoint::open(&crate::model_file::path()).unwrap();
+    let Checkpoint { config, weights, tokenizer, .. } =
+        Checkpoint::open(&crate::common::smollm2::path()).unwrap();
     let dtypes = Dtypes::for_weights(dtype, &Device::Cpu).unwrap();
     let model = Decoder::load(&config, &weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap();
     (model, tokenizer)
@@ -50,7 +52,7 @@ pub fn last_logits(golden: &Golden, model: &Decoder) -> Tensor {
 fn compare_last_logits(golden: &Golden, model: &Decoder) {
     let (logits, expected) = (last_logits(golden, model), golden.tensor(&golden.json["last_logits"]));
     assert_eq!(expected.dims(), [4, 49152]);
-    assert_within("last logits", &logits, expected, 1e-3);
+    assert_tensors_close("last logits", &logits, expected, 1e-3);
     let best = |t: &Tensor| t.argmax(1).unwrap().to_vec1::<u32>().unwrap();
     assert_eq!(best(&logits), best(expected));
 }
@@ -70,7 +72,7 @@ fn text_init(golden: &Golden, model: &Decoder, tokenizer: &TextTokenizer) {
     assert_eq!(rows(&prompt), embeddings(&prompt_ids));
     // transformers dequantises to the same rows: they are the prompt of its case.
     let of_transformers = golden.tensor(&golden.json["cases"][0]["groups"][0]["prompt"]);
-    assert_within("rows of the text", &prompt, of_transformers, 1e-6);
+    assert_tensors_close("rows of the text", &prompt, of_transformers, 1e-6);
     // Cut, or repeated, to the length asked for.
     for n in [3, prompt_ids.len() + 3] {
         let options = PromptOptions { num_virtual_tokens: n, ..options.clone() };
@@ -89,6 +91,6 @@ fn prompt_gradient(golden: &Golden, model: &Decoder) {
         assert_eq!(objective.target_tokens() as u64, case["target_tokens"].as_u64().unwrap());
         let error = (objective.loss().unwrap() - expected).abs() / expected;
         assert!(error < 1e-3, "loss {}, expected {expected}", objective.loss().unwrap());
-        assert_within("prompt gradient", &objective.gradient.unwrap(), &gradient, 1e-3);
+        assert_tensors_close("prompt gradient", &objective.gradient.unwrap(), &gradient, 1e-3);
     }
 }

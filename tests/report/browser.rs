@@ -3,8 +3,8 @@
 //! Where Python has no Playwright, or there is no Chromium, the tests say so and pass, unless
 //! GNEISS_REQUIRE_CHROMIUM=1.
 
+use crate::common::python::python_with;
 use crate::odd;
-use crate::python::python_with;
 use gneiss::report;
 use gneiss::run::Run;
 use std::fs;

@@ -2,9 +2,9 @@
 
 mod browser;
 mod command;
+#[path = "../common/mod.rs"]
+mod common;
 mod odd;
 mod page;
 mod pictures;
-#[path = "../common/python.rs"]
-mod python;
 mod runs;

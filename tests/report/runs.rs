@@ -4,7 +4,9 @@ use gneiss::config::Config;
 use gneiss::data::Dataset;
 use gneiss::evaluate::Scores;
 use gneiss::layout::{ADAPTER, CONFIG, EVALUATION, METRICS, SUMMARY, TOKENS};
-use gneiss::prompt::vocabulary::{Neighbour, Norms, Place, PromptTokens, Token, VirtualToken};
+use gneiss::prompt::vocabulary::{
+    NearestPlace, Neighbour, Norms, PromptTokens, VirtualToken, VocabularyToken,
+};
 use gneiss::run::{ModelSummary, Run, Status, Summary};
 use gneiss::tune::{EpochRecord, StepRecord};
 use rand::{Rng, SeedableRng};
@@ -81,11 +83,14 @@ pub fn steps(epochs: usize, per_epoch: usize, seed: u64) -> (Vec<StepRecord>, Ve
 /// `n` virtual tokens.
 pub fn tokens(n: usize, texts: &[&str]) -> PromptTokens {
     let mut rng = ChaCha8Rng::seed_from_u64(n as u64);
-    let mut place = |i: usize, norm: f64, cosine: f64| Place {
+    let mut place = |i: usize, norm: f64, cosine: f64| NearestPlace {
         norm: norm * (1.0 + 0.08 * noise(&mut rng)),
         nearest: (0..3)
             .map(|k| Neighbour {
-                token: Token { id: (i + k) as u32, text: Some(texts[(i + 7 * k) % texts.len()].into()) },
+                token: VocabularyToken {
+                    id: (i + k) as u32,
+                    text: Some(texts[(i + 7 * k) % texts.len()].into()),
+                },
                 cosine: cosine - 0.07 * k as f64,
             })
             .collect(),
@@ -131,14 +136,15 @@ pub fn classification(labels: &[&str], rows: &[(String, String, Answer, Answer)]
                 "likeliest": likeliest(answer), "probabilities": answer.probabilities,
             })
         };
-        let generated = Scores::of(&labels, rows.iter().map(|r| (r.1.as_str(), of(r).generated.as_str())));
+        let generated =
+            Scores::from_pairs(&labels, rows.iter().map(|r| (r.1.as_str(), of(r).generated.as_str())));
         let by_likelihood: Vec<String> = rows.iter().map(|r| likeliest(of(r))).collect();
         let pairs = rows.iter().zip(&by_likelihood).map(|(r, l)| (r.1.as_str(), l.as_str()));
         json!({
             "name": name, "adapter": adapter,
             "answers": {
                 "predictions": rows.iter().enumerate().map(prediction).collect::<Vec<_>>(),
-                "generated": generated, "likelihood": Scores::of(&labels, pairs), "text": null,
+                "generated": generated, "likelihood": Scores::from_pairs(&labels, pairs), "text": null,
                 "loss": if name == "base" { 3.153 } else { 0.044 },
                 "perplexity": if name == "base" { 23.4 } else { 1.045 }, "seconds": 11.3,
             },

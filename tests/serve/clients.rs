@@ -3,7 +3,7 @@
 //! Where Python lacks the packages the tests say so and pass, unless GNEISS_REQUIRE_CLIENTS=1 (and for the browser
 //! GNEISS_REQUIRE_CHROMIUM=1).
 
-use crate::python::python_with;
+use crate::common::python::python_with;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

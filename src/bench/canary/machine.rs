@@ -1,9 +1,11 @@
 //! The canary's work: small products on every thread of the pool at the same time.
 
 use super::{RateSource, Reading};
-use crate::ops::cpu::{self, Mat};
-use crate::ops::packed::kernel::{self, Left, Line, Out, Panels};
-use crate::ops::packed::{Isa, PANEL, Then};
+use crate::ops::bf16::kernel::{
+    self, Bf16Matrix, BlockProduct, Epilogue, Left, OutputBlock, PanelRow, Panels,
+};
+use crate::ops::bf16::{Isa, PANEL};
+use crate::ops::cpu::{self, Gemm, Mat, MatMut};
 use candle_core::DType;
 use half::bf16;
 use std::hint::{black_box, spin_loop};
@@ -12,60 +14,61 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// For how long a thread's products are timed, about: long beside the clock's reading and the moment at which threads begin.
+/// Approximate time for which a thread's products are timed: long compared with reading the clock and the start of
+/// threads.
 const TIMED: Duration = Duration::from_micros(80);
 
-/// The part of that for which a thread multiplies before, so that its core has left its sleep and the clock at which
-/// vectors of 512 bits begin (20 microseconds on an Emerald Rapids).
+/// The fraction of that time for which a thread multiplies before, so that its core has left its sleep state and has
+/// the clock for 512-bit vectors (which takes 20 microseconds on an Emerald Rapids).
 const WARMUP_PART: usize = 2;
 
-/// How long a thread waits for the others. On an idle machine all of them come within some 50 microseconds.
+/// How long a thread waits for the others. On an idle machine all of them arrive within about 50 microseconds.
 const PATIENCE: Duration = Duration::from_millis(1);
 
-/// Bytes of a line of the cache.
+/// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// The most products of a reading.
+/// Most products of a reading.
 const MAX_ROUNDS: usize = 10_000;
 
 /// Rows and columns of a product.
 const SIDE: usize = 32;
 
-/// Values that a product of bf16 sums over: 20 KB with the output.
+/// Length of the sums of a bf16 product: 20 KB with the output.
 const BF16_DEPTH: usize = 128;
 
-/// The same for a kernel that widens both operands to f32: 28 KB with what is widened.
+/// The same for a kernel that converts both operands to f32: 28 KB with the converted values.
 const WIDENED_DEPTH: usize = 64;
 
-/// The same of a product in f32: 16 KB, and 6 KB that `gemm` packs. (27 KB and 9 KB filled a cache of 32 KB, and the rate
-/// depended on addresses by 1.7.)
+/// The same for an f32 product: 16 KB, and 6 KB that `gemm` packs. (27 KB and 9 KB filled a cache of 32 KB, and the
+/// rate varied by a factor of 1.7 with the addresses.)
 const F32_DEPTH: usize = 48;
 
 /// This machine's CPU.
-pub(super) struct Machine {
-    product: Product,
+pub(super) struct CanaryMachine {
+    product: CanaryProduct,
     /// Products of a reading on each thread.
     rounds: usize,
-    /// What each thread multiplies: made by the thread itself and kept, since a rate depends on addresses.
-    operands: Vec<Mutex<Option<Operands>>>,
+    /// The operands of each thread: the thread itself makes and keeps them, because a rate depends on addresses.
+    operands: Vec<Mutex<Option<CanaryOperands>>>,
 }
 
-/// What the products of a step go by.
+/// The product that a step runs.
 #[derive(Clone, Copy)]
-enum Product {
-    /// The kernels of bf16.
+enum CanaryProduct {
+    /// The bf16 kernels.
     Bf16(Isa),
     /// `gemm` in f32.
     F32,
 }
 
 /// The matrices of a thread.
-enum Operands {
-    Bf16 { isa: Isa, depth: usize, left: Aligned<bf16>, right: Vec<Line>, out: Aligned<f32> },
+enum CanaryOperands {
+    Bf16 { isa: Isa, depth: usize, left: Aligned<bf16>, right: Vec<PanelRow>, out: Aligned<f32> },
     F32 { left: Aligned<f32>, right: Aligned<f32>, out: Aligned<f32> },
 }
 
-/// Values that begin with a line of the cache: vectors that lie across two lines load at half the rate.
+/// Values aligned to a cache line: vectors across two lines load at half the rate.
 struct Aligned<T> {
     values: Vec<T>,
     range: Range<usize>,
@@ -76,37 +79,37 @@ struct OfThread {
     rate: f64,
     started: Instant,
     ended: Instant,
-    /// Whether all threads came before the products were timed.
+    /// Whether all threads arrived before the products were timed.
     met: bool,
     waited: Option<f64>,
 }
 
-impl Machine {
-    /// With the instructions of a step whose products are in `dtype`.
+impl CanaryMachine {
+    /// With the instructions that a step in `dtype` uses.
     pub(super) fn new(dtype: DType) -> Self {
         let product = match Isa::best() {
-            Some(isa) if dtype == DType::BF16 => Product::Bf16(isa),
-            _ => Product::F32,
+            Some(isa) if dtype == DType::BF16 => CanaryProduct::Bf16(isa),
+            _ => CanaryProduct::F32,
         };
         Self { product, rounds: rounds(product), operands: Vec::new() }
     }
 
-    /// What it runs.
+    /// The name of its work.
     pub(super) fn work(&self) -> &'static str {
         match self.product {
-            Product::Bf16(isa) => isa.name(),
-            Product::F32 => "gemm",
+            CanaryProduct::Bf16(isa) => isa.name(),
+            CanaryProduct::F32 => "gemm",
         }
     }
 }
 
-impl RateSource for Machine {
+impl RateSource for CanaryMachine {
     fn read(&mut self) -> Reading {
         self.operands.resize_with(rayon::current_num_threads(), Mutex::default);
         let (this, ready, warm) = (&*self, AtomicUsize::new(0), AtomicUsize::new(0));
         let threads = rayon::broadcast(|thread| {
             let mut slot = this.operands[thread.index()].lock().unwrap_or_else(PoisonError::into_inner);
-            let operands = slot.get_or_insert_with(|| Operands::new(this.product));
+            let operands = slot.get_or_insert_with(|| CanaryOperands::new(this.product));
             let came = meet(&ready, thread.num_threads());
             operands.multiply(this.rounds.div_ceil(WARMUP_PART));
             let met = meet(&warm, thread.num_threads()) && came;
@@ -124,7 +127,7 @@ impl RateSource for Machine {
     }
 }
 
-/// Waits until all threads have come; whether they did.
+/// Waits until all threads have arrived; returns whether they did.
 fn meet(ready: &AtomicUsize, threads: usize) -> bool {
     ready.fetch_add(1, Ordering::AcqRel);
     let started = Instant::now();
@@ -137,8 +140,8 @@ fn meet(ready: &AtomicUsize, threads: usize) -> bool {
     true
 }
 
-/// Whether all threads multiplied at the same time for at least nine tenths of the time of the fastest one. Threads on one core
-/// that multiply one after another are each faster than they are together, which would pass for the fastest rate.
+/// Whether all threads multiplied at the same time for at least nine tenths of the fastest one's time. Threads that
+/// multiply one after another on one core are each faster than together, and would be taken for the fastest rate.
 fn overlap(threads: &[OfThread]) -> bool {
     let (last_start, first_end) =
         (threads.iter().map(|thread| thread.started).max(), threads.iter().map(|thread| thread.ended).min());
@@ -147,9 +150,9 @@ fn overlap(threads: &[OfThread]) -> bool {
     10 * first_end.saturating_duration_since(last_start) >= 9 * shortest
 }
 
-/// Products that take about [`TIMED`].
-fn rounds(product: Product) -> usize {
-    let mut operands = Operands::new(product);
+/// Number of products that take about [`TIMED`].
+fn rounds(product: CanaryProduct) -> usize {
+    let mut operands = CanaryOperands::new(product);
     let mut one = || {
         let started = Instant::now();
         operands.multiply(1);
@@ -159,7 +162,7 @@ fn rounds(product: Product) -> usize {
     ((TIMED.as_secs_f64() / fastest).ceil() as usize).clamp(1, MAX_ROUNDS)
 }
 
-/// For how long this thread was ready and waited for a core since it began, s: the second number of Linux's `schedstat`
+/// Time that this thread was ready and waited for a core since it began, s: the second number of Linux's `schedstat`
 /// (Documentation/scheduler/sched-stats.rst); `None` if the system has no such file.
 fn waited() -> Option<f64> {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
@@ -167,8 +170,8 @@ fn waited() -> Option<f64> {
     Some(nanoseconds as f64 * 1e-9)
 }
 
-impl Product {
-    /// Values that it sums over.
+impl CanaryProduct {
+    /// Length of the sums.
     fn depth(self) -> usize {
         match self {
             Self::Bf16(isa) if isa.name() == "avx512f" => WIDENED_DEPTH,
@@ -183,34 +186,36 @@ impl Product {
     }
 }
 
-impl Operands {
-    fn new(product: Product) -> Self {
+impl CanaryOperands {
+    fn new(product: CanaryProduct) -> Self {
         let (depth, out) = (product.depth(), Aligned::new(0.0, SIDE * SIDE));
         match product {
-            Product::Bf16(isa) => {
+            CanaryProduct::Bf16(isa) => {
                 let (values, stride) = (vec![bf16::ONE; PANEL * depth], depth / 2 + 1);
-                let mut right = vec![Line::ZERO; SIDE / PANEL * stride];
+                let mut right = vec![PanelRow::ZERO; SIDE / PANEL * stride];
                 for panel in right.chunks_mut(stride) {
-                    kernel::pack_rows(isa, &values, depth, PANEL, depth, panel);
+                    let from = Bf16Matrix { values: &values, stride: depth, rows: PANEL, columns: depth };
+                    kernel::pack_rows(isa, from, panel);
                 }
                 Self::Bf16 { isa, depth, left: Aligned::new(bf16::ONE, SIDE * depth), right, out }
             }
-            Product::F32 => {
+            CanaryProduct::F32 => {
                 let (left, right) = (Aligned::new(1.0, SIDE * depth), Aligned::new(1.0, depth * SIDE));
                 Self::F32 { left, right, out }
             }
         }
     }
 
-    /// Makes their product `times` times.
+    /// Computes the product `times` times.
     fn multiply(&mut self, times: usize) {
         for _ in 0..times {
             match self {
                 Self::Bf16 { isa, depth, left, right, out } => {
                     let right = Panels::new(right, *depth / 2 + 1);
-                    let mut block = Out::new(out.slice_mut(), SIDE, SIDE, SIDE);
+                    let mut block = OutputBlock::new(out.slice_mut(), SIDE, SIDE, SIDE);
                     let left = Left::rows(left.slice(), *depth);
-                    kernel::block(*isa, left, right, *depth, &mut block, Then::WRITE);
+                    let product = BlockProduct { left, right, depth: *depth, epilogue: Epilogue::WRITE };
+                    kernel::multiply(*isa, product, &mut block);
                 }
                 Self::F32 { left, right, out } => multiply_f32(left.slice(), right.slice(), out.slice_mut()),
             }
@@ -244,18 +249,11 @@ impl<T: Copy> Aligned<T> {
 /// `out [SIDE, SIDE] = left [SIDE, F32_DEPTH] right [F32_DEPTH, SIDE]`, on this thread.
 fn multiply_f32(left: &[f32], right: &[f32], out: &mut [f32]) {
     assert_eq!((left.len(), right.len(), out.len()), (SIDE * F32_DEPTH, F32_DEPTH * SIDE, SIDE * SIDE));
-    // SAFETY: the slices have the elements of the shapes, and `out` is borrowed mutably.
-    unsafe {
-        cpu::gemm(
-            (SIDE, SIDE, F32_DEPTH),
-            Mat::rows(out.as_mut_ptr(), SIDE),
-            false,
-            Mat::rows(left.as_ptr(), F32_DEPTH),
-            Mat::rows(right.as_ptr(), SIDE),
-            1.0,
-            false,
-        );
-    }
+    let (a, b) = (Mat::rows(left, F32_DEPTH), Mat::rows(right, SIDE));
+    let product =
+        Gemm { size: (SIDE, SIDE, F32_DEPTH), a, b, scale: 1.0, accumulate: false, parallel: false };
+    // SAFETY: the slices have the elements of the shapes.
+    unsafe { cpu::gemm(&product, MatMut::rows(out, SIDE)) };
 }
 
 #[cfg(test)]
@@ -264,9 +262,9 @@ mod tests {
 
     #[test]
     fn operands_multiply_ones_in_every_way_that_there_is() {
-        let bf16 = Isa::all().iter().map(|isa| Product::Bf16(*isa));
-        for product in bf16.chain([Product::F32]) {
-            let mut operands = Operands::new(product);
+        let bf16 = Isa::all().iter().map(|isa| CanaryProduct::Bf16(*isa));
+        for product in bf16.chain([CanaryProduct::F32]) {
+            let mut operands = CanaryOperands::new(product);
             operands.multiply(2);
             assert_eq!(operands.out(), [product.depth() as f32; SIDE * SIDE]);
             assert!(operands.out().as_ptr().addr().is_multiple_of(LINE));
@@ -279,7 +277,7 @@ mod tests {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
         pool.install(|| {
             for dtype in [DType::F32, DType::BF16] {
-                let mut machine = Machine::new(dtype);
+                let mut machine = CanaryMachine::new(dtype);
                 let reading = machine.read();
                 assert_eq!(reading.rates.len(), 2, "{}", machine.work());
                 assert!(reading.rates.iter().all(|rate| rate.is_finite() && *rate >= 0.0), "{reading:?}");
@@ -294,8 +292,8 @@ mod tests {
 
     #[test]
     fn work_names_the_products_of_the_dtype() {
-        assert_eq!(Machine::new(DType::F32).work(), "gemm");
-        assert_eq!(Machine::new(DType::BF16).work(), Isa::best().map_or("gemm", Isa::name));
+        assert_eq!(CanaryMachine::new(DType::F32).work(), "gemm");
+        assert_eq!(CanaryMachine::new(DType::BF16).work(), Isa::best().map_or("gemm", Isa::name));
     }
 
     #[test]

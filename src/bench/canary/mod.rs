@@ -1,8 +1,8 @@
-//! Whether the machine was disturbed while something was measured on its CPU.
+//! Whether the machine was disturbed during a measurement on its CPU.
 //!
 //! On a shared machine another guest may run on the second hardware thread of a core. It takes up to half of the core's
-//! arithmetic for seconds, and no counter of the system shows it. A short, fixed piece of work does: the *canary*, which
-//! runs on every thread of the pool at once before and after each measured step.
+//! arithmetic for seconds, and no counter of the system shows it. A short, fixed piece of work does: the *canary*,
+//! which runs on every thread of the pool at once before and after each measured step.
 //!
 //! ```text
 //! reading 0 | step 1 | reading 1 | step 2 | reading 2 ...
@@ -16,44 +16,46 @@
 mod machine;
 
 use candle_core::DType;
-use machine::Machine;
+use machine::CanaryMachine;
 use serde::Serialize;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Part of the fastest rate that every thread reaches on a quiet machine. On 2 cores of a Sapphire Rapids class CPU a loop
-/// of loads and AMX products gave 2,230 GFLOP/s a core, and 550 to 1,000 beside a busy neighbour. On 2 cores of a Zen 4 the
-/// product in f32 ran at 0.98 to 1 of its fastest rate, or at 0.6 to 0.7 beside a neighbour: 0.8 lies between.
+/// Fraction of the fastest rate that every thread reaches on a quiet machine. On 2 cores of a Sapphire Rapids class CPU
+/// a loop of loads and AMX products reached 2,230 GFLOP/s per core, and 550 to 1,000 next to a busy neighbour. On 2
+/// cores of a Zen 4 the f32 product ran at 0.98 to 1 of its fastest rate, or at 0.6 to 0.7 next to a neighbour: 0.8
+/// lies between.
 pub const QUIET_SHARE: f64 = 0.8;
 
-/// Part of a step's time that a thread may wait for a core on a quiet machine. On 2 cores of a Zen 4 a thread of a step of
-/// SmolLM2 waited for 0.01 to 0.04 if nothing else could take its core (it has to be woken, and the program has more
-/// threads than the pool), and for 0.3 to 0.8 beside compilers.
+/// Fraction of a step's time that a thread may wait for a core on a quiet machine. On 2 cores of a Zen 4 a thread of a
+/// step of SmolLM2 waited for 0.01 to 0.04 if nothing else could take its core (it must be woken, and the program has
+/// more threads than the pool), and for 0.3 to 0.8 next to compilers.
 pub const WAITING_SHARE: f64 = 0.1;
 
-/// Quiet steps that figures need at the least.
+/// Least number of quiet steps for figures.
 const FEWEST_STEPS: usize = 3;
 
-/// One in this many steps has to be quiet.
+/// One in this many steps must be quiet.
 const FEWEST_PART: usize = 3;
 
-/// For how long readings are taken at the start, so that the fastest rate is known.
+/// Time for which readings are taken at the start, to know the fastest rate.
 const CALIBRATION: Duration = Duration::from_millis(50);
 
-/// Readings that are taken at the start however long they take.
+/// Least number of readings at the start.
 const CALIBRATION_READINGS: usize = 5;
 
-/// What the canary found on the threads of the pool.
+/// A measurement of the canary on the threads of the pool.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Reading {
-    /// The rate on each thread, floating-point operations a second. All are 0 if the threads did not run at the same time.
+    /// The rate on each thread, floating-point operations per second. All are 0 if the threads did not run at the same
+    /// time.
     pub rates: Vec<f64>,
-    /// How long each thread was ready to run and waited for a core since it began, s, in the same order; empty if the
-    /// system does not tell.
+    /// Time that each thread was ready to run and waited for a core since it began, s, in the same order; empty if the
+    /// system does not report it.
     pub waited: Vec<f64>,
 }
 
-/// Where readings come from: the machine, or a list in a test.
+/// The source of readings: the machine, or a list in a test.
 pub trait RateSource: Send {
     /// Takes a reading.
     fn read(&mut self) -> Reading;
@@ -75,11 +77,11 @@ pub trait RateSource: Send {
 /// println!("{seconds} s, quiet: {}", canary.is_quiet(&before, &after, seconds));
 /// ```
 pub struct Canary {
-    state: Mutex<State>,
+    state: Mutex<CanaryState>,
     work: &'static str,
 }
 
-struct State {
+struct CanaryState {
     source: Box<dyn RateSource>,
     fastest: Fastest,
 }
@@ -87,39 +89,39 @@ struct State {
 /// The fastest rate so far.
 #[derive(Debug, Clone, Copy, Default)]
 struct Fastest {
-    /// In readings whose threads ran about equally fast. A thread whose neighbour on the same core was stopped for a moment
-    /// runs faster than it can beside it, and does not count.
+    /// In readings whose threads ran about equally fast. A thread whose neighbour on the same core was stopped for a
+    /// moment runs faster than it can next to it, and does not count.
     even: f64,
     /// In all readings.
     any: f64,
 }
 
-/// The canary of a process, as a report has it.
+/// The canary's work and rate, for a report.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct CanaryRate {
-    /// What the canary runs: the CPU's feature that products of bf16 go by, or `gemm` for products in f32.
+    /// The canary's work: the CPU feature that bf16 products use, or `gemm` for f32 products.
     pub work: &'static str,
-    /// Threads that it runs on.
+    /// Number of threads on which it runs.
     pub threads: usize,
-    /// The fastest rate of a thread, floating-point operations a second.
+    /// The fastest rate of a thread, floating-point operations per second.
     pub flops_per_second: f64,
     /// [`QUIET_SHARE`].
     pub quiet_share: f64,
 }
 
-/// What the canary said during a case.
+/// The canary's readings during a case.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct CanarySeen {
-    /// The lowest rate of a thread, as a part of the fastest.
+    /// The lowest rate of a thread, as a fraction of the fastest.
     pub lowest: f64,
-    /// The rate of a reading's slowest thread as a part of the fastest, median over the readings.
+    /// The rate of a reading's slowest thread as a fraction of the fastest, median over the readings.
     pub median: f64,
-    /// Part of the steps' time that a thread waited for a core, of the thread that waited longest; `None` if the system
-    /// does not tell.
+    /// Fraction of the steps' time that a thread waited for a core, for the thread that waited longest; `None` if the
+    /// system does not report it.
     pub waiting: Option<f64>,
 }
 
-/// The steps that figures are of.
+/// The steps from which figures are computed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Selection {
     /// Whether each step is used.
@@ -137,7 +139,8 @@ impl Reading {
         self.rates.iter().copied().fold(0.0, f64::max)
     }
 
-    /// The longest that a thread waited for a core between `self` and `later`, s; `None` if the system does not tell.
+    /// The longest time that a thread waited for a core between `self` and `later`, s; `None` if the system does not
+    /// report it.
     fn longest_wait(&self, later: &Self) -> Option<f64> {
         self.waited.iter().zip(&later.waited).map(|(before, after)| after - before).reduce(f64::max)
     }
@@ -151,16 +154,16 @@ impl Fastest {
         }
     }
 
-    /// If threads never ran equally fast, every reading has one below [`QUIET_SHARE`] of this.
+    /// If the threads never ran equally fast, every reading has a thread below [`QUIET_SHARE`] of this rate.
     fn rate(self) -> f64 {
         if self.even > 0.0 { self.even } else { self.any }
     }
 }
 
 impl Canary {
-    /// For measurements on the CPU whose products are in `dtype`; takes readings for 50 ms.
+    /// For measurements on the CPU with products in `dtype`; takes readings for 50 ms.
     pub fn new(dtype: DType) -> Self {
-        let machine = Machine::new(dtype);
+        let machine = CanaryMachine::new(dtype);
         let canary = Self { work: machine.work(), ..Self::from_source(Box::new(machine)) };
         let started = Instant::now();
         for i in 0.. {
@@ -174,7 +177,7 @@ impl Canary {
 
     /// With the readings of `source`.
     pub fn from_source(source: Box<dyn RateSource>) -> Self {
-        Self { state: Mutex::new(State { source, fastest: Fastest::default() }), work: "given rates" }
+        Self { state: Mutex::new(CanaryState { source, fastest: Fastest::default() }), work: "given rates" }
     }
 
     /// Runs the canary on every thread of the pool, for about 0.1 ms.
@@ -185,7 +188,7 @@ impl Canary {
         reading
     }
 
-    /// What the canary runs, and how fast it ran at best.
+    /// The canary's work and its fastest rate.
     pub fn rate(&self) -> CanaryRate {
         CanaryRate {
             work: self.work,
@@ -195,7 +198,7 @@ impl Canary {
         }
     }
 
-    /// Whether all threads ran about equally fast in a reading. If they never do, their cores may be of two speeds, and
+    /// Whether all threads ran about equally fast in some reading. If they never do, the cores may have two speeds, and
     /// no step is quiet.
     pub fn was_even(&self) -> bool {
         self.state().fastest.even > 0.0
@@ -209,7 +212,8 @@ impl Canary {
         fast && before.longest_wait(after).is_none_or(|waited| waited <= WAITING_SHARE * seconds)
     }
 
-    /// The steps that figures are of: step `i` took `seconds[i]` and lies between `readings[i]` and `readings[i + 1]`.
+    /// The steps from which figures are computed: step `i` took `seconds[i]` and lies between `readings[i]` and
+    /// `readings[i + 1]`.
     pub fn select(&self, readings: &[Reading], seconds: &[f64]) -> Selection {
         let around = readings.windows(2).zip(seconds);
         Selection::from_quiet(
@@ -231,7 +235,7 @@ impl Canary {
         })
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, CanaryState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

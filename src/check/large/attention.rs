@@ -1,15 +1,15 @@
 //! The cases of shared-prefix attention: all rows of a batch, the queries of target rows alone, and prefixes of another
-//! pass; expected values by the formula of [`crate::ops::attention`], a segment at a time.
+//! pass. Expected values follow the formula of [`crate::ops::attention`], one segment at a time.
 
 use super::shapes::{Batch, Shape};
 use super::{Large, Result};
-use crate::check::Kind;
+use crate::check::ResultKind;
 use crate::ops::Segments;
-use crate::ops::attention::{AttentionShape, Gradients, Inputs, Needs, Qkv, Segment};
+use crate::ops::attention::{AttentionShape, GradTargets, Gradients, Inputs, Qkv, Segment};
 use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
 
-/// Values of the matrices of a case, in f32 and beside what is under test, times 4 bytes.
+/// Number of values in the matrices of a case, in f32 and under test, times 4 bytes.
 const COPIES: usize = 12;
 
 pub(super) fn check(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<()> {
@@ -21,28 +21,30 @@ pub(super) fn check(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<(
     large.case(&format!("{heads}, {t} rows"), bytes, |large, case| {
         let qkv = Qkv::Fused(large.random((t, q + kv), 1.0)?);
         let segments = packed.segments.clone();
-        Case { name: case, shape: attention, segments, qkv, prefix: None }
-            .check(large, &[Needs::All, Needs::Prefixes])
+        LargeAttentionCase { name: case, shape: attention, segments, qkv, prefix: None }
+            .check(large, &[GradTargets::All, GradTargets::Prefixes])
     })?;
     let targets = packed.target_rows.len();
     large.case(&format!("{heads}, {targets} target rows of {t}"), bytes, |large, case| {
         let qkv = Qkv::Split { q: large.random((targets, q), 1.0)?, kv: large.random((t, kv), 1.0)? };
         let segments = packed.target_segments.clone();
-        Case { name: case, shape: attention, segments, qkv, prefix: None }.check(large, &[Needs::All])
+        LargeAttentionCase { name: case, shape: attention, segments, qkv, prefix: None }
+            .check(large, &[GradTargets::All])
     })?;
     let own = t - packed.prefix_rows;
-    large.case(&format!("{heads}, {own} rows behind prefixes of another pass"), bytes, |large, case| {
+    large.case(&format!("{heads}, {own} rows after prefixes of another pass"), bytes, |large, case| {
         let qkv = Qkv::Fused(large.random((own, q + kv), 1.0)?);
         let prefix = Some(large.random((packed.prefix_rows, kv), 1.0)?);
         let moved = |rows: &Range<usize>| rows.start - packed.prefix_rows..rows.end - packed.prefix_rows;
         let sequences = packed.segments.iter().filter(|s| s.prefix.is_some()).cloned();
         let segments: Segments =
             sequences.map(|s| Segment { queries: moved(&s.queries), keys: moved(&s.keys), ..s }).collect();
-        Case { name: case, shape: attention, segments, qkv, prefix }.check(large, &[Needs::All])
+        LargeAttentionCase { name: case, shape: attention, segments, qkv, prefix }
+            .check(large, &[GradTargets::All])
     })
 }
 
-struct Case<'a> {
+struct LargeAttentionCase<'a> {
     name: &'a str,
     shape: AttentionShape,
     segments: Segments,
@@ -50,25 +52,25 @@ struct Case<'a> {
     prefix: Option<Tensor>,
 }
 
-impl Case<'_> {
+impl LargeAttentionCase<'_> {
     fn inputs(&self) -> Inputs<'_> {
         Inputs { segments: &self.segments, qkv: &self.qkv, prefix: self.prefix.as_ref() }
     }
 
-    fn check(&self, large: &mut Large, needs: &[Needs]) -> Result<()> {
-        let (value, gradient) = (Kind::Value, Kind::Gradient);
+    fn check(&self, large: &mut Large, needs: &[GradTargets]) -> Result<()> {
+        let (value, gradient) = (ResultKind::Value, ResultKind::Gradient);
         let queries = self.qkv.queries().dims()[0];
         let dout = large.random((queries, self.shape.q_width()), 1.0)?;
-        let expected = Expected::of(&self.shape, self.inputs(), &dout, None)?;
-        let plain = Expected::of(&self.shape, self.inputs(), &dout, Some(large.target.dtype))?;
+        let expected = Expected::compute(&self.shape, self.inputs(), &dout, None)?;
+        let naive = Expected::compute(&self.shape, self.inputs(), &dout, Some(large.target.dtype))?;
         let ours = large.run(|| self.shape.forward(self.inputs()))?;
         let compare =
             |large: &mut Large, (what, kind), ours: &Tensor, of: &dyn Fn(&Expected) -> Result<Tensor>| {
-                large.compare_with((self.name, what, kind), ours, &of(&expected)?, &of(&plain)?)
+                large.compare_with((self.name, what, kind), ours, &of(&expected)?, &of(&naive)?)
             };
         compare(large, ("out", value), &ours.out, &|e| Ok(e.out.clone()))?;
         compare(large, ("lse", value), &ours.lse, &|e| Ok(e.lse.clone()))?;
-        let kept = ours.kept();
+        let kept = ours.saved();
         for needs in needs {
             let found = large.run(|| self.shape.backward(self.inputs(), &kept, &dout, *needs))?;
             let Gradients { qkv, prefix, .. } = found;
@@ -81,9 +83,9 @@ impl Case<'_> {
                 compare(large, ("dq", gradient), &queries, &|e| rows(&e.dq, &queries))?;
                 compare(large, ("dkv", gradient), &keys, &|e| rows(&e.dkv, &keys))?;
             }
-            match (&prefix, &expected.dprefix, &plain.dprefix) {
-                (Some(found), Some(exact), Some(plain)) => {
-                    large.compare_with((self.name, "dprefix", gradient), found, exact, plain)?;
+            match (&prefix, &expected.dprefix, &naive.dprefix) {
+                (Some(found), Some(exact), Some(naive)) => {
+                    large.compare_with((self.name, "dprefix", gradient), found, exact, naive)?;
                 }
                 (None, None, None) => {}
                 _ => return Err(crate::Error::Invalid(format!("{}: another set of gradients", self.name))),
@@ -93,8 +95,8 @@ impl Case<'_> {
     }
 }
 
-/// Output and gradients in f32, or in f64 of inputs in f64; or what plain ops in a dtype make of them, which keep
-/// every result in it.
+/// Output and gradients in f32, or in f64 for inputs in f64; or the results of plain ops in a dtype, which round every
+/// result to it.
 pub(super) struct Expected {
     /// [queries, H D].
     pub(super) out: Tensor,
@@ -104,7 +106,7 @@ pub(super) struct Expected {
     pub(super) dq: Tensor,
     /// [T, 2K D].
     pub(super) dkv: Tensor,
-    /// Of prefixes in another pass, [their rows, 2K D].
+    /// Gradients of prefixes in another pass, [their rows, 2K D].
     pub(super) dprefix: Option<Tensor>,
 }
 
@@ -117,7 +119,7 @@ struct Own {
 }
 
 impl Expected {
-    pub(super) fn of(
+    pub(super) fn compute(
         shape: &AttentionShape,
         inputs: Inputs,
         dout: &Tensor,
@@ -187,7 +189,7 @@ impl KeySums {
     }
 }
 
-/// `parts` at their rows of a matrix of `rows`, zeros elsewhere.
+/// `parts` at their rows of a matrix with `rows` rows, zeros elsewhere.
 fn placed(
     rows: usize,
     mut parts: Vec<(Range<usize>, Tensor)>,
@@ -208,8 +210,8 @@ fn placed(
     Ok(Tensor::cat(&all, 0)?)
 }
 
-/// Of one segment: out and dq [K, (H/K) n, D], lse [n, H], dk and dv [K, m, D].
-struct Part {
+/// Results of one segment: out and dq [K, (H/K) n, D], lse [n, H], dk and dv [K, m, D].
+struct SegmentResult {
     out: Tensor,
     lse: Tensor,
     dq: Tensor,
@@ -218,7 +220,7 @@ struct Part {
 }
 
 impl Own {
-    fn gradients(&self, shape: &AttentionShape, n: usize, rounded: Option<DType>) -> Result<Part> {
+    fn gradients(&self, shape: &AttentionShape, n: usize, rounded: Option<DType>) -> Result<SegmentResult> {
         let round = |t: Tensor| match rounded {
             Some(dtype) => t.to_dtype(dtype)?.to_dtype(t.dtype()),
             None => Ok(t),
@@ -236,7 +238,7 @@ impl Own {
         let dp = round(dout.matmul(&v.t()?)?)?;
         let delta = round(round((&p * &dp)?)?.sum_keepdim(2)?)?;
         let ds = round(((&p * dp.broadcast_sub(&delta)?)? * shape.scale)?)?;
-        Ok(Part {
+        Ok(SegmentResult {
             out: p.matmul(v)?,
             lse,
             dq: ds.matmul(k)?,
@@ -246,7 +248,7 @@ impl Own {
     }
 }
 
-/// [n, m]: the last n of m keys are the queries' own, of which query i sees the first i + 1.
+/// [n, m]: the last n of m keys belong to the queries; query i attends to the first i + 1 of them.
 fn mask(n: usize, m: usize, device: &Device) -> Result<Tensor> {
     let hidden = |i: usize, j: usize| if j > m - n + i { f32::NEG_INFINITY } else { 0.0 };
     let values: Vec<f32> = (0..n).flat_map(|i| (0..m).map(move |j| hidden(i, j))).collect();
@@ -254,7 +256,7 @@ fn mask(n: usize, m: usize, device: &Device) -> Result<Tensor> {
 }
 
 impl AttentionShape {
-    /// The query heads of `rows` [n, at least H D], those of a key head behind each other: [K, (H/K) n, D].
+    /// The query heads of `rows` [n, at least H D], with the heads of a key head one after the other: [K, (H/K) n, D].
     fn heads(&self, rows: &Tensor, dtype: DType) -> Result<Tensor> {
         let (n, group) = (rows.dims()[0], self.heads / self.kv_heads);
         let heads = rows.narrow(1, 0, self.q_width())?.reshape((n, self.kv_heads, group, self.head_dim))?;
@@ -262,7 +264,7 @@ impl AttentionShape {
         Ok(heads.reshape((self.kv_heads, group * n, self.head_dim))?)
     }
 
-    /// The other way: [n, H D] of [K, (H/K) n, D].
+    /// The inverse: [n, H D] of [K, (H/K) n, D].
     fn rows(&self, heads: &Tensor, n: usize) -> Result<Tensor> {
         let heads = heads.reshape((self.kv_heads, self.heads / self.kv_heads, n, self.head_dim))?;
         Ok(heads.permute((2, 0, 1, 3))?.contiguous()?.reshape((n, self.q_width()))?)

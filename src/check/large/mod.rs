@@ -1,16 +1,16 @@
-//! Whether a device computes at the sizes of real models what plain candle ops compute there: every op of a tuning
-//! step over the rows of a real batch, and a whole step in one pass and in several.
+//! Checks a device at the sizes of real models against plain candle ops: every op of a tuning step over the rows of a
+//! real batch, and a whole step in one pass and in several.
 //!
-//! The CPU takes too long at these sizes. What a result is held against is the formula in plain candle ops in f32 on
-//! the same device, of inputs that were rounded to the dtype under test; an op may err by as many times what plain ops
-//! err in that dtype as [`super`] says. In f32 both sides are rounded: 2e-5 of the largest value.
+//! The CPU would take too long at these sizes. The expected values come from the formula in plain candle ops in f32 on
+//! the same device, for inputs rounded to the dtype under test. An op may err by the multiple of plain ops' error in
+//! that dtype that [`super`] states. In f32 both sides are rounded: 2e-5 of the largest value.
 
 mod attention;
 mod ops;
 mod shapes;
 mod step;
 
-use super::{Comparison, Kind, OPS, Target};
+use super::{CheckTarget, Comparison, OPS, ResultKind};
 use crate::device::{free_memory, is_out_of_memory};
 use crate::{Error, Result};
 use candle_core::{DType, Shape, Tensor};
@@ -20,32 +20,32 @@ use serde::Serialize;
 use shapes::{Batch, SHAPES};
 use std::ops::Range;
 
-/// Name of the check of a whole step, beside those of [`OPS`].
+/// Name of the check of a whole step, in addition to those of [`OPS`].
 pub const STEP: &str = "step";
 
-/// Rows of which plain ops compute the expected values at a time.
+/// Rows for which plain ops compute the expected values at once.
 const CHUNK: usize = 2048;
 
-/// Values after which random inputs come again: a prime, so that no row of a matrix equals another one.
+/// Period of the random inputs: a prime, so that no two rows of a matrix are equal.
 const PERIOD: usize = 1_048_583;
 
-/// Most of the free memory that a case may need.
+/// Largest fraction of the free memory that a case may need.
 const SHARE_OF_FREE: f64 = 0.9;
 
-/// A case that was not computed.
+/// A case that was not run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct NotRun {
     /// Name of the op.
     pub op: &'static str,
     /// Shape of the case.
     pub case: String,
-    /// Why.
+    /// The reason.
     pub why: String,
 }
 
-/// What [`large`] found.
+/// The result of [`large`].
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Found {
+pub struct LargeResults {
     /// All comparisons.
     pub comparisons: Vec<Comparison>,
     /// Cases that did not fit into the device's memory.
@@ -53,15 +53,16 @@ pub struct Found {
 }
 
 /// Checks the op of this name, or [`STEP`], at the shapes of three Granite models over the 8,166 rows of a step of 256
-/// reviews; `scale` divides all sizes but that of a head.
+/// reviews; `scale` divides all sizes except that of a head.
 ///
 /// # Errors
-/// A name that is none of these; the device's, but for too little memory, which is a case that was not run.
-pub fn large(target: &Target, name: &str, scale: usize) -> Result<Found> {
+/// Returns an error if the name is unknown or a device operation fails. Lack of memory is not an error but a case that
+/// was not run.
+pub fn large(target: &CheckTarget, name: &str, scale: usize) -> Result<LargeResults> {
     let Some(op) = OPS.into_iter().chain([STEP]).find(|op| *op == name) else {
         return Err(Error::Invalid(format!("expected {STEP} or one of {OPS:?}, found {name}")));
     };
-    let mut large = Large { target, op, model: "", seed: 0, unit: 1e-3, found: Found::default() };
+    let mut large = Large { target, op, model: "", seed: 0, unit: 1e-3, found: LargeResults::default() };
     for shape in &SHAPES {
         let shape = shape.scaled(scale);
         let batch = Batch::new(&shape, scale);
@@ -85,26 +86,26 @@ pub fn large(target: &Target, name: &str, scale: usize) -> Result<Found> {
 
 /// The checks so far.
 struct Large<'a> {
-    target: &'a Target<'a>,
+    target: &'a CheckTarget<'a>,
     op: &'static str,
-    /// The model whose shape is under way.
+    /// The model whose shape is being checked.
     model: &'static str,
     seed: u64,
-    /// What an f32 error is measured by where the expected values are all smaller.
+    /// Least magnitude to which an f32 error is compared, for expected values that are all smaller.
     unit: f64,
-    found: Found,
+    found: LargeResults,
 }
 
-/// The errors of a result that is looked at part by part.
+/// The errors of a result that is compared part by part.
 #[derive(Clone, Copy, Default)]
 struct Errors {
     ours: f64,
-    plain: f64,
+    naive: f64,
     largest: f64,
 }
 
 impl Large<'_> {
-    /// Runs a case that needs about `bytes` of memory, or notes why it was not run.
+    /// Runs a case that needs about `bytes` of memory, or records why it was not run.
     fn case(
         &mut self,
         name: &str,
@@ -134,7 +135,7 @@ impl Large<'_> {
         self.random_in(shape, scale, self.target.dtype)
     }
 
-    /// As [`Large::random`], in another dtype. After [`PERIOD`] values they come again.
+    /// As [`Large::random`], in another dtype. The values repeat after [`PERIOD`].
     fn random_in(&mut self, shape: impl Into<Shape>, scale: f64, dtype: DType) -> Result<Tensor> {
         let shape: Shape = shape.into();
         let n = shape.elem_count();
@@ -149,7 +150,7 @@ impl Large<'_> {
         if n <= PERIOD {
             return Ok(period.reshape(shape)?);
         }
-        // A buffer of exactly so many values: an access beyond it is beyond an allocation.
+        // A buffer of exactly this many values: an access beyond it is beyond an allocation.
         let exact = period.repeat(n.div_ceil(PERIOD))?.narrow(0, 0, n)?.force_contiguous()?;
         Ok(exact.reshape(shape)?)
     }
@@ -161,11 +162,11 @@ impl Large<'_> {
         result.unwrap_or_else(|| Err(Error::Invalid("the device under test ran nothing".into())))
     }
 
-    /// Compares `ours` [rows, ..] with what `expected` gives for each range of rows: the value in f32, and what plain
-    /// ops in the dtype under test make of it, where that is another thing than the value rounded.
+    /// Compares `ours` [rows, ..] with `expected`, called for each range of rows: the value in f32, and the result of
+    /// plain ops in the dtype under test, if that differs from the rounded value.
     fn compare_rows(
         &mut self,
-        (case, what, kind): (&str, &'static str, Kind),
+        (case, what, kind): (&str, &'static str, ResultKind),
         ours: &Tensor,
         mut expected: impl FnMut(Range<usize>) -> Result<(Tensor, Option<Tensor>)>,
     ) -> Result<()> {
@@ -173,29 +174,34 @@ impl Large<'_> {
         let mut errors = Errors { largest: self.unit, ..Errors::default() };
         for start in (0..rows).step_by(CHUNK) {
             let range = start..(start + CHUNK).min(rows);
-            let (exact, plain) = expected(range.clone())?;
-            let plain = match plain {
-                Some(plain) => plain,
+            let (exact, naive) = expected(range.clone())?;
+            let naive = match naive {
+                Some(naive) => naive,
                 None => exact.to_dtype(ours.dtype())?,
             };
-            errors.add(&ours.narrow(0, range.start, range.len())?, &exact, &plain)?;
+            errors.add(&ours.narrow(0, range.start, range.len())?, &exact, &naive)?;
         }
         self.judge((case, what, kind), errors);
         Ok(())
     }
 
-    /// Compares all of `ours` with `exact`, in f32, whose rounding is all that plain ops lose.
-    fn compare(&mut self, about: (&str, &'static str, Kind), ours: &Tensor, exact: &Tensor) -> Result<()> {
+    /// Compares all of `ours` with `exact`, in f32; plain ops lose only its rounding.
+    fn compare(
+        &mut self,
+        about: (&str, &'static str, ResultKind),
+        ours: &Tensor,
+        exact: &Tensor,
+    ) -> Result<()> {
         self.compare_with(about, ours, exact, &exact.to_dtype(ours.dtype())?)
     }
 
-    /// As [`Large::compare`], with what plain ops in the dtype under test make of it.
+    /// As [`Large::compare`], with the result of plain ops in the dtype under test.
     fn compare_with(
         &mut self,
-        about: (&str, &'static str, Kind),
+        about: (&str, &'static str, ResultKind),
         ours: &Tensor,
         exact: &Tensor,
-        plain: &Tensor,
+        naive: &Tensor,
     ) -> Result<()> {
         if ours.dims() != exact.dims() {
             return Err(Error::Shape {
@@ -206,12 +212,12 @@ impl Large<'_> {
         }
         self.compare_rows(about, ours, |rows| {
             let part = |t: &Tensor| t.narrow(0, rows.start, rows.len());
-            // The result comes in the dtype of `ours`, whatever plain ops kept on the way.
-            Ok((part(exact)?, Some(part(plain)?.to_dtype(ours.dtype())?)))
+            // The result has the dtype of `ours`, whatever dtype plain ops used in between.
+            Ok((part(exact)?, Some(part(naive)?.to_dtype(ours.dtype())?)))
         })
     }
 
-    fn judge(&mut self, (case, what, kind): (&str, &'static str, Kind), errors: Errors) {
+    fn judge(&mut self, (case, what, kind): (&str, &'static str, ResultKind), errors: Errors) {
         let allowed = errors.allowed(kind, self.target.dtype);
         let case = case.to_owned();
         self.found.comparisons.push(Comparison { op: self.op, what, case, error: errors.ours, allowed });
@@ -219,27 +225,27 @@ impl Large<'_> {
 }
 
 impl Errors {
-    fn add(&mut self, ours: &Tensor, exact: &Tensor, plain: &Tensor) -> Result<()> {
+    fn add(&mut self, ours: &Tensor, exact: &Tensor, naive: &Tensor) -> Result<()> {
         let exact = exact.to_dtype(DType::F32)?;
         let difference = |t: &Tensor| largest(&(t.to_dtype(DType::F32)? - &exact)?);
         // NaN stays NaN.
         let more = |a: f64, b: f64| if a.is_nan() || b <= a { a } else { b };
         self.ours = more(self.ours, difference(ours)?);
-        self.plain = more(self.plain, difference(plain)?);
+        self.naive = more(self.naive, difference(naive)?);
         self.largest = more(self.largest, largest(&exact)?);
         Ok(())
     }
 
-    fn allowed(&self, kind: Kind, dtype: DType) -> f64 {
+    fn allowed(&self, kind: ResultKind, dtype: DType) -> f64 {
         if dtype == DType::F32 {
             return 2e-5 * self.largest;
         }
-        let times = if let Kind::Value = kind { 2.0 } else { 3.0 };
-        times * self.plain + 2e-5 * self.largest
+        let times = if let ResultKind::Value = kind { 2.0 } else { 3.0 };
+        times * self.naive + 2e-5 * self.largest
     }
 }
 
-/// Largest magnitude, on the device; NaN where a value is not finite.
+/// Largest magnitude, on the device; NaN if a value is not finite.
 fn largest(t: &Tensor) -> Result<f64> {
     if t.elem_count() == 0 {
         return Ok(0.0);
@@ -250,7 +256,7 @@ fn largest(t: &Tensor) -> Result<f64> {
         1 => (rows.clone(), rows),
         _ => (rows.max(1)?, rows.sum(1)?),
     };
-    // The maximum may pass over a NaN; a sum does not.
+    // The maximum may ignore a NaN; a sum does not.
     let (most, sum) = (one(columns.max(0)?)?, one(sums.sum(0)?)?);
     Ok(if sum.is_finite() { most } else { f64::NAN })
 }

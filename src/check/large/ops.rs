@@ -1,36 +1,36 @@
-//! The cases of each op but attention.
+//! The cases of each op except attention.
 
 use super::shapes::{Batch, Shape};
 use super::{CHUNK, Large};
 use crate::Result;
-use crate::check::Kind;
-use crate::ops::adamw::{AdamW, Parameter, Step};
+use crate::check::ResultKind;
+use crate::ops::adamw::{AdamW, AdamWStep, Parameter};
 use crate::ops::cross_entropy::{self as losses, Softmax};
-use crate::ops::embed::{self as embedding, Lookup};
-use crate::ops::rms_norm::{Add, RmsNorm};
+use crate::ops::embed::{self as embedding, EmbedLookup};
+use crate::ops::rms_norm::{ResidualAdd, RmsNorm};
 use crate::ops::rope::Rope;
 use crate::ops::{Indices, Linear, RopeTable, autograd, rows as taken, swiglu as gated};
 use candle_core::{DType, Tensor};
 use std::ops::Range;
 
-/// Rows whose logits exist at a time on a GPU.
+/// Rows whose logits are computed at once on a GPU.
 const HEAD_ROWS: usize = 512;
 
-/// Positions that a rotary table is made for.
+/// Positions of a rotary table.
 const POSITIONS: usize = 512;
 
-/// Bytes that a case of so many values, inputs and results together, is taken to need: values are made in f32, and
-/// each has its expected value beside it; `width` columns are looked at [`CHUNK`] rows at a time, with the copies that
-/// autograd keeps.
+/// Estimated memory of a case with this many values, inputs and results together: values are made in f32, and each has
+/// its expected value next to it; `width` columns are compared [`CHUNK`] rows at a time, with the copies that autograd
+/// keeps.
 fn bytes(values: usize, width: usize) -> usize {
     16 * values + 40 * CHUNK * width
 }
 
-fn narrow(t: &Tensor, rows: &Range<usize>) -> Result<Tensor> {
+fn slice_rows(t: &Tensor, rows: &Range<usize>) -> Result<Tensor> {
     Ok(t.narrow(0, rows.start, rows.len())?)
 }
 
-fn wide(t: &Tensor) -> Result<Tensor> {
+fn to_f32(t: &Tensor) -> Result<Tensor> {
     Ok(t.to_dtype(DType::F32)?)
 }
 
@@ -40,18 +40,18 @@ pub(super) fn embed(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<(
     large.case(&name, bytes(v * c + 2 * t * c, c), |large, case| {
         let table = large.random((v, c), 1.0)?;
         let prompts = large.random_in((n, c), 1.0, DType::F32)?;
-        let lookup = Lookup { ids: (&batch.packed.ids).into(), multiplier: 12.0 };
+        let lookup = EmbedLookup { ids: (&batch.packed.ids).into(), multiplier: 12.0 };
         let ours = large.run(|| embedding::forward(&table, &prompts, &lookup))?;
-        let exact = embedding::reference(&wide(&table)?, &prompts, &lookup)?;
-        let plain = embedding::reference(&table, &prompts.to_dtype(table.dtype())?, &lookup)?;
-        large.compare_rows((case, "x", Kind::Value), &ours, |rows| {
-            Ok((narrow(&exact, &rows)?, Some(narrow(&plain, &rows)?)))
+        let exact = embedding::reference(&to_f32(&table)?, &prompts, &lookup)?;
+        let naive = embedding::reference(&table, &prompts.to_dtype(table.dtype())?, &lookup)?;
+        large.compare_rows((case, "x", ResultKind::Value), &ours, |rows| {
+            Ok((slice_rows(&exact, &rows)?, Some(slice_rows(&naive, &rows)?)))
         })?;
         let dx = large.random((t, c), 1.0)?;
         let ours = large.run(|| embedding::backward(&dx, n, &lookup))?;
-        // One prompt in the first rows: each row of it is there once.
-        let exact = (wide(&dx.narrow(0, 0, n)?)? * 12.0)?;
-        large.compare((case, "dprompts", Kind::Gradient), &ours, &exact)
+        // One prompt in the first rows: each row of it occurs once.
+        let exact = (to_f32(&dx.narrow(0, 0, n)?)? * 12.0)?;
+        large.compare((case, "dprompts", ResultKind::Gradient), &ours, &exact)
     })
 }
 
@@ -71,16 +71,16 @@ pub(super) fn linear(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<
             let weight = large.random((n, k), 0.02)?;
             let (x, dy) = (large.random((rows, k), 1.0)?, large.random((rows, n), 1.0)?);
             let layer = Linear::new(weight.clone(), None)?;
-            let exact = wide(&weight)?;
-            let ours = large.run(|| layer.forward_in(&x, x.dtype()))?;
-            large.compare_rows((case, "y", Kind::Value), &ours, |rows| {
-                let x = narrow(&x, &rows)?;
-                Ok((wide(&x)?.matmul(&exact.t()?)?, Some(x.matmul(&weight.t()?)?)))
+            let exact = to_f32(&weight)?;
+            let ours = large.run(|| layer.forward_to(&x, x.dtype()))?;
+            large.compare_rows((case, "y", ResultKind::Value), &ours, |rows| {
+                let x = slice_rows(&x, &rows)?;
+                Ok((to_f32(&x)?.matmul(&exact.t()?)?, Some(x.matmul(&weight.t()?)?)))
             })?;
             let ours = large.run(|| layer.backward(&dy, 0.22))?;
-            large.compare_rows((case, "dx", Kind::Gradient), &ours, |rows| {
-                let dy = narrow(&dy, &rows)?;
-                Ok(((wide(&dy)?.matmul(&exact)? * 0.22)?, Some((dy.matmul(&weight)? * 0.22)?)))
+            large.compare_rows((case, "dx", ResultKind::Gradient), &ours, |rows| {
+                let dy = slice_rows(&dy, &rows)?;
+                Ok(((to_f32(&dy)?.matmul(&exact)? * 0.22)?, Some((dy.matmul(&weight)? * 0.22)?)))
             })
         })?;
     }
@@ -99,41 +99,41 @@ pub(super) fn rms_norm(large: &mut Large, shape: &Shape, batch: &Batch) -> Resul
 fn norm_case(large: &mut Large, case: &str, (t, c): (usize, usize), add: bool) -> Result<()> {
     let (x, delta) = (large.random((t, c), 3.0)?, large.random((t, c), 2.0)?);
     let (weight, dy) = (large.random(c, 1.0)?, large.random((t, c), 1.0)?);
-    let exact = RmsNorm { weight: wide(&weight)?, eps: 1e-5 };
+    let exact = RmsNorm { weight: to_f32(&weight)?, eps: 1e-5 };
     let norm = RmsNorm { weight, eps: 1e-5 };
     let dtype = large.target.dtype;
-    let ours =
-        large.run(|| norm.forward(&x, add.then_some(Add { delta: &delta, multiplier: 0.22 }), dtype))?;
+    let ours = large
+        .run(|| norm.forward(&x, add.then_some(ResidualAdd { delta: &delta, multiplier: 0.22 }), dtype))?;
     if add {
-        large.compare_rows((case, "residual", Kind::Value), &ours.residual, |rows| {
-            let (x, delta) = (narrow(&x, &rows)?, narrow(&delta, &rows)?);
-            let plain = (&x + (&delta * 0.22)?)?;
-            Ok(((wide(&x)? + (wide(&delta)? * 0.22)?)?, Some(plain)))
+        large.compare_rows((case, "residual", ResultKind::Value), &ours.residual, |rows| {
+            let (x, delta) = (slice_rows(&x, &rows)?, slice_rows(&delta, &rows)?);
+            let naive = (&x + (&delta * 0.22)?)?;
+            Ok(((to_f32(&x)? + (to_f32(&delta)? * 0.22)?)?, Some(naive)))
         })?;
     }
     // The norm is of the rounded residual stream, which was just compared.
     let residual = ours.residual;
-    large.compare_rows((case, "normed", Kind::Value), &ours.normed, |rows| {
-        let r = narrow(&residual, &rows)?;
-        Ok((exact.reference(&wide(&r)?, None)?.normed, Some(norm.reference(&r, None)?.normed)))
+    large.compare_rows((case, "normed", ResultKind::Value), &ours.normed, |rows| {
+        let r = slice_rows(&residual, &rows)?;
+        Ok((exact.reference(&to_f32(&r)?, None)?.normed, Some(norm.reference(&r, None)?.normed)))
     })?;
-    large.compare_rows((case, "rstd", Kind::Value), &ours.rstd, |rows| {
-        Ok((exact.reference(&wide(&narrow(&residual, &rows)?)?, None)?.rstd, None))
+    large.compare_rows((case, "rstd", ResultKind::Value), &ours.rstd, |rows| {
+        Ok((exact.reference(&to_f32(&slice_rows(&residual, &rows)?)?, None)?.rstd, None))
     })?;
-    let past = add.then_some(&x);
-    let found = large.run(|| norm.backward(&dy, &residual, &ours.rstd, past))?;
-    large.compare_rows((case, "dx", Kind::Gradient), &found, |rows| {
-        let (r, dy) = (narrow(&residual, &rows)?, narrow(&dy, &rows)?);
-        let past = past.map(|x| narrow(x, &rows)).transpose()?;
-        let of = |norm: &RmsNorm, r: &Tensor, dy: &Tensor, past: Option<Tensor>| -> Result<Tensor> {
+    let dresidual = add.then_some(&x);
+    let found = large.run(|| norm.backward(&dy, &residual, &ours.rstd, dresidual))?;
+    large.compare_rows((case, "dx", ResultKind::Gradient), &found, |rows| {
+        let (r, dy) = (slice_rows(&residual, &rows)?, slice_rows(&dy, &rows)?);
+        let dresidual = dresidual.map(|x| slice_rows(x, &rows)).transpose()?;
+        let of = |norm: &RmsNorm, r: &Tensor, dy: &Tensor, dresidual: Option<Tensor>| -> Result<Tensor> {
             let through = autograd(&[r], dy, |v| Ok(norm.reference(v[0].as_tensor(), None)?.normed))?;
-            Ok(match past {
-                Some(past) => (past + &through[0])?,
+            Ok(match dresidual {
+                Some(dresidual) => (dresidual + &through[0])?,
                 None => through[0].clone(),
             })
         };
-        let expected = of(&exact, &wide(&r)?, &wide(&dy)?, past.as_ref().map(wide).transpose()?)?;
-        Ok((expected, Some(of(&norm, &r, &dy, past)?)))
+        let expected = of(&exact, &to_f32(&r)?, &to_f32(&dy)?, dresidual.as_ref().map(to_f32).transpose()?)?;
+        Ok((expected, Some(of(&norm, &r, &dy, dresidual)?)))
     })
 }
 
@@ -150,9 +150,9 @@ pub(super) fn rope(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<()
                 true => table.forward(x.force_contiguous()?, turned, positions.into(), x.dtype()),
                 false => table.backward(x.force_contiguous()?, turned, positions.into(), x.dtype()),
             })?;
-            large.compare_rows((case, what, Kind::Value), &ours, |rows| {
-                let x = narrow(&x, &rows)?;
-                let expected = table.reference(&wide(&x)?, turned, positions.view(rows.clone()), sign)?;
+            large.compare_rows((case, what, ResultKind::Value), &ours, |rows| {
+                let x = slice_rows(&x, &rows)?;
+                let expected = table.reference(&to_f32(&x)?, turned, positions.view(rows.clone()), sign)?;
                 Ok((expected, Some(table.reference(&x, turned, positions.view(rows), sign)?)))
             })?;
         }
@@ -165,18 +165,18 @@ pub(super) fn swiglu(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<
     large.case(&format!("[{t}, {f}]"), bytes(6 * t * f, 2 * f), |large, case| {
         let (x, da) = (large.random((t, 2 * f), 4.0)?, large.random((t, f), 1.0)?);
         let ours = large.run(|| gated::forward(&x))?;
-        large.compare_rows((case, "a", Kind::Value), &ours, |rows| {
-            let x = narrow(&x, &rows)?;
-            Ok((gated::reference(&wide(&x)?)?, Some(gated::reference(&x)?)))
+        large.compare_rows((case, "a", ResultKind::Value), &ours, |rows| {
+            let x = slice_rows(&x, &rows)?;
+            Ok((gated::reference(&to_f32(&x)?)?, Some(gated::reference(&x)?)))
         })?;
         drop(ours);
         let ours = large.run(|| gated::backward(&da, &x))?;
-        large.compare_rows((case, "dgate_up", Kind::Gradient), &ours, |rows| {
-            let (x, da) = (narrow(&x, &rows)?, narrow(&da, &rows)?);
+        large.compare_rows((case, "dgate_up", ResultKind::Gradient), &ours, |rows| {
+            let (x, da) = (slice_rows(&x, &rows)?, slice_rows(&da, &rows)?);
             let of = |x: &Tensor, da: &Tensor| -> Result<Tensor> {
                 Ok(autograd(&[x], da, |v| gated::reference(v[0].as_tensor()))?.remove(0))
             };
-            Ok((of(&wide(&x)?, &wide(&da)?)?, Some(of(&x, &da)?)))
+            Ok((of(&to_f32(&x)?, &to_f32(&da)?)?, Some(of(&x, &da)?)))
         })
     })
 }
@@ -192,21 +192,21 @@ pub(super) fn cross_entropy(large: &mut Large, shape: &Shape, batch: &Batch) -> 
         let labels = Indices::from((0..rows).map(|i| (i * 31 % vocab) as u32).collect::<Vec<_>>());
         let ours = large.run(|| losses::forward(&logits, (&labels).into(), softmax))?;
         // By hand: candle's gradient of its log_sum_exp is off by 5e-4 in f32.
-        let z = (wide(&logits)? * scale)?;
+        let z = (to_f32(&logits)? * scale)?;
         let most = z.max_keepdim(1)?;
         let lse = (z.broadcast_sub(&most)?.exp()?.sum_keepdim(1)?.log()? + most)?;
-        let of_label = labels.on(logits.device())?.unsqueeze(1)?;
+        let of_label = labels.to_device(logits.device())?.unsqueeze(1)?;
         let nll = (&lse - z.gather(&of_label, 1)?)?.squeeze(1)?;
-        large.compare((case, "nll", Kind::Value), &wide(&ours.nll)?, &nll)?;
-        large.compare((case, "lse", Kind::Value), &wide(&ours.lse)?, &lse.squeeze(1)?)?;
+        large.compare((case, "nll", ResultKind::Value), &to_f32(&ours.nll)?, &nll)?;
+        large.compare((case, "lse", ResultKind::Value), &to_f32(&ours.lse)?, &lse.squeeze(1)?)?;
         let p = z.broadcast_sub(&lse)?.exp()?;
         let minus_one = (of_label.to_dtype(DType::F32)?.ones_like()? * -1.0)?;
         let expected = (p.scatter_add(&of_label, &minus_one, 1)? * (scale * dloss))?;
         let ours = large
             .run(|| losses::backward(logits.force_contiguous()?, (&labels).into(), softmax, &ours, dloss))?;
-        // A gradient is one of probabilities.
+        // A gradient is a difference of probabilities.
         large.unit = scale * dloss;
-        large.compare((case, "dlogits", Kind::Gradient), &ours, &expected)
+        large.compare((case, "dlogits", ResultKind::Gradient), &ours, &expected)
     })
 }
 
@@ -215,15 +215,15 @@ pub(super) fn rows(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<()
     let n = targets.len();
     large.case(&format!("{n} of [{t}, {c}]"), bytes(4 * t * c, c), |large, case| {
         let (x, dy) = (large.random((t, c), 1.0)?, large.random((n, c), 1.0)?);
-        let numbers = targets.on(x.device())?;
+        let numbers = targets.to_device(x.device())?;
         let ours = large.run(|| taken::forward(&x, targets.into()))?;
-        large.compare((case, "y", Kind::Value), &ours, &wide(&x)?.index_select(&numbers, 0)?)?;
-        let expected = wide(&x)?.zeros_like()?.index_add(&numbers, &wide(&dy)?, 0)?;
+        large.compare((case, "y", ResultKind::Value), &ours, &to_f32(&x)?.index_select(&numbers, 0)?)?;
+        let expected = to_f32(&x)?.zeros_like()?.index_add(&numbers, &to_f32(&dy)?, 0)?;
         let ours = large.run(|| taken::backward(&dy, targets.into(), t))?;
-        large.compare((case, "dx", Kind::Gradient), &ours, &expected)?;
-        let expected = (wide(&x)? + expected)?;
+        large.compare((case, "dx", ResultKind::Gradient), &ours, &expected)?;
+        let expected = (to_f32(&x)? + expected)?;
         let ours = large.run(|| taken::add(x.copy()?, &dy, targets.into()))?;
-        large.compare((case, "x + dy", Kind::Value), &ours, &expected)
+        large.compare((case, "x + dy", ResultKind::Value), &ours, &expected)
     })
 }
 
@@ -235,12 +235,12 @@ pub(super) fn adamw(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<(
         let (mut ours, mut expected) = (Parameter::new(&value)?, Parameter::new(&value)?);
         for step in 1..=3 {
             let gradient = large.random_in((n, c), 0.3, DType::F32)?;
-            let step = Step { step, learning_rate: 0.01, max_grad_norm: 0.5 };
+            let step = AdamWStep { step, learning_rate: 0.01, max_grad_norm: 0.5 };
             ours = large.run(|| Ok(adamw.forward(&ours, &gradient, step)?.parameter))?;
             expected = adamw.reference(&expected, &gradient, step)?;
         }
-        large.compare((case, "value", Kind::Value), &ours.value, &expected.value)?;
-        large.compare((case, "m", Kind::Value), &ours.m, &expected.m)?;
-        large.compare((case, "v", Kind::Value), &ours.v, &expected.v)
+        large.compare((case, "value", ResultKind::Value), &ours.value, &expected.value)?;
+        large.compare((case, "m", ResultKind::Value), &ours.m, &expected.m)?;
+        large.compare((case, "v", ResultKind::Value), &ours.v, &expected.v)
     })
 }

@@ -9,10 +9,10 @@ use crate::ops::rope::Rope;
 /// Virtual tokens of a batch.
 const VIRTUAL_TOKENS: usize = 100;
 
-/// Examples of a batch: 8 x 32, which are 8,166 rows behind 100 virtual tokens.
+/// Examples of a batch: 8 x 32, which are 8,166 rows after 100 virtual tokens.
 const EXAMPLES: usize = 256;
 
-/// Sizes of a model that decide the shapes of its ops; a test holds them equal to the files of `configs/models`.
+/// Sizes of a model that decide the shapes of its ops; a test compares them with the files of `configs/models`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Shape {
     /// Name of the file in `configs/models`.
@@ -77,8 +77,8 @@ pub(super) const SHAPES: [Shape; 3] = [
 ];
 
 impl Shape {
-    /// The shape with all sizes but that of a head divided by `scale`. What a size leaves when it is divided by 8 stays,
-    /// so that rows are aligned as in the real one; so does the number of query heads of a key head.
+    /// The shape with all sizes except that of a head divided by `scale`. The remainder of a size modulo 8 stays, so
+    /// that rows are aligned as in the real model, and so does the number of query heads per key head.
     pub(super) fn scaled(&self, scale: usize) -> Self {
         let size = |n: usize| if scale <= 1 { n } else { (n / scale / 8).max(1) * 8 + n % 8 };
         let kv_heads = (self.kv_heads / scale.max(1)).max(1);
@@ -97,14 +97,14 @@ impl Shape {
         AttentionShape { heads, kv_heads, head_dim, scale }
     }
 
-    /// A model of this shape with `blocks` blocks.
-    pub(super) fn config(&self, blocks: usize) -> ModelConfig {
+    /// A model of this shape with `layers` layers.
+    pub(super) fn config(&self, layers: usize) -> ModelConfig {
         ModelConfig {
             model_type: ModelType::Granite,
             vocab_size: self.vocab,
             hidden_size: self.hidden,
             intermediate_size: self.feed_forward,
-            num_hidden_layers: blocks,
+            num_hidden_layers: layers,
             num_attention_heads: self.heads,
             num_key_value_heads: self.kv_heads,
             head_dim: self.head_dim,
@@ -141,7 +141,7 @@ impl Batch {
     }
 }
 
-/// So many reviews behind 100 virtual tokens, or `1 / scale` of these.
+/// This many reviews after 100 virtual tokens, or `1 / scale` of them.
 pub(super) fn group(shape: &Shape, scale: usize, examples: usize) -> PrefixGroup {
     let virtual_tokens = (VIRTUAL_TOKENS / scale).max(1) as u32;
     PrefixGroup::new(0..virtual_tokens, &Lengths::reviews().examples(examples, shape.vocab))

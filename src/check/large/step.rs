@@ -4,30 +4,30 @@ use super::shapes::{Shape, group};
 use super::{Errors, Large, Result};
 use crate::Error;
 use crate::batch::Passes;
-use crate::check::Kind;
+use crate::check::ResultKind;
 use crate::model::{Decoder, Dtypes, TuningMemory};
 use crate::tune::{self, Limits, Objective};
 use candle_core::{DType, Tensor};
 
-/// Rows of the step: more than the most that go through a GPU in one pass.
+/// Rows of the step: more than the default limit of a pass on a GPU.
 const ROWS: usize = 8300;
 
-/// Rows of a pass at most: on a GPU by default, and half of them.
+/// Most rows of a pass: the default on a GPU, and half of it.
 const PASSES: [usize; 2] = [8192, 4096];
 
-/// Blocks of the models: the first, and the last, which are not as the others, and one between them.
-const BLOCKS: usize = 3;
+/// Layers of the models: the first and the last, which are special, and one between them.
+const LAYERS: usize = 3;
 
 const SEED: u64 = 42;
 
-/// What a step gives.
-struct Outcome {
+/// The result of a step.
+struct LossAndGradient {
     loss: f64,
     gradient: Tensor,
 }
 
 pub(super) fn check(large: &mut Large, shape: &Shape, scale: usize) -> Result<()> {
-    // The fewest reviews of so many rows.
+    // The fewest reviews with this many rows.
     let mut examples = ROWS / scale / 32;
     let group = loop {
         let group = group(shape, scale, examples);
@@ -36,13 +36,13 @@ pub(super) fn check(large: &mut Large, shape: &Shape, scale: usize) -> Result<()
         }
         examples += 1;
     };
-    let config = shape.config(BLOCKS);
+    let config = shape.config(LAYERS);
     let device = large.target.device;
     let f32s = Dtypes { weights: DType::F32, activations: DType::F32 };
     let memory = TuningMemory::new(&config, f32s, device.location());
     let (total, targets) = (rows(&group), 2 * examples);
     let bytes = 2 * memory.weights + memory.tape(total, targets, 0) + memory.workspace(total, targets, 0);
-    large.case(&format!("{total} rows, {BLOCKS} blocks"), bytes, |large, case| {
+    large.case(&format!("{total} rows, {LAYERS} layers"), bytes, |large, case| {
         let under_test = Dtypes { weights: large.target.dtype, activations: large.target.dtype };
         let model = Decoder::random(&config, Dtypes::for_weights(DType::F32, device)?, device, SEED)?;
         let model = model.to_device(under_test, device)?;
@@ -51,11 +51,11 @@ pub(super) fn check(large: &mut Large, shape: &Shape, scale: usize) -> Result<()
         let gradient = |model: &Decoder, max_rows| {
             outcome(tune::gradient(model, &prompts, groups, Limits::rows(max_rows))?)
         };
-        let whole = large.run(|| gradient(&model, usize::MAX))?;
-        // In f32 the step of one pass is what the steps of several are held against; otherwise its own errors are
-        // what they may err by.
+        let one_pass = large.run(|| gradient(&model, usize::MAX))?;
+        // In f32 the steps in several passes are compared with the step in one pass; otherwise the errors of the step
+        // in one pass are the allowed errors.
         let exact = match large.target.dtype {
-            DType::F32 => Outcome { loss: whole.loss, gradient: whole.gradient.clone() },
+            DType::F32 => LossAndGradient { loss: one_pass.loss, gradient: one_pass.gradient.clone() },
             _ => gradient(&model.to_device(f32s, device)?, usize::MAX)?,
         };
         for most in PASSES {
@@ -68,7 +68,7 @@ pub(super) fn check(large: &mut Large, shape: &Shape, scale: usize) -> Result<()
             }
             let found = large.run(|| gradient(&model, most))?;
             let case = format!("{case}, {passes} passes of up to {most}");
-            large.outcome(&case, [&found, &whole, &exact])?;
+            large.outcome(&case, [&found, &one_pass, &exact])?;
         }
         Ok(())
     })
@@ -79,20 +79,20 @@ fn rows(group: &crate::batch::PrefixGroup) -> usize {
     group.prefix_rows() + work
 }
 
-fn outcome(objective: Objective) -> Result<Outcome> {
+fn outcome(objective: Objective) -> Result<LossAndGradient> {
     let loss = objective.loss()?;
     let Some(gradient) = objective.gradient else {
         return Err(Error::Invalid("expected a gradient of the step, found none".into()));
     };
-    Ok(Outcome { loss, gradient })
+    Ok(LossAndGradient { loss, gradient })
 }
 
 impl Large<'_> {
-    /// Compares a step in several passes with the exact one, by what the step of one pass errs.
-    fn outcome(&mut self, case: &str, [found, whole, exact]: [&Outcome; 3]) -> Result<()> {
+    /// Compares a step in several passes with the exact one; the allowed error is that of the step in one pass.
+    fn outcome(&mut self, case: &str, [found, one_pass, exact]: [&LossAndGradient; 3]) -> Result<()> {
         let mut gradient = Errors::default();
-        gradient.add(&found.gradient, &exact.gradient, &whole.gradient)?;
-        // A loss is one number, whose error may be next to nothing by chance: it may err by what one value rounds.
+        gradient.add(&found.gradient, &exact.gradient, &one_pass.gradient)?;
+        // A loss is one number, whose error may be almost 0 by chance: it may err by the rounding of one value.
         let one_rounding = match self.target.dtype {
             DType::F32 => 0.0,
             DType::F16 => 2f64.powi(-11),
@@ -100,13 +100,13 @@ impl Large<'_> {
         };
         let loss = Errors {
             ours: (found.loss - exact.loss).abs(),
-            plain: (whole.loss - exact.loss).abs().max(one_rounding * exact.loss),
+            naive: (one_pass.loss - exact.loss).abs().max(one_rounding * exact.loss),
             largest: exact.loss.abs(),
         };
         for (what, errors) in [("loss", loss), ("dprompts", gradient)] {
-            // Passes add up in another order, three blocks deep.
+            // Passes add up in another order, three layers deep.
             let errors = Errors { largest: 5.0 * errors.largest, ..errors };
-            self.judge((case, what, Kind::Gradient), errors);
+            self.judge((case, what, ResultKind::Gradient), errors);
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use super::attention::Expected;
 use super::*;
 use crate::check::packed;
 use crate::checkpoint::ModelConfig;
-use crate::ops::attention::{AttentionShape, Inputs, Needs, Qkv, Segment};
+use crate::ops::attention::{AttentionShape, GradTargets, Inputs, Qkv, Segment};
 use crate::ops::gpu::emulated::emulate;
 use crate::ops::testing::{Tolerance, assert_close, randn};
 use candle_core::Device;
@@ -14,7 +14,7 @@ const SCALE: usize = 32;
 
 fn check_in(op: &str, dtype: DType, order: u32) {
     let scale = if op == STEP { 2 * SCALE } else { SCALE };
-    let target = Target { device: &Device::Cpu, dtype, run: &|f: &mut dyn FnMut()| emulate(order, f) };
+    let target = CheckTarget { device: &Device::Cpu, dtype, run: &|f: &mut dyn FnMut()| emulate(order, f) };
     let found = large(&target, op, scale).unwrap_or_else(|e| panic!("{op}, {dtype:?}: {e}"));
     assert!(found.comparisons.len() >= 6, "{op}: {} comparisons", found.comparisons.len());
     let wrong: Vec<_> = found.comparisons.iter().filter(|c| !c.holds()).collect();
@@ -97,9 +97,15 @@ fn shapes_are_those_of_the_models() {
 
 #[test]
 fn a_case_beyond_the_memory_is_named() {
-    let target = Target { device: &Device::Cpu, dtype: DType::F32, run: &|f: &mut dyn FnMut()| f() };
-    let mut large =
-        Large { target: &target, op: "swiglu", model: "m", seed: 0, unit: 1e-3, found: Found::default() };
+    let target = CheckTarget { device: &Device::Cpu, dtype: DType::F32, run: &|f: &mut dyn FnMut()| f() };
+    let mut large = Large {
+        target: &target,
+        op: "swiglu",
+        model: "m",
+        seed: 0,
+        unit: 1e-3,
+        found: LargeResults::default(),
+    };
     large.case("[9, 9]", usize::MAX, |_, _| panic!("was run")).unwrap();
     let out_of_memory =
         || Error::from(candle_core::Error::Msg("CUDA_ERROR_OUT_OF_MEMORY: out of memory".into()));
@@ -114,14 +120,20 @@ fn a_case_beyond_the_memory_is_named() {
 
 #[test]
 fn a_wrong_value_in_any_chunk_does_not_hold() {
-    let target = Target { device: &Device::Cpu, dtype: DType::BF16, run: &|f: &mut dyn FnMut()| f() };
+    let target = CheckTarget { device: &Device::Cpu, dtype: DType::BF16, run: &|f: &mut dyn FnMut()| f() };
     let rows = CHUNK + 5;
     for (row, wrong) in [(3, 1.5f32), (CHUNK + 4, 1.5), (3, f32::NAN), (CHUNK + 4, f32::INFINITY), (0, 0.5)] {
-        let mut large =
-            Large { target: &target, op: "swiglu", model: "m", seed: 0, unit: 1e-3, found: Found::default() };
+        let mut large = Large {
+            target: &target,
+            op: "swiglu",
+            model: "m",
+            seed: 0,
+            unit: 1e-3,
+            found: LargeResults::default(),
+        };
         let exact = large.random_in((rows, 3), 0.3, DType::F32).unwrap();
         let mut values = exact.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        let about = ("case", "a", Kind::Gradient);
+        let about = ("case", "a", ResultKind::Gradient);
         let of = |values: &[f32]| Tensor::from_slice(values, (rows, 3), &Device::Cpu).unwrap();
         let rounded = of(&values).to_dtype(DType::BF16).unwrap();
         large.compare(about, &rounded, &exact).unwrap();
@@ -134,9 +146,15 @@ fn a_wrong_value_in_any_chunk_does_not_hold() {
 
 #[test]
 fn random_values_fill_a_buffer_of_their_own_size() {
-    let target = Target { device: &Device::Cpu, dtype: DType::F32, run: &|f: &mut dyn FnMut()| f() };
-    let mut large =
-        Large { target: &target, op: "embed", model: "m", seed: 0, unit: 1.0, found: Found::default() };
+    let target = CheckTarget { device: &Device::Cpu, dtype: DType::F32, run: &|f: &mut dyn FnMut()| f() };
+    let mut large = Large {
+        target: &target,
+        op: "embed",
+        model: "m",
+        seed: 0,
+        unit: 1.0,
+        found: LargeResults::default(),
+    };
     let of = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let long = of(large.random((2, PERIOD - 100), 2.0).unwrap());
     assert_eq!(long.len(), 2 * PERIOD - 200);
@@ -173,9 +191,9 @@ fn expected_attention_agrees_with_autograd() -> Result<()> {
     {
         let inputs = Inputs { segments: &segments.into(), qkv: &qkv, prefix };
         let dout = randn(5, (qkv.queries().dims()[0], q), DType::F64)?;
-        let found = Expected::of(&shape, inputs, &dout, None)?;
+        let found = Expected::compute(&shape, inputs, &dout, None)?;
         let forward = shape.reference(inputs)?;
-        let expected = shape.reference_backward(inputs, &dout, Needs::All)?;
+        let expected = shape.reference_backward(inputs, &dout, GradTargets::All)?;
         assert_close("out", &found.out, &forward.out, Tolerance::F64);
         assert_close("lse", &found.lse, &forward.lse, Tolerance::F64);
         let gradient = expected.qkv.unwrap();

@@ -1,10 +1,10 @@
-//! What makes minijinja write what Jinja2 writes: Python's words for values, its JSON, its strings' methods.
+//! Makes minijinja write the same text as Jinja2: Python's names of values, its JSON, its string methods.
 
 use super::{raise_exception, strftime_now};
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Output, State};
 
-/// Adds to an environment what transformers adds to Jinja2's.
+/// Adds the filters and functions that transformers adds to Jinja2.
 pub(super) fn adapt(environment: &mut Environment) {
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.set_formatter(format);
@@ -51,7 +51,7 @@ fn tojson(value: &Value, kwargs: Kwargs) -> Result<String, Error> {
     let (item, key) = match separators.as_deref() {
         Some([item, key]) => (item.clone(), key.clone()),
         Some(_) => return Err(Error::new(ErrorKind::InvalidOperation, "tojson: expected two separators")),
-        // Python leaves the space out where a line ends.
+        // Python leaves out the space at the end of a line.
         None => (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()),
     };
     let (ascii, sort_keys) = (ensure_ascii.unwrap_or(false), sort_keys.unwrap_or(false));
@@ -60,7 +60,7 @@ fn tojson(value: &Value, kwargs: Kwargs) -> Result<String, Error> {
     Ok(json.text)
 }
 
-/// A JSON text in the making.
+/// A JSON text that is being written.
 struct Json {
     text: String,
     indent: Option<String>,
@@ -153,14 +153,14 @@ impl Json {
     }
 }
 
-/// The template with its line ends as line feeds, as Jinja2 reads it (`jinja2/lexer.py`, `newline_re`).
+/// The template with line feeds as line ends, as Jinja2 reads it (`jinja2/lexer.py`, `newline_re`).
 pub(super) fn with_line_feeds(template: &str) -> String {
     template.replace("\r\n", "\n").replace('\r', "\n")
 }
 
-/// The template with tags that minijinja reads as Jinja2 reads those of transformers. `{% generation %}` and
-/// `{% endgeneration %}`, which mark for training what an assistant said, have no part in the text; what they do to the
-/// spaces around them stays. The line end behind `{% raw %}` is text, which `trim_blocks` leaves.
+/// The template with tags that minijinja reads in the same way as Jinja2 with transformers' extensions. `{% generation
+/// %}` and `{% endgeneration %}`, which mark the assistant's part for training, are removed; their effect on the spaces
+/// around them stays. The line end after `{% raw %}` is text, which `trim_blocks` keeps.
 pub(super) fn with_known_tags(template: &str) -> String {
     let mut text = String::with_capacity(template.len());
     let mut rest = template;

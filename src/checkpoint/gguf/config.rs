@@ -8,13 +8,14 @@ use std::path::Path;
 
 use candle_core::quantized::gguf_file::{Content, Value};
 
-use super::metadata::Metadata;
+use super::metadata::GgufMetadata;
 use crate::checkpoint::config::{ModelConfig, ModelType, unsupported};
+use crate::checkpoint::typed::TypedKeys;
 use crate::{Error, Result};
 
-/// Metadata of one architecture: keys without their `granite.` or `llama.`.
+/// Metadata of one architecture: keys without the prefix `granite.` or `llama.`.
 struct Keys<'a> {
-    metadata: Metadata<'a>,
+    metadata: GgufMetadata<'a>,
     arch: &'a str,
 }
 
@@ -24,7 +25,7 @@ impl Keys<'_> {
     }
 
     fn size(&self, name: &str) -> Result<usize> {
-        self.metadata.size(&self.key(name))
+        self.metadata.required_size(&self.key(name))
     }
 
     fn count(&self, name: &str) -> Result<Option<usize>> {
@@ -35,12 +36,12 @@ impl Keys<'_> {
         self.metadata.number(&self.key(name))
     }
 
-    /// A multiplier; llama.cpp takes 0 for "none".
+    /// A multiplier; in llama.cpp 0 means "none".
     fn multiplier(&self, name: &str, default: f64) -> Result<f64> {
         Ok(self.number(name)?.filter(|value| *value != 0.0).unwrap_or(default))
     }
 
-    /// A number of heads: one for all blocks, or a list of equal ones, which llama.cpp writes for dense
+    /// A number of heads: one for all layers, or a list of equal ones, which llama.cpp writes for dense
     /// granitemoehybrid.
     fn heads(&self, name: &str) -> Result<Option<usize>> {
         let key = self.key(name);
@@ -50,28 +51,15 @@ impl Keys<'_> {
         let heads = self.metadata.counts(&key)?.unwrap_or_default();
         match heads.first() {
             Some(first) if heads.iter().all(|n| n == first) => Ok(Some(*first)),
-            _ => Err(unsupported(self.metadata.path(), format!("`{key}` that differs between blocks"))),
+            _ => Err(unsupported(self.metadata.path(), format!("`{key}` that differs between layers"))),
         }
     }
 }
 
-/// Reads the configuration; `factors` are the values of the tensors that belong to the rotary scaling.
+/// Reads the configuration; `factors` are the values of the tensors of the rotary scaling.
 pub(super) fn read(path: &Path, content: &Content, factors: &RopeTensors) -> Result<ModelConfig> {
-    let metadata = Metadata::new(path, &content.metadata);
-    let key = "general.architecture";
-    let Some(arch) = metadata.string(key)? else {
-        return Err(metadata.missing(key, "`granite` or `llama`"));
-    };
-    let model_type = match arch {
-        "granite" => ModelType::Granite,
-        "llama" => ModelType::Llama,
-        other => return Err(unsupported(path, format!("GGUF architecture `{other}`"))),
-    };
-    if let Some(parts @ 2..) = metadata.count("split.count")? {
-        let what = format!("a GGUF file split into {parts} parts");
-        let hint = "join them with llama.cpp's `llama-gguf-split --merge`".to_string();
-        return Err(Error::Unsupported { path: path.to_path_buf(), what, hint });
-    }
+    let metadata = GgufMetadata::new(path, &content.metadata);
+    let (arch, model_type) = architecture(metadata)?;
     let keys = Keys { metadata, arch };
     if let Some(experts @ 1..) = keys.count("expert_count")? {
         return Err(unsupported(path, format!("a mixture of {experts} experts")));
@@ -124,6 +112,26 @@ pub(super) fn read(path: &Path, content: &Content, factors: &RopeTensors) -> Res
     Ok(config)
 }
 
+/// The architecture of a file that is not split.
+fn architecture(metadata: GgufMetadata<'_>) -> Result<(&str, ModelType)> {
+    let path = metadata.path();
+    let key = "general.architecture";
+    let Some(arch) = metadata.string(key)? else {
+        return Err(metadata.missing(key, "`granite` or `llama`"));
+    };
+    let model_type = match arch {
+        "granite" => ModelType::Granite,
+        "llama" => ModelType::Llama,
+        other => return Err(unsupported(path, format!("GGUF architecture `{other}`"))),
+    };
+    if let Some(parts @ 2..) = metadata.count("split.count")? {
+        let what = format!("a GGUF file split into {parts} parts");
+        let hint = "join them with llama.cpp's `llama-gguf-split --merge`".to_string();
+        return Err(Error::Unsupported { path: path.to_path_buf(), what, hint });
+    }
+    Ok((arch, model_type))
+}
+
 fn head_dim(keys: &Keys<'_>, hidden_size: usize, heads: usize) -> Result<usize> {
     let head_dim = match keys.count("attention.key_length")? {
         Some(length) => length,
@@ -146,7 +154,7 @@ fn head_dim(keys: &Keys<'_>, hidden_size: usize, heads: usize) -> Result<usize> 
     Ok(head_dim)
 }
 
-/// Rows of the embedding: metadata may be without a size, and the tokenizer may know fewer tokens.
+/// Rows of the embedding: the metadata may have no size, and the tokenizer may know fewer tokens.
 fn vocab_size(path: &Path, content: &Content, hidden_size: usize) -> Result<usize> {
     let found = content.tensor_infos.get("token_embd.weight").map(|info| info.shape.dims());
     match found {
@@ -161,7 +169,7 @@ fn vocab_size(path: &Path, content: &Content, hidden_size: usize) -> Result<usiz
     }
 }
 
-/// Whether the first block's modules have biases: all of them, or none.
+/// Whether the first layer's modules have biases: all of them, or none.
 fn has_biases(path: &Path, content: &Content, modules: &[&str]) -> Result<bool> {
     let has = |module: &&&str| content.tensor_infos.contains_key(&format!("blk.0.{module}.bias"));
     match modules.iter().filter(has).count() {

@@ -1,7 +1,7 @@
-//! The hub: which files make a checkpoint, and the cache that they are kept in.
+//! The hub: the files of a checkpoint, and the cache in which they are stored.
 //!
-//! The cache has the layout that the hub's own programs share (types from `hf-hub`), so that what one
-//! of them has downloaded is not downloaded again:
+//! The cache has the layout that the hub's own programs share (types from `hf-hub`), so that a file that one of them
+//! has downloaded is not downloaded again:
 //!
 //! ```text
 //! models--org--name/
@@ -25,30 +25,28 @@ use std::path::{Path, PathBuf};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use serde::Deserialize;
 
-use self::remote::{Lookup, Remote};
+use self::remote::{FileLookup, Remote};
 use self::transfer::Download;
 use crate::layout::adapter_folder;
+use crate::layout::model_folder::{
+    CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, SPECIAL_TOKENS, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS,
+    WEIGHTS_INDEX,
+};
 use crate::{Error, Result};
 
-/// File name of a checkpoint's configuration.
-pub(super) const CONFIG: &str = "config.json";
-const TOKENIZER: &str = "tokenizer.json";
-const WEIGHTS: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
 /// Files that a checkpoint may lack.
-const OPTIONAL: [&str; 4] =
-    ["generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
+const OPTIONAL: [&str; 4] = [GENERATION_CONFIG, TOKENIZER_CONFIG, SPECIAL_TOKENS, CHAT_TEMPLATE];
 
-/// Puts a checkpoint's files into the cache and returns the folder of its snapshot.
+/// Downloads a checkpoint's files into the cache and returns the folder of its snapshot.
 ///
-/// `config.json` comes first and is passed to `check_config`, the weights come last.
+/// `config.json` comes first and is passed to `check_config`; the weights come last.
 pub(super) fn snapshot(
     repo: &str,
     revision: &str,
     options: &HubOptions,
     check_config: &dyn Fn(&Path) -> Result<()>,
 ) -> Result<PathBuf> {
-    let checkpoint = Checkpoint::open(repo, revision, CONFIG, options)?
+    let checkpoint = Snapshot::open(repo, revision, CONFIG, options)?
         .ok_or_else(|| no_config(&format!("{repo}@{revision}")))?;
     check_config(&checkpoint.need(CONFIG)?)?;
     checkpoint.need(TOKENIZER)?;
@@ -59,12 +57,12 @@ pub(super) fn snapshot(
     checkpoint.done(revision)
 }
 
-/// Puts an adapter's files into the cache and returns the folder of its snapshot; `None` if the repository, or offline
-/// the cache, holds no adapter.
+/// Downloads an adapter's files into the cache and returns the folder of its snapshot; `None` if the repository (or the
+/// cache, when offline) contains no adapter.
 pub(super) fn adapter_snapshot(repo: &str, revision: &str, options: &HubOptions) -> Result<Option<PathBuf>> {
     let [config, weights, task] = adapter_folder::FILES;
-    let found = match Checkpoint::open(repo, revision, config, options) {
-        // Offline, what is not in the cache is not there.
+    let found = match Snapshot::open(repo, revision, config, options) {
+        // When offline, only the files in the cache exist.
         Err(Error::Hub { .. }) if options.offline => None,
         other => other?,
     };
@@ -80,7 +78,7 @@ pub(super) fn adapter_snapshot(repo: &str, revision: &str, options: &HubOptions)
 }
 
 /// One commit of a repository.
-struct Checkpoint {
+struct Snapshot {
     /// `org/name@revision`, for messages.
     name: String,
     repo: String,
@@ -88,13 +86,13 @@ struct Checkpoint {
     /// Folder of the repository in the cache.
     folder: PathBuf,
     cache: CacheRepo,
-    /// `None` where only the cache is used.
+    /// `None` if only the cache is used.
     remote: Option<Remote>,
 }
 
-impl Checkpoint {
-    /// Finds the commit that a revision stands for, so that all files are of the same one; `None` if the repository holds
-    /// no file `first`.
+impl Snapshot {
+    /// Finds the commit of a revision, so that all files are of the same commit; `None` if the repository does not
+    /// contain the file `first`.
     fn open(repo: &str, revision: &str, first: &str, options: &HubOptions) -> Result<Option<Self>> {
         let name = format!("{repo}@{revision}");
         let Some(root) = &options.cache else {
@@ -113,14 +111,14 @@ impl Checkpoint {
             _ if is_commit(revision) => revision.to_string(),
             None => cached_commit(&cache, first).ok_or_else(|| not_cached(&name, first, &folder))?,
             Some(remote) => match remote.look_up(&encoded, first)? {
-                Lookup::File(file) => file.commit,
-                Lookup::Absent { .. } => return Ok(None),
+                FileLookup::File(file) => file.commit,
+                FileLookup::Absent { .. } => return Ok(None),
             },
         };
         Ok(Some(Self { name, repo: repo.to_string(), commit, folder, cache, remote }))
     }
 
-    /// The folder of the snapshot, whose files are all there: `revision` stands for it from now on.
+    /// The folder of the complete snapshot. From now on `revision` stands for its commit.
     fn done(&self, revision: &str) -> Result<PathBuf> {
         if self.remote.is_some() && revision != self.commit {
             self.cache.create_ref(&self.commit).map_err(Error::io(self.folder.join("refs")))?;
@@ -128,11 +126,11 @@ impl Checkpoint {
         Ok(self.snapshot())
     }
 
-    /// What an adapter's repository without safetensors holds instead.
+    /// The error about an adapter's repository without safetensors, with the files that it contains instead.
     fn no_adapter_weights(&self) -> Result<Error> {
         let (weights, pickle) = (adapter_folder::WEIGHTS, adapter_folder::PICKLE);
         let Some(remote) = &self.remote else { return Ok(not_cached(&self.name, weights, &self.folder)) };
-        let has_pickle = matches!(remote.look_up(&self.commit, pickle)?, Lookup::File(_));
+        let has_pickle = matches!(remote.look_up(&self.commit, pickle)?, FileLookup::File(_));
         let (found, hint) = if has_pickle {
             let hint =
                 "load it with PEFT, save it with save_pretrained, and give the folder that this writes";
@@ -151,7 +149,7 @@ impl Checkpoint {
         self.cache.pointer_path(&self.commit)
     }
 
-    /// Path of a file, from the cache or downloaded; an error where there is none.
+    /// Path of a file, from the cache or downloaded; an error if there is none.
     fn need(&self, file: &str) -> Result<PathBuf> {
         if let Some(path) = self.find(file)? {
             return Ok(path);
@@ -167,7 +165,7 @@ impl Checkpoint {
         })
     }
 
-    /// Path of a file, from the cache or downloaded; `None` where there is none.
+    /// Path of a file, from the cache or downloaded; `None` if there is none.
     fn find(&self, file: &str) -> Result<Option<PathBuf>> {
         let pointer = self.snapshot().join(file);
         let absent = self.folder.join(".no_exist").join(&self.commit).join(file);
@@ -178,8 +176,8 @@ impl Checkpoint {
             return Ok(None);
         };
         let head = match remote.look_up(&self.commit, file)? {
-            Lookup::File(head) => head,
-            Lookup::Absent { certain } => {
+            FileLookup::File(head) => head,
+            FileLookup::Absent { certain } => {
                 if certain {
                     make_parent(&absent)?;
                     fs::write(&absent, "").map_err(Error::io(&absent))?;
@@ -189,7 +187,7 @@ impl Checkpoint {
         };
         let blob = self.cache.blob_path(&head.etag);
         let length = fs::metadata(&blob).ok().map(|blob| blob.len());
-        // A blob of another length was cut short by someone else.
+        // A blob of another length was truncated by another program.
         if length.is_none() || head.size.is_some_and(|size| length != Some(size)) {
             make_parent(&blob)?;
             let part = self.cache.blob_path(&format!("{}.gneiss-part", head.etag));
@@ -207,18 +205,18 @@ impl Checkpoint {
 
     /// The weights: one safetensors file, or an index and the shards that it lists.
     fn weights(&self) -> Result<()> {
-        // Beside one file an index may be left over from an earlier commit; the file is what is read.
-        let sharded = self.snapshot().join(INDEX).exists() && !self.snapshot().join(WEIGHTS).exists();
+        // There may be an index of an earlier commit next to a single file; then the single file is read.
+        let sharded = self.snapshot().join(WEIGHTS_INDEX).exists() && !self.snapshot().join(WEIGHTS).exists();
         if !sharded && self.find(WEIGHTS)?.is_some() {
             return Ok(());
         }
-        let Some(index) = self.find(INDEX)? else {
+        let Some(index) = self.find(WEIGHTS_INDEX)? else {
             if self.remote.is_none() {
                 return Err(not_cached(&self.name, WEIGHTS, &self.folder));
             }
             return Err(Error::Hub {
                 repo: self.name.clone(),
-                problem: format!("the repository has no safetensors: neither {WEIGHTS} nor {INDEX}"),
+                problem: format!("the repository has no safetensors: neither {WEIGHTS} nor {WEIGHTS_INDEX}"),
                 hint: format!(
                     "choose a repository with safetensors, or download a .gguf file of {} and give its \
                      path",
@@ -233,7 +231,7 @@ impl Checkpoint {
     }
 }
 
-/// A full commit hash, which stands for itself.
+/// Whether the revision is a full commit hash.
 fn is_commit(revision: &str) -> bool {
     revision.len() == 40 && revision.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
@@ -256,7 +254,7 @@ fn no_config(name: &str) -> Error {
     Error::Hub {
         repo: name.to_string(),
         problem: format!("the repository holds no {CONFIG}"),
-        hint: "of a repository of GGUF files, download one and give its path; of an adapter, give its base as the model and this \
+        hint: "if it holds GGUF files, download one and give its path; if it holds an adapter, give its base as the model and this \
                id as the adapter"
             .to_string(),
     }
@@ -304,12 +302,12 @@ fn shards(path: &Path) -> Result<BTreeSet<String>> {
         return Err(checkpoint("`weight_map` is empty, expected at least one tensor".to_string()));
     }
     // A name is joined to the snapshot's folder and must stay in it.
-    let plain = |name: &str| {
+    let is_file_name = |name: &str| {
         name.ends_with(".safetensors")
             && !name.starts_with('.')
             && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
     };
-    match shards.iter().find(|name| !plain(name)) {
+    match shards.iter().find(|name| !is_file_name(name)) {
         Some(name) => Err(checkpoint(format!(
             "`weight_map` names the file `{name}`, expected a .safetensors file in the same folder"
         ))),
@@ -324,7 +322,7 @@ mod tests {
     #[test]
     fn shard_names_stay_in_their_folder() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(INDEX);
+        let path = folder.path().join(WEIGHTS_INDEX);
         let read = |text: &str| {
             fs::write(&path, text).unwrap();
             shards(&path)
@@ -334,7 +332,7 @@ mod tests {
         for name in ["../x.safetensors", "/x.safetensors", "a\\\\x.safetensors", "x.bin", ".safetensors", ""]
         {
             let error = read(&format!(r#"{{"weight_map": {{"a": "{name}"}}}}"#)).unwrap_err().to_string();
-            assert!(error.contains("weight_map") && error.contains(INDEX), "{name}: {error}");
+            assert!(error.contains("weight_map") && error.contains(WEIGHTS_INDEX), "{name}: {error}");
         }
         assert!(read(r#"{"weight_map": {}}"#).unwrap_err().to_string().contains("empty"));
         assert!(read("{").unwrap_err().to_string().contains("weight_map"));

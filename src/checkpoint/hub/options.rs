@@ -1,4 +1,4 @@
-//! How the hub is reached.
+//! The settings of requests to the hub.
 
 use std::fmt;
 use std::fs;
@@ -8,28 +8,28 @@ use std::time::Duration;
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const ENDPOINT: &str = "https://huggingface.co";
 
-/// How the hub is reached and where its files are kept.
+/// The settings of requests to the hub, and the folder for its files.
 #[derive(Clone)]
 pub struct HubOptions {
-    /// Folder of the cache; `None` where no home folder is known.
+    /// Folder of the cache; `None` if no home folder is known.
     pub cache: Option<PathBuf>,
-    /// URL that repositories are below, with no slash at its end.
+    /// URL of the hub, without a slash at its end.
     pub endpoint: String,
     /// Access token, for gated and private repositories.
     pub token: Option<String>,
     /// Whether only the cache is used.
     pub offline: bool,
-    /// Attempts at a request, and at a download as long as none brings it further; 5.
+    /// Number of attempts at a request, and at a download as long as no attempt makes progress; 5.
     pub attempts: u32,
     /// Pause after the first failed attempt, doubled after each further one; 1 s.
     pub pause: Duration,
     /// Longest wait for a connection or for the next bytes; 30 s.
     pub timeout: Duration,
-    /// Whether downloads are shown on stderr; yes.
+    /// Whether downloads are shown on stderr; true.
     pub progress: bool,
 }
 
-/// The token stays out of logs.
+/// Without the token, so that logs do not contain it.
 impl fmt::Debug for HubOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HubOptions")
@@ -46,10 +46,10 @@ impl fmt::Debug for HubOptions {
 }
 
 impl HubOptions {
-    /// The options that the environment asks for: `HF_HOME` (else `huggingface` in `XDG_CACHE_HOME`,
-    /// else in `.cache` of the home folder), `HF_HUB_CACHE` (else `hub` in it), `HF_TOKEN` (else what
-    /// the file `HF_TOKEN_PATH` holds, by default `token` in `HF_HOME`), `HF_ENDPOINT`,
-    /// `HF_HUB_OFFLINE` (1, true, yes or on).
+    /// The options by the environment: `HF_HOME` (default: `huggingface` in `XDG_CACHE_HOME`, or in `.cache` of the
+    /// home folder), `HF_HUB_CACHE` (default: `hub` in `HF_HOME`), `HF_TOKEN` (default: the content of the file
+    /// `HF_TOKEN_PATH`, which is `token` in `HF_HOME` by default), `HF_ENDPOINT`, `HF_HUB_OFFLINE` (1, true, yes or
+    /// on).
     #[must_use]
     pub fn from_env() -> Self {
         Self::from_vars(|name| match name {
@@ -58,8 +58,8 @@ impl HubOptions {
         })
     }
 
-    /// As [`from_env`](Self::from_env), from variables that `var` gives, `HOME` being the home folder;
-    /// an empty one counts as unset.
+    /// As [`from_env`](Self::from_env), from variables that `var` returns; `HOME` is the home folder. An empty variable
+    /// counts as unset.
     #[must_use]
     pub fn from_vars(var: impl Fn(&str) -> Option<String>) -> Self {
         let var = |name: &str| var(name).map(|value| value.trim().to_string()).filter(|v| !v.is_empty());
@@ -67,7 +67,7 @@ impl HubOptions {
         let caches = path("XDG_CACHE_HOME").or_else(|| path("HOME").map(|home| home.join(".cache")));
         let home = path("HF_HOME").or_else(|| caches.map(|caches| caches.join("huggingface")));
         let token_file = path("HF_TOKEN_PATH").or_else(|| home.as_ref().map(|home| home.join("token")));
-        // No token file is the common case, not an error.
+        // A missing token file is the common case, not an error.
         let token_in_file = || fs::read_to_string(token_file?).ok();
         let token = var("HF_TOKEN").or_else(token_in_file).map(|token| token.trim().to_string());
         let offline = var("HF_HUB_OFFLINE").is_some_and(|value| {

@@ -1,81 +1,82 @@
-//! Requests to the hub: what it says of a file, redirects, and what its refusals mean.
+//! Requests to the hub: information about a file, redirects, and the meaning of errors.
 
 use std::io::ErrorKind;
 
 use ureq::http::{HeaderMap, Response, StatusCode, Uri, header};
 use ureq::{Agent, Body};
 
-use super::{CONFIG, HubOptions};
+use super::HubOptions;
+use crate::layout::model_folder::CONFIG;
 use crate::{Error, Result};
 
 const MAX_REDIRECTS: usize = 10;
-/// The hub's headers: for a large file it answers with a redirect, which carries the first two.
+/// The hub's headers; for a large file it answers with a redirect that has the first two.
 const LINKED_ETAG: &str = "x-linked-etag";
 const LINKED_SIZE: &str = "x-linked-size";
 const COMMIT: &str = "x-repo-commit";
 const ERROR_CODE: &str = "x-error-code";
 
-/// A repository as the hub serves it.
+/// A repository on the hub.
 pub(super) struct Remote {
     /// `org/name@revision`, for messages.
     pub name: String,
     repo: String,
-    /// How the hub is reached.
+    /// The settings of requests.
     pub options: HubOptions,
     agent: Agent,
 }
 
-/// What the hub says of a file.
+/// The hub's information about a file.
 #[derive(Debug)]
 pub(super) struct Head {
     /// Commit that the revision stands for.
     pub commit: String,
-    /// Name of the content; fit for a file name.
+    /// Name of the content, which is valid as a file name.
     pub etag: String,
-    /// Length in bytes, where it is told.
+    /// Length in bytes, if the hub states it.
     pub size: Option<u64>,
 }
 
-/// Answer to the question for a file.
+/// The hub's answer about a file.
 #[derive(Debug)]
-pub(super) enum Lookup {
-    /// It is there.
+pub(super) enum FileLookup {
+    /// The file exists.
     File(Head),
-    /// The revision has no such file; `certain` where the hub gave that as the reason.
+    /// The revision has no such file; `certain` if the hub stated that as the reason.
     Absent { certain: bool },
 }
 
-/// Why a request or a download failed.
-pub(super) enum Failure {
-    /// It may go better the next time.
+/// The failure of a request or a download.
+pub(super) enum RequestFailure {
+    /// Another attempt may succeed.
     Passing(String),
-    /// No connection could be made. In the middle of a download it may come back; before it, this is a
-    /// machine without a network, and waiting is no help.
+    /// No connection could be made. In the middle of a download the network may come back; before it, the machine has
+    /// no network, and waiting does not help.
     Unreachable(String),
-    /// It won't go better.
+    /// Another attempt would fail as well.
     Final(Error),
 }
 
-impl From<Error> for Failure {
+impl From<Error> for RequestFailure {
     fn from(error: Error) -> Self {
         Self::Final(error)
     }
 }
 
 /// Result of one attempt.
-pub(super) type Attempt<T> = std::result::Result<T, Failure>;
+pub(super) type HubAttempt<T> = std::result::Result<T, RequestFailure>;
 
-/// An answer after its redirects.
-pub(super) struct Answer {
-    /// The last answer of all.
+/// An answer, after redirects.
+pub(super) struct HubAnswer {
+    /// The last answer.
     pub response: Response<Body>,
-    /// Whether the hub gave that itself, rather than a storage host that it redirects to.
+    /// Whether the last answer came from the hub itself and not from a storage host.
     at_hub: bool,
     /// Headers of the hub's own answers, the last one first.
     hops: Vec<HeaderMap>,
 }
 
-impl Answer {
+impl HubAnswer {
     /// Status of the last answer.
     pub(super) fn status(&self) -> StatusCode {
         self.response.status()
@@ -102,7 +103,7 @@ impl Remote {
         let timeout = Some(options.timeout);
         let agent = Agent::config_builder()
             .http_status_as_error(false)
-            // Redirects are followed here: their headers count, and the token stays with the hub.
+            // Redirects are followed by this module: their headers are needed, and the token must go to the hub only.
             .max_redirects(0)
             .max_redirects_will_error(false)
             .timeout_resolve(timeout)
@@ -115,27 +116,27 @@ impl Remote {
         Self { name: name.to_string(), repo: repo.to_string(), options: options.clone(), agent: agent.into() }
     }
 
-    /// Where the hub has a file. `revision` is ready for a URL.
+    /// The hub's URL of a file. `revision` must be URL-encoded.
     pub(super) fn url(&self, revision: &str, file: &str) -> String {
         format!("{}/{}/resolve/{revision}/{file}", self.options.endpoint, self.repo)
     }
 
-    /// Asks for a file's commit, etag and size. `revision` is ready for a URL.
-    pub(super) fn look_up(&self, revision: &str, file: &str) -> Result<Lookup> {
+    /// Requests a file's commit, etag and size. `revision` must be URL-encoded.
+    pub(super) fn look_up(&self, revision: &str, file: &str) -> Result<FileLookup> {
         let url = self.url(revision, file);
         let mut failed = 0;
         loop {
             let why = match self.look_up_once(&url, file) {
                 Ok(lookup) => return Ok(lookup),
-                Err(Failure::Final(error)) => return Err(error),
-                Err(Failure::Unreachable(problem)) => {
+                Err(RequestFailure::Final(error)) => return Err(error),
+                Err(RequestFailure::Unreachable(problem)) => {
                     return Err(self.error(
                         problem,
                         "check the network; with HF_HUB_OFFLINE=1 only the cache is used, and a local \
                          folder works too",
                     ));
                 }
-                Err(Failure::Passing(why)) => why,
+                Err(RequestFailure::Passing(why)) => why,
             };
             failed += 1;
             if failed >= self.options.attempts {
@@ -148,22 +149,21 @@ impl Remote {
         }
     }
 
-    fn look_up_once(&self, url: &str, file: &str) -> Attempt<Lookup> {
+    fn look_up_once(&self, url: &str, file: &str) -> HubAttempt<FileLookup> {
         let answer = self.request(true, url, 0)?;
         let status = answer.status();
         if status == StatusCode::NOT_FOUND {
             let code = answer.get(ERROR_CODE);
-            // Servers that give no reason: the first file that is asked for is the one that tells
-            // whether the revision is there.
+            // Some servers state no reason. Then the first requested file shows whether the revision exists.
             if code == Some("EntryNotFound") || (code.is_none() && file != CONFIG) {
-                return Ok(Lookup::Absent { certain: code.is_some() });
+                return Ok(FileLookup::Absent { certain: code.is_some() });
             }
         }
         if !status.is_success() && !status.is_redirection() {
             return Err(self.refused(&answer, file));
         }
         let missing = |what: &str| {
-            Failure::Final(self.error(
+            RequestFailure::Final(self.error(
                 format!("{file}: the answer has no usable {what}"),
                 "check HF_ENDPOINT: it has to be a hub or a mirror of one",
             ))
@@ -172,23 +172,23 @@ impl Remote {
         let etag = answer.get(LINKED_ETAG).or_else(|| answer.own("etag"));
         let etag = etag.map(|etag| etag.trim_start_matches("W/").trim_matches('"'));
         let own_length = || answer.own("content-length").filter(|_| status.is_success());
-        Ok(Lookup::File(Head {
+        Ok(FileLookup::File(Head {
             commit: commit.ok_or_else(|| missing(COMMIT))?.to_string(),
             etag: etag.filter(|etag| is_file_name(etag)).ok_or_else(|| missing("etag"))?.to_string(),
             size: answer.get(LINKED_SIZE).or_else(own_length).and_then(|size| size.parse().ok()),
         }))
     }
 
-    /// Sends a request, from byte `from` on, and follows redirects. A question for the headers alone
-    /// (`head`) ends at the hub's border: what a storage host would say does not matter.
-    pub(super) fn request(&self, head: bool, url: &str, from: u64) -> Attempt<Answer> {
+    /// Sends a request, from byte `from` on, and follows redirects. A request for the headers alone (`head`) does not
+    /// follow a redirect to a storage host, whose answer does not matter.
+    pub(super) fn request(&self, head: bool, url: &str, from: u64) -> HubAttempt<HubAnswer> {
         let hub = origin(url);
         let mut url = url.to_string();
         let mut hops = Vec::new();
         for _ in 0..=MAX_REDIRECTS {
             let at_hub = origin(&url) == hub;
             let mut request = if head { self.agent.head(&url) } else { self.agent.get(&url) };
-            // A compressed answer would have another length, and another etag.
+            // A compressed answer would have another length and another etag.
             request = request.header(header::ACCEPT_ENCODING, "identity");
             if from > 0 {
                 request = request.header(header::RANGE, format!("bytes={from}-"));
@@ -205,10 +205,10 @@ impl Remote {
             let next = location.map(|location| join(&url, location));
             match next {
                 Some(next) if !head || origin(&next) == hub => url = next,
-                _ => return Ok(Answer { response, at_hub, hops }),
+                _ => return Ok(HubAnswer { response, at_hub, hops }),
             }
         }
-        Err(Failure::Final(
+        Err(RequestFailure::Final(
             self.error(
                 format!("more than {MAX_REDIRECTS} redirects, the last to {url}"),
                 "check HF_ENDPOINT",
@@ -216,11 +216,11 @@ impl Remote {
         ))
     }
 
-    /// What a failed connection means.
-    fn not_reached(&self, url: &str, error: &ureq::Error) -> Failure {
+    /// The meaning of a failed connection.
+    fn not_reached(&self, url: &str, error: &ureq::Error) -> RequestFailure {
         let Some((_, host, _)) = origin(url) else {
             let problem = format!("`{url}` is no URL: {error}");
-            return Failure::Final(self.error(problem, "check HF_ENDPOINT, expected https://HOST"));
+            return RequestFailure::Final(self.error(problem, "check HF_ENDPOINT, expected https://HOST"));
         };
         let unreachable = match error {
             ureq::Error::Io(error) => {
@@ -231,28 +231,28 @@ impl Remote {
             ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve) => true,
             ureq::Error::Timeout(_) => false,
             ureq::Error::Protocol(_) => false,
-            // Names, proxies, certificates, headers: another attempt would end the same way.
+            // Names, proxies, certificates, headers: another attempt would fail in the same way.
             _ => true,
         };
         if !unreachable {
-            return Failure::Passing(format!("{host}: {error}"));
+            return RequestFailure::Passing(format!("{host}: {error}"));
         }
-        Failure::Unreachable(format!("no connection to {host}: {error}"))
+        RequestFailure::Unreachable(format!("no connection to {host}: {error}"))
     }
 
-    /// What a status that is no success means.
-    pub(super) fn refused(&self, answer: &Answer, file: &str) -> Failure {
+    /// The meaning of an error status.
+    pub(super) fn refused(&self, answer: &HubAnswer, file: &str) -> RequestFailure {
         let status = answer.status();
         if !answer.at_hub {
-            // Its links expire; the next attempt gets a fresh one from the hub.
-            return Failure::Passing(format!("the storage host answered {status}"));
+            // Links to storage expire; the next attempt gets a new one from the hub.
+            return RequestFailure::Passing(format!("the storage host answered {status}"));
         }
         let code = answer.get(ERROR_CODE);
         let page = format!("{}/{}", self.options.endpoint, self.repo);
         let with_token = self.options.token.is_some();
         let (problem, hint) = match (status.as_u16(), code) {
-            (408 | 429 | 500.., _) => return Failure::Passing(format!("the hub answered {status}")),
-            // Without a token the hub tells no one which private repositories there are.
+            (408 | 429 | 500.., _) => return RequestFailure::Passing(format!("the hub answered {status}")),
+            // Without a token the hub does not say which private repositories exist.
             (404, _) | (401, Some("RepoNotFound")) => (
                 match code {
                     Some("RevisionNotFound") => format!("the repository has no such revision ({status})"),
@@ -274,7 +274,7 @@ impl Remote {
             ),
             _ => (format!("{file}: the hub answered {status}"), "check HF_ENDPOINT".to_string()),
         };
-        Failure::Final(self.error(problem, hint))
+        RequestFailure::Final(self.error(problem, hint))
     }
 
     /// An error about this repository.
@@ -283,7 +283,7 @@ impl Remote {
     }
 }
 
-/// Whether a name that a server gave can be used in the cache.
+/// Whether a name from a server can be used in the cache.
 fn is_file_name(name: &str) -> bool {
     (1..=128).contains(&name.len())
         && !name.starts_with('.')
@@ -298,7 +298,7 @@ fn origin(url: &str) -> Option<(String, String, u16)> {
     Some((scheme, uri.host()?.to_ascii_lowercase(), port))
 }
 
-/// The URL that a `Location` header names, seen from `url`.
+/// The URL of a `Location` header, relative to `url`.
 fn join(url: &str, location: &str) -> String {
     if location.contains("://") && !location.starts_with('/') {
         return location.to_string();

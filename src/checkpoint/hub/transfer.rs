@@ -1,16 +1,13 @@
-//! Downloads that survive a broken connection.
+//! Downloads that continue after a broken connection.
 //!
-//! `hf-hub` 0.5 has a download of its own, which can't be used here: it appends what a server sends
-//! without asking whether the range was honoured, never compares the length of what came with what
-//! should have come, is stuck for good on a part that is complete but not renamed, waits for a silent
-//! server without end, and sends the token to the host that a redirect names. So only its cache layout
-//! is used, and the transfer is made here:
+//! `hf-hub` 0.5 has its own download, which can't be used: it appends the bytes of an answer without checking that the
+//! range was honoured, never compares lengths, never recovers from a part that is complete but not renamed, waits for a
+//! silent server without limit, and sends the token to the target of a redirect. So only its cache layout is used:
 //!
-//! * a file is written to a part whose name holds the file's etag, each byte at its own offset, so that
-//!   a part is at any time a beginning of the file, even where two processes write it at once;
-//! * an interrupted download goes on from the part's length, or from the start where the server does
-//!   not honour a range;
-//! * a part becomes a file when its length is the one that the hub gave, and never before.
+//! * A file is written to a part whose name contains the file's etag, each byte at its own offset. So a part is always
+//!   a beginning of the file, even if two processes write it at once.
+//! * An interrupted download continues from the part's length, or from the start if the server does not honour a range.
+//! * A part is renamed to the file only when it has the length that the hub stated.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
@@ -20,10 +17,10 @@ use std::path::Path;
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use ureq::http::StatusCode;
 
-use super::remote::{Answer, Attempt, Failure, Remote};
+use super::remote::{HubAnswer, HubAttempt, Remote, RequestFailure};
 use crate::{Error, Result};
 
-/// A file of the hub on its way to a part.
+/// A file of the hub during its download.
 pub(super) struct Download<'a> {
     /// The repository.
     pub remote: &'a Remote,
@@ -31,17 +28,17 @@ pub(super) struct Download<'a> {
     pub commit: &'a str,
     /// Name of the file in it.
     pub file: &'a str,
-    /// Length in bytes, where the hub told it.
+    /// Length in bytes, if the hub stated it.
     pub size: Option<u64>,
-    /// Where the bytes are written; its name has to change with the content.
+    /// The path for the bytes; the name must change with the content.
     pub part: &'a Path,
 }
 
 impl Download<'_> {
-    /// Makes the part whole, going on from what is there.
+    /// Completes the part, starting from the bytes that are there.
     ///
     /// # Errors
-    /// [`Error::Hub`] when a number of attempts in a row brought no new byte; the part stays.
+    /// Returns [`Error::Hub`] if several attempts in a row brought no new byte; the part stays.
     pub(super) fn run(&self) -> Result<()> {
         let Self { file, part, remote, .. } = *self;
         let url = remote.url(self.commit, file);
@@ -51,8 +48,8 @@ impl Download<'_> {
         loop {
             let why = match self.attempt(&url, &bar) {
                 Ok(()) => break,
-                Err(Failure::Final(error)) => return Err(error),
-                Err(Failure::Passing(why) | Failure::Unreachable(why)) => why,
+                Err(RequestFailure::Final(error)) => return Err(error),
+                Err(RequestFailure::Passing(why) | RequestFailure::Unreachable(why)) => why,
             };
             let have = length(part)?;
             if have > best {
@@ -73,15 +70,15 @@ impl Download<'_> {
         Ok(())
     }
 
-    /// One request for what the part lacks.
-    fn attempt(&self, url: &str, bar: &ProgressBar) -> Attempt<()> {
+    /// One request for the missing bytes.
+    fn attempt(&self, url: &str, bar: &ProgressBar) -> HubAttempt<()> {
         let Self { part, remote, .. } = *self;
         if let Some(size) = self.size
             && length(part)? > size
         {
             remove(part)?;
         }
-        // No truncation: what is there is a beginning of the same content.
+        // Not truncated: the part is a beginning of the same content.
         let mut out = OpenOptions::new()
             .create(true)
             .write(true)
@@ -95,14 +92,14 @@ impl Download<'_> {
         let answer = remote.request(false, url, have)?;
         if answer.status() == StatusCode::RANGE_NOT_SATISFIABLE {
             remove(part)?;
-            return Err(Failure::Passing(format!("the hub does not go on from byte {have}")));
+            return Err(RequestFailure::Passing(format!("the hub does not go on from byte {have}")));
         }
         if !answer.status().is_success() {
             return Err(remote.refused(&answer, self.file));
         }
         let (start, total) = extent(&answer)
             .filter(|(start, _)| *start == 0 || *start == have)
-            .ok_or_else(|| Failure::Passing(format!("the hub sent another range than {have}-")))?;
+            .ok_or_else(|| RequestFailure::Passing(format!("the hub sent another range than {have}-")))?;
         let total = self.total(total)?;
         bar.set_length(total);
         out.seek(SeekFrom::Start(start)).map_err(Error::io(part))?;
@@ -110,12 +107,12 @@ impl Download<'_> {
         Ok(out.sync_all().map_err(Error::io(part))?)
     }
 
-    /// Length of the whole file, from what the hub said before and what it says with the bytes.
-    fn total(&self, told: Option<u64>) -> Result<u64> {
+    /// Length of the complete file, by the hub's information and by the answer with the bytes.
+    fn total(&self, stated: Option<u64>) -> Result<u64> {
         let Self { file, remote, .. } = self;
-        match (self.size, told) {
-            (Some(size), Some(told)) if size != told => Err(remote.error(
-                format!("{file}: the hub says {size} bytes and sends a file of {told}"),
+        match (self.size, stated) {
+            (Some(size), Some(stated)) if size != stated => Err(remote.error(
+                format!("{file}: the hub says {size} bytes and sends a file of {stated}"),
                 "try again later, or another HF_ENDPOINT",
             )),
             (None, None) => Err(remote.error(
@@ -126,8 +123,14 @@ impl Download<'_> {
         }
     }
 
-    /// Writes a body that has to hold the bytes `range` of the file.
-    fn copy(&self, mut body: impl Read, out: &mut File, range: Range<u64>, bar: &ProgressBar) -> Attempt<()> {
+    /// Writes a body that must contain the bytes `range` of the file.
+    fn copy(
+        &self,
+        mut body: impl Read,
+        out: &mut File,
+        range: Range<u64>,
+        bar: &ProgressBar,
+    ) -> HubAttempt<()> {
         let mut buffer = vec![0; 256 * 1024];
         let mut at = range.start;
         loop {
@@ -136,23 +139,23 @@ impl Download<'_> {
                 Ok(0) => break,
                 Ok(read) => read,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) => return Err(Failure::Passing(error.to_string())),
+                Err(error) => return Err(RequestFailure::Passing(error.to_string())),
             };
             at += read as u64;
             if at > range.end {
-                // What came is not the file that was asked for, so none of it is kept.
+                // The body is not the requested file, so none of it is kept.
                 remove(self.part)?;
-                return Err(Failure::Passing(format!("more than {} bytes came", range.end)));
+                return Err(RequestFailure::Passing(format!("more than {} bytes came", range.end)));
             }
             out.write_all(&buffer[..read]).map_err(Error::io(self.part))?;
         }
         if at < range.end {
-            return Err(Failure::Passing("the connection was closed".to_string()));
+            return Err(RequestFailure::Passing("the connection was closed".to_string()));
         }
         Ok(())
     }
 
-    /// A bar on a terminal, one line elsewhere.
+    /// A bar on a terminal, otherwise one line.
     fn bar(&self) -> ProgressBar {
         let Self { file, size, remote, .. } = self;
         if !remote.options.progress {
@@ -170,9 +173,9 @@ impl Download<'_> {
     }
 }
 
-/// First byte of the body, and length of the whole file where the answer tells it; `None` for a part
-/// that does not say where it begins.
-fn extent(answer: &Answer) -> Option<(u64, Option<u64>)> {
+/// First byte of the body, and length of the complete file if the answer states it; `None` for a partial answer without
+/// its start.
+fn extent(answer: &HubAnswer) -> Option<(u64, Option<u64>)> {
     if answer.status() != StatusCode::PARTIAL_CONTENT {
         return Some((0, answer.own("content-length").and_then(|length| length.parse().ok())));
     }
@@ -180,7 +183,7 @@ fn extent(answer: &Answer) -> Option<(u64, Option<u64>)> {
     Some((range.split_once('-')?.0.parse().ok()?, total.parse().ok()))
 }
 
-/// Length of a file in bytes; 0 where there is none.
+/// Length of a file in bytes; 0 if there is none.
 fn length(path: &Path) -> Result<u64> {
     match fs::metadata(path) {
         Ok(metadata) => Ok(metadata.len()),
@@ -189,7 +192,7 @@ fn length(path: &Path) -> Result<u64> {
     }
 }
 
-/// Removes a part by its name, so that another process that writes it keeps what it has open.
+/// Removes a part by its name, so that another process that writes it keeps its open file.
 fn remove(part: &Path) -> Result<()> {
     match fs::remove_file(part) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io(part)(error)),

@@ -12,17 +12,18 @@
 //!                              more of the same; they count if there is no `added_tokens_decoder`
 //! ```
 //!
-//! `add_bos_token` and `add_eos_token` don't count: transformers drops them if there is a `tokenizer.json`, whose
-//! post-processor says what stands around a text.
+//! `add_bos_token` and `add_eos_token` don't count: transformers ignores them if there is a `tokenizer.json`, whose
+//! post-processor decides which tokens are put around a text.
 
 use super::super::json::{JsonObject, describe};
+use crate::checkpoint::typed::TypedKeys;
+use crate::layout::model_folder::{ADDED_TOKENS, SPECIAL_TOKENS, TOKENIZER_CONFIG};
 use crate::{Error, Result};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tokenizers::{AddedToken, Tokenizer};
 
-const CONFIG: &str = "tokenizer_config.json";
 const DECODER: &str = "added_tokens_decoder";
 const EXTRA: [&str; 2] = ["extra_special_tokens", "additional_special_tokens"];
 const A_TOKEN: &str = "a string, or an object with `content`";
@@ -30,34 +31,34 @@ const A_TOKEN: &str = "a string, or an object with `content`";
 const NAMES: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// A token that a file gives a name, such as `eos_token`.
+/// A token to which a file gives a name, such as `eos_token`.
 #[derive(Debug)]
-pub(super) struct Named {
+pub(super) struct NamedToken {
     pub name: String,
     pub token: AddedToken,
     pub path: PathBuf,
 }
 
-/// What the configuration files say of a tokenizer.
+/// The settings of a tokenizer in the configuration files.
 #[derive(Debug, Default)]
 pub(super) struct Configured {
-    /// Tokens by the id that a file gives them.
+    /// Tokens by the id in the file.
     numbered: BTreeMap<u32, AddedToken>,
     /// Whether they come from `added_tokens.json`, where tokenizer.json's tokens take their places.
     older: bool,
-    named: Vec<Named>,
+    named: Vec<NamedToken>,
     /// Special tokens without a name.
     extra: Vec<AddedToken>,
     split_special_tokens: bool,
 }
 
 impl Configured {
-    /// Reads the files of a checkpoint's folder that are there.
+    /// Reads those files of a checkpoint's folder that exist.
     ///
     /// # Errors
-    /// A file or a value that is not what it has to be.
+    /// Returns an error if a file or a value is malformed.
     pub fn read(dir: &Path) -> Result<Self> {
-        let path = dir.join(CONFIG);
+        let path = dir.join(TOKENIZER_CONFIG);
         let config = JsonObject::read_if_exists(&path)?;
         let mut found = Self::default();
         let mut decoder = None;
@@ -78,7 +79,7 @@ impl Configured {
         Ok(found)
     }
 
-    /// Keys that end in `_token`.
+    /// Reads the keys that end in `_token`.
     fn read_names(&mut self, json: &JsonObject) -> Result<()> {
         for (key, value) in json.entries().filter(|(key, _)| key.ends_with("_token")) {
             match value {
@@ -94,24 +95,24 @@ impl Configured {
         Ok(())
     }
 
-    /// Gives the token that `key` has a name; it takes the place of an earlier one of that name.
+    /// Gives a name to the token of `key`; it replaces an earlier token of that name.
     fn name(&mut self, json: &JsonObject, name: &str, value: &Value, key: &str) -> Result<()> {
         let token = AddedToken { special: true, ..token(json, key, value, true)? };
         self.named.retain(|named| named.name != name);
-        self.named.push(Named { name: name.to_owned(), token, path: json.path().to_path_buf() });
+        self.named.push(NamedToken { name: name.to_owned(), token, path: json.path().to_path_buf() });
         Ok(())
     }
 
-    /// Puts the names in the order of transformers: those that every tokenizer may have, then others as they stand in
-    /// tokenizer_config.json, whose `text` it is; an object read by serde_json has lost their order.
+    /// Sorts the names as transformers does: first those that every tokenizer may have, then others in the order of
+    /// tokenizer_config.json, whose content is `text`; serde_json does not keep the order of keys.
     fn order(&mut self, text: &str) {
-        self.named.sort_by_cached_key(|Named { name, .. }| {
+        self.named.sort_by_cached_key(|NamedToken { name, .. }| {
             let known = NAMES.iter().position(|known| known == name).unwrap_or(NAMES.len());
             (known, text.find(&format!("\"{name}\"")))
         });
     }
 
-    /// A list of special tokens, or an object of named ones. Tokens of the older files are special in any case.
+    /// Reads a list of special tokens, or an object of named ones. Tokens of the older files are always special.
     fn read_extra(&mut self, json: &JsonObject, key: &str, older: bool) -> Result<()> {
         match json.get(key) {
             None => {}
@@ -150,18 +151,18 @@ impl Configured {
         Ok(())
     }
 
-    /// `special_tokens_map.json` and `added_tokens.json`.
+    /// Reads `special_tokens_map.json` and `added_tokens.json`.
     fn read_older(&mut self, dir: &Path) -> Result<()> {
         self.older = true;
-        if let Some(map) = JsonObject::read_if_exists(&dir.join("special_tokens_map.json"))? {
+        if let Some(map) = JsonObject::read_if_exists(&dir.join(SPECIAL_TOKENS))? {
             self.read_names(&map)?;
             self.read_extra(&map, EXTRA[0], true)?;
-            // The older name adds nothing to a list that is there.
+            // The older key adds nothing to an existing list.
             if self.extra.is_empty() {
                 self.read_extra(&map, EXTRA[1], true)?;
             }
         }
-        if let Some(added) = JsonObject::read_if_exists(&dir.join("added_tokens.json"))? {
+        if let Some(added) = JsonObject::read_if_exists(&dir.join(ADDED_TOKENS))? {
             for (content, id) in added.entries() {
                 let Some(id) = id.as_u64().and_then(|id| u32::try_from(id).ok()) else {
                     return Err(added.error(content, "a token id", &describe(id)));
@@ -175,8 +176,8 @@ impl Configured {
         Ok(())
     }
 
-    /// The token of a name.
-    pub fn named(&self, name: &str) -> Option<&Named> {
+    /// The token with this name.
+    pub fn named(&self, name: &str) -> Option<&NamedToken> {
         self.named.iter().find(|named| named.name == name)
     }
 
@@ -185,15 +186,15 @@ impl Configured {
         self.named.into_iter().map(|named| (named.name, named.token.content)).collect()
     }
 
-    /// Whether the files define a token of this text, rather than only name it.
+    /// Whether the files define a token of this text and do not only name it.
     pub fn defines(&self, content: &str) -> bool {
         self.numbered.values().chain(&self.extra).any(|token| token.content == content)
     }
 
-    /// Adds the tokens to those of `tokenizer.json`. Returns what the files say and transformers does not do.
+    /// Adds the tokens to those of `tokenizer.json`. Returns warnings about settings that transformers does not follow.
     ///
     /// # Errors
-    /// The tokenizer's.
+    /// Returns the tokenizer's error.
     pub fn apply(&self, tokenizer: &mut Tokenizer) -> Result<Vec<String>> {
         let there = tokenizer.get_added_tokens_decoder();
         let is_there = |content: &str| there.values().any(|token| token.content == content);
@@ -226,7 +227,7 @@ impl Configured {
     }
 }
 
-/// A token: a string, which is special, or an object with its flags; `special` if the object does not say.
+/// A token: a string, which is special, or an object with its flags; `special` is the default of the object's flag.
 fn token(json: &JsonObject, key: &str, value: &Value, special: bool) -> Result<AddedToken> {
     let wrong = || json.error(key, A_TOKEN, &describe(value));
     let map = match value {

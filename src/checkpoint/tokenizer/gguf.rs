@@ -1,9 +1,9 @@
-//! A tokenizer from GGUF metadata, as llama.cpp reads it
+//! A tokenizer from GGUF metadata, read as in llama.cpp
 //! (<https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp>).
 //!
-//! candle-core has `TokenizerFromGguf`, which does this for a few models. It takes every pre-tokenizer
-//! that it doesn't know for GPT-2's, with a space before the text, reads `unk_token_id`-like keys that
-//! llama.cpp does not write, and makes user-defined tokens special; so the parts are put together here.
+//! candle-core has `TokenizerFromGguf`, which works for a few models only. It treats every pre-tokenizer that it
+//! doesn't know as GPT-2's, with a space before the text, reads keys like `unk_token_id` that llama.cpp does not write,
+//! and makes user-defined tokens special. So gneiss builds the tokenizer itself.
 
 mod ends;
 mod sentencepiece;
@@ -18,11 +18,12 @@ use tokenizers::{AddedToken, Tokenizer};
 
 pub(crate) use self::ends::ends_by_text;
 
-use self::ends::Ends;
-use self::vocabulary::Vocabulary;
+use self::ends::EndTokens;
+use self::vocabulary::GgufVocabulary;
 use super::TextTokenizer;
 use super::pre;
-use crate::checkpoint::gguf::metadata::Metadata;
+use crate::checkpoint::gguf::metadata::GgufMetadata;
+use crate::checkpoint::typed::TypedKeys;
 use crate::{Error, Result};
 
 const MODEL: &str = "tokenizer.ggml.model";
@@ -33,31 +34,31 @@ const EOS_ID: &str = "tokenizer.ggml.eos_token_id";
 const SUPPRESSED: &str = "tokenizer.ggml.suppress_tokens";
 const ADD_SPACE_PREFIX: &str = "tokenizer.ggml.add_space_prefix";
 
-/// A tokenizer before its added tokens, with what its kind decides.
-struct Kind {
+/// A tokenizer without its added tokens, and the properties that its kind decides.
+struct TokenizerKind {
     tokenizer: Tokenizer,
-    /// Whether a beginning-of-text token is added unless the file says otherwise.
+    /// Whether a beginning-of-text token is added if the file does not say.
     add_bos: bool,
     /// Ids of the beginning and the end of a text in a file that names none.
     default_ids: [Option<u32>; 2],
-    /// Keys that are not obeyed, or whose absence changes the tokens.
+    /// Warnings about keys that are ignored, or whose absence changes the tokens.
     warnings: Vec<String>,
 }
 
 /// Builds the tokenizer; `vocab_size` is the number of rows of the embedding.
-pub(super) fn build(metadata: Metadata<'_>, vocab_size: usize) -> Result<TextTokenizer> {
-    let read: fn(Metadata<'_>, &Vocabulary) -> Result<Kind> = match metadata.string(MODEL)? {
+pub(super) fn build(metadata: GgufMetadata<'_>, vocab_size: usize) -> Result<TextTokenizer> {
+    let read: fn(GgufMetadata<'_>, &GgufVocabulary) -> Result<TokenizerKind> = match metadata.string(MODEL)? {
         Some("gpt2") => byte_level,
         Some("llama") => sentencepiece::kind,
         Some(other) => return Err(unsupported(metadata, format!("tokenizer model `{other}` in GGUF"))),
         None => return Err(metadata.missing(MODEL, "`gpt2` or `llama`")),
     };
-    let vocabulary = Vocabulary::read(metadata, vocab_size)?;
-    let Kind { mut tokenizer, add_bos, default_ids, mut warnings } = read(metadata, &vocabulary)?;
+    let vocabulary = GgufVocabulary::read(metadata, vocab_size)?;
+    let TokenizerKind { mut tokenizer, add_bos, default_ids, mut warnings } = read(metadata, &vocabulary)?;
     let Some(eos_token_id) = id(metadata, &vocabulary, EOS_ID, default_ids[1])? else {
         return Err(metadata.missing(EOS_ID, "the id of the end-of-text token"));
     };
-    let ends = Ends::find(metadata, &vocabulary, eos_token_id)?;
+    let ends = EndTokens::find(metadata, &vocabulary, eos_token_id)?;
     warnings.extend(ends.warning(&vocabulary));
     if let Some(count @ 1..) = metadata.counts(SUPPRESSED)?.map(|ids| ids.len()) {
         warnings.push(format!(
@@ -82,10 +83,10 @@ pub(super) fn build(metadata: Metadata<'_>, vocab_size: usize) -> Result<TextTok
     Ok(TextTokenizer { tokenizer, eos_token_id, stop_token_ids: ends.ids, vocab_size, warnings })
 }
 
-/// A token id of the metadata; `default` in a file without the key, if that is a control token.
+/// A token id of the metadata; `default` if the file has no such key and the default is a control token.
 fn id(
-    metadata: Metadata<'_>,
-    vocabulary: &Vocabulary,
+    metadata: GgufMetadata<'_>,
+    vocabulary: &GgufVocabulary,
     key: &str,
     default: Option<u32>,
 ) -> Result<Option<u32>> {
@@ -96,7 +97,7 @@ fn id(
     }
 }
 
-fn unsupported(metadata: Metadata<'_>, what: String) -> Error {
+fn unsupported(metadata: GgufMetadata<'_>, what: String) -> Error {
     let path = metadata.path().to_path_buf();
     let hint = "a wrong tokenizer would spoil everything without a word; use the checkpoint's folder with \
                 its `tokenizer.json`"
@@ -104,8 +105,8 @@ fn unsupported(metadata: Metadata<'_>, what: String) -> Error {
     Error::Unsupported { path, what, hint }
 }
 
-/// GPT-2's kind: words by a pre-tokenizer that has a name, merged in the order of a list.
-fn byte_level(metadata: Metadata<'_>, vocabulary: &Vocabulary) -> Result<Kind> {
+/// GPT-2's kind: words by a named pre-tokenizer, merged in the order of a list.
+fn byte_level(metadata: GgufMetadata<'_>, vocabulary: &GgufVocabulary) -> Result<TokenizerKind> {
     let mut warnings = Vec::new();
     let name = match metadata.string(PRE)? {
         Some(name) if !name.is_empty() => name,
@@ -138,11 +139,16 @@ fn byte_level(metadata: Metadata<'_>, vocabulary: &Vocabulary) -> Result<Kind> {
     tokenizer.with_normalizer(pipeline.normalizer).map_err(failed)?;
     tokenizer.with_pre_tokenizer(Some(pipeline.pre_tokenizer));
     tokenizer.with_decoder(Some(ByteLevelDecoder::new(false, false, false)));
-    Ok(Kind { tokenizer, add_bos: pipeline.add_bos, default_ids: [None; 2], warnings })
+    Ok(TokenizerKind { tokenizer, add_bos: pipeline.add_bos, default_ids: [None; 2], warnings })
 }
 
-/// The list of merges. One that makes no token is passed over with a warning, and so are those of what it makes.
-fn merges(metadata: Metadata<'_>, vocabulary: &Vocabulary, warnings: &mut Vec<String>) -> Result<Merges> {
+/// The list of merges. A merge that makes no token is skipped with a warning, and so are the merges that use its
+/// result.
+fn merges(
+    metadata: GgufMetadata<'_>,
+    vocabulary: &GgufVocabulary,
+    warnings: &mut Vec<String>,
+) -> Result<Merges> {
     let Some(list) = metadata.strings(MERGES)? else {
         return Err(metadata.missing(MERGES, "a list of strings"));
     };
@@ -152,16 +158,16 @@ fn merges(metadata: Metadata<'_>, vocabulary: &Vocabulary, warnings: &mut Vec<St
         let Some((left, right)) = merge.split_once(' ') else {
             return Err(metadata.error(MERGES, "two pieces with a space between", &format!("`{merge}`")));
         };
-        let (whole, parts) = (format!("{left}{right}"), [left, right]);
-        let is_token = vocabulary.id(&whole).is_some();
+        let (joined, parts) = (format!("{left}{right}"), [left, right]);
+        let is_token = vocabulary.id(&joined).is_some();
         let of_lost = parts.iter().any(|part| lost.contains(*part));
         if of_lost || (!is_token && parts.iter().all(|part| vocabulary.id(part).is_some())) {
             passed_over.push(merge);
             if !is_token {
-                lost.insert(whole);
+                lost.insert(joined);
             }
         } else {
-            // A part that is nowhere is an error of the model's.
+            // A merge with a part that is no token would be an error in the model.
             merges.push((left.to_string(), right.to_string()));
         }
     }
@@ -175,9 +181,8 @@ fn merges(metadata: Metadata<'_>, vocabulary: &Vocabulary, warnings: &mut Vec<St
     Ok(merges)
 }
 
-/// The tokens that are found in a text before it is split: control tokens, which are special, and
-/// user-defined ones.
-fn added_tokens(vocabulary: &Vocabulary, ends: &Ends) -> Vec<AddedToken> {
+/// The tokens that are found in a text before it is split: control tokens, which are special, and user-defined tokens.
+fn added_tokens(vocabulary: &GgufVocabulary, ends: &EndTokens) -> Vec<AddedToken> {
     let added = vocabulary.iter().filter_map(|(id, text)| {
         let special = if ends.by_text.contains(&id) { Some(true) } else { vocabulary.found_first(id) };
         Some(AddedToken::from(text, special?).normalized(false))
@@ -185,7 +190,7 @@ fn added_tokens(vocabulary: &Vocabulary, ends: &Ends) -> Vec<AddedToken> {
     added.collect()
 }
 
-/// What goes before and after every text.
+/// The tokens before and after every text.
 struct Around {
     bos: Option<u32>,
     add_bos: bool,
@@ -194,7 +199,7 @@ struct Around {
 }
 
 impl Around {
-    fn template(&self, vocabulary: &Vocabulary) -> tokenizers::Result<Option<TemplateProcessing>> {
+    fn template(&self, vocabulary: &GgufVocabulary) -> tokenizers::Result<Option<TemplateProcessing>> {
         let bos = self.bos.filter(|_| self.add_bos);
         let eos = Some(self.eos).filter(|_| self.add_eos);
         let special: Vec<(&str, u32)> =

@@ -1,9 +1,9 @@
-//! How llama.cpp's names of pre-tokenizers (`tokenizer.ggml.pre`) split a text, as the pipelines of the
-//! tokenizer.json files that the names stand for.
+//! The pre-tokenizers that llama.cpp names (`tokenizer.ggml.pre`), as the pipelines of the tokenizer.json files for
+//! which the names stand.
 //!
-//! The names come from `get_vocab_base_pre` of llama.cpp's conversion, what they do from
-//! <https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp>. Granite Code and Granite 3
-//! are `refact`, Granite 4 is `dbrx`.
+//! The names come from `get_vocab_base_pre` of llama.cpp's conversion, their meaning from
+//! <https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp>. Granite Code and Granite 3 are `refact`,
+//! Granite 4 is `dbrx`.
 
 use tokenizers::models::ModelWrapper;
 use tokenizers::normalizers::{NFC, NormalizerWrapper};
@@ -19,7 +19,7 @@ use tokenizers::tokenizer::{
 
 use crate::{Error, Result};
 
-/// The name of the pipeline of a file that names none.
+/// The name of the pipeline for a file that names none.
 pub(super) const DEFAULT: &str = "default";
 
 /// GPT-4's words (cl100k): digits in groups of up to three.
@@ -32,7 +32,7 @@ const QWEN2: &str = concat!(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}",
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 );
-/// The same with line breaks apart from what stands before them.
+/// The same with line breaks separated from the text before them.
 const SEED_CODER: &str = concat!(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}",
     r"| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -45,7 +45,7 @@ const MINICPM5: [&str; 2] = [
         r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
 ];
-/// GPT-4o's words (o200k), as in the tokenizer.json; llama.cpp's own engine lacks the classes and comes close to them.
+/// GPT-4o's words (o200k), as in the tokenizer.json; llama.cpp's own engine lacks the classes and approximates them.
 const GPT_4O: &str = concat!(
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
@@ -63,7 +63,7 @@ const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]
 const DEFAULT_WORDS: [&str; 4] = [r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"];
 const DEEPSEEK_LLM: [&str; 6] =
     [r"[\r\n]", DEEPSEEK_LLM_LETTERS, r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", DEEPSEEK_ASIAN, r"\p{N}+"];
-/// Letters with small and capital forms, by their numbers: some change when a text is normalised.
+/// Letters with small and capital forms, by their code points: some change when a text is normalised.
 const DEEPSEEK_LLM_LETTERS: &str = concat!(
     r"\s?[",
     r"A-Za-z\x{B5}\x{C0}-\x{D6}\x{D8}-\x{F6}\x{F8}-\x{1BA}\x{1BC}-\x{1BF}\x{1C4}-\x{293}\x{295}-\x{2AF}",
@@ -96,40 +96,42 @@ const VIKING: [&str; 2] = [r" ?[^(\s|.,!?…。，、।۔،)]+", r"\p{N}"];
 
 /// The parts of a tokenizer that its pre-tokenizer's name decides.
 pub(super) struct Pipeline {
-    /// What changes the text first.
+    /// The normalizer.
     pub normalizer: Option<NormalizerWrapper>,
-    /// What splits it into words and maps bytes to characters; no space is put before the text.
+    /// Splits the text into words and maps bytes to characters, without a space before the text.
     pub pre_tokenizer: PreTokenizerWrapper,
-    /// Whether a word that is a token is taken as it is.
+    /// Whether a word that is a token is not split further.
     pub ignore_merges: bool,
-    /// Whether a beginning-of-text token is added unless the file says otherwise.
+    /// Whether a beginning-of-text token is added if the file does not say.
     pub add_bos: bool,
 }
 
 /// The pipeline of a name; `None` for a name that isn't known.
 pub(super) fn pipeline(name: &str) -> Result<Option<Pipeline>> {
     let gpt2_words = || PreTokenizerWrapper::from(ByteLevel::new(false, true, true));
-    let plain =
+    let pipeline =
         |pre_tokenizer| Pipeline { normalizer: None, pre_tokenizer, ignore_merges: false, add_bos: false };
     Ok(Some(match name {
         "refact" | "starcoder" | "smollm" | "codeshell" | "minerva-7b" => {
-            plain(Sequence::new(vec![Digits::new(true).into(), gpt2_words()]).into())
+            pipeline(Sequence::new(vec![Digits::new(true).into(), gpt2_words()]).into())
         }
-        "gpt-2" | "granite-docling" | "mellum" | "trillion" => plain(gpt2_words()),
-        "dbrx" | "smaug-bpe" => plain(words(&[CL100K])?),
+        "gpt-2" | "granite-docling" | "mellum" | "trillion" => pipeline(gpt2_words()),
+        "dbrx" | "smaug-bpe" => pipeline(words(&[CL100K])?),
         "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "pixtral" | "midm-2.0" => {
-            Pipeline { ignore_merges: true, add_bos: true, ..plain(words(&[CL100K])?) }
+            Pipeline { ignore_merges: true, add_bos: true, ..pipeline(words(&[CL100K])?) }
         }
-        "qwen2" | "deepseek-r1-qwen" => Pipeline { normalizer: Some(NFC.into()), ..plain(words(&[QWEN2])?) },
-        "gpt-4o" | "llama4" => plain(words(&[GPT_4O])?),
-        "tekken" => Pipeline { ignore_merges: true, add_bos: true, ..plain(words(&[TEKKEN])?) },
-        "deepseek-llm" => plain(words(&DEEPSEEK_LLM)?),
-        "deepseek-coder" => plain(words(&DEEPSEEK_CODER)?),
-        "deepseek-v3" => plain(words(&DEEPSEEK_V3)?),
-        "seed-coder" => plain(words(&[SEED_CODER])?),
-        "minicpm5" => Pipeline { ignore_merges: true, ..plain(words(&MINICPM5)?) },
-        "viking" => plain(words(&VIKING)?),
-        DEFAULT => plain(words(&DEFAULT_WORDS)?),
+        "qwen2" | "deepseek-r1-qwen" => {
+            Pipeline { normalizer: Some(NFC.into()), ..pipeline(words(&[QWEN2])?) }
+        }
+        "gpt-4o" | "llama4" => pipeline(words(&[GPT_4O])?),
+        "tekken" => Pipeline { ignore_merges: true, add_bos: true, ..pipeline(words(&[TEKKEN])?) },
+        "deepseek-llm" => pipeline(words(&DEEPSEEK_LLM)?),
+        "deepseek-coder" => pipeline(words(&DEEPSEEK_CODER)?),
+        "deepseek-v3" => pipeline(words(&DEEPSEEK_V3)?),
+        "seed-coder" => pipeline(words(&[SEED_CODER])?),
+        "minicpm5" => Pipeline { ignore_merges: true, ..pipeline(words(&MINICPM5)?) },
+        "viking" => pipeline(words(&VIKING)?),
+        DEFAULT => pipeline(words(&DEFAULT_WORDS)?),
         _ => return Ok(None),
     }))
 }
@@ -152,7 +154,7 @@ const NAMES: [&str; 14] = [
     DEFAULT,
 ];
 
-/// Texts on which any two pipelines differ.
+/// Texts for which any two pipelines give different words.
 const PROBES: [&str; 6] = [
     "It's LATE, isn't It'S? 'Tis McDonald's O'NEILL 12345678 ½Ⅷ²³ v1.2.3 ٣٤٥",
     "a/b://\n\n !?\r\n\n/ #x =y _z a\u{301}b \u{301}\u{302}c 语\u{301} ǅabc ʰAb",
@@ -162,17 +164,17 @@ const PROBES: [&str; 6] = [
     "e\u{301} \u{212b} \u{f900}",
 ];
 
-/// The name of the pipeline that splits and normalises `texts` as `tokenizer` does; `None` where no known one does.
-pub(crate) fn name_of(tokenizer: &Tokenizer, texts: &[&str]) -> Result<Option<&'static str>> {
+/// The name of the pipeline that splits and normalises `texts` as `tokenizer` does; `None` if no known one does.
+pub(crate) fn find_name(tokenizer: &Tokenizer, texts: &[&str]) -> Result<Option<&'static str>> {
     let ignores = match tokenizer.get_model() {
         ModelWrapper::BPE(bpe) => bpe.ignore_merges,
         _ => return Ok(None),
     };
     let texts: Vec<&str> = texts.iter().copied().chain(PROBES).collect();
-    let theirs = words_of(tokenizer.get_normalizer(), tokenizer.get_pre_tokenizer(), &texts)?;
+    let theirs = split_words(tokenizer.get_normalizer(), tokenizer.get_pre_tokenizer(), &texts)?;
     for name in NAMES {
         let Some(pipeline) = pipeline(name)? else { continue };
-        let ours = words_of(pipeline.normalizer.as_ref(), Some(&pipeline.pre_tokenizer), &texts)?;
+        let ours = split_words(pipeline.normalizer.as_ref(), Some(&pipeline.pre_tokenizer), &texts)?;
         if pipeline.ignore_merges == ignores && ours == theirs {
             return Ok(Some(name));
         }
@@ -180,8 +182,8 @@ pub(crate) fn name_of(tokenizer: &Tokenizer, texts: &[&str]) -> Result<Option<&'
     Ok(None)
 }
 
-/// The words of each text, in the characters that stand for bytes.
-fn words_of(
+/// The words of each text, in the characters that represent bytes.
+fn split_words(
     normalizer: Option<&NormalizerWrapper>,
     pre_tokenizer: Option<&PreTokenizerWrapper>,
     texts: &[&str],
@@ -203,7 +205,7 @@ fn words_of(
 }
 
 /// Splits a text at the matches of regular expressions, one after the other, and maps its bytes to characters. Each
-/// match is a word, and so is what lies between two of them.
+/// match is a word, and so is the text between two matches.
 fn words(patterns: &[&str]) -> Result<PreTokenizerWrapper> {
     let mut parts = Vec::with_capacity(patterns.len() + 1);
     for pattern in patterns {
@@ -266,7 +268,7 @@ mod tests {
 
     /// A name of each pipeline stands for no other one.
     #[test]
-    fn name_of_finds_every_pipeline() {
+    fn find_name_finds_every_pipeline() {
         use tokenizers::models::bpe::BPE;
         for name in NAMES {
             let Pipeline { normalizer, pre_tokenizer, ignore_merges, .. } = pipeline_of(name);
@@ -274,7 +276,7 @@ mod tests {
             let mut tokenizer = Tokenizer::new(model);
             tokenizer.with_normalizer(normalizer).unwrap();
             tokenizer.with_pre_tokenizer(Some(pre_tokenizer));
-            assert_eq!(name_of(&tokenizer, &[]).unwrap(), Some(name));
+            assert_eq!(find_name(&tokenizer, &[]).unwrap(), Some(name));
         }
     }
 
@@ -292,7 +294,7 @@ mod tests {
             for other in others.iter().map(|other| pipeline_of(other)) {
                 assert_eq!((first.ignore_merges, first.add_bos), (other.ignore_merges, other.add_bos));
                 let [first, other] = [&first, &other].map(|pipeline| {
-                    words_of(pipeline.normalizer.as_ref(), Some(&pipeline.pre_tokenizer), &PROBES).unwrap()
+                    split_words(pipeline.normalizer.as_ref(), Some(&pipeline.pre_tokenizer), &PROBES).unwrap()
                 });
                 assert_eq!(first, other, "{name}");
             }

@@ -1,21 +1,21 @@
-//! Tokens against the rows of the model's embedding: a token without a row is refused where a text turns into tokens.
+//! Tokens and the rows of the model's embedding: a text with a token that has no row is refused.
 
 use super::TextTokenizer;
 use crate::ops::embed::VIRTUAL;
 use tokenizers::{Encoding, Tokenizer};
 
-/// Tokens that a message lists at most.
+/// Most tokens that a message lists.
 const LISTED: usize = 8;
 
-/// A token of a text that the embedding has no row for.
+/// A token of a text for which the embedding has no row.
 pub(crate) struct TokenWithoutRow {
     /// Its place among the text's tokens.
     pub index: usize,
-    /// What was expected, what was found, and a hint.
+    /// The expected and the found value, and a hint.
     pub problem: String,
 }
 
-/// The first token of a text that an embedding of `vocab_size` rows has no row for.
+/// The first token of a text for which an embedding of `vocab_size` rows has no row.
 pub(crate) fn first_without_row(
     tokenizer: &Tokenizer,
     encoding: &Encoding,
@@ -37,13 +37,14 @@ fn quoted(tokenizer: &Tokenizer, id: u32) -> String {
 }
 
 impl TextTokenizer {
-    /// What the files say and the tokenizer does not do, what was filled in, and which tokens have no row.
+    /// Warnings about settings that the tokenizer does not follow, values that were filled in, and tokens without a
+    /// row.
     pub fn all_warnings(&self) -> impl Iterator<Item = String> {
         self.warnings.iter().cloned().chain(self.rows_warning())
     }
 
-    /// Says which tokens the embedding has no row for, if there are any. An embedding with more rows than tokens is
-    /// usual and no reason for a warning.
+    /// A warning about tokens for which the embedding has no row. An embedding with more rows than tokens is usual and
+    /// gives no warning.
     pub fn rows_warning(&self) -> Option<String> {
         let vocabulary = self.tokenizer.get_vocab(true);
         let mut beyond: Vec<u32> =

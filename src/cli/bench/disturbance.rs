@@ -1,4 +1,4 @@
-//! Words for steps during which the machine was disturbed: a table's cell, and warnings.
+//! Messages about steps during which the machine was disturbed: a table's cell, and warnings.
 
 /// The counted steps of a case.
 #[derive(Debug, Clone, Copy)]
@@ -6,12 +6,12 @@ pub struct Steps {
     pub counted: usize,
     /// `None` without a canary.
     pub disturbed: Option<usize>,
-    /// Steps that the figures are of.
+    /// Number of steps from which the figures are computed.
     pub used: usize,
 }
 
 impl Steps {
-    /// For a table.
+    /// The cell of a table.
     pub fn cell(self) -> String {
         let counted = self.counted;
         match self.disturbed {
@@ -22,7 +22,7 @@ impl Steps {
         }
     }
 
-    /// A warning if the figures are of disturbed steps too; `even` is whether the canary ever ran equally fast on all
+    /// A warning if the figures include disturbed steps; `even` is whether the canary ever ran equally fast on all
     /// threads.
     pub fn warning(self, even: bool) -> Option<String> {
         let disturbed = self.disturbed.filter(|n| *n > 0 && self.used == self.counted)?;
@@ -39,7 +39,7 @@ impl Steps {
     }
 }
 
-/// A warning of profiled steps, none of which is left out.
+/// A warning about profiled steps, none of which is left out.
 pub fn profile_warning(profiled: usize, disturbed: Option<usize>) -> Option<String> {
     let disturbed = disturbed.filter(|n| *n > 0)?;
     Some(format!(

@@ -9,7 +9,7 @@ use clap::{ArgGroup, Args};
 use disturbance::{Steps, profile_warning};
 use gneiss::bench::examples;
 use gneiss::bench::{
-    Bench as Runs, Canary, Case, Launches, Lengths, MatmulPeak, Measured, Source, StepProducts,
+    Bench as Runs, Canary, Case, ExampleSource, Launches, Lengths, MatmulPeak, Measured, StepProducts,
 };
 use gneiss::checkpoint::ModelConfig;
 use gneiss::config::DtypeChoice;
@@ -17,10 +17,11 @@ use gneiss::data::Template;
 use gneiss::device::DeviceChoice;
 use gneiss::device::is_out_of_memory;
 use gneiss::device::{DeviceMemory, PeakMemory};
+use gneiss::layout::model_folder::CONFIG;
 use gneiss::model::{Decoder, Dtypes, Parameters};
 use gneiss::prompt::init;
 use gneiss::session;
-use report::{CaseReport, Report};
+use report::{BenchReport, CaseReport};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -30,29 +31,28 @@ const PROFILED_STEPS: usize = 3;
 /// Seed of random weights.
 const SEED: u64 = 42;
 
-/// Measures the throughput of tuning: step time, examples, tokens and rows a second, the part that useful floating-point
-/// operations reach of the matmul peak (which a GPU keeps up for two seconds) and of the card's data sheet, memory, time
+/// Measures the throughput of tuning: step time; examples, tokens and rows per second; useful floating-point operations
+/// as a fraction of the matmul peak (which a GPU sustains for two seconds) and of the card's data sheet; memory; time
 /// per op.
 ///
-/// Every combination of --batch, --virtual-tokens and --accumulate is a run of the trainer with warm-up steps
-/// and counted ones over rotating examples, the device idle at the end of each step. On a CPU a canary, 0.1 ms of fixed
-/// work on every thread, runs between the steps: steps beside which it was slow are left out of times and rates.
+/// Every combination of --batch, --virtual-tokens and --accumulate is a run of the trainer with warm-up steps and
+/// counted steps over rotating examples; the device is idle at the end of each step. On a CPU a canary, 0.1 ms of fixed
+/// work on every thread, runs between the steps: steps next to a slow canary are left out of times and rates.
 #[derive(Args)]
 #[command(group(ArgGroup::new("subject").required(true).args(["config", "model_config"])))]
 #[command(group(ArgGroup::new("rows").args(["tokens", "data", "examples"])))]
-pub struct Bench {
-    /// A configuration such as configs/tutorial.toml: its model, examples and template; the sizes that are
-    /// not given here are its own.
+pub struct BenchArgs {
+    /// A configuration such as configs/tutorial.toml: its model, examples and template, and its sizes unless they are
+    /// given here.
     config: Option<PathBuf>,
-    /// The shape of a model, such as configs/models/granite-4.1-8b.json: random weights, nothing is
-    /// downloaded. Sizes that are not given are those of the tutorial: batch 8, 100 virtual tokens,
-    /// accumulation 16.
+    /// The shape of a model, such as configs/models/granite-4.1-8b.json: random weights, nothing is downloaded. The
+    /// default sizes are those of the tutorial: batch 8, 100 virtual tokens, accumulation 16.
     #[arg(long, value_name = "FILE.json")]
     model_config: Option<PathBuf>,
     /// Override a key of the configuration, such as `--set train.max_rows=4096`; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE", requires = "config", conflicts_with = "model_config")]
     sets: Vec<String>,
-    /// Take this model instead of the configuration's: a folder, a .gguf file or org/name[@revision].
+    /// Use this model instead of the configuration's: a folder, a .gguf file or org/name[@revision].
     #[arg(long, requires = "config", conflicts_with = "model_config")]
     model: Option<String>,
     #[command(flatten)]
@@ -66,33 +66,32 @@ pub struct Bench {
     /// Micro-batches of an optimizer step, such as 1,16.
     #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = positive)]
     accumulate: Vec<usize>,
-    /// Examples of random tokens, N tokens each, 2 of them the target; by default as long as the reviews of
-    /// data/ (25 to 84, 42.5 on average). The first 10 tokens of the inputs are the same, as a template's
-    /// are.
+    /// Examples of random tokens, N tokens each, 2 of them the target; by default as long as the reviews of data/ (25
+    /// to 84, 42.5 on average). The first 10 tokens of all inputs are the same, like those of a template.
     #[arg(long, value_name = "N", value_parser = positive)]
     tokens: Option<usize>,
-    /// Examples of this dataset instead of the configuration's data.train; it takes a model with a tokenizer.
+    /// Examples of this dataset instead of the configuration's data.train; it needs a model with a tokenizer.
     #[arg(long, value_name = "FILE", requires = "config", conflicts_with = "model_config")]
     data: Option<PathBuf>,
     /// Examples in token ids: {"examples": [{"input": [ids], "target": [ids]}, ...]}.
     #[arg(long, value_name = "FILE.json")]
     examples: Option<PathBuf>,
-    /// Optimizer steps that count.
+    /// Number of counted optimizer steps.
     #[arg(long, default_value_t = 10, value_parser = positive)]
     steps: usize,
-    /// Optimizer steps before them.
+    /// Number of warm-up steps before them.
     #[arg(long, default_value_t = 3)]
     warmup: usize,
-    /// Rows that go through the model at a time; by default train.max_rows, or what suits the device.
+    /// Most rows in one pass through the model; by default train.max_rows, or a number that suits the device.
     #[arg(long, value_name = "N", value_parser = positive)]
     max_rows: Option<usize>,
-    /// Also measure the time of each op, in steps of their own.
+    /// Also measure the time of each op, in separate steps.
     #[arg(long)]
     profile: bool,
     /// Print the results as JSON.
     #[arg(long)]
     json: bool,
-    /// Append a row for each combination to this file; a new one gets a header.
+    /// Append a row for each combination to this file; a new file gets a header.
     #[arg(long, value_name = "FILE.csv")]
     csv: Option<PathBuf>,
 }
@@ -101,26 +100,26 @@ fn positive(text: &str) -> Result<usize, String> {
     text.trim().parse().ok().filter(|n| *n > 0).ok_or_else(|| "expected a whole number, 1 or more".into())
 }
 
-/// A model, with what is to be measured where the options do not say.
+/// A model, and the measurement for missing options.
 struct Subject {
     model: Decoder,
     name: String,
     weights: String,
     dtype: &'static str,
-    source: Source,
-    /// What the examples are, for people.
+    source: ExampleSource,
+    /// Description of the examples.
     about: String,
     default: Case,
     max_rows: usize,
 }
 
-impl Bench {
+impl BenchArgs {
     /// Runs the subcommand.
     pub fn run(self) -> anyhow::Result<()> {
         let csv = self.csv.as_deref().map(report::Csv::open).transpose().context("--csv")?;
         let subject = match (&self.config, &self.model_config) {
-            (Some(config), _) => self.of_config(config)?,
-            (None, Some(shape)) => self.of_shape(shape)?,
+            (Some(config), _) => self.subject_of_config(config)?,
+            (None, Some(shape)) => self.subject_of_shape(shape)?,
             (None, None) => unreachable!("clap asks for one of them"),
         };
         let device = subject.model.device().clone();
@@ -133,7 +132,7 @@ impl Bench {
             );
         }
         let step_products = step_products(&subject.model)?;
-        let mut report = Report {
+        let mut report = BenchReport {
             version: env!("CARGO_PKG_VERSION"),
             date: gneiss::calendar::now(),
             model: subject.name,
@@ -164,7 +163,7 @@ impl Bench {
         };
         report.launches = Launches::measure(&runs).context("launches")?;
         let outcome = self.measure_all(&runs, subject.default, &mut report, csv.as_ref());
-        // Also after an error: what was measured before it is good.
+        // Also after an error: the cases measured before it are valid.
         if outcome.is_ok() || !report.cases.is_empty() {
             report.print(self.json)?;
         }
@@ -176,7 +175,7 @@ impl Bench {
         &self,
         runs: &Runs,
         default: Case,
-        report: &mut Report,
+        report: &mut BenchReport,
         csv: Option<&report::Csv>,
     ) -> anyhow::Result<()> {
         for case in self.cases(default) {
@@ -208,7 +207,7 @@ impl Bench {
         Ok(CaseReport { measured, device_memory_bytes: gpu.in_use(), ops, disturbed_profiled_steps })
     }
 
-    /// Every combination of the sizes; what is not given is that of `default`.
+    /// Every combination of the sizes; missing sizes are those of `default`.
     fn cases(&self, default: Case) -> Vec<Case> {
         let or = |given: &[usize], one: usize| if given.is_empty() { vec![one] } else { given.to_vec() };
         let mut cases = Vec::new();
@@ -222,20 +221,20 @@ impl Bench {
         cases
     }
 
-    /// Examples that the options name, and what they are.
-    fn named_examples(&self, vocab_size: usize) -> anyhow::Result<Option<(Source, String)>> {
+    /// Examples that the options name, and their description.
+    fn named_examples(&self, vocab_size: usize) -> anyhow::Result<Option<(ExampleSource, String)>> {
         Ok(match (self.tokens, &self.examples) {
-            (Some(tokens), _) => Some(made(Lengths::of_tokens(tokens).context("--tokens")?)),
+            (Some(tokens), _) => Some(made(Lengths::uniform(tokens).context("--tokens")?)),
             (None, Some(path)) => {
                 let examples = examples::read(path, vocab_size).context("--examples")?;
                 let about = format!("{} of {}", examples.len(), path.display());
-                Some((Source::Given(examples), about))
+                Some((ExampleSource::Given(examples), about))
             }
             (None, None) => None,
         })
     }
 
-    fn of_config(&self, path: &Path) -> anyhow::Result<Subject> {
+    fn subject_of_config(&self, path: &Path) -> anyhow::Result<Subject> {
         let overrides = Overrides {
             sets: self.sets.clone(),
             model: self.model.clone(),
@@ -255,7 +254,7 @@ impl Bench {
                 let (_, encoded) = session::examples(&config.data.train, &config, &encoder)?
                     .context("data.train is required")?;
                 let about = format!("{} of {}", encoded.examples.len(), config.data.train);
-                (Source::Given(encoded.examples), about)
+                (ExampleSource::Given(encoded.examples), about)
             }
         };
         let num_virtual_tokens = match self.virtual_tokens.first() {
@@ -278,7 +277,7 @@ impl Bench {
         })
     }
 
-    fn of_shape(&self, path: &Path) -> anyhow::Result<Subject> {
+    fn subject_of_shape(&self, path: &Path) -> anyhow::Result<Subject> {
         let config = ModelConfig::from_json(path).context("--model-config")?;
         let (source, about) = match self.named_examples(config.vocab_size)? {
             Some(named) => named,
@@ -309,7 +308,7 @@ impl Bench {
     }
 }
 
-/// The products of a step at their shapes, on a GPU that has the memory for them beside the model.
+/// The products of a step at their shapes, on a GPU with enough memory for them in addition to the model.
 fn step_products(model: &Decoder) -> anyhow::Result<Option<StepProducts>> {
     if model.device().is_cpu() {
         return Ok(None);
@@ -324,18 +323,18 @@ fn step_products(model: &Decoder) -> anyhow::Result<Option<StepProducts>> {
     }
 }
 
-/// The name of a shape's file, or of its folder where the file is a checkpoint's config.json.
+/// The name of a shape's file, or of its folder if the file is a checkpoint's config.json.
 fn model_name(path: &Path) -> String {
-    let named = match path.parent().filter(|_| path.file_name().is_some_and(|name| name == "config.json")) {
+    let named = match path.parent().filter(|_| path.file_name().is_some_and(|name| name == CONFIG)) {
         Some(folder) if folder.file_name().is_some() => folder.file_name(),
         _ => path.file_stem(),
     };
     named.unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
-fn made(lengths: Lengths) -> (Source, String) {
+fn made(lengths: Lengths) -> (ExampleSource, String) {
     let mean = lengths.lengths.iter().sum::<usize>() as f64 / lengths.lengths.len() as f64;
     let Lengths { head, target, .. } = lengths;
     let about = format!("random, {mean:.1} tokens on average, up to {head} shared, targets of {target}");
-    (Source::Made(lengths), about)
+    (ExampleSource::Made(lengths), about)
 }

@@ -1,4 +1,4 @@
-//! What was measured, as tables, as JSON, and as rows of a CSV file.
+//! The results as tables, as JSON, and as rows of a CSV file.
 
 use super::disturbance::Steps;
 use super::text;
@@ -11,28 +11,28 @@ use std::path::{Path, PathBuf};
 
 /// All cases of a command.
 #[derive(Serialize)]
-pub struct Report {
+pub struct BenchReport {
     pub version: &'static str,
     pub date: String,
     pub model: String,
-    /// How the weights are stored, or `random`.
+    /// The format of the weights, or `random`.
     pub weights: String,
     pub parameters: usize,
     pub weight_bytes: usize,
     pub device: &'static str,
     pub device_name: String,
-    /// Of the weights.
+    /// dtype of the weights.
     pub dtype: &'static str,
     pub activations: &'static str,
     pub examples: String,
     pub steps: usize,
     pub warmup: usize,
     pub matmul_peak: MatmulPeak,
-    /// `null` on the CPU, and where the GPU has no memory for them.
+    /// `null` on the CPU, and if the GPU has no memory for them.
     pub step_products: Option<StepProducts>,
     /// `null` on the CPU.
     pub launches: Option<Launches>,
-    /// What tells quiet steps from disturbed ones; `null` on a GPU.
+    /// The canary that tells quiet steps from disturbed ones; `null` on a GPU.
     pub canary: Option<CanaryRate>,
     pub cases: Vec<CaseReport>,
 }
@@ -42,22 +42,22 @@ pub struct Report {
 pub struct CaseReport {
     #[serde(flatten)]
     pub measured: Measured,
-    /// The most that was taken of the device after a step, whoever took it; `null` on the CPU and on Metal.
+    /// The most memory of the device in use after a step, by any process; `null` on the CPU and on Metal.
     pub device_memory_bytes: Option<u64>,
     /// `null` without `--profile`.
     pub ops: Option<Vec<OpShare>>,
-    /// Profiled steps during which the machine was disturbed, which are not left out; `null` without `--profile` and on a
-    /// GPU.
+    /// Number of profiled steps during which the machine was disturbed, which are not left out; `null` without
+    /// `--profile` and on a GPU.
     pub disturbed_profiled_steps: Option<usize>,
 }
 
-/// A case's sizes in words.
+/// A case's sizes as text.
 pub fn label(case: Case) -> String {
     let Case { batch_size, accumulate_steps, num_virtual_tokens } = case;
     format!("batch {batch_size}, accumulation {accumulate_steps}, {num_virtual_tokens} virtual tokens")
 }
 
-impl Report {
+impl BenchReport {
     /// Prints it to stdout.
     pub fn print(&self, json: bool) -> anyhow::Result<()> {
         if json {
@@ -75,12 +75,12 @@ impl Report {
             self.device,
             self.device_name
         );
-        println!("examples: {}; {} steps behind {} of warm-up", self.examples, self.steps, self.warmup);
+        println!("examples: {}; {} steps after {} of warm-up", self.examples, self.steps, self.warmup);
         println!("{}", self.peak());
         if let Some(CanaryRate { work, threads, flops_per_second, quiet_share }) = self.canary {
             let rate = si(flops_per_second, "FLOP/s");
             println!(
-                "canary: {rate} a thread at best, {threads} threads ({work}); a step is quiet if each thread reaches \
+                "canary: {rate} per thread at best, {threads} threads ({work}); a step is quiet if each thread reaches \
                  {quiet_share} of that before and after it"
             );
         }
@@ -97,7 +97,7 @@ impl Report {
         Ok(())
     }
 
-    /// What the device makes of products, in a line or two.
+    /// The rates of products on the device, in a line or two.
     fn peak(&self) -> String {
         let MatmulPeak { size, dtype, instructions, flops_per_second, .. } = self.matmul_peak;
         let mut text = format!(
@@ -118,7 +118,7 @@ impl Report {
             let share = 100.0 * step.flops_per_second / flops_per_second;
             let rows = step.products.first().map_or(0, |p| p.shape[0]);
             text += &format!(
-                "\nmatmul at a block's shapes: {} over {} s, {share:.1} % of that peak, {rows} rows; forward / backward:",
+                "\nmatmul at a layer's shapes: {} over {} s, {share:.1} % of that peak, {rows} rows; forward / backward:",
                 si(step.flops_per_second, "FLOP/s"),
                 step.sustained_seconds
             );
@@ -131,7 +131,7 @@ impl Report {
         text
     }
 
-    /// Whether the steps are bound by their launches, a line a case.
+    /// Whether the steps are bound by their launches, one line for each case.
     fn launch_lines(&self) -> Vec<String> {
         let Some(launches) = &self.launches else { return Vec::new() };
         let line = |CaseReport { measured: m, .. }: &CaseReport| {
@@ -143,7 +143,7 @@ impl Report {
                 digits(launches.per_second),
                 launches.rows,
                 digits(launches.step_seconds * 1e3),
-                100.0 * launches.share_of(seconds),
+                100.0 * launches.launch_share(seconds),
                 if launches.bound(seconds) { "" } else { "not " }
             )
         };
@@ -182,7 +182,7 @@ impl Report {
                 digits(m.figures.rows_per_step),
                 match m.recompute {
                     0 => m.max_rows.to_string(),
-                    blocks => format!("{}, {blocks} blocks recomputed", m.max_rows),
+                    blocks => format!("{}, {blocks} layers recomputed", m.max_rows),
                 },
                 si(m.figures.flops_per_step, "FLOP"),
                 si(m.figures.flops_per_second, "FLOP/s"),
@@ -209,7 +209,7 @@ fn op_rows(ops: &[OpShare]) -> Vec<Vec<String>> {
     std::iter::once(head).chain(ops.iter().map(row)).collect()
 }
 
-/// Three digits at the least, and no more decimals than that takes.
+/// At least three digits, and no more decimals than needed.
 fn digits(value: f64) -> String {
     let decimals = if value.abs() >= 100.0 {
         0
@@ -221,7 +221,7 @@ fn digits(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
-/// With a prefix of the powers of 1,000 before the unit.
+/// With an SI prefix before the unit.
 fn si(value: f64, unit: &str) -> String {
     let prefixes = [(1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")];
     let found = prefixes.iter().find(|(power, _)| value >= *power);
@@ -229,7 +229,7 @@ fn si(value: f64, unit: &str) -> String {
     format!("{} {prefix}{unit}", digits(value / power)).trim_end().to_owned()
 }
 
-/// A file that rows are appended to.
+/// A file to which rows are appended.
 pub struct Csv {
     path: PathBuf,
 }
@@ -274,7 +274,7 @@ impl Csv {
         "device_memory_bytes",
     ];
 
-    /// Opens a file before anything is measured: a new one gets its header, an old one has to have it.
+    /// Opens a file before the measurement: a new one gets its header, an existing one must have it.
     pub fn open(path: &Path) -> Result<Self> {
         let csv = Self { path: path.to_path_buf() };
         let length = csv.file()?.metadata().map_err(Error::io(path))?.len();
@@ -294,7 +294,7 @@ impl Csv {
     }
 
     /// Appends the row of a case.
-    pub fn append(&self, report: &Report, case: &CaseReport) -> Result<()> {
+    pub fn append(&self, report: &BenchReport, case: &CaseReport) -> Result<()> {
         let m = &case.measured;
         let bytes = |bytes: Option<u64>| bytes.map_or_else(String::new, |n| n.to_string());
         let float = |value: Option<f64>| value.map_or_else(String::new, |x| x.to_string());

@@ -3,18 +3,18 @@
 use super::{Check, ops_table, text};
 use candle_core::{DType, Device};
 use gneiss::check::large::{NotRun, STEP};
-use gneiss::check::{self, Comparison, OPS, Target};
+use gneiss::check::{self, CheckTarget, Comparison, OPS};
 
-/// What was found in one dtype.
+/// The results in one dtype.
 #[derive(serde::Serialize)]
-struct Found {
+struct LargeDtypeResults {
     dtype: &'static str,
     comparisons: Vec<Comparison>,
     not_run: Vec<NotRun>,
 }
 
-/// Runs the checks of `check` in these dtypes. Exit code 1 where something differs by more than it may, and where nothing
-/// was run.
+/// Runs the checks of `check` in these dtypes. Exit code 1 if a difference is larger than allowed, or if nothing was
+/// run.
 pub(super) fn run(check: &Check, device: &Device, dtypes: &[DType]) -> anyhow::Result<()> {
     let found = dtypes.iter().map(|d| one(check, device, *d)).collect::<anyhow::Result<Vec<_>>>()?;
     let all = || found.iter().flat_map(|f| &f.comparisons);
@@ -54,13 +54,13 @@ pub(super) fn run(check: &Check, device: &Device, dtypes: &[DType]) -> anyhow::R
     Ok(())
 }
 
-fn one(check: &Check, device: &Device, dtype: DType) -> anyhow::Result<Found> {
-    let target = Target { device, dtype, run: &|f: &mut dyn FnMut()| f() };
+fn one(check: &Check, device: &Device, dtype: DType) -> anyhow::Result<LargeDtypeResults> {
+    let target = CheckTarget { device, dtype, run: &|f: &mut dyn FnMut()| f() };
     let names: Vec<&str> = match &check.op[..] {
         [] => OPS.into_iter().chain([STEP]).collect(),
         some => some.iter().map(String::as_str).collect(),
     };
-    let mut found = Found { dtype: dtype.as_str(), comparisons: Vec::new(), not_run: Vec::new() };
+    let mut found = LargeDtypeResults { dtype: dtype.as_str(), comparisons: Vec::new(), not_run: Vec::new() };
     for name in names {
         eprintln!("{:<5} {name}", dtype.as_str());
         let of = check::large(&target, name, check.scale)?;

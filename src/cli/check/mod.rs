@@ -1,18 +1,18 @@
-//! `gneiss check`: whether a device computes what the CPU computes.
+//! `gneiss check`: checks that a device computes the same as the CPU.
 
 mod large;
 
 use super::text;
 use clap::Args;
-use gneiss::check::{self, Comparison, Curves, OPS, RunSize, Target};
+use gneiss::check::{self, CheckTarget, Comparison, Curves, OPS, RunSize};
 use gneiss::config::DtypeChoice;
 use gneiss::device::DeviceChoice;
 use gneiss::session;
 
 use candle_core::{DType, Device};
 
-/// Compares every op of a tuning step on a device with the CPU in f64, then a short tuning run with the same run on
-/// the CPU. Needs no model and no files. Exit code 1 where something differs by more than it may.
+/// Compares every op of a tuning step on a device with the CPU in f64, then a short tuning run with the same run on the
+/// CPU. Needs no model and no files. Exit code 1 if a difference is larger than allowed.
 #[derive(Args)]
 pub struct Check {
     /// auto, cpu, cuda[:n] or metal.
@@ -27,8 +27,8 @@ pub struct Check {
     /// Optimizer steps of the runs; 0 leaves them out.
     #[arg(long, default_value_t = 30)]
     steps: usize,
-    /// Compare at the sizes of real models instead, with plain ops on the same device in f32, and a step of 8,300 rows in
-    /// several passes with the same in one; cases that do not fit into the device's memory are named.
+    /// Compare at the sizes of real models instead, with plain ops on the same device in f32, and a step of 8,300 rows
+    /// in several passes with the same step in one. Cases that do not fit into the device's memory are listed.
     #[arg(long, conflicts_with = "steps")]
     large: bool,
     /// Divide the sizes of --large by this.
@@ -40,13 +40,14 @@ pub struct Check {
 }
 
 fn scale(text: &str) -> Result<usize, String> {
-    // Beyond it the smallest model has no feed-forward row left that kernels read 8 elements of at a time.
+    // With a larger scale, the smallest model has too few feed-forward columns for kernels that read 8 elements at
+    // once.
     text.trim().parse().ok().filter(|n| (1..=64).contains(n)).ok_or_else(|| "expected 1 to 64".into())
 }
 
-/// What was found in one dtype.
+/// The results in one dtype.
 #[derive(serde::Serialize)]
-struct Found {
+struct DtypeResults {
     dtype: &'static str,
     comparisons: Vec<Comparison>,
     runs: Vec<Curves>,
@@ -87,15 +88,15 @@ impl Check {
             }
             println!("\n{}", summary(&found));
         }
-        let wrong: usize = found.iter().map(Found::wrong).sum();
+        let wrong: usize = found.iter().map(DtypeResults::wrong).sum();
         if wrong > 0 {
             anyhow::bail!("{wrong} comparisons with the CPU do not hold");
         }
         Ok(())
     }
 
-    fn one(&self, device: &Device, dtype: DType) -> anyhow::Result<Found> {
-        let target = Target { device, dtype, run: &|f: &mut dyn FnMut()| f() };
+    fn one(&self, device: &Device, dtype: DType) -> anyhow::Result<DtypeResults> {
+        let target = CheckTarget { device, dtype, run: &|f: &mut dyn FnMut()| f() };
         let names: Vec<&str> = match &self.op[..] {
             [] => OPS.to_vec(),
             some => some.iter().map(String::as_str).collect(),
@@ -115,11 +116,11 @@ impl Check {
                 )?);
             }
         }
-        Ok(Found { dtype: dtype.as_str(), comparisons, runs })
+        Ok(DtypeResults { dtype: dtype.as_str(), comparisons, runs })
     }
 }
 
-impl Found {
+impl DtypeResults {
     fn allowed(&self) -> f64 {
         Curves::allowed(if self.dtype == "f32" { DType::F32 } else { DType::BF16 })
     }
@@ -131,14 +132,14 @@ impl Found {
     }
 }
 
-/// `error / allowed`; infinite where the error is not a number.
+/// `error / allowed`; infinite if the error is not a number.
 fn share(c: &Comparison) -> f64 {
     let share = if c.error == 0.0 { 0.0 } else { c.error / c.allowed };
     if share.is_nan() { f64::INFINITY } else { share }
 }
 
-/// Everything in a line.
-fn summary(found: &[Found]) -> String {
+/// The summary in one line.
+fn summary(found: &[DtypeResults]) -> String {
     let comparisons: Vec<&Comparison> = found.iter().flat_map(|f| &f.comparisons).collect();
     let runs: Vec<f64> =
         found.iter().flat_map(|f| f.runs.iter().map(|r| r.deviation() / f.allowed())).collect();
@@ -151,7 +152,7 @@ fn summary(found: &[Found]) -> String {
         "{} comparisons and {} runs in {dtypes}: {} wrong; at most {} and {} of what is allowed",
         comparisons.len(),
         runs.len(),
-        found.iter().map(Found::wrong).sum::<usize>(),
+        found.iter().map(DtypeResults::wrong).sum::<usize>(),
         largest(&mut comparisons.iter().map(|c| share(c))),
         largest(&mut runs.iter().copied()),
     )
@@ -178,7 +179,7 @@ fn ops_table(names: &[&str], found: &[(&str, &[Comparison])]) -> Vec<Vec<String>
     rows
 }
 
-fn runs_table(found: &[Found]) -> Vec<Vec<String>> {
+fn runs_table(found: &[DtypeResults]) -> Vec<Vec<String>> {
     let header = ["run", "dtype", "first loss", "last loss", "on the CPU", "deviation", "allowed"];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
     for of in found {

@@ -1,4 +1,4 @@
-//! An adapter: what it belongs to, and where its virtual tokens lie among the vocabulary's.
+//! An adapter: its base and settings, and the position of its virtual tokens among the vocabulary's.
 
 use super::{Report, line};
 use crate::cli::text;
@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use gneiss::checkpoint::{Checkpoint, TextTokenizer};
 use gneiss::prompt::peft::{Adapter, AdapterConfig, PromptTuningInit};
 use gneiss::prompt::vocabulary;
-use gneiss::prompt::vocabulary::{Neighbour, Norms, Place, Token, Vocabulary};
+use gneiss::prompt::vocabulary::{NearestPlace, Neighbour, Norms, Vocabulary, VocabularyToken};
 use gneiss::{Error, session};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -22,37 +22,37 @@ pub struct AdapterReport {
     norms: Norms,
     /// Mean norm of the base model's embeddings.
     vocabulary_mean_norm: Option<f64>,
-    tokens: Vec<VirtualToken>,
+    tokens: Vec<InspectedToken>,
 }
 
 #[derive(Serialize)]
-struct VirtualToken {
+struct InspectedToken {
     norm: f64,
-    /// The vocabulary's nearest, best first; empty without the base model.
+    /// The nearest tokens of the vocabulary, best first; empty without the base model.
     nearest: Vec<Neighbour>,
     initial: Option<Initial>,
 }
 
-/// The token that a virtual token began as.
+/// The token from which a virtual token started.
 #[derive(Serialize)]
 struct Initial {
     #[serde(flatten)]
-    token: Token,
+    token: VocabularyToken,
     /// L2 distance from it.
     moved: f64,
 }
 
-/// What is read of the base model.
-struct Base {
+/// The data of the base model.
+struct BaseModel {
     /// f32 [V, C] on the CPU.
     embedding: Tensor,
     tokenizer: Option<TextTokenizer>,
 }
 
-/// Looks at the adapter in a folder; `model` is used in the place of the base model that it names.
+/// Inspects the adapter in a folder; `model` replaces the base model that the adapter names.
 pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<AdapterReport> {
     let adapter = Adapter::read(path)?;
-    crate::cli::warn_of(&adapter);
+    crate::cli::warn_about(&adapter);
     let Adapter { prompt, config, .. } = adapter;
     let (rows, width) = prompt.dims2()?;
     let base = open(&config, model)?;
@@ -64,30 +64,31 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<AdapterReport
         tokens: Vec::new(),
         config,
     };
-    if let Some(Base { embedding, tokenizer }) = &base {
+    if let Some(BaseModel { embedding, tokenizer }) = &base {
         let vocabulary = Vocabulary::new(embedding, tokenizer.as_ref())?;
         report.vocabulary_mean_norm = Some(vocabulary.norms()?.mean);
         let began = began(&report.config, rows, tokenizer.as_ref())?;
         let mut initial = initial(&prompt, &began, &vocabulary, tokenizer.as_ref())?.into_iter();
-        let token = |Place { norm, nearest }| VirtualToken { norm, nearest, initial: initial.next() };
+        let token =
+            |NearestPlace { norm, nearest }| InspectedToken { norm, nearest, initial: initial.next() };
         report.tokens = vocabulary.place(&prompt)?.into_iter().map(token).collect();
     } else {
         let norms = vocabulary::row_norms(&prompt)?;
-        let token = |norm| VirtualToken { norm, nearest: Vec::new(), initial: None };
+        let token = |norm| InspectedToken { norm, nearest: Vec::new(), initial: None };
         report.tokens = norms.into_iter().map(token).collect();
     }
     Ok(report)
 }
 
-/// The base model. One that `model` names has to open; one that only the adapter names may be elsewhere.
-fn open(config: &AdapterConfig, model: Option<&str>) -> anyhow::Result<Option<Base>> {
+/// Opens the base model. If `model` names it, it must open; if only the adapter names it, it may be missing.
+fn open(config: &AdapterConfig, model: Option<&str>) -> anyhow::Result<Option<BaseModel>> {
     if let Some(model) = model {
-        return Ok(Some(Base::open(&session::locate(model)?, config.token_dim)?));
+        return Ok(Some(BaseModel::open(&session::locate(model)?, config.token_dim)?));
     }
     let why = match config.base_model_name_or_path.as_deref() {
         None | Some("") => "the adapter names none".to_owned(),
         Some(name) if !Path::new(name).exists() => format!("no {name} here"),
-        Some(name) => match session::locate(name).and_then(|path| Base::open(&path, config.token_dim)) {
+        Some(name) => match session::locate(name).and_then(|path| BaseModel::open(&path, config.token_dim)) {
             Ok(base) => return Ok(Some(base)),
             Err(error) => error.to_string(),
         },
@@ -96,7 +97,7 @@ fn open(config: &AdapterConfig, model: Option<&str>) -> anyhow::Result<Option<Ba
     Ok(None)
 }
 
-impl Base {
+impl BaseModel {
     fn open(path: &Path, width: usize) -> gneiss::Result<Self> {
         let bare = Checkpoint::open_without_tokenizer(path)?;
         let (v, c) = (bare.config.vocab_size, bare.config.hidden_size);
@@ -114,7 +115,7 @@ impl Base {
     }
 }
 
-/// The tokens that the virtual tokens began as; none where that is not known.
+/// The tokens from which the virtual tokens started; empty if they are not known.
 fn began(config: &AdapterConfig, rows: usize, tokenizer: Option<&TextTokenizer>) -> gneiss::Result<Vec<u32>> {
     let (Some(text), Some(tokenizer)) = (config.prompt_tuning_init_text.as_deref(), tokenizer) else {
         return Ok(Vec::new());
@@ -123,11 +124,11 @@ fn began(config: &AdapterConfig, rows: usize, tokenizer: Option<&TextTokenizer>)
     if config.prompt_tuning_init != PromptTuningInit::Text {
         return Ok(Vec::new());
     }
-    // A text is cut or repeated to the prompt's length, by PEFT as by gneiss.
+    // A text is cut or repeated to the prompt's length, by PEFT and by gneiss.
     Ok(ids.iter().copied().cycle().take(rows).collect())
 }
 
-/// How far each virtual token is from the token that it began as.
+/// The distance of each virtual token from the token from which it started.
 fn initial(
     prompt: &Tensor,
     began: &[u32],
@@ -139,7 +140,7 @@ fn initial(
     }
     let from = vocabulary.rows(began).context("the init text")?;
     let moved = vocabulary::row_norms(&(prompt.to_dtype(DType::F64)? - from.to_dtype(DType::F64)?)?)?;
-    let initial = |(id, moved): (&u32, f64)| Initial { token: Token::new(*id, tokenizer), moved };
+    let initial = |(id, moved): (&u32, f64)| Initial { token: VocabularyToken::new(*id, tokenizer), moved };
     Ok(began.iter().zip(moved).map(initial).collect())
 }
 

@@ -1,4 +1,4 @@
-//! A configuration: whether it holds together, what its files hold, what a run of it will take.
+//! A configuration: its problems, the content of its files, and the cost of a run.
 
 use super::dataset::DatasetReport;
 use super::{Report, line};
@@ -11,7 +11,7 @@ use gneiss::data::{Encoder, Template};
 use gneiss::model::{Dtypes, TuningMemory};
 use gneiss::prompt::peft::Adapter;
 use gneiss::prompt::vocabulary;
-use gneiss::tune::{Limits, Work, health};
+use gneiss::tune::{LargestStep, Limits, MemoryPlan, health};
 use gneiss::{Error, session};
 use serde::Serialize;
 use std::collections::HashSet;
@@ -23,65 +23,65 @@ pub struct ConfigReport {
     config: String,
     model: String,
     virtual_tokens: usize,
-    /// Tokens that all training inputs begin with.
+    /// Number of tokens with which all training inputs begin.
     shared_tokens: usize,
     /// Their text.
     shared_text: String,
-    /// The longest example with the prompt before it, and what the model has.
+    /// Positions of the longest example with the prompt before it, and of the model.
     positions: [usize; 2],
-    files: Vec<Split>,
+    files: Vec<SplitReport>,
     batches: Batches,
     steps_per_epoch: usize,
     steps: usize,
     memory: Vec<Memory>,
-    plan: Plan,
+    plan: PlanReport,
     #[serde(skip)]
     plan_text: [String; 2],
 }
 
-/// How tuning will fit into the memory of the device, bytes; it counts on the largest step of any epoch.
+/// How tuning will fit into the memory of the device, bytes; based on the largest step of any epoch.
 #[derive(Serialize)]
-struct Plan {
+struct PlanReport {
     budget: Option<usize>,
     reserve: usize,
     /// With the reserve.
     total: usize,
-    /// Beyond the budget.
+    /// Memory beyond the budget.
     missing: usize,
     max_rows: usize,
-    /// Blocks that are recomputed.
+    /// Layers that are recomputed.
     recompute: usize,
 }
 
 /// One of the configuration's files.
 #[derive(Serialize)]
-struct Split {
+struct SplitReport {
     split: &'static str,
-    /// Rows of the training file whose input also stands in this one; none for the training file itself.
+    /// Rows of the training file whose input is also in this file; `None` for the training file itself.
     inputs_shared_with_train: Option<usize>,
     #[serde(flatten)]
     dataset: DatasetReport,
 }
 
-/// Rows that go through the model in the optimizer steps of the first epoch.
+/// Rows that run through the model in the optimizer steps of the first epoch.
 #[derive(Serialize)]
 struct Batches {
     mean_rows: f64,
     max_rows: usize,
-    /// The same batches padded to their longest example, the virtual tokens before each.
+    /// The same batches padded to their longest example, with the virtual tokens before each.
     mean_padded_rows: f64,
     max_padded_rows: usize,
     /// Rows of each step, in order.
     rows: Vec<usize>,
-    /// Rows and target rows that are alive at once in the largest step.
+    /// Rows and target rows that are in memory at once in the largest step.
     #[serde(skip)]
     largest: (usize, usize),
-    /// Target rows of all rows.
+    /// Target rows as a share of all rows.
     #[serde(skip)]
     target_share: f64,
 }
 
-/// What tuning needs, bytes.
+/// The memory for tuning, bytes.
 #[derive(Serialize)]
 struct Memory {
     what: &'static str,
@@ -93,7 +93,7 @@ struct Memory {
     total: usize,
 }
 
-/// Looks at a configuration; `model` is used in the place of its own.
+/// Inspects a configuration; `model` replaces its model.
 pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<ConfigReport> {
     let mut config = Config::load(path, &[])?;
     if let Some(model) = model {
@@ -108,19 +108,14 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<ConfigReport>
     let (files, train, longest) = splits(&config, &session::encoder(&config.data, &tokenizer, &template))?;
     let virtual_tokens = virtual_tokens(&config, &tokenizer)?;
     let positions = [virtual_tokens + longest, shape.max_position_embeddings];
-    if positions[0] > positions[1] {
-        eprintln!(
-            "positions  {} are more than the model's {}: tuning will refuse them; lower data.max_input_tokens \
-             or prompt.num_virtual_tokens",
-            positions[0], positions[1]
-        );
-    }
+    warn_about_positions(positions);
     let memory = TuningMemory::new(&shape, dtypes, device.location());
-    let work = Work::of(&train, virtual_tokens, config.train.batch_size * config.train.accumulate_steps);
+    let work =
+        LargestStep::new(&train, virtual_tokens, config.train.batch_size * config.train.accumulate_steps);
     let plan = gneiss::tune::fit::plan(&config.train, &memory, &work, &device, false)?;
     let prefix_pass_rows = memory.prefix_pass_rows(plan.limits.max_rows);
     let packing = Packing { max_rows: plan.limits.max_rows, prefix_pass_rows, long_above: None };
-    let batches = Batches::of(&config, &train, virtual_tokens, packing);
+    let batches = Batches::count(&config, &train, virtual_tokens, packing);
     let steps_per_epoch = batches.rows.len();
     let Limits { max_rows, recompute } = plan.limits;
     let at = |what, rows: usize, targets: usize| {
@@ -152,20 +147,37 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<ConfigReport>
         steps_per_epoch,
         memory: vec![at("largest step", rows, targets), at("full pass", max_rows, targets_at_most)],
         batches,
-        plan: Plan {
-            budget: plan.budget.bytes,
-            reserve: plan.reserve,
-            total: plan.total(),
-            missing: plan.missing(),
-            max_rows,
-            recompute,
-        },
+        plan: PlanReport::new(&plan),
         plan_text: text::plan(&plan),
     })
 }
 
-/// All files with their reports, the training examples, and the longest example's tokens.
-fn splits(config: &Config, encoder: &Encoder) -> anyhow::Result<(Vec<Split>, Vec<Example>, usize)> {
+/// Prints a warning if the longest example has more positions than the model.
+fn warn_about_positions(positions: [usize; 2]) {
+    if positions[0] > positions[1] {
+        eprintln!(
+            "positions  {} are more than the model's {}: tuning will refuse them; lower data.max_input_tokens \
+             or prompt.num_virtual_tokens",
+            positions[0], positions[1]
+        );
+    }
+}
+
+impl PlanReport {
+    fn new(plan: &MemoryPlan) -> Self {
+        Self {
+            budget: plan.budget.bytes,
+            reserve: plan.reserve,
+            total: plan.total(),
+            missing: plan.missing(),
+            max_rows: plan.limits.max_rows,
+            recompute: plan.limits.recompute,
+        }
+    }
+}
+
+/// All files with their reports, the training examples, and the number of tokens of the longest example.
+fn splits(config: &Config, encoder: &Encoder) -> anyhow::Result<(Vec<SplitReport>, Vec<Example>, usize)> {
     let data = &config.data;
     let (mut files, mut train, mut longest) = (Vec::new(), Vec::new(), 0);
     let mut inputs = Vec::new();
@@ -186,12 +198,12 @@ fn splits(config: &Config, encoder: &Encoder) -> anyhow::Result<(Vec<Split>, Vec
             let there: HashSet<&str> = dataset.records.iter().map(|r| r.input.as_str()).collect();
             Some(inputs.iter().filter(|input| there.contains(input.as_str())).count())
         };
-        files.push(Split { split, inputs_shared_with_train, dataset: report });
+        files.push(SplitReport { split, inputs_shared_with_train, dataset: report });
     }
     Ok((files, train, longest))
 }
 
-/// Rows that the prompt will have.
+/// Number of rows that the prompt will have.
 fn virtual_tokens(config: &Config, tokenizer: &TextTokenizer) -> anyhow::Result<usize> {
     let options = &config.prompt;
     let n = match (options.num_virtual_tokens, options.init_method) {
@@ -209,15 +221,15 @@ fn virtual_tokens(config: &Config, tokenizer: &TextTokenizer) -> anyhow::Result<
 }
 
 impl Batches {
-    /// The first epoch's, in the order that the trainer takes.
-    fn of(config: &Config, train: &[Example], virtual_tokens: usize, packing: Packing) -> Self {
+    /// The batches of the first epoch, in the trainer's order.
+    fn count(config: &Config, train: &[Example], virtual_tokens: usize, packing: Packing) -> Self {
         let options = &config.train;
         let order = gneiss::tune::epoch_order(train.len(), options, 1);
         let (mut rows, mut padded) = (Vec::new(), Vec::new());
         let (mut largest, mut targets) = ((0, 0), 0);
         for step in order.chunks(options.batch_size * options.accumulate_steps) {
             let group = PrefixGroup::new(0..virtual_tokens as u32, step.iter().map(|i| &train[*i]));
-            // The size of the vocabulary numbers the virtual tokens, and doesn't count here.
+            // The vocabulary size numbers the virtual tokens, and doesn't matter here.
             let passes = Passes::packed(&[group], packing);
             let rest = passes
                 .example_passes
@@ -261,7 +273,7 @@ impl Report for ConfigReport {
         };
         line("inputs share", shared);
         line("positions", format!("{} of the model's {}", self.positions[0], self.positions[1]));
-        for Split { split, inputs_shared_with_train, dataset } in &self.files {
+        for SplitReport { split, inputs_shared_with_train, dataset } in &self.files {
             println!("\n{split}");
             dataset.print();
             if let Some(n) = inputs_shared_with_train {
@@ -301,7 +313,7 @@ impl Report for ConfigReport {
         line("plan", needs);
         line("", limits);
         if self.plan.missing > 0 {
-            line("", format!("by estimate {} more than there are", bytes(self.plan.missing)));
+            line("", format!("by estimate {} more than is free", bytes(self.plan.missing)));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A dataset: rows, labels, lengths, and how many rows the limits cut.
+//! A dataset: rows, labels, lengths, and the number of rows that the limits cut.
 
 use super::{Report, count, lengths_json, line, print_lengths};
 use crate::cli::text;
@@ -12,25 +12,25 @@ use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// Distinct outputs that still count as labels.
+/// Most distinct outputs that still count as labels.
 const MOST_LABELS: usize = 20;
 
-/// How a dataset is read; a configuration says it itself.
+/// How a dataset is read; a configuration has its own settings.
 #[derive(Args)]
-pub struct Options {
-    /// Of a dataset: the text that the model reads.
+pub struct DatasetOptions {
+    /// For a dataset: template of the text that the model reads.
     #[arg(long, default_value = "{{input}}")]
     verbalizer: String,
-    /// Of a dataset: tokens that an input is cut to.
+    /// For a dataset: most tokens of an input.
     #[arg(long, default_value_t = 256)]
     max_input_tokens: usize,
-    /// Of a dataset: tokens that an output is cut to.
+    /// For a dataset: most tokens of an output.
     #[arg(long, default_value_t = 128)]
     max_output_tokens: usize,
-    /// Of a dataset: column or field that holds the input.
+    /// For a dataset: column or field that holds the input.
     #[arg(long, default_value = "input")]
     input: String,
-    /// Of a dataset: column or field that holds the output.
+    /// For a dataset: column or field that holds the output.
     #[arg(long, default_value = "output")]
     output: String,
 }
@@ -42,23 +42,23 @@ pub struct DatasetReport {
     file: String,
     /// Rows.
     pub rows: usize,
-    /// Outputs that differ.
+    /// Number of distinct outputs.
     pub distinct_outputs: usize,
-    /// Rows of each output, the most frequent first; none where outputs are no labels.
+    /// Rows of each output, the most frequent first; `None` if outputs are no labels.
     pub labels: Option<Vec<(String, usize)>>,
-    /// Words of the inputs.
+    /// Number of words of the inputs.
     #[serde(serialize_with = "lengths_json")]
     pub words_per_input: LengthStats,
-    tokens: Option<Tokens>,
-    /// What was read otherwise than one may expect.
+    tokens: Option<TokenLengths>,
+    /// Notes about how the file was read.
     notes: Vec<String>,
-    /// What is likely to be a fault of the file.
+    /// Probable faults of the file.
     warnings: Vec<String>,
 }
 
-/// Lengths in tokens before any cut, and what the limits cut.
+/// Lengths in tokens before any cut, and the number of rows that the limits cut.
 #[derive(Serialize)]
-struct Tokens {
+struct TokenLengths {
     #[serde(serialize_with = "lengths_json")]
     inputs: LengthStats,
     #[serde(serialize_with = "lengths_json")]
@@ -69,8 +69,8 @@ struct Tokens {
     targets_cut: usize,
 }
 
-/// Looks at a dataset; with a model, at its tokens too.
-pub fn inspect(path: &Path, model: Option<&str>, options: &Options) -> anyhow::Result<DatasetReport> {
+/// Inspects a dataset; with a model also its tokens.
+pub fn inspect(path: &Path, model: Option<&str>, options: &DatasetOptions) -> anyhow::Result<DatasetReport> {
     let template = Template::parse(&options.verbalizer)?;
     let dataset = read(path, options)?;
     let mut report = DatasetReport::new(&dataset);
@@ -94,8 +94,8 @@ pub fn inspect(path: &Path, model: Option<&str>, options: &Options) -> anyhow::R
     Ok(report)
 }
 
-/// A dataset; its outputs are labels if few of them differ, and then in the form of labels.
-fn read(path: &Path, options: &Options) -> gneiss::Result<Dataset> {
+/// Reads a dataset; its outputs count as labels if few of them differ, and then are brought into the form of labels.
+fn read(path: &Path, options: &DatasetOptions) -> gneiss::Result<Dataset> {
     let mut dataset = Dataset::read(path, &options.input, &options.output)?;
     let mut outputs = BTreeSet::new();
     for record in &dataset.records {
@@ -109,7 +109,7 @@ fn read(path: &Path, options: &Options) -> gneiss::Result<Dataset> {
 }
 
 impl DatasetReport {
-    /// What a dataset's text says.
+    /// The report of a dataset's text.
     pub fn new(dataset: &Dataset) -> Self {
         let outputs = labels(&dataset.records);
         let words = dataset.records.iter().map(|r| r.input.split_whitespace().count());
@@ -118,14 +118,14 @@ impl DatasetReport {
             rows: dataset.records.len(),
             distinct_outputs: outputs.len(),
             labels: (outputs.len() <= MOST_LABELS).then_some(outputs),
-            words_per_input: LengthStats::of(words),
+            words_per_input: LengthStats::from_lengths(words),
             tokens: None,
             notes: dataset.notes.clone(),
             warnings: dataset.warnings.clone(),
         }
     }
 
-    /// Says on stderr what is worth a word of the file, `key` before it.
+    /// Prints the notes and warnings about the file on stderr, with `key` before them.
     pub fn warn(&self, key: &str) {
         self.notes.iter().for_each(|text| eprintln!("note       {key}{text}"));
         self.warnings.iter().for_each(|text| eprintln!("warning    {key}{text}"));
@@ -134,11 +134,12 @@ impl DatasetReport {
     /// Adds the lengths in tokens; returns the examples as `encoder` cuts them.
     pub fn encode(&mut self, dataset: &Dataset, encoder: &Encoder) -> gneiss::Result<Encoded> {
         let cut = encoder.encode_dataset(dataset)?;
-        let whole = Encoder { max_input_tokens: usize::MAX, max_output_tokens: usize::MAX, ..*encoder };
-        let whole = whole.encode_dataset(dataset)?;
-        let lengths =
-            |of: fn(&Example) -> &[u32]| LengthStats::of(whole.examples.iter().map(move |e| of(e).len()));
-        self.tokens = Some(Tokens {
+        let uncut = Encoder { max_input_tokens: usize::MAX, max_output_tokens: usize::MAX, ..*encoder };
+        let uncut = uncut.encode_dataset(dataset)?;
+        let lengths = |of: fn(&Example) -> &[u32]| {
+            LengthStats::from_lengths(uncut.examples.iter().map(move |e| of(e).len()))
+        };
+        self.tokens = Some(TokenLengths {
             inputs: lengths(|e| &e.input),
             targets: lengths(|e| &e.target),
             max_input_tokens: encoder.max_input_tokens,
@@ -185,7 +186,7 @@ impl Report for DatasetReport {
     }
 }
 
-/// An output as it is, or with escapes where it holds what can't be seen.
+/// An output as it is, or with escapes if it contains invisible characters.
 fn shown(output: &str) -> String {
     let hides = normalize(output) != output || output.contains(['\u{200c}', '\u{200d}']);
     if hides { escaped(output) } else { output.to_owned() }

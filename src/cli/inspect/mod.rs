@@ -1,4 +1,4 @@
-//! `gneiss inspect`: what a model, adapter, run, dataset or configuration holds.
+//! `gneiss inspect`: describes a model, adapter, run, dataset or configuration.
 
 mod adapter;
 mod config;
@@ -11,31 +11,32 @@ use gneiss::Error;
 use gneiss::checkpoint::HubOptions;
 use gneiss::data::LengthStats;
 use gneiss::data::dataset::is_dataset;
+use gneiss::layout;
 use gneiss::prompt::peft::{Place, adapters_in};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
-/// Says what a path holds: a model (folder, .gguf file, hub id), an adapter (folder, hub id), a run, a dataset (.csv, .tsv,
-/// .json, .jsonl, .ndjson, .parquet, or one of them with .gz) or a whole configuration (.toml).
+/// Describes the content of a path: a model (folder, .gguf file, hub id), an adapter (folder, hub id), a run, a dataset
+/// (.csv, .tsv, .json, .jsonl, .ndjson, .parquet, or one of them with .gz) or a complete configuration (.toml).
 #[derive(Args)]
 pub struct Inspect {
-    /// A folder, a file or org/name[@revision]; what it is decides what is said.
+    /// A folder, a file or org/name[@revision]; its kind decides the output.
     path: String,
     /// The model whose tokenizer and embeddings are used; adapters and configurations name their own.
     #[arg(long)]
     model: Option<String>,
     #[command(flatten)]
-    dataset: dataset::Options,
+    dataset: dataset::DatasetOptions,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// What a path can be.
-enum Kind {
+/// The kinds of a path.
+enum PathKind {
     Model,
-    /// In this folder.
+    /// An adapter, in this folder.
     Adapter(PathBuf),
     Run,
     Dataset,
@@ -47,11 +48,11 @@ impl Inspect {
     pub fn run(self) -> anyhow::Result<()> {
         let (path, base) = (Path::new(&self.path), self.model.as_deref());
         match kind(path)? {
-            Kind::Model => self.print(&model::inspect(&self.path)?),
-            Kind::Adapter(folder) => self.print(&adapter::inspect(&folder, base)?),
-            Kind::Run => self.print(&run::inspect(path, base)?),
-            Kind::Dataset => self.print(&dataset::inspect(path, base, &self.dataset)?),
-            Kind::Config => self.print(&config::inspect(path, base)?),
+            PathKind::Model => self.print(&model::inspect(&self.path)?),
+            PathKind::Adapter(folder) => self.print(&adapter::inspect(&folder, base)?),
+            PathKind::Run => self.print(&run::inspect(path, base)?),
+            PathKind::Dataset => self.print(&dataset::inspect(path, base, &self.dataset)?),
+            PathKind::Config => self.print(&config::inspect(path, base)?),
         }
     }
 
@@ -71,20 +72,20 @@ trait Report: Serialize {
     fn print(&self);
 }
 
-fn kind(path: &Path) -> anyhow::Result<Kind> {
+fn kind(path: &Path) -> anyhow::Result<PathKind> {
     if path.is_dir() {
         let files = [
-            ("adapter_config.json", Kind::Adapter(path.to_path_buf())),
-            ("metrics.jsonl", Kind::Run),
-            ("config.json", Kind::Model),
+            (layout::adapter_folder::CONFIG, PathKind::Adapter(path.to_path_buf())),
+            (layout::METRICS, PathKind::Run),
+            (layout::model_folder::CONFIG, PathKind::Model),
         ];
         let names = files.each_ref().map(|(name, _)| *name).join(", ");
         if let Some((_, kind)) = files.into_iter().find(|(name, _)| path.join(name).is_file()) {
             return Ok(kind);
         }
-        // The folder that PEFT saves an adapter with a name into.
+        // The folder into which PEFT saves a named adapter.
         if !adapters_in(path).is_empty() {
-            return Ok(Kind::Adapter(Place::find(path, &HubOptions::from_env())?.folder));
+            return Ok(PathKind::Adapter(Place::find(path, &HubOptions::from_env())?.folder));
         }
         let problem = format!(
             "expected a model, an adapter or a run, found a folder with none of {names}; for a GGUF file give its own \
@@ -94,13 +95,13 @@ fn kind(path: &Path) -> anyhow::Result<Kind> {
     }
     let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
     Ok(match extension.as_deref() {
-        _ if is_dataset(path) => Kind::Dataset,
-        Some("toml") => Kind::Config,
-        _ if path.exists() => Kind::Model,
+        _ if is_dataset(path) => PathKind::Dataset,
+        Some("toml") => PathKind::Config,
+        _ if path.exists() => PathKind::Model,
         _ => match Place::on_hub(path, &HubOptions::from_env()) {
-            Ok(Some(place)) => Kind::Adapter(place.folder),
-            // What is no model is said by the model's own errors.
-            Ok(None) | Err(Error::Invalid(_) | Error::Checkpoint { .. }) => Kind::Model,
+            Ok(Some(place)) => PathKind::Adapter(place.folder),
+            // For anything else the model's own errors say what is wrong.
+            Ok(None) | Err(Error::Invalid(_) | Error::Checkpoint { .. }) => PathKind::Model,
             Err(error) => return Err(error.into()),
         },
     })
@@ -111,7 +112,7 @@ fn line(key: &str, value: impl std::fmt::Display) {
     println!("{key:<16} {value}");
 }
 
-/// A report's histogram: its line of numbers behind the key, its bars below.
+/// A histogram of a report: its line of numbers after the key, its bars below.
 fn print_lengths(key: &str, lengths: &LengthStats) {
     let text = lengths.to_string();
     let mut lines = text.lines();
@@ -119,7 +120,7 @@ fn print_lengths(key: &str, lengths: &LengthStats) {
     lines.for_each(|bar| line("", bar));
 }
 
-/// Lengths for machines.
+/// Lengths as JSON.
 fn lengths_json<S: serde::Serializer>(lengths: &LengthStats, out: S) -> Result<S::Ok, S::Error> {
     let LengthStats { count, min, median, mean, p95, max, bins } = lengths;
     let bin = |(first, last, n): &(usize, usize, usize)| json!({ "first": first, "last": last, "count": n });
@@ -128,7 +129,7 @@ fn lengths_json<S: serde::Serializer>(lengths: &LengthStats, out: S) -> Result<S
         .serialize(out)
 }
 
-/// `n` of a thing whose plural takes an s.
+/// `n` of a thing whose plural has an s.
 fn count(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }

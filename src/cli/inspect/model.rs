@@ -1,4 +1,4 @@
-//! A model: shape, multipliers, storage, tokenizer, and what tuning it will need.
+//! A model: shape, multipliers, storage, tokenizer, and the memory for tuning.
 
 use super::{Report, count, line};
 use crate::cli::text;
@@ -6,14 +6,15 @@ use candle_core::DType;
 use gneiss::checkpoint::{Checkpoint, ModelConfig, ModelType, TextTokenizer};
 use gneiss::config::DtypeChoice;
 use gneiss::device::DeviceChoice;
+use gneiss::layout::model_folder::CONFIG;
 use gneiss::model::{Dtypes, Parameters, TuningMemory};
 use gneiss::ops::rope::Rope;
-use gneiss::prompt::vocabulary::Token;
+use gneiss::prompt::vocabulary::VocabularyToken;
 use gneiss::session;
 use serde::Serialize;
 use std::path::Path;
 
-/// A model, none of whose weights was read.
+/// A model; none of its weights is read.
 #[derive(Serialize)]
 pub struct ModelReport {
     model: String,
@@ -50,11 +51,11 @@ struct RopeReport {
 #[derive(Serialize)]
 struct TokenizerReport {
     vocabulary: usize,
-    eos_token: Token,
-    stop_tokens: Vec<Token>,
+    eos_token: VocabularyToken,
+    stop_tokens: Vec<VocabularyToken>,
 }
 
-/// What tuning needs in one dtype, bytes.
+/// The memory for tuning in one dtype, bytes.
 #[derive(Serialize)]
 struct MemoryReport {
     dtype: &'static str,
@@ -62,7 +63,7 @@ struct MemoryReport {
     weights: usize,
     tape_per_row: usize,
     tape: usize,
-    /// With every block recomputed but the last.
+    /// With every layer recomputed except the last.
     recomputed_tape: usize,
     head: usize,
     workspace: usize,
@@ -78,7 +79,7 @@ impl RopeReport {
     }
 }
 
-/// Looks at a model.
+/// Inspects a model.
 pub fn inspect(id: &str) -> anyhow::Result<ModelReport> {
     let path = session::locate(id)?;
     let (config, storage) = open(&path)?;
@@ -95,8 +96,8 @@ pub fn inspect(id: &str) -> anyhow::Result<ModelReport> {
     };
     let tokenizer = tokenizer.as_ref().map(|t| TokenizerReport {
         vocabulary: t.tokenizer.get_vocab_size(true),
-        eos_token: Token::new(t.eos_token_id, Some(t)),
-        stop_tokens: t.stop_token_ids.iter().map(|id| Token::new(*id, Some(t))).collect(),
+        eos_token: VocabularyToken::new(t.eos_token_id, Some(t)),
+        stop_tokens: t.stop_token_ids.iter().map(|id| VocabularyToken::new(*id, Some(t))).collect(),
     });
     let (format, bytes_on_disk) = storage.unzip();
     Ok(ModelReport {
@@ -128,7 +129,7 @@ pub fn inspect(id: &str) -> anyhow::Result<ModelReport> {
     })
 }
 
-/// The configuration; format and bytes on disk too, where the weights are there.
+/// The configuration; with format and bytes on disk if the weights are there.
 fn open(path: &Path) -> anyhow::Result<(ModelConfig, Option<(String, u64)>)> {
     match Checkpoint::open_without_tokenizer(path) {
         Ok(bare) => {
@@ -136,7 +137,7 @@ fn open(path: &Path) -> anyhow::Result<(ModelConfig, Option<(String, u64)>)> {
             Ok((bare.config, Some((bare.format, bare.weights.bytes_on_disk()))))
         }
         Err(error) if path.is_dir() => {
-            let config = ModelConfig::from_json(&path.join("config.json"))?;
+            let config = ModelConfig::from_json(&path.join(CONFIG))?;
             eprintln!("weights    none: {error}");
             Ok((config, None))
         }
@@ -144,8 +145,8 @@ fn open(path: &Path) -> anyhow::Result<(ModelConfig, Option<(String, u64)>)> {
     }
 }
 
-/// What tuning needs where the configuration leaves device and rows to gneiss. No dataset is known here, so no
-/// target rows are counted.
+/// The memory for tuning if the configuration leaves device and rows to gneiss. There is no dataset here, so no target
+/// rows are counted.
 fn memory(config: &ModelConfig) -> anyhow::Result<Vec<MemoryReport>> {
     let device = crate::cli::device(DeviceChoice::Auto)?;
     let rows = gneiss::tune::max_rows(0, &device);
@@ -178,7 +179,7 @@ impl Report for ModelReport {
             "shape",
             format!(
                 "{}, hidden {}, {} over {} of size {}, feed-forward {}, vocabulary {}",
-                count(self.num_hidden_layers, "block"),
+                count(self.num_hidden_layers, "layer"),
                 self.hidden_size,
                 count(self.num_attention_heads, "head"),
                 count(self.num_key_value_heads, "key-value head"),
@@ -204,13 +205,19 @@ impl Report for ModelReport {
             line("storage", format!("{format}, {} on disk", text::bytes(bytes)));
         }
         if let Some(TokenizerReport { vocabulary, eos_token, stop_tokens }) = &self.tokenizer {
-            let token = |t: &Token| format!("{} ({})", t.visible(), t.id);
+            let token = |t: &VocabularyToken| format!("{} ({})", t.visible(), t.id);
             let stop = stop_tokens.iter().map(token).collect::<Vec<_>>().join(", ");
             line(
                 "tokenizer",
                 format!("{vocabulary} tokens, end of text {}, stops at {stop}", token(eos_token)),
             );
         }
+        self.print_memory();
+    }
+}
+
+impl ModelReport {
+    fn print_memory(&self) {
         let Some(first) = self.tuning_memory.first() else { return };
         println!("\nmemory for tuning, {} rows at a time", first.rows);
         let columns = self.tuning_memory.iter();
@@ -227,7 +234,7 @@ impl Report for ModelReport {
                 row("weights", &|m| m.weights),
                 row("tape", &|m| m.tape),
                 row("  a row", &|m| m.tape_per_row),
-                row("  with blocks recomputed", &|m| m.recomputed_tape),
+                row("  with layers recomputed", &|m| m.recomputed_tape),
                 row("workspace", &|m| m.workspace),
                 row("  head buffer", &|m| m.head),
                 row("total", &|m| m.total),
@@ -235,9 +242,7 @@ impl Report for ModelReport {
             ])
         );
     }
-}
 
-impl ModelReport {
     fn positions(&self) -> String {
         let rope = match &self.rope {
             None => "not embedded".to_owned(),

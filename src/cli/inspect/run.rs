@@ -1,9 +1,9 @@
-//! A run folder: its adapter, and the course of its loss.
+//! A run folder: its adapter and its losses.
 
 use super::adapter::{self, AdapterReport};
 use super::{Report, count, line};
 use gneiss::layout::{ADAPTER, METRICS};
-use gneiss::run::read::{Record, records};
+use gneiss::run::read::{RunRecord, records};
 use gneiss::tune::{EpochRecord, StepRecord};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -20,17 +20,17 @@ pub struct RunReport {
     last_step: Option<StepRecord>,
     last_epoch: Option<EpochRecord>,
     best_epoch: Option<EpochRecord>,
-    /// The tuned prompt; none while the run is under way.
+    /// The tuned prompt; `None` while the run goes on.
     adapter: Option<AdapterReport>,
 }
 
-/// Looks at a run; `model` is used in the place of the base model that its adapter names.
+/// Inspects a run; `model` replaces the base model that its adapter names.
 pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<RunReport> {
     let (mut steps, mut epochs) = (Vec::new(), Vec::new());
     for record in records(&path.join(METRICS))? {
         match record {
-            Record::Step(step) => steps.push(step),
-            Record::Epoch(epoch) => epochs.push(epoch),
+            RunRecord::Step(step) => steps.push(step),
+            RunRecord::Epoch(epoch) => epochs.push(epoch),
         }
     }
     let folder = path.join(ADAPTER);
@@ -54,7 +54,7 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<RunReport> {
     })
 }
 
-/// What an epoch is judged by: the validation's loss, else the training's.
+/// The loss by which an epoch is judged: the validation's, otherwise the training's.
 fn loss(epoch: &EpochRecord) -> f64 {
     epoch.validation_loss.or(epoch.train_loss).unwrap_or(f64::INFINITY)
 }

@@ -1,4 +1,5 @@
-//! Steps 8 and 9 of the tutorial: a server with base and tuned prompt, and the test file asked of both over HTTP.
+//! Steps 8 and 9 of the tutorial: a server with the base model and the tuned prompt, and both asked over HTTP to answer
+//! the test file.
 
 use super::super::eval::share;
 use super::super::serve::{self, RunningServer};
@@ -11,9 +12,8 @@ use gneiss::evaluate::{Answers, Evaluation};
 use gneiss::layout;
 use gneiss::prompt::MAX_NAME_CHARS;
 use gneiss::prompt::peft::Adapter;
-use gneiss::serve::ServerLimits;
-use gneiss::serve::ServerOptions;
 use gneiss::serve::served::Served;
+use gneiss::serve::{ServerLimits, ServerOptions};
 use gneiss::session::Session;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -21,30 +21,30 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// Requests that wait for an answer at a time.
+/// Most requests that wait for an answer at the same time.
 const CONNECTIONS: usize = 32;
 
-/// Seconds that an answer may take.
+/// Most seconds for an answer.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// A model's answers over HTTP beside those of step 7.
+/// A model's answers over HTTP, compared with those of step 7.
 #[derive(Debug, Clone, serde::Serialize)]
-pub(super) struct ServedAnswers {
-    /// The model's name at the server.
+pub(super) struct HttpAnswers {
+    /// The model's name on the server.
     model: String,
-    /// Rows asked.
+    /// Number of rows.
     rows: usize,
-    /// Answers that are the expected output.
+    /// Number of answers that equal the expected output.
     correct: usize,
-    /// The same of step 7.
+    /// The same number in step 7.
     correct_before: usize,
-    /// Answers that are those of step 7.
+    /// Number of answers that equal those of step 7.
     same: usize,
-    /// Wall time of all.
+    /// Wall time of all answers.
     seconds: f64,
 }
 
-/// A server under way, which ends with this.
+/// A running server, which ends when this value is dropped.
 struct Server {
     url: String,
     /// The tuned prompt's name.
@@ -63,22 +63,14 @@ pub(super) fn steps(
     folder: &Path,
     evaluation: &Evaluation,
     show: bool,
-) -> anyhow::Result<Vec<ServedAnswers>> {
+) -> anyhow::Result<Vec<HttpAnswers>> {
     if show {
-        step(
-            8,
-            "Deployment",
-            "a server on this machine, for OpenAI's and watsonx's clients, until the end of this tutorial",
-        );
+        step(8);
     }
     let server = Server::start(config, session, folder)?;
     if show {
         print_server(config, folder, &server, evaluation)?;
-        step(
-            9,
-            "Tuned against base, over HTTP",
-            "both answer the test file again, as a program elsewhere would ask",
-        );
+        step(9);
     }
     let answers = server.ask(config, evaluation)?;
     server.end()?;
@@ -104,7 +96,7 @@ impl Server {
         let (end, ended) = tokio::sync::oneshot::channel();
         let app = deployed.app.clone();
         let serving = runtime.spawn(gneiss::serve::serve(vec![listener], app, async {
-            // Whoever held the other end is gone: that ends it as well.
+            // An error means that the other end is gone, which ends the server as well.
             let _ = ended.await;
         }));
         Ok(Self {
@@ -118,7 +110,7 @@ impl Server {
         })
     }
 
-    /// Ends the server, every request answered.
+    /// Ends the server after every request is answered.
     fn end(mut self) -> anyhow::Result<()> {
         drop(self.end.take());
         if let (Some(runtime), Some(serving)) = (self.runtime.take(), self.serving.take()) {
@@ -127,27 +119,27 @@ impl Server {
         self.deployed.take().map_or(Ok(()), RunningServer::end)
     }
 
-    /// Asks base and tuned prompt for every row that step 7 asked for: watsonx's requests, as the tutorial's own step 9
-    /// sends them.
-    fn ask(&self, config: &Config, evaluation: &Evaluation) -> anyhow::Result<Vec<ServedAnswers>> {
+    /// Asks the base model and the tuned prompt for every row of step 7: with watsonx's requests, as the tutorial's own
+    /// step 9 sends them.
+    fn ask(&self, config: &Config, evaluation: &Evaluation) -> anyhow::Result<Vec<HttpAnswers>> {
         let [base, tuned, ..] = &evaluation.arms[..] else {
             anyhow::bail!("step 7 asked base and tuned prompt")
         };
         let template = Template::parse(&config.data.verbalizer)?;
         let parameters =
             json!({"decoding_method": "greedy", "max_new_tokens": config.data.max_output_tokens});
-        let behind_words = |input: &str| {
+        let with_hard_prompt = |input: &str| {
             let text = template.render(input);
             let words = &evaluation.hard_prompt;
             let input = if words.is_empty() { text } else { format!("{words} {text}") };
             json!({"model_id": self.base, "input": input, "parameters": parameters})
         };
         // The server knows the prompt's verbalizer.
-        let behind_prompt = |input: &str| json!({"input": input, "parameters": parameters});
+        let with_soft_prompt = |input: &str| json!({"input": input, "parameters": parameters});
         let deployment = format!("/ml/v1/deployments/{}/text/generation", self.name);
         Ok(vec![
-            self.ask_one(&self.base, "/ml/v1/text/generation", &base.answers, &behind_words)?,
-            self.ask_one(&self.name, &deployment, &tuned.answers, &behind_prompt)?,
+            self.ask_one(&self.base, "/ml/v1/text/generation", &base.answers, &with_hard_prompt)?,
+            self.ask_one(&self.name, &deployment, &tuned.answers, &with_soft_prompt)?,
         ])
     }
 
@@ -157,7 +149,7 @@ impl Server {
         path: &str,
         answers: &Answers,
         body: &(dyn Fn(&str) -> Value + Sync),
-    ) -> anyhow::Result<ServedAnswers> {
+    ) -> anyhow::Result<HttpAnswers> {
         let (rows, next, started) = (&answers.predictions, AtomicUsize::new(0), Instant::now());
         let bar = progress::bar(rows.len(), "asking", progress::COUNT);
         let texts = Mutex::new(vec![String::new(); rows.len()]);
@@ -185,7 +177,7 @@ impl Server {
         bar.finish_and_clear();
         let texts = texts.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         let count = |fits: &dyn Fn(usize) -> bool| (0..rows.len()).filter(|i| fits(*i)).count();
-        Ok(ServedAnswers {
+        Ok(HttpAnswers {
             model: model.to_owned(),
             rows: rows.len(),
             correct: count(&|i| texts[i] == rows[i].expected),
@@ -203,7 +195,7 @@ impl Server {
         serde_json::from_str(&text).with_context(|| format!("{url}: {text}"))
     }
 
-    /// One request as a person would send it, and what comes back.
+    /// One request as a person would send it, and its answer.
     fn example(&self, config: &Config, input: &str) -> anyhow::Result<(String, String)> {
         let path = format!("/ml/v1/deployments/{}/text/generation", self.name);
         let body = json!({"input": input, "parameters": {"max_new_tokens": config.data.max_output_tokens}});
@@ -216,7 +208,7 @@ impl Server {
     }
 }
 
-/// What a run's prompt is called at a server: its run's name, with `-` for what can't stand in an address.
+/// A run's prompt's name on a server: its run's name, with `-` for characters that are not allowed in a URL path.
 fn deployment_name(run: &str, base: &str) -> String {
     let fits = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '_' | '.') { c } else { '-' };
     let name: String = run.chars().map(fits).take(MAX_NAME_CHARS).collect();
@@ -225,7 +217,7 @@ fn deployment_name(run: &str, base: &str) -> String {
 }
 
 /// Shows step 9: each model's accuracy over HTTP and in step 7.
-fn print(asked: &[ServedAnswers]) {
+fn print(asked: &[HttpAnswers]) {
     let mut rows =
         vec![["", "over HTTP", "step 7", "same answers", "requests/s"].map(str::to_owned).to_vec()];
     for (title, of) in ["base, hard prompt", "tuned, soft prompt"].iter().zip(asked) {
@@ -258,7 +250,7 @@ fn print_server(
     evaluation: &Evaluation,
 ) -> anyhow::Result<()> {
     let adapter = folder.join(layout::ADAPTER);
-    let bytes = std::fs::metadata(adapter.join("adapter_model.safetensors"))?.len();
+    let bytes = std::fs::metadata(adapter.join(layout::adapter_folder::WEIGHTS))?.len();
     line("adapter", format!("{} ({})", adapter.display(), text::bytes(bytes)));
     line("report", folder.join(layout::REPORT).display());
     line("server", format!("{} serves {} and {}", server.url, config.model.id, server.name));
@@ -268,7 +260,7 @@ fn print_server(
     let (model, name) = (&config.model.id, &server.name);
     println!("\nTo serve it from now on, with a page to try it in a browser:\n");
     println!("  gneiss serve --model {model} --adapter {name}={}", adapter.display());
-    println!("\nFor engines that know nothing of prompts, such as vLLM or llama.cpp:\n");
+    println!("\nFor engines that do not read adapters, such as vLLM or llama.cpp:\n");
     println!(
         "  gneiss export --model {model} --adapter {name}={} --bake --out {name}-baked",
         adapter.display()

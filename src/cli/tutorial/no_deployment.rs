@@ -1,6 +1,6 @@
 //! Steps 8 and 9 of the tutorial in a program that was built without the cargo feature `serve`: they are left out.
 
-use super::step;
+use super::heading;
 use gneiss::config::Config;
 use gneiss::evaluate::Evaluation;
 use gneiss::session::Session;
@@ -8,7 +8,7 @@ use std::path::Path;
 
 /// Answers of a model over HTTP; there are none.
 #[derive(Debug, Clone, serde::Serialize)]
-pub(super) struct ServedAnswers;
+pub(super) struct HttpAnswers;
 
 /// Says that steps 8 and 9 need the server, if `show` is true.
 pub(super) fn steps(
@@ -17,9 +17,9 @@ pub(super) fn steps(
     _: &Path,
     _: &Evaluation,
     show: bool,
-) -> anyhow::Result<Vec<ServedAnswers>> {
+) -> anyhow::Result<Vec<HttpAnswers>> {
     if show {
-        step(8, "Deployment", "left out, as step 9 is: this program was built without its server");
+        heading(8, "Deployment", "left out, as step 9 is: this program was built without its server");
         println!(
             "Build it with the cargo feature `serve`, which is on by default, to run both steps and `gneiss serve`."
         );

@@ -1,32 +1,33 @@
-//! Chats: a list of messages, of which the user's is the input and the assistant's the output.
+//! Chats: a list of messages; the user's message is the input and the assistant's the output.
 
-use super::{Names, blank};
+use super::{FieldNames, blank};
 
-/// Keys that a list of messages stands under.
+/// Keys under which a list of messages is looked for.
 pub(super) const KEYS: [&str; 3] = ["messages", "conversations", "conversation"];
 
-/// Keys beside the messages that a chat template would write into the text.
+/// Keys next to the messages that a chat template would write into the text.
 pub(super) const CONTEXT: [&str; 3] = ["system", "tools", "functions"];
 
-/// One message, as far as it can be read.
+/// One message, as far as it could be read.
 pub(super) struct Message {
-    /// Who says it.
+    /// The role of the speaker.
     pub(super) role: String,
-    /// What is said.
-    pub(super) content: Content,
-    /// Whether it is marked as one not to learn from.
+    /// The text.
+    pub(super) content: MessageContent,
+    /// Whether it is marked as not to be learned from.
     pub(super) ignored: bool,
 }
 
-/// What a message says.
-pub(super) enum Content {
+/// The content of a message.
+pub(super) enum MessageContent {
     Text(String),
-    /// What was found in the place of text.
+    /// A description of a value that is not text.
     Other(&'static str),
 }
 
-/// Whether rows with these keys are chats: they lack both fields, which have their default names, and have messages.
-pub(super) fn key<'a>(names: Names<'_>, keys: &[&'a str]) -> Option<&'a str> {
+/// The key of the messages if rows with these keys are chats: both fields have their default names and are missing, and
+/// there are messages.
+pub(super) fn key<'a>(names: FieldNames<'_>, keys: &[&'a str]) -> Option<&'a str> {
     let has_fields = keys.iter().any(|key| *key == names.input || *key == names.output);
     if has_fields || !names.are_default() {
         return None;
@@ -34,7 +35,7 @@ pub(super) fn key<'a>(names: Names<'_>, keys: &[&'a str]) -> Option<&'a str> {
     keys.iter().copied().find(|key| KEYS.contains(key))
 }
 
-/// The input and the output of a chat; `context` are the keys of [`CONTEXT`] that hold something.
+/// The input and the output of a chat; `context` lists the keys of [`CONTEXT`] that are not empty.
 pub(super) fn pair(key: &str, messages: Vec<Message>, context: &[&str]) -> Result<(String, String), String> {
     let roles: Vec<String> = messages.iter().map(|message| message.role.clone()).collect();
     let is_system = |role: &String| matches!(role.as_str(), "system" | "developer");
@@ -67,11 +68,11 @@ pub(super) fn pair(key: &str, messages: Vec<Message>, context: &[&str]) -> Resul
         ));
     }
     let mut texts = messages.into_iter().map(|Message { role, content, .. }| match content {
-        Content::Text(text) => match blank(&text) {
+        MessageContent::Text(text) => match blank(&text) {
             Some(why) => Err(format!("`{key}`, {role} message: {why}")),
             None => Ok(text),
         },
-        Content::Other(found) => Err(format!("`{key}`, {role} message: expected text, found {found}")),
+        MessageContent::Other(found) => Err(format!("`{key}`, {role} message: expected text, found {found}")),
     });
     match (texts.next(), texts.next()) {
         (Some(input), Some(output)) => Ok((input?, output?)),

@@ -1,4 +1,4 @@
-//! What a file is: by its name, and by its first bytes.
+//! The format of a file, by its name and by its first bytes.
 
 use std::io::Read;
 use std::path::Path;
@@ -9,34 +9,34 @@ use crate::{Error, Result};
 
 /// How a file's rows are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Format {
-    /// Fields with a separator between them, which the header tells; this one is tried first.
+pub(super) enum FileFormat {
+    /// Fields with a separator, which the header shows; this one is tried first.
     Separated(u8),
-    /// JSON, whose shape the content tells; `lines` where the name says that each line is an object.
+    /// JSON, whose shape the content shows; `lines` if the file's name says that each line is an object.
     Json { lines: bool },
     /// Parquet.
     Parquet,
 }
 
-/// What a file's name says of it.
+/// The format that a file's name gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Named {
-    /// None of a name that says gzip alone.
-    pub(super) format: Option<Format>,
+pub(super) struct NamedFormat {
+    /// `None` if the name says only gzip.
+    pub(super) format: Option<FileFormat>,
     pub(super) gzip: bool,
 }
 
-/// What a file's name has to end in.
+/// The endings of names that are accepted.
 const EXPECTED: &str =
     "expected a .csv, .tsv, .json, .jsonl, .ndjson or .parquet file, or one of them with .gz after it";
 
 const CSV_HINT: &str = "; hint: save the sheet as CSV, UTF-8";
 
-impl Named {
-    /// The format that the name of `path` says.
+impl NamedFormat {
+    /// The format that the name of `path` gives.
     ///
     /// # Errors
-    /// [`Error::Data`] of a name that says none.
+    /// Returns [`Error::Data`] if the name gives none.
     pub(super) fn parse(path: &Path) -> Result<Self> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
         let (name, gzip) = match name.strip_suffix(".gz") {
@@ -45,11 +45,11 @@ impl Named {
         };
         let extension = Path::new(name).extension().map(|e| e.to_string_lossy().into_owned());
         let format = match extension.as_deref() {
-            Some("csv") => Some(Format::Separated(b',')),
-            Some("tsv" | "tab") => Some(Format::Separated(b'\t')),
-            Some("json") => Some(Format::Json { lines: false }),
-            Some("jsonl" | "ndjson") => Some(Format::Json { lines: true }),
-            Some("parquet") => Some(Format::Parquet),
+            Some("csv") => Some(FileFormat::Separated(b',')),
+            Some("tsv" | "tab") => Some(FileFormat::Separated(b'\t')),
+            Some("json") => Some(FileFormat::Json { lines: false }),
+            Some("jsonl" | "ndjson") => Some(FileFormat::Json { lines: true }),
+            Some("parquet") => Some(FileFormat::Parquet),
             None if gzip => None,
             other => {
                 let hint = match other {
@@ -64,20 +64,21 @@ impl Named {
     }
 }
 
-/// Whether the name of `path` is that of a dataset.
+/// Whether `path` has the name of a dataset.
 pub fn is_dataset(path: &Path) -> bool {
-    Named::parse(path).is_ok()
+    NamedFormat::parse(path).is_ok()
 }
 
 fn data_error(path: &Path, problem: String) -> Error {
     Error::Data { path: path.to_path_buf(), problems: vec![problem], more: 0 }
 }
 
-/// The bytes of a file, unpacked if it is gzip's, and their format.
+/// The bytes of a file, decompressed if it is gzip, and their format.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::Data`] of a file that is something else than its name says.
-pub(super) fn load(path: &Path, named: Named) -> Result<(Vec<u8>, Format)> {
+/// Returns [`Error::Io`] if the file can't be read, [`Error::Data`] if its content has another format than its name
+/// says.
+pub(super) fn load(path: &Path, named: NamedFormat) -> Result<(Vec<u8>, FileFormat)> {
     let mut bytes = std::fs::read(path).map_err(Error::io(path))?;
     if bytes.starts_with(b"\x1F\x8B") {
         if !named.gzip {
@@ -93,20 +94,20 @@ pub(super) fn load(path: &Path, named: Named) -> Result<(Vec<u8>, Format)> {
         })?;
     }
     if bytes.starts_with(PARQUET) {
-        return Ok((bytes, Format::Parquet));
+        return Ok((bytes, FileFormat::Parquet));
     }
     if let Some(what) = container(&bytes) {
         return Err(data_error(path, what.into()));
     }
-    // The end of a file to DOS, and to programs that come from there.
+    // The end of a file in DOS, and in programs that come from there.
     if bytes.ends_with(b"\x1A") {
         bytes.pop();
     }
     let format = named.format.unwrap_or_else(|| match bytes.trim_ascii_start().first() {
-        Some(b'{' | b'[') => Format::Json { lines: false },
-        _ => Format::Separated(b','),
+        Some(b'{' | b'[') => FileFormat::Json { lines: false },
+        _ => FileFormat::Separated(b','),
     });
-    if format == Format::Parquet {
+    if format == FileFormat::Parquet {
         let problem = "expected a Parquet file, which begins with PAR1, found other bytes; hint: is it another \
                        format under this name, or a download that failed?";
         return Err(data_error(path, problem.into()));
@@ -127,7 +128,7 @@ fn unpack(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
 
 const PARQUET: &[u8] = b"PAR1";
 
-/// What a file is that is no text with rows, by its first bytes.
+/// The kind of a file that is not text with rows, by its first bytes.
 fn container(bytes: &[u8]) -> Option<&'static str> {
     let head = &bytes[..bytes.len().min(4096)];
     let holds = |name: &[u8]| head.windows(name.len()).any(|window| window == name);
@@ -164,7 +165,7 @@ fn container(bytes: &[u8]) -> Option<&'static str> {
             "the file is a pointer of Git LFS, not the data; hint: git lfs pull"
         }
         _ if begins("<!doctype html") || begins("<html") => {
-            "the file is a web page (HTML), not data; hint: the download of it may have met a login or an error"
+            "the file is a web page (HTML), not data; hint: the download may have returned a login or an error page"
         }
         _ => return None,
     })

@@ -12,39 +12,40 @@ mod source;
 
 use std::path::{Path, PathBuf};
 
-use self::format::{Format, Named};
-use self::problems::Notes;
-use self::source::Source;
+use self::format::{FileFormat, NamedFormat};
+use self::problems::FileNotes;
+use self::source::SourceFile;
 use super::labels;
 use crate::{Error, Result};
 
 pub use self::format::is_dataset;
 pub(crate) use self::problems::{Lines, Problems};
 
-/// Similarity from which on a name is offered as what was meant: `otput` is, `label` isn't.
+/// Similarity from which a name is suggested: `otput` is, `label` isn't.
 const NEAR: f64 = 0.8;
 
-/// One example as it stands in the file.
+/// One example as in the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
     /// The input's text, exactly as in the file; not empty.
     pub input: String,
     /// The output's text, exactly as in the file unless [`Dataset::normalize_labels`] was called; not empty.
     pub output: String,
-    /// Line of the file that the record starts on, counted from 1; of a Parquet file, its row.
+    /// Line of the file on which the record starts, counted from 1; in a Parquet file, its row.
     pub line: usize,
 }
 
-/// The records of a file, in its order.
+/// The records of a file, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dataset {
     /// The file.
     pub path: PathBuf,
     /// Its records, at least one.
     pub records: Vec<Record>,
-    /// What was read otherwise than a reader of the file may expect: another separator, numbers as text.
+    /// FileNotes about values that were read in another way than a reader of the file may expect: another separator,
+    /// numbers as text.
     pub notes: Vec<String>,
-    /// What is likely to be a fault of the file.
+    /// Probable faults of the file.
     pub warnings: Vec<String>,
 }
 
@@ -52,30 +53,30 @@ impl Dataset {
     /// Reads a file of examples; `input` and `output` name the two columns or keys that are used.
     ///
     /// The name says whether it is text with a separator (`.csv`, `.tsv`), JSON (`.json`, `.jsonl`, `.ndjson`) or
-    /// `.parquet`, and whether gzip packed it (`.gz` after that). The separator and the shape of JSON are found in the
-    /// content: a list of objects, one object a line, a list under a key, columns, chats of one user and one assistant
-    /// message. Text is UTF-8, with or without a byte order mark; lines end in LF or CRLF. JSON's numbers and booleans
-    /// become text, as they are written.
+    /// `.parquet`, and whether it is compressed by gzip (`.gz` after that). The separator and the shape of JSON are
+    /// found in the content: a list of objects, one object per line, a list under a key, columns, or chats of one user
+    /// and one assistant message. Text is UTF-8, with or without a byte order mark; lines end in LF or CRLF. JSON's
+    /// numbers and booleans become text as they are written.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file can't be read, [`Error::Invalid`] if the two names are the same, and
-    /// [`Error::Data`] for anything that is wrong in the file: all of its bad rows together.
+    /// Returns [`Error::Io`] if the file can't be read, [`Error::Invalid`] if the two names are the same, and
+    /// [`Error::Data`] with all bad rows of the file.
     pub fn read(path: &Path, input: &str, output: &str) -> Result<Self> {
-        let named = Named::parse(path)?;
+        let named = NamedFormat::parse(path)?;
         if input == output {
             return Err(Error::Invalid(format!(
                 "the input and the output field must differ, found `{input}` for both"
             )));
         }
         let (bytes, format) = format::load(path, named)?;
-        let names = Names { input, output };
-        let (mut problems, mut notes) = (Problems::default(), Notes::default());
+        let names = FieldNames { input, output };
+        let (mut problems, mut notes) = (Problems::default(), FileNotes::default());
         let records = match format {
-            Format::Parquet => parquet::read(bytes, names, &mut problems, &mut notes),
-            Format::Separated(separator) => text(&bytes, &mut problems, |source, problems| {
+            FileFormat::Parquet => parquet::read(bytes, names, &mut problems, &mut notes),
+            FileFormat::Separated(separator) => text(&bytes, &mut problems, |source, problems| {
                 csv::read(source, separator, names, problems, &mut notes)
             }),
-            Format::Json { lines } => text(&bytes, &mut problems, |source, problems| {
+            FileFormat::Json { lines } => text(&bytes, &mut problems, |source, problems| {
                 json::read(source, lines, names, problems, &mut notes)
             }),
         };
@@ -83,11 +84,11 @@ impl Dataset {
         Ok(Self { path: path.to_path_buf(), records, notes: notes.into_list(), warnings: Vec::new() })
     }
 
-    /// Puts each output into the one form that labels are trained and scored in ([`labels::normalize`]). Warnings say
-    /// which ones differed from it, and what else looks wrong with the labels ([`labels::warnings`]).
+    /// Brings each output into the one form in which labels are trained and scored ([`labels::normalize`]). Warnings
+    /// list the outputs that differed from it, and other probable mistakes in the labels ([`labels::warnings`]).
     ///
     /// # Errors
-    /// [`Error::Data`] for labels of which nothing is left.
+    /// Returns [`Error::Data`] if nothing is left of a label.
     pub fn normalize_labels(&mut self) -> Result<()> {
         let (problems, warning) = labels::normalize_records(&mut self.records);
         problems.into_data_error(&self.path)?;
@@ -97,13 +98,13 @@ impl Dataset {
     }
 }
 
-/// Reads what is text; anything else is a problem of the file.
+/// Reads the text of a file; if the file is not text, that is a problem of the file.
 fn text(
     bytes: &[u8],
     problems: &mut Problems,
-    read: impl FnOnce(&Source<'_>, &mut Problems) -> Vec<Record>,
+    read: impl FnOnce(&SourceFile<'_>, &mut Problems) -> Vec<Record>,
 ) -> Vec<Record> {
-    let source = Source::new(bytes);
+    let source = SourceFile::new(bytes);
     match source.not_text() {
         Some(problem) => {
             problems.push(problem);
@@ -113,15 +114,15 @@ fn text(
     }
 }
 
-/// The two fields that are read.
+/// The names of the two fields that are read.
 #[derive(Clone, Copy)]
-struct Names<'a> {
+struct FieldNames<'a> {
     input: &'a str,
     output: &'a str,
 }
 
-impl Names<'_> {
-    /// Whether they are the names that a configuration has by default.
+impl FieldNames<'_> {
+    /// Whether they are the configuration's default names.
     fn are_default(self) -> bool {
         (self.input, self.output) == ("input", "output")
     }
@@ -131,7 +132,7 @@ impl Names<'_> {
     }
 }
 
-/// Why a text can't be used, if it can't: one that is blank teaches nothing and is a mistake of the file.
+/// Why a text can't be used, if it can't: a blank text teaches nothing and is a mistake in the file.
 fn blank(text: &str) -> Option<&'static str> {
     match text {
         "" => Some("expected text, found an empty string"),

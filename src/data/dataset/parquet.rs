@@ -1,15 +1,15 @@
 //! Parquet: two columns of text, numbers or booleans, or a column of chats.
 
-use super::problems::Notes;
-use super::{Names, Problems, Record};
+use super::problems::FileNotes;
+use super::{FieldNames, Problems, Record};
 
 /// Reads rows; a record's line is its row, counted from 1.
 #[cfg(feature = "parquet")]
 pub(super) fn read(
     bytes: Vec<u8>,
-    names: Names<'_>,
+    names: FieldNames<'_>,
     problems: &mut Problems,
-    notes: &mut Notes,
+    notes: &mut FileNotes,
 ) -> Vec<Record> {
     match panics::caught(|| rows::read(bytes, names, problems, notes)) {
         Some(Ok(records)) => {
@@ -41,8 +41,8 @@ mod panics {
     }
     static HOOK: Once = Once::new();
 
-    /// What `read` gives; none where it panics, of which nothing is printed. What it borrows is dropped or reported
-    /// then, not read on.
+    /// The result of `read`; `None` if it panics, without a printed message. After a panic, values that it borrows are
+    /// only dropped or reported.
     pub(super) fn caught<T>(read: impl FnOnce() -> T) -> Option<T> {
         HOOK.call_once(|| {
             let hook = panic::take_hook();
@@ -59,9 +59,9 @@ mod panics {
     }
 }
 
-/// Refuses the file: this build has no reader of it.
+/// Refuses the file: this build has no reader for it.
 #[cfg(not(feature = "parquet"))]
-pub(super) fn read(_: Vec<u8>, _: Names<'_>, problems: &mut Problems, _: &mut Notes) -> Vec<Record> {
+pub(super) fn read(_: Vec<u8>, _: FieldNames<'_>, problems: &mut Problems, _: &mut FileNotes) -> Vec<Record> {
     problems.push(
         "the file is Parquet, which this build does not read; hint: build with --features parquet, or write the \
          rows as JSON Lines"
@@ -81,12 +81,12 @@ mod rows {
     use ::parquet::record::{Field, Row};
     use ::parquet::schema::types::{Type, TypePtr};
 
-    use super::super::chat::{self, Content, Message};
-    use super::super::problems::{Kind, Notes};
-    use super::super::{Names, Problems, Record, blank, found_names};
+    use super::super::chat::{self, Message, MessageContent};
+    use super::super::problems::{FileNotes, ValueKind};
+    use super::super::{FieldNames, Problems, Record, blank, found_names};
 
-    /// What is read of each row.
-    enum Columns<'a> {
+    /// The columns that are read of each row.
+    enum RowColumns<'a> {
         Two,
         Chat(&'a str),
     }
@@ -94,9 +94,9 @@ mod rows {
     /// The records; a problem of the file as a whole is an error.
     pub(super) fn read(
         bytes: Vec<u8>,
-        names: Names<'_>,
+        names: FieldNames<'_>,
         problems: &mut Problems,
-        notes: &mut Notes,
+        notes: &mut FileNotes,
     ) -> Result<Vec<Record>, String> {
         let length = bytes.len();
         let reader = SerializedFileReader::new(bytes::Bytes::from(bytes)).map_err(|e| damaged(&e))?;
@@ -105,8 +105,8 @@ mod rows {
         let fields = schema.get_fields();
         let all: Vec<&str> = fields.iter().map(|field| field.name()).collect();
         let (columns, wanted) = match chat::key(names, &all) {
-            Some(key) => (Columns::Chat(key), vec![key]),
-            None => (Columns::Two, vec![names.input, names.output]),
+            Some(key) => (RowColumns::Chat(key), vec![key]),
+            None => (RowColumns::Two, vec![names.input, names.output]),
         };
         let mut projected = Vec::new();
         for name in wanted {
@@ -123,15 +123,15 @@ mod rows {
                 let row = row.map_err(|e| format!("row {line}: {}", damaged(&e)))?;
                 match (record(row, line, names, &columns, notes), &columns) {
                     (Ok(record), _) => records.push(record),
-                    (Err(fault), Columns::Two) => problems.push(format!("row {line}: {fault}")),
-                    (Err(fault), Columns::Chat(_)) => problems.push_common("row", line, fault),
+                    (Err(fault), RowColumns::Two) => problems.push(format!("row {line}: {fault}")),
+                    (Err(fault), RowColumns::Chat(_)) => problems.push_common("row", line, fault),
                 }
             }
         }
         Ok(records)
     }
 
-    /// The columns' places in the file, on which the crate relies.
+    /// Checks that the columns lie inside the file, on which the crate relies.
     fn check_places(reader: &dyn FileReader, length: usize) -> Result<(), String> {
         let groups = reader.metadata().row_groups();
         for column in groups.iter().flat_map(|group| group.columns()) {
@@ -159,24 +159,24 @@ mod rows {
         format!("Parquet: {text}; hint: {hint}")
     }
 
-    /// The column of a name, if its type is one that is read.
+    /// The column of a name, if its type can be read.
     fn column(
         name: &str,
         fields: &[TypePtr],
-        columns: &Columns<'_>,
+        columns: &RowColumns<'_>,
         all: &[&str],
     ) -> Result<TypePtr, String> {
         let Some(field) = fields.iter().find(|field| field.name() == name) else {
             return Err(format!("no column `{name}`{}", found_names(name, "column", all)));
         };
         match columns {
-            Columns::Two => match other_type(field) {
+            RowColumns::Two => match other_type(field) {
                 Some(found) => Err(format!(
                     "column `{name}`: expected text, whole or floating-point numbers, or booleans, found {found}"
                 )),
                 None => Ok(Arc::clone(field)),
             },
-            Columns::Chat(_) => match leaves(field).into_iter().find_map(|leaf| other_type(&leaf)) {
+            RowColumns::Chat(_) => match leaves(field).into_iter().find_map(|leaf| other_type(&leaf)) {
                 Some(found) => {
                     Err(format!("column `{name}`: expected messages of text, found {found} in them"))
                 }
@@ -185,7 +185,7 @@ mod rows {
         }
     }
 
-    /// All columns within a column.
+    /// All columns inside a column.
     fn leaves(field: &TypePtr) -> Vec<TypePtr> {
         match field.is_primitive() {
             true => vec![Arc::clone(field)],
@@ -193,7 +193,7 @@ mod rows {
         }
     }
 
-    /// What a column is, where it is none that can be read as text.
+    /// The type of a column that can't be read as text.
     fn other_type(field: &Type) -> Option<String> {
         if !field.is_primitive() {
             return Some("lists or groups".into());
@@ -202,7 +202,7 @@ mod rows {
         let (logical, converted) = (info.logical_type_ref(), info.converted_type());
         let physical = field.get_physical_type();
         let readable = match logical {
-            // Of older writers.
+            // Written by older programs.
             None => {
                 let is_whole = matches!(physical, Physical::INT32 | Physical::INT64);
                 let whole = [
@@ -241,16 +241,16 @@ mod rows {
     fn record(
         row: Row,
         line: usize,
-        names: Names<'_>,
-        columns: &Columns<'_>,
-        notes: &mut Notes,
+        names: FieldNames<'_>,
+        columns: &RowColumns<'_>,
+        notes: &mut FileNotes,
     ) -> Result<Record, String> {
         let mut fields = row.into_columns();
         let mut take = |name: &str| {
             let found = fields.iter().position(|(column, _)| column == name);
             found.map_or(Field::Null, |i| fields.swap_remove(i).1)
         };
-        if let Columns::Chat(key) = columns {
+        if let RowColumns::Chat(key) = columns {
             let messages = messages(key, take(key))?;
             let (input, output) = chat::pair(key, messages, &[])?;
             notes.chat(key);
@@ -267,7 +267,7 @@ mod rows {
     }
 
     /// The text of a cell.
-    fn text(name: &str, field: Field, notes: &mut Notes) -> Result<String, String> {
+    fn text(name: &str, field: Field, notes: &mut FileNotes) -> Result<String, String> {
         let wrong = |found: &str| Err(format!("field `{name}`: expected text, found {found}"));
         let (kind, text) = match field {
             Field::Str(text) => (None, text),
@@ -275,18 +275,18 @@ mod rows {
                 Some(text) => (None, text),
                 None => return wrong("bytes that are no UTF-8"),
             },
-            Field::Bool(value) => (Some(Kind::Boolean), value.to_string()),
-            Field::Byte(n) => (Some(Kind::Number), n.to_string()),
-            Field::Short(n) => (Some(Kind::Number), n.to_string()),
-            Field::Int(n) => (Some(Kind::Number), n.to_string()),
-            Field::Long(n) => (Some(Kind::Number), n.to_string()),
-            Field::UByte(n) => (Some(Kind::Number), n.to_string()),
-            Field::UShort(n) => (Some(Kind::Number), n.to_string()),
-            Field::UInt(n) => (Some(Kind::Number), n.to_string()),
-            Field::ULong(n) => (Some(Kind::Number), n.to_string()),
-            // With its point, as JSON and Python write it.
-            Field::Float(n) if n.is_finite() => (Some(Kind::Number), format!("{n:?}")),
-            Field::Double(n) if n.is_finite() => (Some(Kind::Number), format!("{n:?}")),
+            Field::Bool(value) => (Some(ValueKind::Boolean), value.to_string()),
+            Field::Byte(n) => (Some(ValueKind::Number), n.to_string()),
+            Field::Short(n) => (Some(ValueKind::Number), n.to_string()),
+            Field::Int(n) => (Some(ValueKind::Number), n.to_string()),
+            Field::Long(n) => (Some(ValueKind::Number), n.to_string()),
+            Field::UByte(n) => (Some(ValueKind::Number), n.to_string()),
+            Field::UShort(n) => (Some(ValueKind::Number), n.to_string()),
+            Field::UInt(n) => (Some(ValueKind::Number), n.to_string()),
+            Field::ULong(n) => (Some(ValueKind::Number), n.to_string()),
+            // With its decimal point, as JSON and Python write it.
+            Field::Float(n) if n.is_finite() => (Some(ValueKind::Number), format!("{n:?}")),
+            Field::Double(n) if n.is_finite() => (Some(ValueKind::Number), format!("{n:?}")),
             Field::Float(_) | Field::Double(_) => return wrong("NaN or an infinite number"),
             Field::Null => return wrong("null"),
             _ => return wrong("another type"),
@@ -329,7 +329,7 @@ mod rows {
                 ));
             };
             let content = find(["content", "value"]).and_then(string);
-            let content = content.map_or(Content::Other("null"), Content::Text);
+            let content = content.map_or(MessageContent::Other("null"), MessageContent::Text);
             messages.push(Message { role: role.to_lowercase(), content, ignored: false });
         }
         Ok(messages)

@@ -1,4 +1,4 @@
-//! What is wrong with a file's rows, and what is worth saying of them.
+//! The problems of a file's rows, and notes about them.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -6,19 +6,19 @@ use std::path::Path;
 
 use crate::{Error, Result};
 
-/// Problems that one error lists; the rest is counted.
+/// Most problems that one error lists; the others are counted.
 const LISTED: usize = 20;
-/// Lines that are named one by one.
+/// Most lines that are listed by number.
 const NAMED: usize = 3;
-/// Values that a note shows.
+/// Most values that a note shows.
 const SHOWN: usize = 4;
 
-/// Lines of a file: the first ones by their numbers, all by their count.
+/// Lines of a file: the numbers of the first ones, and the count of all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Lines {
     first: Vec<usize>,
     count: usize,
-    /// Whether another line than the first was pushed.
+    /// Whether a line other than the first was added.
     many: bool,
 }
 
@@ -41,7 +41,8 @@ impl Lines {
         self.first.first().copied().unwrap_or_default()
     }
 
-    /// `line 2`, or `lines 2, 4, 6 and 9 more`, or `line 1 (9 rows)` of rows in one line, with another word for a line.
+    /// `line 2`, or `lines 2, 4, 6 and 9 more`, or `line 1 (9 rows)` if the rows are on one line; `word` replaces
+    /// "line".
     fn text(&self, word: &str) -> String {
         if self.count > 1 && !self.many {
             return format!("{word} {} ({} rows)", self.first(), self.count);
@@ -62,17 +63,17 @@ impl fmt::Display for Lines {
     }
 }
 
-/// What is wrong with a file: one entry a row, or one for all rows with the same fault.
+/// The problems of a file: one entry for each row, or one for all rows with the same fault.
 #[derive(Debug, Default)]
 pub(crate) struct Problems {
-    entries: Vec<Entry>,
+    entries: Vec<ProblemEntry>,
     more: usize,
 }
 
 #[derive(Debug)]
-enum Entry {
+enum ProblemEntry {
     Row(String),
-    /// `place` says more of where the first one is.
+    /// `place` says where on the line the first one is.
     Rows {
         word: &'static str,
         lines: Lines,
@@ -81,7 +82,7 @@ enum Entry {
     },
 }
 
-impl fmt::Display for Entry {
+impl fmt::Display for ProblemEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Row(text) => f.write_str(text),
@@ -94,21 +95,21 @@ impl fmt::Display for Entry {
 }
 
 impl Problems {
-    /// A problem of one row, or of the file.
+    /// Adds a problem of one row, or of the file.
     pub(crate) fn push(&mut self, problem: String) {
-        self.add(Entry::Row(problem));
+        self.add(ProblemEntry::Row(problem));
     }
 
-    /// A fault that may be many rows': those with the same one become one problem. `word` is what a line is called.
+    /// Adds a fault that many rows may have: equal faults become one problem. `word` replaces "line" in the message.
     #[cfg(any(test, feature = "parquet"))]
     pub(crate) fn push_common(&mut self, word: &'static str, line: usize, fault: String) {
         self.push_placed(word, line, "", fault);
     }
 
-    /// As [`Problems::push_common`]; `place` stands behind the line if the fault is one row's alone.
+    /// As [`Problems::push_common`]; `place` follows the line if only one row has the fault.
     pub(crate) fn push_placed(&mut self, word: &'static str, line: usize, place: &str, fault: String) {
         for entry in &mut self.entries {
-            if let Entry::Rows { lines, fault: listed, .. } = entry
+            if let ProblemEntry::Rows { lines, fault: listed, .. } = entry
                 && *listed == fault
             {
                 return lines.push(line);
@@ -116,10 +117,10 @@ impl Problems {
         }
         let mut lines = Lines::default();
         lines.push(line);
-        self.add(Entry::Rows { word, lines, place: place.to_owned(), fault });
+        self.add(ProblemEntry::Rows { word, lines, place: place.to_owned(), fault });
     }
 
-    fn add(&mut self, entry: Entry) {
+    fn add(&mut self, entry: ProblemEntry) {
         if self.entries.len() < LISTED {
             self.entries.push(entry);
         } else {
@@ -131,36 +132,36 @@ impl Problems {
         self.entries.is_empty()
     }
 
-    /// An error that names the file, if there is any problem.
+    /// Returns an error that names the file if there is any problem.
     pub(crate) fn into_data_error(self, path: &Path) -> Result<()> {
         if self.is_empty() {
             return Ok(());
         }
-        let problems = self.entries.iter().map(Entry::to_string).collect();
+        let problems = self.entries.iter().map(ProblemEntry::to_string).collect();
         Err(Error::Data { path: path.to_path_buf(), problems, more: self.more })
     }
 
-    /// The same for records that come from no file.
+    /// The same for records that do not come from a file.
     pub(crate) fn into_invalid(self) -> Result<()> {
         if self.is_empty() {
             return Ok(());
         }
-        let listed: Vec<String> = self.entries.iter().map(Entry::to_string).collect();
+        let listed: Vec<String> = self.entries.iter().map(ProblemEntry::to_string).collect();
         let more = if self.more > 0 { format!("\n  and {} more", self.more) } else { String::new() };
         Err(Error::Invalid(format!("{}{more}", listed.join("\n  "))))
     }
 }
 
-/// What was read otherwise than it is written, once a file.
+/// FileNotes about values that were not read as they are written, one for each kind and file.
 #[derive(Debug, Default)]
-pub(super) struct Notes {
+pub(super) struct FileNotes {
     list: Vec<String>,
     values: [Values; 2],
 }
 
-/// A kind of value that is no text.
+/// A kind of value that is not text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum ValueKind {
     Number,
     Boolean,
 }
@@ -172,12 +173,12 @@ struct Values {
     some: BTreeSet<String>,
 }
 
-impl Notes {
+impl FileNotes {
     pub(super) fn push(&mut self, note: impl Into<String>) {
         self.list.push(note.into());
     }
 
-    /// Rows that are chats under `key`.
+    /// Adds that rows are chats under `key`.
     pub(super) fn chat(&mut self, key: &str) {
         let note = format!("each row's user message under `{key}` is the input, the assistant's the output");
         if !self.list.contains(&note) {
@@ -185,8 +186,8 @@ impl Notes {
         }
     }
 
-    /// A value that became text, as it is written.
-    pub(super) fn value(&mut self, kind: Kind, text: &str) {
+    /// Adds a value that became text as it is written.
+    pub(super) fn value(&mut self, kind: ValueKind, text: &str) {
         let values = &mut self.values[kind as usize];
         values.count += 1;
         if values.some.len() < SHOWN {

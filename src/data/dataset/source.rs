@@ -1,4 +1,4 @@
-//! A dataset file's bytes, and where in the file an offset is.
+//! A dataset file's bytes, and the line and column of an offset.
 
 use std::ops::Range;
 
@@ -7,20 +7,20 @@ use crate::text::other_unicode;
 const BOM: &[u8] = b"\xEF\xBB\xBF";
 
 /// The bytes of a file; all offsets count from its first byte, the byte order mark included.
-pub(super) struct Source<'a> {
+pub(super) struct SourceFile<'a> {
     pub(super) bytes: &'a [u8],
-    /// Where the text begins, after a byte order mark.
+    /// The start of the text, after a byte order mark.
     pub(super) start: usize,
     /// Offsets of the lines' first bytes.
     lines: Vec<usize>,
 }
 
-impl<'a> Source<'a> {
+impl<'a> SourceFile<'a> {
     pub(super) fn new(bytes: &'a [u8]) -> Self {
         let start = if bytes.starts_with(BOM) { BOM.len() } else { 0 };
         let mut lines = vec![start];
         for (i, byte) in bytes.iter().enumerate().skip(start) {
-            // A CR alone ends a line too, as the CSV reader has it.
+            // A CR alone ends a line too, as in the CSV reader.
             if *byte == b'\n' || (*byte == b'\r' && bytes.get(i + 1) != Some(&b'\n')) {
                 lines.push(i + 1);
             }
@@ -28,7 +28,7 @@ impl<'a> Source<'a> {
         Self { bytes, start, lines }
     }
 
-    /// What is wrong with the file as a whole, if anything is.
+    /// The problem of the file as a whole, if there is one.
     pub(super) fn not_text(&self) -> Option<String> {
         if let Some(found) = other_unicode(self.bytes) {
             return Some(format!(
@@ -62,29 +62,29 @@ impl<'a> Source<'a> {
         self.lines.get(line.saturating_sub(1)).copied().unwrap_or(self.bytes.len())
     }
 
-    /// Offset after the line that holds a byte, its end included.
+    /// Offset after the end of the line that contains a byte.
     pub(super) fn line_end(&self, offset: usize) -> usize {
         self.line_start(self.line_of(offset) + 1)
     }
 
-    /// Where in the file a part of its text is.
+    /// Offset in the file of a part of its text.
     pub(super) fn offset_of(&self, part: &str) -> usize {
         (part.as_ptr() as usize).saturating_sub(self.bytes.as_ptr() as usize)
     }
 
-    /// Each line's bytes, its end included.
+    /// The byte range of each line, its end included.
     pub(super) fn lines(&self) -> impl Iterator<Item = Range<usize>> {
         let ends = self.lines.iter().skip(1).copied().chain([self.bytes.len()]);
         self.lines.iter().copied().zip(ends).map(|(start, end)| start..end)
     }
 
-    /// Offset of the first byte from `at` on that is no white space of JSON.
+    /// Offset of the first byte from `at` on that is not JSON white space.
     pub(super) fn skip_blank(&self, at: usize) -> usize {
         let rest = &self.bytes[at..];
         at + rest.iter().position(|b| !b" \t\r\n".contains(b)).unwrap_or(rest.len())
     }
 
-    /// The text of a range, or where and how it isn't UTF-8.
+    /// The text of a range, or the place of the first byte that isn't UTF-8.
     pub(super) fn text(&self, range: Range<usize>) -> Result<&'a str, NotUtf8> {
         std::str::from_utf8(&self.bytes[range.clone()]).map_err(|e| {
             let offset = range.start + e.valid_up_to();
@@ -94,7 +94,7 @@ impl<'a> Source<'a> {
     }
 }
 
-/// A byte that is no UTF-8.
+/// A byte that is not UTF-8.
 #[derive(Debug)]
 pub(super) struct NotUtf8 {
     pub(super) line: usize,

@@ -1,6 +1,6 @@
 //! The key-value pairs of the file. The keys are those of llama.cpp's conversion (`gguf/constants.py`).
 
-use super::vocabulary::Vocabulary;
+use super::vocabulary::VocabularyPairs;
 use crate::checkpoint::gguf::{ROPE_FREQS, ROPE_LONG, ROPE_SHORT};
 use crate::checkpoint::{ModelConfig, ModelType};
 use crate::export::ValueType;
@@ -15,19 +15,19 @@ use std::path::Path;
 /// Pairs by key, `general.architecture` first.
 pub fn pairs(
     matrices: &Matrices<'_>,
-    vocabulary: &Vocabulary,
+    vocabulary: &VocabularyPairs,
     value_type: Option<ValueType>,
     dominant: GgmlDType,
 ) -> Vec<(String, Value)> {
     let base = matrices.base;
     let mut pairs: BTreeMap<String, Value> = match &base.metadata {
         Some(pairs) => pairs.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
-        None => of_config(&base.config),
+        None => config_pairs(&base.config),
     };
     let arch = architecture(&base.config);
     pairs.insert(format!("{arch}.vocab_size"), count(matrices.vocab_size()));
     pairs.extend(vocabulary.pairs.iter().cloned());
-    // The values of these tensors are aligned to the default.
+    // The values of these tensors are aligned by the default.
     pairs.remove("general.alignment");
     if value_type.is_some() || base.metadata.is_none() {
         pairs.insert("general.file_type".into(), Value::U32(file_type(dominant)));
@@ -41,7 +41,7 @@ pub fn pairs(
 fn architecture(config: &ModelConfig) -> &'static str {
     match config.model_type {
         ModelType::Llama => "llama",
-        // llama.cpp's conversion makes dense granitemoehybrid this too.
+        // llama.cpp's conversion also uses this name for dense granitemoehybrid.
         ModelType::Granite | ModelType::GraniteMoeHybrid => "granite",
     }
 }
@@ -64,7 +64,7 @@ fn count(n: usize) -> Value {
     Value::U32(n as u32)
 }
 
-fn of_config(c: &ModelConfig) -> BTreeMap<String, Value> {
+fn config_pairs(c: &ModelConfig) -> BTreeMap<String, Value> {
     let arch = architecture(c);
     let number = |value: f64| Value::F32(value as f32);
     let mut pairs = vec![
@@ -80,7 +80,7 @@ fn of_config(c: &ModelConfig) -> BTreeMap<String, Value> {
         ("rope.dimension_count", count(c.head_dim)),
     ];
     match &c.rope {
-        Some(rope) => pairs.extend(of_rope(rope)),
+        Some(rope) => pairs.extend(rope_pairs(rope)),
         // llama.cpp keeps Granite's switch between rotary and no position embedding in this key.
         None => pairs.push(("rope.scaling.finetuned", Value::Bool(false))),
     }
@@ -98,11 +98,11 @@ fn of_config(c: &ModelConfig) -> BTreeMap<String, Value> {
     pairs.into_iter().map(|(key, value)| (format!("{arch}.{key}"), value)).collect()
 }
 
-fn of_rope(rope: &Rope) -> Vec<(&'static str, Value)> {
+fn rope_pairs(rope: &Rope) -> Vec<(&'static str, Value)> {
     let number = |value: f64| Value::F32(value as f32);
     let mut pairs = vec![("rope.freq_base", number(rope.theta))];
     match &rope.scaling {
-        // `dynamic` changes nothing up to the context's length.
+        // `dynamic` changes nothing up to the context length.
         RopeScaling::Default | RopeScaling::Dynamic { .. } | RopeScaling::Llama3(_) => {}
         RopeScaling::Linear { factor } => {
             pairs.extend([("rope.scaling.type", text("linear")), ("rope.scaling.factor", number(*factor))]);
@@ -133,7 +133,7 @@ fn of_rope(rope: &Rope) -> Vec<(&'static str, Value)> {
 /// Tensors of divisors of the rotary frequencies, [D / 2], by their names.
 ///
 /// # Errors
-/// A scaling that llama.cpp does not have.
+/// Returns an error if llama.cpp does not have the scaling.
 pub fn rope_factors(config: &ModelConfig, path: &Path) -> Result<Vec<(&'static str, Vec<f32>)>> {
     let Some(rope) = &config.rope else { return Ok(Vec::new()) };
     let divisors =

@@ -1,14 +1,14 @@
-//! A baked checkpoint as one GGUF file, as llama.cpp's conversion lays it out.
+//! A baked checkpoint as one GGUF file, in the layout of llama.cpp's conversion.
 
 mod metadata;
 mod vocabulary;
 mod writer;
 
 use super::base::{Base, EMBEDDING, HEAD};
-use super::staging::Staging;
+use super::staging::StagedOutput;
 use super::unlikely::TEXTS;
 use super::values::{self, Matrices};
-use super::{Progress, ValueType};
+use super::{ProgressCallback, ValueType};
 use crate::checkpoint::gguf::{gguf_name, permute};
 use crate::checkpoint::{GgufFile, TextTokenizer, names};
 use crate::{Error, Result};
@@ -16,51 +16,52 @@ use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Tensor};
 use std::borrow::Cow;
 use std::io::Write;
-use writer::Entry;
+use writer::GgufEntry;
 
-pub(super) use vocabulary::Vocabulary;
+pub(super) use vocabulary::VocabularyPairs;
 
-/// A tensor to be written: what it is made of.
+/// A tensor to write, and its source.
 struct Planned {
-    entry: Entry,
-    source: Source,
+    entry: GgufEntry,
+    source: PlannedSource,
 }
 
-enum Source {
+enum PlannedSource {
     Embedding,
     Head,
-    /// A tensor of a GGUF base as it is.
+    /// A tensor of a GGUF base, unchanged.
     Copied(String),
-    /// A tensor by its Hugging Face name: converted, the rows of q and k put into llama.cpp's order.
+    /// A tensor by its Hugging Face name, converted; the rows of q and k are brought into llama.cpp's order.
     Converted(String),
     /// Rows of a stacked tensor by its Hugging Face name.
     Rows(String, std::ops::Range<usize>),
-    /// Values that are computed.
+    /// Computed values.
     Values(Vec<f32>),
 }
 
-/// What was written.
+/// The result.
 pub(super) struct Written {
     /// Type of the embedding.
     pub embedding: GgmlDType,
-    /// What readers of the file do otherwise than the base says.
+    /// Warnings about readers of the file that behave differently from the base.
     pub warnings: Vec<String>,
 }
 
-/// Writes the file and reads it again.
+/// Writes the file and reads it to check it.
 pub(super) fn write(
-    staging: &Staging,
+    staging: &StagedOutput,
     matrices: &Matrices<'_>,
-    vocabulary: &Vocabulary,
+    vocabulary: &VocabularyPairs,
     value_type: Option<ValueType>,
-    progress: Progress<'_>,
+    progress: ProgressCallback<'_>,
 ) -> Result<Written> {
-    let plan = Plan { base: matrices.base, matrices, value_type };
+    let plan = TensorPlan { base: matrices.base, matrices, value_type };
     let planned = plan.all()?;
-    let embedding = planned.iter().find(|p| matches!(p.source, Source::Embedding)).map(|p| p.entry.dtype);
+    let embedding =
+        planned.iter().find(|p| matches!(p.source, PlannedSource::Embedding)).map(|p| p.entry.dtype);
     let metadata = metadata::pairs(matrices, vocabulary, value_type, dominant(&planned));
     let path = staging.gguf();
-    let entries: Vec<&Entry> = planned.iter().map(|planned| &planned.entry).collect();
+    let entries: Vec<&GgufEntry> = planned.iter().map(|planned| &planned.entry).collect();
     let mut written = 0;
     staging.write(&path, |out| {
         writer::write(&path, &metadata, &entries, out, |i, out| {
@@ -82,23 +83,28 @@ fn dominant(planned: &[Planned]) -> GgmlDType {
     types.max_by_key(|dtype| of(*dtype)).unwrap_or(GgmlDType::F32)
 }
 
-struct Plan<'a> {
+struct TensorPlan<'a> {
     base: &'a Base,
     matrices: &'a Matrices<'a>,
     value_type: Option<ValueType>,
 }
 
-impl Plan<'_> {
+impl TensorPlan<'_> {
     fn all(&self) -> Result<Vec<Planned>> {
         let base = self.base;
         let mut all = Vec::new();
         let outer = |name: &str, source, dtype| Planned {
-            entry: Entry { name: name.into(), shape: self.matrices.shape().to_vec(), dtype },
+            entry: GgufEntry { name: name.into(), shape: self.matrices.shape().to_vec(), dtype },
             source,
         };
-        all.push(outer("token_embd.weight", Source::Embedding, self.embedding()?));
-        all.push(outer("output.weight", Source::Head, self.matrix(base.head(), base.config.hidden_size)?));
-        // What the model does not read would be read by llama.cpp: a bias that the configuration switches off.
+        all.push(outer("token_embd.weight", PlannedSource::Embedding, self.embedding()?));
+        all.push(outer(
+            "output.weight",
+            PlannedSource::Head,
+            self.matrix(base.head(), base.config.hidden_size)?,
+        ));
+        // Tensors that the model does not use are left out, because llama.cpp would use them: a bias that the
+        // configuration switches off.
         let read = names::expected(&base.config, &base.weights);
         for name in base.weights.names() {
             if name == EMBEDDING || name == HEAD || !read.contains(&name) {
@@ -107,8 +113,8 @@ impl Plan<'_> {
             all.extend(self.tensor(name)?);
         }
         for (name, factors) in metadata::rope_factors(&base.config, &base.path)? {
-            let entry = Entry { name: name.into(), shape: vec![factors.len()], dtype: GgmlDType::F32 };
-            all.push(Planned { entry, source: Source::Values(factors) });
+            let entry = GgufEntry { name: name.into(), shape: vec![factors.len()], dtype: GgmlDType::F32 };
+            all.push(Planned { entry, source: PlannedSource::Values(factors) });
         }
         Ok(all)
     }
@@ -123,7 +129,8 @@ impl Plan<'_> {
         Ok(if values::is_quantised(dtype) { GgmlDType::F32 } else { dtype })
     }
 
-    /// Type of a matrix with rows of `columns`: llama.cpp too takes f16 where rows are no whole blocks.
+    /// Type of a matrix with rows of `columns`: f16 if rows are not a multiple of the quantisation block, as in
+    /// llama.cpp.
     fn matrix(&self, name: &str, columns: usize) -> Result<GgmlDType> {
         let dtype = match self.value_type {
             Some(value_type) => value_type.ggml(),
@@ -132,7 +139,7 @@ impl Plan<'_> {
         Ok(if columns.is_multiple_of(dtype.block_size()) { dtype } else { GgmlDType::F16 })
     }
 
-    /// One tensor of the base; two where it is gate and up in one.
+    /// One tensor of the base; two if it is gate and up in one.
     fn tensor(&self, name: String) -> Result<Vec<Planned>> {
         let stored = self.base.weights.stored(&name)?;
         let (shape, from_gguf) = (stored.shape, self.base.metadata.is_some());
@@ -146,15 +153,16 @@ impl Plan<'_> {
             let part = |module: &str, range: std::ops::Range<usize>| {
                 let hf = format!("{layer}.mlp.{module}.weight");
                 let gguf = gguf_name(&hf).ok_or_else(|| self.unknown(&hf))?;
-                let entry = Entry { name: gguf, shape: vec![f, rows[1]], dtype };
-                Ok::<_, Error>(Planned { entry, source: Source::Rows(name.clone(), range) })
+                let entry = GgufEntry { name: gguf, shape: vec![f, rows[1]], dtype };
+                Ok::<_, Error>(Planned { entry, source: PlannedSource::Rows(name.clone(), range) })
             };
             return Ok(vec![part("gate_proj", 0..f)?, part("up_proj", f..2 * f)?]);
         }
         let hf = name.replace(".shared_mlp.output_linear.", ".mlp.down_proj.");
-        let entry = Entry { name: gguf_name(&hf).ok_or_else(|| self.unknown(&name))?, shape, dtype };
+        let entry = GgufEntry { name: gguf_name(&hf).ok_or_else(|| self.unknown(&name))?, shape, dtype };
         let same = values::is(stored.dtype, dtype);
-        let source = if from_gguf && same { Source::Copied(name) } else { Source::Converted(name) };
+        let source =
+            if from_gguf && same { PlannedSource::Copied(name) } else { PlannedSource::Converted(name) };
         Ok(vec![Planned { entry, source }])
     }
 
@@ -167,16 +175,16 @@ impl Plan<'_> {
         let (dtype, weights) = (planned.entry.dtype, &self.base.weights);
         let converted = |tensor: Tensor| Ok::<_, Error>(vec![Cow::Owned(values::encode(&tensor, dtype)?)]);
         let pieces: Vec<Cow<'_, [u8]>> = match &planned.source {
-            Source::Embedding => self.matrices.embedding(dtype)?.into(),
-            Source::Head => self.matrices.head(dtype)?.into(),
-            Source::Copied(name) => vec![Cow::Borrowed(weights.stored(name)?.bytes)],
-            Source::Converted(name) => converted(self.rotated(name)?)?,
-            Source::Rows(name, range) => {
+            PlannedSource::Embedding => self.matrices.embedding(dtype)?.into(),
+            PlannedSource::Head => self.matrices.head(dtype)?.into(),
+            PlannedSource::Copied(name) => vec![Cow::Borrowed(weights.stored(name)?.bytes)],
+            PlannedSource::Converted(name) => converted(self.rotated(name)?)?,
+            PlannedSource::Rows(name, range) => {
                 let shape = weights.stored(name)?.shape;
                 let all = weights.tensor(name, &shape, DType::F32, &Device::Cpu)?;
                 converted(all.narrow(0, range.start, range.len())?.contiguous()?)?
             }
-            Source::Values(list) => converted(Tensor::new(list.as_slice(), &Device::Cpu)?)?,
+            PlannedSource::Values(list) => converted(Tensor::new(list.as_slice(), &Device::Cpu)?)?,
         };
         let path = self.base.weights.path();
         pieces.iter().try_for_each(|piece| out.write_all(piece)).map_err(Error::io(path))
@@ -195,8 +203,8 @@ impl Plan<'_> {
     }
 }
 
-/// The vocabulary of the file has to give the tokens that the base's tokenizer gives: what GGUF keeps of a tokenizer is a
-/// name and lists. It may end a generation at more tokens, which is a warning, but not at less.
+/// Checks that the vocabulary of the file gives the same tokens as the base's tokenizer: GGUF stores only a name and
+/// lists of a tokenizer. The file may end a generation at more tokens, which is a warning, but not at fewer.
 fn check(path: &std::path::Path, matrices: &Matrices<'_>) -> Result<Vec<String>> {
     let Some(read) = TextTokenizer::from_gguf_vocabulary(path)? else { return Ok(Vec::new()) };
     let placed = matrices.placed;
@@ -204,7 +212,7 @@ fn check(path: &std::path::Path, matrices: &Matrices<'_>) -> Result<Vec<String>>
         let expected = placed.tokenizer.encode(text.as_str(), true);
         let expected = expected.map_err(|error| Error::Tokenizer(error.to_string()))?;
         if read.encode(&text, true)? != expected.get_ids() {
-            return Err(vocabulary::unsupported(matrices.base, "a tokenizer that GGUF gives other tokens"));
+            return Err(vocabulary::unsupported(matrices.base, "a tokenizer that would give other tokens"));
         }
     }
     let (before, after) = (&matrices.base.tokenizer.stop_token_ids, &read.stop_token_ids);
@@ -218,14 +226,14 @@ fn check(path: &std::path::Path, matrices: &Matrices<'_>) -> Result<Vec<String>>
         .map(|id| format!("`{}`", matrices.base.text_of(&[*id])))
         .collect();
     let warning = format!(
-        "readers of GGUF also end a generation at {}, by the text alone: the base does not",
+        "readers of GGUF also end a generation at {} because of its text; the base does not",
         more.join(", ")
     );
     Ok(if more.is_empty() { Vec::new() } else { vec![warning] })
 }
 
 impl TextTokenizer {
-    /// The tokenizer of a file whose model gneiss need not be able to run; `None` where it can't read the file.
+    /// The tokenizer of a file, also if gneiss can't run its model; `None` if it can't read the file.
     fn from_gguf_vocabulary(path: &std::path::Path) -> Result<Option<Self>> {
         match GgufFile::open(path) {
             Ok(file) => Self::from_gguf(&file).map(Some),

@@ -1,10 +1,11 @@
-//! The tokenizer as GGUF has it: lists of tokens, their types and merges, and the name of a pre-tokenizer.
+//! The tokenizer in GGUF's form: lists of tokens, their types and merges, and the name of a pre-tokenizer.
 
 use crate::checkpoint::tokenizer::{ends_by_text, pre_tokenizer_name};
 use crate::export::base::Base;
 use crate::export::place::Placed;
-use crate::export::templates::{ChatTemplate, with_prompts};
+use crate::export::templates::{BaseTemplate, with_prompts};
 use crate::export::unlikely::TEXTS;
+use crate::layout::model_folder::{CONFIG, TOKENIZER};
 use crate::{Error, Result};
 use candle_core::quantized::gguf_file::Value;
 use serde_json::Value as Json;
@@ -20,20 +21,20 @@ const TOKENS: &str = "tokenizer.ggml.tokens";
 const TYPES: &str = "tokenizer.ggml.token_type";
 const SCORES: &str = "tokenizer.ggml.scores";
 
-/// What the file says of the tokenizer.
-pub(in crate::export) struct Vocabulary {
+/// The key-value pairs of the tokenizer.
+pub(in crate::export) struct VocabularyPairs {
     pub pairs: Vec<(String, Value)>,
 }
 
-impl Vocabulary {
+impl VocabularyPairs {
     /// # Errors
-    /// A tokenizer that llama.cpp has no name for.
+    /// Returns an error if llama.cpp has no name for the tokenizer.
     pub fn new(base: &Base, placed: &Placed) -> Result<Self> {
         let mut pairs = match &base.metadata {
             Some(metadata) => grown(base, metadata, placed),
-            None => of_folder(base, placed)?,
+            None => folder_pairs(base, placed)?,
         };
-        // A token a row of the embedding: llama.cpp wants both alike.
+        // One token for each row of the embedding: llama.cpp requires equal numbers.
         let rows = base.config.vocab_size.max(placed.ids().end as usize);
         for (key, value) in &mut pairs {
             if let Value::Array(items) = value {
@@ -45,9 +46,9 @@ impl Vocabulary {
                 }
             }
         }
-        let template = match ChatTemplate::of(base)? {
-            Some(ChatTemplate::One(template)) => Some(template),
-            Some(ChatTemplate::Named(templates)) => default_of(&templates),
+        let template = match BaseTemplate::find(base)? {
+            Some(BaseTemplate::One(template)) => Some(template),
+            Some(BaseTemplate::Named(templates)) => default_template(&templates),
             None => None,
         };
         if let Some(template) = template {
@@ -57,8 +58,8 @@ impl Vocabulary {
     }
 }
 
-/// The lists of a GGUF base with the new tokens. Tokens that have one text there get different ones: llama.cpp stops at a
-/// text that stands twice.
+/// The lists of a GGUF base with the new tokens. Tokens with equal texts get different ones, because llama.cpp fails if
+/// a text occurs twice.
 fn grown(base: &Base, metadata: &HashMap<String, Value>, placed: &Placed) -> Vec<(String, Value)> {
     let list = |key: &str| match metadata.get(key) {
         Some(Value::Array(items)) => Some(items.clone()),
@@ -80,8 +81,8 @@ fn grown(base: &Base, metadata: &HashMap<String, Value>, placed: &Placed) -> Vec
 }
 
 /// The lists of a `tokenizer.json`.
-fn of_folder(base: &Base, placed: &Placed) -> Result<Vec<(String, Value)>> {
-    let json = base.json("tokenizer.json")?.unwrap_or_default();
+fn folder_pairs(base: &Base, placed: &Placed) -> Result<Vec<(String, Value)>> {
+    let json = base.json(TOKENIZER)?.unwrap_or_default();
     let model =
         json.get("model").and_then(Json::as_object).filter(|model| model.get("type") == Some(&"BPE".into()));
     let model = model.ok_or_else(|| unsupported(base, "a tokenizer that is no BPE"))?;
@@ -133,22 +134,22 @@ fn merge(json: &Json) -> Option<Value> {
 /// Ids of special tokens, and which of them are added to every text.
 fn special(base: &Base) -> Result<Vec<(String, Value)>> {
     let around = base.around()?;
-    // Two keys for all ends but the first: readers find tokens of some texts without them.
+    // Two keys for all ends but the first: readers find some tokens by their text, without a key.
     let by_text =
         |id: &u32| base.tokenizer.tokenizer.id_to_token(*id).is_some_and(|text| ends_by_text(&text));
     let mut others = base.tokenizer.stop_token_ids[1..].to_vec();
     others.sort_by_key(by_text);
-    let config = base.json("config.json")?.unwrap_or_default();
-    let of_config = |key: &str| {
+    let config = base.json(CONFIG)?.unwrap_or_default();
+    let configured_id = |key: &str| {
         let id = config.get(key)?.as_u64()?.try_into().ok()?;
         base.tokenizer.tokenizer.id_to_token(id).map(|_| id)
     };
     let ids = [
-        ("bos_token_id", around[0].first().copied().or_else(|| of_config("bos_token_id"))),
+        ("bos_token_id", around[0].first().copied().or_else(|| configured_id("bos_token_id"))),
         ("eos_token_id", Some(base.tokenizer.eos_token_id)),
         ("eot_token_id", others.first().copied()),
         ("eom_token_id", others.get(1).copied()),
-        ("padding_token_id", of_config("pad_token_id")),
+        ("padding_token_id", configured_id("pad_token_id")),
     ];
     let ids = ids.into_iter().filter_map(|(key, id)| Some((key, Value::U32(id?))));
     let flags = [
@@ -159,7 +160,7 @@ fn special(base: &Base) -> Result<Vec<(String, Value)>> {
 }
 
 /// The template named `default`, or the first.
-fn default_of(templates: &[Json]) -> Option<String> {
+fn default_template(templates: &[Json]) -> Option<String> {
     let named = templates.iter().find(|template| template["name"] == "default");
     named.or(templates.first())?.get("template")?.as_str().map(str::to_owned)
 }

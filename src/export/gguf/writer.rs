@@ -1,5 +1,5 @@
-//! A GGUF file, version 3, written tensor by tensor (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>): candle's
-//! writer wants all tensors at once.
+//! A writer of GGUF files, version 3, tensor by tensor (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>):
+//! candle's writer needs all tensors at once.
 //!
 //! ```text
 //! "GGUF" 3 | tensors, pairs | pairs: key, type, value | tensors: name, dimensions, type, offset | padding | values
@@ -12,28 +12,28 @@ use candle_core::quantized::gguf_file::Value;
 use std::io::{self, Write};
 use std::path::Path;
 
-/// Values of tensors begin at multiples of this many bytes, which is the format's default.
+/// Values of tensors begin at multiples of this number of bytes, the format's default.
 const ALIGNMENT: usize = 32;
 
-/// A tensor to be written; its shape with the rows first, as elsewhere in this program.
+/// A tensor to write; its shape has the rows first, as elsewhere in this program.
 #[derive(Debug, Clone)]
-pub struct Entry {
+pub struct GgufEntry {
     pub name: String,
     pub shape: Vec<usize>,
     pub dtype: GgmlDType,
 }
 
-impl Entry {
+impl GgufEntry {
     pub fn bytes(&self) -> usize {
         self.shape.iter().product::<usize>() / self.dtype.block_size() * self.dtype.type_size()
     }
 }
 
-/// Writes pairs and tensors; `values` writes those of the tensor of that number, as many bytes as it says.
+/// Writes pairs and tensors; `values` is called with a tensor's number and must write as many bytes as its entry says.
 pub fn write(
     path: &Path,
     pairs: &[(String, Value)],
-    entries: &[&Entry],
+    entries: &[&GgufEntry],
     out: &mut dyn Write,
     mut values: impl FnMut(usize, &mut dyn Write) -> Result<()>,
 ) -> Result<()> {
@@ -57,8 +57,8 @@ fn pad(out: &mut dyn Write, written: usize) -> io::Result<()> {
     out.write_all(&[0; ALIGNMENT][..written.next_multiple_of(ALIGNMENT) - written])
 }
 
-/// All before the values; the last of it is not padded.
-fn header(pairs: &[(String, Value)], entries: &[&Entry]) -> io::Result<Vec<u8>> {
+/// Everything before the values, without the padding at the end.
+fn header(pairs: &[(String, Value)], entries: &[&GgufEntry]) -> io::Result<Vec<u8>> {
     let mut out = b"GGUF\x03\0\0\0".to_vec();
     out.extend((entries.len() as u64).to_le_bytes());
     out.extend((pairs.len() as u64).to_le_bytes());
@@ -99,7 +99,7 @@ fn put(out: &mut Vec<u8>, value: &Value) -> io::Result<()> {
         Value::Bool(v) => out.push(u8::from(*v)),
         Value::String(v) => string(out, v),
         Value::Array(items) => {
-            // Of an empty list the type says nothing.
+            // The type of an empty list does not matter.
             let kind = items.first().map_or(4, type_number);
             if items.iter().any(|item| type_number(item) != kind) {
                 return Err(io::Error::other("expected a list of values of one type"));
@@ -169,10 +169,13 @@ mod tests {
             ("yes".to_string(), Value::Bool(true)),
             ("x".to_string(), Value::F32(0.22)),
         ];
-        let entry =
-            |name: &str, shape: &[usize], dtype| Entry { name: name.into(), shape: shape.to_vec(), dtype };
+        let entry = |name: &str, shape: &[usize], dtype| GgufEntry {
+            name: name.into(),
+            shape: shape.to_vec(),
+            dtype,
+        };
         let entries = [entry("a", &[3], GgmlDType::F32), entry("b", &[2, 5], GgmlDType::BF16)];
-        let entries: Vec<&Entry> = entries.iter().collect();
+        let entries: Vec<&GgufEntry> = entries.iter().collect();
         let mut file = Vec::new();
         write(Path::new("x"), &pairs, &entries, &mut file, |i, out| {
             let bytes: Vec<u8> = match i {

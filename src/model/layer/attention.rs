@@ -6,8 +6,8 @@ use super::{
 use crate::checkpoint::ModelConfig;
 use crate::model::KvCache;
 use crate::model::memory::{MixerMemory, ValueSizes};
-use crate::ops::attention::{AttentionShape, Inputs, Kept, Needs, Qkv};
-use crate::ops::gpu::{self, Route};
+use crate::ops::attention::{AttentionOutputSaved, AttentionShape, GradTargets, Inputs, Qkv};
+use crate::ops::backend::{Route, route};
 use crate::ops::{Linear, rope, rows};
 use crate::{Error, Result};
 use candle_core::Tensor;
@@ -32,7 +32,7 @@ struct SplitQkv {
 /// What the backward pass needs.
 pub(in crate::model) struct AttentionSaved {
     qkv: Qkv,
-    attended: Kept,
+    attended: AttentionOutputSaved,
 }
 
 impl Attention {
@@ -89,7 +89,7 @@ impl Attention {
         let attended = self.shape.forward(inputs(pass, &qkv, prefix))?;
         let residual = pass.output_rows_of(residual)?;
         let stream = Stream::project(residual, &self.o, &attended.out, pass.residual_multiplier)?;
-        Ok((stream, AttentionSaved { qkv, attended: attended.kept() }))
+        Ok((stream, AttentionSaved { qkv, attended: attended.saved() }))
     }
 
     /// Queries, keys and values with rotary positions.
@@ -97,13 +97,13 @@ impl Attention {
         let (h, k) = (self.shape.heads, self.shape.kv_heads);
         let positions = (&pass.batch.position_ids).into();
         let Some(SplitQkv { q, kv }) = &self.split else {
-            let qkv = self.qkv.forward_in(normed, pass.input_dtype)?;
+            let qkv = self.qkv.forward_to(normed, pass.input_dtype)?;
             return Ok(Qkv::Fused(pass.rotate(qkv, h + k, positions)?));
         };
-        let q = q.forward_in(&pass.output_rows_of(normed)?, pass.input_dtype)?;
+        let q = q.forward_to(&pass.output_rows_of(normed)?, pass.input_dtype)?;
         Ok(Qkv::Split {
             q: pass.rotate(q, h, pass.output_positions())?,
-            kv: pass.rotate(kv.forward_in(normed, pass.input_dtype)?, k, positions)?,
+            kv: pass.rotate(kv.forward_to(normed, pass.input_dtype)?, k, positions)?,
         })
     }
 
@@ -115,11 +115,11 @@ impl Attention {
         pass: &LayerPass,
         (cache, layer): (&mut KvCache, usize),
     ) -> Result<Stream> {
-        let q = match gpu::route(normed) {
+        let q = match route(normed) {
             Route::Kernel => self.queries_by_kernel(normed, pass, cache, layer)?,
-            Route::Cpu | Route::Reference => self.queries(normed, pass, cache, layer)?,
+            Route::Cpu => self.queries(normed, pass, cache, layer)?,
         };
-        let qkv = Qkv::Split { q, kv: cache.layer(layer).clone() };
+        let qkv = Qkv::Split { q, kv: cache.keys_values(layer).clone() };
         let attended = self.shape.forward(inputs(pass, &qkv, None))?;
         let residual = pass.output_rows_of(&residual)?;
         Stream::project(residual, &self.o, &attended.out, pass.residual_multiplier)
@@ -157,10 +157,10 @@ impl Attention {
             )
         };
         let Some(SplitQkv { q, kv }) = &self.split else {
-            return write(&self.qkv.forward_in(normed, pass.input_dtype)?, &self.shape);
+            return write(&self.qkv.forward_to(normed, pass.input_dtype)?, &self.shape);
         };
-        write(&kv.forward_in(normed, pass.input_dtype)?, &AttentionShape { heads: 0, ..self.shape })?;
-        let q = q.forward_in(&pass.output_rows_of(normed)?, pass.input_dtype)?;
+        write(&kv.forward_to(normed, pass.input_dtype)?, &AttentionShape { heads: 0, ..self.shape })?;
+        let q = q.forward_to(&pass.output_rows_of(normed)?, pass.input_dtype)?;
         pass.rotate(q, self.shape.heads, pass.output_positions())
     }
 
@@ -176,8 +176,8 @@ impl Attention {
         // The gradient of other passes is added before the rotation's backward pass.
         let rotation = if prefix.gradient.is_none() { pass.rotation() } else { None };
         let needs = match pass.input_gradient {
-            InputGradient::All => Needs::All,
-            InputGradient::Prefixes => Needs::Prefixes,
+            InputGradient::All => GradTargets::All,
+            InputGradient::Prefixes => GradTargets::Prefixes,
         };
         let inputs = inputs(pass, &saved.qkv, prefix.state);
         let gradients = self.shape.backward_rotated(inputs, &saved.attended, (&dout, rotation), needs)?;

@@ -32,7 +32,7 @@ impl Dense {
     }
 
     pub(super) fn forward(&self, normed: &Tensor, pass: &LayerPass) -> Result<DenseSaved> {
-        Ok(DenseSaved { gate_up: self.gate_up.forward_in(normed, pass.input_dtype)? })
+        Ok(DenseSaved { gate_up: self.gate_up.forward_to(normed, pass.input_dtype)? })
     }
 
     /// The residual stream after the network.

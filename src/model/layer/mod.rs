@@ -159,7 +159,7 @@ impl Layer {
 
     /// The same layer with weights and activations of other dtypes on another device.
     pub(super) fn to_device(&self, (weights, activations): (DType, DType), device: &Device) -> Result<Self> {
-        let linear = |l: &Linear| l.on(weights, activations, device);
+        let linear = |l: &Linear| l.converted(weights, activations, device);
         let Mixer::Attention(attention) = &self.mixer;
         let FeedForward::Dense(Dense { gate_up, down }) = &self.feed_forward;
         Ok(Self {

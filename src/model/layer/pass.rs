@@ -68,7 +68,7 @@ impl LayerPass<'_> {
     /// `heads` leading heads of `x` with the rotary embedding, in the dtype of projections' inputs.
     pub(super) fn rotate(&self, x: Tensor, heads: usize, positions: IndexView) -> Result<Tensor> {
         match self.rope {
-            None => cpu::stored("rope", &x, self.input_dtype),
+            None => cpu::to_storage("rope", &x, self.input_dtype),
             Some(rope) => rope.forward(x, heads, positions, self.input_dtype),
         }
     }
@@ -76,7 +76,7 @@ impl LayerPass<'_> {
     /// The gradient of [`LayerPass::rotate`]'s input.
     pub(super) fn rotate_backward(&self, dy: Tensor, heads: usize, positions: IndexView) -> Result<Tensor> {
         match self.rope {
-            None => cpu::stored("rope", &dy, self.input_dtype),
+            None => cpu::to_storage("rope", &dy, self.input_dtype),
             Some(rope) => rope.backward(dy, heads, positions, self.input_dtype),
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::ops::Linear;
-use crate::ops::rms_norm::{Add, Normed, RmsNorm};
+use crate::ops::rms_norm::{Normed, ResidualAdd, RmsNorm};
 use candle_core::{DType, Tensor};
 
 /// The residual stream `x + residual_multiplier * delta`, [rows, C] each. Where no product can add to its output, the sum is
@@ -28,7 +28,7 @@ impl Stream {
 
     /// The sum, normed in `dtype`.
     pub(in crate::model) fn normed(&self, norm: &RmsNorm, multiplier: f64, dtype: DType) -> Result<Normed> {
-        let add = self.delta.as_ref().map(|delta| Add { delta, multiplier });
+        let add = self.delta.as_ref().map(|delta| ResidualAdd { delta, multiplier });
         norm.forward(&self.x, add, dtype)
     }
 }

@@ -1,5 +1,5 @@
-//! Shared-prefix attention. Each query row sees the whole prefix of its group and, causally, its own
-//! segment; nothing else. The prefix's keys and values exist once, however many sequences hang on it.
+//! Shared-prefix attention. Each query row attends to all of the prefix of its group and, causally, to its own segment, and to
+//! nothing else. The prefix's keys and values exist once, whatever the number of sequences that follow it.
 //!
 //! ```text
 //!                 keys:  prefix P    own segment
@@ -10,32 +10,27 @@
 //!   dv = pᵀ do    dp = do vᵀ    ds = scale * p (dp - rowsum(p * dp))    dq = ds k    dk = dsᵀ q
 //! ```
 //!
-//! GPUs take `rowsum(p * dp)` as `rowsum(do * out)`, the same sum, which needs no second pass over the keys.
+//! GPUs compute `rowsum(p * dp)` as `rowsum(do * out)`, which is the same sum and needs no second pass over the keys.
 //!
-//! Only `lse` is kept of the scores; the backward pass makes the probabilities again, block by block, so
-//! that memory is linear in T (Dao et al., 2022, arXiv:2205.14135, algorithms 1 and 4).
+//! Of the scores only `lse` is saved. The backward pass recomputes the probabilities block by block, so that memory is linear
+//! in T (Dao et al., 2022, arXiv:2205.14135, algorithms 1 and 4).
 //! Query heads share key and value heads in consecutive groups of H / K.
 
-mod blocks;
+mod cpu;
 mod gpu;
-mod kernel;
-mod narrow;
-mod plan;
 mod prepare;
-mod products;
+mod reference;
 mod segments;
+#[cfg(test)]
+mod tests;
 
-use super::cpu::with_real;
-use super::gpu::{Route, route};
-use super::packed::Isa;
-use super::profile;
-use super::{IndexView, RopeTable};
-use crate::{Error, Result};
-use candle_core::{D, DType, Tensor};
-use narrow::Narrow;
-pub(crate) use prepare::Pass;
-use products::Whole;
+pub(crate) use prepare::PlannedPass;
 pub use segments::Segments;
+
+use super::backend::{Route, route};
+use super::{IndexView, RopeTable, profile};
+use crate::{Error, Result};
+use candle_core::Tensor;
 use std::ops::Range;
 
 /// Heads and their size.
@@ -51,16 +46,16 @@ pub struct AttentionShape {
     pub scale: f64,
 }
 
-/// Query rows that share their keys: a prefix, or one sequence behind a prefix.
+/// Query rows that share their keys: a prefix, or one sequence that follows a prefix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Segment {
-    /// Rows of the query matrix; those of the next segment follow on.
+    /// Rows of the query matrix; the next segment begins with the row after them.
     pub queries: Range<usize>,
     /// Rows of the key and value matrix that are the segment's own.
     pub keys: Range<usize>,
-    /// Where in `keys` the first query stands; query i sees `keys[..= first + i]`.
+    /// Position of the first query in `keys`; query i attends to `keys[..= first + i]`.
     pub first: usize,
-    /// Rows of the prefix's keys and values, all of which every query sees.
+    /// Rows of the prefix's keys and values; every query attends to all of them.
     pub prefix: Option<Range<usize>>,
 }
 
@@ -94,57 +89,60 @@ impl Qkv {
     }
 }
 
-/// What the attention reads.
+/// Inputs of the attention.
 #[derive(Clone, Copy)]
 pub struct Inputs<'a> {
-    /// Who sees whom.
+    /// Which queries attend to which keys.
     pub segments: &'a Segments,
     /// Queries, keys and values of this pass.
     pub qkv: &'a Qkv,
-    /// Where another pass made the prefixes: a matrix whose last 2K D columns are their keys and values.
-    /// Without it the prefixes are rows of `qkv`.
+    /// If another pass computed the prefixes: a matrix whose last 2K D columns are their keys and values. Otherwise the prefixes
+    /// are rows of `qkv`.
     pub prefix: Option<&'a Tensor>,
 }
 
 /// Result of [`AttentionShape::forward`].
 #[derive(Debug, Clone)]
-pub struct Attended {
+pub struct AttentionOutput {
     /// [queries, H D], in the dtype of the queries.
     pub out: Tensor,
     /// Log-sum-exp of each query's scores, [queries, H]; f32, or f64 of queries in f64.
     pub lse: Tensor,
 }
 
-impl Attended {
-    /// What the backward pass reads of it.
-    pub fn kept(self) -> Kept {
-        let out = if route(&self.out) == Route::Cpu { None } else { Some(self.out) };
-        Kept { lse: self.lse, out }
+impl AttentionOutput {
+    /// The part that the backward pass needs.
+    pub fn saved(self) -> AttentionOutputSaved {
+        let out = match route(&self.out) {
+            Route::Cpu => None,
+            Route::Kernel => Some(self.out),
+        };
+        AttentionOutputSaved { lse: self.lse, out }
     }
 }
 
-/// What [`AttentionShape::backward`] reads of a forward pass.
+/// The values of a forward pass that [`AttentionShape::backward`] needs.
 #[derive(Debug, Clone)]
-pub struct Kept {
+pub struct AttentionOutputSaved {
     lse: Tensor,
-    /// The output; the CPU has no use for it.
+    /// The output; `None` on the CPU, which does not need it.
     out: Option<Tensor>,
 }
 
-/// Which gradients [`AttentionShape::backward`] makes.
+/// Which gradients [`AttentionShape::backward`] computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Needs {
-    /// Those of every row.
+pub enum GradTargets {
+    /// The gradients of every row.
     All,
-    /// Those of the prefixes alone: the block below is the embedding, and sequences hold frozen tokens.
-    /// The prefixes are the first rows of the batch.
+    /// The gradients of the prefixes only: the layer below is the embedding, and sequences hold frozen tokens. The prefixes are
+    /// the first rows of the batch.
     Prefixes,
 }
 
-/// The rotation that queries and keys went through before the attention ([`RopeTable::forward`]).
+/// The rotation of queries and keys before the attention ([`RopeTable::forward`]).
 #[derive(Clone, Copy)]
 pub struct Rotation<'a> {
-    /// Of heads of the attention's size.
+    /// The table for heads of the attention's size.
     pub table: &'a RopeTable,
     /// Position of each row of [`Qkv::queries`].
     pub queries: IndexView<'a>,
@@ -154,13 +152,13 @@ pub struct Rotation<'a> {
 
 /// Result of [`AttentionShape::backward`].
 pub struct Gradients {
-    /// Gradient of [`Inputs::qkv`]; of its first rows, which are the prefixes, under [`Needs::Prefixes`].
-    /// `None` where those rows are in another pass.
+    /// Gradient of [`Inputs::qkv`]; with [`GradTargets::Prefixes`] that of its first rows, which are the prefixes, or `None` if
+    /// the prefixes are rows of another pass.
     pub qkv: Option<Qkv>,
     /// Gradient of the keys and values of [`Inputs::prefix`], [its rows, 2K D]; never rotated back.
     pub prefix: Option<Tensor>,
-    /// Whether `qkv` is the gradient of what the rotation was given: kernels of a GPU turn gradients back as they write
-    /// them. Else that is still to do ([`RopeTable::backward`]).
+    /// Whether `qkv` is the gradient of the rotation's input: kernels of a GPU rotate gradients back as they write them.
+    /// Otherwise the caller has to do it ([`RopeTable::backward`]).
     pub rotated_back: bool,
 }
 
@@ -178,40 +176,42 @@ impl AttentionShape {
     /// Attention of every segment's queries.
     ///
     /// # Errors
-    /// Shapes or segments that do not fit.
-    pub fn forward(&self, inputs: Inputs) -> Result<Attended> {
+    /// Returns an error if shapes or segments do not match or a device operation fails.
+    pub fn forward(&self, inputs: Inputs) -> Result<AttentionOutput> {
         let _timed = profile::scope("attention", inputs.qkv.queries().device());
         self.check(&inputs)?;
-        let q = inputs.qkv.queries();
-        match route(q) {
-            Route::Cpu if inputs.narrow() => kernel::forward::<f32, Narrow>(self, inputs),
-            Route::Cpu => {
-                with_real!("attention", q.dtype(), T => kernel::forward::<T, Whole<T>>(self, inputs))
-            }
-            Route::Kernel if self.head_dim <= gpu::MAX_HEAD_DIM => gpu::forward(self, inputs),
-            _ => self.reference(inputs),
+        match route(inputs.qkv.queries()) {
+            Route::Cpu => cpu::forward(self, inputs),
+            Route::Kernel => gpu::forward(self, inputs),
         }
     }
 
-    /// Gradients from that of the output, `dout` [queries, H D]; on the CPU in its dtype, f32 of inputs in bf16.
+    /// Gradients from that of the output, `dout` [queries, H D]; on the CPU in the dtype of `dout`, which is f32 for inputs in
+    /// bf16.
     ///
     /// # Errors
-    /// Shapes or segments that do not fit.
-    pub fn backward(&self, inputs: Inputs, kept: &Kept, dout: &Tensor, needs: Needs) -> Result<Gradients> {
-        self.backward_rotated(inputs, kept, (dout, None), needs)
+    /// Returns an error if shapes or segments do not match or a device operation fails.
+    pub fn backward(
+        &self,
+        inputs: Inputs,
+        saved: &AttentionOutputSaved,
+        dout: &Tensor,
+        targets: GradTargets,
+    ) -> Result<Gradients> {
+        self.backward_rotated(inputs, saved, (dout, None), targets)
     }
 
-    /// As [`AttentionShape::backward`], given the rotation that made queries and keys: its backward pass is done too
-    /// where that costs nothing ([`Gradients::rotated_back`]).
+    /// As [`AttentionShape::backward`], with the rotation of queries and keys: its backward pass is computed too if it costs
+    /// nothing ([`Gradients::rotated_back`]).
     ///
     /// # Errors
-    /// As there; positions that are not of the rows, or beyond the table.
+    /// As [`AttentionShape::backward`]; also if the positions are not those of the rows, or beyond the table.
     pub fn backward_rotated(
         &self,
         inputs: Inputs,
-        kept: &Kept,
+        saved: &AttentionOutputSaved,
         (dout, rotation): (&Tensor, Option<Rotation>),
-        needs: Needs,
+        targets: GradTargets,
     ) -> Result<Gradients> {
         const OP: &str = "attention backward";
         let _timed = profile::scope(OP, dout.device());
@@ -224,22 +224,18 @@ impl AttentionShape {
         if let Some(rotation) = &rotation {
             rotation.check(&inputs)?;
         }
-        match (route(dout), &kept.out) {
-            (Route::Cpu, _) if inputs.narrow() => {
-                kernel::backward::<f32, Narrow>(self, inputs, &kept.lse, dout, needs)
-            }
-            (Route::Cpu, _) => {
-                with_real!(OP, dout.dtype(), T => kernel::backward::<T, Whole<T>>(self, inputs, &kept.lse, dout, needs))
-            }
-            (Route::Kernel, Some(out)) if self.head_dim <= gpu::MAX_HEAD_DIM => {
-                gpu::backward(self, inputs, (out, &kept.lse), (dout, rotation), needs)
-            }
-            _ => self.reference_backward(inputs, dout, needs),
+        match route(dout) {
+            Route::Cpu => cpu::backward(self, inputs, saved, dout, targets),
+            Route::Kernel => gpu::backward(self, inputs, saved, (dout, rotation), targets),
         }
     }
 
     fn check(&self, inputs: &Inputs) -> Result<()> {
         let fail = |expected: String, found: String| Err(Error::Shape { op: "attention", expected, found });
+        if self.kv_heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
+            let found = format!("{} and {}", self.heads, self.kv_heads);
+            return fail("query heads that are a multiple of the key and value heads".into(), found);
+        }
         let (queries, q_width) = inputs.qkv.queries().dims2()?;
         let (rows, kv_width) = inputs.qkv.keys_values().dims2()?;
         let expected = match inputs.qkv {
@@ -254,9 +250,11 @@ impl AttentionShape {
         for segment in inputs.segments.iter() {
             let Segment { queries, keys, first, prefix } = segment;
             let fits = queries.start == next
+                && queries.end >= next
+                && keys.start <= keys.end
                 && keys.end <= rows
                 && (queries.is_empty() || first + queries.len() <= keys.len())
-                && prefix.as_ref().is_none_or(|p| p.end <= prefix_rows);
+                && prefix.as_ref().is_none_or(|p| p.start <= p.end && p.end <= prefix_rows);
             if !fits {
                 let expected =
                     format!("queries from row {next} and keys under {rows}, prefixes under {prefix_rows}");
@@ -268,96 +266,6 @@ impl AttentionShape {
             return fail(format!("segments of {queries} queries"), format!("{next}"));
         }
         Ok(())
-    }
-
-    /// The formula in plain candle ops, segment by segment; scores in f32 where the inputs are narrower.
-    pub fn reference(&self, inputs: Inputs) -> Result<Attended> {
-        let (q, kv) = (inputs.qkv.queries(), inputs.qkv.keys_values());
-        let prefix = inputs.prefix.unwrap_or(kv);
-        let wide = if q.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-        let part = |matrix: &Tensor, rows: &Range<usize>, value: usize| -> Result<Tensor> {
-            let (width, k) = (matrix.dims()[1], self.kv_heads * self.head_dim);
-            let columns = matrix.narrow(1, width - (2 - value) * k, k)?.narrow(0, rows.start, rows.len())?;
-            let heads = columns.reshape((rows.len(), self.kv_heads, 1, self.head_dim))?;
-            let group = self.heads / self.kv_heads;
-            let all = heads.broadcast_as((rows.len(), self.kv_heads, group, self.head_dim))?;
-            Ok(all.reshape((rows.len(), self.heads, self.head_dim))?.transpose(0, 1)?.to_dtype(wide)?)
-        };
-        let (mut outs, mut lses) = (Vec::new(), Vec::new());
-        for segment in inputs.segments.iter().filter(|s| !s.queries.is_empty()) {
-            let n = segment.queries.len();
-            let own = segment.keys.start..segment.keys.start + segment.first + n;
-            let visible = |value: usize| -> Result<Tensor> {
-                let own = part(kv, &own, value)?;
-                Ok(match &segment.prefix {
-                    Some(rows) => Tensor::cat(&[&part(prefix, rows, value)?, &own], 1)?.contiguous()?,
-                    None => own.contiguous()?,
-                })
-            };
-            let (k, v) = (visible(0)?, visible(1)?);
-            let q = q.narrow(0, segment.queries.start, n)?.narrow(1, 0, self.q_width())?;
-            let q =
-                q.reshape((n, self.heads, self.head_dim))?.transpose(0, 1)?.to_dtype(wide)?.contiguous()?;
-            let hidden = k.dims()[1] - n;
-            let mask: Vec<f32> = (0..n)
-                .flat_map(|i| {
-                    (0..hidden + n).map(move |j| if j > hidden + i { f32::NEG_INFINITY } else { 0.0 })
-                })
-                .collect();
-            let mask = Tensor::from_vec(mask, (1, n, hidden + n), q.device())?.to_dtype(wide)?;
-            let scores = (q.matmul(&k.t()?.contiguous()?)? * self.scale)?.broadcast_add(&mask)?;
-            let lse = scores.log_sum_exp(D::Minus1)?;
-            let p = scores.broadcast_sub(&lse.unsqueeze(2)?)?.exp()?;
-            outs.push(p.matmul(&v)?.transpose(0, 1)?.reshape((n, self.q_width()))?);
-            lses.push(lse.t()?);
-        }
-        let dtype = q.dtype();
-        if outs.is_empty() {
-            let empty = |width| Tensor::zeros((0, width), dtype, q.device());
-            return Ok(Attended { out: empty(self.q_width())?, lse: empty(self.heads)? });
-        }
-        Ok(Attended { out: Tensor::cat(&outs, 0)?.to_dtype(dtype)?, lse: Tensor::cat(&lses, 0)? })
-    }
-
-    pub(crate) fn reference_backward(
-        &self,
-        inputs: Inputs,
-        dout: &Tensor,
-        needs: Needs,
-    ) -> Result<Gradients> {
-        let mut leaves = vec![inputs.qkv.queries()];
-        let split = matches!(inputs.qkv, Qkv::Split { .. });
-        if split {
-            leaves.push(inputs.qkv.keys_values());
-        }
-        leaves.extend(inputs.prefix);
-        let mut gradients = super::autograd(&leaves, dout, |v| {
-            let t = |i: usize| v[i].as_tensor().clone();
-            let qkv = if split { Qkv::Split { q: t(0), kv: t(1) } } else { Qkv::Fused(t(0)) };
-            let prefix = inputs.prefix.map(|_| t(v.len() - 1));
-            Ok(self.reference(Inputs { qkv: &qkv, prefix: prefix.as_ref(), ..inputs })?.out)
-        })?;
-        let prefix = match inputs.prefix {
-            Some(p) => {
-                let columns = p.dims()[1] - self.kv_width();
-                gradients.pop().map(|g| g.narrow(1, columns, self.kv_width())?.contiguous()).transpose()?
-            }
-            None => None,
-        };
-        if needs == Needs::Prefixes {
-            let (queries, keys) = inputs.prefix_rows();
-            gradients[0] = gradients[0].narrow(0, 0, queries)?;
-            if split {
-                gradients[1] = gradients[1].narrow(0, 0, keys)?;
-            }
-        }
-        let kv = if split { gradients.pop() } else { None };
-        let qkv = match (gradients.pop(), kv) {
-            _ if needs == Needs::Prefixes && inputs.prefix.is_some() => None,
-            (Some(q), Some(kv)) => Some(Qkv::Split { q, kv }),
-            (qkv, _) => qkv.map(Qkv::Fused),
-        };
-        Ok(Gradients { qkv, prefix, rotated_back: false })
     }
 }
 
@@ -377,12 +285,7 @@ impl Rotation<'_> {
 }
 
 impl Inputs<'_> {
-    /// Whether a CPU's products are those of bf16.
-    fn narrow(&self) -> bool {
-        self.qkv.queries().dtype() == DType::BF16 && Isa::best().is_some()
-    }
-
-    /// Queries and keys that are the prefixes': of segments that have no prefix themselves.
+    /// Numbers of query and key rows that are the prefixes': those of segments without a prefix of their own.
     fn prefix_rows(&self) -> (usize, usize) {
         prefix_rows(self.segments)
     }
@@ -393,6 +296,3 @@ fn prefix_rows(segments: &[Segment]) -> (usize, usize) {
     let prefixes = segments.iter().filter(|s| s.prefix.is_none());
     prefixes.fold((0, 0), |(q, k), s| (q.max(s.queries.end), k.max(s.keys.end)))
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,37 +1,37 @@
-//! The plans that a pass will ask for, made before it runs, so that they are uploaded with the batch's other indices.
+//! The plans of a pass, made before it runs, so that they are uploaded with the batch's other indices.
 
-use super::plan::{UploadedKeyPlan, Wanted};
-use super::{AttentionShape, Segments, gpu, route};
+use super::gpu::plan::{GradRows, UploadedKeyPlan};
+use super::{AttentionShape, Segments, gpu};
 use crate::ops::Indices;
-use crate::ops::gpu::Route;
+use crate::ops::backend::{Route, route};
 use candle_core::Tensor;
 use std::sync::Arc;
 
-/// A pass of a model with `blocks` blocks, the last of which has target rows as its only queries.
+/// A pass of a model with `layers` layers; the queries of the last layer are the target rows.
 #[derive(Clone, Copy)]
-pub(crate) struct Pass<'a> {
+pub(crate) struct PlannedPass<'a> {
     pub(crate) segments: &'a Segments,
     pub(crate) target_segments: &'a Segments,
     /// Rows of the batch, T.
     pub(crate) rows: usize,
     /// Target rows.
     pub(crate) targets: usize,
-    /// Rows of the prefixes' pass, where that is another.
+    /// Rows of the prefixes, if another pass computes them.
     pub(crate) prefix: Option<usize>,
-    pub(crate) blocks: usize,
+    pub(crate) layers: usize,
     /// Whether the backward pass runs too.
     pub(crate) backward: bool,
 }
 
-/// Plans of a pass; none where the CPU computes.
+/// Plans of a pass; none on the CPU.
 #[derive(Default)]
-pub(crate) struct Plans {
+pub(crate) struct PassPlans {
     queries: Vec<Arc<Indices>>,
     keys: Vec<Arc<UploadedKeyPlan>>,
 }
 
-impl Plans {
-    /// Their arrays.
+impl PassPlans {
+    /// The arrays of all plans.
     pub(crate) fn indices(&self) -> impl Iterator<Item = &Indices> {
         let keys = self.keys.iter().flat_map(|plan| [&plan.items, &plan.reductions]);
         self.queries.iter().map(|plan| &**plan).chain(keys)
@@ -39,20 +39,20 @@ impl Plans {
 }
 
 impl AttentionShape {
-    /// The plans of a pass whose activations are on the device and in the dtype of `like`. The segments keep them; one that
-    /// a call finds missing is made then.
-    pub(crate) fn plans(&self, pass: &Pass, like: &Tensor) -> Plans {
-        let mut plans = Plans::default();
-        if route(like) != Route::Kernel || self.head_dim > gpu::MAX_HEAD_DIM {
+    /// The plans of a pass whose activations have the device and the dtype of `like`. The segments keep them; a call that needs
+    /// another plan makes it.
+    pub(crate) fn plans(&self, pass: &PlannedPass, like: &Tensor) -> PassPlans {
+        let mut plans = PassPlans::default();
+        if route(like) == Route::Cpu || self.head_dim > gpu::MAX_HEAD_DIM {
             return plans;
         }
         let tiling = gpu::tiling(self, like);
-        let last = pass.blocks.saturating_sub(1);
-        // Of the blocks between the first and the last, all have the same.
-        let mut blocks = vec![0, last.min(1), last];
-        blocks.dedup();
-        for block in blocks {
-            let (segments, queries) = match block == last {
+        let last = pass.layers.saturating_sub(1);
+        // All layers between the first and the last have the same plans.
+        let mut layers = vec![0, last.min(1), last];
+        layers.dedup();
+        for layer in layers {
+            let (segments, queries) = match layer == last {
                 true => (pass.target_segments, pass.targets),
                 false => (pass.segments, pass.rows),
             };
@@ -62,20 +62,20 @@ impl AttentionShape {
             }
             let all = (queries, pass.rows);
             let (queries, keys) = match pass.prefix {
-                _ if block > 0 => all,
+                _ if layer > 0 => all,
                 Some(_) => (0, 0),
                 None => super::prefix_rows(segments),
             };
-            if block > 0 || pass.prefix.is_none() {
+            if layer > 0 || pass.prefix.is_none() {
                 plans.queries.push(segments.query_plan(&tiling, queries));
             }
-            plans.keys.push(segments.key_plan(&tiling, &Wanted { queries, keys, prefix: pass.prefix }));
+            plans.keys.push(segments.key_plan(&tiling, &GradRows { queries, keys, prefix: pass.prefix }));
         }
         plans
     }
 }
 
-impl<'a> Pass<'a> {
+impl<'a> PlannedPass<'a> {
     /// The row numbers that every plan's kernels read.
     pub(crate) fn visible(&self) -> [&'a Indices; 2] {
         [self.segments.visible(), self.target_segments.visible()]

@@ -1,25 +1,25 @@
-//! The segments of a batch, with what the kernels need of them, made once for all blocks of the model.
+//! The segments of a batch, with the plans of the GPU's kernels, which are made once for all layers of the model.
 
 use super::Segment;
-use super::plan::{self, KeyPlan, Tiling, UploadedKeyPlan, Wanted};
+use super::gpu::plan::{self, GradRows, KeyPlan, Tiling, UploadedKeyPlan};
 use crate::ops::Indices;
 use std::collections::HashMap;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-/// Who sees whom in a batch, in the order of its queries.
+/// Which queries of a batch attend to which keys, in the order of the queries.
 #[derive(Clone, Default)]
 pub struct Segments {
     list: Vec<Segment>,
-    plans: Arc<Plans>,
+    plans: Arc<SegmentPlans>,
 }
 
 #[derive(Default)]
-struct Plans {
+struct SegmentPlans {
     visible: OnceLock<Indices>,
     queries: Mutex<HashMap<(Tiling, usize), Arc<Indices>>>,
-    keys: Mutex<HashMap<(Tiling, Wanted), Arc<UploadedKeyPlan>>>,
+    keys: Mutex<HashMap<(Tiling, GradRows), Arc<UploadedKeyPlan>>>,
 }
 
 impl Segments {
@@ -37,18 +37,18 @@ impl Segments {
     /// [`plan::tiles`] of the first `queries` queries, flat: 6 numbers each.
     pub(super) fn query_plan(&self, tiling: &Tiling, queries: usize) -> Arc<Indices> {
         let mut plans = self.plans.queries.lock().unwrap_or_else(PoisonError::into_inner);
-        let made = || Arc::new(flat(plan::tiles(&self.list, tiling, queries)));
-        plans.entry((*tiling, queries)).or_insert_with(made).clone()
+        let make = || Arc::new(flat(plan::tiles(&self.list, tiling, queries)));
+        plans.entry((*tiling, queries)).or_insert_with(make).clone()
     }
 
     /// The [`KeyPlan`] of some rows.
-    pub(super) fn key_plan(&self, tiling: &Tiling, wanted: &Wanted) -> Arc<UploadedKeyPlan> {
+    pub(super) fn key_plan(&self, tiling: &Tiling, rows: &GradRows) -> Arc<UploadedKeyPlan> {
         let mut plans = self.plans.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        let made = || {
-            let KeyPlan { items, reductions, slots } = KeyPlan::new(&self.list, tiling, wanted);
+        let make = || {
+            let KeyPlan { items, reductions, slots } = KeyPlan::new(&self.list, tiling, rows);
             Arc::new(UploadedKeyPlan { items: flat(items), reductions: flat(reductions), slots })
         };
-        plans.entry((*tiling, *wanted)).or_insert_with(made).clone()
+        plans.entry((*tiling, *rows)).or_insert_with(make).clone()
     }
 }
 

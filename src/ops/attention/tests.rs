@@ -1,5 +1,7 @@
 use super::*;
+use crate::ops::bf16::Isa;
 use crate::ops::{autograd, testing::*};
+use candle_core::DType;
 use proptest::prelude::*;
 
 const SHAPES: [(usize, usize, usize); 4] = [(1, 1, 2), (3, 1, 10), (6, 3, 16), (9, 3, 64)];
@@ -8,7 +10,7 @@ fn shape((heads, kv_heads, head_dim): (usize, usize, usize)) -> AttentionShape {
     AttentionShape { heads, kv_heads, head_dim, scale: 0.37 / (head_dim as f64).sqrt() }
 }
 
-/// Prefixes of the given lengths, then sequences (prefix, length), packed in one matrix.
+/// Prefixes of these lengths, then sequences (prefix, length), packed in one matrix.
 fn packed(prefixes: &[usize], sequences: &[(usize, usize)]) -> Segments {
     crate::check::packed(prefixes, sequences).into()
 }
@@ -17,24 +19,24 @@ fn fused(shape: &AttentionShape, rows: usize, dtype: DType) -> Result<Qkv> {
     Ok(Qkv::Fused(randn(7, (rows, shape.q_width() + shape.kv_width()), dtype)?))
 }
 
-fn given<'a>(segments: &'a Segments, qkv: &'a Qkv, prefix: Option<&'a Tensor>) -> Inputs<'a> {
+fn make_inputs<'a>(segments: &'a Segments, qkv: &'a Qkv, prefix: Option<&'a Tensor>) -> Inputs<'a> {
     Inputs { segments, qkv, prefix }
 }
 
 fn check(shape: &AttentionShape, inputs: Inputs, dtype: DType) -> Result<()> {
-    let tolerance = Tolerance::of(dtype);
+    let tolerance = Tolerance::for_dtype(dtype);
     let (ours, expected) = (shape.forward(inputs)?, shape.reference(inputs)?);
     assert_close("out", &ours.out, &expected.out, tolerance);
     assert_close("lse", &ours.lse, &expected.lse, tolerance);
     let dout = randn(8, ours.out.dims2()?, dtype)?;
-    let ours = ours.kept();
-    let gradients = shape.backward(inputs, &ours, &dout, Needs::All)?;
-    let expected = shape.reference_backward(inputs, &dout, Needs::All)?;
+    let ours = ours.saved();
+    let gradients = shape.backward(inputs, &ours, &dout, GradTargets::All)?;
+    let expected = shape.reference_backward(inputs, &dout, GradTargets::All)?;
     compare(&gradients, &expected, tolerance)?;
-    let few = shape.backward(inputs, &ours, &dout, Needs::Prefixes)?;
-    let expected = shape.reference_backward(inputs, &dout, Needs::Prefixes)?;
+    let few = shape.backward(inputs, &ours, &dout, GradTargets::Prefixes)?;
+    let expected = shape.reference_backward(inputs, &dout, GradTargets::Prefixes)?;
     compare(&few, &expected, tolerance)?;
-    if Isa::best().is_some() { check_narrow(shape, inputs) } else { Ok(()) }
+    if Isa::best().is_some() { check_bf16(shape, inputs) } else { Ok(()) }
 }
 
 /// The matrices of `inputs` in another dtype.
@@ -49,7 +51,7 @@ fn cast(inputs: Inputs, dtype: DType) -> Result<(Qkv, Option<Tensor>)> {
 
 /// In bf16 probabilities and gradients are off by up to 0.4 %, so a sum is by a part of the largest, and what cancels to
 /// nothing in f32 does not quite. Queries, keys and values are the reference's own.
-fn check_narrow(shape: &AttentionShape, inputs: Inputs) -> Result<()> {
+fn check_bf16(shape: &AttentionShape, inputs: Inputs) -> Result<()> {
     let near = |what: &str, ours: &Tensor, expected: &Tensor| -> Result<()> {
         if expected.elem_count() == 0 {
             return Ok(());
@@ -61,16 +63,16 @@ fn check_narrow(shape: &AttentionShape, inputs: Inputs) -> Result<()> {
     let (qkv, prefix) = cast(inputs, DType::BF16)?;
     let inputs = Inputs { qkv: &qkv, prefix: prefix.as_ref(), ..inputs };
     let (qkv, prefix) = cast(inputs, DType::F32)?;
-    let wide = Inputs { qkv: &qkv, prefix: prefix.as_ref(), ..inputs };
-    let (ours, expected) = (shape.forward(inputs)?, shape.reference(wide)?);
+    let inputs_f32 = Inputs { qkv: &qkv, prefix: prefix.as_ref(), ..inputs };
+    let (ours, expected) = (shape.forward(inputs)?, shape.reference(inputs_f32)?);
     assert_eq!((ours.out.dtype(), ours.lse.dtype()), (DType::BF16, DType::F32));
     near("out", &ours.out.to_dtype(DType::F32)?, &expected.out)?;
     near("lse", &ours.lse, &expected.lse)?;
     let dout = randn(8, ours.out.dims2()?, DType::F32)?;
-    let ours = ours.kept();
-    for needs in [Needs::All, Needs::Prefixes] {
-        let gradients = shape.backward(inputs, &ours, &dout, needs)?;
-        let expected = shape.reference_backward(wide, &dout, needs)?;
+    let ours = ours.saved();
+    for targets in [GradTargets::All, GradTargets::Prefixes] {
+        let gradients = shape.backward(inputs, &ours, &dout, targets)?;
+        let expected = shape.reference_backward(inputs_f32, &dout, targets)?;
         if let (Some(a), Some(b)) = (&gradients.qkv, &expected.qkv) {
             let q = |t: &Tensor| t.narrow(1, 0, shape.q_width());
             let kv = |t: &Tensor| t.narrow(1, t.dims()[1] - shape.kv_width(), shape.kv_width());
@@ -100,7 +102,7 @@ fn compare(ours: &Gradients, expected: &Gradients, tolerance: Tolerance) -> Resu
 }
 
 #[test]
-fn one_pass_agrees_with_the_reference() -> Result<()> {
+fn passes_of_one_batch_agree_with_the_reference() -> Result<()> {
     for (prefixes, sequences) in [
         (vec![1], vec![(0, 1)]),
         (vec![5], vec![(0, 3), (0, 1), (0, 123)]),
@@ -109,11 +111,11 @@ fn one_pass_agrees_with_the_reference() -> Result<()> {
     ] {
         let segments = packed(&prefixes, &sequences);
         let rows = segments.last().map_or(0, |s| s.keys.end);
-        for of in SHAPES {
+        for sizes in SHAPES {
             for dtype in [DType::F32, DType::F64] {
-                let shape = shape(of);
+                let shape = shape(sizes);
                 let qkv = fused(&shape, rows, dtype)?;
-                check(&shape, given(&segments, &qkv, None), dtype)?;
+                check(&shape, make_inputs(&segments, &qkv, None), dtype)?;
             }
         }
     }
@@ -130,12 +132,12 @@ fn queries_of_some_rows_agree_with_the_reference() -> Result<()> {
         next += queries;
     }
     let segments = Segments::from(segments);
-    for of in SHAPES {
-        let shape = shape(of);
+    for sizes in SHAPES {
+        let shape = shape(sizes);
         let q = randn(1, (next, shape.q_width()), DType::F64)?;
         let kv = randn(2, (173, shape.kv_width()), DType::F64)?;
         let qkv = Qkv::Split { q, kv };
-        check(&shape, given(&segments, &qkv, None), DType::F64)?;
+        check(&shape, make_inputs(&segments, &qkv, None), DType::F64)?;
     }
     Ok(())
 }
@@ -147,18 +149,18 @@ fn keys_of_no_segment_agree_with_the_reference() -> Result<()> {
     segments.remove(1);
     segments[1].queries = 7..47;
     let segments = Segments::from(segments);
-    for of in SHAPES {
-        let shape = shape(of);
+    for sizes in SHAPES {
+        let shape = shape(sizes);
         let q = randn(1, (47, shape.q_width()), DType::F64)?;
         let kv = randn(2, (52, shape.kv_width()), DType::F64)?;
         let qkv = Qkv::Split { q, kv };
-        check(&shape, given(&segments, &qkv, None), DType::F64)?;
+        check(&shape, make_inputs(&segments, &qkv, None), DType::F64)?;
     }
     Ok(())
 }
 
 #[test]
-fn a_prefix_of_another_pass_agrees_with_the_reference() -> Result<()> {
+fn prefixes_of_another_pass_agree_with_the_reference() -> Result<()> {
     let segments: Segments = packed(&[9, 5], &[(0, 6), (0, 3), (1, 15)])
         .iter()
         .skip(2)
@@ -169,12 +171,12 @@ fn a_prefix_of_another_pass_agrees_with_the_reference() -> Result<()> {
             ..s
         })
         .collect();
-    for of in SHAPES {
-        let shape = shape(of);
+    for sizes in SHAPES {
+        let shape = shape(sizes);
         let qkv = fused(&shape, 24, DType::F64)?;
         for extra in [0, shape.q_width()] {
             let prefix = randn(3, (14, shape.kv_width() + extra), DType::F64)?;
-            check(&shape, given(&segments, &qkv, Some(&prefix)), DType::F64)?;
+            check(&shape, make_inputs(&segments, &qkv, Some(&prefix)), DType::F64)?;
         }
     }
     Ok(())
@@ -186,10 +188,10 @@ fn two_passes_have_the_gradient_of_one() -> Result<()> {
     let segments = packed(&[11], &[(0, 6), (0, 9)]);
     let Qkv::Fused(all) = fused(&shape, 26, DType::F64)? else { unreachable!("it is fused") };
     let dout = randn(8, (26, shape.q_width()), DType::F64)?;
-    let whole = Qkv::Fused(all.clone());
-    let inputs = given(&segments, &whole, None);
-    let one = shape.backward(inputs, &shape.forward(inputs)?.kept(), &dout, Needs::All)?;
-    let (lead, rest) = (all.narrow(0, 0, 11)?, Qkv::Fused(all.narrow(0, 11, 15)?));
+    let batch = Qkv::Fused(all.clone());
+    let inputs = make_inputs(&segments, &batch, None);
+    let one = shape.backward(inputs, &shape.forward(inputs)?.saved(), &dout, GradTargets::All)?;
+    let (prefix, sequences) = (all.narrow(0, 0, 11)?, Qkv::Fused(all.narrow(0, 11, 15)?));
     let moved: Segments = segments[1..]
         .iter()
         .map(|s| Segment {
@@ -198,36 +200,42 @@ fn two_passes_have_the_gradient_of_one() -> Result<()> {
             ..s.clone()
         })
         .collect();
-    let inputs = given(&moved, &rest, Some(&lead));
-    let two = shape.backward(inputs, &shape.forward(inputs)?.kept(), &dout.narrow(0, 11, 15)?, Needs::All)?;
-    let lead_qkv = Qkv::Fused(lead);
-    let of_prefix_alone = Segments::from(segments[..1].to_vec());
-    let inputs = given(&of_prefix_alone, &lead_qkv, None);
-    let own = shape.backward(inputs, &shape.forward(inputs)?.kept(), &dout.narrow(0, 0, 11)?, Needs::All)?;
-    let (Some(Qkv::Fused(one)), Some(Qkv::Fused(own)), Some(of_prefix)) = (one.qkv, own.qkv, two.prefix)
+    let inputs = make_inputs(&moved, &sequences, Some(&prefix));
+    let two = shape.backward(
+        inputs,
+        &shape.forward(inputs)?.saved(),
+        &dout.narrow(0, 11, 15)?,
+        GradTargets::All,
+    )?;
+    let prefix_qkv = Qkv::Fused(prefix);
+    let prefix_segment = Segments::from(segments[..1].to_vec());
+    let inputs = make_inputs(&prefix_segment, &prefix_qkv, None);
+    let own =
+        shape.backward(inputs, &shape.forward(inputs)?.saved(), &dout.narrow(0, 0, 11)?, GradTargets::All)?;
+    let (Some(Qkv::Fused(one)), Some(Qkv::Fused(own)), Some(prefix_kv)) = (one.qkv, own.qkv, two.prefix)
     else {
         panic!("both are fused")
     };
     let zeros = Tensor::zeros((11, shape.q_width()), DType::F64, one.device())?;
-    let lead = (own + Tensor::cat(&[&zeros, &of_prefix], 1)?)?;
-    assert_close("prefix rows", &lead, &one.narrow(0, 0, 11)?, Tolerance::F64);
+    let sum = (own + Tensor::cat(&[&zeros, &prefix_kv], 1)?)?;
+    assert_close("prefix rows", &sum, &one.narrow(0, 0, 11)?, Tolerance::F64);
     Ok(())
 }
 
 #[test]
-fn the_gradient_agrees_with_finite_differences() -> Result<()> {
+fn backward_agrees_with_finite_differences() -> Result<()> {
     let shape = shape((2, 1, 4));
     let segments = packed(&[3], &[(0, 2), (0, 4)]);
     let Qkv::Fused(x) = fused(&shape, 9, DType::F64)? else { unreachable!("it is fused") };
     let dout = randn(8, (9, shape.q_width()), DType::F64)?;
     let loss = |x: &Tensor| -> Result<f64> {
         let qkv = Qkv::Fused(x.clone());
-        let out = shape.forward(given(&segments, &qkv, None))?.out;
+        let out = shape.forward(make_inputs(&segments, &qkv, None))?.out;
         Ok((out * &dout)?.sum_all()?.to_scalar()?)
     };
     let qkv = Qkv::Fused(x.clone());
-    let inputs = given(&segments, &qkv, None);
-    let gradient = shape.backward(inputs, &shape.forward(inputs)?.kept(), &dout, Needs::All)?.qkv;
+    let inputs = make_inputs(&segments, &qkv, None);
+    let gradient = shape.backward(inputs, &shape.forward(inputs)?.saved(), &dout, GradTargets::All)?.qkv;
     let gradient = gradient.expect("all are needed").queries().flatten_all()?.to_vec1::<f64>()?;
     let values = x.flatten_all()?.to_vec1::<f64>()?;
     for i in (0..values.len()).step_by(7) {
@@ -243,12 +251,37 @@ fn the_gradient_agrees_with_finite_differences() -> Result<()> {
 }
 
 #[test]
-fn segments_that_do_not_fit_are_errors() -> Result<()> {
+fn forward_refuses_segments_that_do_not_match() -> Result<()> {
     let shape = shape((3, 1, 10));
     let qkv = fused(&shape, 8, DType::F32)?;
     for segments in [packed(&[5], &[(0, 4)]), packed(&[5], &[(0, 2)])] {
-        assert!(shape.forward(given(&segments, &qkv, None)).is_err());
+        assert!(shape.forward(make_inputs(&segments, &qkv, None)).is_err());
     }
+    Ok(())
+}
+
+#[test]
+fn backward_refuses_segments_that_share_keys() -> Result<()> {
+    let shape = shape((1, 1, 4));
+    let segment = |queries, keys| Segment { queries, keys, first: 0, prefix: None };
+    let segments = Segments::from(vec![segment(0..2, 0..3), segment(2..4, 2..4)]);
+    let qkv = fused(&shape, 4, DType::F32)?;
+    let inputs = make_inputs(&segments, &qkv, None);
+    let saved = shape.forward(inputs)?.saved();
+    let dout = randn(8, (4, 4), DType::F32)?;
+    let error = shape.backward(inputs, &saved, &dout, GradTargets::All).err().map(|e| e.to_string());
+    let expected = "attention backward: expected segments with keys of their own, found [(0, 3), (2, 4)]";
+    assert_eq!(error.as_deref(), Some(expected));
+    Ok(())
+}
+
+#[test]
+fn forward_refuses_heads_that_do_not_share_keys_evenly() -> Result<()> {
+    let shape = AttentionShape { heads: 3, kv_heads: 2, head_dim: 4, scale: 1.0 };
+    let segments = packed(&[4], &[]);
+    let qkv = fused(&shape, 4, DType::F32)?;
+    let error = shape.forward(make_inputs(&segments, &qkv, None)).unwrap_err().to_string();
+    assert!(error.contains("a multiple of the key and value heads, found 3 and 2"), "{error}");
     Ok(())
 }
 
@@ -256,7 +289,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     /// Changing any row changes no output but those of rows that see it.
     #[test]
-    fn no_row_sees_a_row_that_it_may_not(
+    fn forward_attends_to_visible_rows_only(
         prefixes in prop::collection::vec(1usize..9, 1..3),
         lengths in prop::collection::vec(1usize..9, 0..5),
         changed in any::<prop::sample::Index>(),
@@ -271,7 +304,7 @@ proptest! {
             let mut bump = vec![0.0; rows];
             bump[changed] = by;
             let qkv = Qkv::Fused(x.broadcast_add(&Tensor::from_vec(bump, (rows, 1), x.device())?)?);
-            let out = shape.forward(given(&segments, &qkv, None))?.out;
+            let out = shape.forward(make_inputs(&segments, &qkv, None))?.out;
             Ok(out.to_vec2()?)
         };
         let (before, after) = (outs(0.0).unwrap(), outs(1.0).unwrap());
@@ -286,13 +319,13 @@ proptest! {
 }
 
 #[test]
-fn the_reference_is_differentiable() -> Result<()> {
+fn reference_is_differentiable() -> Result<()> {
     let shape = shape((2, 1, 4));
     let segments = packed(&[2], &[(0, 2)]);
     let Qkv::Fused(x) = fused(&shape, 4, DType::F64)? else { unreachable!("it is fused") };
     let gradient = autograd(&[&x], &randn(8, (4, 8), DType::F64)?, |v| {
         let qkv = Qkv::Fused(v[0].as_tensor().clone());
-        Ok(shape.reference(given(&segments, &qkv, None))?.out)
+        Ok(shape.reference(make_inputs(&segments, &qkv, None))?.out)
     })?;
     assert!(max_abs(&gradient[0])? > 0.0);
     Ok(())

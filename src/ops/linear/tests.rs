@@ -1,4 +1,5 @@
 use super::*;
+use crate::ops::bf16::Isa;
 use crate::ops::gpu::emulated::{emulate, emulate_cuda};
 use crate::ops::{autograd, testing::*};
 
@@ -9,19 +10,19 @@ fn forward_and_backward_agree_with_the_reference() -> Result<()> {
             let act = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
             for bias in [None, Some(randn(3, n, act)?)] {
                 let layer = Linear::new(randn(1, (n, k), act)?.to_dtype(dtype)?, bias)?;
-                // Where there are kernels for bf16, inputs are rounded to it.
-                let inputs = layer.input_dtype(act);
+                // If the CPU has products of bf16, inputs are rounded to it.
+                let inputs = layer.gemm_dtype(act);
                 let rounded = |x: Tensor| x.to_dtype(inputs)?.to_dtype(act);
                 let (x, dy) = (rounded(randn(2, (t, k), act)?)?, rounded(randn(4, (t, n), act)?)?);
                 let expected = autograd(&[&x], &dy, |v| layer.reference(v[0].as_tensor()))?;
                 for layer in [layer.clone(), layer.clone().pack(act)?] {
                     for as_read in [false, true] {
-                        let given = |x: &Tensor| if as_read { x.to_dtype(inputs) } else { Ok(x.clone()) };
-                        let y = layer.forward(&given(&x)?)?;
-                        assert_eq!((y.dtype(), layer.input_dtype(act)), (act, inputs));
-                        assert_close("linear", &y, &layer.reference(&x)?, Tolerance::of(act));
-                        let dx = (layer.backward(&given(&dy)?, 0.5)? * 2.0)?;
-                        assert_close("linear backward", &dx, &expected[0], Tolerance::of(act));
+                        let converted = |x: &Tensor| if as_read { x.to_dtype(inputs) } else { Ok(x.clone()) };
+                        let y = layer.forward(&converted(&x)?)?;
+                        assert_eq!((y.dtype(), layer.gemm_dtype(act)), (act, inputs));
+                        assert_close("linear", &y, &layer.reference(&x)?, Tolerance::for_dtype(act));
+                        let dx = (layer.backward(&converted(&dy)?, 0.5)? * 2.0)?;
+                        assert_close("linear backward", &dx, &expected[0], Tolerance::for_dtype(act));
                         assert!(max_abs(&dx)? > 0.0);
                     }
                 }
@@ -32,7 +33,7 @@ fn forward_and_backward_agree_with_the_reference() -> Result<()> {
 }
 
 #[test]
-fn a_packed_weight_takes_no_f64() -> Result<()> {
+fn forward_refuses_f64_with_a_packed_weight() -> Result<()> {
     let layer = Linear::new(randn(1, (10, 6), DType::BF16)?, None)?.pack(DType::F32)?;
     let x = randn(2, (4, 6), DType::F64)?;
     assert_eq!(layer.forward(&x).is_err(), Isa::best().is_some());
@@ -47,24 +48,24 @@ fn padded_adds_outputs_of_zero_and_leaves_the_others() -> Result<()> {
             for bias in [None, Some(randn(3, n, dtype)?)] {
                 let layer = Linear::new(randn(1, (n, k), dtype)?, bias)?;
                 assert_eq!(layer.clone().padded(64)?.dims()?, (n, k), "the CPU pads nothing");
-                let wide = emulate(0, || layer.clone().padded(64))?;
-                assert_eq!(wide.dims()?, (padded, k));
-                assert_eq!(wide.bytes() - layer.bytes(), {
+                let padded_layer = emulate(0, || layer.clone().padded(64))?;
+                assert_eq!(padded_layer.dims()?, (padded, k));
+                assert_eq!(padded_layer.bytes() - layer.bytes(), {
                     (padded - n) * dtype.size_in_bytes() * (k + usize::from(layer.bias.is_some()))
                 });
                 // The CPU's products in f32 of the same values.
-                let (layer, wide) = (
-                    layer.on(DType::F32, DType::F32, &Device::Cpu)?,
-                    wide.on(DType::F32, DType::F32, &Device::Cpu)?,
+                let (layer, padded_layer) = (
+                    layer.converted(DType::F32, DType::F32, &Device::Cpu)?,
+                    padded_layer.converted(DType::F32, DType::F32, &Device::Cpu)?,
                 );
                 let (x, dy) = (randn(2, (5, k), DType::F32)?, randn(4, (5, n), DType::F32)?);
-                let y = wide.forward(&x)?;
+                let y = padded_layer.forward(&x)?;
                 assert_close("padded", &y.narrow(1, 0, n)?, &layer.reference(&x)?, Tolerance::F32);
                 if padded > n {
                     assert_eq!(max_abs(&y.narrow(1, n, padded - n)?)?, 0.0);
                 }
                 // Columns of zeros in the gradient of the logits, as the cross-entropy leaves them.
-                let dx = wide.backward(&dy.pad_with_zeros(1, 0, padded - n)?, 0.5)?;
+                let dx = padded_layer.backward(&dy.pad_with_zeros(1, 0, padded - n)?, 0.5)?;
                 let expected = (dy.matmul(&layer.weight()?)? * 0.5)?;
                 assert_close("padded backward", &dx, &expected, Tolerance::F32);
             }
@@ -108,28 +109,28 @@ fn forward_divided_is_the_product_divided() -> Result<()> {
 }
 
 #[test]
-fn rows_make_a_part_of_the_output() -> Result<()> {
+fn rows_returns_a_layer_of_a_part_of_the_output() -> Result<()> {
     for dtype in [DType::F32, DType::BF16] {
         let bias = Some(randn(2, 40, DType::F32)?);
         let layer = Linear::new(randn(1, (40, 6), dtype)?, bias)?.pack(DType::F32)?;
         let x = randn(3, (4, 6), DType::F32)?;
         for rows in [3..8, 16..40] {
-            let whole = layer.forward(&x)?.narrow(1, rows.start, rows.len())?;
-            assert_close("rows", &layer.rows(rows)?.forward(&x)?, &whole, Tolerance::F32);
+            let part = layer.forward(&x)?.narrow(1, rows.start, rows.len())?;
+            assert_close("rows", &layer.rows(rows)?.forward(&x)?, &part, Tolerance::F32);
         }
     }
     Ok(())
 }
 
 #[test]
-fn no_rows_give_no_rows() -> Result<()> {
+fn forward_of_no_rows_returns_no_rows() -> Result<()> {
     let layer = Linear::new(randn(1, (10, 6), DType::F32)?, None)?;
     assert_eq!(layer.forward(&Tensor::zeros((0, 6), DType::F32, &Device::Cpu)?)?.dims(), [0, 10]);
     Ok(())
 }
 
 #[test]
-fn a_wrong_width_is_an_error() -> Result<()> {
+fn forward_refuses_another_width() -> Result<()> {
     let layer = Linear::new(randn(1, (10, 6), DType::F32)?, None)?;
     let error = layer.forward(&randn(1, (2, 5), DType::F32)?).unwrap_err();
     assert_eq!(error.to_string(), "linear: expected [T, 6], found [2, 5]");

@@ -1,15 +1,14 @@
-//! Marks on a device's queue, two a scope, whose times are read later: nothing waits for the device while ops are put
-//! on its queue.
+//! Marks on a device's queue, two a scope, whose times are read later: nothing waits for the device while ops are enqueued.
 
 use crate::Result;
 use std::collections::VecDeque;
 
-/// Scopes whose marks have not been read, at most. A step has about 700.
+/// The most scopes whose marks have not been read. A step has about 700.
 const MOST: usize = 2048;
 
 /// A place in a device's queue.
-pub(super) trait Mark {
-    /// Seconds from here to `end`; waits until the device has come to `end`.
+pub(super) trait QueueMark {
+    /// Seconds from this mark to `end`; waits until the device has reached `end`.
     fn seconds_to(&self, end: &Self) -> Result<f64>;
 }
 
@@ -18,13 +17,13 @@ pub(super) struct Unread<M> {
     scopes: VecDeque<(&'static str, M, M)>,
 }
 
-impl<M: Mark> Unread<M> {
+impl<M: QueueMark> Unread<M> {
     pub(super) const fn new() -> Self {
         Self { scopes: VecDeque::new() }
     }
 
-    /// Keeps a scope's marks. The oldest half is read where there are too many: the device has most likely come to
-    /// them, so that it is not waited for.
+    /// Stores a scope's marks. If there are too many, the oldest half is read: the device has most likely reached them already,
+    /// so that there is no wait.
     pub(super) fn push(
         &mut self,
         op: &'static str,
@@ -35,7 +34,7 @@ impl<M: Mark> Unread<M> {
         if self.scopes.len() > MOST { self.read(MOST / 2, count) } else { Ok(()) }
     }
 
-    /// Reads all that are left; gives up the rest at an error.
+    /// Reads all marks that are left; discards the remaining ones at an error.
     pub(super) fn finish(&mut self, count: &mut dyn FnMut(&'static str, f64)) -> Result<()> {
         let result = self.read(self.scopes.len(), count);
         self.scopes.clear();
@@ -52,17 +51,17 @@ impl<M: Mark> Unread<M> {
 
 #[cfg(feature = "cuda")]
 pub(super) mod cuda {
-    use super::Mark;
+    use super::QueueMark;
     use crate::Result;
     use candle_core::CudaDevice;
     use candle_core::cuda_backend::WrapErr;
     use candle_core::cuda_backend::cudarc::driver::{CudaEvent, sys};
 
     /// An event on the stream that all work of a device goes through.
-    pub(in crate::ops::profile) struct Event(CudaEvent);
+    pub(in crate::ops::profile) struct CudaMark(CudaEvent);
 
-    impl Event {
-        /// Behind all that was put on the stream.
+    impl CudaMark {
+        /// A mark after all work that was enqueued on the stream.
         pub(in crate::ops::profile) fn record(device: &CudaDevice) -> Result<Self> {
             let stream = device.cuda_stream();
             let event = stream.context().new_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT)).w()?;
@@ -71,7 +70,7 @@ pub(super) mod cuda {
         }
     }
 
-    impl Mark for Event {
+    impl QueueMark for CudaMark {
         fn seconds_to(&self, end: &Self) -> Result<f64> {
             Ok(f64::from(self.0.elapsed_ms(&end.0).w()?) / 1e3)
         }
@@ -85,22 +84,22 @@ mod tests {
     use std::rc::Rc;
 
     /// A time, and how many of them are alive.
-    struct Fake(f64, Rc<Cell<usize>>);
+    struct FakeMark(f64, Rc<Cell<usize>>);
 
-    impl Fake {
+    impl FakeMark {
         fn new(time: f64, alive: &Rc<Cell<usize>>) -> Self {
             alive.set(alive.get() + 1);
             Self(time, alive.clone())
         }
     }
 
-    impl Drop for Fake {
+    impl Drop for FakeMark {
         fn drop(&mut self) {
             self.1.set(self.1.get() - 1);
         }
     }
 
-    impl Mark for Fake {
+    impl QueueMark for FakeMark {
         fn seconds_to(&self, end: &Self) -> Result<f64> {
             if end.0.is_nan() { Err(crate::Error::Invalid("lost".into())) } else { Ok(end.0 - self.0) }
         }
@@ -111,7 +110,8 @@ mod tests {
         let (alive, mut unread) = (Rc::new(Cell::new(0)), Unread::new());
         let (mut times, mut most) = (Vec::new(), 0);
         for i in 0..3 * MOST {
-            let marks = (Fake::new(i as f64, &alive), Fake::new(i as f64 + 0.5 + i as f64 / 1e6, &alive));
+            let marks =
+                (FakeMark::new(i as f64, &alive), FakeMark::new(i as f64 + 0.5 + i as f64 / 1e6, &alive));
             let op = if i % 2 == 0 { "even" } else { "odd" };
             unread.push(op, marks, &mut |op, seconds| times.push((op, seconds))).unwrap();
             most = most.max(alive.get());
@@ -129,7 +129,9 @@ mod tests {
     fn a_mark_that_can_t_be_read_is_an_error_and_leaves_none() {
         let (alive, mut unread) = (Rc::new(Cell::new(0)), Unread::new());
         for end in [1.0, f64::NAN, 1.0] {
-            unread.push("op", (Fake::new(0.0, &alive), Fake::new(end, &alive)), &mut |_, _| ()).unwrap();
+            unread
+                .push("op", (FakeMark::new(0.0, &alive), FakeMark::new(end, &alive)), &mut |_, _| ())
+                .unwrap();
         }
         assert_eq!(unread.finish(&mut |_, _| ()).unwrap_err().to_string(), "lost");
         assert_eq!(alive.get(), 0);

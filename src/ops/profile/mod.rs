@@ -1,16 +1,16 @@
-//! Time per op, for the whole process; off unless [`start`]ed, and then at the cost of one atomic load an op.
+//! Time per op, for the process. It is off until [`start`] is called, and then costs one atomic load an op.
 //!
 //! ```text
 //! let _scope = profile::scope("rms_norm", x.device());     at the top of an op's forward and backward
 //! ```
 //!
-//! On CUDA a scope puts an event on the stream at its beginning and one at its end; their times are read later, so that
-//! a profiled step runs as another one does, and an op's time is the device's. It includes the device's wait for the
-//! host where the host is slower to launch than the device is to compute.
+//! On CUDA a scope records an event on the stream at its beginning and one at its end. Their times are read later, so that a
+//! profiled step runs like any other step, and an op's time is the device's. It includes the device's wait for the host if the
+//! host launches more slowly than the device computes.
 //!
-//! On other devices every scope waits for the device at its beginning and at its end, so that the time between is the
-//! op's own. That forbids the overlap of host and device: on Metal a profiled step is slower than another one, and only
-//! the ops' shares of it mean something. Of scopes inside each other on one thread the outermost counts.
+//! On other devices every scope waits for the device at its beginning and at its end, so that the time between is the op's own.
+//! Then host and device do not overlap: on Metal a profiled step is slower than others, and only the ops' shares of it are
+//! meaningful. If scopes are nested on one thread, only the outermost counts.
 
 #[cfg(any(test, feature = "cuda"))]
 mod marks;
@@ -25,7 +25,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 static ON: AtomicBool = AtomicBool::new(false);
-static TABLE: Mutex<BTreeMap<&'static str, Entry>> = Mutex::new(BTreeMap::new());
+static TABLE: Mutex<BTreeMap<&'static str, OpTotal>> = Mutex::new(BTreeMap::new());
 
 thread_local! {
     /// Whether this thread is inside a scope.
@@ -44,7 +44,7 @@ pub struct OpTime {
 }
 
 #[derive(Default)]
-struct Entry {
+struct OpTotal {
     seconds: f64,
     calls: u64,
 }
@@ -53,29 +53,28 @@ struct Entry {
 static FAILED: Mutex<Option<Error>> = Mutex::new(None);
 
 #[cfg(feature = "cuda")]
-static UNREAD: Mutex<marks::Unread<marks::cuda::Event>> = Mutex::new(marks::Unread::new());
+static UNREAD: Mutex<marks::Unread<marks::cuda::CudaMark>> = Mutex::new(marks::Unread::new());
 
-/// Counts the time until it is dropped.
+/// Counts the time from its creation until it is dropped.
 #[must_use = "the time ends where this is dropped; bind it to a name"]
 pub struct Scope {
     op: &'static str,
     device: Device,
-    begun: Begun,
+    start: ScopeStart,
     /// A scope ends on the thread on which it began.
     not_send: PhantomData<*const ()>,
 }
 
 /// When a scope began.
-enum Begun {
-    /// By the host's clock, the device idle.
+enum ScopeStart {
+    /// On the host's clock, with an idle device.
     Host(Instant),
-    /// By the device's.
+    /// On the device's clock.
     #[cfg(feature = "cuda")]
-    Cuda(marks::cuda::Event),
+    Cuda(marks::cuda::CudaMark),
 }
 
-/// Begins to count the time of `op` on `device`; `None` where the profiler is off or another scope of this
-/// thread counts already.
+/// Begins to count the time of `op` on `device`; `None` if the profiler is off or another scope of this thread counts already.
 #[inline]
 pub fn scope(op: &'static str, device: &Device) -> Option<Scope> {
     if ON.load(Ordering::Relaxed) { begin(op, device) } else { None }
@@ -86,10 +85,10 @@ fn begin(op: &'static str, device: &Device) -> Option<Scope> {
     if INSIDE.replace(true) {
         return None;
     }
-    let begun = match device {
+    let start = match device {
         #[cfg(feature = "cuda")]
-        Device::Cuda(cuda) => match marks::cuda::Event::record(cuda) {
-            Ok(event) => Begun::Cuda(event),
+        Device::Cuda(cuda) => match marks::cuda::CudaMark::record(cuda) {
+            Ok(event) => ScopeStart::Cuda(event),
             Err(error) => {
                 INSIDE.set(false);
                 fail(error);
@@ -98,10 +97,10 @@ fn begin(op: &'static str, device: &Device) -> Option<Scope> {
         },
         _ => {
             wait(device);
-            Begun::Host(Instant::now())
+            ScopeStart::Host(Instant::now())
         }
     };
-    Some(Scope { op, device: device.clone(), begun, not_send: PhantomData })
+    Some(Scope { op, device: device.clone(), start, not_send: PhantomData })
 }
 
 impl Drop for Scope {
@@ -110,18 +109,19 @@ impl Drop for Scope {
         match &self.device {
             #[cfg(feature = "cuda")]
             Device::Cuda(cuda) => {
-                let now = marks::cuda::Event::record(cuda);
-                let Begun::Cuda(begun) = std::mem::replace(&mut self.begun, Begun::Host(Instant::now()))
+                let now = marks::cuda::CudaMark::record(cuda);
+                let ScopeStart::Cuda(begun) =
+                    std::mem::replace(&mut self.start, ScopeStart::Host(Instant::now()))
                 else {
                     unreachable!("a scope on CUDA begins with an event")
                 };
-                let kept = now.and_then(|now| lock(&UNREAD).push(self.op, (begun, now), &mut count));
-                kept.unwrap_or_else(fail);
+                let recorded = now.and_then(|now| lock(&UNREAD).push(self.op, (begun, now), &mut count));
+                recorded.unwrap_or_else(fail);
             }
             device => {
                 wait(device);
                 #[cfg_attr(not(feature = "cuda"), allow(irrefutable_let_patterns))]
-                if let Begun::Host(begun) = &self.begun {
+                if let ScopeStart::Host(begun) = &self.start {
                     count(self.op, begun.elapsed().as_secs_f64());
                 }
             }
@@ -136,13 +136,13 @@ fn count(op: &'static str, seconds: f64) {
     entry.calls += 1;
 }
 
-/// Keeps the first error for [`finish`].
+/// Stores the first error for [`finish`].
 #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
 fn fail(error: Error) {
     lock(&FAILED).get_or_insert(error);
 }
 
-/// Forgets what was counted, and counts from now on.
+/// Discards earlier counts and starts to count.
 pub fn start() {
     #[cfg(feature = "cuda")]
     {
@@ -153,10 +153,10 @@ pub fn start() {
     ON.store(true, Ordering::Relaxed);
 }
 
-/// Stops counting; the ops with their times, the longest first.
+/// Stops counting and returns the ops with their times, the longest first.
 ///
 /// # Errors
-/// That of a device whose clock could not be read.
+/// Returns an error if a device's clock could not be read.
 pub fn finish() -> Result<Vec<OpTime>> {
     ON.store(false, Ordering::Relaxed);
     #[cfg(feature = "cuda")]
@@ -164,14 +164,14 @@ pub fn finish() -> Result<Vec<OpTime>> {
     if let Some(error) = lock(&FAILED).take() {
         return Err(error);
     }
-    let found = std::mem::take(&mut *lock(&TABLE));
-    let time = |(op, Entry { seconds, calls })| OpTime { op, seconds, calls };
-    let mut times: Vec<OpTime> = found.into_iter().map(time).collect();
+    let totals = std::mem::take(&mut *lock(&TABLE));
+    let time = |(op, OpTotal { seconds, calls })| OpTime { op, seconds, calls };
+    let mut times: Vec<OpTime> = totals.into_iter().map(time).collect();
     times.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
     Ok(times)
 }
 
-/// Waits for the device. An error of its is not lost: whatever is done on the device next returns it.
+/// Waits for the device. An error is not lost: the next operation on the device returns it.
 fn wait(device: &Device) {
     drop(device.synchronize());
 }
@@ -196,7 +196,7 @@ mod tests {
     /// One test: the profiler is the process's. Other tests' ops may be counted beside these.
     #[test]
     fn counts_the_outermost_scope_while_on() {
-        let of = |times: &[OpTime], op: &str| times.iter().find(|t| t.op == op).copied();
+        let time_of = |times: &[OpTime], op: &str| times.iter().find(|t| t.op == op).copied();
         timed("test, before");
         assert!(scope("test, before", &Device::Cpu).is_none());
         start();
@@ -210,17 +210,18 @@ mod tests {
         let times = finish().unwrap();
         timed("test, after");
 
-        let (outer, short) = (of(&times, "test, outer").unwrap(), of(&times, "test, short").unwrap());
+        let (outer, short) =
+            (time_of(&times, "test, outer").unwrap(), time_of(&times, "test, short").unwrap());
         assert_eq!((outer.calls, short.calls), (1, 2));
         for time in [outer, short] {
             assert!(time.seconds >= 2.0 * PAUSE.as_secs_f64(), "{time:?}");
         }
         for op in ["test, before", "test, inner", "test, after"] {
-            assert_eq!(of(&times, op), None);
+            assert_eq!(time_of(&times, op), None);
         }
         assert!(times.is_sorted_by(|a, b| a.seconds >= b.seconds), "{times:?}");
         start();
-        assert_eq!(of(&finish().unwrap(), "test, outer"), None, "an earlier count was kept");
+        assert_eq!(time_of(&finish().unwrap(), "test, outer"), None, "an earlier count was kept");
         start();
         fail(Error::Invalid("the first".into()));
         fail(Error::Invalid("the second".into()));

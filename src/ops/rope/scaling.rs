@@ -28,7 +28,7 @@ pub struct Rope {
 /// How rotary frequencies are scaled, by transformers' `rope_type`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RopeScaling {
-    /// `default`: not at all.
+    /// `default`: they are not scaled.
     Default,
     /// `linear`: all are divided by `factor`.
     Linear {
@@ -50,7 +50,7 @@ pub enum RopeScaling {
     LongRope(LongRopeScaling),
 }
 
-/// `rope_type = "llama3"`: low frequencies are divided by `factor`, high ones kept, those between interpolated
+/// `rope_type = "llama3"`: low frequencies are divided by `factor`, high ones are not changed, those between are interpolated
 /// (transformers `_compute_llama3_parameters`).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Llama3Scaling {
@@ -71,13 +71,13 @@ pub struct YarnScaling {
     pub factor: f64,
     /// Multiplies cosines and sines.
     pub attention_factor: f64,
-    /// Frequencies that turn more often than this over the original context are kept.
+    /// Frequencies with more rotations than this over the original context are not changed.
     pub beta_fast: f64,
-    /// Frequencies that turn less often than this over the original context are divided by `factor`.
+    /// Frequencies with fewer rotations than this over the original context are divided by `factor`.
     pub beta_slow: f64,
     /// Context length of the pretraining.
     pub original_max_position_embeddings: usize,
-    /// Whether the range of dimensions between the two is widened to whole ones.
+    /// Whether the bounds of the range of dimensions between the two are rounded outwards to integers.
     pub truncate: bool,
 }
 
@@ -100,14 +100,14 @@ impl Rope {
         Self { theta, scaling: RopeScaling::Default }
     }
 
-    /// Angles of position 1, [D/2], for heads of size `head_dim`; `long` asks for those of sequences longer than
+    /// Angles of position 1, [D/2], for heads of size `head_dim`; if `long` is set, those of sequences longer than
     /// [`Rope::long_above`].
     pub fn frequencies(&self, head_dim: usize, long: bool) -> Vec<f64> {
         let divisors = self.divisors(head_dim, long);
         self.unscaled(head_dim).zip(divisors).map(|(frequency, divisor)| frequency / divisor).collect()
     }
 
-    /// What the scaling divides the frequencies by, [D/2].
+    /// The divisors of the frequencies, [D/2].
     pub fn divisors(&self, head_dim: usize, long: bool) -> Vec<f64> {
         let half = head_dim / 2;
         match &self.scaling {
@@ -125,7 +125,7 @@ impl Rope {
         (0..head_dim / 2).map(move |i| theta.powf(-2.0 * i as f64 / head_dim as f64))
     }
 
-    /// What cosines and sines are multiplied by.
+    /// The factor of cosines and sines.
     pub fn attention_factor(&self) -> f64 {
         match &self.scaling {
             RopeScaling::Yarn(scaling) => scaling.attention_factor,
@@ -134,7 +134,7 @@ impl Rope {
         }
     }
 
-    /// Positions above which the whole sequence, from its first position on, is turned by other frequencies.
+    /// Number of positions above which a sequence is rotated by other frequencies, from its first position on.
     pub fn long_above(&self) -> Option<usize> {
         match &self.scaling {
             RopeScaling::LongRope(scaling) if scaling.short_factor != scaling.long_factor => {
@@ -144,7 +144,7 @@ impl Rope {
         }
     }
 
-    /// Positions of a sequence at most, where its frequencies would change with every position more.
+    /// The most positions of a sequence, if its frequencies would change with every further position.
     pub fn most_positions(&self) -> Option<usize> {
         match &self.scaling {
             RopeScaling::Dynamic { max_position_embeddings, .. } => Some(*max_position_embeddings),
@@ -152,7 +152,7 @@ impl Rope {
         }
     }
 
-    /// transformers' `rope_type`, and the factor where the scaling has one.
+    /// transformers' `rope_type`, and the factor if the scaling has one.
     pub fn kind(&self) -> (&'static str, Option<f64>) {
         match &self.scaling {
             RopeScaling::Default => ("default", None),
@@ -198,17 +198,17 @@ impl Rope {
 }
 
 impl Llama3Scaling {
-    /// What a frequency is divided by.
+    /// The divisor of a frequency.
     fn divisor(&self, frequency: f64) -> f64 {
-        let turns = self.original_max_position_embeddings as f64 * frequency / (2.0 * PI);
+        let rotations = self.original_max_position_embeddings as f64 * frequency / (2.0 * PI);
         let (low, high) = (self.low_freq_factor, self.high_freq_factor);
-        let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+        let smooth = ((rotations - low) / (high - low)).clamp(0.0, 1.0);
         1.0 / ((1.0 - smooth) / self.factor + smooth)
     }
 }
 
 impl YarnScaling {
-    /// Of a scaling factor alone: `0.1 ln(factor) + 1`.
+    /// The attention factor that follows from the scaling factor: `0.1 ln(factor) + 1`.
     pub(crate) fn default_attention_factor(factor: f64) -> f64 {
         Self::mscale(factor, 1.0)
     }
@@ -220,9 +220,10 @@ impl YarnScaling {
 
     fn divisors(&self, theta: f64, head_dim: usize) -> Vec<f64> {
         let d = head_dim as f64;
-        // The dimension whose wave turns so often over the original context.
-        let dimension = |turns: f64| {
-            d * (self.original_max_position_embeddings as f64 / (turns * 2.0 * PI)).ln() / (2.0 * theta.ln())
+        // The dimension with so many rotations over the original context.
+        let dimension = |rotations: f64| {
+            d * (self.original_max_position_embeddings as f64 / (rotations * 2.0 * PI)).ln()
+                / (2.0 * theta.ln())
         };
         let (mut low, mut high) = (dimension(self.beta_fast), dimension(self.beta_slow));
         if self.truncate {

@@ -200,7 +200,7 @@ fn instead_of(method: &str) -> String {
     }
 }
 
-/// A model as it was asked for, and the revision behind a hub id's `@`.
+/// A model's name as it was written, and the revision after a hub id's `@`.
 pub(crate) fn split_revision(model_id: &str) -> (&str, Option<&str>) {
     match model_id.split_once('@') {
         // A local path may hold an @ too.
@@ -257,7 +257,7 @@ impl AdapterConfig {
             ));
         }
         if self.prompt_tuning_init == PromptTuningInit::Text {
-            // PEFT refuses such a configuration, even where it needs neither.
+            // PEFT refuses such a configuration, even if it needs neither.
             if self.prompt_tuning_init_text.is_none() {
                 return Err("prompt_tuning_init_text: required with prompt_tuning_init \"TEXT\"".into());
             }

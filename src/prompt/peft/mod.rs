@@ -4,7 +4,7 @@
 //! adapter_config.json         what the prompt belongs to
 //! adapter_model.safetensors   prompt_embeddings [P, C]
 //! README.md                   model card
-//! task.json                   what the prompt was tuned for, where gneiss tuned it
+//! task.json                   what the prompt was tuned for, if gneiss tuned it
 //! ```
 
 mod card;
@@ -34,11 +34,11 @@ use config::Unfilled;
 #[derive(Debug, Clone)]
 pub struct Adapter {
     /// The virtual tokens' embeddings, [P, C], as they are before the model's `embedding_multiplier`;
-    /// f32 on the CPU where [`Adapter::read`] made it.
+    /// f32 on the CPU if [`Adapter::read`] made it.
     pub prompt: Tensor,
     /// What the prompt belongs to.
     pub config: AdapterConfig,
-    /// What it was tuned for; `None` where PEFT wrote the folder.
+    /// What it was tuned for; `None` if PEFT wrote the folder.
     pub task: Option<PromptTask>,
 }
 
@@ -46,7 +46,7 @@ impl Adapter {
     /// Reads the adapter that `argument` names, in any of the forms of [`Place::find`].
     ///
     /// # Errors
-    /// Those of [`Place::find`] and of [`Adapter::read`].
+    /// Returns the errors of [`Place::find`] and [`Adapter::read`].
     pub fn open(argument: &Path) -> Result<Self> {
         Self::read(&Place::find(argument, &HubOptions::from_env())?.folder)
     }
@@ -105,12 +105,12 @@ impl Adapter {
         ))
     }
 
-    /// Writes the folder (made where it is missing), each file in full or not at all. The prompt is
+    /// Writes the folder (made if it is missing), each file in full or not at all. The prompt is
     /// written as f32 from whatever dtype and device it has.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] where [`Adapter::read`] or PEFT would refuse the folder; [`Error::Io`] where
-    /// a file can't be written; [`Error::Candle`] where the prompt can't be had from its device.
+    /// Returns [`Error::Checkpoint`] if [`Adapter::read`] or PEFT would refuse the folder, [`Error::Io`] if a file can't be
+    /// written, [`Error::Candle`] if the prompt can't be copied from its device.
     pub fn write(&self, dir: &Path, card: &ModelCard) -> Result<()> {
         let path = dir.join(WEIGHTS);
         let prompt = self.prompt.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;

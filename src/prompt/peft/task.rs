@@ -31,7 +31,7 @@ pub struct PromptTask {
 }
 
 impl PromptTask {
-    /// Reads the file of an adapter's folder, where there is one.
+    /// Reads the file of an adapter's folder; `None` if there is none.
     pub(super) fn read(dir: &Path) -> Result<Option<Self>> {
         let path = dir.join(TASK);
         let text = match std::fs::read_to_string(&path) {

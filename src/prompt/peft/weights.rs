@@ -11,7 +11,7 @@ const PROMPT: &str = "prompt_embeddings";
 /// The first bytes of a file that Git LFS has put in the place of another one.
 const LFS: &[u8] = b"version https://git-lfs";
 
-type Parsed<T> = std::result::Result<T, String>;
+type ParsedWeights<T> = std::result::Result<T, String>;
 
 /// Why a folder without [`WEIGHTS`] can't be read.
 pub(super) fn missing(dir: &Path) -> String {
@@ -35,7 +35,7 @@ pub(super) fn lfs_pointer(bytes: &[u8]) -> Option<String> {
 }
 
 /// What is wrong with a prompt of this shape and these values.
-pub(super) fn check(config: &AdapterConfig, shape: &[usize], values: &[f32]) -> Parsed<()> {
+pub(super) fn check(config: &AdapterConfig, shape: &[usize], values: &[f32]) -> ParsedWeights<()> {
     let expected = [config.num_virtual_tokens, config.token_dim];
     if shape != expected {
         return Err(format!(
@@ -58,7 +58,7 @@ pub(super) fn check(config: &AdapterConfig, shape: &[usize], values: &[f32]) -> 
 }
 
 /// Shape and values of the prompt in a safetensors file.
-pub(super) fn decode(bytes: &[u8]) -> Parsed<(Vec<usize>, Vec<f32>)> {
+pub(super) fn decode(bytes: &[u8]) -> ParsedWeights<(Vec<usize>, Vec<f32>)> {
     if let Some(problem) = lfs_pointer(bytes) {
         return Err(problem);
     }
@@ -109,7 +109,7 @@ fn other_tensors(names: &[&str]) -> String {
 }
 
 /// A safetensors file with the prompt, as f32.
-pub(super) fn encode(shape: &[usize], values: &[f32]) -> Parsed<Vec<u8>> {
+pub(super) fn encode(shape: &[usize], values: &[f32]) -> ParsedWeights<Vec<u8>> {
     let data: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
     let tensor = TensorView::new(Dtype::F32, shape.to_vec(), &data).map_err(|error| error.to_string())?;
     // As PEFT writes it; transformers refuses a file that does not say which framework it is for.

@@ -59,7 +59,7 @@ fn broken_files_are_errors() {
     }
 }
 
-fn layout_of(pickle: &[u8]) -> Result<Layout> {
+fn layout_of(pickle: &[u8]) -> Result<TensorLayout> {
     Machine::default().run(pickle)
 }
 
@@ -85,7 +85,7 @@ fn pickles_of_anything_else_are_refused_and_run_nothing() {
 
 #[test]
 fn shapes_beyond_the_storage_are_refused() {
-    let layout = |shape: &[usize], strides: &[usize], offset| Layout {
+    let layout = |shape: &[usize], strides: &[usize], offset| TensorLayout {
         storage: "FloatStorage",
         key: "0".into(),
         offset,

@@ -1,19 +1,19 @@
-//! Tuned against base: scores, differences, confusion matrices, and the answers behind them.
+//! Tuned against base: scores, differences, confusion matrices, and the answers.
 
-use super::Tile;
+use super::NumberTile;
 use crate::config::Task;
 use crate::evaluate::compare::By;
 use crate::evaluate::{Answers, Arm, Evaluation, Paired, Prediction, Scores, TextScores};
 use crate::report::text;
 use serde::Serialize;
 
-/// Examples that a list shows; the rest are counted.
+/// Most examples in a list; the others are counted.
 const SHOWN: usize = 20;
 
-/// Characters of a text that are shown at once.
+/// Most characters of a text that are shown at first.
 const TEXT: usize = 320;
 
-/// Letters of a label at the head of a column.
+/// Most letters of a label at the top of a column.
 const LABEL: usize = 18;
 
 /// An evaluation.
@@ -21,27 +21,27 @@ const LABEL: usize = 18;
 pub(in crate::report) struct EvaluationView<'a> {
     test: &'a str,
     rows: u64,
-    /// By generated answers, by likelihood; what there is of the two.
+    /// By generated answers and by likelihood, as far as there are results.
     by: Vec<ByView<'a>>,
-    /// Of a generation task.
+    /// For a generation task.
     texts: Vec<TextView<'a>>,
     costs: Vec<Cost<'a>>,
     hard_prompt: &'a str,
     pairs: Vec<PairView<'a>>,
-    /// Of each tuned prompt.
+    /// One for each tuned prompt.
     examples: Vec<Examples<'a>>,
     several: bool,
 }
 
-/// A tuned prompt against the base in a sentence.
+/// A tuned prompt against the base, in one sentence.
 #[derive(Serialize)]
 struct PairView<'a> {
     name: &'a str,
-    /// By what rows are judged.
+    /// How rows are judged.
     way: &'static str,
     difference: f64,
     interval: [f64; 2],
-    /// What the rows are called that the tuned prompt alone, or better, answered.
+    /// The name of the rows that the tuned prompt alone answered, or answered better.
     gained: &'static str,
     fixed: u64,
     lost: &'static str,
@@ -50,7 +50,7 @@ struct PairView<'a> {
     p_value: f64,
 }
 
-/// Scores of all arms by one way to read an answer.
+/// Scores of all arms for one way of judging.
 #[derive(Serialize)]
 struct ByView<'a> {
     name: &'static str,
@@ -75,7 +75,7 @@ struct TextView<'a> {
     scores: &'a TextScores,
 }
 
-/// What an arm's answers took.
+/// The cost of an arm's answers.
 #[derive(Serialize)]
 struct Cost<'a> {
     name: &'a str,
@@ -83,7 +83,7 @@ struct Cost<'a> {
     seconds: f64,
 }
 
-/// A label, and how each arm does on it.
+/// A label, and the scores of each arm for it.
 #[derive(Serialize)]
 struct ClassRow<'a> {
     label: &'a str,
@@ -100,22 +100,22 @@ struct Confusion<'a> {
     rows: Vec<ConfusionRow<'a>>,
 }
 
-/// What was predicted where one label was expected.
+/// The predictions of rows with one expected label.
 #[derive(Serialize)]
 struct ConfusionRow<'a> {
     label: &'a str,
-    cells: Vec<Cell>,
+    cells: Vec<ConfusionCell>,
 }
 
 #[derive(Serialize)]
-struct Cell {
+struct ConfusionCell {
     count: u64,
-    /// Of the row.
+    /// Share of the row.
     share: f64,
     right: bool,
 }
 
-/// The answers that tell a tuned prompt from the base.
+/// The answers in which a tuned prompt and the base differ.
 #[derive(Serialize)]
 struct Examples<'a> {
     arm: &'a str,
@@ -129,14 +129,14 @@ struct Group<'a> {
     class: &'static str,
     total: u64,
     more: u64,
-    shown: Vec<Example<'a>>,
+    shown: Vec<ExampleView<'a>>,
 }
 
 #[derive(Serialize)]
-struct Example<'a> {
+struct ExampleView<'a> {
     line: u64,
-    input: Text<'a>,
-    expected: Text<'a>,
+    input: TextOfView<'a>,
+    expected: TextOfView<'a>,
     answers: [AnswerView<'a>; 2],
 }
 
@@ -144,31 +144,31 @@ struct Example<'a> {
 #[derive(Serialize)]
 struct AnswerView<'a> {
     arm: &'static str,
-    text: Text<'a>,
+    text: TextOfView<'a>,
     right: bool,
     /// The most probable labels.
     probabilities: Vec<(&'a str, f64)>,
 }
 
-/// A text, of which a long one shows its beginning first.
+/// A text; of a long one the beginning is shown first.
 #[derive(Serialize)]
-struct Text<'a> {
+struct TextOfView<'a> {
     short: Option<String>,
     full: &'a str,
 }
 
-/// Takes the scores by one way to read an answer.
-type Reading<'a> = fn(&'a Answers) -> Option<&'a Scores>;
+/// Returns the scores for one way of judging.
+type GetScores<'a> = fn(&'a Answers) -> Option<&'a Scores>;
 
-/// Scores of every arm by one way to read an answer; none where an arm has none.
-pub(in crate::report) fn scores<'a>(arms: &'a [Arm], of: Reading<'a>) -> Option<Vec<ArmScores<'a>>> {
+/// Scores of every arm for one way of judging; `None` if an arm has none.
+pub(in crate::report) fn scores<'a>(arms: &'a [Arm], of: GetScores<'a>) -> Option<Vec<ArmScores<'a>>> {
     arms.iter().map(|arm| Some(ArmScores { name: &arm.name, scores: of(&arm.answers)? })).collect()
 }
 
 impl<'a> EvaluationView<'a> {
     pub fn new(evaluation: &'a Evaluation) -> Self {
         let arms = &evaluation.arms;
-        let ways: [(_, Reading<'a>); 2] =
+        let ways: [(_, GetScores<'a>); 2] =
             [("generated answer", |a| a.generated.as_ref()), ("label likelihood", |a| a.likelihood.as_ref())];
         let by = ways.into_iter().filter_map(|(name, of)| ByView::new(name, scores(arms, of)?));
         let text = |arm: &'a Arm| Some(TextView { name: &arm.name, scores: arm.answers.text.as_ref()? });
@@ -193,8 +193,8 @@ impl<'a> EvaluationView<'a> {
         }
     }
 
-    /// The first tuned prompt's share of right answers beside the base's.
-    pub(super) fn headline(&self) -> Option<Tile> {
+    /// The first tuned prompt's share of right answers, with the base's.
+    pub(super) fn headline(&self) -> Option<NumberTile> {
         let (label, shares): (_, Vec<(f64, [f64; 2])>) = match self.by.first() {
             Some(by) => {
                 let share = |arm: &ArmScores| (arm.scores.accuracy, arm.scores.interval);
@@ -208,7 +208,7 @@ impl<'a> EvaluationView<'a> {
         let [(base, of_base), (tuned, of_tuned), ..] = shares[..] else { return None };
         let range = |[low, high]: [f64; 2]| format!("{:.1} to {:.1}", 100.0 * low, 100.0 * high);
         let note = format!("{}; base {} ({})", range(of_tuned), text::percent(base), range(of_base));
-        Some(Tile { label: label.into(), value: text::percent(tuned), note })
+        Some(NumberTile { label: label.into(), value: text::percent(tuned), note })
     }
 }
 
@@ -221,7 +221,7 @@ impl<'a> PairView<'a> {
             (By::TokenF1, _) => "token F1",
             (By::RougeL, _) => "ROUGE-L",
         };
-        // By a score a row is not right or wrong, but better or worse.
+        // With a score a row is not right or wrong, but better or worse.
         let (gained, lost, test) = match pair.by {
             By::Generated | By::Likelihood => ("Rows fixed", "broken", "exact McNemar"),
             By::TokenF1 | By::RougeL => ("Rows better", "worse", "sign test"),
@@ -252,7 +252,7 @@ impl<'a> ByView<'a> {
 }
 
 impl<'a> Confusion<'a> {
-    /// The column of answers that are no label is left out where there are none.
+    /// The column of answers that are no label is left out if there are none.
     fn new(name: &'a str, scores: &'a Scores) -> Self {
         let labels = scores.classes.len();
         let strange = scores.confusion.iter().any(|row| row.get(labels).is_some_and(|n| *n > 0));
@@ -262,7 +262,7 @@ impl<'a> Confusion<'a> {
         header.extend(strange.then(|| "no label".into()));
         let row = |(i, (class, counts)): (usize, (&'a crate::evaluate::ClassScores, &Vec<usize>))| {
             let all = counts.iter().sum::<usize>().max(1) as f64;
-            let cell = |(column, n): (usize, &usize)| Cell {
+            let cell = |(column, n): (usize, &usize)| ConfusionCell {
                 count: *n as u64,
                 share: *n as f64 / all,
                 right: i == column,
@@ -284,7 +284,7 @@ impl<'a> Examples<'a> {
             let pairs = base.answers.predictions.iter().zip(&tuned.answers.predictions);
             let all: Vec<_> = pairs.filter(|(base, tuned)| (right(base), right(tuned)) == wanted).collect();
             let shown =
-                all.iter().take(SHOWN).map(|(base, tuned)| Example::new(&evaluation.labels, base, tuned));
+                all.iter().take(SHOWN).map(|(base, tuned)| ExampleView::new(&evaluation.labels, base, tuned));
             let total = all.len() as u64;
             Group {
                 title,
@@ -304,7 +304,7 @@ impl<'a> Examples<'a> {
     }
 }
 
-impl<'a> Example<'a> {
+impl<'a> ExampleView<'a> {
     fn new(labels: &'a [String], base: &'a Prediction, tuned: &'a Prediction) -> Self {
         let answers = [("base", base), ("tuned", tuned)].map(|(arm, p)| {
             let mut probabilities: Vec<_> =
@@ -313,14 +313,19 @@ impl<'a> Example<'a> {
                 probabilities.sort_by(|a, b| b.1.total_cmp(&a.1));
                 probabilities.truncate(3);
             }
-            AnswerView { arm, text: Text::new(&p.generated), right: p.generated == p.expected, probabilities }
+            AnswerView {
+                arm,
+                text: TextOfView::new(&p.generated),
+                right: p.generated == p.expected,
+                probabilities,
+            }
         });
-        let input = Text::new(base.input.trim());
-        Self { line: base.line as u64, input, expected: Text::new(&base.expected), answers }
+        let input = TextOfView::new(base.input.trim());
+        Self { line: base.line as u64, input, expected: TextOfView::new(&base.expected), answers }
     }
 }
 
-impl<'a> Text<'a> {
+impl<'a> TextOfView<'a> {
     fn new(full: &'a str) -> Self {
         Self { short: text::cut(full, TEXT), full }
     }

@@ -1,4 +1,4 @@
-//! What the page of a run says, in the order of its template.
+//! The content of a run's page, in the order of its template.
 
 mod evaluation;
 mod tokens;
@@ -15,13 +15,13 @@ use serde::Serialize;
 use std::path::Path;
 use tokens::TokensView;
 
-/// The whole page.
+/// The page.
 #[derive(Serialize)]
 pub(super) struct RunView<'a> {
     name: &'a str,
     started: Option<String>,
     status: StatusView<'a>,
-    tiles: Vec<Tile>,
+    tiles: Vec<NumberTile>,
     warnings: &'a [String],
     summary: Vec<Fact>,
     curve: Option<Curve>,
@@ -35,14 +35,14 @@ pub(super) struct RunView<'a> {
     version: &'a str,
 }
 
-/// Where a run stands.
+/// The state of a run.
 #[derive(Serialize)]
 pub(super) struct StatusView<'a> {
-    /// Its name in the page's style.
+    /// Its class in the page's style.
     pub class: &'static str,
     pub text: &'static str,
     pub error: Option<&'a str>,
-    /// Share of the steps done, while the run is not at its end.
+    /// Share of the steps done, while the run is not complete.
     progress: Option<f64>,
     steps: u64,
     total_steps: u64,
@@ -50,7 +50,7 @@ pub(super) struct StatusView<'a> {
 
 /// A number in large letters.
 #[derive(Serialize)]
-struct Tile {
+struct NumberTile {
     label: String,
     value: String,
     note: String,
@@ -61,11 +61,11 @@ struct Tile {
 pub(super) struct Fact {
     pub key: &'static str,
     pub value: String,
-    /// Said after it in small letters, with what stands between the two.
+    /// Text after it in small letters, separator included.
     pub note: String,
 }
 
-/// The learning curve in two shapes, of which a page shows one.
+/// The learning curve in two shapes; a page shows one of them.
 #[derive(Serialize)]
 struct Curve {
     wide: String,
@@ -125,12 +125,13 @@ impl<'a> StatusView<'a> {
     }
 }
 
-/// The numbers that a reader looks for first.
-fn tiles(run: &Run, evaluation: Option<&EvaluationView>) -> Vec<Tile> {
+/// The most important numbers.
+fn tiles(run: &Run, evaluation: Option<&EvaluationView>) -> Vec<NumberTile> {
     let summary = &run.summary;
-    let mut tiles: Vec<Tile> = evaluation.and_then(EvaluationView::headline).into_iter().collect();
-    let mut tile =
-        |label: &str, value: String, note: String| tiles.push(Tile { label: label.into(), value, note });
+    let mut tiles: Vec<NumberTile> = evaluation.and_then(EvaluationView::headline).into_iter().collect();
+    let mut tile = |label: &str, value: String, note: String| {
+        tiles.push(NumberTile { label: label.into(), value, note })
+    };
     if summary.validation_loss.is_some() {
         let train = summary.train_loss.map(|loss| format!("training {}", text::number(loss)));
         tile("Validation loss", text::loss(summary.validation_loss), train.unwrap_or_default());
@@ -163,7 +164,7 @@ fn facts(run: &Run) -> Vec<Fact> {
     let mut facts = Vec::new();
     let mut fact = |key, value: String, note: String| facts.push(Fact { key, value, note });
     let shape = format!(
-        ", {} blocks, width {}, {} tokens",
+        ", {} layers, width {}, {} tokens",
         n(model.num_hidden_layers),
         n(model.hidden_size),
         n(model.vocab_size)
@@ -205,7 +206,7 @@ fn facts(run: &Run) -> Vec<Fact> {
     facts
 }
 
-/// What each command does, and the command.
+/// Descriptions and commands.
 fn commands(run: &Run) -> Vec<[String; 2]> {
     let path = |path: &Path| text::shell(&path.display().to_string());
     let config = path(&run.path.join(crate::layout::CONFIG));
@@ -219,7 +220,7 @@ fn commands(run: &Run) -> Vec<[String; 2]> {
         let generate = format!("gneiss generate --model {model} --adapter {} TEXT", path(&adapter));
         commands.push(["One answer".into(), generate]);
     }
-    // A run that was killed still says that it is running.
+    // The status of a run that was killed is still "running".
     let ended = matches!(run.summary.status, Status::Completed | Status::StoppedEarly);
     if !ended && run.path.join(crate::layout::CHECKPOINT).is_file() {
         commands.push(["Go on".into(), format!("gneiss tune --resume {}", path(&run.path))]);

@@ -1,13 +1,13 @@
-//! Where each virtual token was and is among the vocabulary's.
+//! The position of each virtual token among the vocabulary's, before and after.
 
-use crate::prompt::vocabulary::{Neighbour, Norms, Place, PromptTokens};
+use crate::prompt::vocabulary::{NearestPlace, Neighbour, Norms, PromptTokens};
 use crate::report::text;
 use serde::Serialize;
 
-/// Characters of a token that are shown.
+/// Most characters of a token that are shown.
 const LONGEST: usize = 20;
 
-/// Tokens that are shown at once.
+/// Most tokens that are shown at first.
 const SHOWN: usize = 32;
 
 /// All virtual tokens.
@@ -17,10 +17,10 @@ pub(super) struct TokensView {
     mean_before: f64,
     mean_after: f64,
     mean_moved: f64,
-    /// Tokens that are nearest to another one of the vocabulary than before.
+    /// Tokens whose nearest neighbour in the vocabulary has changed.
     renamed: u64,
     total: u64,
-    /// Ends of the vocabulary's norms, as shares of the largest norm there is.
+    /// Smallest and largest norm of the vocabulary, as shares of the largest norm of all.
     range: [f64; 2],
     largest: f64,
     shown: Vec<TokenView>,
@@ -34,7 +34,7 @@ struct TokenView {
     before: PlaceView,
     after: PlaceView,
     moved: f64,
-    /// As a share of the longest way.
+    /// As a share of the longest distance.
     way: f64,
     renamed: bool,
 }
@@ -42,7 +42,7 @@ struct TokenView {
 #[derive(Serialize)]
 struct PlaceView {
     norm: f64,
-    /// As a share of the largest norm there is.
+    /// As a share of the largest norm of all.
     at: f64,
     nearest: Vec<(String, f64)>,
 }
@@ -50,7 +50,7 @@ struct PlaceView {
 impl TokensView {
     pub fn new(prompt: &PromptTokens) -> Self {
         let PromptTokens { vocabulary, tokens } = prompt;
-        // What is not finite is drawn to the end, and nothing is drawn as a share of it.
+        // A value that is not finite is drawn to the end, and others are not scaled by it.
         let finite = |value: &f64| value.is_finite();
         let norms = tokens.iter().flat_map(|t| [t.before.norm, t.after.norm]);
         let largest = norms.chain([vocabulary.max]).filter(finite).fold(0.0, f64::max);
@@ -60,8 +60,8 @@ impl TokensView {
             true => 0.0,
             false => 1.0,
         };
-        let name = |place: &Place| place.nearest.first().map(|n| n.token.id);
-        let place = |place: &Place| PlaceView {
+        let name = |place: &NearestPlace| place.nearest.first().map(|n| n.token.id);
+        let place = |place: &NearestPlace| PlaceView {
             norm: place.norm,
             at: share(place.norm, largest),
             nearest: place.nearest.iter().map(neighbour).collect(),
@@ -98,7 +98,7 @@ impl TokensView {
     }
 }
 
-/// A neighbour's text, else its id, and its cosine.
+/// A neighbour's text, or its id if there is no text, and its cosine.
 fn neighbour(neighbour: &Neighbour) -> (String, f64) {
     let token = &neighbour.token;
     let text = token.visible();

@@ -1,7 +1,7 @@
 use super::*;
 use crate::checkpoint::Checkpoint;
 use crate::model::Dtypes;
-use crate::ops::packed::Isa;
+use crate::ops::bf16::Isa;
 use candle_core::DType;
 use std::path::Path;
 

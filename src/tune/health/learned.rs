@@ -3,7 +3,7 @@
 use crate::config::TrainOptions;
 use crate::tune::schedule::warmup_steps;
 
-/// What the texts say, by which those of an earlier part of a run are told.
+/// What the texts say, by which those of an earlier part of a run are recognised.
 const ONE_STEP: &str = "the run has one step, which is warm-up";
 const ALL_WARMUP: &str = "steps of the run are warm-up";
 const NOT_MOVED: &str = "the prompt that is kept has not moved";
@@ -33,7 +33,7 @@ pub fn schedule(options: &TrainOptions, total_steps: usize) -> Option<String> {
 pub struct Outcome {
     /// Whether the prompt that is kept differs from the one that the run began with.
     pub moved: bool,
-    /// Steps behind the prompt that is kept.
+    /// Steps of training that the kept prompt has had.
     pub kept_step: usize,
     /// Steps that were taken.
     pub taken: usize,

@@ -11,7 +11,7 @@ fn memory() -> TuningMemory {
 }
 
 /// The tutorial's step at accumulation 16: 128 reviews of 40 rows behind 100 virtual tokens.
-const WORK: Work = Work {
+const WORK: LargestStep = LargestStep {
     virtual_tokens: 100,
     prefix_rows: 108,
     sequence_rows: 128 * 40,
@@ -40,7 +40,7 @@ fn an_8b_model_tunes_in_24_gib_at_2048_rows() {
     assert!(plan.weights > 16 * 1_000_000_000 && plan.reserve > GIB);
     // One block less does not fit.
     let one_less = Limits { recompute: recompute - 1, ..plan.limits };
-    assert!(MemoryPlan::at(&memory(), &WORK, plan.budget, one_less).missing() > 0);
+    assert!(MemoryPlan::with_limits(&memory(), &WORK, plan.budget, one_less).missing() > 0);
 }
 
 #[test]
@@ -57,7 +57,7 @@ fn rows_go_before_blocks_and_again_behind_them() {
     let plan = plan(17.2, 2048, 8192);
     assert_eq!(plan.missing(), 0);
     let more = Limits { max_rows: small.max_rows + 1, ..small };
-    assert!(MemoryPlan::at(&memory(), &WORK, plan.budget, more).missing() > 0);
+    assert!(MemoryPlan::with_limits(&memory(), &WORK, plan.budget, more).missing() > 0);
     // Rows that are asked for stay: blocks are recomputed for them.
     let asked = self::plan(30.0, 8192, 8192).limits;
     assert!(asked.max_rows == WORK.rows() && asked.recompute > 0, "{asked:?}");
@@ -123,8 +123,8 @@ fn the_largest_step_is_counted() {
         line: 0,
     };
     let train = [example(5, 1), example(9, 2), example(3, 4), example(6, 1)];
-    let work = Work::of(&train, 10, 2);
-    let expected = Work {
+    let work = LargestStep::new(&train, 10, 2);
+    let expected = LargestStep {
         virtual_tokens: 10,
         prefix_rows: 12,
         sequence_rows: 8 + 4,
@@ -133,7 +133,7 @@ fn the_largest_step_is_counted() {
         targets: 6,
     };
     assert_eq!((work, work.rows()), (expected, 24));
-    assert_eq!(Work::of(&train, 10, 100).sequences, 4);
+    assert_eq!(LargestStep::new(&train, 10, 100).sequences, 4);
 }
 
 #[test]
@@ -157,14 +157,14 @@ fn a_split_batch_holds_the_prefixes_beside_a_pass() {
     alone(&memory, 2048);
     alone(&TuningMemory { on_gpu: false, ..memory }, 3000);
     // Never more than twice what it should have.
-    let long = Work { longest: 4000, ..WORK };
+    let long = LargestStep { longest: 4000, ..WORK };
     let split = long.pass(&memory, Limits { max_rows: 4096, recompute: 0 });
     assert_eq!(split.0, memory.tapes([2 * 512, 4096], 256, 0));
     // A sequence is never cut.
     let tiny = |max_rows| WORK.pass(&memory, Limits { max_rows, recompute: 3 });
     assert_eq!(tiny(1), tiny(90));
     // A single sequence never makes two passes.
-    let one = Work { sequences: 1, sequence_rows: 90, ..WORK };
+    let one = LargestStep { sequences: 1, sequence_rows: 90, ..WORK };
     assert_eq!(one.pass(&memory, Limits::rows(1)), one.pass(&memory, Limits::rows(1000)));
 }
 
@@ -248,7 +248,7 @@ fn a_plan_covers_every_split() {
     };
     let (train, mut with_sequences): (Vec<Example>, _) = ((0..40).map(example).collect(), 0);
     for virtual_tokens in [2, 30, 200] {
-        let work = Work::of(&train, virtual_tokens, 20);
+        let work = LargestStep::new(&train, virtual_tokens, 20);
         for (max_rows, recompute) in (850..work.rows()).step_by(397).flat_map(|rows| [(rows, 0), (rows, 20)])
         {
             let limits = Limits { max_rows, recompute };
@@ -285,7 +285,7 @@ fn a_plan_covers_every_split() {
 
 #[test]
 fn a_step_of_a_quarter_more_rows_is_one_pass_if_it_fits() {
-    let work = Work { sequence_rows: 9_500, ..WORK };
+    let work = LargestStep { sequence_rows: 9_500, ..WORK };
     let rows = RowRange { full: 2048, most: 10_240 };
     let limits = |gib: usize| MemoryPlan::new(&memory(), &work, budget(gib * GIB), rows).limits;
     assert_eq!(limits(80), Limits { max_rows: work.rows(), recompute: 0 });

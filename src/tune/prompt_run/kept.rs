@@ -3,21 +3,21 @@
 use super::PromptRun;
 use crate::Result;
 use crate::config::Keep;
-use crate::tune::state::{Mark, Position};
+use crate::tune::state::{Position, RunMark};
 use candle_core::{Device, Tensor};
 
-/// A prompt, and where in the run it was.
+/// A prompt, and its place in the run.
 #[derive(Debug, Clone)]
 pub struct Kept {
     /// f32 [num_virtual_tokens, C], on the CPU.
     pub prompt: Tensor,
-    /// Epochs behind it.
+    /// Epochs of training that it has had.
     pub epoch: usize,
-    /// Optimizer steps behind it.
+    /// Optimizer steps that it has had.
     pub step: usize,
-    /// Mean training loss of its last epoch; `None` where that has not ended.
+    /// Mean training loss of its last epoch; `None` if that has not ended.
     pub train_loss: Option<f64>,
-    /// Its validation loss; `None` where it was not taken.
+    /// Its validation loss; `None` if it was not taken.
     pub validation_loss: Option<f64>,
 }
 
@@ -59,22 +59,22 @@ impl PromptRun<'_> {
             (Some(prompt), Some(mark), Keep::Best) => (prompt, *mark),
             _ => self.last_good(*step, *last),
         };
-        let Mark { epoch, step, train_loss, validation_loss } = mark;
+        let RunMark { epoch, step, train_loss, validation_loss } = mark;
         Ok(Kept { prompt: prompt.to_device(&Device::Cpu)?, epoch, step, train_loss, validation_loss })
     }
 
     /// The prompt now, unless its loss is not finite and an earlier one's is.
-    fn last_good(&self, step: usize, last: Mark) -> (&Tensor, Mark) {
+    fn last_good(&self, step: usize, last: RunMark) -> (&Tensor, RunMark) {
         if let Some(before) = self.good.instead() {
             // One step back, which may lie in the epoch before.
             let epoch = if step == last.step { last.epoch.saturating_sub(1) } else { last.epoch };
-            return (before, Mark { epoch, step: step.saturating_sub(1), ..Mark::default() });
+            return (before, RunMark { epoch, step: step.saturating_sub(1), ..RunMark::default() });
         }
         let value = &self.parameter.value;
         match step == last.step {
             true => (value, last),
             // In the middle of an epoch: the losses of the last one are those of another prompt.
-            false => (value, Mark { epoch: last.epoch, step, ..Mark::default() }),
+            false => (value, RunMark { epoch: last.epoch, step, ..RunMark::default() }),
         }
     }
 }

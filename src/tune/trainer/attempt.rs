@@ -5,20 +5,20 @@
 //!   GPU        step n ─────────────────────────────────────────────┘ └─ step n + 1 ───────────────
 //! ```
 
-use super::{Part, Trainer};
+use super::{StepPart, Trainer};
 use crate::batch::{Passes, PrefixGroup};
 use crate::ops::adamw::{Norm, Updated};
 use crate::prompt::Prefix;
-use crate::tune::objective::{self, Objective};
+use crate::tune::objective::{self, Mean, Objective};
 use crate::tune::plan::Limits;
-use crate::tune::prompt_run::{StepExamples, StepResult};
+use crate::tune::prompt_run::{RunStep, StepExamples};
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 
 /// What a step computed; nothing is changed yet.
 pub(super) struct Attempt {
     /// Of each run.
-    pub(super) results: Vec<StepResult>,
+    pub(super) results: Vec<RunStep>,
     /// The step after it.
     pub(super) next: Option<Prepared>,
 }
@@ -34,8 +34,8 @@ pub(super) struct Prepared {
 
 impl Prepared {
     /// Whether this is the step of these parts. It is another one if a run ended, was resumed or tries a learning rate.
-    pub(super) fn is_for(&self, parts: &[Part]) -> bool {
-        let is_same = |((run, examples), part): (&(usize, Vec<usize>), &Part)| {
+    pub(super) fn is_for(&self, parts: &[StepPart]) -> bool {
+        let is_same = |((run, examples), part): (&(usize, Vec<usize>), &StepPart)| {
             *run == part.run && *examples == part.examples.now
         };
         self.parts.len() == parts.len() && self.parts.iter().zip(parts).all(is_same)
@@ -48,20 +48,25 @@ impl Prepared {
 }
 
 impl Trainer<'_> {
-    /// Losses, gradients and updates of one step under `limits`.
+    /// RunLosses, gradients and updates of one step under `limits`.
     pub(super) fn attempt(
         &self,
         groups: &[PrefixGroup],
         prepared: Option<Prepared>,
-        parts: &[Part],
+        parts: &[StepPart],
         limits: Limits,
     ) -> Result<Attempt> {
         let passes = match prepared {
             Some(prepared) => prepared.passes,
             None => self.prepare(groups, limits)?,
         };
-        let objective =
-            objective::gradient_of(self.decoder, &self.prompts(parts)?, &passes, limits.recompute)?;
+        let objective = objective::gradient_of(
+            self.decoder,
+            &self.prompts(parts)?,
+            &passes,
+            limits.recompute,
+            Mean::OfEachGroup,
+        )?;
         let Some(gradient) = objective.gradient.as_ref() else {
             return Err(Error::Invalid("the prompt has no gradient".into()));
         };
@@ -76,7 +81,7 @@ impl Trainer<'_> {
         // What fails here fails again when it is that step's turn, and is reported then.
         let next = self.prepare_next(parts, limits);
         let losses = losses(&objective, &updates)?;
-        let results = parts.iter().zip(updates).zip(losses).map(|((part, updated), of_run)| StepResult {
+        let results = parts.iter().zip(updates).zip(losses).map(|((part, updated), of_run)| RunStep {
             updated,
             loss: of_run.loss,
             grad_norm: of_run.grad_norm,
@@ -90,8 +95,8 @@ impl Trainer<'_> {
     }
 
     /// The prompts of all parts, one below the other.
-    fn prompts(&self, parts: &[Part]) -> Result<Tensor> {
-        let embeddings = |part: &Part| match self.runs[part.run].prompt().prefix() {
+    fn prompts(&self, parts: &[StepPart]) -> Result<Tensor> {
+        let embeddings = |part: &StepPart| match self.runs[part.run].prompt().prefix() {
             Prefix::Embeddings(embeddings) => embeddings,
         };
         let prompts: Vec<Tensor> = parts.iter().map(embeddings).collect();
@@ -100,12 +105,12 @@ impl Trainer<'_> {
     }
 
     /// The step after that of `parts`, if all of them have one that is known.
-    fn prepare_next(&self, parts: &[Part], limits: Limits) -> Option<Prepared> {
-        let next = |part: &Part| {
+    fn prepare_next(&self, parts: &[StepPart], limits: Limits) -> Option<Prepared> {
+        let next = |part: &StepPart| {
             let now = part.examples.next.clone()?;
-            Some(Part { run: part.run, examples: StepExamples { now, next: None }, learning_rate: 0.0 })
+            Some(StepPart { run: part.run, examples: StepExamples { now, next: None }, learning_rate: 0.0 })
         };
-        let parts: Vec<Part> = parts.iter().map(next).collect::<Option<_>>()?;
+        let parts: Vec<StepPart> = parts.iter().map(next).collect::<Option<_>>()?;
         let passes = self.prepare(&self.groups(&parts), limits).ok()?;
         let parts = parts.into_iter().map(|part| (part.run, part.examples.now)).collect();
         Some(Prepared { parts, max_rows: limits.max_rows, passes })
@@ -118,7 +123,7 @@ impl Trainer<'_> {
 }
 
 /// A run's figures of a step.
-struct Losses {
+struct RunLosses {
     loss: f64,
     grad_norm: f64,
     prompt_norm: f64,
@@ -127,7 +132,7 @@ struct Losses {
 
 /// Loss, norm of the gradient and norm of the new prompt of each run: the host waits for a GPU here alone, for one copy. The
 /// prompt's norm: a huge learning rate overflows it by a gradient that is finite.
-fn losses(objective: &Objective, updates: &[Updated]) -> Result<Vec<Losses>> {
+fn losses(objective: &Objective, updates: &[Updated]) -> Result<Vec<RunLosses>> {
     note("wait");
     let Some((nll, norms)) = in_one_copy(objective, updates)? else {
         let nll = objective.nll()?;
@@ -138,23 +143,20 @@ fn losses(objective: &Objective, updates: &[Updated]) -> Result<Vec<Losses>> {
     Ok(by_run(objective, &nll, norms))
 }
 
-/// Norms of a run's gradient and of its new prompt.
-type Norms = [f64; 2];
+/// RunNorms of a run's gradient and of its new prompt.
+type RunNorms = [f64; 2];
 
 /// Means over each run's target tokens.
-fn by_run(objective: &Objective, nll: &[f64], norms: Vec<Norms>) -> Vec<Losses> {
+fn by_run(objective: &Objective, nll: &[f64], norms: Vec<RunNorms>) -> Vec<RunLosses> {
     let sums = objective.sums(nll);
-    let losses = sums.into_iter().zip(norms).map(|((sum, target_tokens), [grad_norm, prompt_norm])| Losses {
-        loss: sum / target_tokens as f64,
-        grad_norm,
-        prompt_norm,
-        target_tokens,
+    let losses = sums.into_iter().zip(norms).map(|((sum, target_tokens), [grad_norm, prompt_norm])| {
+        RunLosses { loss: sum / target_tokens as f64, grad_norm, prompt_norm, target_tokens }
     });
     losses.collect()
 }
 
 /// Negative log-likelihoods and norms, if a device has them all in f32.
-fn in_one_copy(objective: &Objective, updates: &[Updated]) -> Result<Option<(Vec<f64>, Vec<Norms>)>> {
+fn in_one_copy(objective: &Objective, updates: &[Updated]) -> Result<Option<(Vec<f64>, Vec<RunNorms>)>> {
     let mut parts: Vec<&Tensor> = objective.parts().iter().filter(|part| part.elem_count() > 0).collect();
     for updated in updates {
         let (Some(gradient), Some(prompt)) = (updated.grad_norm.sums(), updated.value_norm.sums()) else {
@@ -173,7 +175,7 @@ fn in_one_copy(objective: &Objective, updates: &[Updated]) -> Result<Option<(Vec
     for pair in lengths[lengths.len() - 2 * updates.len()..].chunks(2) {
         let (gradient, rest) = sums.split_at(pair[0]);
         let (prompt, rest) = rest.split_at(pair[1]);
-        norms.push([Norm::of_sums(gradient), Norm::of_sums(prompt)]);
+        norms.push([Norm::from_sums(gradient), Norm::from_sums(prompt)]);
         sums = rest;
     }
     Ok(Some((nll, norms)))

@@ -115,7 +115,7 @@ fn steps_that_were_prepared_are_those_that_were_not() {
     for epoch in [1, 2] {
         for chunk in epoch_order(train.len(), &options, epoch).chunks(4) {
             let examples = StepExamples { now: chunk.to_vec(), next: None };
-            let part = Part { run: 0, examples, learning_rate: options.learning_rate };
+            let part = StepPart { run: 0, examples, learning_rate: options.learning_rate };
             let record = trainer.step(&[part], &mut [&mut Watch::default()]).unwrap().remove(0).unwrap();
             losses.push(record.unwrap().loss);
         }
@@ -179,7 +179,10 @@ fn a_pass_has_one_upload() {
             // The same without: each list by itself.
             let bare = crate::batch::Passes::new(&groups, max_rows);
             let before = uploads();
-            let alone = objective::gradient_of(&model, &prompts, &bare, 0).unwrap().gradient.unwrap();
+            let alone = objective::gradient_of(&model, &prompts, &bare, 0, objective::Mean::All)
+                .unwrap()
+                .gradient
+                .unwrap();
             println!("{passes} passes: {} uploads", uploads() - before);
             assert!(uploads() - before > 10 * passes);
             let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
@@ -191,7 +194,24 @@ fn a_pass_has_one_upload() {
     });
 }
 
-/// Three runs of other prompts, rates, examples and lengths in one step are those that each is alone.
+/// What a run does by itself: its losses and last values.
+fn alone(task: Task, prompt: &Tensor) -> (Vec<f64>, Vec<f32>) {
+    let mut trainer = Trainer::new(task, prompt).unwrap();
+    let mut watch = Watch::default();
+    trainer.run(&mut watch).unwrap();
+    (watch.losses, flat(trainer.first().values()))
+}
+
+fn flat(values: &Tensor) -> Vec<f32> {
+    values.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+/// Three runs with different prompts, rates, examples and lengths in one step are those that each is alone. Targets have 1 to 3
+/// tokens: a mean over all of them would weigh the runs by their target tokens.
 #[test]
 fn runs_that_are_trained_together_are_those_alone() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/granite");
@@ -206,47 +226,30 @@ fn runs_that_are_trained_together_are_those_alone() {
         max_grad_norm: 0.05,
         ..options()
     };
-    // Targets of 1 to 3 tokens: a mean over all of them would weigh the runs by their target tokens.
     let settings = [
-        (options(0.01, 2, 4), 0..10, 20..26),
-        (options(0.05, 1, 2), 10..17, 30..33),
-        (options(0.02, 3, 5), 4..24, 40..41),
+        (options(0.01, 2, 4), &all[..10], 20..26),
+        (options(0.05, 1, 2), &all[10..17], 30..33),
+        (options(0.02, 3, 5), &all[4..], 40..41),
     ];
-    let prompts: Vec<_> = settings
-        .iter()
-        .map(|(_, _, rows)| model.embedding().narrow(0, rows.start, rows.len()).unwrap())
-        .collect();
+    let prompt = |rows: &Range<usize>| model.embedding().narrow(0, rows.start, rows.len()).unwrap();
     let validation = &all[..3];
-    let run_examples = |range: &Range<usize>| RunExamples { train: &all[range.clone()], validation };
-    let runs = settings.iter().zip(&prompts).map(|((options, range, _), prompt)| {
-        PromptRun::new(&model, run_examples(range), options, prompt).unwrap()
+    let runs = settings.iter().map(|(options, train, rows)| {
+        PromptRun::new(&model, RunExamples { train, validation }, options, &prompt(rows)).unwrap()
     });
     let mut together = Trainer::with_runs(&model, Limits::rows(60), runs.collect()).unwrap();
     let mut watches: Vec<Watch> = settings.iter().map(|_| Watch::default()).collect();
-    let mut observers: Vec<&mut dyn Observer> =
-        watches.iter_mut().map(|watch| watch as &mut dyn Observer).collect();
-    let outcomes = together.run_all(&mut observers).unwrap();
+    let observers = watches.iter_mut().map(|watch| watch as &mut dyn Observer);
+    let outcomes = together.run_all(&mut observers.collect::<Vec<_>>()).unwrap();
     assert!(outcomes.iter().all(|outcome| matches!(outcome, Ok(Ended::Completed))), "{outcomes:?}");
-    for (i, ((options, range, _), prompt)) in settings.iter().zip(&prompts).enumerate() {
-        let RunExamples { train, validation } = run_examples(range);
+    for (i, (options, train, rows)) in settings.iter().enumerate() {
         let task = Task { model: &model, train, validation, options, limits: Limits::rows(100) };
-        let mut alone = Trainer::new(task, prompt).unwrap();
-        let mut watch = Watch::default();
-        alone.run(&mut watch).unwrap();
-        assert!(watch.losses.len() > 3 && watches[i].losses.len() == watch.losses.len(), "run {i}");
-        for (a, b) in watches[i].losses.iter().zip(&watch.losses) {
+        let (losses, expected) = alone(task, &prompt(rows));
+        assert!(losses.len() > 3 && watches[i].losses.len() == losses.len(), "run {i}");
+        for (a, b) in watches[i].losses.iter().zip(&losses) {
             assert!((a - b).abs() < 1e-5 * b, "run {i}: {a} for {b}");
         }
-        let values = |trainer: &Trainer, run: usize| {
-            trainer.runs()[run].values().flatten_all().unwrap().to_vec1::<f32>().unwrap()
-        };
-        let (a, b) = (values(&together, i), values(&alone, 0));
-        let far = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        let moved = b
-            .iter()
-            .zip(prompt.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap())
-            .map(|(b, start)| (b - start).abs())
-            .fold(0.0, f32::max);
+        let far = largest_difference(&flat(together.runs()[i].values()), &expected);
+        let moved = largest_difference(&expected, &flat(&prompt(rows)));
         assert!(
             moved > 0.01 && far < 1e-4 * moved,
             "run {i}: {far} from the run alone, which moved by {moved}"

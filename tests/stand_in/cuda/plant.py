@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-CUDA, START, BLAS, LT = (f"src/ops/gpu/{name}.rs" for name in ["cuda", "cuda/start", "cuda/blas", "cuda/lt"])
+CUDA, START, BLAS, LT = (f"src/ops/backend/gpu/{name}.rs" for name in ["cuda", "cuda/start", "cuda/blas", "cuda/lt"])
 
 # What is wrong, file, text, text with the fault; or several texts and what takes their places.
 FAULTS = [
@@ -35,10 +35,10 @@ FAULTS = [
     ("half of the shared memory", CUDA, "shared_mem_bytes: super::uint(kernel.shared),", "shared_mem_bytes: super::uint(kernel.shared / 2),"),
     ("grid's dimensions swapped", CUDA, "grid_dim: (x, y, z),", "grid_dim: (y, x, z),"),
     ("a block too few", CUDA, "grid_dim: (x, y, z),", "grid_dim: (x.max(2) - 1, y, z),"),
-    ("a struct of parameters with a field too few", "src/ops/cross_entropy.rs",
+    ("a struct of parameters with a field too few", "src/ops/cross_entropy/gpu.rs",
      ("CrossEntropyParameters { rows: u32, vocab: u32, stride: u32, scale: f32, dloss: f32 }", "        stride: gpu::uint(stride),\n"),
      ("CrossEntropyParameters { rows: u32, vocab: u32, scale: f32, dloss: f32 }", "")),
-    ("a struct of parameters in another order", "src/ops/cross_entropy.rs",
+    ("a struct of parameters in another order", "src/ops/cross_entropy/gpu.rs",
      "CrossEntropyParameters { rows: u32, vocab: u32, stride: u32, scale: f32, dloss: f32 }",
      "CrossEntropyParameters { rows: u32, stride: u32, vocab: u32, scale: f32, dloss: f32 }"),
     ("a wrong leading dimension", LT, "lt::create_matrix_layout(dtype, rows as u64, columns as u64, rows as i64)",
@@ -49,7 +49,7 @@ FAULTS = [
     ("nothing is added", LT, "if add.is_some() { 1f32 } else { 0f32 }", "if add.is_some() { 0f32 } else { 0f32 }"),
     ("sums in 16 bits are allowed", LT, "        this.set(Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes)?;\n",
      "        let _allowed = schemes;\n"),
-    ("an alignment that addresses do not have", "src/ops/gpu/products.rs",
+    ("an alignment that addresses do not have", "src/ops/backend/gpu/products.rs",
      "1 << addresses.into_iter().fold(256, |all, address| all | address).trailing_zeros()", "addresses.into_iter().fold(256, |all, _| all)"),
     ("more workspace than there is", BLAS, "let workspace = Workspace { address, bytes: WORKSPACE };",
      "let workspace = Workspace { address, bytes: 2 * WORKSPACE };"),

@@ -1,12 +1,12 @@
-//! Rotary settings of a GGUF file, as llama.cpp reads them (`llama-model.cpp`, `llama-context.cpp`, `rope_yarn` of
-//! ggml).
+//! Rotary settings of a GGUF file, read as in llama.cpp (`llama-model.cpp`, `llama-context.cpp`, `rope_yarn` of ggml).
 
 use super::Keys;
 use crate::checkpoint::config::unsupported;
+use crate::checkpoint::typed::TypedKeys;
 use crate::ops::rope::{Llama3Scaling, LongRopeScaling, Rope, RopeScaling, YarnScaling};
 use crate::{Error, Result};
 
-/// Values of the tensors that belong to the rotary scaling, [D / 2].
+/// Values of the tensors of the rotary scaling, [D / 2].
 pub(in crate::checkpoint::gguf) struct RopeTensors {
     /// `rope_freqs.weight`.
     pub freqs: Option<Vec<f32>>,
@@ -16,7 +16,7 @@ pub(in crate::checkpoint::gguf) struct RopeTensors {
     pub long: Option<Vec<f32>>,
 }
 
-/// Reads the rotary settings; `None` where positions are not embedded.
+/// Reads the rotary settings; `None` if positions are not embedded.
 pub(super) fn read(keys: &Keys<'_>, head_dim: usize, tensors: &RopeTensors) -> Result<Option<Rope>> {
     // llama.cpp keeps Granite's switch between rotary and no position embedding in this key.
     let switch = keys.metadata.boolean(&keys.key("rope.scaling.finetuned"))?;
@@ -24,18 +24,18 @@ pub(super) fn read(keys: &Keys<'_>, head_dim: usize, tensors: &RopeTensors) -> R
         return Ok(None);
     }
     let theta = keys.number("rope.freq_base")?.unwrap_or(10_000.0);
-    let reader = Reader { keys, theta, head_dim, tensors };
+    let reader = GgufRopeReader { keys, theta, head_dim, tensors };
     Ok(Some(Rope { theta, scaling: reader.scaling()? }))
 }
 
-struct Reader<'a> {
+struct GgufRopeReader<'a> {
     keys: &'a Keys<'a>,
     theta: f64,
     head_dim: usize,
     tensors: &'a RopeTensors,
 }
 
-impl Reader<'_> {
+impl GgufRopeReader<'_> {
     fn refuse<T>(&self, what: String) -> Result<T> {
         Err(unsupported(self.keys.metadata.path(), what))
     }
@@ -43,7 +43,7 @@ impl Reader<'_> {
     fn scaling(&self) -> Result<RopeScaling> {
         let kind = self.keys.metadata.string(&self.keys.key("rope.scaling.type"))?.unwrap_or("linear");
         let factors = [self.keys.number("rope.scaling.factor")?, self.keys.number("rope.scale_linear")?];
-        // As in llama.cpp: a factor without a type is linear, 0 or 1 scales nothing, nor does type `none`.
+        // As in llama.cpp: a factor without a type is linear; a factor of 0 or 1, or type `none`, scales nothing.
         let factor = factors.into_iter().flatten().find(|factor| *factor != 0.0 && *factor != 1.0);
         if let Some(bad) = factor.filter(|factor| !(factor.is_finite() && *factor > 0.0)) {
             let key = self.keys.key("rope.scaling.factor");
@@ -57,7 +57,7 @@ impl Reader<'_> {
             None => None,
         };
         if let (Some(_), "yarn" | "longrope", _) | (Some(_), "linear", Some(_)) = (freqs, kind, factor) {
-            return self.refuse(format!("`rope_freqs.weight` beside rotary scaling `{kind}`"));
+            return self.refuse(format!("`rope_freqs.weight` with rotary scaling `{kind}`"));
         }
         match (kind, factor) {
             ("none", _) | ("linear", None) => {
@@ -70,14 +70,14 @@ impl Reader<'_> {
             }
             ("yarn", factor) => Ok(RopeScaling::Yarn(self.yarn(factor.unwrap_or(1.0))?)),
             ("longrope", Some(factor)) => {
-                self.refuse(format!("rotary scaling `longrope` (factor {factor} beside its lists)"))
+                self.refuse(format!("rotary scaling `longrope` (factor {factor} in addition to its lists)"))
             }
             ("longrope", None) => Ok(RopeScaling::LongRope(self.longrope()?)),
             (other, _) => self.refuse(format!("rotary scaling `{other}`")),
         }
     }
 
-    /// Refuses keys of the scaling that say anything but 1.
+    /// Refuses keys of the scaling with other values than 1.
     fn only_without(&self, kind: &str, names: &[&str]) -> Result<()> {
         for name in names {
             let name = format!("rope.scaling.{name}");
@@ -146,11 +146,11 @@ impl Reader<'_> {
         Err(Error::Checkpoint { path: self.keys.metadata.path().to_path_buf(), problem })
     }
 
-    /// Finds the Llama 3 scaling that gives the factors of `rope_freqs.weight`, by which llama.cpp divides
-    /// the frequencies. Factors of 1 are none.
+    /// Finds the Llama 3 scaling with the divisors of `rope_freqs.weight`, by which llama.cpp divides the frequencies.
+    /// Divisors of 1 mean no scaling.
     ///
-    /// All of Meta's configurations have `low_freq_factor` 1, `high_freq_factor` 4 and 8192 original
-    /// positions; the scaling factor is the largest of the list. Other factors are refused.
+    /// All of Meta's configurations have `low_freq_factor` 1, `high_freq_factor` 4 and 8192 original positions; the
+    /// scaling factor is the largest divisor. Other divisors are refused.
     fn llama3(&self, factors: &[f32]) -> Result<Option<Llama3Scaling>> {
         if factors.iter().all(|factor| *factor == 1.0) {
             return Ok(None);

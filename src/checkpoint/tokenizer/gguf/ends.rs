@@ -1,10 +1,10 @@
-//! The tokens that end a generation. Files seldom name them all, and llama.cpp finds the others by their text
+//! The tokens that end a generation. Files seldom name all of them, and llama.cpp finds the others by their text
 //! (`special_eog_ids` in <https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp>).
 
 use super::id;
-use super::vocabulary::Vocabulary;
+use super::vocabulary::GgufVocabulary;
 use crate::Result;
-use crate::checkpoint::gguf::metadata::Metadata;
+use crate::checkpoint::gguf::metadata::GgufMetadata;
 
 /// Ends of a turn and of a message.
 const OTHER_END_IDS: [&str; 2] = ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
@@ -42,7 +42,7 @@ const STRIKE: &str = "</s>";
 const TOOL_RESPONSE: &str = "<|tool_response>";
 const PLAMO_EOS: &str = "<|plamo:eos|>";
 
-/// Tokens of code completion that end a generation: their keys, and the texts of files without the key.
+/// Tokens of code completion that end a generation: their keys, and their texts in files without the key.
 const COMPLETION: [(&str, &[&str]); 3] = [
     ("tokenizer.ggml.fim_pad_token_id", &["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"]),
     (
@@ -52,18 +52,18 @@ const COMPLETION: [(&str, &[&str]); 3] = [
     ("tokenizer.ggml.fim_sep_token_id", &["<|file_sep|>"]),
 ];
 
-/// What ends a generation.
-pub(super) struct Ends {
-    /// The end of a text first.
+/// The tokens that end a generation.
+pub(super) struct EndTokens {
+    /// The end-of-text token first.
     pub ids: Vec<u32>,
-    /// Those that their text alone makes control tokens: their type says something else.
+    /// Tokens that are control tokens only because of their text: their type says something else.
     pub by_text: Vec<u32>,
 }
 
-impl Ends {
+impl EndTokens {
     /// # Errors
-    /// A key whose id is not in the vocabulary.
-    pub fn find(metadata: Metadata<'_>, vocabulary: &Vocabulary, eos: u32) -> Result<Self> {
+    /// Returns an error if the id of a key is not in the vocabulary.
+    pub fn find(metadata: GgufMetadata<'_>, vocabulary: &GgufVocabulary, eos: u32) -> Result<Self> {
         let mut keyed = vec![eos];
         for key in OTHER_END_IDS {
             keyed.extend(id(metadata, vocabulary, key, None)?);
@@ -89,7 +89,7 @@ impl Ends {
     }
 
     /// A warning if a token's type and its text disagree.
-    pub fn warning(&self, vocabulary: &Vocabulary) -> Option<String> {
+    pub fn warning(&self, vocabulary: &GgufVocabulary) -> Option<String> {
         if self.by_text.is_empty() {
             return None;
         }
@@ -108,9 +108,9 @@ pub(crate) fn ends_by_text(text: &str) -> bool {
     NAMES.contains(&text)
 }
 
-/// Whether a token of [`NAMES`] ends nothing in this vocabulary, by what else ends a generation in it: `<|end|>` ends a
-/// part of an answer beside ends of calls, and `</s>` is markup beside ends of another kind.
-fn is_text(vocabulary: &Vocabulary, id: u32, ends: &[u32]) -> bool {
+/// Whether a token of [`NAMES`] ends nothing in this vocabulary, judged by the other ends in it: next to ends of calls,
+/// `<|end|>` only ends a part of an answer, and next to ends of another kind `</s>` is markup.
+fn is_text(vocabulary: &GgufVocabulary, id: u32, ends: &[u32]) -> bool {
     let has = |name: &str| vocabulary.id(name).is_some_and(|id| ends.contains(&id));
     let calls = CALLS.iter().any(|name| has(name));
     match vocabulary.text(id) {

@@ -1,15 +1,15 @@
 //! Llama 2's kind of vocabulary: sentencepiece's pieces with scores, `▁` for spaces, bytes as `<0x41>`.
 //!
-//! llama.cpp begins with single characters and joins the two neighbours whose piece has the greatest score, the left
-//! ones first, until no two neighbours are a piece (`llm_tokenizer_spm_session`). That is a BPE with a list of merges:
+//! llama.cpp starts with single characters and joins the two neighbours whose piece has the largest score, the left
+//! ones first, until no two neighbours form a piece (`llm_tokenizer_spm_session`). That is a BPE with a list of merges:
 //!
-//! * In every text, a piece is joined from the same two parts. Let `l` and `r` be neighbours of which `lr` is a piece.
-//!   So far nothing was joined across the ends of `lr` nor between `l` and `r`, so inside of it happened what happens
-//!   in the text `lr` alone: the same pairs in the same order. There the last pair is the only one; it is (l, r).
-//! * So a piece gives one merge: the last pair as its own text is split. A piece that its own text does not become
+//! * In every text a piece is joined from the same two parts. Let `l` and `r` be neighbours that form the piece `lr`.
+//!   So far nothing was joined across the ends of `lr` or between `l` and `r`. So inside of it the same happened as in
+//!   the text `lr` alone: the same pairs in the same order. There the last pair is the only one; it is (l, r).
+//! * So a piece gives one merge: the last pair when its own text is split. A piece that its own text does not become
 //!   gives none.
-//! * Merges go by score, the greatest first. If two scores are equal, llama.cpp takes the left pair and a list has to
-//!   name one first; the order is without effect unless the pairs may overlap or one makes a part of another.
+//! * Merges are ordered by score, the largest first. If two scores are equal, llama.cpp joins the left pair, but a list
+//!   must have an order; the order has no effect unless the pairs may overlap or one makes a part of another.
 
 use std::collections::HashMap;
 
@@ -22,9 +22,10 @@ use tokenizers::models::bpe::{BPE, Merges};
 use tokenizers::normalizers::{Prepend, Replace, Sequence};
 use tokenizers::{NormalizerWrapper, Tokenizer};
 
-use super::vocabulary::Vocabulary;
-use super::{ADD_SPACE_PREFIX, Kind, id, unsupported};
-use crate::checkpoint::gguf::metadata::Metadata;
+use super::vocabulary::GgufVocabulary;
+use super::{ADD_SPACE_PREFIX, TokenizerKind, id, unsupported};
+use crate::checkpoint::gguf::metadata::GgufMetadata;
+use crate::checkpoint::typed::TypedKeys;
 use crate::{Error, Result};
 
 const SCORES: &str = "tokenizer.ggml.scores";
@@ -32,11 +33,11 @@ const TOKENS: &str = "tokenizer.ggml.tokens";
 const UNKNOWN_ID: &str = "tokenizer.ggml.unknown_token_id";
 const REMOVE_SPACES: &str = "tokenizer.ggml.remove_extra_whitespaces";
 
-/// Stands for a space.
+/// The character for a space.
 const SPACE: &str = "\u{2581}";
 
 /// Reads the tokenizer.
-pub(super) fn kind(metadata: Metadata<'_>, vocabulary: &Vocabulary) -> Result<Kind> {
+pub(super) fn kind(metadata: GgufMetadata<'_>, vocabulary: &GgufVocabulary) -> Result<TokenizerKind> {
     let missing: Vec<String> = (0..=255u8)
         .map(|byte| format!("<0x{byte:02X}>"))
         .filter(|text| vocabulary.id(text).is_none())
@@ -47,7 +48,7 @@ pub(super) fn kind(metadata: Metadata<'_>, vocabulary: &Vocabulary) -> Result<Ki
     }
     let failed = |error| Error::Tokenizer(format!("{}: {error}", metadata.path().display()));
     let pieces = scores(metadata, vocabulary)?;
-    let (merges, fraction) = (merges(metadata, vocabulary, &pieces)?, of_unigram(&pieces));
+    let (merges, fraction) = (merges(metadata, vocabulary, &pieces)?, unigram_warning(&pieces));
     let mut bpe =
         BPE::builder().vocab_and_merges(vocabulary.to_vocab(), merges).byte_fallback(true).fuse_unk(true);
     if let Some(unknown) = id(metadata, vocabulary, UNKNOWN_ID, None)? {
@@ -76,7 +77,7 @@ pub(super) fn kind(metadata: Metadata<'_>, vocabulary: &Vocabulary) -> Result<Ki
             "`{REMOVE_SPACES}` is true and has no effect on a `llama` vocabulary, as in llama.cpp: spaces stay as they are"
         ));
     }
-    Ok(Kind { tokenizer, add_bos: true, default_ids: [Some(1), Some(2)], warnings })
+    Ok(TokenizerKind { tokenizer, add_bos: true, default_ids: [Some(1), Some(2)], warnings })
 }
 
 /// Two parts that become a piece.
@@ -92,8 +93,12 @@ impl Merge<'_> {
     }
 }
 
-/// The list that joins what the scores join.
-fn merges(metadata: Metadata<'_>, vocabulary: &Vocabulary, pieces: &HashMap<&str, f64>) -> Result<Merges> {
+/// The list of merges that joins the same pairs as the scores.
+fn merges(
+    metadata: GgufMetadata<'_>,
+    vocabulary: &GgufVocabulary,
+    pieces: &HashMap<&str, f64>,
+) -> Result<Merges> {
     let merges = ordered(pieces);
     for merge in &merges {
         if let Some(part) = [merge.left, merge.right].into_iter().find(|part| vocabulary.id(part).is_none()) {
@@ -111,7 +116,7 @@ fn merges(metadata: Metadata<'_>, vocabulary: &Vocabulary, pieces: &HashMap<&str
 }
 
 /// A warning if the scores are logarithms of probabilities: sentencepiece's other kind does not join pieces.
-fn of_unigram(pieces: &HashMap<&str, f64>) -> Option<String> {
+fn unigram_warning(pieces: &HashMap<&str, f64>) -> Option<String> {
     let fractions = pieces.iter().filter(|(_, score)| score.fract() != 0.0 && score.is_finite());
     // Hash maps have no order.
     let (text, score) = fractions.min_by_key(|(text, _)| **text)?;
@@ -121,7 +126,7 @@ fn of_unigram(pieces: &HashMap<&str, f64>) -> Option<String> {
     ))
 }
 
-/// The merge of each piece that has one, the greatest score first.
+/// The merge of each piece that has one, the largest score first.
 fn ordered<'a>(pieces: &HashMap<&'a str, f64>) -> Vec<Merge<'a>> {
     let merge = |(text, score): (&&'a str, &f64)| {
         let (left, right) = last_pair(text, pieces)?;
@@ -133,9 +138,9 @@ fn ordered<'a>(pieces: &HashMap<&'a str, f64>) -> Vec<Merge<'a>> {
     merges
 }
 
-/// Scores of the tokens that texts are joined to. What is found before a text is split never is, unless its `▁` comes
-/// from spaces.
-fn scores<'a>(metadata: Metadata<'_>, vocabulary: &'a Vocabulary) -> Result<HashMap<&'a str, f64>> {
+/// Scores of the tokens to which texts are joined. A token that is found before a text is split is never joined, unless
+/// its `▁` comes from spaces.
+fn scores<'a>(metadata: GgufMetadata<'_>, vocabulary: &'a GgufVocabulary) -> Result<HashMap<&'a str, f64>> {
     let Some(scores) = metadata.numbers(SCORES)? else {
         return Err(metadata.missing(SCORES, "a list of numbers, one a token"));
     };
@@ -152,7 +157,8 @@ fn scores<'a>(metadata: Metadata<'_>, vocabulary: &'a Vocabulary) -> Result<Hash
     Ok(pieces.map(|(id, text)| (text, scores[id as usize])).collect())
 }
 
-/// The pair that makes the piece `text` out of its characters; `None` if they become something else.
+/// The last pair that is joined when the characters of the piece `text` are joined; `None` if they become something
+/// else.
 fn last_pair<'a>(text: &'a str, pieces: &HashMap<&str, f64>) -> Option<(&'a str, &'a str)> {
     let mut ends: Vec<usize> = text.char_indices().map(|(start, _)| start).chain([text.len()]).collect();
     while ends.len() > 3 {
@@ -169,10 +175,10 @@ fn last_pair<'a>(text: &'a str, pieces: &HashMap<&str, f64>) -> Option<(&'a str,
     Some(text.split_at(middle))
 }
 
-/// Two merges of one score whose order changes what comes out; `merges` are sorted by score.
+/// Two merges of equal score whose order changes the result; `merges` are sorted by score.
 fn undecided<'m, 'a>(merges: &'m [Merge<'a>]) -> Option<(&'m Merge<'a>, &'m Merge<'a>)> {
     let mut part_of = HashMap::<&str, &Merge<'a>>::new();
-    // The one of the greatest score comes last and stays.
+    // The one with the largest score is inserted last and stays.
     for merge in merges.iter().rev() {
         part_of.extend([(merge.left, merge), (merge.right, merge)]);
     }

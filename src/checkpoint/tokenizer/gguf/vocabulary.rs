@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use tokenizers::models::bpe::Vocab;
 
 use crate::Result;
-use crate::checkpoint::gguf::metadata::Metadata;
+use crate::checkpoint::gguf::metadata::GgufMetadata;
+use crate::checkpoint::typed::TypedKeys;
 
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const TOKEN_TYPE: &str = "tokenizer.ggml.token_type";
@@ -17,18 +18,18 @@ const USER_DEFINED: usize = 4;
 const UNUSED: usize = 5;
 
 /// The tokens of a file, each text once, and their types.
-pub(super) struct Vocabulary {
+pub(super) struct GgufVocabulary {
     tokens: Vec<String>,
     types: Vec<usize>,
     ids: HashMap<String, u32>,
 }
 
-impl Vocabulary {
+impl GgufVocabulary {
     /// Reads the lists; `vocab_size` is the number of rows of the embedding.
     ///
     /// # Errors
-    /// A list that is missing or does not fit; a token that stands twice and is used both times.
-    pub fn read(metadata: Metadata<'_>, vocab_size: usize) -> Result<Self> {
+    /// Returns an error if a list is missing or does not fit, or if a token occurs twice and both are used.
+    pub fn read(metadata: GgufMetadata<'_>, vocab_size: usize) -> Result<Self> {
         let Some(tokens) = metadata.strings(TOKENS)? else {
             return Err(metadata.missing(TOKENS, "a list of strings"));
         };
@@ -47,7 +48,7 @@ impl Vocabulary {
         let (unused, used): (Vec<usize>, Vec<usize>) =
             (0..tokens.len()).partition(|id| vocabulary.types.get(*id) == Some(&UNUSED));
         for id in used {
-            // llama.cpp names an empty token so.
+            // llama.cpp's name of an empty token.
             let text = if tokens[id].is_empty() { format!("[EMPTY_{id}]") } else { tokens[id].to_string() };
             if let Some(first) = vocabulary.insert(id, text) {
                 let found = format!("`{}` as {first} and {id}", tokens[id]);
@@ -58,7 +59,7 @@ impl Vocabulary {
             let expected = format!("{} types, one a token", tokens.len());
             return Err(metadata.error(TOKEN_TYPE, &expected, &vocabulary.types.len().to_string()));
         }
-        // Conversions give one text to several tokens that no text has; each needs a text of its own here.
+        // Conversions give one text to several tokens that occur in no text; here each token needs its own text.
         for id in unused {
             let stand_ins =
                 std::iter::successors(Some(format!("[PAD{id}]")), |text| Some(format!("{text}_")));
@@ -73,7 +74,7 @@ impl Vocabulary {
         Ok(vocabulary)
     }
 
-    /// Takes a token; gives the id that has its text already, and takes nothing then.
+    /// Adds a token; if its text exists, returns the id with that text and adds nothing.
     fn insert(&mut self, id: usize, text: String) -> Option<u32> {
         if let Some(first) = self.ids.get(&text) {
             return Some(*first);
@@ -100,7 +101,7 @@ impl Vocabulary {
         self.types[id as usize] == CONTROL
     }
 
-    /// Whether the token is found in a text before it is split; then, whether it is special.
+    /// Whether the token is found in a text before the text is split; if so, whether it is special.
     pub fn found_first(&self, id: u32) -> Option<bool> {
         match self.types[id as usize] {
             UNKNOWN | CONTROL => Some(true),
@@ -113,7 +114,7 @@ impl Vocabulary {
         (0..).zip(self.tokens.iter().map(String::as_str))
     }
 
-    /// Ids by text, as the model takes them.
+    /// Ids by text, in the form that the model needs.
     pub fn to_vocab(&self) -> Vocab {
         self.ids.iter().map(|(text, id)| (text.clone(), *id)).collect()
     }

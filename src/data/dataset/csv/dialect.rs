@@ -1,13 +1,13 @@
-//! How a file separates its fields: what its name, a `sep=` line and its header say.
+//! The separator of a file, found by its name, a `sep=` line and its header.
 
 use ::csv::{ByteRecord, ReaderBuilder};
 
 use super::super::labels::normalize;
-use super::super::source::Source;
-use super::super::{Names, Notes};
+use super::super::source::SourceFile;
+use super::super::{FieldNames, FileNotes};
 use super::quotes;
 
-/// Separators that are tried, after the one that the file's name or first line says.
+/// Separators that are tried after the one that the file's name or first line gives.
 const SEPARATORS: [u8; 4] = [b',', b';', b'\t', b'|'];
 
 /// How a file is written.
@@ -15,11 +15,11 @@ pub(super) struct Dialect {
     pub(super) separator: u8,
     /// Offset of the header, after a `sep=` line.
     pub(super) start: usize,
-    /// The file without the spaces that its fields begin with, where they belong to no text.
+    /// The file without the spaces at the beginning of its fields, if they are not part of the text.
     pub(super) compact: Option<Vec<u8>>,
 }
 
-/// What a separator is called.
+/// The name of a separator in messages.
 pub(super) fn separator_name(separator: u8) -> String {
     match separator {
         b',' => "comma".into(),
@@ -29,15 +29,20 @@ pub(super) fn separator_name(separator: u8) -> String {
     }
 }
 
-/// The index of a column: by its very name, else by its name without spaces and invisible characters.
+/// The index of a column: by its exact name, otherwise by its name without spaces and invisible characters.
 pub(super) fn find_column(header: &[&str], name: &str) -> Option<usize> {
     let exact = header.iter().position(|column| *column == name);
     exact.or_else(|| header.iter().position(|column| normalize(column) == name))
 }
 
 impl Dialect {
-    /// Finds it; `preferred` is the separator that the file's name says.
-    pub(super) fn detect(source: &Source<'_>, preferred: u8, names: Names<'_>, notes: &mut Notes) -> Self {
+    /// Finds it; `preferred` is the separator that the file's name gives.
+    pub(super) fn detect(
+        source: &SourceFile<'_>,
+        preferred: u8,
+        names: FieldNames<'_>,
+        notes: &mut FileNotes,
+    ) -> Self {
         let (first, start) = match separator_line(&source.bytes[source.start..]) {
             Some((separator, length)) => (separator, source.start + length),
             None => (preferred, source.start),
@@ -54,7 +59,7 @@ impl Dialect {
         };
         let known = with(|header, name| header.contains(&name))
             .or_else(|| with(|header, name| find_column(header, name).is_some()))
-            // Of a file without these columns, the separator that makes columns at all.
+            // In a file without these columns, the separator that makes columns at all.
             .or_else(|| headers.iter().find(|(_, header)| header.len() > 1))
             .unwrap_or(&headers[0]);
         let (separator, header) = (known.0, &known.1);
@@ -63,18 +68,18 @@ impl Dialect {
         }
         let compact = Self::compact(source, start, separator, header);
         if compact.is_some() {
-            notes.push(format!("spaces after a {} are no part of a field", separator_name(separator)));
+            notes.push(format!("spaces after a {} are not part of a field", separator_name(separator)));
         }
         Self { separator, start, compact }
     }
 
-    /// The bytes without spaces at the fields' beginnings, where the header or a quote after spaces shows that a
+    /// The bytes without the spaces at the beginning of fields, if the header or a quote after spaces shows that a
     /// program wrote them after each separator.
-    fn compact(source: &Source<'_>, start: usize, separator: u8, header: &[String]) -> Option<Vec<u8>> {
+    fn compact(source: &SourceFile<'_>, start: usize, separator: u8, header: &[String]) -> Option<Vec<u8>> {
         let bytes = &source.bytes[start..];
         let in_header = header.iter().skip(1).any(|name| name.starts_with(' ') && !name.trim().is_empty());
         let wanted = in_header || quotes::has_spaces_before_quotes(bytes, separator);
-        // Offsets in a message are the file's own, so a file with another fault stays as it is.
+        // Offsets in a message are the file's own, so a file with another fault is left as it is.
         if !wanted || std::str::from_utf8(source.bytes).is_err() {
             return None;
         }

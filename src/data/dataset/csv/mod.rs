@@ -1,4 +1,4 @@
-//! Text with a header line and separated fields, quoted by double quotes (RFC 4180): CSV, and its kin with tabs or
+//! Text with a header line and separated fields, quoted by double quotes (RFC 4180): CSV, and the same with tabs or
 //! semicolons.
 
 mod dialect;
@@ -10,30 +10,30 @@ use ::csv::{ByteRecord, Reader, ReaderBuilder, StringRecord};
 
 use self::dialect::{Dialect, find_column, separator_name};
 use self::quotes::{QuoteFault, quote_fault};
-use super::problems::{Lines, Notes};
-use super::source::Source;
-use super::{Names, Problems, Record, blank, found_names};
+use super::problems::{FileNotes, Lines};
+use super::source::SourceFile;
+use super::{FieldNames, Problems, Record, blank, found_names};
 
-/// Rows that have to be there for one fault of all of them to be told once.
+/// Number of rows from which a fault that all rows share is reported once.
 const MANY: usize = 3;
 
-/// Reads rows; `preferred` is the separator that the file's name says.
+/// Reads rows; `preferred` is the separator that the file's name gives.
 pub(super) fn read(
-    source: &Source<'_>,
+    source: &SourceFile<'_>,
     preferred: u8,
-    names: Names<'_>,
+    names: FieldNames<'_>,
     problems: &mut Problems,
-    notes: &mut Notes,
+    notes: &mut FileNotes,
 ) -> Vec<Record> {
     let Dialect { separator, start, compact } = Dialect::detect(source, preferred, names, notes);
-    let compact = compact.as_deref().map(Source::new);
+    let compact = compact.as_deref().map(SourceFile::new);
     let source = compact.as_ref().unwrap_or(source);
-    let mut rows = Rows::new(source, start, separator);
+    let mut rows = CsvRows::new(source, start, separator);
     let Some(header) = rows.next() else {
         problems.push(format!("line {}: expected a header, found the file's end", source.line_of(start)));
         return Vec::new();
     };
-    let table = match Table::new(source, &header, names, separator) {
+    let table = match CsvTable::new(source, &header, names, separator) {
         Ok(table) => table,
         Err(faults) => {
             faults.into_iter().for_each(|fault| problems.push(fault));
@@ -60,23 +60,23 @@ pub(super) fn read(
     read.finish(&table, problems)
 }
 
-/// What the rows gave.
+/// The result of reading the rows.
 #[derive(Default)]
 struct Read {
     records: Vec<Record>,
     faults: Vec<String>,
-    /// Rows that hold any text.
+    /// Rows with any text.
     rows: usize,
-    /// Rows that hold none.
+    /// Rows without text.
     empty: Lines,
-    /// Rows with another number of fields than the header, and that number.
+    /// Rows whose number of fields differs from the header's, and that number.
     widths: Vec<(usize, usize)>,
 }
 
 impl Read {
-    fn add(&mut self, table: &Table<'_>, row: &Row) {
+    fn add(&mut self, table: &CsvTable<'_>, row: &CsvRow) {
         let is_empty = match row.fields.len() {
-            // A line of spaces; a row of spaces is not taken for an empty one.
+            // A line of spaces; a row of several blank fields does not count as empty.
             1 => row.fields[0].trim_ascii().is_empty(),
             _ => row.fields.iter().all(<[u8]>::is_empty),
         };
@@ -93,8 +93,8 @@ impl Read {
         }
     }
 
-    /// The records, and the faults: one where every row has it.
-    fn finish(self, table: &Table<'_>, problems: &mut Problems) -> Vec<Record> {
+    /// The records, and the faults: a single one if every row has it.
+    fn finish(self, table: &CsvTable<'_>, problems: &mut Problems) -> Vec<Record> {
         let same = self.widths.first().map(|(_, found)| *found);
         let all = self.widths.len() == self.rows && self.widths.iter().all(|(_, found)| Some(*found) == same);
         match (self.widths.first(), same) {
@@ -111,22 +111,22 @@ impl Read {
     }
 }
 
-/// A row: where it is in the file, and its fields.
-struct Row {
+/// A row: its place in the file, and its fields.
+struct CsvRow {
     range: Range<usize>,
     fields: ByteRecord,
 }
 
-/// The rows of a file, blank lines left out.
-struct Rows<'a> {
-    source: &'a Source<'a>,
+/// The rows of a file without blank lines.
+struct CsvRows<'a> {
+    source: &'a SourceFile<'a>,
     start: usize,
     reader: Reader<&'a [u8]>,
 }
 
-impl<'a> Rows<'a> {
-    fn new(source: &'a Source<'a>, start: usize, separator: u8) -> Self {
-        // Flexible: wrong numbers of fields are reported here, with all the other faults.
+impl<'a> CsvRows<'a> {
+    fn new(source: &'a SourceFile<'a>, start: usize, separator: u8) -> Self {
+        // Flexible: rows with a wrong number of fields are reported by this module, with all other faults.
         let mut builder = ReaderBuilder::new();
         let reader = builder
             .has_headers(false)
@@ -142,10 +142,10 @@ impl<'a> Rows<'a> {
     }
 }
 
-impl Iterator for Rows<'_> {
-    type Item = Row;
+impl Iterator for CsvRows<'_> {
+    type Item = CsvRow;
 
-    fn next(&mut self) -> Option<Row> {
+    fn next(&mut self) -> Option<CsvRow> {
         let from = self.offset();
         let mut fields = ByteRecord::new();
         let read = self.reader.read_byte_record(&mut fields);
@@ -154,22 +154,27 @@ impl Iterator for Rows<'_> {
         }
         // The reader's position is before the blank lines and the LF of a CRLF that it skips.
         let skipped = self.source.bytes[from..].iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
-        Some(Row { range: from + skipped..self.offset(), fields })
+        Some(CsvRow { range: from + skipped..self.offset(), fields })
     }
 }
 
-/// The header, and where in it the two fields are.
-struct Table<'a> {
-    source: &'a Source<'a>,
+/// The header, and the columns of the two fields.
+struct CsvTable<'a> {
+    source: &'a SourceFile<'a>,
     header: StringRecord,
-    names: Names<'a>,
+    names: FieldNames<'a>,
     separator: u8,
     input: usize,
     output: usize,
 }
 
-impl<'a> Table<'a> {
-    fn new(source: &'a Source<'a>, row: &Row, names: Names<'a>, separator: u8) -> Result<Self, Vec<String>> {
+impl<'a> CsvTable<'a> {
+    fn new(
+        source: &'a SourceFile<'a>,
+        row: &CsvRow,
+        names: FieldNames<'a>,
+        separator: u8,
+    ) -> Result<Self, Vec<String>> {
         let mut table = Self { source, header: StringRecord::new(), names, separator, input: 0, output: 0 };
         table.check(row).map_err(|fault| vec![fault])?;
         table.header = StringRecord::from_byte_record_lossy(row.fields.clone());
@@ -202,7 +207,7 @@ impl<'a> Table<'a> {
         if faults.is_empty() { Ok(Self { input, output, ..table }) } else { Err(faults) }
     }
 
-    /// What may be wrong with a header that lacks a column.
+    /// A hint for a header that lacks a column.
     fn header_hint(&self, columns: &[&str]) -> String {
         if columns.first().is_some_and(|name| name.starts_with(['{', '['])) {
             return "; hint: if the file is JSON, name it .json or .jsonl".into();
@@ -213,8 +218,8 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// The number of a row's fields, where it differs from the header's in more than empty fields at the end.
-    fn other_width(&self, row: &Row) -> Option<usize> {
+    /// The number of a row's fields, if it differs from the header's by more than empty fields at the end.
+    fn other_width(&self, row: &CsvRow) -> Option<usize> {
         let found = row.fields.len();
         if found == self.header.len() {
             return None;
@@ -226,7 +231,7 @@ impl<'a> Table<'a> {
         (!fits).then_some(found)
     }
 
-    fn record(&self, row: &Row) -> Result<Record, String> {
+    fn record(&self, row: &CsvRow) -> Result<Record, String> {
         self.check(row)?;
         let line = self.source.line_of(row.range.start);
         if let Some(found) = self.other_width(row) {
@@ -237,7 +242,7 @@ impl<'a> Table<'a> {
                 separator_name(self.separator)
             ));
         }
-        // Lossless: `check` has seen that the row is UTF-8.
+        // Lossless: `check` has verified that the row is UTF-8.
         let fields = StringRecord::from_byte_record_lossy(row.fields.clone());
         let (input, output) = (&fields[self.input], &fields[self.output]);
         let faults: Vec<String> = [(self.names.input, input), (self.names.output, output)]
@@ -250,8 +255,8 @@ impl<'a> Table<'a> {
         Ok(Record { input: input.to_string(), output: output.to_string(), line })
     }
 
-    /// Holds a row against UTF-8 and the rules of quoting, which the CSV reader is lenient about.
-    fn check(&self, row: &Row) -> Result<(), String> {
+    /// Checks a row for UTF-8 and for the rules of quoting, which the CSV reader does not enforce.
+    fn check(&self, row: &CsvRow) -> Result<(), String> {
         if let Err(fault) = self.source.text(row.range.clone()) {
             let field = row.fields.iter().position(|field| std::str::from_utf8(field).is_err());
             let field = field.map(|i| format!(", {}", self.field(i))).unwrap_or_default();

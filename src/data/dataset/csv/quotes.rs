@@ -1,4 +1,4 @@
-//! The rules of quoting (RFC 4180), which the CSV reader is lenient about.
+//! The rules of quoting (RFC 4180), which the CSV reader does not enforce.
 
 /// A fault of quoting in a row.
 pub(super) struct FaultAt {
@@ -10,23 +10,23 @@ pub(super) struct FaultAt {
 }
 
 pub(super) enum QuoteFault {
-    /// A quoted field lasts to the end of the file.
+    /// A quoted field goes on to the end of the file.
     Unclosed,
     /// Text follows a closing quote.
     Stray,
 }
 
-/// Where a reader is in a row.
+/// The position of a reader in a row.
 #[derive(Clone, Copy)]
-enum Place {
+enum ReaderState {
     Start,
     Plain,
     Quoted,
     AfterQuote,
 }
 
-impl Place {
-    /// After `byte`; none after a row's end.
+impl ReaderState {
+    /// The position after `byte`; `None` after a row's end.
     fn step(self, byte: u8, separator: u8) -> Option<Self> {
         Some(match (self, byte) {
             (Self::Start, b'"') | (Self::AfterQuote, b'"') => Self::Quoted,
@@ -40,63 +40,65 @@ impl Place {
     }
 }
 
-/// The first thing in a row that the CSV reader would let pass and change the text by.
+/// The first fault in a row that the CSV reader would accept and that would change the text.
 pub(super) fn quote_fault(row: &[u8], separator: u8) -> Option<FaultAt> {
-    let (mut place, mut field, mut opened) = (Place::Start, 0, 0);
+    let (mut place, mut field, mut opened) = (ReaderState::Start, 0, 0);
     for (at, byte) in row.iter().enumerate() {
         let ends = *byte == separator || matches!(byte, b'"' | b'\r' | b'\n');
-        if matches!(place, Place::AfterQuote) && !ends {
+        if matches!(place, ReaderState::AfterQuote) && !ends {
             return Some(FaultAt { kind: QuoteFault::Stray, at, field });
         }
         let next = place.step(*byte, separator)?;
         match (place, next) {
-            (Place::Start, Place::Quoted) => opened = at,
-            (Place::Start | Place::Plain | Place::AfterQuote, Place::Start) => field += 1,
+            (ReaderState::Start, ReaderState::Quoted) => opened = at,
+            (ReaderState::Start | ReaderState::Plain | ReaderState::AfterQuote, ReaderState::Start) => {
+                field += 1
+            }
             _ => {}
         }
         place = next;
     }
-    matches!(place, Place::Quoted).then_some(FaultAt { kind: QuoteFault::Unclosed, at: opened, field })
+    matches!(place, ReaderState::Quoted).then_some(FaultAt { kind: QuoteFault::Unclosed, at: opened, field })
 }
 
-/// Whether a field anywhere in a file begins with spaces and then a quote.
+/// Whether a field of a file begins with spaces and then a quote.
 pub(super) fn has_spaces_before_quotes(bytes: &[u8], separator: u8) -> bool {
-    let (mut place, mut spaces) = (Place::Start, 0);
+    let (mut place, mut spaces) = (ReaderState::Start, 0);
     for byte in bytes {
         match (place, byte) {
-            (Place::Start, b' ') => {
+            (ReaderState::Start, b' ') => {
                 spaces += 1;
                 continue;
             }
-            (Place::Start, b'"') if spaces > 0 => return true,
+            (ReaderState::Start, b'"') if spaces > 0 => return true,
             _ => {}
         }
         spaces = 0;
-        place = place.step(*byte, separator).unwrap_or(Place::Start);
+        place = place.step(*byte, separator).unwrap_or(ReaderState::Start);
     }
     false
 }
 
-/// A file without the spaces that its fields begin with, quoted ones aside; none where its quotes are then at fault.
+/// A file without the spaces at the beginning of its unquoted fields; `None` if its quotes are then at fault.
 pub(super) fn without_spaces(bytes: &[u8], start: usize, separator: u8) -> Option<Vec<u8>> {
-    let mut kept = bytes[..start].to_vec();
-    let mut place = Place::Start;
+    let mut compact = bytes[..start].to_vec();
+    let mut place = ReaderState::Start;
     for byte in &bytes[start..] {
-        if matches!((place, byte), (Place::Start, b' ')) {
+        if matches!((place, byte), (ReaderState::Start, b' ')) {
             continue;
         }
         let ends = *byte == separator || matches!(byte, b'"' | b'\r' | b'\n');
-        if matches!(place, Place::AfterQuote) && !ends {
-            // Spaces between a closing quote and the separator are no text either.
+        if matches!(place, ReaderState::AfterQuote) && !ends {
+            // Spaces between a closing quote and the separator are not text either.
             if *byte == b' ' {
                 continue;
             }
             return None;
         }
-        place = place.step(*byte, separator).unwrap_or(Place::Start);
-        kept.push(*byte);
+        place = place.step(*byte, separator).unwrap_or(ReaderState::Start);
+        compact.push(*byte);
     }
-    (!matches!(place, Place::Quoted)).then_some(kept)
+    (!matches!(place, ReaderState::Quoted)).then_some(compact)
 }
 
 #[cfg(test)]

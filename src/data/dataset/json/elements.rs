@@ -5,17 +5,17 @@ use std::ops::Range;
 use serde::de::IgnoredAny;
 use serde_json::Deserializer;
 
-use super::super::source::Source;
+use super::super::source::SourceFile;
 use super::syntax_fault;
 
-/// The values of a list, or values one after the other; ends after them or at the first fault of their syntax.
+/// The values of a list, or values one after the other; ends after them or at the first syntax error.
 pub(super) struct Elements<'a> {
-    source: &'a Source<'a>,
-    /// Where the list, or the first value, begins.
+    source: &'a SourceFile<'a>,
+    /// The start of the list or of the first value.
     start: usize,
-    /// After the list's `[`, or after the last value.
+    /// The position after the list's `[`, or after the last value.
     at: usize,
-    /// Values so far.
+    /// Number of values so far.
     count: usize,
     /// Whether there are commas between the values and a `]` after them.
     is_list: bool,
@@ -23,22 +23,22 @@ pub(super) struct Elements<'a> {
 }
 
 impl<'a> Elements<'a> {
-    /// Of the list whose `[` is at `start`.
-    pub(super) fn list(source: &'a Source<'a>, start: usize) -> Self {
+    /// The values of the list whose `[` is at `start`.
+    pub(super) fn list(source: &'a SourceFile<'a>, start: usize) -> Self {
         Self { source, start, at: start + 1, count: 0, is_list: true, done: false }
     }
 
-    /// Of values with white space between them, from `start` to the file's end.
-    pub(super) fn stream(source: &'a Source<'a>, start: usize) -> Self {
+    /// Values with white space between them, from `start` to the file's end.
+    pub(super) fn stream(source: &'a SourceFile<'a>, start: usize) -> Self {
         Self { source, start, at: start, count: 0, is_list: false, done: false }
     }
 
-    /// Where the list, or the first value, begins.
+    /// The start of the list or of the first value.
     pub(super) fn start(&self) -> usize {
         self.start
     }
 
-    /// Values so far.
+    /// Number of values so far.
     pub(super) fn count(&self) -> usize {
         self.count
     }

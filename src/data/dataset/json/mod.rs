@@ -1,4 +1,4 @@
-//! JSON: a list of objects, one object a line, or another shape that programs write; the content tells which.
+//! JSON: a list of objects, one object per line, or another shape that programs write; the content shows which.
 
 mod elements;
 mod record;
@@ -12,27 +12,27 @@ use serde_json::Deserializer;
 
 use self::elements::Elements;
 use self::record::Fault;
-use super::problems::Notes;
-use super::source::Source;
-use super::{Names, Problems, Record};
+use super::problems::FileNotes;
+use super::source::SourceFile;
+use super::{FieldNames, Problems, Record};
 
-/// Reads rows; `lines` says that the file's name promises an object a line.
+/// Reads rows; `lines` means that the file's name promises one object per line.
 pub(super) fn read(
-    source: &Source<'_>,
+    source: &SourceFile<'_>,
     lines: bool,
-    names: Names<'_>,
+    names: FieldNames<'_>,
     problems: &mut Problems,
-    notes: &mut Notes,
+    notes: &mut FileNotes,
 ) -> Vec<Record> {
-    let mut reader = Reader { source, names, problems, notes, records: Vec::new() };
+    let mut reader = JsonReader { source, names, problems, notes, records: Vec::new() };
     let first = source.skip_blank(source.start);
     match source.bytes.get(first) {
         Some(b'[') if lines && is_one_line_of_many(source, first) => reader.lines(),
         Some(b'[') => reader.elements(Elements::list(source, first)),
         Some(b'{') => match shape(source, first, lines) {
-            Shape::Lines => reader.lines(),
-            Shape::Stream => reader.elements(Elements::stream(source, first)),
-            Shape::Object(range) => reader.object(range),
+            JsonShape::Lines => reader.lines(),
+            JsonShape::Stream => reader.elements(Elements::stream(source, first)),
+            JsonShape::Object(range) => reader.object(range),
         },
         _ if lines => reader.lines(),
         _ => {
@@ -48,59 +48,59 @@ pub(super) fn read(
     reader.records
 }
 
-/// Whether the line at `first` is a value, and more follows in other lines.
-fn is_one_line_of_many(source: &Source<'_>, first: usize) -> bool {
+/// Whether the line at `first` is a complete value and other lines follow.
+fn is_one_line_of_many(source: &SourceFile<'_>, first: usize) -> bool {
     let end = source.line_end(first);
     let is_value = serde_json::from_slice::<IgnoredAny>(&source.bytes[first..end]).is_ok();
     is_value && source.skip_blank(end) < source.bytes.len()
 }
 
-/// What a file that begins with an object is.
-enum Shape {
-    /// One object a line.
+/// The shape of a file that begins with an object.
+enum JsonShape {
+    /// One object per line.
     Lines,
-    /// Objects one after the other, over as many lines as they like.
+    /// Objects one after the other, each over any number of lines.
     Stream,
     /// One object, which may hold all rows.
     Object(Range<usize>),
 }
 
-fn shape(source: &Source<'_>, first: usize, lines: bool) -> Shape {
+fn shape(source: &SourceFile<'_>, first: usize, lines: bool) -> JsonShape {
     let mut values = Deserializer::from_slice(&source.bytes[first..]).into_iter::<IgnoredAny>();
     match values.next() {
         Some(Ok(_)) => {
             let end = first + values.byte_offset();
             if source.skip_blank(end) == source.bytes.len() {
-                Shape::Object(first..end)
+                JsonShape::Object(first..end)
             } else if source.line_of(first) == source.line_of(end - 1) {
-                Shape::Lines
+                JsonShape::Lines
             } else {
-                Shape::Stream
+                JsonShape::Stream
             }
         }
-        _ if lines => Shape::Lines,
-        // A fault: it is placed better in a line, if objects are lines.
+        _ if lines => JsonShape::Lines,
+        // A syntax error: if each line is an object, the error is reported with its line.
         _ => {
             let line = source.line_end(first);
             match serde_json::from_slice::<IgnoredAny>(&source.bytes[first..line]) {
-                Err(e) if e.is_eof() => Shape::Stream,
-                _ => Shape::Lines,
+                Err(e) if e.is_eof() => JsonShape::Stream,
+                _ => JsonShape::Lines,
             }
         }
     }
 }
 
-/// Reads rows, and keeps what is wrong with the others.
-struct Reader<'a, 'r> {
-    source: &'a Source<'a>,
-    names: Names<'a>,
+/// Reads rows, and collects the faults of the others.
+struct JsonReader<'a, 'r> {
+    source: &'a SourceFile<'a>,
+    names: FieldNames<'a>,
     problems: &'r mut Problems,
-    notes: &'r mut Notes,
+    notes: &'r mut FileNotes,
     records: Vec<Record>,
 }
 
-impl Reader<'_, '_> {
-    /// Reads values one by one, so that a bad one is reported and the next ones are read.
+impl JsonReader<'_, '_> {
+    /// Reads values one by one, so that a malformed one is reported and the next ones are read.
     fn elements(&mut self, mut elements: Elements<'_>) {
         let line = self.source.line_of(elements.start());
         while let Some(element) = elements.next() {
@@ -114,7 +114,7 @@ impl Reader<'_, '_> {
         }
     }
 
-    /// Reads one object a line; blank lines are skipped.
+    /// Reads one object per line; blank lines are skipped.
     fn lines(&mut self) {
         let source = self.source;
         for line in source.lines() {
@@ -135,7 +135,7 @@ impl Reader<'_, '_> {
         }
     }
 
-    /// Reads the row of a value that is known to be JSON; `place` is what a message says after its line.
+    /// Reads the row of a value that is known to be JSON; `place` follows the line in messages.
     fn row(&mut self, range: Range<usize>, place: &str) {
         match record::read(self.source, range, self.names, self.notes) {
             Ok(record) => self.records.push(record),
@@ -153,13 +153,18 @@ impl Reader<'_, '_> {
     }
 }
 
-/// A fault of syntax in the value of `range`, placed in the file.
-fn syntax_fault(source: &Source<'_>, range: Range<usize>, element: &str, e: &serde_json::Error) -> String {
+/// A syntax error in the value of `range`, with its place in the file.
+fn syntax_fault(
+    source: &SourceFile<'_>,
+    range: Range<usize>,
+    element: &str,
+    e: &serde_json::Error,
+) -> String {
     let start = range.start;
     let line = source.line_of(start) + e.line() - 1;
     let before = if e.line() == 1 { source.column_of(start) - 1 } else { 0 };
     let place = format!("line {line}, column {}{element}", before + e.column());
-    // The word that the reader stumbled over is the first that is no JSON.
+    // The reader stopped at the first word that is not JSON.
     let read = String::from_utf8_lossy(&source.bytes[range]);
     match value::foreign_word(&read) {
         Some((word, hint)) => format!("{place}: expected JSON, found `{word}`; hint: {hint}"),

@@ -1,31 +1,31 @@
-//! The row that an object is: two fields, or a chat.
+//! The row that an object gives: two fields, or a chat.
 
 use std::ops::Range;
 
 use serde_json::Value;
 
-use super::super::chat::{self, Content, Message};
-use super::super::problems::Notes;
-use super::super::source::Source;
-use super::super::{Names, Record, found_names};
+use super::super::chat::{self, Message, MessageContent};
+use super::super::problems::FileNotes;
+use super::super::source::SourceFile;
+use super::super::{FieldNames, Record, found_names};
 use super::value::{self, Entries};
 
-/// What is wrong with a row.
+/// The fault of a row.
 pub(super) struct Fault {
     pub(super) line: usize,
     pub(super) text: String,
-    /// Whether many rows are likely to have it, which is then told once.
+    /// Whether many rows are likely to have it; then it is reported once.
     pub(super) common: bool,
-    /// Whether the row's place in a list matters if it is the only one.
+    /// Whether the row's place in a list is reported if it is the only row with the fault.
     pub(super) placed: bool,
 }
 
 /// The record of a value that is known to be JSON.
 pub(super) fn read(
-    source: &Source<'_>,
+    source: &SourceFile<'_>,
     range: Range<usize>,
-    names: Names<'_>,
-    notes: &mut Notes,
+    names: FieldNames<'_>,
+    notes: &mut FileNotes,
 ) -> Result<Record, Fault> {
     let line = source.line_of(range.start);
     let fault = |text: String| Fault { line, text, common: false, placed: true };
@@ -33,7 +33,7 @@ pub(super) fn read(
     let expected = format!("an object with the keys {}", names.both());
     let entries = Entries::parse(text, &expected).map_err(|e| fault(value::not_text(text, &e)))?;
     let keys = entries.keys();
-    // As the rows of a hub's data set are served.
+    // The form in which the hub serves the rows of a data set.
     if keys.contains(&"row_idx")
         && let Some(row) = entries.get("row").filter(|raw| raw.starts_with('{'))
     {
@@ -64,8 +64,8 @@ pub(super) fn read(
     }
 }
 
-/// The one text that a key has, of all values that the object gives it.
-fn field(name: &str, entries: &Entries<'_>, keys: &[&str], notes: &mut Notes) -> Result<String, String> {
+/// The text of a key, which must occur once in the object.
+fn field(name: &str, entries: &Entries<'_>, keys: &[&str], notes: &mut FileNotes) -> Result<String, String> {
     match keys.iter().filter(|key| **key == name).count() {
         0 => Err(format!("no key `{name}`{}", found_names(name, "key", keys))),
         1 => value::text(name, entries.get(name).unwrap_or_default(), notes),
@@ -90,7 +90,7 @@ fn chat_pair(key: &str, entries: &Entries<'_>) -> Result<(String, String), Strin
     chat::pair(key, messages, &context)
 }
 
-/// A message as OpenAI's (`role`, `content`) or ShareGPT's (`from`, `value`) files have it.
+/// A message in the form of OpenAI's (`role`, `content`) or ShareGPT's (`from`, `value`) files.
 fn parse_message(key: &str, message: Value) -> Result<Message, String> {
     let either = |names: [&str; 2]| names.iter().find_map(|name| message.get(*name));
     let Some(Value::String(role)) = either(["role", "from"]) else {
@@ -99,17 +99,17 @@ fn parse_message(key: &str, message: Value) -> Result<Message, String> {
     let calls = ["tool_calls", "function_call"];
     let has_calls = calls.iter().any(|name| message.get(*name).is_some_and(|calls| !calls.is_null()));
     let content = match either(["content", "value"]) {
-        _ if has_calls => Content::Other("tool calls"),
-        Some(Value::String(text)) => Content::Text(text.clone()),
+        _ if has_calls => MessageContent::Other("tool calls"),
+        Some(Value::String(text)) => MessageContent::Text(text.clone()),
         Some(Value::Array(parts)) => match &parts[..] {
             [part] if part["type"] == "text" => match &part["text"] {
-                Value::String(text) => Content::Text(text.clone()),
-                _ => Content::Other("a part without text"),
+                Value::String(text) => MessageContent::Text(text.clone()),
+                _ => MessageContent::Other("a part without text"),
             },
-            _ => Content::Other("a list of parts"),
+            _ => MessageContent::Other("a list of parts"),
         },
-        None | Some(Value::Null) => Content::Other("null"),
-        Some(_) => Content::Other("another value"),
+        None | Some(Value::Null) => MessageContent::Other("null"),
+        Some(_) => MessageContent::Other("another value"),
     };
     let ignored = message.get("weight").is_some_and(|weight| weight.as_f64() == Some(0.0));
     Ok(Message { role: role.to_lowercase(), content, ignored })

@@ -1,29 +1,29 @@
-//! One object that holds all rows: a list under a key, columns, or rows under their numbers.
+//! One object that holds all rows: a list under a key, columns, or rows by number.
 
 use std::collections::HashMap;
 use std::ops::Range;
 
 use super::super::Record;
 use super::super::chat;
-use super::Reader;
+use super::JsonReader;
 use super::record::Fault;
 use super::value::{self, Entries};
 
-/// Keys that lists of rows are known to stand under.
+/// Keys under which lists of rows are commonly found.
 const LISTS: [&str; 9] =
     ["data", "rows", "records", "examples", "items", "samples", "instances", "train", "results"];
-/// Objects within objects that rows are looked for in.
+/// Nesting depth to which rows are looked for.
 const DEPTH: usize = 3;
-/// Keys that a message lists.
+/// Most keys that a message lists.
 const KEYS: usize = 8;
 
-impl Reader<'_, '_> {
-    /// Reads the rows that one object holds, or is.
+impl JsonReader<'_, '_> {
+    /// Reads the rows that one object holds, or the row that it is.
     pub(super) fn object(&mut self, range: Range<usize>) {
         let line = self.source.line_of(range.start);
         match self.source.text(range.clone()) {
             Ok(text) => self.inside(text, DEPTH),
-            // As a row it is refused with its line.
+            // Read as a row, it is refused with its line.
             Err(_) => self.row(range, ""),
         }
         if self.records.is_empty() && self.problems.is_empty() {
@@ -64,7 +64,7 @@ impl Reader<'_, '_> {
                 rows.into_iter().enumerate().for_each(|(i, raw)| self.part(raw, &format!(", element {}", i + 1)));
             }
             Ok(None) => match LISTS.iter().find_map(|key| entries.get(key)) {
-                // Nothing is read, which is told after all.
+                // Nothing is read here; the error is reported at the end.
                 Some(raw) if value::elements(raw).is_some_and(|rows| rows.is_empty()) => {}
                 Some(raw) if raw.starts_with('{') && depth > 1 => self.inside(raw, depth - 1),
                 _ => self.unknown(start, &keys),
@@ -187,7 +187,7 @@ impl Reader<'_, '_> {
     }
 }
 
-/// The key of the one list of objects; all of them where none is meant more than the others.
+/// The key of the only list of objects; all such keys if it is unclear which list holds the rows.
 fn list<'a>(entries: &'a Entries<'_>) -> Result<Option<&'a str>, Vec<&'a str>> {
     let is_list = |raw: &str| {
         let rows = raw.strip_prefix('[').map(str::trim_start);
@@ -199,7 +199,7 @@ fn list<'a>(entries: &'a Entries<'_>) -> Result<Option<&'a str>, Vec<&'a str>> {
     match (&lists[..], &known[..]) {
         ([], _) => Ok(None),
         ([only], _) => Ok(Some(only)),
-        // Lists beside it describe the rows, unless they may be rows of another split.
+        // Other lists next to it describe the rows, unless they may be rows of another split.
         (all, [only])
             if *only != "train" || all.iter().all(|key| !key.contains("test") && !key.contains("val")) =>
         {
@@ -213,7 +213,7 @@ fn strings(raw: &str) -> Option<Vec<String>> {
     serde_json::from_str(raw).ok()
 }
 
-/// Names in backquotes, the first ones where there are many.
+/// Names in backquotes; the first ones if there are many.
 fn quoted(names: &[&str]) -> String {
     let mut text = names.iter().take(KEYS).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     if names.len() > KEYS {

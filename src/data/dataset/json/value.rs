@@ -1,4 +1,4 @@
-//! Values of JSON that are not parsed yet: where they are, and the text that one gives.
+//! JSON values that are not parsed yet: their place, and their text.
 
 use std::fmt;
 
@@ -6,19 +6,19 @@ use serde::de::{DeserializeSeed, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use serde_json::{Deserializer, Value};
 
-use super::super::problems::Kind;
-use super::super::{Notes, blank};
+use super::super::problems::ValueKind;
+use super::super::{FileNotes, blank};
 
-/// The keys of an object in their order, each as often as it is there, with the text of their values.
+/// The keys of an object in order, duplicates included, with the text of their values.
 pub(super) struct Entries<'a>(pub(super) Vec<(String, &'a str)>);
 
 impl<'a> Entries<'a> {
-    /// Of the text of an object; a message about another value says `expected`.
+    /// Parses the text of an object; the message about another value names `expected`.
     pub(super) fn parse(text: &'a str, expected: &str) -> serde_json::Result<Self> {
         Object { expected }.deserialize(&mut Deserializer::from_str(text))
     }
 
-    /// The value of a key, the first where there are several.
+    /// The value of a key, the first if there are several.
     pub(super) fn get(&self, name: &str) -> Option<&'a str> {
         self.0.iter().find(|(key, _)| key == name).map(|(_, value)| *value)
     }
@@ -62,8 +62,8 @@ pub(super) fn elements(text: &str) -> Option<Vec<&str>> {
     Some(elements.into_iter().map(RawValue::get).collect())
 }
 
-/// The text that a value of field `name` gives: a string's own, a number or a boolean as it is written.
-pub(super) fn text(name: &str, raw: &str, notes: &mut Notes) -> Result<String, String> {
+/// The text of the value of field `name`: a string's content, a number or a boolean as it is written.
+pub(super) fn text(name: &str, raw: &str, notes: &mut FileNotes) -> Result<String, String> {
     let wrong = |found: &str| Err(format!("field `{name}`: expected a string, found {found}"));
     match serde_json::from_str::<Value>(raw) {
         Ok(Value::String(text)) => match blank(&text) {
@@ -71,11 +71,11 @@ pub(super) fn text(name: &str, raw: &str, notes: &mut Notes) -> Result<String, S
             None => Ok(text),
         },
         Ok(Value::Number(_)) => {
-            notes.value(Kind::Number, raw);
+            notes.value(ValueKind::Number, raw);
             Ok(raw.to_owned())
         }
         Ok(Value::Bool(_)) => {
-            notes.value(Kind::Boolean, raw);
+            notes.value(ValueKind::Boolean, raw);
             Ok(raw.to_owned())
         }
         Ok(Value::Null) => wrong("null"),
@@ -85,7 +85,7 @@ pub(super) fn text(name: &str, raw: &str, notes: &mut Notes) -> Result<String, S
     }
 }
 
-/// Why a value that is well-formed JSON can't be text after all.
+/// Why a well-formed JSON value can't be text.
 pub(super) fn not_text(raw: &str, e: &serde_json::Error) -> String {
     match lone_surrogate(raw) {
         Some(escape) => format!(
@@ -96,7 +96,7 @@ pub(super) fn not_text(raw: &str, e: &serde_json::Error) -> String {
     }
 }
 
-/// The first escape that is half of a pair without the other half.
+/// The first escape that is one half of a surrogate pair.
 fn lone_surrogate(raw: &str) -> Option<&str> {
     let unit = |at: usize| {
         let digits = raw.get(at..at + 6)?.strip_prefix("\\u")?;
@@ -115,7 +115,7 @@ fn lone_surrogate(raw: &str) -> Option<&str> {
     None
 }
 
-/// A word or quote outside strings that is no JSON, though Python or JavaScript write it, and what to do about it.
+/// A word or quote outside strings that is not JSON but Python or JavaScript, and a hint.
 pub(super) fn foreign_word(text: &str) -> Option<(&str, &'static str)> {
     const WORDS: [(&str, &str); 8] = [
         ("NaN", "JSON has no NaN; give the field a value, or take the row out"),

@@ -1,0 +1,129 @@
+//! What the CPU code of the ops shares: the dtypes that it computes and stores in, slices of tensors, output buffers,
+//! loops over rows, vectors, rounding, and the one call of `gemm`.
+
+use crate::{Error, Result};
+use candle_core::{CpuStorage, DType, Tensor, WithDType};
+
+mod buffer;
+mod gemm;
+mod matrix;
+mod pool;
+mod round;
+mod storage;
+mod vectors;
+
+pub(crate) use buffer::{
+    Disjoint, UninitBuffer, View, assume_init, in_place, par_rows, rows_per_task, tensor,
+};
+pub(crate) use gemm::{Gemm, gemm};
+pub(crate) use matrix::{Mat, MatMut};
+pub(crate) use pool::on_pool;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use round::low_mask;
+pub(crate) use round::{F32Rows, round_pairs, round_slice};
+pub(crate) use storage::{PART, StorageFloat, round, to_storage};
+pub(crate) use vectors::{Fma, dot, largest, simd, sum};
+
+/// A float that the CPU code computes in: f32, and f64 for finite differences.
+pub(crate) trait Real: WithDType + num_traits::Float + std::iter::Sum {
+    /// e^x, in a form that vectorises; within 2 units in the last place.
+    fn fast_exp(self, fma: Fma) -> Self;
+    /// The elements of a storage of this dtype; `None` for another dtype.
+    fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
+    /// The nearest value to `x`.
+    fn nearest(x: f64) -> Self {
+        <Self as WithDType>::from_f64(x)
+    }
+    /// The value as f64.
+    fn as_f64(self) -> f64 {
+        <Self as WithDType>::to_f64(self)
+    }
+}
+
+impl Real for f32 {
+    #[inline(always)]
+    fn fast_exp(self, fma: Fma) -> Self {
+        vectors::exp_f32(self, fma)
+    }
+    fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
+        match storage {
+            CpuStorage::F32(v) => Some(v),
+            _ => None,
+        }
+    }
+}
+
+impl Real for f64 {
+    fn fast_exp(self, _: Fma) -> Self {
+        self.exp()
+    }
+    fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
+        match storage {
+            CpuStorage::F64(v) => Some(v),
+            _ => None,
+        }
+    }
+}
+
+/// Runs `$body` with `$T` standing for the dtype that the CPU code computes in; another dtype is an error.
+macro_rules! with_real {
+    ($op:expr, $dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            candle_core::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            candle_core::DType::F64 => {
+                type $T = f64;
+                $body
+            }
+            other => Err(crate::ops::cpu::unsupported_dtype($op, other)),
+        }
+    };
+}
+pub(crate) use with_real;
+
+/// As `with_real`, with `$O` standing for the dtype of the output: `$dtype` itself, or bf16 if `$dtype` is f32.
+macro_rules! with_storage {
+    ($op:expr, $dtype:expr, $out:expr, $T:ident, $O:ident => $body:expr) => {
+        match ($dtype, $out) {
+            (candle_core::DType::F32, candle_core::DType::F32) => {
+                type $T = f32;
+                type $O = f32;
+                $body
+            }
+            (candle_core::DType::F32, candle_core::DType::BF16) => {
+                type $T = f32;
+                type $O = half::bf16;
+                $body
+            }
+            (candle_core::DType::F64, candle_core::DType::F64) => {
+                type $T = f64;
+                type $O = f64;
+                $body
+            }
+            (dtype, out) => Err(crate::ops::cpu::unsupported_output($op, dtype, out)),
+        }
+    };
+}
+pub(crate) use with_storage;
+
+/// Returns an error if `x` has another dtype than `out`.
+pub(crate) fn check_same_dtype(op: &'static str, x: &Tensor, out: DType) -> Result<()> {
+    if x.dtype() == out { Ok(()) } else { Err(unsupported_output(op, x.dtype(), out)) }
+}
+
+/// The error of an op that has no output in dtype `out` for inputs in `dtype`.
+pub(crate) fn unsupported_output(op: &'static str, dtype: DType, out: DType) -> Error {
+    Error::Shape {
+        op,
+        expected: "an output in the dtype of the activations, or in bf16 where those are f32 on the CPU"
+            .into(),
+        found: format!("{out:?} of {dtype:?}"),
+    }
+}
+
+/// The error of an op that the CPU does not compute in `dtype`.
+pub(crate) fn unsupported_dtype(op: &'static str, dtype: DType) -> Error {
+    Error::Shape { op, expected: "f32 (or f64) activations on the CPU".into(), found: format!("{dtype:?}") }
+}

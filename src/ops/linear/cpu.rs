@@ -1,0 +1,175 @@
+//! The layer on the CPU: by products of bf16, or by `gemm` in f32 or f64 with weights that are widened if they are f16 or bf16.
+
+use super::{Linear, bf16};
+use crate::Result;
+use crate::ops::cpu::{
+    self, Disjoint, Gemm, Mat, MatMut, Real, UninitBuffer, View, check_same_dtype, with_real,
+};
+use candle_core::{DType, Tensor};
+use rayon::prelude::*;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+/// Output features of a half-precision weight that are widened at a time: 128 rows of 2,048 are 1 MB of f32, which stays in
+/// the second-level cache of one core.
+const WIDENED_ROWS: usize = 128;
+
+pub(super) fn forward(layer: &Linear, x: &Tensor, out: DType) -> Result<Tensor> {
+    if let Some(y) = bf16::try_forward(layer, x, out)? {
+        return Ok(y);
+    }
+    let weight = layer.tensor_weight("linear", x)?;
+    check_same_dtype("linear", x, out)?;
+    with_real!("linear", x.dtype(), T => gemm_forward::<T>(layer, weight, x))
+}
+
+fn gemm_forward<T: Real>(layer: &Linear, weight: &Tensor, x: &Tensor) -> Result<Tensor> {
+    let ((n, k), m) = (weight.dims2()?, x.dims2()?.0);
+    let x = View::<T>::new("linear", x)?;
+    let bias = layer.bias.as_ref().map(|b| b.to_dtype(T::DTYPE)).transpose()?;
+    let bias = bias.as_ref().map(|b| View::<T>::new("linear", b)).transpose()?;
+    let weight = GemmWeight::<T>::new(weight)?;
+    let mut out = UninitBuffer::<T>::new(m * n);
+    if let Some(bias) = &bias {
+        let bias: &[T] = bias;
+        cpu::par_rows(
+            out.as_slice(),
+            n,
+            #[inline(always)]
+            |_, rows, _| {
+                for row in rows.chunks_exact_mut(n) {
+                    row.iter_mut().zip(bias).for_each(|(y, &b)| _ = y.write(b));
+                }
+            },
+        );
+    }
+    let (accumulate, x, y): (_, &[T], _) = (bias.is_some(), &x, Disjoint::new(out.as_slice()));
+    let product = |block: Range<usize>, w: &[T], parallel| {
+        let (a, b) = (Mat::rows(x, k), Mat::rows(w, k).transposed());
+        let size = (m, block.len(), k);
+        // SAFETY: the operands have the elements of the shapes, blocks are disjoint columns of `out`, and with a bias `out` is
+        // initialised.
+        unsafe {
+            let y = MatMut::from_raw(y.element(block.start), n);
+            cpu::gemm(&Gemm { size, a, b, scale: T::one(), accumulate, parallel }, y);
+        }
+    };
+    match &weight {
+        GemmWeight::Full(w) => product(0..n, w, true),
+        GemmWeight::Half(w) => (0..n.div_ceil(WIDENED_ROWS)).into_par_iter().for_each(|i| {
+            let block = i * WIDENED_ROWS..((i + 1) * WIDENED_ROWS).min(n);
+            product(block.clone(), &w.widen::<T>(block.start * k..block.end * k), false);
+        }),
+    }
+    // SAFETY: the blocks' columns are all columns.
+    unsafe { out.into_tensor((m, n)) }
+}
+
+pub(super) fn backward(layer: &Linear, dy: &Tensor, scale: f64) -> Result<Tensor> {
+    const OP: &str = "linear backward";
+    if let Some(dx) = bf16::try_backward(layer, dy, scale)? {
+        return Ok(dx);
+    }
+    let weight = layer.tensor_weight(OP, dy)?;
+    with_real!(OP, dy.dtype(), T => gemm_backward::<T>(weight, dy, T::nearest(scale)))
+}
+
+fn gemm_backward<T: Real>(weight: &Tensor, dy: &Tensor, scale: T) -> Result<Tensor> {
+    let ((n, k), m) = (weight.dims2()?, dy.dims2()?.0);
+    let dy = View::<T>::new("linear backward", dy)?;
+    let dy = Mat::rows(&dy, n);
+    match &GemmWeight::<T>::new(weight)? {
+        GemmWeight::Full(w) => {
+            let mut dx = UninitBuffer::<T>::new(m * k);
+            let (size, b) = ((m, k, n), Mat::rows(w, k));
+            let product = Gemm { size, a: dy, b, scale, accumulate: false, parallel: true };
+            // SAFETY: the operands have the elements of the shapes; the product writes every element.
+            unsafe {
+                cpu::gemm(&product, MatMut::from_raw(Disjoint::new(dx.as_slice()).element(0), k));
+                dx.into_tensor((m, k))
+            }
+        }
+        GemmWeight::Half(w) => {
+            let mut dx = vec![T::zero(); m * k];
+            for start in (0..n).step_by(4 * WIDENED_ROWS) {
+                let block = start..(start + 4 * WIDENED_ROWS).min(n);
+                let widened = w.widen_parallel::<T>(block.start * k..block.end * k);
+                let (size, a, b) =
+                    ((m, k, block.len()), dy.skip_columns(block.start), Mat::rows(&widened, k));
+                let product = Gemm { size, a, b, scale, accumulate: true, parallel: true };
+                // SAFETY: the operands have the elements of the shapes; `block` are columns of dy.
+                unsafe { cpu::gemm(&product, MatMut::rows(&mut dx, k)) };
+            }
+            cpu::tensor(dx, (m, k))
+        }
+    }
+}
+
+/// A weight as `gemm` reads it.
+enum GemmWeight<'a, T> {
+    Full(View<'a, T>),
+    Half(HalfWeight<'a>),
+}
+
+/// A weight in half precision.
+enum HalfWeight<'a> {
+    F16(View<'a, half::f16>),
+    Bf16(View<'a, half::bf16>),
+}
+
+impl<'a, T: Real> GemmWeight<'a, T> {
+    fn new(weight: &'a Tensor) -> Result<Self> {
+        Ok(match weight.dtype() {
+            DType::F16 => Self::Half(HalfWeight::F16(View::new("linear", weight)?)),
+            DType::BF16 => Self::Half(HalfWeight::Bf16(View::new("linear", weight)?)),
+            _ => Self::Full(View::new("linear", weight)?),
+        })
+    }
+}
+
+impl HalfWeight<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::F16(w) => w.len(),
+            Self::Bf16(w) => w.len(),
+        }
+    }
+
+    /// The values of `range` in `T`.
+    fn widen<T: Real>(&self, range: Range<usize>) -> Vec<T> {
+        assert!(range.end <= self.len(), "{range:?} of {} values", self.len());
+        let mut out = UninitBuffer::<T>::new(range.len());
+        self.widen_into(range.start, out.as_slice());
+        // SAFETY: the weight has the values of the range, so that every element was written.
+        unsafe { out.into_vec() }
+    }
+
+    /// As [`HalfWeight::widen`], on all threads.
+    fn widen_parallel<T: Real>(&self, range: Range<usize>) -> Vec<T> {
+        assert!(range.end <= self.len(), "{range:?} of {} values", self.len());
+        let mut out = UninitBuffer::<T>::new(range.len());
+        cpu::par_rows(
+            out.as_slice(),
+            1024,
+            #[inline(always)]
+            |first, part, _| self.widen_into(range.start + first * 1024, part),
+        );
+        // SAFETY: as in `widen`.
+        unsafe { out.into_vec() }
+    }
+
+    fn widen_into<T: Real>(&self, start: usize, out: &mut [MaybeUninit<T>]) {
+        cpu::simd(
+            #[inline(always)]
+            |_| match self {
+                Self::F16(w) => widen_slice(&w[start..], out, half::f16::to_f64),
+                Self::Bf16(w) => widen_slice(&w[start..], out, half::bf16::to_f64),
+            },
+        );
+    }
+}
+
+#[inline(always)]
+fn widen_slice<W: Copy, T: Real>(from: &[W], out: &mut [MaybeUninit<T>], to_f64: impl Fn(W) -> f64) {
+    out.iter_mut().zip(from).for_each(|(y, &x)| _ = y.write(T::nearest(to_f64(x))));
+}

@@ -1,0 +1,124 @@
+//! What a step or the end of an epoch changes in a run.
+
+use super::PromptRun;
+use crate::config::OnNotFinite;
+use crate::ops::adamw::Updated;
+use crate::tune::observer::{EpochRecord, Observer, StepRecord};
+use crate::tune::state::{Position, RunMark};
+use crate::{Error, Result};
+
+/// What one step computed for a run.
+pub(in crate::tune) struct RunStep {
+    pub(in crate::tune) updated: Updated,
+    /// Mean over the step's target tokens, nats.
+    pub(in crate::tune) loss: f64,
+    pub(in crate::tune) grad_norm: f64,
+    pub(in crate::tune) prompt_norm: f64,
+    pub(in crate::tune) target_tokens: usize,
+    /// Packed rows of the step; with several runs in a step, those of all.
+    pub(in crate::tune) rows: usize,
+    pub(in crate::tune) learning_rate: f64,
+    /// Wall time, s.
+    pub(in crate::tune) seconds: f64,
+}
+
+impl PromptRun<'_> {
+    /// Takes over a step's result and returns its record; `None` if the step is left out since a value is not finite.
+    ///
+    /// # Errors
+    /// Returns [`Error::NotFinite`] if a value is not finite and such steps are not skipped; the observer's errors.
+    pub(in crate::tune) fn take_step(
+        &mut self,
+        examples: usize,
+        result: RunStep,
+        observer: &mut dyn Observer,
+    ) -> Result<Option<StepRecord>> {
+        let RunStep { updated, loss, grad_norm, prompt_norm, target_tokens, rows, learning_rate, seconds } =
+            result;
+        let values =
+            [("the loss", loss), ("the gradient's norm", grad_norm), ("the prompt's norm", prompt_norm)];
+        if let Some((what, value)) = values.into_iter().find(|(_, value)| !value.is_finite()) {
+            if !loss.is_finite() {
+                self.good.found_bad();
+            }
+            return self.left_out(what, value, observer);
+        }
+        let before = std::mem::replace(&mut self.parameter, updated.parameter);
+        self.prompt.set_values(std::slice::from_ref(&self.parameter.value));
+        self.good.updated(before.value);
+        self.position.step += 1;
+        Ok(Some(StepRecord {
+            step: self.position.step,
+            epoch: self.position.epoch,
+            loss,
+            learning_rate,
+            grad_norm,
+            examples,
+            target_tokens,
+            rows,
+            seconds,
+            elapsed: self.clock.seconds(),
+        }))
+    }
+
+    /// Counts a step of the epoch, taken or left out.
+    pub(in crate::tune) fn count_step(&mut self, record: Option<&StepRecord>) {
+        if let Some(record) = record {
+            self.position.nll += record.loss * record.target_tokens as f64;
+            self.position.target_tokens += record.target_tokens;
+        }
+        self.position.steps_of_epoch += 1;
+    }
+
+    /// Whether a checkpoint is due after this step.
+    pub(in crate::tune) fn checkpoint_is_due(&self) -> bool {
+        let every = self.options.checkpoint_steps;
+        every > 0 && self.position.attempts().is_multiple_of(every)
+    }
+
+    /// A step whose `what` is not finite: it is skipped, or the error that ends the run.
+    fn left_out(
+        &mut self,
+        what: &'static str,
+        value: f64,
+        observer: &mut dyn Observer,
+    ) -> Result<Option<StepRecord>> {
+        let step = self.position.attempts() + 1;
+        if self.options.on_not_finite == OnNotFinite::Skip {
+            self.position.skipped += 1;
+            observer.skipped(step, what, value)?;
+            return Ok(None);
+        }
+        // If the loss is not finite, the prompt itself is bad, not this step's change of it.
+        let kept = if self.good.instead().is_some() {
+            "the last prompt whose loss was finite"
+        } else {
+            "the prompt before this step"
+        };
+        let hint = format!(
+            "{kept} is kept; a lower train.learning_rate may help, or train.on_not_finite = \"skip\""
+        );
+        Err(Error::NotFinite { step, what, value, hint })
+    }
+
+    /// Ends the epoch with its validation loss, if it was taken.
+    pub(in crate::tune) fn end_epoch(&mut self, validation_loss: Option<f64>) -> EpochRecord {
+        if validation_loss.is_some_and(|loss| !loss.is_finite()) {
+            self.good.found_bad();
+        }
+        let elapsed = self.clock.seconds();
+        let Position { epoch, step, nll, target_tokens, epoch_began, .. } = self.position;
+        let train_loss = (target_tokens > 0).then(|| nll / target_tokens as f64);
+        let mark = RunMark { epoch, step, train_loss, validation_loss };
+        let best_before = self.position.best.and_then(|b| b.validation_loss);
+        let best =
+            validation_loss.is_some_and(|loss| loss.is_finite() && best_before.is_none_or(|b| loss < b));
+        if best {
+            self.position.best = Some(mark);
+            self.best = Some(self.parameter.value.clone());
+        }
+        self.position.end_epoch(mark, elapsed);
+        let seconds = elapsed - epoch_began;
+        EpochRecord { epoch, step, train_loss, validation_loss, best, seconds, elapsed }
+    }
+}

@@ -1,0 +1,6 @@
+//! What several test crates use. Each of them uses a part only.
+#![allow(dead_code)]
+
+pub mod close;
+pub mod python;
+pub mod smollm2;
