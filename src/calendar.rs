@@ -1,74 +1,54 @@
-//! Dates in the form of answers (UTC) and of chat templates (local time).
+//! Dates: UTC in answers and reports; the local time in chat templates, in the formats of Python's `strftime`.
 
 use jiff::Timestamp;
 use jiff::civil::DateTime;
+use jiff::fmt::strtime;
 use jiff::tz::TimeZone;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-const MONTHS: [&str; 12] = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-];
-const DAYS: [&str; 7] = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
-
-/// The time in UTC, as `2026-11-22T20:44:31Z`.
+/// The current time in UTC, as `2026-11-22T20:44:31Z`.
 pub fn now() -> String {
     written(SystemTime::now())
 }
 
-/// A time in the form of [`now`].
+/// A time in UTC, as `2026-11-22T20:44:31Z`.
 pub fn written(time: SystemTime) -> String {
-    strftime(utc(time), "%Y-%m-%dT%H:%M:%SZ")
+    since_1970(time).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// A time in UTC with milliseconds, as `2026-02-03T04:05:06.789Z`.
+pub fn timestamp(time: SystemTime) -> String {
+    since_1970(time).strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
+}
+
+/// The date in UTC, as `2026-02-03`.
+pub fn date(time: SystemTime) -> String {
+    since_1970(time).strftime("%F").to_string()
 }
 
 /// Seconds since 1970.
-pub(crate) fn seconds(time: SystemTime) -> u64 {
-    since_1970(time).as_secs()
+pub fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-fn since_1970(time: SystemTime) -> Duration {
-    time.duration_since(UNIX_EPOCH).unwrap_or_default()
-}
-
-/// `2026-02-03T04:05:06.789Z`.
-pub(crate) fn timestamp(time: SystemTime) -> String {
-    let millis = since_1970(time).subsec_millis();
-    format!("{}.{millis:03}Z", strftime(utc(time), "%Y-%m-%dT%H:%M:%S"))
-}
-
-/// Date and time of day, UTC.
-pub(crate) fn utc(time: SystemTime) -> DateTime {
-    civil(time, TimeZone::UTC)
-}
-
-/// Date and time of day on this machine: in the time zone of the environment variable `TZ`, or the system's.
+/// Date and time of day in the time zone of the environment variable `TZ`, else in the system's.
 pub(crate) fn local(time: SystemTime) -> DateTime {
-    civil(time, TimeZone::system())
+    since_1970(time).to_zoned_datetime(TimeZone::system()).datetime()
 }
 
-fn civil(time: SystemTime, zone: TimeZone) -> DateTime {
-    let time = Timestamp::try_from(time).unwrap_or(Timestamp::UNIX_EPOCH);
-    time.to_zoned_datetime(zone).datetime()
+/// The time; 1970 if it lies beyond the calendar.
+fn since_1970(time: SystemTime) -> Timestamp {
+    Timestamp::try_from(time).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
-/// The meaning of a letter in a format.
+/// What a specifier, the letter after a `%`, stands for.
 enum DatePart {
-    /// A number with at least this many digits, filled up with this character.
+    /// A number, the least number of its digits, and the character that fills them up.
     Number(i64, usize, char),
-    Text(&'static str),
+    Text(String),
     /// Another format.
     Format(&'static str),
-    /// Six digits, which flags do not change.
+    /// Six digits, which no flag changes.
     Microseconds,
 }
 
@@ -78,31 +58,32 @@ struct Flags {
     /// `_`, `-` or `0`.
     fill_with: Option<char>,
     uppercase: bool,
-    /// `#`: the other case.
+    /// `#`: upper case becomes lower case, or the other way round.
     swap: bool,
     width: usize,
 }
 
 /// The time as Python's `datetime.strftime` writes one without a time zone, on Linux and in English (glibc's
-/// `strftime_l.c`): the flags `_`, `-`, `0`, `^` and `#` and a width are followed, `%z` and `%Z` are empty, and an
-/// unknown letter is not replaced.
+/// `strftime_l.c`): the flags `_`, `-`, `0`, `^` and `#` and a width have an effect, `%z` and `%Z` are empty, and an unknown
+/// specifier stays as it is. jiff gives the values of single specifiers. Its own formats refuse unknown specifiers, and
+/// know other widths and flags.
 pub(crate) fn strftime(time: DateTime, format: &str) -> String {
     let mut text = String::new();
-    let mut rest = format;
-    while let Some(at) = rest.find('%') {
-        text.push_str(&rest[..at]);
-        let (flags, letter, length) = flags(&rest[at + 1..]);
-        let end = at + 1 + length;
+    let mut unread = format;
+    while let Some(percent) = unread.find('%') {
+        text.push_str(&unread[..percent]);
+        let (flags, letter, length) = flags(&unread[percent + 1..]);
+        let end = percent + 1 + length;
         match letter.and_then(|letter| Some((letter, part(time, letter)?))) {
             Some((letter, part)) => text.push_str(&flags.write(time, letter, &part)),
-            None => text.push_str(&flags.fill(rest[at..end].to_owned())),
+            None => text.push_str(&flags.fill(unread[percent..end].to_owned())),
         }
-        rest = &rest[end..];
+        unread = &unread[end..];
     }
-    text + rest
+    text + unread
 }
 
-/// The flags after a `%`, their letter, and the number of bytes of both.
+/// The flags after a `%`, the letter after them, and the number of bytes of both.
 fn flags(text: &str) -> (Flags, Option<char>, usize) {
     let mut flags = Flags::default();
     let mut letters = text.char_indices().peekable();
@@ -115,25 +96,25 @@ fn flags(text: &str) -> (Flags, Option<char>, usize) {
     }
     while let Some((_, digit)) = letters.next_if(|(_, letter)| letter.is_ascii_digit()) {
         let width = flags.width * 10 + digit as usize - '0' as usize;
-        flags.width = width.min(MOST);
+        flags.width = width.min(MAX_WIDTH);
     }
-    // Other forms of dates and digits, which English does not have; they are allowed before some letters only.
+    // `E` and `O` ask for other forms of dates and digits, which English does not have. They may precede some letters only.
     let modified = match letters.next_if(|(_, letter)| matches!(letter, 'E' | 'O')) {
         None => None,
         Some((_, 'E')) => Some("%CPRTXYZcnprtuxyz"),
         Some(_) => Some("%BCGHIMPRSTUVWZbdeghjklmnprstuwyz"),
     };
     match letters.next() {
-        Some((at, letter)) => {
-            let known = modified.is_none_or(|before| before.contains(letter));
-            (flags, Some(letter).filter(|_| known), at + letter.len_utf8())
+        Some((index, letter)) => {
+            let known = modified.is_none_or(|allowed| allowed.contains(letter));
+            (flags, Some(letter).filter(|_| known), index + letter.len_utf8())
         }
         None => (flags, None, text.len()),
     }
 }
 
-/// Most characters that a width can ask for.
-const MOST: usize = 255;
+/// The largest width.
+const MAX_WIDTH: usize = 255;
 
 impl Flags {
     fn write(&self, time: DateTime, letter: char, part: &DatePart) -> String {
@@ -146,7 +127,7 @@ impl Flags {
                     fill => filled(number, *digits.max(&self.width), if fill == '_' { ' ' } else { fill }),
                 };
             }
-            DatePart::Text(text) => (*text).to_owned(),
+            DatePart::Text(text) => text.clone(),
             DatePart::Format(format) => strftime(time, format),
         };
         if self.swap && letter == 'p' {
@@ -170,56 +151,35 @@ fn filled(text: String, width: usize, fill: char) -> String {
 }
 
 fn part(time: DateTime, letter: char) -> Option<DatePart> {
-    let date = time.date();
-    let (hour, week) = (i64::from(time.hour()), date.iso_week_date());
-    let weekday = usize::from(date.weekday().to_monday_zero_offset().unsigned_abs());
-    let sunday = i64::from(date.weekday().to_sunday_zero_offset());
-    let day = i64::from(date.day_of_year());
-    let (year, iso_year) = (i64::from(date.year()), i64::from(week.year()));
-    let month = MONTHS[usize::from(date.month().unsigned_abs()) - 1];
-    let two = |number: i64| DatePart::Number(number, 2, '0');
-    let twelve = (hour + 11) % 12 + 1;
-    Some(match letter {
-        'Y' => DatePart::Number(year, 4, '0'),
-        'C' => two(year / 100),
-        'y' => two(year % 100),
-        'G' => DatePart::Number(iso_year, 4, '0'),
-        'g' => two(iso_year % 100),
-        'm' => two(date.month().into()),
-        'd' => two(date.day().into()),
-        'e' => DatePart::Number(date.day().into(), 2, ' '),
-        'j' => DatePart::Number(day, 3, '0'),
-        'H' => two(hour),
-        'k' => DatePart::Number(hour, 2, ' '),
-        'I' => two(twelve),
-        'l' => DatePart::Number(twelve, 2, ' '),
-        'M' => two(time.minute().into()),
-        'S' => two(time.second().into()),
-        'f' => DatePart::Microseconds,
-        's' => DatePart::Number(local_seconds(time), 1, '0'),
-        'u' => DatePart::Number(weekday as i64 + 1, 1, '0'),
-        'w' => DatePart::Number(sunday, 1, '0'),
-        'U' => two((day + 6 - sunday) / 7),
-        'W' => two((day + 6 - weekday as i64) / 7),
-        'V' => two(week.week().into()),
-        'B' => DatePart::Text(month),
-        'b' | 'h' => DatePart::Text(&month[..3]),
-        'A' => DatePart::Text(DAYS[weekday]),
-        'a' => DatePart::Text(&DAYS[weekday][..3]),
-        'p' => DatePart::Text(if hour < 12 { "AM" } else { "PM" }),
-        'P' => DatePart::Text(if hour < 12 { "am" } else { "pm" }),
-        'z' | 'Z' => DatePart::Text(""),
-        'n' => DatePart::Text("\n"),
-        't' => DatePart::Text("\t"),
-        '%' => DatePart::Text("%"),
-        'c' => DatePart::Format("%a %b %e %H:%M:%S %Y"),
-        'D' | 'x' => DatePart::Format("%m/%d/%y"),
-        'F' => DatePart::Format("%Y-%m-%d"),
-        'R' => DatePart::Format("%H:%M"),
-        'r' => DatePart::Format("%I:%M:%S %p"),
-        'T' | 'X' => DatePart::Format("%H:%M:%S"),
-        _ => return None,
-    })
+    let unpadded = |letter: char| strtime::format(format!("%-{letter}"), time).ok();
+    let number =
+        |digits: usize, fill: char| Some(DatePart::Number(unpadded(letter)?.parse().ok()?, digits, fill));
+    let two_digits = |number: i64| Some(DatePart::Number(number, 2, '0'));
+    match letter {
+        'Y' | 'G' => number(4, '0'),
+        'm' | 'd' | 'H' | 'I' | 'M' | 'S' | 'U' | 'W' | 'V' => number(2, '0'),
+        'e' | 'k' | 'l' => number(2, ' '),
+        'j' => number(3, '0'),
+        'u' | 'w' => number(1, '0'),
+        // jiff has these for a part of the years alone.
+        'C' => two_digits(i64::from(time.year()) / 100),
+        'y' => two_digits(i64::from(time.year()) % 100),
+        'g' => two_digits(i64::from(time.date().iso_week_date().year()) % 100),
+        'f' => Some(DatePart::Microseconds),
+        's' => Some(DatePart::Number(local_seconds(time), 1, '0')),
+        'B' | 'b' | 'h' | 'A' | 'a' | 'p' | 'P' => unpadded(letter).map(DatePart::Text),
+        'z' | 'Z' => Some(DatePart::Text(String::new())),
+        'n' => Some(DatePart::Text("\n".into())),
+        't' => Some(DatePart::Text("\t".into())),
+        '%' => Some(DatePart::Text("%".into())),
+        'c' => Some(DatePart::Format("%a %b %e %H:%M:%S %Y")),
+        'D' | 'x' => Some(DatePart::Format("%m/%d/%y")),
+        'F' => Some(DatePart::Format("%Y-%m-%d")),
+        'R' => Some(DatePart::Format("%H:%M")),
+        'r' => Some(DatePart::Format("%I:%M:%S %p")),
+        'T' | 'X' => Some(DatePart::Format("%H:%M:%S")),
+        _ => None,
+    }
 }
 
 /// Seconds since 1970 of a time in this machine's zone.
@@ -230,6 +190,7 @@ fn local_seconds(time: DateTime) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn dates_are_those_of_the_calendar() {
@@ -258,9 +219,9 @@ mod tests {
         assert_eq!(golden.cases.len(), 632);
         let mut wrong = Vec::new();
         for (time, format, expected) in golden.cases {
-            let found = strftime(time.parse().unwrap(), &format);
-            if found != expected {
-                wrong.push(format!("{time} {format:?}: {found:?}, expected {expected:?}"));
+            let written = strftime(time.parse().unwrap(), &format);
+            if written != expected {
+                wrong.push(format!("{time} {format:?}: {written:?}, expected {expected:?}"));
             }
         }
         assert!(wrong.is_empty(), "{} dates\n{}", wrong.len(), wrong.join("\n"));
@@ -271,7 +232,7 @@ mod tests {
         let at = |millis| UNIX_EPOCH + Duration::from_millis(millis);
         assert_eq!(timestamp(at(1020)), "1970-01-01T00:00:01.020Z");
         assert_eq!(timestamp(at(951_782_400_000)), "2000-02-29T00:00:00.000Z");
-        assert_eq!(strftime(utc(at(1_735_689_599_000)), "%c"), "Tue Dec 31 23:59:59 2024");
+        assert_eq!(date(at(1_735_689_599_000)), "2024-12-31");
     }
 
     /// Prints the local time; the test below runs it in other time zones.

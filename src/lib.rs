@@ -24,6 +24,7 @@ pub mod ops;
 pub mod prompt;
 pub mod report;
 pub mod run;
+#[cfg(feature = "serve")]
 pub mod serve;
 pub mod session;
 pub mod text;

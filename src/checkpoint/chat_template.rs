@@ -1,6 +1,7 @@
 //! The checkpoint's own chat template: a Jinja text that turns a conversation into one text, rendered as transformers
 //! renders it (`transformers/utils/chat_template_utils.py`).
 
+pub mod continuation;
 mod pythonic;
 
 use crate::calendar;
@@ -103,28 +104,30 @@ fn malformed(path: &Path, problem: String) -> Error {
 }
 
 /// A conversation.
-pub(crate) struct Chat {
+pub struct Chat {
     /// Objects with `role` and `content`.
     pub messages: Vec<Value>,
     /// Whether the text ends with the beginning of the assistant's answer.
     pub add_generation_prompt: bool,
-    /// Further variables for the template.
+    /// More values that the template may read: an object; `None` if there are none.
     pub kwargs: Option<Value>,
 }
 
-/// A compiled template.
-pub(crate) struct Renderer {
+/// A compiled chat template.
+pub struct Renderer {
     environment: Environment<'static>,
     special_tokens: BTreeMap<String, String>,
-    /// Names that the template looks up.
+    /// Names that the template reads.
     read: HashSet<String>,
 }
 
 const NAME: &str = "chat_template";
 
 impl Renderer {
+    /// Compiles a template.
+    ///
     /// # Errors
-    /// Returns a message with the place of the error in the template.
+    /// Returns what is wrong with the template, and in which line.
     pub fn new(source: &ChatTemplate) -> std::result::Result<Self, String> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
@@ -138,15 +141,15 @@ impl Renderer {
         Ok(Self { environment, special_tokens: source.special_tokens.clone(), read })
     }
 
-    /// Whether the template looks up a variable of this name.
+    /// Whether the template reads a value of this name.
     pub fn reads(&self, name: &str) -> bool {
         self.read.contains(name)
     }
 
-    /// Renders the conversation as text.
+    /// The conversation as one text.
     ///
     /// # Errors
-    /// Returns the message that the template raises, or the error if the template fails on this conversation.
+    /// Returns the message that the template raises, or what is wrong if the template fails on this conversation.
     pub fn render(&self, chat: &Chat) -> std::result::Result<String, String> {
         let template = self.environment.get_template(NAME).map_err(|error| problem(&error))?;
         let mut context: BTreeMap<String, Value> = BTreeMap::new();
@@ -168,7 +171,7 @@ impl Renderer {
     }
 }
 
-/// The error as one line.
+/// The error on one line.
 fn problem(error: &minijinja::Error) -> String {
     let what = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
     match error.line() {

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::str::FromStr;
 use tokio::net::TcpListener;
 
-/// How often a free port is looked for that all addresses of a name have.
+/// Number of attempts to find a port that is free at all addresses of a name.
 const TRIES: usize = 16;
 
 /// `HOST:PORT` of the command line.
@@ -14,7 +14,7 @@ const TRIES: usize = 16;
 pub(super) struct Listen {
     /// A name or an address, without brackets.
     host: String,
-    /// 0 takes a free one.
+    /// The port; 0 chooses a free one.
     port: u16,
 }
 
@@ -38,8 +38,8 @@ impl FromStr for Listen {
         let port = port.parse().map_err(|_| failed(format!("found no port from 0 to 65535 in {port:?}")))?;
         let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
         if let Some(inside) = bare {
-            let found = || failed(format!("found no IPv6 address in {inside:?}"));
-            inside.parse::<std::net::Ipv6Addr>().map_err(|_| found())?;
+            let no_address = || failed(format!("found no IPv6 address in {inside:?}"));
+            inside.parse::<std::net::Ipv6Addr>().map_err(|_| no_address())?;
         } else if host.contains(':') {
             return Err(failed(format!("an IPv6 address stands in brackets: write [{host}]:{port}")));
         }
@@ -56,7 +56,7 @@ impl Listen {
     /// Listens on every address of the host, on one port; IPv4 first.
     ///
     /// # Errors
-    /// A name without an address; a port that is taken or may not be used.
+    /// Returns an error if the name has no address, or the port is in use or not permitted.
     pub async fn bind(&self) -> anyhow::Result<Vec<TcpListener>> {
         let Self { host, port } = self;
         let named = || format!("--listen {host}:{port}");
@@ -69,7 +69,7 @@ impl Listen {
         addresses.dedup();
         for attempt in 1.. {
             match bind_all(&addresses, self.port).await {
-                // The port that was free at one address is taken at another.
+                // The port is free at one address and in use at another.
                 Err(error) if error.kind() == ErrorKind::AddrInUse && *port == 0 && attempt < TRIES => {}
                 bound => return bound.with_context(named),
             }
@@ -87,7 +87,7 @@ async fn bind_all(addresses: &[IpAddr], mut port: u16) -> std::io::Result<Vec<Tc
                 port = listener.local_addr()?.port();
                 bound.push(listener);
             }
-            // A name may have an address of a protocol that this machine does without.
+            // A name may have an address of a protocol that this machine does not have.
             Err(error) if matches!(error.kind(), ErrorKind::AddrNotAvailable | ErrorKind::Unsupported) => {
                 missing = Some(error);
             }

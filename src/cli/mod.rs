@@ -3,7 +3,6 @@
 pub mod allocator;
 mod bench;
 mod check;
-mod deployment;
 mod eval;
 mod export;
 mod find_lr;
@@ -11,10 +10,12 @@ mod generate;
 mod inspect;
 pub mod interrupt;
 mod learning_curve;
+#[cfg(feature = "serve")]
 mod listen;
 pub mod process;
 mod progress;
 mod report;
+#[cfg(feature = "serve")]
 mod serve;
 mod text;
 mod tune;
@@ -46,6 +47,7 @@ enum CliCommand {
     /// Continue one text.
     Generate(generate::Generate),
     /// Serve base and tuned prompts over HTTP.
+    #[cfg(feature = "serve")]
     Serve(serve::Serve),
     /// Write tuned prompts for other engines: as tokens of a checkpoint, or as embeddings of a text.
     Export(export::Export),
@@ -67,6 +69,7 @@ impl Cli {
             CliCommand::Tune(command) => command.run(),
             CliCommand::Eval(command) => command.run(),
             CliCommand::Generate(command) => command.run(),
+            #[cfg(feature = "serve")]
             CliCommand::Serve(command) => command.run(),
             CliCommand::Export(command) => command.run(),
             CliCommand::Report(command) => command.run(),

@@ -5,12 +5,13 @@ use super::{PlaceArgs, progress};
 use clap::Args;
 use gneiss::checkpoint::find_chat_template;
 use gneiss::config::ModelOptions;
-use gneiss::prompt::Tuned;
-use gneiss::serve::Limits;
-use gneiss::serve::adapters::{AdapterFolder, Change, Served, check_name};
+use gneiss::prompt::{Tuned, check_name, split_name};
+use gneiss::serve::ServerLimits;
 use gneiss::serve::client::Client;
+use gneiss::serve::served::Served;
+use gneiss::serve::watch::{AdapterFolder, FolderChange};
 use gneiss::serve::worker;
-use gneiss::serve::{App, Metrics, Options, Tls};
+use gneiss::serve::{App, Metrics, ServerOptions, Tls};
 use gneiss::session;
 use gneiss::session::Session;
 use std::io::Write;
@@ -19,37 +20,37 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// Between two looks at the folder of adapters.
-const LOOK: Duration = Duration::from_secs(1);
+/// Time between two updates from the folder of adapters.
+const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Serves the base model and tuned prompts over HTTP: OpenAI's API, watsonx's, and a page to try them at `/`. Ctrl-C ends
-/// it once the requests under way are answered.
+/// Serves the base model and tuned prompts over HTTP: OpenAI's API, watsonx's API, and a page to try them at `/`.
+/// Ctrl-C ends it after the requests in progress are answered.
 #[derive(Args)]
 pub struct Serve {
     /// The base model: a folder, a .gguf file or org/name[@revision].
     #[arg(long)]
     model: String,
-    /// A tuned prompt and the name that requests give it: a folder in PEFT's format, a run's, or org/name[@revision]; may
+    /// A tuned prompt and its name in requests: a folder in PEFT's format, a run's folder, or org/name[@revision]; may
     /// be repeated.
     #[arg(long = "adapter", value_name = "NAME=DIR")]
     adapters: Vec<String>,
-    /// Serve what this folder's folders hold under their names, and follow its content: what is new is loaded, what is
-    /// gone is unloaded.
+    /// Serve the tuned prompts in this folder's subfolders under the subfolders' names, and follow changes: new prompts
+    /// are loaded, removed ones are unloaded.
     #[arg(long, value_name = "DIR")]
     adapter_dir: Option<PathBuf>,
-    /// Address or name and port to listen on; port 0 takes a free one.
+    /// Address or host name, and port, to listen on; port 0 chooses a free one.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
     listen: Listen,
-    /// Origins of web pages whose scripts may use the server, as http://localhost:5173, or * for every page.
+    /// Origins of web pages whose scripts may use the server, such as http://localhost:5173, or * for every page.
     #[arg(long, value_name = "ORIGIN", num_args = 1..)]
     cors_origin: Vec<String>,
-    /// A file whose one line every request has to bring as its key.
+    /// A file with the key, on one line, that every request must send.
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
-    /// Take embeddings in the place of text (`prompt_embeds` of completions, as vLLM has them).
+    /// Accept embeddings instead of text (`prompt_embeds` of completions, as in vLLM).
     #[arg(long)]
     enable_prompt_embeds: bool,
-    /// Certificate chain (PEM) to speak HTTPS with, together with --tls-key.
+    /// Certificate chain (PEM) for HTTPS, together with --tls-key.
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
     /// The certificate's private key (PEM).
@@ -61,40 +62,40 @@ pub struct Serve {
     place: PlaceArgs,
 }
 
-/// What is kept for requests.
+/// Limits.
 #[derive(Args)]
 struct LimitArgs {
-    /// Requests that may wait; one more is told to try again later (429).
+    /// Most waiting requests; further requests get status 429.
     #[arg(long, default_value_t = 1024)]
     max_queue: usize,
-    /// Tokens of virtual tokens, text and answer together; 0: as many as the model has positions.
+    /// Most tokens of a sequence: virtual tokens, text and answer together; 0: as many as the model has positions.
     #[arg(long, default_value_t = 0)]
     max_sequence_tokens: usize,
-    /// Seconds that a request may take; then it ends with what there is.
+    /// Most seconds that a request may take; then its answer ends with the text so far.
     #[arg(long, default_value_t = 300.0)]
     max_seconds: f64,
-    /// Seconds that a client may take to send a request's head, and its body; then it gets status 408.
+    /// Most seconds for a client to send the head of a request, and its body; then it gets status 408.
     #[arg(long, default_value_t = 30.0)]
     max_read_seconds: f64,
-    /// Bytes of a request's body.
+    /// Most bytes of a request's body.
     #[arg(long, default_value_t = 4 << 20)]
     max_body_bytes: usize,
-    /// Connections at a time.
+    /// Most connections at a time.
     #[arg(long, default_value_t = 1024)]
     max_connections: usize,
-    /// Tokens whose keys and values are kept at a time; 0: by the memory that is free.
+    /// Size of the key-value cache in tokens; 0: by the free memory.
     #[arg(long, default_value_t = 0)]
     cache_tokens: usize,
-    /// Token rows that go through the model at a time; 0: as the device likes it.
+    /// Most token rows per step; 0: 1024 on the CPU, 2048 on a GPU.
     #[arg(long, default_value_t = 0)]
     step_tokens: usize,
 }
 
-/// A server that is ready to take connections.
-pub(super) struct Deployed {
-    /// What the connections get.
+/// A server that is ready to accept connections.
+pub(super) struct RunningServer {
+    /// The server without its connections.
     pub(super) app: App,
-    /// The models.
+    /// The handle to the model's thread.
     pub(super) client: Client,
     thread: JoinHandle<()>,
 }
@@ -113,7 +114,7 @@ impl Serve {
         let mut options = ModelOptions { id: self.model.clone(), ..ModelOptions::default() };
         self.place.apply(&mut options);
         let session = progress::open(&options)?;
-        let serving = Options {
+        let serving = ServerOptions {
             api_key,
             max_body_bytes: self.limits.max_body_bytes,
             request_seconds: self.limits.max_seconds,
@@ -123,9 +124,9 @@ impl Serve {
             prompt_embeds: self.enable_prompt_embeds,
             tls,
             cors_origins: self.cors_origin.clone(),
-            ..Options::default()
+            ..ServerOptions::default()
         };
-        let limits = Limits {
+        let limits = ServerLimits {
             queue: self.limits.max_queue,
             sequence_tokens: self.limits.max_sequence_tokens,
             cache_rows: self.limits.cache_tokens,
@@ -135,8 +136,9 @@ impl Serve {
         for Tuned { name, folder, adapter, .. } in named {
             deployed.client.load(Served::tuned(&name, &folder, &adapter)?, adapter)?;
         }
-        let taken = deployed.client.models().iter().map(|served| served.name.clone()).collect();
-        let folder = self.adapter_dir.as_deref().map(|path| AdapterFolder::new(path, taken)).transpose()?;
+        let reserved = deployed.client.models().iter().map(|served| served.name.clone()).collect();
+        let folder =
+            self.adapter_dir.as_deref().map(|path| AdapterFolder::new(path, reserved)).transpose()?;
         self.listen(deployed, folder)
     }
 
@@ -144,8 +146,8 @@ impl Serve {
     fn named(&self) -> anyhow::Result<Vec<Tuned>> {
         let mut named: Vec<Tuned> = Vec::new();
         for given in &self.adapters {
-            let Some((name, folder)) = given.split_once('=') else {
-                let problem = format!("--adapter {given}: expected NAME=DIR, found no `=`");
+            let (Some(name), folder) = split_name(given) else {
+                let problem = format!("--adapter {given}: expected NAME=DIR, found no name");
                 return Err(gneiss::Error::Invalid(problem).into());
             };
             check_name(name)?;
@@ -154,7 +156,7 @@ impl Serve {
                     format!("--adapter {given}: expected a name of its own, found that another model has it");
                 return Err(gneiss::Error::Invalid(problem).into());
             }
-            let mut tuned = Tuned::read_all(&[folder.into()])?.remove(0);
+            let mut tuned = Tuned::read_all(&[folder])?.remove(0);
             super::warn_about(&tuned.adapter);
             tuned.name = name.to_owned();
             named.push(tuned);
@@ -162,7 +164,7 @@ impl Serve {
         Ok(named)
     }
 
-    fn listen(self, deployed: Deployed, folder: Option<AdapterFolder>) -> anyhow::Result<()> {
+    fn listen(self, deployed: RunningServer, folder: Option<AdapterFolder>) -> anyhow::Result<()> {
         let (app, client) = (deployed.app.clone(), deployed.client.clone());
         let runtime = runtime()?;
         let outcome = runtime.block_on(async {
@@ -177,18 +179,18 @@ impl Serve {
                 }
             }
             if let Some(folder) = folder {
-                follow(folder, client.clone());
+                watch_folder(folder, client.clone());
             }
             for served in client.models().iter() {
                 describe(served);
             }
             let scheme = if self.tls_cert.is_some() { "https" } else { "http" };
-            // What a script waits for.
+            // Scripts wait for these lines.
             for address in addresses {
                 println!("listening on {scheme}://{address}");
             }
             std::io::stdout().flush()?;
-            gneiss::serve::serve(listeners, app, asked_to_end()).await?;
+            gneiss::serve::serve(listeners, app, shutdown_signal()).await?;
             anyhow::Ok(())
         });
         drop(runtime);
@@ -200,8 +202,8 @@ impl Serve {
     }
 }
 
-impl Deployed {
-    /// Ends the model's thread, every request answered.
+impl RunningServer {
+    /// Ends the model's thread after it has answered every request.
     pub(super) fn end(self) -> anyhow::Result<()> {
         self.client.end();
         drop(self.app);
@@ -210,30 +212,34 @@ impl Deployed {
     }
 }
 
-/// Two threads: the model takes the cores.
+/// A runtime of two threads, because the model needs the cores.
 pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
 }
 
-/// Puts the model of `session` on a thread of its own, behind a server that nothing has connected to yet.
-pub(super) fn deploy(session: Session, limits: Limits, options: Options) -> anyhow::Result<Deployed> {
+/// Moves the model of `session` to a thread of its own, and returns a server for it that does not accept connections yet.
+pub(super) fn deploy(
+    session: Session,
+    limits: ServerLimits,
+    options: ServerOptions,
+) -> anyhow::Result<RunningServer> {
     let limits = gneiss::serve::serving_limits(&session.model, limits)?;
     let template = find_chat_template(&session::locate(&session.id)?)?;
     let Session { model, tokenizer, id, .. } = session;
     let metrics = Arc::<Metrics>::default();
     let counted = metrics.clone();
-    let watch = move |step: worker::Step| {
-        counted.step(step);
+    let on_step = move |step: worker::StepMetrics| {
+        counted.count_step(step);
         if let Some(rows) = step.less_rows {
             super::warn(format_args!("the device ran out of memory: steps have at most {rows} rows for now"));
         }
     };
-    let (client, thread) = worker::start(model, Served::base(&id), limits, watch)?;
+    let (client, thread) = worker::start(model, Served::base(&id), limits, on_step)?;
     let app = App::new(client.clone(), tokenizer, template, id, options)?.with_metrics(metrics);
     if let Some(problem) = app.chat_problem() {
         eprintln!("warning: the checkpoint's chat template can't be used, and chats are refused: {problem}");
     }
-    Ok(Deployed { app, client, thread })
+    Ok(RunningServer { app, client, thread })
 }
 
 /// The key in a file of one line.
@@ -260,36 +266,36 @@ fn describe(served: &Served) {
     eprintln!("serving    {}: {what}", served.name);
 }
 
-/// Follows a folder's content until the process ends, from now on.
-fn follow(mut folder: AdapterFolder, client: Client) {
-    let mut look = move || {
-        match folder.look(&client) {
-            Ok(changes) => changes.iter().for_each(tell),
+/// Loads what a folder contains, and follows its changes until the process ends.
+fn watch_folder(mut folder: AdapterFolder, client: Client) {
+    let mut update = move || {
+        match folder.update(&client) {
+            Ok(changes) => changes.iter().for_each(report),
             Err(error) => eprintln!("warning: {error}; what is loaded stays"),
         }
         client.is_serving()
     };
-    look();
+    update();
     std::thread::spawn(move || {
         loop {
-            std::thread::sleep(LOOK);
-            if !look() {
+            std::thread::sleep(INTERVAL);
+            if !update() {
                 return;
             }
         }
     });
 }
 
-fn tell(change: &Change) {
+fn report(change: &FolderChange) {
     match change {
-        Change::Loaded(name) => eprintln!("loaded     {name}"),
-        Change::Unloaded(name) => eprintln!("unloaded   {name}"),
-        Change::Failed { name, problem } => eprintln!("warning: {name}: {problem}"),
+        FolderChange::Loaded(name) => eprintln!("loaded     {name}"),
+        FolderChange::Unloaded(name) => eprintln!("unloaded   {name}"),
+        FolderChange::Failed { name, problem } => eprintln!("warning: {name}: {problem}"),
     }
 }
 
-/// Ends with Ctrl-C or SIGTERM.
-async fn asked_to_end() {
+/// Completes at Ctrl-C or SIGTERM.
+async fn shutdown_signal() {
     let interrupt = tokio::signal::ctrl_c();
     #[cfg(unix)]
     {

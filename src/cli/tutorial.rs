@@ -1,6 +1,11 @@
 //! `gneiss tutorial`: the steps of IBM's "Prompt tune a Granite model", on this machine.
 
-use super::deployment::{self, HttpAnswers, Server};
+#[cfg(feature = "serve")]
+mod deployment;
+#[cfg(not(feature = "serve"))]
+#[path = "tutorial/no_deployment.rs"]
+mod deployment;
+
 use super::inspect::dataset::DatasetReport;
 use super::tune::{self, RunArgs};
 use super::{eval, find_lr, learning_curve, progress, text};
@@ -8,7 +13,6 @@ use clap::Args;
 use gneiss::config::{Config, Task};
 use gneiss::data::{Dataset, Template};
 use gneiss::evaluate::{Evaluation, test_file};
-use gneiss::layout;
 use gneiss::prompt::Tuned;
 use gneiss::run::Run;
 use gneiss::session;
@@ -55,7 +59,7 @@ pub struct Tutorial {
 struct TutorialOutcome<'a> {
     tuning: tune::TuneOutcome<'a>,
     evaluation: Evaluation,
-    deployment: Vec<HttpAnswers>,
+    deployment: Vec<deployment::HttpAnswers>,
 }
 
 impl Tutorial {
@@ -97,23 +101,11 @@ impl Tutorial {
         let evaluation = eval::evaluate(&order.config, &session, &tuned, &folder)?;
         if show {
             eval::print(&evaluation);
-            step(8);
         }
-        let server = Server::start(&order.config, session, &folder)?;
-        if show {
-            deployment(&order.config, &folder, &server, &evaluation)?;
-            step(9);
-        }
-        let asked = server.ask(&order.config, &evaluation)?;
-        server.end()?;
-        if show {
-            deployment::print(&asked);
-        } else {
-            let outcome = TutorialOutcome {
-                tuning: tune::TuneOutcome::new(&folder, &summary),
-                evaluation,
-                deployment: asked,
-            };
+        let deployment = deployment::steps(&order.config, session, &folder, &evaluation, show)?;
+        if !show {
+            let outcome =
+                TutorialOutcome { tuning: tune::TuneOutcome::new(&folder, &summary), evaluation, deployment };
             println!("{}", serde_json::to_string(&outcome)?);
         }
         Ok(())
@@ -240,34 +232,5 @@ fn experiment(config: &Config) -> anyhow::Result<()> {
             println!("{:<26} {line}", "");
         }
     }
-    Ok(())
-}
-
-fn deployment(
-    config: &Config,
-    folder: &Path,
-    server: &Server,
-    evaluation: &Evaluation,
-) -> anyhow::Result<()> {
-    let adapter = folder.join(layout::ADAPTER);
-    let bytes = std::fs::metadata(adapter.join(layout::adapter_folder::WEIGHTS))?.len();
-    line("adapter", format!("{} ({})", adapter.display(), text::bytes(bytes)));
-    line("report", folder.join(layout::REPORT).display());
-    line("server", format!("{} serves {} and {}", server.url, config.model.id, server.name));
-    let first = evaluation.arms.first().and_then(|arm| arm.answers.predictions.first());
-    let (request, answer) = server.example(config, first.map_or("", |row| &row.input))?;
-    println!("\nA request, and its answer:\n\n  {request}\n  {answer}");
-    let (model, name) = (&config.model.id, &server.name);
-    println!("\nTo serve it from now on, with a page to try it in a browser:\n");
-    println!("  gneiss serve --model {model} --adapter {name}={}", adapter.display());
-    println!("\nFor engines that do not read adapters, such as vLLM or llama.cpp:\n");
-    println!(
-        "  gneiss export --model {model} --adapter {name}={} --bake --out {name}-baked",
-        adapter.display()
-    );
-    println!("\nIn Python:\n");
-    println!("  from peft import PeftModel");
-    println!("  model = PeftModel.from_pretrained(base_model, {:?})", adapter.display().to_string());
-    println!("  model.generate(**inputs, use_cache=False)");
     Ok(())
 }

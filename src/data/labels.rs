@@ -62,6 +62,25 @@ fn is_space(c: char) -> bool {
     matches!(c, '\u{a0}' | '\u{1680}' | '\u{2000}'..='\u{200a}' | '\u{202f}' | '\u{205f}' | '\u{3000}')
 }
 
+/// The token sequences by which labels are scored, from the tokens of each label. If one label's tokens begin with those of
+/// another, the end-of-text token is appended to all: without it, the shorter label would always be at least as likely.
+///
+/// # Errors
+/// Returns the indices of two labels that have the same tokens.
+pub fn targets(tokens: &[Vec<u32>], eos_token_id: u32) -> std::result::Result<Vec<Vec<u32>>, (usize, usize)> {
+    let mut needs_end = false;
+    for (i, label) in tokens.iter().enumerate() {
+        for (j, other) in tokens.iter().enumerate().filter(|(j, other)| *j != i && other.starts_with(label)) {
+            if label == other {
+                return Err((i, j));
+            }
+            needs_end = true;
+        }
+    }
+    let end = if needs_end { &[eos_token_id][..] } else { &[] };
+    Ok(tokens.iter().map(|label| [label, end].concat()).collect())
+}
+
 /// A text in quotes, with escapes for everything that can't be seen or told apart.
 pub fn escaped(text: &str) -> String {
     let decomposed = text.nfc().ne(text.chars());

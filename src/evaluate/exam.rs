@@ -7,9 +7,9 @@ use crate::batch::Example;
 use crate::checkpoint::TextTokenizer;
 use crate::config::Task;
 use crate::data::encode::Encoder;
-use crate::data::labels::normalize;
+use crate::data::labels::{self, normalize};
 use crate::data::{Dataset, Record};
-use crate::generate::{self, Done, Generated, Request};
+use crate::generate::{self, GenerateProgress, Generated, Request};
 use crate::model::Decoder;
 use crate::{Error, Result};
 use candle_core::Tensor;
@@ -104,31 +104,21 @@ impl Exam<'_> {
         })
     }
 
-    /// The labels' token ids, no two alike. If one label is the beginning of another, each label gets an end-of-text
-    /// token: otherwise a label would never be less likely than the labels that continue it.
+    /// The labels' token sequences; see [`labels::targets`].
     fn label_targets(&self) -> Result<Vec<Vec<u32>>> {
         let encode = |label: &String| {
             let ids = self.tokenizer.encode(label, false);
             ids.map_err(|error| error.in_text(&format!("label {label:?}")))
         };
-        let mut all = self.labels.iter().map(encode).collect::<Result<Vec<_>>>()?;
-        let mut open = false;
-        for (i, a) in all.iter().enumerate() {
-            for (j, b) in all.iter().enumerate().filter(|(j, b)| *j != i && b.starts_with(a)) {
-                if a == b {
-                    return Err(Error::Invalid(format!(
-                        "labels {:?} and {:?}: expected tokens of their own, found that the model's tokenizer gives \
-                         both the same, {a:?}; hint: other words for them in the data's outputs",
-                        self.labels[i], self.labels[j]
-                    )));
-                }
-                open = true;
-            }
-        }
-        if open {
-            all.iter_mut().for_each(|ids| ids.push(self.tokenizer.eos_token_id));
-        }
-        Ok(all)
+        let tokens = self.labels.iter().map(encode).collect::<Result<Vec<_>>>()?;
+        let same = |(i, j): (usize, usize)| {
+            Error::Invalid(format!(
+                "labels {:?} and {:?}: expected tokens of their own, found that the model's tokenizer gives both the same, \
+                 {:?}; hint: other words for them in the data's outputs",
+                self.labels[i], self.labels[j], tokens[i]
+            ))
+        };
+        labels::targets(&tokens, self.tokenizer.eos_token_id).map_err(same)
     }
 
     /// `scores`: the labels' log-likelihoods; empty for other tasks.
@@ -174,7 +164,7 @@ impl Exam<'_> {
             ..Request::default()
         };
         let (requests, of) = (examples.iter().map(request).collect(), examples.len());
-        let mut progress = |Done { texts: done, max_rows }| {
+        let mut progress = |GenerateProgress { texts: done, max_rows }| {
             progress(Progress { stage: Stage::Generating, done, of, max_rows })
         };
         generate::generate(self.model, prompt, requests, self.max_rows, &mut progress)
@@ -188,8 +178,9 @@ impl Exam<'_> {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Vec<f64>> {
         let of = examples.len();
-        let mut progress =
-            |Done { texts: done, max_rows }| progress(Progress { stage: Stage::Scoring, done, of, max_rows });
+        let mut progress = |GenerateProgress { texts: done, max_rows }| {
+            progress(Progress { stage: Stage::Scoring, done, of, max_rows })
+        };
         nll(self.model, prompt, examples, self.max_rows, &mut progress)
     }
 

@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::batch::{Example, PrefixGroup};
-use crate::generate::{self, Done};
+use crate::generate::{self, GenerateProgress};
 use crate::model::Decoder;
 use crate::tune::objective;
 use candle_core::Tensor;
@@ -22,7 +22,7 @@ pub fn nll(
     prompt: Option<&Tensor>,
     examples: &[Example],
     mut max_rows: usize,
-    progress: &mut dyn FnMut(Done),
+    progress: &mut dyn FnMut(GenerateProgress),
 ) -> Result<Vec<f64>> {
     let prompts = generate::prompts(model, prompt)?;
     let (mut nll, mut from, mut rows) = (Vec::new(), 0, 0);
@@ -33,7 +33,7 @@ pub fn nll(
             let (found, limits) = objective::evaluate_within_memory(model, &prompts, group, max_rows)?;
             nll.extend(found);
             max_rows = limits;
-            progress(Done { texts: to, max_rows });
+            progress(GenerateProgress { texts: to, max_rows });
             (from, rows) = (to, 0);
         }
     }

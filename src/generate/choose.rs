@@ -1,4 +1,4 @@
-//! From the hidden states of a step's target rows to what their sequences make of the logits.
+//! From the hidden states of a step's target rows to the next token of each sequence.
 
 use super::sequence::Sequence;
 use super::{Event, Token};
@@ -9,23 +9,24 @@ use crate::ops::cpu::View;
 use candle_core::{D, DType, Device, Tensor};
 use rayon::prelude::*;
 
-/// The target rows of one sequence: row numbers of its own, in order, beside where their logits are.
-struct Rows<'a> {
+/// The target rows of one sequence: for each, in ascending order, its row number in the sequence and the index of its
+/// logits.
+struct SequenceRows<'a> {
     sequence: &'a mut Sequence,
     rows: Vec<(usize, usize)>,
 }
 
-/// What the device has to say of some rows.
-enum Found {
+/// What the device returns for some rows.
+enum HeadOutput {
     /// The likeliest token of each.
     Tokens(Vec<u32>),
     /// Logits f32 [rows, V] on the CPU.
     Logits(Tensor),
 }
 
-/// Gives each sequence the logits of its rows: `rows` names (sequence, its own row) of each of `hidden` [rows, C]. Logits
-/// exist for some rows at a time, fewer where the device runs out of memory; a sequence whose single row's logits do not
-/// fit ends.
+/// Gives each sequence the logits of its rows. `rows` holds (sequence, row of the sequence) for each row of `hidden`
+/// [rows, C]. Logits are computed for a part of the rows at a time, a smaller part if the device runs out of memory. If
+/// the logits of a single row do not fit, its sequence ends.
 pub(super) fn choose(
     model: &Decoder,
     hidden: &Tensor,
@@ -36,10 +37,10 @@ pub(super) fn choose(
     let (mut start, mut step) = (0, model.head_rows());
     while start < rows.len() {
         let some = &rows[start..rows.len().min(start + step)];
-        let plain = some.iter().all(|(i, row)| running[*i].takes_the_likeliest(*row));
-        match find(model, &hidden.narrow(0, start, some.len())?, plain) {
-            Ok(found) => {
-                give(model, found, some, running)?;
+        let argmax_only = some.iter().all(|(i, row)| running[*i].needs_argmax_only(*row));
+        match logits_or_argmax(model, &hidden.narrow(0, start, some.len())?, argmax_only) {
+            Ok(output) => {
+                distribute(model, output, some, running)?;
                 start += some.len();
             }
             Err(error) if shortage.caused(&error) => {
@@ -56,36 +57,42 @@ pub(super) fn choose(
     Ok(())
 }
 
-/// All that is asked of the device; with `plain` the likeliest token of each row is enough.
-fn find(model: &Decoder, hidden: &Tensor, plain: bool) -> Result<Found> {
+/// Computes logits. If `argmax_only` is true, the likeliest token of each row is enough.
+fn logits_or_argmax(model: &Decoder, hidden: &Tensor, argmax_only: bool) -> Result<HeadOutput> {
     let logits = model.logits(hidden)?;
-    if plain && !logits.device().is_cpu() {
-        // A number a row comes back from the device, and not a vocabulary.
-        return Ok(Found::Tokens(logits.argmax(D::Minus1)?.to_vec1::<u32>()?));
+    if argmax_only && !logits.device().is_cpu() {
+        // The device then returns one number a row instead of one for every token of the vocabulary.
+        return Ok(HeadOutput::Tokens(logits.argmax(D::Minus1)?.to_vec1::<u32>()?));
     }
-    Ok(Found::Logits(logits.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()?))
+    Ok(HeadOutput::Logits(logits.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()?))
 }
 
-fn give(model: &Decoder, found: Found, rows: &[(usize, usize)], running: &mut [Sequence]) -> Result<()> {
-    let logits = match found {
-        Found::Tokens(tokens) => {
+fn distribute(
+    model: &Decoder,
+    output: HeadOutput,
+    rows: &[(usize, usize)],
+    running: &mut [Sequence],
+) -> Result<()> {
+    let logits = match output {
+        HeadOutput::Tokens(tokens) => {
             for ((i, _), token) in rows.iter().zip(tokens) {
-                running[*i].chosen(Token { id: token, logprob: None, top: Vec::new() });
+                running[*i].push(Token { id: token, logprob: None, top: Vec::new() });
             }
             return Ok(());
         }
-        Found::Logits(logits) => logits,
+        HeadOutput::Logits(logits) => logits,
     };
     let values = View::<f32>::new("logits", &logits)?;
     let vocabulary = logits.dims()[1];
-    let mut of: Vec<Rows> = running.iter_mut().map(|sequence| Rows { sequence, rows: Vec::new() }).collect();
-    for (at, (i, row)) in rows.iter().enumerate() {
-        of[*i].rows.push((*row, at));
+    let mut by_sequence: Vec<SequenceRows> =
+        running.iter_mut().map(|sequence| SequenceRows { sequence, rows: Vec::new() }).collect();
+    for (index, (i, row)) in rows.iter().enumerate() {
+        by_sequence[*i].rows.push((*row, index));
     }
-    of.retain(|of| !of.rows.is_empty());
-    of.par_iter_mut().try_for_each(|Rows { sequence, rows }| {
-        rows.iter().try_for_each(|(row, at)| {
-            sequence.read(model, *row, &values[at * vocabulary..(at + 1) * vocabulary])
+    by_sequence.retain(|sequence| !sequence.rows.is_empty());
+    by_sequence.par_iter_mut().try_for_each(|SequenceRows { sequence, rows }| {
+        rows.iter().try_for_each(|(row, index)| {
+            sequence.read_logits(model, *row, &values[index * vocabulary..(index + 1) * vocabulary])
         })
     })
 }

@@ -1,32 +1,33 @@
-//! Continuous batching: every step runs the next tokens of all requests under way through the model together, whatever
-//! prefix they stand behind; requests join and leave between steps.
+//! Continuous batching: every step runs the next tokens of all running requests through the model together, whatever
+//! prefix they have. Requests join and leave between steps.
 //!
 //! ```text
-//!   rows of a step, grouped by block (src/generate/prefixes.rs):
-//!   ┌ behind prompt A ───────────────────────────────┐┌ behind prompt B ┐┌ base ──────────┐
+//!   rows of a step, grouped by cached prefix (src/generate/prefixes.rs):
+//!   ┌ after prompt A ────────────────────────────────┐┌ after prompt B ─┐┌ base ──────────┐
 //!   │ a's last token │ b's last token │ text of c    ││ text of d       ││ e's last token │   [rows, C]
-//!   └─ logits ───────┴─ logits ───────┴──── of its ──┘└────── last ─────┘└─ logits ───────┘
+//!   └─ logits ───────┴─ logits ───────┴ last: logits ┘└ last: logits ───┘└─ logits ───────┘
 //! ```
 //!
-//! A request is taken in when the cache has rows for all that it may come to, in the order of arrival, so none is ever
-//! thrown out again. Long texts go through in parts, so that they do not hold up the others. If a device runs out of memory,
-//! steps have fewer rows for a time; a request whose single row does not fit ends by itself.
+//! Requests are admitted in arrival order, and only when the cache can hold the longest possible result. A running
+//! request is therefore never preempted. Long texts are processed in parts, so that they do not delay the other
+//! requests. If a device runs out of memory, steps have fewer rows for a time; a request whose single row does not fit
+//! ends by itself.
 
+mod admit;
 mod check;
 mod embeds;
 mod room;
+mod step;
 
-use super::prefixes::{Block, Prefix, PrefixId};
-use super::sampling::Chooser;
+use super::prefixes::{CachedPrefix, PrefixId, PromptCache};
 use super::sequence::{Sequence, SequenceId};
 use super::{Event, Request, StopReason};
 use crate::device::Shortage;
-use crate::model::{Decoder, KvCache, Next};
+use crate::model::{Decoder, KvCache};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use room::StepRows;
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -37,28 +38,29 @@ pub struct Engine<'m> {
     no_prompts: Tensor,
     step_rows: StepRows,
     pub(super) shortage: Shortage,
-    pub(super) prefixes: BTreeMap<PrefixId, Prefix>,
-    /// The same prompts for requests longer than [`crate::ops::rope::Rope::long_above`], made when one comes.
-    pub(super) long_prefixes: BTreeMap<PrefixId, Prefix>,
-    /// Blocks of prefixes that are gone, whose requests are not.
-    leaving: Vec<Arc<Block>>,
+    pub(super) prefixes: BTreeMap<PrefixId, PromptCache>,
+    /// The same prompts for requests longer than [`crate::ops::rope::Rope::long_above`], computed when the first such
+    /// request begins.
+    pub(super) long_prefixes: BTreeMap<PrefixId, PromptCache>,
+    /// Cached prefixes that were removed while requests use them.
+    removed: Vec<Arc<CachedPrefix>>,
     waiting: VecDeque<Waiting>,
     running: Vec<Sequence>,
-    /// Events of a step that failed.
+    /// Events of a step that failed, to be returned by the next step.
     undelivered: Vec<(SequenceId, Event)>,
-    ids: u64,
+    last_id: u64,
 }
 
-/// What a step came to.
+/// The result of a step.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Stepped {
-    /// What became of requests, each one's in order.
+pub struct StepOutput {
+    /// Events of requests, those of each request in order.
     pub events: Vec<(SequenceId, Event)>,
-    /// Requests that had rows in the pass.
+    /// Number of requests that had rows in the pass.
     pub sequences: usize,
-    /// Token rows in the pass.
+    /// Number of token rows in the pass.
     pub rows: usize,
-    /// Rows that a step may have from now on, where the device ran out of memory in this one.
+    /// The new limit of rows per step, if the device ran out of memory in this step.
     pub less_rows: Option<usize>,
 }
 
@@ -68,33 +70,11 @@ struct Waiting {
     request: Request,
 }
 
-/// The part of a sequence that goes through in a step.
-struct Part {
-    /// Which of `running`.
-    sequence: usize,
-    tokens: Vec<u32>,
-    targets: usize,
-}
-
-impl Part {
-    fn next<'a>(&'a self, running: &[Sequence]) -> Next<'a> {
-        let Sequence { block, own, filled, .. } = &running[self.sequence];
-        Next {
-            tokens: &self.tokens,
-            prefix: block.rows.clone(),
-            first_position: block.first_position,
-            own: own.clone(),
-            filled: *filled,
-            targets: self.targets,
-        }
-    }
-}
-
 impl<'m> Engine<'m> {
     /// An engine with room for `cache_rows` rows of keys and values, and steps of at most `step_rows` rows.
     ///
     /// # Errors
-    /// The device's.
+    /// Returns an error if a device operation fails.
     pub fn new(model: &'m Decoder, cache_rows: usize, step_rows: usize) -> Result<Self> {
         Ok(Self {
             model,
@@ -104,22 +84,23 @@ impl<'m> Engine<'m> {
             shortage: Shortage::new(model.device()),
             prefixes: BTreeMap::new(),
             long_prefixes: BTreeMap::new(),
-            leaving: Vec::new(),
+            removed: Vec::new(),
             waiting: VecDeque::new(),
             running: Vec::new(),
             undelivered: Vec::new(),
-            ids: 0,
+            last_id: 0,
         })
     }
 
-    /// Computes keys and values of a soft prompt f32 [P, C], or of none for the base model.
+    /// Computes keys and values of a soft prompt f32 [P, C], or of no prompt for the base model.
     ///
     /// # Errors
-    /// A prompt of another width; no room in the cache; the device's.
+    /// Returns an error if the prompt has another width than the model, the cache has no room for it, or a device
+    /// operation fails.
     pub fn add_prefix(&mut self, prompt: Option<&Tensor>) -> Result<PrefixId> {
         let rows = prompt.map_or(0, |prompt| prompt.dims()[0]);
         self.make_room(rows);
-        let Some(prefix) = Prefix::new(self.model, &mut self.cache, prompt)? else {
+        let Some(prefix) = PromptCache::new(self.model, &mut self.cache, prompt)? else {
             return Err(Error::Invalid(format!(
                 "cache: expected {rows} free rows for a prompt, found none of {}; hint: a larger cache, fewer prompts, \
                  or fewer requests at a time",
@@ -131,69 +112,69 @@ impl<'m> Engine<'m> {
         Ok(id)
     }
 
-    /// Computes the tokens that requests behind `prefix` begin with, once for all of them. Requests still hold them; what
-    /// they get is the same.
+    /// Computes the tokens `head` with which requests after `prefix` begin, once for all of them. The requests still
+    /// contain them, and their answers are the same.
     ///
     /// # Errors
-    /// A prefix that is gone; the device's.
+    /// Returns an error if the prefix was removed or a device operation fails.
     pub fn share_head(&mut self, prefix: PrefixId, head: &[u32]) -> Result<()> {
         if head.is_empty() {
             return Ok(());
         }
-        let found = self.prefixes.get_mut(&prefix).ok_or_else(gone)?;
-        let shared = found.share(self.model, &mut self.cache, head);
-        self.unless_short(shared)
+        let prompt_cache = self.prefixes.get_mut(&prefix).ok_or_else(removed_prefix)?;
+        let added = prompt_cache.add_head(self.model, &mut self.cache, head);
+        self.ignore_shortage(added)
     }
 
-    /// A head saves work; without the memory for it, requests have its tokens as their own.
-    fn unless_short(&mut self, shared: Result<()>) -> Result<()> {
-        match shared {
+    /// A head only saves work. If the device has no memory for it, every request computes its tokens itself.
+    fn ignore_shortage(&mut self, outcome: Result<()>) -> Result<()> {
+        match outcome {
             Err(error) if self.shortage.caused(&error) => Ok(()),
             other => other,
         }
     }
 
-    /// Virtual tokens of a prefix.
+    /// Number of virtual tokens of a prefix; `None` if it was removed.
     pub fn virtual_tokens(&self, prefix: PrefixId) -> Option<usize> {
-        self.prefixes.get(&prefix).map(Prefix::virtual_tokens)
+        self.prefixes.get(&prefix).map(PromptCache::virtual_tokens)
     }
 
-    /// Takes a prefix away. Requests behind it that are under way go on; those that wait for it end at the next step.
+    /// Removes a prefix. Running requests continue to use it; requests that wait for it end at the next step.
     pub fn remove_prefix(&mut self, prefix: PrefixId) {
         for prefix in
             [self.prefixes.remove(&prefix), self.long_prefixes.remove(&prefix)].into_iter().flatten()
         {
-            self.leaving.extend(prefix.into_blocks());
+            self.removed.extend(prefix.into_cached());
         }
     }
 
-    /// Puts a request in line.
+    /// Adds a request to the queue.
     ///
     /// # Errors
-    /// A prefix that is gone; a request without text, that asks for nothing, with tokens that the model does not have, or
-    /// that is longer than the cache; the device's.
+    /// Returns an error if the prefix was removed; if the request has no text, asks for nothing, has tokens outside the
+    /// vocabulary or is longer than the cache; or if a device operation fails.
     pub fn submit(&mut self, prefix: PrefixId, request: Request) -> Result<SequenceId> {
         self.check(prefix, &request)?;
-        let found = match self.long(prefix, &request)? {
+        let prompt_cache = match self.long_first_position(prefix, &request)? {
             None => self.prefixes.get_mut(&prefix),
             Some(_) => self.long_prefixes.get_mut(&prefix),
         };
         if request.embeds.is_none()
-            && let Some(found) = found
+            && let Some(prompt_cache) = prompt_cache
         {
-            let learned = found.learn(self.model, &mut self.cache, &request.tokens);
-            self.unless_short(learned)?;
+            let observed = prompt_cache.observe(self.model, &mut self.cache, &request.tokens);
+            self.ignore_shortage(observed)?;
         }
         let id = SequenceId(self.next_id());
         self.waiting.push_back(Waiting { id, prefix, request });
         Ok(id)
     }
 
-    /// Ends a request; nothing more comes of it.
+    /// Ends a request. It has no more events.
     pub fn cancel(&mut self, id: SequenceId) {
         self.waiting.retain(|waiting| waiting.id != id);
-        if let Some(at) = self.running.iter().position(|sequence| sequence.id == id) {
-            self.end(at);
+        if let Some(index) = self.running.iter().position(|sequence| sequence.id == id) {
+            self.end(index);
         }
     }
 
@@ -202,112 +183,53 @@ impl<'m> Engine<'m> {
         self.waiting.is_empty() && self.running.is_empty() && self.undelivered.is_empty()
     }
 
-    /// Requests that have not begun.
+    /// Number of requests that have not begun.
     pub fn waiting(&self) -> usize {
         self.waiting.len()
     }
 
-    /// Runs the next rows of the requests through the model: fewer of them where the device runs out of memory.
+    /// Runs the next rows of the requests through the model: fewer of them if the device runs out of memory.
     ///
     /// # Errors
-    /// The device's, but for too little memory. The requests under way ([`Engine::running`]) have to be ended then.
-    pub fn step(&mut self) -> Result<Stepped> {
+    /// Returns an error if a device operation fails for another reason than too little memory. The caller must then
+    /// cancel the running requests ([`Engine::running`]).
+    pub fn step(&mut self) -> Result<StepOutput> {
         let events = std::mem::take(&mut self.undelivered);
-        let mut stepped = Stepped { events, ..Stepped::default() };
-        match self.advance(&mut stepped) {
-            Ok(()) => Ok(stepped),
+        let mut output = StepOutput { events, ..StepOutput::default() };
+        match self.advance(&mut output) {
+            Ok(()) => Ok(output),
             Err(error) => {
-                // Requests that ended before are told so by the next step.
-                self.undelivered = stepped.events;
+                // The next step returns the events of this one.
+                self.undelivered = output.events;
                 Err(error)
             }
         }
     }
 
-    fn advance(&mut self, stepped: &mut Stepped) -> Result<()> {
-        self.end_overdue(&mut stepped.events);
-        stepped.rows = self.admit(&mut stepped.events)?;
-        if stepped.rows > 0 {
-            self.deliver(&mut stepped.events);
-        }
-        loop {
-            let parts = self.parts();
-            let rows = parts.iter().map(|part| part.tokens.len()).sum::<usize>();
-            if rows == 0 {
-                return Ok(());
-            }
-            match self.run(&parts) {
-                Ok(()) => {
-                    self.step_rows.went_well();
-                    stepped.sequences = parts.len();
-                    stepped.rows += rows;
-                    self.deliver(&mut stepped.events);
-                    return Ok(());
-                }
-                Err(error) if self.shortage.caused(&error) => {
-                    if self.step_rows.less(rows) {
-                        stepped.less_rows = Some(self.step_rows.now());
-                    } else {
-                        let at = parts[0].sequence;
-                        stepped.events.push((self.running[at].id, Event::no_memory(&error)));
-                        self.end(at);
-                    }
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// Runs `parts` through the model. Nothing is changed where that fails before tokens are chosen.
-    fn run(&mut self, parts: &[Part]) -> Result<()> {
-        let next: Vec<Next> = parts.iter().map(|part| part.next(&self.running)).collect();
-        let batch = self.cache.pack(&next)?;
-        let hidden = self.model.infer(&batch, &self.no_prompts, &mut self.cache)?;
-        self.choose(parts, &hidden)?;
-        for part in parts {
-            self.running[part.sequence].filled += part.tokens.len();
-        }
-        Ok(())
-    }
-
-    /// Takes the sequences' events, and ends those that are over.
-    fn deliver(&mut self, events: &mut Vec<(SequenceId, Event)>) {
-        for sequence in &mut self.running {
-            let id = sequence.id;
-            events.extend(sequence.events.drain(..).map(|event| (id, event)));
-        }
-        for at in (0..self.running.len()).rev() {
-            let ended = events.iter().any(|(id, event)| *id == self.running[at].id && event.is_last());
-            if ended {
-                self.end(at);
-            }
-        }
-    }
-
-    /// Requests under way.
+    /// The running requests.
     pub fn running(&self) -> Vec<SequenceId> {
         self.running.iter().map(|sequence| sequence.id).collect()
     }
 
     fn next_id(&mut self) -> u64 {
-        self.ids += 1;
-        self.ids
+        self.last_id += 1;
+        self.last_id
     }
 
-    fn end(&mut self, at: usize) {
-        let sequence = self.running.remove(at);
+    fn end(&mut self, index: usize) {
+        let sequence = self.running.remove(index);
         self.cache.give_back(sequence.own);
-        drop(sequence.block);
-        self.leave();
+        drop(sequence.prefix);
+        self.free_removed();
     }
 
-    /// Gives back blocks of prefixes that are gone, where nobody uses them any more.
-    fn leave(&mut self) {
-        let (cache, leaving) = (&mut self.cache, &mut self.leaving);
-        leaving.retain(|block| {
-            let used = Arc::strong_count(block) > 1;
+    /// Frees the removed prefixes that no request uses any more.
+    fn free_removed(&mut self) {
+        let (cache, removed) = (&mut self.cache, &mut self.removed);
+        removed.retain(|cached| {
+            let used = Arc::strong_count(cached) > 1;
             if !used {
-                cache.give_back(block.rows.clone());
+                cache.give_back(cached.rows.clone());
             }
             used
         });
@@ -317,139 +239,26 @@ impl<'m> Engine<'m> {
         let now = Instant::now();
         let overdue = |request: &Request| request.deadline.is_some_and(|deadline| deadline <= now);
         self.waiting.retain(|waiting| {
-            let over = overdue(&waiting.request);
-            if over {
+            let is_overdue = overdue(&waiting.request);
+            if is_overdue {
                 events.push((waiting.id, Event::Finished(StopReason::TimeLimit)));
             }
-            !over
+            !is_overdue
         });
-        for at in (0..self.running.len()).rev() {
-            if overdue(&self.running[at].request) {
-                events.push((self.running[at].id, Event::Finished(StopReason::TimeLimit)));
-                self.end(at);
+        for index in (0..self.running.len()).rev() {
+            if overdue(&self.running[index].request) {
+                events.push((self.running[index].id, Event::Finished(StopReason::TimeLimit)));
+                self.end(index);
             }
         }
-    }
-
-    /// Frees heads that nobody uses until `rows` rows stand together, or none is left.
-    pub(super) fn make_room(&mut self, rows: usize) -> Option<Range<usize>> {
-        self.leave();
-        loop {
-            if let Some(range) = self.cache.take(rows) {
-                self.cache.give_back(range.clone());
-                return Some(range);
-            }
-            let cache = &mut self.cache;
-            let mut prefixes = self.prefixes.values_mut().chain(self.long_prefixes.values_mut());
-            if !prefixes.any(|prefix| prefix.give_back_one(cache)) {
-                return None;
-            }
-        }
-    }
-
-    /// Takes requests in, in the order of their arrival, while there is room for them. Gives the rows that went through
-    /// the model for it.
-    fn admit(&mut self, events: &mut Vec<(SequenceId, Event)>) -> Result<usize> {
-        self.leave();
-        let mut rows: usize = self.running.iter().map(Sequence::rows_to_come).sum();
-        let mut begun = 0;
-        while rows < self.step_rows.now() {
-            let Some(Waiting { id, prefix, request }) = self.waiting.front() else { break };
-            if !self.prefixes.contains_key(prefix) {
-                events.push((*id, Event::Failed("the prompt was unloaded".into())));
-                self.waiting.pop_front();
-                continue;
-            }
-            if request.embeds.is_some() {
-                let Some(n) = self.admit_embeds(events) else { break };
-                rows += n;
-                begun += n;
-                continue;
-            }
-            let (prefix, long) = (*prefix, self.long(*prefix, request)?);
-            if let Some(first_position) = long {
-                match self.make_long_prefix(prefix, first_position) {
-                    Ok(true) => {}
-                    Ok(false) => break,
-                    Err(error) if self.shortage.caused(&error) => {
-                        let Some(Waiting { id, .. }) = self.waiting.pop_front() else { break };
-                        events.push((id, Event::no_memory(&error)));
-                        continue;
-                    }
-                    Err(error) => return Err(error),
-                }
-            }
-            let Some(Waiting { request, .. }) = self.waiting.front() else { break };
-            let prefixes = if long.is_some() { &mut self.long_prefixes } else { &mut self.prefixes };
-            let Some(found) = prefixes.get_mut(&prefix) else { break };
-            // The row before the first token to score is the request's own, as is the last.
-            let block = found.block(&request.tokens, request.scored + 1);
-            let n = own_rows(request.tokens.len() - block.head.len(), request.max_new_tokens);
-            if self.make_room(n).is_none() {
-                break;
-            }
-            let Some(own) = self.cache.take(n) else { break };
-            let Some(Waiting { id, request, .. }) = self.waiting.pop_front() else { break };
-            let chooser = Chooser::new(&request);
-            rows += request.tokens.len() - block.head.len();
-            let (generated, scored, events) = (Vec::new(), Vec::new(), Vec::new());
-            let sequence =
-                Sequence { id, request, chooser, block, own, filled: 0, generated, scored, events };
-            self.running.push(sequence);
-        }
-        Ok(begun)
-    }
-
-    /// What of each sequence goes through now: a token of those that generate, then as much text as there is room for.
-    /// In the order of their blocks, so that those behind one prefix stand together.
-    fn parts(&self) -> Vec<Part> {
-        let mut room = self.step_rows.now();
-        let (mut texts, mut parts) = (Vec::new(), Vec::new());
-        for (i, sequence) in self.running.iter().enumerate() {
-            match sequence.generated.last() {
-                Some(token) if room > 0 => {
-                    parts.push(Part { sequence: i, tokens: vec![*token], targets: 1 });
-                    room -= 1;
-                }
-                Some(_) => {}
-                None => texts.push(i),
-            }
-        }
-        for i in texts {
-            let sequence = &self.running[i];
-            let text = sequence.text();
-            let end = text.len().min(sequence.filled + room);
-            if end > sequence.filled {
-                let targets = end.saturating_sub(sequence.first_target().max(sequence.filled));
-                let tokens = text[sequence.filled..end].to_vec();
-                room -= tokens.len();
-                parts.push(Part { sequence: i, tokens, targets });
-            }
-        }
-        parts.sort_by_key(|part| {
-            let sequence = &self.running[part.sequence];
-            (sequence.block.rows.start, sequence.own.start)
-        });
-        parts
-    }
-
-    /// Looks at the logits of the target rows, whose hidden states are `hidden` [targets, C].
-    fn choose(&mut self, parts: &[Part], hidden: &Tensor) -> Result<()> {
-        let mut rows = Vec::new();
-        for part in parts {
-            let sequence = &self.running[part.sequence];
-            let first = sequence.filled + part.tokens.len() - part.targets;
-            rows.extend((first..first + part.targets).map(|row| (part.sequence, row)));
-        }
-        super::choose::choose(self.model, hidden, &rows, &mut self.running, &mut self.shortage)
     }
 }
 
-/// Rows of keys and values that a request may need; the last token is chosen and not read.
+/// Rows of keys and values that a request may need. The last token does not go through the model.
 fn own_rows(text: usize, max_new_tokens: usize) -> usize {
     text + max_new_tokens.saturating_sub(1)
 }
 
-fn gone() -> Error {
+fn removed_prefix() -> Error {
     Error::Invalid("request: expected a prompt that is loaded, found one that was unloaded".into())
 }

@@ -1,4 +1,4 @@
-//! Generation: keys and values of what requests share once, then all requests together, in steps.
+//! Generation. Keys and values that requests share are computed once; then all requests run together, in steps.
 
 mod choices;
 mod choose;
@@ -8,11 +8,11 @@ mod prefixes;
 mod request;
 mod sampling;
 mod sequence;
-pub(crate) mod stop;
-pub(crate) mod text_stream;
+pub mod stop;
+pub mod text_stream;
 
 pub use choices::Choices;
-pub use engine::{Engine, Stepped};
+pub use engine::{Engine, StepOutput};
 pub use prefixes::PrefixId;
 pub use request::{Event, Request, Sampling, StopReason, Token};
 pub use sequence::SequenceId;
@@ -25,27 +25,28 @@ use crate::{Error, Result};
 use candle_core::Tensor;
 use std::collections::HashMap;
 
-/// What a request came to.
+/// The answer to a request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Generated {
     /// Token ids, without the stop token.
     pub tokens: Vec<u32>,
-    /// Why it ended.
+    /// Why the text ended.
     pub stop_reason: StopReason,
     /// Log-probabilities of [`Request::score`].
     pub scores: Vec<f64>,
 }
 
-/// How far a list of texts is.
+/// Progress of [`generate`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Done {
-    /// Texts that are done.
+pub struct GenerateProgress {
+    /// Number of texts that are complete.
     pub texts: usize,
-    /// Rows that go through the model at a time: less than was asked for after the device ran out of memory.
+    /// Rows per step: fewer than requested after the device ran out of memory.
     pub max_rows: usize,
 }
 
-/// The matrix of prompts that a pass reads: `prompt` as the model computes, or no row.
+/// The matrix of virtual tokens that a pass reads: `prompt` on the model's device and in its dtype, or a matrix without
+/// rows.
 pub(crate) fn prompts(model: &Decoder, prompt: Option<&Tensor>) -> Result<Tensor> {
     Ok(match prompt {
         Some(prompt) => gpu::to_device(prompt, model.device())?.to_dtype(model.prompt_dtype())?,
@@ -53,37 +54,38 @@ pub(crate) fn prompts(model: &Decoder, prompt: Option<&Tensor>) -> Result<Tensor
     })
 }
 
-/// Room that a batch of `requests` behind `virtual_tokens` needs, where it may have `most` rows at a time.
+/// Rows of the cache for `requests` after `virtual_tokens`, if at most `most` rows of requests are kept at a time.
 fn cache_rows(requests: &[Request], virtual_tokens: usize, most: usize) -> usize {
     let rows = |request: &Request| request.tokens.len() + request.max_new_tokens;
     let (all, largest) =
         (requests.iter().map(rows).sum::<usize>(), requests.iter().map(rows).max().unwrap_or(0));
     let longest_text = requests.iter().map(|request| request.tokens.len()).max().unwrap_or(0);
-    // The head that all share is at most a text.
+    // The head that all requests share is at most as long as a text.
     2 * virtual_tokens + longest_text + all.min(most.max(largest))
 }
 
-/// Runs `requests` behind `prompt` f32 [P, C], or without one, in steps of at most `step_rows` rows; `progress` is told
-/// how many are done. What comes of each, in their order. If the device runs out of memory, steps have fewer rows; if it has
-/// no room for the keys and values of so many requests, fewer are under way at a time.
+/// Runs `requests` after `prompt` f32 [P, C], or after no prompt, in steps of at most `step_rows` rows. `progress` is
+/// called with the number of complete texts. Returns the answers in the order of the requests. If the device runs out
+/// of memory, steps have fewer rows; if the keys and values of so many requests do not fit, fewer requests run at a
+/// time.
 ///
 /// # Errors
-/// A prompt of another width; requests that [`Engine::submit`] refuses; logits that are no numbers; [`Error::OutOfMemory`]
-/// for a request that does not fit by itself; the device's.
+/// Returns an error if the prompt has another width than the model, [`Engine::submit`] refuses a request, logits are
+/// not finite, or a device operation fails; and [`Error::OutOfMemory`] if one request does not fit by itself.
 pub fn generate(
     model: &Decoder,
     prompt: Option<&Tensor>,
     requests: Vec<Request>,
     step_rows: usize,
-    progress: &mut dyn FnMut(Done),
+    progress: &mut dyn FnMut(GenerateProgress),
 ) -> Result<Vec<Generated>> {
     let virtual_tokens = prompt.map_or(0, |prompt| prompt.dims()[0]);
     let long_above = model.config().rope.as_ref().and_then(Rope::long_above);
-    // Long requests have a prefix of their own.
-    let of_long = if long_above.is_some() { virtual_tokens } else { 0 };
+    // Long requests have prefixes of their own.
+    let long_prefix_rows = if long_above.is_some() { virtual_tokens } else { 0 };
     let (mut shortage, mut step_rows, mut last) = (Shortage::new(model.device()), step_rows.max(1), 0);
     loop {
-        let rows = cache_rows(&requests, virtual_tokens, 4 * step_rows) + of_long;
+        let rows = cache_rows(&requests, virtual_tokens, 4 * step_rows) + long_prefix_rows;
         let outcome = match Engine::new(model, rows, step_rows) {
             Ok(engine) => run_all(engine, prompt, &requests, step_rows, progress),
             Err(error) => Err(error),
@@ -92,7 +94,7 @@ pub fn generate(
             Err(error) if shortage.caused(&error) => error,
             other => return other,
         };
-        // As many rows as one request needs: nothing less is left to try.
+        // The cache has as many rows as one request needs, so it cannot be smaller.
         if rows == last || step_rows == 1 {
             return Err(Error::OutOfMemory { problem: error.to_string() });
         }
@@ -105,7 +107,7 @@ fn run_all(
     prompt: Option<&Tensor>,
     requests: &[Request],
     step_rows: usize,
-    progress: &mut dyn FnMut(Done),
+    progress: &mut dyn FnMut(GenerateProgress),
 ) -> Result<Vec<Generated>> {
     let prefix = engine.add_prefix(prompt)?;
     engine.share_head(prefix, crate::batch::common_head(requests.iter().map(|r| r.tokens.as_slice())))?;
@@ -114,19 +116,19 @@ fn run_all(
     for (place, request) in requests.iter().enumerate() {
         places.insert(engine.submit(prefix, request.clone())?, place);
     }
-    let mut done = Done { texts: 0, max_rows: step_rows };
+    let mut done = GenerateProgress { texts: 0, max_rows: step_rows };
     progress(done);
     while !engine.is_idle() {
-        let stepped = engine.step()?;
-        done.max_rows = stepped.less_rows.unwrap_or(done.max_rows);
-        for (id, event) in stepped.events {
-            let of = &mut generated[places[&id]];
+        let output = engine.step()?;
+        done.max_rows = output.less_rows.unwrap_or(done.max_rows);
+        for (id, event) in output.events {
+            let answer = &mut generated[places[&id]];
             match event {
                 Event::Scored(_) => {}
-                Event::FirstScores(scores) => of.scores = scores,
-                Event::Token(token) => of.tokens.push(token.id),
+                Event::FirstScores(scores) => answer.scores = scores,
+                Event::Token(token) => answer.tokens.push(token.id),
                 Event::Finished(reason) => {
-                    of.stop_reason = reason;
+                    answer.stop_reason = reason;
                     done.texts += 1;
                 }
                 Event::Failed(problem) => return Err(candle_core::Error::Msg(problem).into()),

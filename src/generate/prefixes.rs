@@ -1,13 +1,13 @@
-//! What stands before requests, computed once for all of them: a soft prompt's virtual tokens, and token rows that
-//! many requests begin with.
+//! What precedes requests and is computed once for all of them: a soft prompt's virtual tokens, and the first tokens
+//! that many requests share.
 //!
 //! ```text
 //!   ┌ virtual tokens ┐┌ head: an instruction, a verbalizer ┐┌ a request's own tokens
-//!   └──────────────── a block, [rows, 2K D] ───────────────┘└ its rows in the cache
+//!   └──────────── a cached prefix, [rows, 2K D] ───────────┘└ its rows in the cache
 //! ```
 //!
-//! Each prefix has a block without a head, and more for heads that were named or that recent requests share. A request
-//! hangs on the block with the longest head that it begins with.
+//! Each soft prompt has one cached prefix without a head, and more for heads that were given or that recent requests
+//! share. A request uses the cached prefix with the longest head that it begins with.
 
 use crate::Result;
 use crate::model::{Decoder, KvCache, Next};
@@ -17,105 +17,106 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Recent requests of a prefix that a new one is compared with.
+/// Number of recent requests with which a new one is compared.
 const RECENT: usize = 8;
 
-/// Of these so many have to begin like the new one, for the beginning to become a head.
-const ALIKE: usize = 3;
+/// Number of recent requests that must share the beginning of the new one before it becomes a head.
+const MIN_ALIKE: usize = 3;
 
-/// Tokens that a head is longer than the one there is: a block costs a pass over virtual tokens and head.
-const LONGER: usize = 4;
+/// Least number of tokens that a new head is longer than the best one there is, because a cached prefix costs a pass
+/// over virtual tokens and head.
+const MIN_GAIN: usize = 4;
 
-/// Heads of a prefix at most; the one that was not used for the longest makes room.
-const HEADS: usize = 4;
+/// Most heads of a prompt. The least recently used one is replaced.
+const MAX_HEADS: usize = 4;
 
-/// Tokens of a request that are compared.
+/// Number of tokens of a request that are compared.
 const COMPARED: usize = 2048;
 
-/// A handle on a prefix.
+/// Identifies a soft prompt, or no prompt, of an engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PrefixId(pub(super) u64);
 
 /// Keys and values of virtual tokens and a head, in the cache.
-pub(super) struct Block {
+pub(super) struct CachedPrefix {
     /// Rows of the cache.
     pub(super) rows: Range<usize>,
     /// The first row of the rotary table for its positions.
     pub(super) first_position: usize,
-    /// Tokens behind the virtual ones.
+    /// Tokens after the virtual ones.
     pub(super) head: Vec<u32>,
-    /// Hidden state of the last virtual token [1, C], where there is one and no head.
-    pub(super) last: Option<Tensor>,
+    /// Hidden state [1, C] of the last virtual token; `None` if there is none or there is a head.
+    pub(super) last_hidden: Option<Tensor>,
 }
 
-/// One soft prompt, or none, with its blocks.
-pub(super) struct Prefix {
-    /// The virtual tokens' embeddings as the model computes, [P, C].
+/// The cached prefixes of one soft prompt, or of no prompt.
+pub(super) struct PromptCache {
+    /// The virtual tokens' embeddings [P, C] in the model's dtype.
     prompts: Tensor,
     /// The first row of the rotary table for the positions of its sequences.
     first_position: usize,
-    /// The first has no head. In the order of their last use otherwise, the latest last.
-    blocks: Vec<Arc<Block>>,
+    /// The first has no head. The others are in the order of their last use, the latest last.
+    cached: Vec<Arc<CachedPrefix>>,
     recent: VecDeque<Vec<u32>>,
 }
 
-impl Prefix {
-    /// A prefix and its block without a head; `None` where the cache has no room for it.
+impl PromptCache {
+    /// Computes the cached prefix without a head; `None` if the cache has no room for it.
     pub(super) fn new(model: &Decoder, cache: &mut KvCache, prompt: Option<&Tensor>) -> Result<Option<Self>> {
-        Self::at(model, cache, super::prompts(model, prompt)?, 0)
+        Self::with_prompts(model, cache, super::prompts(model, prompt)?, 0)
     }
 
     /// The same prompt for sequences whose positions begin at `first_position` of the rotary table.
-    pub(super) fn turned(
+    pub(super) fn at_position(
         &self,
         model: &Decoder,
         cache: &mut KvCache,
         first_position: usize,
     ) -> Result<Option<Self>> {
-        Self::at(model, cache, self.prompts.clone(), first_position)
+        Self::with_prompts(model, cache, self.prompts.clone(), first_position)
     }
 
-    fn at(
+    fn with_prompts(
         model: &Decoder,
         cache: &mut KvCache,
         prompts: Tensor,
         first_position: usize,
     ) -> Result<Option<Self>> {
-        let mut prefix = Self { prompts, first_position, blocks: Vec::new(), recent: VecDeque::new() };
-        let Some(block) = prefix.compute(model, cache, &[])? else { return Ok(None) };
-        prefix.blocks.push(Arc::new(block));
-        Ok(Some(prefix))
+        let mut prompt_cache = Self { prompts, first_position, cached: Vec::new(), recent: VecDeque::new() };
+        let Some(block) = prompt_cache.compute(model, cache, &[])? else { return Ok(None) };
+        prompt_cache.cached.push(Arc::new(block));
+        Ok(Some(prompt_cache))
     }
 
     pub(super) fn virtual_tokens(&self) -> usize {
         self.prompts.dims()[0]
     }
 
-    /// A block of its own for one request, whose text is `embeds` [T, C] and whose rows of the rotary table begin at
-    /// `first_position`; `None` when the cache has no room for it.
-    pub(super) fn extended(
+    /// A cached prefix for one request alone, whose text is `embeds` [T, C] and whose rows of the rotary table begin at
+    /// `first_position`; `None` if the cache has no room for it.
+    pub(super) fn with_embeds(
         &self,
         model: &Decoder,
         cache: &mut KvCache,
         embeds: &Tensor,
         first_position: usize,
-    ) -> Result<Option<Block>> {
+    ) -> Result<Option<CachedPrefix>> {
         let embeds = super::prompts(model, Some(embeds))?;
         let prompts = match self.virtual_tokens() {
             0 => embeds,
             _ => Tensor::cat(&[&self.prompts, &embeds], 0)?,
         };
-        let whole = Self { prompts, blocks: Vec::new(), recent: VecDeque::new(), first_position };
-        whole.compute(model, cache, &[])
+        let extended = Self { prompts, cached: Vec::new(), recent: VecDeque::new(), first_position };
+        extended.compute(model, cache, &[])
     }
 
-    fn compute(&self, model: &Decoder, cache: &mut KvCache, head: &[u32]) -> Result<Option<Block>> {
+    fn compute(&self, model: &Decoder, cache: &mut KvCache, head: &[u32]) -> Result<Option<CachedPrefix>> {
         let first_position = self.first_position;
         let virtual_ids = (0..self.virtual_tokens() as u32).map(virtual_id);
         let tokens: Vec<u32> = virtual_ids.chain(head.iter().copied()).collect();
         let Some(rows) = cache.take(tokens.len()) else { return Ok(None) };
         if tokens.is_empty() {
-            return Ok(Some(Block { rows, first_position, head: Vec::new(), last: None }));
+            return Ok(Some(CachedPrefix { rows, first_position, head: Vec::new(), last_hidden: None }));
         }
         let targets = usize::from(head.is_empty());
         let own = rows.clone();
@@ -123,8 +124,8 @@ impl Prefix {
         let computed = cache.pack(&[next]).and_then(|batch| model.infer(&batch, &self.prompts, cache));
         match computed {
             Ok(hidden) => {
-                let last = head.is_empty().then_some(hidden);
-                Ok(Some(Block { rows, first_position, head: head.to_vec(), last }))
+                let last_hidden = head.is_empty().then_some(hidden);
+                Ok(Some(CachedPrefix { rows, first_position, head: head.to_vec(), last_hidden }))
             }
             Err(error) => {
                 cache.give_back(rows);
@@ -133,45 +134,46 @@ impl Prefix {
         }
     }
 
-    /// The block with the longest head that `tokens` begin with, which leaves `rest` of them at least.
-    pub(super) fn block(&mut self, tokens: &[u32], rest: usize) -> Arc<Block> {
-        let most = tokens.len().saturating_sub(rest);
-        let fits = |block: &Block| block.head.len() <= most && tokens.starts_with(&block.head);
-        let best = (0..self.blocks.len()).filter(|i| fits(&self.blocks[*i]));
-        let best = best.max_by_key(|i| self.blocks[*i].head.len()).unwrap_or(0);
+    /// The cached prefix with the longest head that `tokens` begin with, if at least `remaining` tokens follow the
+    /// head.
+    pub(super) fn longest_match(&mut self, tokens: &[u32], remaining: usize) -> Arc<CachedPrefix> {
+        let most = tokens.len().saturating_sub(remaining);
+        let fits = |block: &CachedPrefix| block.head.len() <= most && tokens.starts_with(&block.head);
+        let best = (0..self.cached.len()).filter(|i| fits(&self.cached[*i]));
+        let best = best.max_by_key(|i| self.cached[*i].head.len()).unwrap_or(0);
         if best > 0 {
-            let block = self.blocks.remove(best);
-            self.blocks.push(block);
+            let block = self.cached.remove(best);
+            self.cached.push(block);
         }
-        let at = if best > 0 { self.blocks.len() - 1 } else { 0 };
-        self.blocks[at].clone()
+        let index = if best > 0 { self.cached.len() - 1 } else { 0 };
+        self.cached[index].clone()
     }
 
-    /// Computes a block for requests that begin with `head`; nothing where the cache has no room.
-    pub(super) fn share(&mut self, model: &Decoder, cache: &mut KvCache, head: &[u32]) -> Result<()> {
-        if self.blocks.iter().any(|block| block.head == head) {
+    /// Computes a cached prefix for requests that begin with `head`, if the cache has room for it.
+    pub(super) fn add_head(&mut self, model: &Decoder, cache: &mut KvCache, head: &[u32]) -> Result<()> {
+        if self.cached.iter().any(|block| block.head == head) {
             return Ok(());
         }
-        if self.blocks.len() > HEADS && !self.give_back_one(cache) {
+        if self.cached.len() > MAX_HEADS && !self.free_unused_head(cache) {
             return Ok(());
         }
         let block = self.compute(model, cache, head)?;
-        self.blocks.extend(block.map(Arc::new));
+        self.cached.extend(block.map(Arc::new));
         Ok(())
     }
 
-    /// Looks at how a request begins, and shares the head that recent ones have with it.
-    pub(super) fn learn(&mut self, model: &Decoder, cache: &mut KvCache, tokens: &[u32]) -> Result<()> {
+    /// Compares a request with recent ones, and adds the head that they share.
+    pub(super) fn observe(&mut self, model: &Decoder, cache: &mut KvCache, tokens: &[u32]) -> Result<()> {
         let tokens = &tokens[..tokens.len().min(COMPARED)];
-        let alike = |other: &Vec<u32>| tokens.iter().zip(other).take_while(|(a, b)| a == b).count();
-        let mut lengths: Vec<usize> = self.recent.iter().map(alike).collect();
+        let common_tokens = |other: &Vec<u32>| tokens.iter().zip(other).take_while(|(a, b)| a == b).count();
+        let mut lengths: Vec<usize> = self.recent.iter().map(common_tokens).collect();
         lengths.sort_unstable_by(|a, b| b.cmp(a));
-        if let Some(length) = lengths.get(ALIKE - 1) {
-            // The last token's row predicts the answer's first, and is the request's own.
+        if let Some(length) = lengths.get(MIN_ALIKE - 1) {
+            // The last token's row predicts the answer's first token, so it belongs to the request itself.
             let length = (*length).min(tokens.len().saturating_sub(1));
-            let known = self.block(tokens, 1).head.len();
-            if length >= known + LONGER {
-                self.share(model, cache, &tokens[..length])?;
+            let known = self.longest_match(tokens, 1).head.len();
+            if length >= known + MIN_GAIN {
+                self.add_head(model, cache, &tokens[..length])?;
             }
         }
         if self.recent.len() == RECENT {
@@ -181,17 +183,17 @@ impl Prefix {
         Ok(())
     }
 
-    /// Gives back the rows of the head that was not used for the longest, of those that nobody uses now.
-    pub(super) fn give_back_one(&mut self, cache: &mut KvCache) -> bool {
-        let unused = (1..self.blocks.len()).find(|i| Arc::strong_count(&self.blocks[*i]) == 1);
-        if let Some(at) = unused {
-            cache.give_back(self.blocks.remove(at).rows.clone());
+    /// Frees the rows of the least recently used head that no request uses now. Returns false if there is none.
+    pub(super) fn free_unused_head(&mut self, cache: &mut KvCache) -> bool {
+        let unused = (1..self.cached.len()).find(|i| Arc::strong_count(&self.cached[*i]) == 1);
+        if let Some(index) = unused {
+            cache.give_back(self.cached.remove(index).rows.clone());
         }
         unused.is_some()
     }
 
-    /// All blocks, to be given back when nobody uses them any more.
-    pub(super) fn into_blocks(self) -> Vec<Arc<Block>> {
-        self.blocks
+    /// All cached prefixes, to be freed when no request uses them.
+    pub(super) fn into_cached(self) -> Vec<Arc<CachedPrefix>> {
+        self.cached
     }
 }

@@ -1,4 +1,4 @@
-//! What is asked of a model, and what comes back, a token at a time.
+//! Requests for generated text, and the events that answer them.
 
 use super::Choices;
 use crate::Error;
@@ -6,37 +6,38 @@ use candle_core::Tensor;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// How the next token is chosen, in the order of transformers: biases and penalties, temperature, `top_k`, `top_p`, `min_p`.
+/// How the next token is chosen. The order is that of transformers: biases and penalties, temperature, `top_k`,
+/// `top_p`, `min_p`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampling {
-    /// Divides the logits; 0 takes the likeliest token, and the rest but penalties and biases is without effect.
+    /// Divides the logits. With 0 the likeliest token is chosen, and only penalties and biases have an effect.
     pub temperature: f64,
-    /// Share of the probability that the likeliest tokens, among which one is drawn, make up; 1 is all.
+    /// A token is drawn from the likeliest tokens that together have this probability; 1 is all.
     pub top_p: f64,
-    /// Number of the likeliest tokens among which one is drawn; 0 is all.
+    /// A token is drawn from this number of likeliest tokens; 0 is all.
     pub top_k: usize,
-    /// Tokens less likely than this share of the likeliest one's probability are not drawn (Nguyen et al., 2024,
+    /// Tokens less likely than this fraction of the likeliest token's probability are not drawn (Nguyen et al., 2024,
     /// arXiv:2407.01082); 0 is all.
     pub min_p: f64,
-    /// Divides the logits of tokens that were in the text or generated where they are positive, and multiplies them
-    /// where they are negative (Keskar et al., 2019, arXiv:1909.05858); 1 is none.
+    /// Divides the positive logits of tokens that occur in the text or the answer, and multiplies the negative ones
+    /// (Keskar et al., 2019, arXiv:1909.05858); 1 is none.
     pub repetition_penalty: f64,
-    /// Taken off the logits of tokens that were generated; 0 is none.
+    /// Subtracted from the logits of tokens that were generated; 0 is none.
     pub presence_penalty: f64,
-    /// Taken off the logits of tokens for each time that they were generated; 0 is none.
+    /// Subtracted from the logits of tokens once for each time that they were generated; 0 is none.
     pub frequency_penalty: f64,
     /// Added to the logits of these tokens.
     pub logit_bias: Vec<(u32, f32)>,
     /// The only tokens that may be chosen; `None` is all.
     pub allowed: Option<Arc<[u32]>>,
-    /// Token sequences that are not generated: the last token of one is not chosen after those before it.
+    /// Token sequences that are not generated: the last token of a sequence is not chosen after the tokens before it.
     pub banned: Arc<[Vec<u32>]>,
-    /// Of the draws: the same request with the same seed gets the same tokens.
+    /// Seed of the random draws. The same request with the same seed gets the same tokens.
     pub seed: u64,
 }
 
 impl Default for Sampling {
-    /// The likeliest token.
+    /// The likeliest token is chosen.
     fn default() -> Self {
         Self {
             temperature: 0.0,
@@ -54,45 +55,45 @@ impl Default for Sampling {
     }
 }
 
-/// One text to go on from.
+/// One text to continue.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// Token ids behind the prefix; at least one, or none with `embeds`.
+    /// Token ids after the prefix: at least one, or none with `embeds`.
     pub tokens: Vec<u32>,
     /// The text as embeddings f32 [T, C] instead, before the model's embedding multiplier.
     pub embeds: Option<Tensor>,
-    /// Trailing tokens of `tokens` whose log-probabilities are wanted, each given all before it. The first token has
-    /// none where nothing stands before it.
+    /// Number of trailing tokens of `tokens` whose log-probabilities are returned, each given all tokens before it. The
+    /// very first token has none if there are no virtual tokens.
     pub scored: usize,
-    /// Tokens to generate at most; 0 scores only.
+    /// Most tokens to generate. With 0, `tokens` are scored only.
     pub max_new_tokens: usize,
-    /// Generated tokens before which no stop token is chosen.
+    /// Number of generated tokens before a stop token may be chosen.
     pub min_new_tokens: usize,
-    /// Tokens that end the text; they are not part of what is generated.
+    /// Tokens that end the answer. They are not part of it.
     pub stop_token_ids: Arc<[u32]>,
     /// How the next token is chosen.
     pub sampling: Sampling,
-    /// What the answer may be; it ends when it is one of them. `None` is any text. `max_new_tokens` and stop tokens
-    /// still cut it; `min_new_tokens` does not lengthen it.
+    /// The possible answers. The answer ends when it is one of them; `None` allows any text. `max_new_tokens` and stop
+    /// tokens may still end it earlier, and `min_new_tokens` does not make it longer.
     pub choices: Option<Arc<Choices>>,
-    /// With each token its log-probability, and those of so many likeliest tokens, before biases, penalties and
-    /// temperature, and among all tokens whatever the choices.
+    /// If set, each token has its log-probability, and this number of likeliest tokens with theirs. They are taken
+    /// before biases, penalties and temperature, and among all tokens, whatever the choices are.
     pub logprobs: Option<usize>,
-    /// Tokens whose log-probabilities as the first generated token are wanted.
+    /// Tokens whose log-probabilities as the first generated token are returned.
     pub score: Vec<u32>,
-    /// When generation ends at the latest.
+    /// The latest end of the generation.
     pub deadline: Option<Instant>,
 }
 
 impl Request {
-    /// Positions of the text.
+    /// Number of positions of the text.
     pub fn text_positions(&self) -> usize {
         self.embeds.as_ref().map_or(self.tokens.len(), |embeds| embeds.dims().first().copied().unwrap_or(0))
     }
 }
 
 impl Default for Request {
-    /// No text: one has to be given.
+    /// A request without text. The caller must set one.
     fn default() -> Self {
         Self {
             tokens: Vec::new(),
@@ -110,14 +111,14 @@ impl Default for Request {
     }
 }
 
-/// A token with the log-probabilities that were asked for.
+/// A token, with log-probabilities if the request asks for them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Token {
     /// Its id.
     pub id: u32,
-    /// Its log-probability, nats; `None` where none was asked for or nothing stands before it.
+    /// Its log-probability in nats; `None` if the request does not ask for it or no token precedes this one.
     pub logprob: Option<f64>,
-    /// The likeliest tokens in its place with theirs, the likeliest first.
+    /// The likeliest tokens at its position and their log-probabilities, the likeliest first.
     pub top: Vec<(u32, f64)>,
 }
 
@@ -125,7 +126,7 @@ pub struct Token {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StopReason {
-    /// A stop token came.
+    /// A stop token was chosen.
     StopToken,
     /// `max_new_tokens` were generated.
     MaxTokens,
@@ -133,30 +134,30 @@ pub enum StopReason {
     TimeLimit,
 }
 
-/// What a sequence came to, in the order in which it does.
+/// The events of a sequence, in the order in which they are sent.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// The trailing tokens of the text, as many as [`Request::scored`] says; not sent where that is 0.
+    /// The trailing tokens of the text, as many as [`Request::scored`] says; not sent if that is 0.
     Scored(Vec<Token>),
-    /// Log-probabilities of [`Request::score`]; not sent where that is empty.
+    /// Log-probabilities of [`Request::score`]; not sent if that is empty.
     FirstScores(Vec<f64>),
     /// One more token.
     Token(Token),
-    /// Nothing comes behind this.
+    /// The last event of a request that ended normally.
     Finished(StopReason),
-    /// The device failed; nothing comes behind this.
+    /// The device failed. This is the last event.
     Failed(String),
-    /// The device has too little memory for this request alone; nothing comes behind this.
+    /// The device has too little memory for this request alone. This is the last event.
     NoMemory(String),
 }
 
 impl Event {
-    /// Whether nothing comes behind it.
+    /// Whether this is the last event of a request.
     pub fn is_last(&self) -> bool {
         matches!(self, Self::Finished(_) | Self::Failed(_) | Self::NoMemory(_))
     }
 
-    /// [`Event::NoMemory`] by what the device said.
+    /// [`Event::NoMemory`] with the device's message.
     pub(super) fn no_memory(error: &Error) -> Self {
         Self::NoMemory(format!(
             "the device has too little memory for this request: {error}; hint: fewer tokens of text and answer, or \

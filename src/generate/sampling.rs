@@ -1,10 +1,9 @@
 //! The choice of the next token, as transformers' logits processors and warpers make it.
 //!
-//! candle-transformers' `LogitsProcessor` takes `top_p` of the whole distribution where transformers takes it of the
-//! `top_k` that are left, has no penalties, and sorts the whole vocabulary for every token; a batch of requests in a
-//! server needs neither.
+//! candle-transformers' `LogitsProcessor` applies `top_p` to the whole distribution, while transformers applies it to
+//! the `top_k` that remain. It also has no penalties, and it sorts the whole vocabulary for every token.
 
-use super::choices::{Walk, only};
+use super::choices::{ChoiceState, mask_all_but};
 use super::{Request, Sampling};
 use crate::Result;
 use rand::{Rng, SeedableRng};
@@ -12,52 +11,58 @@ use rand_chacha::ChaCha8Rng;
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
-/// Of the likeliest tokens so many are looked at first for `top_p`; four times as many each time that they make up
-/// too little.
+/// Number of likeliest tokens that are examined first for `top_p`; four times as many each time that their probability
+/// is too small.
 const NUCLEUS: usize = 64;
 
 /// Chooses the tokens of one sequence.
-pub(super) struct Chooser {
+pub(super) struct TokenSampler {
     sampling: Sampling,
     rng: ChaCha8Rng,
-    /// Tokens of the text and those generated, with how often they were generated; kept where penalties need it.
-    seen: HashMap<u32, u32>,
-    /// Tokens generated, kept where sequences are banned.
+    /// How often each token of the text or the answer was generated; filled only if there are penalties.
+    counts: HashMap<u32, u32>,
+    /// Tokens generated; filled only if there are banned sequences.
     generated: Vec<u32>,
-    /// Where the answer stands among its choices, when it has to be one of some.
-    walk: Option<Walk>,
+    /// The position among the possible answers, if the request lists them.
+    choice_state: Option<ChoiceState>,
 }
 
-impl Chooser {
+impl TokenSampler {
     pub(super) fn new(request: &Request) -> Self {
         let sampling = request.sampling.clone();
         let rng = ChaCha8Rng::seed_from_u64(sampling.seed);
-        let mut seen = HashMap::new();
+        let mut counts = HashMap::new();
         if sampling.repetition_penalty != 1.0 {
-            seen.extend(request.tokens.iter().map(|token| (*token, 0)));
+            counts.extend(request.tokens.iter().map(|token| (*token, 0)));
         }
-        Self { sampling, rng, seen, generated: Vec::new(), walk: request.choices.clone().map(Walk::new) }
+        Self {
+            sampling,
+            rng,
+            counts,
+            generated: Vec::new(),
+            choice_state: request.choices.clone().map(ChoiceState::new),
+        }
     }
 
-    /// Whether the choice is the largest logit, and nothing else has to be known.
-    pub(super) fn is_plain(&self) -> bool {
+    /// Whether the choice is always the largest logit.
+    pub(super) fn is_greedy(&self) -> bool {
         let Sampling { temperature, logit_bias, allowed, banned, .. } = &self.sampling;
         *temperature == 0.0
             && !self.penalises()
             && logit_bias.is_empty()
             && allowed.is_none()
             && banned.is_empty()
-            && self.walk.is_none()
+            && self.choice_state.is_none()
     }
 
-    /// Whether the last token chosen ends an answer that is one of its choices, and is no part of it.
+    /// Whether the last token ended an answer that is one of the choices. It is not part of the answer.
     pub(super) fn has_ended(&self) -> bool {
-        self.walk.as_ref().is_some_and(Walk::has_ended)
+        self.choice_state.as_ref().is_some_and(ChoiceState::has_ended)
     }
 
-    /// Whether the answer is one of its choices, and nothing can follow.
+    /// Whether the answer is one of the choices and no token can follow.
     pub(super) fn is_complete(&self) -> bool {
-        self.walk.as_ref().is_some_and(Walk::is_complete)
+        self.choice_state.as_ref().is_some_and(ChoiceState::is_complete)
     }
 
     fn penalises(&self) -> bool {
@@ -65,25 +70,25 @@ impl Chooser {
         repetition_penalty != 1.0 || presence_penalty != 0.0 || frequency_penalty != 0.0
     }
 
-    /// The next token by its logits [V], which are changed on the way; none of `forbidden`.
+    /// Chooses the next token by its logits [V], which are changed; never one of `forbidden`.
     pub(super) fn choose(&mut self, logits: &mut [f32], forbidden: &[u32]) -> Result<u32> {
         self.adjust(logits, forbidden);
         let token = match self.sampling.temperature {
-            0.0 => largest(logits)?,
+            0.0 => argmax(logits)?,
             _ => {
-                largest(logits)?;
-                let kept = kept(logits, &self.sampling);
-                draw(&kept, self.rng.random::<f64>())
+                argmax(logits)?;
+                let candidates = candidates(logits, &self.sampling);
+                draw(&candidates, self.rng.random::<f64>())
             }
         };
         if self.penalises() {
-            *self.seen.entry(token).or_default() += 1;
+            *self.counts.entry(token).or_default() += 1;
         }
         if !self.sampling.banned.is_empty() {
             self.generated.push(token);
         }
-        if let Some(walk) = &mut self.walk {
-            walk.step(token);
+        if let Some(choice_state) = &mut self.choice_state {
+            choice_state.step(token);
         }
         Ok(token)
     }
@@ -95,7 +100,7 @@ impl Chooser {
             }
         }
         let Sampling { repetition_penalty, presence_penalty, frequency_penalty, .. } = self.sampling;
-        for (token, times) in &self.seen {
+        for (token, times) in &self.counts {
             let Some(logit) = logits.get_mut(*token as usize) else { continue };
             let penalty = repetition_penalty as f32;
             *logit = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
@@ -113,114 +118,115 @@ impl Chooser {
             }
         }
         if let Some(allowed) = &self.sampling.allowed {
-            only(logits, allowed.iter().copied());
+            mask_all_but(logits, allowed.iter().copied());
         }
-        if let Some(walk) = &self.walk {
-            walk.mask(logits);
+        if let Some(choice_state) = &self.choice_state {
+            choice_state.mask(logits);
         }
     }
 }
 
-/// The first of the largest logits.
+/// The index of the largest logit, of several the first.
 ///
 /// # Errors
-/// A logit that is not a number, or none above negative infinity.
-pub(super) fn largest(logits: &[f32]) -> Result<u32> {
+/// Returns an error if a logit is NaN or the largest one is infinite.
+pub(super) fn argmax(logits: &[f32]) -> Result<u32> {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let nan = logits.iter().fold(false, |nan, logit| nan | logit.is_nan());
     match logits.iter().position(|logit| *logit == largest) {
-        Some(at) if !nan && largest.is_finite() => Ok(at as u32),
+        Some(index) if !nan && largest.is_finite() => Ok(index as u32),
         _ => {
-            let found = if nan { f32::NAN } else { largest };
+            let value = if nan { f32::NAN } else { largest };
             let hint =
                 "the prompt's tuning diverged, or the weights overflow in f16; --dtype f32 shows which";
-            Err(candle_core::Error::Msg(format!("logits: expected numbers, found {found}; hint: {hint}"))
+            Err(candle_core::Error::Msg(format!("logits: expected numbers, found {value}; hint: {hint}"))
                 .into())
         }
     }
 }
 
-/// Tokens that may be drawn, with their probabilities among themselves.
-fn kept(logits: &[f32], sampling: &Sampling) -> Vec<(u32, f64)> {
+/// Tokens that may be drawn, and their probabilities, whose sum is 1.
+fn candidates(logits: &[f32], sampling: &Sampling) -> Vec<(u32, f64)> {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut kept: Vec<(u32, f64)> = (0u32..).zip(logits.iter().map(|logit| f64::from(*logit))).collect();
-    if sampling.top_k > 0 && sampling.top_k < kept.len() {
-        let (_, (_, least), _) = kept.select_nth_unstable_by(sampling.top_k - 1, by_size);
+    let mut candidates: Vec<(u32, f64)> =
+        (0u32..).zip(logits.iter().map(|logit| f64::from(*logit))).collect();
+    if sampling.top_k > 0 && sampling.top_k < candidates.len() {
+        let (_, (_, least), _) = candidates.select_nth_unstable_by(sampling.top_k - 1, by_descending_weight);
         let least = *least;
-        kept.retain(|(_, logit)| *logit >= least);
+        candidates.retain(|(_, logit)| *logit >= least);
     }
-    for (_, logit) in &mut kept {
+    for (_, logit) in &mut candidates {
         *logit = ((*logit - f64::from(largest)) / sampling.temperature).exp();
     }
     if sampling.top_p < 1.0 {
-        nucleus(&mut kept, sampling.top_p);
+        nucleus(&mut candidates, sampling.top_p);
     }
     if sampling.min_p > 0.0 {
-        // Weights are shares of the likeliest token's, and its own is 1.
-        kept.retain(|(_, weight)| *weight >= sampling.min_p);
+        // Weights are relative to the likeliest token, whose weight is 1.
+        candidates.retain(|(_, weight)| *weight >= sampling.min_p);
     }
-    kept.sort_unstable_by(by_size);
-    let sum: f64 = kept.iter().map(|(_, weight)| weight).sum();
-    kept.iter_mut().for_each(|(_, weight)| *weight /= sum);
-    kept
+    candidates.sort_unstable_by(by_descending_weight);
+    let sum: f64 = candidates.iter().map(|(_, weight)| weight).sum();
+    candidates.iter_mut().for_each(|(_, weight)| *weight /= sum);
+    candidates
 }
 
-/// Leaves the smallest set of the largest weights that makes up `top_p` of their sum; the largest always stays.
-fn nucleus(kept: &mut Vec<(u32, f64)>, top_p: f64) {
-    let wanted = top_p * kept.iter().map(|(_, weight)| weight).sum::<f64>();
+/// Keeps the smallest set of the largest weights that makes up `top_p` of their sum, and at least one.
+fn nucleus(candidates: &mut Vec<(u32, f64)>, top_p: f64) {
+    let wanted = top_p * candidates.iter().map(|(_, weight)| weight).sum::<f64>();
     let mut n = NUCLEUS;
-    while n < kept.len() {
-        kept.select_nth_unstable_by(n - 1, by_size);
-        if kept[..n].iter().map(|(_, weight)| weight).sum::<f64>() >= wanted {
-            kept.truncate(n);
+    while n < candidates.len() {
+        candidates.select_nth_unstable_by(n - 1, by_descending_weight);
+        if candidates[..n].iter().map(|(_, weight)| weight).sum::<f64>() >= wanted {
+            candidates.truncate(n);
             break;
         }
         n *= 4;
     }
-    kept.sort_unstable_by(by_size);
+    candidates.sort_unstable_by(by_descending_weight);
     let mut sum = 0.0;
-    let few = kept.iter().take_while(|(_, weight)| {
+    let count = candidates.iter().take_while(|(_, weight)| {
         let before = sum;
         sum += weight;
         before < wanted
     });
-    let few = few.count().max(1);
-    kept.truncate(few);
+    let count = count.count().max(1);
+    candidates.truncate(count);
 }
 
-/// The largest first, and of equal ones the lower token.
-fn by_size(a: &(u32, f64), b: &(u32, f64)) -> Ordering {
+/// The largest first; of equal ones the lower token first.
+fn by_descending_weight(a: &(u32, f64), b: &(u32, f64)) -> Ordering {
     b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
 }
 
-/// The token at which the probabilities add up to more than `at`, from 0 to 1.
-fn draw(kept: &[(u32, f64)], at: f64) -> u32 {
+/// The token at which the cumulative probability exceeds `quantile`, from 0 to 1.
+fn draw(candidates: &[(u32, f64)], quantile: f64) -> u32 {
     let mut sum = 0.0;
-    let found = kept.iter().find(|(_, probability)| {
+    let drawn = candidates.iter().find(|(_, probability)| {
         sum += probability;
-        sum > at
+        sum > quantile
     });
-    // Rounding can leave the sum just under 1.
-    found.or(kept.iter().rfind(|(_, p)| *p > 0.0)).map_or(0, |(token, _)| *token)
+    // Because of rounding, the sum can be slightly less than 1.
+    drawn.or(candidates.iter().rfind(|(_, p)| *p > 0.0)).map_or(0, |(token, _)| *token)
 }
 
-/// Log of the sum of the exponentials, from which log-probabilities are taken.
+/// Logarithm of the sum of the exponentials.
 pub(super) fn log_sum_exp(logits: &[f32]) -> f64 {
     let largest = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     let sum: f64 = logits.iter().map(|logit| (f64::from(*logit) - largest).exp()).sum();
     largest + sum.ln()
 }
 
-/// The `n` largest of `logits` with their log-probabilities, the largest first.
-pub(super) fn top(logits: &[f32], n: usize, log_sum_exp: f64) -> Vec<(u32, f64)> {
+/// The `n` largest of `logits` and their log-probabilities, the largest first.
+pub(super) fn top_n(logits: &[f32], n: usize, log_sum_exp: f64) -> Vec<(u32, f64)> {
     let n = n.min(logits.len());
     if n == 0 {
         return Vec::new();
     }
     let mut all: Vec<(u32, f64)> = (0u32..).zip(logits.iter().map(|logit| f64::from(*logit))).collect();
-    all.select_nth_unstable_by(n - 1, by_size);
+    all.select_nth_unstable_by(n - 1, by_descending_weight);
     all.truncate(n);
-    all.sort_unstable_by(by_size);
+    all.sort_unstable_by(by_descending_weight);
     all.iter_mut().for_each(|(_, logit)| *logit -= log_sum_exp);
     all
 }
@@ -239,13 +245,13 @@ mod tests {
         value.as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect()
     }
 
-    fn chooser(sampling: &Sampling, tokens: Vec<u32>) -> Chooser {
-        Chooser::new(&Request { tokens, sampling: sampling.clone(), ..Request::default() })
+    fn sampler(sampling: &Sampling, tokens: Vec<u32>) -> TokenSampler {
+        TokenSampler::new(&Request { tokens, sampling: sampling.clone(), ..Request::default() })
     }
 
     /// transformers' own processors and warpers on the same logits (tests/golden/sampling.py).
     #[test]
-    fn the_distribution_is_transformers() {
+    fn distribution_is_that_of_transformers() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/sampling.json");
         let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
         let cases = golden["cases"].as_array().unwrap();
@@ -260,10 +266,10 @@ mod tests {
                 ..Sampling::default()
             };
             let mut logits: Vec<f32> = floats(&case["logits"]).iter().map(|v| *v as f32).collect();
-            let chooser = chooser(&sampling, tokens(&case["text"]));
-            chooser.adjust(&mut logits, &tokens(&case["forbidden"]));
+            let sampler = sampler(&sampling, tokens(&case["text"]));
+            sampler.adjust(&mut logits, &tokens(&case["forbidden"]));
             let mut ours = vec![0.0; logits.len()];
-            kept(&logits, &sampling).iter().for_each(|(token, p)| ours[*token as usize] = *p);
+            candidates(&logits, &sampling).iter().for_each(|(token, p)| ours[*token as usize] = *p);
             for (token, (ours, wanted)) in ours.iter().zip(floats(&case["probabilities"])).enumerate() {
                 assert!((ours - wanted).abs() < 2e-6, "{}, token {token}: {ours} and {wanted}", case["name"]);
             }
@@ -271,12 +277,12 @@ mod tests {
     }
 
     #[test]
-    fn draws_follow_the_probabilities_and_the_seed() {
+    fn samples_follow_the_probabilities_and_the_seed() {
         let logits = [0.0f32, 1.0, 2.0, -1.0];
         let sampling = Sampling { temperature: 1.0, seed: 7, ..Sampling::default() };
         let draws = |n: usize| {
-            let mut chooser = chooser(&sampling, Vec::new());
-            (0..n).map(|_| chooser.choose(&mut logits.clone(), &[3]).unwrap()).collect::<Vec<_>>()
+            let mut sampler = sampler(&sampling, Vec::new());
+            (0..n).map(|_| sampler.choose(&mut logits.clone(), &[3]).unwrap()).collect::<Vec<_>>()
         };
         let many = draws(20_000);
         assert_eq!(many[..100], draws(100));
@@ -296,10 +302,10 @@ mod tests {
     #[test]
     fn penalties_of_what_was_generated_count_its_times() {
         let sampling = Sampling { presence_penalty: 0.5, frequency_penalty: 0.25, ..Sampling::default() };
-        let mut chooser = chooser(&sampling, vec![1]);
+        let mut sampler = sampler(&sampling, vec![1]);
         let mut chosen = Vec::new();
         for _ in 0..4 {
-            chosen.push(chooser.choose(&mut [0.0, 1.3, 1.0], &[]).unwrap());
+            chosen.push(sampler.choose(&mut [0.0, 1.3, 1.0], &[]).unwrap());
         }
         // 1.3 | 1.3 - 0.75, 1.0 | 0.55, 0.25 | 1.3 - 1.0, 0.25
         assert_eq!(chosen, [1, 2, 1, 1]);
@@ -309,9 +315,9 @@ mod tests {
     fn a_bias_changes_the_likeliest_token() {
         for (bias, expected) in [(vec![(0, 100.0)], 0), (vec![(1, -100.0)], 2), (vec![(9, 100.0)], 1)] {
             let sampling = Sampling { logit_bias: bias, ..Sampling::default() };
-            let mut chooser = chooser(&sampling, Vec::new());
-            assert!(!chooser.is_plain());
-            assert_eq!(chooser.choose(&mut [0.0, 5.0, 4.5, -3.0], &[]).unwrap(), expected);
+            let mut sampler = sampler(&sampling, Vec::new());
+            assert!(!sampler.is_greedy());
+            assert_eq!(sampler.choose(&mut [0.0, 5.0, 4.5, -3.0], &[]).unwrap(), expected);
         }
     }
 
@@ -319,19 +325,19 @@ mod tests {
     fn only_allowed_tokens_are_chosen_and_banned_sequences_are_not() {
         let logits = [0.0f32, 3.0, 2.0, 1.0];
         let allowed = Sampling { allowed: Some(Arc::from([0, 3])), ..Sampling::default() };
-        assert!(!chooser(&allowed, Vec::new()).is_plain());
-        assert_eq!(chooser(&allowed, Vec::new()).choose(&mut logits.clone(), &[]).unwrap(), 3);
-        assert_eq!(chooser(&allowed, Vec::new()).choose(&mut logits.clone(), &[3]).unwrap(), 0);
+        assert!(!sampler(&allowed, Vec::new()).is_greedy());
+        assert_eq!(sampler(&allowed, Vec::new()).choose(&mut logits.clone(), &[]).unwrap(), 3);
+        assert_eq!(sampler(&allowed, Vec::new()).choose(&mut logits.clone(), &[3]).unwrap(), 0);
         // The text before the answer does not count.
         let banned = Sampling { banned: Arc::from([vec![1, 2, 1], vec![1, 1]]), ..Sampling::default() };
-        let mut chooser = chooser(&banned, vec![1, 2]);
-        assert!(!chooser.is_plain());
-        let chosen: Vec<u32> = (0..4).map(|_| chooser.choose(&mut logits.clone(), &[]).unwrap()).collect();
+        let mut sampler = sampler(&banned, vec![1, 2]);
+        assert!(!sampler.is_greedy());
+        let chosen: Vec<u32> = (0..4).map(|_| sampler.choose(&mut logits.clone(), &[]).unwrap()).collect();
         assert_eq!(chosen, [1, 2, 2, 1]);
     }
 
     #[test]
-    fn drawn_answers_are_choices_in_the_shares_of_their_tokens() {
+    fn sampled_choices_follow_the_probabilities_of_their_tokens() {
         let choices =
             Arc::new(crate::generate::Choices::new(&[vec![1], vec![1, 2], vec![3, 0]], Arc::from([4])));
         let logits = [0.5f32, 1.0, 0.25, 0.0, -0.5, 9.0];
@@ -340,10 +346,10 @@ mod tests {
         for seed in 0..n {
             let sampling = Sampling { temperature: 1.0, seed, ..Sampling::default() };
             let request = Request { sampling, choices: Some(choices.clone()), ..Request::default() };
-            let (mut chooser, mut answer) = (Chooser::new(&request), Vec::new());
-            while !chooser.is_complete() {
-                let token = chooser.choose(&mut logits.clone(), &[]).unwrap();
-                if chooser.has_ended() {
+            let (mut sampler, mut answer) = (TokenSampler::new(&request), Vec::new());
+            while !sampler.is_complete() {
+                let token = sampler.choose(&mut logits.clone(), &[]).unwrap();
+                if sampler.has_ended() {
                     break;
                 }
                 answer.push(token);
@@ -366,10 +372,10 @@ mod tests {
     #[test]
     fn logits_that_are_no_numbers_are_an_error() {
         for logits in [[0.0, f32::NAN], [f32::NEG_INFINITY; 2], [f32::INFINITY, 0.0]] {
-            let error = largest(&logits).unwrap_err().to_string();
+            let error = argmax(&logits).unwrap_err().to_string();
             assert!(error.starts_with("logits: expected numbers"), "{error}");
         }
-        assert_eq!(largest(&[1.0, 2.0, 2.0]).unwrap(), 1);
+        assert_eq!(argmax(&[1.0, 2.0, 2.0]).unwrap(), 1);
     }
 
     #[test]
@@ -378,7 +384,7 @@ mod tests {
         let lse = log_sum_exp(&logits);
         let expected = logits.iter().map(|l| f64::from(*l).exp()).sum::<f64>().ln();
         assert!((lse - expected).abs() < 1e-12);
-        let top = top(&logits, 3, lse);
+        let top = top_n(&logits, 3, lse);
         assert_eq!(top.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [1, 3, 2]);
         assert!((top[2].1 - (2.0 - expected)).abs() < 1e-12);
     }

@@ -1,7 +1,7 @@
-//! A request that the engine runs, and what its logits mean for it.
+//! A request that the engine runs, and what it does with its logits.
 
-use super::prefixes::Block;
-use super::sampling::{Chooser, largest, log_sum_exp, top};
+use super::prefixes::CachedPrefix;
+use super::sampling::{TokenSampler, argmax, log_sum_exp, top_n};
 use super::{Event, Request, StopReason, Token};
 use crate::Result;
 use crate::model::Decoder;
@@ -9,73 +9,87 @@ use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// A handle on a request.
+/// Identifies a request of an engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SequenceId(pub(super) u64);
 
-/// A request under way.
+/// A running request.
 pub(super) struct Sequence {
     pub(super) id: SequenceId,
     pub(super) request: Request,
-    pub(super) chooser: Chooser,
-    pub(super) block: Arc<Block>,
+    pub(super) sampler: TokenSampler,
+    pub(super) prefix: Arc<CachedPrefix>,
     pub(super) own: Range<usize>,
-    /// Rows of `own` that are written.
+    /// Number of rows of `own` that are written.
     pub(super) filled: usize,
     pub(super) generated: Vec<u32>,
     pub(super) scored: Vec<Token>,
-    /// Events of the step under way.
+    /// Events of the current step.
     pub(super) events: Vec<Event>,
 }
 
 impl Sequence {
-    /// Tokens of the text that are not in the block.
-    pub(super) fn text(&self) -> &[u32] {
-        &self.request.tokens[self.block.head.len()..]
+    /// A request that begins with the rows `own` of the cache, after `prefix`.
+    pub(super) fn new(
+        id: SequenceId,
+        request: Request,
+        prefix: Arc<CachedPrefix>,
+        own: Range<usize>,
+    ) -> Self {
+        let sampler = TokenSampler::new(&request);
+        let (generated, scored, events) = (Vec::new(), Vec::new(), Vec::new());
+        Self { id, request, sampler, prefix, own, filled: 0, generated, scored, events }
     }
 
-    /// The first row of the text whose logits are wanted: that before the first token to score, else the last.
+    /// Tokens of the text that are not part of the prefix.
+    pub(super) fn text(&self) -> &[u32] {
+        &self.request.tokens[self.prefix.head.len()..]
+    }
+
+    /// The first row of the text whose logits are needed: the row before the first token to score, or else the last
+    /// row.
     pub(super) fn first_target(&self) -> usize {
         self.text().len().saturating_sub(self.request.scored + 1)
     }
 
-    /// Tokens before the answer's first that row `row` of `own` stands behind, itself counted.
+    /// The number of text tokens up to row `row` of `own`, including it.
     pub(super) fn position(&self, row: usize) -> usize {
-        self.block.head.len() + row + 1
+        self.prefix.head.len() + row + 1
     }
 
-    /// Hidden state of the last virtual token, which predicts the first token of the text.
-    pub(super) fn last_virtual(&self) -> Option<&Tensor> {
-        self.block.last.as_ref()
+    /// Hidden state [1, C] of the last virtual token, which predicts the first token of the text.
+    pub(super) fn last_hidden(&self) -> Option<&Tensor> {
+        self.prefix.last_hidden.as_ref()
     }
 
-    /// Rows of the next steps that are known: the rest of the text, or a token.
+    /// Number of rows of the next steps that are known: the tokens of the text that are not processed yet, or one
+    /// token.
     pub(super) fn rows_to_come(&self) -> usize {
         self.text().len().saturating_sub(self.filled).max(1)
     }
 
-    /// Whether the largest logit is all that is wanted of `row`.
-    pub(super) fn takes_the_likeliest(&self, row: usize) -> bool {
+    /// Whether only the largest logit of `row` is needed.
+    pub(super) fn needs_argmax_only(&self, row: usize) -> bool {
         self.position(row) >= self.request.tokens.len()
             && self.request.max_new_tokens > 0
-            && self.chooser.is_plain()
+            && self.sampler.is_greedy()
             && self.request.logprobs.is_none()
             && (self.request.score.is_empty() || !self.generated.is_empty())
-            && !self.must_go_on()
+            && !self.below_min_tokens()
     }
 
-    /// Whether no stop token may come yet.
-    fn must_go_on(&self) -> bool {
+    /// Whether the answer is too short for a stop token.
+    fn below_min_tokens(&self) -> bool {
         self.generated.len() < self.request.min_new_tokens
     }
 
-    /// Takes the logits [V] of one of its rows.
-    pub(super) fn read(&mut self, model: &Decoder, row: usize, logits: &[f32]) -> Result<()> {
+    /// Evaluates the logits [V] of row `row`.
+    pub(super) fn read_logits(&mut self, model: &Decoder, row: usize, logits: &[f32]) -> Result<()> {
         let position = self.position(row);
         let text = self.request.tokens.len();
         if position < text {
             if self.scored.is_empty() && self.request.scored == text {
-                let first = self.first(model)?;
+                let first = self.first_token(model)?;
                 self.scored.push(first);
             }
             let token = self.token(self.request.tokens[position], logits, self.request.logprobs);
@@ -85,7 +99,7 @@ impl Sequence {
         if position == text {
             if self.request.scored > 0 {
                 if self.scored.is_empty() && self.request.scored == text {
-                    let first = self.first(model)?;
+                    let first = self.first_token(model)?;
                     self.scored.push(first);
                 }
                 let scored = std::mem::take(&mut self.scored);
@@ -93,25 +107,26 @@ impl Sequence {
             }
             if !self.request.score.is_empty() {
                 let lse = log_sum_exp(logits);
-                let of = |token: &u32| f64::from(logits[*token as usize]) - lse;
-                self.events.push(Event::FirstScores(self.request.score.iter().map(of).collect()));
+                let logprob = |token: &u32| f64::from(logits[*token as usize]) - lse;
+                self.events.push(Event::FirstScores(self.request.score.iter().map(logprob).collect()));
             }
         }
         if self.request.max_new_tokens == 0 {
             self.events.push(Event::Finished(StopReason::MaxTokens));
             return Ok(());
         }
-        self.go_on(logits);
+        self.choose_next(logits);
         Ok(())
     }
 
-    /// Chooses the next token; where the logits are no numbers, this sequence alone ends.
-    fn go_on(&mut self, logits: &[f32]) {
-        let chosen = if self.chooser.is_plain() && !self.must_go_on() {
-            largest(logits)
+    /// Chooses the next token. If the logits are not finite, this sequence ends and no other.
+    fn choose_next(&mut self, logits: &[f32]) {
+        let chosen = if self.sampler.is_greedy() && !self.below_min_tokens() {
+            argmax(logits)
         } else {
-            let forbidden = if self.must_go_on() { self.request.stop_token_ids.clone() } else { [].into() };
-            self.chooser.choose(&mut logits.to_vec(), &forbidden)
+            let forbidden =
+                if self.below_min_tokens() { self.request.stop_token_ids.clone() } else { [].into() };
+            self.sampler.choose(&mut logits.to_vec(), &forbidden)
         };
         match chosen {
             Ok(token) => {
@@ -119,20 +134,20 @@ impl Sequence {
                     Some(_) => self.token(token, logits, self.request.logprobs),
                     None => Token { id: token, logprob: None, top: Vec::new() },
                 };
-                self.chosen(token);
+                self.push(token);
             }
             Err(error) => self.events.push(Event::Failed(error.to_string())),
         }
     }
 
-    pub(super) fn chosen(&mut self, token: Token) {
-        if self.request.stop_token_ids.contains(&token.id) || self.chooser.has_ended() {
+    pub(super) fn push(&mut self, token: Token) {
+        if self.request.stop_token_ids.contains(&token.id) || self.sampler.has_ended() {
             self.events.push(Event::Finished(StopReason::StopToken));
             return;
         }
         self.generated.push(token.id);
         self.events.push(Event::Token(token));
-        if self.chooser.is_complete() {
+        if self.sampler.is_complete() {
             self.events.push(Event::Finished(StopReason::StopToken));
         } else if self.generated.len() == self.request.max_new_tokens {
             self.events.push(Event::Finished(StopReason::MaxTokens));
@@ -142,29 +157,29 @@ impl Sequence {
     fn token(&self, id: u32, logits: &[f32], likeliest: Option<usize>) -> Token {
         let lse = log_sum_exp(logits);
         let logprob = Some(f64::from(logits[id as usize]) - lse);
-        Token { id, logprob, top: top(logits, likeliest.unwrap_or(0), lse) }
+        Token { id, logprob, top: top_n(logits, likeliest.unwrap_or(0), lse) }
     }
 
-    /// The first token of the text, which the last virtual token predicts, where there is one.
-    fn first(&self, model: &Decoder) -> Result<Token> {
+    /// The first token of the text, with the log-probability that the last virtual token gives it, if there is one.
+    fn first_token(&self, model: &Decoder) -> Result<Token> {
         let id = self.request.tokens[0];
-        let Some(logits) = self.logits_of_last_virtual(model)? else {
+        let Some(logits) = self.first_logits(model)? else {
             return Ok(Token { id, logprob: None, top: Vec::new() });
         };
         Ok(self.token(id, &logits, self.request.logprobs))
     }
 
-    /// Logits [V] of what follows the last virtual token; `None` when there is none.
-    fn logits_of_last_virtual(&self, model: &Decoder) -> Result<Option<Vec<f32>>> {
-        let Some(hidden) = self.last_virtual() else { return Ok(None) };
+    /// Logits [V] of the token after the last virtual token; `None` if there are no virtual tokens.
+    fn first_logits(&self, model: &Decoder) -> Result<Option<Vec<f32>>> {
+        let Some(hidden) = self.last_hidden() else { return Ok(None) };
         let logits = model.logits(hidden)?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
         Ok(Some(logits.flatten_all()?.to_vec1()?))
     }
 
-    /// Chooses the first token of an answer to a text of embeddings.
-    pub(super) fn begin(&mut self, model: &Decoder) -> Result<()> {
-        if let Some(logits) = self.logits_of_last_virtual(model)? {
-            self.go_on(&logits);
+    /// Chooses the first token of an answer to a text that is given as embeddings.
+    pub(super) fn choose_first(&mut self, model: &Decoder) -> Result<()> {
+        if let Some(logits) = self.first_logits(model)? {
+            self.choose_next(&logits);
         }
         Ok(())
     }

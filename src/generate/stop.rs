@@ -1,11 +1,11 @@
-//! Where a text ends: before the first stop sequence, of text or of special tokens.
+//! Stop sequences: a text ends before the first of them. A sequence may consist of text and of special tokens.
 
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// Holds text back that may be the beginning of a stop sequence.
+/// Withholds text that may be the beginning of a stop sequence.
 ///
-/// Special tokens are no part of an answer, but a sequence may hold them:
+/// Special tokens are not part of an answer, but a stop sequence may contain them:
 ///
 /// ```text
 /// held     Yes.<|im_end|>No
@@ -13,74 +13,77 @@ use std::ops::Range;
 /// visible  Yes.          No
 /// ```
 ///
-/// Every sequence is looked for in the visible text, and one that holds a whole special token in the held text too.
+/// Every sequence is searched for in the visible text. A sequence that contains a special token is also searched for in
+/// the held text.
 #[derive(Default)]
-pub(crate) struct StopFilter {
-    sequences: Vec<Sequence>,
+pub struct StopFilter {
+    sequences: Vec<StopSequence>,
     held: String,
-    /// Bytes of `held` that are special tokens, in their order.
+    /// Byte ranges of `held` that are special tokens, in ascending order.
     hidden: Vec<Range<usize>>,
 }
 
-struct Sequence {
+struct StopSequence {
     text: String,
-    /// Whether a special token came that it holds.
+    /// Whether a special token that it contains has been generated.
     special: bool,
 }
 
-/// What a piece of text came to.
+/// The result of adding a piece of text.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Passed {
-    /// Text that is no part of a stop sequence, those before the sequence included.
+pub struct FilteredText {
+    /// Text that is certainly not part of a stop sequence.
     pub text: String,
     /// The sequence that ended the text.
     pub stop: Option<String>,
 }
 
 impl StopFilter {
+    /// A filter for these stop sequences.
     pub fn new(sequences: Vec<String>) -> Self {
-        let sequences = sequences.into_iter().map(|text| Sequence { text, special: false }).collect();
+        let sequences = sequences.into_iter().map(|text| StopSequence { text, special: false }).collect();
         Self { sequences, ..Self::default() }
     }
 
-    /// Whether nothing can end the text.
+    /// Whether there are no stop sequences.
     pub fn is_empty(&self) -> bool {
         self.sequences.is_empty()
     }
 
-    /// Takes a piece of text. The text ends with the first stop sequence that is complete; of several that end at the
-    /// same place the longest counts. So it is the same however the text is cut into pieces.
-    pub fn push(&mut self, piece: &str) -> Passed {
+    /// Adds a piece of text. The text ends at the first stop sequence that is complete. If several end at the same place,
+    /// the longest counts. So the result does not depend on how the text is divided into pieces.
+    pub fn push(&mut self, piece: &str) -> FilteredText {
         self.held.push_str(piece);
-        self.pass()
+        self.release()
     }
 
-    /// Takes the text of a special token, which the answer does not show.
-    pub fn push_special(&mut self, token: &str) -> Passed {
+    /// Adds the text of a special token, which is not part of the answer.
+    pub fn push_special(&mut self, token: &str) -> FilteredText {
         let start = self.held.len();
         self.held.push_str(token);
         self.hidden.push(start..self.held.len());
         for sequence in &mut self.sequences {
             sequence.special |= sequence.text.contains(token);
         }
-        self.pass()
+        self.release()
     }
 
-    fn pass(&mut self) -> Passed {
+    /// Removes from the held text what can be returned.
+    fn release(&mut self) -> FilteredText {
         if let Some((start, stop)) = self.first_complete() {
             let text = self.visible(start).into_owned();
             (self.held, self.hidden) = Default::default();
-            return Passed { text, stop: Some(stop) };
+            return FilteredText { text, stop: Some(stop) };
         }
-        let from = self.first_begun();
+        let from = self.first_overlap();
         let text = self.visible(from).into_owned();
         self.held.drain(..from);
         let hidden = self.hidden.drain(..).filter(|range| range.end > from);
         self.hidden = hidden.map(|range| range.start.max(from) - from..range.end - from).collect();
-        Passed { text, stop: None }
+        FilteredText { text, stop: None }
     }
 
-    /// The sequence that is complete first, and where it starts in the held text.
+    /// The sequence that is complete first, with its start in the held text.
     fn first_complete(&self) -> Option<(usize, String)> {
         let visible = self.visible(self.held.len());
         let in_visible = |text: &str| {
@@ -88,7 +91,7 @@ impl StopFilter {
             Some((self.in_held(start + text.len() - 1) + 1, self.in_held(start)))
         };
         let in_held = |text: &str| self.held.find(text).map(|start| (start + text.len(), start));
-        let ends = self.sequences.iter().flat_map(|Sequence { text, special }| {
+        let ends = self.sequences.iter().flat_map(|StopSequence { text, special }| {
             let special = special.then(|| in_held(text)).flatten();
             in_visible(text).into_iter().chain(special).map(move |(end, start)| (end, start, text))
         });
@@ -96,13 +99,13 @@ impl StopFilter {
         Some((start, text.clone()))
     }
 
-    /// Where the held text begins that a sequence may come of.
-    fn first_begun(&self) -> usize {
+    /// The first byte of the held text that may belong to a sequence which is not complete yet.
+    fn first_overlap(&self) -> usize {
         let visible = self.visible(self.held.len());
-        let begins = self.sequences.iter().flat_map(|Sequence { text, special }| {
-            let in_visible = Some(begun(&visible, text)).filter(|n| *n > 0);
+        let begins = self.sequences.iter().flat_map(|StopSequence { text, special }| {
+            let in_visible = Some(overlap(&visible, text)).filter(|n| *n > 0);
             let in_visible = in_visible.map(|n| self.in_held(visible.len() - n));
-            let in_held = special.then(|| self.held.len() - begun(&self.held, text));
+            let in_held = special.then(|| self.held.len() - overlap(&self.held, text));
             in_visible.into_iter().chain(in_held)
         });
         begins.min().unwrap_or(self.held.len())
@@ -123,21 +126,24 @@ impl StopFilter {
         Cow::Owned(text)
     }
 
-    /// The place in the held text of a byte of the visible one.
+    /// The position in the held text of a byte of the visible text.
     fn in_held(&self, visible: usize) -> usize {
-        self.hidden.iter().fold(visible, |at, range| if range.start <= at { at + range.len() } else { at })
+        let skip = |position: usize, range: &Range<usize>| {
+            if range.start <= position { position + range.len() } else { position }
+        };
+        self.hidden.iter().fold(visible, skip)
     }
 
-    /// What is held back, which no stop sequence came of.
-    pub fn rest(&mut self) -> String {
+    /// Returns the withheld text when the text has ended without a stop sequence.
+    pub fn finish(&mut self) -> String {
         let text = self.visible(self.held.len()).into_owned();
         (self.held, self.hidden) = Default::default();
         text
     }
 }
 
-/// Bytes at the end of `text` that begin `sequence`.
-fn begun(text: &str, sequence: &str) -> usize {
+/// Number of bytes at the end of `text` that `sequence` begins with.
+fn overlap(text: &str, sequence: &str) -> usize {
     let lengths = (1..sequence.len()).rev().filter(|n| sequence.is_char_boundary(*n));
     lengths.into_iter().find(|n| text.ends_with(&sequence[..*n])).unwrap_or(0)
 }
@@ -157,11 +163,11 @@ mod tests {
                 return (text, passed.stop);
             }
         }
-        (text + &filter.rest(), None)
+        (text + &filter.finish(), None)
     }
 
     #[test]
-    fn what_may_begin_a_stop_sequence_is_held_back() {
+    fn stop_filter_withholds_the_beginning_of_a_sequence() {
         let mut filter = StopFilter::new(vec!["\n\nQ:".into(), "Q!".into()]);
         let mut push = |piece: &str| filter.push(piece).text;
         assert_eq!(
@@ -192,7 +198,7 @@ mod tests {
                 return (text, passed.stop);
             }
         }
-        (text + &filter.rest(), None)
+        (text + &filter.finish(), None)
     }
 
     #[test]
@@ -201,7 +207,7 @@ mod tests {
         let open = |text: &str| (text.to_owned(), None);
         assert_eq!(filtered_special(&["<|e|>"], &["yes", "<|e|>", "no"]), ended("yes", "<|e|>"));
         assert_eq!(filtered_special(&["<|e|>"], &["yes", "<|f|>", "no"]), open("yesno"));
-        // With text before, behind and between.
+        // With text before, after and between.
         assert_eq!(filtered_special(&["s<|e|>\n"], &["yes", "<|e|>", "\n", "no"]), ended("ye", "s<|e|>\n"));
         assert_eq!(filtered_special(&["s<|e|>\n"], &["yes", "<|e|>", " ", "no"]), open("yes no"));
         assert_eq!(filtered_special(&["<|e|><|f|>"], &["a", "<|e|>", "<|f|>"]), ended("a", "<|e|><|f|>"));
@@ -224,7 +230,7 @@ mod tests {
     proptest! {
         /// However a text is cut, the same of it passes, and it is what stands before the first complete sequence.
         #[test]
-        fn the_cut_makes_no_difference(
+        fn stop_filter_does_not_depend_on_the_pieces(
             text in "[abc]{0,30}",
             sequences in prop::collection::vec("[abc]{1,4}", 0..4),
             cuts in prop::collection::vec(1usize..5, 30),

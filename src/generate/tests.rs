@@ -23,7 +23,7 @@ fn request(seed: u32) -> Request {
     Request { tokens, max_new_tokens: 3 + seed as usize % 3, ..Request::default() }
 }
 
-/// What `generate` gives, and the rows that it was told of, on a device where `fails` says so.
+/// What `generate` gives, and the rows that it was calls of, on a device where `fails` says so.
 fn with(
     model: &Decoder,
     fails: impl FnMut(Work, usize) -> bool + 'static,
@@ -89,20 +89,20 @@ fn nll_takes_smaller_passes() {
     };
     let examples: Vec<Example> = (0..15).map(example).collect();
     let at = |most: usize| {
-        let mut told = Vec::new();
+        let mut calls = Vec::new();
         let found = faults::with(
             move |work, rows| work == Work::Pass && rows > most,
-            || nll(&model, Some(&prompt), &examples, 16, &mut |done| told.push((done.texts, done.max_rows))),
+            || nll(&model, Some(&prompt), &examples, 16, &mut |done| calls.push((done.texts, done.max_rows))),
         );
-        (found, told)
+        (found, calls)
     };
-    let (expected, told) = at(1000);
+    let (expected, calls) = at(1000);
     let expected = expected.unwrap();
-    assert!(told.len() == 1 && told[0] == (15, 16), "{told:?}");
-    let (found, told) = at(9);
+    assert!(calls.len() == 1 && calls[0] == (15, 16), "{calls:?}");
+    let (found, calls) = at(9);
     for (found, expected) in found.unwrap().iter().zip(&expected) {
         assert!((found - expected).abs() < 1e-5 * expected, "{found} for {expected}");
     }
-    assert_eq!(told, [(15, 8)]);
+    assert_eq!(calls, [(15, 8)]);
     assert!(matches!(at(1).0, Err(Error::OutOfMemory { .. })));
 }

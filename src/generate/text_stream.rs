@@ -1,76 +1,76 @@
-//! From tokens to text, piece by piece: whole characters only.
+//! Decodes tokens to text as they are generated, in complete characters.
 
 use crate::checkpoint::TextTokenizer;
 use crate::{Error, Result};
 use tokenizers::Tokenizer;
 
-/// Tokens of the text before, behind which a decoder knows whether a leading space belongs to the text.
+/// Number of preceding tokens that are decoded too, so that a decoder knows whether a leading space belongs to the text.
 const CONTEXT: usize = 6;
-/// Tokens that wait for the rest of their last character, after which it is taken for garbage. Only garbage gets here:
-/// a character has at most 4 bytes.
-const WAITING: usize = 64;
-/// Replacement characters at the end that may become a character yet: of one that lacks its last byte, 3 bytes are
-/// there, and byte-fallback decoders show each as one.
+/// Number of pending tokens after which an incomplete last character is returned as it is. Only invalid bytes reach this
+/// number, because a character has at most 4 bytes.
+const MAX_PENDING: usize = 64;
+/// Number of replacement characters at the end that may still become a character. If the last byte of a character is
+/// missing, up to 3 bytes are there, and byte-fallback decoders show each as one replacement character.
 const INCOMPLETE: usize = 3;
 const REPLACEMENT: char = char::REPLACEMENT_CHARACTER;
 
-/// Decodes tokens as they come. What it gives, one after the other, is the text; it has no part of a character.
-pub(crate) struct TextStream {
-    /// Tokens already given, then those that wait.
+/// Decodes tokens as they are generated. The returned pieces together are the text. No piece ends inside a character.
+pub struct TextStream {
+    /// Tokens whose text has been returned, then pending tokens.
     ids: Vec<u32>,
-    /// How many are given.
-    given: usize,
+    /// Number of tokens whose text has been returned.
+    returned: usize,
     /// Their text.
     context: String,
-    /// Bytes given of the text of those that wait.
+    /// Number of bytes of the pending tokens' text that have been returned.
     sent: usize,
-    /// Whether special tokens are no part of the text.
+    /// Whether special tokens are left out of the text.
     skip_special: bool,
 }
 
 impl TextStream {
-    /// Begins behind `before`, the token ids that the text goes on from.
+    /// A stream for the text that follows the token ids `before`.
     ///
     /// # Errors
-    /// The tokenizer's.
+    /// Returns an error if the tokenizer cannot decode the tokens.
     pub fn new(tokenizer: &Tokenizer, before: &[u32], skip_special: bool) -> Result<Self> {
         let ids = before[before.len().saturating_sub(CONTEXT)..].to_vec();
         let context = decode(tokenizer, &ids, skip_special)?;
-        Ok(Self { given: ids.len(), ids, context, sent: 0, skip_special })
+        Ok(Self { returned: ids.len(), ids, context, sent: 0, skip_special })
     }
 
-    /// Takes a token; gives the text that is now certain.
+    /// Adds a token. Returns the text that later tokens cannot change.
     ///
     /// # Errors
-    /// The tokenizer's.
+    /// Returns an error if the tokenizer cannot decode the tokens.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<String> {
         self.ids.push(id);
-        let waiting = self.waiting(tokenizer)?;
-        let garbage = self.ids.len() - self.given > WAITING;
-        let certain = if garbage { waiting.len() } else { certain(&waiting) };
-        let text = waiting.get(self.sent..certain).unwrap_or_default().to_owned();
+        let pending = self.pending(tokenizer)?;
+        let invalid = self.ids.len() - self.returned > MAX_PENDING;
+        let certain = if invalid { pending.len() } else { certain(&pending) };
+        let text = pending.get(self.sent..certain).unwrap_or_default().to_owned();
         self.sent = self.sent.max(certain);
-        if garbage || !waiting.ends_with(REPLACEMENT) {
-            self.ids.drain(..self.given);
-            self.given = self.ids.len();
+        if invalid || !pending.ends_with(REPLACEMENT) {
+            self.ids.drain(..self.returned);
+            self.returned = self.ids.len();
             self.context = decode(tokenizer, &self.ids, self.skip_special)?;
             self.sent = 0;
         }
         Ok(text)
     }
 
-    /// Text of the tokens that wait.
-    fn waiting(&self, tokenizer: &Tokenizer) -> Result<String> {
+    /// Text of the pending tokens.
+    fn pending(&self, tokenizer: &Tokenizer) -> Result<String> {
         let all = decode(tokenizer, &self.ids, self.skip_special)?;
         match all.strip_prefix(&self.context) {
-            Some(rest) => Ok(rest.to_owned()),
-            // A decoder may show what it showed before in another way, once more bytes stand behind it.
-            None => decode(tokenizer, &self.ids[self.given..], self.skip_special),
+            Some(pending) => Ok(pending.to_owned()),
+            // A decoder may change earlier text once more bytes follow.
+            None => decode(tokenizer, &self.ids[self.returned..], self.skip_special),
         }
     }
 }
 
-/// How many bytes of a text stay what they are, whatever comes behind it.
+/// Number of bytes of a text that later tokens cannot change.
 fn certain(text: &str) -> usize {
     let without = text.trim_end_matches(REPLACEMENT).len();
     let replaced = (text.len() - without) / REPLACEMENT.len_utf8();
@@ -81,10 +81,10 @@ fn decode(tokenizer: &Tokenizer, ids: &[u32], skip_special: bool) -> Result<Stri
     tokenizer.decode(ids, skip_special).map_err(|error| Error::Tokenizer(error.to_string()))
 }
 
-/// The bytes of one token: those of a byte-level vocabulary, whose tokens need be no whole characters, or of its text.
-pub(crate) fn token_bytes(tokenizer: &TextTokenizer, id: u32) -> Vec<u8> {
+/// The bytes of one token. A token of a byte-level vocabulary may end inside a character.
+pub fn token_bytes(tokenizer: &TextTokenizer, id: u32) -> Vec<u8> {
     let piece = tokenizer.tokenizer.id_to_token(id).unwrap_or_default();
-    let fallback = piece.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+    let fallback = piece.strip_prefix("<0x").and_then(|hex| hex.strip_suffix('>'));
     if let Some(byte) = fallback.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
         return vec![byte];
     }
@@ -95,9 +95,9 @@ pub(crate) fn token_bytes(tokenizer: &TextTokenizer, id: u32) -> Vec<u8> {
     piece.chars().map(byte_level).collect::<Option<_>>().unwrap_or_else(|| text.into_bytes())
 }
 
-/// A token's text as answers show it; of one that is no whole characters, its bytes, as OpenAI shows them.
-/// One that the tokenizer does not know, of an embedding with more rows than tokens, is `token_id:` and its id.
-pub(crate) fn token_label(tokenizer: &TextTokenizer, id: u32) -> String {
+/// A token's text as answers show it: its bytes in OpenAI's form if it does not consist of complete characters, and
+/// `token_id:` with its id if the tokenizer does not know it, as an embedding may have more rows than there are tokens.
+pub fn token_label(tokenizer: &TextTokenizer, id: u32) -> String {
     if tokenizer.tokenizer.id_to_token(id).is_none() {
         return format!("token_id:{id}");
     }
@@ -107,8 +107,8 @@ pub(crate) fn token_label(tokenizer: &TextTokenizer, id: u32) -> String {
     })
 }
 
-/// The byte that a letter of GPT-2's byte-level vocabularies stands for: printable bytes for themselves, the 68 others,
-/// in their order, for the letters from U+0100 on.
+/// The byte that a character of GPT-2's byte-level vocabularies stands for: a printable byte is written as itself, and the
+/// 68 others are written, in their order, as the characters from U+0100 on.
 fn byte_level(letter: char) -> Option<u8> {
     let itself = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     match u32::from(letter) {
@@ -151,20 +151,20 @@ mod tests {
     }
 
     #[test]
-    fn garbage_without_end_comes_out_and_takes_no_more_time() {
+    fn text_stream_returns_endless_invalid_bytes_in_constant_time() {
         let tokenizer = byte_level();
         let mut stream = TextStream::new(&tokenizer.tokenizer, &[], true).unwrap();
         let mut text = String::new();
         for _ in 0..1000 {
             text += &stream.push(&tokenizer.tokenizer, 0xFF).unwrap();
-            assert!(stream.ids.len() <= 2 * (WAITING + 1), "{}", stream.ids.len());
+            assert!(stream.ids.len() <= 2 * (MAX_PENDING + 1), "{}", stream.ids.len());
         }
         assert!(text.chars().count() > 900, "{}", text.chars().count());
         assert!(text.chars().all(|letter| letter == REPLACEMENT));
     }
 
     #[test]
-    fn a_space_before_a_text_is_kept_behind_another_text() {
+    fn text_stream_keeps_a_leading_space_after_another_text() {
         let tokenizer = byte_fallback();
         let id = |piece: &str| tokenizer.tokenizer.token_to_id(piece).unwrap();
         let (space_a, b) = (id("\u{2581}a"), id("b"));
@@ -201,17 +201,17 @@ mod tests {
     }
 
     proptest! {
-        /// What comes in pieces is what the decoder makes of the whole, but for an end that is no whole character.
+        /// The pieces together are the decoded text, except for an incomplete character at the end.
         #[test]
-        fn pieces_make_the_whole(text in ".{0,40}", cut in 0usize..4, before in "[ab ]{0,9}") {
+        fn text_stream_pieces_are_the_decoded_text(text in ".{0,40}", cut in 0usize..4, before in "[ab ]{0,9}") {
             let tokenizer = byte_level();
             let ids = bytes(&text);
             let ids = &ids[..ids.len().saturating_sub(cut)];
             let given = pieces(&tokenizer, &bytes(&before), ids);
-            let whole = String::from_utf8_lossy(&ids.iter().map(|id| *id as u8).collect::<Vec<_>>()).into_owned();
-            // The text may end in a replacement character of its own, which is not told from an incomplete one.
+            let expected = String::from_utf8_lossy(&ids.iter().map(|id| *id as u8).collect::<Vec<_>>()).into_owned();
+            // The text may end in a replacement character of its own, which cannot be distinguished from an incomplete one.
             let all = given.concat();
-            prop_assert_eq!(all.trim_end_matches(REPLACEMENT), whole.trim_end_matches(REPLACEMENT));
+            prop_assert_eq!(all.trim_end_matches(REPLACEMENT), expected.trim_end_matches(REPLACEMENT));
             for piece in given.iter().filter(|_| !text.contains(REPLACEMENT)) {
                 prop_assert!(!piece.contains(REPLACEMENT), "{piece:?}");
             }
@@ -219,17 +219,17 @@ mod tests {
 
         /// Bytes of any kind come out as a lossy decoder shows them, but for an end that may be incomplete.
         #[test]
-        fn bytes_of_any_kind_do_not_upset_it(ids in prop::collection::vec(0u32..259, 0..60)) {
+        fn text_stream_decodes_any_bytes(ids in prop::collection::vec(0u32..259, 0..60)) {
             let tokenizer = byte_level();
             let given = pieces(&tokenizer, &[], &ids).concat();
-            let whole = tokenizer.decode(&ids, true).unwrap();
-            prop_assert_eq!(given.trim_end_matches(REPLACEMENT), whole.trim_end_matches(REPLACEMENT));
-            prop_assert!(whole.starts_with(&given));
+            let expected = tokenizer.decode(&ids, true).unwrap();
+            prop_assert_eq!(given.trim_end_matches(REPLACEMENT), expected.trim_end_matches(REPLACEMENT));
+            prop_assert!(expected.starts_with(&given));
         }
 
-        /// Byte-fallback decoders go back on what they showed; the stream does not, and loses no whole character.
+        /// Byte-fallback decoders change earlier text; the stream does not, and loses no complete character.
         #[test]
-        fn byte_fallback_does_not_upset_it(text in "[ab\u{e9}\u{20ac}\u{1f600} ]{0,20}") {
+        fn text_stream_decodes_byte_fallback(text in "[ab\u{e9}\u{20ac}\u{1f600} ]{0,20}") {
             let tokenizer = byte_fallback();
             let ids = tokenizer.encode(&text, false).unwrap();
             let b = tokenizer.tokenizer.token_to_id("b").unwrap();

@@ -4,9 +4,9 @@ pub mod init;
 mod named;
 pub mod peft;
 mod soft_prompt;
-pub(crate) mod torch_reader;
+pub mod torch_reader;
 pub mod vocabulary;
 
-pub use named::Tuned;
+pub use named::{MAX_NAME_CHARS, Tuned, check_name, split_name};
 pub use peft::{Adapter, AdapterConfig, ModelCard, Place, PromptTask, PromptTuningInit};
 pub use soft_prompt::{Prefix, Prompt, PromptParameter};

@@ -5,7 +5,38 @@ use crate::prompt::peft::{Adapter, Place};
 use crate::{Error, Result};
 use std::path::{Component, Path, PathBuf};
 
-/// A tuned prompt to evaluate.
+/// Most characters of a prompt's name.
+pub const MAX_NAME_CHARS: usize = 128;
+
+/// Checks the name that a prompt is served or exported under. It may become part of an address or of a token.
+///
+/// # Errors
+/// Returns [`Error::Invalid`], with the characters that a name may have, if `name` has others, is empty or too long, or begins
+/// with `.`.
+pub fn check_name(name: &str) -> Result<()> {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let is_valid = !name.is_empty()
+        && name.len() <= MAX_NAME_CHARS
+        && name.chars().all(is_allowed)
+        && !name.starts_with('.');
+    if is_valid {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "adapter name {name:?}: expected 1 to {MAX_NAME_CHARS} letters, digits, `-`, `_` and `.`, not beginning with `.`"
+    )))
+}
+
+/// Splits `NAME=DIR` at the first `=`. `DIR` alone has no name, and neither has a path that exists as it is written, since
+/// a path may contain `=`.
+pub fn split_name(argument: &str) -> (Option<&str>, PathBuf) {
+    match argument.split_once('=') {
+        Some((name, folder)) if !Path::new(argument).exists() => (Some(name), folder.into()),
+        _ => (None, argument.into()),
+    }
+}
+
+/// A tuned prompt with its name.
 #[derive(Debug, Clone)]
 pub struct Tuned {
     /// Name of its run, or of its folder if it is in no run; with as much of the path before it as tells it from the
@@ -91,6 +122,28 @@ fn names(paths: &[&Path]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn check_name_allows_parts_of_addresses_and_tokens() {
+        let longest = "x".repeat(MAX_NAME_CHARS);
+        for good in ["dogs", "dogs-2.1_b", "7", &longest] {
+            check_name(good).unwrap();
+        }
+        let too_long = "x".repeat(MAX_NAME_CHARS + 1);
+        for bad in ["", ".a", "a/b", "a b", "a|b", "a:0", "h\u{fc}ndchen", "a>", &too_long] {
+            assert!(check_name(bad).unwrap_err().is_bad_input(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn split_name_splits_at_the_first_equals_sign() {
+        assert_eq!(split_name("dogs=runs/a=b"), (Some("dogs"), "runs/a=b".into()));
+        assert_eq!(split_name("runs/dogs"), (None, "runs/dogs".into()));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a=b");
+        std::fs::create_dir(&path).unwrap();
+        assert_eq!(split_name(path.to_str().unwrap()), (None, path.clone()));
+    }
 
     #[test]
     fn names_are_as_long_as_it_takes() {

@@ -1,7 +1,7 @@
 //! Reads one tensor of a file that `torch.save` wrote, whose bytes anybody may have sent.
 //!
 //! The pickle inside is a program for a stack machine. Of its instructions those are followed that a tensor needs, and no
-//! object is made but tensors: nothing is run. What is read is bounded by [`PICKLE`] and by the file's own length.
+//! object is made but tensors: nothing is run. What is read is bounded by `PICKLE` and by the file's own length.
 
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
@@ -20,7 +20,7 @@ const DIMENSIONS: usize = 8;
 /// # Errors
 /// [`Error::Invalid`] of what is no such file: an archive that is broken, a pickle of something else than a tensor, a
 /// tensor beyond its storage or of another type than f16, bf16, f32 and f64.
-pub(crate) fn read(file: &[u8]) -> Result<Tensor> {
+pub fn read(file: &[u8]) -> Result<Tensor> {
     let mut archive =
         ZipArchive::new(Cursor::new(file)).map_err(|error| invalid(format!("the archive: {error}")))?;
     let names: Vec<String> = archive.file_names().flatten().map(Into::into).collect();

@@ -1,42 +1,44 @@
-//! The key that requests have to show, and the tokens that Cloud Pak clients get for it.
+//! The key that requests must have, and the tokens that clients of Cloud Pak get for it.
 
-use super::failure::Failure;
 use crate::calendar;
+use crate::serve::api_error::ApiError;
 use axum::http::{HeaderMap, StatusCode, header};
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 use subtle::ConstantTimeEq;
 
-/// Longest key or token in bytes; both are compared as if they had this length.
-const LONGEST: usize = 512;
-/// How long a token is taken.
+/// Most bytes of a key or token. Both are compared as if they had this length.
+const MAX_KEY_BYTES: usize = 512;
+/// How long a token is valid.
 const LIFETIME: Duration = Duration::from_secs(12 * 3600);
 
-/// Headers that hold the key and nothing else, as clients of Azure and of Anthropic have them.
+/// Headers that contain only the key, as clients of Azure and of Anthropic send them.
 const KEY_HEADERS: [&str; 2] = ["api-key", "x-api-key"];
 
-/// Who may ask.
+/// Checks whether a client may use the server.
 pub(super) struct Auth {
     key: Option<String>,
-    /// Tokens that are taken, the newest last. There are never more than three: a new one is made when the last has
-    /// half of its lifetime behind it.
-    tokens: Mutex<Vec<Issued>>,
+    /// Valid tokens, the newest last. There are never more than three, because a new one is made only when half of the
+    /// last one's lifetime has passed.
+    tokens: Mutex<Vec<IssuedToken>>,
 }
 
-struct Issued {
+struct IssuedToken {
     token: String,
     since: SystemTime,
 }
 
 impl Auth {
     /// # Errors
-    /// A key that no request could show.
+    /// Returns an error if no request could have the key.
     pub fn new(key: Option<String>) -> crate::Result<Self> {
         if let Some(key) = &key {
             let printable = key.bytes().all(|byte| byte.is_ascii_graphic());
-            if key.is_empty() || key.len() > LONGEST || !printable {
+            if key.is_empty() || key.len() > MAX_KEY_BYTES || !printable {
                 return Err(crate::Error::Invalid(format!(
-                    "the API key: expected 1 to {LONGEST} printable ASCII characters without spaces, found {} bytes",
+                    "the API key: expected 1 to {MAX_KEY_BYTES} printable ASCII characters without spaces, found {} bytes",
                     key.len()
                 )));
             }
@@ -44,24 +46,24 @@ impl Auth {
         Ok(Self { key, tokens: Mutex::new(Vec::new()) })
     }
 
-    /// Lets a request with the key, or with a token that was given for it, pass: as `Authorization: Bearer KEY`, or in
-    /// one of [`KEY_HEADERS`].
+    /// Accepts a request that has the key, or a token that was issued for it, as `Authorization: Bearer KEY` or in one
+    /// of [`KEY_HEADERS`].
     ///
     /// # Errors
-    /// 401.
-    pub fn check(&self, headers: &HeaderMap) -> Result<(), Failure> {
+    /// Returns 401 for every other request.
+    pub fn check(&self, headers: &HeaderMap) -> Result<(), ApiError> {
         let Some(key) = &self.key else { return Ok(()) };
-        let passes = |given: &[u8]| same(key.as_bytes(), given) || self.knows(given);
+        let passes = |given: &[u8]| is_equal(key.as_bytes(), given) || self.is_issued(given);
         let bearers =
             headers.get_all(header::AUTHORIZATION).iter().filter_map(|value| bearer(value.as_bytes()));
         let keys = KEY_HEADERS.iter().flat_map(|name| headers.get_all(*name)).map(|value| value.as_bytes());
-        // A client may show a key of its own for another server beside this one's.
-        let (mut found, mut passed) = (false, false);
+        // A client may also send a key for another server.
+        let (mut has_key, mut passed) = (false, false);
         for given in bearers.chain(keys).filter(|given| !given.is_empty()) {
-            found = true;
+            has_key = true;
             passed |= passes(given);
         }
-        match (passed, found, headers.contains_key(header::AUTHORIZATION)) {
+        match (passed, has_key, headers.contains_key(header::AUTHORIZATION)) {
             (true, ..) => Ok(()),
             (false, true, _) => Err(unauthorized("the key that the request shows is not this server's")),
             (false, false, true) => Err(unauthorized(
@@ -74,20 +76,23 @@ impl Auth {
         }
     }
 
-    fn knows(&self, given: &[u8]) -> bool {
+    fn is_issued(&self, given: &[u8]) -> bool {
         let tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        let alive = |issued: &&Issued| age(issued) < LIFETIME;
-        // Every token is looked at, so that the time tells nothing.
-        tokens.iter().filter(alive).fold(false, |known, issued| same(issued.token.as_bytes(), given) | known)
+        let is_valid = |issued: &&IssuedToken| age(issued) < LIFETIME;
+        // Every token is compared, so that the time reveals nothing.
+        tokens
+            .iter()
+            .filter(is_valid)
+            .fold(false, |is_issued, issued| is_equal(issued.token.as_bytes(), given) | is_issued)
     }
 
-    /// A token for whoever knows the key, in the form of a JWT, whose `exp` clients read.
+    /// A token for a client that knows the key, in the form of a JWT, whose `exp` clients read.
     ///
     /// # Errors
-    /// 401 of another key.
-    pub fn authorize(&self, given: &str) -> Result<String, Failure> {
+    /// Returns 401 if the key is wrong.
+    pub fn authorize(&self, given: &str) -> Result<String, ApiError> {
         if let Some(key) = &self.key
-            && !same(key.as_bytes(), given.as_bytes())
+            && !is_equal(key.as_bytes(), given.as_bytes())
         {
             return Err(unauthorized("expected this server's key as `password` or `api_key`"));
         }
@@ -98,34 +103,34 @@ impl Auth {
             _ => {
                 let since = SystemTime::now();
                 let token = token(since);
-                tokens.push(Issued { token: token.clone(), since });
+                tokens.push(IssuedToken { token: token.clone(), since });
                 Ok(token)
             }
         }
     }
 }
 
-/// What follows the scheme `Bearer`.
+/// The part after the scheme `Bearer`.
 fn bearer(value: &[u8]) -> Option<&[u8]> {
     let scheme = value.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"Bearer "));
     scheme.then(|| value[7..].trim_ascii())
 }
 
-fn age(issued: &Issued) -> Duration {
+fn age(issued: &IssuedToken) -> Duration {
     issued.since.elapsed().unwrap_or_default()
 }
 
-fn unauthorized(message: &str) -> Failure {
-    Failure::new(StatusCode::UNAUTHORIZED, "invalid_api_key", message)
+fn unauthorized(message: &str) -> ApiError {
+    ApiError::new(StatusCode::UNAUTHORIZED, "invalid_api_key", message)
 }
 
-/// Whether two texts are the same, in a time that does not depend on where they differ.
-fn same(expected: &[u8], given: &[u8]) -> bool {
-    if expected.len() > LONGEST || given.len() > LONGEST {
+/// Whether two texts are equal, in a time that does not depend on the position of the difference.
+fn is_equal(expected: &[u8], given: &[u8]) -> bool {
+    if expected.len() > MAX_KEY_BYTES || given.len() > MAX_KEY_BYTES {
         return false;
     }
     let padded = |bytes: &[u8]| {
-        let mut padded = [0; LONGEST];
+        let mut padded = [0; MAX_KEY_BYTES];
         padded[..bytes.len()].copy_from_slice(bytes);
         padded
     };
@@ -133,25 +138,13 @@ fn same(expected: &[u8], given: &[u8]) -> bool {
     (padded(expected).ct_eq(&padded(given)) & lengths).into()
 }
 
-/// Header, payload and 32 random bytes. The last part signs nothing: the server knows the tokens that it gave.
+/// Header, payload and 32 random bytes. The last part is no signature: the server keeps the tokens that it has issued.
 fn token(since: SystemTime) -> String {
     let (issued, expires) = (calendar::seconds(since), calendar::seconds(since + LIFETIME));
     let payload = serde_json::json!({"sub": "gneiss", "iat": issued, "exp": expires}).to_string();
     let secret: [u8; 32] = rand::random();
     let parts: [&[u8]; 3] = [br#"{"alg":"none","typ":"JWT"}"#, payload.as_bytes(), &secret];
-    parts.map(base64url).join(".")
-}
-
-/// Base64 for URLs, without padding (RFC 4648, section 5).
-fn base64url(bytes: &[u8]) -> String {
-    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let group = |chunk: &[u8]| {
-        let bits =
-            chunk.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
-        let letter = move |i: usize| char::from(LETTERS[(bits >> (18 - 6 * i) & 63) as usize]);
-        (0..=chunk.len()).map(letter).collect::<String>()
-    };
-    bytes.chunks(3).map(group).collect()
+    parts.map(|part| BASE64_URL_SAFE_NO_PAD.encode(part)).join(".")
 }
 
 #[cfg(test)]
@@ -164,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn the_key_and_tokens_given_for_it_pass() {
+    fn key_and_its_tokens_are_accepted() {
         let auth = Auth::new(Some("secret-key".into())).unwrap();
         assert!(auth.check(&with("Bearer secret-key")).is_ok());
         assert!(auth.check(&with("bearer secret-key")).is_ok());
@@ -182,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn other_clients_headers_pass_too() {
+    fn key_headers_of_other_clients_are_accepted() {
         let auth = Auth::new(Some("secret-key".into())).unwrap();
         let check = |headers: &[(&'static str, &str)]| {
             let pairs = headers.iter().map(|(name, value)| {
@@ -210,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn an_old_token_is_not_taken() {
+    fn old_token_is_refused() {
         let auth = Auth::new(Some("k".into())).unwrap();
         let token = auth.authorize("k").unwrap();
         auth.tokens.lock().unwrap()[0].since -= LIFETIME;
@@ -220,21 +213,10 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_no_request_can_show_are_refused() {
+    fn keys_that_no_request_can_have_are_refused() {
         for key in ["", "a b", "a\n", "ä"] {
             assert!(Auth::new(Some(key.into())).is_err(), "{key:?}");
         }
-        assert!(Auth::new(Some("x".repeat(LONGEST + 1))).is_err());
-    }
-
-    /// Test vectors of RFC 4648, section 10, without their padding.
-    #[test]
-    fn base64_is_the_standards() {
-        for (bytes, expected) in
-            [("", ""), ("f", "Zg"), ("fo", "Zm8"), ("foo", "Zm9v"), ("foob", "Zm9vYg"), ("fooba", "Zm9vYmE")]
-        {
-            assert_eq!(base64url(bytes.as_bytes()), expected);
-        }
-        assert_eq!(base64url(&[0xFB, 0xFF]), "-_8");
+        assert!(Auth::new(Some("x".repeat(MAX_KEY_BYTES + 1))).is_err());
     }
 }

@@ -1,52 +1,60 @@
-//! Reads a request's body: so many bytes in so much time, unpacked, and JSON in it.
+//! Reads a request's body, with limits of size and time, decompresses it, and parses its JSON.
 
-use super::app::Options;
-use super::content_encoding::{GZIP_MAGIC, unpack};
-use super::failure::Failure;
+use super::content_encoding::{GZIP_MAGIC, decompress};
+use crate::serve::api_error::ApiError;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, StatusCode, header};
 use http_body_util::BodyExt;
 use serde_json::{Map, Value};
 use std::time::Duration;
 
-/// A body that is too large is read to its end up to this many bytes, and forgotten: a client that is still writing
-/// would see its connection reset instead of the answer.
-const DRAINED: usize = 64 << 20;
+/// Bodies that are too large are read to their end up to this number of bytes, and discarded: otherwise a client that
+/// is still writing would see its connection reset instead of the answer.
+const MAX_DRAINED_BYTES: usize = 64 << 20;
 
-/// What some editors and Windows programs put before UTF-8.
+/// The mark that some editors and Windows programs write before UTF-8.
 const BYTE_ORDER_MARK: &str = "\u{feff}";
 
-/// The body's bytes, unpacked and without a byte order mark.
+/// How large a body may be and how long it may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BodyLimits {
+    /// Most bytes, compressed and decompressed.
+    pub bytes: usize,
+    /// Most seconds until the body is complete.
+    pub seconds: f64,
+}
+
+/// The body's bytes, decompressed and without a byte order mark.
 ///
 /// # Errors
-/// 413 of more than `max_body_bytes`, packed or unpacked; 408 where they do not come within `body_seconds`; 415 of an
-/// encoding that is not read; 400 of a broken connection, and of a body that is not in its encoding.
-pub(super) async fn read(options: &Options, headers: &HeaderMap, body: Body) -> Result<Bytes, Failure> {
-    let most = options.max_body_bytes;
+/// Returns 413 if there are too many bytes, compressed or decompressed; 408 if they take too long; 415 if the encoding
+/// is not supported; 400 if the connection breaks or the body does not have its encoding.
+pub(super) async fn read(limits: BodyLimits, headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
+    let most = limits.bytes;
     let announced =
         headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
-    if announced.is_some_and(|length: usize| length > most && length > DRAINED) {
+    if announced.is_some_and(|length: usize| length > most && length > MAX_DRAINED_BYTES) {
         return Err(too_large(most));
     }
-    let limit = Duration::from_secs_f64(options.body_seconds);
-    let Ok(read) = tokio::time::timeout(limit, whole(body, most)).await else {
-        let message = format!("expected the whole body within {} s", options.body_seconds);
-        return Err(Failure::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", message));
+    let limit = Duration::from_secs_f64(limits.seconds);
+    let Ok(read) = tokio::time::timeout(limit, collect(body, most)).await else {
+        let message = format!("expected the whole body within {} s", limits.seconds);
+        return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", message));
     };
-    let bytes = Bytes::from(unpack(headers, read?, most)?);
+    let bytes = Bytes::from(decompress(headers, read?, most)?);
     let mark = if bytes.starts_with(BYTE_ORDER_MARK.as_bytes()) { BYTE_ORDER_MARK.len() } else { 0 };
     Ok(bytes.slice(mark..))
 }
 
-async fn whole(mut body: Body, most: usize) -> Result<Vec<u8>, Failure> {
+async fn collect(mut body: Body, most: usize) -> Result<Vec<u8>, ApiError> {
     let (mut bytes, mut total) = (Vec::new(), 0);
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Failure::malformed(format!("reading the body: {error}")))?;
+        let frame = frame.map_err(|error| ApiError::malformed(format!("reading the body: {error}")))?;
         let Ok(data) = frame.into_data() else { continue };
         total += data.len();
         if total <= most {
             bytes.extend_from_slice(&data);
-        } else if total > most.max(DRAINED) {
+        } else if total > most.max(MAX_DRAINED_BYTES) {
             break;
         } else {
             bytes = Vec::new();
@@ -55,56 +63,57 @@ async fn whole(mut body: Body, most: usize) -> Result<Vec<u8>, Failure> {
     if total > most { Err(too_large(most)) } else { Ok(bytes) }
 }
 
-fn too_large(most: usize) -> Failure {
+fn too_large(most: usize) -> ApiError {
     let message = format!("expected a body of at most {most} bytes, found a larger one");
-    Failure::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message)
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message)
 }
 
-/// The object in a body.
+/// The JSON object in a body.
 ///
 /// # Errors
-/// 400 with the position of what is no UTF-8 or no JSON, or with what is there instead of an object.
-pub(super) fn object(bytes: &[u8]) -> Result<Map<String, Value>, Failure> {
+/// Returns 400, with the position, if the body is not UTF-8 or not JSON, or is another JSON value than an object.
+pub(super) fn object(bytes: &[u8]) -> Result<Map<String, Value>, ApiError> {
     let text = std::str::from_utf8(bytes).map_err(|error| not_utf8(bytes, error))?;
     match serde_json::from_str(text) {
         Ok(Value::Object(map)) => Ok(map),
-        Ok(other) => {
-            Err(Failure::malformed(format!("expected a JSON object as the body, found {}", describe(&other))))
-        }
+        Ok(other) => Err(ApiError::malformed(format!(
+            "expected a JSON object as the body, found {}",
+            describe(&other)
+        ))),
         Err(error) => {
-            Err(Failure::malformed(format!("expected JSON as the body: {error}{}", hint(text, &error))))
+            Err(ApiError::malformed(format!("expected JSON as the body: {error}{}", hint(text, &error))))
         }
     }
 }
 
-/// Says what bytes that are no UTF-8 look like.
-fn not_utf8(bytes: &[u8], error: std::str::Utf8Error) -> Failure {
-    let at = error.valid_up_to();
+/// The error for a body that is not UTF-8, with what the bytes look like.
+fn not_utf8(bytes: &[u8], error: std::str::Utf8Error) -> ApiError {
+    let valid = error.valid_up_to();
     let looks = match bytes {
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "the body looks like UTF-16".to_owned(),
         bytes if bytes.starts_with(&GZIP_MAGIC) => {
             "the body is gzip: say so by the header `content-encoding: gzip`".to_owned()
         }
         _ => {
-            let (line, column) = position(&bytes[..at]);
-            let byte = bytes[at];
+            let (line, column) = position(&bytes[..valid]);
+            let byte = bytes[valid];
             let latin = format!("in Latin-1 that is {:?}", char::from(byte));
             let cut = "the text ends inside of a character".to_owned();
             let looks = if error.error_len().is_none() { cut } else { latin };
             format!("byte 0x{byte:02x} at line {line} column {column} is not UTF-8; {looks}")
         }
     };
-    Failure::malformed(format!("expected JSON in UTF-8 as the body: {looks}"))
+    ApiError::malformed(format!("expected JSON in UTF-8 as the body: {looks}"))
 }
 
-/// Line and column of what comes after these bytes, both from 1; columns count bytes, as serde_json's do.
+/// Line and column of the byte after `before`, both from 1. Columns count bytes, as serde_json's do.
 fn position(before: &[u8]) -> (usize, usize) {
     let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
     let column = before.iter().rev().take_while(|byte| **byte != b'\n').count() + 1;
     (line, column)
 }
 
-/// What clients send instead of JSON, as far as it can be told.
+/// A hint about what the client sent instead of JSON, if it can be recognised.
 fn hint(text: &str, error: &serde_json::Error) -> String {
     let start = text.trim_start();
     let hint = if start.is_empty() {
@@ -123,7 +132,7 @@ fn hint(text: &str, error: &serde_json::Error) -> String {
     format!("; {hint}")
 }
 
-/// Python writes numbers that JSON does not have, and its `str` of a dictionary is no JSON.
+/// A hint about numbers and dictionaries as Python writes them, which are not JSON.
 fn python(text: &str, error: &serde_json::Error) -> Option<String> {
     let line = text.split('\n').nth(error.line().saturating_sub(1)).unwrap_or_default().as_bytes();
     let around = line.get(error.column().saturating_sub(2).min(line.len())..).unwrap_or_default();
@@ -175,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn what_clients_send_instead_of_json_is_named() {
+    fn body_that_is_not_json_gets_a_hint() {
         let message = |bytes: &[u8]| object(bytes).unwrap_err().message;
         for (body, words) in [
             (&b""[..], "the body is empty"),

@@ -1,38 +1,38 @@
-//! Answers that have to be one of some texts, as requests ask for them in the words of vLLM, SGLang, llama.cpp and OpenAI.
+//! Answers that must be one of some texts. Requests ask for them by the fields of vLLM, SGLang, llama.cpp and OpenAI.
 //!
-//! A choice is tokenized on its own, as a target is in tuning, and goes on from the prompt as it stands: no space is put
-//! between them. A choice between tokens is made as it would be without the constraint, but among the tokens that go on
-//! towards a choice: greedily, or drawn with their probabilities among themselves.
+//! A choice is tokenized by itself, as a target is during tuning, and continues the prompt directly: no space is
+//! inserted. Between tokens, the model chooses as it would without the constraint, but only among the tokens that lead
+//! to a choice: greedily, or by their relative probabilities.
 
-use super::app::Shared;
 use super::body::describe;
-use super::failure::Failure;
 use super::params::Fields;
 use super::schema;
 use crate::generate::Choices;
+use crate::serve::api_error::ApiError;
+use crate::serve::state::AppState;
 use serde_json::Value;
 use std::sync::Arc;
 
 /// Most choices of a request.
-pub(super) const CHOICES: usize = 1024;
-/// Most bytes of all choices together, which are tokenized at once.
-const BYTES: usize = 32 << 10;
+pub(super) const MAX_CHOICES: usize = schema::MAX_TEXTS;
+/// Most bytes of all choices together. They are tokenized at once.
+const MAX_BYTES: usize = 32 << 10;
 
-/// The texts that a request leaves to choose from.
+/// The texts that a request allows as the answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Wanted {
+pub(super) struct AnswerConstraint {
     /// The field that lists them.
     pub field: String,
     pub texts: Vec<String>,
 }
 
-impl Wanted {
-    /// Of the fields of an object that bind an answer: `guided_choice`, `guided_json`, `json_schema`,
-    /// `structured_outputs` and `response_format`.
+impl AnswerConstraint {
+    /// Reads the fields that constrain the answer: `guided_choice`, `guided_json`, `json_schema`, `structured_outputs`
+    /// and `response_format`.
     ///
     /// # Errors
-    /// 400 of another form than one of some texts, and of two fields at a time.
-    pub fn read(fields: &Fields) -> Result<Option<Self>, Failure> {
+    /// Returns 400 if the constraint is not a list of texts, or if two fields constrain the answer.
+    pub fn read(fields: &Fields) -> Result<Option<Self>, ApiError> {
         let mut all = Vec::new();
         all.extend(Self::choice(fields, "guided_choice")?);
         all.extend(Self::json(fields, "guided_json")?);
@@ -44,48 +44,48 @@ impl Wanted {
         all.extend(Self::format(fields)?);
         if let [one, other, ..] = &all[..] {
             let problem = format!("expected one constraint of the answer, found `{}` too", one.field);
-            return Err(Failure::invalid(other.field.clone(), problem));
+            return Err(ApiError::invalid(other.field.clone(), problem));
         }
         Ok(all.pop())
     }
 
-    fn choice(fields: &Fields, key: &str) -> Result<Option<Self>, Failure> {
+    fn choice(fields: &Fields, key: &str) -> Result<Option<Self>, ApiError> {
         if is_off(fields.get(key)) {
             return Ok(None);
         }
-        let texts = fields.strings(key, CHOICES)?.unwrap_or_default();
+        let texts = fields.strings(key, MAX_CHOICES)?.unwrap_or_default();
         Ok(Some(Self { field: fields.name(key), texts }))
     }
 
-    /// A schema, as an object or as its text.
-    fn json(fields: &Fields, key: &str) -> Result<Option<Self>, Failure> {
+    /// A schema, given as an object or as JSON text.
+    fn json(fields: &Fields, key: &str) -> Result<Option<Self>, ApiError> {
         let value = fields.get(key);
         if is_off(value) {
             return Ok(None);
         }
         match value {
             Some(Value::String(text)) => match serde_json::from_str(text) {
-                Ok(schema) => Self::of_schema(fields.name(key), &schema).map(Some),
-                Err(error) => Err(Failure::invalid(fields.name(key), format!("expected JSON: {error}"))),
+                Ok(schema) => Self::from_schema(fields.name(key), &schema).map(Some),
+                Err(error) => Err(ApiError::invalid(fields.name(key), format!("expected JSON: {error}"))),
             },
-            Some(schema) => Self::of_schema(fields.name(key), schema).map(Some),
+            Some(schema) => Self::from_schema(fields.name(key), schema).map(Some),
             None => Ok(None),
         }
     }
 
-    /// The JSON texts of all values that fit a schema.
+    /// The JSON texts of all values that match a schema.
     ///
     /// # Errors
-    /// 400 of a schema that does not list its values.
-    pub fn of_schema(field: String, schema: &Value) -> Result<Self, Failure> {
+    /// Returns 400 if the schema does not list its values.
+    pub fn from_schema(field: String, schema: &Value) -> Result<Self, ApiError> {
         match schema::texts(schema) {
             Ok(texts) => Ok(Self { field, texts }),
-            Err(problem) => Err(Failure::unsupported(field, &problem)),
+            Err(problem) => Err(ApiError::unsupported(field, &problem)),
         }
     }
 
-    /// `response_format`, with its schema in OpenAI's place or in that of others.
-    fn format(fields: &Fields) -> Result<Option<Self>, Failure> {
+    /// `response_format`, with its schema where OpenAI has it or where others have it.
+    fn format(fields: &Fields) -> Result<Option<Self>, ApiError> {
         const KEY: &str = "response_format";
         if is_off(fields.get(KEY)) {
             return Ok(None);
@@ -97,48 +97,48 @@ impl Wanted {
         match (kind, schema) {
             (Some("text"), _) => Ok(None),
             (Some("json_schema" | "json_object"), Some(schema)) => {
-                Self::of_schema(KEY.into(), schema).map(Some)
+                Self::from_schema(KEY.into(), schema).map(Some)
             }
             (Some("json_schema"), None) => {
-                Err(Failure::missing("response_format.json_schema", "an object with `schema`"))
+                Err(ApiError::missing("response_format.json_schema", "an object with `schema`"))
             }
             _ => {
                 let found = describe(format.get("type").unwrap_or(&Value::Null));
                 let problem = format!(
                     "expected the type \"text\", or \"json_schema\" with a schema that lists its values; found {found}"
                 );
-                Err(Failure::unsupported(KEY, &problem))
+                Err(ApiError::unsupported(KEY, &problem))
             }
         }
     }
 
-    /// The choices as tokens. Those of fewer than `min_tokens` tokens are left out; `stop_token_ids` are those at which
-    /// the request's texts end.
+    /// The choices as tokens. Choices of fewer than `min_tokens` tokens are left out; `stop_token_ids` are the tokens
+    /// that end the request's answers.
     ///
     /// # Errors
-    /// 400 of choices that the tokenizer has no tokens for, or gives back as another text; of those that hold a token
-    /// that ends texts; of too many.
+    /// Returns 400 if the tokenizer does not reproduce a choice, if a choice contains a stop token, or if there are too
+    /// many bytes.
     pub fn tokenized(
         &self,
-        app: &Shared,
+        state: &AppState,
         min_tokens: usize,
         stop_token_ids: &[u32],
-    ) -> Result<Arc<Choices>, Failure> {
-        let invalid = |problem: String| Failure::invalid(self.field.clone(), problem);
+    ) -> Result<Arc<Choices>, ApiError> {
+        let invalid = |problem: String| ApiError::invalid(self.field.clone(), problem);
         let bytes: usize = self.texts.iter().map(String::len).sum();
-        if bytes > BYTES {
+        if bytes > MAX_BYTES {
             return Err(invalid(format!(
-                "expected choices of at most {BYTES} bytes together, found {bytes}"
+                "expected choices of at most {MAX_BYTES} bytes together, found {bytes}"
             )));
         }
-        let end: Arc<[u32]> = app.tokenizer.stop_token_ids.clone().into();
+        let end: Arc<[u32]> = state.tokenizer.stop_token_ids.clone().into();
         let mut sequences = Vec::with_capacity(self.texts.len());
         for text in &self.texts {
-            let ids = app.tokenizer.encode(text, false)?;
-            let back = app.tokenizer.decode(&ids, true)?;
-            if back != *text || ids.is_empty() {
+            let ids = state.tokenizer.encode(text, false)?;
+            let decoded = state.tokenizer.decode(&ids, true)?;
+            if decoded != *text || ids.is_empty() {
                 return Err(invalid(format!(
-                    "expected choices that the tokenizer gives back as they are, found {text:?}, which becomes {back:?}"
+                    "expected choices that the tokenizer gives back as they are, found {text:?}, which becomes {decoded:?}"
                 )));
             }
             if ids.iter().any(|id| end.contains(id) || stop_token_ids.contains(id)) {
@@ -156,7 +156,7 @@ impl Wanted {
     }
 }
 
-/// Whether the value of a field that binds an answer means that it does not.
+/// Whether the value of a constraint means that there is none.
 fn is_off(value: Option<&Value>) -> bool {
     match value {
         None | Some(Value::Null | Value::Bool(false)) => true,
@@ -167,17 +167,22 @@ fn is_off(value: Option<&Value>) -> bool {
     }
 }
 
-/// Refuses room for fewer tokens than the longest choice has.
+/// Refuses a limit of tokens that is too low for the longest choice.
 ///
 /// # Errors
-/// 400 about `key`.
-pub(super) fn have_room(key: &str, max_tokens: usize, field: &str, choices: &Choices) -> Result<(), Failure> {
+/// Returns 400 about `key`.
+pub(super) fn check_room(
+    key: &str,
+    max_tokens: usize,
+    field: &str,
+    choices: &Choices,
+) -> Result<(), ApiError> {
     let longest = choices.longest();
     if max_tokens < longest {
         let problem = format!(
             "expected {longest} or more, as the longest choice of `{field}` has tokens, found {max_tokens}"
         );
-        return Err(Failure::invalid(key, problem));
+        return Err(ApiError::invalid(key, problem));
     }
     Ok(())
 }

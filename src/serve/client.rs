@@ -1,32 +1,32 @@
 //! The handle by which requests reach the thread that owns the model ([`super::worker`]).
 
-use super::adapters::Served;
-use super::limits::Limits;
+use super::limits::ServerLimits;
 use crate::generate::{Event, Request};
 use crate::prompt::peft::Adapter;
+use crate::serve::served::Served;
 use crate::{Error, Result};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, mpsc};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-/// Why a request was not taken.
+/// Why a request was not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    /// As many requests wait as the limits allow: try again later.
+pub enum SubmitError {
+    /// The queue is full. The client may try again later.
     #[error("{waiting} requests are waiting, which is as many as this server keeps; try again later")]
     Busy {
-        /// Requests that wait.
+        /// Number of waiting requests.
         waiting: usize,
     },
-    /// Virtual tokens, text and what is to be generated are longer together than a sequence may be.
+    /// Virtual tokens, text and answer together are longer than a sequence may be.
     #[error("expected at most {most} virtual tokens, tokens of text and of answer together, found {found}")]
     TooLong {
-        /// Tokens that there would be.
+        /// Number of tokens that the sequence would have.
         found: usize,
-        /// Tokens that a sequence may have.
+        /// Number of tokens that a sequence may have.
         most: usize,
     },
-    /// The request asks for what the model does not have.
+    /// The request has values that the model does not support.
     #[error("{0}")]
     Invalid(String),
     /// The model of that name was unloaded.
@@ -37,117 +37,117 @@ pub enum Refused {
     Ending,
 }
 
-/// What reaches the thread.
+/// A command to the thread.
 pub(super) enum Command {
-    /// A request for the model of that name, and where its events go.
+    /// Runs a request.
     Submit {
         /// The model's name.
         model: String,
-        /// What is asked.
+        /// The request.
         request: Request,
-        /// Where the answer goes.
+        /// Receives the events.
         events: UnboundedSender<Event>,
     },
-    /// A tuned prompt, in the place of one of its name where there is one.
+    /// Adds a tuned prompt, or replaces the one of the same name.
     Load {
-        /// The name, and what is said of the prompt.
+        /// The prompt's name and description.
         served: Served,
         /// The prompt.
         adapter: Box<Adapter>,
-        /// Where the outcome goes.
+        /// Receives the result.
         done: mpsc::Sender<Result<()>>,
     },
-    /// The tuned prompt of that name is to go; requests under way behind it end as they would have.
+    /// Removes the tuned prompt of this name. Requests in progress finish with it.
     Unload(String),
-    /// The thread is to end when the requests that it has are done.
+    /// Ends the thread when its requests are complete.
     End,
 }
 
-/// A handle on the thread that owns the model; cheap to clone.
+/// A handle to the thread that owns the model; cheap to clone.
 #[derive(Clone)]
 pub struct Client {
     pub(super) commands: mpsc::Sender<Command>,
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<WorkerState>,
 }
 
-/// What the thread and its clients both see.
-pub(super) struct Shared {
-    pub(super) limits: Limits,
+/// The state that the thread and its clients share.
+pub(super) struct WorkerState {
+    pub(super) limits: ServerLimits,
     pub(super) vocab_size: usize,
     pub(super) hidden_size: usize,
-    /// Requests that have not had their first step.
+    /// Number of requests that have not had their first step.
     pub(super) waiting: AtomicUsize,
     pub(super) models: RwLock<Arc<[Arc<Served>]>>,
-    /// Whether the thread takes requests.
+    /// Whether the thread accepts requests.
     pub(super) serving: AtomicBool,
 }
 
 impl Client {
-    /// The models that requests may name now: the base first, then the tuned prompts by name.
+    /// The models that requests may name now: the base model first, then the tuned prompts by name.
     pub fn models(&self) -> Arc<[Arc<Served>]> {
         self.shared.models.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What this server keeps for requests.
-    pub fn limits(&self) -> Limits {
+    /// The limits of this server.
+    pub fn limits(&self) -> ServerLimits {
         self.shared.limits
     }
 
-    /// Tokens of text and answer together that there is room for behind the model's virtual tokens.
+    /// Most tokens of text and answer together after the model's virtual tokens.
     pub fn room(&self, model: &Served) -> usize {
         self.shared.limits.sequence_tokens.saturating_sub(model.virtual_tokens)
     }
 
-    /// Requests that wait for their first step.
+    /// Number of requests that wait for their first step.
     pub fn waiting(&self) -> usize {
         self.shared.waiting.load(Ordering::Relaxed)
     }
 
-    /// Whether requests are taken: false from the end of the thread on.
+    /// Whether requests are accepted: false after the thread has ended.
     pub fn is_serving(&self) -> bool {
         self.shared.serving.load(Ordering::Relaxed)
     }
 
-    /// Hands a request over. Its events come through the receiver; when that is dropped, the request ends.
+    /// Submits a request. Its events come through the receiver; when the receiver is dropped, the request is cancelled.
     ///
     /// # Errors
-    /// A full queue, a sequence that is too long, tokens beyond the vocabulary, a model that is gone, a server that
-    /// ends.
+    /// Returns an error if the queue is full, the sequence would be too long, a token is outside the vocabulary, the
+    /// model was unloaded or the server is ending.
     pub fn submit(
         &self,
         model: &Served,
         request: Request,
-    ) -> std::result::Result<UnboundedReceiver<Event>, Refused> {
-        // The thread marks its end before it drops the commands that nobody takes any more.
+    ) -> std::result::Result<UnboundedReceiver<Event>, SubmitError> {
+        // The thread sets this flag before it drops the commands that it does not handle any more.
         if !self.is_serving() {
-            return Err(Refused::Ending);
+            return Err(SubmitError::Ending);
         }
         let limits = self.shared.limits;
         let text = model.virtual_tokens + request.text_positions();
-        let found = text.saturating_add(request.max_new_tokens);
-        if found > limits.sequence_tokens {
-            return Err(Refused::TooLong { found, most: limits.sequence_tokens });
+        let tokens = text.saturating_add(request.max_new_tokens);
+        if tokens > limits.sequence_tokens {
+            return Err(SubmitError::TooLong { found: tokens, most: limits.sequence_tokens });
         }
         let (vocab_size, hidden_size) = (self.shared.vocab_size, self.shared.hidden_size);
         if let Some(embeds) =
             request.embeds.as_ref().filter(|embeds| embeds.dims().get(1) != Some(&hidden_size))
         {
             let problem = format!("expected embeddings [T, {hidden_size}], found {:?}", embeds.dims());
-            return Err(Refused::Invalid(problem));
+            return Err(SubmitError::Invalid(problem));
         }
         let choices = request.choices.iter().flat_map(|choices| choices.tokens());
         let mut ids = request.tokens.iter().chain(&request.score).copied().chain(choices);
         if let Some(id) = ids.find(|id| *id as usize >= vocab_size) {
-            return Err(Refused::Invalid(format!("expected token ids under {vocab_size}, found {id}")));
+            return Err(SubmitError::Invalid(format!("expected token ids under {vocab_size}, found {id}")));
         }
         if !self.models().iter().any(|served| served.name == model.name) {
-            return Err(Refused::Gone(model.name.clone()));
+            return Err(SubmitError::Gone(model.name.clone()));
         }
         let waiting = &self.shared.waiting;
-        let taken = waiting
+        let counted = waiting
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < limits.queue).then_some(n + 1));
-        if let Err(waiting) = taken {
-            return Err(Refused::Busy { waiting });
+        if let Err(waiting) = counted {
+            return Err(SubmitError::Busy { waiting });
         }
         let (events, receiver) = unbounded_channel();
         let sent = self.commands.send(Command::Submit { model: model.name.clone(), request, events });
@@ -155,31 +155,32 @@ impl Client {
             Ok(()) => Ok(receiver),
             Err(_) => {
                 waiting.fetch_sub(1, Ordering::Relaxed);
-                Err(Refused::Ending)
+                Err(SubmitError::Ending)
             }
         }
     }
 
-    /// Offers a tuned prompt under `served`'s name, in the place of the one of that name where there is one. Returns when
-    /// its keys and values are there.
+    /// Adds a tuned prompt under `served`'s name, or replaces the one of this name. Returns when its keys and values
+    /// are computed.
     ///
     /// # Errors
-    /// A prompt of another width than the model's, no room in the cache, the device's; a server that ends.
+    /// Returns an error if the prompt has another width than the model, the cache has no room for it, a device
+    /// operation fails or the server is ending.
     pub fn load(&self, served: Served, adapter: Adapter) -> Result<()> {
-        let ending = || Error::Invalid(Refused::Ending.to_string());
+        let ending = || Error::Invalid(SubmitError::Ending.to_string());
         let (done, outcome) = mpsc::channel();
         let command = Command::Load { served, adapter: Box::new(adapter), done };
         self.commands.send(command).map_err(|_| ending())?;
         outcome.recv().map_err(|_| ending())?
     }
 
-    /// Offers the tuned prompt of that name no longer; requests under way behind it go on.
+    /// Removes the tuned prompt of this name. Requests in progress finish with it.
     pub fn unload(&self, name: &str) {
-        // A thread that has ended offers nothing.
+        // A thread that has ended has no prompts.
         let _ = self.commands.send(Command::Unload(name.to_owned()));
     }
 
-    /// Has the thread end once the requests that it has are done.
+    /// Ends the thread when its requests are complete.
     pub fn end(&self) {
         let _ = self.commands.send(Command::End);
     }

@@ -1,104 +1,104 @@
-//! Compressed request bodies: `Content-Encoding` gzip and deflate (RFC 9110, section 8.4.1), unpacked to a limit.
+//! Compressed request bodies: `Content-Encoding` gzip and deflate (RFC 9110, section 8.4.1), decompressed up to a
+//! limit.
 
-use super::failure::Failure;
+use super::api_error::{ACCEPTED_ENCODINGS, ApiError};
 use axum::http::{HeaderMap, StatusCode, header};
 use flate2::bufread::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 use std::io::Read;
 
-/// What clients may send, as the header `Accept-Encoding` of a refusal lists it.
-pub(super) const ACCEPTED: &str = "gzip, deflate";
-/// What a gzip file begins with (RFC 1952).
+/// The first bytes of gzip data (RFC 1952).
 pub(super) const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
-/// How a body is packed.
+/// How a body is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Encoding {
     Gzip,
     Deflate,
 }
 
-/// The body without its `Content-Encoding`.
+/// The decompressed body.
 ///
 /// # Errors
-/// 415 of another encoding; 413 of more than `most` bytes once it is unpacked; 400 of data that is not in its encoding.
-pub(super) fn unpack(headers: &HeaderMap, body: Vec<u8>, most: usize) -> Result<Vec<u8>, Failure> {
+/// Returns 415 for another encoding, 413 for more than `most` decompressed bytes, and 400 for data that do not have
+/// their encoding.
+pub(super) fn decompress(headers: &HeaderMap, body: Vec<u8>, most: usize) -> Result<Vec<u8>, ApiError> {
     let Some(encoding) = encoding(headers)? else { return Ok(body) };
-    let mut rest = &body[..];
-    let unpacked = match encoding {
-        Encoding::Gzip => read(MultiGzDecoder::new(rest), most),
-        Encoding::Deflate if is_zlib(rest) => {
-            let unpacked = read(ZlibDecoder::new(&mut rest), most);
-            no_rest(unpacked, rest, most)
+    let mut unread = &body[..];
+    let decompressed = match encoding {
+        Encoding::Gzip => read(MultiGzDecoder::new(unread), most),
+        Encoding::Deflate if is_zlib(unread) => {
+            let decompressed = read(ZlibDecoder::new(&mut unread), most);
+            check_end(decompressed, unread, most)
         }
         // Some clients send deflate without the zlib format that the name stands for.
         Encoding::Deflate => {
-            let unpacked = read(DeflateDecoder::new(&mut rest), most);
-            no_rest(unpacked, rest, most)
+            let decompressed = read(DeflateDecoder::new(&mut unread), most);
+            check_end(decompressed, unread, most)
         }
     };
-    let unpacked = unpacked.map_err(|error| {
+    let decompressed = decompressed.map_err(|error| {
         let name = if encoding == Encoding::Gzip { "gzip" } else { "deflate" };
         let found = if body.is_empty() { "an empty body".to_owned() } else { error.to_string() };
-        Failure::malformed(format!("expected a body in {name}, as `content-encoding` says, found {found}"))
+        ApiError::malformed(format!("expected a body in {name}, as `content-encoding` says, found {found}"))
     })?;
-    if unpacked.len() > most {
+    if decompressed.len() > most {
         return Err(too_large(most));
     }
-    Ok(unpacked)
+    Ok(decompressed)
 }
 
-/// One byte more than `most` tells that there are more.
+/// Reads at most one byte more than `most`, which shows that there are more.
 fn read(decoder: impl Read, most: usize) -> std::io::Result<Vec<u8>> {
-    let mut unpacked = Vec::new();
-    decoder.take(most as u64 + 1).read_to_end(&mut unpacked)?;
-    Ok(unpacked)
+    let mut decompressed = Vec::new();
+    decoder.take(most as u64 + 1).read_to_end(&mut decompressed)?;
+    Ok(decompressed)
 }
 
-/// Refuses bytes after the end of the packed data, which is not reached if they are more than `most`.
-fn no_rest(unpacked: std::io::Result<Vec<u8>>, rest: &[u8], most: usize) -> std::io::Result<Vec<u8>> {
-    let unpacked = unpacked?;
-    if rest.is_empty() || unpacked.len() > most {
-        Ok(unpacked)
+/// Refuses bytes after the end of the compressed data. If there are more than `most` bytes, the end was not reached.
+fn check_end(decompressed: std::io::Result<Vec<u8>>, unread: &[u8], most: usize) -> std::io::Result<Vec<u8>> {
+    let decompressed = decompressed?;
+    if unread.is_empty() || decompressed.len() > most {
+        Ok(decompressed)
     } else {
         Err(std::io::Error::other("bytes after its end"))
     }
 }
 
-fn too_large(most: usize) -> Failure {
+fn too_large(most: usize) -> ApiError {
     let message = format!("expected a body of at most {most} bytes once it is unpacked, found a larger one");
-    Failure::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message)
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message)
 }
 
-/// Whether data begin as the zlib format says (RFC 1950, section 2.2).
+/// Whether data begin as the zlib format requires (RFC 1950, section 2.2).
 fn is_zlib(data: &[u8]) -> bool {
     data.len() >= 2 && data[0] & 0x0f == 8 && u16::from_be_bytes([data[0], data[1]]).is_multiple_of(31)
 }
 
-/// The one encoding that the header names besides `identity`.
-fn encoding(headers: &HeaderMap) -> Result<Option<Encoding>, Failure> {
-    let mut found = None;
+/// The encoding that the header names besides `identity`, if any.
+fn encoding(headers: &HeaderMap) -> Result<Option<Encoding>, ApiError> {
+    let mut encoding = None;
     for value in headers.get_all(header::CONTENT_ENCODING) {
         let named = String::from_utf8_lossy(value.as_bytes());
         for name in named.split(',').map(|name| name.trim().to_ascii_lowercase()) {
-            let encoding = match name.as_str() {
+            let named_encoding = match name.as_str() {
                 "" | "identity" => continue,
                 "gzip" | "x-gzip" => Encoding::Gzip,
                 "deflate" => Encoding::Deflate,
                 _ => return Err(unsupported(&named)),
             };
-            if found.replace(encoding).is_some() {
+            if encoding.replace(named_encoding).is_some() {
                 return Err(unsupported(&named));
             }
         }
     }
-    Ok(found)
+    Ok(encoding)
 }
 
-fn unsupported(found: &str) -> Failure {
+fn unsupported(found: &str) -> ApiError {
     let message = format!(
-        "`content-encoding`: expected one of {ACCEPTED}, or none for a body that is not packed, found {found}"
+        "`content-encoding`: expected one of {ACCEPTED_ENCODINGS}, or none for a body that is not packed, found {found}"
     );
-    Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", message)
+    ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", message)
 }
 
 #[cfg(test)]
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn gzip_and_deflate_are_unpacked_under_all_their_names() {
+    fn gzip_and_deflate_are_decompressed_under_all_names() {
         for (encoding, body) in [
             ("", TEXT.to_vec()),
             ("identity", TEXT.to_vec()),
@@ -148,26 +148,26 @@ mod tests {
             ("deflate", zlib(TEXT)),
             ("deflate", raw_deflate(TEXT)),
         ] {
-            assert_eq!(unpack(&with(encoding), body, MOST).unwrap(), TEXT, "{encoding}");
+            assert_eq!(decompress(&with(encoding), body, MOST).unwrap(), TEXT, "{encoding}");
         }
-        assert_eq!(unpack(&HeaderMap::new(), TEXT.to_vec(), MOST).unwrap(), TEXT);
+        assert_eq!(decompress(&HeaderMap::new(), TEXT.to_vec(), MOST).unwrap(), TEXT);
     }
 
     #[test]
-    fn the_limit_is_on_the_unpacked_size() {
+    fn limit_applies_to_the_decompressed_size() {
         for (encoding, pack) in
             [("gzip", gzip as fn(&[u8]) -> Vec<u8>), ("deflate", zlib), ("deflate", raw_deflate)]
         {
-            assert_eq!(unpack(&with(encoding), pack(&[b' '; MOST]), MOST).unwrap().len(), MOST);
+            assert_eq!(decompress(&with(encoding), pack(&[b' '; MOST]), MOST).unwrap().len(), MOST);
             let bomb = pack(&vec![b' '; 10_000_000]);
-            let failure = unpack(&with(encoding), bomb, MOST).unwrap_err();
-            assert_eq!(failure.status, StatusCode::PAYLOAD_TOO_LARGE, "{encoding}");
-            assert!(failure.message.contains("100 bytes once it is unpacked"), "{}", failure.message);
+            let error = decompress(&with(encoding), bomb, MOST).unwrap_err();
+            assert_eq!(error.status, StatusCode::PAYLOAD_TOO_LARGE, "{encoding}");
+            assert!(error.message.contains("100 bytes once it is unpacked"), "{}", error.message);
         }
     }
 
     #[test]
-    fn what_is_not_in_its_encoding_is_named() {
+    fn body_without_its_encoding_is_rejected() {
         let cut = |mut bytes: Vec<u8>| {
             bytes.truncate(bytes.len() - 3);
             bytes
@@ -181,15 +181,15 @@ mod tests {
             ("deflate", [zlib(TEXT), b"more".to_vec()].concat(), "bytes after its end"),
             ("deflate", vec![0xff; 9], "a body in deflate"),
         ] {
-            let failure = unpack(&with(encoding), body, MOST).unwrap_err();
-            assert_eq!((failure.status, failure.code), (StatusCode::BAD_REQUEST, "invalid_json"));
-            assert!(failure.message.contains(words), "{}", failure.message);
+            let error = decompress(&with(encoding), body, MOST).unwrap_err();
+            assert_eq!((error.status, error.code), (StatusCode::BAD_REQUEST, "invalid_json"));
+            assert!(error.message.contains(words), "{}", error.message);
         }
         for encoding in ["br", "zstd", "gzip, gzip", "compress", "gzip, br"] {
-            let failure = unpack(&with(encoding), gzip(TEXT), MOST).unwrap_err();
-            assert_eq!(failure.status, StatusCode::UNSUPPORTED_MEDIA_TYPE, "{encoding}");
+            let error = decompress(&with(encoding), gzip(TEXT), MOST).unwrap_err();
+            assert_eq!(error.status, StatusCode::UNSUPPORTED_MEDIA_TYPE, "{encoding}");
             let found = format!("found {encoding}");
-            assert!(failure.message.contains("gzip, deflate") && failure.message.ends_with(&found));
+            assert!(error.message.contains("gzip, deflate") && error.message.ends_with(&found));
         }
     }
 }

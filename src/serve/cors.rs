@@ -1,6 +1,6 @@
-//! Which pages of other origins may use the server (<https://fetch.spec.whatwg.org/#http-cors-protocol>).
+//! Which web pages of other origins may use the server (<https://fetch.spec.whatwg.org/#http-cors-protocol>).
 //!
-//! Without `--cors-origin` no page may but the server's own. Cookies are never taken: a page shows its key as other
+//! Without `--cors-origin`, only the server's own page may. Cookies are never accepted: a page sends its key as other
 //! clients do. A page on the internet may reach a server in a private network only if its origin is named, not by `*`.
 
 use super::fields::IGNORED;
@@ -12,16 +12,16 @@ use axum::response::Response;
 use std::time::Duration;
 use tower_http::cors::{AllowHeaders, AllowOrigin, AllowPrivateNetwork, CorsLayer};
 
-/// How long a browser may keep the answer to a preflight; Chromium keeps none for longer than 2 hours.
+/// How long a browser may cache the answer to a preflight request; Chromium caches none for longer than 2 hours.
 const MAX_AGE: Duration = Duration::from_secs(7200);
 const EVERY: &str = "*";
 /// The origin of a page from a file, and of a sandboxed frame.
 const OPAQUE: &str = "null";
 
-/// The layer that answers preflights and marks all answers; none where no origin is allowed.
+/// The layer that answers preflight requests and adds headers to all answers; `None` if no origin is allowed.
 ///
 /// # Errors
-/// What is no origin, with what it lacks.
+/// Returns an error that says what is wrong with an invalid origin.
 pub(super) fn layer(origins: &[String]) -> Result<Option<CorsLayer>> {
     let every = origins.iter().any(|origin| origin == EVERY);
     if origins.is_empty() {
@@ -33,7 +33,7 @@ pub(super) fn layer(origins: &[String]) -> Result<Option<CorsLayer>> {
     }
     let layer = CorsLayer::new()
         .allow_methods([Method::GET, Method::HEAD, Method::POST])
-        // `*` would not stand for `Authorization`, and clients send headers of their own.
+        // `*` would not include `Authorization`, and clients send headers of their own.
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers([header::RETRY_AFTER, IGNORED])
         .max_age(MAX_AGE);
@@ -48,9 +48,9 @@ pub(super) fn layer(origins: &[String]) -> Result<Option<CorsLayer>> {
     Ok(Some(layer.allow_origin(AllowOrigin::list(named)).allow_private_network(private)))
 }
 
-/// The routes behind the layer.
+/// Adds the layer to the routes.
 pub(super) fn allow(router: Router, layer: CorsLayer) -> Router {
-    // The layer answers a preflight with 200 and nothing; the status of nothing is 204.
+    // The layer answers a preflight request with 200 and no body; the status for no body is 204.
     let no_content = |mut response: Response| async move {
         let preflight = response.headers().contains_key(header::ACCESS_CONTROL_ALLOW_METHODS);
         if preflight && response.status() == StatusCode::OK {
@@ -61,7 +61,7 @@ pub(super) fn allow(router: Router, layer: CorsLayer) -> Router {
     router.layer(layer).layer(map_response(no_content))
 }
 
-/// An origin as browsers write it: scheme, host and port, in small letters, without the scheme's own port.
+/// An origin as browsers write it: scheme, host and port, in lower case, without the scheme's default port.
 fn origin(given: &str) -> Result<HeaderValue> {
     let failed = |problem: &str| {
         let message = format!(
@@ -97,7 +97,7 @@ fn origin(given: &str) -> Result<HeaderValue> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::serve::Options;
+    use crate::serve::ServerOptions;
     use crate::serve::testing::{Answer, BASE, Fake, KEY, say};
     use serde_json::json;
 
@@ -106,7 +106,8 @@ mod tests {
 
     fn allowing(origins: &[&str]) -> Fake {
         let origins = origins.iter().map(|origin| (*origin).to_owned()).collect();
-        let options = Options { cors_origins: origins, api_key: Some(KEY.into()), ..Options::default() };
+        let options =
+            ServerOptions { cors_origins: origins, api_key: Some(KEY.into()), ..ServerOptions::default() };
         Fake::with(options, None, |request, events| say(b"x", request, &events))
     }
 
@@ -177,7 +178,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_the_option_a_preflight_says_who_can_change_that() {
+    async fn preflight_without_the_option_names_it() {
         let fake = Fake::saying("x");
         let answer = preflight(&fake, PAGE, &[]).await;
         assert_eq!((answer.status.as_u16(), allowed(&answer)), (405, None));
@@ -190,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_origin_is_named() {
+    fn invalid_origins_are_rejected_with_the_reason() {
         let problem = |origins: &[&str]| {
             let origins: Vec<String> = origins.iter().map(|origin| (*origin).to_owned()).collect();
             layer(&origins).map(|layer| layer.is_some()).map_err(|error| error.to_string())

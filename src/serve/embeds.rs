@@ -1,9 +1,9 @@
-//! `prompt_embeds`: prompts as embeddings, in vLLM's form: what `torch.save` writes of a tensor [T, C], in base64.
+//! `prompt_embeds`: prompts as embeddings, in vLLM's form: a tensor [T, C] as `torch.save` writes it, in base64.
 
-use super::app::Shared;
-use super::failure::Failure;
 use super::params::Fields;
 use crate::prompt::torch_reader;
+use crate::serve::api_error::ApiError;
+use crate::serve::state::AppState;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use candle_core::Tensor;
@@ -14,8 +14,8 @@ const KEY: &str = "prompt_embeds";
 /// The prompts of a request, f32 [T, C] each.
 ///
 /// # Errors
-/// 400 of a server that takes none, of what is no such tensor, and of values that are not finite.
-pub(super) fn read(app: &Shared, fields: &Fields) -> Result<Vec<Tensor>, Failure> {
+/// Returns 400 if the server does not accept embeddings, or a value is not such a tensor or is not finite.
+pub(super) fn read(state: &AppState, fields: &Fields) -> Result<Vec<Tensor>, ApiError> {
     let Some(value) = fields.get(KEY) else { return Ok(Vec::new()) };
     let list = match value {
         Value::Array(items) => items.as_slice(),
@@ -24,13 +24,13 @@ pub(super) fn read(app: &Shared, fields: &Fields) -> Result<Vec<Tensor>, Failure
     if list.is_empty() || *value == "" {
         return Ok(Vec::new());
     }
-    if !app.options.prompt_embeds {
+    if !state.options.prompt_embeds {
         let problem =
             "embeddings are not taken by this server; gneiss serve --enable-prompt-embeds takes them";
-        return Err(Failure::unsupported(KEY, problem));
+        return Err(ApiError::unsupported(KEY, problem));
     }
     let each = list.iter().map(|item| match item {
-        Value::String(text) => decode(text).map_err(|problem| Failure::invalid(KEY, problem)),
+        Value::String(text) => decode(text).map_err(|problem| ApiError::invalid(KEY, problem)),
         other => Err(fields.wrong(KEY, "a tensor in base64, or a list of such", other)),
     });
     each.collect()

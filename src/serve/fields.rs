@@ -1,15 +1,15 @@
-//! Which fields of a request are obeyed, which make no difference to the answer, and which are refused by name.
+//! Which fields of a request are obeyed, which have no effect on the answer, and which are refused.
 //!
-//! A route has a [`Table`]. What a table does not list is unknown. An unknown field whose name is nearly that of an obeyed
-//! one is refused, as a slip of the keys. Any other is left out of account, and the response's header [`IGNORED`] names it:
-//! clients send fields of their own, which no engine acts on.
+//! A route has a [`FieldTable`]. A field that the table does not list is unknown. An unknown field whose name is close
+//! to that of an obeyed one is refused as a misspelling. Any other is ignored, and the response's header [`IGNORED`]
+//! names it, because clients send fields of their own that no engine uses.
 
 mod engines;
 mod openai;
 mod watsonx;
 mod watsonx_chat;
 
-use super::failure::Failure;
+use crate::serve::api_error::ApiError;
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::Response;
 use serde_json::{Map, Value};
@@ -18,40 +18,40 @@ pub(super) use openai::{CHAT, COMPLETIONS, RESPONSES};
 pub(super) use watsonx::{CLASSIFY, GENERATION};
 pub(super) use watsonx_chat::{TOKENIZATION, WATSONX_CHAT};
 
-/// The response's header that names the fields that nothing was done with.
+/// The response header that names the ignored fields.
 pub(super) const IGNORED: HeaderName = HeaderName::from_static("x-gneiss-ignored-fields");
 /// Most names in the header.
-const NAMED: usize = 16;
+const MAX_NAMES: usize = 16;
 /// Most characters of a name in the header.
-const LONGEST: usize = 64;
+const MAX_NAME_CHARS: usize = 64;
 
 /// The fields of an object in a request.
 #[derive(Debug)]
-pub(super) struct Table {
-    /// The request that has them, as the documentation calls it.
-    pub of: &'static str,
-    /// Fields that the server acts on.
+pub(super) struct FieldTable {
+    /// The request that has these fields, as the documentation calls it.
+    pub request: &'static str,
+    /// Fields that have an effect.
     pub obeyed: &'static [&'static [&'static str]],
-    /// Known fields that change no answer of this server.
-    pub harmless: &'static [&'static [&'static str]],
-    /// Known fields that would change the answer, and that the server does not act on.
-    pub refused: &'static [&'static [Refused]],
-    /// Tables of fields that are objects themselves.
-    pub nested: &'static [(&'static str, &'static Table)],
+    /// Known fields that have no effect on an answer of this server.
+    pub without_effect: &'static [&'static [&'static str]],
+    /// Known fields that would change the answer, but that the server does not support.
+    pub refused: &'static [&'static [RefusedField]],
+    /// Tables of fields that are objects.
+    pub nested: &'static [(&'static str, &'static FieldTable)],
 }
 
 /// A field that is refused, unless its value means that it is off.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Refused {
-    /// Its name; one that ends in `*` stands for all names that begin so.
+pub(super) struct RefusedField {
+    /// Its name. A name that ends in `*` stands for all names with this beginning.
     pub name: &'static str,
-    /// Values that make no difference.
+    /// Values that mean that it is off.
     pub off: Off,
     /// What the client can do instead.
     pub hint: &'static str,
 }
 
-/// Values by which a field is off.
+/// Values that mean that a field is off.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Off {
     /// `null`.
@@ -64,13 +64,13 @@ pub(super) enum Off {
     Empty,
     /// Those of `Empty`, and this number.
     Number(f64),
-    /// Those of `Empty`, any of these words, and a list of nothing but these words.
+    /// Those of `Empty`, any of these words, and a list of these words only.
     Words(&'static [&'static str]),
 }
 
 /// A field that is refused unless it is off.
-const fn refused(name: &'static str, off: Off, hint: &'static str) -> Refused {
-    Refused { name, off, hint }
+const fn refused(name: &'static str, off: Off, hint: &'static str) -> RefusedField {
+    RefusedField { name, off, hint }
 }
 
 impl Off {
@@ -94,24 +94,24 @@ impl Off {
     }
 }
 
-/// Names of fields that nothing was done with.
+/// Names of fields that were ignored.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Ignored(Vec<String>);
 
 impl Ignored {
-    /// Notes one more.
+    /// Adds a name.
     pub fn note(&mut self, name: String) {
         self.0.push(name);
     }
 
-    /// Names them in a response's header.
-    pub fn tell(&self, mut response: Response) -> Response {
+    /// Names them in a header of the response.
+    pub fn add_header(&self, mut response: Response) -> Response {
         let shown = |name: &String| {
             let plain = |c: char| if c.is_ascii_graphic() && c != ',' { c } else { '?' };
-            name.chars().take(LONGEST).map(plain).collect::<String>()
+            name.chars().take(MAX_NAME_CHARS).map(plain).collect::<String>()
         };
-        let mut names: Vec<String> = self.0.iter().take(NAMED).map(shown).collect();
-        if self.0.len() > NAMED {
+        let mut names: Vec<String> = self.0.iter().take(MAX_NAMES).map(shown).collect();
+        if self.0.len() > MAX_NAMES {
             names.push("...".into());
         }
         if !names.is_empty()
@@ -123,12 +123,12 @@ impl Ignored {
     }
 }
 
-impl Table {
-    /// Looks at every field of a request.
+impl FieldTable {
+    /// Checks every field of a request.
     ///
     /// # Errors
-    /// 400 of a field that is refused, and of one whose name is nearly that of an obeyed one.
-    pub fn check(&self, object: &Map<String, Value>) -> Result<Ignored, Failure> {
+    /// Returns 400 if a field is refused, or if the name of an unknown field is close to that of an obeyed one.
+    pub fn check(&self, object: &Map<String, Value>) -> Result<Ignored, ApiError> {
         let mut ignored = Ignored::default();
         self.check_below("", object, &mut ignored)?;
         Ok(ignored)
@@ -139,24 +139,24 @@ impl Table {
         prefix: &str,
         object: &Map<String, Value>,
         ignored: &mut Ignored,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), ApiError> {
         for (key, value) in object {
             let name = format!("{prefix}{key}");
             if let (Some(table), Value::Object(inner)) = (self.nested(key), value) {
                 table.check_below(&format!("{name}."), inner, ignored)?;
             }
-            if lists(self.obeyed, key) || lists(self.harmless, key) {
+            if lists(self.obeyed, key) || lists(self.without_effect, key) {
                 continue;
             }
             if let Some(refused) = self.refusal(key) {
                 if !refused.off.covers(value) {
-                    return Err(Failure::unsupported(name, refused.hint));
+                    return Err(ApiError::unsupported(name, refused.hint));
                 }
             } else if value.is_null() {
-                // As if it was not there.
+                // As if it were absent.
             } else if let Some(meant) = self.nearest(key) {
                 let problem = format!("there is no such field; did you mean `{prefix}{meant}`?");
-                return Err(Failure { code: "unknown_parameter", ..Failure::invalid(name, problem) });
+                return Err(ApiError { code: "unknown_parameter", ..ApiError::invalid(name, problem) });
             } else {
                 ignored.0.push(name);
             }
@@ -166,25 +166,25 @@ impl Table {
 
     /// Whether the table lists a field of this name.
     pub fn knows(&self, key: &str) -> bool {
-        lists(self.obeyed, key) || lists(self.harmless, key) || self.refusal(key).is_some()
+        lists(self.obeyed, key) || lists(self.without_effect, key) || self.refusal(key).is_some()
     }
 
     /// The table of a field that is an object.
-    pub fn nested(&self, key: &str) -> Option<&'static Table> {
+    pub fn nested(&self, key: &str) -> Option<&'static FieldTable> {
         self.nested.iter().find(|(name, _)| *name == key).map(|(_, table)| *table)
     }
 
-    /// What is refused under this name: by the whole of it, else by its beginning.
-    fn refusal(&self, key: &str) -> Option<&'static Refused> {
+    /// The refused field of this name: by the full name, else by its beginning.
+    fn refusal(&self, key: &str) -> Option<&'static RefusedField> {
         let all = || self.refused.iter().flat_map(|list| list.iter());
-        let begins = |refused: &&Refused| {
+        let begins = |refused: &&RefusedField| {
             refused.name.strip_suffix('*').is_some_and(|beginning| key.starts_with(beginning))
         };
         all().find(|refused| refused.name == key).or_else(|| all().find(begins))
     }
 
-    /// The obeyed field that an unknown name is a slip of: the same but for case and underscores, or with a letter
-    /// missing, added, changed or moved in a name that is long enough to tell.
+    /// The obeyed field of which an unknown name is a misspelling: the same but for case and underscores, or, if the
+    /// name is long enough, with a letter missing, added, changed or moved.
     fn nearest(&self, key: &str) -> Option<&'static str> {
         let bare = |name: &str| {
             name.chars().filter(|c| *c != '_' && *c != '-').flat_map(char::to_lowercase).collect::<String>()

@@ -1,20 +1,20 @@
-//! How many requests a server holds, and how many rows it keeps for them.
+//! The number of requests that a server accepts, and the number of rows that it keeps for them.
 
 use crate::device::free_memory;
 use crate::model::Decoder;
 use crate::model::GPU_FULL_ROWS;
 use crate::{Error, Result};
 
-/// What a server keeps for requests.
+/// Limits of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Requests that may wait for their first step; one more is [`super::client::Refused::Busy`].
+pub struct ServerLimits {
+    /// Most requests that may wait for their first step. The next one is [`super::client::SubmitError::Busy`].
     pub queue: usize,
-    /// Most tokens of a sequence: virtual tokens, text and answer together. No more than the model has positions.
+    /// Most tokens of a sequence: virtual tokens, text and answer together. Never more than the model has positions.
     pub sequence_tokens: usize,
-    /// Rows of the key and value cache, prefixes included.
+    /// Rows of the key-value cache, including prefixes.
     pub cache_rows: usize,
-    /// Rows that go through the model at a time.
+    /// Most rows of a step.
     pub step_rows: usize,
 }
 
@@ -22,22 +22,22 @@ pub struct Limits {
 /// SmolLM2-135M went through a second in steps of up to 2,048, 709 in steps of up to 512.
 const CPU_SERVING_ROWS: usize = 1024;
 
-/// Rows of keys and values that a server keeps at most where nobody says how many: 128 requests of 128 tokens on the
-/// CPU.
+/// Most rows of keys and values on the CPU if the limit is not set: 128 requests of 128 tokens.
 const CPU_CACHE_ROWS: usize = 16_384;
 
 /// The same on a GPU.
 const GPU_CACHE_ROWS: usize = 131_072;
 
-/// Memory of a GPU that a server leaves to the activations of a step, bytes.
+/// Bytes of a GPU's memory that stay free for the activations of a step.
 const GPU_STEP_RESERVE: usize = 2 << 30;
 
-/// What a server keeps for requests, where `configured` names none (0): rows of the cache by the memory that is free, a
-/// quarter of it on the CPU, three quarters of what a step leaves on a GPU; rows of a step that fill the device.
+/// Replaces the limits that are 0 in `configured`. The cache has as many rows as fit into a quarter of the free memory
+/// on the CPU, or into three quarters of the memory that a step leaves on a GPU. A step has as many rows as the device
+/// needs to be fully used.
 ///
 /// # Errors
-/// The device's; too little memory for a single row.
-pub fn serving_limits(model: &Decoder, configured: Limits) -> Result<Limits> {
+/// Returns an error if the free memory cannot be determined or a single row does not fit.
+pub fn serving_limits(model: &Decoder, configured: ServerLimits) -> Result<ServerLimits> {
     let (config, device) = (model.config(), model.device());
     let width = 2 * config.num_key_value_heads * config.head_dim;
     let row_bytes = config.num_hidden_layers * width * model.product_dtype().size_in_bytes();

@@ -1,6 +1,6 @@
-//! What the server counts, in Prometheus' text format.
+//! The server's metrics, in Prometheus' text format.
 
-use super::worker::Step;
+use super::worker::StepMetrics;
 use prometheus_client::encoding::{EncodeLabelSet, text::encode};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -10,11 +10,11 @@ use prometheus_client::registry::Registry;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// A request's labels.
+/// The labels of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Asked {
+struct RequestLabels {
     api: &'static str,
-    /// A model that the server has; empty where none was found.
+    /// The name of a model of this server; empty if the request named none.
     model: String,
     status: u16,
 }
@@ -22,7 +22,7 @@ struct Asked {
 /// The server's counters and histograms.
 pub struct Metrics {
     registry: Registry,
-    requests: Family<Asked, Counter>,
+    requests: Family<RequestLabels, Counter>,
     prompt_tokens: Counter,
     generated_tokens: Counter,
     queue: Gauge,
@@ -80,8 +80,8 @@ impl Metrics {
         registry.register("first_token_seconds", help, self.first_token_seconds.clone());
     }
 
-    /// Counts a step of the worker's, which calls this.
-    pub fn step(&self, step: Step) {
+    /// Counts a step of the worker.
+    pub fn count_step(&self, step: StepMetrics) {
         self.batch_sequences.observe(step.sequences as f64);
         self.batch_rows.observe(step.rows as f64);
         self.step_seconds.observe(step.seconds);
@@ -90,16 +90,16 @@ impl Metrics {
     }
 
     /// Counts an answer.
-    pub(super) fn answered(&self, api: &'static str, model: &str, status: u16) {
-        self.requests.get_or_create(&Asked { api, model: model.to_owned(), status }).inc();
+    pub(super) fn count_answer(&self, api: &'static str, model: &str, status: u16) {
+        self.requests.get_or_create(&RequestLabels { api, model: model.to_owned(), status }).inc();
     }
 
-    /// All of them as text, with the queue and the number of models as they are now.
+    /// All metrics as text, with the current lengths of the queue and of the list of models.
     pub(super) fn text(&self, waiting: usize, models: usize) -> String {
         self.queue.set(gauge(waiting));
         self.models.set(gauge(models));
         let mut text = String::new();
-        // Writing to a string does not fail.
+        // Writing to a string cannot fail.
         let _ = encode(&mut text, &self.registry);
         text
     }
@@ -109,7 +109,7 @@ fn gauge(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-/// Times one sequence; its end is when this is dropped.
+/// Measures one sequence, from its request until this is dropped.
 pub(super) struct Meter {
     metrics: Arc<Metrics>,
     started: Instant,
@@ -121,13 +121,13 @@ impl Meter {
         Self { metrics: metrics.clone(), started, begun: false }
     }
 
-    /// Counts the tokens that the sequence goes on from.
-    pub fn asked(&self, tokens: usize) {
+    /// Counts the tokens of the prompt.
+    pub fn count_prompt_tokens(&self, tokens: usize) {
         self.metrics.prompt_tokens.inc_by(tokens as u64);
     }
 
-    /// A token came.
-    pub fn token(&mut self) {
+    /// Counts a token; the first one ends the time to the first token.
+    pub fn count_token(&mut self) {
         if !std::mem::replace(&mut self.begun, true) {
             self.metrics.first_token_seconds.observe(self.started.elapsed().as_secs_f64());
         }
@@ -147,27 +147,27 @@ mod tests {
     #[test]
     fn steps_and_answers_are_counted() {
         let metrics = Arc::new(Metrics::default());
-        metrics.step(Step {
+        metrics.count_step(StepMetrics {
             sequences: 3,
             rows: 40,
             generated: 3,
             waiting: 2,
             seconds: 0.05,
-            ..Step::default()
+            ..StepMetrics::default()
         });
-        metrics.step(Step {
+        metrics.count_step(StepMetrics {
             sequences: 4,
             rows: 4,
             generated: 4,
             waiting: 0,
             seconds: 0.01,
-            ..Step::default()
+            ..StepMetrics::default()
         });
-        metrics.answered("openai", "base", 200);
+        metrics.count_answer("openai", "base", 200);
         let mut meter = Meter::new(&metrics, Instant::now());
-        meter.asked(12);
-        meter.token();
-        meter.token();
+        meter.count_prompt_tokens(12);
+        meter.count_token();
+        meter.count_token();
         drop(meter);
         let text = metrics.text(5, 3);
         for line in [

@@ -1,47 +1,48 @@
 //! A server of the base model and of tuned prompts, over HTTP.
 //!
 //! ```text
-//! server.rs   connections, shutdown          worker.rs    the one thread that owns the model; client.rs: its handle
-//! app.rs      routes, what all requests get  adapters.rs  base and tuned prompts, by name
-//! openai/     /v1/completions, /v1/chat/completions, /v1/responses, /v1/models
-//! watsonx/    /ml/v1/.../text/generation and chat, and what IBM's SDK asks before it
-//! cors.rs     pages of other origins         paths.rs     paths that clients get wrong
-//! classify.rs /v1/classify, /v1/tasks: gneiss's own
-//! fields.rs   which fields of a request are obeyed, make no difference or are refused, by route
+//! state.rs        what all requests share           worker.rs   the one thread that owns the model; client.rs: its handle
+//! served.rs       base and tuned prompts, by name   watch.rs    a folder of adapters that is loaded as it changes
+//! api/openai/     /v1/completions, /v1/chat/completions, /v1/responses, /v1/models
+//! api/watsonx/    /ml/v1/.../text/generation and chat, and what IBM's SDK requests first
+//! api/gneiss/     /v1/classify, /v1/tasks
+//! fields.rs       which fields of a request have an effect, have none, or are refused, by route
+//! router.rs       all routes; key, errors, metrics  paths.rs    paths that clients get wrong
+//! server.rs       connections, shutdown             cors.rs     pages of other origins
 //! ```
 //!
 //! A request's way: body → parameters → token ids → [`client::Client::submit`] → events → text → JSON.
 
-pub mod adapters;
-mod app;
+mod api;
+mod api_error;
 mod auth;
 mod body;
 mod choices;
-mod classify;
 pub mod client;
 mod content_encoding;
 mod cors;
 mod embeds;
-mod failure;
 mod fields;
 mod generation;
 mod limits;
 mod metrics;
-mod openai;
 mod params;
 mod paths;
 mod prompt;
+mod router;
 mod schema;
+pub mod served;
 mod server;
 mod sse;
+mod state;
 #[cfg(test)]
 mod testing;
 mod tls;
-mod watsonx;
+pub mod watch;
 pub mod worker;
 
-pub use app::{App, Options};
-pub use limits::{Limits, serving_limits};
+pub use limits::{ServerLimits, serving_limits};
 pub use metrics::Metrics;
 pub use server::serve;
+pub use state::{App, ServerOptions};
 pub use tls::Tls;

@@ -1,6 +1,7 @@
-//! Paths that clients get wrong: one slash too many makes no difference, and for anything else the right path is named.
+//! Paths that clients get wrong. Additional slashes make no difference; for other unknown paths the error names the
+//! right one.
 
-/// The paths that a hint may name, but for those of one model or deployment.
+/// The paths that a hint may name, except those of one model or deployment.
 const KNOWN: [&str; 9] = [
     "/v1/chat/completions",
     "/v1/completions",
@@ -13,11 +14,11 @@ const KNOWN: [&str; 9] = [
     "/ml/v1/text/tokenization",
 ];
 
-/// The ends by which a path of OpenAI's API is known, whatever stands before them: no `/v1`, two of it, a gateway's
-/// prefix.
+/// Endings by which a path of OpenAI's API is recognised, whatever precedes them: no `/v1`, two of it, or the prefix of
+/// a gateway.
 const OPENAI: [&str; 4] = ["/chat/completions", "/completions", "/responses", "/models"];
 
-/// Paths of other servers' APIs, with what does the same here.
+/// Paths of other servers' APIs, with the corresponding paths of this server.
 const ELSEWHERE: [(&str, &str); 10] = [
     ("/api/chat", "/v1/chat/completions"),
     ("/api/generate", "/v1/completions"),
@@ -31,12 +32,12 @@ const ELSEWHERE: [(&str, &str); 10] = [
     ("/version", "/ml/wml_services/v2/version"),
 ];
 
-/// Longest path that is compared with the known ones.
-const LONGEST: usize = 200;
-/// Nearer than this a known path is what was meant.
-const NEAR: f64 = 0.7;
+/// Length of the longest path that is compared with the known ones.
+const MAX_COMPARED_BYTES: usize = 200;
+/// Least similarity of a known path that is suggested.
+const MIN_SIMILARITY: f64 = 0.7;
 
-/// A path with one slash where there are several, none at its end, and no letter encoded that need not be.
+/// The path with single slashes, none at its end, and without needless percent-encoding.
 pub(super) fn cleaned(path: &str) -> String {
     let mut clean = String::with_capacity(path.len());
     for segment in path.split('/').filter(|segment| !segment.is_empty()) {
@@ -46,7 +47,7 @@ pub(super) fn cleaned(path: &str) -> String {
     if clean.is_empty() { "/".to_owned() } else { clean }
 }
 
-/// A segment with its letters, digits and `-._~` as themselves (RFC 3986, section 2.3).
+/// The segment with letters, digits and `-._~` decoded (RFC 3986, section 2.3).
 fn unreserved(segment: &str) -> String {
     let mut pieces = segment.split('%');
     let mut text = pieces.next().unwrap_or_default().to_owned();
@@ -66,7 +67,7 @@ fn unreserved(segment: &str) -> String {
     text
 }
 
-/// What to say of a path that is not there; `origin` is the server's address as the client wrote it.
+/// The hint for an unknown path; `origin` is the server's address as the client wrote it.
 pub(super) fn hint(path: &str, origin: Option<&str>) -> String {
     let written = cleaned(&path.replace("%2F", "/").replace("%2f", "/"));
     let clean = written.to_ascii_lowercase();
@@ -77,18 +78,18 @@ pub(super) fn hint(path: &str, origin: Option<&str>) -> String {
         let base = origin.map(|origin| format!(", here {origin}/v1")).unwrap_or_default();
         return format!("; did you mean /v1{end}? The base URL of OpenAI's clients ends in /v1{base}");
     }
-    if let Some(at) = clean.find("/deployments/")
-        && clean[at..].contains("/text/")
+    if let Some(index) = clean.find("/deployments/")
+        && clean[index..].contains("/text/")
     {
-        return format!("; did you mean /ml/v1{}?", &written[at..]);
+        return format!("; did you mean /ml/v1{}?", &written[index..]);
     }
-    if clean.len() > LONGEST {
+    if clean.len() > MAX_COMPARED_BYTES {
         return String::new();
     }
     let near = |known: &&str| strsim::normalized_levenshtein(known, &clean);
     let nearest = KNOWN.iter().map(|known| (near(known), known)).max_by(|(a, _), (b, _)| a.total_cmp(b));
     match nearest {
-        Some((similarity, known)) if similarity >= NEAR => format!("; did you mean {known}?"),
+        Some((similarity, known)) if similarity >= MIN_SIMILARITY => format!("; did you mean {known}?"),
         _ => format!("; this server has {}", KNOWN.join(", ")),
     }
 }
@@ -99,7 +100,7 @@ mod tests {
     use crate::serve::testing::Fake;
 
     #[test]
-    fn slashes_and_needless_encodings_go() {
+    fn cleaned_removes_slashes_and_needless_encodings() {
         for (path, expected) in [
             ("/", "/"),
             ("//", "/"),
@@ -114,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn the_right_path_is_named() {
+    fn hint_names_the_right_path() {
         for (path, words) in [
             ("/chat/completions", "did you mean /v1/chat/completions?"),
             ("/completions", "did you mean /v1/completions?"),

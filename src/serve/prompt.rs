@@ -1,56 +1,58 @@
-//! From a request's text to token ids: large texts on threads of their own, too large ones not at all.
+//! From a request's text to token ids. A large text is tokenized on a thread of its own; a text that is certainly too
+//! long is refused first.
 
-use super::app::Shared;
-use super::failure::Failure;
 use crate::data::Template;
 use crate::data::encode::Encoder;
+use crate::serve::api_error::ApiError;
+use crate::serve::state::AppState;
 use std::sync::Arc;
 
-/// Texts of more bytes are tokenized on a thread of their own, where they hold up nobody; a shorter one takes less than
-/// a millisecond.
+/// Texts of more bytes are tokenized on a thread of their own, so that they do not delay other requests. A shorter one
+/// takes less than a millisecond.
 const LARGE: usize = 4096;
-/// A normalizer may make a text shorter before it is tokenized, though not by much more than this.
+/// A normalizer may make a text shorter before it is tokenized, but hardly by more than this factor.
 const NORMALIZED: usize = 4;
 
 /// How a text becomes tokens.
 #[derive(Debug, Clone)]
-pub(super) enum Encode {
-    /// As it is; with what the tokenizer puts before every text, or without.
+pub(super) enum PromptEncoding {
+    /// As it is, with or without the special tokens that the tokenizer adds before every text.
     Text { special: bool },
-    /// In a verbalizer's place, as for tuning, behind an instruction where there is one.
+    /// In the verbalizer, as during tuning, and after an instruction if there is one.
     Verbalized { template: Template, instruction: Option<String> },
 }
 
-impl Shared {
-    /// Token ids of a text; of its end alone, and of what stands before every text, where there are more than `most`.
+impl AppState {
+    /// Token ids of a text. If there are more than `most`, only its last ones, and the special tokens that precede
+    /// every text.
     ///
     /// # Errors
-    /// 400 of a text that is too long without a tokenizer's word, or that can't be encoded.
+    /// Returns 400 if the text is certainly too long, or cannot be encoded.
     pub async fn encode(
         self: &Arc<Self>,
         text: String,
-        how: Encode,
+        how: PromptEncoding,
         most: Option<usize>,
-    ) -> Result<Vec<u32>, Failure> {
+    ) -> Result<Vec<u32>, ApiError> {
         if most.is_none() {
-            self.may_fit(text.len())?;
+            self.check_length(text.len())?;
         }
         if text.len() <= LARGE {
             return self.encode_now(&text, &how, most);
         }
-        // The thread keeps its place to its end, though the client may be gone by then.
+        // The permit is held until the thread ends, even if the client disconnects before.
         let permit = self.tokenizing.clone().acquire_owned().await;
-        let app = self.clone();
+        let state = self.clone();
         let encoded = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            app.encode_now(&text, &how, most)
+            state.encode_now(&text, &how, most)
         })
         .await;
-        encoded.unwrap_or_else(|error| Err(Failure::internal(format!("the tokenizer: {error}"))))
+        encoded.unwrap_or_else(|error| Err(ApiError::internal(format!("the tokenizer: {error}"))))
     }
 
-    /// Refuses a text that is too long even if each of its tokens were the longest there is.
-    fn may_fit(&self, bytes: usize) -> Result<(), Failure> {
+    /// Refuses a text that would be too long even if each of its tokens were the longest token.
+    fn check_length(&self, bytes: usize) -> Result<(), ApiError> {
         let most = self.client.limits().sequence_tokens;
         let shrinks = if self.tokenizer.tokenizer.get_normalizer().is_some() { NORMALIZED } else { 1 };
         let least = bytes / (self.longest_token * shrinks).max(1);
@@ -58,18 +60,23 @@ impl Shared {
             let message = format!(
                 "expected a text of at most {most} tokens, found {bytes} bytes, at least {least} tokens"
             );
-            return Err(Failure::too_long(message));
+            return Err(ApiError::too_long(message));
         }
         Ok(())
     }
 
-    fn encode_now(&self, text: &str, how: &Encode, most: Option<usize>) -> Result<Vec<u32>, Failure> {
+    fn encode_now(
+        &self,
+        text: &str,
+        how: &PromptEncoding,
+        most: Option<usize>,
+    ) -> Result<Vec<u32>, ApiError> {
         match how {
-            Encode::Text { special } => {
-                let ids = self.plain(text, *special)?;
-                Ok(most.map_or_else(|| ids.clone(), |most| self.end_of(&ids, *special, most)))
+            PromptEncoding::Text { special } => {
+                let ids = self.token_ids(text, *special)?;
+                Ok(most.map_or_else(|| ids.clone(), |most| self.last_tokens(&ids, *special, most)))
             }
-            Encode::Verbalized { template, instruction } => {
+            PromptEncoding::Verbalized { template, instruction } => {
                 let encoder = Encoder {
                     tokenizer: &self.tokenizer.tokenizer,
                     template,
@@ -84,8 +91,8 @@ impl Shared {
         }
     }
 
-    /// Without the end of text that some tokenizers put behind every text: it is to go on.
-    fn plain(&self, text: &str, special: bool) -> crate::Result<Vec<u32>> {
+    /// The tokens without the end-of-text token that some tokenizers append, because the model continues the text.
+    fn token_ids(&self, text: &str, special: bool) -> crate::Result<Vec<u32>> {
         let encoding = self.tokenizer.encoding(text, special)?;
         let mut ids = encoding.get_ids().to_vec();
         let mut masks = encoding.get_special_tokens_mask().iter().rev();
@@ -95,13 +102,13 @@ impl Shared {
         Ok(ids)
     }
 
-    /// The last `most` of `ids`, the first of which stays where the tokenizer puts it before every text.
-    fn end_of(&self, ids: &[u32], special: bool, most: usize) -> Vec<u32> {
+    /// The last `most` of `ids`. The special tokens that precede every text are kept.
+    fn last_tokens(&self, ids: &[u32], special: bool, most: usize) -> Vec<u32> {
         let cut = ids.len().saturating_sub(most);
         if cut == 0 {
             return ids.to_vec();
         }
-        let first = if special { self.plain("", true).unwrap_or_default() } else { Vec::new() };
+        let first = if special { self.token_ids("", true).unwrap_or_default() } else { Vec::new() };
         if most > first.len() && !first.is_empty() && ids.starts_with(&first) {
             [&first[..], &ids[cut + first.len()..]].concat()
         } else {
@@ -110,10 +117,10 @@ impl Shared {
     }
 }
 
-/// Refuses a text without a token, which nothing can go on from.
-pub(super) fn not_empty(key: &str, tokens: &[u32]) -> Result<(), Failure> {
+/// Refuses a text without tokens, which the model cannot continue.
+pub(super) fn not_empty(key: &str, tokens: &[u32]) -> Result<(), ApiError> {
     if tokens.is_empty() {
-        return Err(Failure::invalid(key, "expected a text of at least one token, found none"));
+        return Err(ApiError::invalid(key, "expected a text of at least one token, found none"));
     }
     Ok(())
 }

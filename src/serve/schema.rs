@@ -1,16 +1,17 @@
-//! JSON schemas that few values fit: the JSON texts of all of them, for answers that have to be one.
+//! JSON schemas that few values match: the JSON texts of all these values, for answers that must be one of them.
 //!
-//! `enum` and `const`, booleans and null; objects whose properties are such and all required; `anyOf`, `oneOf` and `$ref`,
-//! or an `allOf` of one. The texts are compact JSON, an object's properties in the order of their names.
+//! Supported are `enum` and `const`, booleans and null; objects whose properties are such schemas and are all required;
+//! `anyOf`, `oneOf` and `$ref`, and an `allOf` of one schema. The texts are compact JSON, with an object's properties
+//! in the order of their names.
 
 use serde_json::{Map, Value};
 
 /// Most texts of a schema.
-const TEXTS: usize = super::choices::CHOICES;
-/// Schemas inside one another, references included.
-const DEPTH: usize = 16;
+pub(super) const MAX_TEXTS: usize = 1024;
+/// Most nested schemas, including references.
+const MAX_DEPTH: usize = 16;
 
-/// Keywords that say nothing of values.
+/// Keywords that do not restrict values.
 const NOTES: [&str; 12] = [
     "$schema",
     "$id",
@@ -26,7 +27,7 @@ const NOTES: [&str; 12] = [
     "writeOnly",
 ];
 
-/// Keywords that are followed.
+/// Supported keywords.
 const FOLLOWED: [&str; 10] = [
     "type",
     "enum",
@@ -40,13 +41,14 @@ const FOLLOWED: [&str; 10] = [
     "$ref",
 ];
 
-/// Those of them that list values.
+/// Supported keywords that list values.
 const LISTING: [&str; 7] = ["enum", "const", "properties", "anyOf", "oneOf", "allOf", "$ref"];
 
-/// The texts of all values that fit a schema, in the schema's order, none twice.
+/// The texts of all values that match a schema, in the schema's order, without duplicates.
 ///
 /// # Errors
-/// What is not followed, with its place in the schema; no value, or too many.
+/// Returns a message about a keyword that is not supported, with its location in the schema, or about a schema that
+/// matches no value or too many.
 pub(super) fn texts(schema: &Value) -> Result<Vec<String>, String> {
     let mut texts: Vec<String> = Vec::new();
     let reader = Reader { root: schema };
@@ -67,39 +69,40 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// The values that fit `schema`, which stands at `place`.
+    /// The values that match `schema`, whose location is `place`.
     fn values(&self, schema: &Value, place: &str, depth: usize) -> Result<Vec<Value>, String> {
         let Some(map) = schema.as_object() else {
-            return Err(format!("expected an object as the schema{}, found another value", at(place)));
+            return Err(format!("expected an object as the schema{}, found another value", location(place)));
         };
-        if depth == DEPTH {
+        if depth == MAX_DEPTH {
             return Err(format!(
-                "expected at most {DEPTH} schemas inside one another, found more{}",
-                at(place)
+                "expected at most {MAX_DEPTH} schemas inside one another, found more{}",
+                location(place)
             ));
         }
-        let strange =
+        let unknown =
             map.keys().find(|key| !NOTES.contains(&key.as_str()) && !FOLLOWED.contains(&key.as_str()));
-        if let Some(key) = strange {
+        if let Some(key) = unknown {
             return Err(unfollowed(key, place));
         }
         let mut values = self.candidates(map, place, depth)?;
         values.retain(|value| fits(value, map));
-        if values.len() > TEXTS {
+        if values.len() > MAX_TEXTS {
             return Err(too_many(place));
         }
         Ok(values)
     }
 
-    /// The values of the keyword that lists them. The others then leave some out.
+    /// The values of the keyword that lists them. Other keywords then remove some of them.
     fn candidates(&self, map: &Map<String, Value>, place: &str, depth: usize) -> Result<Vec<Value>, String> {
         let mut listing = LISTING.into_iter().filter(|key| map.contains_key(*key));
-        let found = listing.next();
-        if let (Some(one), Some(other)) = (found, listing.next()) {
-            return Err(format!("expected one of `{one}` and `{other}`{}, found both", at(place)));
+        let listed = listing.next();
+        if let (Some(one), Some(other)) = (listed, listing.next()) {
+            return Err(format!("expected one of `{one}` and `{other}`{}, found both", location(place)));
         }
-        let wrong = |key: &str, expected: &str| Err(format!("`{key}`{}: expected {expected}", at(place)));
-        match (found, found.map(|key| &map[key]), map.get("type").and_then(Value::as_str)) {
+        let wrong =
+            |key: &str, expected: &str| Err(format!("`{key}`{}: expected {expected}", location(place)));
+        match (listed, listed.map(|key| &map[key]), map.get("type").and_then(Value::as_str)) {
             (Some("enum"), Some(Value::Array(list)), _) => Ok(list.clone()),
             (Some("const"), Some(value), _) => Ok(vec![value.clone()]),
             (Some("$ref"), Some(Value::String(reference)), _) => {
@@ -118,7 +121,7 @@ impl Reader<'_> {
                 let each =
                     each.map(|(i, inner)| self.values(inner, &format!("{place}{key}[{i}]."), depth + 1));
                 let values = each.collect::<Result<Vec<_>, _>>()?.concat();
-                Ok(if key == "oneOf" { once(&values) } else { values })
+                Ok(if key == "oneOf" { exactly_once(&values) } else { values })
             }
             (Some(key), _, _) => wrong(key, "another type of value"),
             (None, _, Some("boolean")) => Ok(vec![true.into(), false.into()]),
@@ -126,12 +129,12 @@ impl Reader<'_> {
             _ => Err(format!(
                 "expected a schema that lists its values{}, by `enum`, `const`, or an object of such properties; found \
                  none",
-                at(place)
+                location(place)
             )),
         }
     }
 
-    /// All objects of the properties' values.
+    /// All objects with the properties' values.
     fn objects(
         &self,
         properties: &Map<String, Value>,
@@ -147,21 +150,24 @@ impl Reader<'_> {
             (Some(name), _) => {
                 return Err(format!(
                     "expected every property in `required`{}, found {name:?} not there",
-                    at(place)
+                    location(place)
                 ));
             }
             (_, Some(key)) => {
-                return Err(format!("expected `required` to name properties{}, found {key}", at(place)));
+                return Err(format!(
+                    "expected `required` to name properties{}, found {key}",
+                    location(place)
+                ));
             }
             _ => {}
         }
         if map.get("additionalProperties").is_some_and(|more| *more != Value::Bool(false)) {
-            return Err(format!("expected `additionalProperties` false or absent{}", at(place)));
+            return Err(format!("expected `additionalProperties` false or absent{}", location(place)));
         }
         let mut objects = vec![Map::new()];
         for (name, schema) in properties {
             let values = self.values(schema, &format!("{place}properties.{name}."), depth + 1)?;
-            if objects.len() * values.len() > TEXTS {
+            if objects.len() * values.len() > MAX_TEXTS {
                 return Err(too_many(place));
             }
             let with = |object: &Map<String, Value>, value: &Value| {
@@ -178,7 +184,7 @@ impl Reader<'_> {
     }
 }
 
-/// Whether a value is of the type that the schema names.
+/// Whether a value has the type that the schema names.
 fn fits(value: &Value, map: &Map<String, Value>) -> bool {
     let is = |name: &Value| match name.as_str() {
         Some("string") => value.is_string(),
@@ -197,22 +203,26 @@ fn fits(value: &Value, map: &Map<String, Value>) -> bool {
     }
 }
 
-/// The values that are there once.
-fn once(values: &[Value]) -> Vec<Value> {
+/// The values that occur exactly once.
+fn exactly_once(values: &[Value]) -> Vec<Value> {
     let count = |value: &&Value| values.iter().filter(|other| other == value).count();
     values.iter().filter(|value| count(value) == 1).cloned().collect()
 }
 
 fn unfollowed(key: &str, place: &str) -> String {
-    format!("the keyword `{key}`{} is not followed by this server: {} are", at(place), FOLLOWED.join(", "))
+    format!(
+        "the keyword `{key}`{} is not followed by this server: {} are",
+        location(place),
+        FOLLOWED.join(", ")
+    )
 }
 
 fn too_many(place: &str) -> String {
-    format!("expected a schema of at most {TEXTS} values{}, found more", at(place))
+    format!("expected a schema of at most {MAX_TEXTS} values{}, found more", location(place))
 }
 
-/// The place in words.
-fn at(place: &str) -> String {
+/// The location in words.
+fn location(place: &str) -> String {
     if place.is_empty() { String::new() } else { format!(" at `{}`", place.trim_end_matches('.')) }
 }
 

@@ -1,6 +1,7 @@
-//! Connections: so many at a time, each with so much time for a request's head, and a quiet end.
+//! Connections: a limited number at a time, a time limit for each request's head, and a graceful shutdown.
 
-use super::app::App;
+use super::router::router;
+use super::state::App;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -14,26 +15,26 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-/// Bytes of a request's head at most.
-const HEAD: usize = 64 << 10;
-/// Pause where the system has no connection to give, for want of file descriptors mostly.
+/// Most bytes of a request's head.
+const MAX_HEAD_BYTES: usize = 64 << 10;
+/// Pause if the system cannot accept a connection, usually because there are no file descriptors left.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves `app` to whom any of `listeners` accepts, until `shutdown` comes: then no connection is accepted any more, requests
-/// under way get [`grace_seconds`](super::Options::grace_seconds), and what is left is cut off.
+/// Serves `app` on all of `listeners` until `shutdown` completes. Then no more connections are accepted, requests in
+/// progress get [`grace_seconds`](super::ServerOptions::grace_seconds), and the remaining ones are cut off.
 ///
 /// # Errors
-/// None now: a connection that fails is that client's alone.
+/// Returns no error now: a failed connection concerns its client only.
 pub async fn serve(
     listeners: Vec<TcpListener>,
     app: App,
     shutdown: impl Future<Output = ()>,
 ) -> std::io::Result<()> {
     let options = app.0.options.clone();
-    let service = TowerToHyperService::new(app.router());
+    let service = TowerToHyperService::new(router(&app.0));
     let mut http = http1::Builder::new();
     let head = Duration::from_secs_f64(options.header_seconds);
-    http.timer(TokioTimer::new()).header_read_timeout(head).max_buf_size(HEAD);
+    http.timer(TokioTimer::new()).header_read_timeout(head).max_buf_size(MAX_HEAD_BYTES);
     let places = Arc::new(Semaphore::new(options.max_connections.max(1)));
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
@@ -52,11 +53,11 @@ pub async fn serve(
             tokio::time::sleep(PAUSE).await;
             continue;
         };
-        // Small pieces of a stream are to go out at once; where that can't be had, they come a little later.
+        // The pieces of a stream should be sent at once. If this option cannot be set, they are sent a little later.
         let _ = stream.set_nodelay(true);
         let (http, service, watcher) = (http.clone(), service.clone(), graceful.watcher());
         let tls = app.0.tls.clone();
-        // A client that hangs up or is too slow ends its connection; there is nobody to tell.
+        // A client that disconnects or is too slow ends its connection. No one else needs to know.
         connections.spawn(async move {
             let _place = place;
             let Some(tls) = tls else {

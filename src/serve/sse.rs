@@ -1,56 +1,57 @@
-//! Answers that come in pieces: server-sent events (<https://html.spec.whatwg.org/multipage/server-sent-events.html>).
+//! Answers that are sent in pieces: server-sent events (<https://html.spec.whatwg.org/multipage/server-sent-events.html>).
 
-use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, header};
-use axum::response::Response;
+use axum::response::sse::{Event, Sse};
+use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 use std::convert::Infallible;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-/// Events that wait for a slow client; then the sequence waits.
-const WAITING: usize = 16;
+/// Events that are kept for a slow client. When there are as many, the work waits.
+const CAPACITY: usize = 16;
 
-/// Where events go. Sending to a client that hung up gives `Err`.
+/// Sends events to a client.
 #[derive(Clone)]
-pub(super) struct Events(mpsc::Sender<Result<Bytes, Infallible>>);
+pub(super) struct Events(mpsc::Sender<Result<Event, Infallible>>);
 
-/// The client hung up.
+/// The client closed the connection.
 #[derive(Debug)]
-pub(super) struct HungUp;
+pub(super) struct ClientGone;
 
 impl Events {
-    /// `data: JSON`, an event of OpenAI's.
-    pub async fn data(&self, value: &Value) -> Result<(), HungUp> {
-        self.text(format!("data: {value}\n\n")).await
+    /// Sends an event with data alone, as OpenAI's completions have them.
+    pub async fn data(&self, value: &Value) -> Result<(), ClientGone> {
+        self.send(Event::default().data(value.to_string())).await
     }
 
-    /// An event with a name and an id, as watsonx has them.
-    pub async fn named(&self, id: usize, name: &str, value: &Value) -> Result<(), HungUp> {
-        self.text(format!("id: {id}\nevent: {name}\ndata: {value}\n\n")).await
+    /// Sends an event with an id and a name, as watsonx has them.
+    pub async fn named(&self, id: usize, name: &str, value: &Value) -> Result<(), ClientGone> {
+        self.send(Event::default().id(id.to_string()).event(name).data(value.to_string())).await
     }
 
-    /// An event with a name, as OpenAI's Responses have them.
-    pub async fn event(&self, name: &str, value: &Value) -> Result<(), HungUp> {
-        self.text(format!("event: {name}\ndata: {value}\n\n")).await
+    /// Sends an event with a name, as OpenAI's Responses have them.
+    pub async fn event(&self, name: &str, value: &Value) -> Result<(), ClientGone> {
+        self.send(Event::default().event(name).data(value.to_string())).await
     }
 
-    /// What ends OpenAI's streams.
-    pub async fn done(&self) -> Result<(), HungUp> {
-        self.text("data: [DONE]\n\n".into()).await
+    /// Sends the last event of OpenAI's completions.
+    pub async fn done(&self) -> Result<(), ClientGone> {
+        self.send(Event::default().data("[DONE]")).await
     }
 
-    async fn text(&self, text: String) -> Result<(), HungUp> {
-        self.0.send(Ok(text.into())).await.map_err(|_| HungUp)
+    async fn send(&self, event: Event) -> Result<(), ClientGone> {
+        self.0.send(Ok(event)).await.map_err(|_| ClientGone)
     }
 }
 
-/// An answer whose events `work` sends. When the client hangs up, the work is dropped, and with it its sequences.
+/// A response whose events `work` sends. When the client closes the connection, the work is dropped, and with it its
+/// sequences.
 pub(super) fn respond<F>(work: impl FnOnce(Events) -> F) -> Response
 where
-    F: Future<Output = Result<(), HungUp>> + Send + 'static,
+    F: Future<Output = Result<(), ClientGone>> + Send + 'static,
 {
-    let (sender, receiver) = mpsc::channel(WAITING);
+    let (sender, receiver) = mpsc::channel(CAPACITY);
     let work = work(Events(sender.clone()));
     tokio::spawn(async move {
         tokio::select! {
@@ -58,11 +59,10 @@ where
             () = sender.closed() => {}
         }
     });
-    let mut response = Response::new(Body::from_stream(ReceiverStream::new(receiver)));
+    let mut response = Sse::new(ReceiverStream::new(receiver)).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    // nginx would collect the events otherwise.
+    // Without it, nginx collects the events before it sends them on.
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     response
 }

@@ -1,8 +1,6 @@
-//! A server whose worker is a script: what it is asked is looked at, what it answers is invented.
+//! A server whose worker is a script: tests examine the requests and invent the answers.
 
-use super::adapters::Served;
-use super::app::{App, Options};
-use super::client::{Client, Command, Shared};
+use super::client::{Client, Command, WorkerState};
 use crate::checkpoint::TextTokenizer;
 use crate::checkpoint::chat_template::ChatTemplate;
 pub use crate::checkpoint::tokenizer::testing::{BEGIN, END, START, byte_fallback, byte_level};
@@ -10,7 +8,9 @@ use crate::config::Task;
 use crate::data::Template;
 use crate::generate::{Event, Request, StopReason, Token};
 use crate::prompt::peft::PromptTask;
-use crate::serve::limits::Limits;
+use crate::serve::limits::ServerLimits;
+use crate::serve::served::Served;
+use crate::serve::state::{App, ServerOptions};
 use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt;
@@ -62,21 +62,22 @@ pub fn models() -> Arc<[Arc<Served>]> {
 /// Requests that reached the worker, with their models' names.
 pub type Seen = Arc<Mutex<Vec<(String, Request)>>>;
 
-/// A server behind which `script` answers. A script gives whether the request had its first step.
+/// A server whose worker is replaced by `script`. A script returns whether the request had its first step.
 pub struct Fake {
     pub app: App,
     pub seen: Seen,
 }
 
-pub const LIMITS: Limits = Limits { queue: 8, sequence_tokens: 200, cache_rows: 4096, step_rows: 512 };
+pub const LIMITS: ServerLimits =
+    ServerLimits { queue: 8, sequence_tokens: 200, cache_rows: 4096, step_rows: 512 };
 
 impl Fake {
     pub fn new(script: impl FnMut(&Request, UnboundedSender<Event>) -> bool + Send + 'static) -> Self {
-        Self::with(Options::default(), Some(template()), script)
+        Self::with(ServerOptions::default(), Some(template()), script)
     }
 
     pub fn with(
-        options: Options,
+        options: ServerOptions,
         chat_template: Option<ChatTemplate>,
         script: impl FnMut(&Request, UnboundedSender<Event>) -> bool + Send + 'static,
     ) -> Self {
@@ -86,12 +87,12 @@ impl Fake {
     /// As [`Fake::with`], of another tokenizer.
     pub fn over(
         tokenizer: TextTokenizer,
-        options: Options,
+        options: ServerOptions,
         chat_template: Option<ChatTemplate>,
         mut script: impl FnMut(&Request, UnboundedSender<Event>) -> bool + Send + 'static,
     ) -> Self {
         let (commands, receiver) = mpsc::channel();
-        let shared = Shared {
+        let shared = WorkerState {
             limits: LIMITS,
             vocab_size: usize::MAX,
             hidden_size: 3,
@@ -101,15 +102,15 @@ impl Fake {
         };
         let client = Client { commands, shared: Arc::new(shared) };
         let (seen, waiting) = (Seen::default(), client.shared.clone());
-        let of_thread = seen.clone();
+        let thread_seen = seen.clone();
         std::thread::spawn(move || {
             for command in receiver {
                 let (model, request, events) = match command {
                     Command::Submit { model, request, events } => (model, request, events),
-                    // What else a worker is told is nothing to a script.
+                    // A script ignores other commands.
                     _ => continue,
                 };
-                of_thread.lock().unwrap().push((model, request.clone()));
+                thread_seen.lock().unwrap().push((model, request.clone()));
                 if script(&request, events) {
                     waiting.waiting.fetch_sub(1, Ordering::Relaxed);
                 }
@@ -146,7 +147,8 @@ impl Fake {
             request = request.header(*name, *value);
         }
         let request = request.body(Body::from(body)).unwrap();
-        let response = TowerToHyperService::new(self.app.router()).call(request).await.unwrap();
+        let response =
+            TowerToHyperService::new(super::router::router(&self.app.0)).call(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let text = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
         Answer { status: parts.status, headers: parts.headers, text }

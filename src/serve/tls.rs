@@ -9,20 +9,20 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-/// Where a server's certificate and its key are.
+/// The files of a server's certificate and key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tls {
-    /// A PEM file with the certificate, and those that it rests on behind it.
+    /// A PEM file with the certificate, followed by its intermediate certificates.
     pub certificate: PathBuf,
     /// A PEM file with the private key.
     pub key: PathBuf,
 }
 
 impl Tls {
-    /// What takes connections over HTTPS.
+    /// Accepts connections over HTTPS.
     ///
     /// # Errors
-    /// A file that can't be read or is no PEM; a key that is not the certificate's.
+    /// Returns an error if a file cannot be read or is not PEM, or if the key does not belong to the certificate.
     pub(super) fn acceptor(&self) -> Result<TlsAcceptor> {
         let failed = |path: &Path, problem: String| Error::Invalid(format!("{}: {problem}", path.display()));
         let pem = |problem| format!("expected a PEM file: {problem}");
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_that_are_no_certificate_and_key_are_named() {
+    fn invalid_certificates_and_keys_are_rejected_by_file() {
         let fixture =
             |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tls").join(name);
         let (certificate, key) = (fixture("certificate.pem"), fixture("key.pem"));

@@ -1,11 +1,11 @@
 //! The one thread that owns the model.
 
-use super::adapters::Served;
-use super::client::{Client, Command, Refused, Shared};
+use super::client::{Client, Command, SubmitError, WorkerState};
 use crate::generate::{Engine, Event, PrefixId, SequenceId};
 use crate::model::Decoder;
 use crate::prompt::peft::Adapter;
-use crate::serve::limits::Limits;
+use crate::serve::limits::ServerLimits;
+use crate::serve::served::Served;
 use crate::{Error, Result};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -16,37 +16,37 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 use tokio::sync::mpsc::UnboundedSender;
 
-/// What a step came to, for whoever counts.
+/// Counts of a step, for the metrics.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Step {
-    /// Sequences in the pass.
+pub struct StepMetrics {
+    /// Number of sequences in the pass.
     pub sequences: usize,
-    /// Token rows in the pass.
+    /// Number of token rows in the pass.
     pub rows: usize,
-    /// Tokens generated.
+    /// Number of tokens generated.
     pub generated: usize,
-    /// Requests that wait behind it.
+    /// Number of requests that wait after it.
     pub waiting: usize,
-    /// Seconds that it took.
+    /// Duration in seconds.
     pub seconds: f64,
-    /// Rows that a step may have from now on, where the device ran out of memory in this one.
+    /// The new limit of rows per step, if the device ran out of memory in this step.
     pub less_rows: Option<usize>,
 }
 
-/// Starts the thread: it owns `model`, which is offered as `base`, and tells `watch` of every step.
+/// Starts the thread. It owns `model`, which requests may name as `base`, and calls `on_step` after every step.
 ///
 /// # Errors
-/// The device's, where it has no room for the cache.
+/// Returns an error if the device has no memory for the cache, or the thread cannot start.
 pub fn start(
     model: Decoder,
     base: Served,
-    limits: Limits,
-    watch: impl Fn(Step) + Send + 'static,
+    limits: ServerLimits,
+    on_step: impl Fn(StepMetrics) + Send + 'static,
 ) -> Result<(Client, JoinHandle<()>)> {
     let (commands, inbox) = mpsc::channel();
     let positions = model.config().max_position_embeddings.min(limits.cache_rows);
-    let limits = Limits { sequence_tokens: limits.sequence_tokens.min(positions), ..limits };
-    let shared = Arc::new(Shared {
+    let limits = ServerLimits { sequence_tokens: limits.sequence_tokens.min(positions), ..limits };
+    let shared = Arc::new(WorkerState {
         limits,
         vocab_size: model.config().vocab_size,
         hidden_size: model.config().hidden_size,
@@ -56,9 +56,9 @@ pub fn start(
     });
     let client = Client { commands, shared: shared.clone() };
     let (ready, started) = mpsc::channel();
-    let body = move || {
-        let _ends = Ends(shared.clone());
-        match Worker::new(&model, base, shared, watch) {
+    let run = move || {
+        let _guard = EndGuard(shared.clone());
+        match Worker::new(&model, base, shared, on_step) {
             Ok(worker) => {
                 let _ = ready.send(Ok(()));
                 worker.run(&inbox);
@@ -68,7 +68,7 @@ pub fn start(
             }
         }
     };
-    let spawned = std::thread::Builder::new().name("model".into()).spawn(body);
+    let spawned = std::thread::Builder::new().name("model".into()).spawn(run);
     let thread = spawned.map_err(|e| Error::Invalid(format!("the model's thread could not start: {e}")))?;
     match started.recv() {
         Ok(Ok(())) => Ok((client, thread)),
@@ -77,10 +77,10 @@ pub fn start(
     }
 }
 
-/// Says that the thread has ended, by a panic too.
-struct Ends(Arc<Shared>);
+/// Marks the end of the thread when it is dropped, also during a panic.
+struct EndGuard(Arc<WorkerState>);
 
-impl Drop for Ends {
+impl Drop for EndGuard {
     fn drop(&mut self) {
         self.0.serving.store(false, Ordering::Relaxed);
     }
@@ -90,18 +90,18 @@ struct Worker<'m, W> {
     engine: Engine<'m>,
     model: &'m Decoder,
     base: Served,
-    shared: Arc<Shared>,
-    watch: W,
+    shared: Arc<WorkerState>,
+    on_step: W,
     prefixes: BTreeMap<String, PrefixId>,
     served: BTreeMap<String, Arc<Served>>,
     streams: HashMap<SequenceId, UnboundedSender<Event>>,
-    /// Requests that are counted as waiting.
-    counted: usize,
+    /// Number of this thread's requests that are included in [`WorkerState::waiting`].
+    counted_waiting: usize,
     ending: bool,
 }
 
-impl<'m, W: Fn(Step)> Worker<'m, W> {
-    fn new(model: &'m Decoder, base: Served, shared: Arc<Shared>, watch: W) -> Result<Self> {
+impl<'m, W: Fn(StepMetrics)> Worker<'m, W> {
+    fn new(model: &'m Decoder, base: Served, shared: Arc<WorkerState>, on_step: W) -> Result<Self> {
         let mut engine = Engine::new(model, shared.limits.cache_rows, shared.limits.step_rows)?;
         let prefixes = BTreeMap::from([(base.name.clone(), engine.add_prefix(None)?)]);
         Ok(Self {
@@ -109,11 +109,11 @@ impl<'m, W: Fn(Step)> Worker<'m, W> {
             model,
             base,
             shared,
-            watch,
+            on_step,
             prefixes,
             served: BTreeMap::new(),
             streams: HashMap::new(),
-            counted: 0,
+            counted_waiting: 0,
             ending: false,
         })
     }
@@ -125,14 +125,14 @@ impl<'m, W: Fn(Step)> Worker<'m, W> {
                     return;
                 }
                 match inbox.recv() {
-                    Ok(command) => self.take(command),
-                    // All clients are gone.
+                    Ok(command) => self.handle(command),
+                    // All clients were dropped.
                     Err(_) => return,
                 }
             }
             loop {
                 match inbox.try_recv() {
-                    Ok(command) => self.take(command),
+                    Ok(command) => self.handle(command),
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => {
                         self.ending = true;
@@ -140,20 +140,20 @@ impl<'m, W: Fn(Step)> Worker<'m, W> {
                     }
                 }
             }
-            self.forget_who_hung_up();
+            self.cancel_disconnected();
             if !self.engine.is_idle() {
                 self.step();
             }
         }
     }
 
-    fn take(&mut self, command: Command) {
+    fn handle(&mut self, command: Command) {
         match command {
             Command::Submit { model, request, events } => {
-                self.counted += 1;
+                self.counted_waiting += 1;
                 let submitted = match self.prefixes.get(&model) {
                     Some(prefix) => self.engine.submit(*prefix, request).map_err(|error| error.to_string()),
-                    None => Err(Refused::Gone(model).to_string()),
+                    None => Err(SubmitError::Gone(model).to_string()),
                 };
                 match submitted {
                     Ok(id) => {
@@ -163,7 +163,7 @@ impl<'m, W: Fn(Step)> Worker<'m, W> {
                         let _ = events.send(Event::Failed(problem));
                     }
                 }
-                self.count();
+                self.update_waiting();
             }
             Command::Load { served, adapter, done } => {
                 let loaded = self.load(served, &adapter);
@@ -200,23 +200,23 @@ impl<'m, W: Fn(Step)> Worker<'m, W> {
         *self.shared.models.write().unwrap_or_else(PoisonError::into_inner) = models;
     }
 
-    /// Brings the number of waiting requests, which clients raise, up to date.
-    fn count(&mut self) {
+    /// Updates the number of waiting requests, which clients increase.
+    fn update_waiting(&mut self) {
         let waiting = self.engine.waiting();
-        self.shared.waiting.fetch_sub(self.counted - waiting, Ordering::Relaxed);
-        self.counted = waiting;
+        self.shared.waiting.fetch_sub(self.counted_waiting - waiting, Ordering::Relaxed);
+        self.counted_waiting = waiting;
     }
 
-    fn forget_who_hung_up(&mut self) {
+    fn cancel_disconnected(&mut self) {
         let (engine, streams) = (&mut self.engine, &mut self.streams);
         streams.retain(|id, events| {
-            let there = !events.is_closed();
-            if !there {
+            let is_connected = !events.is_closed();
+            if !is_connected {
                 engine.cancel(*id);
             }
-            there
+            is_connected
         });
-        self.count();
+        self.update_waiting();
     }
 
     fn step(&mut self) {
@@ -225,30 +225,30 @@ impl<'m, W: Fn(Step)> Worker<'m, W> {
             Ok(stepped) => stepped,
             Err(error) => return self.fail(&error.to_string()),
         };
-        self.count();
+        self.update_waiting();
         let tokens = stepped.events.iter().filter(|(_, event)| matches!(event, Event::Token(_)));
-        // Before anybody has an answer, so that whoever looks behind one finds it counted.
-        (self.watch)(Step {
+        // Before the events are sent, so that a client that has its answer finds it counted.
+        (self.on_step)(StepMetrics {
             sequences: stepped.sequences,
             rows: stepped.rows,
             generated: tokens.count(),
-            waiting: self.counted,
+            waiting: self.counted_waiting,
             seconds: started.elapsed().as_secs_f64(),
             less_rows: stepped.less_rows,
         });
         for (id, event) in stepped.events {
-            let over = event.is_last();
+            let is_last = event.is_last();
             if let Some(events) = self.streams.get(&id) {
-                // Whoever hung up is forgotten before the next step.
+                // A request whose client has disconnected is cancelled before the next step.
                 let _ = events.send(event);
             }
-            if over {
+            if is_last {
                 self.streams.remove(&id);
             }
         }
     }
 
-    /// The device failed: the requests that were in the step end, and the server goes on.
+    /// Ends the requests of a step that failed. The server continues.
     fn fail(&mut self, problem: &str) {
         for id in self.engine.running() {
             self.engine.cancel(id);
@@ -256,7 +256,7 @@ impl<'m, W: Fn(Step)> Worker<'m, W> {
                 let _ = events.send(Event::Failed(problem.to_owned()));
             }
         }
-        self.count();
+        self.update_waiting();
     }
 }
 

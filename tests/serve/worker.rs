@@ -4,17 +4,20 @@ use candle_core::{DType, Device, Tensor};
 use gneiss::checkpoint::Checkpoint;
 use gneiss::generate::{Event, Request, StopReason, generate};
 use gneiss::model::{Decoder, Dtypes};
+use gneiss::prompt::check_name;
 use gneiss::prompt::peft::{Adapter, AdapterConfig, ModelCard, PromptTuningInit};
-use gneiss::serve::Limits;
-use gneiss::serve::adapters::{AdapterFolder, Change, Served, check_name};
-use gneiss::serve::client::{Client, Refused};
-use gneiss::serve::worker::{Step, start};
+use gneiss::serve::ServerLimits;
+use gneiss::serve::client::{Client, SubmitError};
+use gneiss::serve::served::Served;
+use gneiss::serve::watch::{AdapterFolder, FolderChange};
+use gneiss::serve::worker::{StepMetrics, start};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-const LIMITS: Limits = Limits { queue: 100, sequence_tokens: 200, cache_rows: 400, step_rows: 24 };
+const LIMITS: ServerLimits =
+    ServerLimits { queue: 100, sequence_tokens: 200, cache_rows: 400, step_rows: 24 };
 
 fn model() -> Decoder {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/granite");
@@ -33,11 +36,11 @@ fn adapter(model: &Decoder, tokens: &[u32]) -> Adapter {
 struct Server {
     client: Client,
     thread: Option<JoinHandle<()>>,
-    steps: Arc<Mutex<Vec<Step>>>,
+    steps: Arc<Mutex<Vec<StepMetrics>>>,
 }
 
 impl Server {
-    fn new(limits: Limits) -> Self {
+    fn new(limits: ServerLimits) -> Self {
         let steps = Arc::new(Mutex::new(Vec::new()));
         let seen = steps.clone();
         let watch = move |step| seen.lock().unwrap().push(step);
@@ -121,17 +124,17 @@ fn many_at_once_get_what_each_gets_alone() {
 
 #[test]
 fn what_can_not_be_taken_is_refused() {
-    let server = Server::new(Limits { queue: 2, ..LIMITS });
+    let server = Server::new(ServerLimits { queue: 2, ..LIMITS });
     let base = server.served("base");
     let submit = |request| server.client.submit(&base, request).map(drop).unwrap_err();
     let long = Request { tokens: vec![1; 150], max_new_tokens: 51, ..Request::default() };
-    assert_eq!(submit(long), Refused::TooLong { found: 201, most: 200 });
+    assert_eq!(submit(long), SubmitError::TooLong { found: 201, most: 200 });
     let strange = Request { tokens: vec![1_000_000], ..Request::default() };
-    assert!(matches!(submit(strange), Refused::Invalid(problem) if problem.contains("found 1000000")));
+    assert!(matches!(submit(strange), SubmitError::Invalid(problem) if problem.contains("found 1000000")));
     // What waits holds the queue: a long answer, and more than one step can take in.
     let long = Request { tokens: vec![1; 100], max_new_tokens: 100, ..Request::default() };
     let held: Vec<_> = (0..50).map(|_| server.client.submit(&base, long.clone())).collect();
-    assert!(held.iter().any(|refused| matches!(refused, Err(Refused::Busy { waiting: 2 }))));
+    assert!(held.iter().any(|refused| matches!(refused, Err(SubmitError::Busy { waiting: 2 }))));
     assert!(held.iter().any(Result::is_ok));
     // Whoever hangs up leaves the queue, and the next is served.
     drop(held);
@@ -165,7 +168,7 @@ fn models_come_and_go_while_requests_run() {
     // The order of the worker's commands is that of the calls: it has unloaded the one when it has loaded the other.
     server.load("other", &[7]);
     assert_eq!(server.names(), ["base", "other"]);
-    assert_eq!(server.client.submit(&one, request(1)).map(drop), Err(Refused::Gone("one".into())));
+    assert_eq!(server.client.submit(&one, request(1)).map(drop), Err(SubmitError::Gone("one".into())));
     let wide = Adapter {
         prompt: Tensor::zeros((2, 3), DType::F32, &Device::Cpu).unwrap(),
         ..adapter(&model(), &[1])
@@ -191,7 +194,7 @@ fn a_thread_that_ended_refuses() {
     while server.client.is_serving() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(5));
     }
-    assert_eq!(server.client.submit(&base, request(1)).map(drop), Err(Refused::Ending));
+    assert_eq!(server.client.submit(&base, request(1)).map(drop), Err(SubmitError::Ending));
 }
 
 fn write(adapter: &Adapter, folder: &Path) {
@@ -202,7 +205,7 @@ fn write(adapter: &Adapter, folder: &Path) {
 fn a_folder_says_which_prompts_there_are() {
     let (server, model, place) = (Server::new(LIMITS), model(), tempfile::tempdir().unwrap());
     let mut folder = AdapterFolder::new(place.path(), vec!["taken".into()]).unwrap();
-    assert_eq!(folder.look(&server.client).unwrap(), []);
+    assert_eq!(folder.update(&server.client).unwrap(), []);
     write(&adapter(&model, &[1, 2]), &place.path().join("one"));
     // A run folder holds its adapter a level deeper; a file and an empty folder are no adapters.
     write(&adapter(&model, &[1, 2, 3]), &place.path().join("two/adapter"));
@@ -210,28 +213,28 @@ fn a_folder_says_which_prompts_there_are() {
     std::fs::write(place.path().join("two/metrics.jsonl"), "").unwrap();
     std::fs::write(place.path().join("notes.txt"), "").unwrap();
     std::fs::create_dir(place.path().join("empty")).unwrap();
-    let loaded = |name: &str| Change::Loaded(name.into());
-    assert_eq!(folder.look(&server.client).unwrap(), [loaded("one"), loaded("two")]);
-    assert_eq!(folder.look(&server.client).unwrap(), []);
+    let loaded = |name: &str| FolderChange::Loaded(name.into());
+    assert_eq!(folder.update(&server.client).unwrap(), [loaded("one"), loaded("two")]);
+    assert_eq!(folder.update(&server.client).unwrap(), []);
     assert_eq!(server.names(), ["base", "one", "two"]);
     assert_eq!(server.served("two").virtual_tokens, 3);
     // Changed, broken, mended, gone.
     write(&adapter(&model, &[5, 6, 7, 8]), &place.path().join("one"));
-    assert_eq!(folder.look(&server.client).unwrap(), [loaded("one")]);
+    assert_eq!(folder.update(&server.client).unwrap(), [loaded("one")]);
     assert_eq!(server.served("one").virtual_tokens, 4);
     std::fs::write(place.path().join("one/adapter_config.json"), "{").unwrap();
-    let changes = folder.look(&server.client).unwrap();
+    let changes = folder.update(&server.client).unwrap();
     assert!(
-        matches!(&changes[..], [Change::Failed { name, problem }] if name == "one" && problem.contains("adapter_config.json"))
+        matches!(&changes[..], [FolderChange::Failed { name, problem }] if name == "one" && problem.contains("adapter_config.json"))
     );
-    assert_eq!(folder.look(&server.client).unwrap(), [], "a mistake is told once");
+    assert_eq!(folder.update(&server.client).unwrap(), [], "a mistake is told once");
     assert_eq!(server.served("one").virtual_tokens, 4, "what was offered still is");
     std::fs::remove_dir_all(place.path().join("one")).unwrap();
-    assert_eq!(folder.look(&server.client).unwrap(), [Change::Unloaded("one".into())]);
+    assert_eq!(folder.update(&server.client).unwrap(), [FolderChange::Unloaded("one".into())]);
     write(&adapter(&model, &[1]), &place.path().join("taken"));
     write(&adapter(&model, &[1]), &place.path().join("bad name"));
-    let changes = folder.look(&server.client).unwrap();
-    assert!(changes.iter().all(|change| matches!(change, Change::Failed { .. })) && changes.len() == 2);
+    let changes = folder.update(&server.client).unwrap();
+    assert!(changes.iter().all(|change| matches!(change, FolderChange::Failed { .. })) && changes.len() == 2);
     // The order of the worker's commands is that of the calls: the last of them has been taken when this one has.
     server.load("three", &[1]);
     assert_eq!(server.names(), ["base", "three", "two"]);

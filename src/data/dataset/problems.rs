@@ -101,6 +101,7 @@ impl Problems {
     }
 
     /// Adds a fault that many rows may have: equal faults become one problem. `word` replaces "line" in the message.
+    #[cfg(any(test, feature = "parquet"))]
     pub(crate) fn push_common(&mut self, word: &'static str, line: usize, fault: String) {
         self.push_placed(word, line, "", fault);
     }

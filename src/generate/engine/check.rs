@@ -1,6 +1,6 @@
-//! What a request may ask for: tokens that the model has, and no more positions and rows than there are.
+//! Checks of a request: tokens within the vocabulary, and no more positions and rows than there are.
 
-use super::{Engine, gone, own_rows};
+use super::{Engine, own_rows, removed_prefix};
 use crate::generate::{PrefixId, Request};
 use crate::{Error, Result};
 
@@ -8,9 +8,9 @@ impl Engine<'_> {
     /// Refuses a request that asks for nothing or for too much.
     ///
     /// # Errors
-    /// As [`Engine::submit`].
+    /// Returns an error as [`Engine::submit`] does.
     pub(super) fn check(&self, prefix: PrefixId, request: &Request) -> Result<()> {
-        let found = self.prefixes.get(&prefix).ok_or_else(gone)?;
+        let prompt_cache = self.prefixes.get(&prefix).ok_or_else(removed_prefix)?;
         let invalid = |problem: String| Err(Error::Invalid(format!("request: {problem}")));
         let (tokens, vocabulary) = (&request.tokens, self.model.config().vocab_size);
         self.check_embeds(request)?;
@@ -36,7 +36,7 @@ impl Engine<'_> {
             ));
         }
         let text = request.text_positions();
-        let positions = found.virtual_tokens() + text + request.max_new_tokens;
+        let positions = prompt_cache.virtual_tokens() + text + request.max_new_tokens;
         let most = self.model.config().max_position_embeddings;
         if positions > most {
             return invalid(format!(
@@ -44,8 +44,9 @@ impl Engine<'_> {
                  has positions, found {positions}"
             ));
         }
-        // A long request's prefix is computed beside the other.
-        let prefixes = found.virtual_tokens() * if self.long(prefix, request)?.is_some() { 2 } else { 1 };
+        // A long request needs a second prefix, with other frequencies.
+        let prefixes = prompt_cache.virtual_tokens()
+            * if self.long_first_position(prefix, request)?.is_some() { 2 } else { 1 };
         let rows = own_rows(text, request.max_new_tokens) + prefixes;
         if rows > self.cache.capacity() {
             return invalid(format!(

@@ -1,47 +1,47 @@
-//! How many rows a step may have on a device that may run out of memory.
+//! The number of rows of a step on a device that may run out of memory.
 
-/// Steps that have to go well before more rows are tried again: what took the memory may be gone by then, and where it is
-/// not, one step in so many is run twice.
+/// Number of successful steps before more rows are tried again: the memory may be free by then. If it is not, one step
+/// in this number is run twice.
 const PATIENCE: usize = 1000;
 
-/// Rows of a step: half of those that did not fit, and twice as many again after [`PATIENCE`] steps that went well.
+/// Rows of a step: half of those that did not fit, and twice as many again after [`PATIENCE`] successful steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct StepRows {
-    most: usize,
-    now: usize,
-    went_well: usize,
+    limit: usize,
+    current: usize,
+    succeeded: usize,
 }
 
 impl StepRows {
-    /// At most `most`, which is 1 at the least.
-    pub(super) fn new(most: usize) -> Self {
-        let most = most.max(1);
-        Self { most, now: most, went_well: 0 }
+    /// At most `limit` rows; 0 counts as 1.
+    pub(super) fn new(limit: usize) -> Self {
+        let limit = limit.max(1);
+        Self { limit, current: limit, succeeded: 0 }
     }
 
     /// Rows that the next step may have.
-    pub(super) fn now(&self) -> usize {
-        self.now
+    pub(super) fn current(&self) -> usize {
+        self.current
     }
 
-    /// Lowers the rows after a step of `rows` did not fit; false where it was a single row.
-    pub(super) fn less(&mut self, rows: usize) -> bool {
-        let now = self.now.min(rows) / 2;
-        if now == 0 {
+    /// Halves the rows after a step of `rows` did not fit. Returns false if it was a single row.
+    pub(super) fn halve(&mut self, rows: usize) -> bool {
+        let current = self.current.min(rows) / 2;
+        if current == 0 {
             return false;
         }
-        (self.now, self.went_well) = (now, 0);
+        (self.current, self.succeeded) = (current, 0);
         true
     }
 
-    /// Counts a step that fitted.
-    pub(super) fn went_well(&mut self) {
-        if self.now == self.most {
+    /// Counts a successful step.
+    pub(super) fn succeeded(&mut self) {
+        if self.current == self.limit {
             return;
         }
-        self.went_well += 1;
-        if self.went_well == PATIENCE {
-            (self.now, self.went_well) = ((2 * self.now).min(self.most), 0);
+        self.succeeded += 1;
+        if self.succeeded == PATIENCE {
+            (self.current, self.succeeded) = ((2 * self.current).min(self.limit), 0);
         }
     }
 }
@@ -51,17 +51,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_are_halved_and_doubled_again() {
+    fn step_rows_are_halved_and_doubled() {
         let mut rows = StepRows::new(100);
-        assert!(rows.less(30) && rows.now() == 15);
-        (1..PATIENCE).for_each(|_| rows.went_well());
-        assert_eq!(rows.now(), 15);
-        rows.went_well();
-        assert_eq!(rows.now(), 30);
-        (0..2 * PATIENCE).for_each(|_| rows.went_well());
-        assert_eq!(rows.now(), 100);
-        (0..6).for_each(|_| assert!(rows.less(1000)));
-        assert!(rows.now() == 1 && !rows.less(1) && rows.now() == 1);
-        assert_eq!(StepRows::new(0).now(), 1);
+        assert!(rows.halve(30) && rows.current() == 15);
+        (1..PATIENCE).for_each(|_| rows.succeeded());
+        assert_eq!(rows.current(), 15);
+        rows.succeeded();
+        assert_eq!(rows.current(), 30);
+        (0..2 * PATIENCE).for_each(|_| rows.succeeded());
+        assert_eq!(rows.current(), 100);
+        (0..6).for_each(|_| assert!(rows.halve(1000)));
+        assert!(rows.current() == 1 && !rows.halve(1) && rows.current() == 1);
+        assert_eq!(StepRows::new(0).current(), 1);
     }
 }

@@ -1,10 +1,10 @@
 //! Fields that other engines act on, and this server does not: of vLLM, SGLang, TGI, llama.cpp, LM Studio, Ollama,
 //! text-generation-webui, KoboldCpp, TensorRT-LLM and services in front of such.
 
-use super::{Off, Refused, refused};
+use super::{Off, RefusedField, refused};
 
 /// What binds an answer to a form.
-pub(super) const CONSTRAINTS: &[Refused] = &[
+pub(super) const CONSTRAINTS: &[RefusedField] = &[
     refused("guided_*", Off::Empty, FREE),
     refused("json_mode", Off::Empty, FREE),
     refused("format", Off::Empty, FREE),
@@ -20,7 +20,7 @@ pub(super) const FREE: &str = "answers are bound to a list of texts alone by thi
                     a JSON schema that lists its values";
 
 /// Ways to choose tokens that other engines have.
-pub(super) const SAMPLERS: &[Refused] = &[
+pub(super) const SAMPLERS: &[RefusedField] = &[
     refused("use_beam_search", Off::Empty, NO_BEAMS),
     refused("num_beams", Off::Number(1.0), NO_BEAMS),
     refused("num_beam_groups", Off::Number(1.0), NO_BEAMS),
@@ -81,7 +81,7 @@ const NO_SAMPLER: &str =
     "tokens are not chosen so by this server; `temperature`, `top_k`, `top_p` and the penalties are there";
 
 /// What a prompt or an answer may consist of.
-pub(super) const TOKENS: &[Refused] = &[
+pub(super) const TOKENS: &[RefusedField] = &[
     refused("length_penalty", Off::Number(1.0), NO_BEAMS),
     refused("bad_words_ids", Off::Empty, BIAS),
     refused("bad", Off::Empty, BIAS),
@@ -134,7 +134,7 @@ pub(super) const TOKENS: &[Refused] = &[
 const BIAS: &str = "it is `bad_words` or `allowed_token_ids` here; a `logit_bias` of -100 bans a token";
 
 /// What this server has under another name.
-pub(super) const OTHER_NAMES: &[Refused] = &[
+pub(super) const OTHER_NAMES: &[RefusedField] = &[
     refused("options", Off::Empty, "put its fields at the top level: `temperature`, `top_k`, `seed`, `stop`"),
     refused(
         "parameters",
@@ -176,7 +176,7 @@ const TIME: &str = "the operator of the server bounds the time of a request; `ma
 const TRUNCATE: &str = "it is `truncate_prompt_tokens` here";
 
 /// What an answer may have beside text, and how it may be written.
-pub(super) const ANSWERS: &[Refused] = &[
+pub(super) const ANSWERS: &[RefusedField] = &[
     refused("audio", Off::Empty, "this server answers in text"),
     refused("modalities", Off::Words(&["text"]), "this server answers in text"),
     refused("reasoning", Off::Empty, "answers are not reasoned about apart from their text by this server"),
@@ -205,7 +205,7 @@ pub(super) const ANSWERS: &[Refused] = &[
     refused("decoder_input_details", Off::Empty, "/v1/completions gives them with `echo` and `logprobs`"),
 ];
 
-pub(super) const TOOLS: &[Refused] = &[
+pub(super) const TOOLS: &[RefusedField] = &[
     refused("tools", Off::Empty, NO_TOOLS),
     refused("functions", Off::Empty, NO_TOOLS),
     refused("tool_choice", Off::Words(&["none", "auto"]), NO_TOOLS),

@@ -10,7 +10,7 @@ const PAGE: &str = "docs/src/request-fields.md";
 const END: &str = "<!-- end of fields -->";
 
 /// The tables of a part: a route, or several that have much in common.
-fn part(name: &str) -> Vec<&'static Table> {
+fn part(name: &str) -> Vec<&'static FieldTable> {
     match name {
         "openai" => vec![&COMPLETIONS, &CHAT, &RESPONSES],
         "watsonx" => vec![&GENERATION, &WATSONX_CHAT, &TOKENIZATION],
@@ -33,13 +33,13 @@ fn spans(names: &[&str]) -> String {
 }
 
 /// The refused fields of a table that it does not obey.
-fn refusals(table: &Table) -> Vec<&'static Refused> {
+fn refusals(table: &FieldTable) -> Vec<&'static RefusedField> {
     let refused = table.refused.iter().flat_map(|list| list.iter());
     refused.filter(|refused| !lists(table.obeyed, refused.name)).collect()
 }
 
 /// A field with what means that it is off, beside what always does.
-fn shown(refused: &Refused, prefix: &str) -> String {
+fn shown(refused: &RefusedField, prefix: &str) -> String {
     let name = format!("{prefix}{}", refused.name);
     match refused.off {
         Off::Number(number) => format!("`{name}` ({number})"),
@@ -50,7 +50,7 @@ fn shown(refused: &Refused, prefix: &str) -> String {
 }
 
 /// Rows of fields that get the same answer.
-fn rows(refused: &[&Refused], prefix: &str) -> String {
+fn rows(refused: &[&RefusedField], prefix: &str) -> String {
     let mut rows = BTreeMap::<&str, Vec<String>>::new();
     for one in refused {
         rows.entry(one.hint).or_default().push(shown(one, prefix));
@@ -66,16 +66,16 @@ fn rows(refused: &[&Refused], prefix: &str) -> String {
 #[derive(Default)]
 struct Section {
     obeyed: Vec<&'static str>,
-    harmless: Vec<&'static str>,
-    refused: Vec<&'static Refused>,
-    nested: Vec<(&'static str, &'static Table)>,
+    without_effect: Vec<&'static str>,
+    refused: Vec<&'static RefusedField>,
+    nested: Vec<(&'static str, &'static FieldTable)>,
 }
 
 impl Section {
-    fn new(table: &Table) -> Self {
+    fn new(table: &FieldTable) -> Self {
         Self {
             obeyed: names(table.obeyed),
-            harmless: names(table.harmless),
+            without_effect: names(table.without_effect),
             refused: refusals(table),
             nested: table.nested.to_vec(),
         }
@@ -84,13 +84,13 @@ impl Section {
     /// What is in all of `others` too, or what is not.
     fn shared(&self, others: &[Self], shared: bool) -> Self {
         let all = |holds: &dyn Fn(&Self) -> bool| others.iter().all(holds) == shared;
-        let alike = |a: &Refused, b: &Refused| (a.name, a.hint) == (b.name, b.hint);
+        let alike = |a: &RefusedField, b: &RefusedField| (a.name, a.hint) == (b.name, b.hint);
         let keep = |list: &[&'static str], of: fn(&Self) -> &Vec<&'static str>| {
             list.iter().copied().filter(|name| all(&|other| of(other).contains(name))).collect()
         };
         Self {
             obeyed: keep(&self.obeyed, |section| &section.obeyed),
-            harmless: keep(&self.harmless, |section| &section.harmless),
+            without_effect: keep(&self.without_effect, |section| &section.without_effect),
             refused: (self.refused.iter().copied())
                 .filter(|one| all(&|other| other.refused.iter().any(|two| alike(one, two))))
                 .collect(),
@@ -102,13 +102,14 @@ impl Section {
 
     fn render(&self, title: &str, out: &mut String) {
         writeln!(out, "### {title}\n").unwrap();
-        for (what, names) in [("Obeyed", &self.obeyed), ("Of no effect on the answer", &self.harmless)] {
+        for (what, names) in [("Obeyed", &self.obeyed), ("Of no effect on the answer", &self.without_effect)]
+        {
             if !names.is_empty() {
                 writeln!(out, "{what}: {}.\n", spans(names)).unwrap();
             }
         }
         let nested = self.nested.iter().map(|(key, table)| (format!("Of `{key}`, obeyed"), table));
-        let nested: Vec<(String, &&Table)> = nested.collect();
+        let nested: Vec<(String, &&FieldTable)> = nested.collect();
         for (what, table) in &nested {
             writeln!(out, "{what}: {}.\n", spans(&names(table.obeyed))).unwrap();
         }
@@ -126,13 +127,13 @@ fn render(name: &str) -> String {
     let tables = part(name);
     let sections: Vec<Section> = tables.iter().map(|table| Section::new(table)).collect();
     let mut out = String::new();
-    if let ([first, _, ..], routes) = (&sections[..], tables.iter().map(|table| table.of)) {
+    if let ([first, _, ..], routes) = (&sections[..], tables.iter().map(|table| table.request)) {
         let title = format!("All of {}", routes.collect::<Vec<_>>().join(", "));
         first.shared(&sections, true).render(&title, &mut out);
     }
     for (table, section) in tables.iter().zip(&sections) {
         let own = if tables.len() > 1 { section.shared(&sections, false) } else { section.shared(&[], true) };
-        own.render(table.of, &mut out);
+        own.render(table.request, &mut out);
     }
     out.trim_end().to_owned()
 }

@@ -1,7 +1,7 @@
 use super::*;
 use serde_json::json;
 
-const ALL: [&Table; 7] =
+const ALL: [&FieldTable; 7] =
     [&COMPLETIONS, &CHAT, &RESPONSES, &GENERATION, &CLASSIFY, &WATSONX_CHAT, &TOKENIZATION];
 
 #[track_caller]
@@ -9,16 +9,16 @@ fn object(value: &Value) -> &Map<String, Value> {
     value.as_object().unwrap()
 }
 
-fn refusal(table: &Table, fields: Value) -> Failure {
+fn refusal(table: &FieldTable, fields: Value) -> ApiError {
     table.check(object(&fields)).expect_err(&fields.to_string())
 }
 
-fn ignored(table: &Table, fields: Value) -> Vec<String> {
+fn ignored(table: &FieldTable, fields: Value) -> Vec<String> {
     table.check(object(&fields)).unwrap_or_else(|failure| panic!("{}", failure.message)).0
 }
 
 /// A table, and all tables of fields that are objects.
-fn with_nested(table: &'static Table) -> Vec<&'static Table> {
+fn with_nested(table: &'static FieldTable) -> Vec<&'static FieldTable> {
     let below = table.nested.iter().flat_map(|(_, nested)| with_nested(nested));
     std::iter::once(table).chain(below).collect()
 }
@@ -26,16 +26,16 @@ fn with_nested(table: &'static Table) -> Vec<&'static Table> {
 #[test]
 fn a_table_lists_each_field_once() {
     for table in ALL.into_iter().flat_map(with_nested) {
-        let plain = table.obeyed.iter().chain(table.harmless).flat_map(|list| list.iter().copied());
+        let plain = table.obeyed.iter().chain(table.without_effect).flat_map(|list| list.iter().copied());
         let refused = table.refused.iter().flat_map(|list| list.iter().map(|refused| refused.name));
         let mut seen = std::collections::BTreeSet::new();
         for name in plain.chain(refused) {
             // What all routes refuse stays in its list, though one route obeys it.
             let obeyed = lists(table.obeyed, name) && table.refusal(name).is_some();
-            assert!(seen.insert(name) || obeyed, "{}: {name} is listed twice", table.of);
+            assert!(seen.insert(name) || obeyed, "{}: {name} is listed twice", table.request);
         }
         for (name, _) in table.nested {
-            assert!(lists(table.obeyed, name), "{}: {name} has a table and is not obeyed", table.of);
+            assert!(lists(table.obeyed, name), "{}: {name} has a table and is not obeyed", table.request);
         }
     }
 }
@@ -50,7 +50,7 @@ fn off_values_are_taken_and_others_refused_by_name() {
                 refused.name.trim_end_matches('*'),
                 if refused.name.ends_with('*') { "x" } else { "" }
             );
-            if lists(table.obeyed, &name) || lists(table.harmless, &name) {
+            if lists(table.obeyed, &name) || lists(table.without_effect, &name) {
                 continue;
             }
             let (off, on) = match refused.off {
@@ -109,14 +109,14 @@ fn unknown_fields_are_named_in_the_header() {
     let sent = json!({"num_ctx": 2048, "options": {}, "chat_id": "x", "features": {}, "tool_ids": null, "tools": [],
                       "stream_options": {"include_usage": true, "pace": 1}, "session_id": "x", "\u{e9}, b\n": 1});
     let found = CHAT.check(object(&sent)).unwrap();
-    let response = found.tell(Response::default());
+    let response = found.add_header(Response::default());
     let named = response.headers()[IGNORED].to_str().unwrap();
     assert_eq!(named, "chat_id, features, num_ctx, session_id, stream_options.pace, ???b?");
-    assert!(Ignored::default().tell(Response::default()).headers().is_empty());
+    assert!(Ignored::default().add_header(Response::default()).headers().is_empty());
     let many: Map<String, Value> =
         (0..20).map(|i| (format!("z{i:02}{}", "y".repeat(90)), json!(1))).collect();
-    let response = CHAT.check(&many).unwrap().tell(Response::default());
+    let response = CHAT.check(&many).unwrap().add_header(Response::default());
     let named = response.headers()[IGNORED].to_str().unwrap();
     let names: Vec<&str> = named.split(", ").collect();
-    assert_eq!((names.len(), names[0].len(), names[16]), (NAMED + 1, LONGEST, "..."));
+    assert_eq!((names.len(), names[0].len(), names[16]), (MAX_NAMES + 1, MAX_NAME_CHARS, "..."));
 }

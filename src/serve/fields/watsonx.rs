@@ -1,19 +1,19 @@
 //! The fields of watsonx's API for text generation, and of gneiss's own route.
 
 use super::engines::SAMPLERS;
-use super::{Off, Refused, Table, refused};
+use super::{FieldTable, Off, RefusedField, refused};
 
 /// Fields of `POST /ml/v1/text/generation`, of a deployment's, and of their streams.
-pub(in crate::serve) static GENERATION: Table = Table {
-    of: "/ml/v1/text/generation",
+pub(in crate::serve) static GENERATION: FieldTable = FieldTable {
+    request: "/ml/v1/text/generation",
     obeyed: &[&["input", "model_id", "parameters", "moderations"]],
-    harmless: &[&["project_id", "space_id", "wml_instance_crn", "extensions"]],
+    without_effect: &[&["project_id", "space_id", "wml_instance_crn", "extensions"]],
     refused: &[NOT_AT_THE_TOP, FORMS, SAMPLERS],
     nested: &[("parameters", &PARAMETERS)],
 };
 
-static PARAMETERS: Table = Table {
-    of: "`parameters`",
+static PARAMETERS: FieldTable = FieldTable {
+    request: "`parameters`",
     obeyed: &[&[
         "decoding_method",
         "max_new_tokens",
@@ -29,15 +29,15 @@ static PARAMETERS: Table = Table {
         "truncate_input_tokens",
         "return_options",
     ]],
-    harmless: &[],
+    without_effect: &[],
     refused: &[NOT_OF_PARAMETERS, FORMS, SAMPLERS],
     nested: &[("return_options", &RETURN_OPTIONS)],
 };
 
-static RETURN_OPTIONS: Table = Table {
-    of: "`parameters.return_options`",
+static RETURN_OPTIONS: FieldTable = FieldTable {
+    request: "`parameters.return_options`",
     obeyed: &[&["input_text", "input_tokens", "generated_tokens", "token_logprobs", "top_n_tokens"]],
-    harmless: &[],
+    without_effect: &[],
     refused: &[&[refused(
         "token_ranks",
         Off::Empty,
@@ -47,10 +47,10 @@ static RETURN_OPTIONS: Table = Table {
 };
 
 /// Fields of `POST /v1/classify`.
-pub(in crate::serve) static CLASSIFY: Table = Table {
-    of: "/v1/classify",
+pub(in crate::serve) static CLASSIFY: FieldTable = FieldTable {
+    request: "/v1/classify",
     obeyed: &[&["model", "input", "task", "labels", "hard_prompt"]],
-    harmless: &[&["user", "metadata"]],
+    without_effect: &[&["user", "metadata"]],
     refused: &[&[
         refused("prompt", Off::Empty, "the text to classify is `input`"),
         refused("messages", Off::Empty, "the text to classify is `input`"),
@@ -58,7 +58,7 @@ pub(in crate::serve) static CLASSIFY: Table = Table {
     nested: &[],
 };
 
-const NOT_AT_THE_TOP: &[Refused] = &[
+const NOT_AT_THE_TOP: &[RefusedField] = &[
     refused("messages", Off::Empty, "messages are for /ml/v1/text/chat; this route takes `input`"),
     refused("prompt", Off::Empty, "the text is `input` here"),
     refused("max_new_tokens", Off::Null, INSIDE),
@@ -78,7 +78,7 @@ const NOT_AT_THE_TOP: &[Refused] = &[
     refused("max_tokens", Off::Null, "it is `parameters.max_new_tokens` here"),
 ];
 
-const NOT_OF_PARAMETERS: &[Refused] = &[
+const NOT_OF_PARAMETERS: &[RefusedField] = &[
     refused(
         "length_penalty",
         Off::Empty,
@@ -101,7 +101,7 @@ const NOT_OF_PARAMETERS: &[Refused] = &[
 ];
 
 /// What binds an answer, bans tokens or changes the text, as other engines have it.
-const FORMS: &[Refused] = &[
+const FORMS: &[RefusedField] = &[
     refused("guided_*", Off::Empty, FREE),
     refused("structured_outputs", Off::Empty, FREE),
     refused("response_format", Off::Empty, FREE),

@@ -1,13 +1,13 @@
 //! The fields that watsonx's chats and tokenization have beside those of OpenAI's chats.
 
-use super::{Off, Table, refused};
+use super::{FieldTable, Off, refused};
 
 /// Fields of `POST /ml/v1/text/chat`, of a deployment's, and of their streams, that are not those of
 /// [`CHAT`](super::CHAT).
-pub(in crate::serve) static WATSONX_CHAT: Table = Table {
-    of: "/ml/v1/text/chat",
+pub(in crate::serve) static WATSONX_CHAT: FieldTable = FieldTable {
+    request: "/ml/v1/text/chat",
     obeyed: &[&["model_id", "time_limit"]],
-    harmless: &[&["project_id", "space_id", "wml_instance_crn", "extensions"]],
+    without_effect: &[&["project_id", "space_id", "wml_instance_crn", "extensions"]],
     refused: &[&[
         refused("model", Off::Null, "it is `model_id` here"),
         refused("input", Off::Empty, "`input` is for /ml/v1/text/generation; chats take `messages`"),
@@ -28,10 +28,10 @@ pub(in crate::serve) static WATSONX_CHAT: Table = Table {
 };
 
 /// Fields of `POST /ml/v1/text/tokenization`. The SDK sends a model's parameters of generation with `return_tokens`.
-pub(in crate::serve) static TOKENIZATION: Table = Table {
-    of: "/ml/v1/text/tokenization",
+pub(in crate::serve) static TOKENIZATION: FieldTable = FieldTable {
+    request: "/ml/v1/text/tokenization",
     obeyed: &[&["model_id", "input", "parameters"]],
-    harmless: &[&["project_id", "space_id", "wml_instance_crn", "extensions"]],
+    without_effect: &[&["project_id", "space_id", "wml_instance_crn", "extensions"]],
     refused: &[&[
         refused("crypto", Off::Empty, "this server keeps nothing that it could encrypt; leave it out"),
         refused("return_tokens", Off::Empty, "put it into `parameters`"),

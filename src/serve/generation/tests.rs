@@ -2,7 +2,7 @@
 
 use crate::checkpoint::TextTokenizer;
 use crate::generate::{Event, Request, StopReason};
-use crate::serve::Options;
+use crate::serve::ServerOptions;
 use crate::serve::testing::{BASE, BEGIN, END, Fake, START, byte_level, say, template, token};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedSender;
@@ -57,7 +57,7 @@ async fn stop_sequences_see_special_tokens() {
 /// A server of a model whose embedding has rows up to that of `<|end|>`.
 fn without_rows() -> Fake {
     let tokenizer = TextTokenizer { vocab_size: END as usize + 1, ..byte_level() };
-    Fake::over(tokenizer, Options::default(), Some(template()), |request, events| {
+    Fake::over(tokenizer, ServerOptions::default(), Some(template()), |request, events| {
         say(b"ok", request, &events)
     })
 }

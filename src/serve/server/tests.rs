@@ -4,7 +4,7 @@ mod clients;
 
 use super::*;
 use crate::generate::{Event, Request, StopReason};
-use crate::serve::Options;
+use crate::serve::ServerOptions;
 use crate::serve::testing::{BASE, Fake, say, token};
 use serde_json::json;
 use std::sync::{Mutex, PoisonError};
@@ -37,7 +37,7 @@ impl Running {
     }
 
     /// All that the server says to `text`, to the connection's end.
-    async fn whole(&self, text: &str) -> String {
+    async fn exchange(&self, text: &str) -> String {
         let mut stream = self.connect().await;
         stream.write_all(text.as_bytes()).await.unwrap();
         rest(&mut stream).await
@@ -67,7 +67,7 @@ fn completion(stream: bool) -> String {
 }
 
 /// A worker that says one token of each request and then waits; where its events go can be had.
-fn waiting(options: Options) -> (Fake, Arc<Mutex<Vec<UnboundedSender<Event>>>>) {
+fn waiting(options: ServerOptions) -> (Fake, Arc<Mutex<Vec<UnboundedSender<Event>>>>) {
     let kept: Arc<Mutex<Vec<UnboundedSender<Event>>>> = Arc::default();
     let of_script = kept.clone();
     let script = move |request: &Request, events: UnboundedSender<Event>| {
@@ -88,8 +88,8 @@ async fn first(kept: &Mutex<Vec<UnboundedSender<Event>>>) -> UnboundedSender<Eve
     panic!("no request came");
 }
 
-fn quick() -> Options {
-    Options { header_seconds: 0.3, body_seconds: 0.3, grace_seconds: 0.3, ..Options::default() }
+fn quick() -> ServerOptions {
+    ServerOptions { header_seconds: 0.3, body_seconds: 0.3, grace_seconds: 0.3, ..ServerOptions::default() }
 }
 
 #[tokio::test]
@@ -98,57 +98,57 @@ async fn a_connection_answers_one_request_after_the_other() {
     let mut server = Running::new(&fake).await;
     let body = json!({"model": BASE, "prompt": "x"}).to_string();
     let text = post("/v1/completions", &body, "") + &completion(true);
-    let answers = server.whole(&text).await;
+    let answers = server.exchange(&text).await;
     assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), 2, "{answers}");
     assert!(answers.contains("\"text\":\"hello\"") && answers.contains("data: [DONE]"), "{answers}");
     server.ended().await;
 }
 
 #[tokio::test]
-async fn who_does_not_finish_a_head_is_hung_up_on() {
+async fn incomplete_head_ends_the_connection() {
     let fake = Fake::with(quick(), None, |request, events| say(b"x", request, &events));
     let server = Running::new(&fake).await;
     let started = Instant::now();
-    let answer = server.whole("POST /v1/completions HTTP/1.1\r\nhost: x\r\n").await;
+    let answer = server.exchange("POST /v1/completions HTTP/1.1\r\nhost: x\r\n").await;
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408"), "{answer}");
     assert!(started.elapsed() >= Duration::from_millis(250));
     // Who asks for nothing, too.
-    assert_eq!(server.whole("").await, "");
+    assert_eq!(server.exchange("").await, "");
 }
 
 #[tokio::test]
-async fn who_does_not_finish_a_body_is_told_so() {
+async fn incomplete_body_is_408() {
     let fake = Fake::with(quick(), None, |request, events| say(b"x", request, &events));
     let server = Running::new(&fake).await;
     let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{\"model\"";
-    let answer = server.whole(head).await;
+    let answer = server.exchange(head).await;
     assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
     assert!(answer.contains("request_timeout") && answer.contains("connection: close"), "{answer}");
 }
 
 #[tokio::test]
-async fn who_sends_too_much_hears_it_behind_it() {
-    let options = Options { max_body_bytes: 1000, ..Options::default() };
+async fn body_that_is_too_large_is_read_before_the_answer() {
+    let options = ServerOptions { max_body_bytes: 1000, ..ServerOptions::default() };
     let fake = Fake::with(options, None, |request, events| say(b"x", request, &events));
     let server = Running::new(&fake).await;
-    let answer = server.whole(&post("/v1/completions", &"x".repeat(10 << 20), "")).await;
+    let answer = server.exchange(&post("/v1/completions", &"x".repeat(10 << 20), "")).await;
     assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
     // A head that is too large is no matter of a route's.
-    let head = format!("GET / HTTP/1.1\r\nhost: x\r\nbig: {}\r\n\r\n", "x".repeat(2 * HEAD));
+    let head = format!("GET / HTTP/1.1\r\nhost: x\r\nbig: {}\r\n\r\n", "x".repeat(2 * MAX_HEAD_BYTES));
     let mut stream = server.connect().await;
     // The server may hang up while this is written.
     let _ = stream.write_all(head.as_bytes()).await;
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer).await;
     assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 431"), "{}", String::from_utf8_lossy(&answer));
-    assert!(server.whole("no HTTP at all\r\n\r\n").await.starts_with("HTTP/1.1 400"));
-    assert!(server.whole(&completion(false)).await.contains("200 OK"));
+    assert!(server.exchange("no HTTP at all\r\n\r\n").await.starts_with("HTTP/1.1 400"));
+    assert!(server.exchange(&completion(false)).await.contains("200 OK"));
 }
 
 #[tokio::test]
-async fn who_hangs_up_is_generated_for_no_longer() {
+async fn disconnected_client_ends_the_generation() {
     for stream in [true, false] {
-        let (fake, kept) = waiting(Options::default());
+        let (fake, kept) = waiting(ServerOptions::default());
         let server = Running::new(&fake).await;
         let mut client = server.connect().await;
         client.write_all(completion(stream).as_bytes()).await.unwrap();
@@ -165,8 +165,8 @@ async fn who_hangs_up_is_generated_for_no_longer() {
 }
 
 #[tokio::test]
-async fn a_server_ends_behind_the_requests_under_way() {
-    let (fake, kept) = waiting(Options::default());
+async fn shutdown_waits_for_requests_in_progress() {
+    let (fake, kept) = waiting(ServerOptions::default());
     let mut server = Running::new(&fake).await;
     let mut client = server.connect().await;
     let idle = server.connect().await;
@@ -186,7 +186,7 @@ async fn a_server_ends_behind_the_requests_under_way() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_to_end_cuts_off_what_does_not() {
+async fn shutdown_cuts_off_requests_after_the_grace_time() {
     let (fake, kept) = waiting(quick());
     let mut server = Running::new(&fake).await;
     let mut client = server.connect().await;
@@ -207,7 +207,7 @@ async fn a_server_with_a_certificate_speaks_https() {
     let tls = crate::serve::Tls { certificate: fixture("certificate.pem"), key: fixture("key.pem") };
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(&tls.certificate).unwrap()).unwrap();
-    let options = Options { tls: Some(tls), ..quick() };
+    let options = ServerOptions { tls: Some(tls), ..quick() };
     let fake = Fake::with(options, None, |request, events| say(b"hello", request, &events));
     let mut server = Running::new(&fake).await;
     let client = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
@@ -232,7 +232,7 @@ async fn a_server_with_a_certificate_speaks_https() {
 
 #[tokio::test]
 async fn connections_beyond_the_limit_wait() {
-    let (fake, kept) = waiting(Options { max_connections: 1, ..Options::default() });
+    let (fake, kept) = waiting(ServerOptions { max_connections: 1, ..ServerOptions::default() });
     let server = Running::new(&fake).await;
     let mut client = server.connect().await;
     client.write_all(completion(true).as_bytes()).await.unwrap();

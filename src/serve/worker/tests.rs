@@ -26,11 +26,11 @@ fn request(seed: u32) -> Request {
 fn serve(
     requests: Vec<Request>,
     fails: impl FnMut(Work, usize) -> bool + 'static,
-) -> (Vec<Vec<Event>>, Vec<Step>) {
+) -> (Vec<Vec<Event>>, Vec<StepMetrics>) {
     let model = model();
-    let limits = Limits { queue: 100, sequence_tokens: 200, cache_rows: 400, step_rows: 64 };
+    let limits = ServerLimits { queue: 100, sequence_tokens: 200, cache_rows: 400, step_rows: 64 };
     let base = Served::base("base");
-    let shared = Arc::new(Shared {
+    let shared = Arc::new(WorkerState {
         limits,
         vocab_size: model.config().vocab_size,
         hidden_size: model.config().hidden_size,
@@ -71,8 +71,8 @@ fn requests_get_the_same_answers_in_smaller_steps() {
     let (found, steps) = serve(requests(), |work, rows| work == Work::Pass && rows > 9);
     assert_eq!(found, expected);
     assert!(steps.iter().all(|step| step.rows <= 9) && steps.len() > 3, "{steps:?}");
-    let told: Vec<usize> = steps.iter().filter_map(|step| step.less_rows).collect();
-    assert_eq!(told.len(), 1, "once, in the step that halved them until they fitted: {told:?}");
+    let limits: Vec<usize> = steps.iter().filter_map(|step| step.less_rows).collect();
+    assert_eq!(limits.len(), 1, "once, in the step that halved them until they fitted: {limits:?}");
 }
 
 #[test]

@@ -21,7 +21,7 @@ async fn raw(server: &Running, text: &[u8]) -> String {
 
 /// curl asks before it sends a body of more than 1 MiB; .NET's and Java's clients do if they are told to.
 #[tokio::test]
-async fn who_waits_for_100_gets_it_and_who_is_refused_does_not_send() {
+async fn expect_100_is_answered_before_the_body() {
     let server = Running::new(&fake()).await;
     let (body, expect) = (body(), "expect: 100-continue\r\nconnection: close\r\n");
     let request = post("/v1/completions", &body, expect);
@@ -34,9 +34,9 @@ async fn who_waits_for_100_gets_it_and_who_is_refused_does_not_send() {
     stream.write_all(body.as_bytes()).await.unwrap();
     let answer = rest(&mut stream).await;
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("hello"), "{answer}");
-    let key = Options { api_key: Some("k".into()), ..quick() };
+    let key = ServerOptions { api_key: Some("k".into()), ..quick() };
     let closed = Running::new(&Fake::with(key, None, |_, _| true)).await;
-    let answer = closed.whole(head).await;
+    let answer = closed.exchange(head).await;
     assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
 }
 
@@ -48,7 +48,7 @@ async fn http_1_0_gets_plain_bodies() {
         let body = json!({"model": BASE, "prompt": "x", "stream": stream}).to_string();
         let request =
             format!("POST /v1/completions HTTP/1.0\r\ncontent-length: {}\r\n\r\n{body}", body.len());
-        let answer = server.whole(&request).await;
+        let answer = server.exchange(&request).await;
         let (head, text) = answer.split_once("\r\n\r\n").unwrap();
         assert!(head.starts_with("HTTP/1.0 200"), "{head}");
         assert!(!head.to_lowercase().contains("transfer-encoding"), "{head}");
@@ -56,7 +56,7 @@ async fn http_1_0_gets_plain_bodies() {
         assert!(text.ends_with(ends) && text.starts_with(if stream { "data: " } else { "{" }), "{text}");
     }
     let kept = "GET /health HTTP/1.0\r\nconnection: keep-alive\r\n\r\nGET /health HTTP/1.0\r\n\r\n";
-    assert_eq!(server.whole(kept).await.matches(" 200 OK").count(), 2);
+    assert_eq!(server.exchange(kept).await.matches(" 200 OK").count(), 2);
 }
 
 /// Go and Java send bodies whose length they don't know in chunks.
@@ -71,12 +71,12 @@ async fn a_body_may_come_in_chunks() {
         one.len(),
         two.len()
     );
-    let answer = server.whole(&chunked).await;
+    let answer = server.exchange(&chunked).await;
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("hello"), "{answer}");
 }
 
 #[tokio::test]
-async fn bodies_may_be_packed_and_begin_with_a_byte_order_mark() {
+async fn bodies_may_be_compressed_and_have_a_byte_order_mark() {
     let server = Running::new(&fake()).await;
     let marked = format!("\u{feff}{}", body());
     let mut packed = GzEncoder::new(Vec::new(), Compression::default());
@@ -104,7 +104,7 @@ async fn a_connection_outlives_what_is_refused() {
     let server = Running::new(&fake()).await;
     let packed = post("/v1/completions", &body(), "content-encoding: br\r\n");
     let nowhere = post("/chat/completions", &body(), "");
-    let answers = server.whole(&(packed + &nowhere + &completion(false))).await;
+    let answers = server.exchange(&(packed + &nowhere + &completion(false))).await;
     let statuses: Vec<&str> =
         answers.match_indices("HTTP/1.1 ").map(|(at, _)| &answers[at + 9..at + 12]).collect();
     assert_eq!(statuses, ["415", "404", "200"], "{answers}");
@@ -130,14 +130,14 @@ async fn targets_are_read_as_clients_write_them() {
         // Through a proxy.
         "http://x:8080/v1/completions",
     ] {
-        let answer = server.whole(&post(target, &body, "connection: close\r\n")).await;
+        let answer = server.exchange(&post(target, &body, "connection: close\r\n")).await;
         assert!(answer.starts_with("HTTP/1.1 200"), "{target}: {answer}");
     }
     for (target, id) in
         [("/v1/models/", "org/base"), ("/v1/models/org/base/", "org/base"), ("/v1/models/dogs/", "dogs")]
     {
         let answer =
-            server.whole(&format!("GET {target} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).await;
+            server.exchange(&format!("GET {target} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).await;
         assert!(
             answer.starts_with("HTTP/1.1 200") && answer.contains(&format!("\"id\":\"{id}\"")),
             "{answer}"
@@ -152,20 +152,20 @@ async fn head_and_options_are_answered() {
         format!("{method} {target} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
     };
     for target in ["/", "/health", "/v1/models"] {
-        let answer = server.whole(&ask("HEAD", target)).await;
+        let answer = server.exchange(&ask("HEAD", target)).await;
         assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("\r\n\r\n"), "{answer}");
     }
-    let answer = server.whole(&ask("HEAD", "/v1/completions")).await;
+    let answer = server.exchange(&ask("HEAD", "/v1/completions")).await;
     assert!(answer.starts_with("HTTP/1.1 405") && answer.contains("allow: POST"), "{answer}");
     for (method, target, words) in [
         ("GET", "/v1/chat/completions", "is not for GET; it takes POST"),
         ("POST", "/v1/models", "is not for POST; it takes GET"),
         ("PUT", "/v1/completions", "is not for PUT"),
     ] {
-        let answer = server.whole(&ask(method, target)).await;
+        let answer = server.exchange(&ask(method, target)).await;
         assert!(answer.starts_with("HTTP/1.1 405") && answer.contains(words), "{answer}");
     }
-    let answer = server.whole(&ask("OPTIONS", "/v1/completions")).await;
+    let answer = server.exchange(&ask("OPTIONS", "/v1/completions")).await;
     assert!(answer.starts_with("HTTP/1.1 204") && answer.contains("allow: POST"), "{answer}");
 }
 

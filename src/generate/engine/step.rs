@@ -1,0 +1,137 @@
+//! One step: the next rows of every running request in one pass through the model.
+
+use super::{Engine, Sequence, SequenceId, StepOutput};
+use crate::Result;
+use crate::generate::Event;
+use crate::generate::choose::choose;
+use crate::model::Next;
+use candle_core::Tensor;
+
+/// The part of a sequence that is processed in a step.
+struct StepPart {
+    /// Index in `running`.
+    sequence: usize,
+    tokens: Vec<u32>,
+    targets: usize,
+}
+
+impl StepPart {
+    fn next<'a>(&'a self, running: &[Sequence]) -> Next<'a> {
+        let Sequence { prefix, own, filled, .. } = &running[self.sequence];
+        Next {
+            tokens: &self.tokens,
+            prefix: prefix.rows.clone(),
+            first_position: prefix.first_position,
+            own: own.clone(),
+            filled: *filled,
+            targets: self.targets,
+        }
+    }
+}
+
+impl Engine<'_> {
+    /// Runs one step, with fewer rows if the device runs out of memory.
+    pub(super) fn advance(&mut self, output: &mut StepOutput) -> Result<()> {
+        self.end_overdue(&mut output.events);
+        output.rows = self.admit(&mut output.events)?;
+        if output.rows > 0 {
+            self.deliver(&mut output.events);
+        }
+        loop {
+            let parts = self.parts();
+            let rows = parts.iter().map(|part| part.tokens.len()).sum::<usize>();
+            if rows == 0 {
+                return Ok(());
+            }
+            match self.run(&parts) {
+                Ok(()) => {
+                    self.step_rows.succeeded();
+                    output.sequences = parts.len();
+                    output.rows += rows;
+                    self.deliver(&mut output.events);
+                    return Ok(());
+                }
+                Err(error) if self.shortage.caused(&error) => {
+                    if self.step_rows.halve(rows) {
+                        output.less_rows = Some(self.step_rows.current());
+                    } else {
+                        let index = parts[0].sequence;
+                        output.events.push((self.running[index].id, Event::no_memory(&error)));
+                        self.end(index);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Runs `parts` through the model. If it fails before tokens are chosen, nothing is changed.
+    fn run(&mut self, parts: &[StepPart]) -> Result<()> {
+        let next: Vec<Next> = parts.iter().map(|part| part.next(&self.running)).collect();
+        let batch = self.cache.pack(&next)?;
+        let hidden = self.model.infer(&batch, &self.no_prompts, &mut self.cache)?;
+        self.choose(parts, &hidden)?;
+        for part in parts {
+            self.running[part.sequence].filled += part.tokens.len();
+        }
+        Ok(())
+    }
+
+    /// Moves the sequences' events to `events`, and ends the sequences that are complete.
+    fn deliver(&mut self, events: &mut Vec<(SequenceId, Event)>) {
+        for sequence in &mut self.running {
+            let id = sequence.id;
+            events.extend(sequence.events.drain(..).map(|event| (id, event)));
+        }
+        for index in (0..self.running.len()).rev() {
+            let ended = events.iter().any(|(id, event)| *id == self.running[index].id && event.is_last());
+            if ended {
+                self.end(index);
+            }
+        }
+    }
+
+    /// The next rows of each sequence: one token of each that generates, then as much text as the step has room for.
+    /// Parts are sorted by their prefix, so that those with one prefix are adjacent.
+    fn parts(&self) -> Vec<StepPart> {
+        let mut room = self.step_rows.current();
+        let (mut texts, mut parts) = (Vec::new(), Vec::new());
+        for (i, sequence) in self.running.iter().enumerate() {
+            match sequence.generated.last() {
+                Some(token) if room > 0 => {
+                    parts.push(StepPart { sequence: i, tokens: vec![*token], targets: 1 });
+                    room -= 1;
+                }
+                Some(_) => {}
+                None => texts.push(i),
+            }
+        }
+        for i in texts {
+            let sequence = &self.running[i];
+            let text = sequence.text();
+            let end = text.len().min(sequence.filled + room);
+            if end > sequence.filled {
+                let targets = end.saturating_sub(sequence.first_target().max(sequence.filled));
+                let tokens = text[sequence.filled..end].to_vec();
+                room -= tokens.len();
+                parts.push(StepPart { sequence: i, tokens, targets });
+            }
+        }
+        parts.sort_by_key(|part| {
+            let sequence = &self.running[part.sequence];
+            (sequence.prefix.rows.start, sequence.own.start)
+        });
+        parts
+    }
+
+    /// Evaluates the logits of the target rows, whose hidden states are `hidden` [targets, C].
+    fn choose(&mut self, parts: &[StepPart], hidden: &Tensor) -> Result<()> {
+        let mut rows = Vec::new();
+        for part in parts {
+            let sequence = &self.running[part.sequence];
+            let first = sequence.filled + part.tokens.len() - part.targets;
+            rows.extend((first..first + part.targets).map(|row| (part.sequence, row)));
+        }
+        choose(self.model, hidden, &rows, &mut self.running, &mut self.shortage)
+    }
+}

@@ -1,0 +1,32 @@
+//! gneiss's own API: `POST /v1/classify` says how likely each label is, `GET /v1/tasks` says what each prompt was tuned for.
+
+mod classify;
+
+use super::{Api, openai};
+use crate::serve::state::AppState;
+use axum::Router;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use serde_json::json;
+use std::sync::Arc;
+
+/// Its errors have OpenAI's form.
+pub(super) const API: Api = Api { name: "gneiss", error_body: openai::error_body };
+
+/// All of its paths.
+pub(super) const PATHS: [&str; 2] = ["/v1/classify", "/v1/tasks"];
+
+pub(super) fn routes() -> Router<Arc<AppState>> {
+    Router::new().route("/v1/classify", post(classify::classify)).route("/v1/tasks", get(tasks))
+}
+
+/// The base model's name, and the task of each tuned prompt.
+async fn tasks(State(state): State<Arc<AppState>>) -> Response {
+    let models = state.client.models();
+    let tuned = models.iter().filter(|served| served.folder.is_some());
+    let tasks = tuned.map(
+        |served| json!({"model": served.name, "virtual_tokens": served.virtual_tokens, "task": served.task}),
+    );
+    axum::Json(json!({"base": state.model_id, "tasks": tasks.collect::<Vec<_>>()})).into_response()
+}

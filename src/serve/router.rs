@@ -1,0 +1,149 @@
+//! The routes of all APIs, and what every request goes through: the check of the key, the form of errors, the metrics.
+
+use super::api::{self, Api};
+use super::api_error::ApiError;
+use super::cors;
+use super::paths::{self, cleaned};
+use super::state::{AppState, ModelLabel};
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::uri::{PathAndQuery, Uri};
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::get;
+use hyper::service::Service;
+use hyper_util::service::TowerToHyperService;
+use serde_json::json;
+use std::any::Any;
+use std::sync::Arc;
+use tower_http::catch_panic::CatchPanicLayer;
+
+/// All routes. A path that matches none of them is tried once more after [`cleaned`] has put its slashes in order.
+pub(super) fn router(state: &Arc<AppState>) -> Router {
+    let routes = Router::new()
+        .route("/", get(page))
+        .route("/health", get(health))
+        .route("/metrics", get(metrics))
+        .merge(api::routes())
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(wrong_method)
+        .with_state(state.clone());
+    let service = TowerToHyperService::new(routes.clone());
+    let retry = move |mut request: Request| {
+        *request.uri_mut() = with_clean_path(request.uri());
+        service.call(request)
+    };
+    let routes = with_layers(routes.fallback(retry), state);
+    match &state.cors {
+        Some(layer) => cors::allow(routes, layer.clone()),
+        None => routes,
+    }
+}
+
+/// Adds what every request goes through.
+fn with_layers(routes: Router, state: &Arc<AppState>) -> Router {
+    routes.layer(CatchPanicLayer::custom(panicked)).layer(from_fn_with_state(state.clone(), check_and_count))
+}
+
+/// The address with its path [`cleaned`].
+fn with_clean_path(uri: &Uri) -> Uri {
+    let mut clean = cleaned(uri.path());
+    if let Some(query) = uri.query() {
+        clean = format!("{clean}?{query}");
+    }
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = PathAndQuery::try_from(clean).ok().or(parts.path_and_query);
+    Uri::from_parts(parts).unwrap_or_else(|_| uri.clone())
+}
+
+/// Checks the key, gives errors the form of the request's API, and counts the answer.
+async fn check_and_count(State(state): State<Arc<AppState>>, mut request: Request, next: Next) -> Response {
+    let path = cleaned(request.uri().path());
+    let api = Api::for_path(&path);
+    let label = ModelLabel::default();
+    request.extensions_mut().insert(label.clone());
+    let needs_key = !api::WITHOUT_KEY.contains(&path.as_str());
+    let response = if state.is_ending() && !matches!(path.as_str(), "/health" | "/metrics") {
+        ApiError::ending().into_response()
+    } else if needs_key && let Err(error) = state.auth.check(request.headers()) {
+        error.into_response()
+    } else {
+        next.run(request).await
+    };
+    let response = match response.extensions().get::<ApiError>() {
+        Some(error) => error.with_body((api.error_body)(error)),
+        // axum refuses a path whose encoded bytes are not UTF-8.
+        None if response.status().is_client_error() => {
+            let message = format!("expected a path that is UTF-8 once it is decoded, found {path}");
+            let error = ApiError::new(response.status(), "invalid_path", message);
+            error.with_body((api.error_body)(&error))
+        }
+        None => response,
+    };
+    state.metrics.count_answer(api.name, label.get(), response.status().as_u16());
+    response
+}
+
+/// The answer to a request whose handler panicked.
+fn panicked(_: Box<dyn Any + Send>) -> Response {
+    ApiError::internal("the server failed at this request; its log says how").into_response()
+}
+
+/// The page to try the server with: nothing of it comes from elsewhere.
+async fn page() -> Response {
+    const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
+                          connect-src 'self'; img-src data:";
+    let mut response = Html(include_str!("page.html")).into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+async fn health(State(state): State<Arc<AppState>>) -> Response {
+    let (status, word) = match (state.is_ending(), state.client.is_serving()) {
+        (true, _) => (StatusCode::SERVICE_UNAVAILABLE, "ending"),
+        (_, false) => (StatusCode::SERVICE_UNAVAILABLE, "the model's thread has ended"),
+        _ => (StatusCode::OK, "ok"),
+    };
+    let waiting = state.client.waiting();
+    let models = state.client.models().len();
+    (status, axum::Json(json!({"status": word, "models": models, "waiting": waiting}))).into_response()
+}
+
+async fn metrics(State(state): State<Arc<AppState>>) -> Response {
+    let text = state.metrics.text(state.client.waiting(), state.client.models().len());
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], text).into_response()
+}
+
+async fn unknown_path(State(state): State<Arc<AppState>>, request: Request) -> ApiError {
+    let (method, path) = (request.method(), request.uri().path());
+    let origin = state.origin(request.headers());
+    let message = format!("there is nothing at {method} {path}{}", paths::hint(path, origin.as_deref()));
+    ApiError::new(StatusCode::NOT_FOUND, "not_found", message)
+}
+
+/// `OPTIONS` asks which methods there are, which the router says in `Allow`; a browser asks so for a page's script.
+async fn wrong_method(request: Request) -> Result<StatusCode, ApiError> {
+    let (method, path) = (request.method(), request.uri().path());
+    let preflight = request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+    if method == Method::OPTIONS && !preflight {
+        return Ok(StatusCode::NO_CONTENT);
+    }
+    let hint = match *method {
+        _ if preflight => {
+            ": this server answers no page of another origin unless its operator allows it (gneiss serve --cors-origin)"
+        }
+        // What can't be read is written, and the other way round.
+        Method::GET | Method::HEAD => "; it takes POST",
+        Method::POST => "; it takes GET",
+        _ => "",
+    };
+    let message = format!("{path} is not for {method}{hint}");
+    Err(ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message))
+}
+
+#[cfg(test)]
+mod tests;
