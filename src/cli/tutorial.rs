@@ -56,10 +56,10 @@ pub struct Tutorial {
 
 /// The results as JSON.
 #[derive(serde::Serialize)]
-struct TutorialOutcome<'a> {
+struct TutorialOutcome<'a, A> {
     tuning: tune::TuneOutcome<'a>,
     evaluation: Evaluation,
-    deployment: Vec<deployment::HttpAnswers>,
+    deployment: Vec<A>,
 }
 
 impl Tutorial {

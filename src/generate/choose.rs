@@ -1,6 +1,6 @@
 //! From the hidden states of a step's target rows to the next token of each sequence.
 
-use super::sequence::Sequence;
+use super::sequence::RunningSequence;
 use super::{Event, Token};
 use crate::Result;
 use crate::device::Shortage;
@@ -12,7 +12,7 @@ use rayon::prelude::*;
 /// The target rows of one sequence: for each, in ascending order, its row number in the sequence and the index of its
 /// logits.
 struct SequenceRows<'a> {
-    sequence: &'a mut Sequence,
+    sequence: &'a mut RunningSequence,
     rows: Vec<(usize, usize)>,
 }
 
@@ -31,7 +31,7 @@ pub(super) fn choose(
     model: &Decoder,
     hidden: &Tensor,
     rows: &[(usize, usize)],
-    running: &mut [Sequence],
+    running: &mut [RunningSequence],
     shortage: &mut Shortage,
 ) -> Result<()> {
     let (mut start, mut step) = (0, model.head_rows());
@@ -71,7 +71,7 @@ fn distribute(
     model: &Decoder,
     output: HeadOutput,
     rows: &[(usize, usize)],
-    running: &mut [Sequence],
+    running: &mut [RunningSequence],
 ) -> Result<()> {
     let logits = match output {
         HeadOutput::Tokens(tokens) => {

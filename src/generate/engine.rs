@@ -20,13 +20,13 @@ mod room;
 mod step;
 
 use super::prefixes::{CachedPrefix, PrefixId, PromptCache};
-use super::sequence::{Sequence, SequenceId};
+use super::sequence::{RunningSequence, SequenceId};
 use super::{Event, Request, StopReason};
 use crate::device::Shortage;
 use crate::model::{Decoder, KvCache};
 use crate::{Error, Result};
 use candle_core::Tensor;
-use room::StepRows;
+use room::RowLimit;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
@@ -36,7 +36,7 @@ pub struct Engine<'m> {
     pub(super) model: &'m Decoder,
     pub(super) cache: KvCache,
     no_prompts: Tensor,
-    step_rows: StepRows,
+    step_rows: RowLimit,
     pub(super) shortage: Shortage,
     pub(super) prefixes: BTreeMap<PrefixId, PromptCache>,
     /// The same prompts for requests longer than [`crate::ops::rope::Rope::long_above`], computed when the first such
@@ -45,7 +45,7 @@ pub struct Engine<'m> {
     /// Cached prefixes that were removed while requests use them.
     removed: Vec<Arc<CachedPrefix>>,
     waiting: VecDeque<Waiting>,
-    running: Vec<Sequence>,
+    running: Vec<RunningSequence>,
     /// Events of a step that failed, to be returned by the next step.
     undelivered: Vec<(SequenceId, Event)>,
     last_id: u64,
@@ -80,7 +80,7 @@ impl<'m> Engine<'m> {
             model,
             cache: KvCache::new(model, cache_rows)?,
             no_prompts: super::prompts(model, None)?,
-            step_rows: StepRows::new(step_rows),
+            step_rows: RowLimit::new(step_rows),
             shortage: Shortage::new(model.device()),
             prefixes: BTreeMap::new(),
             long_prefixes: BTreeMap::new(),

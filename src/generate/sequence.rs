@@ -14,7 +14,7 @@ use std::sync::Arc;
 pub struct SequenceId(pub(super) u64);
 
 /// A running request.
-pub(super) struct Sequence {
+pub(super) struct RunningSequence {
     pub(super) id: SequenceId,
     pub(super) request: Request,
     pub(super) sampler: TokenSampler,
@@ -28,7 +28,7 @@ pub(super) struct Sequence {
     pub(super) events: Vec<Event>,
 }
 
-impl Sequence {
+impl RunningSequence {
     /// A request that begins with the rows `own` of the cache, after `prefix`.
     pub(super) fn new(
         id: SequenceId,

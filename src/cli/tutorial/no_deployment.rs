@@ -8,7 +8,7 @@ use std::path::Path;
 
 /// Answers of a model over HTTP; there are none.
 #[derive(Debug, Clone, serde::Serialize)]
-pub(super) struct HttpAnswers;
+pub(super) struct NoAnswers;
 
 /// Says that steps 8 and 9 need the server, if `show` is true.
 pub(super) fn steps(
@@ -17,7 +17,7 @@ pub(super) fn steps(
     _: &Path,
     _: &Evaluation,
     show: bool,
-) -> anyhow::Result<Vec<HttpAnswers>> {
+) -> anyhow::Result<Vec<NoAnswers>> {
     if show {
         heading(8, "Deployment", "left out, as step 9 is: this program was built without its server");
         println!(

@@ -1,6 +1,6 @@
 //! Which waiting requests begin: in the order of arrival, when the cache has room for the longest possible answer.
 
-use super::{Engine, Sequence, SequenceId, Waiting, own_rows};
+use super::{Engine, RunningSequence, SequenceId, Waiting, own_rows};
 use crate::Result;
 use crate::generate::Event;
 use std::ops::Range;
@@ -10,7 +10,7 @@ impl Engine<'_> {
     /// that went through the model for it.
     pub(super) fn admit(&mut self, events: &mut Vec<(SequenceId, Event)>) -> Result<usize> {
         self.free_removed();
-        let mut rows: usize = self.running.iter().map(Sequence::rows_to_come).sum();
+        let mut rows: usize = self.running.iter().map(RunningSequence::rows_to_come).sum();
         let mut prefix_rows = 0;
         while rows < self.step_rows.current() {
             let Some(Waiting { id, prefix, request }) = self.waiting.front() else { break };
@@ -57,7 +57,7 @@ impl Engine<'_> {
         self.make_room(rows)?;
         let own = self.cache.take(rows)?;
         let Waiting { id, request, .. } = self.waiting.pop_front()?;
-        self.running.push(Sequence::new(id, request, cached, own));
+        self.running.push(RunningSequence::new(id, request, cached, own));
         Some(text_rows)
     }
 

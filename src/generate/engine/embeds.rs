@@ -1,7 +1,7 @@
 //! Requests whose text is given as embeddings. Virtual tokens and text go through the model at once, as a prefix of
 //! this request alone, and the hidden state of the last row predicts the answer's first token.
 
-use super::{Engine, Sequence, SequenceId, Waiting, own_rows};
+use super::{Engine, RunningSequence, SequenceId, Waiting, own_rows};
 use crate::generate::{Event, Request};
 use crate::{Error, Result};
 use std::sync::Arc;
@@ -43,7 +43,7 @@ impl Engine<'_> {
         prefix: &super::PrefixId,
         id: SequenceId,
         request: Request,
-    ) -> Result<Sequence> {
+    ) -> Result<RunningSequence> {
         let full = || Error::Invalid("cache: expected free rows for a request, found none".into());
         let own = self.cache.take(own_rows(0, request.max_new_tokens)).ok_or_else(full)?;
         let first_position = self.long_first_position(*prefix, &request)?.unwrap_or(0);
@@ -58,7 +58,7 @@ impl Engine<'_> {
         };
         // It is freed when the sequence drops it.
         self.removed.push(cached.clone());
-        let mut sequence = Sequence::new(id, request, cached, own);
+        let mut sequence = RunningSequence::new(id, request, cached, own);
         if let Err(error) = sequence.choose_first(self.model) {
             self.cache.give_back(sequence.own);
             return Err(error);

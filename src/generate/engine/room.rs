@@ -6,13 +6,13 @@ const PATIENCE: usize = 1000;
 
 /// Rows of a step: half of those that did not fit, and twice as many again after [`PATIENCE`] successful steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct StepRows {
+pub(super) struct RowLimit {
     limit: usize,
     current: usize,
     succeeded: usize,
 }
 
-impl StepRows {
+impl RowLimit {
     /// At most `limit` rows; 0 counts as 1.
     pub(super) fn new(limit: usize) -> Self {
         let limit = limit.max(1);
@@ -52,7 +52,7 @@ mod tests {
 
     #[test]
     fn step_rows_are_halved_and_doubled() {
-        let mut rows = StepRows::new(100);
+        let mut rows = RowLimit::new(100);
         assert!(rows.halve(30) && rows.current() == 15);
         (1..PATIENCE).for_each(|_| rows.succeeded());
         assert_eq!(rows.current(), 15);
@@ -62,6 +62,6 @@ mod tests {
         assert_eq!(rows.current(), 100);
         (0..6).for_each(|_| assert!(rows.halve(1000)));
         assert!(rows.current() == 1 && !rows.halve(1) && rows.current() == 1);
-        assert_eq!(StepRows::new(0).current(), 1);
+        assert_eq!(RowLimit::new(0).current(), 1);
     }
 }

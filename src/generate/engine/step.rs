@@ -1,6 +1,6 @@
 //! One step: the next rows of every running request in one pass through the model.
 
-use super::{Engine, Sequence, SequenceId, StepOutput};
+use super::{Engine, RunningSequence, SequenceId, StepOutput};
 use crate::Result;
 use crate::generate::Event;
 use crate::generate::choose::choose;
@@ -8,16 +8,16 @@ use crate::model::Next;
 use candle_core::Tensor;
 
 /// The part of a sequence that is processed in a step.
-struct StepPart {
+struct SequencePart {
     /// Index in `running`.
     sequence: usize,
     tokens: Vec<u32>,
     targets: usize,
 }
 
-impl StepPart {
-    fn next<'a>(&'a self, running: &[Sequence]) -> Next<'a> {
-        let Sequence { prefix, own, filled, .. } = &running[self.sequence];
+impl SequencePart {
+    fn next<'a>(&'a self, running: &[RunningSequence]) -> Next<'a> {
+        let RunningSequence { prefix, own, filled, .. } = &running[self.sequence];
         Next {
             tokens: &self.tokens,
             prefix: prefix.rows.clone(),
@@ -66,7 +66,7 @@ impl Engine<'_> {
     }
 
     /// Runs `parts` through the model. If it fails before tokens are chosen, nothing is changed.
-    fn run(&mut self, parts: &[StepPart]) -> Result<()> {
+    fn run(&mut self, parts: &[SequencePart]) -> Result<()> {
         let next: Vec<Next> = parts.iter().map(|part| part.next(&self.running)).collect();
         let batch = self.cache.pack(&next)?;
         let hidden = self.model.infer(&batch, &self.no_prompts, &mut self.cache)?;
@@ -93,13 +93,13 @@ impl Engine<'_> {
 
     /// The next rows of each sequence: one token of each that generates, then as much text as the step has room for.
     /// Parts are sorted by their prefix, so that those with one prefix are adjacent.
-    fn parts(&self) -> Vec<StepPart> {
+    fn parts(&self) -> Vec<SequencePart> {
         let mut room = self.step_rows.current();
         let (mut texts, mut parts) = (Vec::new(), Vec::new());
         for (i, sequence) in self.running.iter().enumerate() {
             match sequence.generated.last() {
                 Some(token) if room > 0 => {
-                    parts.push(StepPart { sequence: i, tokens: vec![*token], targets: 1 });
+                    parts.push(SequencePart { sequence: i, tokens: vec![*token], targets: 1 });
                     room -= 1;
                 }
                 Some(_) => {}
@@ -114,7 +114,7 @@ impl Engine<'_> {
                 let targets = end.saturating_sub(sequence.first_target().max(sequence.filled));
                 let tokens = text[sequence.filled..end].to_vec();
                 room -= tokens.len();
-                parts.push(StepPart { sequence: i, tokens, targets });
+                parts.push(SequencePart { sequence: i, tokens, targets });
             }
         }
         parts.sort_by_key(|part| {
@@ -125,7 +125,7 @@ impl Engine<'_> {
     }
 
     /// Evaluates the logits of the target rows, whose hidden states are `hidden` [targets, C].
-    fn choose(&mut self, parts: &[StepPart], hidden: &Tensor) -> Result<()> {
+    fn choose(&mut self, parts: &[SequencePart], hidden: &Tensor) -> Result<()> {
         let mut rows = Vec::new();
         for part in parts {
             let sequence = &self.running[part.sequence];

@@ -250,6 +250,12 @@ async fn unsupported_fields_of_responses_are_rejected_by_name() {
     ] {
         refused(&fake.post(RESPONSES, with(change)).await, 400, code, Some(param), words);
     }
+    assert!(fake.seen.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn unknown_models_and_responses_are_rejected() {
+    let fake = Fake::saying("x");
     refused(
         &fake.post(RESPONSES, json!({"input": "x"})).await,
         400,
@@ -266,7 +272,11 @@ async fn unsupported_fields_of_responses_are_rejected_by_name() {
     );
     refused(&fake.get("/v1/responses/resp_1").await, 404, "not_found", None, "not kept");
     assert!(fake.seen.lock().unwrap().is_empty());
-    // What is off is taken, and what is unknown is named.
+}
+
+#[tokio::test]
+async fn fields_that_are_off_are_accepted_and_unknown_ones_named() {
+    let fake = Fake::saying("x");
     let off = json!({"tools": [], "tool_choice": "auto", "truncation": "disabled", "background": false, "n": 1,
                      "previous_response_id": null, "reasoning": null, "text": {"format": {"type": "text"}}, "mystery": 1});
     let answer = fake.post(RESPONSES, with(off)).await;

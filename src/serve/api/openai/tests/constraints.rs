@@ -83,11 +83,20 @@ async fn an_answer_has_room_for_the_longest_choice() {
     assert_eq!(fake.request().1.choices, choices(&["abc", "abcd"]));
 }
 
-#[tokio::test]
-async fn unsupported_constraints_are_rejected_by_name() {
+/// Sends fields with both routes, and checks the errors' codes, fields and words.
+async fn are_rejected(cases: Vec<(Value, &str, &str, &[&str])>) {
     let fake = Fake::saying("x");
-    let format = |format: Value| json!({"response_format": format});
-    for (more, code, param, words) in [
+    for (more, code, param, words) in cases {
+        for path in [TEXTS, CHATS] {
+            refused(&fake.post(path, asking(path, more.clone())).await, 400, code, Some(param), words);
+        }
+    }
+    assert!(fake.seen.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn invalid_choices_are_rejected_by_name() {
+    are_rejected(vec![
         (json!({"guided_choice": "yes"}), "invalid_value", "guided_choice", &["list"][..]),
         (json!({"guided_choice": ["a", ""]}), "invalid_value", "guided_choice", &["none of them empty"]),
         (json!({"guided_choice": ["a", 1]}), "invalid_value", "guided_choice", &["strings"]),
@@ -123,6 +132,14 @@ async fn unsupported_constraints_are_rejected_by_name() {
             "bad_words",
             &["`guided_choice`"],
         ),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn unsupported_constraints_are_rejected_by_name() {
+    let format = |format: Value| json!({"response_format": format});
+    are_rejected(vec![
         (json!({"guided_regex": "[0-9]"}), "unsupported_parameter", "guided_regex", &["guided_choice"]),
         (
             json!({"structured_outputs": {"regex": "a"}}),
@@ -168,12 +185,8 @@ async fn unsupported_constraints_are_rejected_by_name() {
             &["found \"grammar\""],
         ),
         (format(json!("json")), "invalid_value", "response_format", &["object"]),
-    ] {
-        for path in [TEXTS, CHATS] {
-            refused(&fake.post(path, asking(path, more.clone())).await, 400, code, Some(param), words);
-        }
-    }
-    assert!(fake.seen.lock().unwrap().is_empty());
+    ])
+    .await;
 }
 
 #[tokio::test]
