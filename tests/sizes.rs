@@ -104,9 +104,8 @@ fn functions(text: &str) -> Vec<Function> {
         let Some(rest) = without_qualifiers(line).strip_prefix("fn ") else { continue };
         let end = format!("{}}}", " ".repeat(indentation(line)));
         let is_end = |l: &&str| **l == end || (indentation(l) == indentation(line) && l.ends_with(';'));
-        let one_line =
-            line.ends_with(';') || (line.ends_with('}') && !line.ends_with("{}") || line.ends_with("{}"));
-        let lines_of = if one_line { 1 } else { lines[i + 1..].iter().position(|l| is_end(&l)).unwrap() + 2 };
+        let one_line = line.ends_with(';') || line.ends_with('}');
+        let lines_of = if one_line { 1 } else { lines[i + 1..].iter().position(is_end).unwrap() + 2 };
         let signature = lines[i..i + lines_of].join(" ");
         let name = identifier(rest);
         let after = signature.split_once(&format!("fn {name}")).unwrap().1;

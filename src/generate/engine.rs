@@ -218,7 +218,7 @@ impl<'m> Engine<'m> {
 
     fn end(&mut self, index: usize) {
         let sequence = self.running.remove(index);
-        self.cache.give_back(sequence.own);
+        self.cache.free(sequence.own);
         drop(sequence.prefix);
         self.free_removed();
     }
@@ -229,7 +229,7 @@ impl<'m> Engine<'m> {
         removed.retain(|cached| {
             let used = Arc::strong_count(cached) > 1;
             if !used {
-                cache.give_back(cached.rows.clone());
+                cache.free(cached.rows.clone());
             }
             used
         });

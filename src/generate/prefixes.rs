@@ -10,7 +10,7 @@
 //! share. A request uses the cached prefix with the longest head that it begins with.
 
 use crate::Result;
-use crate::model::{Decoder, KvCache, Next};
+use crate::model::{Continuation, Decoder, KvCache};
 use crate::ops::embed::virtual_id;
 use candle_core::Tensor;
 use std::collections::VecDeque;
@@ -114,13 +114,13 @@ impl PromptCache {
         let first_position = self.first_position;
         let virtual_ids = (0..self.virtual_tokens() as u32).map(virtual_id);
         let tokens: Vec<u32> = virtual_ids.chain(head.iter().copied()).collect();
-        let Some(rows) = cache.take(tokens.len()) else { return Ok(None) };
+        let Some(rows) = cache.allocate(tokens.len()) else { return Ok(None) };
         if tokens.is_empty() {
             return Ok(Some(CachedPrefix { rows, first_position, head: Vec::new(), last_hidden: None }));
         }
         let targets = usize::from(head.is_empty());
         let own = rows.clone();
-        let next = Next { tokens: &tokens, prefix: 0..0, first_position, own, filled: 0, targets };
+        let next = Continuation { tokens: &tokens, prefix: 0..0, first_position, own, filled: 0, targets };
         let computed = cache.pack(&[next]).and_then(|batch| model.infer(&batch, &self.prompts, cache));
         match computed {
             Ok(hidden) => {
@@ -128,7 +128,7 @@ impl PromptCache {
                 Ok(Some(CachedPrefix { rows, first_position, head: head.to_vec(), last_hidden }))
             }
             Err(error) => {
-                cache.give_back(rows);
+                cache.free(rows);
                 Err(error)
             }
         }
@@ -187,7 +187,7 @@ impl PromptCache {
     pub(super) fn free_unused_head(&mut self, cache: &mut KvCache) -> bool {
         let unused = (1..self.cached.len()).find(|i| Arc::strong_count(&self.cached[*i]) == 1);
         if let Some(index) = unused {
-            cache.give_back(self.cached.remove(index).rows.clone());
+            cache.free(self.cached.remove(index).rows.clone());
         }
         unused.is_some()
     }

@@ -34,13 +34,13 @@ pub struct KvCache {
     layers: Vec<LayerCache>,
     capacity: usize,
     /// Ranges that nobody has, in order, no two of which touch.
-    free: Vec<Range<usize>>,
+    free_ranges: Vec<Range<usize>>,
     writes: Writes,
 }
 
 /// The next tokens of one sequence, or a prefix's own.
 #[derive(Debug, Clone)]
-pub struct Next<'a> {
+pub struct Continuation<'a> {
     /// Token ids, at least one; those above the vocabulary are rows of the matrix of prompts.
     pub tokens: &'a [u32],
     /// Rows of the prefix that all of them see.
@@ -84,7 +84,7 @@ impl KvCache {
             Ok(LayerCache::KeysValues(matrix))
         };
         let layers = (0..config.num_hidden_layers).map(|_| layer()).collect::<Result<_>>()?;
-        Ok(Self { layers, capacity, free: free_ranges(capacity), writes: Writes::default() })
+        Ok(Self { layers, capacity, free_ranges: all_free(capacity), writes: Writes::default() })
     }
 
     /// Rows in all.
@@ -93,33 +93,33 @@ impl KvCache {
     }
 
     /// Allocates `rows` consecutive rows; `None` if there are no such rows.
-    pub fn take(&mut self, rows: usize) -> Option<Range<usize>> {
+    pub fn allocate(&mut self, rows: usize) -> Option<Range<usize>> {
         if rows == 0 {
             return Some(0..0);
         }
-        let at = self.free.iter().position(|range| range.len() >= rows)?;
-        let range = &mut self.free[at];
+        let index = self.free_ranges.iter().position(|range| range.len() >= rows)?;
+        let range = &mut self.free_ranges[index];
         let taken = range.start..range.start + rows;
         range.start = taken.end;
         if range.start == range.end {
-            self.free.remove(at);
+            self.free_ranges.remove(index);
         }
         Some(taken)
     }
 
     /// Frees rows that were allocated.
-    pub fn give_back(&mut self, rows: Range<usize>) {
+    pub fn free(&mut self, rows: Range<usize>) {
         if rows.is_empty() {
             return;
         }
-        let at = self.free.partition_point(|range| range.start < rows.start);
-        let joins_next = self.free.get(at).is_some_and(|next| next.start == rows.end);
-        let joins_last = at > 0 && self.free[at - 1].end == rows.start;
+        let index = self.free_ranges.partition_point(|range| range.start < rows.start);
+        let joins_next = self.free_ranges.get(index).is_some_and(|next| next.start == rows.end);
+        let joins_last = index > 0 && self.free_ranges[index - 1].end == rows.start;
         match (joins_last, joins_next) {
-            (true, true) => self.free[at - 1].end = self.free.remove(at).end,
-            (true, false) => self.free[at - 1].end = rows.end,
-            (false, true) => self.free[at].start = rows.start,
-            (false, false) => self.free.insert(at, rows),
+            (true, true) => self.free_ranges[index - 1].end = self.free_ranges.remove(index).end,
+            (true, false) => self.free_ranges[index - 1].end = rows.end,
+            (false, true) => self.free_ranges[index].start = rows.start,
+            (false, false) => self.free_ranges.insert(index, rows),
         }
     }
 
@@ -127,12 +127,12 @@ impl KvCache {
     ///
     /// # Errors
     /// More tokens than a sequence has room for, or none; more targets than tokens.
-    pub fn pack(&mut self, next: &[Next]) -> Result<PackedBatch> {
+    pub fn pack(&mut self, next: &[Continuation]) -> Result<PackedBatch> {
         let (mut ids, mut position_ids, mut target_rows) = (Vec::new(), Vec::new(), Vec::new());
         let (mut segments, mut target_segments) = (Vec::new(), Vec::new());
         let mut target_positions = Vec::new();
         let (mut ranges, mut from, mut to, mut rows) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for Next { tokens, prefix, first_position, own, filled, targets } in next {
+        for Continuation { tokens, prefix, first_position, own, filled, targets } in next {
             let (first, end) = (*filled, filled + tokens.len());
             if end > own.len() || tokens.is_empty() || *targets > tokens.len() {
                 return Err(Error::Shape {
@@ -221,7 +221,7 @@ impl Writes {
     }
 }
 
-fn free_ranges(capacity: usize) -> Vec<Range<usize>> {
+fn all_free(capacity: usize) -> Vec<Range<usize>> {
     if capacity == 0 { Vec::new() } else { std::iter::once(0..capacity).collect() }
 }
 
@@ -230,39 +230,39 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn of(capacity: usize) -> KvCache {
-        KvCache { layers: Vec::new(), capacity, free: free_ranges(capacity), writes: Writes::default() }
+    fn cache_of(capacity: usize) -> KvCache {
+        KvCache { layers: Vec::new(), capacity, free_ranges: all_free(capacity), writes: Writes::default() }
     }
 
     #[test]
     fn what_is_given_back_is_whole_again() {
-        let mut cache = of(10);
-        let taken: Vec<_> = [3, 3, 4].into_iter().map(|n| cache.take(n).unwrap()).collect();
+        let mut cache = cache_of(10);
+        let taken: Vec<_> = [3, 3, 4].into_iter().map(|n| cache.allocate(n).unwrap()).collect();
         assert_eq!(taken, [0..3, 3..6, 6..10]);
-        assert_eq!(cache.take(1), None);
-        cache.give_back(taken[0].clone());
-        cache.give_back(taken[2].clone());
-        assert_eq!(cache.take(5), None, "seven rows are free, and no five stand together");
-        cache.give_back(taken[1].clone());
-        assert_eq!(cache.take(10), Some(0..10));
+        assert_eq!(cache.allocate(1), None);
+        cache.free(taken[0].clone());
+        cache.free(taken[2].clone());
+        assert_eq!(cache.allocate(5), None, "seven rows are free, and no five stand together");
+        cache.free(taken[1].clone());
+        assert_eq!(cache.allocate(10), Some(0..10));
     }
 
     proptest! {
         #[test]
         fn no_row_is_had_twice_and_none_is_lost(sizes in prop::collection::vec((0usize..9, any::<bool>()), 1..60)) {
-            let mut cache = of(40);
+            let mut cache = cache_of(40);
             let mut had: Vec<Range<usize>> = Vec::new();
             for (rows, give_back) in sizes {
                 if give_back && !had.is_empty() {
-                    cache.give_back(had.remove(rows % had.len()));
-                } else if let Some(range) = cache.take(rows) {
+                    cache.free(had.remove(rows % had.len()));
+                } else if let Some(range) = cache.allocate(rows) {
                     prop_assert_eq!(range.len(), rows);
                     had.push(range);
                 }
-                let mut all: Vec<usize> = had.iter().chain(&cache.free).flat_map(Clone::clone).collect();
+                let mut all: Vec<usize> = had.iter().chain(&cache.free_ranges).flat_map(Clone::clone).collect();
                 all.sort_unstable();
                 prop_assert_eq!(all, (0..40).collect::<Vec<_>>());
-                prop_assert!(cache.free.windows(2).all(|pair| pair[0].end < pair[1].start));
+                prop_assert!(cache.free_ranges.windows(2).all(|pair| pair[0].end < pair[1].start));
             }
         }
     }

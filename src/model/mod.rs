@@ -19,7 +19,7 @@ pub use flops::Flops;
 pub(crate) use forward::GPU_FULL_ROWS;
 pub use forward::PrefixPass;
 pub use head::HeadLoss;
-pub use kv_cache::{KvCache, Next};
+pub use kv_cache::{Continuation, KvCache};
 pub use layer::{PrefixGradient, PrefixState};
 pub use memory::{Parameters, TuningMemory};
 pub use tape::Tape;

@@ -55,7 +55,7 @@ impl Engine<'_> {
         let text_rows = request.tokens.len() - cached.head.len();
         let rows = own_rows(text_rows, request.max_new_tokens);
         self.make_room(rows)?;
-        let own = self.cache.take(rows)?;
+        let own = self.cache.allocate(rows)?;
         let Waiting { id, request, .. } = self.waiting.pop_front()?;
         self.running.push(RunningSequence::new(id, request, cached, own));
         Some(text_rows)
@@ -65,8 +65,8 @@ impl Engine<'_> {
     pub(in crate::generate) fn make_room(&mut self, rows: usize) -> Option<Range<usize>> {
         self.free_removed();
         loop {
-            if let Some(range) = self.cache.take(rows) {
-                self.cache.give_back(range.clone());
+            if let Some(range) = self.cache.allocate(rows) {
+                self.cache.free(range.clone());
                 return Some(range);
             }
             let cache = &mut self.cache;

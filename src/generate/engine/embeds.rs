@@ -45,14 +45,14 @@ impl Engine<'_> {
         request: Request,
     ) -> Result<RunningSequence> {
         let full = || Error::Invalid("cache: expected free rows for a request, found none".into());
-        let own = self.cache.take(own_rows(0, request.max_new_tokens)).ok_or_else(full)?;
+        let own = self.cache.allocate(own_rows(0, request.max_new_tokens)).ok_or_else(full)?;
         let first_position = self.long_first_position(*prefix, &request)?.unwrap_or(0);
         let prompt_cache = self.prefixes.get(prefix).ok_or_else(super::removed_prefix)?;
         let embeds = request.embeds.as_ref().ok_or_else(full)?;
         let cached = match prompt_cache.with_embeds(self.model, &mut self.cache, embeds, first_position) {
             Ok(Some(cached)) => Arc::new(cached),
             other => {
-                self.cache.give_back(own);
+                self.cache.free(own);
                 return Err(other.err().unwrap_or_else(full));
             }
         };
@@ -60,7 +60,7 @@ impl Engine<'_> {
         self.removed.push(cached.clone());
         let mut sequence = RunningSequence::new(id, request, cached, own);
         if let Err(error) = sequence.choose_first(self.model) {
-            self.cache.give_back(sequence.own);
+            self.cache.free(sequence.own);
             return Err(error);
         }
         Ok(sequence)

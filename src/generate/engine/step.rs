@@ -4,7 +4,7 @@ use super::{Engine, RunningSequence, SequenceId, StepOutput};
 use crate::Result;
 use crate::generate::Event;
 use crate::generate::choose::choose;
-use crate::model::Next;
+use crate::model::Continuation;
 use candle_core::Tensor;
 
 /// The part of a sequence that is processed in a step.
@@ -16,9 +16,9 @@ struct SequencePart {
 }
 
 impl SequencePart {
-    fn next<'a>(&'a self, running: &[RunningSequence]) -> Next<'a> {
+    fn next<'a>(&'a self, running: &[RunningSequence]) -> Continuation<'a> {
         let RunningSequence { prefix, own, filled, .. } = &running[self.sequence];
-        Next {
+        Continuation {
             tokens: &self.tokens,
             prefix: prefix.rows.clone(),
             first_position: prefix.first_position,
@@ -67,7 +67,7 @@ impl Engine<'_> {
 
     /// Runs `parts` through the model. If it fails before tokens are chosen, nothing is changed.
     fn run(&mut self, parts: &[SequencePart]) -> Result<()> {
-        let next: Vec<Next> = parts.iter().map(|part| part.next(&self.running)).collect();
+        let next: Vec<Continuation> = parts.iter().map(|part| part.next(&self.running)).collect();
         let batch = self.cache.pack(&next)?;
         let hidden = self.model.infer(&batch, &self.no_prompts, &mut self.cache)?;
         self.choose(parts, &hidden)?;
