@@ -35,7 +35,7 @@ pub enum Ended {
     Completed,
     /// The validation loss did not fall for `train.early_stopping` epochs.
     StoppedEarly,
-    /// [`Observer::interrupted`] said so.
+    /// [`super::Observer::interrupted`] said so.
     Interrupted,
 }
 
