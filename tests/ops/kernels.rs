@@ -221,7 +221,7 @@ fn metal_is_given_every_portable_kernel() {
     let text = std::fs::read_to_string(root("src/ops/backend/gpu/metal.rs")).unwrap();
     for file in files().iter().filter(|file| !file.ends_with("_mma")) {
         assert!(
-            text.contains(&format!("(\"{file}\", include_str!(\"../../../kernels/{file}.cu\"))")),
+            text.contains(&format!("(\"{file}\", include_str!(\"../../../../kernels/{file}.cu\"))")),
             "{file}"
         );
     }
