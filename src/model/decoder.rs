@@ -7,7 +7,7 @@
 //! logits = head(norm(x)) / logits_scaling
 //! ```
 
-use super::layer::{InputGradient, Layer, LayerPass, OutputRows, norm_to_device};
+use super::layer::{InputGradient, Layer, LayerPass, OutputRows, attention_shape, norm_to_device};
 use crate::batch::PackedBatch;
 use crate::checkpoint::ModelConfig;
 use crate::ops::backend::{Route, device_route, route};
@@ -63,26 +63,6 @@ pub(super) fn tied(embedding: Tensor) -> Result<(Tensor, Linear)> {
 /// A head that is padded if the device needs it.
 pub(super) fn untied(head: Linear) -> Result<Linear> {
     head.padded(HEAD_MULTIPLE)
-}
-
-/// The heads of attention in a model of this shape.
-pub(super) fn attention_shape(config: &ModelConfig) -> AttentionShape {
-    AttentionShape {
-        heads: config.num_attention_heads,
-        kv_heads: config.num_key_value_heads,
-        head_dim: config.head_dim,
-        scale: config.attention_multiplier,
-    }
-}
-
-/// The rows of layer `layer` whose output is wanted: after the last layer only target rows are read.
-pub(super) fn output_rows(config: &ModelConfig, layer: usize) -> OutputRows {
-    if layer + 1 == config.num_hidden_layers { OutputRows::Targets } else { OutputRows::All }
-}
-
-/// The rows of layer `layer` whose input gradient is wanted: below the first layer only prefix rows have a gradient.
-pub(super) fn input_gradient(layer: usize) -> InputGradient {
-    if layer == 0 { InputGradient::Prefixes } else { InputGradient::All }
 }
 
 /// dtypes of a loaded model.
@@ -226,8 +206,8 @@ impl Decoder {
             rope,
             input_dtype: self.input_dtype,
             residual_multiplier: self.config.residual_multiplier,
-            output_rows: output_rows(&self.config, layer),
-            input_gradient: input_gradient(layer),
+            output_rows: OutputRows::new(&self.config, layer),
+            input_gradient: InputGradient::new(layer),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Floating-point operations that a step cannot do without, a multiply and an add counting as two.
 //!
 //! T, P and M are the rows, the prefix rows and the target rows of the step's packed batch, L its layers.
-//! FlopRows that are computed twice because memory is short (activation checkpointing), padding, norms and
+//! Rows that are computed twice because memory is short (activation checkpointing), padding, norms and
 //! activation functions do not count.
 //!
 //! ```text
@@ -52,7 +52,7 @@ struct Pairs {
     targets_to_prefixes: f64,
 }
 
-/// FlopRows of a step.
+/// Rows of a step.
 #[derive(Clone, Copy)]
 struct FlopRows {
     all: f64,
@@ -61,7 +61,7 @@ struct FlopRows {
 }
 
 impl FlopRows {
-    /// FlopRows that a projection of layer `i` of `layers` multiplies, forward and backward together.
+    /// Rows that a projection of layer `i` of `layers` multiplies, forward and backward together.
     fn multiplied(self, projection: ProjectionRows, i: usize, layers: usize) -> f64 {
         let (is_first, is_last) = (i == 0, i + 1 == layers);
         let outputs = if is_last { self.targets } else { self.all };

@@ -4,8 +4,8 @@
 //! and all sums are f32; queries, keys and values, attention's output, gate and up are stored in bf16, in which the
 //! projections read them.
 
-use super::layer::{PrefixState, Saved, Stream};
-use super::{Decoder, KvCache, Tape, layer::LayerSaved};
+use super::layer::{LayerPass, LayerSaved, PrefixState, Saved, Stream};
+use super::{Decoder, KvCache, Tape};
 use crate::Result;
 use crate::batch::PackedBatch;
 use crate::device::{self, Work};
@@ -115,17 +115,13 @@ impl Decoder {
         prefix: Option<&[PrefixState]>,
         mut keep: impl FnMut(usize, LayerSaved) -> Result<()> + Send,
     ) -> Result<Normed> {
-        device::before(Work::Pass, batch.ids.len())?;
-        self.on_pool(|| {
-            let rope = self.rope_of(batch)?;
-            let mut stream = Stream::new(embed::forward(&self.embedding, prompts, &self.lookup(batch))?);
-            for (i, layer) in self.layers.iter().enumerate() {
-                let pass = self.layer_pass(i, batch, rope.as_deref());
-                let saved = layer.forward(layer.normed(&stream, &pass)?, &pass, prefix.map(|p| &p[i]))?;
-                stream = layer.output(&saved, &pass)?;
-                keep(i, saved)?;
-            }
-            stream.normed(&self.norm, self.config.residual_multiplier, self.dtype())
+        self.through_layers(batch, prompts, |i, stream, pass| {
+            let layer = &self.layers[i];
+            let saved = layer.forward(layer.normed(&stream, pass)?, pass, prefix.map(|p| &p[i]))?;
+            let output = layer.output(&saved, pass)?;
+            drop(stream);
+            keep(i, saved)?;
+            Ok(output)
         })
     }
 
@@ -135,15 +131,26 @@ impl Decoder {
     /// # Errors
     /// Returns an error if shapes do not match or a device operation fails.
     pub fn infer(&self, batch: &PackedBatch, prompts: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
+        let last = self
+            .through_layers(batch, prompts, |i, stream, pass| self.layers[i].infer(&stream, pass, cache, i));
+        Ok(last?.normed)
+    }
+
+    /// The embeddings of a batch, taken from layer to layer by `run_layer`, and the last norm.
+    fn through_layers(
+        &self,
+        batch: &PackedBatch,
+        prompts: &Tensor,
+        mut run_layer: impl FnMut(usize, Stream, &LayerPass) -> Result<Stream> + Send,
+    ) -> Result<Normed> {
         device::before(Work::Pass, batch.ids.len())?;
         self.on_pool(|| {
             let rope = self.rope_of(batch)?;
             let mut stream = Stream::new(embed::forward(&self.embedding, prompts, &self.lookup(batch))?);
-            for (i, layer) in self.layers.iter().enumerate() {
-                let pass = self.layer_pass(i, batch, rope.as_deref());
-                stream = layer.infer(&stream, &pass, cache, i)?;
+            for i in 0..self.layers.len() {
+                stream = run_layer(i, stream, &self.layer_pass(i, batch, rope.as_deref()))?;
             }
-            Ok(stream.normed(&self.norm, self.config.residual_multiplier, self.dtype())?.normed)
+            stream.normed(&self.norm, self.config.residual_multiplier, self.dtype())
         })
     }
 

@@ -1,7 +1,7 @@
 //! Loading a checkpoint's weights onto a device.
 
-use super::decoder::{Parts, attention_shape, output_rows, tied, untied};
-use super::layer::{Attention, Dense, FeedForward, Layer, Mixer};
+use super::decoder::{Parts, tied, untied};
+use super::layer::Layer;
 use super::{Decoder, Dtypes};
 use crate::Result;
 use crate::checkpoint::tensors::{EMBEDDING, HEAD, LayerTensors, NORM, Stack};
@@ -52,19 +52,11 @@ impl Loader<'_> {
     fn layer(&self, i: usize) -> Result<Layer> {
         let merged = self.weights.contains(&LayerTensors::merged_name(i));
         let tensors = LayerTensors::new(self.config, merged);
-        let [mixer_norm, feed_forward_norm] =
-            LayerTensors::NORMS.map(|norm| self.norm(&LayerTensors::name(i, norm)));
-        let (shape, rows) = (attention_shape(self.config), output_rows(self.config, i));
-        let (qkv, o) = (self.stack(i, &tensors.qkv)?, self.stack(i, &tensors.o)?);
-        Ok(Layer {
-            mixer_norm: mixer_norm?,
-            mixer: Mixer::Attention(Attention::new(shape, qkv, o, rows)?),
-            feed_forward_norm: feed_forward_norm?,
-            feed_forward: FeedForward::Dense(Dense {
-                gate_up: self.stack(i, &tensors.gate_up)?,
-                down: self.stack(i, &tensors.down)?,
-            }),
-        })
+        let [mixer, feed_forward] = LayerTensors::NORMS.map(|norm| LayerTensors::name(i, norm));
+        let [qkv, o, gate_up, down] = tensors.stacks();
+        let norms = [self.norm(&mixer)?, self.norm(&feed_forward)?];
+        let stacks = [self.stack(i, qkv)?, self.stack(i, o)?, self.stack(i, gate_up)?, self.stack(i, down)?];
+        Layer::new(self.config, i, norms, stacks)
     }
 
     fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Tensor> {

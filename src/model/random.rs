@@ -1,8 +1,8 @@
 //! A model of random weights, from its shape alone: what a step costs does not depend on what the weights
 //! are.
 
-use super::decoder::{Parts, attention_shape, output_rows, tied, untied};
-use super::layer::{Attention, Dense, FeedForward, Layer, Mixer};
+use super::decoder::{Parts, tied, untied};
+use super::layer::Layer;
 use super::{Decoder, Dtypes};
 use crate::Result;
 use crate::checkpoint::ModelConfig;
@@ -57,17 +57,9 @@ struct Maker<'a> {
 impl Maker<'_> {
     fn layer(&mut self, i: usize) -> Result<Layer> {
         let tensors = LayerTensors::new(self.config, false);
-        let (qkv, o) = (self.stack(&tensors.qkv)?, self.stack(&tensors.o)?);
-        let (shape, rows) = (attention_shape(self.config), output_rows(self.config, i));
-        Ok(Layer {
-            mixer_norm: self.norm()?,
-            mixer: Mixer::Attention(Attention::new(shape, qkv, o, rows)?),
-            feed_forward_norm: self.norm()?,
-            feed_forward: FeedForward::Dense(Dense {
-                gate_up: self.stack(&tensors.gate_up)?,
-                down: self.stack(&tensors.down)?,
-            }),
-        })
+        let [qkv, o, gate_up, down] = tensors.stacks();
+        let stacks = [self.stack(qkv)?, self.stack(o)?, self.stack(gate_up)?, self.stack(down)?];
+        Layer::new(self.config, i, [self.norm()?, self.norm()?], stacks)
     }
 
     fn stack(&mut self, stack: &Stack) -> Result<Linear> {

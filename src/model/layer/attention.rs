@@ -1,7 +1,7 @@
 //! Grouped-query attention with rotary positions (transformers `modeling_granite.py`, `GraniteAttention`).
 
 use super::{
-    InputGradient, LayerPass, LayerPrefix, MixerGradients, OutputRows, PrefixGradient, PrefixState, Stream,
+    InputGradient, LayerGradients, LayerPass, LayerPrefix, OutputRows, PrefixGradient, PrefixState, Stream,
 };
 use crate::checkpoint::ModelConfig;
 use crate::model::KvCache;
@@ -33,6 +33,16 @@ struct SplitQkv {
 pub(in crate::model) struct AttentionSaved {
     qkv: Qkv,
     attended: AttentionOutputSaved,
+}
+
+/// The heads of attention in a model of this shape.
+pub(in crate::model) fn attention_shape(config: &ModelConfig) -> AttentionShape {
+    AttentionShape {
+        heads: config.num_attention_heads,
+        kv_heads: config.num_key_value_heads,
+        head_dim: config.head_dim,
+        scale: config.attention_multiplier,
+    }
 }
 
 impl Attention {
@@ -171,7 +181,7 @@ impl Attention {
         saved: &AttentionSaved,
         pass: &LayerPass,
         prefix: LayerPrefix,
-    ) -> Result<MixerGradients> {
+    ) -> Result<LayerGradients> {
         let dout = self.o.backward(dstream, pass.residual_multiplier)?;
         // The gradient of other passes is added before the rotation's backward pass.
         let rotation = if prefix.gradient.is_none() { pass.rotation() } else { None };
@@ -183,12 +193,12 @@ impl Attention {
         let gradients = self.shape.backward_rotated(inputs, &saved.attended, (&dout, rotation), needs)?;
         drop(dout);
         let state = gradients.prefix.map(PrefixGradient::KeysValues);
-        let Some(mut dqkv) = gradients.qkv else { return Ok(MixerGradients { input: None, prefix: state }) };
+        let Some(mut dqkv) = gradients.qkv else { return Ok(LayerGradients { input: None, prefix: state }) };
         if let Some(gradient) = prefix.gradient {
             dqkv = self.add_prefix_gradient(dqkv, gradient.keys_values())?;
         }
         let input = self.backward_qkv(dqkv, gradients.rotated_back, pass)?;
-        Ok(MixerGradients { input: Some(input), prefix: state })
+        Ok(LayerGradients { input: Some(input), prefix: state })
     }
 
     /// Adds the gradient of keys and values [P, 2K D] that other passes have to that of the prefix rows.

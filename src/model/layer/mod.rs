@@ -15,7 +15,7 @@ mod prefix;
 mod saved;
 mod stream;
 
-pub(super) use attention::{Attention, AttentionSaved};
+pub(super) use attention::{Attention, AttentionSaved, attention_shape};
 pub(super) use dense::{Dense, DenseSaved};
 pub(super) use pass::{InputGradient, LayerPass, OutputRows};
 pub(super) use prefix::LayerPrefix;
@@ -25,6 +25,7 @@ pub(super) use stream::Stream;
 
 use super::KvCache;
 use crate::Result;
+use crate::checkpoint::ModelConfig;
 use crate::ops::rms_norm::{Normed, RmsNorm};
 use crate::ops::{Linear, rows};
 use candle_core::{DType, Device, Tensor};
@@ -57,22 +58,32 @@ pub(super) enum FeedForwardSaved {
     Dense(DenseSaved),
 }
 
-/// Gradients of a mixer.
-pub(super) struct MixerGradients {
-    /// Of its input, for the rows of [`LayerPass::input_gradient`]; `None` if the prefix rows are in another pass and only
+/// Gradients of a layer or of its mixer.
+pub(super) struct LayerGradients {
+    /// Of the input, for the rows of [`LayerPass::input_gradient`]; `None` if the prefix rows are in another pass and only
     /// theirs is wanted.
     pub(super) input: Option<Tensor>,
-    /// Of what it read of prefixes in another pass.
-    pub(super) prefix: Option<PrefixGradient>,
-}
-
-/// Gradients of a layer; the fields are those of [`MixerGradients`].
-pub(super) struct LayerGradients {
-    pub(super) input: Option<Tensor>,
+    /// Of what was read of prefixes in another pass.
     pub(super) prefix: Option<PrefixGradient>,
 }
 
 impl Layer {
+    /// Layer `index` of a model of this shape: its norms, and its stacks in the order of [`crate::checkpoint::tensors::LayerTensors::stacks`].
+    pub(super) fn new(
+        config: &ModelConfig,
+        index: usize,
+        [mixer_norm, feed_forward_norm]: [RmsNorm; 2],
+        [qkv, o, gate_up, down]: [Linear; 4],
+    ) -> Result<Self> {
+        let attention = Attention::new(attention_shape(config), qkv, o, OutputRows::new(config, index))?;
+        Ok(Self {
+            mixer_norm,
+            mixer: Mixer::Attention(attention),
+            feed_forward_norm,
+            feed_forward: FeedForward::Dense(Dense { gate_up, down }),
+        })
+    }
+
     /// The norm before the mixer.
     pub(super) fn normed(&self, stream: &Stream, pass: &LayerPass) -> Result<Normed> {
         stream.normed(&self.mixer_norm, pass.residual_multiplier, pass.input_dtype)
@@ -134,7 +145,7 @@ impl Layer {
             Some(doutput),
         )?;
         drop(dnormed);
-        let MixerGradients { input, prefix } = self.mixer.backward(&dstream, mixer, pass, prefix)?;
+        let LayerGradients { input, prefix } = self.mixer.backward(&dstream, mixer, pass, prefix)?;
         let Some(dnormed) = input else { return Ok(LayerGradients { input: None, prefix }) };
         let n = pass.gradient_rows();
         let residual = mixer_norm.residual.narrow(0, 0, n)?;
@@ -212,7 +223,7 @@ impl Mixer {
         saved: &MixerSaved,
         pass: &LayerPass,
         prefix: LayerPrefix,
-    ) -> Result<MixerGradients> {
+    ) -> Result<LayerGradients> {
         match (self, saved) {
             (Self::Attention(attention), MixerSaved::Attention(saved)) => {
                 attention.backward(dstream, saved, pass, prefix)

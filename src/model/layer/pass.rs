@@ -2,6 +2,7 @@
 
 use crate::Result;
 use crate::batch::PackedBatch;
+use crate::checkpoint::ModelConfig;
 use crate::ops::attention::Rotation;
 use crate::ops::{IndexView, RopeTable, cpu, rows};
 use candle_core::{DType, Tensor};
@@ -22,6 +23,20 @@ pub(in crate::model) enum InputGradient {
     All,
     /// The prefix rows, which are the first: the layer below is the embedding, and sequences hold frozen tokens.
     Prefixes,
+}
+
+impl OutputRows {
+    /// Of layer `layer`: after the last layer only target rows are read.
+    pub(in crate::model) fn new(config: &ModelConfig, layer: usize) -> Self {
+        if layer + 1 == config.num_hidden_layers { Self::Targets } else { Self::All }
+    }
+}
+
+impl InputGradient {
+    /// Of layer `layer`: below the first layer only prefix rows have a gradient.
+    pub(in crate::model) fn new(layer: usize) -> Self {
+        if layer == 0 { Self::Prefixes } else { Self::All }
+    }
 }
 
 /// A layer's part in a pass over a batch.
