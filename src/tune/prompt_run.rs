@@ -46,6 +46,14 @@ pub(super) struct StepExamples {
     pub(super) next: Option<Vec<usize>>,
 }
 
+/// A run's part in a step of the trainer.
+pub(super) struct StepPart {
+    /// Index of the run.
+    pub(super) run: usize,
+    pub(super) examples: StepExamples,
+    pub(super) learning_rate: f64,
+}
+
 /// What a run has to do next.
 pub(super) enum NextAction {
     /// A step over these examples.
@@ -72,8 +80,10 @@ pub struct PromptRun<'a> {
     options: &'a TrainOptions,
     prompt: Prompt,
     adamw: AdamW,
-    /// The prompt's parameter with its moments.
-    parameter: Parameter,
+    /// AdamW's first moment.
+    m: Tensor,
+    /// AdamW's second moment.
+    v: Tensor,
     /// Values before the first step.
     initial: Tensor,
     /// Values of the lowest validation loss.
@@ -111,8 +121,8 @@ impl<'a> PromptRun<'a> {
             return Err(Error::Invalid("data.train: expected at least one example, found none".into()));
         }
         let initial = gpu::to_device(&initial.to_dtype(DType::F32)?, decoder.device())?;
-        let parameter = Parameter::new(&initial)?;
-        let prompt = Prompt::embeddings(&parameter.value)?;
+        let Parameter { value, m, v } = Parameter::new(&initial)?;
+        let prompt = Prompt::embeddings(&value)?;
         let longest =
             examples.train.iter().chain(examples.validation).map(|e| e.input.len() + e.target.len()).max();
         let positions = prompt.num_virtual_tokens() + longest.unwrap_or(0);
@@ -135,7 +145,8 @@ impl<'a> PromptRun<'a> {
             options,
             prompt,
             adamw,
-            parameter,
+            m,
+            v,
             initial,
             best: None,
             good: LastGood::default(),
@@ -174,9 +185,11 @@ impl<'a> PromptRun<'a> {
             )));
         }
         let to_device = |tensor: &Tensor| gpu::to_device(tensor, decoder.device());
-        run.parameter =
-            Parameter { value: to_device(&state.prompt)?, m: to_device(&state.m)?, v: to_device(&state.v)? };
-        run.prompt.set_values(std::slice::from_ref(&run.parameter.value));
+        run.set_parameter(Parameter {
+            value: to_device(&state.prompt)?,
+            m: to_device(&state.m)?,
+            v: to_device(&state.v)?,
+        });
         run.best = state.best.as_ref().map(to_device).transpose()?;
         run.position = state.position.clone();
         Ok(run)
@@ -184,7 +197,7 @@ impl<'a> PromptRun<'a> {
 
     /// All that is needed to go on from here.
     pub(super) fn state(&self, shared: SharedState) -> State {
-        let Parameter { value, m, v } = self.parameter.clone();
+        let Parameter { value, m, v } = self.parameter();
         State {
             prompt: value,
             m,
@@ -247,7 +260,7 @@ impl<'a> PromptRun<'a> {
 
     /// The prompt's current values, f32 [num_virtual_tokens, C] on the model's device.
     pub fn values(&self) -> &Tensor {
-        &self.parameter.value
+        &self.prompt.parameters()[0].value
     }
 
     /// The values before the first step, f32 [num_virtual_tokens, C] on the CPU.
@@ -256,6 +269,16 @@ impl<'a> PromptRun<'a> {
     /// Returns an error if a device operation fails.
     pub fn initial(&self) -> Result<Tensor> {
         Ok(self.initial.to_device(&Device::Cpu)?)
+    }
+
+    /// The prompt's parameter with its moments.
+    fn parameter(&self) -> Parameter {
+        Parameter { value: self.values().clone(), m: self.m.clone(), v: self.v.clone() }
+    }
+
+    fn set_parameter(&mut self, Parameter { value, m, v }: Parameter) {
+        self.prompt.set_values(&[value]);
+        (self.m, self.v) = (m, v);
     }
 
     /// Starts the clock again after a pause.
@@ -312,7 +335,7 @@ impl<'a> PromptRun<'a> {
         };
         let max_grad_norm = self.options.max_grad_norm;
         let step = AdamWStep { step: self.position.step + 1, learning_rate, max_grad_norm };
-        self.adamw.forward(&self.parameter, &gradient.to_dtype(DType::F32)?, step)
+        self.adamw.forward(&self.parameter(), &gradient.to_dtype(DType::F32)?, step)
     }
 }
 

@@ -2,9 +2,9 @@
 //! which rate on the prompt learns and from which rate on its updates are too large.
 
 use super::observer::{Observer, StepRecord};
-use super::prompt_run::StepExamples;
+use super::prompt_run::{StepExamples, StepPart};
 use super::state::epoch_order;
-use super::trainer::{StepPart, Task, Trainer};
+use super::trainer::{Task, Trainer};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};

@@ -10,7 +10,7 @@ mod attempt;
 
 use super::observer::{Observer, StepRecord};
 use super::plan::{self, Limits};
-use super::prompt_run::{Ended, NextAction, PromptRun, RunExamples, SharedState, StepExamples};
+use super::prompt_run::{Ended, NextAction, PromptRun, RunExamples, SharedState, StepExamples, StepPart};
 use super::state::State;
 use super::{Kept, objective};
 use crate::batch::{Example, PrefixGroup, Sequence};
@@ -20,7 +20,7 @@ use crate::ops::gpu::products;
 use crate::{Error, Result};
 use attempt::Prepared;
 use candle_core::Tensor;
-use std::ops::Range;
+use std::ops::ControlFlow;
 use std::time::Instant;
 
 /// What one run tunes with.
@@ -54,14 +54,6 @@ impl<'a> Task<'a> {
     }
 }
 
-/// A run's part in a step.
-pub(super) struct StepPart {
-    /// Index in [`Trainer::runs`].
-    pub(super) run: usize,
-    pub(super) examples: StepExamples,
-    pub(super) learning_rate: f64,
-}
-
 impl<'a> Trainer<'a> {
     /// For one run from `prompt`, f32 [num_virtual_tokens, C].
     ///
@@ -91,12 +83,18 @@ impl<'a> Trainer<'a> {
     /// For `runs`, at least one, which are trained together.
     ///
     /// # Errors
-    /// Returns an error if there are no runs.
+    /// Returns an error if there are no runs, or if they differ in `train.time_products`, which is a setting of the device.
     pub fn with_runs(decoder: &'a Decoder, limits: Limits, runs: Vec<PromptRun<'a>>) -> Result<Self> {
         let Some(first) = runs.first() else {
             return Err(Error::Invalid("tune: expected at least one prompt, found none".into()));
         };
-        products::set_timing(decoder.device(), first.options().time_products)?;
+        let time_products = first.options().time_products;
+        if runs.iter().any(|run| run.options().time_products != time_products) {
+            return Err(Error::Invalid(
+                "train.time_products: expected one value for all runs of a trainer, found two".into(),
+            ));
+        }
+        products::set_timing(decoder.device(), time_products)?;
         Ok(Self { decoder, runs, limits, prepared: None })
     }
 
@@ -144,7 +142,8 @@ impl<'a> Trainer<'a> {
     /// does not end the others.
     ///
     /// # Errors
-    /// Returns an error if there are fewer or more observers than runs.
+    /// Returns an error if there are fewer or more observers than runs, or if a step of all runs failed, as a device's memory
+    /// or the device itself did; each run still has its last good prompt.
     pub fn run_all(&mut self, observers: &mut [&mut dyn Observer]) -> Result<Vec<Result<Ended>>> {
         if observers.len() != self.runs.len() {
             let (expected, found) = (self.runs.len(), observers.len());
@@ -156,43 +155,27 @@ impl<'a> Trainer<'a> {
             let mut parts = Vec::new();
             for run in (0..self.runs.len()).filter(|i| outcomes[*i].is_none()).collect::<Vec<_>>() {
                 match self.next(run, observers[run]) {
-                    Ok(NextAction::Step(examples)) => {
+                    Ok(ControlFlow::Continue(examples)) => {
                         parts.push(StepPart { run, examples, learning_rate: self.runs[run].learning_rate() });
                     }
-                    Ok(NextAction::Ended(ended)) => outcomes[run] = Some(Ok(ended)),
-                    // `next` does not stop at the end of an epoch.
-                    Ok(NextAction::EndOfEpoch) => {}
+                    Ok(ControlFlow::Break(ended)) => outcomes[run] = Some(Ok(ended)),
                     Err(error) => outcomes[run] = Some(Err(error)),
                 }
             }
             if parts.is_empty() {
                 continue;
             }
-            match self.step(&parts, observers) {
-                Ok(records) => {
-                    for (part, record) in parts.iter().zip(records) {
-                        let run = part.run;
-                        outcomes[run] = record
-                            .and_then(|record| self.finish_step(run, record, observers[run]))
-                            .transpose();
-                    }
-                }
-                // An error of the device ends all runs of the step; each can be written and resumed.
-                Err(error) => {
-                    let text = error.to_string();
-                    let mut error = Some(error);
-                    for part in &parts {
-                        let error = error.take().unwrap_or_else(|| Error::Invalid(text.clone()));
-                        outcomes[part.run] = Some(Err(error));
-                    }
-                }
+            let records = self.step(&parts, observers)?;
+            for (StepPart { run, .. }, record) in parts.iter().zip(records) {
+                let ended = record.and_then(|record| self.finish_step(*run, record, observers[*run]));
+                outcomes[*run] = ended.transpose();
             }
         }
         Ok(outcomes.into_iter().flatten().collect())
     }
 
     /// The next step of a run, or its end; ends of epochs on the way are taken.
-    fn next(&mut self, run: usize, observer: &mut dyn Observer) -> Result<NextAction> {
+    fn next(&mut self, run: usize, observer: &mut dyn Observer) -> Result<ControlFlow<Ended, StepExamples>> {
         loop {
             match self.runs[run].next() {
                 NextAction::EndOfEpoch => {
@@ -201,7 +184,8 @@ impl<'a> Trainer<'a> {
                     observer.epoch(&record)?;
                     observer.checkpoint(&self.state(run)?)?;
                 }
-                next => return Ok(next),
+                NextAction::Step(examples) => return Ok(ControlFlow::Continue(examples)),
+                NextAction::Ended(ended) => return Ok(ControlFlow::Break(ended)),
             }
         }
     }
@@ -237,7 +221,7 @@ impl<'a> Trainer<'a> {
         observers: &mut [&mut dyn Observer],
     ) -> Result<Vec<Result<Option<StepRecord>>>> {
         let started = Instant::now();
-        let groups = self.groups(parts);
+        let groups = self.groups(parts.iter().map(|part| (part.run, &part.examples.now[..])));
         let mut prepared = self.prepared.take().filter(|prepared| prepared.is_for(parts));
         let (attempt, limits) = self.within_memory(&groups, observers, |limits| {
             let prepared = prepared.take().filter(|prepared| prepared.fits(limits));
@@ -245,35 +229,25 @@ impl<'a> Trainer<'a> {
         })?;
         self.limits = limits;
         self.prepared = attempt.next;
-        let seconds = started.elapsed().as_secs_f64();
+        let cost = (attempt.rows, started.elapsed().as_secs_f64());
         let mut records = Vec::with_capacity(parts.len());
-        for (part, mut result) in parts.iter().zip(attempt.results) {
-            result.seconds = seconds;
-            let (run, observer) = (&mut self.runs[part.run], &mut *observers[part.run]);
-            records.push(run.take_step(part.examples.now.len(), result, observer));
+        for (part, result) in parts.iter().zip(attempt.results) {
+            records.push(self.runs[part.run].take_step(part, result, cost, observers[part.run]));
         }
         Ok(records)
     }
 
-    /// The rows of each part's prompt in the matrix of prompts.
-    pub(super) fn prompt_rows(&self, parts: &[StepPart]) -> Vec<Range<u32>> {
+    /// A prefix group for the examples `chunk` of each (run, chunk). The runs' prompts stand one below the other in the matrix
+    /// of prompts.
+    fn groups<'c>(&self, chunks: impl Iterator<Item = (usize, &'c [usize])>) -> Vec<PrefixGroup> {
         let mut end = 0;
-        let rows = parts.iter().map(|part| {
+        let group = |(run, chunk): (usize, &[usize])| {
+            let run = &self.runs[run];
             let start = end;
-            end += self.runs[part.run].prompt().num_virtual_tokens() as u32;
-            start..end
-        });
-        rows.collect()
-    }
-
-    /// A prefix group for each part.
-    fn groups(&self, parts: &[StepPart]) -> Vec<PrefixGroup> {
-        let rows = self.prompt_rows(parts);
-        parts
-            .iter()
-            .zip(rows)
-            .map(|(part, rows)| self.runs[part.run].group(&part.examples.now, rows))
-            .collect()
+            end += run.prompt().num_virtual_tokens() as u32;
+            run.group(chunk, start..end)
+        };
+        chunks.map(group).collect()
     }
 
     /// Runs `work` over `groups`, with less at a time if the device runs out of memory; returns the limits under which it

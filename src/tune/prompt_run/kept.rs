@@ -70,7 +70,7 @@ impl PromptRun<'_> {
             let epoch = if step == last.step { last.epoch.saturating_sub(1) } else { last.epoch };
             return (before, RunMark { epoch, step: step.saturating_sub(1), ..RunMark::default() });
         }
-        let value = &self.parameter.value;
+        let value = self.values();
         match step == last.step {
             true => (value, last),
             // In the middle of an epoch: the losses of the last one are those of another prompt.

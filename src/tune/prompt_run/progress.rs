@@ -1,6 +1,6 @@
 //! What a step or the end of an epoch changes in a run.
 
-use super::PromptRun;
+use super::{PromptRun, StepPart};
 use crate::config::OnNotFinite;
 use crate::ops::adamw::Updated;
 use crate::tune::observer::{EpochRecord, Observer, StepRecord};
@@ -15,26 +15,22 @@ pub(in crate::tune) struct RunStep {
     pub(in crate::tune) grad_norm: f64,
     pub(in crate::tune) prompt_norm: f64,
     pub(in crate::tune) target_tokens: usize,
-    /// Packed rows of the step; with several runs in a step, those of all.
-    pub(in crate::tune) rows: usize,
-    pub(in crate::tune) learning_rate: f64,
-    /// Wall time, s.
-    pub(in crate::tune) seconds: f64,
 }
 
 impl PromptRun<'_> {
-    /// Takes over a step's result and returns its record; `None` if the step is left out since a value is not finite.
+    /// Takes over a step's result and returns its record; `None` if the step is left out since a value is not finite. `rows`
+    /// are the packed rows of the step, with several runs those of all; it took `seconds`.
     ///
     /// # Errors
     /// Returns [`Error::NotFinite`] if a value is not finite and such steps are not skipped; the observer's errors.
     pub(in crate::tune) fn take_step(
         &mut self,
-        examples: usize,
+        part: &StepPart,
         result: RunStep,
+        (rows, seconds): (usize, f64),
         observer: &mut dyn Observer,
     ) -> Result<Option<StepRecord>> {
-        let RunStep { updated, loss, grad_norm, prompt_norm, target_tokens, rows, learning_rate, seconds } =
-            result;
+        let RunStep { updated, loss, grad_norm, prompt_norm, target_tokens } = result;
         let values =
             [("the loss", loss), ("the gradient's norm", grad_norm), ("the prompt's norm", prompt_norm)];
         if let Some((what, value)) = values.into_iter().find(|(_, value)| !value.is_finite()) {
@@ -43,17 +39,16 @@ impl PromptRun<'_> {
             }
             return self.left_out(what, value, observer);
         }
-        let before = std::mem::replace(&mut self.parameter, updated.parameter);
-        self.prompt.set_values(std::slice::from_ref(&self.parameter.value));
-        self.good.updated(before.value);
+        self.good.updated(self.values().clone());
+        self.set_parameter(updated.parameter);
         self.position.step += 1;
         Ok(Some(StepRecord {
             step: self.position.step,
             epoch: self.position.epoch,
             loss,
-            learning_rate,
+            learning_rate: part.learning_rate,
             grad_norm,
-            examples,
+            examples: part.examples.now.len(),
             target_tokens,
             rows,
             seconds,
@@ -115,7 +110,7 @@ impl PromptRun<'_> {
             validation_loss.is_some_and(|loss| loss.is_finite() && best_before.is_none_or(|b| loss < b));
         if best {
             self.position.best = Some(mark);
-            self.best = Some(self.parameter.value.clone());
+            self.best = Some(self.values().clone());
         }
         self.position.end_epoch(mark, elapsed);
         let seconds = elapsed - epoch_began;

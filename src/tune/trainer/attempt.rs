@@ -11,7 +11,7 @@ use crate::ops::adamw::{Norm, Updated};
 use crate::prompt::Prefix;
 use crate::tune::objective::{self, Mean, Objective};
 use crate::tune::plan::Limits;
-use crate::tune::prompt_run::{RunStep, StepExamples};
+use crate::tune::prompt_run::RunStep;
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 
@@ -19,6 +19,8 @@ use candle_core::{DType, Tensor};
 pub(super) struct Attempt {
     /// Of each run.
     pub(super) results: Vec<RunStep>,
+    /// Packed rows of the step.
+    pub(super) rows: usize,
     /// The step after it.
     pub(super) next: Option<Prepared>,
 }
@@ -48,7 +50,7 @@ impl Prepared {
 }
 
 impl Trainer<'_> {
-    /// RunLosses, gradients and updates of one step under `limits`.
+    /// Losses, gradients and updates of one step under `limits`.
     pub(super) fn attempt(
         &self,
         groups: &[PrefixGroup],
@@ -71,27 +73,16 @@ impl Trainer<'_> {
             return Err(Error::Invalid("the prompt has no gradient".into()));
         };
         let mut updates = Vec::with_capacity(parts.len());
-        for (part, rows) in parts.iter().zip(self.prompt_rows(parts)) {
+        for (part, PrefixGroup { prompt, .. }) in parts.iter().zip(groups) {
             let gradient = match parts {
                 [_] => gradient.clone(),
-                _ => gradient.narrow(0, rows.start as usize, rows.len())?.contiguous()?,
+                _ => gradient.narrow(0, prompt.start as usize, prompt.len())?.contiguous()?,
             };
             updates.push(self.runs[part.run].update(Prefix::Embeddings(gradient), part.learning_rate)?);
         }
         // What fails here fails again when it is that step's turn, and is reported then.
         let next = self.prepare_next(parts, limits);
-        let losses = losses(&objective, &updates)?;
-        let results = parts.iter().zip(updates).zip(losses).map(|((part, updated), of_run)| RunStep {
-            updated,
-            loss: of_run.loss,
-            grad_norm: of_run.grad_norm,
-            prompt_norm: of_run.prompt_norm,
-            target_tokens: of_run.target_tokens,
-            rows: objective.rows,
-            learning_rate: part.learning_rate,
-            seconds: 0.0,
-        });
-        Ok(Attempt { results: results.collect(), next })
+        Ok(Attempt { rows: objective.rows, results: results(&objective, updates)?, next })
     }
 
     /// The prompts of all parts, one below the other.
@@ -106,13 +97,10 @@ impl Trainer<'_> {
 
     /// The step after that of `parts`, if all of them have one that is known.
     fn prepare_next(&self, parts: &[StepPart], limits: Limits) -> Option<Prepared> {
-        let next = |part: &StepPart| {
-            let now = part.examples.next.clone()?;
-            Some(StepPart { run: part.run, examples: StepExamples { now, next: None }, learning_rate: 0.0 })
-        };
-        let parts: Vec<StepPart> = parts.iter().map(next).collect::<Option<_>>()?;
-        let passes = self.prepare(&self.groups(&parts), limits).ok()?;
-        let parts = parts.into_iter().map(|part| (part.run, part.examples.now)).collect();
+        let next = |part: &StepPart| Some((part.run, part.examples.next.clone()?));
+        let parts: Vec<(usize, Vec<usize>)> = parts.iter().map(next).collect::<Option<_>>()?;
+        let groups = self.groups(parts.iter().map(|(run, chunk)| (*run, &chunk[..])));
+        let passes = self.prepare(&groups, limits).ok()?;
         Some(Prepared { parts, max_rows: limits.max_rows, passes })
     }
 
@@ -122,37 +110,27 @@ impl Trainer<'_> {
     }
 }
 
-/// A run's figures of a step.
-struct RunLosses {
-    loss: f64,
-    grad_norm: f64,
-    prompt_norm: f64,
-    target_tokens: usize,
-}
-
-/// Loss, norm of the gradient and norm of the new prompt of each run: the host waits for a GPU here alone, for one copy. The
-/// prompt's norm: a huge learning rate overflows it by a gradient that is finite.
-fn losses(objective: &Objective, updates: &[Updated]) -> Result<Vec<RunLosses>> {
-    note("wait");
-    let Some((nll, norms)) = in_one_copy(objective, updates)? else {
-        let nll = objective.nll()?;
-        let norms =
-            updates.iter().map(|updated| Ok([updated.grad_norm.value()?, updated.value_norm.value()?]));
-        return Ok(by_run(objective, &nll, norms.collect::<Result<_>>()?));
-    };
-    Ok(by_run(objective, &nll, norms))
-}
-
-/// RunNorms of a run's gradient and of its new prompt.
+/// Norms of a run's gradient and of its new prompt.
 type RunNorms = [f64; 2];
 
-/// Means over each run's target tokens.
-fn by_run(objective: &Objective, nll: &[f64], norms: Vec<RunNorms>) -> Vec<RunLosses> {
-    let sums = objective.sums(nll);
-    let losses = sums.into_iter().zip(norms).map(|((sum, target_tokens), [grad_norm, prompt_norm])| {
-        RunLosses { loss: sum / target_tokens as f64, grad_norm, prompt_norm, target_tokens }
-    });
-    losses.collect()
+/// What the step computed for each run: the host waits for a GPU here alone, for one copy. The prompt's norm is taken since a
+/// huge learning rate overflows it by a gradient that is finite.
+fn results(objective: &Objective, updates: Vec<Updated>) -> Result<Vec<RunStep>> {
+    note("wait");
+    let (nll, norms) = match in_one_copy(objective, &updates)? {
+        Some(values) => values,
+        None => {
+            let norms =
+                updates.iter().map(|updated| Ok([updated.grad_norm.value()?, updated.value_norm.value()?]));
+            (objective.nll()?, norms.collect::<Result<_>>()?)
+        }
+    };
+    let mut results = Vec::with_capacity(updates.len());
+    for ((updated, norms), (sum, target_tokens)) in updates.into_iter().zip(norms).zip(objective.sums(&nll)) {
+        let ([grad_norm, prompt_norm], loss) = (norms, sum / target_tokens as f64);
+        results.push(RunStep { updated, loss, grad_norm, prompt_norm, target_tokens });
+    }
+    Ok(results)
 }
 
 /// Negative log-likelihoods and norms, if a device has them all in f32.

@@ -11,6 +11,7 @@ use crate::tune::objective;
 use crate::tune::{EpochRecord, epoch_order};
 use candle_core::{DType, Device};
 use std::cell::RefCell;
+use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -286,5 +287,15 @@ fn run_all_needs_an_observer_for_each_run() {
         PromptRun::new(&model, RunExamples { train: &all, validation: &[] }, &options, &prompt).unwrap();
     let mut trainer = Trainer::with_runs(&model, Limits::rows(200), vec![run]).unwrap();
     assert!(trainer.run_all(&mut []).unwrap_err().to_string().contains("expected 1"));
+    // A device that has no memory for a single sequence fails the step of all runs.
+    let failed = faults::with(|_, _| true, || trainer.run_all(&mut [&mut Watch::default()]));
+    assert!(matches!(failed, Err(Error::OutOfMemory { .. })), "{failed:?}");
     assert!(Trainer::with_runs(&model, Limits::rows(200), Vec::new()).is_err());
+    let other = TrainOptions { time_products: !options.time_products, ..options.clone() };
+    let run = |options| {
+        PromptRun::new(&model, RunExamples { train: &all, validation: &[] }, options, &prompt).unwrap()
+    };
+    let error =
+        Trainer::with_runs(&model, Limits::rows(200), vec![run(&options), run(&other)]).err().unwrap();
+    assert!(error.to_string().contains("train.time_products"), "{error}");
 }
