@@ -1,13 +1,9 @@
 //! The files with unsafe code are those that CONTRIBUTING.md lists.
 
-use std::path::{Path, PathBuf};
+use super::{SourceFile, root, source};
 
 /// What CONTRIBUTING.md's list begins after.
 const LIST: &str = "`unsafe` is allowed in these files and folders:";
-
-fn root(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
-}
 
 /// The files and folders of the list; folders end with a slash.
 fn listed() -> Vec<String> {
@@ -17,22 +13,9 @@ fn listed() -> Vec<String> {
     list.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
-/// The Rust files under `folder`.
-fn sources(folder: &Path, files: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            sources(&path, files);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            files.push(path);
-        }
-    }
-}
-
 /// Whether a file has unsafe code outside of comments.
-fn is_unsafe(path: &Path) -> bool {
-    let text = std::fs::read_to_string(path).unwrap();
-    let code = text.lines().map(str::trim).filter(|line| !line.starts_with("//"));
+fn is_unsafe(file: &SourceFile) -> bool {
+    let code = file.text.lines().map(str::trim).filter(|line| !line.starts_with("//"));
     let forms = ["unsafe {", "unsafe fn", "unsafe impl", "unsafe trait", "unsafe extern"];
     code.into_iter().any(|line| forms.iter().any(|form| line.contains(form)))
 }
@@ -41,13 +24,7 @@ fn is_unsafe(path: &Path) -> bool {
 fn files_with_unsafe_code_are_those_of_the_list() {
     let listed = listed();
     assert!(listed.len() >= 5, "{listed:?}");
-    let mut files = Vec::new();
-    sources(&root("src"), &mut files);
-    let files: Vec<String> = files
-        .iter()
-        .filter(|path| is_unsafe(path))
-        .map(|path| path.strip_prefix(root("")).unwrap().to_str().unwrap().replace('\\', "/"))
-        .collect();
+    let files: Vec<String> = source().into_iter().filter(is_unsafe).map(|file| file.name).collect();
     let covers = |entry: &str, file: &str| {
         if entry.ends_with('/') { file.starts_with(entry) } else { file == entry }
     };

@@ -1,8 +1,8 @@
 //! Sizes of the source: lines of a file and of a function, parameters, and one name for one type. The source is formatted by
 //! rustfmt, so that a function ends at the first line with its own indentation and a closing brace.
 
+use super::{SourceFile, source};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
 /// Lines of a file at most.
 const FILE_LINES: usize = 400;
@@ -19,18 +19,6 @@ struct Function {
     line: usize,
     lines: usize,
     parameters: usize,
-}
-
-fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            rust_files(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            found.push(path);
-        }
-    }
-    found.sort();
 }
 
 fn indentation(line: &str) -> usize {
@@ -114,9 +102,8 @@ fn functions(text: &str) -> Vec<Function> {
     found
 }
 
-/// Names of the types that a file defines outside of its unit tests.
+/// Names of the types that a text defines at its top.
 fn types(text: &str) -> Vec<String> {
-    let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
     let definitions = text.lines().filter(|line| indentation(line) == 0).filter_map(|line| {
         let line = without_qualifiers(line);
         let kinds = ["struct ", "enum ", "trait ", "union ", "type "];
@@ -125,22 +112,10 @@ fn types(text: &str) -> Vec<String> {
     definitions.collect()
 }
 
-fn source() -> Vec<(String, String)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut files = Vec::new();
-    rust_files(&root.join("src"), &mut files);
-    assert!(files.len() > 200, "{}", files.len());
-    let read = |path: PathBuf| {
-        let name = path.strip_prefix(root).unwrap().display().to_string();
-        (name, std::fs::read_to_string(&path).unwrap().replace("\r\n", "\n"))
-    };
-    files.into_iter().map(read).collect()
-}
-
 #[test]
 fn files_functions_and_parameter_lists_are_short() {
     let mut problems = Vec::new();
-    for (name, text) in source() {
+    for SourceFile { name, text } in source() {
         let lines = text.lines().count();
         if lines > FILE_LINES {
             problems.push(format!("{name}: {lines} lines, over {FILE_LINES}"));
@@ -162,11 +137,9 @@ fn files_functions_and_parameter_lists_are_short() {
 #[test]
 fn a_name_has_one_type() {
     let mut files: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for (name, text) in
-        source().into_iter().filter(|(name, _)| !name.ends_with("tests.rs") && !name.contains("/tests/"))
-    {
-        for found in types(&text) {
-            files.entry(found).or_default().push(name.clone());
+    for file in source().iter().filter(|file| !file.is_of_tests()) {
+        for found in types(file.product_text()) {
+            files.entry(found).or_default().push(file.name.clone());
         }
     }
     let twice: Vec<String> = files

@@ -1,7 +1,7 @@
 //! The shape of `src`: which folder may use which.
 
+use super::{SourceFile, source};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
 
 /// Each folder or file of `src`, and the ones that it uses. A line names only folders of the lines above it, so that no
 /// folder is part of a circle. `error`, `files`, `number`, `text`, `calendar` and `layout` are small and stand at the
@@ -49,29 +49,18 @@ const FOLDERS: &[(&str, &[&str])] = &[
     ("serve", &["generate", "prompt", "model", "checkpoint", "data", "device", "calendar", "layout"]),
 ];
 
-/// The Rust files under `folder`, without those of unit tests.
-fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
-        if path.is_dir() && name != "tests" {
-            sources(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "rs")
-            && !["tests", "testing", "faults"].contains(&name.as_str())
-        {
-            found.push(path);
-        }
-    }
+/// Whether a file is compiled into tests alone.
+fn is_for_tests(file: &SourceFile) -> bool {
+    file.is_of_tests() || ["/testing.rs", "/faults.rs"].iter().any(|name| file.name.ends_with(name))
 }
 
 /// A file without comments, and without its module of unit tests.
-fn code(path: &Path) -> String {
-    let text = std::fs::read_to_string(path).unwrap();
-    let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
-    text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+fn code(file: &SourceFile) -> String {
+    let lines = file.product_text().lines().filter(|line| !line.trim_start().starts_with("//"));
+    lines.collect::<Vec<_>>().join("\n")
 }
 
-/// The modules behind each `crate::`: one, or the first of each entry of a `{...}`.
+/// The modules after each `crate::`: one, or the first of each entry of a `{...}`.
 fn used(text: &str) -> BTreeSet<String> {
     let mut modules = BTreeSet::new();
     for after in text.split("crate::").skip(1) {
@@ -102,20 +91,15 @@ fn used(text: &str) -> BTreeSet<String> {
 
 #[test]
 fn folders_use_those_below_them_only() {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut files = Vec::new();
-    sources(&src, &mut files);
-    let mut arrows: BTreeMap<String, BTreeMap<String, PathBuf>> = BTreeMap::new();
-    for file in &files {
-        let relative = file.strip_prefix(&src).unwrap();
-        let folder = relative.components().next().unwrap().as_os_str().to_str().unwrap();
-        let folder = folder.trim_end_matches(".rs");
+    let mut arrows: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
+    for file in source().iter().filter(|file| !is_for_tests(file)) {
+        let folder = file.name.split('/').nth(1).unwrap().trim_end_matches(".rs");
         if ["cli", "main", "lib"].contains(&folder) {
             continue;
         }
         let of_folder = arrows.entry(folder.to_owned()).or_default();
         for module in used(&code(file)).into_iter().filter(|module| module != folder) {
-            of_folder.entry(module).or_insert_with(|| relative.to_path_buf());
+            of_folder.entry(module).or_insert_with(|| file.name.clone());
         }
     }
     assert_eq!(
@@ -135,7 +119,7 @@ fn folders_use_those_below_them_only() {
         }
         for (module, file) in &arrows[*folder] {
             if !allowed.contains(&module.as_str()) {
-                problems.push(format!("{folder} uses {module} ({})", file.display()));
+                problems.push(format!("{folder} uses {module} ({})", file));
             }
         }
     }
