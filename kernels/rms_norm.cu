@@ -3,7 +3,7 @@
 //   r    = narrow(x + multiplier * delta)     with `add`; else x
 //   rstd = 1 / sqrt(mean(r^2) + eps)
 //   y    = w * r * rstd
-//   dr   = dresidual + rstd * (w * dy - r * rstd^2 * mean(w * dy * r))     dresidual (`past`) only with `add`
+//   dr   = dresidual + rstd * (w * dy - r * rstd^2 * mean(w * dy * r))     dresidual only with `add`
 //
 // A block makes a row. The first KEPT * 8 * threads columns stay in registers between the sum and its use, the others
 // are read again: the results are the same.
@@ -127,7 +127,7 @@ struct Backward {
     GLOBAL(const Element) dy;
     GLOBAL(const Element) residual;
     GLOBAL(const Element) weight;
-    GLOBAL(const Element) past;
+    GLOBAL(const Element) dresidual;
     GLOBAL(Element) dx;
 };
 
@@ -158,20 +158,20 @@ INLINE void backward(Backward row, float rstd, GIVEN(RmsNormParameters) p, Worke
         dot += dot8(g_, r_);
     }
     // On its way while the block adds up.
-    float past[KEPT][8];
-    if (p.add) UNROLL for (uint c = 0; c < KEPT; ++c) take8<whole>(row.past, first + c * step, p.width, past[c]);
+    float dresidual[KEPT][8];
+    if (p.add) UNROLL for (uint c = 0; c < KEPT; ++c) take8<whole>(row.dresidual, first + c * step, p.width, dresidual[c]);
     dot = block_sum(dot, worker.sums, worker.index, worker.count);
     const float k = rstd * rstd * rstd * dot / float(p.width);
 
     UNROLL for (uint c = 0; c < KEPT; ++c) subtract8(g[c], r[c], rstd, k);
-    if (p.add) UNROLL for (uint c = 0; c < KEPT; ++c) subtract8(g[c], past[c], 1.0f, -1.0f);
+    if (p.add) UNROLL for (uint c = 0; c < KEPT; ++c) subtract8(g[c], dresidual[c], 1.0f, -1.0f);
     UNROLL for (uint c = 0; c < KEPT; ++c) put8<whole>(row.dx, first + c * step, p.width, g[c]);
     for (uint at = first + KEPT * step; at < p.width; at += step) {
         float g_[8], r_[8];
         products8<whole>(row, at, p.width, g_, r_);
         subtract8(g_, r_, rstd, k);
         if (p.add) {
-            take8<whole>(row.past, at, p.width, r_);
+            take8<whole>(row.dresidual, at, p.width, r_);
             subtract8(g_, r_, 1.0f, -1.0f);
         }
         put8<whole>(row.dx, at, p.width, g_);
@@ -179,10 +179,10 @@ INLINE void backward(Backward row, float rstd, GIVEN(RmsNormParameters) p, Worke
 }
 
 KERNEL(rms_norm_backward, 384, IN(0, Element, dy), IN(1, Element, residual), IN(2, float, rstd),
-       IN(3, Element, weight), IN(4, Element, past), OUT(5, Element, dx), PARAMETERS(6, RmsNormParameters, p)) {
+       IN(3, Element, weight), IN(4, Element, dresidual), OUT(5, Element, dx), PARAMETERS(6, RmsNormParameters, p)) {
     SHARED(float, sums, 32);
     const index_t at = index_t(BLOCK_X) * p.width;
-    const Backward row = {dy + at, residual + at, weight, past + at, dx + at};
+    const Backward row = {dy + at, residual + at, weight, dresidual + at, dx + at};
     const Worker worker = {THREAD, THREADS, sums};
     if (p.aligned) backward<true>(row, rstd[BLOCK_X], p, worker);
     else backward<false>(row, rstd[BLOCK_X], p, worker);

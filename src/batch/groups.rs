@@ -20,7 +20,7 @@ pub struct PrefixGroup {
     pub prompt: Range<u32>,
     /// Tokens that all inputs begin with; they belong to the prefix.
     pub head: Vec<u32>,
-    /// What each example has of its own.
+    /// Each example's own tokens, after those that all share.
     pub sequences: Vec<Sequence>,
 }
 

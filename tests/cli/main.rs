@@ -125,18 +125,7 @@ fn tokenizer() -> Value {
         ["<unk>", "<s>", "</s>", "0", "1", "say", "or", ":", "dog"].map(str::to_owned).to_vec();
     words.extend(GOOD.iter().chain(&BAD).map(|w| (*w).to_owned()));
     words.extend((words.len()..VOCAB).map(|i| format!("word{i}")));
-    let vocab: serde_json::Map<String, Value> =
-        words.iter().enumerate().map(|(id, word)| (word.clone(), json!(id))).collect();
-    let special = |id: usize| {
-        json!({"id": id, "content": words[id], "special": true, "single_word": false, "lstrip": false,
-               "rstrip": false, "normalized": false})
-    };
-    json!({
-        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "decoder": null,
-        "post_processor": null, "added_tokens": [special(0), special(1), special(2)],
-        "pre_tokenizer": {"type": "Whitespace"},
-        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"},
-    })
+    common::word_level::tokenizer(&words)
 }
 
 /// Rows of a CSV file, satisfied and unsatisfied by turns.

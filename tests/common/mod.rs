@@ -4,3 +4,4 @@
 pub mod close;
 pub mod python;
 pub mod smollm2;
+pub mod word_level;

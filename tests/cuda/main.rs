@@ -2,6 +2,8 @@
 //!
 //! What the device computes is held against the same program on the CPU.
 
+#[path = "../common/mod.rs"]
+mod common;
 mod counts;
 mod devices;
 mod memory;

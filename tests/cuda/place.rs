@@ -199,18 +199,7 @@ fn tokenizer() -> Value {
         ["<unk>", "<s>", "</s>", "0", "1", "say", "or", ":", "dog", "shiny", "gentle", "late", "rude"];
     let words = (0..VOCABULARY).map(|i| named.get(i).map_or(format!("word{i}"), |w| (*w).to_owned()));
     let words: Vec<String> = words.collect();
-    let vocabulary: serde_json::Map<String, Value> =
-        words.iter().enumerate().map(|(id, word)| (word.clone(), json!(id))).collect();
-    let special = |id: usize| {
-        json!({"id": id, "content": words[id], "special": true, "single_word": false, "lstrip": false,
-               "rstrip": false, "normalized": false})
-    };
-    json!({
-        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "decoder": null,
-        "post_processor": null, "added_tokens": [special(0), special(1), special(2)],
-        "pre_tokenizer": {"type": "Whitespace"},
-        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"},
-    })
+    crate::common::word_level::tokenizer(&words)
 }
 
 /// Rows of a CSV file, satisfied and unsatisfied by turns, of 3 to 9 words.

@@ -95,17 +95,15 @@ fn shapes_are_those_of_the_models() {
     }
 }
 
+/// Checks of swiglu at a model's sizes, with no results yet.
+fn large_of<'a>(target: &'a CheckTarget<'a>) -> Large<'a> {
+    Large { target, op: "swiglu", model: "m", seed: 0, unit: 1e-3, found: LargeResults::default() }
+}
+
 #[test]
 fn a_case_beyond_the_memory_is_named() {
     let target = CheckTarget { device: &Device::Cpu, dtype: DType::F32, run: &|f: &mut dyn FnMut()| f() };
-    let mut large = Large {
-        target: &target,
-        op: "swiglu",
-        model: "m",
-        seed: 0,
-        unit: 1e-3,
-        found: LargeResults::default(),
-    };
+    let mut large = large_of(&target);
     large.case("[9, 9]", usize::MAX, |_, _| panic!("was run")).unwrap();
     let out_of_memory =
         || Error::from(candle_core::Error::Msg("CUDA_ERROR_OUT_OF_MEMORY: out of memory".into()));
@@ -123,14 +121,7 @@ fn a_wrong_value_in_any_chunk_does_not_hold() {
     let target = CheckTarget { device: &Device::Cpu, dtype: DType::BF16, run: &|f: &mut dyn FnMut()| f() };
     let rows = CHUNK + 5;
     for (row, wrong) in [(3, 1.5f32), (CHUNK + 4, 1.5), (3, f32::NAN), (CHUNK + 4, f32::INFINITY), (0, 0.5)] {
-        let mut large = Large {
-            target: &target,
-            op: "swiglu",
-            model: "m",
-            seed: 0,
-            unit: 1e-3,
-            found: LargeResults::default(),
-        };
+        let mut large = large_of(&target);
         let exact = large.random_in((rows, 3), 0.3, DType::F32).unwrap();
         let mut values = exact.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let about = ("case", "a", ResultKind::Gradient);
