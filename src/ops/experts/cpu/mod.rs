@@ -55,7 +55,7 @@ fn choose_row<T: Real>(logits: &[T], chosen: &mut [u32], weights: &mut [T]) {
         *weight = (*weight - largest).exp();
         sum += *weight;
     }
-    weights.iter_mut().for_each(|weight| *weight = *weight / sum);
+    weights.iter_mut().for_each(|weight| *weight /= sum);
 }
 
 /// Counting sort of the pairs by expert; `chosen` are the experts of `t` rows, `k` each.
