@@ -84,6 +84,8 @@ struct Writes {
     rows: Indices,
     /// The slot of each sequence of the pass; empty without slots.
     slots: Vec<usize>,
+    /// Whether a layer has written its states.
+    states_written: bool,
 }
 
 impl KvCache {
@@ -123,9 +125,10 @@ impl KvCache {
         self.capacity
     }
 
-    /// Whether a pass that failed may be run again: no layer keeps a state that it may have changed.
+    /// Whether the batch packed last may be run again if its pass failed: no layer has written a state over the one that it
+    /// started from.
     pub fn can_run_again(&self) -> bool {
-        self.slots.is_none()
+        !self.writes.states_written
     }
 
     /// Allocates `rows` consecutive rows, and a slot for their state; `None` if there are no such rows, or no slot.
@@ -212,8 +215,8 @@ impl KvCache {
             segments.push(segment(queries, first));
         }
         let (scan, slots) = self.scan(next);
-        self.writes =
-            Writes { ranges, from: from.into(), to, to_columns: OnceLock::new(), rows: rows.into(), slots };
+        let (from, rows) = (from.into(), rows.into());
+        self.writes = Writes { ranges, from, to, rows, slots, ..Writes::default() };
         Ok(PackedBatch {
             ids: ids.into(),
             position_ids: position_ids.into(),
@@ -285,6 +288,7 @@ impl KvCache {
 
     /// Writes the states at the end of the sequences of the batch packed last.
     pub(super) fn write_scan_states(&mut self, layer: usize, ends: &ScanStates) -> Result<()> {
+        self.writes.states_written = true;
         let states = self.scan_states(layer)?;
         for (i, slot) in self.writes.slots.iter().enumerate() {
             states.ssm.slice_set(&ends.ssm.narrow(0, i, 1)?.contiguous()?, 0, *slot)?;

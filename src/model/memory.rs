@@ -138,7 +138,9 @@ pub struct TuningMemory {
     pub tape_per_target: usize,
     /// Of the gradient of what all layers hand on of a prefix, per prefix row of a split batch.
     pub split_per_row: usize,
-    /// Of what Mamba2 layers hand on of a prefix and of its gradient, per prefix of a split batch.
+    /// Of what Mamba2 layers hand on of a prefix, per prefix of a split batch.
+    pub states_per_prefix: usize,
+    /// Of its gradient.
     pub split_per_prefix: usize,
     /// Of the logits that exist at a time.
     pub head: usize,
@@ -187,7 +189,6 @@ impl TuningMemory {
         let vocab = padded_vocab(config.vocab_size, device);
         let transposes =
             isa.filter(|isa| isa.reads_packed_transposes()).map_or(0, |_| transposed_bytes(config));
-        let of_states = |mixer: &MixerMemory| mixer.state_per_prefix + mixer.state_gradient_per_prefix;
         Self {
             weights: weight_bytes(config, dtypes, packed)
                 + (vocab - config.vocab_size) * c * dtypes.weights.size_in_bytes(),
@@ -200,7 +201,8 @@ impl TuningMemory {
             tape_per_target: 2 * norm + c * activation + last.saved_per_output + feed_forward.saved,
             // What was summed so far, and what the next pass adds.
             split_per_row: 2 * mixers.iter().map(|mixer| mixer.prefix_gradient).sum::<usize>(),
-            split_per_prefix: mixers.iter().map(of_states).sum(),
+            states_per_prefix: mixers.iter().map(|mixer| mixer.state_per_prefix).sum(),
+            split_per_prefix: mixers.iter().map(|mixer| mixer.state_gradient_per_prefix).sum(),
             head: head_rows(device) * vocab * activation,
             workspace_per_row: inner_mixers
                 .iter()

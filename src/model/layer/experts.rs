@@ -59,8 +59,12 @@ impl Experts {
         FeedForwardMemory {
             saved: 2 * f * k * operand + routing,
             saved_if_recomputed: routing,
-            // Two gradients of the stream; of the pairs that of the output, of the activation and of gate and up.
-            workspace: 2 * c * activation + k * ((c + f) * activation + 2 * f * operand + c * operand_copy),
+            // Two gradients of the stream; of the pairs those of the output and the activation, of the activation and of gate and
+            // up, or of gate and up and the input.
+            workspace: 2 * c * activation
+                + k * ((c + f) * activation + c * operand_copy)
+                    .max(f * activation + 2 * f * operand)
+                    .max(2 * f * operand + c * activation),
         }
     }
 
