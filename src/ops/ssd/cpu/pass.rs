@@ -2,7 +2,7 @@
 
 use super::super::plan::{CHUNK, Chunk, ChunkPlan};
 use super::super::{SsdInputs, SsdShape, SsdWeights};
-use super::matrix::{Matrix, Output, multiply};
+use super::operand::{Operand, ProductRows, multiply};
 use crate::Result;
 use crate::ops::cpu::{Real, StoredSlice, StoredView, View};
 use rayon::prelude::*;
@@ -158,9 +158,9 @@ impl<'a, T: Real> Pass<'a, T> {
         let q = rows.len();
         let sides = match self.xbc {
             StoredSlice::Computed(xbc) => {
-                Matrix::new(xbc, self.shape.width()).from(rows.start, self.shape.inner())
+                Operand::new(xbc, self.shape.width()).from(rows.start, self.shape.inner())
             }
-            StoredSlice::Bf16(_) => Matrix::new(bc, 2 * groups * state),
+            StoredSlice::Bf16(_) => Operand::new(bc, 2 * groups * state),
         };
         for (group, cb) in cb.chunks_exact_mut(q * CHUNK).enumerate() {
             let (b, c) = (sides.from(0, group * state), sides.from(0, (groups + group) * state));
@@ -168,7 +168,7 @@ impl<'a, T: Real> Pass<'a, T> {
                 (q, q, state),
                 c,
                 b.transposed(),
-                Output { values: cb, stride: CHUNK, accumulate: false },
+                ProductRows { values: cb, stride: CHUNK, accumulate: false },
             );
         }
     }
@@ -190,22 +190,22 @@ impl<'a, T: Real> Pass<'a, T> {
     }
 
     /// B of a group, from a row on.
-    pub(super) fn b(&self, row: usize, group: usize) -> Matrix<'_, T> {
+    pub(super) fn b(&self, row: usize, group: usize) -> Operand<'_, T> {
         self.side(row, group * self.shape.state)
     }
 
     /// C of a group, from a row on.
-    pub(super) fn c(&self, row: usize, group: usize) -> Matrix<'_, T> {
+    pub(super) fn c(&self, row: usize, group: usize) -> Operand<'_, T> {
         self.side(row, (self.shape.groups + group) * self.shape.state)
     }
 
-    fn side(&self, row: usize, column: usize) -> Matrix<'_, T> {
+    fn side(&self, row: usize, column: usize) -> Operand<'_, T> {
         match self.xbc {
             StoredSlice::Computed(xbc) => {
-                Matrix::new(xbc, self.shape.width()).from(row, self.shape.inner() + column)
+                Operand::new(xbc, self.shape.width()).from(row, self.shape.inner() + column)
             }
             StoredSlice::Bf16(_) => {
-                Matrix::new(&self.bc, 2 * self.shape.groups * self.shape.state).from(row, column)
+                Operand::new(&self.bc, 2 * self.shape.groups * self.shape.state).from(row, column)
             }
         }
     }
@@ -221,17 +221,17 @@ impl<'a, T: Real> Pass<'a, T> {
         rows: &Range<usize>,
         slice: &HeadSlice,
         scratch: &'s mut Vec<T>,
-    ) -> Matrix<'s, T> {
+    ) -> Operand<'s, T> {
         let (width, columns) = (self.shape.width(), slice.columns.len());
         if let StoredSlice::Computed(xbc) = self.xbc {
-            return Matrix::new(xbc, width).from(rows.start, slice.columns.start);
+            return Operand::new(xbc, width).from(rows.start, slice.columns.start);
         }
         scratch.resize(rows.len() * columns, T::zero());
         for (row, x) in rows.clone().zip(scratch.chunks_exact_mut(columns)) {
             let first = row * width + slice.columns.start;
             self.xbc.range(first..first + columns).load(x);
         }
-        Matrix::new(scratch, columns)
+        Operand::new(scratch, columns)
     }
 }
 
