@@ -46,7 +46,9 @@ pub(super) struct Pass<'a, T> {
     pub(super) a: &'a [T],
     pub(super) d: &'a [T],
     pub(super) dt_bias: &'a [T],
-    pub(super) dt_limit: (f64, f64),
+    dt_limit: (f64, f64),
+    /// The steps before the softplus that are not clamped after it.
+    unclamped: (f64, f64),
     /// The given states, [n, I, N].
     pub(super) given: &'a [T],
     /// Steps: those of a chunk with q rows from row s are [M, q], from element s M.
@@ -92,6 +94,7 @@ impl<'a, T: Real> Pass<'a, T> {
             d: &d,
             dt_bias: &dt_bias,
             dt_limit: weights.dt_limit,
+            unclamped: (softplus_inverse(weights.dt_limit.0), softplus_inverse(weights.dt_limit.1)),
             given: given.as_deref().unwrap_or_default(),
             dt: Vec::new(),
             l: Vec::new(),
@@ -148,9 +151,9 @@ impl<'a, T: Real> Pass<'a, T> {
 
     /// The derivative of a step with respect to r.
     pub(super) fn step_derivative(&self, row: usize, head: usize) -> f64 {
-        let (x, (low, high)) = (self.biased(row, head), self.dt_limit);
-        let unclamped = softplus(x);
-        if unclamped > low && unclamped < high { 1.0 / (1.0 + (-x).exp()) } else { 0.0 }
+        let x = self.biased(row, head);
+        let (low, high) = self.unclamped;
+        if x > low && x < high { 1.0 / (1.0 + (-x).exp()) } else { 0.0 }
     }
 
     fn multiply_sides(&self, rows: &Range<usize>, bc: &[T], cb: &mut [T]) {
@@ -238,4 +241,13 @@ impl<'a, T: Real> Pass<'a, T> {
 /// `ln(1 + e^x)`; x itself above 20, as PyTorch computes it.
 fn softplus(x: f64) -> f64 {
     if x > 20.0 { x } else { x.exp().ln_1p() }
+}
+
+/// The x with `softplus(x) = y`; negative infinity if y is not positive.
+fn softplus_inverse(y: f64) -> f64 {
+    match y {
+        y if y > 20.0 => y,
+        y if y > 0.0 => y.exp_m1().ln(),
+        _ => f64::NEG_INFINITY,
+    }
 }
