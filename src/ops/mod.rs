@@ -14,6 +14,9 @@
 //! | D | head size |
 //! | F | feed-forward size |
 //! | V | vocabulary size |
+//! | E | experts |
+//! | k | experts that a row goes to |
+//! | S | pairs of a row and an expert that it goes to, T k |
 //! | I | inner width of a Mamba2 layer, M R |
 //! | M, R | heads of a Mamba2 layer and their size |
 //! | N | state size of a Mamba2 layer |
@@ -52,6 +55,7 @@
 //! | [`linear`] | `gemm`; weights in f16 or bf16 are widened | packed panels: AMX, AVX512-BF16 or f32 FMA, the fastest of this CPU; without AVX-512 widened | cuBLASLt, or cuBLAS if it has no algorithm; candle on Metal |
 //! | [`attention`] | own code with `gemm` | own code with packed panels | portable kernel of head size 64, 128 or 256; on tensor cores one of 64 or 128; candle's ops for larger heads |
 //! | [`rms_norm`], [`rope`], [`swiglu`] | own code | own code: computed in f32, stored in bf16 | kernel |
+//! | [`experts`] | own code; products as `linear` | as `linear`, expert by expert; the activation computed in f32, stored in bf16 | none yet |
 //! | [`conv`], [`gated_norm`] | own code | own code: computed in f32, stored in bf16 | none yet |
 //! | [`ssd`] | own code with `gemm` | the same: xBC and y in bf16, computed in f32 | none yet |
 //! | [`embed`] | own code | embedding in bf16, output in f32 | kernel |
@@ -67,6 +71,7 @@ pub(crate) mod backend;
 pub mod conv;
 pub mod cross_entropy;
 pub mod embed;
+pub mod experts;
 pub mod gated_norm;
 pub mod indices;
 pub mod linear;
@@ -82,6 +87,7 @@ pub(crate) mod testing;
 pub(crate) use backend::{bf16, cpu, gpu};
 
 pub use attention::{AttentionShape, Segment, Segments};
+pub use experts::{ExpertLinear, Routing};
 pub use indices::{IndexView, Indices};
 pub use linear::Linear;
 pub use rope::RopeTable;

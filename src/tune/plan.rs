@@ -106,7 +106,8 @@ impl LargestStep {
             + memory.prefix_keys_values(self.prefix_rows, recompute);
         // While the prefix pass runs backwards, the tape of the example pass is gone.
         let backward = workspace(prefix_pass).saturating_sub(tape(largest));
-        (both, workspace(largest).max(backward) + self.prefix_rows * memory.split_per_row)
+        let split = self.prefix_rows * memory.split_per_row + memory.split_per_prefix;
+        (both, workspace(largest).max(backward) + split)
     }
 }
 
@@ -239,7 +240,7 @@ impl MemoryPlan {
             prompt: work.virtual_tokens * memory.prompt_per_token,
             reserve: memory.reserve(tape + workspace),
             limits,
-            layers: memory.layers,
+            layers: memory.layers(),
         }
     }
 

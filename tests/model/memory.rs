@@ -115,7 +115,7 @@ fn peaks(model: &Decoder, rows: usize) {
         assert_near(&format!("step, {recompute} recomputed"), peak, estimated, 0.02);
     }
     let (peak, ..) = allocated::during(|| tune::evaluate(model, &prompt, &groups, 1000).unwrap());
-    let one_block = rows * (memory.layer_per_row + memory.workspace_per_row);
+    let one_block = rows * (memory.inner_layers[0].tape + memory.workspace_per_row);
     assert!(peak < one_block as isize, "evaluation took {peak} bytes, a block's step {one_block}");
 }
 

@@ -32,6 +32,7 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use plan::CHUNK;
 pub use plan::{ScanPlan, ScanSegment, ScanStart, ScanStates};
 pub use reference::reference;
 

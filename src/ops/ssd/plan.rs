@@ -15,7 +15,7 @@ use std::sync::{Arc, OnceLock};
 
 /// Rows of a chunk at most. Longer chunks lose digits: differences of long sums of decays. In f32, with steps up to 8 and decays to
 /// -16, the largest error of 64 rows was 2e-6 and that of 256 rows 1e-5.
-pub(super) const CHUNK: usize = 64;
+pub(crate) const CHUNK: usize = 64;
 
 /// Rows of a block of several segments at most: enough for an efficient product with the start state, few enough that a batch
 /// makes tasks for several cores.
