@@ -92,6 +92,8 @@ fn reads_the_configuration_of_granite() {
         residual_multiplier: 0.22,
         attention_multiplier: 0.015625,
         logits_scaling: 8.0,
+        mamba: None,
+        experts: None,
     };
     assert_eq!(file.config(), &expected);
 }
@@ -124,6 +126,8 @@ fn reads_the_configuration_of_llama() {
         residual_multiplier: 1.0,
         attention_multiplier: 0.25,
         logits_scaling: 1.0,
+        mamba: None,
+        experts: None,
     };
     assert_eq!(file.config(), &expected);
 }

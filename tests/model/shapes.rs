@@ -102,6 +102,9 @@ fn hybrids_and_experts() {
         assert!(error.abs() < 6e-4, "{name}");
         let Some(mamba) = &config.mamba else { continue };
         assert_eq!(mamba.inner(), 2 * config.hidden_size, "{name}");
-        assert_eq!((mamba.state, mamba.groups, mamba.taps, mamba.dt_limit), (128, 1, 4, (0.0, f64::INFINITY)));
+        assert_eq!(
+            (mamba.state, mamba.groups, mamba.taps, mamba.dt_limit),
+            (128, 1, 4, (0.0, f64::INFINITY))
+        );
     }
 }

@@ -107,6 +107,8 @@ pub(super) fn read(path: &Path, content: &Content, factors: &RopeTensors) -> Res
         residual_multiplier: granite("residual_scale")?,
         attention_multiplier,
         logits_scaling: granite("logit_scale")?,
+        mamba: None,
+        experts: None,
     };
     config.validate(path)?;
     Ok(config)

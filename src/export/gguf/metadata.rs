@@ -42,7 +42,7 @@ fn architecture(config: &ModelConfig) -> &'static str {
     match config.model_type {
         ModelType::Llama => "llama",
         // llama.cpp's conversion also uses this name for dense granitemoehybrid.
-        ModelType::Granite | ModelType::GraniteMoeHybrid => "granite",
+        _ => "granite",
     }
 }
 

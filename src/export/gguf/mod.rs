@@ -55,7 +55,14 @@ pub(super) fn write(
     value_type: Option<ValueType>,
     progress: ProgressCallback<'_>,
 ) -> Result<Written> {
-    let plan = TensorPlan { base: matrices.base, matrices, value_type };
+    let (base, config) = (matrices.base, &matrices.base.config);
+    if config.mamba.is_some() || config.experts.is_some() {
+        let what = "experts or Mamba2 layers in a GGUF file that is written".to_string();
+        let hint =
+            "bake it as safetensors, and convert that with llama.cpp's convert_hf_to_gguf.py".to_string();
+        return Err(Error::Unsupported { path: base.path.clone(), what, hint });
+    }
+    let plan = TensorPlan { base, matrices, value_type };
     let planned = plan.all()?;
     let embedding =
         planned.iter().find(|p| matches!(p.source, PlannedSource::Embedding)).map(|p| p.entry.dtype);
