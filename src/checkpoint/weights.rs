@@ -111,7 +111,12 @@ impl Weights {
     /// # Errors
     /// Returns the errors of [`Weights::tensor`].
     pub(crate) fn check(&self, name: &str, shape: &[usize]) -> Result<()> {
-        check_shape(self.path(), name, shape, &self.stored(name)?.shape)
+        match &self.0 {
+            TensorSource::Gguf(file) if self.contains(name) => {
+                check_shape(self.path(), name, shape, file.shape(name)?)
+            }
+            _ => check_shape(self.path(), name, shape, &self.stored(name)?.shape),
+        }
     }
 
     /// Reads some rows of a matrix, or of matrices [.., n, k] one below the other, one after another.

@@ -15,7 +15,7 @@ MULTIPLIERS = dict(embedding_multiplier=1.7, residual_multiplier=0.62, attention
 ROPE = {"rope_type": "default", "rope_theta": 5000.0}
 ATTENTION = dict(hidden_size=32, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
                  tie_word_embeddings=True, **MULTIPLIERS)
-# An expert has a multiple of 8 values: `torch._grouped_mm`, transformers' default, wants strides of 16 bytes.
+# An expert's size is a multiple of 8: `torch._grouped_mm`, transformers' default, needs strides of 16 bytes.
 EXPERTS = dict(num_local_experts=6, num_experts_per_tok=2, intermediate_size=16)
 DENSE = dict(num_local_experts=0, num_experts_per_tok=0, intermediate_size=24)
 # transformers pads every sequence to whole chunks; 16 rows instead of the hub's 256 change only how long it takes.
