@@ -201,6 +201,19 @@ impl GgufFile {
         Ok(self.bytes(stored))
     }
 
+    /// The tensors of the file that hold one tensor, whatever was done to its values.
+    ///
+    /// # Errors
+    /// Returns [`Error::Checkpoint`] if the tensor is missing.
+    pub(super) fn stored_parts(&self, name: &str) -> Result<Vec<StoredTensor<'_>>> {
+        let GgufTensor { name: stored, conversion, .. } = self.find(name)?;
+        let mut parts = vec![self.bytes(stored)];
+        if let Conversion::GateUp { up } = conversion {
+            parts.push(self.bytes(up));
+        }
+        Ok(parts)
+    }
+
     /// A tensor by its name in the file.
     fn bytes(&self, stored: &str) -> StoredTensor<'_> {
         let info = &self.content.tensor_infos[stored];

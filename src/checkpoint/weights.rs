@@ -171,6 +171,28 @@ impl Weights {
         }
     }
 
+    /// Shape of a tensor in Hugging Face's files.
+    ///
+    /// # Errors
+    /// Returns [`Error::Checkpoint`] if the tensor is missing.
+    pub fn shape(&self, name: &str) -> Result<Vec<usize>> {
+        match &self.0 {
+            TensorSource::Gguf(file) if self.contains(name) => Ok(file.shape(name)?.to_vec()),
+            _ => Ok(self.stored(name)?.shape),
+        }
+    }
+
+    /// The tensors on disk that hold one tensor: of the experts' gates and ups in GGUF two.
+    ///
+    /// # Errors
+    /// Returns [`Error::Checkpoint`] if the tensor is missing.
+    pub(crate) fn stored_parts(&self, name: &str) -> Result<Vec<StoredTensor<'_>>> {
+        match &self.0 {
+            TensorSource::Gguf(file) if self.contains(name) => file.stored_parts(name),
+            _ => Ok(vec![self.stored(name)?]),
+        }
+    }
+
     /// The files, each with the Hugging Face names of its tensors, sorted.
     pub fn files(&self) -> Vec<(&Path, Vec<&str>)> {
         match &self.0 {

@@ -21,6 +21,11 @@ pub(super) fn ggml(stored: StoredDtype) -> Option<GgmlDType> {
     }
 }
 
+/// The GGUF type of values on disk; f32 for a type that GGUF does not have.
+pub(super) fn ggml_or_f32(stored: StoredDtype) -> GgmlDType {
+    ggml(stored).unwrap_or(GgmlDType::F32)
+}
+
 /// Whether the values on disk already have the type `dtype`.
 pub(super) fn is(stored: StoredDtype, dtype: GgmlDType) -> bool {
     stored != StoredDtype::Safetensors(Dtype::F64) && ggml(stored) == Some(dtype)
