@@ -8,27 +8,10 @@ use serde_json::Value;
 
 /// Keys that mean another arithmetic unless their value is null, false, 0 or an empty list.
 const FOREIGN: [&str; 21] = [
-    "alibi",
-    "attention_chunk_size",
-    "attention_logit_cap",
-    "attention_out_bias",
-    "attn_logit_softcapping",
-    "bias",
-    "clip_qkv",
-    "final_logit_softcapping",
-    "lm_head_bias",
-    "no_rope_layers",
-    "parallel_attn",
-    "qk_layernorm",
-    "qk_norm",
-    "qkv_bias",
-    "query_pre_attn_scalar",
-    "rope_interleaved",
-    "scale_embeddings",
-    "sliding_window",
-    "use_bias",
-    "use_parallel_residual",
-    "use_qk_norm",
+    "alibi", "attention_chunk_size", "attention_logit_cap", "attention_out_bias", "attn_logit_softcapping",
+    "bias", "clip_qkv", "final_logit_softcapping", "lm_head_bias", "no_rope_layers", "parallel_attn",
+    "qk_layernorm", "qk_norm", "qkv_bias", "query_pre_attn_scalar", "rope_interleaved", "scale_embeddings",
+    "sliding_window", "use_bias", "use_parallel_residual", "use_qk_norm",
 ];
 
 /// Granite's multipliers, which transformers' Llama does not have; 1 changes nothing.

@@ -197,14 +197,8 @@ mod tests {
             layer(&origins).map(|layer| layer.is_some()).map_err(|error| error.to_string())
         };
         for good in [
-            "http://localhost:5173",
-            "https://Chat.Example.com",
-            "http://[::1]:3000",
-            "null",
-            "*",
-            "app://obsidian.md",
-            "vscode-webview://1abc",
-            "chrome-extension://abcdefgh",
+            "http://localhost:5173", "https://Chat.Example.com", "http://[::1]:3000", "null", "*",
+            "app://obsidian.md", "vscode-webview://1abc", "chrome-extension://abcdefgh",
         ] {
             assert_eq!(problem(&[good]), Ok(true), "{good}");
         }

@@ -35,17 +35,17 @@ pub(super) struct FieldTable {
     /// Known fields that have no effect on an answer of this server.
     pub without_effect: &'static [&'static [&'static str]],
     /// Known fields that would change the answer, but that the server does not support.
-    pub refused: &'static [&'static [RefusedField]],
+    pub refused: &'static [&'static [RefusedFields]],
     /// Tables of fields that are objects.
     pub nested: &'static [(&'static str, &'static FieldTable)],
 }
 
-/// A field that is refused, unless its value means that it is off.
+/// Fields that are refused, unless their values mean that they are off.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct RefusedField {
-    /// Its name. A name that ends in `*` stands for all names with this beginning.
-    pub name: &'static str,
-    /// Values that mean that it is off.
+pub(super) struct RefusedFields {
+    /// Their names. A name that ends in `*` stands for all names with this beginning.
+    pub names: &'static [&'static str],
+    /// Values that mean that a field is off.
     pub off: Off,
     /// What the client can do instead.
     pub hint: &'static str,
@@ -68,9 +68,9 @@ pub(super) enum Off {
     Words(&'static [&'static str]),
 }
 
-/// A field that is refused unless it is off.
-const fn refused(name: &'static str, off: Off, hint: &'static str) -> RefusedField {
-    RefusedField { name, off, hint }
+/// Fields that are refused unless they are off.
+const fn refused(names: &'static [&'static str], off: Off, hint: &'static str) -> RefusedFields {
+    RefusedFields { names, off, hint }
 }
 
 impl Off {
@@ -174,13 +174,19 @@ impl FieldTable {
         self.nested.iter().find(|(name, _)| *name == key).map(|(_, table)| *table)
     }
 
-    /// The refused field of this name: by the full name, else by its beginning.
-    fn refusal(&self, key: &str) -> Option<&'static RefusedField> {
-        let all = || self.refused.iter().flat_map(|list| list.iter());
-        let begins = |refused: &&RefusedField| {
-            refused.name.strip_suffix('*').is_some_and(|beginning| key.starts_with(beginning))
-        };
-        all().find(|refused| refused.name == key).or_else(|| all().find(begins))
+    /// The names of the refused fields, each with how it is refused.
+    fn refusals(&self) -> impl Iterator<Item = (&'static str, &'static RefusedFields)> + use<> {
+        let all = self.refused.iter().flat_map(|list| list.iter());
+        all.flat_map(|refused| refused.names.iter().map(move |name| (*name, refused)))
+    }
+
+    /// How the field of this name is refused: by the full name, else by its beginning.
+    fn refusal(&self, key: &str) -> Option<&'static RefusedFields> {
+        let begins = |name: &str| name.strip_suffix('*').is_some_and(|beginning| key.starts_with(beginning));
+        let mut all = self.refusals();
+        let found =
+            all.find(|(name, _)| *name == key).or_else(|| self.refusals().find(|(name, _)| begins(name)));
+        found.map(|(_, refused)| refused)
     }
 
     /// The obeyed field of which an unknown name is a misspelling: the same but for case and underscores, or, if the

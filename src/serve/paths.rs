@@ -3,15 +3,8 @@
 
 /// The paths that a hint may name, except those of one model or deployment.
 const KNOWN: [&str; 9] = [
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/responses",
-    "/v1/models",
-    "/v1/classify",
-    "/v1/tasks",
-    "/ml/v1/text/generation",
-    "/ml/v1/text/chat",
-    "/ml/v1/text/tokenization",
+    "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/models", "/v1/classify", "/v1/tasks",
+    "/ml/v1/text/generation", "/ml/v1/text/chat", "/ml/v1/text/tokenization",
 ];
 
 /// Endings by which a path of OpenAI's API is recognised, whatever precedes them: no `/v1`, two of it, or the prefix of

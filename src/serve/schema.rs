@@ -13,31 +13,13 @@ const MAX_DEPTH: usize = 16;
 
 /// Keywords that do not restrict values.
 const NOTES: [&str; 12] = [
-    "$schema",
-    "$id",
-    "$comment",
-    "$defs",
-    "definitions",
-    "title",
-    "description",
-    "default",
-    "examples",
-    "deprecated",
-    "readOnly",
-    "writeOnly",
+    "$schema", "$id", "$comment", "$defs", "definitions", "title", "description", "default", "examples",
+    "deprecated", "readOnly", "writeOnly",
 ];
 
 /// Supported keywords.
 const FOLLOWED: [&str; 10] = [
-    "type",
-    "enum",
-    "const",
-    "properties",
-    "required",
-    "additionalProperties",
-    "anyOf",
-    "oneOf",
-    "allOf",
+    "type", "enum", "const", "properties", "required", "additionalProperties", "anyOf", "oneOf", "allOf",
     "$ref",
 ];
 

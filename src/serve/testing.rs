@@ -25,6 +25,20 @@ use tokio::sync::mpsc::UnboundedSender;
 pub const BASE: &str = "org/base";
 pub const KEY: &str = "the-key";
 
+/// Codes of refusals.
+pub const INVALID: &str = "invalid_value";
+pub const MISSING: &str = "missing_required_parameter";
+pub const UNSUPPORTED: &str = "unsupported_parameter";
+pub const UNKNOWN: &str = "unknown_parameter";
+pub const TOO_LONG: &str = "context_length_exceeded";
+
+/// `body` with the fields of `more`.
+pub fn with_fields(mut body: Value, more: Value) -> Value {
+    let Value::Object(more) = more else { panic!("{more} is no object") };
+    body.as_object_mut().unwrap().extend(more);
+    body
+}
+
 /// A conversation as `<|begin|><|start|>role: content<|end|>`, with what the test asks for at its front.
 pub fn template() -> ChatTemplate {
     let template = "{{ bos_token }}{{ greeting }}{% for m in messages %}<|start|>{{ m.role }}: {{ m.content }}<|end|>\

@@ -138,20 +138,8 @@ pub(super) fn pipeline(name: &str) -> Result<Option<Pipeline>> {
 
 /// One name for each pipeline.
 const NAMES: [&str; 14] = [
-    "refact",
-    "gpt-2",
-    "dbrx",
-    "llama-bpe",
-    "qwen2",
-    "gpt-4o",
-    "tekken",
-    "deepseek-llm",
-    "deepseek-coder",
-    "deepseek-v3",
-    "seed-coder",
-    "minicpm5",
-    "viking",
-    DEFAULT,
+    "refact", "gpt-2", "dbrx", "llama-bpe", "qwen2", "gpt-4o", "tekken", "deepseek-llm", "deepseek-coder",
+    "deepseek-v3", "seed-coder", "minicpm5", "viking", DEFAULT,
 ];
 
 /// Texts for which any two pipelines give different words.

@@ -152,19 +152,9 @@ impl BenchReport {
 
     fn rows(&self) -> Vec<Vec<String>> {
         let head = [
-            "batch x accumulation, virtual tokens",
-            "step, ms (p10-p90)",
-            "examples/s",
-            "tokens/s",
-            "rows/s",
-            "rows a step",
-            "at a time",
-            "useful work a step",
-            "a second",
-            "of peak",
-            "of data sheet",
-            "peak memory",
-            "disturbed steps",
+            "batch x accumulation, virtual tokens", "step, ms (p10-p90)", "examples/s", "tokens/s", "rows/s",
+            "rows a step", "at a time", "useful work a step", "a second", "of peak", "of data sheet",
+            "peak memory", "disturbed steps",
         ];
         let row = |CaseReport { measured: m, .. }: &CaseReport| {
             let Case { batch_size, accumulate_steps, num_virtual_tokens } = m.case;
@@ -236,42 +226,14 @@ pub struct Csv {
 
 impl Csv {
     const HEADER: [&str; 36] = [
-        "date",
-        "version",
-        "device",
-        "device_name",
-        "dtype",
-        "model",
-        "parameters",
-        "batch_size",
-        "accumulate_steps",
-        "num_virtual_tokens",
-        "max_rows",
-        "recompute",
-        "steps",
-        "disturbed_steps",
-        "used_steps",
-        "tokens_per_step",
-        "rows_per_step",
-        "step_seconds_p50",
-        "step_seconds_p10",
-        "step_seconds_p90",
-        "examples_per_second_p50",
-        "examples_per_second_p10",
-        "examples_per_second_p90",
-        "tokens_per_second",
-        "rows_per_second",
-        "flops_per_step",
-        "flops_per_second",
-        "matmul_peak_flops_per_second",
-        "share_of_peak",
-        "data_sheet_flops_per_second",
-        "share_of_data_sheet",
-        "step_products_flops_per_second",
-        "launches_per_second",
-        "launches_step_seconds",
-        "peak_memory_bytes",
-        "device_memory_bytes",
+        "date", "version", "device", "device_name", "dtype", "model", "parameters", "batch_size",
+        "accumulate_steps", "num_virtual_tokens", "max_rows", "recompute", "steps", "disturbed_steps",
+        "used_steps", "tokens_per_step", "rows_per_step", "step_seconds_p50", "step_seconds_p10",
+        "step_seconds_p90", "examples_per_second_p50", "examples_per_second_p10", "examples_per_second_p90",
+        "tokens_per_second", "rows_per_second", "flops_per_step", "flops_per_second",
+        "matmul_peak_flops_per_second", "share_of_peak", "data_sheet_flops_per_second",
+        "share_of_data_sheet", "step_products_flops_per_second", "launches_per_second",
+        "launches_step_seconds", "peak_memory_bytes", "device_memory_bytes",
     ];
 
     /// Opens a file before the measurement: a new one gets its header, an existing one must have it.

@@ -54,9 +54,11 @@ pub(super) fn forward(
     let new = Parameter { value: like_value()?, m: like_value()?, v: like_value()? };
     let (grad_sums, value_sums) = (sums()?, sums()?);
     let kernel = |name| Kernel::new("adamw", name, blocks, THREADS);
-    gpu::launch(&kernel("adamw_norm"), DType::F32, &[gradient, &grad_sums], &parameters)?;
+    // SAFETY: the module has compared the gradient with the value; both are f32, and each block has one sum.
+    unsafe { gpu::launch(&kernel("adamw_norm"), DType::F32, &[gradient, &grad_sums], &parameters) }?;
     let buffers = [value, m, v, gradient, &grad_sums, &new.value, &new.m, &new.v, &value_sums];
-    gpu::launch(&kernel("adamw_step"), DType::F32, &buffers, &parameters)?;
+    // SAFETY: as above; the moments have the value's shape and dtype too.
+    unsafe { gpu::launch(&kernel("adamw_step"), DType::F32, &buffers, &parameters) }?;
     let norm = |sums| Norm(NormValue::Sums(sums));
     Ok(Updated { parameter: new, grad_norm: norm(grad_sums), value_norm: norm(value_sums) })
 }

@@ -117,16 +117,19 @@ impl AdamW {
     /// The parameter after one step; `parameter` itself does not change. On a GPU parameters are f32.
     ///
     /// # Errors
-    /// Returns an error if the gradient has another shape or dtype than the parameter, or a device operation fails.
+    /// Returns an error if the gradient or a moment has another shape or dtype than the value, or a device operation fails.
     pub fn forward(&self, parameter: &Parameter, gradient: &Tensor, step: AdamWStep) -> Result<Updated> {
         let _timed = profile::scope("adamw", gradient.device());
-        let Parameter { value, .. } = parameter;
-        if gradient.shape() != value.shape() || gradient.dtype() != value.dtype() {
-            return Err(Error::Shape {
-                op: "adamw",
-                expected: format!("a gradient of {:?}, {:?}", value.shape(), value.dtype()),
-                found: format!("{:?}, {:?}", gradient.shape(), gradient.dtype()),
-            });
+        let Parameter { value, m, v } = parameter;
+        let kind = |tensor: &Tensor| (tensor.shape().clone(), tensor.dtype());
+        for (name, tensor) in [("gradient", gradient), ("first moment", m), ("second moment", v)] {
+            if kind(tensor) != kind(value) {
+                return Err(Error::Shape {
+                    op: "adamw",
+                    expected: format!("a {name} of {:?}, {:?}", value.shape(), value.dtype()),
+                    found: format!("{:?}, {:?}", tensor.shape(), tensor.dtype()),
+                });
+            }
         }
         match route(value) {
             Route::Cpu => cpu::forward(self, parameter, gradient, step),

@@ -243,7 +243,10 @@ impl AttentionShape {
         if (q_width, kv_width) != expected {
             return fail(format!("widths {expected:?}"), format!("{:?}", (q_width, kv_width)));
         }
-        let prefix_rows = inputs.prefix.map_or(Ok(rows), |p| p.dims2().map(|d| d.0))?;
+        let (prefix_rows, prefix_width) = inputs.prefix.map_or(Ok((rows, kv_width)), Tensor::dims2)?;
+        if prefix_width < self.kv_width() {
+            return fail(format!("a prefix of {} columns", self.kv_width()), prefix_width.to_string());
+        }
         let mut next = 0;
         for segment in inputs.segments.iter() {
             let Segment { queries, keys, first, prefix } = segment;

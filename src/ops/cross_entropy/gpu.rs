@@ -21,7 +21,8 @@ pub(super) fn forward(logits: &Tensor, labels: IndexView, softmax: Softmax) -> R
     let kernel = Kernel::new("cross_entropy", "cross_entropy_forward", rows, FORWARD_THREADS);
     let labels = labels.to_device(logits.device())?;
     let parameters = parameters(logits, softmax, 1.0)?;
-    gpu::launch(&kernel, logits.dtype(), &[logits, &labels, &nll, &lse], &parameters)?;
+    // SAFETY: `check` of the module has compared the logits with the labels; `nll` and `lse` have a value a row.
+    unsafe { gpu::launch(&kernel, logits.dtype(), &[logits, &labels, &nll, &lse], &parameters) }?;
     Ok(TokenLosses { nll, lse })
 }
 
@@ -39,7 +40,9 @@ pub(super) fn backward(
     kernel.grid[1] = (softmax.vocab + 7).div_ceil(BACKWARD_ELEMENTS * BACKWARD_THREADS);
     let labels = labels.to_device(logits.device())?;
     let parameters = parameters(logits, softmax, dloss)?;
-    gpu::launch(&kernel, logits.dtype(), &[logits, &labels, &losses.lse], &parameters)
+    gpu::check_dtype("cross_entropy backward", &[&losses.lse], DType::F32)?;
+    // SAFETY: the module has compared the logits with the labels and the log-sum-exp.
+    unsafe { gpu::launch(&kernel, logits.dtype(), &[logits, &labels, &losses.lse], &parameters) }
 }
 
 fn parameters(logits: &Tensor, softmax: Softmax, dloss: f64) -> Result<CrossEntropyParameters> {

@@ -57,7 +57,7 @@ pub fn forward(logits: &Tensor, labels: IndexView, softmax: Softmax) -> Result<T
 /// Gradient of `dloss * sum(nll)` with respect to the logits [rows, V or more]; it replaces them in memory.
 ///
 /// # Errors
-/// As [`forward`].
+/// As [`forward`]; also if `losses` are those of another number of rows.
 pub fn backward(
     logits: Tensor,
     labels: IndexView,
@@ -67,6 +67,13 @@ pub fn backward(
 ) -> Result<Tensor> {
     let _timed = profile::scope("cross_entropy backward", logits.device());
     check(&logits, labels, softmax)?;
+    if losses.lse.dims() != [labels.host().len()] {
+        return Err(Error::Shape {
+            op: "cross_entropy backward",
+            expected: format!("the log-sum-exp of {} rows", labels.host().len()),
+            found: format!("{:?}", losses.lse.dims()),
+        });
+    }
     match route(&logits) {
         Route::Cpu => cpu::backward(&logits, labels, softmax, losses, dloss)?,
         Route::Kernel => gpu::backward(&logits, labels, softmax, losses, dloss)?,

@@ -28,11 +28,13 @@ impl EmbedLookup<'_> {
 
 pub(super) fn forward(embedding: &Tensor, prompts: &Tensor, lookup: &EmbedLookup) -> Result<Tensor> {
     let (rows, width) = (lookup.ids.host().len(), embedding.dims2()?.1);
+    gpu::check_dtype("embed", &[prompts], DType::F32)?;
     let x = gpu::empty((rows, width), embedding.dtype(), embedding)?;
     let parameters = lookup.parameters(rows, width, &[embedding, prompts]);
     let kernel = Kernel::new("embed", "embed_forward", rows, row_threads(width));
     let ids = lookup.ids.to_device(embedding.device())?;
-    gpu::launch(&kernel, embedding.dtype(), &[embedding, prompts, &ids, &x], &parameters)?;
+    // SAFETY: the module has checked the ids and the widths of both matrices.
+    unsafe { gpu::launch(&kernel, embedding.dtype(), &[embedding, prompts, &ids, &x], &parameters) }?;
     Ok(x)
 }
 
@@ -43,6 +45,7 @@ pub(super) fn backward(dx: &Tensor, virtual_tokens: usize, lookup: &EmbedLookup)
     let mut kernel = Kernel::new("embed", "embed_backward", virtual_tokens, BACKWARD_THREADS);
     kernel.grid[1] = c.div_ceil(8 * BACKWARD_THREADS);
     let ids = lookup.ids.to_device(dx.device())?;
-    gpu::launch(&kernel, dx.dtype(), &[dx, &ids, &dprompts], &parameters)?;
+    // SAFETY: the module has checked that `dx` has a row for each id.
+    unsafe { gpu::launch(&kernel, dx.dtype(), &[dx, &ids, &dprompts], &parameters) }?;
     Ok(dprompts)
 }

@@ -41,6 +41,7 @@ impl RmsNorm {
 
 pub(super) fn forward(norm: &RmsNorm, x: &Tensor, add: Option<ResidualAdd>, out: DType) -> Result<Normed> {
     check_same_dtype("rms_norm", x, out)?;
+    gpu::check_dtype("rms_norm", &[&norm.weight, add.map_or(x, |a| a.delta)], x.dtype())?;
     let (t, c) = x.dims2()?;
     let (delta, residual) = match add {
         Some(ResidualAdd { delta, .. }) => (delta, gpu::empty((t, c), x.dtype(), x)?),
@@ -52,7 +53,8 @@ pub(super) fn forward(norm: &RmsNorm, x: &Tensor, add: Option<ResidualAdd>, out:
     let written_residual = if add.is_some() { &residual } else { &normed };
     let kernel = Kernel::new("rms_norm", "rms_norm_forward", t, row_threads(c));
     let buffers = [x, delta, &norm.weight, written_residual, &normed, &rstd];
-    gpu::launch(&kernel, x.dtype(), &buffers, &parameters)?;
+    // SAFETY: the module has checked the shapes; the dtypes were checked above.
+    unsafe { gpu::launch(&kernel, x.dtype(), &buffers, &parameters) }?;
     Ok(Normed { residual, normed, rstd })
 }
 
@@ -63,9 +65,12 @@ pub(super) fn backward(norm: &RmsNorm, inputs: BackwardInputs) -> Result<Tensor>
     // Without a gradient of the residual stream the kernel does not read it: any buffer can stand for it.
     let read_dresidual = dresidual.unwrap_or(dy);
     let tensors = [dy, residual, &norm.weight, read_dresidual];
+    gpu::check_dtype("rms_norm backward", &tensors, dy.dtype())?;
+    gpu::check_dtype("rms_norm backward", &[rstd], DType::F32)?;
     let parameters = norm.parameters(dy, dresidual.map(|_| 1.0), &tensors)?;
     let kernel = Kernel::new("rms_norm", "rms_norm_backward", t, row_threads(c));
     let buffers = [dy, residual, rstd, &norm.weight, read_dresidual, &dx];
-    gpu::launch(&kernel, dy.dtype(), &buffers, &parameters)?;
+    // SAFETY: the module has checked the shapes; the dtypes were checked above.
+    unsafe { gpu::launch(&kernel, dy.dtype(), &buffers, &parameters) }?;
     Ok(dx)
 }

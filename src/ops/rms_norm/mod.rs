@@ -92,11 +92,13 @@ impl RmsNorm {
     ) -> Result<Tensor> {
         let _timed = profile::scope("rms_norm backward", residual.device());
         let (t, c) = residual.dims2()?;
-        if dy.dims() != [t, c] || rstd.dims() != [t] || dresidual.is_some_and(|d| d.dims() != [t, c]) {
+        let gradients_fit = dy.dims() == [t, c] && dresidual.is_none_or(|d| d.dims() == [t, c]);
+        if !gradients_fit || rstd.dims() != [t] || self.weight.dims() != [c] {
+            let gradients = (dy.dims(), dresidual.map(Tensor::dims));
             return Err(Error::Shape {
                 op: "rms_norm backward",
-                expected: format!("gradients of [{t}, {c}], rstd of [{t}]"),
-                found: format!("{:?}, {:?}, rstd {:?}", dy.dims(), dresidual.map(Tensor::dims), rstd.dims()),
+                expected: format!("gradients of [{t}, {c}], rstd of [{t}], a gain of [{c}]"),
+                found: format!("{gradients:?}, rstd {:?}, gain {:?}", rstd.dims(), self.weight.dims()),
             });
         }
         let inputs = BackwardInputs { dy, residual, rstd, dresidual };

@@ -38,6 +38,7 @@ pub(super) fn rotate(
     (sign, out): (f64, DType),
 ) -> Result<Tensor> {
     check_same_dtype("rope", &x, out)?;
+    gpu::check_dtype("rope", &[&table.cos, &table.sin], DType::F32)?;
     let (rows, width) = x.dims2()?;
     let half = table.head_dim / 2;
     let parameters = RopeParameters {
@@ -50,7 +51,8 @@ pub(super) fn rotate(
     };
     let kernel = Kernel::new("rope", "rope", rows, row_threads(heads, half));
     let positions = positions.to_device(x.device())?;
-    gpu::launch(&kernel, x.dtype(), &[&x, &table.cos, &table.sin, &positions], &parameters)?;
+    // SAFETY: the module has checked the width and that the positions are in the table, which is f32.
+    unsafe { gpu::launch(&kernel, x.dtype(), &[&x, &table.cos, &table.sin, &positions], &parameters) }?;
     Ok(x)
 }
 
@@ -84,6 +86,9 @@ pub(crate) fn forward_to_cache(
         return Err(Error::Shape { op: OP, expected, found: format!("{:?} and {:?}", qkv.dims(), to) });
     }
     check_same_dtype(OP, qkv, to.cache.dtype())?;
+    if let Some(RopeTable { cos, sin, .. }) = table {
+        gpu::check_dtype(OP, &[cos, sin], DType::F32)?;
+    }
     let queries = gpu::empty((t, shape.q_width()), qkv.dtype(), qkv)?;
     let half = shape.head_dim / 2;
     let parameters = RopeCacheParameters {
@@ -100,6 +105,7 @@ pub(crate) fn forward_to_cache(
     let (cos, sin) = table.map_or((&rows, &rows), |table| (&table.cos, &table.sin));
     let written = if shape.heads == 0 { to.cache } else { &queries };
     let buffers = [qkv, cos, sin, &positions, &rows, written, to.cache];
-    gpu::launch(&kernel, qkv.dtype(), &buffers, &parameters)?;
+    // SAFETY: widths, rows, positions and dtypes were checked above.
+    unsafe { gpu::launch(&kernel, qkv.dtype(), &buffers, &parameters) }?;
     Ok(queries)
 }

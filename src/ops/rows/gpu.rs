@@ -28,7 +28,9 @@ pub(super) fn forward(x: &Tensor, rows: IndexView) -> Result<Tensor> {
     let y = gpu::empty((count, c), x.dtype(), x)?;
     let kernel = Kernel::new("rows", "rows_forward", count, row_threads(c));
     let parameters = parameters(c, count, &[x]);
-    gpu::launch(&kernel, x.dtype(), &[x, &rows.to_device(x.device())?, &y], &parameters)?;
+    let numbers = rows.to_device(x.device())?;
+    // SAFETY: the module has checked that the numbers are rows of `x`.
+    unsafe { gpu::launch(&kernel, x.dtype(), &[x, &numbers, &y], &parameters) }?;
     Ok(y)
 }
 
@@ -37,7 +39,9 @@ pub(super) fn backward(dy: &Tensor, rows: IndexView, t: usize) -> Result<Tensor>
     let dx = gpu::empty((t, c), dy.dtype(), dy)?;
     let kernel = Kernel::new("rows", "rows_backward", t, row_threads(c));
     let parameters = parameters(c, count, &[dy]);
-    gpu::launch(&kernel, dy.dtype(), &[dy, &rows.to_device(dy.device())?, &dx], &parameters)?;
+    let numbers = rows.to_device(dy.device())?;
+    // SAFETY: the module has checked that `dy` has a row for each number.
+    unsafe { gpu::launch(&kernel, dy.dtype(), &[dy, &numbers, &dx], &parameters) }?;
     Ok(dx)
 }
 
@@ -45,7 +49,9 @@ pub(super) fn add(x: Tensor, dy: &Tensor, rows: IndexView) -> Result<Tensor> {
     let (count, c) = (rows.host().len(), x.dims2()?.1);
     let kernel = Kernel::new("rows", "rows_add", count, row_threads(c));
     let parameters = parameters(c, count, &[&x, dy]);
-    gpu::launch(&kernel, x.dtype(), &[&x, dy, &rows.to_device(x.device())?], &parameters)?;
+    let numbers = rows.to_device(x.device())?;
+    // SAFETY: the module has checked that the numbers are rows of `x`, and shape and dtype of `dy`.
+    unsafe { gpu::launch(&kernel, x.dtype(), &[&x, dy, &numbers], &parameters) }?;
     Ok(x)
 }
 
@@ -59,6 +65,7 @@ pub(super) fn add_leading(x: Tensor, leading: &Tensor, column: usize) -> Result<
         ..parameters(width, p, &[])
     };
     let kernel = Kernel::new("rows", "rows_add_leading", p, row_threads(columns));
-    gpu::launch(&kernel, x.dtype(), &[&x, &leading], &parameters)?;
+    // SAFETY: the module has checked that `leading` lies inside of `x`.
+    unsafe { gpu::launch(&kernel, x.dtype(), &[&x, &leading], &parameters) }?;
     Ok(x)
 }

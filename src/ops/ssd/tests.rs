@@ -247,7 +247,7 @@ fn a_sequence_cut_in_two_passes_has_the_same_rows_and_gradients() -> Result<()> 
 #[test]
 fn a_shared_prefix_equals_the_prefix_repeated() -> Result<()> {
     let tolerance = Tolerance { absolute: 1e-10, relative: 1e-10 };
-    let lens = [3, 80, 1, 20];
+    let lens = [3, 80, 1, 20, 64, 64, 64, 64, 10];
     let rows: usize = lens.iter().sum();
     for (prefix, shape) in [(1, shapes()[0]), (2, shapes()[1]), (67, shapes()[2]), (130, shapes()[0])] {
         let mut shared = vec![(prefix, ScanStart::Zero)];

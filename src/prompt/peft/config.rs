@@ -159,11 +159,7 @@ const COUNTS: [&str; 5] =
     ["num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers"];
 /// Keys whose values are texts.
 const TEXTS: [&str; 6] = [
-    "task_type",
-    "base_model_name_or_path",
-    "revision",
-    "prompt_tuning_init",
-    "prompt_tuning_init_text",
+    "task_type", "base_model_name_or_path", "revision", "prompt_tuning_init", "prompt_tuning_init_text",
     "tokenizer_name_or_path",
 ];
 

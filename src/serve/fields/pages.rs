@@ -32,15 +32,17 @@ fn spans(names: &[&str]) -> String {
     joined(names.iter().map(|name| format!("`{name}`")).collect())
 }
 
+/// The name of a refused field, and how it is refused.
+type Refusal = (&'static str, &'static RefusedFields);
+
 /// The refused fields of a table that it does not obey.
-fn refusals(table: &FieldTable) -> Vec<&'static RefusedField> {
-    let refused = table.refused.iter().flat_map(|list| list.iter());
-    refused.filter(|refused| !lists(table.obeyed, refused.name)).collect()
+fn refusals(table: &FieldTable) -> Vec<Refusal> {
+    table.refusals().filter(|(name, _)| !lists(table.obeyed, name)).collect()
 }
 
 /// A field with what means that it is off, beside what always does.
-fn shown(refused: &RefusedField, prefix: &str) -> String {
-    let name = format!("{prefix}{}", refused.name);
+fn shown((name, refused): Refusal, prefix: &str) -> String {
+    let name = format!("{prefix}{name}");
     match refused.off {
         Off::Number(number) => format!("`{name}` ({number})"),
         Off::Words(words) => format!("`{name}` ({})", words.join(", ")),
@@ -50,10 +52,10 @@ fn shown(refused: &RefusedField, prefix: &str) -> String {
 }
 
 /// Rows of fields that get the same answer.
-fn rows(refused: &[&RefusedField], prefix: &str) -> String {
+fn rows(refused: &[Refusal], prefix: &str) -> String {
     let mut rows = BTreeMap::<&str, Vec<String>>::new();
     for one in refused {
-        rows.entry(one.hint).or_default().push(shown(one, prefix));
+        rows.entry(one.1.hint).or_default().push(shown(*one, prefix));
     }
     let mut out = String::new();
     for (hint, names) in rows {
@@ -67,7 +69,7 @@ fn rows(refused: &[&RefusedField], prefix: &str) -> String {
 struct Section {
     obeyed: Vec<&'static str>,
     without_effect: Vec<&'static str>,
-    refused: Vec<&'static RefusedField>,
+    refused: Vec<Refusal>,
     nested: Vec<(&'static str, &'static FieldTable)>,
 }
 
@@ -84,7 +86,7 @@ impl Section {
     /// What is in all of `others` too, or what is not.
     fn shared(&self, others: &[Self], shared: bool) -> Self {
         let all = |holds: &dyn Fn(&Self) -> bool| others.iter().all(holds) == shared;
-        let alike = |a: &RefusedField, b: &RefusedField| (a.name, a.hint) == (b.name, b.hint);
+        let alike = |a: Refusal, b: Refusal| (a.0, a.1.hint) == (b.0, b.1.hint);
         let keep = |list: &[&'static str], of: fn(&Self) -> &Vec<&'static str>| {
             list.iter().copied().filter(|name| all(&|other| of(other).contains(name))).collect()
         };
@@ -92,7 +94,7 @@ impl Section {
             obeyed: keep(&self.obeyed, |section| &section.obeyed),
             without_effect: keep(&self.without_effect, |section| &section.without_effect),
             refused: (self.refused.iter().copied())
-                .filter(|one| all(&|other| other.refused.iter().any(|two| alike(one, two))))
+                .filter(|one| all(&|other| other.refused.iter().any(|two| alike(*one, *two))))
                 .collect(),
             nested: (self.nested.iter().copied())
                 .filter(|(key, _)| all(&|other| other.nested.iter().any(|(name, _)| name == key)))

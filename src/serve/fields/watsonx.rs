@@ -1,7 +1,7 @@
 //! The fields of watsonx's API for text generation, and of gneiss's own route.
 
 use super::engines::SAMPLERS;
-use super::{FieldTable, Off, RefusedField, refused};
+use super::{FieldTable, Off, RefusedFields, refused};
 
 /// Fields of `POST /ml/v1/text/generation`, of a deployment's, and of their streams.
 pub(in crate::serve) static GENERATION: FieldTable = FieldTable {
@@ -15,19 +15,9 @@ pub(in crate::serve) static GENERATION: FieldTable = FieldTable {
 static PARAMETERS: FieldTable = FieldTable {
     request: "`parameters`",
     obeyed: &[&[
-        "decoding_method",
-        "max_new_tokens",
-        "min_new_tokens",
-        "temperature",
-        "top_p",
-        "top_k",
-        "random_seed",
-        "repetition_penalty",
-        "stop_sequences",
-        "include_stop_sequence",
-        "time_limit",
-        "truncate_input_tokens",
-        "return_options",
+        "decoding_method", "max_new_tokens", "min_new_tokens", "temperature", "top_p", "top_k",
+        "random_seed", "repetition_penalty", "stop_sequences", "include_stop_sequence", "time_limit",
+        "truncate_input_tokens", "return_options",
     ]],
     without_effect: &[],
     refused: &[NOT_OF_PARAMETERS, FORMS, SAMPLERS],
@@ -39,7 +29,7 @@ static RETURN_OPTIONS: FieldTable = FieldTable {
     obeyed: &[&["input_text", "input_tokens", "generated_tokens", "token_logprobs", "top_n_tokens"]],
     without_effect: &[],
     refused: &[&[refused(
-        "token_ranks",
+        &["token_ranks"],
         Off::Empty,
         "ranks are not offered by this server; top_n_tokens and token_logprobs are",
     )]],
@@ -51,73 +41,69 @@ pub(in crate::serve) static CLASSIFY: FieldTable = FieldTable {
     request: "/v1/classify",
     obeyed: &[&["model", "input", "task", "labels", "hard_prompt"]],
     without_effect: &[&["user", "metadata"]],
-    refused: &[&[
-        refused("prompt", Off::Empty, "the text to classify is `input`"),
-        refused("messages", Off::Empty, "the text to classify is `input`"),
-    ]],
+    refused: &[&[refused(&["prompt", "messages"], Off::Empty, "the text to classify is `input`")]],
     nested: &[],
 };
 
-const NOT_AT_THE_TOP: &[RefusedField] = &[
-    refused("messages", Off::Empty, "messages are for /ml/v1/text/chat; this route takes `input`"),
-    refused("prompt", Off::Empty, "the text is `input` here"),
-    refused("max_new_tokens", Off::Null, INSIDE),
-    refused("min_new_tokens", Off::Null, INSIDE),
-    refused("decoding_method", Off::Null, INSIDE),
-    refused("temperature", Off::Null, INSIDE),
-    refused("top_p", Off::Null, INSIDE),
-    refused("top_k", Off::Null, INSIDE),
-    refused("random_seed", Off::Null, INSIDE),
-    refused("repetition_penalty", Off::Null, INSIDE),
-    refused("stop_sequences", Off::Null, INSIDE),
-    refused("time_limit", Off::Null, INSIDE),
-    refused("truncate_input_tokens", Off::Null, INSIDE),
-    refused("return_options", Off::Null, INSIDE),
-    refused("length_penalty", Off::Null, INSIDE),
-    refused("prompt_variables", Off::Empty, VARIABLES),
-    refused("max_tokens", Off::Null, "it is `parameters.max_new_tokens` here"),
+const NOT_AT_THE_TOP: &[RefusedFields] = &[
+    refused(&["messages"], Off::Empty, "messages are for /ml/v1/text/chat; this route takes `input`"),
+    refused(&["prompt"], Off::Empty, "the text is `input` here"),
+    refused(
+        &[
+            "max_new_tokens", "min_new_tokens", "decoding_method", "temperature", "top_p", "top_k",
+            "random_seed", "repetition_penalty", "stop_sequences", "time_limit", "truncate_input_tokens",
+            "return_options", "length_penalty",
+        ],
+        Off::Null,
+        INSIDE,
+    ),
+    refused(&["prompt_variables"], Off::Empty, VARIABLES),
+    refused(&["max_tokens"], Off::Null, "it is `parameters.max_new_tokens` here"),
 ];
 
-const NOT_OF_PARAMETERS: &[RefusedField] = &[
+const NOT_OF_PARAMETERS: &[RefusedFields] = &[
     refused(
-        "length_penalty",
+        &["length_penalty"],
         Off::Empty,
         "text that grows likelier to end with its length is not offered by this server; max_new_tokens bounds it",
     ),
-    refused("prompt_variables", Off::Empty, VARIABLES),
-    refused("presence_penalty", Off::Number(0.0), "not offered here; repetition_penalty is"),
-    refused("frequency_penalty", Off::Number(0.0), "not offered here; repetition_penalty is"),
-    refused("logit_bias", Off::Empty, "not offered here; /v1/completions has it"),
-    refused("logprobs", Off::Empty, "it is `return_options.token_logprobs` here"),
-    refused("top_logprobs", Off::Number(0.0), "it is `return_options.top_n_tokens` here"),
-    refused("n", Off::Number(1.0), "an answer is one here; /v1/completions has `n`"),
-    refused("max_tokens", Off::Null, "it is `max_new_tokens` here"),
-    refused("max_completion_tokens", Off::Null, "it is `max_new_tokens` here"),
-    refused("min_tokens", Off::Number(0.0), "it is `min_new_tokens` here"),
-    refused("seed", Off::Null, "it is `random_seed` here"),
-    refused("stop", Off::Empty, "it is `stop_sequences` here"),
-    refused("guardrails*", Off::Empty, "this server moderates nothing; leave it out"),
-    refused("moderations", Off::Empty, "this server moderates nothing; leave it out"),
+    refused(&["prompt_variables"], Off::Empty, VARIABLES),
+    refused(
+        &["presence_penalty", "frequency_penalty"],
+        Off::Number(0.0),
+        "not offered here; repetition_penalty is",
+    ),
+    refused(&["logit_bias"], Off::Empty, "not offered here; /v1/completions has it"),
+    refused(&["logprobs"], Off::Empty, "it is `return_options.token_logprobs` here"),
+    refused(&["top_logprobs"], Off::Number(0.0), "it is `return_options.top_n_tokens` here"),
+    refused(&["n"], Off::Number(1.0), "an answer is one here; /v1/completions has `n`"),
+    refused(&["max_tokens", "max_completion_tokens"], Off::Null, "it is `max_new_tokens` here"),
+    refused(&["min_tokens"], Off::Number(0.0), "it is `min_new_tokens` here"),
+    refused(&["seed"], Off::Null, "it is `random_seed` here"),
+    refused(&["stop"], Off::Empty, "it is `stop_sequences` here"),
+    refused(&["guardrails*", "moderations"], Off::Empty, "this server moderates nothing; leave it out"),
 ];
 
 /// What binds an answer, bans tokens or changes the text, as other engines have it.
-const FORMS: &[RefusedField] = &[
-    refused("guided_*", Off::Empty, FREE),
-    refused("structured_outputs", Off::Empty, FREE),
-    refused("response_format", Off::Empty, FREE),
-    refused("json_schema", Off::Empty, FREE),
-    refused("grammar*", Off::Empty, FREE),
-    refused("regex*", Off::Empty, FREE),
-    refused("decoding", Off::Empty, FREE),
-    refused("allowed_token*", Off::Empty, LISTS),
-    refused("bad_words*", Off::Empty, LISTS),
-    refused("min_p", Off::Number(0.0), "not offered here; /v1/completions has it"),
-    refused("ignore_eos", Off::Empty, "not offered here; /v1/completions has it"),
-    refused("stop_token_ids", Off::Empty, "not offered here; /v1/completions has it"),
-    refused("skip_special_tokens", Off::True, "not offered here; /v1/completions has it"),
-    refused("prompt_embeds", Off::Empty, "not offered here; /v1/completions has it"),
-    refused("echo", Off::Empty, "it is `parameters.return_options.input_text` here"),
-    refused("lora*", Off::Empty, "tuned prompts are deployments of this server"),
+const FORMS: &[RefusedFields] = &[
+    refused(
+        &[
+            "guided_*", "structured_outputs", "response_format", "json_schema", "grammar*", "regex*",
+            "decoding",
+        ],
+        Off::Empty,
+        FREE,
+    ),
+    refused(&["allowed_token*", "bad_words*"], Off::Empty, LISTS),
+    refused(&["min_p"], Off::Number(0.0), "not offered here; /v1/completions has it"),
+    refused(
+        &["ignore_eos", "stop_token_ids", "prompt_embeds"],
+        Off::Empty,
+        "not offered here; /v1/completions has it",
+    ),
+    refused(&["skip_special_tokens"], Off::True, "not offered here; /v1/completions has it"),
+    refused(&["echo"], Off::Empty, "it is `parameters.return_options.input_text` here"),
+    refused(&["lora*"], Off::Empty, "tuned prompts are deployments of this server"),
 ];
 
 const LISTS: &str =

@@ -44,11 +44,8 @@ async fn the_page_may_load_nothing_from_elsewhere() {
     assert!(answer.headers["content-type"].to_str().unwrap().starts_with("text/html"));
     let policy = answer.headers["content-security-policy"].to_str().unwrap();
     let expected = [
-        "default-src 'none'",
-        "style-src 'unsafe-inline'",
-        "script-src 'unsafe-inline'",
-        "connect-src 'self'",
-        "img-src data:",
+        "default-src 'none'", "style-src 'unsafe-inline'", "script-src 'unsafe-inline'",
+        "connect-src 'self'", "img-src data:",
     ];
     assert_eq!(policy.split("; ").collect::<Vec<_>>(), expected);
 }

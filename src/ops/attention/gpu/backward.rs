@@ -103,7 +103,8 @@ pub(super) fn run(
     if !call.on_tensor_cores() || outputs.rows.queries < q.dims()[0] {
         let pairs = q.dims()[0] * shape.heads;
         let kernel = Kernel::new("attention", "attention_delta", pairs.div_ceil(THREADS / 8), THREADS);
-        call.launch(&kernel, &[out, dout, &delta])?;
+        // SAFETY: all three have a row for each query; the call has checked the dtypes.
+        unsafe { call.launch(&kernel, &[out, dout, &delta]) }?;
     }
     let rotation = rotation.filter(|r| rotates_back(&call, shape, r));
     call.parameters.rotated = u32::from(rotation.is_some());
@@ -136,7 +137,8 @@ impl BackwardCall<'_> {
             }
             false => [&inputs[..], &[&tiles, *dout, *lse, delta, dq]].concat(),
         };
-        call.launch(&kernel, &buffers)
+        // SAFETY: as in the forward pass; `dq` has the rows of the plan.
+        unsafe { call.launch(&kernel, &buffers) }
     }
 
     fn key_value_gradients(&self) -> Result<()> {
@@ -153,7 +155,8 @@ impl BackwardCall<'_> {
         let rotation = if call.on_tensor_cores() { &rotation[..] } else { &[] };
         let inputs = self.inputs();
         let buffers = [&inputs[..], &[&items, *dout, *lse, delta], rotation, &[dkv, &partials]].concat();
-        call.launch(&kernel, &buffers)?;
+        // SAFETY: as in the forward pass; `dkv` has the rows of the plan, and `partials` its slots.
+        unsafe { call.launch(&kernel, &buffers) }?;
         self.reduce(&plan, &partials, dkv)
     }
 
@@ -179,6 +182,7 @@ impl BackwardCall<'_> {
         let written = [dkv, prefix.unwrap_or(partials)];
         let buffers =
             [partials, &reductions, rotation.cos, rotation.sin, &rotation.keys, written[0], written[1]];
-        gpu::launch(&kernel, call.q.dtype(), &buffers, &parameters)
+        // SAFETY: the reductions are of the plan's slots and of rows of the matrix that is written.
+        unsafe { gpu::launch(&kernel, call.q.dtype(), &buffers, &parameters) }
     }
 }

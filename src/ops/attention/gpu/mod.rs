@@ -68,6 +68,7 @@ impl<'a> AttentionCall<'a> {
         let (kv_column, prefix_column) = (kv_width - shape.kv_width(), prefix_width - shape.kv_width());
         let widths = [shape.head_dim, q_width, kv_width, prefix_width];
         let aligned = gpu::aligned(&widths, &[&[q, kv, prefix], others].concat());
+        gpu::check_dtype("attention", &[&[kv, prefix], others].concat(), q.dtype())?;
         let fused = matches!(inputs.qkv, Qkv::Fused(_));
         let parameters = AttentionParameters {
             heads: gpu::uint(shape.heads),
@@ -105,8 +106,11 @@ impl<'a> AttentionCall<'a> {
         self.kernels.file == "attention_mma"
     }
 
-    fn launch(&self, kernel: &Kernel, buffers: &[&Tensor]) -> Result<()> {
-        gpu::launch(kernel, self.q.dtype(), buffers, &self.parameters)
+    /// # Safety
+    /// As for [`gpu::launch`].
+    unsafe fn launch(&self, kernel: &Kernel, buffers: &[&Tensor]) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { gpu::launch(kernel, self.q.dtype(), buffers, &self.parameters) }
     }
 }
 
@@ -122,7 +126,8 @@ pub(super) fn forward(shape: &AttentionShape, inputs: Inputs) -> Result<Attentio
     let visible = inputs.segments.visible().to_device(q.device())?;
     let tiles = plan.to_device(q.device())?;
     let kernel = call.kernel(call.kernels.forward, plan.len() / 6, shape.heads);
-    call.launch(&kernel, &[q, call.kv, call.prefix, &visible, &tiles, &out, &lse])?;
+    // SAFETY: the module has checked widths and segments, of whose rows the plan consists; the call has checked the dtypes.
+    unsafe { call.launch(&kernel, &[q, call.kv, call.prefix, &visible, &tiles, &out, &lse]) }?;
     Ok(AttentionOutput { out, lse, out_is_needed: true })
 }
 
@@ -141,5 +146,12 @@ pub(super) fn backward(
         let problem = "attention backward: expected the values of a forward pass on a GPU, found those of one on the CPU";
         return Err(Error::Invalid(problem.into()));
     };
+    if out.dims() != dout.dims() || saved.lse.dims() != [dout.dims()[0], shape.heads] {
+        return Err(Error::Shape {
+            op: "attention backward",
+            expected: format!("the values of a forward pass of {:?}", dout.dims()),
+            found: format!("{:?} and {:?}", out.dims(), saved.lse.dims()),
+        });
+    }
     backward::run(shape, inputs, (out, &saved.lse), (dout, rotation), targets)
 }

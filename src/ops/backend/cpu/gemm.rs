@@ -33,25 +33,8 @@ pub(crate) unsafe fn gemm<T: Real>(product: &Gemm<T>, out: MatMut<T>) {
     // SAFETY: the caller's promise.
     unsafe {
         ::gemm::gemm(
-            m,
-            n,
-            k,
-            out.ptr,
-            1,
-            out.stride as isize,
-            accumulate,
-            a.ptr,
-            a.column_stride,
-            a.row_stride,
-            b.ptr,
-            b.column_stride,
-            b.row_stride,
-            alpha,
-            scale,
-            false,
-            false,
-            false,
-            parallelism,
+            m, n, k, out.ptr, 1, out.stride as isize, accumulate, a.ptr, a.column_stride, a.row_stride,
+            b.ptr, b.column_stride, b.row_stride, alpha, scale, false, false, false, parallelism,
         );
     }
 }

@@ -124,7 +124,9 @@ fn address(tensor: &Tensor) -> Result<u64> {
     Ok(base + (layout.start_offset() * tensor.dtype().size_in_bytes()) as u64)
 }
 
-pub(super) fn launch<P: KernelParameters>(
+/// # Safety
+/// As for [`super::launch`].
+pub(super) unsafe fn launch<P: KernelParameters>(
     device: &CudaDevice,
     kernel: &Kernel,
     element: DType,
@@ -148,7 +150,7 @@ pub(super) fn launch<P: KernelParameters>(
         block_dim: (super::uint(kernel.threads), 1, 1),
         shared_mem_bytes: super::uint(kernel.shared),
     };
-    // SAFETY: the buffers live on this stream, and the arguments are those of the kernel, in its order.
+    // SAFETY: the caller's promise; the buffers live on this stream.
     unsafe { arguments.launch(config) }.w()?;
     Ok(())
 }

@@ -143,7 +143,10 @@ fn elements(tensor: &Tensor) -> Result<(*mut c_void, u64)> {
 }
 
 /// Runs a kernel of `library`.
-pub(crate) fn launch_in<P: KernelParameters>(
+///
+/// # Safety
+/// Nothing else accesses the elements that the kernel writes while it runs.
+pub(crate) unsafe fn launch_in<P: KernelParameters>(
     library: &Library,
     kernel: &Kernel,
     buffers: &[&Tensor],
@@ -166,8 +169,7 @@ pub(crate) fn launch_in<P: KernelParameters>(
     }
     let name = CString::new(kernel.name).expect("a kernel's name has no zero");
     let mut message = [0 as c_char; 2048];
-    // SAFETY: the emulator checks every access against the sizes given; the buffers are alive, and nothing else
-    // uses those that the kernel writes while it runs.
+    // SAFETY: the emulator checks every access against the sizes given; the buffers are alive; the caller's promise.
     let (code, message) = unsafe {
         let run = library.get::<Emulate>(b"emulate\0").expect("the emulator's entry");
         let code = run(name.as_ptr(), &raw const launch, message.as_mut_ptr(), message.len() as u64);
@@ -176,13 +178,16 @@ pub(crate) fn launch_in<P: KernelParameters>(
     if code == 0 { Ok(()) } else { Err(Error::Invalid(format!("emulator: {message}"))) }
 }
 
-pub(super) fn launch<P: KernelParameters>(
+/// # Safety
+/// As for [`launch_in`].
+pub(super) unsafe fn launch<P: KernelParameters>(
     kernel: &Kernel,
     element: DType,
     buffers: &[&Tensor],
     parameters: &P,
 ) -> Result<()> {
-    launch_in(library(element), kernel, buffers, parameters)
+    // SAFETY: the caller's promise.
+    unsafe { launch_in(library(element), kernel, buffers, parameters) }
         .map_err(|e| Error::Invalid(format!("kernels/{}.cu: {e}", kernel.file)))
 }
 
@@ -199,7 +204,10 @@ mod tests {
         let y = Tensor::zeros(64, DType::F32, &Device::Cpu).expect("a tensor");
         let y = if name == "fault_overlap" { x.clone() } else { y };
         let kernel = Kernel::new("faults", name, blocks, 64);
-        match emulate(order, || launch_in(library, &kernel, &[&x, &y], &FaultParameters { width })) {
+        let buffers = [&x, &y];
+        // SAFETY: nothing else uses the buffers.
+        match emulate(order, || unsafe { launch_in(library, &kernel, &buffers, &FaultParameters { width }) })
+        {
             Ok(()) => String::new(),
             Err(error) => error.to_string(),
         }

@@ -79,7 +79,9 @@ fn pipeline(device: &MetalDevice, kernel: &Kernel, element: DType) -> Result<Com
     Ok(pipeline)
 }
 
-pub(super) fn launch<P: KernelParameters>(
+/// # Safety
+/// As for [`super::launch`].
+pub(super) unsafe fn launch<P: KernelParameters>(
     device: &MetalDevice,
     kernel: &Kernel,
     element: DType,

@@ -158,9 +158,11 @@ fn allocate(shape: Shape, dtype: DType, like: &Tensor) -> Result<Tensor> {
     if shape.elem_count() == 0 {
         return Ok(crate::ops::no_rows(1, dtype, like.device())?.reshape(shape)?);
     }
-    // SAFETY: every bit pattern is a value of the dtypes used here, and the kernel for which the tensor is made writes all
-    // of it.
-    Ok(unsafe { Tensor::empty(shape, dtype, like.device()) }?)
+    match like.device() {
+        Device::Cpu => Ok(Tensor::zeros(shape, dtype, &Device::Cpu)?),
+        // SAFETY: the memory is the GPU's: until it is written it holds unspecified bits, which are a value of each dtype used here.
+        device => Ok(unsafe { Tensor::empty(shape, dtype, device) }?),
+    }
 }
 
 /// 1 if kernels may access rows of these widths in `tensors` 16 bytes at a time, else 0: widths are multiples of 8 elements, and
@@ -173,12 +175,28 @@ pub(crate) fn aligned(widths: &[usize], tensors: &[&Tensor]) -> u32 {
     u32::from(widths.iter().all(|w| w % 8 == 0) && tensors.iter().all(is_aligned))
 }
 
+/// Returns an error if one of `tensors` has another dtype than the kernel of `op` reads.
+pub(crate) fn check_dtype(op: &'static str, tensors: &[&Tensor], dtype: DType) -> Result<()> {
+    match tensors.iter().find(|tensor| tensor.dtype() != dtype) {
+        None => Ok(()),
+        Some(other) => {
+            let found = format!("{:?} of shape {:?}", other.dtype(), other.dims());
+            Err(Error::Shape { op, expected: format!("{dtype:?}"), found })
+        }
+    }
+}
+
 /// Runs a kernel, compiled for activations of dtype `element`, over `buffers` in the order of its arguments. On a GPU the call
 /// returns before the kernel has run.
 ///
 /// # Errors
 /// Returns an error if there is no kernel for `element`, a buffer is not contiguous, or a device operation fails.
-pub(crate) fn launch<P: KernelParameters>(
+///
+/// # Safety
+/// The buffers have the dtypes that the kernel declares, and every element that the kernel accesses with these parameters and
+/// with the indices in the buffers. Nothing else accesses the elements that it writes while it runs; on a GPU nothing does, since
+/// all work of a device is in one queue.
+pub(crate) unsafe fn launch<P: KernelParameters>(
     kernel: &Kernel,
     element: DType,
     buffers: &[&Tensor],
@@ -199,13 +217,14 @@ pub(crate) fn launch<P: KernelParameters>(
     if kernel.grid.contains(&0) {
         return Ok(());
     }
+    // SAFETY: the caller's promise.
     match buffers[0].device() {
         #[cfg(feature = "cuda")]
-        Device::Cuda(device) => cuda::launch(device, kernel, element, buffers, parameters),
+        Device::Cuda(device) => unsafe { cuda::launch(device, kernel, element, buffers, parameters) },
         #[cfg(feature = "metal")]
-        Device::Metal(device) => metal::launch(device, kernel, element, buffers, parameters),
+        Device::Metal(device) => unsafe { metal::launch(device, kernel, element, buffers, parameters) },
         #[cfg(test)]
-        Device::Cpu if emulated::is_on() => emulated::launch(kernel, element, buffers, parameters),
+        Device::Cpu if emulated::is_on() => unsafe { emulated::launch(kernel, element, buffers, parameters) },
         other => {
             let problem =
                 format!("{}: expected a GPU that this build has kernels for, found {other:?}", kernel.name);

@@ -3,7 +3,7 @@
 use super::super::plan::{Block, CHUNK, StateSource};
 use super::super::{SsdGradients, SsdShape};
 use super::chunk_gradient::ChunkGradient;
-use super::matrix::{Matrix, Output, multiply};
+use super::operand::{Operand, ProductRows, multiply};
 use super::pass::{HeadSlice, Pass};
 use super::states::StateMemory;
 use crate::Result;
@@ -146,7 +146,7 @@ fn write_states<T: Real>(pass: &Pass<T>, memory: &StateMemory<T>) {
 
 /// The rows of a block in a slice, and memory for their gradients.
 struct BlockGradient<'a, T> {
-    dy: Matrix<'a, T>,
+    dy: Operand<'a, T>,
     /// `b` [rows, w].
     b: Vec<T>,
     /// `exp(l_i) dy_i · S⁰ C_i`, a row for each head.
@@ -193,7 +193,7 @@ impl<T: Real> BackwardPass<'_, T> {
         scratch: &mut Vec<T>,
     ) -> Option<Vec<T>> {
         let (pass, n, w) = (self.pass, block.rows.len(), slice.columns.len());
-        let dy = Matrix::new(self.dy, pass.shape.inner()).from(block.rows.start, slice.columns.start);
+        let dy = Operand::new(self.dy, pass.shape.inner()).from(block.rows.start, slice.columns.start);
         let x = pass.x(&block.rows, slice, scratch);
         let off = vec![T::zero(); slice.heads.len() * n];
         let mut gradient = BlockGradient { dy, b: vec![T::zero(); n * w], off, dstart: None };
@@ -247,11 +247,11 @@ impl<T: Real> BackwardPass<'_, T> {
             let first = (chunk.rows.start - block.rows.start) * w;
             pass.scale_rows(&chunk.rows, slice, &mut decayed[first..first + chunk.rows.len() * w]);
         }
-        let (decayed, c) = (Matrix::new(&decayed, w), pass.c(block.rows.start, slice.group));
+        let (decayed, c) = (Operand::new(&decayed, w), pass.c(block.rows.start, slice.group));
         let mut head_term = vec![T::zero(); rows * n];
         for (h, off) in gradient.off.chunks_exact_mut(rows).enumerate() {
-            let start = Matrix::new(&start[h * r * n..][..r * n], n);
-            let out = Output { values: &mut head_term, stride: n, accumulate: false };
+            let start = Operand::new(&start[h * r * n..][..r * n], n);
+            let out = ProductRows { values: &mut head_term, stride: n, accumulate: false };
             multiply((rows, n, r), decayed.from(0, h * r), start, out);
             cpu::simd(
                 #[inline(always)]
@@ -269,7 +269,7 @@ impl<T: Real> BackwardPass<'_, T> {
             );
         }
         let mut dstart = vec![T::zero(); w * n];
-        let out = Output { values: &mut dstart, stride: n, accumulate: false };
+        let out = ProductRows { values: &mut dstart, stride: n, accumulate: false };
         multiply((w, n, rows), decayed.transposed(), c, out);
         gradient.dstart = Some(dstart);
     }

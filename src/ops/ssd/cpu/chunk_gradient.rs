@@ -2,7 +2,7 @@
 
 use super::super::plan::CHUNK;
 use super::decay::{HeadSteps, LANES};
-use super::matrix::{Matrix, Output, multiply};
+use super::operand::{Operand, ProductRows, multiply};
 use super::pass::{HeadSlice, Pass};
 use crate::ops::cpu::{self, Disjoint, Real};
 use std::ops::Range;
@@ -11,8 +11,8 @@ pub(super) struct ChunkGradient<'a, T> {
     pass: &'a Pass<'a, T>,
     rows: &'a Range<usize>,
     slice: &'a HeadSlice,
-    x: Matrix<'a, T>,
-    dy: Matrix<'a, T>,
+    x: Operand<'a, T>,
+    dy: Operand<'a, T>,
     /// `b` [q, w], of which the terms are added up.
     b: &'a mut [T],
     /// `dl` of each head.
@@ -24,7 +24,7 @@ impl<'a, T: Real> ChunkGradient<'a, T> {
     pub(super) fn new<'o>(
         pass: &'a Pass<'a, T>,
         (rows, slice): (&'a Range<usize>, &'a HeadSlice),
-        (x, dy): (Matrix<'a, T>, Matrix<'a, T>),
+        (x, dy): (Operand<'a, T>, Operand<'a, T>),
         b: &'a mut [T],
         off: impl Iterator<Item = &'o [T]>,
     ) -> Self
@@ -48,12 +48,12 @@ impl<'a, T: Real> ChunkGradient<'a, T> {
         let mut u = Vec::new();
         self.pass.weighted_x(self.slice, self.rows.clone(), self.x, &mut u);
         let mut v = vec![T::zero(); q * w];
-        let dend_matrix = Matrix::new(dend, n);
+        let dend_matrix = Operand::new(dend, n);
         let b = self.pass.b(self.rows.start, self.slice.group);
-        let out = Output { values: &mut v, stride: w, accumulate: false };
+        let out = ProductRows { values: &mut v, stride: w, accumulate: false };
         multiply((q, w, n), b, dend_matrix.transposed(), out);
-        let out = Output { values: sides, stride: 2 * n, accumulate: false };
-        multiply((q, n, w), Matrix::new(&u, w), dend_matrix, out);
+        let out = ProductRows { values: sides, stride: 2 * n, accumulate: false };
+        multiply((q, n, w), Operand::new(&u, w), dend_matrix, out);
         let Self { pass, rows, slice, b, dl, .. } = self;
         cpu::simd(
             #[inline(always)]
@@ -106,12 +106,12 @@ impl<'a, T: Real> ChunkGradient<'a, T> {
         for (h, head) in self.slice.heads.clone().enumerate() {
             let steps = HeadSteps::new(self.pass, self.rows, head);
             let (x, dy) = (self.x.from(0, h * r), self.dy.from(0, h * r));
-            let out = Output { values: &mut p, stride: CHUNK, accumulate: false };
+            let out = ProductRows { values: &mut p, stride: CHUNK, accumulate: false };
             multiply((q, q, r), dy, x.transposed(), out);
             let cb = self.pass.cb(self.rows, self.slice.group);
             add_pairs(&steps, (cb, &p), (&mut weights, &mut *k), &mut self.dl[h]);
-            let out = Output { values: &mut self.b[h * r..], stride: w, accumulate: true };
-            multiply((q, r, q), Matrix::new(&weights, CHUNK).transposed(), dy, out);
+            let out = ProductRows { values: &mut self.b[h * r..], stride: w, accumulate: true };
+            multiply((q, r, q), Operand::new(&weights, CHUNK).transposed(), dy, out);
         }
     }
 

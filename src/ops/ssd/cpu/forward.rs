@@ -2,7 +2,7 @@
 
 use super::super::plan::{Block, BlockRun, CHUNK};
 use super::decay::{HeadSteps, LANES};
-use super::matrix::{Matrix, Output, multiply};
+use super::operand::{Operand, ProductRows, multiply};
 use super::pass::{HeadSlice, Pass};
 use super::states::StateMemory;
 use crate::ops::cpu::{self, Disjoint, Real, StorageFloat};
@@ -65,8 +65,8 @@ impl<T: Real> Pass<'_, T> {
             return;
         };
         let (n, w) = (self.shape.state, slice.columns.len());
-        let (c, start) = (self.c(block.rows.start, slice.group), Matrix::new(start, n));
-        let out = Output { values: y, stride: w, accumulate: false };
+        let (c, start) = (self.c(block.rows.start, slice.group), Operand::new(start, n));
+        let out = ProductRows { values: y, stride: w, accumulate: false };
         multiply((block.rows.len(), w, n), c, start.transposed(), out);
         for chunk in &self.plan.chunks[block.chunks.clone()] {
             let first = chunk.rows.start - block.rows.start;
@@ -96,7 +96,7 @@ impl<T: Real> Pass<'_, T> {
         &self,
         rows: &Range<usize>,
         slice: &HeadSlice,
-        (x, weights): (Matrix<T>, &mut [T]),
+        (x, weights): (Operand<T>, &mut [T]),
         y: &mut [T],
     ) {
         let (q, w, r) = (rows.len(), slice.columns.len(), self.shape.head_dim);
@@ -124,13 +124,13 @@ impl<T: Real> Pass<'_, T> {
                     }
                 },
             );
-            let out = Output { values: &mut y[h * r..], stride: w, accumulate: true };
-            multiply((q, r, q), Matrix::new(weights, CHUNK), x.from(0, h * r), out);
+            let out = ProductRows { values: &mut y[h * r..], stride: w, accumulate: true };
+            multiply((q, r, q), Operand::new(weights, CHUNK), x.from(0, h * r), out);
         }
     }
 
     /// `y_i += D x_i`.
-    fn add_skip(&self, slice: &HeadSlice, x: Matrix<T>, y: &mut [T]) {
+    fn add_skip(&self, slice: &HeadSlice, x: Operand<T>, y: &mut [T]) {
         let (w, r) = (slice.columns.len(), self.shape.head_dim);
         cpu::simd(
             #[inline(always)]

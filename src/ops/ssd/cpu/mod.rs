@@ -5,7 +5,7 @@ mod backward;
 mod chunk_gradient;
 mod decay;
 mod forward;
-mod matrix;
+mod operand;
 mod pass;
 mod sides;
 mod states;

@@ -2,7 +2,7 @@
 
 use super::super::plan::{CHUNK, Chunk, ChunkPlan};
 use super::super::{SsdInputs, SsdShape, SsdWeights};
-use super::matrix::{Matrix, Output, multiply};
+use super::operand::{Operand, ProductRows, multiply};
 use crate::Result;
 use crate::ops::cpu::{Real, StoredSlice, StoredView, View};
 use rayon::prelude::*;
@@ -46,7 +46,9 @@ pub(super) struct Pass<'a, T> {
     pub(super) a: &'a [T],
     pub(super) d: &'a [T],
     pub(super) dt_bias: &'a [T],
-    pub(super) dt_limit: (f64, f64),
+    dt_limit: (f64, f64),
+    /// The steps before the softplus that are not clamped after it.
+    unclamped: (f64, f64),
     /// The given states, [n, I, N].
     pub(super) given: &'a [T],
     /// Steps: those of a chunk with q rows from row s are [M, q], from element s M.
@@ -92,6 +94,7 @@ impl<'a, T: Real> Pass<'a, T> {
             d: &d,
             dt_bias: &dt_bias,
             dt_limit: weights.dt_limit,
+            unclamped: (softplus_inverse(weights.dt_limit.0), softplus_inverse(weights.dt_limit.1)),
             given: given.as_deref().unwrap_or_default(),
             dt: Vec::new(),
             l: Vec::new(),
@@ -148,9 +151,9 @@ impl<'a, T: Real> Pass<'a, T> {
 
     /// The derivative of a step with respect to r.
     pub(super) fn step_derivative(&self, row: usize, head: usize) -> f64 {
-        let (x, (low, high)) = (self.biased(row, head), self.dt_limit);
-        let unclamped = softplus(x);
-        if unclamped > low && unclamped < high { 1.0 / (1.0 + (-x).exp()) } else { 0.0 }
+        let x = self.biased(row, head);
+        let (low, high) = self.unclamped;
+        if x > low && x < high { 1.0 / (1.0 + (-x).exp()) } else { 0.0 }
     }
 
     fn multiply_sides(&self, rows: &Range<usize>, bc: &[T], cb: &mut [T]) {
@@ -158,9 +161,9 @@ impl<'a, T: Real> Pass<'a, T> {
         let q = rows.len();
         let sides = match self.xbc {
             StoredSlice::Computed(xbc) => {
-                Matrix::new(xbc, self.shape.width()).from(rows.start, self.shape.inner())
+                Operand::new(xbc, self.shape.width()).from(rows.start, self.shape.inner())
             }
-            StoredSlice::Bf16(_) => Matrix::new(bc, 2 * groups * state),
+            StoredSlice::Bf16(_) => Operand::new(bc, 2 * groups * state),
         };
         for (group, cb) in cb.chunks_exact_mut(q * CHUNK).enumerate() {
             let (b, c) = (sides.from(0, group * state), sides.from(0, (groups + group) * state));
@@ -168,7 +171,7 @@ impl<'a, T: Real> Pass<'a, T> {
                 (q, q, state),
                 c,
                 b.transposed(),
-                Output { values: cb, stride: CHUNK, accumulate: false },
+                ProductRows { values: cb, stride: CHUNK, accumulate: false },
             );
         }
     }
@@ -190,22 +193,22 @@ impl<'a, T: Real> Pass<'a, T> {
     }
 
     /// B of a group, from a row on.
-    pub(super) fn b(&self, row: usize, group: usize) -> Matrix<'_, T> {
+    pub(super) fn b(&self, row: usize, group: usize) -> Operand<'_, T> {
         self.side(row, group * self.shape.state)
     }
 
     /// C of a group, from a row on.
-    pub(super) fn c(&self, row: usize, group: usize) -> Matrix<'_, T> {
+    pub(super) fn c(&self, row: usize, group: usize) -> Operand<'_, T> {
         self.side(row, (self.shape.groups + group) * self.shape.state)
     }
 
-    fn side(&self, row: usize, column: usize) -> Matrix<'_, T> {
+    fn side(&self, row: usize, column: usize) -> Operand<'_, T> {
         match self.xbc {
             StoredSlice::Computed(xbc) => {
-                Matrix::new(xbc, self.shape.width()).from(row, self.shape.inner() + column)
+                Operand::new(xbc, self.shape.width()).from(row, self.shape.inner() + column)
             }
             StoredSlice::Bf16(_) => {
-                Matrix::new(&self.bc, 2 * self.shape.groups * self.shape.state).from(row, column)
+                Operand::new(&self.bc, 2 * self.shape.groups * self.shape.state).from(row, column)
             }
         }
     }
@@ -221,21 +224,30 @@ impl<'a, T: Real> Pass<'a, T> {
         rows: &Range<usize>,
         slice: &HeadSlice,
         scratch: &'s mut Vec<T>,
-    ) -> Matrix<'s, T> {
+    ) -> Operand<'s, T> {
         let (width, columns) = (self.shape.width(), slice.columns.len());
         if let StoredSlice::Computed(xbc) = self.xbc {
-            return Matrix::new(xbc, width).from(rows.start, slice.columns.start);
+            return Operand::new(xbc, width).from(rows.start, slice.columns.start);
         }
         scratch.resize(rows.len() * columns, T::zero());
         for (row, x) in rows.clone().zip(scratch.chunks_exact_mut(columns)) {
             let first = row * width + slice.columns.start;
             self.xbc.range(first..first + columns).load(x);
         }
-        Matrix::new(scratch, columns)
+        Operand::new(scratch, columns)
     }
 }
 
 /// `ln(1 + e^x)`; x itself above 20, as PyTorch computes it.
 fn softplus(x: f64) -> f64 {
     if x > 20.0 { x } else { x.exp().ln_1p() }
+}
+
+/// The x with `softplus(x) = y`; negative infinity if y is not positive.
+fn softplus_inverse(y: f64) -> f64 {
+    match y {
+        y if y > 20.0 => y,
+        y if y > 0.0 => y.exp_m1().ln(),
+        _ => f64::NEG_INFINITY,
+    }
 }

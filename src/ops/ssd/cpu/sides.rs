@@ -2,7 +2,7 @@
 
 use super::super::plan::CHUNK;
 use super::backward::BackwardPass;
-use super::matrix::{Matrix, Output, multiply};
+use super::operand::{Operand, ProductRows, multiply};
 use crate::ops::cpu::{self, Real};
 use rayon::prelude::*;
 
@@ -51,10 +51,10 @@ impl<T: Real> BackwardPass<'_, T> {
                 },
             );
         }
-        let (k, size) = (Matrix::new(&k, CHUNK), (rows.len(), n, rows.len()));
-        let db = Output { values: &mut sum, stride: 2 * n, accumulate: true };
+        let (k, size) = (Operand::new(&k, CHUNK), (rows.len(), n, rows.len()));
+        let db = ProductRows { values: &mut sum, stride: 2 * n, accumulate: true };
         multiply(size, k.transposed(), pass.c(rows.start, group), db);
-        let dc = Output { values: &mut sum[n..], stride: 2 * n, accumulate: true };
+        let dc = ProductRows { values: &mut sum[n..], stride: 2 * n, accumulate: true };
         multiply(size, k, pass.b(rows.start, group), dc);
         sum
     }

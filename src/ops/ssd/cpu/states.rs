@@ -1,7 +1,7 @@
 //! The states at the borders of chunks: where they are, and how a chunk goes on from one to the next.
 
 use super::super::plan::{StateSlot, StateSource};
-use super::matrix::{Matrix, Output, multiply};
+use super::operand::{Operand, ProductRows, multiply};
 use super::pass::{HeadSlice, Pass};
 use crate::ops::cpu::{self, Disjoint, Real};
 
@@ -100,7 +100,7 @@ impl<T: Real> Pass<'_, T> {
         &self,
         (source, chunk): (StateSource, usize),
         slice: &HeadSlice,
-        (x, scratch): (Matrix<T>, &mut Vec<T>),
+        (x, scratch): (Operand<T>, &mut Vec<T>),
         memory: &StateMemory<T>,
     ) {
         // SAFETY: the caller's promise.
@@ -110,8 +110,13 @@ impl<T: Real> Pass<'_, T> {
         let (rows, n, w) = (&self.plan.chunks[chunk].rows, self.shape.state, slice.columns.len());
         self.scale_state(slice, rows.start..rows.end, start, end);
         self.weighted_x(slice, rows.clone(), x, scratch);
-        let (u, b) = (Matrix::new(scratch, w), self.b(rows.start, slice.group));
-        multiply((w, n, rows.len()), u.transposed(), b, Output { values: end, stride: n, accumulate: true });
+        let (u, b) = (Operand::new(scratch, w), self.b(rows.start, slice.group));
+        multiply(
+            (w, n, rows.len()),
+            u.transposed(),
+            b,
+            ProductRows { values: end, stride: n, accumulate: true },
+        );
     }
 
     /// Writes `exp(l_q) S⁰` to the rows of an end state.
@@ -147,7 +152,7 @@ impl<T: Real> Pass<'_, T> {
         &self,
         slice: &HeadSlice,
         rows: std::ops::Range<usize>,
-        x: Matrix<T>,
+        x: Operand<T>,
         out: &mut Vec<T>,
     ) {
         let (w, r) = (slice.columns.len(), self.shape.head_dim);
@@ -177,7 +182,7 @@ impl<T: Real> Pass<'_, T> {
         &self,
         (source, chunk): (StateSource, usize),
         slice: &HeadSlice,
-        (x, y): (Matrix<T>, &mut [T]),
+        (x, y): (Operand<T>, &mut [T]),
         memory: &StateMemory<T>,
     ) -> bool {
         let rows = &self.plan.chunks[chunk].rows;

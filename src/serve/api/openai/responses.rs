@@ -9,7 +9,7 @@ use crate::calendar;
 use crate::generate::Token;
 use crate::serve::api_error::ApiError;
 use crate::serve::fields::RESPONSES;
-use crate::serve::generation::{FinishReason, Generation, Piece};
+use crate::serve::generation::{FinishReason, GeneratedText, Generation, Piece};
 use crate::serve::params::Fields;
 use crate::serve::sse::{ClientGone, Events, respond as respond_with};
 use crate::serve::state::{AppState, RequestBody};
@@ -23,7 +23,6 @@ use std::time::{Instant, SystemTime};
 /// A response that is being generated.
 struct ResponseInProgress {
     chat: ChatCompletion,
-    generation: Generation,
     /// The response without status, output and usage.
     response: Value,
     message_id: String,
@@ -44,11 +43,11 @@ pub(super) async fn respond(
     let StartedChat { chat, mut generations, .. } = begun.map_err(|error| error.renamed(&NAMES))?;
     let generation = generations.pop().expect("a chat without `n` has one answer");
     let response = echo(&object, &chat);
-    let responding = ResponseInProgress { chat, generation, response, message_id: id("msg") };
+    let responding = ResponseInProgress { chat, response, message_id: id("msg") };
     let response = if stream {
-        respond_with(|events| responding.stream(events))
+        respond_with(|events| responding.stream(generation, events))
     } else {
-        axum::Json(responding.answer().await?).into_response()
+        axum::Json(responding.answer(generation).await?).into_response()
     };
     Ok(ignored.add_header(response))
 }
@@ -126,25 +125,14 @@ impl ResponseInProgress {
         response
     }
 
-    async fn answer(mut self) -> Result<Value, ApiError> {
-        let (mut text, mut tokens, mut ended) = (String::new(), Vec::new(), (None, 0));
-        while let Some(piece) = self.generation.next().await {
-            match piece? {
-                Piece::Scored(_) | Piece::First(_) => {}
-                Piece::Text { text: more, tokens: new } => {
-                    text.push_str(&more);
-                    tokens.extend(new);
-                }
-                Piece::End { reason, generated } => ended = (Some(reason), generated),
-            }
-        }
-        let (reason, generated) = ended;
+    async fn answer(&self, generation: Generation) -> Result<Value, ApiError> {
+        let GeneratedText { text, tokens, reason, generated, .. } = generation.collect().await?;
         let part = Self::part(&text, self.logprobs(&tokens));
         let message = self.message(status(reason.as_ref()), vec![part]);
         Ok(self.ended(reason.as_ref(), message, generated))
     }
 
-    async fn stream(mut self, events: Events) -> Result<(), ClientGone> {
+    async fn stream(self, mut generation: Generation, events: Events) -> Result<(), ClientGone> {
         let mut events = NumberedEvents { events, next: 0 };
         for kind in ["response.created", "response.in_progress"] {
             events.send(kind, json!({"response": self.response})).await?;
@@ -160,7 +148,7 @@ impl ResponseInProgress {
         let empty = positioned(json!({"part": Self::part("", json!([]))}));
         events.send("response.content_part.added", empty).await?;
         let (mut text, mut logprobs, mut ended) = (String::new(), Vec::new(), (None, 0));
-        while let Some(piece) = self.generation.next().await {
+        while let Some(piece) = generation.next().await {
             match piece {
                 Ok(Piece::Scored(_) | Piece::First(_)) => {}
                 Ok(Piece::Text { text: more, tokens }) => {

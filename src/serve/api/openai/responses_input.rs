@@ -10,13 +10,9 @@ use serde_json::{Map, Value, json};
 const LOGPROBS: &str = "message.output_text.logprobs";
 /// The other values of `include`. They are about tools, images and reasoning, which no answer of this server has.
 const NOTHING_TO_INCLUDE: [&str; 7] = [
-    "file_search_call.results",
-    "web_search_call.results",
-    "web_search_call.action.sources",
-    "message.input_image.image_url",
-    "computer_call_output.output.image_url",
-    "code_interpreter_call.outputs",
-    "reasoning.encrypted_content",
+    "file_search_call.results", "web_search_call.results", "web_search_call.action.sources",
+    "message.input_image.image_url", "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs", "reasoning.encrypted_content",
 ];
 
 /// Most entries of `include`.

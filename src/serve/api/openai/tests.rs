@@ -1,4 +1,6 @@
-use crate::serve::testing::{BASE, END, Fake, LIMITS, say};
+use crate::serve::testing::{
+    Answer, BASE, END, Fake, INVALID, LIMITS, MISSING, TOO_LONG, UNSUPPORTED, say, with_fields,
+};
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 
@@ -12,13 +14,7 @@ fn ids(text: &str) -> Vec<u32> {
 
 /// Asserts a refusal with this status and code, about this key, with all of these words.
 #[track_caller]
-fn refused(
-    answer: &crate::serve::testing::Answer,
-    status: u16,
-    code: &str,
-    param: Option<&str>,
-    words: &[&str],
-) {
+pub(super) fn refused(answer: &Answer, status: u16, code: &str, param: Option<&str>, words: &[&str]) {
     assert_eq!(answer.status.as_u16(), status, "{}", answer.text);
     let error = &answer.json()["error"];
     assert_eq!(error["code"], code, "{error}");
@@ -225,37 +221,33 @@ async fn prompts_are_cut_from_the_left_on_request() {
 #[tokio::test]
 async fn invalid_parameters_are_rejected_by_name() {
     let fake = Fake::saying("x");
-    let with = |change: Value| {
-        let mut body = json!({"model": BASE, "prompt": "x"});
-        body.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
-        body
-    };
+    let with = |change: Value| with_fields(json!({"model": BASE, "prompt": "x"}), change);
     for (change, code, param, words) in [
-        (json!({"model": null}), "missing_required_parameter", "model", &["GET /v1/models"][..]),
-        (json!({"prompt": null}), "missing_required_parameter", "prompt", &["a string"]),
-        (json!({"prompt": ""}), "invalid_value", "prompt", &["at least one token"]),
-        (json!({"prompt": []}), "invalid_value", "prompt", &["one token"]),
-        (json!({"prompt": {"a": 1}}), "invalid_value", "prompt", &["found an object"]),
-        (json!({"prompt": [1, 999]}), "invalid_value", "prompt", &["0 to 258"]),
-        (json!({"prompt": ["a", 1]}), "invalid_value", "prompt", &["list"]),
-        (json!({"temperature": 2.5}), "invalid_value", "temperature", &["0 to 2", "2.5"]),
-        (json!({"temperature": "hot"}), "invalid_value", "temperature", &["\"hot\""]),
-        (json!({"top_p": 0}), "invalid_value", "top_p", &["over 0"]),
-        (json!({"n": 0}), "invalid_value", "n", &["1 to 128"]),
-        (json!({"n": 9}), "invalid_value", "n", &["at most 8", "found 9"]),
-        (json!({"best_of": 3}), "invalid_value", "best_of", &["`n`"]),
-        (json!({"max_tokens": 0}), "invalid_value", "max_tokens", &["echo"]),
-        (json!({"max_tokens": -1}), "invalid_value", "max_tokens", &["found -1"]),
-        (json!({"stop": vec!["a"; 17]}), "invalid_value", "stop", &["at most 16"]),
-        (json!({"stop": ""}), "invalid_value", "stop", &["not empty"]),
-        (json!({"logprobs": 21}), "invalid_value", "logprobs", &["0 to 20"]),
-        (json!({"logit_bias": {"259": 1}}), "invalid_value", "logit_bias", &["258"]),
-        (json!({"logit_bias": {"1": 101}}), "invalid_value", "logit_bias.1", &["-100 to 100"]),
-        (json!({"stop_token_ids": [-1]}), "invalid_value", "stop_token_ids", &["token ids"]),
-        (json!({"seed": 1.5}), "invalid_value", "seed", &["whole number"]),
-        (json!({"suffix": "s"}), "unsupported_parameter", "suffix", &["suffix"]),
-        (json!({"stream_options": {}}), "invalid_value", "stream_options", &["stream"]),
-        (json!({"stream": 1}), "invalid_value", "stream", &["true or false"]),
+        (json!({"model": null}), MISSING, "model", &["GET /v1/models"][..]),
+        (json!({"prompt": null}), MISSING, "prompt", &["a string"]),
+        (json!({"prompt": ""}), INVALID, "prompt", &["at least one token"]),
+        (json!({"prompt": []}), INVALID, "prompt", &["one token"]),
+        (json!({"prompt": {"a": 1}}), INVALID, "prompt", &["found an object"]),
+        (json!({"prompt": [1, 999]}), INVALID, "prompt", &["0 to 258"]),
+        (json!({"prompt": ["a", 1]}), INVALID, "prompt", &["list"]),
+        (json!({"temperature": 2.5}), INVALID, "temperature", &["0 to 2", "2.5"]),
+        (json!({"temperature": "hot"}), INVALID, "temperature", &["\"hot\""]),
+        (json!({"top_p": 0}), INVALID, "top_p", &["over 0"]),
+        (json!({"n": 0}), INVALID, "n", &["1 to 128"]),
+        (json!({"n": 9}), INVALID, "n", &["at most 8", "found 9"]),
+        (json!({"best_of": 3}), INVALID, "best_of", &["`n`"]),
+        (json!({"max_tokens": 0}), INVALID, "max_tokens", &["echo"]),
+        (json!({"max_tokens": -1}), INVALID, "max_tokens", &["found -1"]),
+        (json!({"stop": vec!["a"; 17]}), INVALID, "stop", &["at most 16"]),
+        (json!({"stop": ""}), INVALID, "stop", &["not empty"]),
+        (json!({"logprobs": 21}), INVALID, "logprobs", &["0 to 20"]),
+        (json!({"logit_bias": {"259": 1}}), INVALID, "logit_bias", &["258"]),
+        (json!({"logit_bias": {"1": 101}}), INVALID, "logit_bias.1", &["-100 to 100"]),
+        (json!({"stop_token_ids": [-1]}), INVALID, "stop_token_ids", &["token ids"]),
+        (json!({"seed": 1.5}), INVALID, "seed", &["whole number"]),
+        (json!({"suffix": "s"}), UNSUPPORTED, "suffix", &["suffix"]),
+        (json!({"stream_options": {}}), INVALID, "stream_options", &["stream"]),
+        (json!({"stream": 1}), INVALID, "stream", &["true or false"]),
     ] {
         refused(&fake.post("/v1/completions", with(change)).await, 400, code, Some(param), words);
     }
@@ -266,13 +258,7 @@ async fn invalid_parameters_are_rejected_by_name() {
         (json!({"max_tokens": u64::MAX / 2}), &["at most 200"]),
         (json!({"prompt": "x".repeat(150_000)}), &["at most 200", "150000 bytes"]),
     ] {
-        refused(
-            &fake.post("/v1/completions", with(change)).await,
-            400,
-            "context_length_exceeded",
-            None,
-            words,
-        );
+        refused(&fake.post("/v1/completions", with(change)).await, 400, TOO_LONG, None, words);
     }
     assert!(fake.seen.lock().unwrap().is_empty());
 }

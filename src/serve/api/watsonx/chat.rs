@@ -1,7 +1,7 @@
 //! `POST /ml/v1/text/chat` and `chat_stream`, of a model or of a deployment. The body is that of OpenAI's chats with a
 //! few fields of watsonx, and the answer is that of `/v1/chat/completions` with watsonx's fields added.
 
-use super::{deployed, error_body};
+use super::{deployed, error_body, requested_model};
 use crate::calendar;
 use crate::serve::api::openai::chat::{ChatCompletion, StartedChat, begin};
 use crate::serve::api::openai::{AnswerHead, finish};
@@ -9,7 +9,6 @@ use crate::serve::api_error::ApiError;
 use crate::serve::fields::WATSONX_CHAT;
 use crate::serve::generation::{Generation, Generations, Piece};
 use crate::serve::params::Fields;
-use crate::serve::served::Served;
 use crate::serve::sse::{ClientGone, Events, respond};
 use crate::serve::state::{AppState, RequestBody};
 use axum::extract::{Path, Request, State};
@@ -21,40 +20,35 @@ use std::time::{Instant, SystemTime};
 /// Names of fields in OpenAI's chats and here, if they differ.
 const NAMES: [(&str, &str); 1] = [("model", "model_id")];
 
-pub(super) async fn chat_model(
+/// The answer of a deployment, or of the model that the body names.
+pub(super) async fn chat(
     State(state): State<Arc<AppState>>,
+    deployment: Option<Path<String>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    complete(start(state, None, request).await?).await
+    let StartedChat { chat, generations, ignored } = start(state, deployment, request).await?;
+    let mut answer = chat.answer(generations).await?;
+    for choice in answer["choices"].as_array_mut().into_iter().flatten() {
+        set_time_limit_reason(choice);
+    }
+    with_own_fields(&mut answer, SystemTime::now());
+    Ok(ignored.add_header(axum::Json(answer).into_response()))
 }
 
-pub(super) async fn chat_deployment(
+/// The same in pieces.
+pub(super) async fn chat_stream(
     State(state): State<Arc<AppState>>,
-    Path(deployment): Path<String>,
+    deployment: Option<Path<String>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    complete(start(state, Some(deployment), request).await?).await
-}
-
-pub(super) async fn stream_model(
-    State(state): State<Arc<AppState>>,
-    request: Request,
-) -> Result<Response, ApiError> {
-    Ok(streaming(start(state, None, request).await?))
-}
-
-pub(super) async fn stream_deployment(
-    State(state): State<Arc<AppState>>,
-    Path(deployment): Path<String>,
-    request: Request,
-) -> Result<Response, ApiError> {
-    Ok(streaming(start(state, Some(deployment), request).await?))
+    let StartedChat { chat, generations, ignored } = start(state, deployment, request).await?;
+    Ok(ignored.add_header(respond(|events| stream(chat, generations, events))))
 }
 
 /// Begins the answers of a deployment, or of the model that the body names.
 async fn start(
     state: Arc<AppState>,
-    deployment: Option<String>,
+    deployment: Option<Path<String>>,
     request: Request,
 ) -> Result<StartedChat, ApiError> {
     let started = Instant::now();
@@ -63,7 +57,7 @@ async fn start(
         object.into_iter().partition(|(key, _)| WATSONX_CHAT.knows(key));
     let (fields, _) = Fields::checked(&own, &WATSONX_CHAT)?;
     let model = match deployment {
-        Some(deployment) => deployed(&state, &deployment)?,
+        Some(Path(deployment)) => deployed(&state, &deployment)?,
         None => requested_model(&state, &fields)?,
     };
     let milliseconds = fields.count("time_limit", 1..=usize::MAX)?;
@@ -77,26 +71,6 @@ async fn start(
     }
     let begun = begin(state, &RequestBody { object: chat, bytes, label }, seconds, started).await;
     begun.map_err(|error| error.renamed(&NAMES))
-}
-
-fn requested_model(state: &AppState, fields: &Fields) -> Result<Arc<Served>, ApiError> {
-    match fields.string("model_id")? {
-        Some(name) => state.model(name).map_err(|error| error.renamed(&NAMES)),
-        None => Err(ApiError::missing("model_id", "the name of a model")),
-    }
-}
-
-async fn complete(StartedChat { chat, generations, ignored }: StartedChat) -> Result<Response, ApiError> {
-    let mut answer = chat.answer(generations).await?;
-    for choice in answer["choices"].as_array_mut().into_iter().flatten() {
-        set_time_limit_reason(choice);
-    }
-    with_own_fields(&mut answer, SystemTime::now());
-    Ok(ignored.add_header(axum::Json(answer).into_response()))
-}
-
-fn streaming(StartedChat { chat, generations, ignored }: StartedChat) -> Response {
-    ignored.add_header(respond(|events| stream(chat, generations, events)))
 }
 
 /// Adds the model and the time under watsonx's names.

@@ -1,13 +1,13 @@
 //! Text generation, of a deployment or of a model, as one answer or as a stream; and tokenization.
 
 use super::parameters::GenerationParameters;
-use super::{deployed, error_body};
+use super::{deployed, error_body, requested_model};
 use crate::calendar;
 use crate::generate::Token;
 use crate::generate::text_stream::token_label;
 use crate::serve::api_error::ApiError;
 use crate::serve::fields::{GENERATION, Ignored, TOKENIZATION};
-use crate::serve::generation::{FinishReason, Generation, Piece};
+use crate::serve::generation::{FinishReason, GeneratedText, Generation, Piece};
 use crate::serve::params::Fields;
 use crate::serve::prompt::{PromptEncoding, not_empty};
 use crate::serve::served::Served;
@@ -29,47 +29,23 @@ struct TextGeneration {
     created: String,
 }
 
-/// The model of a request.
-enum Target {
-    /// A deployment. The input is inserted into its verbalizer.
-    Deployment(String),
-    /// The model that the body names. The text is used as it is.
-    Model,
-}
-
-pub(super) async fn generate_deployment(
+/// The answer of a deployment, or of the model that the body names.
+pub(super) async fn generate(
     State(state): State<Arc<AppState>>,
-    Path(deployment): Path<String>,
+    deployment: Option<Path<String>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let (text, generation, ignored) =
-        TextGeneration::start(state, Target::Deployment(deployment), request).await?;
+    let (text, generation, ignored) = TextGeneration::start(state, deployment, request).await?;
     Ok(ignored.add_header(text.complete(generation).await?))
 }
 
-pub(super) async fn generate_model(
+/// The same in pieces.
+pub(super) async fn generate_stream(
     State(state): State<Arc<AppState>>,
+    deployment: Option<Path<String>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let (text, generation, ignored) = TextGeneration::start(state, Target::Model, request).await?;
-    Ok(ignored.add_header(text.complete(generation).await?))
-}
-
-pub(super) async fn stream_deployment(
-    State(state): State<Arc<AppState>>,
-    Path(deployment): Path<String>,
-    request: Request,
-) -> Result<Response, ApiError> {
-    let (text, generation, ignored) =
-        TextGeneration::start(state, Target::Deployment(deployment), request).await?;
-    Ok(ignored.add_header(respond(|events| text.stream(generation, events))))
-}
-
-pub(super) async fn stream_model(
-    State(state): State<Arc<AppState>>,
-    request: Request,
-) -> Result<Response, ApiError> {
-    let (text, generation, ignored) = TextGeneration::start(state, Target::Model, request).await?;
+    let (text, generation, ignored) = TextGeneration::start(state, deployment, request).await?;
     Ok(ignored.add_header(respond(|events| text.stream(generation, events))))
 }
 
@@ -95,34 +71,27 @@ pub(super) async fn tokenize(
     Ok(ignored.add_header(axum::Json(json!({"model_id": model.name, "result": result})).into_response()))
 }
 
-/// The model that `model_id` names.
-fn requested_model(state: &AppState, fields: &Fields) -> Result<Arc<Served>, ApiError> {
-    match fields.string("model_id")? {
-        Some(name) => state.model(name),
-        None => Err(ApiError::missing("model_id", "the name of a model")),
-    }
-}
-
 fn input<'a>(fields: &Fields<'a>) -> Result<&'a str, ApiError> {
     fields.string("input")?.ok_or_else(|| ApiError::missing("input", "a text"))
 }
 
 impl TextGeneration {
+    /// Begins the text of a deployment, whose verbalizer the input is inserted into, or of the model that the body names.
     async fn start(
         state: Arc<AppState>,
-        target: Target,
+        deployment: Option<Path<String>>,
         request: Request,
     ) -> Result<(Self, Generation, Ignored), ApiError> {
         let started = Instant::now();
         let RequestBody { object, label, .. } = state.read(request).await?;
         let (fields, ignored) = Fields::checked(&object, &GENERATION)?;
-        let (model, template) = match target {
-            Target::Deployment(name) => {
+        let (model, template) = match deployment {
+            Some(Path(name)) => {
                 let model = deployed(&state, &name)?;
                 let template = model.template.clone();
                 (model, template)
             }
-            Target::Model => (requested_model(&state, &fields)?, None),
+            None => (requested_model(&state, &fields)?, None),
         };
         label.set(&model);
         if fields.get("moderations").is_some_and(requests_moderation) {
@@ -147,13 +116,12 @@ impl TextGeneration {
         json!({"model_id": self.model.name, "created_at": created, "results": [result]})
     }
 
-    fn input_token_count(&self) -> usize {
-        self.tokens.len() + self.model.virtual_tokens
-    }
-
-    /// Adds the parts of the input that the request asks for. watsonx puts the text before the generated one.
+    /// Adds the seed and the parts of the input that the request asks for. watsonx puts the text before the generated one.
     fn add_input(&self, scored: &[Token], result: &mut Map<String, Value>) {
         let returned = self.parameters.returned;
+        if let Some(seed) = self.parameters.seed {
+            result.insert("seed".into(), seed.into());
+        }
         if returned.input_text
             && let Some(Value::String(text)) = result.get_mut("generated_text")
         {
@@ -187,26 +155,29 @@ impl TextGeneration {
         tokens.iter().map(token).collect()
     }
 
-    async fn complete(self, generation: Generation) -> Result<Response, ApiError> {
-        let generated_text = generation.collect().await?;
+    /// An answer with some of the text, and the number of tokens so far.
+    fn result(&self, text: String, generated: usize, reason: Option<&str>) -> Map<String, Value> {
         let mut result = Map::new();
-        result.insert("generated_text".into(), generated_text.text.into());
-        result.insert("generated_token_count".into(), generated_text.generated.into());
-        result.insert("input_token_count".into(), self.input_token_count().into());
-        result.insert("stop_reason".into(), generated_text.reason.as_ref().map(stop_reason).into());
-        if let Some(seed) = self.parameters.seed {
-            result.insert("seed".into(), seed.into());
-        }
-        self.add_input(&generated_text.scored, &mut result);
+        result.insert("generated_text".into(), text.into());
+        result.insert("generated_token_count".into(), generated.into());
+        result.insert("input_token_count".into(), (self.tokens.len() + self.model.virtual_tokens).into());
+        result.insert("stop_reason".into(), reason.into());
+        result
+    }
+
+    async fn complete(self, generation: Generation) -> Result<Response, ApiError> {
+        let GeneratedText { text, generated, reason, tokens, scored, .. } = generation.collect().await?;
+        let mut result = self.result(text, generated, reason.as_ref().map(stop_reason));
+        self.add_input(&scored, &mut result);
         if self.parameters.returned.generated_tokens {
-            result.insert("generated_tokens".into(), self.token_entries(&generated_text.tokens));
+            result.insert("generated_tokens".into(), self.token_entries(&tokens));
         }
         Ok(axum::Json(self.answer(result)).into_response())
     }
 
-    /// Each event has the text since the last one, and the number of tokens so far.
+    /// Each event has the text since the last one.
     async fn stream(self, mut generation: Generation, events: Events) -> Result<(), ClientGone> {
-        let (mut id, mut scored, mut generated, mut first) = (0, Vec::new(), 0, true);
+        let (mut id, mut scored, mut generated) = (0, Vec::new(), 0);
         while let Some(piece) = generation.next().await {
             let (text, tokens, reason) = match piece {
                 Ok(Piece::Scored(tokens)) => {
@@ -216,23 +187,16 @@ impl TextGeneration {
                 Ok(Piece::First(_)) => continue,
                 Ok(Piece::Text { text, tokens }) => {
                     generated += tokens.len();
-                    (text, tokens, "not_finished")
+                    (text, tokens, Some("not_finished"))
                 }
                 Ok(Piece::End { reason, generated: total }) => {
                     generated = total;
-                    (String::new(), Vec::new(), stop_reason(&reason))
+                    (String::new(), Vec::new(), Some(stop_reason(&reason)))
                 }
                 Err(error) => return events.named(id, "error", &error_body(&error)).await,
             };
-            let mut result = Map::new();
-            result.insert("generated_text".into(), text.into());
-            result.insert("generated_token_count".into(), generated.into());
-            result.insert("input_token_count".into(), self.input_token_count().into());
-            result.insert("stop_reason".into(), reason.into());
-            if std::mem::take(&mut first) {
-                if let Some(seed) = self.parameters.seed {
-                    result.insert("seed".into(), seed.into());
-                }
+            let mut result = self.result(text, generated, reason);
+            if id == 0 {
                 self.add_input(&scored, &mut result);
             }
             if self.parameters.returned.generated_tokens && !tokens.is_empty() {

@@ -14,6 +14,7 @@ mod tests;
 
 use super::Api;
 use crate::serve::api_error::ApiError;
+use crate::serve::params::Fields;
 use crate::serve::served::Served;
 use crate::serve::state::AppState;
 use axum::Router;
@@ -42,15 +43,15 @@ fn error_body(error: &ApiError) -> Value {
 
 pub(super) fn routes() -> Router<Arc<AppState>> {
     Router::new()
-        .route("/ml/v1/deployments/{deployment}/text/generation", post(generation::generate_deployment))
-        .route("/ml/v1/deployments/{deployment}/text/generation_stream", post(generation::stream_deployment))
-        .route("/ml/v1/deployments/{deployment}/generation_stream", post(generation::stream_deployment))
-        .route("/ml/v1/text/generation", post(generation::generate_model))
-        .route("/ml/v1/text/generation_stream", post(generation::stream_model))
-        .route("/ml/v1/deployments/{deployment}/text/chat", post(chat::chat_deployment))
-        .route("/ml/v1/deployments/{deployment}/text/chat_stream", post(chat::stream_deployment))
-        .route("/ml/v1/text/chat", post(chat::chat_model))
-        .route("/ml/v1/text/chat_stream", post(chat::stream_model))
+        .route("/ml/v1/deployments/{deployment}/text/generation", post(generation::generate))
+        .route("/ml/v1/deployments/{deployment}/text/generation_stream", post(generation::generate_stream))
+        .route("/ml/v1/deployments/{deployment}/generation_stream", post(generation::generate_stream))
+        .route("/ml/v1/text/generation", post(generation::generate))
+        .route("/ml/v1/text/generation_stream", post(generation::generate_stream))
+        .route("/ml/v1/deployments/{deployment}/text/chat", post(chat::chat))
+        .route("/ml/v1/deployments/{deployment}/text/chat_stream", post(chat::chat_stream))
+        .route("/ml/v1/text/chat", post(chat::chat))
+        .route("/ml/v1/text/chat_stream", post(chat::chat_stream))
         .route("/ml/v1/text/tokenization", post(generation::tokenize))
         .route("/ml/v1/foundation_model_specs", get(cloud_pak::specs))
         .route("/ml/v4/deployments", get(cloud_pak::deployments))
@@ -73,6 +74,14 @@ fn deployed(state: &AppState, deployment: &str) -> Result<Arc<Served>, ApiError>
         let message = format!("there is no deployment `{deployment}`; this server has {}", names.join(", "));
         ApiError::new(StatusCode::NOT_FOUND, "deployment_not_found", message)
     })
+}
+
+/// The model that `model_id` names.
+fn requested_model(state: &AppState, fields: &Fields) -> Result<Arc<Served>, ApiError> {
+    match fields.string("model_id")? {
+        Some(name) => state.model(name),
+        None => Err(ApiError::missing("model_id", "the name of a model")),
+    }
 }
 
 /// The id of a deployment: a UUID of version 8 (RFC 9562) with the 128-bit FNV-1a hash of the name, the same in every

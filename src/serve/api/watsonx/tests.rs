@@ -1,5 +1,7 @@
 use crate::serve::ServerOptions;
-use crate::serve::testing::{Answer, BASE, Fake, KEY, say};
+use crate::serve::testing::{
+    Answer, BASE, Fake, INVALID, KEY, MISSING, TOO_LONG, UNKNOWN, UNSUPPORTED, say, with_fields,
+};
 use serde_json::{Value, json};
 
 fn ids(text: &str) -> Vec<u32> {
@@ -11,7 +13,7 @@ const MODEL: &str = "/ml/v1/text/generation?version=2023-05-29";
 
 /// Asserts a refusal in watsonx's form.
 #[track_caller]
-fn refused(answer: &Answer, status: u16, code: &str, words: &[&str]) {
+pub(super) fn refused(answer: &Answer, status: u16, code: &str, words: &[&str]) {
     assert_eq!(answer.status.as_u16(), status, "{}", answer.text);
     let json = answer.json();
     assert_eq!((&json["status_code"], json["trace"].as_str().unwrap().len()), (&json!(status), 32));
@@ -152,40 +154,23 @@ async fn stream_has_text_and_counts_as_they_are_generated() {
 async fn invalid_parameters_are_rejected_by_name() {
     let fake = Fake::saying("x");
     for (parameters, code, words) in [
-        (json!([]), "invalid_value", &["`parameters`", "an object"][..]),
-        (
-            json!({"decoding_method": "beam"}),
-            "invalid_value",
-            &["parameters.decoding_method", "greedy", "beam"],
-        ),
-        (json!({"max_new_tokens": 201}), "invalid_value", &["parameters.max_new_tokens", "at most 200"]),
-        (json!({"min_new_tokens": 21}), "invalid_value", &["parameters.min_new_tokens", "at most 20"]),
-        (json!({"temperature": 2.5}), "invalid_value", &["parameters.temperature", "0 to 2"]),
-        (json!({"repetition_penalty": 0.5}), "invalid_value", &["1 to 2"]),
-        (json!({"time_limit": 0}), "invalid_value", &["1 or more"]),
-        (json!({"stop_sequences": [""]}), "invalid_value", &["none of them empty"]),
-        (
-            json!({"length_penalty": {"decay_factor": 2}}),
-            "unsupported_parameter",
-            &["length_penalty", "max_new_tokens"],
-        ),
-        (
-            json!({"return_options": {"token_ranks": true}}),
-            "unsupported_parameter",
-            &["return_options.token_ranks"],
-        ),
-        (json!({"return_options": {"top_n_tokens": 6}}), "invalid_value", &["0 to 5"]),
+        (json!([]), INVALID, &["`parameters`", "an object"][..]),
+        (json!({"decoding_method": "beam"}), INVALID, &["parameters.decoding_method", "greedy", "beam"]),
+        (json!({"max_new_tokens": 201}), INVALID, &["parameters.max_new_tokens", "at most 200"]),
+        (json!({"min_new_tokens": 21}), INVALID, &["parameters.min_new_tokens", "at most 20"]),
+        (json!({"temperature": 2.5}), INVALID, &["parameters.temperature", "0 to 2"]),
+        (json!({"repetition_penalty": 0.5}), INVALID, &["1 to 2"]),
+        (json!({"time_limit": 0}), INVALID, &["1 or more"]),
+        (json!({"stop_sequences": [""]}), INVALID, &["none of them empty"]),
+        (json!({"length_penalty": {"decay_factor": 2}}), UNSUPPORTED, &["length_penalty", "max_new_tokens"]),
+        (json!({"return_options": {"token_ranks": true}}), UNSUPPORTED, &["return_options.token_ranks"]),
+        (json!({"return_options": {"top_n_tokens": 6}}), INVALID, &["0 to 5"]),
     ] {
         refused(&fake.post(DOGS, json!({"input": "x", "parameters": parameters})).await, 400, code, words);
     }
-    refused(&fake.post(DOGS, json!({})).await, 400, "missing_required_parameter", &["`input`"]);
-    refused(&fake.post(DOGS, json!({"input": " "})).await, 400, "invalid_value", &["blank"]);
-    refused(
-        &fake.post(MODEL, json!({"input": "x"})).await,
-        400,
-        "missing_required_parameter",
-        &["`model_id`"],
-    );
+    refused(&fake.post(DOGS, json!({})).await, 400, MISSING, &["`input`"]);
+    refused(&fake.post(DOGS, json!({"input": " "})).await, 400, INVALID, &["blank"]);
+    refused(&fake.post(MODEL, json!({"input": "x"})).await, 400, MISSING, &["`model_id`"]);
     refused(
         &fake.post(MODEL, json!({"input": "x", "model_id": "y"})).await,
         404,
@@ -194,12 +179,7 @@ async fn invalid_parameters_are_rejected_by_name() {
     );
     let cats = fake.post("/ml/v1/deployments/cats/text/generation", json!({"input": "x"})).await;
     refused(&cats, 404, "deployment_not_found", &["`cats`", "dogs"]);
-    refused(
-        &fake.post(DOGS, json!({"input": "x".repeat(190)})).await,
-        400,
-        "context_length_exceeded",
-        &["at most 200"],
-    );
+    refused(&fake.post(DOGS, json!({"input": "x".repeat(190)})).await, 400, TOO_LONG, &["at most 200"]);
     refused(&fake.get("/ml/v1/text/embeddings").await, 404, "not_found", &["/ml/v1/text/embeddings"]);
     assert!(fake.seen.lock().unwrap().is_empty());
 }
@@ -230,41 +210,29 @@ async fn moderations_are_accepted_if_they_are_off() {
         json!({"social_bias": {"output": true}}),
         json!(true),
     ] {
-        refused(&ask(on).await, 400, "unsupported_parameter", &["`moderations`"]);
+        refused(&ask(on).await, 400, UNSUPPORTED, &["`moderations`"]);
     }
 }
 
 #[tokio::test]
 async fn fields_are_obeyed_refused_or_named() {
     let fake = Fake::saying("x");
-    let ask = |more: Value| {
-        let mut body = json!({"input": "x", "model_id": BASE});
-        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        body
-    };
+    let ask = |more: Value| with_fields(json!({"input": "x", "model_id": BASE}), more);
     let on = json!({"hap": {"input": {"enabled": false}, "output": {"enabled": true, "threshold": 0.5}}});
     for (more, code, word) in [
-        (json!({"moderations": on}), "unsupported_parameter", "`moderations`"),
-        (json!({"moderations": {"pii": true}}), "unsupported_parameter", "`moderations`"),
-        (
-            json!({"moderations": {"hap": {"input": {"threshold": 0.5}}}}),
-            "unsupported_parameter",
-            "`moderations`",
-        ),
-        (
-            json!({"parameters": {"guided_choice": ["a"]}}),
-            "unsupported_parameter",
-            "`parameters.guided_choice`",
-        ),
-        (json!({"parameters": {"typical_p": 0.5}}), "unsupported_parameter", "`parameters.typical_p`"),
+        (json!({"moderations": on}), UNSUPPORTED, "`moderations`"),
+        (json!({"moderations": {"pii": true}}), UNSUPPORTED, "`moderations`"),
+        (json!({"moderations": {"hap": {"input": {"threshold": 0.5}}}}), UNSUPPORTED, "`moderations`"),
+        (json!({"parameters": {"guided_choice": ["a"]}}), UNSUPPORTED, "`parameters.guided_choice`"),
+        (json!({"parameters": {"typical_p": 0.5}}), UNSUPPORTED, "`parameters.typical_p`"),
         (
             json!({"parameters": {"prompt_variables": {"a": "b"}}}),
-            "unsupported_parameter",
+            UNSUPPORTED,
             "`parameters.prompt_variables`",
         ),
-        (json!({"parameters": {"max_tokens": 3}}), "unsupported_parameter", "max_new_tokens"),
-        (json!({"max_new_tokens": 3}), "unsupported_parameter", "`parameters`"),
-        (json!({"parameters": {"stop_sequence": ["a"]}}), "unknown_parameter", "`parameters.stop_sequences`"),
+        (json!({"parameters": {"max_tokens": 3}}), UNSUPPORTED, "max_new_tokens"),
+        (json!({"max_new_tokens": 3}), UNSUPPORTED, "`parameters`"),
+        (json!({"parameters": {"stop_sequence": ["a"]}}), UNKNOWN, "`parameters.stop_sequences`"),
     ] {
         refused(&fake.post(MODEL, ask(more)).await, 400, code, &[word]);
     }

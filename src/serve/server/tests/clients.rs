@@ -122,11 +122,8 @@ async fn targets_are_read_as_clients_write_them() {
     let server = Running::new(&fake()).await;
     let body = body();
     for target in [
-        "/v1/completions?api-version=2024-06-01",
-        "/v1/completions/",
-        "//v1/completions",
-        "/v1//completions/?x=%2F",
-        "/v1/%63ompletions",
+        "/v1/completions?api-version=2024-06-01", "/v1/completions/", "//v1/completions",
+        "/v1//completions/?x=%2F", "/v1/%63ompletions",
         // Through a proxy.
         "http://x:8080/v1/completions",
     ] {

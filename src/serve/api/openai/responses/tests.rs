@@ -1,21 +1,14 @@
 use crate::generate::{Event, Request, StopReason};
-use crate::serve::testing::{Answer, BASE, Fake, say, token};
+use crate::serve::api::openai::tests::refused;
+use crate::serve::testing::{
+    BASE, Fake, INVALID, MISSING, TOO_LONG, UNKNOWN, UNSUPPORTED, say, token, with_fields,
+};
 use serde_json::{Value, json};
 
 const RESPONSES: &str = "/v1/responses";
 
 fn with(change: Value) -> Value {
-    let mut body = json!({"model": "dogs", "input": "x"});
-    body.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
-    body
-}
-
-#[track_caller]
-fn refused(answer: &Answer, status: u16, code: &str, param: Option<&str>, words: &str) {
-    assert_eq!(answer.status.as_u16(), status, "{}", answer.text);
-    let error = &answer.json()["error"];
-    assert_eq!((&error["code"], &error["param"]), (&json!(code), &json!(param)), "{error}");
-    assert!(error["message"].as_str().unwrap().contains(words), "{words} is not in {error}");
+    with_fields(json!({"model": "dogs", "input": "x"}), change)
 }
 
 /// What the worker is asked for a body of one of the routes.
@@ -148,17 +141,10 @@ async fn a_stream_has_numbered_events_in_openais_order() {
     let events = answer.events();
     let kinds: Vec<&str> = events.iter().map(|event| event["type"].as_str().unwrap()).collect();
     let expected = [
-        "response.created",
-        "response.in_progress",
-        "response.output_item.added",
-        "response.content_part.added",
-        "response.output_text.delta",
-        "response.output_text.delta",
-        "response.output_text.delta",
-        "response.output_text.done",
-        "response.content_part.done",
-        "response.output_item.done",
-        "response.completed",
+        "response.created", "response.in_progress", "response.output_item.added",
+        "response.content_part.added", "response.output_text.delta", "response.output_text.delta",
+        "response.output_text.delta", "response.output_text.done", "response.content_part.done",
+        "response.output_item.done", "response.completed",
     ];
     assert_eq!(kinds, expected);
     let numbers: Vec<u64> = events.iter().map(|event| event["sequence_number"].as_u64().unwrap()).collect();
@@ -203,52 +189,47 @@ async fn unsupported_fields_of_responses_are_rejected_by_name() {
     let image = json!([{"role": "user", "content": [{"type": "input_image", "image_url": "data:"}]}]);
     let json_object = json!({"format": {"type": "json_object"}});
     for (change, code, param, words) in [
-        (json!({"input": null}), "missing_required_parameter", "input", "a list of messages"),
-        (json!({"input": []}), "invalid_value", "input", "one message or more"),
-        (json!({"input": [5]}), "invalid_value", "input[0]", "found 5"),
+        (json!({"input": null}), MISSING, "input", "a list of messages"),
+        (json!({"input": []}), INVALID, "input", "one message or more"),
+        (json!({"input": [5]}), INVALID, "input[0]", "found 5"),
         (
             json!({"input": [{"type": "function_call_output"}]}),
-            "unsupported_parameter",
+            UNSUPPORTED,
             "input[0]",
             "function_call_output",
         ),
         (
             json!({"input": [{"type": "item_reference", "id": "x"}]}),
-            "unsupported_parameter",
+            UNSUPPORTED,
             "input[0]",
             "item_reference",
         ),
-        (json!({"input": [{"role": "tool", "content": "x"}]}), "invalid_value", "input[0].role", "\"tool\""),
-        (json!({"input": [{"role": "user", "content": 5}]}), "invalid_value", "input[0].content", "found 5"),
-        (json!({"input": image}), "unsupported_parameter", "input[0].content[0]", "input_image"),
+        (json!({"input": [{"role": "tool", "content": "x"}]}), INVALID, "input[0].role", "\"tool\""),
+        (json!({"input": [{"role": "user", "content": 5}]}), INVALID, "input[0].content", "found 5"),
+        (json!({"input": image}), UNSUPPORTED, "input[0].content[0]", "input_image"),
         (
             json!({"previous_response_id": "resp_1"}),
-            "unsupported_parameter",
+            UNSUPPORTED,
             "previous_response_id",
             "whole conversation",
         ),
-        (json!({"conversation": "conv_1"}), "unsupported_parameter", "conversation", "whole conversation"),
-        (json!({"background": true}), "unsupported_parameter", "background", "at once"),
-        (json!({"truncation": "auto"}), "unsupported_parameter", "truncation", "not cut"),
-        (json!({"tools": [{"type": "web_search"}]}), "unsupported_parameter", "tools", "no tools"),
-        (json!({"reasoning": {"effort": "low"}}), "unsupported_parameter", "reasoning", ""),
-        (json!({"prompt": {"id": "pmpt_1"}}), "unsupported_parameter", "prompt", "`input`"),
-        (json!({"messages": [{"role": "user"}]}), "unsupported_parameter", "messages", "`input`"),
-        (json!({"max_tokens": 3}), "unsupported_parameter", "max_tokens", "`max_output_tokens`"),
-        (json!({"max_output_tokens": 0}), "invalid_value", "max_output_tokens", "1 or more"),
-        (json!({"include": ["everything"]}), "unsupported_parameter", "include", "everything"),
-        (json!({"text": json_object}), "unsupported_parameter", "text.format", ""),
-        (json!({"text": {"verbosity": "low"}}), "unsupported_parameter", "text.verbosity", ""),
-        (
-            json!({"context_management": [{"type": "compaction"}]}),
-            "unsupported_parameter",
-            "context_management",
-            "",
-        ),
-        (json!({"inputs": "x"}), "unsupported_parameter", "inputs", ""),
-        (json!({"instruction": "x"}), "unknown_parameter", "instruction", "`instructions`"),
+        (json!({"conversation": "conv_1"}), UNSUPPORTED, "conversation", "whole conversation"),
+        (json!({"background": true}), UNSUPPORTED, "background", "at once"),
+        (json!({"truncation": "auto"}), UNSUPPORTED, "truncation", "not cut"),
+        (json!({"tools": [{"type": "web_search"}]}), UNSUPPORTED, "tools", "no tools"),
+        (json!({"reasoning": {"effort": "low"}}), UNSUPPORTED, "reasoning", ""),
+        (json!({"prompt": {"id": "pmpt_1"}}), UNSUPPORTED, "prompt", "`input`"),
+        (json!({"messages": [{"role": "user"}]}), UNSUPPORTED, "messages", "`input`"),
+        (json!({"max_tokens": 3}), UNSUPPORTED, "max_tokens", "`max_output_tokens`"),
+        (json!({"max_output_tokens": 0}), INVALID, "max_output_tokens", "1 or more"),
+        (json!({"include": ["everything"]}), UNSUPPORTED, "include", "everything"),
+        (json!({"text": json_object}), UNSUPPORTED, "text.format", ""),
+        (json!({"text": {"verbosity": "low"}}), UNSUPPORTED, "text.verbosity", ""),
+        (json!({"context_management": [{"type": "compaction"}]}), UNSUPPORTED, "context_management", ""),
+        (json!({"inputs": "x"}), UNSUPPORTED, "inputs", ""),
+        (json!({"instruction": "x"}), UNKNOWN, "instruction", "`instructions`"),
     ] {
-        refused(&fake.post(RESPONSES, with(change)).await, 400, code, Some(param), words);
+        refused(&fake.post(RESPONSES, with(change)).await, 400, code, Some(param), &[words]);
     }
     assert!(fake.seen.lock().unwrap().is_empty());
 }
@@ -256,21 +237,15 @@ async fn unsupported_fields_of_responses_are_rejected_by_name() {
 #[tokio::test]
 async fn unknown_models_and_responses_are_rejected() {
     let fake = Fake::saying("x");
-    refused(
-        &fake.post(RESPONSES, json!({"input": "x"})).await,
-        400,
-        "missing_required_parameter",
-        Some("model"),
-        "",
-    );
+    refused(&fake.post(RESPONSES, json!({"input": "x"})).await, 400, MISSING, Some("model"), &[]);
     refused(
         &fake.post(RESPONSES, with(json!({"model": "cats"}))).await,
         404,
         "model_not_found",
         Some("model"),
-        "",
+        &[],
     );
-    refused(&fake.get("/v1/responses/resp_1").await, 404, "not_found", None, "not kept");
+    refused(&fake.get("/v1/responses/resp_1").await, 404, "not_found", None, &["not kept"]);
     assert!(fake.seen.lock().unwrap().is_empty());
 }
 
@@ -297,10 +272,10 @@ async fn errors_of_chats_have_the_names_of_responses() {
     refused(
         &fake.post(RESPONSES, with(json!({}))).await,
         400,
-        "invalid_value",
+        INVALID,
         Some("input"),
-        "`input`: the chat template",
+        &["`input`: the chat template"],
     );
     let long = Fake::saying("x").post(RESPONSES, with(json!({"input": "x".repeat(300)}))).await;
-    refused(&long, 400, "context_length_exceeded", None, "fewer than 190 tokens");
+    refused(&long, 400, TOO_LONG, None, &["fewer than 190 tokens"]);
 }

@@ -1,5 +1,7 @@
 use super::{ids, refused};
-use crate::serve::testing::{BASE, BEGIN, END, Fake, LIMITS, START};
+use crate::serve::testing::{
+    BASE, BEGIN, END, Fake, INVALID, LIMITS, MISSING, START, TOO_LONG, UNSUPPORTED, with_fields,
+};
 use serde_json::{Value, json};
 
 #[tokio::test]
@@ -60,45 +62,27 @@ async fn a_chat_streams_deltas_with_logprobs() {
 async fn invalid_chats_are_rejected_by_name() {
     let fake = Fake::saying("x");
     let with = |change: Value| {
-        let mut body = json!({"model": BASE, "messages": [{"role": "user", "content": "x"}]});
-        body.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
-        body
+        with_fields(json!({"model": BASE, "messages": [{"role": "user", "content": "x"}]}), change)
     };
     let image = json!([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]);
     for (change, code, param, words) in [
-        (json!({"messages": null}), "missing_required_parameter", "messages", &["role"][..]),
-        (json!({"messages": []}), "invalid_value", "messages", &["one message or more"]),
-        (json!({"messages": ["hi"]}), "invalid_value", "messages[0]", &["object"]),
-        (json!({"messages": [{"content": "x"}]}), "invalid_value", "messages[0].role", &["null"]),
-        (
-            json!({"messages": [{"role": "user", "content": 5}]}),
-            "invalid_value",
-            "messages[0].content",
-            &["found 5"],
-        ),
-        (json!({"messages": image}), "unsupported_parameter", "messages[0].content", &["image_url"]),
-        (json!({"tools": [{"type": "function"}]}), "unsupported_parameter", "tools", &["no tools"]),
-        (json!({"tool_choice": "required"}), "unsupported_parameter", "tool_choice", &["no tools"]),
-        (
-            json!({"response_format": {"type": "json_object"}}),
-            "unsupported_parameter",
-            "response_format",
-            &["text"],
-        ),
-        (json!({"top_logprobs": 2}), "invalid_value", "top_logprobs", &["logprobs"]),
-        (json!({"max_tokens": 0}), "invalid_value", "max_tokens", &["1 or more"]),
-        (json!({"chat_template_kwargs": 1}), "invalid_value", "chat_template_kwargs", &["an object"]),
+        (json!({"messages": null}), MISSING, "messages", &["role"][..]),
+        (json!({"messages": []}), INVALID, "messages", &["one message or more"]),
+        (json!({"messages": ["hi"]}), INVALID, "messages[0]", &["object"]),
+        (json!({"messages": [{"content": "x"}]}), INVALID, "messages[0].role", &["null"]),
+        (json!({"messages": [{"role": "user", "content": 5}]}), INVALID, "messages[0].content", &["found 5"]),
+        (json!({"messages": image}), UNSUPPORTED, "messages[0].content", &["image_url"]),
+        (json!({"tools": [{"type": "function"}]}), UNSUPPORTED, "tools", &["no tools"]),
+        (json!({"tool_choice": "required"}), UNSUPPORTED, "tool_choice", &["no tools"]),
+        (json!({"response_format": {"type": "json_object"}}), UNSUPPORTED, "response_format", &["text"]),
+        (json!({"top_logprobs": 2}), INVALID, "top_logprobs", &["logprobs"]),
+        (json!({"max_tokens": 0}), INVALID, "max_tokens", &["1 or more"]),
+        (json!({"chat_template_kwargs": 1}), INVALID, "chat_template_kwargs", &["an object"]),
     ] {
         refused(&fake.post("/v1/chat/completions", with(change)).await, 400, code, Some(param), words);
     }
     let long = json!({"messages": [{"role": "user", "content": "x".repeat(300)}]});
-    refused(
-        &fake.post("/v1/chat/completions", with(long)).await,
-        400,
-        "context_length_exceeded",
-        None,
-        &["200"],
-    );
+    refused(&fake.post("/v1/chat/completions", with(long)).await, 400, TOO_LONG, None, &["200"]);
     assert!(fake.seen.lock().unwrap().is_empty());
     fake.post("/v1/chat/completions", with(json!({"tools": [], "tool_choice": "auto"}))).await.ok();
 }
@@ -122,5 +106,5 @@ async fn model_without_a_template_names_the_completions_route() {
     };
     let raising = Fake::with(ServerOptions::default(), Some(raising), |_, _| true);
     let answer = raising.post("/v1/chat/completions", body).await;
-    refused(&answer, 400, "invalid_value", Some("messages"), &["says: roles must alternate"]);
+    refused(&answer, 400, INVALID, Some("messages"), &["says: roles must alternate"]);
 }

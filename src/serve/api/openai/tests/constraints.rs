@@ -1,7 +1,9 @@
 use super::{ids, refused};
 use crate::generate::Choices;
 use crate::serve::fields::{CHAT, COMPLETIONS, FieldTable};
-use crate::serve::testing::{BASE, BEGIN, END, Fake, START};
+use crate::serve::testing::{
+    BASE, BEGIN, END, Fake, INVALID, MISSING, START, UNKNOWN, UNSUPPORTED, with_fields,
+};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -10,12 +12,11 @@ const TEXTS: &str = "/v1/completions";
 
 /// A request to either route, with more fields.
 fn asking(path: &str, more: Value) -> Value {
-    let mut body = match path {
+    let body = match path {
         CHATS => json!({"model": BASE, "messages": [{"role": "user", "content": "x"}]}),
         _ => json!({"model": BASE, "prompt": "x"}),
     };
-    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    body
+    with_fields(body, more)
 }
 
 fn choices(texts: &[&str]) -> Option<Arc<Choices>> {
@@ -73,7 +74,7 @@ async fn an_answer_has_room_for_the_longest_choice() {
         {
             let short = json!({"guided_choice": ["a", long], key: 31});
             let answer = fake.post(path, asking(path, short)).await;
-            refused(&answer, 400, "invalid_value", Some(key), &["32 or more", "`guided_choice`", "found 31"]);
+            refused(&answer, 400, INVALID, Some(key), &["32 or more", "`guided_choice`", "found 31"]);
         }
     }
     // Choices of too few tokens can't be the answer.
@@ -97,41 +98,26 @@ async fn are_rejected(cases: Vec<(Value, &str, &str, &[&str])>) {
 #[tokio::test]
 async fn invalid_choices_are_rejected_by_name() {
     are_rejected(vec![
-        (json!({"guided_choice": "yes"}), "invalid_value", "guided_choice", &["list"][..]),
-        (json!({"guided_choice": ["a", ""]}), "invalid_value", "guided_choice", &["none of them empty"]),
-        (json!({"guided_choice": ["a", 1]}), "invalid_value", "guided_choice", &["strings"]),
-        (json!({"guided_choice": ["a<|end|>"]}), "invalid_value", "guided_choice", &["gives back"]),
-        (
-            json!({"guided_choice": ["ab"], "stop_token_ids": [98]}),
-            "invalid_value",
-            "guided_choice",
-            &["stop token"],
-        ),
-        (
-            json!({"guided_choice": ["ab"], "min_tokens": 3}),
-            "invalid_value",
-            "guided_choice",
-            &["3 tokens or more"],
-        ),
-        (json!({"guided_choice": ["x".repeat(40_000)]}), "invalid_value", "guided_choice", &["40000"]),
+        (json!({"guided_choice": "yes"}), INVALID, "guided_choice", &["list"][..]),
+        (json!({"guided_choice": ["a", ""]}), INVALID, "guided_choice", &["none of them empty"]),
+        (json!({"guided_choice": ["a", 1]}), INVALID, "guided_choice", &["strings"]),
+        (json!({"guided_choice": ["a<|end|>"]}), INVALID, "guided_choice", &["gives back"]),
+        (json!({"guided_choice": ["ab"], "stop_token_ids": [98]}), INVALID, "guided_choice", &["stop token"]),
+        (json!({"guided_choice": ["ab"], "min_tokens": 3}), INVALID, "guided_choice", &["3 tokens or more"]),
+        (json!({"guided_choice": ["x".repeat(40_000)]}), INVALID, "guided_choice", &["40000"]),
         (
             json!({"guided_choice": ["a"], "structured_outputs": {"choice": ["b"]}}),
-            "invalid_value",
+            INVALID,
             "structured_outputs.choice",
             &["`guided_choice` too"],
         ),
         (
             json!({"guided_choice": ["a"], "allowed_token_ids": [1]}),
-            "invalid_value",
+            INVALID,
             "allowed_token_ids",
             &["`guided_choice`"],
         ),
-        (
-            json!({"guided_choice": ["a"], "bad_words": ["b"]}),
-            "invalid_value",
-            "bad_words",
-            &["`guided_choice`"],
-        ),
+        (json!({"guided_choice": ["a"], "bad_words": ["b"]}), INVALID, "bad_words", &["`guided_choice`"]),
     ])
     .await;
 }
@@ -140,51 +126,41 @@ async fn invalid_choices_are_rejected_by_name() {
 async fn unsupported_constraints_are_rejected_by_name() {
     let format = |format: Value| json!({"response_format": format});
     are_rejected(vec![
-        (json!({"guided_regex": "[0-9]"}), "unsupported_parameter", "guided_regex", &["guided_choice"]),
+        (json!({"guided_regex": "[0-9]"}), UNSUPPORTED, "guided_regex", &["guided_choice"]),
         (
             json!({"structured_outputs": {"regex": "a"}}),
-            "unsupported_parameter",
+            UNSUPPORTED,
             "structured_outputs.regex",
             &["list of texts"],
         ),
         (
             json!({"structured_outputs": {"choices": ["a"]}}),
-            "unknown_parameter",
+            UNKNOWN,
             "structured_outputs.choices",
             &["`structured_outputs.choice`"],
         ),
-        (
-            json!({"guided_json": {"type": "object"}}),
-            "unsupported_parameter",
-            "guided_json",
-            &["lists its values"],
-        ),
-        (json!({"guided_json": "{"}), "invalid_value", "guided_json", &["expected JSON"]),
+        (json!({"guided_json": {"type": "object"}}), UNSUPPORTED, "guided_json", &["lists its values"]),
+        (json!({"guided_json": "{"}), INVALID, "guided_json", &["expected JSON"]),
         (
             json!({"json_schema": {"type": "string", "pattern": "a"}}),
-            "unsupported_parameter",
+            UNSUPPORTED,
             "json_schema",
             &["`pattern`"],
         ),
         (
             format(json!({"type": "json_object"})),
-            "unsupported_parameter",
+            UNSUPPORTED,
             "response_format",
             &["json_schema", "json_object"],
         ),
-        (
-            format(json!({"type": "json_schema"})),
-            "missing_required_parameter",
-            "response_format.json_schema",
-            &["schema"],
-        ),
+        (format(json!({"type": "json_schema"})), MISSING, "response_format.json_schema", &["schema"]),
         (
             format(json!({"type": "grammar", "grammar": "a"})),
-            "unsupported_parameter",
+            UNSUPPORTED,
             "response_format",
             &["found \"grammar\""],
         ),
-        (format(json!("json")), "invalid_value", "response_format", &["object"]),
+        (format(json!("json")), INVALID, "response_format", &["object"]),
     ])
     .await;
 }
@@ -209,7 +185,7 @@ async fn token_lists_reach_the_worker() {
         (json!({"bad_words": ["  "]}), "bad_words"),
         (json!({"bad_words": "no"}), "bad_words"),
     ] {
-        refused(&fake.post(TEXTS, asking(TEXTS, more)).await, 400, "invalid_value", Some(param), &[]);
+        refused(&fake.post(TEXTS, asking(TEXTS, more)).await, 400, INVALID, Some(param), &[]);
     }
 }
 
@@ -243,11 +219,7 @@ async fn special_tokens_are_shown_or_stop_on_request() {
 async fn a_conversation_ends_with_its_last_message_on_request() {
     let messages =
         json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "The answer is "}]);
-    let body = |more: Value| {
-        let mut body = json!({"model": BASE, "messages": messages});
-        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        body
-    };
+    let body = |more: Value| with_fields(json!({"model": BASE, "messages": messages}), more);
     for more in [
         json!({"continue_final_message": true, "add_generation_prompt": false}),
         json!({"continue_final_message": true}),
@@ -264,18 +236,18 @@ async fn a_conversation_ends_with_its_last_message_on_request() {
     for (more, code, param) in [
         (
             json!({"continue_final_message": true, "add_generation_prompt": true}),
-            "invalid_value",
+            INVALID,
             "add_generation_prompt",
         ),
-        (json!({"continue_final_message": "content"}), "invalid_value", "continue_final_message"),
+        (json!({"continue_final_message": "content"}), INVALID, "continue_final_message"),
         (
             json!({"messages": [{"role": "assistant", "content": "a", "prefix": true}]}),
-            "unsupported_parameter",
+            UNSUPPORTED,
             "messages[0].prefix",
         ),
         (
             json!({"chat_template_kwargs": {"add_generation_prompt": false}}),
-            "unsupported_parameter",
+            UNSUPPORTED,
             "chat_template_kwargs.add_generation_prompt",
         ),
     ] {

@@ -1,6 +1,6 @@
 use super::refused;
 use crate::serve::ServerOptions;
-use crate::serve::testing::{BASE, Fake, say};
+use crate::serve::testing::{BASE, Fake, INVALID, UNSUPPORTED, say, with_fields};
 use serde_json::{Value, json};
 
 const PATH: &str = "/v1/completions";
@@ -56,11 +56,11 @@ async fn invalid_embeddings_are_rejected_with_the_reason() {
     let closed = Fake::saying("x");
     let body = json!({"model": BASE, "prompt": "", "prompt_embeds": good});
     let answer = closed.post(PATH, body).await;
-    refused(&answer, 400, "unsupported_parameter", Some("prompt_embeds"), &["--enable-prompt-embeds"]);
+    refused(&answer, 400, UNSUPPORTED, Some("prompt_embeds"), &["--enable-prompt-embeds"]);
     closed.post(PATH, json!({"model": BASE, "prompt": "x", "prompt_embeds": null})).await.ok();
     let chat = json!({"model": BASE, "messages": [{"role": "user", "content": "x"}], "prompt_embeds": good});
     let answer = closed.post("/v1/chat/completions", chat).await;
-    refused(&answer, 400, "unsupported_parameter", Some("prompt_embeds"), &["/v1/completions"]);
+    refused(&answer, 400, UNSUPPORTED, Some("prompt_embeds"), &["/v1/completions"]);
 
     let fake = taking_embeds();
     let of = |name: &str| json!({"prompt_embeds": file(name).0});
@@ -76,12 +76,11 @@ async fn invalid_embeddings_are_rejected_with_the_reason() {
         (json!({"prompt_embeds": good, "echo": true}), "echo", &["no text"]),
         (json!({"prompt_embeds": good, "truncate_prompt_tokens": 2}), "truncate_prompt_tokens", &["no text"]),
     ] {
-        let mut body = json!({"model": BASE, "prompt": ""});
-        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        refused(&fake.post(PATH, body).await, 400, "invalid_value", Some(param), words);
+        let body = with_fields(json!({"model": BASE, "prompt": ""}), more);
+        refused(&fake.post(PATH, body).await, 400, INVALID, Some(param), words);
     }
     // The script's model is 3 wide.
     let body = json!({"model": BASE, "prompt_embeds": file("a part that begins at value 300").0});
-    refused(&fake.post(PATH, body).await, 400, "invalid_value", None, &["[T, 3]", "[2, 5]"]);
+    refused(&fake.post(PATH, body).await, 400, INVALID, None, &["[T, 3]", "[2, 5]"]);
     assert!(fake.seen.lock().unwrap().is_empty());
 }

@@ -1,5 +1,6 @@
 use crate::generate::{Event, Request, StopReason};
-use crate::serve::testing::{Answer, BASE, Fake, token};
+use crate::serve::api::watsonx::tests::refused;
+use crate::serve::testing::{BASE, Fake, INVALID, MISSING, UNKNOWN, UNSUPPORTED, token, with_fields};
 use serde_json::{Value, json};
 
 const CHAT: &str = "/ml/v1/text/chat?version=2024-10-08";
@@ -10,17 +11,7 @@ const DOGS: &str = "/ml/v1/deployments/dogs/text/chat?version=2024-10-08";
 fn with(change: Value) -> Value {
     let parts = json!([{"type": "text", "text": "hi"}]);
     let messages = json!([{"role": "system", "content": "be kind"}, {"role": "user", "content": parts}]);
-    let mut body = json!({"model_id": BASE, "messages": messages, "project_id": "p", "max_tokens": 20});
-    body.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
-    body
-}
-
-#[track_caller]
-fn refused(answer: &Answer, status: u16, code: &str, words: &str) {
-    assert_eq!(answer.status.as_u16(), status, "{}", answer.text);
-    let error = &answer.json()["errors"][0];
-    assert_eq!(error["code"], code, "{error}");
-    assert!(error["message"].as_str().unwrap().contains(words), "{words} is not in {error}");
+    with_fields(json!({"model_id": BASE, "messages": messages, "project_id": "p", "max_tokens": 20}), change)
 }
 
 async fn worked(path: &str, body: Value) -> (String, Request) {
@@ -115,29 +106,29 @@ async fn a_stream_has_deltas_and_ends_with_usage() {
 async fn invalid_parameters_are_rejected_by_name() {
     let fake = Fake::saying("x");
     for (change, code, words) in [
-        (json!({"model_id": null}), "missing_required_parameter", "`model_id`"),
-        (json!({"messages": null}), "missing_required_parameter", "`messages`"),
-        (json!({"tools": [{"type": "function"}]}), "unsupported_parameter", "`tools`"),
-        (json!({"tool_choice_option": "required"}), "unsupported_parameter", "`tool_choice_option`"),
-        (json!({"guided_regex": "a+"}), "unsupported_parameter", "`guided_regex`"),
-        (json!({"guided_grammar": "root ::= \"a\""}), "unsupported_parameter", "`guided_grammar`"),
-        (json!({"response_format": {"type": "json_object"}}), "unsupported_parameter", "`response_format`"),
-        (json!({"reasoning_effort": "high"}), "unsupported_parameter", "`reasoning_effort`"),
-        (json!({"length_penalty": 1.5}), "unsupported_parameter", "`length_penalty`"),
-        (json!({"context": "x"}), "unsupported_parameter", "`context`"),
-        (json!({"crypto": {"key_ref": "x"}}), "unsupported_parameter", "`crypto`"),
-        (json!({"parameters": {"max_tokens": 3}}), "unsupported_parameter", "beside `messages`"),
-        (json!({"moderations": {"hap": {}}}), "unsupported_parameter", "`moderations`"),
-        (json!({"stream": true}), "unsupported_parameter", "/ml/v1/text/chat_stream"),
-        (json!({"temperature": 3}), "invalid_value", "`temperature`"),
-        (json!({"time_limit": 0}), "invalid_value", "`time_limit`"),
-        (json!({"temprature": 1}), "unknown_parameter", "`temperature`"),
+        (json!({"model_id": null}), MISSING, "`model_id`"),
+        (json!({"messages": null}), MISSING, "`messages`"),
+        (json!({"tools": [{"type": "function"}]}), UNSUPPORTED, "`tools`"),
+        (json!({"tool_choice_option": "required"}), UNSUPPORTED, "`tool_choice_option`"),
+        (json!({"guided_regex": "a+"}), UNSUPPORTED, "`guided_regex`"),
+        (json!({"guided_grammar": "root ::= \"a\""}), UNSUPPORTED, "`guided_grammar`"),
+        (json!({"response_format": {"type": "json_object"}}), UNSUPPORTED, "`response_format`"),
+        (json!({"reasoning_effort": "high"}), UNSUPPORTED, "`reasoning_effort`"),
+        (json!({"length_penalty": 1.5}), UNSUPPORTED, "`length_penalty`"),
+        (json!({"context": "x"}), UNSUPPORTED, "`context`"),
+        (json!({"crypto": {"key_ref": "x"}}), UNSUPPORTED, "`crypto`"),
+        (json!({"parameters": {"max_tokens": 3}}), UNSUPPORTED, "beside `messages`"),
+        (json!({"moderations": {"hap": {}}}), UNSUPPORTED, "`moderations`"),
+        (json!({"stream": true}), UNSUPPORTED, "/ml/v1/text/chat_stream"),
+        (json!({"temperature": 3}), INVALID, "`temperature`"),
+        (json!({"time_limit": 0}), INVALID, "`time_limit`"),
+        (json!({"temprature": 1}), UNKNOWN, "`temperature`"),
     ] {
-        refused(&fake.post(CHAT, with(change)).await, 400, code, words);
+        refused(&fake.post(CHAT, with(change)).await, 400, code, &[words]);
     }
-    refused(&fake.post(CHAT, with(json!({"model_id": "cats"}))).await, 404, "model_not_found", "`cats`");
+    refused(&fake.post(CHAT, with(json!({"model_id": "cats"}))).await, 404, "model_not_found", &["`cats`"]);
     let cats = fake.post("/ml/v1/deployments/cats/text/chat", with(json!({}))).await;
-    refused(&cats, 404, "deployment_not_found", "`cats`");
+    refused(&cats, 404, "deployment_not_found", &["`cats`"]);
     assert!(fake.seen.lock().unwrap().is_empty());
     let off = json!({"tool_choice_option": "none", "tools": [], "length_penalty": 1.0, "mystery": 1});
     let answer = fake.post(CHAT, with(off)).await;
@@ -174,5 +165,5 @@ async fn tokenization_takes_what_the_sdk_sends() {
     assert_eq!(fake.post("/ml/v1/text/tokenization", body).await.ok()["result"], result);
     let outside = json!({"model_id": BASE, "input": "ab", "return_tokens": true});
     let answer = fake.post("/ml/v1/text/tokenization", outside).await;
-    refused(&answer, 400, "unsupported_parameter", "`return_tokens`");
+    refused(&answer, 400, UNSUPPORTED, &["`return_tokens`"]);
 }

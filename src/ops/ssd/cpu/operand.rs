@@ -4,13 +4,13 @@ use crate::ops::cpu::{self, Gemm, Mat, MatMut, Real};
 
 /// A matrix whose rows begin `stride` elements apart in `values`, or the transpose of one.
 #[derive(Clone, Copy)]
-pub(super) struct Matrix<'a, T> {
+pub(super) struct Operand<'a, T> {
     pub(super) values: &'a [T],
     pub(super) stride: usize,
     transposed: bool,
 }
 
-impl<'a, T: Real> Matrix<'a, T> {
+impl<'a, T: Real> Operand<'a, T> {
     pub(super) fn new(values: &'a [T], stride: usize) -> Self {
         Self { values, stride, transposed: false }
     }
@@ -42,7 +42,7 @@ impl<'a, T: Real> Matrix<'a, T> {
 }
 
 /// A matrix that is written, whose rows begin `stride` elements apart.
-pub(super) struct Output<'a, T> {
+pub(super) struct ProductRows<'a, T> {
     pub(super) values: &'a mut [T],
     pub(super) stride: usize,
     /// Whether products are added to it.
@@ -55,11 +55,11 @@ pub(super) struct Output<'a, T> {
 /// Panics if the matrices do not have those sizes.
 pub(super) fn multiply<T: Real>(
     (m, n, k): (usize, usize, usize),
-    a: Matrix<T>,
-    b: Matrix<T>,
-    out: Output<T>,
+    a: Operand<T>,
+    b: Operand<T>,
+    out: ProductRows<T>,
 ) {
-    let Output { values, stride, accumulate } = out;
+    let ProductRows { values, stride, accumulate } = out;
     let holds_output = m == 0 || n == 0 || (m - 1) * stride + n <= values.len();
     assert!(a.holds(m, k) && b.holds(k, n) && holds_output, "matrices of a product of {m}, {n}, {k}");
     let (a, b) = (a.mat(), b.mat());
