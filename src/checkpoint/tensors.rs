@@ -118,11 +118,7 @@ pub struct ExpertsTensors {
 
 /// Names of a Mamba2 layer's vectors.
 pub const MAMBA_VECTORS: [&str; 6] = [
-    "mamba.conv1d.weight",
-    "mamba.A_log",
-    "mamba.D",
-    "mamba.dt_bias",
-    "mamba.norm.weight",
+    "mamba.conv1d.weight", "mamba.A_log", "mamba.D", "mamba.dt_bias", "mamba.norm.weight",
     "mamba.conv1d.bias",
 ];
 

@@ -9,13 +9,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 pub const CHECKPOINTS: [&str; 8] = [
-    "granite",
-    "llama_bias",
-    "hybrid_dense",
-    "experts",
-    "shared_experts",
-    "mamba",
-    "mamba_experts",
+    "granite", "llama_bias", "hybrid_dense", "experts", "shared_experts", "mamba", "mamba_experts",
     "mamba_groups",
 ];
 

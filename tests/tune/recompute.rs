@@ -24,13 +24,7 @@ fn recomputed_blocks_change_no_bit_of_the_gradient() {
     let dtypes = Dtypes::for_weights(DType::F32, &Device::Cpu).unwrap();
     let one_block = Decoder::random(&one_block, dtypes, &Device::Cpu, 1).unwrap();
     let names = [
-        "granite",
-        "llama_bias",
-        "hybrid_dense",
-        "experts",
-        "shared_experts",
-        "mamba",
-        "mamba_experts",
+        "granite", "llama_bias", "hybrid_dense", "experts", "shared_experts", "mamba", "mamba_experts",
         "mamba_groups",
     ];
     for model in names.map(load).iter().chain([&one_block]) {

@@ -8,13 +8,7 @@ const F32: Dtypes = Dtypes { weights: DType::F32, activations: DType::F32 };
 const BF16: Dtypes = Dtypes { weights: DType::BF16, activations: DType::F32 };
 
 const GOLDEN: [&str; 8] = [
-    "granite",
-    "llama_bias",
-    "hybrid_dense",
-    "experts",
-    "shared_experts",
-    "mamba",
-    "mamba_experts",
+    "granite", "llama_bias", "hybrid_dense", "experts", "shared_experts", "mamba", "mamba_experts",
     "mamba_groups",
 ];
 

@@ -13,7 +13,7 @@ use std::ops::Range;
 
 pub(super) fn forward(inputs: ConvInputs, conv: &ConvWeights, out: DType) -> Result<Tensor> {
     with_storage!("conv", conv.weight.dtype(), out, T, O => {
-        with_taps::<T, _>("conv", inputs, conv, |conv| forward_rows::<T, O>(conv))
+        with_taps::<T, _>("conv", inputs, conv, forward_rows::<T, O>)
     })
 }
 

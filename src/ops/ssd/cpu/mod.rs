@@ -20,7 +20,7 @@ use states::StateMemory;
 
 pub(super) fn forward(inputs: SsdInputs, shape: &SsdShape, weights: &SsdWeights) -> Result<SsdOutput> {
     with_storage!("scan", weights.a.dtype(), inputs.xbc.dtype(), T, O => {
-        Pass::<T>::with("scan", inputs, (shape, weights), |pass| forward_in::<T, O>(pass))
+        Pass::<T>::with("scan", inputs, (shape, weights), forward_in::<T, O>)
     })
 }
 

@@ -68,13 +68,13 @@ impl<T: Real> Pass<'_, T> {
     /// The start state of a chunk, for the computation of its end state, and the rows of that.
     ///
     /// # Safety
-    /// As for [`Pass::start_rows`]; this task is the only one that uses the end state's rows of the slice.
+    /// As for [`Pass::start_rows`].
     unsafe fn start_and_end<'s>(
         &'s self,
         (source, chunk): (StateSource, usize),
         slice: &HeadSlice,
         memory: &'s StateMemory<T>,
-    ) -> Option<(StartState<'s, T>, &'s mut [T])> {
+    ) -> Option<(StartState<'s, T>, *mut [T])> {
         let n = self.shape.state;
         let slot = memory.slots[chunk]?;
         let start = match source {
@@ -86,16 +86,14 @@ impl<T: Real> Pass<'_, T> {
             },
         };
         let address = memory.address(slot, slice.columns.start * n, self.state_len());
-        // SAFETY: the slot has the rows of every slice; elements that are not initialised are written before they are read.
-        let end = unsafe { std::slice::from_raw_parts_mut(address, slice.columns.len() * n) };
-        Some((start, end))
+        Some((start, std::ptr::slice_from_raw_parts_mut(address, slice.columns.len() * n)))
     }
 
     /// Computes the end state of a chunk, if it has a place: `exp(l_q) S⁰ + sum_j exp(l_q - l_j) dt_j x_j B_jᵀ`. `scratch` gets
     /// `exp(l_q - l_j) dt_j x_j`.
     ///
     /// # Safety
-    /// As for [`Pass::start_and_end`].
+    /// As for [`Pass::start_rows`]; this task is the only one that uses the end state's rows of the slice.
     pub(super) unsafe fn write_end(
         &self,
         (source, chunk): (StateSource, usize),
@@ -107,6 +105,9 @@ impl<T: Real> Pass<'_, T> {
         let Some((start, end)) = (unsafe { self.start_and_end((source, chunk), slice, memory) }) else {
             return;
         };
+        // SAFETY: the slot has the rows of every slice, which this task alone uses; elements that are not initialised are written
+        // before they are read.
+        let end = unsafe { &mut *end };
         let (rows, n, w) = (&self.plan.chunks[chunk].rows, self.shape.state, slice.columns.len());
         self.scale_state(slice, rows.start..rows.end, start, end);
         self.weighted_x(slice, rows.clone(), x, scratch);
@@ -177,7 +178,7 @@ impl<T: Real> Pass<'_, T> {
     /// Returns whether it was done: the end state has a place, and the chunk has one row.
     ///
     /// # Safety
-    /// As for [`Pass::start_and_end`].
+    /// As for [`Pass::start_rows`]; this task is the only one that uses the end state's rows of the slice.
     pub(super) unsafe fn try_recurrence(
         &self,
         (source, chunk): (StateSource, usize),
@@ -193,6 +194,8 @@ impl<T: Real> Pass<'_, T> {
         let Some((start, end)) = (unsafe { self.start_and_end((source, chunk), slice, memory) }) else {
             return false;
         };
+        // SAFETY: as in `write_end`.
+        let end = unsafe { &mut *end };
         let (n, r, x) = (self.shape.state, self.shape.head_dim, x.row(0, slice.columns.len()));
         let (b, c) = (self.b(rows.start, slice.group).row(0, n), self.c(rows.start, slice.group).row(0, n));
         cpu::simd(
