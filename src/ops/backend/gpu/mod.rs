@@ -173,6 +173,18 @@ pub(crate) fn aligned(widths: &[usize], tensors: &[&Tensor]) -> u32 {
     u32::from(widths.iter().all(|w| w % 8 == 0) && tensors.iter().all(is_aligned))
 }
 
+/// Returns an error if a tensor that a kernel reads as `float` is not f32.
+pub(crate) fn check_f32(op: &'static str, tensors: &[&Tensor]) -> Result<()> {
+    match tensors.iter().find(|tensor| tensor.dtype() != DType::F32) {
+        None => Ok(()),
+        Some(tensor) => Err(Error::Shape {
+            op,
+            expected: "weights and states in f32 on a GPU".into(),
+            found: format!("{:?} in {:?}", tensor.dims(), tensor.dtype()),
+        }),
+    }
+}
+
 /// Runs a kernel, compiled for activations of dtype `element`, over `buffers` in the order of its arguments. On a GPU the call
 /// returns before the kernel has run.
 ///
