@@ -6,6 +6,7 @@
 
 mod attention;
 pub mod large;
+mod mamba2;
 mod ops;
 mod run;
 

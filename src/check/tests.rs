@@ -70,6 +70,21 @@ fn swiglu() {
 }
 
 #[test]
+fn conv() {
+    check("conv");
+}
+
+#[test]
+fn ssd() {
+    check("ssd");
+}
+
+#[test]
+fn gated_norm() {
+    check("gated_norm");
+}
+
+#[test]
 fn cross_entropy() {
     check("cross_entropy");
 }

@@ -62,7 +62,8 @@ pub(super) fn encode(values: &Tensor, dtype: GgmlDType) -> Result<Vec<u8>> {
             finite(halves.iter().all(|value| value.is_finite()))?;
             halves.into_iter().flat_map(half::bf16::to_le_bytes).collect()
         }
-        quantised => QTensor::quantize(values, quantised)?.data()?.into_owned(),
+        // candle quantises all of a tensor's memory, also if the tensor is a part of it.
+        quantised => QTensor::quantize(&values.force_contiguous()?, quantised)?.data()?.into_owned(),
     })
 }
 

@@ -56,8 +56,8 @@
 //! | [`attention`] | own code with `gemm` | own code with packed panels | portable kernel of head size 64, 128 or 256; on tensor cores one of 64 or 128; candle's ops for larger heads |
 //! | [`rms_norm`], [`rope`], [`swiglu`] | own code | own code: computed in f32, stored in bf16 | kernel |
 //! | [`experts`] | own code; products as `linear` | as `linear`, expert by expert; the activation computed in f32, stored in bf16 | none yet |
-//! | [`conv`], [`gated_norm`] | own code | own code: computed in f32, stored in bf16 | none yet |
-//! | [`ssd`] | own code with `gemm` | the same: xBC and y in bf16, computed in f32 | none yet |
+//! | [`conv`], [`gated_norm`] | own code | own code: computed in f32, stored in bf16 | kernel |
+//! | [`ssd`] | own code with `gemm`, in chunks | the same in f32: xBC and y may be bf16 | kernel, row by row, of states up to 256 |
 //! | [`embed`] | own code | embedding in bf16, output in f32 | kernel |
 //! | [`cross_entropy`] | own code | (logits are f32) | kernel |
 //! | [`rows`] | candle | candle | kernel |

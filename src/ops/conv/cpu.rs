@@ -1,6 +1,6 @@
 //! The convolution on the CPU, in f32 or f64; input and output may be bf16.
 
-use super::source::RowSource;
+use super::source::{AddedRow, RowSource, added_rows};
 use super::{ConvGradients, ConvInputs, ConvWeights};
 use crate::Result;
 use crate::ops::ScanSegment;
@@ -174,38 +174,6 @@ fn forward_rows<T: Real, O: StorageFloat<T>>(conv: &ConvSlices<T>) -> Result<Ten
     unsafe { out.into_tensor((rows, channels)) }
 }
 
-/// A row that is added to the gradient of a row or of a tail beside those of the row's own segment.
-#[derive(Debug, Clone, Copy)]
-enum Added {
-    /// The gradient of a later segment's row, times the weights of `d` rows before.
-    Row { row: usize, d: usize },
-    /// A row of the gradient of the ends.
-    End(usize),
-}
-
-/// What each row or tail gets from other segments and from ends, in the order of the segments.
-fn added_rows<T: Real>(conv: &ConvSlices<T>, has_dends: bool) -> Vec<(RowSource, Added)> {
-    let (segments, taps) = (conv.segments, conv.taps);
-    let mut added = Vec::new();
-    for (s, segment) in segments.iter().enumerate() {
-        for (i, row) in segment.rows.clone().enumerate().take(taps - 1) {
-            for d in i + 1..taps {
-                let source = RowSource::new(segments, s, i as isize - d as isize, taps);
-                added.push((source, Added::Row { row, d }));
-            }
-        }
-        if let (Some(end), true) = (segment.end, has_dends) {
-            for (i, source) in RowSource::tail(segments, s, taps).enumerate() {
-                added.push((source, Added::End(end * (taps - 1) + i)));
-            }
-        }
-    }
-    added.retain(|(source, _)| *source != RowSource::Zero);
-    // A stable sort: the order of the segments stays.
-    added.sort_by_key(|(source, _)| *source);
-    added
-}
-
 /// The gradients that convolutions of rows are sums of.
 struct ConvGradientSums<'a, T> {
     conv: &'a ConvSlices<'a, T>,
@@ -213,7 +181,7 @@ struct ConvGradientSums<'a, T> {
     dv: &'a [T],
     /// [n, W - 1, X].
     dends: &'a [T],
-    added: Vec<(RowSource, Added)>,
+    added: Vec<(RowSource, AddedRow)>,
 }
 
 impl<T: Real> ConvGradientSums<'_, T> {
@@ -223,8 +191,8 @@ impl<T: Real> ConvGradientSums<'_, T> {
         let (channels, first) = (self.conv.channels, self.added.partition_point(|(to, _)| *to < source));
         for (_, added) in self.added[first..].iter().take_while(|(to, _)| *to == source) {
             match *added {
-                Added::Row { row, d } => self.add_row(row, d, out, fma),
-                Added::End(row) => {
+                AddedRow::Gradient { row, d } => self.add_row(row, d, out, fma),
+                AddedRow::End(row) => {
                     out.iter_mut().zip(&self.dends[row * channels..][..channels]).for_each(|(y, &x)| *y += x);
                 }
             }
@@ -249,7 +217,7 @@ fn backward_rows<T: Real>(
     let (channels, taps) = (conv.channels, conv.taps);
     let rows = dy.len() / channels.max(1);
     let dv = preactivation_gradients(conv, dy);
-    let added = added_rows(conv, dends.is_some());
+    let added = added_rows(conv.segments, taps, dends.is_some());
     let sums = ConvGradientSums { conv, dv: &dv, dends: dends.unwrap_or_default(), added };
     let mut dx = UninitBuffer::<T>::new(rows * channels);
     cpu::par_rows(

@@ -13,11 +13,13 @@
 
 mod cpu;
 mod gpu;
+mod lists;
 mod reference;
 mod source;
 #[cfg(test)]
 mod tests;
 
+pub(in crate::ops) use lists::ConvLists;
 pub use reference::reference;
 
 use super::backend::{Route, route};
@@ -85,8 +87,8 @@ pub fn ends(inputs: ConvInputs, taps: usize) -> Result<Option<Tensor>> {
     ends.map(Some)
 }
 
-/// Gradients from `dy` [T, X], that of the output, and `dends`, that of [`ends`], which is zero if it is `None`. All are in the
-/// dtype of `dy`: on the CPU that of the weights.
+/// Gradients from `dy` [T, X], that of the output, and `dends`, that of [`ends`], which is zero if it is `None`. The gradient of `x` is
+/// in the dtype of `dy`: on the CPU that of the weights, on a GPU that of `x`. Those of ends and tails are in the dtype of the weights.
 ///
 /// # Errors
 /// Returns an error if shapes, dtypes or segments do not match, or a device operation fails.

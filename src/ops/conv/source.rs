@@ -35,3 +35,39 @@ impl RowSource {
         (0..taps as isize - 1).map(move |i| Self::new(segments, segment, first + i, taps))
     }
 }
+
+/// A row that is added to the gradient of a row or of a tail beside those of the row's own segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AddedRow {
+    /// The gradient of a later segment's row, times the weights of `d` rows before.
+    Gradient { row: usize, d: usize },
+    /// A row of the gradient of the ends.
+    End(usize),
+}
+
+/// What each row or tail gets from other segments and, if they have a gradient, from ends: by rows, then tails, and for each in the
+/// order of the segments.
+pub(super) fn added_rows(
+    segments: &[ScanSegment],
+    taps: usize,
+    has_dends: bool,
+) -> Vec<(RowSource, AddedRow)> {
+    let mut added = Vec::new();
+    for (s, segment) in segments.iter().enumerate() {
+        for (i, row) in segment.rows.clone().enumerate().take(taps - 1) {
+            for d in i + 1..taps {
+                let source = RowSource::new(segments, s, i as isize - d as isize, taps);
+                added.push((source, AddedRow::Gradient { row, d }));
+            }
+        }
+        if let (Some(end), true) = (segment.end, has_dends) {
+            for (i, source) in RowSource::tail(segments, s, taps).enumerate() {
+                added.push((source, AddedRow::End(end * (taps - 1) + i)));
+            }
+        }
+    }
+    added.retain(|(source, _)| *source != RowSource::Zero);
+    // A stable sort: the order of the segments stays.
+    added.sort_by_key(|(source, _)| *source);
+    added
+}

@@ -84,7 +84,7 @@ pub struct SsdWeights {
 pub struct SsdInputs<'a> {
     /// x, B and C side by side after convolution and SiLU, [T, X].
     pub xbc: &'a Tensor,
-    /// The step r of every row and head before bias and softplus, [T, M], in the dtype of the weights.
+    /// The step r of every row and head before bias and softplus, [T, M], in the dtype of the weights; on a GPU also in that of `xbc`.
     pub dt: &'a Tensor,
     /// Segments of the rows.
     pub plan: &'a ScanPlan,
@@ -125,8 +125,9 @@ pub fn forward(inputs: SsdInputs, shape: &SsdShape, weights: &SsdWeights) -> Res
     }
 }
 
-/// Gradients from `dy` [T, I], that of `y`, and `dends`, that of [`SsdOutput::ends`], which is zero if it is `None`. All are in the
-/// dtype of `dy`: on the CPU that of the weights. The states inside of segments are computed again.
+/// Gradients from `dy` [T, I], that of `y`, and `dends`, that of [`SsdOutput::ends`], which is zero if it is `None`. Those of rows are in
+/// the dtype of `dy`: on the CPU that of the weights, on a GPU that of `xbc`. Those of states are in the dtype of the weights. The
+/// states inside of segments are computed again.
 ///
 /// # Errors
 /// Returns an error if shapes, dtypes or segments do not match, or a device operation fails.

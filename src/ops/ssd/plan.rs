@@ -7,11 +7,14 @@
 //! runs      ├───────────────────┤├───────────┤├──────────────┤     of one level: a run starts from a state of a lower level
 //! ```
 
+use super::gpu::SsdLists;
+use crate::ops::conv::ConvLists;
 use crate::{Error, Result};
 use candle_core::Tensor;
+use std::collections::HashMap;
 use std::fmt;
 use std::ops::{Deref, Range};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Rows of a chunk at most. Longer chunks lose digits: differences of long sums of decays. In f32, with steps up to 8 and decays to
 /// -16, the largest error of 64 rows was 2e-6 and that of 256 rows 1e-5.
@@ -53,11 +56,18 @@ pub struct ScanStates {
     pub conv: Tensor,
 }
 
-/// The segments of a batch, in the order of their rows. Clones share the chunks.
+/// The segments of a batch, in the order of their rows. Clones share the chunks, and the lists of the GPU's kernels.
 #[derive(Clone, Default)]
 pub struct ScanPlan {
     list: Vec<ScanSegment>,
-    chunks: Arc<OnceLock<ChunkPlan>>,
+    plans: Arc<ScanPlans>,
+}
+
+#[derive(Default)]
+struct ScanPlans {
+    chunks: OnceLock<ChunkPlan>,
+    ssd: OnceLock<SsdLists>,
+    conv: Mutex<HashMap<(usize, usize), Arc<ConvLists>>>,
 }
 
 impl ScanPlan {
@@ -96,13 +106,28 @@ impl ScanPlan {
 
     /// The chunks; the segments must have been checked.
     pub(super) fn chunks(&self) -> &ChunkPlan {
-        self.chunks.get_or_init(|| ChunkPlan::new(&self.list))
+        self.plans.chunks.get_or_init(|| ChunkPlan::new(&self.list))
+    }
+
+    /// The lists of the scan's kernels; the segments must have been checked.
+    pub(super) fn ssd_lists(&self) -> &SsdLists {
+        self.plans.ssd.get_or_init(|| SsdLists::new(&self.list))
+    }
+
+    /// The lists of the convolution's kernels for numbers of taps and given states, which `make` makes.
+    pub(in crate::ops) fn conv_lists(
+        &self,
+        (taps, states): (usize, usize),
+        make: impl FnOnce() -> ConvLists,
+    ) -> Arc<ConvLists> {
+        let mut lists = self.plans.conv.lock().unwrap_or_else(PoisonError::into_inner);
+        lists.entry((taps, states)).or_insert_with(|| Arc::new(make())).clone()
     }
 }
 
 impl From<Vec<ScanSegment>> for ScanPlan {
     fn from(list: Vec<ScanSegment>) -> Self {
-        Self { list, chunks: Arc::default() }
+        Self { list, plans: Arc::default() }
     }
 }
 
