@@ -14,7 +14,7 @@ const ITEM_ROWS: usize = 128;
 
 /// The state after a segment, or before one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum RowSource {
+pub(super) enum StateOrigin {
     Zero,
     Given(usize),
     /// A segment that has rows, by its number among those.
@@ -25,7 +25,7 @@ pub(super) enum RowSource {
 #[derive(Debug)]
 struct Rows {
     rows: Range<usize>,
-    start: RowSource,
+    start: StateOrigin,
     level: usize,
     /// Place of its end state.
     slot: Option<usize>,
@@ -37,7 +37,7 @@ struct Rows {
 #[derive(Debug)]
 struct ScanItem {
     segments: Range<usize>,
-    start: RowSource,
+    start: StateOrigin,
     level: usize,
     /// Place of the gradient of the start state.
     gradient: Option<usize>,
@@ -48,7 +48,7 @@ struct ScanItem {
 pub(in crate::ops) struct SsdLists {
     items: Vec<ScanItem>,
     /// Where each wanted end state comes from.
-    ends: Vec<RowSource>,
+    ends: Vec<StateOrigin>,
     /// Items of each level.
     pub(super) levels: Vec<Range<usize>>,
     /// Gradients of end states of each level.
@@ -60,7 +60,7 @@ pub(in crate::ops) struct SsdLists {
     /// Segments that have rows.
     pub(super) segments: usize,
     /// The ends that no segment writes, and their sources.
-    pub(super) copies: Vec<(usize, RowSource)>,
+    pub(super) copies: Vec<(usize, StateOrigin)>,
     /// 4 numbers of each item.
     pub(super) item_list: Indices,
     /// 4 numbers of each segment.
@@ -85,9 +85,9 @@ impl SsdLists {
     pub(in crate::ops::ssd) fn new(list: &[ScanSegment]) -> Self {
         let (mut segments, ends) = segments(list);
         let mut slots = ends.len();
-        let is_start = |j: usize, all: &[Rows]| all.iter().any(|s| s.start == RowSource::Segment(j));
+        let is_start = |j: usize, all: &[Rows]| all.iter().any(|s| s.start == StateOrigin::Segment(j));
         for j in 0..segments.len() {
-            let end = ends.iter().position(|end| *end == RowSource::Segment(j));
+            let end = ends.iter().position(|end| *end == StateOrigin::Segment(j));
             segments[j].slot = end.or_else(|| {
                 is_start(j, &segments).then(|| {
                     slots += 1;
@@ -109,7 +109,7 @@ impl SsdLists {
         let slot_of: Vec<_> = segments.iter().map(|s| s.slot).collect();
         let copies = ends.iter().copied().enumerate();
         let copies = copies.filter(|(end, source)| match source {
-            RowSource::Segment(j) => slot_of[*j] != Some(*end),
+            StateOrigin::Segment(j) => slot_of[*j] != Some(*end),
             _ => true,
         });
         let number = |place: Option<usize>| place.map_or(NONE, |place| place as u32);
@@ -118,9 +118,9 @@ impl SsdLists {
             .flat_map(|s| [s.rows.start as u32, s.rows.end as u32, number(s.slot), number(s.gradient)]);
         let item_list = items.iter().flat_map(|item| {
             let start = match item.start {
-                RowSource::Zero => NONE,
-                RowSource::Given(state) => OTHER | state as u32,
-                RowSource::Segment(j) => number(slot_of[j]),
+                StateOrigin::Zero => NONE,
+                StateOrigin::Given(state) => OTHER | state as u32,
+                StateOrigin::Segment(j) => number(slot_of[j]),
             };
             [item.segments.start as u32, item.segments.len() as u32, start, number(item.gradient)]
         });
@@ -157,18 +157,18 @@ impl SsdLists {
                 .filter_map(|(j, gradient)| gradient.map(|gradient| (gradient, j)))
                 .collect();
             with_gradient.sort_unstable();
-            self.sums_of(with_gradient.into_iter().map(|(_, j)| RowSource::Segment(j)), has_dends)
+            self.sums_of(with_gradient.into_iter().map(|(_, j)| StateOrigin::Segment(j)), has_dends)
         })
     }
 
     /// Sums of the gradients of the `states` given states.
     pub(super) fn given_sums(&self, states: usize, has_dends: bool) -> Arc<StateSums> {
         let mut sums = self.given_sums.lock().unwrap_or_else(PoisonError::into_inner);
-        let make = || Arc::new(self.sums_of((0..states).map(RowSource::Given), has_dends));
+        let make = || Arc::new(self.sums_of((0..states).map(StateOrigin::Given), has_dends));
         sums.entry((states, has_dends)).or_insert_with(make).clone()
     }
 
-    fn sums_of(&self, sources: impl Iterator<Item = RowSource>, has_dends: bool) -> StateSums {
+    fn sums_of(&self, sources: impl Iterator<Item = StateOrigin>, has_dends: bool) -> StateSums {
         let (mut offsets, mut terms) = (vec![0], Vec::new());
         for source in sources {
             let ends = self.ends.iter().enumerate().filter(|(_, end)| has_dends && **end == source);
@@ -182,19 +182,19 @@ impl SsdLists {
 }
 
 /// The segments that have rows, and the source of each wanted end.
-fn segments(list: &[ScanSegment]) -> (Vec<Rows>, Vec<RowSource>) {
+fn segments(list: &[ScanSegment]) -> (Vec<Rows>, Vec<StateOrigin>) {
     let mut segments: Vec<Rows> = Vec::new();
     let mut after = Vec::new();
-    let mut ends = vec![RowSource::Zero; list.iter().filter(|s| s.end.is_some()).count()];
+    let mut ends = vec![StateOrigin::Zero; list.iter().filter(|s| s.end.is_some()).count()];
     for segment in list {
         let start = match segment.start {
-            ScanStart::Zero => RowSource::Zero,
-            ScanStart::State(state) => RowSource::Given(state),
+            ScanStart::Zero => StateOrigin::Zero,
+            ScanStart::State(state) => StateOrigin::Given(state),
             ScanStart::Segment(earlier) => after[earlier],
         };
-        let end = if segment.rows.is_empty() { start } else { RowSource::Segment(segments.len()) };
+        let end = if segment.rows.is_empty() { start } else { StateOrigin::Segment(segments.len()) };
         if !segment.rows.is_empty() {
-            let level = if let RowSource::Segment(j) = start { segments[j].level + 1 } else { 0 };
+            let level = if let StateOrigin::Segment(j) = start { segments[j].level + 1 } else { 0 };
             segments.push(Rows { rows: segment.rows.clone(), start, level, slot: None, gradient: None });
         }
         if let Some(i) = segment.end {
@@ -227,7 +227,7 @@ fn items(segments: &[Rows], levels: usize) -> (Vec<ScanItem>, Vec<Range<usize>>,
     }
     items.sort_by_key(|item| item.level);
     let mut starts = 0;
-    for item in items.iter_mut().filter(|item| item.start != RowSource::Zero) {
+    for item in items.iter_mut().filter(|item| item.start != StateOrigin::Zero) {
         item.gradient = Some(starts);
         starts += 1;
     }

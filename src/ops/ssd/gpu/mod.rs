@@ -9,7 +9,7 @@ use crate::ops::cpu::check_same_dtype;
 use crate::ops::gpu::{self, Kernel};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
-use lists::{RowSource, StateSums};
+use lists::{StateOrigin, StateSums};
 use std::ops::Range;
 
 gpu::parameters!(SsdParameters {
@@ -163,8 +163,8 @@ pub(super) fn forward(inputs: SsdInputs, shape: &SsdShape, weights: &SsdWeights)
     }
     for (end, source) in &pass.lists.copies {
         let state = match (*source, inputs.states) {
-            (RowSource::Given(state), Some(states)) => states.narrow(0, state, 1)?,
-            (RowSource::Segment(segment), _) => match pass.lists.slot(segment) {
+            (StateOrigin::Given(state), Some(states)) => states.narrow(0, state, 1)?,
+            (StateOrigin::Segment(segment), _) => match pass.lists.slot(segment) {
                 Some(slot) => memory.narrow(0, slot, 1)?,
                 None => unreachable!("the end of segment {segment} is wanted"),
             },
