@@ -1,6 +1,6 @@
-//! The cases of each op except attention.
+//! The cases of each op except attention and experts.
 
-use super::{CheckTarget, Checks, Comparison, Input, ResultKind, attention};
+use super::{CheckTarget, Checks, Comparison, Input, ResultKind, attention, experts};
 use crate::Result;
 use crate::ops::adamw::{AdamW, AdamWStep, Parameter};
 use crate::ops::cross_entropy::{self, Softmax};
@@ -12,8 +12,18 @@ use crate::ops::{AttentionShape, Indices, Linear, RopeTable, autograd, rows, swi
 use candle_core::{DType, Device, Tensor};
 
 /// Names of the ops that [`ops`] checks.
-pub const OPS: [&str; 9] =
-    ["embed", "linear", "rms_norm", "rope", "rows", "attention", "swiglu", "cross_entropy", "adamw"];
+pub const OPS: [&str; 10] = [
+    "embed",
+    "linear",
+    "rms_norm",
+    "rope",
+    "rows",
+    "attention",
+    "swiglu",
+    "experts",
+    "cross_entropy",
+    "adamw",
+];
 
 /// Compares the op of this name with the CPU at odd and at usual shapes.
 ///
@@ -32,6 +42,7 @@ pub fn ops(target: &CheckTarget, name: &str) -> Result<Vec<Comparison>> {
         "rows" => rows(&mut checks)?,
         "attention" => attention::check(&mut checks)?,
         "swiglu" => swiglu(&mut checks)?,
+        "experts" => experts::check(&mut checks)?,
         "cross_entropy" => cross_entropy(&mut checks)?,
         _ => adamw(&mut checks)?,
     }

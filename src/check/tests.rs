@@ -70,6 +70,11 @@ fn swiglu() {
 }
 
 #[test]
+fn experts() {
+    check("experts");
+}
+
+#[test]
 fn cross_entropy() {
     check("cross_entropy");
 }
