@@ -5,8 +5,8 @@
 //!     cargo bench --bench ops -- attention/forward  one of them
 //!
 //! Inputs rotate over a few buffers, so that no run finds its input in the cache, and the device is synchronised after each call.
-//! criterion warms up, and reports the median and its spread. A throughput is in elements of the output; for `linear` and
-//! `attention` it is in floating-point operations.
+//! criterion warms up, and reports the median and its spread. A throughput is in elements of the output; for `linear`,
+//! `attention` and `experts` it is in floating-point operations.
 //!
 //! On the CPU each sample lies between two readings of the canary (`gneiss::bench::Canary`), and the number of quiet samples is
 //! printed after each benchmark. No sample is left out: a sample has many calls of an op that takes microseconds.
@@ -29,7 +29,7 @@ use gneiss::ops::gated_norm::GatedNorm;
 use gneiss::ops::rms_norm::{ResidualAdd, RmsNorm};
 use gneiss::ops::rope::Rope;
 use gneiss::ops::ssd::{SsdInputs, SsdShape, SsdWeights};
-use gneiss::ops::{self, Linear, RopeTable, ScanPlan, ScanSegment, ScanStart};
+use gneiss::ops::{self, ExpertLinear, Linear, RopeTable, Routing, ScanPlan, ScanSegment, ScanStart};
 use std::sync::LazyLock;
 use std::time::Instant;
 
@@ -271,6 +271,34 @@ fn gated_norm(c: &mut Criterion) {
     op.measure("backward", 2 * T * I, &saved, |(dn, y, z, rstd)| norm.backward(dn, y, z, rstd));
 }
 
+/// A layer's experts with their routing, at the sizes of granite-3.1-1b-a400m but for the hidden size; the weights rotate too.
+fn experts(c: &mut Criterion) {
+    const EXPERTS: usize = 32;
+    const PER_TOKEN: usize = 8;
+    const SIZE: usize = 512;
+    let mut op = Op::new(c, "experts", &format!("T={T} C={C} E={EXPERTS} k={PER_TOKEN} F={SIZE}"));
+    let work = 2 * T * PER_TOKEN * 3 * C * SIZE;
+    let matrices = |n, k| {
+        let all = Linear::new(randn(EXPERTS * n, k), None).expect("a layer of a weight");
+        ExpertLinear::new(all, EXPERTS).expect("experts of one size")
+    };
+    let layer = || [matrices(2 * SIZE, C), matrices(C, SIZE)];
+    let inputs = rotated(|| (layer(), randn(T, C), randn(T, EXPERTS)));
+    let forward = |[gate_up, down]: &[ExpertLinear; 2], u: &Tensor, logits: &Tensor| {
+        let routing = Routing::new(logits, PER_TOKEN)?;
+        let (out, h) = ops::experts::forward(u, &routing, [gate_up, down], DType::F32)?;
+        Result::Ok((routing, out, h))
+    };
+    op.measure("forward", work, &inputs, |(layer, u, logits)| forward(layer, u, logits));
+    let saved = for_each_input(&inputs, |(layer, u, logits)| {
+        let (routing, _, h) = forward(layer, u, logits).expect("the op runs");
+        (layer.clone(), randn(T, C), routing, h)
+    });
+    op.measure("backward", work, &saved, |([gate_up, down], dout, routing, h)| {
+        ops::experts::backward(dout, h, routing, [gate_up, down], 1.0)
+    });
+}
+
 /// Gate and up, the largest matrix of a decoder layer; the weights rotate too, like those of the layers.
 fn linear(c: &mut Criterion) {
     let mut op = Op::new(c, "linear", &format!("T={T} in={C} out={}", 2 * F));
@@ -347,6 +375,7 @@ fn swiglu(c: &mut Criterion) {
 }
 
 criterion_group!(
-    all, adamw, attention, conv, cross_entropy, embed, gated_norm, linear, rms_norm, rope, rows, ssd, swiglu
+    all, adamw, attention, conv, cross_entropy, embed, experts, gated_norm, linear, rms_norm, rope, rows,
+    ssd, swiglu
 );
 criterion_main!(all);

@@ -5,6 +5,7 @@
 //! tests); f32 by 1e-5 of the largest exact value.
 
 mod attention;
+mod experts;
 pub mod large;
 mod mamba2;
 mod ops;

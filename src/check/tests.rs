@@ -85,6 +85,11 @@ fn gated_norm() {
 }
 
 #[test]
+fn experts() {
+    check("experts");
+}
+
+#[test]
 fn cross_entropy() {
     check("cross_entropy");
 }

@@ -55,7 +55,7 @@
 //! | [`linear`] | `gemm`; weights in f16 or bf16 are widened | packed panels: AMX, AVX512-BF16 or f32 FMA, the fastest of this CPU; without AVX-512 widened | cuBLASLt, or cuBLAS if it has no algorithm; candle on Metal |
 //! | [`attention`] | own code with `gemm` | own code with packed panels | portable kernel of head size 64, 128 or 256; on tensor cores one of 64 or 128; candle's ops for larger heads |
 //! | [`rms_norm`], [`rope`], [`swiglu`] | own code | own code: computed in f32, stored in bf16 | kernel |
-//! | [`experts`] | own code; products as `linear` | as `linear`, expert by expert; the activation computed in f32, stored in bf16 | none yet |
+//! | [`experts`] | own code; products as `linear` | as `linear`, expert by expert; the activation computed in f32, stored in bf16 | kernels, of up to 128 experts |
 //! | [`conv`], [`gated_norm`] | own code | own code: computed in f32, stored in bf16 | kernel |
 //! | [`ssd`] | own code with `gemm`, in chunks | the same in f32: xBC and y may be bf16 | kernel, row by row, of states up to 256 |
 //! | [`embed`] | own code | embedding in bf16, output in f32 | kernel |

@@ -39,8 +39,48 @@ pub use linear::ExpertLinear;
 pub use reference::reference;
 pub use routing::Routing;
 
+use super::backend::{Route, route};
 use crate::{Error, Result};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
+
+/// The experts' output [T, C] for rows `u` [T, C], by `gate_up`, matrices [2F, C], and `down`, matrices [C, F]; and gate and up
+/// [S, 2F], in dtype `saved`, for the backward pass. dtypes as in [`ExpertLinear::forward_to`]; on the CPU the output has the
+/// dtype of the weights p.
+///
+/// # Errors
+/// Returns an error if shapes do not match, there is no product in these dtypes, or a device operation fails.
+pub fn forward(
+    u: &Tensor,
+    routing: &Routing,
+    [gate_up, down]: [&ExpertLinear; 2],
+    saved: DType,
+) -> Result<(Tensor, Tensor)> {
+    let h = gate_up.forward_to(&routing.gather(u)?, routing, saved)?;
+    let out = match route(u) {
+        Route::Cpu => routing.weights.dtype(),
+        Route::Kernel => u.dtype(),
+    };
+    let y = down.forward_to(&activation_forward(&h, routing)?, routing, out)?;
+    Ok((routing.combine(&y)?, h))
+}
+
+/// Gradients of `u` [T, C], without the router's part, and of the router's logits [T, E], from `scale` times `dout` [T, C] and `h`
+/// [S, 2F], which [`forward`] saved.
+///
+/// # Errors
+/// As [`forward`].
+pub fn backward(
+    dout: &Tensor,
+    h: &Tensor,
+    routing: &Routing,
+    [gate_up, down]: [&ExpertLinear; 2],
+    scale: f64,
+) -> Result<(Tensor, Tensor)> {
+    let da = down.backward(&routing.gather(dout)?, routing, scale)?;
+    let (dh, dweights) = activation_backward(&da, h, routing)?;
+    let du = routing.combine(&gate_up.backward(&dh, routing, 1.0)?)?;
+    Ok((du, routing.backward(&dweights)?))
+}
 
 /// Returns an error if `x` is not a matrix of `rows` rows and, if given, `columns` columns.
 fn check_matrix(op: &'static str, x: &Tensor, rows: usize, columns: Option<usize>) -> Result<usize> {

@@ -32,6 +32,8 @@ pub(super) struct SortedPairs {
     pub(super) place: Tensor,
     /// The first place of each expert, and S, `[E + 1]`.
     pub(super) offsets: Tensor,
+    /// On a GPU: the first tile of each expert's products, and the number of tiles, `[E + 1]`.
+    pub(super) tiles: Option<Tensor>,
 }
 
 impl Routing {
@@ -89,7 +91,8 @@ impl Routing {
 
     /// Bytes of a routing of `rows` rows with weights in dtype `weights`.
     pub fn bytes_of(rows: usize, per_token: usize, experts: usize, weights: DType) -> usize {
-        rows * per_token * (weights.size_in_bytes() + 3 * size_of::<u32>()) + (experts + 1) * size_of::<u32>()
+        rows * per_token * (weights.size_in_bytes() + 3 * size_of::<u32>())
+            + 2 * (experts + 1) * size_of::<u32>()
     }
 
     /// The row of `x` [T, C] of each pair, sorted by expert: [S, C] in the dtype of `x`.

@@ -1,5 +1,6 @@
 use super::routing::SortedPairs;
 use super::*;
+use crate::ops::gpu::emulated::emulate;
 use crate::ops::{Linear, autograd, testing::*};
 use candle_core::{DType, Device};
 
@@ -28,20 +29,14 @@ impl Block {
 
     fn forward(&self, u: &Tensor, logits: &Tensor, stored: DType) -> Result<(Tensor, Saved)> {
         let routing = Routing::new(logits, self.per_token)?;
-        let h = self.gate_up.forward_to(&routing.gather(u)?, &routing, stored)?;
-        let a = activation_forward(&h, &routing)?;
-        let out = if stored == DType::BF16 { DType::F32 } else { stored };
-        let out = routing.combine(&self.down.forward_to(&a, &routing, out)?)?;
+        let (out, h) = super::forward(u, &routing, [&self.gate_up, &self.down], stored)?;
         Ok((out, Saved { routing, h }))
     }
 
     /// Gradients of the input and of the logits.
-    fn backward(&self, dout: &Tensor, saved: &Saved) -> Result<[Tensor; 2]> {
-        let Saved { routing, h } = saved;
-        let da = self.down.backward(&routing.gather(dout)?, routing, 1.0)?;
-        let (dh, dp) = activation_backward(&da, h, routing)?;
-        let du = routing.combine(&self.gate_up.backward(&dh, routing, 1.0)?)?;
-        Ok([du, routing.backward(&dp)?])
+    fn backward(&self, dout: &Tensor, Saved { routing, h }: &Saved) -> Result<[Tensor; 2]> {
+        let (du, dlogits) = super::backward(dout, h, routing, [&self.gate_up, &self.down], 1.0)?;
+        Ok([du, dlogits])
     }
 }
 
@@ -62,6 +57,9 @@ fn forward_and_backward_agree_with_the_reference() -> Result<()> {
             let expected = autograd(&[&u, &logits], &dout, f)?;
             let (out, saved) = block.forward(&u, &logits, dtype)?;
             let [du, dlogits] = block.backward(&dout, &saved)?;
+            let (half, _) =
+                super::backward(&dout, &saved.h, &saved.routing, [&block.gate_up, &block.down], 0.5)?;
+            assert_close("half", &(half * 2.0)?, &du, Tolerance::for_dtype(dtype));
             let tolerance = Tolerance::for_dtype(dtype);
             let y = reference(&u, &logits, [&block.gate_up, &block.down], per_token)?;
             assert_close("experts", &out, &y, tolerance);
@@ -205,7 +203,7 @@ fn routing_sorts_pairs_by_expert_and_rows() -> Result<()> {
     // Of equal logits the lowest expert comes first.
     assert_eq!(routing.chosen().to_vec2::<u32>()?, [[1, 3], [0, 2], [0, 1]]);
     assert_eq!((routing.rows(), routing.per_token(), routing.pairs(), routing.experts()), (3, 2, 6, 4));
-    let SortedPairs { order, place, offsets } = &routing.sorted;
+    let SortedPairs { order, place, offsets, .. } = &routing.sorted;
     assert_eq!(order.to_vec1::<u32>()?, [2, 4, 0, 5, 3, 1]);
     assert_eq!(place.to_vec2::<u32>()?, [[2, 5], [0, 4], [1, 3]]);
     assert_eq!(offsets.to_vec1::<u32>()?, [0, 2, 4, 5, 6]);
@@ -243,14 +241,19 @@ fn routing_spreads_nan_to_the_whole_row() -> Result<()> {
         assert!(row.iter().all(|p| p.is_nan() == is_nan), "{weights:?}");
     }
     assert_eq!(weights[4], [1.0, 0.0]);
-    let block = Block::new([4, 2, 8, 4], DType::F32)?;
-    let (out, saved) =
-        block.forward(&randn(1, (5, 8), DType::F32)?, &Tensor::new(&logits, &Device::Cpu)?, DType::F32)?;
-    let [du, dlogits] = block.backward(&randn(2, (5, 8), DType::F32)?, &saved)?;
-    for (name, rows) in [("output", out), ("gradient", du), ("gradient of the logits", dlogits)] {
-        let rows = rows.to_vec2::<f32>()?;
-        for (row, is_nan) in [(0, true), (1, false), (2, true), (3, true), (4, false)] {
-            assert_eq!(rows[row].iter().any(|x| x.is_nan()), is_nan, "{name} of row {row}: {rows:?}");
+    let logits = Tensor::new(&logits, &Device::Cpu)?;
+    let run = || -> Result<[Tensor; 3]> {
+        let block = Block::new([4, 2, 8, 4], DType::F32)?;
+        let (out, saved) = block.forward(&randn(1, (5, 8), DType::F32)?, &logits, DType::F32)?;
+        let [du, dlogits] = block.backward(&randn(2, (5, 8), DType::F32)?, &saved)?;
+        Ok([out, du, dlogits])
+    };
+    for results in [run()?, emulate(0, run)?] {
+        for (name, rows) in ["output", "gradient", "gradient of the logits"].into_iter().zip(results) {
+            let rows = rows.to_vec2::<f32>()?;
+            for (row, is_nan) in [(0, true), (1, false), (2, true), (3, true), (4, false)] {
+                assert_eq!(rows[row].iter().any(|x| x.is_nan()), is_nan, "{name} of row {row}: {rows:?}");
+            }
         }
     }
     Ok(())
@@ -258,7 +261,7 @@ fn routing_spreads_nan_to_the_whole_row() -> Result<()> {
 
 #[test]
 fn ops_of_no_rows_return_no_rows() -> Result<()> {
-    for dtype in [DType::F32, DType::BF16] {
+    let run = |dtype: DType| -> Result<()> {
         let block = Block::new([4, 2, 8, 16], dtype)?;
         let u = Tensor::zeros((0, 8), DType::F32, &Device::Cpu)?;
         let (out, saved) =
@@ -266,8 +269,30 @@ fn ops_of_no_rows_return_no_rows() -> Result<()> {
         assert_eq!(out.dims(), [0, 8]);
         let [du, dlogits] = block.backward(&out, &saved)?;
         assert_eq!((du.dims(), dlogits.dims()), (&[0, 8][..], &[0, 4][..]));
-    }
-    Ok(())
+        Ok(())
+    };
+    run(DType::F32)?;
+    run(DType::BF16)?;
+    emulate(0, || run(DType::F32))
+}
+
+#[test]
+fn ops_on_a_gpu_refuse_what_they_do_not_compute() -> Result<()> {
+    let (logits, x) = (randn(1, (3, 129), DType::F32)?, randn(2, (6, 5), DType::F32)?);
+    let layer = ExpertLinear::new(Linear::new(randn(3, (8, 5), DType::F32)?, None)?, 4)?;
+    let cpu = Routing::new(&logits.narrow(1, 0, 4)?.contiguous()?, 2)?;
+    emulate(0, || {
+        let error = Routing::new(&logits, 2).unwrap_err().to_string();
+        assert_eq!(error, "routing: expected at most 128 experts on a GPU, found 129");
+        let error = layer.forward_to(&x, &cpu, DType::F32).unwrap_err().to_string();
+        assert_eq!(error, "experts: expected a routing that was made on a GPU");
+        let error = Routing::new(&logits.narrow(1, 0, 4)?.contiguous()?.to_dtype(DType::F64)?, 2);
+        assert!(error.unwrap_err().to_string().contains("found F64"));
+        let routing = Routing::new(&logits.narrow(1, 0, 4)?.contiguous()?, 2)?;
+        assert!(layer.forward_to(&x, &routing, DType::F32).is_ok());
+        assert!(layer.forward_to(&x.to_dtype(DType::BF16)?, &routing, DType::BF16).is_err());
+        Ok(())
+    })
 }
 
 #[test]

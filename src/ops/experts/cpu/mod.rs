@@ -76,6 +76,7 @@ fn sort_pairs(chosen: &[u32], (t, k): (usize, usize), experts: usize) -> Result<
         order: cpu::tensor(order, t * k)?,
         place: cpu::tensor(place, (t, k))?,
         offsets: cpu::tensor(offsets, experts + 1)?,
+        tiles: None,
     })
 }
 
