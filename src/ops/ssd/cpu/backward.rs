@@ -4,10 +4,10 @@ use super::super::plan::{Block, CHUNK, StateSource};
 use super::super::{SsdGradients, SsdShape};
 use super::chunk_gradient::ChunkGradient;
 use super::operand::{Operand, ProductRows, multiply};
-use super::pass::{HeadSlice, Pass};
+use super::pass::{HeadSlice, Pass, copy_columns};
 use super::states::StateMemory;
 use crate::Result;
-use crate::ops::cpu::{self, Disjoint, Real, UninitBuffer, View};
+use crate::ops::cpu::{self, Disjoint, Real, StoredSlice, UninitBuffer, View};
 use candle_core::Tensor;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -167,9 +167,9 @@ impl<T: Real> BackwardPass<'_, T> {
 
     /// The gradients of a run and a slice.
     fn run(&self, run: usize, slice: &HeadSlice) {
-        let (mut next, mut x) = (None, Vec::new());
+        let (mut next, mut scratch) = (None, [Vec::new(), Vec::new()]);
         for block in self.pass.plan.blocks[self.pass.plan.runs[run].blocks.clone()].iter().rev() {
-            next = self.block(block, slice, next, &mut x);
+            next = self.block(block, slice, next, &mut scratch);
         }
         if let (Some(index), Some(dstart)) = (self.starts_at[run], next) {
             let first = index * self.pass.state_len() + slice.columns.start * self.pass.shape.state;
@@ -190,11 +190,11 @@ impl<T: Real> BackwardPass<'_, T> {
         block: &Block,
         slice: &HeadSlice,
         mut next: Option<Vec<T>>,
-        scratch: &mut Vec<T>,
+        [x, dy]: &mut [Vec<T>; 2],
     ) -> Option<Vec<T>> {
         let (pass, n, w) = (self.pass, block.rows.len(), slice.columns.len());
-        let dy = Operand::new(self.dy, pass.shape.inner()).from(block.rows.start, slice.columns.start);
-        let x = pass.x(&block.rows, slice, scratch);
+        let x = pass.x(&block.rows, slice, x);
+        let dy = copy_columns((StoredSlice::Computed(self.dy), pass.shape.inner()), &block.rows, slice, dy);
         let off = vec![T::zero(); slice.heads.len() * n];
         let mut gradient = BlockGradient { dy, b: vec![T::zero(); n * w], off, dstart: None };
         // SAFETY: the start states of chunks are complete, and no task writes them.

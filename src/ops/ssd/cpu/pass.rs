@@ -225,24 +225,40 @@ impl<'a, T: Real> Pass<'a, T> {
         &self.cb[(rows.start * self.shape.groups + group * rows.len()) * CHUNK..][..rows.len() * CHUNK]
     }
 
-    /// x of some rows and the columns of a slice; in `scratch` if it has to be widened.
+    /// x of some rows and the columns of a slice, copied to `scratch`.
     pub(super) fn x<'s>(
-        &'s self,
+        &self,
         rows: &Range<usize>,
         slice: &HeadSlice,
         scratch: &'s mut Vec<T>,
     ) -> Operand<'s, T> {
-        let (width, columns) = (self.shape.width(), slice.columns.len());
-        if let StoredSlice::Computed(xbc) = self.xbc {
-            return Operand::new(xbc, width).from(rows.start, slice.columns.start);
-        }
-        scratch.resize(rows.len() * columns, T::zero());
-        for (row, x) in rows.clone().zip(scratch.chunks_exact_mut(columns)) {
-            let first = row * width + slice.columns.start;
-            self.xbc.range(first..first + columns).load(x);
-        }
-        Operand::new(scratch, columns)
+        copy_columns((self.xbc, self.shape.width()), rows, slice, scratch)
     }
+}
+
+/// Elements between the rows of a copy. Rows of a matrix are a multiple of some kilobytes apart, and so would share a few sets of the
+/// first-level cache.
+const GAP: usize = 16;
+
+/// Some rows of a slice's columns in a matrix with rows of `width` elements, copied to `scratch`.
+pub(super) fn copy_columns<'s, T: Real>(
+    (matrix, width): (StoredSlice<T>, usize),
+    rows: &Range<usize>,
+    slice: &HeadSlice,
+    scratch: &'s mut Vec<T>,
+) -> Operand<'s, T> {
+    let (columns, stride) = (slice.columns.len(), slice.columns.len() + GAP);
+    scratch.resize(rows.len() * stride, T::zero());
+    cpu::simd(
+        #[inline(always)]
+        |_| {
+            for (row, copy) in rows.clone().zip(scratch.chunks_exact_mut(stride)) {
+                let first = row * width + slice.columns.start;
+                matrix.range(first..first + columns).load(&mut copy[..columns]);
+            }
+        },
+    );
+    Operand::new(scratch, stride)
 }
 
 /// The x with `softplus(x) = y`; negative infinity if y is not positive.
