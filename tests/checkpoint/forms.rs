@@ -223,10 +223,7 @@ fn values_that_are_not_finite_are_named_at_load() {
         }
     }
     for name in [
-        EMBEDDING,
-        HEAD,
-        NORM,
-        "model.layers.0.self_attn.k_proj.weight",
+        EMBEDDING, HEAD, NORM, "model.layers.0.self_attn.k_proj.weight",
         "model.layers.0.input_layernorm.weight",
     ] {
         let dir = spoil(name, f32::NAN, DType::F32);

@@ -114,14 +114,8 @@ fn a_run_does_not_begin_from_a_prompt_of_another_shape() {
     let place = places();
     let from = |set| {
         [
-            "tune",
-            "dogs.toml",
-            "--set",
-            "prompt.init_method=file",
-            "--set",
-            "prompt.init_file=saved",
-            "--set",
-            set,
+            "tune", "dogs.toml", "--set", "prompt.init_method=file", "--set", "prompt.init_file=saved",
+            "--set", set,
         ]
     };
     let rows = ["prompt.num_virtual_tokens: expected 0 or 5", "prompt.init_file (saved)", "found 7"];

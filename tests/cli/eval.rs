@@ -72,11 +72,8 @@ fn eval_puts_several_prompts_side_by_side() {
     let eval = ["eval", "dogs.toml", "--adapter", "runs/dogs", "--adapter", "runs/cats/adapter"];
     let (stdout, stderr) = texts(&place.gneiss(eval).success());
     for part in [
-        "base, hard prompt ",
-        "dogs minus base, generated: ",
-        "cats minus base, generated: ",
-        "cats minus base, label likelihood: ",
-        "\ncats, label likelihood  precision ",
+        "base, hard prompt ", "dogs minus base, generated: ", "cats minus base, generated: ",
+        "cats minus base, label likelihood: ", "\ncats, label likelihood  precision ",
     ] {
         assert!(stdout.contains(part), "expected {part:?} in: {stdout}");
     }
@@ -152,12 +149,7 @@ fn eval_of_texts_gives_their_metrics_and_a_table_that_reads_back() {
     }
     let (stdout, _) = texts(&place.gneiss(eval.filter(|arg| *arg != "--json")).success());
     for part in [
-        "exact match",
-        "token F1",
-        "ROUGE-L",
-        "perplexity",
-        "base, exact match: ",
-        "sign test p = ",
+        "exact match", "token F1", "ROUGE-L", "perplexity", "base, exact match: ", "sign test p = ",
         "rows better, ",
     ] {
         assert!(stdout.contains(part), "expected {part:?} in: {stdout}");

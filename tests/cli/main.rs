@@ -155,14 +155,8 @@ fn tune_writes_a_run() {
         .map(|n| format!("adapter/{n}"));
     let mut names: BTreeSet<PathBuf> = names.iter().map(PathBuf::from).collect();
     let files_of_run = [
-        "config.toml",
-        "metrics.jsonl",
-        "checkpoint.safetensors",
-        "summary.json",
-        "tokens.json",
-        "report.html",
-        "curve.svg",
-        "curve.png",
+        "config.toml", "metrics.jsonl", "checkpoint.safetensors", "summary.json", "tokens.json",
+        "report.html", "curve.svg", "curve.png",
     ];
     names.extend(files_of_run.map(PathBuf::from));
     assert_eq!(files.keys().cloned().collect::<BTreeSet<_>>(), names);
@@ -201,16 +195,8 @@ fn metrics_have_a_line_a_step_and_a_line_an_epoch() {
         lines.iter().partition(|line| line.get("validation_loss").is_some());
     assert_eq!((steps.len(), epochs.len()), (36, 12));
     let of_step = [
-        "step",
-        "epoch",
-        "loss",
-        "learning_rate",
-        "grad_norm",
-        "examples",
-        "target_tokens",
-        "rows",
-        "seconds",
-        "elapsed",
+        "step", "epoch", "loss", "learning_rate", "grad_norm", "examples", "target_tokens", "rows",
+        "seconds", "elapsed",
     ];
     let of_epoch = ["epoch", "step", "train_loss", "validation_loss", "best", "seconds", "elapsed"];
     for step in &steps {
@@ -347,12 +333,7 @@ fn bad_data_is_refused() {
     place.refuses(
         ["tune", "dogs.toml", "--set", "data.train=bad.csv"],
         &[
-            "bad.csv",
-            "2 problems",
-            "line 3",
-            "expected 2 fields, found 3",
-            "double quotes",
-            "line 4",
+            "bad.csv", "2 problems", "line 3", "expected 2 fields, found 3", "double quotes", "line 4",
             "`input`",
         ],
     );

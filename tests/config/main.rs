@@ -166,21 +166,10 @@ fn early_stopping_needs_a_validation_file() {
 #[test]
 fn sets_override_the_file_and_the_last_counts() {
     let config = least_with(&[
-        "name=a b",
-        "train.schedule=cosine",
-        "train.schedule = constant",
-        "train.learning_rate=1",
-        "train.shuffle=false",
-        "train.keep=last",
-        "train.on_not_finite=skip",
-        "data.validation=",
-        "data.task=classification",
-        "data.verbalizer={0, 1} {{input}} a=b",
-        "prompt.init_method=vocab",
-        "prompt.num_virtual_tokens=32",
-        "model.id=org/name@main",
-        "model.dtype=bf16",
-        "model.device=cuda",
+        "name=a b", "train.schedule=cosine", "train.schedule = constant", "train.learning_rate=1",
+        "train.shuffle=false", "train.keep=last", "train.on_not_finite=skip", "data.validation=",
+        "data.task=classification", "data.verbalizer={0, 1} {{input}} a=b", "prompt.init_method=vocab",
+        "prompt.num_virtual_tokens=32", "model.id=org/name@main", "model.dtype=bf16", "model.device=cuda",
     ]);
     assert_eq!(config.name, "a b");
     assert_eq!((config.train.schedule, config.train.keep), (Schedule::Constant, Keep::Last));

@@ -8,15 +8,7 @@ fn calls_of_a_step(place: &Place) -> HashMap<String, f64> {
     let of = |steps: &str| {
         let steps = format!("train.max_steps={steps}");
         let args = [
-            "tune",
-            "dogs.toml",
-            "--device",
-            "cuda",
-            "--set",
-            &steps,
-            "--set",
-            "data.validation=",
-            "--set",
+            "tune", "dogs.toml", "--device", "cuda", "--set", &steps, "--set", "data.validation=", "--set",
             "train.keep=last",
         ];
         succeeded(&place.cuda("", args));

@@ -129,15 +129,7 @@ fn evaluation_and_generation_agree_with_the_cpus() {
     for adapter in [&[][..], &["--adapter", "runs/cpu"]] {
         let [cpu, cuda] = ["cpu", "cuda"].map(|device| {
             let args = [
-                "generate",
-                "--model",
-                "model",
-                "--dtype",
-                "f32",
-                "--device",
-                device,
-                "--max-new-tokens",
-                "6",
+                "generate", "--model", "model", "--dtype", "f32", "--device", device, "--max-new-tokens", "6",
             ];
             let text = ["say gentle dog word50 :"];
             succeeded(&place.cuda("", args.into_iter().chain(adapter.iter().copied()).chain(text)))

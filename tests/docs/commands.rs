@@ -159,9 +159,7 @@ fn command_lines_can_be_run() {
     let lines = pages().iter().map(|page| command_lines(page).len()).sum::<usize>();
     assert!(lines > 30, "found {lines} command lines");
     for bad in [
-        "`gneiss tun x`",
-        "    $ gneiss tune x --sets a=b",
-        "`gneiss tune x --set train.sead=1`",
+        "`gneiss tun x`", "    $ gneiss tune x --sets a=b", "`gneiss tune x --set train.sead=1`",
         "`gneiss --jsom`",
     ] {
         assert_eq!(impossible(&Page::new("x.md", bad)).len(), 1, "{bad}");

@@ -184,10 +184,7 @@ fn a_broken_link_is_found() {
     let page = |text| Page::new("docs/src/x.md", text);
     assert_eq!(broken_links(&page(good)), Vec::<String>::new());
     for bad in [
-        "[a](nowhere.md)",
-        "[a](configuration.md#nowhere)",
-        "![a](x.svg)",
-        "[a](#nowhere)",
+        "[a](nowhere.md)", "[a](configuration.md#nowhere)", "![a](x.svg)", "[a](#nowhere)",
         "[a](../../LOG.md)",
     ] {
         assert_eq!(broken_links(&page(bad)).len(), 1, "{bad}");

@@ -203,12 +203,7 @@ fn clang_takes_the_portable_kernels_for_metal() {
             command.args(["-nostdinc", "-Wall", "-Werror", "-Wdouble-promotion", "-Wno-unknown-attributes"]);
             command.args(["-Wno-unused-function", "-Xclang", "-fallow-half-arguments-and-returns"]);
             command.args([
-                "-I",
-                "tests/metal",
-                "-include",
-                "kernels/metal.h",
-                "-include",
-                "tests/metal/shared.h",
+                "-I", "tests/metal", "-include", "kernels/metal.h", "-include", "tests/metal/shared.h",
             ]);
             command.arg(format!("-DELEMENT_{element}")).args(["-x", "c++"]).arg(format!("kernels/{file}.cu"));
             ran(&mut command);

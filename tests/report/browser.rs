@@ -79,16 +79,8 @@ fn the_script_finds_what_is_wrong() {
     let (said, success) = open(&python, folder.path(), &[page]);
     assert!(!success);
     for part in [
-        "on the console",
-        "a dialog",
-        "thrown",
-        "no.png",
-        "pixels across",
-        "a name on every picture",
-        "over / lap",
-        "letters of 9 pixels",
-        "nothing cut off",
-        "<p>folded</p>",
+        "on the console", "a dialog", "thrown", "no.png", "pixels across", "a name on every picture",
+        "over / lap", "letters of 9 pixels", "nothing cut off", "<p>folded</p>",
     ] {
         assert!(said.contains(part), "expected {part:?} in:\n{said}");
     }

@@ -107,17 +107,7 @@ pub fn tokens(n: usize, texts: &[&str]) -> PromptTokens {
 }
 
 pub const WORDS: [&str; 12] = [
-    "Extract",
-    " the",
-    " satisfaction",
-    " from",
-    " comment",
-    ".",
-    " Return",
-    " simple",
-    " '",
-    "1",
-    "\n",
+    "Extract", " the", " satisfaction", " from", " comment", ".", " Return", " simple", " '", "1", "\n",
     " <script>",
 ];
 
