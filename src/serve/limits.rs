@@ -1,8 +1,7 @@
 //! The number of requests that a server accepts, and the number of rows that it keeps for them.
 
 use crate::device::free_memory;
-use crate::model::Decoder;
-use crate::model::GPU_FULL_ROWS;
+use crate::model::{Decoder, GPU_FULL_ROWS};
 use crate::{Error, Result};
 
 /// Limits of a server.
