@@ -115,6 +115,11 @@ impl Error {
         move |source| Self::Io { path, source }
     }
 
+    /// An error of an operation that got tensors that do not fit together.
+    pub(crate) fn shape(op: &'static str, expected: impl Into<String>, found: impl Into<String>) -> Self {
+        Self::Shape { op, expected: expected.into(), found: found.into() }
+    }
+
     /// Adds the name of the key, option or label to a tokenizer error; other errors stay as they are.
     pub fn in_text(self, name: &str) -> Self {
         match self {

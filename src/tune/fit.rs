@@ -5,8 +5,7 @@ use crate::Result;
 use crate::batch::{Example, PrefixGroup};
 use crate::config::TrainOptions;
 use crate::device::Shortage;
-use crate::model::GPU_FULL_ROWS;
-use crate::model::{Decoder, Dtypes, TuningMemory};
+use crate::model::{Decoder, Dtypes, GPU_FULL_ROWS, TuningMemory};
 use candle_core::{Device, Tensor};
 
 /// Rows of a pass on the CPU if the configuration names none. SmolLM2-135M in f32 keeps 0.7 MB of tape a

@@ -2,8 +2,7 @@
 //! the optimizer step sees.
 
 use super::plan::{self, Limits};
-use crate::batch::Sequence;
-use crate::batch::{PackedBatch, Packing, Passes, PrefixGroup};
+use crate::batch::{PackedBatch, Packing, Passes, PrefixGroup, Sequence};
 use crate::model::{Decoder, PrefixGradient, PrefixPass, Prefixes, Tape};
 use crate::ops::backend::{Route, route};
 use crate::ops::rope::Rope;

@@ -5,8 +5,7 @@
 //! pass costs next to nothing while its rows still fill the device. So rows go first, down to as many as fill it,
 //! then layers are recomputed, as few as fit, and then rows go down to a single sequence.
 
-use crate::batch::Example;
-use crate::batch::common_head;
+use crate::batch::{Example, common_head};
 use crate::device::{Shortage, free_memory};
 use crate::model::TuningMemory;
 use crate::{Error, Result};

@@ -10,7 +10,7 @@ mod attempt;
 
 use super::observer::{Observer, StepRecord};
 use super::plan::{self, Limits};
-use super::prompt_run::{Ended, NextAction, PromptRun, RunExamples, SharedState, StepExamples, StepPart};
+use super::prompt_run::{Ended, NextAction, PromptRun, RunExamples, StepExamples, StepPart};
 use super::state::State;
 use super::{Kept, objective};
 use crate::batch::{Example, PrefixGroup, Sequence};
@@ -122,7 +122,7 @@ impl<'a> Trainer<'a> {
     /// Returns an error if a device operation fails.
     pub fn state(&self, run: usize) -> Result<State> {
         let products = products::export(self.decoder.device())?;
-        Ok(self.runs[run].state(SharedState { max_rows: self.limits.max_rows, products }))
+        Ok(self.runs[run].state(self.limits.max_rows, products))
     }
 
     /// Runs the first run to its end, or until the observer interrupts it, or until its validation loss stops falling.

@@ -124,11 +124,11 @@ impl AdamW {
         let kind = |tensor: &Tensor| (tensor.shape().clone(), tensor.dtype());
         for (name, tensor) in [("gradient", gradient), ("first moment", m), ("second moment", v)] {
             if kind(tensor) != kind(value) {
-                return Err(Error::Shape {
-                    op: "adamw",
-                    expected: format!("a {name} of {:?}, {:?}", value.shape(), value.dtype()),
-                    found: format!("{:?}, {:?}", tensor.shape(), tensor.dtype()),
-                });
+                return Err(Error::shape(
+                    "adamw",
+                    format!("a {name} of {:?}, {:?}", value.shape(), value.dtype()),
+                    format!("{:?}, {:?}", tensor.shape(), tensor.dtype()),
+                ));
             }
         }
         match route(value) {
