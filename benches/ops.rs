@@ -5,8 +5,8 @@
 //!     cargo bench --bench ops -- attention/forward  one of them
 //!
 //! Inputs rotate over a few buffers, so that no run finds its input in the cache, and the device is synchronised after each call.
-//! criterion warms up, and reports the median and its spread. A throughput is in elements of the output; for `linear` and
-//! `attention` it is in floating-point operations.
+//! criterion warms up, and reports the median and its spread. A throughput is in elements of the output; for `linear`,
+//! `attention` and `experts` it is in floating-point operations.
 //!
 //! On the CPU each sample lies between two readings of the canary (`gneiss::bench::Canary`), and the number of quiet samples is
 //! printed after each benchmark. No sample is left out: a sample has many calls of an op that takes microseconds.
@@ -23,10 +23,13 @@ use gneiss::bench::Canary;
 use gneiss::device::DeviceChoice;
 use gneiss::ops::adamw::{AdamW, AdamWStep, Parameter};
 use gneiss::ops::attention::{AttentionShape, GradTargets, Inputs, Qkv};
+use gneiss::ops::conv::{ConvInputs, ConvWeights};
 use gneiss::ops::embed::EmbedLookup;
+use gneiss::ops::gated_norm::GatedNorm;
 use gneiss::ops::rms_norm::{ResidualAdd, RmsNorm};
 use gneiss::ops::rope::Rope;
-use gneiss::ops::{self, Linear, RopeTable};
+use gneiss::ops::ssd::{SsdInputs, SsdShape, SsdWeights};
+use gneiss::ops::{self, ExpertLinear, Linear, RopeTable, Routing, ScanPlan, ScanSegment, ScanStart};
 use std::sync::LazyLock;
 use std::time::Instant;
 
@@ -39,6 +42,13 @@ const K: usize = 3;
 const D: usize = 64;
 const F: usize = 1536;
 const V: usize = 49152;
+
+/// A Mamba2 layer: its inner width, heads, state size, taps and channels of the convolution.
+const I: usize = 2 * C;
+const M: usize = 18;
+const N: usize = 128;
+const W: usize = 4;
+const X: usize = I + 2 * N;
 
 /// Examples of the step; their targets are a label and the end of text.
 const EXAMPLES: usize = 8;
@@ -63,6 +73,15 @@ static BATCH: LazyLock<PackedBatch> = LazyLock::new(|| {
     let batch = Passes::new(&[PrefixGroup::new(0..P as u32, &examples)], usize::MAX).prefix_pass;
     assert_eq!((batch.ids.len(), batch.prefix_rows, batch.labels.len()), (T, P, TARGETS));
     batch
+});
+
+/// The segments of the packed rows for a Mamba2 layer.
+static SCAN: LazyLock<ScanPlan> = LazyLock::new(|| {
+    let rows = (T - P) / EXAMPLES;
+    let prefix = ScanSegment { rows: 0..P, start: ScanStart::Zero, end: None };
+    let sequence =
+        |i| ScanSegment { rows: P + i * rows..P + (i + 1) * rows, start: ScanStart::Segment(0), end: None };
+    std::iter::once(prefix).chain((0..EXAMPLES).map(sequence)).collect::<Vec<_>>().into()
 });
 
 /// Normal values of variance 1.
@@ -204,6 +223,20 @@ fn attention(c: &mut Criterion) {
     });
 }
 
+fn conv(c: &mut Criterion) {
+    let mut op = Op::new(c, "conv", &format!("T={T} X={X} W={W}"));
+    let bias = Tensor::zeros(X, DType::F32, &DEVICE).expect("the device makes zeros");
+    let weights = ConvWeights { weight: randn(X, W), bias };
+    let inputs = rotated(|| (randn(T, X), randn(T, X)));
+    fn of<'a>((x, _): &'a (Tensor, Tensor)) -> ConvInputs<'a> {
+        ConvInputs { x, plan: &SCAN, tails: None }
+    }
+    op.measure("forward", T * X, &inputs, |input| ops::conv::forward(of(input), &weights, DType::F32));
+    op.measure("backward", T * X, &inputs, |input| {
+        ops::conv::backward((&input.1, None), of(input), &weights)
+    });
+}
+
 fn cross_entropy(c: &mut Criterion) {
     let mut op = Op::new(c, "cross_entropy", &format!("rows={TARGETS} V={V}"));
     let labels = (&BATCH.labels).into();
@@ -223,6 +256,47 @@ fn embed(c: &mut Criterion) {
     op.measure("forward", T * C, &prompts, |p| ops::embed::forward(&embedding, p, &lookup));
     let gradients = rotated(|| randn(T, C));
     op.measure("backward", P * C, &gradients, |dx| ops::embed::backward(dx, P, &lookup));
+}
+
+fn gated_norm(c: &mut Criterion) {
+    let mut op = Op::new(c, "gated_norm", &format!("T={T} I={I}"));
+    let weight = Tensor::ones(I, DType::F32, &DEVICE).expect("the device makes ones");
+    let norm = GatedNorm { weight, groups: 1, eps: 1e-5 };
+    let inputs = rotated(|| (randn(T, I), randn(T, I)));
+    op.measure("forward", T * I, &inputs, |(y, z)| norm.forward(y, z, y.dtype()));
+    let saved = for_each_input(&inputs, |(y, z)| {
+        let rstd = norm.forward(y, z, y.dtype()).expect("the op runs").rstd;
+        (randn(T, I), y.clone(), z.clone(), rstd)
+    });
+    op.measure("backward", 2 * T * I, &saved, |(dn, y, z, rstd)| norm.backward(dn, y, z, rstd));
+}
+
+/// A layer's experts with their routing, at the sizes of granite-3.1-1b-a400m but for the hidden size; the weights rotate too.
+fn experts(c: &mut Criterion) {
+    const EXPERTS: usize = 32;
+    const PER_TOKEN: usize = 8;
+    const SIZE: usize = 512;
+    let mut op = Op::new(c, "experts", &format!("T={T} C={C} E={EXPERTS} k={PER_TOKEN} F={SIZE}"));
+    let work = 2 * T * PER_TOKEN * 3 * C * SIZE;
+    let matrices = |n, k| {
+        let all = Linear::new(randn(EXPERTS * n, k), None).expect("a layer of a weight");
+        ExpertLinear::new(all, EXPERTS).expect("experts of one size")
+    };
+    let layer = || [matrices(2 * SIZE, C), matrices(C, SIZE)];
+    let inputs = rotated(|| (layer(), randn(T, C), randn(T, EXPERTS)));
+    let forward = |[gate_up, down]: &[ExpertLinear; 2], u: &Tensor, logits: &Tensor| {
+        let routing = Routing::new(logits, PER_TOKEN)?;
+        let (out, h) = ops::experts::forward(u, &routing, [gate_up, down], DType::F32)?;
+        Result::Ok((routing, out, h))
+    };
+    op.measure("forward", work, &inputs, |(layer, u, logits)| forward(layer, u, logits));
+    let saved = for_each_input(&inputs, |(layer, u, logits)| {
+        let (routing, _, h) = forward(layer, u, logits).expect("the op runs");
+        (layer.clone(), randn(T, C), routing, h)
+    });
+    op.measure("backward", work, &saved, |([gate_up, down], dout, routing, h)| {
+        ops::experts::backward(dout, h, routing, [gate_up, down], 1.0)
+    });
 }
 
 /// Gate and up, the largest matrix of a decoder layer; the weights rotate too, like those of the layers.
@@ -272,6 +346,27 @@ fn rows(c: &mut Criterion) {
     op.measure("backward", T * C, &inputs, |(_, dy)| ops::rows::backward(dy, targets, T));
 }
 
+/// The prefix, and the sequences that go on from its state.
+fn ssd(c: &mut Criterion) {
+    let mut op = Op::new(c, "ssd", &format!("T={T} I={I} M={M} N={N}"));
+    let shape = SsdShape { heads: M, head_dim: I / M, state: N, groups: 1 };
+    let vector = |value| Tensor::full(value, M, &DEVICE).expect("the device makes a vector");
+    let weights = SsdWeights {
+        a: vector(-1f32),
+        d: vector(1.0),
+        dt_bias: vector(-2.0),
+        dt_limit: (0.0, f64::INFINITY),
+    };
+    let inputs = rotated(|| (randn(T, X), randn(T, M), randn(T, I)));
+    fn of<'a>((xbc, dt, _): &'a (Tensor, Tensor, Tensor)) -> SsdInputs<'a> {
+        SsdInputs { xbc, dt, plan: &SCAN, states: None }
+    }
+    op.measure("forward", T * I, &inputs, |input| ops::ssd::forward(of(input), &shape, &weights));
+    op.measure("backward", T * X, &inputs, |input| {
+        ops::ssd::backward((&input.2, None), of(input), &shape, &weights)
+    });
+}
+
 fn swiglu(c: &mut Criterion) {
     let mut op = Op::new(c, "swiglu", &format!("T={T} F={F}"));
     let inputs = rotated(|| (randn(T, 2 * F), randn(T, F)));
@@ -279,5 +374,8 @@ fn swiglu(c: &mut Criterion) {
     op.measure("backward", 2 * T * F, &inputs, |(gate_up, da)| ops::swiglu::backward(da, gate_up));
 }
 
-criterion_group!(all, adamw, attention, cross_entropy, embed, linear, rms_norm, rope, rows, swiglu);
+criterion_group!(
+    all, adamw, attention, conv, cross_entropy, embed, experts, gated_norm, linear, rms_norm, rope, rows,
+    ssd, swiglu
+);
 criterion_main!(all);

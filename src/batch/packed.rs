@@ -1,5 +1,6 @@
 //! One packed batch.
 
+use crate::ops::ssd::ScanPlan;
 use crate::ops::{Indices, Segment, Segments};
 use std::ops::Range;
 
@@ -17,6 +18,8 @@ pub struct PackedBatch {
     pub segments: Segments,
     /// The same with the target rows as the only queries.
     pub target_segments: Segments,
+    /// The same rows for the scan of Mamba2 layers, and where each segment's state comes from.
+    pub scan: ScanPlan,
     /// Rows that predict, in order.
     pub target_rows: Indices,
     /// `position_ids` of `target_rows`.
@@ -27,7 +30,7 @@ pub struct PackedBatch {
     pub target_groups: Vec<(usize, usize)>,
     /// Examples in the batch.
     pub examples: usize,
-    /// Whether other passes read the keys and values of its prefix rows.
+    /// Whether other passes read what layers hand on of its prefixes.
     pub shares_prefixes: bool,
 }
 

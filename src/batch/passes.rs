@@ -2,7 +2,9 @@
 
 use super::{PackedBatch, PrefixGroup, Sequence};
 use crate::ops::embed::virtual_id;
+use crate::ops::ssd::{ScanPlan, ScanSegment, ScanStart};
 use crate::ops::{Indices, Segments};
+use std::ops::Range;
 
 /// How a batch is cut into passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +54,7 @@ impl Passes {
         let prefixes: usize = groups.iter().map(|g| packer.kinds(g).count() * g.prefix_rows()).sum();
         if prefixes + rows <= max_rows || sequences.len() <= 1 {
             return Self {
-                prefix_pass: packer.pack(true, &sequences),
+                prefix_pass: packer.pack(PassPrefixes::Own, &sequences),
                 example_passes: Vec::new(),
                 groups: groups.len(),
             };
@@ -64,8 +66,7 @@ impl Passes {
             with_prefixes += 1;
         }
         let (with_prefixes, others) = sequences.split_at(with_prefixes);
-        let mut prefix_pass = packer.pack(true, with_prefixes);
-        prefix_pass.shares_prefixes = true;
+        let prefix_pass = packer.pack(PassPrefixes::Shared, with_prefixes);
         Self { prefix_pass, example_passes: packer.example_passes(others, max_rows), groups: groups.len() }
     }
 
@@ -95,6 +96,17 @@ impl Passes {
     pub fn rows(&self) -> usize {
         self.iter().map(|b| b.ids.len()).sum()
     }
+}
+
+/// Where the prefixes of a pass's sequences are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PassPrefixes {
+    /// In the pass, for it alone.
+    Own,
+    /// In the pass, and other passes read them.
+    Shared,
+    /// In another pass.
+    Other,
 }
 
 struct Packer<'a> {
@@ -130,30 +142,31 @@ impl Packer<'_> {
         for (i, (_, sequence)) in sequences.iter().enumerate() {
             let full = taken + sequence.rows() > max_rows || all >= rows * (packed.len() + 1) / passes;
             if i > from && full {
-                packed.push(self.pack(false, &sequences[from..i]));
+                packed.push(self.pack(PassPrefixes::Other, &sequences[from..i]));
                 (from, taken) = (i, 0);
             }
             taken += sequence.rows();
             all += sequence.rows();
         }
-        packed.push(self.pack(false, &sequences[from..]));
+        packed.push(self.pack(PassPrefixes::Other, &sequences[from..]));
         packed
     }
 
-    /// Packs the prefixes, if they are wanted, and `sequences` (group, sequence).
-    fn pack(&self, with_prefixes: bool, sequences: &[(usize, &Sequence)]) -> PackedBatch {
+    /// Packs the prefixes, if they belong to the pass, and `sequences` (group, sequence).
+    fn pack(&self, pass_prefixes: PassPrefixes, sequences: &[(usize, &Sequence)]) -> PackedBatch {
         let mut batch = PackedBatch {
             ids: Indices::default(),
             position_ids: Indices::default(),
             prefix_rows: 0,
             segments: Segments::default(),
             target_segments: Segments::default(),
+            scan: ScanPlan::default(),
             target_rows: Indices::default(),
             target_positions: Indices::default(),
             labels: Indices::default(),
             target_groups: Vec::new(),
             examples: sequences.len(),
-            shares_prefixes: false,
+            shares_prefixes: pass_prefixes == PassPrefixes::Shared,
         };
         // Of each group, by kind.
         let mut prefixes = Vec::new();
@@ -163,7 +176,7 @@ impl Packer<'_> {
             for long in self.kinds(group) {
                 let prefix = row..row + group.prefix_rows();
                 row = prefix.end;
-                if with_prefixes && !prefix.is_empty() {
+                if pass_prefixes != PassPrefixes::Other && !prefix.is_empty() {
                     let virtual_ids = group.prompt.clone().map(virtual_id);
                     let ids = virtual_ids.chain(group.head.iter().copied());
                     batch.push(ids, self.first_position(long), None, 0);
@@ -186,6 +199,27 @@ impl Packer<'_> {
             }
             batch.labels.extend(sequence.target.iter().copied());
         }
+        let prefixes: Vec<Range<usize>> =
+            prefixes.into_iter().flatten().filter(|rows| !rows.is_empty()).collect();
+        batch.scan = scan(&batch, pass_prefixes, &prefixes);
         batch
     }
+}
+
+/// The scan over the rows of a batch; `prefixes` are the rows of all prefixes, in order, each of which hands on a state.
+fn scan(batch: &PackedBatch, pass_prefixes: PassPrefixes, prefixes: &[Range<usize>]) -> ScanPlan {
+    let own_prefixes = if pass_prefixes == PassPrefixes::Other { 0 } else { prefixes.len() };
+    // A batch of prefixes alone is made for other passes.
+    let ends = pass_prefixes == PassPrefixes::Shared || batch.examples == 0;
+    let segments = batch.segments.iter().enumerate().map(|(i, segment)| {
+        let prefix =
+            segment.prefix.as_ref().map(|rows| prefixes.partition_point(|other| other.start < rows.start));
+        let start = match (prefix, pass_prefixes) {
+            (None, _) => ScanStart::Zero,
+            (Some(prefix), PassPrefixes::Other) => ScanStart::State(prefix),
+            (Some(prefix), _) => ScanStart::Segment(prefix),
+        };
+        ScanSegment { rows: segment.queries.clone(), start, end: (ends && i < own_prefixes).then_some(i) }
+    });
+    segments.collect::<Vec<_>>().into()
 }

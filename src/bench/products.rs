@@ -3,7 +3,8 @@
 
 use super::sustained::seconds_per_call;
 use crate::Result;
-use crate::checkpoint::ModelConfig;
+use crate::checkpoint::tensors::{DenseTensors, ExpertsTensors, LayerTensors, MixerTensors, Stack};
+use crate::checkpoint::{MixerKind, ModelConfig};
 use crate::ops::Linear;
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
@@ -70,11 +71,10 @@ impl StepProducts {
         (rows, head_rows): (usize, usize),
         (block_seconds, product_seconds): (f64, f64),
     ) -> Result<Self> {
-        let (c, f, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
-        let (q, kv) = (config.num_attention_heads * d, 2 * config.num_key_value_heads * d);
-        let layer = |name, n, k| TimedLayer::new(name, (rows, n, k), TURNS, device, dtype);
-        let block =
-            [layer("qkv", q + kv, c)?, layer("o", c, q)?, layer("gate_up", 2 * f, c)?, layer("down", c, f)?];
+        let layer = |(name, rows, stack): (_, _, Stack)| {
+            TimedLayer::new(name, (rows, stack.outputs(), stack.inputs), TURNS, device, dtype)
+        };
+        let block = layer_products(config, rows).into_iter().map(layer).collect::<Result<Vec<_>>>()?;
         let mut turn = 0;
         let mut all = || -> Result<()> {
             turn += 1;
@@ -103,9 +103,38 @@ impl StepProducts {
         };
         block.iter().try_for_each(&mut one)?;
         drop(block);
-        one(&TimedLayer::new("head", (head_rows, config.vocab_size, c), 1, device, dtype)?)?;
+        one(&TimedLayer::new("head", (head_rows, config.vocab_size, config.hidden_size), 1, device, dtype)?)?;
         Ok(Self { flops_per_second: flops / seconds, sustained_seconds: block_seconds, products })
     }
+}
+
+/// Name, rows and matrix of the products of a layer with each mixer that the model has; an expert's has its share of the rows.
+fn layer_products(config: &ModelConfig, rows: usize) -> Vec<(&'static str, usize, Stack)> {
+    let first = |kind| (0..config.num_hidden_layers).find(|layer| config.mixer(*layer) == kind);
+    let layers: Vec<LayerTensors> = [MixerKind::Attention, MixerKind::Mamba2]
+        .into_iter()
+        .filter_map(|kind| Some(LayerTensors::new(config, first(kind)?, false)))
+        .collect();
+    let mut products = Vec::new();
+    for layer in &layers {
+        match layer.mixer.clone() {
+            MixerTensors::Attention { qkv, o } => products.extend([("qkv", rows, qkv), ("o", rows, o)]),
+            MixerTensors::Mamba2 { input, output, .. } => {
+                products.extend([("mamba in", rows, input), ("mamba out", rows, output)]);
+            }
+        }
+    }
+    // All layers have the same networks.
+    let networks = layers.first();
+    if let Some(DenseTensors { gate_up, down }) = networks.and_then(|layer| layer.dense.clone()) {
+        products.extend([("gate_up", rows, gate_up), ("down", rows, down)]);
+    }
+    if let Some(ExpertsTensors { gate_up, down, .. }) = networks.and_then(|layer| layer.experts.clone()) {
+        let share =
+            gate_up.experts.map_or(rows, |experts| (rows * experts.per_token).div_ceil(experts.count));
+        products.extend([("expert gate_up", share, gate_up), ("expert down", share, down)]);
+    }
+    products
 }
 
 impl TimedLayer {

@@ -5,7 +5,9 @@
 //! tests); f32 by 1e-5 of the largest exact value.
 
 mod attention;
+mod experts;
 pub mod large;
+mod mamba2;
 mod ops;
 mod run;
 

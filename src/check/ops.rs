@@ -1,6 +1,6 @@
-//! The cases of each op except attention.
+//! The cases of each op except attention, experts and those of Mamba2 layers.
 
-use super::{CheckTarget, Checks, Comparison, Input, attention};
+use super::{CheckTarget, Checks, Comparison, Input, attention, experts, mamba2};
 use crate::Result;
 use crate::ops::adamw::{AdamW, AdamWStep, Parameter};
 use crate::ops::cross_entropy::{self, Softmax};
@@ -11,8 +11,10 @@ use crate::ops::{AttentionShape, Indices, Linear, RopeTable, autograd, rows, swi
 use candle_core::{DType, Device, Tensor};
 
 /// Names of the ops that [`ops`] checks.
-pub const OPS: [&str; 9] =
-    ["embed", "linear", "rms_norm", "rope", "rows", "attention", "swiglu", "cross_entropy", "adamw"];
+pub const OPS: [&str; 13] = [
+    "embed", "linear", "rms_norm", "rope", "rows", "attention", "swiglu", "experts", "conv", "ssd",
+    "gated_norm", "cross_entropy", "adamw",
+];
 
 /// Compares the op of this name with the CPU at odd and at usual shapes.
 ///
@@ -31,6 +33,10 @@ pub fn ops(target: &CheckTarget, name: &str) -> Result<Vec<Comparison>> {
         "rows" => rows(&mut checks)?,
         "attention" => attention::check(&mut checks)?,
         "swiglu" => swiglu(&mut checks)?,
+        "experts" => experts::check(&mut checks)?,
+        "conv" => mamba2::conv(&mut checks)?,
+        "ssd" => mamba2::ssd(&mut checks)?,
+        "gated_norm" => mamba2::gated_norm(&mut checks)?,
         "cross_entropy" => cross_entropy(&mut checks)?,
         _ => adamw(&mut checks)?,
     }

@@ -85,6 +85,8 @@ pub(super) fn config(head_dim: usize) -> ModelConfig {
         residual_multiplier: 0.5,
         attention_multiplier: 1.0 / (head_dim as f64).sqrt(),
         logits_scaling: 0.5,
+        mamba: None,
+        experts: None,
     }
 }
 

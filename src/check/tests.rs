@@ -70,6 +70,26 @@ fn swiglu() {
 }
 
 #[test]
+fn conv() {
+    check("conv");
+}
+
+#[test]
+fn ssd() {
+    check("ssd");
+}
+
+#[test]
+fn gated_norm() {
+    check("gated_norm");
+}
+
+#[test]
+fn experts() {
+    check("experts");
+}
+
+#[test]
 fn cross_entropy() {
     check("cross_entropy");
 }
@@ -164,7 +184,10 @@ impl tune::Observer for Checkpoints {
 /// Odd heads, biases, several groups and passes, blocks computed again, generation: fixtures on the emulator.
 #[test]
 fn models_compute_as_on_the_cpu() {
-    for name in ["granite", "llama_bias", "hybrid_dense"] {
+    for name in [
+        "granite", "llama_bias", "hybrid_dense", "experts", "shared_experts", "mamba", "mamba_experts",
+        "mamba_groups",
+    ] {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
         let bare = crate::checkpoint::Checkpoint::open_without_tokenizer(&path).unwrap();
         let load = |dtype| {

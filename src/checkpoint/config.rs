@@ -4,7 +4,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::json::{JsonObject, describe};
+use super::json::JsonObject;
+use super::layers::{ExpertsConfig, MambaConfig};
 use super::rope;
 use crate::checkpoint::typed::TypedKeys;
 use crate::ops::rope::Rope;
@@ -17,11 +18,37 @@ pub enum ModelType {
     Granite,
     /// `llama`: Granite with embedding, residual and logits multipliers of 1.
     Llama,
-    /// `granitemoehybrid` if it is dense: all layers attention, no experts.
+    /// `granitemoe`: attention, and experts in place of the dense feed-forward network.
+    GraniteMoe,
+    /// `granitemoeshared`: the same with a dense feed-forward network beside the experts.
+    GraniteMoeShared,
+    /// `granitemoehybrid`: layers of Mamba2 or attention, with a dense feed-forward network and perhaps experts.
     GraniteMoeHybrid,
 }
 
-/// Shape and multipliers of a dense decoder, for Granite, Llama and dense granitemoehybrid.
+impl ModelType {
+    /// `model_type` of `config.json`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Granite => "granite",
+            Self::Llama => "llama",
+            Self::GraniteMoe => "granitemoe",
+            Self::GraniteMoeShared => "granitemoeshared",
+            Self::GraniteMoeHybrid => "granitemoehybrid",
+        }
+    }
+}
+
+/// What makes the rows of a layer see each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MixerKind {
+    /// Grouped-query attention.
+    Attention,
+    /// Mamba2 (Dao and Gu, 2024, arXiv:2405.21060).
+    Mamba2,
+}
+
+/// Shape and multipliers of a decoder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
     /// The family.
@@ -30,7 +57,8 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     /// Width of the residual stream, C.
     pub hidden_size: usize,
-    /// Feed-forward size, F (`shared_intermediate_size` of granitemoehybrid).
+    /// Size of the dense feed-forward network, F (`shared_intermediate_size` of granitemoeshared and granitemoehybrid); 0 if
+    /// a layer has experts alone.
     pub intermediate_size: usize,
     /// Number of layers.
     pub num_hidden_layers: usize,
@@ -60,18 +88,39 @@ pub struct ModelConfig {
     pub attention_multiplier: f64,
     /// Divides the logits.
     pub logits_scaling: f64,
+    /// The Mamba2 layers; `None` if every layer has attention.
+    pub mamba: Option<MambaConfig>,
+    /// The experts of each layer; `None` if it has none.
+    pub experts: Option<ExpertsConfig>,
 }
 
 impl ModelConfig {
-    /// Reads a `config.json` of `granite`, `llama` or dense `granitemoehybrid`.
+    /// The mixer of layer `layer`.
+    pub fn mixer(&self, layer: usize) -> MixerKind {
+        match &self.mamba {
+            Some(mamba) if !mamba.attention_layers.contains(&layer) => MixerKind::Mamba2,
+            _ => MixerKind::Attention,
+        }
+    }
+
+    /// Number of layers with this mixer.
+    pub fn layers_with(&self, mixer: MixerKind) -> usize {
+        (0..self.num_hidden_layers).filter(|layer| self.mixer(*layer) == mixer).count()
+    }
+
+    /// Whether gate and up are one tensor of `shared_mlp` in transformers' files.
+    pub fn has_shared_mlp(&self) -> bool {
+        matches!(self.model_type, ModelType::GraniteMoeShared | ModelType::GraniteMoeHybrid)
+    }
+
+    /// Reads a `config.json`.
     ///
     /// Absent keys have the defaults of the configuration classes of transformers 5. Both forms of the rotary settings
     /// are read: `rope_parameters`, and the older `rope_theta` with `rope_scaling`.
     ///
     /// # Errors
-    /// Returns [`Error::Unsupported`] with the part that gneiss does not tune (another model type, experts, Mamba
-    /// layers, another rotary scaling or activation, quantised weights), and [`Error::Checkpoint`] with a key whose
-    /// value does not fit.
+    /// Returns [`Error::Unsupported`] with the part that gneiss does not tune (another model type, rotary scaling or
+    /// activation, quantised weights), and [`Error::Checkpoint`] with a key whose value does not fit.
     pub fn from_json(path: &Path) -> Result<Self> {
         Self::read(path).map(|(config, _)| config)
     }
@@ -84,12 +133,7 @@ impl ModelConfig {
     pub fn read(path: &Path) -> Result<(Self, Vec<String>)> {
         let json = JsonObject::read(path)?;
         let model_type = supported_family(&json)?;
-        let hybrid = model_type == ModelType::GraniteMoeHybrid;
         let num_hidden_layers = json.size("num_hidden_layers")?.unwrap_or(32);
-        if hybrid {
-            refuse_experts_and_mamba(&json, num_hidden_layers)?;
-        }
-
         let hidden_size = json.size("hidden_size")?.unwrap_or(4096);
         let num_attention_heads = json.size("num_attention_heads")?.unwrap_or(32);
         let head_dim = match json.size("head_dim")? {
@@ -100,16 +144,18 @@ impl ModelConfig {
                 return Err(json.error("hidden_size", &expected, &hidden_size.to_string()));
             }
         };
-        let intermediate_size = if hybrid {
-            json.size("shared_intermediate_size")?.unwrap_or(1024)
-        } else {
-            json.size("intermediate_size")?.unwrap_or(11008)
+        let intermediate_size = match model_type {
+            ModelType::Granite | ModelType::Llama => json.size("intermediate_size")?.unwrap_or(11008),
+            ModelType::GraniteMoe => 0,
+            ModelType::GraniteMoeShared => json.count("shared_intermediate_size")?.unwrap_or(0),
+            ModelType::GraniteMoeHybrid => json.size("shared_intermediate_size")?.unwrap_or(1024),
         };
         let max_position_embeddings = json.size("max_position_embeddings")?.unwrap_or(2048);
         let multiplier = |key, llama| match model_type {
             ModelType::Llama => Ok(llama),
             _ => json.number(key).map(|found| found.unwrap_or(1.0)),
         };
+        let is_dense = matches!(model_type, ModelType::Granite | ModelType::Llama);
         let config = Self {
             model_type,
             vocab_size: json.size("vocab_size")?.unwrap_or(32000),
@@ -121,15 +167,24 @@ impl ModelConfig {
             head_dim,
             max_position_embeddings,
             rms_norm_eps: json.number("rms_norm_eps")?.unwrap_or(1e-6),
-            rope: read_rope(&json, hybrid, &rope::Context { head_dim, max_position_embeddings })?,
+            rope: read_rope(&json, model_type, &rope::Context { head_dim, max_position_embeddings })?,
             tie_word_embeddings: json.boolean("tie_word_embeddings")?.unwrap_or(false),
             attention_bias: json.boolean("attention_bias")?.unwrap_or(false),
-            // granitemoehybrid's shared MLP has no biases, whatever its configuration says.
-            mlp_bias: !hybrid && json.boolean("mlp_bias")?.unwrap_or(false),
+            // The shared MLP has no biases, whatever its configuration says.
+            mlp_bias: is_dense && json.boolean("mlp_bias")?.unwrap_or(false),
             embedding_multiplier: multiplier("embedding_multiplier", 1.0)?,
             residual_multiplier: multiplier("residual_multiplier", 1.0)?,
             attention_multiplier: multiplier("attention_multiplier", (head_dim as f64).powf(-0.5))?,
             logits_scaling: multiplier("logits_scaling", 1.0)?,
+            mamba: match model_type {
+                ModelType::GraniteMoeHybrid => MambaConfig::read(&json, num_hidden_layers, hidden_size)?,
+                _ => None,
+            },
+            experts: match model_type {
+                ModelType::Granite | ModelType::Llama => None,
+                ModelType::GraniteMoe | ModelType::GraniteMoeShared => Some(ExpertsConfig::read(&json)?),
+                ModelType::GraniteMoeHybrid => ExpertsConfig::read_if_any(&json)?,
+            },
         };
         config.validate(path)?;
         let warnings = super::unread::warnings(&json, &config);
@@ -163,6 +218,7 @@ impl ModelConfig {
                 return bad(key, "a finite number over 0".to_string(), value.to_string());
             }
         }
+        self.validate_layers().map_or(Ok(()), |(key, expected, found)| bad(key, expected, found))?;
         let frequencies = self.rope.as_ref().map(|rope| rope.frequencies(self.head_dim, false));
         if frequencies.is_some_and(|all| all.iter().any(|frequency| !frequency.is_finite())) {
             let found = format!("{:?}", self.rope);
@@ -172,14 +228,44 @@ impl ModelConfig {
     }
 }
 
+impl ModelConfig {
+    /// The first condition on Mamba2 layers and experts that does not hold: key, what was expected, what was found.
+    fn validate_layers(&self) -> Option<(&'static str, String, String)> {
+        if let Some(mamba) = &self.mamba {
+            if !mamba.heads.is_multiple_of(mamba.groups) {
+                let expected = format!("a multiple of `mamba_n_groups` ({})", mamba.groups);
+                return Some(("mamba_n_heads", expected, mamba.heads.to_string()));
+            }
+            let (low, high) = mamba.dt_limit;
+            if low.is_nan() || high.is_nan() || low < 0.0 || high <= low {
+                let expected = "a lower bound of 0 or more and an upper bound over it".to_string();
+                return Some(("time_step_limit", expected, format!("{low} and {high}")));
+            }
+        }
+        let experts = self.experts?;
+        if experts.per_token > experts.count {
+            let expected = format!("at most `num_local_experts` ({})", experts.count);
+            return Some(("num_experts_per_tok", expected, experts.per_token.to_string()));
+        }
+        None
+    }
+}
+
 /// The family of a configuration whose weights and activation gneiss supports.
 fn supported_family(json: &JsonObject) -> Result<ModelType> {
     let model_type = match json.string("model_type")? {
         Some("granite") => ModelType::Granite,
         Some("llama") => ModelType::Llama,
+        Some("granitemoe") => ModelType::GraniteMoe,
+        Some("granitemoeshared") => ModelType::GraniteMoeShared,
         Some("granitemoehybrid") => ModelType::GraniteMoeHybrid,
         Some(other) => return Err(unsupported(json.path(), format!("model type `{other}`"))),
-        None => return Err(json.missing("model_type", "`granite`, `llama` or `granitemoehybrid`")),
+        None => {
+            return Err(json.missing(
+                "model_type",
+                "`granite`, `llama`, `granitemoe`, `granitemoeshared` or `granitemoehybrid`",
+            ));
+        }
     };
     if let Some(quantised) = json.object("quantization_config")? {
         return Err(quantised_by(json.path(), &quantised));
@@ -194,8 +280,8 @@ fn supported_family(json: &JsonObject) -> Result<ModelType> {
 
 /// The error for a part that gneiss does not tune, with the kinds that it does tune.
 pub(super) fn unsupported(path: &Path, what: String) -> Error {
-    let hint = "gneiss tunes dense Granite 3.x and 4.x, Granite Code and other Llama checkpoints in \
-                floating point, or as GGUF"
+    let hint = "gneiss tunes Granite 3.x and 4.x (dense, with experts, and hybrids with Mamba2), Granite Code and other \
+                Llama checkpoints in floating point, or as GGUF"
         .to_string();
     Error::Unsupported { path: path.to_path_buf(), what, hint }
 }
@@ -214,38 +300,9 @@ fn quantised_by(path: &Path, quantised: &JsonObject) -> Error {
     unsupported(path, what)
 }
 
-fn refuse_experts_and_mamba(json: &JsonObject, num_hidden_layers: usize) -> Result<()> {
-    let key = if json.get("layer_types").is_some() { "layer_types" } else { "layers_block_type" };
-    // transformers treats every layer as a Mamba layer if the configuration has no list of layer types.
-    let Some(layers) = json.list(key)? else {
-        return Err(unsupported(json.path(), format!("Mamba in all {num_hidden_layers} layers")));
-    };
-    let mut mamba = 0;
-    for layer in layers {
-        match layer.as_str() {
-            // transformers 5 writes the second name of each pair.
-            Some("attention" | "full_attention") => {}
-            Some("mamba" | "linear_attention") => mamba += 1,
-            _ => return Err(json.error(key, "`attention` or `mamba` entries", &describe(layer))),
-        }
-    }
-    if mamba > 0 {
-        let what = format!("Mamba ({mamba} of {} layers)", layers.len());
-        return Err(unsupported(json.path(), what));
-    }
-    if layers.len() != num_hidden_layers {
-        let expected = format!("`num_hidden_layers` ({num_hidden_layers}) entries");
-        return Err(json.error(key, &expected, &layers.len().to_string()));
-    }
-    match json.count("num_local_experts")?.unwrap_or(8) {
-        0 => Ok(()),
-        experts => Err(unsupported(json.path(), format!("a mixture of {experts} experts"))),
-    }
-}
-
 /// Rotary settings; `None` if positions are not embedded.
-fn read_rope(json: &JsonObject, hybrid: bool, context: &rope::Context) -> Result<Option<Rope>> {
-    if hybrid {
+fn read_rope(json: &JsonObject, model_type: ModelType, context: &rope::Context) -> Result<Option<Rope>> {
+    if model_type == ModelType::GraniteMoeHybrid {
         match json.string("position_embedding_type")? {
             Some("rope") => {}
             None | Some("nope") => return Ok(None),

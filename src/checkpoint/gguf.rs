@@ -1,13 +1,13 @@
-//! GGUF checkpoints of the architectures `granite` and `llama`: the configuration from the metadata, and the tensors
-//! under their Hugging Face names, dequantised when they are read.
+//! GGUF checkpoints of the architectures `granite`, `granitemoe`, `granitehybrid` and `llama`: the configuration from the
+//! metadata, and the tensors under their Hugging Face names, dequantised when they are read.
 //!
 //! The format is <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>; candle parses it. This module reverses
-//! llama.cpp's conversion (`conversion/llama.py`, `conversion/granite.py`): names, rotary scaling, and the order of the
-//! rows of q and k.
+//! llama.cpp's conversion: names, rotary scaling, and what it does to tensors ([`names`]).
 
 mod config;
 mod header;
 pub(super) mod metadata;
+mod names;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -24,32 +24,14 @@ use memmap2::Mmap;
 use self::config::RopeTensors;
 use self::header::{check_extents, open_header};
 use self::metadata::GgufMetadata;
+pub(crate) use self::names::gguf_name;
+use self::names::{Conversion, GgufTensor};
 use super::config::{ModelConfig, unsupported};
 use super::finite::{self, Float, Limit};
 use crate::checkpoint::stored::{StoredDtype, StoredTensor, check_shape};
 use crate::ops::cpu::View;
 use crate::ops::gpu;
 use crate::{Error, Result};
-
-/// Names of a layer's modules: Hugging Face's and GGUF's.
-const LAYER_MODULES: [(&str, &str); 9] = [
-    ("input_layernorm", "attn_norm"),
-    ("self_attn.q_proj", "attn_q"),
-    ("self_attn.k_proj", "attn_k"),
-    ("self_attn.v_proj", "attn_v"),
-    ("self_attn.o_proj", "attn_output"),
-    ("post_attention_layernorm", "ffn_norm"),
-    ("mlp.gate_proj", "ffn_gate"),
-    ("mlp.up_proj", "ffn_up"),
-    ("mlp.down_proj", "ffn_down"),
-];
-
-/// Names of the tensors outside the layers.
-const OUTER: [(&str, &str); 3] = [
-    ("model.embed_tokens.weight", "token_embd.weight"),
-    ("model.norm.weight", "output_norm.weight"),
-    ("lm_head.weight", "output.weight"),
-];
 
 /// Divisors of the rotary frequencies, which belong to the configuration: Llama 3's, and longrope's two lists.
 pub(crate) const ROPE_FREQS: &str = "rope_freqs.weight";
@@ -62,8 +44,8 @@ pub struct GgufFile {
     map: Mmap,
     content: Content,
     config: ModelConfig,
-    /// Hugging Face name to GGUF name.
-    names: BTreeMap<String, String>,
+    /// By Hugging Face name.
+    tensors: BTreeMap<String, GgufTensor>,
 }
 
 impl GgufFile {
@@ -87,8 +69,8 @@ impl GgufFile {
             long: factors(ROPE_LONG)?,
         };
         let config = config::read(path, &content, &factors)?;
-        let names = hf_names(path, &content, config.num_hidden_layers)?;
-        Ok(Self { path: path.to_path_buf(), map, content, config, names })
+        let tensors = names::tensors(path, &content, &config)?;
+        Ok(Self { path: path.to_path_buf(), map, content, config, tensors })
     }
 
     /// The key-value pairs of a file of any architecture, the tokenizer's included.
@@ -111,12 +93,12 @@ impl GgufFile {
 
     /// Whether there is a tensor of this Hugging Face name.
     pub fn contains(&self, name: &str) -> bool {
-        self.names.contains_key(name)
+        self.tensors.contains_key(name)
     }
 
     /// Hugging Face names of all tensors, sorted.
     pub fn names(&self) -> Vec<String> {
-        self.names.keys().cloned().collect()
+        self.tensors.keys().cloned().collect()
     }
 
     /// Bytes of the file.
@@ -141,97 +123,111 @@ impl GgufFile {
     /// # Errors
     /// Returns [`Error::Checkpoint`] if the tensor is missing, has another shape or an unreadable type.
     pub fn tensor(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
-        let info = self.info(name)?;
-        check_shape(&self.path, name, shape, info.shape.dims())?;
-        let values = dequantise(&self.path, name, info, &self.content, &self.map)?;
-        let found = finite::first_beyond(&View::<f32>::new("gguf", &values)?, Limit::for_dtype(dtype));
-        if let Some((index, value)) = found {
+        let GgufTensor { name: stored, shape: hf_shape, conversion } = self.find(name)?;
+        check_shape(&self.path, name, shape, hf_shape)?;
+        let values = self.dequantise(stored, name)?;
+        let values = match conversion {
+            Conversion::Same | Conversion::Permuted { .. } => values,
+            Conversion::GateUp { up } => Tensor::cat(&[values, self.dequantise(up, name)?], 1)?,
+            Conversion::Decay => values.neg()?.log()?,
+        };
+        let beyond = finite::first_beyond(&View::<f32>::new("gguf", &values)?, Limit::for_dtype(dtype));
+        if let Some((index, value)) = beyond {
             return Err(finite::error(&self.path, name, &finite::place(shape, index), value, dtype));
         }
-        let values = match self.permuted_heads(name) {
-            Some(heads) => unpermute(&values, heads)?,
-            None => values,
+        let values = match conversion {
+            Conversion::Permuted { heads } => unpermute(&values, *heads)?,
+            _ => values.reshape(shape)?,
         };
         gpu::to_device(&values.to_dtype(dtype)?, device)
     }
 
-    /// Dequantises some rows of a matrix, one after another, in Hugging Face's order.
+    /// Dequantises some rows of a matrix, or of matrices [.., n, k] one below the other, one after another, in Hugging
+    /// Face's order.
     ///
     /// # Errors
     /// Returns [`Error::Checkpoint`] if the tensor is missing or the rows end inside a quantised block.
     ///
     /// # Panics
-    /// Panics if the rows are outside the matrix or `out` has another length.
+    /// Panics if the tensor is a vector, the rows are outside it, or `out` has another length.
     pub(super) fn rows<T: Float>(&self, name: &str, rows: Range<usize>, out: &mut [T]) -> Result<()> {
-        let info = self.info(name)?;
-        let (count, width) = (info.shape.dims()[0], info.shape.elem_count() / info.shape.dims()[0].max(1));
+        let GgufTensor { name: stored, shape, conversion } = self.find(name)?;
+        let [.., count, width] = shape[..] else { panic!("`{name}` is a vector") };
         assert_eq!(out.len(), rows.len() * width, "values of {} rows of `{name}`", rows.len());
-        let block = info.ggml_dtype.block_size();
-        if !width.is_multiple_of(block) {
-            let problem = format!(
-                "tensor `{name}`: expected rows of whole blocks of {block} values, found {width} values"
-            );
-            return Err(Error::Checkpoint { path: self.path.clone(), problem });
-        }
-        let bytes = width / block * info.ggml_dtype.type_size();
-        let data = self.stored(name)?.bytes;
-        let read = |first: usize, out: &mut [T]| -> Result<()> {
-            let data = Cow::Borrowed(&data[first * bytes..][..out.len() / width.max(1) * bytes]);
-            let values = QStorage::from_data(data, &Device::Cpu, info.ggml_dtype)
-                .and_then(|storage| QTensor::new(storage, out.len()))
-                .and_then(|quantised| quantised.dequantize(&Device::Cpu))
-                .and_then(|values| values.to_vec1::<f32>())
-                .map_err(|error| unreadable(&self.path, name, info, &error))?;
-            if let Some((index, value)) = finite::first_beyond(&values, Limit::for_dtype(T::DTYPE)) {
-                let place = finite::place(info.shape.dims(), first * width + index);
-                return Err(finite::error(&self.path, name, &place, value, T::DTYPE));
-            }
-            out.iter_mut().zip(values).for_each(|(y, x)| *y = T::nearest(x));
-            Ok(())
-        };
-        match self.permuted_heads(name) {
-            None => read(rows.start, out),
-            Some(heads) => {
+        let reader = RowReader { file: self, name, width };
+        match conversion {
+            Conversion::Same | Conversion::Decay => reader.read(stored, rows.start, out),
+            Conversion::Permuted { heads } => {
                 let d = count / heads;
                 rows.zip(out.chunks_exact_mut(width)).try_for_each(|(row, out)| {
                     let (head, i) = (row / d, row % d);
-                    read(head * d + i % (d / 2) * 2 + i / (d / 2), out)
+                    reader.read(stored, head * d + i % (d / 2) * 2 + i / (d / 2), out)
+                })
+            }
+            Conversion::GateUp { up } => {
+                let size = count / 2;
+                rows.zip(out.chunks_exact_mut(width)).try_for_each(|(row, out)| {
+                    let (expert, i) = (row / count, row % count);
+                    let half = if i < size { stored } else { up };
+                    reader.read(half, expert * size + i % size, out)
                 })
             }
         }
     }
 
-    /// Number of heads of a tensor whose rows llama.cpp's conversion permutes.
-    fn permuted_heads(&self, name: &str) -> Option<usize> {
-        if name.contains(".self_attn.q_proj.") {
-            Some(self.config.num_attention_heads)
-        } else if name.contains(".self_attn.k_proj.") {
-            Some(self.config.num_key_value_heads)
-        } else {
-            None
-        }
+    /// Reads a tensor of the file as f32 on the CPU, for the Hugging Face tensor `name`.
+    fn dequantise(&self, stored: &str, name: &str) -> Result<Tensor> {
+        dequantise(&self.path, name, &self.content.tensor_infos[stored], &self.content, &self.map)
+    }
+
+    /// Shape of a tensor in Hugging Face's files.
+    ///
+    /// # Errors
+    /// Returns [`Error::Checkpoint`] if the tensor is missing.
+    pub(super) fn shape(&self, name: &str) -> Result<&[usize]> {
+        Ok(&self.find(name)?.shape)
     }
 
     /// One tensor by its Hugging Face name, as it is on disk.
     ///
     /// # Errors
-    /// Returns [`Error::Checkpoint`] if the tensor is missing.
+    /// Returns [`Error::Checkpoint`] if the tensor is missing, and [`Error::Unsupported`] if the file has its values in
+    /// several tensors or as a function of them.
     pub(super) fn stored(&self, name: &str) -> Result<StoredTensor<'_>> {
-        let info = self.info(name)?;
+        let GgufTensor { name: stored, conversion, .. } = self.find(name)?;
+        if !matches!(conversion, Conversion::Same | Conversion::Permuted { .. }) {
+            return Err(unsupported(&self.path, format!("a copy of the bytes of tensor `{name}`")));
+        }
+        Ok(self.bytes(stored))
+    }
+
+    /// The tensors of the file that hold one tensor, whatever was done to its values.
+    ///
+    /// # Errors
+    /// Returns [`Error::Checkpoint`] if the tensor is missing.
+    pub(super) fn stored_parts(&self, name: &str) -> Result<Vec<StoredTensor<'_>>> {
+        let GgufTensor { name: stored, conversion, .. } = self.find(name)?;
+        let mut parts = vec![self.bytes(stored)];
+        if let Conversion::GateUp { up } = conversion {
+            parts.push(self.bytes(up));
+        }
+        Ok(parts)
+    }
+
+    /// A tensor by its name in the file.
+    fn bytes(&self, stored: &str) -> StoredTensor<'_> {
+        let info = &self.content.tensor_infos[stored];
         let blocks = info.shape.elem_count().div_ceil(info.ggml_dtype.block_size());
         // `open` has checked that it lies inside the file.
         let start = (self.content.tensor_data_offset + info.offset) as usize;
         let bytes = &self.map[start..start + blocks * info.ggml_dtype.type_size()];
-        Ok(StoredTensor {
-            shape: info.shape.dims().to_vec(),
-            dtype: StoredDtype::Gguf(info.ggml_dtype),
-            bytes,
-        })
+        let shape = info.shape.dims().to_vec();
+        StoredTensor { shape, dtype: StoredDtype::Gguf(info.ggml_dtype), bytes }
     }
 
     /// Hugging Face names of all tensors, sorted.
     pub(super) fn hf_names(&self) -> impl Iterator<Item = &str> {
-        self.names.keys().map(String::as_str)
+        self.tensors.keys().map(String::as_str)
     }
 
     /// The file's key-value pairs, the tokenizer's included.
@@ -239,9 +235,8 @@ impl GgufFile {
         &self.content.metadata
     }
 
-    fn info(&self, name: &str) -> Result<&TensorInfo> {
-        let found = self.names.get(name).and_then(|gguf| self.content.tensor_infos.get(gguf));
-        found.ok_or_else(|| {
+    fn find(&self, name: &str) -> Result<&GgufTensor> {
+        self.tensors.get(name).ok_or_else(|| {
             let problem = format!("tensor `{name}`: expected it in the checkpoint, not found");
             Error::Checkpoint { path: self.path.clone(), problem }
         })
@@ -261,6 +256,43 @@ impl fmt::Debug for GgufFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let types = self.quant_types();
         f.debug_struct("GgufFile").field("path", &self.path).field("types", &types).finish_non_exhaustive()
+    }
+}
+
+/// Reads rows of a Hugging Face tensor, or of a part of it.
+struct RowReader<'a> {
+    file: &'a GgufFile,
+    /// Hugging Face's name, for messages.
+    name: &'a str,
+    width: usize,
+}
+
+impl RowReader<'_> {
+    /// Dequantises rows of the file's tensor `stored` from row `first` on.
+    fn read<T: Float>(&self, stored: &str, first: usize, out: &mut [T]) -> Result<()> {
+        let (path, name, width) = (&self.file.path, self.name, self.width);
+        let info = &self.file.content.tensor_infos[stored];
+        let block = info.ggml_dtype.block_size();
+        if !width.is_multiple_of(block) {
+            let problem = format!(
+                "tensor `{name}`: expected rows of whole blocks of {block} values, found {width} values"
+            );
+            return Err(Error::Checkpoint { path: path.clone(), problem });
+        }
+        let bytes = width / block * info.ggml_dtype.type_size();
+        let data = self.file.bytes(stored).bytes;
+        let data = Cow::Borrowed(&data[first * bytes..][..out.len() / width.max(1) * bytes]);
+        let values = QStorage::from_data(data, &Device::Cpu, info.ggml_dtype)
+            .and_then(|storage| QTensor::new(storage, out.len()))
+            .and_then(|quantised| quantised.dequantize(&Device::Cpu))
+            .and_then(|values| values.to_vec1::<f32>())
+            .map_err(|error| unreadable(path, name, info, &error))?;
+        if let Some((index, value)) = finite::first_beyond(&values, Limit::for_dtype(T::DTYPE)) {
+            let place = finite::place(info.shape.dims(), first * width + index);
+            return Err(finite::error(path, name, &place, value, T::DTYPE));
+        }
+        out.iter_mut().zip(values).for_each(|(y, x)| *y = T::nearest(x));
+        Ok(())
     }
 }
 
@@ -296,38 +328,4 @@ fn dequantise(path: &Path, name: &str, info: &TensorInfo, content: &Content, map
 fn unreadable(path: &Path, name: &str, info: &TensorInfo, error: &candle_core::Error) -> Error {
     let problem = format!("tensor `{name}` ({:?}): {error}", info.ggml_dtype);
     Error::Checkpoint { path: path.to_path_buf(), problem }
-}
-
-/// The GGUF name of every tensor by its Hugging Face name.
-fn hf_names(path: &Path, content: &Content, layers: usize) -> Result<BTreeMap<String, String>> {
-    let mut names = BTreeMap::new();
-    let of_rope = |gguf: &str| [ROPE_FREQS, ROPE_SHORT, ROPE_LONG].contains(&gguf);
-    for gguf in content.tensor_infos.keys().filter(|gguf| !of_rope(gguf)) {
-        // A tensor that the model does not use would silently change the results.
-        let hf = hf_name(gguf, layers).ok_or_else(|| unsupported(path, format!("tensor `{gguf}`")))?;
-        names.insert(hf, gguf.clone());
-    }
-    Ok(names)
-}
-
-/// GGUF's name of a Hugging Face tensor; `None` if the architectures have no such tensor.
-pub(crate) fn gguf_name(hf: &str) -> Option<String> {
-    if let Some((_, gguf)) = OUTER.iter().find(|(outer, _)| *outer == hf) {
-        return Some((*gguf).to_string());
-    }
-    let (layer, rest) = hf.strip_prefix("model.layers.")?.split_once('.')?;
-    let (module, kind) = rest.rsplit_once('.')?;
-    let (_, gguf) = LAYER_MODULES.iter().find(|(known, _)| *known == module)?;
-    matches!(kind, "weight" | "bias").then(|| format!("blk.{layer}.{gguf}.{kind}"))
-}
-
-fn hf_name(gguf: &str, layers: usize) -> Option<String> {
-    if let Some((hf, _)) = OUTER.iter().find(|(_, outer)| *outer == gguf) {
-        return Some((*hf).to_string());
-    }
-    let (layer, rest) = gguf.strip_prefix("blk.")?.split_once('.')?;
-    let (module, kind) = rest.rsplit_once('.')?;
-    let (hf, _) = LAYER_MODULES.iter().find(|(_, known)| *known == module)?;
-    let layer = layer.parse::<usize>().ok().filter(|layer| *layer < layers)?;
-    matches!(kind, "weight" | "bias").then(|| format!("model.layers.{layer}.{hf}.{kind}"))
 }

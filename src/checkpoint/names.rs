@@ -149,7 +149,7 @@ pub(crate) fn expected(config: &ModelConfig, weights: &Weights) -> BTreeSet<Stri
     let mut names: BTreeSet<String> = [EMBEDDING, NORM, HEAD].map(String::from).into();
     for i in 0..config.num_hidden_layers {
         let merged = weights.contains(&LayerTensors::merged_name(i));
-        names.extend(LayerTensors::new(config, merged).names(i));
+        names.extend(LayerTensors::new(config, i, merged).names(i));
     }
     names
 }

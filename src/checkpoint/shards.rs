@@ -200,7 +200,7 @@ impl Shards {
 
     pub fn rows<T: Float>(&self, name: &str, rows: Range<usize>, out: &mut [T]) -> Result<()> {
         let (path, view) = self.view(name)?;
-        let width = view.shape().iter().skip(1).product::<usize>();
+        let width = view.shape().iter().skip(1).last().copied().unwrap_or(1);
         let (start, count) = (rows.start * width, rows.len() * width);
         assert_eq!(out.len(), count, "values of {} rows of `{name}`", rows.len());
         let bytes = |size: usize| &view.data()[size * start..size * (start + count)];

@@ -78,28 +78,26 @@ impl Weights {
         }
     }
 
-    /// As [`Weights::tensor`], for a matrix [n, k]. On the CPU some rows are read at a time, in parallel, so that there
-    /// is never a second copy in memory, whatever the type on disk.
+    /// As [`Weights::tensor`], for matrices [.., n, k], which become one matrix, one below the other. On the CPU some rows are
+    /// read at a time, in parallel, so that there is never a second copy in memory, whatever the type on disk.
     ///
     /// # Errors
     /// Returns the errors of [`Weights::tensor`].
-    pub fn matrix(
-        &self,
-        name: &str,
-        (n, k): (usize, usize),
-        dtype: DType,
-        device: &Device,
-    ) -> Result<Tensor> {
+    ///
+    /// # Panics
+    /// Panics if `shape` has less than two dimensions.
+    pub fn matrix(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
         match dtype {
-            DType::F32 if device.is_cpu() => self.in_memory::<f32>(name, (n, k)),
-            DType::F16 if device.is_cpu() => self.in_memory::<f16>(name, (n, k)),
-            DType::BF16 if device.is_cpu() => self.in_memory::<bf16>(name, (n, k)),
-            _ => self.tensor(name, &[n, k], dtype, device),
+            DType::F32 if device.is_cpu() => self.in_memory::<f32>(name, shape),
+            DType::F16 if device.is_cpu() => self.in_memory::<f16>(name, shape),
+            DType::BF16 if device.is_cpu() => self.in_memory::<bf16>(name, shape),
+            _ => Ok(self.tensor(name, shape, dtype, device)?.flatten_to(shape.len() - 2)?),
         }
     }
 
-    fn in_memory<T: Float>(&self, name: &str, (n, k): (usize, usize)) -> Result<Tensor> {
-        self.check(name, &[n, k])?;
+    fn in_memory<T: Float>(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.check(name, shape)?;
+        let (k, n) = (shape[shape.len() - 1], shape[..shape.len() - 1].iter().product::<usize>());
         let mut values = vec![T::zero(); n * k];
         values
             .par_chunks_mut((ROWS * k).max(1))
@@ -113,10 +111,15 @@ impl Weights {
     /// # Errors
     /// Returns the errors of [`Weights::tensor`].
     pub(crate) fn check(&self, name: &str, shape: &[usize]) -> Result<()> {
-        check_shape(self.path(), name, shape, &self.stored(name)?.shape)
+        match &self.0 {
+            TensorSource::Gguf(file) if self.contains(name) => {
+                check_shape(self.path(), name, shape, file.shape(name)?)
+            }
+            _ => check_shape(self.path(), name, shape, &self.stored(name)?.shape),
+        }
     }
 
-    /// Reads some rows of a matrix, one after another.
+    /// Reads some rows of a matrix, or of matrices [.., n, k] one below the other, one after another.
     ///
     /// # Errors
     /// Returns [`Error::Checkpoint`] if the tensor is missing, has a type on disk that is not floating-point, or
@@ -165,6 +168,28 @@ impl Weights {
                 Ok(StoredTensor { shape: view.shape().to_vec(), dtype, bytes: view.data() })
             }
             TensorSource::Gguf(file) => file.stored(name),
+        }
+    }
+
+    /// Shape of a tensor in Hugging Face's files.
+    ///
+    /// # Errors
+    /// Returns [`Error::Checkpoint`] if the tensor is missing.
+    pub fn shape(&self, name: &str) -> Result<Vec<usize>> {
+        match &self.0 {
+            TensorSource::Gguf(file) if self.contains(name) => Ok(file.shape(name)?.to_vec()),
+            _ => Ok(self.stored(name)?.shape),
+        }
+    }
+
+    /// The tensors on disk that hold one tensor: of the experts' gates and ups in GGUF two.
+    ///
+    /// # Errors
+    /// Returns [`Error::Checkpoint`] if the tensor is missing.
+    pub(crate) fn stored_parts(&self, name: &str) -> Result<Vec<StoredTensor<'_>>> {
+        match &self.0 {
+            TensorSource::Gguf(file) if self.contains(name) => file.stored_parts(name),
+            _ => Ok(vec![self.stored(name)?]),
         }
     }
 

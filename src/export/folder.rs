@@ -190,7 +190,12 @@ fn config_of_gguf(base: &Base) -> Result<Map<String, Value>> {
     };
     let (model_type, class) = match c.model_type {
         ModelType::Llama => ("llama", "LlamaForCausalLM"),
-        ModelType::Granite | ModelType::GraniteMoeHybrid => ("granite", "GraniteForCausalLM"),
+        ModelType::Granite => ("granite", "GraniteForCausalLM"),
+        other => {
+            let hint = "bake it with --format gguf, or take the checkpoint's folder".to_string();
+            let what = format!("a folder of a GGUF file of model type `{}`", other.name());
+            return Err(Error::Unsupported { path: base.path.clone(), what, hint });
+        }
     };
     let stops = &base.tokenizer.stop_token_ids;
     let mut json = json!({

@@ -21,6 +21,11 @@ pub(super) fn ggml(stored: StoredDtype) -> Option<GgmlDType> {
     }
 }
 
+/// The GGUF type of values on disk; f32 for a type that GGUF does not have.
+pub(super) fn ggml_or_f32(stored: StoredDtype) -> GgmlDType {
+    ggml(stored).unwrap_or(GgmlDType::F32)
+}
+
 /// Whether the values on disk already have the type `dtype`.
 pub(super) fn is(stored: StoredDtype, dtype: GgmlDType) -> bool {
     stored != StoredDtype::Safetensors(Dtype::F64) && ggml(stored) == Some(dtype)
@@ -57,7 +62,8 @@ pub(super) fn encode(values: &Tensor, dtype: GgmlDType) -> Result<Vec<u8>> {
             finite(halves.iter().all(|value| value.is_finite()))?;
             halves.into_iter().flat_map(half::bf16::to_le_bytes).collect()
         }
-        quantised => QTensor::quantize(values, quantised)?.data()?.into_owned(),
+        // candle quantises all of a tensor's memory, also if the tensor is a part of it.
+        quantised => QTensor::quantize(&values.force_contiguous()?, quantised)?.data()?.into_owned(),
     })
 }
 

@@ -12,7 +12,11 @@ use std::path::Path;
 use std::rc::Rc;
 
 fn model() -> Decoder {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/granite");
+    golden("granite")
+}
+
+fn golden(name: &str) -> Decoder {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
     let bare = Checkpoint::open_without_tokenizer(&path).unwrap();
     let dtypes = Dtypes::for_weights(DType::F32, &Device::Cpu).unwrap();
     Decoder::load(&bare.config, &bare.weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap()
@@ -58,6 +62,44 @@ fn generate_goes_on_with_fewer_rows_and_the_same_tokens() {
         assert_eq!(found.unwrap(), expected, "{what:?}, {most}");
         assert!(*seen.borrow() > 0 && *rows.last().unwrap() == last, "{what:?}, {most}: {rows:?}");
     }
+}
+
+/// A pass that fails before a Mamba2 layer has written its state is run again; after that, its requests end, and later ones are
+/// answered as ever.
+#[test]
+fn a_pass_that_changed_states_is_not_run_again() {
+    let model = golden("mamba");
+    let (expected, _) = with(&model, |_, _| false);
+    let (found, rows) = with(&model, |work, rows| work == Work::Pass && rows > 5);
+    assert_eq!(found.unwrap(), expected.unwrap());
+    assert_eq!(rows.last(), Some(&4));
+
+    let answer = |engine: &mut Engine, prefix| {
+        let id = engine.submit(prefix, request(3)).unwrap();
+        let mut tokens = Vec::new();
+        while !engine.is_idle() {
+            for (of, event) in engine.step().unwrap().events {
+                match event {
+                    Event::Token(token) if of == id => tokens.push(token.id),
+                    Event::Finished(_) => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        tokens
+    };
+    let prompt = model.embedding().narrow(0, 10, 2).unwrap();
+    let mut engine = Engine::new(&model, 200, 32).unwrap();
+    let prefix = engine.add_prefix(Some(&prompt)).unwrap();
+    let expected = answer(&mut engine, prefix);
+    let ids = [1, 2].map(|seed| engine.submit(prefix, request(seed)).unwrap());
+    engine.step().unwrap();
+    let output = faults::with(|work, _| work == Work::Logits, || engine.step().unwrap());
+    let ended: Vec<_> =
+        output.events.iter().filter(|(_, event)| matches!(event, Event::NoMemory(_))).collect();
+    assert_eq!((ended.len(), engine.running().len()), (2, 0), "{output:?}");
+    assert!(ids.iter().all(|id| ended.iter().any(|(ended, _)| ended == id)), "{output:?}");
+    assert_eq!(answer(&mut engine, prefix), expected);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The backward pass, from the hidden states of the target rows down to the prompts. No weight gets a gradient.
 
-use super::layer::{LayerGradients, LayerPrefix, PrefixGradient, PrefixState, Saved, Stream};
+use super::layer::{Given, LayerGradients, LayerPrefix, PrefixGradient, PrefixState, Saved, Stream};
 use super::{Decoder, Tape};
 use crate::Result;
 use crate::batch::PackedBatch;
@@ -52,8 +52,9 @@ impl Decoder {
                 };
                 let saved = match saved {
                     Saved::All(saved) => saved,
-                    Saved::Input { residual, .. } => {
-                        layer.forward(layer.normed(&Stream::new(residual), &pass)?, &pass, prefix.state)?
+                    Saved::Input { residual, routing, .. } => {
+                        let given = Given { prefix: prefix.state, routing: routing.as_ref() };
+                        layer.forward(layer.normed(&Stream::new(residual), &pass)?, &pass, given)?
                     }
                 };
                 let LayerGradients { input, prefix } = layer.backward(&dx, &saved, &pass, prefix)?;

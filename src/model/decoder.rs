@@ -9,7 +9,7 @@
 
 use super::layer::{InputGradient, Layer, LayerPass, OutputRows, attention_shape, norm_to_device};
 use crate::batch::PackedBatch;
-use crate::checkpoint::ModelConfig;
+use crate::checkpoint::{MixerKind, ModelConfig};
 use crate::ops::backend::{Route, device_route, route};
 use crate::ops::bf16::Isa;
 use crate::ops::gpu;
@@ -89,6 +89,11 @@ impl Dtypes {
                 Err(Error::Invalid(format!("model.dtype: expected f32, bf16 or f16, found {other:?}")))
             }
         }
+    }
+
+    /// dtype of sums over rows and of a Mamba2 layer's vectors: at least f32.
+    pub(super) fn row_sums(&self) -> DType {
+        if self.activations == DType::F64 { DType::F64 } else { DType::F32 }
     }
 
     /// The instructions that the layers' weights are packed for on a device of this kind.
@@ -194,6 +199,14 @@ impl Decoder {
         embedding + self.head.bytes() + layers
     }
 
+    /// Bytes of what all Mamba2 layers keep of a sequence while it is generated.
+    pub fn state_bytes(&self) -> usize {
+        let Some(mamba) = &self.config.mamba else { return 0 };
+        let state = mamba.inner() * mamba.state * self.prompt_dtype().size_in_bytes();
+        let tail = (mamba.taps - 1) * mamba.channels() * self.input_dtype.size_in_bytes();
+        self.config.layers_with(MixerKind::Mamba2) * (state + tail)
+    }
+
     /// The part of layer `layer` in a pass over `batch`; `rope` is [`Decoder::rope_of`] the batch.
     pub(super) fn layer_pass<'a>(
         &self,
@@ -204,6 +217,7 @@ impl Decoder {
         LayerPass {
             batch,
             rope,
+            dtype: self.dtype,
             input_dtype: self.input_dtype,
             residual_multiplier: self.config.residual_multiplier,
             output_rows: OutputRows::new(&self.config, layer),

@@ -19,12 +19,18 @@
 //!                               row; none for pairs inside a sequence
 //! ```
 //!
+//! experts                       as projections, of the k experts that a row goes to
+//! the scan of a Mamba2 layer    by chunks of Q rows, a row of which sees q = (Q + 1) / 2 rows of its chunk on average
+//!   forward                     2 I (N + q) + 2 N q a row; 2 I N more if the chunk's end state is read
+//!   backward                    4 I (N + q) + 6 N q a row; 6 I N more if the chunk's end state is read
+//!
 //! In a model of one layer that layer is the first and the last: its backward pass has M rows of o, gate, up,
 //! down, P rows of k, v, and 4 products for pairs of a target row and a prefix row.
 
-use crate::batch::{Passes, PrefixGroup};
-use crate::checkpoint::ModelConfig;
+use crate::batch::{PackedBatch, Passes, PrefixGroup};
 use crate::checkpoint::tensors::{LayerTensors, ProjectionRows};
+use crate::checkpoint::{MambaConfig, MixerKind, ModelConfig};
+use crate::ops::ssd;
 
 /// Useful floating-point operations of one optimizer step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -33,6 +39,8 @@ pub struct Flops {
     pub linear: f64,
     /// Of attention's products.
     pub attention: f64,
+    /// Of the scans of Mamba2 layers.
+    pub scan: f64,
     /// Of the language-model head.
     pub head: f64,
 }
@@ -85,39 +93,46 @@ impl Flops {
             targets: batch.target_rows.len() as f64,
         };
         let layers = config.num_hidden_layers;
-        let tensors = LayerTensors::new(config, false);
         let mut linear = 0.0;
-        for stack in tensors.stacks() {
-            for projection in &stack.projections {
-                let of_row = 2.0 * (stack.inputs * projection.outputs) as f64;
-                let rows: f64 = (0..layers).map(|i| rows.multiplied(projection.rows, i, layers)).sum();
-                linear += of_row * rows;
+        for i in 0..layers {
+            for stack in LayerTensors::new(config, i, false).stacks() {
+                let matrices = stack.experts.map_or(1, |experts| experts.per_token);
+                for projection in &stack.projections {
+                    let of_row = 2.0 * (matrices * stack.inputs * projection.outputs) as f64;
+                    linear += of_row * rows.multiplied(projection.rows, i, layers);
+                }
             }
         }
         let mut pairs = Pairs::default();
         for (segment, targets) in batch.segments.iter().zip(&batch.target_segments) {
             pairs.add(segment, targets);
         }
-        let forward = 2.0 * ((layers - 1) as f64 * pairs.all + pairs.targets);
-        let backward = if layers == 1 {
-            4.0 * pairs.targets_to_prefixes
-        } else {
-            let inner = (layers - 2) as f64;
-            5.0 * (pairs.targets + inner * pairs.all) + 5.0 * pairs.inside_prefixes + 4.0 * pairs.to_prefixes
-        };
+        let attention = (0..layers).filter(|i| config.mixer(*i) == MixerKind::Attention);
+        let products: f64 = attention.map(|i| pairs.products(i, layers)).sum();
         let head = 2.0 * (config.hidden_size * config.vocab_size) as f64;
         let d = config.head_dim;
         let product = 2.0 * (d * config.num_attention_heads) as f64;
-        Self { linear, attention: product * (forward + backward), head: 2.0 * rows.targets * head }
+        let scan = config.mamba.as_ref().map_or(0.0, |mamba| scan_flops(config, mamba, &batch));
+        Self { linear, attention: product * products, scan, head: 2.0 * rows.targets * head }
     }
 
     /// All of them.
     pub fn total(&self) -> f64 {
-        self.linear + self.attention + self.head
+        self.linear + self.attention + self.scan + self.head
     }
 }
 
 impl Pairs {
+    /// Products of pairs in layer `i` of `layers`, forward and backward together.
+    fn products(&self, i: usize, layers: usize) -> f64 {
+        match (i == 0, i + 1 == layers) {
+            (true, true) => 2.0 * self.targets + 4.0 * self.targets_to_prefixes,
+            (true, false) => 2.0 * self.all + 5.0 * self.inside_prefixes + 4.0 * self.to_prefixes,
+            (false, true) => 7.0 * self.targets,
+            (false, false) => 7.0 * self.all,
+        }
+    }
+
     fn add(&mut self, segment: &crate::ops::Segment, targets: &crate::ops::Segment) {
         let prefix = segment.prefix.as_ref().map_or(0, |p| p.len());
         let own = |s: &crate::ops::Segment| (1..=s.queries.len()).map(|i| s.first + i).sum::<usize>() as f64;
@@ -132,4 +147,23 @@ impl Pairs {
             }
         }
     }
+}
+
+/// Operations of the scans of all Mamba2 layers, forward and backward.
+fn scan_flops(config: &ModelConfig, mamba: &MambaConfig, batch: &PackedBatch) -> f64 {
+    let (i, n) = (mamba.inner() as f64, (mamba.groups * mamba.state) as f64);
+    let of_chunk = |rows: usize, has_end: bool| {
+        let seen = (rows as f64 + 1.0) / 2.0;
+        let row = 6.0 * i * (mamba.state as f64 + seen) + 8.0 * n * seen;
+        rows as f64 * (row + if has_end { 8.0 * i * mamba.state as f64 } else { 0.0 })
+    };
+    let of_segment = |segment: &crate::ops::Segment| -> f64 {
+        let (rows, is_prefix) =
+            (segment.queries.len(), segment.prefix.is_none() && segment.queries.end <= batch.prefix_rows);
+        let chunks = rows.div_ceil(ssd::CHUNK);
+        let chunk = |c: usize| of_chunk(ssd::CHUNK.min(rows - c * ssd::CHUNK), is_prefix || c + 1 < chunks);
+        (0..chunks).map(chunk).sum()
+    };
+    let layers = config.layers_with(MixerKind::Mamba2) as f64;
+    layers * batch.segments.iter().map(of_segment).sum::<f64>()
 }

@@ -4,7 +4,7 @@
 //! and all sums are f32; queries, keys and values, attention's output, gate and up are stored in bf16, in which the
 //! projections read them.
 
-use super::layer::{LayerPass, LayerSaved, PrefixState, Saved, Stream};
+use super::layer::{Given, LayerPass, LayerSaved, PrefixState, Saved, Stream};
 use super::{Decoder, KvCache, Tape};
 use crate::Result;
 use crate::batch::PackedBatch;
@@ -117,7 +117,8 @@ impl Decoder {
     ) -> Result<Normed> {
         self.through_layers(batch, prompts, |i, stream, pass| {
             let layer = &self.layers[i];
-            let saved = layer.forward(layer.normed(&stream, pass)?, pass, prefix.map(|p| &p[i]))?;
+            let given = Given { prefix: prefix.map(|states| &states[i]), routing: None };
+            let saved = layer.forward(layer.normed(&stream, pass)?, pass, given)?;
             let output = layer.output(&saved, pass)?;
             drop(stream);
             keep(i, saved)?;

@@ -12,14 +12,24 @@
 //! A range is allocated when a sequence begins, for its longest possible result, so that no sequence is moved or removed
 //! later. Ranges that are freed are joined with their neighbours, and the lowest range that is large enough is
 //! allocated first.
+//!
+//! A Mamba2 layer keeps one state for a whole range, in a *slot*, however many rows the range has. A sequence's first rows
+//! start from the slot of its prefix, without a copy, and write their own. A pass that failed must not be run again for
+//! sequences with slots: some layers' states have moved on, and others' have not.
+
+mod slots;
 
 use super::Decoder;
+use super::layer::other_kind;
 use crate::batch::PackedBatch;
-use crate::device::{self, Work};
+use crate::checkpoint::MixerKind;
+use crate::device::{self, Work, free_memory};
 use crate::ops::rope::CacheRows;
+use crate::ops::ssd::{ScanPlan, ScanSegment, ScanStart, ScanStates};
 use crate::ops::{Indices, Segment};
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
+use slots::Slots;
 use std::ops::Range;
 use std::sync::OnceLock;
 
@@ -27,6 +37,8 @@ use std::sync::OnceLock;
 enum LayerCache {
     /// Attention: keys and values, [capacity, 2K D].
     KeysValues(Tensor),
+    /// Mamba2: states in slots.
+    Scan(ScanStates),
 }
 
 /// What the layers keep of every row that later tokens read.
@@ -35,6 +47,8 @@ pub struct KvCache {
     capacity: usize,
     /// Ranges that nobody has, in order, no two of which touch.
     free_ranges: Vec<Range<usize>>,
+    /// Slots of the ranges that are allocated; `None` if no layer keeps a state.
+    slots: Option<Slots>,
     writes: Writes,
 }
 
@@ -68,23 +82,42 @@ struct Writes {
     to_columns: OnceLock<Tensor>,
     /// The row of the cache of every row of the pass.
     rows: Indices,
+    /// The slot of each sequence of the pass; empty without slots.
+    slots: Vec<usize>,
+    /// Whether a layer has written its states.
+    states_written: bool,
 }
 
 impl KvCache {
-    /// Room for `capacity` rows of keys and values, in the dtype that the model's products read.
+    /// Room for `capacity` rows of keys and values, in the dtype that the model's products read, and for the states of as many
+    /// sequences and prefixes as a quarter of the free memory holds.
     ///
     /// # Errors
-    /// Returns an error if a device operation fails.
+    /// Returns an error if there is no memory for two states, or a device operation fails.
     pub fn new(model: &Decoder, capacity: usize) -> Result<Self> {
         device::before(Work::Cache, capacity)?;
-        let config = model.config();
-        let width = 2 * config.num_key_value_heads * config.head_dim;
-        let layer = || {
-            let matrix = Tensor::zeros((capacity, width), model.product_dtype(), model.device())?;
-            Ok(LayerCache::KeysValues(matrix))
+        let (config, device) = (model.config(), model.device());
+        let slots = match config.layers_with(MixerKind::Mamba2) {
+            0 => None,
+            _ => Some(Slots::new(slots::count(capacity, model.state_bytes(), free_memory(device)?)?)),
         };
-        let layers = (0..config.num_hidden_layers).map(|_| layer()).collect::<Result<_>>()?;
-        Ok(Self { layers, capacity, free_ranges: all_free(capacity), writes: Writes::default() })
+        let width = 2 * config.num_key_value_heads * config.head_dim;
+        let layer = |i: usize| match (&config.mamba, config.mixer(i), &slots) {
+            (Some(mamba), MixerKind::Mamba2, Some(slots)) => {
+                let zeros = |shape, dtype| Tensor::zeros(shape, dtype, device);
+                let (inner, tail) = (mamba.inner(), mamba.taps - 1);
+                Ok(LayerCache::Scan(ScanStates {
+                    ssm: zeros((slots.count(), inner, mamba.state), model.prompt_dtype())?,
+                    conv: zeros((slots.count(), tail, mamba.channels()), model.product_dtype())?,
+                }))
+            }
+            _ => {
+                let matrix = Tensor::zeros((capacity, width), model.product_dtype(), device)?;
+                Ok(LayerCache::KeysValues(matrix))
+            }
+        };
+        let layers = (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?;
+        Ok(Self { layers, capacity, free_ranges: all_free(capacity), slots, writes: Writes::default() })
     }
 
     /// Rows in all.
@@ -92,10 +125,19 @@ impl KvCache {
         self.capacity
     }
 
-    /// Allocates `rows` consecutive rows; `None` if there are no such rows.
+    /// Whether the batch packed last may be run again if its pass failed: no layer has written a state over the one that it
+    /// started from.
+    pub fn can_run_again(&self) -> bool {
+        !self.writes.states_written
+    }
+
+    /// Allocates `rows` consecutive rows, and a slot for their state; `None` if there are no such rows, or no slot.
     pub fn allocate(&mut self, rows: usize) -> Option<Range<usize>> {
         if rows == 0 {
             return Some(0..0);
+        }
+        if self.slots.as_ref().is_some_and(Slots::is_full) {
+            return None;
         }
         let index = self.free_ranges.iter().position(|range| range.len() >= rows)?;
         let range = &mut self.free_ranges[index];
@@ -104,6 +146,9 @@ impl KvCache {
         if range.start == range.end {
             self.free_ranges.remove(index);
         }
+        if let Some(slots) = &mut self.slots {
+            slots.take(taken.start);
+        }
         Some(taken)
     }
 
@@ -111,6 +156,9 @@ impl KvCache {
     pub fn free(&mut self, rows: Range<usize>) {
         if rows.is_empty() {
             return;
+        }
+        if let Some(slots) = &mut self.slots {
+            slots.give_back(rows.start);
         }
         let index = self.free_ranges.partition_point(|range| range.start < rows.start);
         let joins_next = self.free_ranges.get(index).is_some_and(|next| next.start == rows.end);
@@ -166,14 +214,16 @@ impl KvCache {
             target_segments.push(segment(wanted, end - targets));
             segments.push(segment(queries, first));
         }
-        self.writes =
-            Writes { ranges, from: from.into(), to, to_columns: OnceLock::new(), rows: rows.into() };
+        let (scan, slots) = self.scan(next);
+        let (from, rows) = (from.into(), rows.into());
+        self.writes = Writes { ranges, from, to, rows, slots, ..Writes::default() };
         Ok(PackedBatch {
             ids: ids.into(),
             position_ids: position_ids.into(),
             prefix_rows: 0,
             segments: segments.into(),
             target_segments: target_segments.into(),
+            scan,
             target_rows: target_rows.into(),
             target_positions: target_positions.into(),
             labels: Indices::default(),
@@ -183,14 +233,33 @@ impl KvCache {
         })
     }
 
+    /// The scan over the next tokens of some sequences, and the slot of each: a sequence starts from its prefix's state, and goes
+    /// on from its own.
+    fn scan(&self, next: &[Continuation]) -> (ScanPlan, Vec<usize>) {
+        let Some(slots) = &self.slots else { return (ScanPlan::default(), Vec::new()) };
+        let mut row = 0;
+        let segments = next.iter().enumerate().map(|(i, next)| {
+            let rows = row..row + next.tokens.len();
+            row = rows.end;
+            let source = if next.filled > 0 { &next.own } else { &next.prefix };
+            let start = match source.is_empty() {
+                true => ScanStart::Zero,
+                false => ScanStart::State(slots.of_rows(source)),
+            };
+            ScanSegment { rows, start, end: Some(i) }
+        });
+        let plan = segments.collect::<Vec<_>>().into();
+        (plan, next.iter().map(|next| slots.of_rows(&next.own)).collect())
+    }
+
     /// The rows to which a layer's keys and values of the batch packed last are written.
-    pub(super) fn rows(&self, layer: usize) -> CacheRows<'_> {
-        CacheRows { cache: self.keys_values(layer), rows: (&self.writes.rows).into() }
+    pub(super) fn rows(&self, layer: usize) -> Result<CacheRows<'_>> {
+        Ok(CacheRows { cache: self.keys_values(layer)?, rows: (&self.writes.rows).into() })
     }
 
     /// Writes the keys and values [rows of the batch, 2K D] of the batch packed last, by candle's ops.
     pub(super) fn write(&mut self, layer: usize, kv: &Tensor) -> Result<()> {
-        let matrix = self.keys_values(layer);
+        let matrix = self.keys_values(layer)?;
         for (row, range) in &self.writes.ranges {
             matrix.slice_set(&kv.narrow(0, *row, range.len())?.contiguous()?, 0, range.start)?;
         }
@@ -202,9 +271,30 @@ impl KvCache {
     }
 
     /// Keys and values of layer `layer`, [capacity, 2K D].
-    pub(super) fn keys_values(&self, layer: usize) -> &Tensor {
-        let LayerCache::KeysValues(matrix) = &self.layers[layer];
-        matrix
+    pub(super) fn keys_values(&self, layer: usize) -> Result<&Tensor> {
+        match &self.layers[layer] {
+            LayerCache::KeysValues(matrix) => Ok(matrix),
+            LayerCache::Scan(_) => Err(other_kind("the layer's cache")),
+        }
+    }
+
+    /// The states of all slots of layer `layer`.
+    pub(super) fn scan_states(&self, layer: usize) -> Result<&ScanStates> {
+        match &self.layers[layer] {
+            LayerCache::Scan(states) => Ok(states),
+            LayerCache::KeysValues(_) => Err(other_kind("the layer's cache")),
+        }
+    }
+
+    /// Writes the states at the end of the sequences of the batch packed last.
+    pub(super) fn write_scan_states(&mut self, layer: usize, ends: &ScanStates) -> Result<()> {
+        self.writes.states_written = true;
+        let states = self.scan_states(layer)?;
+        for (i, slot) in self.writes.slots.iter().enumerate() {
+            states.ssm.slice_set(&ends.ssm.narrow(0, i, 1)?.contiguous()?, 0, *slot)?;
+            states.conv.slice_set(&ends.conv.narrow(0, i, 1)?.contiguous()?, 0, *slot)?;
+        }
+        Ok(())
     }
 }
 
@@ -231,7 +321,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn cache_of(capacity: usize) -> KvCache {
-        KvCache { layers: Vec::new(), capacity, free_ranges: all_free(capacity), writes: Writes::default() }
+        let (free_ranges, writes) = (all_free(capacity), Writes::default());
+        KvCache { layers: Vec::new(), capacity, free_ranges, slots: None, writes }
     }
 
     #[test]

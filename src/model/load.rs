@@ -1,10 +1,10 @@
 //! Loading a checkpoint's weights onto a device.
 
 use super::decoder::{Parts, tied, untied};
-use super::layer::Layer;
+use super::layer::{Layer, LayerWeights};
 use super::{Decoder, Dtypes};
 use crate::Result;
-use crate::checkpoint::tensors::{EMBEDDING, HEAD, LayerTensors, NORM, Stack};
+use crate::checkpoint::tensors::{EMBEDDING, HEAD, LayerTensors, LayerVector, NORM, Stack};
 use crate::checkpoint::{ModelConfig, Weights};
 use crate::ops::Linear;
 use crate::ops::bf16::{Isa, PackedWeight};
@@ -29,11 +29,13 @@ impl Decoder {
         // Before the layers: while it is padded, a second copy is in memory.
         let (embedding, head) = match config.tie_word_embeddings {
             true => tied(embedding)?,
-            false => (embedding, untied(load.linear(&[(HEAD.into(), vocab)], width, None)?)?),
+            false => (embedding, untied(load.linear(&[(HEAD.into(), vec![vocab, width])], width, None)?)?),
         };
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
         for i in 0..config.num_hidden_layers {
-            layers.push(load.layer(i)?);
+            let merged = weights.contains(&LayerTensors::merged_name(i));
+            let tensors = LayerTensors::new(config, i, merged);
+            layers.push(Layer::new(config, i, &tensors, &mut LayerLoader { load: &load, layer: i })?);
             progress(i + 1);
         }
         let norm = load.norm(NORM)?;
@@ -48,19 +50,42 @@ struct Loader<'a> {
     device: &'a Device,
 }
 
-impl Loader<'_> {
-    fn layer(&self, i: usize) -> Result<Layer> {
-        let merged = self.weights.contains(&LayerTensors::merged_name(i));
-        let tensors = LayerTensors::new(self.config, merged);
-        let [mixer, feed_forward] = LayerTensors::NORMS.map(|norm| LayerTensors::name(i, norm));
-        let [qkv, o, gate_up, down] = tensors.stacks();
-        let norms = [self.norm(&mixer)?, self.norm(&feed_forward)?];
-        let stacks = [self.stack(i, qkv)?, self.stack(i, o)?, self.stack(i, gate_up)?, self.stack(i, down)?];
-        Layer::new(self.config, i, norms, stacks)
+/// The weights of one layer.
+struct LayerLoader<'a> {
+    load: &'a Loader<'a>,
+    layer: usize,
+}
+
+impl LayerWeights for LayerLoader<'_> {
+    fn norm(&mut self, name: &str) -> Result<RmsNorm> {
+        self.load.norm(&LayerTensors::name(self.layer, name))
     }
 
+    fn vector(&mut self, vector: &LayerVector) -> Result<Tensor> {
+        let Loader { weights, dtypes, device, .. } = self.load;
+        let name = LayerTensors::name(self.layer, vector.name);
+        weights.tensor(&name, &vector.shape, dtypes.row_sums(), device)
+    }
+
+    fn stack(&mut self, stack: &Stack) -> Result<Linear> {
+        let name = |tensor: &str, ending| LayerTensors::name(self.layer, &format!("{tensor}.{ending}"));
+        let tensors = stack.tensors();
+        let bias = match stack.has_bias {
+            true => {
+                let biases =
+                    tensors.iter().map(|(tensor, values)| self.load.vector(&name(tensor, "bias"), *values));
+                Some(Tensor::cat(&biases.collect::<Result<Vec<_>>>()?, 0)?)
+            }
+            false => None,
+        };
+        let weights = tensors.iter().map(|(tensor, rows)| (name(tensor, "weight"), stack.shape(*rows)));
+        self.load.linear(&weights.collect::<Vec<_>>(), stack.inputs, bias)
+    }
+}
+
+impl Loader<'_> {
     fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Tensor> {
-        self.weights.matrix(name, (rows, columns), self.dtypes.weights, self.device)
+        self.weights.matrix(name, &[rows, columns], self.dtypes.weights, self.device)
     }
 
     fn vector(&self, name: &str, values: usize) -> Result<Tensor> {
@@ -72,54 +97,38 @@ impl Loader<'_> {
         Ok(RmsNorm { weight, eps: self.config.rms_norm_eps })
     }
 
-    /// A stack of layer `layer` as one projection.
-    fn stack(&self, layer: usize, stack: &Stack) -> Result<Linear> {
-        let names = |ending: &str| -> Vec<(String, usize)> {
-            let name = |projection: &str| LayerTensors::name(layer, &format!("{projection}.{ending}"));
-            stack.projections.iter().map(|projection| (name(projection.name), projection.outputs)).collect()
-        };
-        let bias = match stack.has_bias {
-            true => {
-                let biases = names("bias")
-                    .iter()
-                    .map(|(name, values)| self.vector(name, *values))
-                    .collect::<Result<Vec<_>>>()?;
-                Some(Tensor::cat(&biases, 0)?)
-            }
-            false => None,
-        };
-        self.linear(&names("weight"), stack.inputs, bias)
-    }
-
-    /// Matrices [rows, columns] one below the other as one projection.
-    fn linear(&self, parts: &[(String, usize)], columns: usize, bias: Option<Tensor>) -> Result<Linear> {
+    /// Tensors [.., columns] of these shapes, one below the other, as one projection.
+    fn linear(&self, parts: &[(String, Vec<usize>)], columns: usize, bias: Option<Tensor>) -> Result<Linear> {
         if let Some(isa) = self.dtypes.packed_for(self.device.location()) {
             return Linear::packed(self.packed(isa, parts, columns)?, bias);
         }
-        let parts = parts.iter().map(|(name, rows)| self.matrix(name, *rows, columns));
+        let parts = parts
+            .iter()
+            .map(|(name, shape)| self.weights.matrix(name, shape, self.dtypes.weights, self.device));
         let parts = parts.collect::<Result<Vec<_>>>()?;
         let weight = if let [only] = &parts[..] { only.clone() } else { Tensor::cat(&parts, 0)? };
         Linear::new(weight, bias)
     }
 
     /// The same, from the file into panels, without the whole matrix in between.
-    fn packed(&self, isa: Isa, parts: &[(String, usize)], columns: usize) -> Result<PackedWeight> {
+    fn packed(&self, isa: Isa, parts: &[(String, Vec<usize>)], columns: usize) -> Result<PackedWeight> {
         let mut starts = Vec::new();
         let mut total = 0;
-        for (name, rows) in parts {
+        for (name, shape) in parts {
             starts.push(total);
-            total += rows;
-            self.weights.check(name, &[*rows, columns])?;
+            total += shape.iter().product::<usize>() / columns.max(1);
+            self.weights.check(name, shape)?;
         }
+        starts.push(total);
         PackedWeight::pack(isa, (total, columns), |range, out| {
             let mut done = 0;
-            for ((name, rows), start) in parts.iter().zip(&starts) {
-                let part = range.start.max(*start)..range.end.min(start + rows);
+            for ((name, _), rows) in parts.iter().zip(starts.windows(2)) {
+                let part = range.start.max(rows[0])..range.end.min(rows[1]);
                 if part.is_empty() {
                     continue;
                 }
                 let values = part.len() * columns;
-                let rows = part.start - start..part.end - start;
+                let rows = part.start - rows[0]..part.end - rows[0];
                 self.weights.rows(name, rows, &mut out[done..done + values])?;
                 done += values;
             }

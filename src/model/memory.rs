@@ -3,7 +3,10 @@
 //! ```text
 //! tape of a layer, values a row      residual stream at two norms 2C, their rstd 2, q/k/v (H + 2K) D,
 //!                                    attention output H D with lse H, gate/up 2F
-//!   of a recomputed layer            residual stream C, and of a prefix pass's prefixes keys and values 2K D
+//!   Mamba2 in place of attention     z and y 2I, x, B and C X, dt M, rstd G
+//!   experts beside or in place of    gate/up 2F of k pairs, their weights and indices 5k
+//!   of a recomputed layer            residual stream C, experts' weights and indices, and of a prefix pass's prefixes keys
+//!                                    and values 2K D
 //! tape of the last layer, a row      residual stream C, rstd 1, keys and values 2K D
 //!   and a target row                 q and attention output 2H D with lse H, residual stream C, rstd 1,
 //!                                    gate/up 2F, and the last norm: residual stream and output 2C, rstd 1
@@ -11,14 +14,16 @@
 //!   last layer's backward            five gradients C, that of keys and values 2K D
 //!   MLP's backward                   two gradients C, that of the activation F, of gate/up 2F
 //!   attention's backward             four of C, of the output H D, of q/k/v (H + 2K) D
-//!                                    for these two the last layer's tape is freed already; and with
+//!   Mamba2's backward                four of C, three of I and of X, z and x, B, C again
+//!   experts' backward                two of C; of k pairs a row C, F and 2F
+//!                                    for these the last layer's tape is freed already; and with
 //!                                    the gradient of the hidden states, C a target row
 //!   of a recomputed layer            its tape on top, when all other tapes are freed
 //! head                               logits 64V on the CPU, 512V on a GPU, whose gradient takes their place; V is padded
 //!                                    to a multiple of 64 on a GPU, in the weights too
 //! split batch                        the tape of the prefix pass, beside that of an example pass; and of the
 //!                                    prefixes' keys and values in all layers the gradient so far, and that of the
-//!                                    next pass
+//!                                    next pass; the same and the values themselves of a prefix's Mamba2 states I N + (W-1) X
 //! ```
 //!
 //! Values have the size of the activations; rstd and lse are at least f32, and so is the gradient of a
@@ -28,9 +33,9 @@ use super::Dtypes;
 use super::decoder::padded_vocab;
 use super::forward::prefix_pass_rows;
 use super::head::head_rows;
-use super::layer::{Attention, Dense};
-use crate::checkpoint::ModelConfig;
-use crate::checkpoint::tensors::LayerTensors;
+use super::layer::{Attention, Dense, Experts, Mamba2};
+use crate::checkpoint::tensors::{LayerTensors, LayerVector, Stack};
+use crate::checkpoint::{MixerKind, ModelConfig};
 use crate::ops::bf16::PackedWeight;
 use crate::ops::gpu::allocated_rows;
 use candle_core::DeviceLocation;
@@ -71,7 +76,7 @@ pub(super) struct ValueSizes {
 }
 
 /// What a mixer needs in a layer, in bytes a row.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct MixerMemory {
     /// Saved of every row, in the last layer too.
     pub(super) saved: usize,
@@ -81,6 +86,10 @@ pub(super) struct MixerMemory {
     pub(super) prefix_state: usize,
     /// The gradient of that.
     pub(super) prefix_gradient: usize,
+    /// Bytes of what sequences read of a prefix whatever its rows, in each layer, recomputed or not.
+    pub(super) state_per_prefix: usize,
+    /// Bytes of its gradients.
+    pub(super) state_gradient_per_prefix: usize,
     /// The largest that is in memory at once in the backward pass.
     pub(super) workspace: usize,
     /// The same in the last layer.
@@ -88,16 +97,29 @@ pub(super) struct MixerMemory {
 }
 
 /// What a feed-forward network needs in a layer, in bytes a row.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct FeedForwardMemory {
     /// Saved of a row whose output is wanted.
     pub(super) saved: usize,
+    /// The part of it that is saved if the layer is recomputed too.
+    pub(super) saved_if_recomputed: usize,
     /// The largest that is in memory at once in the backward pass.
     pub(super) workspace: usize,
 }
 
-/// Memory that tuning needs, in bytes.
+/// Bytes a row of a layer but the last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerMemory {
+    /// Of its tape.
+    pub tape: usize,
+    /// Of its tape if it is recomputed.
+    pub recomputed: usize,
+    /// Of what other passes read of a prefix row.
+    pub prefix_state: usize,
+}
+
+/// Memory that tuning needs, in bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TuningMemory {
     /// Of the frozen weights; a tied head counts once.
     pub weights: usize,
@@ -106,20 +128,20 @@ pub struct TuningMemory {
     pub transposes: usize,
     /// Whether those are in memory already.
     pub has_transposes: bool,
-    /// Layers of the model.
-    pub layers: usize,
-    /// Of the tape of a layer but the last, per row that goes through the model at once.
-    pub layer_per_row: usize,
-    /// Of the tape of such a layer if it is recomputed.
+    /// Of the layers but the last, in order.
+    pub inner_layers: Vec<LayerMemory>,
+    /// Of the residual stream, per row.
     pub input_per_row: usize,
     /// Of the tape of the last layer, per row.
     pub last_per_row: usize,
     /// Of the tape, per target row, beside what every row needs.
     pub tape_per_target: usize,
-    /// Of a layer's keys and values, per row.
-    pub keys_values_per_row: usize,
-    /// Of the gradient of all layers' keys and values, per prefix row of a split batch.
+    /// Of the gradient of what all layers hand on of a prefix, per prefix row of a split batch.
     pub split_per_row: usize,
+    /// Of what Mamba2 layers hand on of a prefix, per prefix of a split batch.
+    pub states_per_prefix: usize,
+    /// Of its gradient.
+    pub split_per_prefix: usize,
     /// Of the logits that exist at a time.
     pub head: usize,
     /// Of the backward pass of a layer but the last, per row.
@@ -149,9 +171,21 @@ impl TuningMemory {
             row_sum: activation.max(F32),
             keeps_attention_output: !on_cpu,
         };
-        let (c, layers) = (config.hidden_size, config.num_hidden_layers);
-        let (mixer, feed_forward) = (Attention::memory(config, sizes), Dense::memory(config, sizes));
+        let c = config.hidden_size;
+        let mixer = |layer| match config.mixer(layer) {
+            MixerKind::Attention => Attention::memory(config, sizes),
+            MixerKind::Mamba2 => Mamba2::memory(config, sizes),
+        };
+        let mixers: Vec<MixerMemory> = (0..config.num_hidden_layers).map(mixer).collect();
+        let feed_forward = feed_forward(config, sizes);
         let norm = c * activation + sizes.row_sum;
+        let inner = |mixer: &MixerMemory| LayerMemory {
+            tape: 2 * norm + mixer.saved + mixer.saved_per_output + feed_forward.saved,
+            recomputed: c * activation + feed_forward.saved_if_recomputed,
+            prefix_state: mixer.prefix_state,
+        };
+        let last = mixers.last().copied().unwrap_or_default();
+        let inner_mixers = &mixers[..mixers.len().saturating_sub(1)];
         let vocab = padded_vocab(config.vocab_size, device);
         let transposes =
             isa.filter(|isa| isa.reads_packed_transposes()).map_or(0, |_| transposed_bytes(config));
@@ -160,18 +194,22 @@ impl TuningMemory {
                 + (vocab - config.vocab_size) * c * dtypes.weights.size_in_bytes(),
             transposes,
             has_transposes: false,
-            layers,
-            layer_per_row: 2 * norm + mixer.saved + mixer.saved_per_output + feed_forward.saved,
+            inner_layers: inner_mixers.iter().map(inner).collect(),
             input_per_row: c * activation,
-            last_per_row: norm + mixer.saved,
+            last_per_row: norm + last.saved,
             // The feed-forward network's norm, and the last norm with its output.
-            tape_per_target: 2 * norm + c * activation + mixer.saved_per_output + feed_forward.saved,
-            keys_values_per_row: mixer.prefix_state,
+            tape_per_target: 2 * norm + c * activation + last.saved_per_output + feed_forward.saved,
             // What was summed so far, and what the next pass adds.
-            split_per_row: 2 * layers * mixer.prefix_gradient,
+            split_per_row: 2 * mixers.iter().map(|mixer| mixer.prefix_gradient).sum::<usize>(),
+            states_per_prefix: mixers.iter().map(|mixer| mixer.state_per_prefix).sum(),
+            split_per_prefix: mixers.iter().map(|mixer| mixer.state_gradient_per_prefix).sum(),
             head: head_rows(device) * vocab * activation,
-            workspace_per_row: feed_forward.workspace.max(mixer.workspace),
-            last_workspace_per_row: mixer.last_workspace,
+            workspace_per_row: inner_mixers
+                .iter()
+                .map(|mixer| feed_forward.workspace.max(mixer.workspace))
+                .max()
+                .unwrap_or(0),
+            last_workspace_per_row: last.last_workspace,
             prompt_per_token: 3 * c * F32,
             reserve_at_least: if on_cpu { CPU_RESERVE } else { GPU_RESERVE },
             slack: if on_cpu { 0 } else { GPU_SLACK },
@@ -179,17 +217,21 @@ impl TuningMemory {
         }
     }
 
+    /// Layers of the model.
+    pub fn layers(&self) -> usize {
+        self.inner_layers.len() + 1
+    }
+
     /// Layers that can be recomputed: all but the last.
     pub fn most_recomputed(&self) -> usize {
-        self.layers.saturating_sub(1)
+        self.inner_layers.len()
     }
 
     /// Bytes of the tape a row that is no target row, if `recompute` layers are recomputed.
     pub fn tape_per_row(&self, recompute: usize) -> usize {
-        let recompute = recompute.min(self.most_recomputed());
-        (self.most_recomputed() - recompute) * self.layer_per_row
-            + recompute * self.input_per_row
-            + self.last_per_row
+        let (again, whole) = self.inner_layers.split_at(recompute.min(self.most_recomputed()));
+        let again: usize = again.iter().map(|layer| layer.recomputed).sum();
+        again + whole.iter().map(|layer| layer.tape).sum::<usize>() + self.last_per_row
     }
 
     /// Rows that the matrices of a pass of so many rows have memory for.
@@ -212,7 +254,8 @@ impl TuningMemory {
     /// Bytes of the keys and values of `rows` rows of prefixes that other passes read, in the recomputed layers: in the others
     /// the tape holds them.
     pub fn prefix_keys_values(&self, rows: usize, recompute: usize) -> usize {
-        rows * recompute.min(self.most_recomputed()) * self.keys_values_per_row
+        let again = &self.inner_layers[..recompute.min(self.most_recomputed())];
+        rows * again.iter().map(|layer| layer.prefix_state).sum::<usize>()
     }
 
     /// Rows that a prefix pass should have at least, in passes of at most `max_rows` ([`crate::batch::Packing`]).
@@ -228,15 +271,15 @@ impl TuningMemory {
         let (rows, targets) = (self.allocated(rows), self.allocated(targets));
         let backward = rows * self.workspace_per_row + targets * self.input_per_row;
         let last = rows * self.last_per_row + targets * self.tape_per_target;
-        let inner = if self.layers > 1 { backward.saturating_sub(last) } else { 0 };
-        let again = match recompute {
-            0 => 0,
-            _ => {
-                let inputs = rows * recompute * self.input_per_row;
-                let layer = rows * (self.layer_per_row - self.input_per_row);
-                (inputs + layer + backward).saturating_sub(tape)
-            }
-        };
+        let inner = if self.inner_layers.is_empty() { 0 } else { backward.saturating_sub(last) };
+        // When layer i is run again, the inputs of the layers before it are in memory.
+        let mut inputs = 0;
+        let again = self.inner_layers[..recompute].iter().map(|layer| {
+            let now = rows * (inputs + layer.tape) + backward;
+            inputs += layer.recomputed;
+            now.saturating_sub(tape)
+        });
+        let again = again.max().unwrap_or(0);
         self.head.max(rows * self.last_workspace_per_row).max(inner).max(again)
     }
 
@@ -246,11 +289,29 @@ impl TuningMemory {
     }
 }
 
+/// What a layer's feed-forward network needs: a dense one, experts, or both, whose backward passes follow one another.
+fn feed_forward(config: &ModelConfig, sizes: ValueSizes) -> FeedForwardMemory {
+    let dense = match config.intermediate_size {
+        0 => FeedForwardMemory::default(),
+        _ => Dense::memory(config, sizes),
+    };
+    let experts = Experts::memory(config, sizes);
+    FeedForwardMemory {
+        saved: dense.saved + experts.saved,
+        saved_if_recomputed: dense.saved_if_recomputed + experts.saved_if_recomputed,
+        // While the experts' runs, the gradient that the dense network gave is in memory.
+        workspace: dense.workspace.max(match experts.workspace {
+            0 => 0,
+            workspace if dense.workspace > 0 => workspace + config.hidden_size * sizes.activation,
+            workspace => workspace,
+        }),
+    }
+}
+
 /// Bytes of the transposes of the layers' projections as the CPU's bf16 products read them.
 fn transposed_bytes(config: &ModelConfig) -> usize {
-    let tensors = LayerTensors::new(config, false);
-    let bytes = tensors.stacks().map(|stack| PackedWeight::transpose_bytes_of(stack.outputs(), stack.inputs));
-    config.num_hidden_layers * bytes.iter().sum::<usize>()
+    let bytes = |stack: &Stack| PackedWeight::transpose_bytes_of(stack.rows(), stack.inputs);
+    all_layers(config).iter().flat_map(LayerTensors::stacks).map(bytes).sum()
 }
 
 /// Bytes of all weights, the head not padded; `packed` as the CPU's bf16 products read them.
@@ -261,10 +322,15 @@ fn weight_bytes(config: &ModelConfig, dtypes: Dtypes, packed: bool) -> usize {
         return matrices * dtypes.weights.size_in_bytes() + vectors;
     }
     let (c, v) = (config.hidden_size, config.vocab_size);
-    let tensors = LayerTensors::new(config, false);
-    let layer = tensors.stacks().map(|stack| PackedWeight::bytes_of(stack.outputs(), stack.inputs));
+    let bytes = |stack: &Stack| PackedWeight::bytes_of(stack.rows(), stack.inputs);
+    let layers: usize = all_layers(config).iter().flat_map(LayerTensors::stacks).map(bytes).sum();
     let head = if config.tie_word_embeddings { 0 } else { PackedWeight::bytes_of(v, c) };
-    v * c * BF16 + head + config.num_hidden_layers * layer.iter().sum::<usize>() + vectors
+    v * c * BF16 + head + layers + vectors
+}
+
+/// The tensors of each layer.
+fn all_layers(config: &ModelConfig) -> Vec<LayerTensors> {
+    (0..config.num_hidden_layers).map(|layer| LayerTensors::new(config, layer, false)).collect()
 }
 
 /// Values of a model's weights.
@@ -280,16 +346,28 @@ pub struct Parameters {
 impl Parameters {
     /// Of a model of this shape.
     pub fn new(config: &ModelConfig) -> Self {
-        let (c, layers) = (config.hidden_size, config.num_hidden_layers);
-        let tensors = LayerTensors::new(config, false);
-        let weights: usize = tensors.stacks().iter().map(|stack| stack.weights()).sum();
-        let biases: usize = tensors.stacks().iter().map(|stack| stack.biases()).sum();
+        let c = config.hidden_size;
+        let layers = all_layers(config);
+        let weights: usize = layers.iter().flat_map(LayerTensors::stacks).map(Stack::weights).sum();
+        let biases: usize = layers.iter().flat_map(LayerTensors::stacks).map(Stack::biases).sum();
+        let vectors: usize = layers.iter().flat_map(LayerTensors::vectors).map(LayerVector::values).sum();
         let norms = LayerTensors::NORMS.len() * c;
         let embeddings = if config.tie_word_embeddings { 1 } else { 2 };
         Self {
-            matrices: embeddings * config.vocab_size * c + layers * weights,
-            vectors: layers * (norms + biases) + c,
+            matrices: embeddings * config.vocab_size * c + weights,
+            vectors: layers.len() * norms + biases + vectors + c,
         }
+    }
+
+    /// Those that a row's way through the model multiplies: of the experts, the ones that it goes to.
+    pub fn active(config: &ModelConfig) -> usize {
+        let all = Self::new(config).total();
+        let idle = |stack: &Stack| {
+            stack
+                .experts
+                .map_or(0, |experts| stack.weights() / experts.count * (experts.count - experts.per_token))
+        };
+        all - all_layers(config).iter().flat_map(LayerTensors::stacks).map(idle).sum::<usize>()
     }
 
     /// All of them.

@@ -2,11 +2,11 @@
 //! are.
 
 use super::decoder::{Parts, tied, untied};
-use super::layer::Layer;
+use super::layer::{Layer, LayerWeights};
 use super::{Decoder, Dtypes};
 use crate::Result;
 use crate::checkpoint::ModelConfig;
-use crate::checkpoint::tensors::{LayerTensors, Stack};
+use crate::checkpoint::tensors::{LayerTensors, LayerVector, Stack};
 use crate::ops::Linear;
 use crate::ops::rms_norm::RmsNorm;
 use candle_core::{Device, Tensor};
@@ -18,13 +18,16 @@ use rayon::prelude::*;
 /// Standard deviation of the matrices: transformers' `initializer_range`.
 const STD: f32 = 0.02;
 
+/// Standard deviation of a convolution's weights.
+const CONV_STD: f32 = 0.4;
+
 /// Values of a stream of random numbers on the CPU. It decides which values a seed gives: another number
 /// gives others, and 2^16 keeps many threads busy with the smallest matrix of a model.
 const STREAM: usize = 1 << 16;
 
 impl Decoder {
     /// A model of this shape: matrices are normal with a standard deviation of 0.02, norms are ones, biases
-    /// zeros. Each matrix is made on `device` in f32 and then cast, so that at most one f32 matrix is in memory beside
+    /// zeros, and Mamba2 layers forget within some to many tokens. Each matrix is made on `device` in f32 and then cast, so that at most one f32 matrix is in memory beside
     /// the weights. A seed gives the same values again on the same kind of device.
     ///
     /// # Errors
@@ -35,12 +38,13 @@ impl Decoder {
         }
         let mut make = Maker { config, dtypes, device, seed, stream: 0 };
         let embedding = make.matrix(config.vocab_size, config.hidden_size)?;
-        let layers = (0..config.num_hidden_layers).map(|i| make.layer(i)).collect::<Result<_>>()?;
+        let layer = |i| Layer::new(config, i, &LayerTensors::new(config, i, false), &mut make);
+        let layers = (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?;
         let (embedding, head) = match config.tie_word_embeddings {
             true => tied(embedding)?,
             false => (embedding, untied(make.linear(config.vocab_size, config.hidden_size, false)?)?),
         };
-        let norm = make.norm()?;
+        let norm = make.norm("norm")?;
         Self::from_parts(config, Parts { embedding, layers, norm, head }, dtypes, device)
     }
 }
@@ -54,21 +58,42 @@ struct Maker<'a> {
     stream: u64,
 }
 
-impl Maker<'_> {
-    fn layer(&mut self, i: usize) -> Result<Layer> {
-        let tensors = LayerTensors::new(self.config, false);
-        let [qkv, o, gate_up, down] = tensors.stacks();
-        let stacks = [self.stack(qkv)?, self.stack(o)?, self.stack(gate_up)?, self.stack(down)?];
-        Layer::new(self.config, i, [self.norm()?, self.norm()?], stacks)
+impl LayerWeights for Maker<'_> {
+    fn norm(&mut self, _: &str) -> Result<RmsNorm> {
+        let weight = Tensor::ones(self.config.hidden_size, self.dtypes.activations, self.device)?;
+        Ok(RmsNorm { weight, eps: self.config.rms_norm_eps })
+    }
+
+    /// Values whose state lasts for some to many tokens: of `A_log` over -2..2, of `dt_bias` over -3..1.
+    fn vector(&mut self, vector: &LayerVector) -> Result<Tensor> {
+        let n = vector.values();
+        let uniform = |low: f32, high: f32| -> Vec<f32> {
+            (0..n).map(|i| low + (high - low) * (i as f32 + 0.5) / n as f32).collect()
+        };
+        let values = match vector.name {
+            "mamba.A_log" => uniform(-2.0, 2.0),
+            "mamba.dt_bias" => uniform(-3.0, 1.0).into_iter().rev().collect(),
+            "mamba.conv1d.weight" => {
+                normal(n, self.seed, self.next_streams(n)).iter().map(|x| CONV_STD / STD * x).collect()
+            }
+            "mamba.conv1d.bias" => vec![0.0; n],
+            _ => vec![1.0; n],
+        };
+        let tensor = Tensor::from_vec(values, vector.shape.as_slice(), self.device)?;
+        Ok(tensor.to_dtype(self.dtypes.row_sums())?)
     }
 
     fn stack(&mut self, stack: &Stack) -> Result<Linear> {
-        self.linear(stack.outputs(), stack.inputs, stack.has_bias)
+        self.linear(stack.rows(), stack.inputs, stack.has_bias)
     }
+}
 
-    fn norm(&self) -> Result<RmsNorm> {
-        let weight = Tensor::ones(self.config.hidden_size, self.dtypes.activations, self.device)?;
-        Ok(RmsNorm { weight, eps: self.config.rms_norm_eps })
+impl Maker<'_> {
+    /// The first of the streams of random numbers for `n` values.
+    fn next_streams(&mut self, n: usize) -> u64 {
+        let first = self.stream;
+        self.stream += n.div_ceil(STREAM) as u64;
+        first
     }
 
     fn linear(&mut self, rows: usize, columns: usize, bias: bool) -> Result<Linear> {
@@ -83,8 +108,7 @@ impl Maker<'_> {
         let matrix = match self.device {
             // candle's generator on the CPU takes no seed, and runs on one thread.
             Device::Cpu => {
-                let values = normal(rows * columns, self.seed, self.stream);
-                self.stream += values.len().div_ceil(STREAM) as u64;
+                let values = normal(rows * columns, self.seed, self.next_streams(rows * columns));
                 Tensor::from_vec(values, (rows, columns), &Device::Cpu)?
             }
             device => Tensor::randn(0f32, STD, (rows, columns), device)?,
@@ -125,13 +149,15 @@ mod tests {
 
     #[test]
     fn has_the_shapes_of_a_loaded_model() {
-        for name in ["granite", "llama_bias", "hybrid_dense"] {
+        for name in ["granite", "llama_bias", "hybrid_dense", "mamba_experts"] {
             for weights in [DType::F32, DType::BF16] {
                 let config = config(name);
                 let dtypes = Dtypes::for_weights(weights, &Device::Cpu).unwrap();
                 let model = Decoder::random(&config, dtypes, &Device::Cpu, 1).unwrap();
-                // The norms are no part of what a model counts as its weights.
-                let norms = 4 * config.hidden_size * (2 * config.num_hidden_layers + 1);
+                // The norms and Mamba2's vectors are no part of what a model counts as its weights.
+                let layers = (0..config.num_hidden_layers).map(|i| LayerTensors::new(&config, i, false));
+                let vectors: usize = layers.flat_map(|l| l.vectors().to_vec()).map(|v| v.values()).sum();
+                let norms = 4 * (config.hidden_size * (2 * config.num_hidden_layers + 1) + vectors);
                 let memory = TuningMemory::new(&config, dtypes, DeviceLocation::Cpu);
                 assert_eq!(model.weight_bytes(), memory.weights - norms, "{name} in {weights:?}");
                 assert_eq!(model.embedding().dtype(), weights);

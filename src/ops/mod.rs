@@ -14,6 +14,14 @@
 //! | D | head size |
 //! | F | feed-forward size |
 //! | V | vocabulary size |
+//! | E | experts |
+//! | k | experts that a row goes to |
+//! | S | pairs of a row and an expert that it goes to, T k |
+//! | I | inner width of a Mamba2 layer, M R |
+//! | M, R | heads of a Mamba2 layer and their size |
+//! | N | state size of a Mamba2 layer |
+//! | G | groups of heads that share B and C, and of columns of the gated norm |
+//! | W, X | taps of the convolution, and its channels: I + 2 G N |
 //!
 //! A matrix that is multiplied is [m, k] or [k, n] where none of these letters applies.
 //!
@@ -30,6 +38,8 @@
 //! | rstd | reciprocal root mean square of a row, saved by the norm for its backward pass |
 //! | lse | log-sum-exp of a row of scores or logits, saved for the backward pass |
 //! | saved | the values of a forward pass that its backward pass needs |
+//! | chunk | up to 64 rows of one segment, which the scan computes as products |
+//! | state | of a Mamba2 layer after a row: the scan's, [I, N], and the last W - 1 rows of the convolution's input, its tail |
 //! | panel | 16 rows of a bf16 weight, packed for the CPU's products (`backend/bf16`) |
 //! | epilogue | how the sums of a product become its output: their factor, and whether they are added to it |
 //! | tile | rows and columns of a product that are computed together |
@@ -45,6 +55,9 @@
 //! | [`linear`] | `gemm`; weights in f16 or bf16 are widened | packed panels: AMX, AVX512-BF16 or f32 FMA, the fastest of this CPU; without AVX-512 widened | cuBLASLt, or cuBLAS if it has no algorithm; candle on Metal |
 //! | [`attention`] | own code with `gemm` | own code with packed panels | portable kernel of head size 64, 128 or 256; on tensor cores one of 64 or 128; candle's ops for larger heads |
 //! | [`rms_norm`], [`rope`], [`swiglu`] | own code | own code: computed in f32, stored in bf16 | kernel |
+//! | [`experts`] | own code; products as `linear` | as `linear`, expert by expert; the activation computed in f32, stored in bf16 | kernels, of up to 128 experts |
+//! | [`conv`], [`gated_norm`] | own code | own code: computed in f32, stored in bf16 | kernel |
+//! | [`ssd`] | own code with `gemm`, in chunks | the same in f32: xBC and y may be bf16 | kernel, row by row, of states up to 256 |
 //! | [`embed`] | own code | embedding in bf16, output in f32 | kernel |
 //! | [`cross_entropy`] | own code | (logits are f32) | kernel |
 //! | [`rows`] | candle | candle | kernel |
@@ -55,14 +68,18 @@
 pub mod adamw;
 pub mod attention;
 pub(crate) mod backend;
+pub mod conv;
 pub mod cross_entropy;
 pub mod embed;
+pub mod experts;
+pub mod gated_norm;
 pub mod indices;
 pub mod linear;
 pub mod profile;
 pub mod rms_norm;
 pub mod rope;
 pub mod rows;
+pub mod ssd;
 pub mod swiglu;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -70,9 +87,11 @@ pub(crate) mod testing;
 pub(crate) use backend::{bf16, cpu, gpu};
 
 pub use attention::{AttentionShape, Segment, Segments};
+pub use experts::{ExpertLinear, Routing};
 pub use indices::{IndexView, Indices};
 pub use linear::Linear;
 pub use rope::RopeTable;
+pub use ssd::{ScanPlan, ScanSegment, ScanStart, ScanStates};
 
 use crate::Result;
 use candle_core::{DType, Device, Tensor, Var};

@@ -1,5 +1,6 @@
 //! The number of requests that a server accepts, and the number of rows that it keeps for them.
 
+use crate::checkpoint::MixerKind;
 use crate::device::free_memory;
 use crate::model::{Decoder, GPU_FULL_ROWS};
 use crate::{Error, Result};
@@ -39,7 +40,9 @@ const GPU_STEP_RESERVE: usize = 2 << 30;
 pub fn serving_limits(model: &Decoder, configured: ServerLimits) -> Result<ServerLimits> {
     let (config, device) = (model.config(), model.device());
     let width = 2 * config.num_key_value_heads * config.head_dim;
-    let row_bytes = config.num_hidden_layers * width * model.product_dtype().size_in_bytes();
+    // Mamba2 layers keep a state per sequence instead, for which the cache takes memory of its own.
+    let attention_layers = config.layers_with(MixerKind::Attention);
+    let row_bytes = attention_layers * width * model.product_dtype().size_in_bytes();
     let (most, full) = match device.is_cpu() {
         true => (CPU_CACHE_ROWS, CPU_SERVING_ROWS),
         false => (GPU_CACHE_ROWS, GPU_FULL_ROWS),
@@ -54,7 +57,7 @@ pub fn serving_limits(model: &Decoder, configured: ServerLimits) -> Result<Serve
             true => free / 4,
             false => free.saturating_sub(GPU_STEP_RESERVE) / 4 * 3,
         };
-        limits.cache_rows = free.map_or(most, |free| (share(free) / row_bytes).min(most));
+        limits.cache_rows = free.map_or(most, |free| (share(free) / row_bytes.max(1)).min(most));
     }
     if limits.sequence_tokens == 0 {
         limits.sequence_tokens = config.max_position_embeddings;

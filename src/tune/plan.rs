@@ -102,10 +102,12 @@ impl LargestStep {
         let largest = self.sequence_rows.min(max_rows.max(self.longest));
         let targets = self.targets.min(prefix_pass - self.prefix_rows + largest);
         let both = memory.tapes([prefix_pass, largest], targets, recompute)
-            + memory.prefix_keys_values(self.prefix_rows, recompute);
+            + memory.prefix_keys_values(self.prefix_rows, recompute)
+            + memory.states_per_prefix;
         // While the prefix pass runs backwards, the tape of the example pass is gone.
         let backward = workspace(prefix_pass).saturating_sub(tape(largest));
-        (both, workspace(largest).max(backward) + self.prefix_rows * memory.split_per_row)
+        let split = self.prefix_rows * memory.split_per_row + memory.split_per_prefix;
+        (both, workspace(largest).max(backward) + split)
     }
 }
 
@@ -235,7 +237,7 @@ impl MemoryPlan {
             prompt: work.virtual_tokens * memory.prompt_per_token,
             reserve: memory.reserve(tape + workspace),
             limits,
-            layers: memory.layers,
+            layers: memory.layers(),
         }
     }
 

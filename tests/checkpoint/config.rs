@@ -1,6 +1,6 @@
 //! `ModelConfig::from_json` against transformers, and what it refuses.
 
-use gneiss::checkpoint::{ModelConfig, ModelType};
+use gneiss::checkpoint::{ExpertsConfig, MixerKind, ModelConfig, ModelType};
 use gneiss::ops::rope::RopeScaling;
 use serde_json::{Value, json};
 
@@ -75,6 +75,46 @@ fn reads_what_transformers_reads() {
     }
 }
 
+#[test]
+fn reads_layers_of_mamba_and_experts() {
+    let spellings = [
+        json!({"layer_types": ["mamba", "attention"], "mamba_n_heads": 8, "mamba_d_head": "auto"}),
+        json!({"layer_types": ["linear_attention", "full_attention"], "mamba_n_heads": 8, "mamba_d_head": 16}),
+        json!({"layer_types": null, "layers_block_type": ["mamba", "attention"], "mamba_n_heads": 8}),
+    ];
+    for changes in spellings {
+        let config = parse(&changed("granitemoehybrid", &changes)).unwrap();
+        assert_eq!(
+            [0, 1].map(|layer| config.mixer(layer)),
+            [MixerKind::Mamba2, MixerKind::Attention],
+            "{changes}"
+        );
+        let mamba = config.mamba.unwrap();
+        assert_eq!((mamba.heads, mamba.head_dim, mamba.state, mamba.groups), (8, 16, 256, 1));
+        assert_eq!((mamba.inner(), mamba.channels(), mamba.taps, mamba.conv_bias), (128, 640, 4, true));
+        assert_eq!((mamba.dt_limit, config.experts), ((0.0, f64::INFINITY), None));
+    }
+    // As transformers 5 writes an infinite bound, and as Python's json does.
+    for limit in [r#"[0.0, {"__float__": "Infinity"}]"#, "[0.0, Infinity]"] {
+        let changes = json!({"layer_types": null, "mamba_n_heads": 8, "time_step_limit": "LIMIT"});
+        let text = changed("granitemoehybrid", &changes).to_string().replace("\"LIMIT\"", limit);
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), text).unwrap();
+        let config = ModelConfig::from_json(&dir.path().join("config.json")).unwrap();
+        assert_eq!(config.mamba.unwrap().dt_limit, (0.0, f64::INFINITY));
+        assert!(config.rope.is_some(), "`position_embedding_type` is rope");
+    }
+    let experts = json!({"num_local_experts": 32, "num_experts_per_tok": 8, "intermediate_size": 48});
+    for (model_type, dense) in [("granitemoe", 0), ("granitemoeshared", 0), ("granitemoehybrid", 1024)] {
+        let config = parse(&changed(model_type, &experts)).unwrap();
+        assert_eq!(config.experts, Some(ExpertsConfig { count: 32, per_token: 8, size: 48 }), "{model_type}");
+        assert_eq!((config.intermediate_size, config.mamba), (dense, None), "{model_type}");
+    }
+    // transformers' defaults.
+    let config = parse(&changed("granitemoehybrid", &json!({"num_local_experts": null}))).unwrap();
+    assert_eq!(config.experts, Some(ExpertsConfig { count: 8, per_token: 2, size: 11008 }));
+}
+
 fn assert_rope(name: &str, config: &ModelConfig, expected: &Value) {
     let Some(rope) = &config.rope else {
         assert!(expected.is_null(), "{name}: expected {expected}, found no rope");
@@ -100,13 +140,12 @@ fn assert_rope(name: &str, config: &ModelConfig, expected: &Value) {
 #[test]
 fn names_what_is_not_supported() {
     let cases = [
-        ("granitemoe", json!({}), "model type `granitemoe`"),
         ("mistral", json!({}), "model type `mistral`"),
-        ("granitemoehybrid", json!({"layer_types": ["mamba", "attention"]}), "Mamba (1 of 2 layers)"),
-        ("granitemoehybrid", json!({"layer_types": ["linear_attention", "mamba"]}), "Mamba (2 of 2 layers)"),
-        ("granitemoehybrid", json!({"layer_types": null}), "Mamba in all 2 layers"),
-        ("granitemoehybrid", json!({"num_local_experts": 62}), "a mixture of 62 experts"),
-        ("granitemoehybrid", json!({"num_local_experts": null}), "a mixture of 8 experts"),
+        (
+            "granitemoehybrid",
+            json!({"layer_types": ["mamba", "attention"], "mamba_proj_bias": true}),
+            "Mamba layers whose projections have biases (`mamba_proj_bias`)",
+        ),
         ("granite", json!({"rope_scaling": {"type": "su", "factor": 4.0}}), "rotary scaling `su`"),
         ("llama", json!({"rope_parameters": {"rope_type": "mrope"}}), "rotary scaling `mrope`"),
         ("llama", json!({"partial_rotary_factor": 0.5}), "a partial rotary embedding (0.5)"),
@@ -117,7 +156,10 @@ fn names_what_is_not_supported() {
     for (model_type, changes, what) in cases {
         let error = parse(&changed(model_type, &changes)).expect_err(what);
         assert!(matches!(error, gneiss::Error::Unsupported { .. }), "{error}");
-        assert_says::<()>(Err(error), &["config.json", what, "is not supported; gneiss tunes dense Granite"]);
+        assert_says::<()>(
+            Err(error),
+            &["config.json", what, "is not supported; gneiss tunes Granite 3.x and 4.x"],
+        );
     }
 }
 
@@ -133,7 +175,7 @@ fn names_key_expected_and_found() {
         (
             "granite",
             json!({"model_type": null}),
-            "`model_type`: expected `granite`, `llama` or `granitemoehybrid`, found no such key",
+            "`model_type`: expected `granite`, `llama`, `granitemoe`, `granitemoeshared` or `granitemoehybrid`, found no such key",
         ),
         ("granite", json!({"model_type": 3}), "`model_type`: expected a string, found 3"),
         (
@@ -202,6 +244,37 @@ fn names_key_expected_and_found() {
             json!({"layer_types": ["attention", "hyena"]}),
             "`layer_types`: expected `attention` or `mamba` entries, found \"hyena\"",
         ),
+        (
+            "granitemoehybrid",
+            json!({"layer_types": null, "mamba_n_heads": 24}),
+            "`mamba_n_heads`: expected a number that divides `mamba_expand` times `hidden_size` (128), found 24",
+        ),
+        (
+            "granitemoehybrid",
+            json!({"layer_types": null, "mamba_n_heads": 8, "mamba_d_head": 32}),
+            "`mamba_d_head`: expected `mamba_expand` times `hidden_size` (128) over `mamba_n_heads` (8), found 32",
+        ),
+        (
+            "granitemoehybrid",
+            json!({"layer_types": null, "mamba_n_heads": 8, "mamba_n_groups": 3}),
+            "`mamba_n_heads`: expected a multiple of `mamba_n_groups` (3), found 8",
+        ),
+        (
+            "granitemoehybrid",
+            json!({"layer_types": null, "mamba_n_heads": 8, "time_step_limit": [0.5, 0.1]}),
+            "`time_step_limit`: expected a lower bound of 0 or more and an upper bound over it, found 0.5 and 0.1",
+        ),
+        (
+            "granitemoehybrid",
+            json!({"layer_types": null, "mamba_n_heads": 8, "time_step_limit": [0.5]}),
+            "`time_step_limit`: expected two numbers, found a list of 1",
+        ),
+        (
+            "granitemoe",
+            json!({"num_local_experts": 4, "num_experts_per_tok": 5}),
+            "`num_experts_per_tok`: expected at most `num_local_experts` (4), found 5",
+        ),
+        ("granitemoe", json!({}), "`num_local_experts`: expected a whole number over 0, found 0"),
         (
             "granitemoehybrid",
             json!({"position_embedding_type": "alibi"}),

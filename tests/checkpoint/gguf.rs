@@ -92,6 +92,8 @@ fn reads_the_configuration_of_granite() {
         residual_multiplier: 0.22,
         attention_multiplier: 0.015625,
         logits_scaling: 8.0,
+        mamba: None,
+        experts: None,
     };
     assert_eq!(file.config(), &expected);
 }
@@ -124,6 +126,8 @@ fn reads_the_configuration_of_llama() {
         residual_multiplier: 1.0,
         attention_multiplier: 0.25,
         logits_scaling: 1.0,
+        mamba: None,
+        experts: None,
     };
     assert_eq!(file.config(), &expected);
 }
@@ -215,7 +219,7 @@ fn names_missing_tensors_and_wrong_shapes() {
 fn names_what_is_not_supported() {
     let granite = || Altered::of("granite.gguf");
     let cases = [
-        (granite().set("general.architecture", text("granitehybrid")), "GGUF architecture `granitehybrid`"),
+        (granite().set("general.architecture", text("qwen2")), "GGUF architecture `qwen2`"),
         (granite().set("granite.expert_count", Value::U32(40)), "a mixture of 40 experts"),
         (granite().set("granite.rope.scaling.type", text("mrope")), "rotary scaling `mrope`"),
         (granite().set("granite.rope.dimension_count", Value::U32(4)), "`granite.rope.dimension_count` 4"),
@@ -244,7 +248,10 @@ fn names_what_is_not_supported() {
 fn names_key_expected_and_found() {
     let granite = || Altered::of("granite.gguf");
     let cases = [
-        (granite().without("general.architecture"), "`general.architecture`: expected `granite` or `llama`"),
+        (
+            granite().without("general.architecture"),
+            "`general.architecture`: expected `granite`, `granitemoe`",
+        ),
         (granite().without("granite.block_count"), "`granite.block_count`: expected a whole number over 0"),
         (
             granite().set("granite.embedding_length", text("x")),

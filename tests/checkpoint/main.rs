@@ -6,6 +6,7 @@ mod config;
 mod configured;
 mod forms;
 mod gguf;
+mod gguf_mixers;
 mod hub;
 mod rope;
 mod safetensors;

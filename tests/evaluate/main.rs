@@ -165,6 +165,6 @@ fn perplexity_is_that_of_pefts_loss() {
             }
             compared += 1;
         }
-        assert!(compared == 4 && split, "{name}");
+        assert!(compared >= 4 && split, "{name}");
     }
 }

@@ -7,12 +7,14 @@ use gneiss::export::{Format, PROMPTS, ValueType};
 use serde_json::Value;
 use std::path::Path;
 
-pub const SETUPS: [Setup; 4] = [
+pub const SETUPS: [Setup; 6] = [
     // The new tokens' ids lie in rows that the base has to spare, the last of them beyond.
     Setup { golden: "granite", tokens: 121, bos: false, class: "PreTrainedTokenizerFast", shards: 1 },
     Setup { golden: "granite", tokens: 131, bos: false, class: "GPT2Tokenizer", shards: 3 },
     Setup { golden: "llama_bias", tokens: 149, bos: true, class: "PreTrainedTokenizerFast", shards: 1 },
     Setup { golden: "hybrid_dense", tokens: 127, bos: true, class: "PreTrainedTokenizerFast", shards: 2 },
+    Setup { golden: "experts", tokens: 133, bos: false, class: "PreTrainedTokenizerFast", shards: 1 },
+    Setup { golden: "mamba_experts", tokens: 137, bos: false, class: "PreTrainedTokenizerFast", shards: 2 },
 ];
 
 fn json_of(path: &Path) -> Value {

@@ -43,7 +43,7 @@ fn transformers_serves_a_baked_folder_as_peft_serves_the_prompt() {
         folders.push(here);
     }
     let said = script(&python, "bake.py", &[&Value::Array(cases).to_string()]);
-    assert_eq!(said, "6 checkpoints, 12 prompts\n");
+    assert_eq!(said, "8 checkpoints, 16 prompts\n");
 }
 
 /// What the GGUF files of `tests/fixtures` are, as a folder: the tensors as the gguf package dequantises them, and the

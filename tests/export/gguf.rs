@@ -70,9 +70,12 @@ fn gneiss_reads_back_what_peft_computes() {
             let found = over(&exact, &sequence);
             assert_eq!(found.argmax(1).unwrap().to_vec1::<u32>().unwrap(), sequence.1, "{}", setup.golden);
             let scale = difference(&found, &found.zeros_like().unwrap());
+            // Rounded values send some rows to other experts.
+            let more = if setup.golden.contains("experts") { 5.0 } else { 1.0 };
             for (value_type, most) in
                 [(ValueType::F16, 0.004), (ValueType::Bf16, 0.04), (ValueType::Q8_0, 0.04)]
             {
+                let most = more * most;
                 let path = place.here.path().join(format!("{value_type}.gguf"));
                 let path =
                     if path.exists() { path } else { place.bake(&value_type.to_string(), Some(value_type)) };

@@ -25,7 +25,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 HERE = Path(__file__).parent
-CHECKPOINTS = ["granite", "llama_bias", "hybrid_dense"]
+CHECKPOINTS = [
+    "granite", "llama_bias", "hybrid_dense", "experts", "shared_experts", "mamba", "mamba_experts", "mamba_groups",
+]
 
 
 def main():

@@ -10,12 +10,14 @@ runs on one thread in f32 with fixed seeds, so a second run writes the same byte
 import argparse
 import hashlib
 import json
+import math
 import random
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
+import mixers
 from oracle import (
     Run, generate_case, load, loss_case, quiet_and_deterministic, training_case, versions, with_prompt,
     write_json, write_tensors,
@@ -69,6 +71,7 @@ CHECKPOINTS = {
         ),
         stds=(0.25, 0.35), max_norms=(5.0, 4.7),
     ),
+    **mixers.CHECKPOINTS,
 }
 
 ADAPTER_BASE = "tests/golden/granite"
@@ -140,7 +143,10 @@ def write_checkpoint(name):
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if "norm" in key:
+            special = mixers.value(key, noise, generator)
+            if special is not None:
+                parameter.copy_(special)
+            elif "norm" in key:
                 parameter.copy_(1.0 + 0.25 * noise)
             elif key.endswith(".bias"):
                 parameter.copy_(0.2 * noise)
@@ -156,18 +162,20 @@ def write_checkpoint(name):
 
 def write_hub_config(folder):
     """The same configuration in the spelling of the checkpoints on the hub (transformers 4)."""
-    config = json.loads((folder / "config.json").read_text())
+    config, saved = json.loads((folder / "config.json").read_text()), AutoConfig.from_pretrained(folder)
     rope = config.pop("rope_parameters")
     config["rope_theta"] = rope.pop("rope_theta")
     config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
     config["torch_dtype"] = config.pop("dtype")
     if "layer_types" in config:
-        config["layer_types"] = [kind.replace("full_attention", "attention") for kind in config["layer_types"]]
-    config.pop("time_step_limit", None)  # of Mamba layers; transformers writes its infinity in a form of its own
+        spelling = {"full_attention": "attention", "linear_attention": "mamba"}
+        config["layer_types"] = [spelling[kind] for kind in config["layer_types"]]
+    if math.inf in saved.to_dict().get("time_step_limit", ()):
+        del config["time_step_limit"]  # transformers 5 writes the infinity in a form of its own
     write_json(folder / "config.hub.json", config)
     with tempfile.TemporaryDirectory() as other:
         shutil.copy(folder / "config.hub.json", Path(other) / "config.json")
-        saved, hub = AutoConfig.from_pretrained(folder), AutoConfig.from_pretrained(other)
+        hub = AutoConfig.from_pretrained(other)
     assert saved.to_diff_dict() == hub.to_diff_dict(), (saved, hub)
 
 
@@ -222,13 +230,27 @@ def loss_cases(draw, fresh_base, tensors):
     return [loss_case(name, groups, fresh_base, tensors) for name, groups in cases]
 
 
+def long_and_short_cases(draw, fresh_base, tensors):
+    """Prompts of 1 and 2 rows, prefixes and sequences of more than 64 rows, which is a chunk of the scan."""
+    head = draw.ids(31)
+    cases = [
+        ("one_row_prompt", [(draw.prompt(1), draw.examples([], [(2, 1), (1, 2), (5, 2)]))]),
+        ("two_row_prompt", [(draw.prompt(2), draw.examples([], [(1, 1), (12, 2), (4, 1)]))]),
+        ("long_prefix", [(draw.prompt(40), draw.examples(head, [(32, 1), (34, 2), (39, 1)]))]),
+        ("long_sequences", [(draw.prompt(6), draw.examples([], [(65, 2), (3, 1), (133, 1)]))]),
+        ("short_and_long_prompt", [(draw.prompt(1), draw.examples(draw.ids(1), [(3, 2), (66, 1)])),
+                                   (draw.prompt(67), draw.examples([], [(2, 1), (9, 2)]))]),
+    ]
+    return [loss_case(name, groups, fresh_base, tensors) for name, groups in cases]
+
+
 def write_cases(name):
     folder, spec = HERE / name, CHECKPOINTS[name]
-    draw, tensors = Draw(spec["seed"], folder), {}
+    draw, tensors, margins = Draw(spec["seed"], folder), {}, mixers.Margins()
     clip_1, clip_4 = spec["max_norms"]
 
     def fresh_base():
-        return load(folder)
+        return margins.watch(load(folder))
 
     document = {
         "versions": versions(),
@@ -240,6 +262,9 @@ def write_cases(name):
         ],
         "generate": generate_case(draw, fresh_base, tensors),
     }
+    if name in mixers.CHECKPOINTS:
+        document["cases"] += long_and_short_cases(draw, fresh_base, tensors)
+        document |= margins.finish()
     write_json(folder / "cases.json", document)
     write_tensors(folder / "golden.safetensors", tensors)
     report(name, document)

@@ -5,6 +5,7 @@ that a mistake of the oracle's use can't become a golden.
 """
 
 import json
+import math
 import os
 import platform
 import re
@@ -43,8 +44,15 @@ def versions():
 
 
 def load(folder, **kwargs):
-    return AutoModelForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", **kwargs)
+    if has_experts(model):
+        model.set_experts_implementation("eager")
+    return model
+
+
+def has_experts(model):
+    return getattr(model.config, "num_local_experts", 0) > 0
 
 
 def with_prompt(base, prompt):
@@ -118,8 +126,13 @@ def loss_case(name, groups, fresh_base, tensors, keep_logits=True):
 
 
 def check_unpadded(model, examples, total, gradient):
-    """Asserts that the padded batch gave the gradient of the examples run one by one, and one worth testing."""
+    """Asserts that the padded batch gave the gradient of the examples run one by one, and one worth testing.
+
+    Experts run in transformers' default way then, all at once, which is another than `load` sets.
+    """
     prompt_of(model).grad = None
+    if has_experts(model.get_base_model()):
+        model.get_base_model().set_experts_implementation("grouped_mm")
     for e in examples:
         model(**collate([e]), num_items_in_batch=total).loss.backward()
     assert torch.isfinite(gradient).all() and gradient.abs().mean() > 1e-5, gradient
@@ -185,7 +198,10 @@ def generate_case(draw, fresh_base, tensors):
     prompt = draw.prompt(5)
     tensors[f"{name}.prompt"] = prompt
     base = fresh_base()
-    base.generation_config = transformers.GenerationConfig(max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
+    # A step of transformers' decoding does not clamp the time step of a Mamba2 layer; a full pass does.
+    clamped = math.isfinite(getattr(base.config, "time_step_limit", (0.0, math.inf))[1])
+    base.generation_config = transformers.GenerationConfig(
+        max_new_tokens=new_tokens, do_sample=False, pad_token_id=0, use_cache=not clamped)
     model = with_prompt(base, prompt)
     sequences = []
     for length in (1, 4, 9, 16):

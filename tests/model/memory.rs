@@ -3,7 +3,7 @@
 
 use candle_core::{DType, Device, DeviceLocation, Tensor};
 use gneiss::batch::{Example, Packing, Passes, PrefixGroup};
-use gneiss::checkpoint::{Checkpoint, ModelConfig};
+use gneiss::checkpoint::{Checkpoint, ExpertsConfig, MambaConfig, ModelConfig};
 use gneiss::model::{Decoder, Dtypes, TuningMemory};
 use gneiss::tune::{self, Limits};
 use std::path::Path;
@@ -20,16 +20,19 @@ fn golden(name: &str) -> Decoder {
 }
 
 /// A model whose tape is large beside the packed blocks of its products.
-fn larger() -> Decoder {
+fn larger(name: &str) -> Decoder {
+    let like = golden(name).config().clone();
     let shape = ModelConfig {
         num_hidden_layers: 6,
+        mamba: like.mamba.clone().map(|mamba| MambaConfig { heads: 16, head_dim: 32, state: 32, ..mamba }),
+        experts: like.experts.map(|experts| ExpertsConfig { size: 128, ..experts }),
         hidden_size: 256,
         num_attention_heads: 8,
         num_key_value_heads: 2,
         head_dim: 32,
-        intermediate_size: 768,
+        intermediate_size: if like.intermediate_size == 0 { 0 } else { 768 },
         vocab_size: 1000,
-        ..golden("granite").config().clone()
+        ..like
     };
     Decoder::random(&shape, DTYPES, &Device::Cpu, 1).unwrap()
 }
@@ -56,8 +59,10 @@ fn tapes(name: &str, model: &Decoder, rows: usize) {
     let group = |examples: &[Example]| PrefixGroup::new(0..5, examples);
     let batch = Passes::new(&[group(&[example])], 1000).prefix_pass;
     assert!(batch.target_rows.len() * 2 >= batch.ids.len() - 5, "{name}: few target rows");
-    // The first pass makes what stays: the rotary table, the threads, the products' buffers.
-    drop(model.forward(&batch, &prompt, None, 0).unwrap());
+    // The first passes make what stays: the rotary table, the threads, the products' buffers of each of them.
+    for _ in 0..8 {
+        drop(model.forward(&batch, &prompt, None, 0).unwrap());
+    }
     for recompute in 0..model.config().num_hidden_layers {
         let (_, held, tape) = allocated::during(|| model.forward(&batch, &prompt, None, recompute).unwrap());
         let estimated = memory.tape(batch.ids.len(), batch.target_rows.len(), recompute);
@@ -68,10 +73,15 @@ fn tapes(name: &str, model: &Decoder, rows: usize) {
     let head = vec![9; 3 * rows];
     let prefixes = PrefixGroup { prompt: 0..5, head, sequences: Vec::new() };
     let lead = Passes::new(&[prefixes], 1000).prefix_pass;
+    for _ in 0..8 {
+        drop(model.forward(&lead, &prompt, None, 0).unwrap());
+    }
     for recompute in 0..model.config().num_hidden_layers {
         let (_, held, tape) = allocated::during(|| model.forward(&lead, &prompt, None, recompute).unwrap());
         let rows = lead.ids.len();
-        let estimated = memory.tape(rows, 0, recompute) + memory.prefix_keys_values(rows, recompute);
+        let estimated = memory.tape(rows, 0, recompute)
+            + memory.prefix_keys_values(rows, recompute)
+            + memory.states_per_prefix;
         assert_near(&format!("{name}, prefixes, {recompute} recomputed"), held, estimated, 0.02);
         assert_eq!(tape.prefix_states().unwrap().len(), model.config().num_hidden_layers);
     }
@@ -94,9 +104,11 @@ fn split_peak(model: &Decoder) {
         let (peak, ..) = allocated::during(|| {
             tune::gradient_of(model, &prompt, &passes, recompute, tune::Mean::All).unwrap()
         });
-        let tapes = memory.tapes([5, rows - 5], targets, recompute) + memory.prefix_keys_values(5, recompute);
+        let tapes = memory.tapes([5, rows - 5], targets, recompute)
+            + memory.prefix_keys_values(5, recompute)
+            + memory.states_per_prefix;
         let workspace = memory.workspace(rest.ids.len(), rest.target_rows.len(), recompute);
-        let estimated = tapes + workspace + 5 * memory.split_per_row;
+        let estimated = tapes + workspace + 5 * memory.split_per_row + memory.split_per_prefix;
         assert_near(&format!("two passes, {recompute} recomputed"), peak, estimated, 0.02);
     }
 }
@@ -107,7 +119,9 @@ fn peaks(model: &Decoder, rows: usize) {
     let prompt = Tensor::ones((5, model.config().hidden_size), DType::F32, &Device::Cpu).unwrap();
     let groups = [PrefixGroup::new(0..5, [&example(rows)])];
     let (rows, targets) = (rows + 3, rows / 2);
-    drop(tune::gradient(model, &prompt, &groups, Limits::rows(1000)).unwrap());
+    for _ in 0..4 {
+        drop(tune::gradient(model, &prompt, &groups, Limits::rows(1000)).unwrap());
+    }
     for recompute in 0..model.config().num_hidden_layers {
         let limits = Limits { max_rows: 1000, recompute };
         let (peak, ..) = allocated::during(|| tune::gradient(model, &prompt, &groups, limits).unwrap());
@@ -115,7 +129,7 @@ fn peaks(model: &Decoder, rows: usize) {
         assert_near(&format!("step, {recompute} recomputed"), peak, estimated, 0.02);
     }
     let (peak, ..) = allocated::during(|| tune::evaluate(model, &prompt, &groups, 1000).unwrap());
-    let one_block = rows * (memory.layer_per_row + memory.workspace_per_row);
+    let one_block = rows * (memory.inner_layers[0].tape + memory.workspace_per_row);
     assert!(peak < one_block as isize, "evaluation took {peak} bytes, a block's step {one_block}");
 }
 
@@ -124,8 +138,12 @@ fn memory_is_as_estimated() {
     for (name, rows) in [("granite", 300), ("llama_bias", 211), ("hybrid_dense", 320)] {
         tapes(name, &golden(name), rows);
     }
-    let model = larger();
-    tapes("larger", &model, 400);
-    peaks(&model, 600);
-    split_peak(&model);
+    for (name, rows) in [("experts", 300), ("shared_experts", 300), ("mamba", 320), ("mamba_experts", 320)] {
+        tapes(name, &golden(name), rows);
+    }
+    for model in [larger("granite"), larger("mamba_experts")] {
+        tapes("larger", &model, 400);
+        peaks(&model, 600);
+        split_peak(&model);
+    }
 }

@@ -37,7 +37,7 @@ fn gradient(model: &Decoder, prompts: &Tensor, groups: &[PrefixGroup], max_rows:
 
 #[test]
 fn small_checkpoints_err_no_more_than_pefts() {
-    for name in ["granite", "llama_bias", "hybrid_dense"] {
+    for name in CHECKPOINTS {
         let (golden, model, errors) = (golden(name), model(name, DType::BF16), errors(name));
         let case = &golden.json["cases"][0];
         assert_eq!(case["name"], errors["case"]);

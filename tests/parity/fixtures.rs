@@ -8,7 +8,10 @@ use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-pub const CHECKPOINTS: [&str; 3] = ["granite", "llama_bias", "hybrid_dense"];
+pub const CHECKPOINTS: [&str; 8] = [
+    "granite", "llama_bias", "hybrid_dense", "experts", "shared_experts", "mamba", "mamba_experts",
+    "mamba_groups",
+];
 
 pub struct Golden {
     pub json: Value,

@@ -181,6 +181,19 @@ fn dense_granitemoehybrid_continues_as_transformers_does() {
     continuations("hybrid_dense");
 }
 
+#[test]
+fn experts_continue_as_transformers_does() {
+    continuations("experts");
+    continuations("shared_experts");
+}
+
+#[test]
+fn mamba_continues_as_transformers_does() {
+    continuations("mamba");
+    continuations("mamba_experts");
+    continuations("mamba_groups");
+}
+
 /// Scores of a text's last tokens are the losses that PEFT is held against (tests/parity/peft.rs), whatever head is
 /// shared and however many rows go through at a time.
 #[test]

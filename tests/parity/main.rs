@@ -9,6 +9,7 @@ mod common;
 mod finite_differences;
 mod fixtures;
 mod generation;
+mod gguf;
 mod peft;
 mod smollm2;
 mod training;

@@ -59,6 +59,16 @@ fn laid_out(run: &Value) -> Vec<Example> {
     indices.map(|i| examples[i as usize].clone()).collect()
 }
 
+/// Of the gradient's norm, relative. Runs of the newer checkpoints turn sharply in a few steps. There PEFT's norms in f32 are as
+/// far from those of our run in f64: 1.1e-2 (mamba), 2.8e-4 (mamba_groups), 2.2e-4 (experts); ours in f32 are nearer.
+fn grad_norm_tolerance(name: &str) -> f64 {
+    match name {
+        "mamba" => 1e-2,
+        "experts" | "shared_experts" | "mamba_groups" => 5e-4,
+        _ => 1e-4,
+    }
+}
+
 fn ten_steps(name: &str, max_rows: usize) {
     let (golden, model) = (golden(name), model(name, DType::F32));
     let runs = golden.json["training"].as_array().unwrap();
@@ -86,7 +96,7 @@ fn ten_steps(name: &str, max_rows: usize) {
                 assert!(error <= relative * expected.abs(), "{}: {ours}, expected {expected}", what(part));
             };
             near("loss", ours.loss, 1e-4);
-            near("grad_norm", ours.grad_norm, 1e-4);
+            near("grad_norm", ours.grad_norm, grad_norm_tolerance(name));
             near("learning_rate", ours.learning_rate, 1e-12);
             let target_tokens = expected["target_tokens"].as_u64().unwrap();
             assert_eq!(ours.target_tokens as u64, target_tokens, "{}", what("target_tokens"));
@@ -113,6 +123,19 @@ fn llama_with_biases_trains_as_with_peft() {
 #[test]
 fn dense_granitemoehybrid_trains_as_with_peft() {
     ten_steps("hybrid_dense", usize::MAX);
+}
+
+#[test]
+fn experts_train_as_with_peft() {
+    ten_steps("experts", usize::MAX);
+    ten_steps("shared_experts", usize::MAX);
+}
+
+#[test]
+fn mamba_trains_as_with_peft() {
+    ten_steps("mamba", usize::MAX);
+    ten_steps("mamba_experts", usize::MAX);
+    ten_steps("mamba_groups", usize::MAX);
 }
 
 /// A small budget of rows makes several passes of a step, and the same steps.

@@ -32,6 +32,8 @@ fn model() -> ModelConfig {
         residual_multiplier: 0.22,
         attention_multiplier: 0.5,
         logits_scaling: 8.0,
+        mamba: None,
+        experts: None,
     }
 }
 

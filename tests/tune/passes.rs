@@ -31,8 +31,12 @@ fn every_split_has_the_gradient_of_one_pass() {
     let one_block = ModelConfig { num_hidden_layers: 1, ..MODEL.config().clone() };
     let dtypes = Dtypes::for_weights(DType::F64, &Device::Cpu).unwrap();
     let one_block = Decoder::random(&one_block, dtypes, &Device::Cpu, 1).unwrap();
-    let models = [load_f64("granite"), load_f64("llama_bias"), load_f64("hybrid_dense"), one_block];
-    for model in &models {
+    let [experts, shared] = ["experts", "shared_experts"].map(load_f64);
+    let mamba = ["mamba", "mamba_experts", "mamba_groups"].map(load_f64);
+    let dense = [load_f64("granite"), load_f64("llama_bias"), load_f64("hybrid_dense"), one_block];
+    let models = dense.into_iter().chain([experts, shared]).chain(mamba);
+    for model in models {
+        let model = &model;
         for n in [1, 3] {
             let (prompts, groups) = recompute::groups(model, n);
             let packed = |max_rows, prefix_pass_rows| {

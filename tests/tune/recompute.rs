@@ -23,8 +23,11 @@ fn recomputed_blocks_change_no_bit_of_the_gradient() {
     let one_block = ModelConfig { num_hidden_layers: 1, ..MODEL.config().clone() };
     let dtypes = Dtypes::for_weights(DType::F32, &Device::Cpu).unwrap();
     let one_block = Decoder::random(&one_block, dtypes, &Device::Cpu, 1).unwrap();
-    let models = [load("granite"), load("llama_bias"), load("hybrid_dense"), one_block];
-    for model in &models {
+    let names = [
+        "granite", "llama_bias", "hybrid_dense", "experts", "shared_experts", "mamba", "mamba_experts",
+        "mamba_groups",
+    ];
+    for model in names.map(load).iter().chain([&one_block]) {
         let blocks = model.config().num_hidden_layers;
         for n in [1, 3] {
             let (prompts, groups) = groups(model, n);
@@ -71,6 +74,7 @@ fn keys_and_values_are_kept_of_passes_of_prefixes() {
     let width = 2 * MODEL.config().num_key_value_heads * MODEL.config().head_dim;
     let matrix = |state: &PrefixState| match state {
         PrefixState::KeysValues(matrix) => matrix.clone(),
+        PrefixState::Scan(_) => panic!("expected keys and values, found the state of a scan"),
     };
     let last = |state: &PrefixState| {
         let matrix = matrix(state);

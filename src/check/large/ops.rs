@@ -1,4 +1,4 @@
-//! The cases of each op except attention.
+//! The cases of each op except attention and experts.
 
 use super::shapes::{Batch, Shape};
 use super::{CHUNK, Large};

@@ -118,6 +118,8 @@ impl Shape {
             residual_multiplier: self.residual,
             attention_multiplier: self.scale,
             logits_scaling: self.logits_scaling,
+            mamba: None,
+            experts: None,
         }
     }
 }

@@ -59,6 +59,11 @@ fn swiglu_at_a_fraction_of_the_size() {
 }
 
 #[test]
+fn experts_at_a_fraction_of_the_size() {
+    check("experts");
+}
+
+#[test]
 fn cross_entropy_at_a_fraction_of_the_size() {
     check("cross_entropy");
 }

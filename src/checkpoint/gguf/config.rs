@@ -1,19 +1,21 @@
 //! The model's configuration from GGUF metadata.
 
+mod layers;
 mod rope;
 
 pub(super) use rope::RopeTensors;
 
 use std::path::Path;
 
-use candle_core::quantized::gguf_file::{Content, Value};
+use candle_core::quantized::gguf_file::Content;
 
+use self::layers::HeadCounts;
 use super::metadata::GgufMetadata;
 use crate::checkpoint::config::{ModelConfig, ModelType, unsupported};
 use crate::checkpoint::typed::TypedKeys;
 use crate::{Error, Result};
 
-/// Metadata of one architecture: keys without the prefix `granite.` or `llama.`.
+/// Metadata of one architecture: keys without its prefix, such as `granite.`.
 struct Keys<'a> {
     metadata: GgufMetadata<'a>,
     arch: &'a str,
@@ -40,20 +42,6 @@ impl Keys<'_> {
     fn multiplier(&self, name: &str, default: f64) -> Result<f64> {
         Ok(self.number(name)?.filter(|value| *value != 0.0).unwrap_or(default))
     }
-
-    /// A number of heads: one for all layers, or a list of equal ones, which llama.cpp writes for dense
-    /// granitemoehybrid.
-    fn heads(&self, name: &str) -> Result<Option<usize>> {
-        let key = self.key(name);
-        if !matches!(self.metadata.get(&key), Some(Value::Array(_))) {
-            return self.count(name);
-        }
-        let heads = self.metadata.counts(&key)?.unwrap_or_default();
-        match heads.first() {
-            Some(first) if heads.iter().all(|n| n == first) => Ok(Some(*first)),
-            _ => Err(unsupported(self.metadata.path(), format!("`{key}` that differs between layers"))),
-        }
-    }
 }
 
 /// Reads the configuration; `factors` are the values of the tensors of the rotary scaling.
@@ -61,35 +49,29 @@ pub(super) fn read(path: &Path, content: &Content, factors: &RopeTensors) -> Res
     let metadata = GgufMetadata::new(path, &content.metadata);
     let (arch, model_type) = architecture(metadata)?;
     let keys = Keys { metadata, arch };
-    if let Some(experts @ 1..) = keys.count("expert_count")? {
-        return Err(unsupported(path, format!("a mixture of {experts} experts")));
-    }
+    let (experts, intermediate_size) = layers::feed_forward(&keys, model_type)?;
     let hidden_size = keys.size("embedding_length")?;
-    let heads_key = "attention.head_count";
-    let num_attention_heads = match keys.heads(heads_key)? {
-        Some(heads @ 1..) => heads,
-        found => {
-            let found = found.map_or("no such key", |_| "0");
-            return Err(metadata.error(&keys.key(heads_key), "a whole number over 0", found));
-        }
-    };
-    let kv_key = "attention.head_count_kv";
-    let num_key_value_heads = match keys.heads(kv_key)? {
-        Some(0) => return Err(metadata.error(&keys.key(kv_key), "a whole number over 0", "0")),
-        found => found.unwrap_or(num_attention_heads),
-    };
+    let (num_attention_heads, kv_heads) = heads(&keys)?;
+    let num_key_value_heads = kv_heads.count.unwrap_or(num_attention_heads);
+    let mamba = layers::mamba(&keys, content, kv_heads)?;
+    let with_attention =
+        mamba.as_ref().and_then(|mamba| mamba.attention_layers.first().copied()).unwrap_or(0);
     let head_dim = head_dim(&keys, hidden_size, num_attention_heads)?;
     let attention_multiplier = keys.multiplier("attention.scale", (head_dim as f64).powf(-0.5))?;
     let granite = |name: &str| match model_type {
-        ModelType::Granite => keys.multiplier(name, 1.0),
-        _ => Ok(1.0),
+        ModelType::Llama => Ok(1.0),
+        _ => keys.multiplier(name, 1.0),
     };
     let eps_key = "attention.layer_norm_rms_epsilon";
     let config = ModelConfig {
-        model_type,
+        model_type: match (model_type, experts) {
+            (ModelType::GraniteMoe, None) => ModelType::Granite,
+            (ModelType::GraniteMoe, Some(_)) if intermediate_size > 0 => ModelType::GraniteMoeShared,
+            (other, _) => other,
+        },
         vocab_size: vocab_size(path, content, hidden_size)?,
         hidden_size,
-        intermediate_size: keys.size("feed_forward_length")?,
+        intermediate_size,
         num_hidden_layers: keys.size("block_count")?,
         num_attention_heads,
         num_key_value_heads,
@@ -101,12 +83,19 @@ pub(super) fn read(path: &Path, content: &Content, factors: &RopeTensors) -> Res
         },
         rope: rope::read(&keys, head_dim, factors)?,
         tie_word_embeddings: !content.tensor_infos.contains_key("output.weight"),
-        attention_bias: has_biases(path, content, &["attn_q", "attn_k", "attn_v", "attn_output"])?,
-        mlp_bias: has_biases(path, content, &["ffn_gate", "ffn_up", "ffn_down"])?,
+        attention_bias: has_biases(
+            path,
+            content,
+            with_attention,
+            &["attn_q", "attn_k", "attn_v", "attn_output"],
+        )?,
+        mlp_bias: has_biases(path, content, 0, &["ffn_gate", "ffn_up", "ffn_down"])?,
         embedding_multiplier: granite("embedding_scale")?,
         residual_multiplier: granite("residual_scale")?,
         attention_multiplier,
         logits_scaling: granite("logit_scale")?,
+        mamba,
+        experts,
     };
     config.validate(path)?;
     Ok(config)
@@ -117,10 +106,12 @@ fn architecture(metadata: GgufMetadata<'_>) -> Result<(&str, ModelType)> {
     let path = metadata.path();
     let key = "general.architecture";
     let Some(arch) = metadata.string(key)? else {
-        return Err(metadata.missing(key, "`granite` or `llama`"));
+        return Err(metadata.missing(key, "`granite`, `granitemoe`, `granitehybrid` or `llama`"));
     };
     let model_type = match arch {
         "granite" => ModelType::Granite,
+        "granitemoe" => ModelType::GraniteMoe,
+        "granitehybrid" => ModelType::GraniteMoeHybrid,
         "llama" => ModelType::Llama,
         other => return Err(unsupported(path, format!("GGUF architecture `{other}`"))),
     };
@@ -130,6 +121,22 @@ fn architecture(metadata: GgufMetadata<'_>) -> Result<(&str, ModelType)> {
         return Err(Error::Unsupported { path: path.to_path_buf(), what, hint });
     }
     Ok((arch, model_type))
+}
+
+/// HeadCounts of the queries, and of the keys and values.
+fn heads(keys: &Keys<'_>) -> Result<(usize, HeadCounts)> {
+    let not_over_0 =
+        |name: &str, found: &str| keys.metadata.error(&keys.key(name), "a whole number over 0", found);
+    let (name, kv_name) = ("attention.head_count", "attention.head_count_kv");
+    let heads = match HeadCounts::read(keys, name)?.count {
+        Some(heads @ 1..) => heads,
+        Some(_) => return Err(not_over_0(name, "0")),
+        None => return Err(not_over_0(name, "no such key")),
+    };
+    match HeadCounts::read(keys, kv_name)? {
+        HeadCounts { count: Some(0), .. } => Err(not_over_0(kv_name, "0")),
+        kv_heads => Ok((heads, kv_heads)),
+    }
 }
 
 fn head_dim(keys: &Keys<'_>, hidden_size: usize, heads: usize) -> Result<usize> {
@@ -169,9 +176,9 @@ fn vocab_size(path: &Path, content: &Content, hidden_size: usize) -> Result<usiz
     }
 }
 
-/// Whether the first layer's modules have biases: all of them, or none.
-fn has_biases(path: &Path, content: &Content, modules: &[&str]) -> Result<bool> {
-    let has = |module: &&&str| content.tensor_infos.contains_key(&format!("blk.0.{module}.bias"));
+/// Whether the modules of layer `layer` have biases: all of them, or none.
+fn has_biases(path: &Path, content: &Content, layer: usize, modules: &[&str]) -> Result<bool> {
+    let has = |module: &&&str| content.tensor_infos.contains_key(&format!("blk.{layer}.{module}.bias"));
     match modules.iter().filter(has).count() {
         0 => Ok(false),
         n if n == modules.len() => Ok(true),

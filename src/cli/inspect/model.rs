@@ -3,7 +3,7 @@
 use super::{Report, count, line};
 use crate::cli::text;
 use candle_core::DType;
-use gneiss::checkpoint::{Checkpoint, ModelConfig, ModelType, TextTokenizer};
+use gneiss::checkpoint::{Checkpoint, MixerKind, ModelConfig, TextTokenizer};
 use gneiss::config::DtypeChoice;
 use gneiss::device::DeviceChoice;
 use gneiss::layout::model_folder::CONFIG;
@@ -33,7 +33,11 @@ pub struct ModelReport {
     logits_scaling: f64,
     rope: Option<RopeReport>,
     tie_word_embeddings: bool,
+    mamba: Option<MambaReport>,
+    experts: Option<ExpertsReport>,
     parameters: usize,
+    /// Those that a token's way through the model multiplies.
+    active_parameters: usize,
     format: Option<String>,
     bytes_on_disk: Option<u64>,
     tokenizer: Option<TokenizerReport>,
@@ -46,6 +50,24 @@ struct RopeReport {
     rope_type: &'static str,
     factor: Option<f64>,
     llama3_factor: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct MambaReport {
+    layers: usize,
+    attention_layers: Vec<usize>,
+    heads: usize,
+    head_dim: usize,
+    state: usize,
+    groups: usize,
+    taps: usize,
+}
+
+#[derive(Serialize)]
+struct ExpertsReport {
+    num_local_experts: usize,
+    num_experts_per_tok: usize,
+    intermediate_size: usize,
 }
 
 #[derive(Serialize)]
@@ -69,6 +91,21 @@ struct MemoryReport {
     workspace: usize,
     prompt_per_token: usize,
     total: usize,
+}
+
+impl MambaReport {
+    fn new(config: &ModelConfig) -> Option<Self> {
+        let mamba = config.mamba.as_ref()?;
+        Some(Self {
+            layers: config.layers_with(MixerKind::Mamba2),
+            attention_layers: mamba.attention_layers.clone(),
+            heads: mamba.heads,
+            head_dim: mamba.head_dim,
+            state: mamba.state,
+            groups: mamba.groups,
+            taps: mamba.taps,
+        })
+    }
 }
 
 impl RopeReport {
@@ -102,11 +139,7 @@ pub fn inspect(id: &str) -> anyhow::Result<ModelReport> {
     let (format, bytes_on_disk) = storage.unzip();
     Ok(ModelReport {
         model: id.to_owned(),
-        model_type: match config.model_type {
-            ModelType::Granite => "granite",
-            ModelType::Llama => "llama",
-            ModelType::GraniteMoeHybrid => "granitemoehybrid",
-        },
+        model_type: config.model_type.name(),
         num_hidden_layers: config.num_hidden_layers,
         hidden_size: config.hidden_size,
         num_attention_heads: config.num_attention_heads,
@@ -121,7 +154,14 @@ pub fn inspect(id: &str) -> anyhow::Result<ModelReport> {
         logits_scaling: config.logits_scaling,
         rope: config.rope.as_ref().map(RopeReport::new),
         tie_word_embeddings: config.tie_word_embeddings,
+        mamba: MambaReport::new(&config),
+        experts: config.experts.map(|experts| ExpertsReport {
+            num_local_experts: experts.count,
+            num_experts_per_tok: experts.per_token,
+            intermediate_size: experts.size,
+        }),
         parameters: Parameters::new(&config).total(),
+        active_parameters: Parameters::active(&config),
         format,
         bytes_on_disk,
         tokenizer,
@@ -200,7 +240,12 @@ impl Report for ModelReport {
         );
         line("positions", self.positions());
         line("head", if self.tie_word_embeddings { "tied to the embeddings" } else { "of its own" });
-        line("parameters", text::grouped(self.parameters));
+        self.print_layers();
+        let active = match self.active_parameters {
+            active if active == self.parameters => String::new(),
+            active => format!(", {} of them active for a token", text::grouped(active)),
+        };
+        line("parameters", format!("{}{active}", text::grouped(self.parameters)));
         if let (Some(format), Some(bytes)) = (&self.format, self.bytes_on_disk) {
             line("storage", format!("{format}, {} on disk", text::bytes(bytes)));
         }
@@ -217,6 +262,35 @@ impl Report for ModelReport {
 }
 
 impl ModelReport {
+    /// The kinds of layers that are not dense.
+    fn print_layers(&self) {
+        if let Some(mamba) = &self.mamba {
+            let attention =
+                mamba.attention_layers.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+            line(
+                "mamba",
+                format!(
+                    "{}, {} of size {}, state {}, {}; attention in {}",
+                    count(mamba.layers, "layer"),
+                    count(mamba.heads, "head"),
+                    mamba.head_dim,
+                    mamba.state,
+                    count(mamba.groups, "group"),
+                    if attention.is_empty() { "none" } else { &attention },
+                ),
+            );
+        }
+        if let Some(experts) = &self.experts {
+            let ExpertsReport { num_local_experts, num_experts_per_tok, intermediate_size } = experts;
+            line(
+                "experts",
+                format!(
+                    "{num_local_experts} of size {intermediate_size}, {num_experts_per_tok} for each token"
+                ),
+            );
+        }
+    }
+
     fn print_memory(&self) {
         let Some(first) = self.tuning_memory.first() else { return };
         println!("\nmemory for tuning, {} rows at a time", first.rows);

@@ -2,7 +2,7 @@
 
 use super::vocabulary::VocabularyPairs;
 use crate::checkpoint::gguf::{ROPE_FREQS, ROPE_LONG, ROPE_SHORT};
-use crate::checkpoint::{ModelConfig, ModelType};
+use crate::checkpoint::{MixerKind, ModelConfig, ModelType};
 use crate::export::ValueType;
 use crate::export::values::Matrices;
 use crate::ops::rope::{Rope, RopeScaling, YarnScaling};
@@ -39,10 +39,12 @@ pub fn pairs(
 }
 
 fn architecture(config: &ModelConfig) -> &'static str {
-    match config.model_type {
-        ModelType::Llama => "llama",
+    match (config.model_type, &config.mamba, config.experts) {
+        (ModelType::Llama, ..) => "llama",
+        (_, Some(_), _) => "granitehybrid",
+        (_, None, Some(_)) => "granitemoe",
         // llama.cpp's conversion also uses this name for dense granitemoehybrid.
-        ModelType::Granite | ModelType::GraniteMoeHybrid => "granite",
+        (_, None, None) => "granite",
     }
 }
 
@@ -69,16 +71,39 @@ fn config_pairs(c: &ModelConfig) -> BTreeMap<String, Value> {
     let number = |value: f64| Value::F32(value as f32);
     let mut pairs = vec![
         ("block_count", count(c.num_hidden_layers)),
-        ("context_length", count(c.max_position_embeddings)),
+        // As llama.cpp's conversion: a model without positions has no end of them.
+        (
+            "context_length",
+            count(if c.rope.is_none() && c.mamba.is_some() { 1 << 20 } else { c.max_position_embeddings }),
+        ),
         ("embedding_length", count(c.hidden_size)),
-        ("feed_forward_length", count(c.intermediate_size)),
+        ("feed_forward_length", count(c.experts.map_or(c.intermediate_size, |experts| experts.size))),
         ("attention.head_count", count(c.num_attention_heads)),
-        ("attention.head_count_kv", count(c.num_key_value_heads)),
+        ("attention.head_count_kv", key_value_heads(c)),
         ("attention.key_length", count(c.head_dim)),
         ("attention.value_length", count(c.head_dim)),
         ("attention.layer_norm_rms_epsilon", number(c.rms_norm_eps)),
         ("rope.dimension_count", count(c.head_dim)),
     ];
+    if let Some(experts) = c.experts {
+        pairs.extend([
+            ("expert_count", count(experts.count)),
+            ("expert_used_count", count(experts.per_token)),
+        ]);
+    }
+    if c.has_shared_mlp() && c.intermediate_size > 0 && (c.experts.is_some() || c.mamba.is_some()) {
+        pairs.push(("expert_shared_feed_forward_length", count(c.intermediate_size)));
+    }
+    if let Some(mamba) = &c.mamba {
+        pairs.extend([
+            ("ssm.conv_kernel", count(mamba.taps)),
+            ("ssm.state_size", count(mamba.state)),
+            ("ssm.group_count", count(mamba.groups)),
+            ("ssm.inner_size", count(mamba.inner())),
+            // The number of heads, whatever the key is called.
+            ("ssm.time_step_rank", count(mamba.heads)),
+        ]);
+    }
     match &c.rope {
         Some(rope) => pairs.extend(rope_pairs(rope)),
         // llama.cpp keeps Granite's switch between rotary and no position embedding in this key.
@@ -96,6 +121,18 @@ fn config_pairs(c: &ModelConfig) -> BTreeMap<String, Value> {
         }
     }
     pairs.into_iter().map(|(key, value)| (format!("{arch}.{key}"), value)).collect()
+}
+
+/// One number, or one a layer if there are Mamba2 layers, which have none.
+fn key_value_heads(c: &ModelConfig) -> Value {
+    if c.mamba.is_none() {
+        return count(c.num_key_value_heads);
+    }
+    let heads = |layer| match c.mixer(layer) {
+        MixerKind::Attention => Value::I32(c.num_key_value_heads as i32),
+        MixerKind::Mamba2 => Value::I32(0),
+    };
+    Value::Array((0..c.num_hidden_layers).map(heads).collect())
 }
 
 fn rope_pairs(rope: &Rope) -> Vec<(&'static str, Value)> {

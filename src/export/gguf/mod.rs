@@ -1,5 +1,6 @@
 //! A baked checkpoint as one GGUF file, in the layout of llama.cpp's conversion.
 
+mod layers;
 mod metadata;
 mod vocabulary;
 mod writer;
@@ -14,6 +15,7 @@ use crate::checkpoint::{GgufFile, TextTokenizer, names};
 use crate::{Error, Result};
 use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Tensor};
+use layers::LayerValues;
 use std::borrow::Cow;
 use std::io::Write;
 use writer::GgufEntry;
@@ -35,6 +37,10 @@ enum PlannedSource {
     Converted(String),
     /// Rows of a stacked tensor by its Hugging Face name.
     Rows(String, std::ops::Range<usize>),
+    /// A part of a tensor of experts or of a Mamba2 layer by its Hugging Face name, converted.
+    Layer(String, LayerValues),
+    /// The same of a GGUF base, unchanged.
+    CopiedPart(String, usize),
     /// Computed values.
     Values(Vec<f32>),
 }
@@ -55,7 +61,13 @@ pub(super) fn write(
     value_type: Option<ValueType>,
     progress: ProgressCallback<'_>,
 ) -> Result<Written> {
-    let plan = TensorPlan { base: matrices.base, matrices, value_type };
+    let base = matrices.base;
+    if base.config.mamba.as_ref().is_some_and(|mamba| mamba.dt_limit != (0.0, f64::INFINITY)) {
+        let what = "GGUF of Mamba2 layers whose time step is limited (`time_step_limit`)".to_string();
+        let hint = "llama.cpp does not limit it; bake it with --format safetensors".to_string();
+        return Err(Error::Unsupported { path: base.path.clone(), what, hint });
+    }
+    let plan = TensorPlan { base, matrices, value_type };
     let planned = plan.all()?;
     let embedding =
         planned.iter().find(|p| matches!(p.source, PlannedSource::Embedding)).map(|p| p.entry.dtype);
@@ -141,6 +153,9 @@ impl TensorPlan<'_> {
 
     /// One tensor of the base; two if it is gate and up in one.
     fn tensor(&self, name: String) -> Result<Vec<Planned>> {
+        if let Some(planned) = self.layer_tensor(&name)? {
+            return Ok(planned);
+        }
         let stored = self.base.weights.stored(&name)?;
         let (shape, from_gguf) = (stored.shape, self.base.metadata.is_some());
         // llama.cpp computes with norms and biases in f32.
@@ -152,18 +167,30 @@ impl TensorPlan<'_> {
             let (rows, f) = (&shape[..], self.base.config.intermediate_size);
             let part = |module: &str, range: std::ops::Range<usize>| {
                 let hf = format!("{layer}.mlp.{module}.weight");
-                let gguf = gguf_name(&hf).ok_or_else(|| self.unknown(&hf))?;
+                let gguf = self.gguf_name(&hf).ok_or_else(|| self.unknown(&hf))?;
                 let entry = GgufEntry { name: gguf, shape: vec![f, rows[1]], dtype };
                 Ok::<_, Error>(Planned { entry, source: PlannedSource::Rows(name.clone(), range) })
             };
             return Ok(vec![part("gate_proj", 0..f)?, part("up_proj", f..2 * f)?]);
         }
         let hf = name.replace(".shared_mlp.output_linear.", ".mlp.down_proj.");
-        let entry = GgufEntry { name: gguf_name(&hf).ok_or_else(|| self.unknown(&name))?, shape, dtype };
+        let entry = GgufEntry { name: self.gguf_name(&hf).ok_or_else(|| self.unknown(&name))?, shape, dtype };
         let same = values::is(stored.dtype, dtype);
         let source =
             if from_gguf && same { PlannedSource::Copied(name) } else { PlannedSource::Converted(name) };
         Ok(vec![Planned { entry, source }])
+    }
+
+    /// GGUF's name of a tensor; a dense network beside experts has names of its own.
+    fn gguf_name(&self, hf: &str) -> Option<String> {
+        let name = gguf_name(hf)?;
+        let dense = [".ffn_gate.", ".ffn_up.", ".ffn_down."].into_iter().find(|module| name.contains(module));
+        Some(match dense {
+            Some(module) if self.base.config.experts.is_some() => {
+                name.replace(module, &format!("{}_shexp.", module.trim_end_matches('.')))
+            }
+            _ => name,
+        })
     }
 
     fn unknown(&self, name: &str) -> Error {
@@ -178,6 +205,10 @@ impl TensorPlan<'_> {
             PlannedSource::Embedding => self.matrices.embedding(dtype)?.into(),
             PlannedSource::Head => self.matrices.head(dtype)?.into(),
             PlannedSource::Copied(name) => vec![Cow::Borrowed(weights.stored(name)?.bytes)],
+            PlannedSource::Layer(name, part) => converted(self.layer_values(name, *part)?)?,
+            PlannedSource::CopiedPart(name, part) => {
+                vec![Cow::Borrowed(weights.stored_parts(name)?[*part].bytes)]
+            }
             PlannedSource::Converted(name) => converted(self.rotated(name)?)?,
             PlannedSource::Rows(name, range) => {
                 let shape = weights.stored(name)?.shape;

@@ -1,10 +1,10 @@
 //! One step: the next rows of every running request in one pass through the model.
 
 use super::{Engine, RunningSequence, SequenceId, StepOutput};
-use crate::Result;
 use crate::generate::Event;
 use crate::generate::choose::choose;
 use crate::model::Continuation;
+use crate::{Error, Result};
 use candle_core::Tensor;
 
 /// The part of a sequence that is processed in a step.
@@ -52,7 +52,9 @@ impl Engine<'_> {
                     return Ok(());
                 }
                 Err(error) if self.shortage.caused(&error) => {
-                    if self.step_rows.halve(rows) {
+                    if !self.cache.can_run_again() {
+                        self.end_all(&parts, &error, output);
+                    } else if self.step_rows.halve(rows) {
                         output.less_rows = Some(self.step_rows.current());
                     } else {
                         let index = parts[0].sequence;
@@ -65,7 +67,20 @@ impl Engine<'_> {
         }
     }
 
-    /// Runs `parts` through the model. If it fails before tokens are chosen, nothing is changed.
+    /// Ends the sequences of a pass that failed and can't be run again; later steps have fewer rows.
+    fn end_all(&mut self, parts: &[SequencePart], error: &Error, output: &mut StepOutput) {
+        let rows = parts.iter().map(|part| part.tokens.len()).sum();
+        output.less_rows = self.step_rows.halve(rows).then(|| self.step_rows.current());
+        let mut sequences: Vec<usize> = parts.iter().map(|part| part.sequence).collect();
+        sequences.sort_unstable_by(|a, b| b.cmp(a));
+        for index in sequences {
+            output.events.push((self.running[index].id, Event::no_memory(error)));
+            self.end(index);
+        }
+    }
+
+    /// Runs `parts` through the model. If it fails before tokens are chosen, nothing is changed but the states of Mamba2
+    /// layers.
     fn run(&mut self, parts: &[SequencePart]) -> Result<()> {
         let next: Vec<Continuation> = parts.iter().map(|part| part.next(&self.running)).collect();
         let batch = self.cache.pack(&next)?;

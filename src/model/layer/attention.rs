@@ -74,6 +74,7 @@ impl Attention {
             prefix_gradient: kv * row_sum,
             workspace: (4 * c + q + (q + kv)) * activation + (q + (q + kv)) * operand_copy,
             last_workspace: (5 * c + kv) * activation + kv * operand_copy,
+            ..MixerMemory::default()
         }
     }
 
@@ -96,7 +97,7 @@ impl Attention {
     ) -> Result<(Stream, AttentionSaved)> {
         let qkv = self.qkv(&normed, pass)?;
         drop(normed);
-        let attended = self.shape.forward(inputs(pass, &qkv, prefix))?;
+        let attended = self.shape.forward(inputs(pass, &qkv, prefix)?)?;
         let residual = pass.output_rows_of(residual)?;
         let stream = Stream::project(residual, &self.o, &attended.out, pass.residual_multiplier)?;
         Ok((stream, AttentionSaved { qkv, attended: attended.saved() }))
@@ -129,8 +130,8 @@ impl Attention {
             Route::Kernel => self.queries_by_kernel(normed, pass, cache, layer)?,
             Route::Cpu => self.queries(normed, pass, cache, layer)?,
         };
-        let qkv = Qkv::Split { q, kv: cache.keys_values(layer).clone() };
-        let attended = self.shape.forward(inputs(pass, &qkv, None))?;
+        let qkv = Qkv::Split { q, kv: cache.keys_values(layer)?.clone() };
+        let attended = self.shape.forward(inputs(pass, &qkv, None)?)?;
         let residual = pass.output_rows_of(&residual)?;
         Stream::project(residual, &self.o, &attended.out, pass.residual_multiplier)
     }
@@ -163,7 +164,7 @@ impl Attention {
                 qkv,
                 shape,
                 (&pass.batch.position_ids).into(),
-                cache.rows(layer),
+                cache.rows(layer)?,
             )
         };
         let Some(SplitQkv { q, kv }) = &self.split else {
@@ -189,13 +190,13 @@ impl Attention {
             InputGradient::All => GradTargets::All,
             InputGradient::Prefixes => GradTargets::Prefixes,
         };
-        let inputs = inputs(pass, &saved.qkv, prefix.state);
+        let inputs = inputs(pass, &saved.qkv, prefix.state)?;
         let gradients = self.shape.backward_rotated(inputs, &saved.attended, (&dout, rotation), needs)?;
         drop(dout);
         let state = gradients.prefix.map(PrefixGradient::KeysValues);
         let Some(mut dqkv) = gradients.qkv else { return Ok(LayerGradients { input: None, prefix: state }) };
         if let Some(gradient) = prefix.gradient {
-            dqkv = self.add_prefix_gradient(dqkv, gradient.keys_values())?;
+            dqkv = self.add_prefix_gradient(dqkv, gradient.keys_values()?)?;
         }
         let input = self.backward_qkv(dqkv, gradients.rotated_back, pass)?;
         Ok(LayerGradients { input: Some(input), prefix: state })
@@ -250,10 +251,10 @@ impl AttentionSaved {
 }
 
 /// What attention reads.
-fn inputs<'a>(pass: &'a LayerPass, qkv: &'a Qkv, prefix: Option<&'a PrefixState>) -> Inputs<'a> {
+fn inputs<'a>(pass: &'a LayerPass, qkv: &'a Qkv, prefix: Option<&'a PrefixState>) -> Result<Inputs<'a>> {
     let segments = match pass.output_rows {
         OutputRows::All => &pass.batch.segments,
         OutputRows::Targets => &pass.batch.target_segments,
     };
-    Inputs { segments, qkv, prefix: prefix.map(PrefixState::keys_values) }
+    Ok(Inputs { segments, qkv, prefix: prefix.map(PrefixState::keys_values).transpose()? })
 }

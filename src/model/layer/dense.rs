@@ -1,6 +1,6 @@
 //! The dense feed-forward network (Shazeer, 2020, arXiv:2002.05202): `down(silu(gate(x)) * up(x))`.
 
-use super::{LayerPass, Stream};
+use super::{LayerPass, Stream, ToDevice};
 use crate::Result;
 use crate::checkpoint::ModelConfig;
 use crate::model::memory::{FeedForwardMemory, ValueSizes};
@@ -27,6 +27,7 @@ impl Dense {
         let (c, f) = (config.hidden_size, config.intermediate_size);
         FeedForwardMemory {
             saved: 2 * f * operand,
+            saved_if_recomputed: 0,
             workspace: (2 * c + f) * activation + 2 * f * operand + c * operand_copy,
         }
     }
@@ -49,5 +50,9 @@ impl Dense {
 
     pub(super) fn projections(&self) -> [&Linear; 2] {
         [&self.gate_up, &self.down]
+    }
+
+    pub(super) fn to_device(&self, change: ToDevice) -> Result<Self> {
+        Ok(Self { gate_up: change.linear(&self.gate_up)?, down: change.linear(&self.down)? })
     }
 }

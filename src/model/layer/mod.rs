@@ -10,15 +10,24 @@
 
 mod attention;
 mod dense;
+mod experts;
+mod feed_forward;
+mod mamba2;
+mod mixer;
 mod pass;
 mod prefix;
 mod saved;
 mod stream;
 
-pub(super) use attention::{Attention, AttentionSaved, attention_shape};
-pub(super) use dense::{Dense, DenseSaved};
+pub(super) use attention::{Attention, attention_shape};
+pub(super) use dense::Dense;
+pub(super) use experts::Experts;
+pub(super) use feed_forward::FeedForward;
+pub(super) use mamba2::Mamba2;
+pub(super) use mixer::{LayerCachePart, Mixer, MixerSaved};
 pub(super) use pass::{InputGradient, LayerPass, OutputRows};
 pub(super) use prefix::LayerPrefix;
+pub(super) use prefix::other_kind;
 pub use prefix::{PrefixGradient, PrefixState};
 pub(super) use saved::{LayerSaved, NormSaved, Saved};
 pub(super) use stream::Stream;
@@ -26,6 +35,8 @@ pub(super) use stream::Stream;
 use super::KvCache;
 use crate::Result;
 use crate::checkpoint::ModelConfig;
+use crate::checkpoint::tensors::{LayerTensors, LayerVector, Stack};
+use crate::ops::experts::Routing;
 use crate::ops::rms_norm::{Normed, RmsNorm};
 use crate::ops::{Linear, rows};
 use candle_core::{DType, Device, Tensor};
@@ -38,24 +49,23 @@ pub(super) struct Layer {
     pub(super) feed_forward: FeedForward,
 }
 
-/// What makes rows see each other.
-pub(super) enum Mixer {
-    Attention(Attention),
+/// Where a layer's weights come from: a checkpoint, or random numbers.
+pub(super) trait LayerWeights {
+    /// A norm over the residual stream, by its name in the layer.
+    fn norm(&mut self, name: &str) -> Result<RmsNorm>;
+    /// A vector in the dtype of sums over rows, f32 or f64, in its shape in transformers' files.
+    fn vector(&mut self, vector: &LayerVector) -> Result<Tensor>;
+    /// A stack as one projection.
+    fn stack(&mut self, stack: &Stack) -> Result<Linear>;
 }
 
-/// What each row goes through by itself.
-pub(super) enum FeedForward {
-    Dense(Dense),
-}
-
-/// What the backward pass needs of a mixer.
-pub(super) enum MixerSaved {
-    Attention(AttentionSaved),
-}
-
-/// What the backward pass needs of a feed-forward network.
-pub(super) enum FeedForwardSaved {
-    Dense(DenseSaved),
+/// What a layer reads that other passes, or an earlier run of the same pass, have made.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Given<'a> {
+    /// What this layer made of prefixes in another pass; `None` if the prefixes are in this pass.
+    pub(super) prefix: Option<&'a PrefixState>,
+    /// The choice of experts if the layer is run again: a second choice could be another one.
+    pub(super) routing: Option<&'a Routing>,
 }
 
 /// Gradients of a layer or of its mixer.
@@ -68,19 +78,19 @@ pub(super) struct LayerGradients {
 }
 
 impl Layer {
-    /// Layer `index` of a model of this shape: its norms, and its stacks in the order of [`crate::checkpoint::tensors::LayerTensors::stacks`].
+    /// Layer `index` of a model of this shape.
     pub(super) fn new(
         config: &ModelConfig,
         index: usize,
-        [mixer_norm, feed_forward_norm]: [RmsNorm; 2],
-        [qkv, o, gate_up, down]: [Linear; 4],
+        tensors: &LayerTensors,
+        weights: &mut impl LayerWeights,
     ) -> Result<Self> {
-        let attention = Attention::new(attention_shape(config), qkv, o, OutputRows::new(config, index))?;
+        let [mixer_norm, feed_forward_norm] = LayerTensors::NORMS;
         Ok(Self {
-            mixer_norm,
-            mixer: Mixer::Attention(attention),
-            feed_forward_norm,
-            feed_forward: FeedForward::Dense(Dense { gate_up, down }),
+            mixer_norm: weights.norm(mixer_norm)?,
+            feed_forward_norm: weights.norm(feed_forward_norm)?,
+            mixer: Mixer::new(config, index, &tensors.mixer, weights)?,
+            feed_forward: FeedForward::new(tensors, weights)?,
         })
     }
 
@@ -89,21 +99,15 @@ impl Layer {
         stream.normed(&self.mixer_norm, pass.residual_multiplier, pass.input_dtype)
     }
 
-    /// Everything up to the feed-forward network's output projection, from what [`Layer::normed`] gave. `prefix` is what this
-    /// layer made of prefixes in another pass.
-    pub(super) fn forward(
-        &self,
-        normed: Normed,
-        pass: &LayerPass,
-        prefix: Option<&PrefixState>,
-    ) -> Result<LayerSaved> {
+    /// Everything up to the feed-forward network's output projection, from what [`Layer::normed`] gave.
+    pub(super) fn forward(&self, normed: Normed, pass: &LayerPass, given: Given) -> Result<LayerSaved> {
         let Normed { residual, normed, rstd } = normed;
-        let (mixed, mixer) = self.mixer.forward(normed, &residual, pass, prefix)?;
+        let (mixed, mixer) = self.mixer.forward(normed, &residual, pass, given.prefix)?;
         let mixer_norm = NormSaved { residual, rstd };
         let Normed { residual, normed, rstd } =
             mixed.normed(&self.feed_forward_norm, pass.residual_multiplier, pass.input_dtype)?;
         drop(mixed);
-        let feed_forward = self.feed_forward.forward(&normed, pass)?;
+        let feed_forward = self.feed_forward.forward(&normed, pass, given.routing)?;
         Ok(LayerSaved { mixer_norm, mixer, feed_forward_norm: NormSaved { residual, rstd }, feed_forward })
     }
 
@@ -124,7 +128,7 @@ impl Layer {
         let mixed = self.mixer.infer(&normed, residual, pass, (cache, index))?;
         let Normed { residual, normed, .. } =
             mixed.normed(&self.feed_forward_norm, pass.residual_multiplier, pass.input_dtype)?;
-        let saved = self.feed_forward.forward(&normed, pass)?;
+        let saved = self.feed_forward.forward(&normed, pass, None)?;
         self.feed_forward.output(&saved, residual, pass)
     }
 
@@ -163,22 +167,38 @@ impl Layer {
 
     /// All projections.
     pub(super) fn projections(&self) -> impl Iterator<Item = &Linear> {
-        let Mixer::Attention(attention) = &self.mixer;
-        let FeedForward::Dense(dense) = &self.feed_forward;
-        attention.projections().into_iter().chain(dense.projections())
+        self.mixer.projections().into_iter().chain(self.feed_forward.projections())
     }
 
     /// The same layer with weights and activations of other dtypes on another device.
     pub(super) fn to_device(&self, (weights, activations): (DType, DType), device: &Device) -> Result<Self> {
-        let linear = |l: &Linear| l.converted(weights, activations, device);
-        let Mixer::Attention(attention) = &self.mixer;
-        let FeedForward::Dense(Dense { gate_up, down }) = &self.feed_forward;
+        let change = ToDevice { weights, activations, device };
         Ok(Self {
             mixer_norm: norm_to_device(&self.mixer_norm, activations, device)?,
-            mixer: Mixer::Attention(attention.with_projections(linear)?),
+            mixer: self.mixer.to_device(change)?,
             feed_forward_norm: norm_to_device(&self.feed_forward_norm, activations, device)?,
-            feed_forward: FeedForward::Dense(Dense { gate_up: linear(gate_up)?, down: linear(down)? }),
+            feed_forward: self.feed_forward.to_device(change)?,
         })
+    }
+}
+
+/// Other dtypes and another device for a layer.
+#[derive(Clone, Copy)]
+pub(super) struct ToDevice<'a> {
+    weights: DType,
+    activations: DType,
+    device: &'a Device,
+}
+
+impl ToDevice<'_> {
+    fn linear(self, linear: &Linear) -> Result<Linear> {
+        linear.converted(self.weights, self.activations, self.device)
+    }
+
+    /// A vector that stays in f32, or f64 if the activations are.
+    fn vector(self, vector: &Tensor) -> Result<Tensor> {
+        let dtype = if self.activations == DType::F64 { DType::F64 } else { DType::F32 };
+        crate::ops::gpu::to_device(&vector.to_dtype(dtype)?, self.device)
     }
 }
 
@@ -186,68 +206,4 @@ impl Layer {
 pub(super) fn norm_to_device(norm: &RmsNorm, dtype: DType, device: &Device) -> Result<RmsNorm> {
     let weight = crate::ops::gpu::to_device(&norm.weight.to_dtype(dtype)?, device)?;
     Ok(RmsNorm { weight, eps: norm.eps })
-}
-
-impl Mixer {
-    /// The residual stream after the mixer, of the rows whose output is wanted.
-    fn forward(
-        &self,
-        normed: Tensor,
-        residual: &Tensor,
-        pass: &LayerPass,
-        prefix: Option<&PrefixState>,
-    ) -> Result<(Stream, MixerSaved)> {
-        match self {
-            Self::Attention(attention) => {
-                let (stream, saved) = attention.forward(normed, residual, pass, prefix)?;
-                Ok((stream, MixerSaved::Attention(saved)))
-            }
-        }
-    }
-
-    fn infer(
-        &self,
-        normed: &Tensor,
-        residual: Tensor,
-        pass: &LayerPass,
-        cache: (&mut KvCache, usize),
-    ) -> Result<Stream> {
-        match self {
-            Self::Attention(attention) => attention.infer(normed, residual, pass, cache),
-        }
-    }
-
-    fn backward(
-        &self,
-        dstream: &Tensor,
-        saved: &MixerSaved,
-        pass: &LayerPass,
-        prefix: LayerPrefix,
-    ) -> Result<LayerGradients> {
-        match (self, saved) {
-            (Self::Attention(attention), MixerSaved::Attention(saved)) => {
-                attention.backward(dstream, saved, pass, prefix)
-            }
-        }
-    }
-}
-
-impl FeedForward {
-    fn forward(&self, normed: &Tensor, pass: &LayerPass) -> Result<FeedForwardSaved> {
-        match self {
-            Self::Dense(dense) => Ok(FeedForwardSaved::Dense(dense.forward(normed, pass)?)),
-        }
-    }
-
-    fn output(&self, saved: &FeedForwardSaved, residual: Tensor, pass: &LayerPass) -> Result<Stream> {
-        match (self, saved) {
-            (Self::Dense(dense), FeedForwardSaved::Dense(saved)) => dense.output(saved, residual, pass),
-        }
-    }
-
-    fn backward(&self, doutput: &Tensor, saved: &FeedForwardSaved, pass: &LayerPass) -> Result<Tensor> {
-        match (self, saved) {
-            (Self::Dense(dense), FeedForwardSaved::Dense(saved)) => dense.backward(doutput, saved, pass),
-        }
-    }
 }

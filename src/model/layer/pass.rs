@@ -43,6 +43,8 @@ impl InputGradient {
 pub(in crate::model) struct LayerPass<'a> {
     pub(in crate::model) batch: &'a PackedBatch,
     pub(in crate::model) rope: Option<&'a RopeTable>,
+    /// dtype of the activations.
+    pub(in crate::model) dtype: DType,
     /// dtype in which projections read their inputs.
     pub(in crate::model) input_dtype: DType,
     pub(in crate::model) residual_multiplier: f64,

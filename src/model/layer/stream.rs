@@ -26,6 +26,15 @@ impl Stream {
         }
     }
 
+    /// The stream with `delta` [rows, C] on top, times the residual multiplier.
+    pub(super) fn plus(self, delta: Tensor) -> Result<Self> {
+        let delta = match self.delta {
+            None => delta,
+            Some(other) => (other + delta)?,
+        };
+        Ok(Self { x: self.x, delta: Some(delta) })
+    }
+
     /// The sum, normed in `dtype`.
     pub(in crate::model) fn normed(&self, norm: &RmsNorm, multiplier: f64, dtype: DType) -> Result<Normed> {
         let add = self.delta.as_ref().map(|delta| ResidualAdd { delta, multiplier });

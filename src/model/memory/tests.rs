@@ -7,6 +7,11 @@ use std::path::Path;
 const F32: Dtypes = Dtypes { weights: DType::F32, activations: DType::F32 };
 const BF16: Dtypes = Dtypes { weights: DType::BF16, activations: DType::F32 };
 
+const GOLDEN: [&str; 8] = [
+    "granite", "llama_bias", "hybrid_dense", "experts", "shared_experts", "mamba", "mamba_experts",
+    "mamba_groups",
+];
+
 /// A model of tests/golden, and its tensors' values.
 fn golden(name: &str, dtypes: Dtypes) -> (ModelConfig, Decoder) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
@@ -17,7 +22,7 @@ fn golden(name: &str, dtypes: Dtypes) -> (ModelConfig, Decoder) {
 
 #[test]
 fn weights_are_those_of_a_loaded_model() {
-    for name in ["granite", "llama_bias", "hybrid_dense"] {
+    for name in GOLDEN {
         for dtypes in [F32, BF16] {
             let (config, model) = golden(name, dtypes);
             let parameters = Parameters::new(&config);
@@ -27,8 +32,13 @@ fn weights_are_those_of_a_loaded_model() {
                 let matrices = parameters.matrices * dtypes.weights.size_in_bytes();
                 assert_eq!(memory.weights, matrices + 4 * parameters.vectors);
             }
-            // A loaded model counts its biases as weights, and leaves its norms out.
-            let norms = 4 * config.hidden_size * (2 * config.num_hidden_layers + 1);
+            // A loaded model counts its biases as weights, and leaves out its norms and Mamba2's vectors.
+            let vectors = all_layers(&config)
+                .iter()
+                .flat_map(LayerTensors::vectors)
+                .map(LayerVector::values)
+                .sum::<usize>();
+            let norms = 4 * (config.hidden_size * (2 * config.num_hidden_layers + 1) + vectors);
             assert_eq!(memory.weights - norms, loaded, "{name} in {dtypes:?}");
         }
     }
@@ -36,7 +46,7 @@ fn weights_are_those_of_a_loaded_model() {
 
 #[test]
 fn transposes_are_those_of_a_loaded_model() {
-    for name in ["granite", "llama_bias", "hybrid_dense"] {
+    for name in GOLDEN {
         let (config, model) = golden(name, BF16);
         let (isa, before) = (BF16.packed_for(DeviceLocation::Cpu), model.weight_bytes());
         model.pack_transposes();
@@ -52,7 +62,7 @@ fn transposes_are_those_of_a_loaded_model() {
 
 #[test]
 fn parameters_are_the_checkpoints() {
-    for name in ["granite", "llama_bias", "hybrid_dense"] {
+    for name in GOLDEN {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
         let config = ModelConfig::from_json(&path.join("config.json")).unwrap();
         let bytes = std::fs::read(path.join("model.safetensors")).unwrap();
@@ -71,8 +81,9 @@ fn the_shape_of_8b() {
     let (c, f, q, kv) = (4096, 12800, 4096, 2048);
     let block = (q + kv) * c + c * q + 3 * f * c;
     assert_eq!(memory.weights, 2 * (100_352 * c + 40 * block + 81 * c));
-    assert_eq!(memory.layer_per_row, 2 * (2 * c + q + kv + q + 2 * f) + 4 * 34);
-    assert_eq!(memory.tape_per_row(0), 39 * memory.layer_per_row + 2 * (c + kv) + 4);
+    let layer = memory.inner_layers[0].tape;
+    assert_eq!(layer, 2 * (2 * c + q + kv + q + 2 * f) + 4 * 34);
+    assert_eq!(memory.tape_per_row(0), 39 * layer + 2 * (c + kv) + 4);
     assert_eq!(memory.tape_per_row(39), 39 * 2 * c + 2 * (c + kv) + 4);
     assert_eq!(memory.tape_per_row(1000), memory.tape_per_row(39));
     assert_eq!(memory.head, 512 * 100_352 * 2);
@@ -81,7 +92,7 @@ fn the_shape_of_8b() {
     let last = 2 * (c + kv) + 4;
     assert_eq!(memory.workspace(2048, 0, 0), 2048 * (memory.workspace_per_row - last));
     assert_eq!(memory.workspace(2048, 0, 38), memory.workspace(2048, 0, 0));
-    let again = memory.workspace_per_row + memory.layer_per_row - 2 * c - last;
+    let again = memory.workspace_per_row + layer - 2 * c - last;
     assert_eq!(memory.workspace(2048, 0, 39), 2048 * again);
     assert_eq!(memory.workspace(0, 0, 0), memory.head);
     // Matrices of 8,166 rows are those of 8,192.

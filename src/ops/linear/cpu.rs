@@ -1,6 +1,6 @@
 //! The layer on the CPU: by products of bf16, or by `gemm` in f32 or f64 with weights that are widened if they are f16 or bf16.
 
-use super::{Linear, bf16};
+use super::{GroupedLinear, Linear, bf16};
 use crate::Result;
 use crate::ops::cpu::{
     self, Disjoint, Gemm, Mat, MatMut, Real, UninitBuffer, View, check_same_dtype, with_real,
@@ -14,26 +14,42 @@ use std::ops::Range;
 /// the second-level cache of one core.
 const WIDENED_ROWS: usize = 128;
 
-pub(super) fn forward(layer: &Linear, x: &Tensor, out: DType) -> Result<Tensor> {
-    if let Some(y) = bf16::try_forward(layer, x, out)? {
+pub(super) fn forward(layers: GroupedLinear, x: &Tensor, out: DType) -> Result<Tensor> {
+    if let Some(y) = bf16::try_forward(layers, x, out)? {
         return Ok(y);
     }
-    let weight = layer.tensor_weight("linear", x)?;
+    layers.first().tensor_weight("linear", x)?;
     check_same_dtype("linear", x, out)?;
-    with_real!("linear", x.dtype(), T => gemm_forward::<T>(layer, weight, x))
+    with_real!("linear", x.dtype(), T => gemm_forward::<T>(layers, x))
 }
 
-fn gemm_forward<T: Real>(layer: &Linear, weight: &Tensor, x: &Tensor) -> Result<Tensor> {
-    let ((n, k), m) = (weight.dims2()?, x.dims2()?.0);
-    let x = View::<T>::new("linear", x)?;
+fn gemm_forward<T: Real>(layers: GroupedLinear, x: &Tensor) -> Result<Tensor> {
+    let ((n, k), m) = (layers.first().dims()?, x.dims2()?.0);
+    let view = View::<T>::new("linear", x)?;
+    let mut out = UninitBuffer::<T>::new(m * n);
+    layers.for_each_layer((&view, k), (out.as_slice(), n), |layer, part, out| {
+        gemm_forward_into::<T>(layer, layer.tensor_weight("linear", x)?, part, out)
+    })?;
+    // SAFETY: every layer wrote its rows, which are all rows.
+    unsafe { out.into_tensor((m, n)) }
+}
+
+/// Writes every element of `out`, the layer's output for `x`.
+fn gemm_forward_into<T: Real>(
+    layer: &Linear,
+    weight: &Tensor,
+    x: &[T],
+    out: &mut [MaybeUninit<T>],
+) -> Result<()> {
+    let (n, k) = weight.dims2()?;
+    let m = out.len() / n.max(1);
     let bias = layer.bias.as_ref().map(|b| b.to_dtype(T::DTYPE)).transpose()?;
     let bias = bias.as_ref().map(|b| View::<T>::new("linear", b)).transpose()?;
     let weight = GemmWeight::<T>::new(weight)?;
-    let mut out = UninitBuffer::<T>::new(m * n);
     if let Some(bias) = &bias {
         let bias: &[T] = bias;
         cpu::par_rows(
-            out.as_slice(),
+            out,
             n,
             #[inline(always)]
             |_, rows, _| {
@@ -43,7 +59,7 @@ fn gemm_forward<T: Real>(layer: &Linear, weight: &Tensor, x: &Tensor) -> Result<
             },
         );
     }
-    let (accumulate, x, y): (_, &[T], _) = (bias.is_some(), &x, Disjoint::new(out.as_slice()));
+    let (accumulate, y) = (bias.is_some(), Disjoint::new(out));
     let product = |block: Range<usize>, w: &[T], parallel| {
         let (a, b) = (Mat::rows(x, k), Mat::rows(w, k).transposed());
         let size = (m, block.len(), k);
@@ -61,48 +77,51 @@ fn gemm_forward<T: Real>(layer: &Linear, weight: &Tensor, x: &Tensor) -> Result<
             product(block.clone(), &w.widen::<T>(block.start * k..block.end * k), false);
         }),
     }
-    // SAFETY: the blocks' columns are all columns.
-    unsafe { out.into_tensor((m, n)) }
+    Ok(())
 }
 
-pub(super) fn backward(layer: &Linear, dy: &Tensor, scale: f64) -> Result<Tensor> {
+pub(super) fn backward(layers: GroupedLinear, dy: &Tensor, scale: f64) -> Result<Tensor> {
     const OP: &str = "linear backward";
-    if let Some(dx) = bf16::try_backward(layer, dy, scale)? {
+    if let Some(dx) = bf16::try_backward(layers, dy, scale)? {
         return Ok(dx);
     }
-    let weight = layer.tensor_weight(OP, dy)?;
-    with_real!(OP, dy.dtype(), T => gemm_backward::<T>(weight, dy, T::nearest(scale)))
+    layers.first().tensor_weight(OP, dy)?;
+    with_real!(OP, dy.dtype(), T => gemm_backward::<T>(layers, dy, T::nearest(scale)))
 }
 
-fn gemm_backward<T: Real>(weight: &Tensor, dy: &Tensor, scale: T) -> Result<Tensor> {
-    let ((n, k), m) = (weight.dims2()?, dy.dims2()?.0);
-    let dy = View::<T>::new("linear backward", dy)?;
-    let dy = Mat::rows(&dy, n);
+fn gemm_backward<T: Real>(layers: GroupedLinear, dy: &Tensor, scale: T) -> Result<Tensor> {
+    const OP: &str = "linear backward";
+    let ((n, k), m) = (layers.first().dims()?, dy.dims2()?.0);
+    let view = View::<T>::new(OP, dy)?;
+    let mut dx = UninitBuffer::<T>::new(m * k);
+    layers.for_each_layer((&view, n), (dx.as_slice(), k), |layer, part, dx| {
+        gemm_backward_into::<T>(layer.tensor_weight(OP, dy)?, part, scale, dx)
+    })?;
+    // SAFETY: every layer wrote its rows, which are all rows.
+    unsafe { dx.into_tensor((m, k)) }
+}
+
+/// Writes every element of `dx`, the gradient of the input.
+fn gemm_backward_into<T: Real>(weight: &Tensor, dy: &[T], scale: T, dx: &mut [MaybeUninit<T>]) -> Result<()> {
+    let (n, k) = weight.dims2()?;
+    let (m, dy, dx) = (dx.len() / k.max(1), Mat::rows(dy, n), Disjoint::new(dx));
+    let product = |block: Range<usize>, w: &[T]| {
+        let (size, a, b) = ((m, k, block.len()), dy.skip_columns(block.start), Mat::rows(w, k));
+        let product = Gemm { size, a, b, scale, accumulate: block.start > 0, parallel: true };
+        // SAFETY: the operands have the elements of the shapes; `block` are columns of dy. The first product writes every
+        // element, and the others run after it.
+        unsafe { cpu::gemm(&product, MatMut::from_raw(dx.element(0), k)) };
+    };
     match &GemmWeight::<T>::new(weight)? {
-        GemmWeight::Full(w) => {
-            let mut dx = UninitBuffer::<T>::new(m * k);
-            let (size, b) = ((m, k, n), Mat::rows(w, k));
-            let product = Gemm { size, a: dy, b, scale, accumulate: false, parallel: true };
-            // SAFETY: the operands have the elements of the shapes; the product writes every element.
-            unsafe {
-                cpu::gemm(&product, MatMut::from_raw(Disjoint::new(dx.as_slice()).element(0), k));
-                dx.into_tensor((m, k))
-            }
-        }
+        GemmWeight::Full(w) => product(0..n, w),
         GemmWeight::Half(w) => {
-            let mut dx = vec![T::zero(); m * k];
-            for start in (0..n).step_by(4 * WIDENED_ROWS) {
+            for start in (0..n.max(1)).step_by(4 * WIDENED_ROWS) {
                 let block = start..(start + 4 * WIDENED_ROWS).min(n);
-                let widened = w.widen_parallel::<T>(block.start * k..block.end * k);
-                let (size, a, b) =
-                    ((m, k, block.len()), dy.skip_columns(block.start), Mat::rows(&widened, k));
-                let product = Gemm { size, a, b, scale, accumulate: true, parallel: true };
-                // SAFETY: the operands have the elements of the shapes; `block` are columns of dy.
-                unsafe { cpu::gemm(&product, MatMut::rows(&mut dx, k)) };
+                product(block.clone(), &w.widen_parallel::<T>(block.start * k..block.end * k));
             }
-            cpu::tensor(dx, (m, k))
         }
     }
+    Ok(())
 }
 
 /// A weight as `gemm` reads it.

@@ -7,9 +7,12 @@
 mod bf16;
 mod cpu;
 mod gpu;
+mod grouped;
 mod reference;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use grouped::GroupedLinear;
 
 use super::backend::{Route, route};
 use super::bf16::PackedWeight;
@@ -215,9 +218,9 @@ impl Linear {
     /// As [`Linear::forward`]; also for another `out`.
     pub fn forward_to(&self, x: &Tensor, out: DType) -> Result<Tensor> {
         let _timed = profile::scope("linear", x.device());
-        self.check("linear", x, self.dims()?.1)?;
+        let rows = self.check("linear", x, self.dims()?.1)?;
         match route(x) {
-            Route::Cpu => cpu::forward(self, x, out),
+            Route::Cpu => self.grouped(&[0, rows]).forward_to(x, out),
             Route::Kernel => gpu::forward(self, x, out),
         }
     }
@@ -256,17 +259,17 @@ impl Linear {
     /// As [`Linear::forward`].
     pub fn backward(&self, dy: &Tensor, scale: f64) -> Result<Tensor> {
         let _timed = profile::scope("linear backward", dy.device());
-        self.check("linear backward", dy, self.dims()?.0)?;
+        let rows = self.check("linear backward", dy, self.dims()?.0)?;
         match route(dy) {
-            Route::Cpu => cpu::backward(self, dy, scale),
+            Route::Cpu => self.grouped(&[0, rows]).backward(dy, scale),
             Route::Kernel => gpu::backward(self, dy, scale),
         }
     }
 
-    /// Returns an error if `x` does not have `width` columns.
-    fn check(&self, op: &'static str, x: &Tensor, width: usize) -> Result<()> {
+    /// The rows of `x`; an error if it does not have `width` columns.
+    fn check(&self, op: &'static str, x: &Tensor, width: usize) -> Result<usize> {
         match x.dims() {
-            [_, columns] if *columns == width => Ok(()),
+            [rows, columns] if *columns == width => Ok(*rows),
             dims => Err(Error::Shape { op, expected: format!("[T, {width}]"), found: format!("{dims:?}") }),
         }
     }

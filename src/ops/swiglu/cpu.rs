@@ -24,21 +24,7 @@ fn forward_rows<T: Real, O: StorageFloat<T>>(gate_up: &Tensor) -> Result<Tensor>
         |first, rows, fma| {
             let mut scratch = [MaybeUninit::uninit(); PART];
             for (row, x) in rows.chunks_exact_mut(f).zip(x[first * 2 * f..].chunks_exact(2 * f)) {
-                let (gate, up) = x.split_at(f);
-                // SAFETY: gate and up have the elements of every part, so that each is written.
-                unsafe {
-                    O::fill(
-                        row,
-                        &mut scratch,
-                        #[inline(always)]
-                        |part, row: &mut [MaybeUninit<T>]| {
-                            for ((y, &g), &u) in row.iter_mut().zip(&gate[part.clone()]).zip(&up[part]) {
-                                let (g, u): (T, T) = (g.load(), u.load());
-                                y.write(g * sigmoid(g, fma) * u);
-                            }
-                        },
-                    );
-                }
+                SwigluRow { gate_up: x, weight: T::one(), fma }.forward(row, &mut scratch);
             }
         },
     );
@@ -61,16 +47,10 @@ fn backward_rows<T: Real, O: StorageFloat<T>>(da: &Tensor, gate_up: &Tensor) -> 
         2 * f,
         #[inline(always)]
         |first, rows, fma| {
-            let mut scratch = [[T::zero(); PART]; 2];
+            let mut scratch = [[T::zero(); PART]; 3];
             let (da, x) = (da[first * f..].chunks_exact(f), x[first * 2 * f..].chunks_exact(2 * f));
             for ((row, da), x) in rows.chunks_exact_mut(2 * f).zip(da).zip(x) {
-                let ((gate, up), (dgate, dup)) = (x.split_at(f), row.split_at_mut(f));
-                let outputs = dgate.chunks_mut(PART).zip(dup.chunks_mut(PART));
-                let inputs = da.chunks(PART).zip(gate.chunks(PART)).zip(up.chunks(PART));
-                for ((dgate, dup), ((da, gate), up)) in outputs.zip(inputs) {
-                    let part = SwigluPart { da, gate, up, scratch: &mut scratch };
-                    part.backward([dgate, dup], fma);
-                }
+                SwigluRow { gate_up: x, weight: T::one(), fma }.backward::<false>(da, row, &mut scratch);
             }
         },
     );
@@ -83,28 +63,72 @@ fn sigmoid<T: Real>(x: T, fma: Fma) -> T {
     T::one() / (T::one() + (-x).fast_exp(fma))
 }
 
-/// Up to [`PART`] gates and ups, the gradients of their activations, and room for their own.
-struct SwigluPart<'a, T, O> {
-    da: &'a [T],
-    gate: &'a [O],
-    up: &'a [O],
-    scratch: &'a mut [[T; PART]; 2],
+/// One row: gate and up side by side, and a factor of its activation.
+pub(in crate::ops) struct SwigluRow<'a, T, O> {
+    pub(in crate::ops) gate_up: &'a [O],
+    pub(in crate::ops) weight: T,
+    pub(in crate::ops) fma: Fma,
 }
 
-impl<T: Real, O: StorageFloat<T>> SwigluPart<'_, T, O> {
-    /// Writes the gradients of both, from one sigmoid.
+impl<T: Real, O: StorageFloat<T>> SwigluRow<'_, T, O> {
+    /// Writes the F elements of the activation, times the weight.
     #[inline(always)]
-    fn backward(self, [gate_out, up_out]: [&mut [MaybeUninit<O>]; 2], fma: Fma) {
-        let [dgate, dup] = self.scratch;
-        let (dgate, dup) = (&mut dgate[..self.da.len()], &mut dup[..self.da.len()]);
-        let inputs = self.da.iter().zip(self.gate).zip(self.up);
-        for ((x, y), ((&d, &g), &u)) in dgate.iter_mut().zip(dup.iter_mut()).zip(inputs) {
-            let (g, u): (T, T) = (g.load(), u.load());
-            let s = sigmoid(g, fma);
-            *x = d * u * s * fma.mul_add(g, T::one() - s, T::one());
-            *y = d * g * s;
+    pub(in crate::ops) fn forward(self, out: &mut [MaybeUninit<O>], scratch: &mut [MaybeUninit<T>; PART]) {
+        let Self { gate_up, weight, fma } = self;
+        assert_eq!(gate_up.len(), 2 * out.len(), "gate and up, and room for the activation");
+        let (gate, up) = gate_up.split_at(out.len());
+        // SAFETY: gate and up have the elements of every part, so that each is written.
+        unsafe {
+            O::fill(
+                out,
+                scratch,
+                #[inline(always)]
+                |part, row: &mut [MaybeUninit<T>]| {
+                    for ((y, &g), &u) in row.iter_mut().zip(&gate[part.clone()]).zip(&up[part]) {
+                        let (g, u): (T, T) = (g.load(), u.load());
+                        y.write(weight * (g * sigmoid(g, fma) * u));
+                    }
+                },
+            );
         }
-        O::store_slice(dgate, gate_out);
-        O::store_slice(dup, up_out);
+    }
+
+    /// Writes the gradients of gate and up, 2F elements, from `da`, that of the weighted activation. Returns the gradient of the
+    /// weight if `WEIGHTED`, and zero otherwise.
+    #[inline(always)]
+    pub(in crate::ops) fn backward<const WEIGHTED: bool>(
+        self,
+        da: &[T],
+        out: &mut [MaybeUninit<O>],
+        scratch: &mut [[T; PART]; 3],
+    ) -> T {
+        let Self { gate_up, weight, fma } = self;
+        assert!(gate_up.len() == 2 * da.len() && out.len() == 2 * da.len(), "gate and up, and room");
+        let ((gate, up), (dgate, dup)) = (gate_up.split_at(da.len()), out.split_at_mut(da.len()));
+        let outputs = dgate.chunks_mut(PART).zip(dup.chunks_mut(PART));
+        let inputs = da.chunks(PART).zip(gate.chunks(PART)).zip(up.chunks(PART));
+        let mut dweight = T::zero();
+        for ((dgate_out, dup_out), ((da, gate), up)) in outputs.zip(inputs) {
+            let [dgate, dup, a] = &mut *scratch;
+            let (dgate, dup, a) = (&mut dgate[..da.len()], &mut dup[..da.len()], &mut a[..da.len()]);
+            let inputs = da.iter().zip(gate).zip(up);
+            for (((x, y), a), ((&d, &g), &u)) in
+                dgate.iter_mut().zip(dup.iter_mut()).zip(a.iter_mut()).zip(inputs)
+            {
+                let (d, g, u): (T, T, T) = (weight * d, g.load(), u.load());
+                let s = sigmoid(g, fma);
+                *x = d * u * s * fma.mul_add(g, T::one() - s, T::one());
+                *y = d * g * s;
+                if WEIGHTED {
+                    *a = g * s * u;
+                }
+            }
+            if WEIGHTED {
+                dweight += cpu::dot(da, a, fma);
+            }
+            O::store_slice(dgate, dgate_out);
+            O::store_slice(dup, dup_out);
+        }
+        dweight
     }
 }

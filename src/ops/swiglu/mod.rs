@@ -13,6 +13,7 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
+pub(super) use cpu::SwigluRow;
 pub use reference::reference;
 
 use super::backend::{Route, route};

@@ -31,6 +31,8 @@ fn config(vocab_size: usize, logits_scaling: f64) -> ModelConfig {
         residual_multiplier: 0.22,
         attention_multiplier: 1.0 / 16.0,
         logits_scaling,
+        mamba: None,
+        experts: None,
     }
 }
 

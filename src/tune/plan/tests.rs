@@ -86,7 +86,7 @@ fn second_copy_of_the_weights_gets_what_is_left() {
     let rows = RowRange { full: 2048, most: 8192 };
     let plan = |memory: &TuningMemory, budget| MemoryPlan::new(memory, &WORK, budget, rows);
     let (without, transposes) = (memory(), 5 * GIB);
-    let with = TuningMemory { transposes, ..without };
+    let with = TuningMemory { transposes, ..without.clone() };
     for gib in [16, 20, 30, 80] {
         let needed = plan(&without, budget(gib * GIB)).total();
         // The same rows and blocks as without a copy; a byte less than both take, and there is none.
@@ -105,7 +105,7 @@ fn second_copy_of_the_weights_gets_what_is_left() {
         }
     }
     // One that is in memory counts with the weights: not in what is free beside them.
-    let packed = TuningMemory { has_transposes: true, ..with };
+    let packed = TuningMemory { has_transposes: true, ..with.clone() };
     for (with_weights, counted) in [(true, transposes), (false, 0)] {
         let budget = Budget { with_weights, ..budget(80 * GIB) };
         let found = plan(&packed, budget);
@@ -155,7 +155,7 @@ fn a_split_batch_holds_the_prefixes_beside_a_pass() {
         assert_eq!(found.1, memory.workspace(rows, 256, 3) + 108 * memory.split_per_row);
     };
     alone(&memory, 2048);
-    alone(&TuningMemory { on_gpu: false, ..memory }, 3000);
+    alone(&TuningMemory { on_gpu: false, ..memory.clone() }, 3000);
     // Never more than twice what it should have.
     let long = LargestStep { longest: 4000, ..WORK };
     let split = long.pass(&memory, Limits { max_rows: 4096, recompute: 0 });

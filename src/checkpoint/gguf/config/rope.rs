@@ -20,7 +20,7 @@ pub(in crate::checkpoint::gguf) struct RopeTensors {
 pub(super) fn read(keys: &Keys<'_>, head_dim: usize, tensors: &RopeTensors) -> Result<Option<Rope>> {
     // llama.cpp keeps Granite's switch between rotary and no position embedding in this key.
     let switch = keys.metadata.boolean(&keys.key("rope.scaling.finetuned"))?;
-    if keys.arch == "granite" && switch == Some(false) {
+    if keys.arch.starts_with("granite") && switch == Some(false) {
         return Ok(None);
     }
     let theta = keys.number("rope.freq_base")?.unwrap_or(10_000.0);

@@ -21,8 +21,8 @@ pub(crate) use pool::on_pool;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use round::low_mask;
 pub(crate) use round::{F32Rows, round_pairs, round_slice};
-pub(crate) use storage::{PART, StorageFloat, round, to_storage};
-pub(crate) use vectors::{Fma, dot, largest, simd, sum};
+pub(crate) use storage::{PART, StorageFloat, StoredSlice, StoredView, round, to_storage};
+pub(crate) use vectors::{Fma, add_scaled, dot, largest, sigmoid, simd, sum};
 
 /// A float that the CPU code computes in: f32, and f64 for finite differences.
 pub(crate) trait Real: WithDType + num_traits::Float + std::iter::Sum {
@@ -30,6 +30,8 @@ pub(crate) trait Real: WithDType + num_traits::Float + std::iter::Sum {
     fn fast_exp(self, fma: Fma) -> Self;
     /// The elements of a storage of this dtype; `None` for another dtype.
     fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
+    /// The value of a bf16, exactly.
+    fn widened(x: half::bf16) -> Self;
     /// The nearest value to `x`.
     fn nearest(x: f64) -> Self {
         <Self as WithDType>::from_f64(x)
@@ -51,6 +53,18 @@ impl Real for f32 {
             _ => None,
         }
     }
+    #[inline(always)]
+    fn widened(x: half::bf16) -> Self {
+        x.load()
+    }
+    #[inline(always)]
+    fn nearest(x: f64) -> Self {
+        x as f32
+    }
+    #[inline(always)]
+    fn as_f64(self) -> f64 {
+        Self::into(self)
+    }
 }
 
 impl Real for f64 {
@@ -62,6 +76,9 @@ impl Real for f64 {
             CpuStorage::F64(v) => Some(v),
             _ => None,
         }
+    }
+    fn widened(x: half::bf16) -> Self {
+        Self::from(x.to_f32())
     }
 }
 

@@ -95,6 +95,76 @@ impl StorageFloat<f32> for bf16 {
     }
 }
 
+/// A contiguous CPU tensor of values in `T` or in bf16.
+pub(crate) enum StoredView<'a, T> {
+    Computed(View<'a, T>),
+    Bf16(View<'a, bf16>),
+}
+
+impl<'a, T: Real> StoredView<'a, T> {
+    /// # Errors
+    /// Returns an error if the tensor is not contiguous, not on the CPU, or of another dtype.
+    pub(crate) fn new(op: &'static str, tensor: &'a Tensor) -> Result<Self> {
+        Ok(match tensor.dtype() {
+            DType::BF16 => Self::Bf16(View::new(op, tensor)?),
+            _ => Self::Computed(View::new(op, tensor)?),
+        })
+    }
+
+    pub(crate) fn as_slice(&self) -> StoredSlice<'_, T> {
+        match self {
+            Self::Computed(view) => StoredSlice::Computed(view),
+            Self::Bf16(view) => StoredSlice::Bf16(view),
+        }
+    }
+}
+
+/// Values in `T` or in bf16.
+#[derive(Clone, Copy)]
+pub(crate) enum StoredSlice<'a, T> {
+    Computed(&'a [T]),
+    Bf16(&'a [bf16]),
+}
+
+impl<'a, T: Real> StoredSlice<'a, T> {
+    /// The values of a range.
+    #[inline(always)]
+    pub(crate) fn range(self, range: Range<usize>) -> Self {
+        match self {
+            Self::Computed(values) => Self::Computed(&values[range]),
+            Self::Bf16(values) => Self::Bf16(&values[range]),
+        }
+    }
+
+    /// Writes the values to `to`, which has their number.
+    #[inline(always)]
+    pub(crate) fn load(self, to: &mut [T]) {
+        match self {
+            Self::Computed(values) => to.copy_from_slice(values),
+            Self::Bf16(values) => {
+                assert_eq!(values.len(), to.len(), "values to load, and room for them");
+                to.iter_mut().zip(values).for_each(|(y, &x)| *y = T::widened(x));
+            }
+        }
+    }
+
+    /// The values in `T`: themselves, or those of bf16 in `scratch`.
+    #[inline(always)]
+    pub(crate) fn widen<'s>(self, scratch: &'s mut [T]) -> &'s [T]
+    where
+        'a: 's,
+    {
+        match self {
+            Self::Computed(values) => values,
+            Self::Bf16(values) => {
+                let scratch = &mut scratch[..values.len()];
+                self.load(scratch);
+                scratch
+            }
+        }
+    }
+}
+
 /// `x` in dtype `out`, which is its own, or bf16 of f32.
 ///
 /// # Errors

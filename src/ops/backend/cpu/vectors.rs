@@ -88,6 +88,18 @@ pub(crate) fn dot<T: Real>(a: &[T], b: &[T], fma: Fma) -> T {
     lanes.into_iter().sum::<T>() + tail
 }
 
+/// `y += factor * x`, both of one length.
+#[inline(always)]
+pub(crate) fn add_scaled<T: Real>(y: &mut [T], factor: T, x: &[T], fma: Fma) {
+    y.iter_mut().zip(x).for_each(|(y, &x)| *y = fma.mul_add(factor, x, *y));
+}
+
+/// The logistic function, `1 / (1 + e^-x)`.
+#[inline(always)]
+pub(crate) fn sigmoid<T: Real>(x: T, fma: Fma) -> T {
+    T::one() / (T::one() + (-x).fast_exp(fma))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,14 +11,18 @@ use std::sync::{Mutex, OnceLock};
 
 /// The dialect, and the kernel files that Metal compiles (`*_mma.cu` are CUDA's alone).
 const DIALECT: &str = include_str!("../../../../kernels/metal.h");
-const FILES: [(&str, &str); 8] = [
+const FILES: [(&str, &str); 12] = [
     ("adamw", include_str!("../../../../kernels/adamw.cu")),
     ("attention", include_str!("../../../../kernels/attention.cu")),
+    ("conv", include_str!("../../../../kernels/conv.cu")),
     ("cross_entropy", include_str!("../../../../kernels/cross_entropy.cu")),
     ("embed", include_str!("../../../../kernels/embed.cu")),
+    ("experts", include_str!("../../../../kernels/experts.cu")),
+    ("gated_norm", include_str!("../../../../kernels/gated_norm.cu")),
     ("rms_norm", include_str!("../../../../kernels/rms_norm.cu")),
     ("rope", include_str!("../../../../kernels/rope.cu")),
     ("rows", include_str!("../../../../kernels/rows.cu")),
+    ("ssd", include_str!("../../../../kernels/ssd.cu")),
     ("swiglu", include_str!("../../../../kernels/swiglu.cu")),
 ];
 
