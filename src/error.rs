@@ -4,7 +4,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// Result of every fallible function of this library.
+/// Result of every fallible function of this library. All return the errors of the device and the libraries beneath;
+/// an `# Errors` section says what else is one.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Any error, from reading a file to the last step of a run.

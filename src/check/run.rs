@@ -54,9 +54,6 @@ impl Curves {
 }
 
 /// Tunes the same prompt on the device and on the CPU.
-///
-/// # Errors
-/// Returns an error if a device operation fails.
 pub fn run(target: &CheckTarget, size: RunSize) -> Result<Curves> {
     let config = config(size.head_dim);
     let cpu = Decoder::random(&config, Dtypes::for_weights(DType::F32, &Device::Cpu)?, &Device::Cpu, 7)?;

@@ -36,9 +36,6 @@ impl Indices {
     }
 
     /// The list as a tensor of u32 on `device`; the first call uploads it.
-    ///
-    /// # Errors
-    /// Returns an error if a device operation fails.
     pub fn to_device(&self, device: &Device) -> Result<Tensor> {
         if let Some(tensor) = self.device.get()
             && tensor.device().same_device(device)
@@ -93,9 +90,6 @@ impl<'a> IndexView<'a> {
     }
 
     /// The indices as a tensor of u32 on `device`.
-    ///
-    /// # Errors
-    /// Returns an error if a device operation fails.
     pub fn to_device(self, device: &Device) -> Result<Tensor> {
         Ok(self.all.to_device(device)?.narrow(0, self.start, self.len)?)
     }

@@ -31,9 +31,6 @@ pub fn max_rows(configured: usize, device: &Device) -> usize {
 }
 
 /// How a run fits into the memory of `device`; `loaded` says whether the weights are there yet.
-///
-/// # Errors
-/// Returns an error if a device operation fails.
 pub fn plan(
     options: &TrainOptions,
     memory: &TuningMemory,
@@ -56,9 +53,6 @@ fn row_range(configured: usize, on_cpu: bool) -> RowRange {
 
 /// As [`plan`], for a run over `train` with `virtual_tokens` in a model that is on its device. A second copy of the model's
 /// weights is made if the plan says so; what does not tune makes none.
-///
-/// # Errors
-/// Returns an error if a device operation fails.
 pub fn plan_run(
     options: &TrainOptions,
     model: &Decoder,

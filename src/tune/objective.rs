@@ -47,9 +47,6 @@ impl Objective {
     }
 
     /// Mean over all target tokens, nats.
-    ///
-    /// # Errors
-    /// Returns an error if a device operation fails.
     pub fn loss(&self) -> Result<f64> {
         let nll = self.nll()?;
         Ok(nll.iter().sum::<f64>() / nll.len() as f64)
@@ -57,9 +54,6 @@ impl Objective {
 
     /// Negative log-likelihood of each target token in the order of groups, examples and tokens, nats; waits for
     /// the device.
-    ///
-    /// # Errors
-    /// Returns an error if a device operation fails.
     pub fn nll(&self) -> Result<Vec<f64>> {
         let mut all = Vec::with_capacity(self.target_tokens());
         for nll in self.nll.iter().filter(|nll| nll.elem_count() > 0) {

@@ -125,9 +125,6 @@ pub struct Budget {
 
 impl Budget {
     /// What the configuration says, else what `device` has free; `loaded` says whether the weights are there yet.
-    ///
-    /// # Errors
-    /// Returns an error if a device operation fails.
     pub fn new(configured: Option<usize>, device: &Device, loaded: bool) -> Result<Self> {
         Ok(match configured {
             Some(bytes) => Self { bytes: Some(bytes), configured: true, with_weights: true },

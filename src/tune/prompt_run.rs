@@ -256,9 +256,6 @@ impl<'a> PromptRun<'a> {
     }
 
     /// The values before the first step, f32 [num_virtual_tokens, C] on the CPU.
-    ///
-    /// # Errors
-    /// Returns an error if a device operation fails.
     pub fn initial(&self) -> Result<Tensor> {
         Ok(self.initial.to_device(&Device::Cpu)?)
     }

@@ -109,17 +109,11 @@ impl<'a> Trainer<'a> {
     }
 
     /// The prompt that the first run keeps.
-    ///
-    /// # Errors
-    /// Returns an error if a device operation fails.
     pub fn kept(&self) -> Result<Kept> {
         self.first().kept()
     }
 
     /// All that is needed to go on with the run of an index.
-    ///
-    /// # Errors
-    /// Returns an error if a device operation fails.
     pub fn state(&self, run: usize) -> Result<State> {
         let products = products::export(self.decoder.device())?;
         Ok(self.runs[run].state(self.limits.max_rows, products))

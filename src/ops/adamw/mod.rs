@@ -79,9 +79,6 @@ enum NormValue {
 
 impl Norm {
     /// The norm; waits for a device that still computes it.
-    ///
-    /// # Errors
-    /// Returns an error if a device operation fails.
     pub fn value(&self) -> Result<f64> {
         match &self.0 {
             NormValue::Known(norm) => Ok(*norm),
@@ -105,9 +102,6 @@ impl Norm {
 
 impl Parameter {
     /// A parameter with moments of zero. The value is copied.
-    ///
-    /// # Errors
-    /// Returns an error if a device operation fails.
     pub fn new(value: &Tensor) -> Result<Self> {
         Ok(Self { value: value.copy()?, m: value.zeros_like()?, v: value.zeros_like()? })
     }

@@ -52,9 +52,6 @@ pub struct RopeTable {
 impl RopeTable {
     /// The table of `positions` rows for heads of size `head_dim`; angles are computed in f64. Kernels read the table in f32,
     /// whatever the dtype of the activations is.
-    ///
-    /// # Errors
-    /// Returns an error if a device operation fails.
     pub fn new(
         rope: &Rope,
         head_dim: usize,

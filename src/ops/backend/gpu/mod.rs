@@ -128,9 +128,6 @@ pub(crate) fn allocated_rows(rows: usize) -> usize {
 /// one with [`allocated_rows`].
 ///
 /// In the emulator it is filled with NaN, so that a test sees an element that was not written.
-///
-/// # Errors
-/// Returns an error if there is too little memory.
 pub(crate) fn empty(shape: impl Into<Shape>, dtype: DType, like: &Tensor) -> Result<Tensor> {
     let shape: Shape = shape.into();
     if let [rows, columns] = *shape.dims()
