@@ -28,6 +28,8 @@ pub(crate) use vectors::{Fma, add_scaled, dot, largest, sigmoid, simd, sum};
 pub(crate) trait Real: WithDType + num_traits::Float + std::iter::Sum {
     /// e^x, in a form that vectorises; within 2 units in the last place.
     fn fast_exp(self, fma: Fma) -> Self;
+    /// ln(1 + e^x), x itself above 20 as in PyTorch, in a form that vectorises; within a few units in the last place.
+    fn softplus(self, fma: Fma) -> Self;
     /// The elements of a storage of this dtype; `None` for another dtype.
     fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
     /// The value of a bf16, exactly.
@@ -46,6 +48,10 @@ impl Real for f32 {
     #[inline(always)]
     fn fast_exp(self, fma: Fma) -> Self {
         vectors::exp_f32(self, fma)
+    }
+    #[inline(always)]
+    fn softplus(self, fma: Fma) -> Self {
+        vectors::softplus_f32(self, fma)
     }
     fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
         match storage {
@@ -70,6 +76,9 @@ impl Real for f32 {
 impl Real for f64 {
     fn fast_exp(self, _: Fma) -> Self {
         self.exp()
+    }
+    fn softplus(self, _: Fma) -> Self {
+        if self > 20.0 { self } else { self.exp().ln_1p() }
     }
     fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
         match storage {

@@ -50,6 +50,31 @@ pub(super) fn exp_f32(x: f32, fma: Fma) -> f32 {
     e * f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000))
 }
 
+/// ln(1 + e^x) of f32, x itself above 20: the polynomial of Cephes' `logf.c`, and what the rounding of 1 + e^x left out.
+#[inline(always)]
+pub(super) fn softplus_f32(x: f32, fma: Fma) -> f32 {
+    const SQRT_HALF: u32 = 0x3f35_04f3;
+    let e = exp_f32(if x > 20.0 { 20.0 } else { x }, fma);
+    let u = 1.0 + e;
+    // u = 2^n m with m from sqrt(1/2) to sqrt(2).
+    let bits = u.to_bits().wrapping_sub(SQRT_HALF);
+    let n = ((bits as i32) >> 23) as f32;
+    let f = f32::from_bits((bits & 0x7f_ffff) + SQRT_HALF) - 1.0;
+    let p = fma.mul_add(7.037_683_6e-2, f, -1.151_461e-1);
+    let p = fma.mul_add(p, f, 1.167_699_9e-1);
+    let p = fma.mul_add(p, f, -1.242_014_1e-1);
+    let p = fma.mul_add(p, f, 1.424_932_3e-1);
+    let p = fma.mul_add(p, f, -1.666_805_8e-1);
+    let p = fma.mul_add(p, f, 2.000_071_4e-1);
+    let p = fma.mul_add(p, f, -2.499_999_4e-1);
+    let p = fma.mul_add(p, f, 3.333_333_1e-1);
+    let square = f * f;
+    let low = fma.mul_add(n, -2.121_944_4e-4, fma.mul_add(p, f, -0.5) * square);
+    let log = fma.mul_add(n, 0.693_359_4, f + low);
+    let softplus = log + (e - (u - 1.0)) / u;
+    if x > 20.0 { x } else { softplus }
+}
+
 /// The largest of `values` in 16 lanes, so that it vectorises; negative infinity if there is none.
 #[inline(always)]
 pub(crate) fn largest<T: Real>(values: &[T]) -> T {
@@ -115,6 +140,19 @@ mod tests {
             }
             assert!(f32::NAN.fast_exp(fma).is_nan());
             assert_eq!(0f32.fast_exp(fma), 1.0);
+        }
+    }
+
+    #[test]
+    fn softplus_is_within_a_few_units_in_the_last_place() {
+        for fma in [Fma(false), Fma(true)] {
+            for i in -800_000..400_000 {
+                let x = i as f32 * 1e-4;
+                let (ours, exact) = (softplus_f32(x, fma), f64::from(x).exp().ln_1p());
+                let error = ((f64::from(ours) - exact) / exact).abs();
+                assert!(error < 4e-7, "softplus({x}) = {ours}, not {exact}, {fma:?}");
+            }
+            assert!(softplus_f32(f32::NAN, fma).is_nan());
         }
     }
 

@@ -4,6 +4,7 @@ use super::super::plan::CHUNK;
 use super::decay::{HeadSteps, LANES};
 use super::operand::{Operand, ProductRows, multiply};
 use super::pass::{HeadSlice, Pass};
+use super::triangle::add_triangle;
 use crate::ops::cpu::{self, Disjoint, Real};
 use std::ops::Range;
 
@@ -110,8 +111,8 @@ impl<'a, T: Real> ChunkGradient<'a, T> {
             multiply((q, q, r), dy, x.transposed(), out);
             let cb = self.pass.cb(self.rows, self.slice.group);
             add_pairs(&steps, (cb, &p), (&mut weights, &mut *k), &mut self.dl[h]);
-            let out = ProductRows { values: &mut self.b[h * r..], stride: w, accumulate: true };
-            multiply((q, r, q), Operand::new(&weights, CHUNK).transposed(), dy, out);
+            let weights = Operand::new(&weights, CHUNK).transposed();
+            add_triangle((q, r), weights, dy, (&mut self.b[h * r..], w));
         }
     }
 
@@ -139,11 +140,11 @@ impl<'a, T: Real> ChunkGradient<'a, T> {
                             *dx = fma.mul_add(d, dy, dt[j] * b);
                         }
                         let first = row * shape.width() + self.slice.columns.start + h * r;
-                        let derivative = self.pass.step_derivative(row, head);
+                        let derivative = self.pass.step_derivative(row, head, fma);
                         // SAFETY: the caller's promise.
                         unsafe {
                             std::ptr::copy_nonoverlapping(dx.as_ptr(), dxbc.element(first), r);
-                            dr.element(row * shape.heads + head).write(T::nearest(ddt * derivative));
+                            dr.element(row * shape.heads + head).write(T::nearest(ddt) * derivative);
                         }
                     }
                 }

@@ -5,6 +5,7 @@ use super::decay::{HeadSteps, LANES};
 use super::operand::{Operand, ProductRows, multiply};
 use super::pass::{HeadSlice, Pass};
 use super::states::StateMemory;
+use super::triangle::add_triangle;
 use crate::ops::cpu::{self, Disjoint, Real, StorageFloat};
 use std::ops::Range;
 
@@ -124,8 +125,8 @@ impl<T: Real> Pass<'_, T> {
                     }
                 },
             );
-            let out = ProductRows { values: &mut y[h * r..], stride: w, accumulate: true };
-            multiply((q, r, q), Operand::new(weights, CHUNK), x.from(0, h * r), out);
+            let out = (&mut y[h * r..], w);
+            add_triangle((q, r), Operand::new(weights, CHUNK), x.from(0, h * r), out);
         }
     }
 

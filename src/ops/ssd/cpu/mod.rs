@@ -9,6 +9,7 @@ mod operand;
 mod pass;
 mod sides;
 mod states;
+mod triangle;
 
 use super::{SsdGradients, SsdInputs, SsdOutput, SsdShape, SsdWeights};
 use crate::Result;

@@ -19,6 +19,10 @@ impl<'a, T: Real> Operand<'a, T> {
         Self { transposed: !self.transposed, ..self }
     }
 
+    pub(super) fn is_transposed(self) -> bool {
+        self.transposed
+    }
+
     /// The part from a row and a column of the stored matrix on.
     pub(super) fn from(self, row: usize, column: usize) -> Self {
         Self { values: &self.values[row * self.stride + column..], ..self }

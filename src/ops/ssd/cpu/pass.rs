@@ -4,7 +4,7 @@ use super::super::plan::{CHUNK, Chunk, ChunkPlan};
 use super::super::{SsdInputs, SsdShape, SsdWeights};
 use super::operand::{Operand, ProductRows, multiply};
 use crate::Result;
-use crate::ops::cpu::{Real, StoredSlice, StoredView, View};
+use crate::ops::cpu::{self, Fma, Real, StoredSlice, StoredView, View};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -48,7 +48,7 @@ pub(super) struct Pass<'a, T> {
     pub(super) dt_bias: &'a [T],
     dt_limit: (f64, f64),
     /// The steps before the softplus that are not clamped after it.
-    unclamped: (f64, f64),
+    unclamped: (T, T),
     /// The given states, [n, I, N].
     pub(super) given: &'a [T],
     /// Steps: those of a chunk with q rows from row s are [M, q], from element s M.
@@ -126,34 +126,41 @@ impl<'a, T: Real> Pass<'a, T> {
         (self.dt, self.l, self.bc, self.cb) = (dt, l, bc, cb);
     }
 
+    /// Writes the steps of a chunk and the sums of its decays.
     fn write_steps(&self, rows: &Range<usize>, dt: &mut [T], l: &mut [f64]) {
         let (heads, q) = (self.shape.heads, rows.len());
-        for head in 0..heads {
-            let (a, mut sum) = (self.a[head].as_f64(), 0.0);
-            for (i, row) in rows.clone().enumerate() {
-                let step = T::nearest(self.step(row, head));
-                sum += a * step.as_f64();
-                dt[head * q + i] = step;
-                l[head * q + i] = sum;
+        let limits = (T::nearest(self.dt_limit.0), T::nearest(self.dt_limit.1));
+        let mut steps = vec![T::zero(); heads];
+        cpu::simd(
+            #[inline(always)]
+            |fma| {
+                for (i, row) in rows.clone().enumerate() {
+                    let r = &self.r[row * heads..][..heads];
+                    for ((step, &r), &bias) in steps.iter_mut().zip(r).zip(self.dt_bias) {
+                        let x = (r + bias).softplus(fma);
+                        // NaN stays NaN.
+                        let x = if x < limits.0 { limits.0 } else { x };
+                        *step = if x > limits.1 { limits.1 } else { x };
+                    }
+                    steps.iter().enumerate().for_each(|(head, &step)| dt[head * q + i] = step);
+                }
+            },
+        );
+        for ((dt, l), a) in dt.chunks_exact(q).zip(l.chunks_exact_mut(q)).zip(self.a) {
+            let mut sum = 0.0;
+            for (dt, l) in dt.iter().zip(l) {
+                sum += a.as_f64() * dt.as_f64();
+                *l = sum;
             }
         }
     }
 
-    /// `clamp(softplus(r + dt_bias))`.
-    fn step(&self, row: usize, head: usize) -> f64 {
-        let (low, high) = self.dt_limit;
-        softplus(self.biased(row, head)).max(low).min(high)
-    }
-
-    fn biased(&self, row: usize, head: usize) -> f64 {
-        self.r[row * self.shape.heads + head].as_f64() + self.dt_bias[head].as_f64()
-    }
-
     /// The derivative of a step with respect to r.
-    pub(super) fn step_derivative(&self, row: usize, head: usize) -> f64 {
-        let x = self.biased(row, head);
+    #[inline(always)]
+    pub(super) fn step_derivative(&self, row: usize, head: usize, fma: Fma) -> T {
+        let x = self.r[row * self.shape.heads + head] + self.dt_bias[head];
         let (low, high) = self.unclamped;
-        if x > low && x < high { 1.0 / (1.0 + (-x).exp()) } else { 0.0 }
+        if x > low && x < high { cpu::sigmoid(x, fma) } else { T::zero() }
     }
 
     fn multiply_sides(&self, rows: &Range<usize>, bc: &[T], cb: &mut [T]) {
@@ -238,16 +245,11 @@ impl<'a, T: Real> Pass<'a, T> {
     }
 }
 
-/// `ln(1 + e^x)`; x itself above 20, as PyTorch computes it.
-fn softplus(x: f64) -> f64 {
-    if x > 20.0 { x } else { x.exp().ln_1p() }
-}
-
 /// The x with `softplus(x) = y`; negative infinity if y is not positive.
-fn softplus_inverse(y: f64) -> f64 {
-    match y {
+fn softplus_inverse<T: Real>(y: f64) -> T {
+    T::nearest(match y {
         y if y > 20.0 => y,
         y if y > 0.0 => y.exp_m1().ln(),
         _ => f64::NEG_INFINITY,
-    }
+    })
 }
