@@ -4,7 +4,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// Result of every fallible function of this library.
+/// Result of every fallible function of this library. All return the errors of the device and the libraries beneath;
+/// an `# Errors` section says what else is one.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Any error, from reading a file to the last step of a run.
@@ -113,6 +114,11 @@ impl Error {
     pub fn io(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
         move |source| Self::Io { path, source }
+    }
+
+    /// An error of an operation that got tensors that do not fit together.
+    pub(crate) fn shape(op: &'static str, expected: impl Into<String>, found: impl Into<String>) -> Self {
+        Self::Shape { op, expected: expected.into(), found: found.into() }
     }
 
     /// Adds the name of the key, option or label to a tokenizer error; other errors stay as they are.

@@ -51,9 +51,6 @@ pub struct MatmulPeak {
 impl MatmulPeak {
     /// Measures it on `device` in `dtype`: candle's own product, or that of [`Linear`] on a CPU in bf16. `canary` is
     /// for a CPU.
-    ///
-    /// # Errors
-    /// Returns an error if a device operation fails.
     pub fn measure(device: &Device, dtype: DType, canary: Option<&Canary>) -> Result<Self> {
         let size = if device.is_cpu() { CPU_SIZE } else { GPU_SIZE };
         let matrix = || Tensor::randn(0f32, 1.0, (size, size), device)?.to_dtype(dtype);

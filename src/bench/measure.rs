@@ -7,10 +7,9 @@ use super::measured::{Figures, Measured, OpShare, Profile, StepContent, Timed};
 use crate::batch::{Example, PrefixGroup};
 use crate::config::{Keep, Schedule, TrainOptions};
 use crate::device::PeakMemory;
-use crate::model::Decoder;
-use crate::model::Flops;
+use crate::model::{Decoder, Flops};
 use crate::ops::profile;
-use crate::tune::{EpochRecord, Limits, Observer, StepRecord, Task, Trainer};
+use crate::tune::{Limits, Observer, StepRecord, Task, Trainer};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use rand::{Rng, SeedableRng};
@@ -273,9 +272,5 @@ impl Observer for StepClock<'_> {
         let problem =
             format!("a step did not fit into what was planned; {} rows a pass may", limits.max_rows);
         Err(Error::OutOfMemory { problem })
-    }
-
-    fn epoch(&mut self, _record: &EpochRecord) -> Result<()> {
-        Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! The cases of shared-prefix attention: several prefixes, sequences of odd lengths, queries of some rows only,
 //! prefixes of another pass, gradients of the prefixes alone.
 
-use super::{Checks, Input, ResultKind};
+use super::{Checks, Input};
 use crate::Result;
 use crate::ops::attention::{AttentionShape, GradTargets, Gradients, Inputs, Qkv, Segment, Segments};
 use candle_core::{DType, Tensor};
@@ -120,14 +120,8 @@ fn compare(checks: &mut Checks, case: &AttentionCase) -> Result<()> {
     let ours = checks.run(|| shape.forward(case.inputs(&device)))?;
     let expected = shape.forward(case.inputs(&exact))?;
     let naive = shape.reference(case.inputs(&cpu))?;
-    checks.compare("out", ResultKind::Value, &ours.out, &expected.out, &naive.out)?;
-    checks.compare(
-        "lse",
-        ResultKind::Value,
-        &ours.lse,
-        &expected.lse,
-        &expected.lse.to_dtype(DType::F32)?,
-    )?;
+    checks.value("out", &ours.out, &expected.out, &naive.out)?;
+    checks.value("lse", &ours.lse, &expected.lse, &expected.lse.to_dtype(DType::F32)?)?;
     let dout = checks.random(ours.out.dims2()?, 1.0)?;
     let (ours, expected) = (ours.saved(), expected.saved());
     for needs in [GradTargets::All, GradTargets::Prefixes] {
@@ -141,11 +135,11 @@ fn compare(checks: &mut Checks, case: &AttentionCase) -> Result<()> {
 
 fn gradients(checks: &mut Checks, ours: &Gradients, exact: &Gradients, naive: &Gradients) -> Result<()> {
     if let (Some(a), Some(b), Some(c)) = (&ours.qkv, &exact.qkv, &naive.qkv) {
-        checks.compare("dq", ResultKind::Gradient, a.queries(), b.queries(), c.queries())?;
-        checks.compare("dkv", ResultKind::Gradient, a.keys_values(), b.keys_values(), c.keys_values())?;
+        checks.gradient("dq", a.queries(), b.queries(), c.queries())?;
+        checks.gradient("dkv", a.keys_values(), b.keys_values(), c.keys_values())?;
     }
     if let (Some(a), Some(b), Some(c)) = (&ours.prefix, &exact.prefix, &naive.prefix) {
-        checks.compare("dprefix", ResultKind::Gradient, a, b, c)?;
+        checks.gradient("dprefix", a, b, c)?;
     }
     let same = ours.qkv.is_some() == exact.qkv.is_some() && ours.prefix.is_some() == exact.prefix.is_some();
     if same { Ok(()) } else { Err(crate::Error::Invalid("attention: another set of gradients".into())) }

@@ -36,13 +36,8 @@ pub(super) fn check(checks: &mut Checks) -> Result<()> {
             let ours = checks.run(|| Routing::new(&logits.device, per_token))?;
             compare(checks, "weights", ResultKind::Value, ours.weights(), exact.weights())?;
             let wrong = differences(ours.chosen(), exact.chosen())?;
-            checks.compare(
-                "chosen",
-                ResultKind::Value,
-                &wrong,
-                &wrong.zeros_like()?,
-                &wrong.zeros_like()?,
-            )?;
+            let none = wrong.zeros_like()?;
+            checks.value("chosen", &wrong, &none, &none)?;
             rows(checks, (&ours, &exact), c)?;
             if !tied {
                 products(checks, (&ours, &exact), shape)?;
@@ -61,7 +56,7 @@ fn compare(
     ours: &Tensor,
     exact: &Tensor,
 ) -> Result<()> {
-    checks.compare(what, kind, ours, exact, &exact.to_dtype(checks.dtype())?)
+    checks.compare((what, kind), ours, exact, &exact.to_dtype(checks.dtype())?)
 }
 
 /// 1 for each number that differs, 0 for others.

@@ -60,7 +60,7 @@ impl Checks<'_> {
         exact: &Tensor,
     ) -> Result<()> {
         let rounded = exact.to_dtype(self.dtype())?;
-        self.compare(what, kind, ours, exact, &rounded)
+        self.compare((what, kind), ours, exact, &rounded)
     }
 
     /// Compares results that both sides have, or neither.

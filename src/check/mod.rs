@@ -55,6 +55,15 @@ pub struct CheckTarget<'a> {
     pub run: &'a dyn Fn(&mut dyn FnMut()),
 }
 
+impl CheckTarget<'_> {
+    /// The result of `f` on the device.
+    pub(crate) fn result<R>(&self, mut f: impl FnMut() -> Result<R>) -> Result<R> {
+        let mut result = None;
+        (self.run)(&mut || result = Some(f()));
+        result.unwrap_or_else(|| Err(crate::Error::Invalid("the device under test ran nothing".into())))
+    }
+}
+
 /// Comparisons so far, and the current case.
 pub(crate) struct Checks<'a> {
     target: &'a CheckTarget<'a>,
@@ -131,20 +140,35 @@ impl<'a> Checks<'a> {
     }
 
     /// Runs `f` on the device under test.
-    pub(crate) fn run<R>(&self, mut f: impl FnMut() -> Result<R>) -> Result<R> {
-        let mut result = None;
-        (self.target.run)(&mut || result = Some(f()));
-        match result {
-            Some(result) => result,
-            None => Err(crate::Error::Invalid("the device under test ran nothing".into())),
-        }
+    pub(crate) fn run<R>(&self, f: impl FnMut() -> Result<R>) -> Result<R> {
+        self.target.result(f)
     }
 
-    /// Compares `ours` with `exact`; `plain` is the result of plain ops in the same dtype.
-    pub(crate) fn compare(
+    /// Compares a value with `exact`; `naive` is the result of plain ops in the same dtype.
+    pub(crate) fn value(
         &mut self,
         what: &'static str,
-        kind: ResultKind,
+        ours: &Tensor,
+        exact: &Tensor,
+        naive: &Tensor,
+    ) -> Result<()> {
+        self.compare((what, ResultKind::Value), ours, exact, naive)
+    }
+
+    /// Compares a gradient with `exact`, as [`Checks::value`] does.
+    pub(crate) fn gradient(
+        &mut self,
+        what: &'static str,
+        ours: &Tensor,
+        exact: &Tensor,
+        naive: &Tensor,
+    ) -> Result<()> {
+        self.compare((what, ResultKind::Gradient), ours, exact, naive)
+    }
+
+    fn compare(
+        &mut self,
+        (what, kind): (&'static str, ResultKind),
         ours: &Tensor,
         exact: &Tensor,
         naive: &Tensor,

@@ -1,13 +1,12 @@
 //! The cases of each op except attention, experts and those of Mamba2 layers.
 
-use super::{CheckTarget, Checks, Comparison, Input, ResultKind, attention, experts, mamba2};
+use super::{CheckTarget, Checks, Comparison, Input, attention, experts, mamba2};
 use crate::Result;
 use crate::ops::adamw::{AdamW, AdamWStep, Parameter};
 use crate::ops::cross_entropy::{self, Softmax};
 use crate::ops::embed::{self, EmbedLookup};
 use crate::ops::rms_norm::{ResidualAdd, RmsNorm};
-use crate::ops::rope::Rope;
-use crate::ops::rope::{self, CacheRows};
+use crate::ops::rope::{self, CacheRows, Rope};
 use crate::ops::{AttentionShape, Indices, Linear, RopeTable, autograd, rows, swiglu};
 use candle_core::{DType, Device, Tensor};
 
@@ -60,12 +59,12 @@ fn embed(checks: &mut Checks) -> Result<()> {
         let exact = embed::forward(&table.exact, &prompts.exact, &lookup)?;
         let ours = checks.run(|| embed::forward(&table.device, &prompts.device, &lookup))?;
         let naive = embed::reference(&table.cpu, &prompts.cpu.to_dtype(checks.dtype())?, &lookup)?;
-        checks.compare("x", ResultKind::Value, &ours, &exact, &naive)?;
+        checks.value("x", &ours, &exact, &naive)?;
         let dx = checks.random((t, c), 1.0)?;
         let exact = embed::backward(&dx.exact, n, &lookup)?;
         let ours = checks.run(|| embed::backward(&dx.device, n, &lookup))?;
         let rounded = exact.to_dtype(checks.dtype())?;
-        checks.compare("dprompts", ResultKind::Gradient, &ours, &exact, &rounded)?;
+        checks.gradient("dprompts", &ours, &exact, &rounded)?;
     }
     Ok(())
 }
@@ -78,16 +77,10 @@ fn linear(checks: &mut Checks) -> Result<()> {
         let layer = |of: fn(&Input) -> &Tensor| Linear::new(of(&weight).clone(), Some(of(&bias).clone()));
         let (exact, naive, device) = (layer(|i| &i.exact)?, layer(|i| &i.cpu)?, layer(|i| &i.device)?);
         let ours = checks.run(|| device.forward(&x.device))?;
-        checks.compare(
-            "y",
-            ResultKind::Value,
-            &ours,
-            &exact.forward(&x.exact)?,
-            &naive.reference(&x.cpu)?,
-        )?;
+        checks.value("y", &ours, &exact.forward(&x.exact)?, &naive.reference(&x.cpu)?)?;
         let ours = checks.run(|| device.backward(&dy.device, 0.22))?;
         let naive = (dy.cpu.matmul(&weight.cpu)? * 0.22)?;
-        checks.compare("dx", ResultKind::Gradient, &ours, &exact.backward(&dy.exact, 0.22)?, &naive)?;
+        checks.gradient("dx", &ours, &exact.backward(&dy.exact, 0.22)?, &naive)?;
     }
     Ok(())
 }
@@ -115,11 +108,11 @@ fn rms_norm(checks: &mut Checks) -> Result<()> {
             })?;
             let naive = naive_norm.reference(&x.cpu, with(&delta.cpu))?;
             let summed = exact_norm.forward(&x.exact, with(&delta.exact), x.exact.dtype())?.residual;
-            checks.compare("residual", ResultKind::Value, &ours.residual, &summed, &naive.residual)?;
+            checks.value("residual", &ours.residual, &summed, &naive.residual)?;
             let exact = exact_norm.forward(&residual.exact, None, x.exact.dtype())?;
             let naive = naive_norm.reference(&residual.cpu, None)?;
-            checks.compare("normed", ResultKind::Value, &ours.normed, &exact.normed, &naive.normed)?;
-            checks.compare("rstd", ResultKind::Value, &ours.rstd, &exact.rstd, &naive.normed)?;
+            checks.value("normed", &ours.normed, &exact.normed, &naive.normed)?;
+            checks.value("rstd", &ours.rstd, &exact.rstd, &naive.normed)?;
             let rstd = checks.input(&exact.rstd.to_dtype(DType::F32)?)?;
             let dresidual = |i: &Tensor| add.then_some(i.clone());
             let exact =
@@ -136,7 +129,7 @@ fn rms_norm(checks: &mut Checks) -> Result<()> {
                 Ok(naive_norm.reference(v[0].as_tensor(), None)?.normed)
             })?;
             let naive = if add { (&x.cpu + &through[0])? } else { through[0].clone() };
-            checks.compare("dx", ResultKind::Gradient, &ours, &exact, &naive)?;
+            checks.gradient("dx", &ours, &exact, &naive)?;
         }
     }
     Ok(())
@@ -159,7 +152,7 @@ fn rope(checks: &mut Checks) -> Result<()> {
             };
             let ours = checks.run(|| turn(&device_table, &x.device))?;
             let naive = naive_table.reference(&x.cpu, heads, (&positions).into(), sign)?;
-            checks.compare(what, ResultKind::Value, &ours, &turn(&exact_table, &x.exact)?, &naive)?;
+            checks.value(what, &ours, &turn(&exact_table, &x.exact)?, &naive)?;
         }
         for heads in [heads - others, 0] {
             let shape = AttentionShape { heads, kv_heads: others, head_dim: d, scale: 1.0 };
@@ -176,9 +169,9 @@ fn rope(checks: &mut Checks) -> Result<()> {
                     rope::forward_to_cache(device, &x.device, &shape, (&positions).into(), to)
                 })?;
                 if heads > 0 {
-                    checks.compare("queries", ResultKind::Value, &ours, &exact, &naive)?;
+                    checks.value("queries", &ours, &exact, &naive)?;
                 }
-                checks.compare("cache", ResultKind::Value, &cache.device, &exact_cache, &naive_cache)?;
+                checks.value("cache", &cache.device, &exact_cache, &naive_cache)?;
             }
         }
     }
@@ -212,22 +205,22 @@ fn rows(checks: &mut Checks) -> Result<()> {
         let numbers = || (&numbers).into();
         let (exact, naive) = (rows::forward(&x.exact, numbers())?, rows::reference(&x.cpu, numbers())?);
         let ours = checks.run(|| rows::forward(&x.device, numbers()))?;
-        checks.compare("y", ResultKind::Value, &ours, &exact, &naive)?;
+        checks.value("y", &ours, &exact, &naive)?;
         let (exact, naive) =
             (rows::backward(&dy.exact, numbers(), t)?, rows::backward(&dy.cpu, numbers(), t)?);
         let ours = checks.run(|| rows::backward(&dy.device, numbers(), t))?;
-        checks.compare("dx", ResultKind::Gradient, &ours, &exact, &naive)?;
+        checks.gradient("dx", &ours, &exact, &naive)?;
         let sum = |x: &Tensor, dy| rows::add(x.copy()?, dy, numbers());
         let (exact, naive) = (sum(&x.exact, &dy.exact)?, sum(&x.cpu, &dy.cpu)?);
         let ours = checks.run(|| sum(&x.device, &dy.device))?;
-        checks.compare("x + dy", ResultKind::Value, &ours, &exact, &naive)?;
+        checks.value("x + dy", &ours, &exact, &naive)?;
         // Columns in the middle, or all.
         let (column, columns) = if c < 8 { (0, c) } else { (c / 8 * 4, c / 2) };
         let leading = checks.random_in((t.div_ceil(2), columns), 1.0, DType::F32)?;
         let sum = |x: &Tensor, leading| rows::add_leading(x.copy()?, leading, column);
         let (exact, naive) = (sum(&x.exact, &leading.exact)?, sum(&x.cpu, &leading.cpu)?);
         let ours = checks.run(|| sum(&x.device, &leading.device))?;
-        checks.compare("x + leading", ResultKind::Value, &ours, &exact, &naive)?;
+        checks.value("x + leading", &ours, &exact, &naive)?;
     }
     Ok(())
 }
@@ -237,22 +230,10 @@ fn swiglu(checks: &mut Checks) -> Result<()> {
         checks.case(format!("[{t}, {f}]"));
         let (x, da) = (checks.random((t, 2 * f), 4.0)?, checks.random((t, f), 1.0)?);
         let ours = checks.run(|| swiglu::forward(&x.device))?;
-        checks.compare(
-            "a",
-            ResultKind::Value,
-            &ours,
-            &swiglu::forward(&x.exact)?,
-            &swiglu::reference(&x.cpu)?,
-        )?;
+        checks.value("a", &ours, &swiglu::forward(&x.exact)?, &swiglu::reference(&x.cpu)?)?;
         let ours = checks.run(|| swiglu::backward(&da.device, &x.device))?;
         let naive = autograd(&[&x.cpu], &da.cpu, |v| swiglu::reference(v[0].as_tensor()))?;
-        checks.compare(
-            "dgate_up",
-            ResultKind::Gradient,
-            &ours,
-            &swiglu::backward(&da.exact, &x.exact)?,
-            &naive[0],
-        )?;
+        checks.gradient("dgate_up", &ours, &swiglu::backward(&da.exact, &x.exact)?, &naive[0])?;
     }
     Ok(())
 }
@@ -279,8 +260,8 @@ fn cross_entropy(checks: &mut Checks) -> Result<()> {
         let ours = checks.run(|| cross_entropy::forward(&logits.device, (&labels).into(), softmax))?;
         // Losses are f32 in every dtype: the logits were rounded before.
         let f32s = |t: &Tensor| t.to_dtype(DType::F32);
-        checks.compare("nll", ResultKind::Value, &ours.nll, &exact.nll, &f32s(&exact.nll)?)?;
-        checks.compare("lse", ResultKind::Value, &ours.lse, &exact.lse, &f32s(&exact.lse)?)?;
+        checks.value("nll", &ours.nll, &exact.nll, &f32s(&exact.nll)?)?;
+        checks.value("lse", &ours.lse, &exact.lse, &f32s(&exact.lse)?)?;
         let ones = (exact.nll.ones_like()? * 0.7)?;
         let naive = autograd(&[&logits.exact], &ones, |v| {
             cross_entropy::reference(v[0].as_tensor(), (&labels).into(), softmax)
@@ -291,17 +272,11 @@ fn cross_entropy(checks: &mut Checks) -> Result<()> {
         let ours = checks.run(|| {
             cross_entropy::backward(logits.device.copy()?, (&labels).into(), softmax, &losses, 0.7)
         })?;
-        checks.compare("dlogits", ResultKind::Gradient, &ours, &exact, &naive)?;
+        checks.gradient("dlogits", &ours, &exact, &naive)?;
         if width > vocab {
             let padding = ours.narrow(1, vocab, width - vocab)?;
             let zeros = padding.zeros_like()?.to_device(&Device::Cpu)?;
-            checks.compare(
-                "padding of dlogits",
-                ResultKind::Value,
-                &padding,
-                &zeros.to_dtype(DType::F64)?,
-                &zeros,
-            )?;
+            checks.value("padding of dlogits", &padding, &zeros.to_dtype(DType::F64)?, &zeros)?;
         }
     }
     Ok(())
@@ -327,13 +302,13 @@ fn adamw(checks: &mut Checks) -> Result<()> {
                     ("value norm", found.value_norm, expected.value_norm),
                 ] {
                     let (ours, exact) = (number(ours.value()?)?, number(exact.value()?)?);
-                    checks.compare(what, ResultKind::Value, &ours, &exact, &exact.to_dtype(DType::F32)?)?;
+                    checks.value(what, &ours, &exact, &exact.to_dtype(DType::F32)?)?;
                 }
             }
             for (what, ours, exact) in
                 [("value", &ours.value, &exact.value), ("m", &ours.m, &exact.m), ("v", &ours.v, &exact.v)]
             {
-                checks.compare(what, ResultKind::Value, ours, exact, &exact.to_dtype(DType::F32)?)?;
+                checks.value(what, ours, exact, &exact.to_dtype(DType::F32)?)?;
             }
         }
     }

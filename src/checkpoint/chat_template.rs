@@ -4,10 +4,9 @@
 pub mod continuation;
 mod pythonic;
 
-use crate::calendar;
 use crate::checkpoint::{GgufFile, TextTokenizer};
 use crate::layout::model_folder::{CHAT_TEMPLATE, TOKENIZER_CONFIG};
-use crate::{Error, Result};
+use crate::{Error, Result, calendar};
 use candle_core::quantized::gguf_file::Value as Metadata;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;

@@ -6,6 +6,9 @@ use std::path::Path;
 
 use crate::{Error, Result};
 
+/// The first bytes of a file that Git LFS has put in the place of another one.
+pub(crate) const LFS_POINTER: &str = "version https://git-lfs";
+
 /// The first bytes of GGUF files.
 pub(super) const GGUF: &[u8] = b"GGUF";
 
@@ -14,7 +17,7 @@ pub(super) fn recognise(bytes: &[u8]) -> Option<&'static str> {
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(64)]).trim_start().to_ascii_lowercase();
     Some(match bytes {
         [] => "an empty file: the download did not begin; download it again",
-        _ if text.starts_with("version https://git-lfs") => {
+        _ if text.starts_with(LFS_POINTER) => {
             "a Git LFS pointer: the file itself was not fetched; run `git lfs pull` in the folder, or download it again"
         }
         _ if text.starts_with("<!doctype html") || text.starts_with("<html") => {

@@ -22,6 +22,7 @@ pub mod weights;
 
 pub use chat_template::{ChatTemplate, find_chat_template};
 pub use config::{MixerKind, ModelConfig, ModelType};
+pub(crate) use content::LFS_POINTER;
 pub use gguf::GgufFile;
 pub use hub::HubOptions;
 pub use layers::{ExpertsConfig, MambaConfig};

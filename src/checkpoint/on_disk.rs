@@ -3,11 +3,10 @@
 use std::path::Path;
 
 use super::config::ModelConfig;
-use super::content;
 use super::gguf::GgufFile;
-use super::names;
 use super::tokenizer::TextTokenizer;
 use super::weights::Weights;
+use super::{content, names};
 use crate::layout::model_folder::{CONFIG, TOKENIZER};
 use crate::{Error, Result};
 

@@ -2,12 +2,12 @@
 
 use super::{interrupt, progress, text};
 use gneiss::config::Config;
-use gneiss::files::write_atomically;
+use gneiss::files::{write_atomically, write_json};
 use gneiss::report::plot::{self, Size};
 use gneiss::run::Tuning;
 use gneiss::session::Session;
 use gneiss::tune::range_test::{RANGE, STEPS};
-use gneiss::tune::{EpochRecord, Limits, Observer, RangeTest, StepRecord, Task, range_test};
+use gneiss::tune::{Limits, Observer, RangeTest, StepRecord, Task, range_test};
 use gneiss::{Error, Result};
 use indicatif::ProgressBar;
 use std::path::{Path, PathBuf};
@@ -31,9 +31,7 @@ pub fn run(config: &Config, session: &Session) -> anyhow::Result<(RangeTest, Pat
     watch.bar.finish_and_clear();
     let folder = Path::new(&config.runs).join(format!("{}.find-lr", config.name));
     std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
-    let path = folder.join("range_test.json");
-    let result = serde_json::to_string_pretty(&found)?;
-    write_atomically(&path, |out| writeln!(out, "{result}"))?;
+    write_json(&folder.join("range_test.json"), &found)?;
     if let Some(svg) = plot::range_test(&found.points, found.suggestion, Size::WIDE)? {
         let png = plot::png(&svg, 2.0)?;
         write_atomically(&folder.join("range_test.svg"), |out| out.write_all(svg.as_bytes()))?;
@@ -81,10 +79,6 @@ impl Observer for RangeTestProgress {
 
     fn out_of_memory(&mut self, limits: Limits) -> Result<()> {
         progress::out_of_memory(&self.bar, limits);
-        Ok(())
-    }
-
-    fn epoch(&mut self, _: &EpochRecord) -> Result<()> {
         Ok(())
     }
 

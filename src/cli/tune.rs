@@ -6,11 +6,10 @@ use clap::Args;
 use gneiss::config::Config;
 use gneiss::data::{Encoded, LengthStats};
 use gneiss::device::{DeviceMemory, PeakMemory};
-use gneiss::layout;
-use gneiss::report;
 use gneiss::run::{self, Run, RunFolder, Summary, Tuning};
 use gneiss::session::Session;
 use gneiss::tune::{EpochRecord, Limits, Observer, State, StepRecord};
+use gneiss::{layout, report};
 use indicatif::ProgressBar;
 use std::path::{Path, PathBuf};
 

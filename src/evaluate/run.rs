@@ -6,9 +6,8 @@ use crate::config::{Config, Task};
 use crate::data::labels::distinct;
 use crate::data::{Dataset, Encoder, Template};
 use crate::prompt::Tuned;
-use crate::session;
 use crate::session::Session;
-use crate::{Error, Result};
+use crate::{Error, Result, session};
 
 /// Receives the events of an evaluation.
 pub trait EvaluationObserver {

@@ -1,7 +1,7 @@
 //! An evaluation on disk.
 
 use super::Evaluation;
-use crate::files::{read_json, write_atomically};
+use crate::files::{read_json, write_atomically, write_json};
 use crate::layout::{EVALUATION, PREDICTIONS};
 use crate::{Error, Result};
 use std::io;
@@ -33,10 +33,7 @@ impl Evaluation {
     pub fn write(&self, folder: &Path) -> Result<()> {
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         write_atomically(&folder.join(PREDICTIONS), |out| self.table(out))?;
-        write_atomically(&folder.join(EVALUATION), |out| {
-            serde_json::to_writer_pretty(&mut *out, self)?;
-            out.write_all(b"\n")
-        })
+        write_json(&folder.join(EVALUATION), self)
     }
 
     fn table(&self, out: &mut dyn io::Write) -> io::Result<()> {

@@ -61,12 +61,7 @@ impl ValueType {
     ];
 
     fn ggml(self) -> GgmlDType {
-        match self {
-            Self::F32 => GgmlDType::F32,
-            Self::F16 => GgmlDType::F16,
-            Self::Bf16 => GgmlDType::BF16,
-            Self::Q8_0 => GgmlDType::Q8_0,
-        }
+        Self::ALL[self as usize].2
     }
 }
 
@@ -81,8 +76,7 @@ impl FromStr for ValueType {
 
 impl fmt::Display for ValueType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = Self::ALL.iter().find(|(value, ..)| value == self).map_or("", |(_, name, _)| name);
-        f.write_str(name)
+        f.write_str(Self::ALL[*self as usize].1)
     }
 }
 

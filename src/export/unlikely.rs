@@ -22,10 +22,9 @@ use super::ProgressCallback;
 use super::base::Base;
 use super::place::Placed;
 use crate::batch::{Passes, PrefixGroup, Sequence};
-use crate::generate;
 use crate::model::{Decoder, Dtypes};
 use crate::ops::rope::Rope;
-use crate::{Error, Result};
+use crate::{Error, Result, generate};
 use candle_core::{DType, Device, Tensor};
 use std::collections::HashSet;
 

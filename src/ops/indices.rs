@@ -36,9 +36,6 @@ impl Indices {
     }
 
     /// The list as a tensor of u32 on `device`; the first call uploads it.
-    ///
-    /// # Errors
-    /// Returns an error if a device operation fails.
     pub fn to_device(&self, device: &Device) -> Result<Tensor> {
         if let Some(tensor) = self.device.get()
             && tensor.device().same_device(device)
@@ -60,9 +57,6 @@ impl Indices {
     /// 0           ids          position_ids     labels
     /// ├───────────┬────┬───────┬────────────────┬──────┤     each begins at a multiple of 16 bytes
     /// ```
-    ///
-    /// # Errors
-    /// Returns an error if a device operation fails.
     pub(crate) fn upload_together<'a>(
         lists: impl IntoIterator<Item = &'a Self>,
         device: &Device,
@@ -96,20 +90,8 @@ impl<'a> IndexView<'a> {
     }
 
     /// The indices as a tensor of u32 on `device`.
-    ///
-    /// # Errors
-    /// Returns an error if a device operation fails.
     pub fn to_device(self, device: &Device) -> Result<Tensor> {
         Ok(self.all.to_device(device)?.narrow(0, self.start, self.len)?)
-    }
-
-    /// The first `n` indices.
-    ///
-    /// # Panics
-    /// Panics if there are fewer.
-    pub fn head(self, n: usize) -> Self {
-        assert!(n <= self.len, "{n} of {} indices", self.len);
-        Self { len: n, ..self }
     }
 }
 
@@ -176,7 +158,7 @@ mod tests {
         assert_eq!(indices.to_device(&Device::Cpu)?.to_vec1::<u32>()?, [3, 1, 4]);
         indices.extend([1, 5]);
         let view = indices.view(2..5);
-        assert_eq!((view.host(), view.head(2).host()), (&[4, 1, 5][..], &[4, 1][..]));
+        assert_eq!(view.host(), [4, 1, 5]);
         assert_eq!(view.to_device(&Device::Cpu)?.to_vec1::<u32>()?, [4, 1, 5]);
         Ok(())
     }

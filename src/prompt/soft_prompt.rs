@@ -35,11 +35,7 @@ impl Prompt {
         match values.dims() {
             [rows, _] if *rows > 0 => {}
             found => {
-                return Err(Error::Shape {
-                    op: "prompt",
-                    expected: "[P, C] with P of at least 1".into(),
-                    found: format!("{found:?}"),
-                });
+                return Err(Error::shape("prompt", "[P, C] with P of at least 1", format!("{found:?}")));
             }
         }
         Ok(Self { parameters: vec![PromptParameter { name: "prompt_embeddings", value: values.clone() }] })

@@ -107,9 +107,6 @@ impl VocabularyToken {
 
 impl Norms {
     /// Of each row of f32 [n, C].
-    ///
-    /// # Errors
-    /// Returns an error if a device operation fails.
     pub fn of(rows: &Tensor) -> Result<Self> {
         Ok(Self::summary(row_norms(rows)?.into_iter()))
     }
@@ -126,9 +123,6 @@ impl Norms {
 
 /// L2 norm of each row of f32 [n, C], in f64: the squares of a prompt that a huge learning rate has thrown far off are too
 /// large for f32.
-///
-/// # Errors
-/// Returns an error if a device operation fails.
 pub fn row_norms(rows: &Tensor) -> Result<Vec<f64>> {
     Ok(norms(&rows.to_device(&Device::Cpu)?.to_dtype(DType::F64)?)?.to_vec1()?)
 }
@@ -141,9 +135,6 @@ fn norms(rows: &Tensor) -> Result<Tensor> {
 impl<'a> Vocabulary<'a> {
     /// Of an embedding matrix [V, C], as it is before Granite's multiplier; tokens have names if there is a
     /// tokenizer.
-    ///
-    /// # Errors
-    /// Returns an error if a device operation fails.
     pub fn new(embedding: &Tensor, tokenizer: Option<&'a TextTokenizer>) -> Result<Self> {
         let norms: Vec<Tensor> = parts(embedding)
             .map(|part| norms(&wide(&embedding.narrow(0, part.start, part.len())?)?))
@@ -157,9 +148,6 @@ impl<'a> Vocabulary<'a> {
     }
 
     /// Norms of all embeddings.
-    ///
-    /// # Errors
-    /// Returns an error if a device operation fails.
     pub fn norms(&self) -> Result<Norms> {
         Ok(Norms::summary(self.norms.to_vec1::<f32>()?.into_iter().map(f64::from)))
     }

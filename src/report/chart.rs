@@ -99,9 +99,6 @@ fn units(pixels: f64) -> i32 {
 
 impl Chart {
     /// The chart as a standalone SVG; `None` if there is nothing to show.
-    ///
-    /// # Errors
-    /// Returns an error if the plotting crate fails.
     pub fn draw(&self, size: Size) -> Result<Option<String>> {
         if self.series.iter().all(|series| series.points.is_empty()) {
             return Ok(None);

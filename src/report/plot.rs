@@ -20,9 +20,6 @@ const VALIDATION: Ink = Ink::Line(1);
 
 /// Training loss of each step and its smoothed curve, validation loss of each epoch, the best epoch, ends of epochs, as
 /// SVG. `None` before the first step.
-///
-/// # Errors
-/// Returns an error if the plotting crate fails.
 pub fn learning_curve(run: &Run, size: Size) -> Result<Option<String>> {
     let x = |at: usize, _: f64| at as f64;
     let mut chart = losses(run, "Learning curve", "optimizer step".into(), x);
@@ -32,18 +29,12 @@ pub fn learning_curve(run: &Run, size: Size) -> Result<Option<String>> {
 }
 
 /// The same losses against wall time. `None` if the times are unknown.
-///
-/// # Errors
-/// Returns an error if the plotting crate fails.
 pub fn loss_over_time(run: &Run, size: Size) -> Result<Option<String>> {
     let Some((unit, label)) = clock(run) else { return Ok(None) };
     losses(run, "Loss over time", label, |_, elapsed| elapsed / unit).draw(size)
 }
 
 /// Learning rate of each step. `None` before the first step.
-///
-/// # Errors
-/// Returns an error if the plotting crate fails.
 pub fn learning_rate(run: &Run, size: Size) -> Result<Option<String>> {
     let points = run.steps.iter().map(|s| (s.step as f64, s.learning_rate)).collect();
     let mut chart = by_step("Learning rate", "learning rate", Scale::FromZero);
@@ -52,9 +43,6 @@ pub fn learning_rate(run: &Run, size: Size) -> Result<Option<String>> {
 }
 
 /// Norm of the prompt's gradient at each step, and the norm to which it is clipped. `None` before the first step.
-///
-/// # Errors
-/// Returns an error if the plotting crate fails.
 pub fn gradient_norm(run: &Run, size: Size) -> Result<Option<String>> {
     let points: Vec<Point> = run.steps.iter().map(|s| (s.step as f64, s.grad_norm)).collect();
     let limit = run.config.train.max_grad_norm;
@@ -67,9 +55,6 @@ pub fn gradient_norm(run: &Run, size: Size) -> Result<Option<String>> {
 }
 
 /// Examples per second of each step. `None` if the times are unknown.
-///
-/// # Errors
-/// Returns an error if the plotting crate fails.
 pub fn throughput(run: &Run, size: Size) -> Result<Option<String>> {
     let Some((unit, label)) = clock(run) else { return Ok(None) };
     let timed = run.steps.iter().filter(|s| s.seconds > 0.0);
@@ -81,9 +66,6 @@ pub fn throughput(run: &Run, size: Size) -> Result<Option<String>> {
 }
 
 /// Loss against the learning rates of a range test, and the suggested rate, as a standalone SVG. `None` without points.
-///
-/// # Errors
-/// Returns an error if the plotting crate fails.
 pub fn range_test(points: &[RangePoint], suggestion: Option<f64>, size: Size) -> Result<Option<String>> {
     let of = |loss: fn(&RangePoint) -> f64| -> Vec<Point> {
         points

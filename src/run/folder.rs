@@ -1,7 +1,7 @@
 //! The run folder during a run.
 
 use super::{Summary, read};
-use crate::files::write_atomically;
+use crate::files::{write_atomically, write_json};
 use crate::layout::{ADAPTER, CHECKPOINT, CONFIG, EVALUATION, METRICS, PREDICTIONS, SUMMARY, TOKENS};
 use crate::prompt::vocabulary::PromptTokens;
 use crate::tune::{Position, State};
@@ -87,7 +87,7 @@ impl RunFolder {
     /// # Errors
     /// Returns [`Error::Io`] if the file can't be written.
     pub fn summary(&self, summary: &Summary) -> Result<()> {
-        self.json(SUMMARY, summary)
+        write_json(&self.path.join(SUMMARY), summary)
     }
 
     /// Writes `tokens.json`.
@@ -95,7 +95,7 @@ impl RunFolder {
     /// # Errors
     /// Returns [`Error::Io`] if the file can't be written.
     pub fn tokens(&self, tokens: &PromptTokens) -> Result<()> {
-        self.json(TOKENS, tokens)
+        write_json(&self.path.join(TOKENS), tokens)
     }
 
     /// Renames an evaluation to `evaluation~1.json` and so on: it belongs to a prompt that has changed since.
@@ -109,13 +109,6 @@ impl RunFolder {
             }
         }
         Ok(())
-    }
-
-    fn json(&self, name: &str, value: &impl Serialize) -> Result<()> {
-        let path = self.path.join(name);
-        let text = serde_json::to_string_pretty(value)
-            .map_err(|e| Error::io(&path)(std::io::Error::other(e.to_string())))?;
-        write_atomically(&path, |out| writeln!(out, "{text}"))
     }
 }
 

@@ -54,13 +54,7 @@ impl Run {
         let config_path = path.join(CONFIG);
         let config_toml = std::fs::read_to_string(&config_path).map_err(Error::io(&config_path))?;
         let config = Config::parse(&config_toml, &config_path.display().to_string(), &[])?;
-        let (mut steps, mut epochs) = (Vec::new(), Vec::new());
-        for record in records(&path.join(METRICS))? {
-            match record {
-                RunRecord::Step(step) => steps.push(step),
-                RunRecord::Epoch(epoch) => epochs.push(epoch),
-            }
-        }
+        let (steps, epochs) = steps_and_epochs(&path.join(METRICS))?;
         let summary = read_json(&path.join(SUMMARY))?.ok_or_else(|| Error::Checkpoint {
             path: path.join(SUMMARY),
             problem: "expected the run's summary, found no such file".into(),
@@ -92,12 +86,19 @@ impl Run {
     }
 }
 
-/// The records of `metrics.jsonl`. The last line of a running run may be incomplete, and is left out then.
+/// The steps and epochs of `metrics.jsonl`. The last line of a running run may be incomplete, and is left out then.
 ///
 /// # Errors
 /// Returns [`Error::Io`] if the file can't be read, [`Error::Data`] with every line that is no record.
-pub fn records(path: &Path) -> Result<Vec<RunRecord>> {
-    Ok(lines(path)?.into_iter().map(|(record, _)| record).collect())
+pub fn steps_and_epochs(path: &Path) -> Result<(Vec<StepRecord>, Vec<EpochRecord>)> {
+    let (mut steps, mut epochs) = (Vec::new(), Vec::new());
+    for (record, _) in lines(path)? {
+        match record {
+            RunRecord::Step(step) => steps.push(step),
+            RunRecord::Epoch(epoch) => epochs.push(epoch),
+        }
+    }
+    Ok((steps, epochs))
 }
 
 /// As [`records`], each with its line.

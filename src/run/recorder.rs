@@ -1,7 +1,7 @@
 //! The observer that writes a run's folder.
 
 use super::tensorboard::EventFile;
-use super::{RunFolder, RunRecord, Summary};
+use super::{RunFolder, Summary};
 use crate::Result;
 use crate::device::PeakMemory;
 use crate::tune::health::Health;
@@ -15,13 +15,9 @@ pub(super) struct Rates {
 }
 
 impl Rates {
-    pub fn sum(records: &[RunRecord]) -> Self {
+    pub fn sum(steps: &[StepRecord]) -> Self {
         let mut rates = Self::default();
-        for record in records {
-            if let RunRecord::Step(step) = record {
-                rates.add(step);
-            }
-        }
+        steps.iter().for_each(|step| rates.add(step));
         rates
     }
 

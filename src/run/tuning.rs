@@ -12,11 +12,10 @@ use crate::model::memory::Parameters;
 use crate::prompt::init;
 use crate::prompt::peft::{Adapter, AdapterConfig, ModelCard, PromptTask, PromptTuningInit};
 use crate::prompt::vocabulary::Vocabulary;
-use crate::session;
 use crate::session::Session;
 use crate::tune::health::{self, Health};
 use crate::tune::{Ended, Kept, MemoryPlan, Observer, State, Task, Trainer};
-use crate::{Error, Result};
+use crate::{Error, Result, session};
 use candle_core::Tensor;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -124,7 +123,7 @@ impl<'a> Tuning<'a> {
             true => Some(EventFile::create(&folder.path, trainer.first().position().step)?),
             false => None,
         };
-        let rates = Rates::sum(&super::read::records(&folder.path.join(crate::layout::METRICS))?);
+        let rates = Rates::sum(&super::read::steps_and_epochs(&folder.path.join(crate::layout::METRICS))?.0);
         let mut recorder = Recorder { folder, events, health, summary, rates, memory, watch };
         // The session's warnings were printed when it was opened.
         let said = &self.session.warnings;

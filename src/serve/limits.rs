@@ -2,8 +2,7 @@
 
 use crate::checkpoint::MixerKind;
 use crate::device::free_memory;
-use crate::model::Decoder;
-use crate::model::GPU_FULL_ROWS;
+use crate::model::{Decoder, GPU_FULL_ROWS};
 use crate::{Error, Result};
 
 /// Limits of a server.

@@ -5,8 +5,7 @@ use crate::Result;
 use crate::batch::{Example, PrefixGroup};
 use crate::config::TrainOptions;
 use crate::device::Shortage;
-use crate::model::GPU_FULL_ROWS;
-use crate::model::{Decoder, Dtypes, TuningMemory};
+use crate::model::{Decoder, Dtypes, GPU_FULL_ROWS, TuningMemory};
 use candle_core::{Device, Tensor};
 
 /// Rows of a pass on the CPU if the configuration names none. SmolLM2-135M in f32 keeps 0.7 MB of tape a
@@ -32,9 +31,6 @@ pub fn max_rows(configured: usize, device: &Device) -> usize {
 }
 
 /// How a run fits into the memory of `device`; `loaded` says whether the weights are there yet.
-///
-/// # Errors
-/// Returns an error if a device operation fails.
 pub fn plan(
     options: &TrainOptions,
     memory: &TuningMemory,
@@ -57,9 +53,6 @@ fn row_range(configured: usize, on_cpu: bool) -> RowRange {
 
 /// As [`plan`], for a run over `train` with `virtual_tokens` in a model that is on its device. A second copy of the model's
 /// weights is made if the plan says so; what does not tune makes none.
-///
-/// # Errors
-/// Returns an error if a device operation fails.
 pub fn plan_run(
     options: &TrainOptions,
     model: &Decoder,

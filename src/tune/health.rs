@@ -171,9 +171,6 @@ impl Health {
     }
 
     /// After an epoch that ended with `prompt`, f32 [P, C].
-    ///
-    /// # Errors
-    /// Returns an error if a device operation fails.
     pub fn prompt(&mut self, prompt: &Tensor) -> Result<Option<String>> {
         let norms = vocabulary::row_norms(prompt)?;
         let most = self.vocabulary.max;

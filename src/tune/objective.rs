@@ -2,8 +2,7 @@
 //! the optimizer step sees.
 
 use super::plan::{self, Limits};
-use crate::batch::Sequence;
-use crate::batch::{PackedBatch, Packing, Passes, PrefixGroup};
+use crate::batch::{PackedBatch, Packing, Passes, PrefixGroup, Sequence};
 use crate::model::{Decoder, PrefixGradient, PrefixPass, Prefixes, Tape};
 use crate::ops::backend::{Route, route};
 use crate::ops::rope::Rope;
@@ -48,9 +47,6 @@ impl Objective {
     }
 
     /// Mean over all target tokens, nats.
-    ///
-    /// # Errors
-    /// Returns an error if a device operation fails.
     pub fn loss(&self) -> Result<f64> {
         let nll = self.nll()?;
         Ok(nll.iter().sum::<f64>() / nll.len() as f64)
@@ -58,9 +54,6 @@ impl Objective {
 
     /// Negative log-likelihood of each target token in the order of groups, examples and tokens, nats; waits for
     /// the device.
-    ///
-    /// # Errors
-    /// Returns an error if a device operation fails.
     pub fn nll(&self) -> Result<Vec<f64>> {
         let mut all = Vec::with_capacity(self.target_tokens());
         for nll in self.nll.iter().filter(|nll| nll.elem_count() > 0) {

@@ -58,40 +58,24 @@ pub struct EpochRecord {
     pub elapsed: f64,
 }
 
-/// Is called as each step and epoch ends. Methods with a default may be left out.
+/// Is called as each step and epoch ends. An error of a method ends the run.
 pub trait Observer {
     /// A step has ended.
-    ///
-    /// # Errors
-    /// Ends the run.
     fn step(&mut self, record: &StepRecord) -> Result<()>;
     /// A step was left out because its `what` was `value`.
-    ///
-    /// # Errors
-    /// Ends the run.
     fn skipped(&mut self, step: usize, what: &str, value: f64) -> Result<()>;
     /// The device ran out of memory in a step or a validation: it is tried again, and the run goes on, under `limits`.
-    ///
-    /// # Errors
-    /// Ends the run.
     fn out_of_memory(&mut self, limits: Limits) -> Result<()>;
     /// An epoch has ended.
-    ///
-    /// # Errors
-    /// Ends the run.
-    fn epoch(&mut self, record: &EpochRecord) -> Result<()>;
+    fn epoch(&mut self, _record: &EpochRecord) -> Result<()> {
+        Ok(())
+    }
     /// The run could go on from here: after an epoch, after every `train.checkpoint_steps`, and when it is
     /// interrupted. Comes after the step or epoch that it includes.
-    ///
-    /// # Errors
-    /// Ends the run.
     fn checkpoint(&mut self, _state: &State) -> Result<()> {
         Ok(())
     }
     /// Something looks wrong with the run; `text` says what, and what to try.
-    ///
-    /// # Errors
-    /// Ends the run.
     fn warning(&mut self, _text: &str) -> Result<()> {
         Ok(())
     }

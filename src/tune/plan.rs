@@ -5,8 +5,7 @@
 //! pass costs next to nothing while its rows still fill the device. So rows go first, down to as many as fill it,
 //! then layers are recomputed, as few as fit, and then rows go down to a single sequence.
 
-use crate::batch::Example;
-use crate::batch::common_head;
+use crate::batch::{Example, common_head};
 use crate::device::{Shortage, free_memory};
 use crate::model::TuningMemory;
 use crate::{Error, Result};
@@ -126,9 +125,6 @@ pub struct Budget {
 
 impl Budget {
     /// What the configuration says, else what `device` has free; `loaded` says whether the weights are there yet.
-    ///
-    /// # Errors
-    /// Returns an error if a device operation fails.
     pub fn new(configured: Option<usize>, device: &Device, loaded: bool) -> Result<Self> {
         Ok(match configured {
             Some(bytes) => Self { bytes: Some(bytes), configured: true, with_weights: true },

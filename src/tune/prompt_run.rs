@@ -64,14 +64,6 @@ pub(super) enum NextAction {
     Ended(Ended),
 }
 
-/// What the runs of a step share and a state holds too.
-pub(super) struct SharedState {
-    /// Rows of a pass.
-    pub(super) max_rows: usize,
-    /// Algorithms of products.
-    pub(super) products: Option<ProductChoices>,
-}
-
 /// A prompt that is being tuned: its parameters, optimizer, schedule, order of examples, position and best values. After an
 /// error it still has the last good prompt.
 pub struct PromptRun<'a> {
@@ -196,7 +188,7 @@ impl<'a> PromptRun<'a> {
     }
 
     /// All that is needed to go on from here.
-    pub(super) fn state(&self, shared: SharedState) -> State {
+    pub(super) fn state(&self, max_rows: usize, products: Option<ProductChoices>) -> State {
         let Parameter { value, m, v } = self.parameter();
         State {
             prompt: value,
@@ -205,8 +197,8 @@ impl<'a> PromptRun<'a> {
             initial: self.initial.clone(),
             best: self.best.clone(),
             position: Position { elapsed: self.clock.seconds(), ..self.position.clone() },
-            max_rows: shared.max_rows,
-            products: shared.products,
+            max_rows,
+            products,
             examples: self.fingerprint.clone(),
         }
     }
@@ -264,9 +256,6 @@ impl<'a> PromptRun<'a> {
     }
 
     /// The values before the first step, f32 [num_virtual_tokens, C] on the CPU.
-    ///
-    /// # Errors
-    /// Returns an error if a device operation fails.
     pub fn initial(&self) -> Result<Tensor> {
         Ok(self.initial.to_device(&Device::Cpu)?)
     }

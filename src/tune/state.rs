@@ -15,12 +15,12 @@ use crate::config::TrainOptions;
 use crate::files::write_atomically;
 use crate::ops::gpu::products::ProductChoices;
 use crate::{Error, Result};
+use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Tensor};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
-use safetensors::tensor::{Dtype, TensorView};
-use safetensors::{SafeTensors, serialize};
+use safetensors::{Dtype, SafeTensors, serialize};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::Path;
@@ -190,15 +190,12 @@ impl State {
         let failed = |text: String| Error::io(path)(std::io::Error::other(text));
         let metadata = serde_json::to_string(&metadata).map_err(|e| failed(e.to_string()))?;
         let named = [("prompt", &self.prompt), ("m", &self.m), ("v", &self.v), ("initial", &self.initial)];
-        let named: Vec<_> = named.into_iter().chain(self.best.as_ref().map(|best| ("best", best))).collect();
-        let data = named.iter().map(|(_, tensor)| bytes(tensor)).collect::<Result<Vec<_>>>()?;
-        let mut views = Vec::with_capacity(named.len());
-        for ((name, tensor), data) in named.iter().zip(&data) {
-            let view = TensorView::new(Dtype::F32, tensor.dims().to_vec(), data);
-            views.push((*name, view.map_err(|e| failed(e.to_string()))?));
-        }
+        let named = named.into_iter().chain(self.best.as_ref().map(|best| ("best", best)));
+        let on_cpu =
+            |(name, tensor): (_, &Tensor)| Ok((name, tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?));
+        let tensors = named.map(on_cpu).collect::<Result<Vec<_>>>()?;
         let metadata = HashMap::from([(KEY.to_owned(), metadata)]);
-        let file = serialize(views, Some(metadata)).map_err(|e| failed(e.to_string()))?;
+        let file = serialize(tensors, Some(metadata)).map_err(|e| failed(e.to_string()))?;
         write_atomically(path, |out| out.write_all(&file))
     }
 
@@ -244,19 +241,12 @@ struct Version {
     version: u32,
 }
 
-fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
-    let values = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-    Ok(values.into_iter().flat_map(f32::to_le_bytes).collect())
-}
-
 fn tensor(tensors: &SafeTensors, name: &str) -> std::result::Result<Tensor, String> {
     let view = tensors.tensor(name).map_err(|error| format!("{name}: {error}"))?;
     if view.dtype() != Dtype::F32 || view.shape().len() != 2 {
         return Err(format!("{name}: expected F32 [P, C], found {:?} {:?}", view.dtype(), view.shape()));
     }
-    let values: Vec<f32> =
-        view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-    Tensor::from_vec(values, view.shape(), &Device::Cpu).map_err(|error| format!("{name}: {error}"))
+    view.load(&Device::Cpu).map_err(|error| format!("{name}: {error}"))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ mod attempt;
 
 use super::observer::{Observer, StepRecord};
 use super::plan::{self, Limits};
-use super::prompt_run::{Ended, NextAction, PromptRun, RunExamples, SharedState, StepExamples, StepPart};
+use super::prompt_run::{Ended, NextAction, PromptRun, RunExamples, StepExamples, StepPart};
 use super::state::State;
 use super::{Kept, objective};
 use crate::batch::{Example, PrefixGroup, Sequence};
@@ -109,20 +109,14 @@ impl<'a> Trainer<'a> {
     }
 
     /// The prompt that the first run keeps.
-    ///
-    /// # Errors
-    /// Returns an error if a device operation fails.
     pub fn kept(&self) -> Result<Kept> {
         self.first().kept()
     }
 
     /// All that is needed to go on with the run of an index.
-    ///
-    /// # Errors
-    /// Returns an error if a device operation fails.
     pub fn state(&self, run: usize) -> Result<State> {
         let products = products::export(self.decoder.device())?;
-        Ok(self.runs[run].state(SharedState { max_rows: self.limits.max_rows, products }))
+        Ok(self.runs[run].state(self.limits.max_rows, products))
     }
 
     /// Runs the first run to its end, or until the observer interrupts it, or until its validation loss stops falling.

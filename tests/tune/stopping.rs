@@ -89,9 +89,6 @@ fn an_observer_ends_a_run_and_what_was_learned_is_kept() {
         fn out_of_memory(&mut self, _: Limits) -> Result<()> {
             Ok(())
         }
-        fn epoch(&mut self, _: &EpochRecord) -> Result<()> {
-            Ok(())
-        }
     }
     let (train, validation) = (examples(8, 11), examples(4, 12));
     for keep in [Keep::Last, Keep::Best] {

@@ -3,7 +3,7 @@
 
 use super::shapes::{Batch, Shape};
 use super::{Large, Result};
-use crate::check::ResultKind;
+use crate::check::ResultKind::{Gradient, Value};
 use crate::ops::Segments;
 use crate::ops::attention::{AttentionShape, GradTargets, Gradients, Inputs, Qkv, Segment};
 use candle_core::{DType, Device, Tensor};
@@ -58,7 +58,6 @@ impl LargeAttentionCase<'_> {
     }
 
     fn check(&self, large: &mut Large, needs: &[GradTargets]) -> Result<()> {
-        let (value, gradient) = (ResultKind::Value, ResultKind::Gradient);
         let queries = self.qkv.queries().dims()[0];
         let dout = large.random((queries, self.shape.q_width()), 1.0)?;
         let expected = Expected::compute(&self.shape, self.inputs(), &dout, None)?;
@@ -68,8 +67,8 @@ impl LargeAttentionCase<'_> {
             |large: &mut Large, (what, kind), ours: &Tensor, of: &dyn Fn(&Expected) -> Result<Tensor>| {
                 large.compare_with((self.name, what, kind), ours, &of(&expected)?, &of(&naive)?)
             };
-        compare(large, ("out", value), &ours.out, &|e| Ok(e.out.clone()))?;
-        compare(large, ("lse", value), &ours.lse, &|e| Ok(e.lse.clone()))?;
+        compare(large, ("out", Value), &ours.out, &|e| Ok(e.out.clone()))?;
+        compare(large, ("lse", Value), &ours.lse, &|e| Ok(e.lse.clone()))?;
         let kept = ours.saved();
         for needs in needs {
             let found = large.run(|| self.shape.backward(self.inputs(), &kept, &dout, *needs))?;
@@ -80,12 +79,12 @@ impl LargeAttentionCase<'_> {
                 let keys = found.keys_values();
                 let keys = keys.narrow(1, keys.dims()[1] - kv, kv)?;
                 let rows = |matrix: &Tensor, of: &Tensor| Ok(matrix.narrow(0, 0, of.dims()[0])?);
-                compare(large, ("dq", gradient), &queries, &|e| rows(&e.dq, &queries))?;
-                compare(large, ("dkv", gradient), &keys, &|e| rows(&e.dkv, &keys))?;
+                compare(large, ("dq", Gradient), &queries, &|e| rows(&e.dq, &queries))?;
+                compare(large, ("dkv", Gradient), &keys, &|e| rows(&e.dkv, &keys))?;
             }
             match (&prefix, &expected.dprefix, &naive.dprefix) {
                 (Some(found), Some(exact), Some(naive)) => {
-                    large.compare_with((self.name, "dprefix", gradient), found, exact, naive)?;
+                    large.compare_with((self.name, "dprefix", Gradient), found, exact, naive)?;
                 }
                 (None, None, None) => {}
                 _ => return Err(crate::Error::Invalid(format!("{}: another set of gradients", self.name))),

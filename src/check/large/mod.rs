@@ -160,10 +160,8 @@ impl Large<'_> {
     }
 
     /// Runs `f` on the device under test.
-    fn run<R>(&self, mut f: impl FnMut() -> Result<R>) -> Result<R> {
-        let mut result = None;
-        (self.target.run)(&mut || result = Some(f()));
-        result.unwrap_or_else(|| Err(Error::Invalid("the device under test ran nothing".into())))
+    fn run<R>(&self, f: impl FnMut() -> Result<R>) -> Result<R> {
+        self.target.result(f)
     }
 
     /// Compares `ours` [rows, ..] with `expected`, called for each range of rows: the value in f32, and the result of
@@ -208,11 +206,11 @@ impl Large<'_> {
         naive: &Tensor,
     ) -> Result<()> {
         if ours.dims() != exact.dims() {
-            return Err(Error::Shape {
-                op: self.op,
-                expected: format!("{} of {:?}", about.1, exact.dims()),
-                found: format!("{:?}", ours.dims()),
-            });
+            return Err(Error::shape(
+                self.op,
+                format!("{} of {:?}", about.1, exact.dims()),
+                format!("{:?}", ours.dims()),
+            ));
         }
         self.compare_rows(about, ours, |rows| {
             let part = |t: &Tensor| t.narrow(0, rows.start, rows.len());

@@ -3,7 +3,7 @@
 use super::shapes::{Batch, Shape};
 use super::{CHUNK, Large};
 use crate::Result;
-use crate::check::ResultKind;
+use crate::check::ResultKind::{Gradient, Value};
 use crate::ops::adamw::{AdamW, AdamWStep, Parameter};
 use crate::ops::cross_entropy::{self as losses, Softmax};
 use crate::ops::embed::{self as embedding, EmbedLookup};
@@ -44,14 +44,14 @@ pub(super) fn embed(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<(
         let ours = large.run(|| embedding::forward(&table, &prompts, &lookup))?;
         let exact = embedding::reference(&to_f32(&table)?, &prompts, &lookup)?;
         let naive = embedding::reference(&table, &prompts.to_dtype(table.dtype())?, &lookup)?;
-        large.compare_rows((case, "x", ResultKind::Value), &ours, |rows| {
+        large.compare_rows((case, "x", Value), &ours, |rows| {
             Ok((slice_rows(&exact, &rows)?, Some(slice_rows(&naive, &rows)?)))
         })?;
         let dx = large.random((t, c), 1.0)?;
         let ours = large.run(|| embedding::backward(&dx, n, &lookup))?;
         // One prompt in the first rows: each row of it occurs once.
         let exact = (to_f32(&dx.narrow(0, 0, n)?)? * 12.0)?;
-        large.compare((case, "dprompts", ResultKind::Gradient), &ours, &exact)
+        large.compare((case, "dprompts", Gradient), &ours, &exact)
     })
 }
 
@@ -73,12 +73,12 @@ pub(super) fn linear(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<
             let layer = Linear::new(weight.clone(), None)?;
             let exact = to_f32(&weight)?;
             let ours = large.run(|| layer.forward_to(&x, x.dtype()))?;
-            large.compare_rows((case, "y", ResultKind::Value), &ours, |rows| {
+            large.compare_rows((case, "y", Value), &ours, |rows| {
                 let x = slice_rows(&x, &rows)?;
                 Ok((to_f32(&x)?.matmul(&exact.t()?)?, Some(x.matmul(&weight.t()?)?)))
             })?;
             let ours = large.run(|| layer.backward(&dy, 0.22))?;
-            large.compare_rows((case, "dx", ResultKind::Gradient), &ours, |rows| {
+            large.compare_rows((case, "dx", Gradient), &ours, |rows| {
                 let dy = slice_rows(&dy, &rows)?;
                 Ok(((to_f32(&dy)?.matmul(&exact)? * 0.22)?, Some((dy.matmul(&weight)? * 0.22)?)))
             })
@@ -105,7 +105,7 @@ fn norm_case(large: &mut Large, case: &str, (t, c): (usize, usize), add: bool) -
     let ours = large
         .run(|| norm.forward(&x, add.then_some(ResidualAdd { delta: &delta, multiplier: 0.22 }), dtype))?;
     if add {
-        large.compare_rows((case, "residual", ResultKind::Value), &ours.residual, |rows| {
+        large.compare_rows((case, "residual", Value), &ours.residual, |rows| {
             let (x, delta) = (slice_rows(&x, &rows)?, slice_rows(&delta, &rows)?);
             let naive = (&x + (&delta * 0.22)?)?;
             Ok(((to_f32(&x)? + (to_f32(&delta)? * 0.22)?)?, Some(naive)))
@@ -113,16 +113,16 @@ fn norm_case(large: &mut Large, case: &str, (t, c): (usize, usize), add: bool) -
     }
     // The norm is of the rounded residual stream, which was just compared.
     let residual = ours.residual;
-    large.compare_rows((case, "normed", ResultKind::Value), &ours.normed, |rows| {
+    large.compare_rows((case, "normed", Value), &ours.normed, |rows| {
         let r = slice_rows(&residual, &rows)?;
         Ok((exact.reference(&to_f32(&r)?, None)?.normed, Some(norm.reference(&r, None)?.normed)))
     })?;
-    large.compare_rows((case, "rstd", ResultKind::Value), &ours.rstd, |rows| {
+    large.compare_rows((case, "rstd", Value), &ours.rstd, |rows| {
         Ok((exact.reference(&to_f32(&slice_rows(&residual, &rows)?)?, None)?.rstd, None))
     })?;
     let dresidual = add.then_some(&x);
     let found = large.run(|| norm.backward(&dy, &residual, &ours.rstd, dresidual))?;
-    large.compare_rows((case, "dx", ResultKind::Gradient), &found, |rows| {
+    large.compare_rows((case, "dx", Gradient), &found, |rows| {
         let (r, dy) = (slice_rows(&residual, &rows)?, slice_rows(&dy, &rows)?);
         let dresidual = dresidual.map(|x| slice_rows(x, &rows)).transpose()?;
         let of = |norm: &RmsNorm, r: &Tensor, dy: &Tensor, dresidual: Option<Tensor>| -> Result<Tensor> {
@@ -150,7 +150,7 @@ pub(super) fn rope(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<()
                 true => table.forward(x.force_contiguous()?, turned, positions.into(), x.dtype()),
                 false => table.backward(x.force_contiguous()?, turned, positions.into(), x.dtype()),
             })?;
-            large.compare_rows((case, what, ResultKind::Value), &ours, |rows| {
+            large.compare_rows((case, what, Value), &ours, |rows| {
                 let x = slice_rows(&x, &rows)?;
                 let expected = table.reference(&to_f32(&x)?, turned, positions.view(rows.clone()), sign)?;
                 Ok((expected, Some(table.reference(&x, turned, positions.view(rows), sign)?)))
@@ -165,13 +165,13 @@ pub(super) fn swiglu(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<
     large.case(&format!("[{t}, {f}]"), bytes(6 * t * f, 2 * f), |large, case| {
         let (x, da) = (large.random((t, 2 * f), 4.0)?, large.random((t, f), 1.0)?);
         let ours = large.run(|| gated::forward(&x))?;
-        large.compare_rows((case, "a", ResultKind::Value), &ours, |rows| {
+        large.compare_rows((case, "a", Value), &ours, |rows| {
             let x = slice_rows(&x, &rows)?;
             Ok((gated::reference(&to_f32(&x)?)?, Some(gated::reference(&x)?)))
         })?;
         drop(ours);
         let ours = large.run(|| gated::backward(&da, &x))?;
-        large.compare_rows((case, "dgate_up", ResultKind::Gradient), &ours, |rows| {
+        large.compare_rows((case, "dgate_up", Gradient), &ours, |rows| {
             let (x, da) = (slice_rows(&x, &rows)?, slice_rows(&da, &rows)?);
             let of = |x: &Tensor, da: &Tensor| -> Result<Tensor> {
                 Ok(autograd(&[x], da, |v| gated::reference(v[0].as_tensor()))?.remove(0))
@@ -197,8 +197,8 @@ pub(super) fn cross_entropy(large: &mut Large, shape: &Shape, batch: &Batch) -> 
         let lse = (z.broadcast_sub(&most)?.exp()?.sum_keepdim(1)?.log()? + most)?;
         let of_label = labels.to_device(logits.device())?.unsqueeze(1)?;
         let nll = (&lse - z.gather(&of_label, 1)?)?.squeeze(1)?;
-        large.compare((case, "nll", ResultKind::Value), &to_f32(&ours.nll)?, &nll)?;
-        large.compare((case, "lse", ResultKind::Value), &to_f32(&ours.lse)?, &lse.squeeze(1)?)?;
+        large.compare((case, "nll", Value), &to_f32(&ours.nll)?, &nll)?;
+        large.compare((case, "lse", Value), &to_f32(&ours.lse)?, &lse.squeeze(1)?)?;
         let p = z.broadcast_sub(&lse)?.exp()?;
         let minus_one = (of_label.to_dtype(DType::F32)?.ones_like()? * -1.0)?;
         let expected = (p.scatter_add(&of_label, &minus_one, 1)? * (scale * dloss))?;
@@ -206,7 +206,7 @@ pub(super) fn cross_entropy(large: &mut Large, shape: &Shape, batch: &Batch) -> 
             .run(|| losses::backward(logits.force_contiguous()?, (&labels).into(), softmax, &ours, dloss))?;
         // A gradient is a difference of probabilities.
         large.unit = scale * dloss;
-        large.compare((case, "dlogits", ResultKind::Gradient), &ours, &expected)
+        large.compare((case, "dlogits", Gradient), &ours, &expected)
     })
 }
 
@@ -217,13 +217,13 @@ pub(super) fn rows(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<()
         let (x, dy) = (large.random((t, c), 1.0)?, large.random((n, c), 1.0)?);
         let numbers = targets.to_device(x.device())?;
         let ours = large.run(|| taken::forward(&x, targets.into()))?;
-        large.compare((case, "y", ResultKind::Value), &ours, &to_f32(&x)?.index_select(&numbers, 0)?)?;
+        large.compare((case, "y", Value), &ours, &to_f32(&x)?.index_select(&numbers, 0)?)?;
         let expected = to_f32(&x)?.zeros_like()?.index_add(&numbers, &to_f32(&dy)?, 0)?;
         let ours = large.run(|| taken::backward(&dy, targets.into(), t))?;
-        large.compare((case, "dx", ResultKind::Gradient), &ours, &expected)?;
+        large.compare((case, "dx", Gradient), &ours, &expected)?;
         let expected = (to_f32(&x)? + expected)?;
         let ours = large.run(|| taken::add(x.copy()?, &dy, targets.into()))?;
-        large.compare((case, "x + dy", ResultKind::Value), &ours, &expected)
+        large.compare((case, "x + dy", Value), &ours, &expected)
     })
 }
 
@@ -239,8 +239,8 @@ pub(super) fn adamw(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<(
             ours = large.run(|| Ok(adamw.forward(&ours, &gradient, step)?.parameter))?;
             expected = adamw.reference(&expected, &gradient, step)?;
         }
-        large.compare((case, "value", ResultKind::Value), &ours.value, &expected.value)?;
-        large.compare((case, "m", ResultKind::Value), &ours.m, &expected.m)?;
-        large.compare((case, "v", ResultKind::Value), &ours.v, &expected.v)
+        large.compare((case, "value", Value), &ours.value, &expected.value)?;
+        large.compare((case, "m", Value), &ours.m, &expected.m)?;
+        large.compare((case, "v", Value), &ours.v, &expected.v)
     })
 }

@@ -4,7 +4,7 @@ use super::shapes::{Shape, group};
 use super::{Errors, Large, Result};
 use crate::Error;
 use crate::batch::Passes;
-use crate::check::ResultKind;
+use crate::check::ResultKind::Gradient;
 use crate::model::{Decoder, Dtypes, TuningMemory};
 use crate::tune::{self, Limits, Objective};
 use candle_core::{DType, Tensor};
@@ -106,7 +106,7 @@ impl Large<'_> {
         for (what, errors) in [("loss", loss), ("dprompts", gradient)] {
             // Passes add up in another order, three layers deep.
             let errors = Errors { largest: 5.0 * errors.largest, ..errors };
-            self.judge((case, what, ResultKind::Gradient), errors);
+            self.judge((case, what, Gradient), errors);
         }
         Ok(())
     }

@@ -1,9 +1,8 @@
 //! The settings of requests to the hub.
 
-use std::fmt;
-use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
+use std::{fmt, fs};
 
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const ENDPOINT: &str = "https://huggingface.co";

@@ -20,8 +20,7 @@ pub(crate) use self::ends::ends_by_text;
 
 use self::ends::EndTokens;
 use self::vocabulary::GgufVocabulary;
-use super::TextTokenizer;
-use super::pre;
+use super::{TextTokenizer, pre};
 use crate::checkpoint::gguf::metadata::GgufMetadata;
 use crate::checkpoint::typed::TypedKeys;
 use crate::{Error, Result};

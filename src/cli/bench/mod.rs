@@ -14,9 +14,7 @@ use gneiss::bench::{
 use gneiss::checkpoint::ModelConfig;
 use gneiss::config::DtypeChoice;
 use gneiss::data::Template;
-use gneiss::device::DeviceChoice;
-use gneiss::device::is_out_of_memory;
-use gneiss::device::{DeviceMemory, PeakMemory};
+use gneiss::device::{DeviceChoice, DeviceMemory, PeakMemory, is_out_of_memory};
 use gneiss::layout::model_folder::CONFIG;
 use gneiss::model::{Decoder, Dtypes, Parameters};
 use gneiss::prompt::init;

@@ -3,8 +3,7 @@
 use super::dataset::DatasetReport;
 use super::{Report, line};
 use crate::cli::text;
-use gneiss::batch::common_head;
-use gneiss::batch::{Example, Packing, Passes, PrefixGroup};
+use gneiss::batch::{Example, Packing, Passes, PrefixGroup, common_head};
 use gneiss::checkpoint::{Checkpoint, TextTokenizer};
 use gneiss::config::{Config, InitMethod};
 use gneiss::data::{Encoder, Template};

@@ -7,12 +7,11 @@ mod model;
 mod run;
 
 use clap::Args;
-use gneiss::Error;
 use gneiss::checkpoint::HubOptions;
 use gneiss::data::LengthStats;
 use gneiss::data::dataset::is_dataset;
-use gneiss::layout;
 use gneiss::prompt::peft::{Place, adapters_in};
+use gneiss::{Error, layout};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};

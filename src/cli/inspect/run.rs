@@ -3,7 +3,7 @@
 use super::adapter::{self, AdapterReport};
 use super::{Report, count, line};
 use gneiss::layout::{ADAPTER, METRICS};
-use gneiss::run::read::{RunRecord, records};
+use gneiss::run::read::steps_and_epochs;
 use gneiss::tune::{EpochRecord, StepRecord};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -26,13 +26,7 @@ pub struct RunReport {
 
 /// Inspects a run; `model` replaces the base model that its adapter names.
 pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<RunReport> {
-    let (mut steps, mut epochs) = (Vec::new(), Vec::new());
-    for record in records(&path.join(METRICS))? {
-        match record {
-            RunRecord::Step(step) => steps.push(step),
-            RunRecord::Epoch(epoch) => epochs.push(epoch),
-        }
-    }
+    let (steps, epochs) = steps_and_epochs(&path.join(METRICS))?;
     let folder = path.join(ADAPTER);
     let adapter = if folder.is_dir() {
         Some(adapter::inspect(&folder, model)?)

@@ -50,10 +50,10 @@ struct Server {
     /// The tuned prompt's name.
     name: String,
     base: String,
-    runtime: Option<tokio::runtime::Runtime>,
-    end: Option<tokio::sync::oneshot::Sender<()>>,
-    serving: Option<tokio::task::JoinHandle<std::io::Result<()>>>,
-    deployed: Option<RunningServer>,
+    runtime: tokio::runtime::Runtime,
+    end: tokio::sync::oneshot::Sender<()>,
+    serving: tokio::task::JoinHandle<std::io::Result<()>>,
+    deployed: RunningServer,
 }
 
 /// Runs steps 8 and 9, and prints them if `show` is true. Returns each model's answers.
@@ -99,24 +99,15 @@ impl Server {
             // An error means that the other end is gone, which ends the server as well.
             let _ = ended.await;
         }));
-        Ok(Self {
-            url,
-            name,
-            base,
-            runtime: Some(runtime),
-            end: Some(end),
-            serving: Some(serving),
-            deployed: Some(deployed),
-        })
+        Ok(Self { url, name, base, runtime, end, serving, deployed })
     }
 
     /// Ends the server after every request is answered.
-    fn end(mut self) -> anyhow::Result<()> {
-        drop(self.end.take());
-        if let (Some(runtime), Some(serving)) = (self.runtime.take(), self.serving.take()) {
-            runtime.block_on(serving)??;
-        }
-        self.deployed.take().map_or(Ok(()), RunningServer::end)
+    fn end(self) -> anyhow::Result<()> {
+        drop(self.end);
+        self.runtime.block_on(self.serving)??;
+        drop(self.runtime);
+        self.deployed.end()
     }
 
     /// Asks the base model and the tuned prompt for every row of step 7: with watsonx's requests, as the tutorial's own

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use flate2::bufread::GzDecoder;
 
+use crate::checkpoint::LFS_POINTER;
 use crate::{Error, Result};
 
 /// How a file's rows are written.
@@ -161,9 +162,7 @@ fn container(bytes: &[u8]) -> Option<&'static str> {
             "the file is an SQLite database, not text; hint: export the table as CSV"
         }
         _ if head.starts_with(b"%PDF-") => "the file is a PDF, not text with rows",
-        _ if begins("version https://git-lfs") => {
-            "the file is a pointer of Git LFS, not the data; hint: git lfs pull"
-        }
+        _ if begins(LFS_POINTER) => "the file is a pointer of Git LFS, not the data; hint: git lfs pull",
         _ if begins("<!doctype html") || begins("<html") => {
             "the file is a web page (HTML), not data; hint: the download may have returned a login or an error page"
         }

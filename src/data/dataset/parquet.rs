@@ -276,14 +276,12 @@ mod rows {
                 None => return wrong("bytes that are no UTF-8"),
             },
             Field::Bool(value) => (Some(ValueKind::Boolean), value.to_string()),
-            Field::Byte(n) => (Some(ValueKind::Number), n.to_string()),
-            Field::Short(n) => (Some(ValueKind::Number), n.to_string()),
-            Field::Int(n) => (Some(ValueKind::Number), n.to_string()),
-            Field::Long(n) => (Some(ValueKind::Number), n.to_string()),
-            Field::UByte(n) => (Some(ValueKind::Number), n.to_string()),
-            Field::UShort(n) => (Some(ValueKind::Number), n.to_string()),
-            Field::UInt(n) => (Some(ValueKind::Number), n.to_string()),
-            Field::ULong(n) => (Some(ValueKind::Number), n.to_string()),
+            Field::Byte(_) | Field::Short(_) | Field::Int(_) | Field::Long(_) => {
+                (Some(ValueKind::Number), field.to_string())
+            }
+            Field::UByte(_) | Field::UShort(_) | Field::UInt(_) | Field::ULong(_) => {
+                (Some(ValueKind::Number), field.to_string())
+            }
             // With its decimal point, as JSON and Python write it.
             Field::Float(n) if n.is_finite() => (Some(ValueKind::Number), format!("{n:?}")),
             Field::Double(n) if n.is_finite() => (Some(ValueKind::Number), format!("{n:?}")),

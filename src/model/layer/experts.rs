@@ -59,10 +59,11 @@ impl Experts {
         FeedForwardMemory {
             saved: 2 * f * k * operand + routing,
             saved_if_recomputed: routing,
-            // Two gradients of the stream; of the pairs those of the output and the activation, of the activation and of gate and
-            // up, or of gate and up and the input.
+            // Two gradients of the stream, and a copy of one in the dtype that products read; of the pairs those of the output, in
+            // that dtype, and the activation, of the activation and of gate and up, or of gate and up and the input.
             workspace: 2 * c * activation
-                + k * ((c + f) * activation + c * operand_copy)
+                + c * operand_copy
+                + k * (c * operand + f * activation)
                     .max(f * activation + 2 * f * operand)
                     .max(2 * f * operand + c * activation),
         }
@@ -97,7 +98,9 @@ impl Experts {
         pass: &LayerPass,
     ) -> Result<Tensor> {
         let ExpertsSaved { routing, gate_up } = saved;
-        let dactivation = self.down.backward(&routing.gather(doutput)?, routing, pass.residual_multiplier)?;
+        let doutputs = routing.gather(&self.down.operand(doutput)?)?;
+        let dactivation = self.down.backward(&doutputs, routing, pass.residual_multiplier)?;
+        drop(doutputs);
         let (dgate_up, dweights) = activation_backward(&dactivation, gate_up, routing)?;
         drop(dactivation);
         let dexperts = routing.combine(&self.gate_up.backward(&dgate_up, routing, 1.0)?)?;

@@ -29,11 +29,7 @@ pub(super) fn forward(
 ) -> Result<Updated> {
     let Parameter { value, m, v } = parameter;
     if value.dtype() != DType::F32 {
-        return Err(Error::Shape {
-            op: "adamw",
-            expected: "f32 parameters on a GPU".into(),
-            found: format!("{:?}", value.dtype()),
-        });
+        return Err(Error::shape("adamw", "f32 parameters on a GPU", format!("{:?}", value.dtype())));
     }
     let count = value.elem_count();
     let blocks = count.div_ceil(8 * THREADS).min(MAX_BLOCKS);

@@ -79,9 +79,6 @@ enum NormValue {
 
 impl Norm {
     /// The norm; waits for a device that still computes it.
-    ///
-    /// # Errors
-    /// Returns an error if a device operation fails.
     pub fn value(&self) -> Result<f64> {
         match &self.0 {
             NormValue::Known(norm) => Ok(*norm),
@@ -105,9 +102,6 @@ impl Norm {
 
 impl Parameter {
     /// A parameter with moments of zero. The value is copied.
-    ///
-    /// # Errors
-    /// Returns an error if a device operation fails.
     pub fn new(value: &Tensor) -> Result<Self> {
         Ok(Self { value: value.copy()?, m: value.zeros_like()?, v: value.zeros_like()? })
     }
@@ -124,11 +118,11 @@ impl AdamW {
         let kind = |tensor: &Tensor| (tensor.shape().clone(), tensor.dtype());
         for (name, tensor) in [("gradient", gradient), ("first moment", m), ("second moment", v)] {
             if kind(tensor) != kind(value) {
-                return Err(Error::Shape {
-                    op: "adamw",
-                    expected: format!("a {name} of {:?}, {:?}", value.shape(), value.dtype()),
-                    found: format!("{:?}, {:?}", tensor.shape(), tensor.dtype()),
-                });
+                return Err(Error::shape(
+                    "adamw",
+                    format!("a {name} of {:?}, {:?}", value.shape(), value.dtype()),
+                    format!("{:?}, {:?}", tensor.shape(), tensor.dtype()),
+                ));
             }
         }
         match route(value) {

@@ -217,7 +217,7 @@ impl AttentionShape {
         let expected = (inputs.qkv.queries().dims()[0], self.q_width());
         if dout.dims2().ok() != Some(expected) {
             let (expected, found) = (format!("a gradient of {expected:?}"), format!("{:?}", dout.dims()));
-            return Err(Error::Shape { op: OP, expected, found });
+            return Err(Error::shape(OP, expected, found));
         }
         if let Some(rotation) = &rotation {
             rotation.check(&inputs)?;
@@ -229,7 +229,7 @@ impl AttentionShape {
     }
 
     fn check(&self, inputs: &Inputs) -> Result<()> {
-        let fail = |expected: String, found: String| Err(Error::Shape { op: "attention", expected, found });
+        let fail = |expected: String, found: String| Err(Error::shape("attention", expected, found));
         if self.kv_heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
             let found = format!("{} and {}", self.heads, self.kv_heads);
             return fail("query heads that are a multiple of the key and value heads".into(), found);
@@ -278,7 +278,7 @@ impl Rotation<'_> {
             if positions.len() != rows || end > self.table.positions() {
                 let expected = format!("{rows} positions under {}", self.table.positions());
                 let found = format!("{}, positions under {end}", positions.len());
-                return Err(Error::Shape { op: "attention backward", expected, found });
+                return Err(Error::shape("attention backward", expected, found));
             }
         }
         Ok(())

@@ -76,9 +76,6 @@ impl AttentionShape {
     }
 
     /// [`AttentionShape::backward`] by candle's autograd of [`AttentionShape::reference`].
-    ///
-    /// # Errors
-    /// Returns an error if shapes do not match or a device operation fails.
     pub(crate) fn reference_backward(
         &self,
         inputs: Inputs,

@@ -15,6 +15,24 @@ fn packed(prefixes: &[usize], sequences: &[(usize, usize)]) -> Segments {
     crate::check::packed(prefixes, sequences).into()
 }
 
+/// The segments with queries of their last rows only, as in a model's last layer.
+pub(super) fn of_last_rows(mut segments: Vec<Segment>, queries: &[usize]) -> Segments {
+    let mut next = 0;
+    for (segment, queries) in segments.iter_mut().zip(queries) {
+        segment.first = segment.keys.len() - queries;
+        segment.queries = next..next + queries;
+        next += queries;
+    }
+    segments.into()
+}
+
+/// The segments after the first `rows` rows, which are in another pass.
+pub(super) fn after(rows: usize, segments: &[Segment]) -> Segments {
+    let own = |range: &Range<usize>| range.start - rows..range.end - rows;
+    let later = segments.iter().filter(|s| s.keys.start >= rows);
+    later.map(|s| Segment { queries: own(&s.queries), keys: own(&s.keys), ..s.clone() }).collect()
+}
+
 fn fused(shape: &AttentionShape, rows: usize, dtype: DType) -> Result<Qkv> {
     Ok(Qkv::Fused(randn(7, (rows, shape.q_width() + shape.kv_width()), dtype)?))
 }
@@ -37,6 +55,11 @@ fn check(shape: &AttentionShape, inputs: Inputs, dtype: DType) -> Result<()> {
     let expected = shape.reference_backward(inputs, &dout, GradTargets::Prefixes)?;
     compare(&few, &expected, tolerance)?;
     if Isa::best().is_some() { check_bf16(shape, inputs) } else { Ok(()) }
+}
+
+/// The gradients of all inputs, after a forward pass.
+fn gradients(shape: &AttentionShape, inputs: Inputs, dout: &Tensor) -> Result<Gradients> {
+    shape.backward(inputs, &shape.forward(inputs)?.saved(), dout, GradTargets::All)
 }
 
 /// The matrices of `inputs` in another dtype.
@@ -124,17 +147,11 @@ fn passes_of_one_batch_agree_with_the_reference() -> Result<()> {
 
 #[test]
 fn queries_of_some_rows_agree_with_the_reference() -> Result<()> {
-    let mut segments = packed(&[9, 5], &[(0, 6), (0, 3), (1, 150)]).to_vec();
-    let mut next = 0;
-    for (segment, queries) in segments.iter_mut().zip([0, 0, 2, 3, 140]) {
-        segment.first = segment.keys.len() - queries;
-        segment.queries = next..next + queries;
-        next += queries;
-    }
-    let segments = Segments::from(segments);
+    let all = crate::check::packed(&[9, 5], &[(0, 6), (0, 3), (1, 150)]);
+    let segments = of_last_rows(all, &[0, 0, 2, 3, 140]);
     for sizes in SHAPES {
         let shape = shape(sizes);
-        let q = randn(1, (next, shape.q_width()), DType::F64)?;
+        let q = randn(1, (145, shape.q_width()), DType::F64)?;
         let kv = randn(2, (173, shape.kv_width()), DType::F64)?;
         let qkv = Qkv::Split { q, kv };
         check(&shape, make_inputs(&segments, &qkv, None), DType::F64)?;
@@ -161,16 +178,7 @@ fn keys_of_no_segment_agree_with_the_reference() -> Result<()> {
 
 #[test]
 fn prefixes_of_another_pass_agree_with_the_reference() -> Result<()> {
-    let segments: Segments = packed(&[9, 5], &[(0, 6), (0, 3), (1, 15)])
-        .iter()
-        .skip(2)
-        .cloned()
-        .map(|s| Segment {
-            queries: s.queries.start - 14..s.queries.end - 14,
-            keys: s.keys.start - 14..s.keys.end - 14,
-            ..s
-        })
-        .collect();
+    let segments = after(14, &packed(&[9, 5], &[(0, 6), (0, 3), (1, 15)]));
     for sizes in SHAPES {
         let shape = shape(sizes);
         let qkv = fused(&shape, 24, DType::F64)?;
@@ -190,28 +198,15 @@ fn two_passes_have_the_gradient_of_one() -> Result<()> {
     let dout = randn(8, (26, shape.q_width()), DType::F64)?;
     let batch = Qkv::Fused(all.clone());
     let inputs = make_inputs(&segments, &batch, None);
-    let one = shape.backward(inputs, &shape.forward(inputs)?.saved(), &dout, GradTargets::All)?;
+    let one = gradients(&shape, inputs, &dout)?;
     let (prefix, sequences) = (all.narrow(0, 0, 11)?, Qkv::Fused(all.narrow(0, 11, 15)?));
-    let moved: Segments = segments[1..]
-        .iter()
-        .map(|s| Segment {
-            queries: s.queries.start - 11..s.queries.end - 11,
-            keys: s.keys.start - 11..s.keys.end - 11,
-            ..s.clone()
-        })
-        .collect();
+    let moved = after(11, &segments);
     let inputs = make_inputs(&moved, &sequences, Some(&prefix));
-    let two = shape.backward(
-        inputs,
-        &shape.forward(inputs)?.saved(),
-        &dout.narrow(0, 11, 15)?,
-        GradTargets::All,
-    )?;
+    let two = gradients(&shape, inputs, &dout.narrow(0, 11, 15)?)?;
     let prefix_qkv = Qkv::Fused(prefix);
     let prefix_segment = Segments::from(segments[..1].to_vec());
     let inputs = make_inputs(&prefix_segment, &prefix_qkv, None);
-    let own =
-        shape.backward(inputs, &shape.forward(inputs)?.saved(), &dout.narrow(0, 0, 11)?, GradTargets::All)?;
+    let own = gradients(&shape, inputs, &dout.narrow(0, 0, 11)?)?;
     let (Some(Qkv::Fused(one)), Some(Qkv::Fused(own)), Some(prefix_kv)) = (one.qkv, own.qkv, two.prefix)
     else {
         panic!("both are fused")
@@ -234,8 +229,7 @@ fn backward_agrees_with_finite_differences() -> Result<()> {
         Ok((out * &dout)?.sum_all()?.to_scalar()?)
     };
     let qkv = Qkv::Fused(x.clone());
-    let inputs = make_inputs(&segments, &qkv, None);
-    let gradient = shape.backward(inputs, &shape.forward(inputs)?.saved(), &dout, GradTargets::All)?.qkv;
+    let gradient = gradients(&shape, make_inputs(&segments, &qkv, None), &dout)?.qkv;
     let gradient = gradient.expect("all are needed").queries().flatten_all()?.to_vec1::<f64>()?;
     let values = x.flatten_all()?.to_vec1::<f64>()?;
     for i in (0..values.len()).step_by(7) {

@@ -231,7 +231,10 @@ fn backward_rows<T: Real>(
                 // SAFETY: the row was filled.
                 let dx = unsafe { cpu::assume_init(dx) };
                 let end = conv.segments[conv.segment_of(row)].rows.end;
-                (0..taps.min(end - row)).for_each(|d| sums.add_row(row + d, d, dx, fma));
+                // A closure here may not be inlined, and would be compiled for baseline SSE2.
+                for d in 0..taps.min(end - row) {
+                    sums.add_row(row + d, d, dx, fma);
+                }
                 sums.add(RowSource::Row(row), dx, fma);
             }
         },
@@ -240,13 +243,12 @@ fn backward_rows<T: Real>(
     let dx = unsafe { dx.into_tensor((rows, channels))? };
     let Some(states) = states else { return Ok(ConvGradients { x: dx, tails: None }) };
     let mut dtails = vec![T::zero(); states * (taps - 1) * channels];
-    let tail_rows = dtails.chunks_exact_mut(channels.max(1)).enumerate();
-    tail_rows.for_each(|(i, dtail)| {
+    for (i, dtail) in dtails.chunks_exact_mut(channels.max(1)).enumerate() {
         cpu::simd(
             #[inline(always)]
             |fma| sums.add(RowSource::Tail(i / (taps - 1), i % (taps - 1)), dtail, fma),
         );
-    });
+    }
     Ok(ConvGradients { x: dx, tails: Some(cpu::tensor(dtails, (states, taps - 1, channels))?) })
 }
 

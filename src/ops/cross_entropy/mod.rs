@@ -68,11 +68,11 @@ pub fn backward(
     let _timed = profile::scope("cross_entropy backward", logits.device());
     check(&logits, labels, softmax)?;
     if losses.lse.dims() != [labels.host().len()] {
-        return Err(Error::Shape {
-            op: "cross_entropy backward",
-            expected: format!("the log-sum-exp of {} rows", labels.host().len()),
-            found: format!("{:?}", losses.lse.dims()),
-        });
+        return Err(Error::shape(
+            "cross_entropy backward",
+            format!("the log-sum-exp of {} rows", labels.host().len()),
+            format!("{:?}", losses.lse.dims()),
+        ));
     }
     match route(&logits) {
         Route::Cpu => cpu::backward(&logits, labels, softmax, losses, dloss)?,
@@ -85,22 +85,18 @@ fn check(logits: &Tensor, labels: IndexView, Softmax { vocab, .. }: Softmax) -> 
     let (rows, width) = logits.dims2()?;
     let labels = labels.host();
     if width < vocab {
-        return Err(Error::Shape {
-            op: "cross_entropy",
-            expected: format!("logits of a vocabulary of {vocab}"),
-            found: format!("{:?}", logits.dims()),
-        });
+        return Err(Error::shape(
+            "cross_entropy",
+            format!("logits of a vocabulary of {vocab}"),
+            format!("{:?}", logits.dims()),
+        ));
     }
     match labels.iter().find(|label| **label as usize >= vocab) {
         None if rows == labels.len() => Ok(()),
-        beyond => Err(Error::Shape {
-            op: "cross_entropy",
-            expected: format!("{rows} labels under {vocab}"),
-            found: format!(
-                "{} labels{}",
-                labels.len(),
-                beyond.map_or(String::new(), |l| format!(", one is {l}"))
-            ),
-        }),
+        beyond => Err(Error::shape(
+            "cross_entropy",
+            format!("{rows} labels under {vocab}"),
+            format!("{} labels{}", labels.len(), beyond.map_or(String::new(), |l| format!(", one is {l}"))),
+        )),
     }
 }

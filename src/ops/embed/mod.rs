@@ -55,11 +55,7 @@ pub fn forward(embedding: &Tensor, prompts: &Tensor, lookup: &EmbedLookup) -> Re
     let (vocab, width) = embedding.dims2()?;
     let (virtual_tokens, prompt_width) = prompts.dims2()?;
     if prompt_width != width {
-        return Err(Error::Shape {
-            op: "embed",
-            expected: format!("prompts of width {width}"),
-            found: format!("{prompt_width}"),
-        });
+        return Err(Error::shape("embed", format!("prompts of width {width}"), format!("{prompt_width}")));
     }
     check_ids(lookup.ids.host(), vocab, virtual_tokens)?;
     match route(embedding) {
@@ -78,11 +74,7 @@ pub fn backward(dx: &Tensor, virtual_tokens: usize, lookup: &EmbedLookup) -> Res
     let (rows, _) = dx.dims2()?;
     let ids = lookup.ids.host();
     if rows != ids.len() {
-        return Err(Error::Shape {
-            op: "embed backward",
-            expected: format!("{} rows", ids.len()),
-            found: format!("{rows}"),
-        });
+        return Err(Error::shape("embed backward", format!("{} rows", ids.len()), format!("{rows}")));
     }
     match route(dx) {
         Route::Cpu => cpu::backward(dx, virtual_tokens, lookup),
@@ -98,5 +90,5 @@ fn check_ids(ids: &[u32], vocab: usize, virtual_tokens: usize) -> Result<()> {
         None => (format!("token ids under {vocab}"), id.to_string()),
         Some(row) => (format!("virtual tokens under {virtual_tokens}"), row.to_string()),
     };
-    Err(Error::Shape { op: "embed", expected, found })
+    Err(Error::shape("embed", expected, found))
 }

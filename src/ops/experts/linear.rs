@@ -3,6 +3,7 @@
 use super::{Routing, check_matrix, cpu, gpu};
 use crate::ops::Linear;
 use crate::ops::backend::{Route, route};
+use crate::ops::cpu::to_storage;
 use crate::ops::profile;
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
@@ -38,6 +39,18 @@ impl ExpertLinear {
     pub fn dims(&self) -> Result<(usize, usize)> {
         let (rows, k) = self.all.dims()?;
         Ok((rows / self.experts.len(), k))
+    }
+
+    /// `x` in the dtype in which the products read it ([`Linear::gemm_dtype`]). A gradient that is gathered for a product is
+    /// rounded first: once for each row, and not for each of its pairs.
+    ///
+    /// # Errors
+    /// Returns an error if a device operation fails.
+    pub fn operand(&self, x: &Tensor) -> Result<Tensor> {
+        match route(x) {
+            Route::Cpu => to_storage("experts", x, self.all.gemm_dtype(x.dtype())),
+            Route::Kernel => Ok(x.clone()),
+        }
     }
 
     /// `x Wᵀ` of `x` [S, K], the rows of the pairs of `routing`, each by its expert's matrix: [S, N]. dtypes as in

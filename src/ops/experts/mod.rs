@@ -76,8 +76,9 @@ pub fn backward(
     [gate_up, down]: [&ExpertLinear; 2],
     scale: f64,
 ) -> Result<(Tensor, Tensor)> {
-    let da = down.backward(&routing.gather(dout)?, routing, scale)?;
+    let da = down.backward(&routing.gather(&down.operand(dout)?)?, routing, scale)?;
     let (dh, dweights) = activation_backward(&da, h, routing)?;
+    drop(da);
     let du = routing.combine(&gate_up.backward(&dh, routing, 1.0)?)?;
     Ok((du, routing.backward(&dweights)?))
 }

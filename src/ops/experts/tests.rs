@@ -136,7 +136,10 @@ fn products_are_those_of_each_expert_alone() -> Result<()> {
             assert_same(&part(&dx)?, &layer.backward(&part(&dy)?, 0.5)?)?;
         }
         // Inputs in the dtype of the product are not rounded again.
-        assert_same(&experts.forward_to(&x.to_dtype(stored)?, &routing, act)?, &y)?;
+        let operand = experts.operand(&x)?;
+        assert_eq!(operand.dtype(), stored);
+        assert_same(&experts.forward_to(&operand, &routing, act)?, &y)?;
+        assert_same(&experts.operand(&operand)?, &operand)?;
     }
     Ok(())
 }

@@ -117,9 +117,6 @@ impl Linear {
 
     /// The layer with output features of zeros after its own, so that their number is a multiple of `multiple`. On the CPU,
     /// where products are equally fast at any width, the layer is unchanged.
-    ///
-    /// # Errors
-    /// Returns an error if a device operation fails.
     pub(crate) fn padded(self, multiple: usize) -> Result<Self> {
         let Weight::Tensor(weight) = &self.weight else { return Ok(self) };
         let (n, k) = weight.dims2()?;
@@ -150,9 +147,6 @@ impl Linear {
     }
 
     /// The layer with its weight in dtype `weight`, for inputs in dtype `activations`, on `device`.
-    ///
-    /// # Errors
-    /// Returns an error if a device operation fails.
     pub(crate) fn converted(&self, weight: DType, activations: DType, device: &Device) -> Result<Self> {
         let convert = |t: &Tensor, dtype| to_device(&t.to_dtype(dtype)?, device);
         let bias = self.bias.as_ref().map(|b| convert(b, activations)).transpose()?;

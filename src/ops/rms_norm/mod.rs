@@ -66,11 +66,11 @@ impl RmsNorm {
         let _timed = profile::scope("rms_norm", x.device());
         let (t, c) = x.dims2()?;
         if self.weight.dims() != [c] || add.is_some_and(|a| a.delta.dims() != [t, c]) {
-            return Err(Error::Shape {
-                op: "rms_norm",
-                expected: format!("a gain of [{c}] and a delta of [{t}, {c}]"),
-                found: format!("{:?} and {:?}", self.weight.dims(), add.map(|a| a.delta.dims())),
-            });
+            return Err(Error::shape(
+                "rms_norm",
+                format!("a gain of [{c}] and a delta of [{t}, {c}]"),
+                format!("{:?} and {:?}", self.weight.dims(), add.map(|a| a.delta.dims())),
+            ));
         }
         match route(x) {
             Route::Cpu => cpu::forward(self, x, add, out),
@@ -95,11 +95,11 @@ impl RmsNorm {
         let gradients_fit = dy.dims() == [t, c] && dresidual.is_none_or(|d| d.dims() == [t, c]);
         if !gradients_fit || rstd.dims() != [t] || self.weight.dims() != [c] {
             let gradients = (dy.dims(), dresidual.map(Tensor::dims));
-            return Err(Error::Shape {
-                op: "rms_norm backward",
-                expected: format!("gradients of [{t}, {c}], rstd of [{t}], a gain of [{c}]"),
-                found: format!("{gradients:?}, rstd {:?}, gain {:?}", rstd.dims(), self.weight.dims()),
-            });
+            return Err(Error::shape(
+                "rms_norm backward",
+                format!("gradients of [{t}, {c}], rstd of [{t}], a gain of [{c}]"),
+                format!("{gradients:?}, rstd {:?}, gain {:?}", rstd.dims(), self.weight.dims()),
+            ));
         }
         let inputs = BackwardInputs { dy, residual, rstd, dresidual };
         match route(dy) {

@@ -83,7 +83,7 @@ pub(crate) fn forward_to_cache(
     {
         let expected =
             format!("{rows:?} rows of {expected:?} columns, in a cache of {capacity} rows and in the table");
-        return Err(Error::Shape { op: OP, expected, found: format!("{:?} and {:?}", qkv.dims(), to) });
+        return Err(Error::shape(OP, expected, format!("{:?} and {:?}", qkv.dims(), to)));
     }
     check_same_dtype(OP, qkv, to.cache.dtype())?;
     if let Some(RopeTable { cos, sin, .. }) = table {

@@ -52,9 +52,6 @@ pub struct RopeTable {
 impl RopeTable {
     /// The table of `positions` rows for heads of size `head_dim`; angles are computed in f64. Kernels read the table in f32,
     /// whatever the dtype of the activations is.
-    ///
-    /// # Errors
-    /// Returns an error if a device operation fails.
     pub fn new(
         rope: &Rope,
         head_dim: usize,
@@ -120,16 +117,16 @@ impl RopeTable {
         let position_ids = positions.host();
         let last = position_ids.iter().max().map_or(0, |p| *p as usize + 1);
         if t != position_ids.len() || width < heads * self.head_dim || last > self.positions() {
-            return Err(Error::Shape {
-                op: "rope",
-                expected: format!(
+            return Err(Error::shape(
+                "rope",
+                format!(
                     "{} rows of at least {} columns, positions under {}",
                     position_ids.len(),
                     heads * self.head_dim,
                     self.positions()
                 ),
-                found: format!("[{t}, {width}], positions under {last}"),
-            });
+                format!("[{t}, {width}], positions under {last}"),
+            ));
         }
         match route(&x) {
             Route::Cpu => cpu::rotate(self, &x, heads, position_ids, (sign, out)),

@@ -91,11 +91,11 @@ pub fn add_leading(x: Tensor, leading: &Tensor, column: usize) -> Result<Tensor>
     let _timed = profile::scope(OP, x.device());
     let ((t, width), (p, columns)) = (x.dims2()?, leading.dims2()?);
     if p > t || column + columns > width {
-        return Err(Error::Shape {
-            op: OP,
-            expected: format!("at most {t} rows, and columns from {column} up to {width}"),
-            found: format!("{p} rows of {columns} columns"),
-        });
+        return Err(Error::shape(
+            OP,
+            format!("at most {t} rows, and columns from {column} up to {width}"),
+            format!("{p} rows of {columns} columns"),
+        ));
     }
     if leading.elem_count() == 0 {
         return Ok(x);
@@ -111,7 +111,7 @@ fn check_numbers(op: &'static str, rows: IndexView, limit: usize) -> Result<()> 
     let numbers = rows.host();
     let fail = |found: String| {
         let expected = format!("ascending row numbers under {limit}");
-        Err(Error::Shape { op, expected, found })
+        Err(Error::shape(op, expected, found))
     };
     if let Some(pair) = numbers.windows(2).find(|pair| pair[0] >= pair[1]) {
         return fail(format!("{} before {}", pair[0], pair[1]));
@@ -128,5 +128,5 @@ fn check_gradient(op: &'static str, dy: &Tensor, rows: IndexView, width: usize) 
     if dy.dims2().ok() == Some(expected) {
         return Ok(());
     }
-    Err(Error::Shape { op, expected: format!("{expected:?}"), found: format!("{:?}", dy.dims()) })
+    Err(Error::shape(op, format!("{expected:?}"), format!("{:?}", dy.dims())))
 }

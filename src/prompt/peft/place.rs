@@ -9,9 +9,8 @@
 
 use super::malformed;
 use crate::checkpoint::{HubOptions, adapter_snapshot, hub_repository};
-use crate::layout;
 use crate::layout::adapter_folder::{CONFIG, PICKLE, WEIGHTS};
-use crate::{Error, Result};
+use crate::{Error, Result, layout};
 use std::path::{Component, Path, PathBuf};
 
 /// Folders that an error names at most.

@@ -3,7 +3,7 @@
 
 use crate::config::Task;
 use crate::data::Template;
-use crate::files::write_atomically;
+use crate::files::write_json;
 use crate::layout::adapter_folder::TASK;
 use crate::{Error, Result};
 use std::path::Path;
@@ -47,9 +47,6 @@ impl PromptTask {
     }
 
     pub(super) fn write(&self, dir: &Path) -> Result<()> {
-        let path = dir.join(TASK);
-        let json = serde_json::to_string_pretty(self)
-            .map_err(|error| Error::Checkpoint { path: path.clone(), problem: error.to_string() })?;
-        write_atomically(&path, |out| writeln!(out, "{json}"))
+        write_json(&dir.join(TASK), self)
     }
 }

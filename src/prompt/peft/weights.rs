@@ -1,15 +1,16 @@
 //! `adapter_model.safetensors`: the prompt's tensor.
 
 use super::AdapterConfig;
+use crate::checkpoint::LFS_POINTER;
 use crate::layout::adapter_folder::{CONFIG, PICKLE, WEIGHTS};
+use candle_core::safetensors::Load;
+use candle_core::{DType, Device};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::HashMap;
 use std::path::Path;
 
 /// The only tensor of a prompt-tuning adapter.
 const PROMPT: &str = "prompt_embeddings";
-/// The first bytes of a file that Git LFS has put in the place of another one.
-const LFS: &[u8] = b"version https://git-lfs";
 
 type ParsedWeights<T> = std::result::Result<T, String>;
 
@@ -27,7 +28,7 @@ pub(super) fn missing(dir: &Path) -> String {
 
 /// What Git LFS left in the place of a file, if `bytes` are that.
 pub(super) fn lfs_pointer(bytes: &[u8]) -> Option<String> {
-    bytes.starts_with(LFS).then(|| {
+    bytes.starts_with(LFS_POINTER.as_bytes()).then(|| {
         "expected the file itself, found a Git LFS pointer to it; hint: `git lfs pull` in the repository's folder \
          fetches it"
             .into()
@@ -69,20 +70,12 @@ pub(super) fn decode(bytes: &[u8]) -> ParsedWeights<(Vec<usize>, Vec<f32>)> {
         return Err(other_tensors(&names));
     }
     let tensor = file.tensor(PROMPT).map_err(|error| error.to_string())?;
-    let data = tensor.data();
-    let halves = || data.chunks_exact(2).map(|bytes| [bytes[0], bytes[1]]);
-    let values = match tensor.dtype() {
-        Dtype::F32 => data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-        Dtype::F16 => halves().map(|bytes| half::f16::from_le_bytes(bytes).to_f32()).collect(),
-        Dtype::BF16 => halves().map(|bytes| half::bf16::from_le_bytes(bytes).to_f32()).collect(),
-        // As PEFT, whose prompt is f32; what is too large for it becomes infinite, and is refused as that.
-        Dtype::F64 => data
-            .chunks_exact(8)
-            .map(|b| f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) as f32)
-            .collect(),
-        other => return Err(format!("{PROMPT}: expected F32, F16, BF16 or F64, found {other:?}")),
-    };
-    Ok((tensor.shape().to_vec(), values))
+    if !matches!(tensor.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64) {
+        return Err(format!("{PROMPT}: expected F32, F16, BF16 or F64, found {:?}", tensor.dtype()));
+    }
+    // As PEFT, whose prompt is f32; what is too large for it becomes infinite, and is refused as that.
+    let values = tensor.load(&Device::Cpu).and_then(|t| t.to_dtype(DType::F32)?.flatten_all()?.to_vec1());
+    Ok((tensor.shape().to_vec(), values.map_err(|error| format!("{PROMPT}: {error}"))?))
 }
 
 /// Why a file of tensors with these names, sorted, is not a prompt.

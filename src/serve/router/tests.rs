@@ -1,8 +1,7 @@
 use super::*;
 use crate::serve::testing::{Answer, BASE, Fake, KEY, byte_level, say};
 use crate::serve::{App, Metrics, ServerOptions};
-use serde_json::Value;
-use serde_json::json;
+use serde_json::{Value, json};
 
 fn with(options: ServerOptions) -> Fake {
     Fake::with(options, None, |request, events| say(b"x", request, &events))

@@ -8,7 +8,7 @@ use crate::model::Dtypes;
 use crate::ops::gpu::emulated::emulate;
 use crate::ops::rope::Rope;
 use crate::ops::{Indices, testing::randn};
-use crate::tune::{EpochRecord, Observer, StepRecord, Task, Trainer};
+use crate::tune::{Observer, StepRecord, Task, Trainer};
 
 /// A Granite of two blocks whose logits are divided as those of 8b are.
 fn config(vocab_size: usize, logits_scaling: f64) -> ModelConfig {
@@ -129,9 +129,6 @@ impl Observer for Losses {
     }
     fn out_of_memory(&mut self, _: Limits) -> Result<()> {
         unreachable!("the CPU ran out of memory")
-    }
-    fn epoch(&mut self, _: &EpochRecord) -> Result<()> {
-        Ok(())
     }
 }
 

@@ -50,9 +50,6 @@ impl LastGood {
 
 impl PromptRun<'_> {
     /// The prompt that the configuration asks to keep; before the first epoch's end, the last good one.
-    ///
-    /// # Errors
-    /// Returns an error if a device operation fails.
     pub fn kept(&self) -> Result<Kept> {
         let Position { step, last, best, .. } = &self.position;
         let (prompt, mark) = match (&self.best, best, self.options.keep) {

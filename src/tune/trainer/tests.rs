@@ -7,8 +7,7 @@ use crate::config::{Keep, Schedule};
 use crate::device::{Work, faults};
 use crate::model::Dtypes;
 use crate::ops::gpu::{emulated::emulate, uploads};
-use crate::tune::objective;
-use crate::tune::{EpochRecord, epoch_order};
+use crate::tune::{epoch_order, objective};
 use candle_core::{DType, Device};
 use std::cell::RefCell;
 use std::ops::Range;
@@ -60,9 +59,6 @@ impl Observer for Watch {
     }
     fn out_of_memory(&mut self, limits: Limits) -> Result<()> {
         self.limits.push(limits.max_rows);
-        Ok(())
-    }
-    fn epoch(&mut self, _: &EpochRecord) -> Result<()> {
         Ok(())
     }
 }

@@ -3,8 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use super::super::Record;
-use super::super::chat;
+use super::super::{Record, chat};
 use super::JsonReader;
 use super::record::Fault;
 use super::value::{self, Entries};

@@ -82,11 +82,7 @@ fn check_disjoint(op: &'static str, segments: &[Segment]) -> Result<()> {
     rows.sort_unstable();
     match rows.windows(2).find(|pair| pair[0].1 > pair[1].0) {
         None => Ok(()),
-        Some(pair) => Err(Error::Shape {
-            op,
-            expected: "segments with keys of their own".into(),
-            found: format!("{pair:?}"),
-        }),
+        Some(pair) => Err(Error::shape(op, "segments with keys of their own", format!("{pair:?}"))),
     }
 }
 

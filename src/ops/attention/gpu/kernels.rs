@@ -1,8 +1,7 @@
 //! The attention kernels, and which of them runs a call.
 
 use super::plan::Tiling;
-use crate::ops::AttentionShape;
-use crate::ops::gpu;
+use crate::ops::{AttentionShape, gpu};
 use candle_core::{DType, Tensor};
 
 /// A kernel, the shared memory that it needs beyond its declarations, and the heads that a block processes at a time.

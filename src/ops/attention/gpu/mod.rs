@@ -147,11 +147,11 @@ pub(super) fn backward(
         return Err(Error::Invalid(problem.into()));
     };
     if out.dims() != dout.dims() || saved.lse.dims() != [dout.dims()[0], shape.heads] {
-        return Err(Error::Shape {
-            op: "attention backward",
-            expected: format!("the values of a forward pass of {:?}", dout.dims()),
-            found: format!("{:?} and {:?}", out.dims(), saved.lse.dims()),
-        });
+        return Err(Error::shape(
+            "attention backward",
+            format!("the values of a forward pass of {:?}", dout.dims()),
+            format!("{:?} and {:?}", out.dims(), saved.lse.dims()),
+        ));
     }
     backward::run(shape, inputs, (out, &saved.lse), (dout, rotation), targets)
 }

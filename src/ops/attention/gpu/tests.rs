@@ -1,5 +1,6 @@
 use super::*;
-use crate::ops::attention::{Segment, Segments};
+use crate::ops::attention::Segments;
+use crate::ops::attention::tests::{after, of_last_rows};
 use crate::ops::gpu::emulated::emulate;
 use crate::ops::rope::Rope;
 use crate::ops::{IndexView, Indices, RopeTable, testing::*};
@@ -96,26 +97,17 @@ impl RotatedCase {
 
     /// Only the last rows of each sequence are queries, as in a model's last layer.
     fn some_queries(shape: &AttentionShape, dtype: DType) -> Result<Self> {
-        let mut segments = crate::check::packed(&[70], &[(0, 9), (0, 60)]);
-        let mut next = 0;
-        for (segment, queries) in segments.iter_mut().zip([0, 3, 20]) {
-            segment.first = segment.keys.len() - queries;
-            segment.queries = next..next + queries;
-            next += queries;
-        }
+        let segments = of_last_rows(crate::check::packed(&[70], &[(0, 9), (0, 60)]), &[0, 3, 20]);
         let keys = Indices::from((0..139).map(|i| i * 29 % 100).collect::<Vec<u32>>());
         let queries = Indices::from((0..23).map(|i| i * 31 % 100).collect::<Vec<u32>>());
-        let q = randn(1, (next, shape.q_width()), dtype)?;
+        let q = randn(1, (23, shape.q_width()), dtype)?;
         let qkv = Qkv::Split { q, kv: randn(2, (139, shape.kv_width()), dtype)? };
-        Ok(Self { segments: segments.into(), qkv, prefix: None, queries, keys })
+        Ok(Self { segments, qkv, prefix: None, queries, keys })
     }
 
     /// The prefix is in another pass.
     fn another_pass(shape: &AttentionShape, dtype: DType) -> Result<Self> {
-        let own = |rows: std::ops::Range<usize>| rows.start - 70..rows.end - 70;
-        let all = crate::check::packed(&[70], &[(0, 9), (0, 60)]);
-        let moved = |s: Segment| Segment { queries: own(s.queries), keys: own(s.keys), ..s };
-        let segments = all.into_iter().skip(1).map(moved).collect();
+        let segments = after(70, &crate::check::packed(&[70], &[(0, 9), (0, 60)]));
         let positions = || Indices::from((0..69).map(|i| i * 29 % 100).collect::<Vec<u32>>());
         let qkv = Qkv::Fused(randn(1, (69, shape.q_width() + shape.kv_width()), dtype)?);
         let prefix = Some(randn(3, (70, shape.kv_width()), dtype)?);

@@ -31,6 +31,7 @@ pub(super) struct Costs {
 impl Isa {
     /// # Safety
     /// This CPU and its operating system have the instructions.
+    #[cfg(target_arch = "x86_64")]
     pub(super) unsafe fn new(kind: InstructionSet) -> Self {
         Self(kind)
     }

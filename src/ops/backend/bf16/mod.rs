@@ -86,13 +86,7 @@ impl<'a, O> ProductOutput<'a, O> {
 /// Panics if the slices' lengths are not those of the shapes.
 pub(crate) fn forward<O: OutputElement>(isa: Isa, x: &[bf16], w: Right, alpha: f32, out: ProductOutput<O>) {
     let (n, k) = w.dims();
-    let (out, accumulate) = out.into_elements();
-    if out.is_empty() {
-        return;
-    }
-    let m = out.len() / n.max(1);
-    assert_eq!((x.len(), out.len()), (m * k, m * n), "x and out of a product of {m} rows with [{n}, {k}]");
-    let epilogue = Epilogue { alpha, accumulate };
+    let Some((out, epilogue)) = checked(x, (k, n), alpha, out) else { return };
     // SAFETY: the output is initialised if the product is added to it.
     match isa.costs() {
         Some(costs) => unsafe { tasks::forward(isa, costs, (x, w), out, epilogue) },
@@ -109,13 +103,7 @@ pub(crate) fn forward<O: OutputElement>(isa: Isa, x: &[bf16], w: Right, alpha: f
 /// Panics if the slices' lengths are not those of the shapes.
 pub(crate) fn backward<O: OutputElement>(isa: Isa, dy: &[bf16], w: Right, alpha: f32, out: ProductOutput<O>) {
     let (n, k) = w.dims();
-    let (out, accumulate) = out.into_elements();
-    if out.is_empty() {
-        return;
-    }
-    let m = out.len() / k.max(1);
-    assert_eq!((dy.len(), out.len()), (m * n, m * k), "dy and out of a product of {m} rows with [{n}, {k}]");
-    let epilogue = Epilogue { alpha, accumulate };
+    let Some((out, epilogue)) = checked(dy, (n, k), alpha, out) else { return };
     // SAFETY: the output is initialised if the product is added to it.
     match isa.costs() {
         Some(costs) => unsafe { tasks::backward(isa, costs, (dy, w), out, epilogue) },
@@ -124,6 +112,26 @@ pub(crate) fn backward<O: OutputElement>(isa: Isa, dy: &[bf16], w: Right, alpha:
         #[cfg(not(target_arch = "x86_64"))]
         None => unreachable!("there are no instructions"),
     }
+}
+
+/// The output of a product of `left` [m, depth] with a matrix [depth, width], and its epilogue; `None` if it has no elements.
+fn checked<'a, O>(
+    left: &[bf16],
+    (depth, width): (usize, usize),
+    alpha: f32,
+    out: ProductOutput<'a, O>,
+) -> Option<(&'a mut [MaybeUninit<O>], Epilogue)> {
+    let (out, accumulate) = out.into_elements();
+    if out.is_empty() {
+        return None;
+    }
+    let m = out.len() / width.max(1);
+    assert_eq!(
+        (left.len(), out.len()),
+        (m * depth, m * width),
+        "operands of [{m}, {depth}] x [{depth}, {width}]"
+    );
+    Some((out, Epilogue { alpha, accumulate }))
 }
 
 /// Packs a matrix for a product that sums over its rows: a panel for each 16 columns.

@@ -31,9 +31,6 @@ struct Matrix {
 
 impl PackedWeight {
     /// Packs a matrix [n, k]; `read` writes the rows of a range, up to 16, one after another.
-    ///
-    /// # Errors
-    /// Returns the first error of `read`.
     pub(crate) fn pack<E: Send>(
         isa: Isa,
         (n, k): (usize, usize),

@@ -23,11 +23,11 @@ impl<'a, T: WithDType> View<'a, T> {
     pub(crate) fn new(op: &'static str, tensor: &'a Tensor) -> Result<Self> {
         let (storage, layout) = tensor.storage_and_layout();
         let (Storage::Cpu(cpu), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
-            return Err(Error::Shape {
+            return Err(Error::shape(
                 op,
-                expected: "a contiguous tensor on the CPU".into(),
-                found: format!("{:?} on {:?}", layout.stride(), tensor.device()),
-            });
+                "a contiguous tensor on the CPU",
+                format!("{:?} on {:?}", layout.stride(), tensor.device()),
+            ));
         };
         cpu.as_slice::<T>()?;
         Ok(Self { storage, range: start..end, dtype: PhantomData })

@@ -141,15 +141,14 @@ pub(crate) fn check_same_dtype(op: &'static str, x: &Tensor, out: DType) -> Resu
 
 /// The error of an op that has no output in dtype `out` for inputs in `dtype`.
 pub(crate) fn unsupported_output(op: &'static str, dtype: DType, out: DType) -> Error {
-    Error::Shape {
+    Error::shape(
         op,
-        expected: "an output in the dtype of the activations, or in bf16 where those are f32 on the CPU"
-            .into(),
-        found: format!("{out:?} of {dtype:?}"),
-    }
+        "an output in the dtype of the activations, or in bf16 where those are f32 on the CPU",
+        format!("{out:?} of {dtype:?}"),
+    )
 }
 
 /// The error of an op that the CPU does not compute in `dtype`.
 pub(crate) fn unsupported_dtype(op: &'static str, dtype: DType) -> Error {
-    Error::Shape { op, expected: "f32 (or f64) activations on the CPU".into(), found: format!("{dtype:?}") }
+    Error::shape(op, "f32 (or f64) activations on the CPU", format!("{dtype:?}"))
 }

@@ -46,9 +46,6 @@ pub(crate) fn compute_capability(device: &CudaDevice) -> (i32, i32) {
 
 /// Free and total memory of the device, bytes. The pool's unused memory is returned to the driver first, which waits for the
 /// device.
-///
-/// # Errors
-/// Returns an error if a call of the driver fails.
 pub(crate) fn memory(device: &CudaDevice) -> Result<(usize, usize)> {
     let stream = device.cuda_stream();
     if stream.context().has_async_alloc() {
@@ -63,9 +60,6 @@ pub(crate) fn memory(device: &CudaDevice) -> Result<(usize, usize)> {
 }
 
 /// Free memory of the device, bytes, without the pool's unused memory.
-///
-/// # Errors
-/// Returns an error if a call of the driver fails.
 pub(crate) fn free_now(device: &CudaDevice) -> Result<usize> {
     Ok(device.cuda_stream().context().mem_get_info().w()?.0)
 }

@@ -76,9 +76,6 @@ pub(crate) fn has_tensor_cores(x: &Tensor) -> bool {
 
 /// `list` as a tensor of u32 on `device`. On CUDA the call returns before the copy is done; the copy is from pinned memory,
 /// which is not used again before.
-///
-/// # Errors
-/// Returns an error if a device operation fails.
 pub(crate) fn upload(list: &[u32], device: &Device) -> Result<Tensor> {
     #[cfg(test)]
     UPLOADS.set(UPLOADS.get() + 1);
@@ -101,9 +98,6 @@ pub(crate) fn uploads() -> usize {
 }
 
 /// `tensor` on `device`.
-///
-/// # Errors
-/// Returns an error if a device operation fails.
 pub(crate) fn to_device(tensor: &Tensor, device: &Device) -> Result<Tensor> {
     let moved = tensor.to_device(device)?;
     if tensor.device().is_cpu() {
@@ -114,9 +108,6 @@ pub(crate) fn to_device(tensor: &Tensor, device: &Device) -> Result<Tensor> {
 
 /// Waits for copies to `device` from memory that is about to be freed, if the GPU reads the host's pages itself: on such a GPU
 /// the copy would race with the free.
-///
-/// # Errors
-/// Returns an error if a device operation fails.
 pub(crate) fn settle(device: &Device) -> Result<()> {
     match device {
         #[cfg(feature = "cuda")]
@@ -137,9 +128,6 @@ pub(crate) fn allocated_rows(rows: usize) -> usize {
 /// one with [`allocated_rows`].
 ///
 /// In the emulator it is filled with NaN, so that a test sees an element that was not written.
-///
-/// # Errors
-/// Returns an error if there is too little memory.
 pub(crate) fn empty(shape: impl Into<Shape>, dtype: DType, like: &Tensor) -> Result<Tensor> {
     let shape: Shape = shape.into();
     if let [rows, columns] = *shape.dims()
@@ -181,7 +169,7 @@ pub(crate) fn check_dtype(op: &'static str, tensors: &[&Tensor], dtype: DType) -
         None => Ok(()),
         Some(other) => {
             let found = format!("{:?} of shape {:?}", other.dtype(), other.dims());
-            Err(Error::Shape { op, expected: format!("{dtype:?}"), found })
+            Err(Error::shape(op, format!("{dtype:?}"), found))
         }
     }
 }
@@ -204,15 +192,15 @@ pub(crate) unsafe fn launch<P: KernelParameters>(
 ) -> Result<()> {
     debug_assert!(kernel.threads.is_multiple_of(32), "{kernel:?}");
     if !matches!(element, DType::F32 | DType::BF16 | DType::F16) {
-        let expected = "activations in f32, bf16 or f16 on a GPU".into();
-        return Err(Error::Shape { op: kernel.name, expected, found: format!("{element:?}") });
+        let expected = "activations in f32, bf16 or f16 on a GPU";
+        return Err(Error::shape(kernel.name, expected, format!("{element:?}")));
     }
     if let Some(buffer) = buffers.iter().find(|b| !b.is_contiguous()) {
-        return Err(Error::Shape {
-            op: kernel.name,
-            expected: "contiguous tensors".into(),
-            found: format!("strides {:?} of {:?}", buffer.stride(), buffer.dims()),
-        });
+        return Err(Error::shape(
+            kernel.name,
+            "contiguous tensors",
+            format!("strides {:?} of {:?}", buffer.stride(), buffer.dims()),
+        ));
     }
     if kernel.grid.contains(&0) {
         return Ok(());

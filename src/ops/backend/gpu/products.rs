@@ -157,9 +157,6 @@ impl ChoiceTable {
 
 /// The fastest of `candidates`, which are in the library's order: an earlier one unless a later one is clearly faster. `time`
 /// returns seconds, or `None` for an algorithm that does not run.
-///
-/// # Errors
-/// Returns the first error of `time`.
 pub(crate) fn fastest<A: Copy>(
     candidates: &[A],
     mut time: impl FnMut(A) -> Result<Option<f32>>,
@@ -176,9 +173,6 @@ pub(crate) fn fastest<A: Copy>(
 }
 
 /// Turns the timing of products on `device` on or off, if its library offers several algorithms.
-///
-/// # Errors
-/// Returns an error if the library cannot be opened.
 pub(crate) fn set_timing(device: &Device, timing: bool) -> Result<()> {
     match device {
         #[cfg(feature = "cuda")]
@@ -188,9 +182,6 @@ pub(crate) fn set_timing(device: &Device, timing: bool) -> Result<()> {
 }
 
 /// The choices on `device`, for a run that is resumed later; `None` if there are none.
-///
-/// # Errors
-/// Returns an error if the library cannot be opened.
 pub(crate) fn export(device: &Device) -> Result<Option<ProductChoices>> {
     match device {
         #[cfg(feature = "cuda")]
@@ -200,9 +191,6 @@ pub(crate) fn export(device: &Device) -> Result<Option<ProductChoices>> {
 }
 
 /// Imports the choices of a run; returns a warning if they are not for this device.
-///
-/// # Errors
-/// Returns an error if the library cannot be opened.
 pub(crate) fn import(device: &Device, choices: &ProductChoices) -> Result<Option<String>> {
     match device {
         #[cfg(feature = "cuda")]

@@ -5,8 +5,9 @@
 
 use crate::Result;
 use candle_core::cuda_backend::WrapErr;
-use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaEvent, DevicePtrMut, PinnedHostSlice};
-use candle_core::cuda_backend::cudarc::driver::{result, sys};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaContext, CudaEvent, DevicePtrMut, PinnedHostSlice, result, sys,
+};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, Storage, Tensor};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -47,9 +48,6 @@ impl PinnedStaging {
 }
 
 /// `list` as a tensor on `device`.
-///
-/// # Errors
-/// Returns an error if a call of the driver fails.
 pub(super) fn upload(device: &CudaDevice, list: &[u32]) -> Result<Tensor> {
     let stream = device.cuda_stream();
     let context = stream.context();
@@ -72,9 +70,6 @@ pub(super) fn upload(device: &CudaDevice, list: &[u32]) -> Result<Tensor> {
 }
 
 /// Waits for copies to `device` from memory that is about to be freed, if the driver does not stage them.
-///
-/// # Errors
-/// Returns an error if a call of the driver fails.
 pub(super) fn settle(device: &CudaDevice) -> Result<()> {
     let stream = device.cuda_stream();
     let host_pages =

@@ -3,8 +3,7 @@
 use super::logprobs::{LOGPROBS_RANGE, content};
 use super::parameters::{CompletionParameters, truncation};
 use super::{AnswerHead, Usage, error_body, finish, requested_model};
-use crate::checkpoint::chat_template::Chat;
-use crate::checkpoint::chat_template::continuation;
+use crate::checkpoint::chat_template::{Chat, continuation};
 use crate::generate::Token;
 use crate::serve::api_error::ApiError;
 use crate::serve::body::describe;

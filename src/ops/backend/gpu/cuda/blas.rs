@@ -122,11 +122,11 @@ fn check(product: &MatrixProduct, (m, n, k): (usize, usize, usize)) -> Result<()
     }
     let found =
         [Some(a), Some(b), bias, add].map(|t| t.map(|t| (t.shape().clone(), t.dtype(), t.is_contiguous())));
-    Err(Error::Shape {
-        op: "linear",
-        expected: format!("contiguous operands of one dtype for [{m}, {k}] x [{k}, {n}]"),
-        found: format!("(shape, dtype, contiguous) {found:?}"),
-    })
+    Err(Error::shape(
+        "linear",
+        format!("contiguous operands of one dtype for [{m}, {k}] x [{k}, {n}]"),
+        format!("(shape, dtype, contiguous) {found:?}"),
+    ))
 }
 
 impl Blas {
