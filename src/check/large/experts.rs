@@ -12,12 +12,12 @@ const EXPERTS: usize = 32;
 const PER_TOKEN: usize = 8;
 
 /// A layer's experts.
-struct Experts {
+struct ExpertMatrices {
     gate_up: ExpertLinear,
     down: ExpertLinear,
 }
 
-impl Experts {
+impl ExpertMatrices {
     /// Of weights in another dtype.
     fn converted(&self, dtype: DType) -> Result<Self> {
         let convert = |layer: &ExpertLinear| -> Result<ExpertLinear> {
@@ -57,7 +57,7 @@ pub(super) fn check(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<(
         let (gate_up, down) =
             (large.random((EXPERTS * 2 * f, c), 0.05)?, large.random((EXPERTS * c, f), 0.1)?);
         let layer = |weight| ExpertLinear::new(Linear::new(weight, None)?, EXPERTS);
-        let experts = Experts { gate_up: layer(gate_up)?, down: layer(down)? };
+        let experts = ExpertMatrices { gate_up: layer(gate_up)?, down: layer(down)? };
         let exact = experts.converted(DType::F32)?;
         let (u, dout) = (large.random((t, c), 1.0)?, large.random((t, c), 1.0)?);
         let logits = large.random((t, EXPERTS), 2.0)?;
