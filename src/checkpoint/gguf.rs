@@ -2,7 +2,7 @@
 //! metadata, and the tensors under their Hugging Face names, dequantised when they are read.
 //!
 //! The format is <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>; candle parses it. This module reverses
-//! llama.cpp's conversion: names, rotary scaling, and what it does to tensors ([`names`]).
+//! llama.cpp's conversion: names, rotary scaling, and what it does to tensors (`names.rs`).
 
 mod config;
 mod header;
