@@ -32,7 +32,7 @@ use candle_core::{DType, Tensor};
 pub struct ConvWeights {
     /// [X, W], the tap of the oldest row first.
     pub weight: Tensor,
-    /// [X].
+    /// `[X]`.
     pub bias: Tensor,
 }
 

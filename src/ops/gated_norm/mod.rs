@@ -23,7 +23,7 @@ use candle_core::{DType, Tensor};
 /// Gain, groups and epsilon of the norm.
 #[derive(Debug, Clone)]
 pub struct GatedNorm {
-    /// Gain [I], in f32, or f64 for activations in f64; on a GPU in the dtype of the activations.
+    /// Gain `[I]`, in f32, or f64 for activations in f64; on a GPU in the dtype of the activations.
     pub weight: Tensor,
     /// Groups of columns that are normed on their own, G.
     pub groups: usize,

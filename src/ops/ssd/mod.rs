@@ -69,11 +69,11 @@ impl SsdShape {
 /// Frozen weights of the scan, in f32, or f64 for activations in f64.
 #[derive(Debug, Clone)]
 pub struct SsdWeights {
-    /// A = -exp(A_log), [M].
+    /// A = -exp(A_log), `[M]`.
     pub a: Tensor,
-    /// D, [M].
+    /// D, `[M]`.
     pub d: Tensor,
-    /// Added to the step before the softplus, [M].
+    /// Added to the step before the softplus, `[M]`.
     pub dt_bias: Tensor,
     /// Smallest and largest step.
     pub dt_limit: (f64, f64),

@@ -67,7 +67,7 @@ pub(super) fn softplus_f32(x: f32, fma: Fma) -> f32 {
     let p = fma.mul_add(p, f, -1.666_805_8e-1);
     let p = fma.mul_add(p, f, 2.000_071_4e-1);
     let p = fma.mul_add(p, f, -2.499_999_4e-1);
-    let p = fma.mul_add(p, f, 3.333_333e-1);
+    let p = fma.mul_add(p, f, 0.333_333_3);
     let square = f * f;
     let low = fma.mul_add(n, -2.121_944_4e-4, fma.mul_add(p, f, -0.5) * square);
     let log = fma.mul_add(n, 0.693_359_4, f + low);
