@@ -6,22 +6,13 @@ use crate::Result;
 use crate::ops::conv::{self, ConvInputs, ConvWeights};
 use crate::ops::gated_norm::GatedNorm;
 use crate::ops::ssd::{self, SsdInputs, SsdShape, SsdWeights};
-use crate::ops::{ScanPlan, ScanSegment, ScanStart};
+use crate::ops::{ScanPlan, ScanStart};
 use candle_core::{DType, Device, Tensor};
 
 /// Batches, each with the number of given states.
 fn plans() -> Vec<(&'static str, ScanPlan, usize)> {
     use ScanStart::{Segment, State, Zero};
-    let plan = |segments: &[(usize, ScanStart)], ends: &[usize]| -> ScanPlan {
-        let mut first = 0;
-        let mut list = Vec::new();
-        for (i, &(len, start)) in segments.iter().enumerate() {
-            let end = ends.iter().position(|end| *end == i);
-            list.push(ScanSegment { rows: first..first + len, start, end });
-            first += len;
-        }
-        list.into()
-    };
+    let plan = ScanPlan::with_lengths;
     let prefixes = [(1, Zero), (2, Zero), (21, Zero), (5, Segment(0)), (1, Segment(1)), (4, Segment(2))];
     let sequences = [(17, Segment(2)), (1, Segment(2)), (8, Segment(2))];
     vec![

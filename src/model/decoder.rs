@@ -141,7 +141,7 @@ impl Decoder {
                 (embedding, untied(head)?)
             }
         };
-        let layers = self.layers.iter().map(|layer| layer.to_device((weights, activations), device));
+        let layers = self.layers.iter().map(|layer| layer.to_device(dtypes, device));
         let layers = layers.collect::<Result<_>>()?;
         let norm = norm_to_device(&self.norm, activations, device)?;
         Self::from_parts(&self.config, Parts { embedding, layers, norm, head }, dtypes, device)

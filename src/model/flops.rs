@@ -158,8 +158,7 @@ fn scan_flops(config: &ModelConfig, mamba: &MambaConfig, batch: &PackedBatch) ->
         rows as f64 * (row + if has_end { 8.0 * i * mamba.state as f64 } else { 0.0 })
     };
     let of_segment = |segment: &crate::ops::Segment| -> f64 {
-        let (rows, is_prefix) =
-            (segment.queries.len(), segment.prefix.is_none() && segment.queries.end <= batch.prefix_rows);
+        let (rows, is_prefix) = (segment.queries.len(), segment.queries.end <= batch.prefix_rows);
         let chunks = rows.div_ceil(ssd::CHUNK);
         let chunk = |c: usize| of_chunk(ssd::CHUNK.min(rows - c * ssd::CHUNK), is_prefix || c + 1 < chunks);
         (0..chunks).map(chunk).sum()

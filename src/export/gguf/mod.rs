@@ -181,7 +181,7 @@ impl TensorPlan<'_> {
         Ok(vec![Planned { entry, source }])
     }
 
-    /// GGUF's name of a tensor; a dense network beside experts has names of its own.
+    /// GGUF's name of a tensor. If the model has experts too, the names of the dense network end in `_shexp`.
     fn gguf_name(&self, hf: &str) -> Option<String> {
         let name = gguf_name(hf)?;
         let dense = [".ffn_gate.", ".ffn_up.", ".ffn_down."].into_iter().find(|module| name.contains(module));

@@ -12,7 +12,7 @@ use crate::checkpoint::ModelConfig;
 use crate::checkpoint::tensors::ExpertsTensors;
 use crate::model::memory::{FeedForwardMemory, ValueSizes};
 use crate::ops::Linear;
-use crate::ops::experts::{ExpertLinear, Routing, activation_backward, activation_forward};
+use crate::ops::experts::{self, ExpertLinear, Routing};
 use candle_core::Tensor;
 
 /// The frozen weights.
@@ -84,10 +84,8 @@ impl Experts {
     }
 
     /// The sum of the chosen experts' outputs, [rows, C].
-    pub(super) fn output(&self, saved: &ExpertsSaved, pass: &LayerPass) -> Result<Tensor> {
-        let ExpertsSaved { routing, gate_up } = saved;
-        let activation = activation_forward(gate_up, routing)?;
-        routing.combine(&self.down.forward_to(&activation, routing, pass.dtype)?)
+    pub(super) fn output(&self, saved: &ExpertsSaved) -> Result<Tensor> {
+        experts::output(&saved.gate_up, &saved.routing, &self.down)
     }
 
     /// The gradient of the normed input.
@@ -98,14 +96,10 @@ impl Experts {
         pass: &LayerPass,
     ) -> Result<Tensor> {
         let ExpertsSaved { routing, gate_up } = saved;
-        let doutputs = routing.gather(&self.down.operand(doutput)?)?;
-        let dactivation = self.down.backward(&doutputs, routing, pass.residual_multiplier)?;
-        drop(doutputs);
-        let (dgate_up, dweights) = activation_backward(&dactivation, gate_up, routing)?;
-        drop(dactivation);
-        let dexperts = routing.combine(&self.gate_up.backward(&dgate_up, routing, 1.0)?)?;
-        drop(dgate_up);
-        Ok((dexperts + self.router.backward(&routing.backward(&dweights)?, 1.0)?)?)
+        let matrices = [&self.gate_up, &self.down];
+        let (dexperts, dlogits) =
+            experts::backward(doutput, gate_up, routing, matrices, pass.residual_multiplier)?;
+        Ok((dexperts + self.router.backward(&dlogits, 1.0)?)?)
     }
 
     pub(super) fn projections(&self) -> [&Linear; 3] {

@@ -62,7 +62,7 @@ impl FeedForward {
             _ => Stream::new(residual),
         };
         match (&self.experts, &saved.experts) {
-            (Some(experts), Some(saved)) => stream.plus(experts.output(saved, pass)?),
+            (Some(experts), Some(saved)) => stream.plus(experts.output(saved)?),
             _ => Ok(stream),
         }
     }

@@ -60,6 +60,17 @@ pub(in crate::model) struct Mamba2Saved {
     ends: Option<ScanStates>,
 }
 
+impl InputParts {
+    fn new(input: &Linear, shape: &SsdShape) -> Result<Self> {
+        let (i, x) = (shape.inner(), shape.width());
+        Ok(Self {
+            z: input.rows(0..i)?,
+            xbc: input.rows(i..i + x)?,
+            dt: input.rows(i + x..i + x + shape.heads)?,
+        })
+    }
+}
+
 impl Mamba2 {
     /// `vectors` are in the order of [`crate::checkpoint::tensors::MAMBA_VECTORS`].
     pub(super) fn new(
@@ -72,12 +83,11 @@ impl Mamba2 {
             let found = format!("{} vectors", vectors.len());
             return Err(Error::Shape { op: "mamba2", expected: "at least 5 vectors".into(), found });
         };
-        let (i, x) = (config.inner(), config.channels());
         let bias = match bias.first() {
             Some(bias) => bias.clone(),
             None => conv.narrow(2, 0, 1)?.flatten_all()?.zeros_like()?,
         };
-        let conv = ConvWeights { weight: conv.reshape((x, config.taps))?, bias };
+        let conv = ConvWeights { weight: conv.reshape((config.channels(), config.taps))?, bias };
         let scan = SsdWeights {
             a: a_log.exp()?.neg()?,
             d: d.clone(),
@@ -91,11 +101,7 @@ impl Mamba2 {
             state: config.state,
             groups: config.groups,
         };
-        let parts = InputParts {
-            z: input.rows(0..i)?,
-            xbc: input.rows(i..i + x)?,
-            dt: input.rows(i + x..i + x + config.heads)?,
-        };
+        let parts = InputParts::new(&input, &shape)?;
         Ok(Self { shape, input, parts, conv, scan, norm, output })
     }
 
@@ -124,14 +130,9 @@ impl Mamba2 {
 
     pub(super) fn to_device(&self, change: ToDevice) -> Result<Self> {
         let input = change.linear(&self.input)?;
-        let (i, x) = (self.shape.inner(), self.shape.width());
         Ok(Self {
             shape: self.shape,
-            parts: InputParts {
-                z: input.rows(0..i)?,
-                xbc: input.rows(i..i + x)?,
-                dt: input.rows(i + x..i + x + self.shape.heads)?,
-            },
+            parts: InputParts::new(&input, &self.shape)?,
             input,
             conv: ConvWeights {
                 weight: change.vector(&self.conv.weight)?,
@@ -156,8 +157,7 @@ impl Mamba2 {
         prefix: Option<&PrefixState>,
     ) -> Result<(Stream, Mamba2Saved)> {
         let states = prefix.map(PrefixState::scan).transpose()?;
-        let (stream, saved) = self.run(&normed, residual, pass, states)?;
-        Ok((stream, saved))
+        self.run(&normed, residual, pass, states)
     }
 
     /// The residual stream after the mixer; each sequence goes on from its state in `cache`, to which its new one is written.

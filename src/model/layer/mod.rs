@@ -32,7 +32,7 @@ pub use prefix::{PrefixGradient, PrefixState};
 pub(super) use saved::{LayerSaved, NormSaved, Saved};
 pub(super) use stream::Stream;
 
-use super::KvCache;
+use super::{Dtypes, KvCache};
 use crate::Result;
 use crate::checkpoint::ModelConfig;
 use crate::checkpoint::tensors::{LayerTensors, LayerVector, Stack};
@@ -171,8 +171,9 @@ impl Layer {
     }
 
     /// The same layer with weights and activations of other dtypes on another device.
-    pub(super) fn to_device(&self, (weights, activations): (DType, DType), device: &Device) -> Result<Self> {
-        let change = ToDevice { weights, activations, device };
+    pub(super) fn to_device(&self, dtypes: Dtypes, device: &Device) -> Result<Self> {
+        let change = ToDevice { dtypes, device };
+        let activations = dtypes.activations;
         Ok(Self {
             mixer_norm: norm_to_device(&self.mixer_norm, activations, device)?,
             mixer: self.mixer.to_device(change)?,
@@ -185,20 +186,18 @@ impl Layer {
 /// Other dtypes and another device for a layer.
 #[derive(Clone, Copy)]
 pub(super) struct ToDevice<'a> {
-    weights: DType,
-    activations: DType,
+    dtypes: Dtypes,
     device: &'a Device,
 }
 
 impl ToDevice<'_> {
     fn linear(self, linear: &Linear) -> Result<Linear> {
-        linear.converted(self.weights, self.activations, self.device)
+        linear.converted(self.dtypes.weights, self.dtypes.activations, self.device)
     }
 
     /// A vector that stays in f32, or f64 if the activations are.
     fn vector(self, vector: &Tensor) -> Result<Tensor> {
-        let dtype = if self.activations == DType::F64 { DType::F64 } else { DType::F32 };
-        crate::ops::gpu::to_device(&vector.to_dtype(dtype)?, self.device)
+        crate::ops::gpu::to_device(&vector.to_dtype(self.dtypes.row_sums())?, self.device)
     }
 }
 

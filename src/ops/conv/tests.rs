@@ -1,30 +1,18 @@
 use super::*;
-use crate::ops::{ScanSegment, ScanStart, autograd, testing::*};
+use crate::ops::{ScanStart, autograd, testing::*};
 
 fn weights(channels: usize, taps: usize, dtype: DType) -> Result<ConvWeights> {
     Ok(ConvWeights { weight: (randn(1, (channels, taps), dtype)? * 0.4)?, bias: randn(2, channels, dtype)? })
-}
-
-/// Segments of these lengths with their starts; ends are numbered in the order of `ends`.
-fn plan(segments: &[(usize, ScanStart)], ends: &[usize]) -> ScanPlan {
-    let mut first = 0;
-    let mut list = Vec::new();
-    for (i, &(len, start)) in segments.iter().enumerate() {
-        let end = ends.iter().position(|end| *end == i);
-        list.push(ScanSegment { rows: first..first + len, start, end });
-        first += len;
-    }
-    list.into()
 }
 
 /// Prefixes of 1, 2 and 9 rows, a sequence after each, a sequence of one row, one after a sequence of two rows, one without rows.
 fn plans() -> Vec<(ScanPlan, usize)> {
     use ScanStart::{Segment, State, Zero};
     vec![
-        (plan(&[(1, Zero)], &[]), 0),
-        (plan(&[(7, Zero), (3, Zero)], &[1, 0]), 0),
+        (ScanPlan::with_lengths(&[(1, Zero)], &[]), 0),
+        (ScanPlan::with_lengths(&[(7, Zero), (3, Zero)], &[1, 0]), 0),
         (
-            plan(
+            ScanPlan::with_lengths(
                 &[
                     (1, Zero),
                     (2, Zero),
@@ -39,13 +27,13 @@ fn plans() -> Vec<(ScanPlan, usize)> {
             0,
         ),
         (
-            plan(
+            ScanPlan::with_lengths(
                 &[(2, State(1)), (1, State(0)), (1, Segment(1)), (6, Segment(0)), (0, Segment(2))],
                 &[4, 0, 3],
             ),
             2,
         ),
-        (plan(&[(1, State(2)), (1, State(0)), (1, State(1))], &[0, 1, 2]), 3),
+        (ScanPlan::with_lengths(&[(1, State(2)), (1, State(0)), (1, State(1))], &[0, 1, 2]), 3),
     ]
 }
 
@@ -129,7 +117,7 @@ fn inputs_in_bf16_are_computed_in_f32_and_the_output_is_rounded() -> Result<()> 
 fn a_sequence_cut_in_two_passes_has_the_same_rows_and_gradients() -> Result<()> {
     let conv = weights(11, 4, DType::F64)?;
     let (x, dy) = (randn(3, (9, 11), DType::F64)?, randn(4, (9, 11), DType::F64)?);
-    let whole = plan(&[(9, ScanStart::Zero)], &[]);
+    let whole = ScanPlan::with_lengths(&[(9, ScanStart::Zero)], &[]);
     let inputs = ConvInputs { x: &x, plan: &whole, tails: None };
     let y = forward(inputs, &conv, DType::F64)?;
     let dx = backward((&dy, None), inputs, &conv)?.x;
@@ -138,7 +126,10 @@ fn a_sequence_cut_in_two_passes_has_the_same_rows_and_gradients() -> Result<()> 
             let (start, len) = if first { (0, cut) } else { (cut, 9 - cut) };
             Ok(t.narrow(0, start, len)?.contiguous()?)
         };
-        let plans = [plan(&[(cut, ScanStart::Zero)], &[0]), plan(&[(9 - cut, ScanStart::State(0))], &[])];
+        let plans = [
+            ScanPlan::with_lengths(&[(cut, ScanStart::Zero)], &[0]),
+            ScanPlan::with_lengths(&[(9 - cut, ScanStart::State(0))], &[]),
+        ];
         let (x1, x2) = (part(&x, true)?, part(&x, false)?);
         let first = ConvInputs { x: &x1, plan: &plans[0], tails: None };
         let tails = ends(first, 4)?;
@@ -159,12 +150,12 @@ fn forward_refuses_inputs_that_do_not_match() -> Result<()> {
     let tails = randn(1, (1, 3, 5), DType::F32)?;
     let refuses =
         |plan: &ScanPlan, tails| forward(ConvInputs { x: &x, plan, tails }, &conv, DType::F32).is_err();
-    assert!(!refuses(&plan(&[(3, ScanStart::State(0))], &[]), Some(&tails)));
-    assert!(refuses(&plan(&[(3, ScanStart::State(1))], &[]), Some(&tails)));
-    assert!(refuses(&plan(&[(3, ScanStart::State(0))], &[]), None));
-    assert!(refuses(&plan(&[(2, ScanStart::Zero)], &[]), None));
-    assert!(refuses(&plan(&[(3, ScanStart::Segment(0))], &[]), None));
+    assert!(!refuses(&ScanPlan::with_lengths(&[(3, ScanStart::State(0))], &[]), Some(&tails)));
+    assert!(refuses(&ScanPlan::with_lengths(&[(3, ScanStart::State(1))], &[]), Some(&tails)));
+    assert!(refuses(&ScanPlan::with_lengths(&[(3, ScanStart::State(0))], &[]), None));
+    assert!(refuses(&ScanPlan::with_lengths(&[(2, ScanStart::Zero)], &[]), None));
+    assert!(refuses(&ScanPlan::with_lengths(&[(3, ScanStart::Segment(0))], &[]), None));
     let other = tails.to_dtype(DType::BF16)?;
-    assert!(refuses(&plan(&[(3, ScanStart::State(0))], &[]), Some(&other)));
+    assert!(refuses(&ScanPlan::with_lengths(&[(3, ScanStart::State(0))], &[]), Some(&other)));
     Ok(())
 }

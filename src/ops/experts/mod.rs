@@ -56,12 +56,19 @@ pub fn forward(
     saved: DType,
 ) -> Result<(Tensor, Tensor)> {
     let h = gate_up.forward_to(&routing.gather(u)?, routing, saved)?;
-    let out = match route(u) {
+    Ok((output(&h, routing, down)?, h))
+}
+
+/// The second half of [`forward`]: the experts' output [T, C] from gate and up `h` [S, 2F].
+///
+/// # Errors
+/// As [`forward`].
+pub fn output(h: &Tensor, routing: &Routing, down: &ExpertLinear) -> Result<Tensor> {
+    let out = match route(h) {
         Route::Cpu => routing.weights.dtype(),
-        Route::Kernel => u.dtype(),
+        Route::Kernel => h.dtype(),
     };
-    let y = down.forward_to(&activation_forward(&h, routing)?, routing, out)?;
-    Ok((routing.combine(&y)?, h))
+    routing.combine(&down.forward_to(&activation_forward(h, routing)?, routing, out)?)
 }
 
 /// Gradients of `u` [T, C], without the router's part, and of the router's logits [T, E], from `scale` times `dout` [T, C] and `h`

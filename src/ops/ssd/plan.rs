@@ -71,6 +71,17 @@ struct ScanPlans {
 }
 
 impl ScanPlan {
+    /// Segments of these lengths with their starts, one after another; their end states are numbered in the order of `ends`.
+    pub(crate) fn with_lengths(segments: &[(usize, ScanStart)], ends: &[usize]) -> Self {
+        let mut first = 0;
+        let segments = segments.iter().enumerate().map(|(i, &(len, start))| {
+            let rows = first..first + len;
+            first = rows.end;
+            ScanSegment { rows, start, end: ends.iter().position(|end| *end == i) }
+        });
+        segments.collect::<Vec<_>>().into()
+    }
+
     /// Number of segments whose end state is wanted.
     pub fn ends(&self) -> usize {
         self.list.iter().filter(|segment| segment.end.is_some()).count()

@@ -21,27 +21,15 @@ fn weights(shape: &SsdShape, dt_limit: (f64, f64), dtype: DType) -> Result<SsdWe
     })
 }
 
-/// Segments of these lengths with their starts; ends are numbered in the order of `ends`.
-fn plan(segments: &[(usize, ScanStart)], ends: &[usize]) -> ScanPlan {
-    let mut first = 0;
-    let mut list = Vec::new();
-    for (i, &(len, start)) in segments.iter().enumerate() {
-        let end = ends.iter().position(|end| *end == i);
-        list.push(ScanSegment { rows: first..first + len, start, end });
-        first += len;
-    }
-    list.into()
-}
-
 /// Plans with the number of their given states.
 fn plans() -> Vec<(ScanPlan, usize)> {
     use ScanStart::{Segment, State, Zero};
     vec![
-        (plan(&[(1, Zero)], &[]), 0),
-        (plan(&[(70, Zero), (3, Zero)], &[1, 0]), 0),
+        (ScanPlan::with_lengths(&[(1, Zero)], &[]), 0),
+        (ScanPlan::with_lengths(&[(70, Zero), (3, Zero)], &[1, 0]), 0),
         // A prefix of 1 row, of 2 rows and of more than a chunk; sequences of 1 row to several chunks.
         (
-            plan(
+            ScanPlan::with_lengths(
                 &[
                     (1, Zero),
                     (2, Zero),
@@ -59,7 +47,7 @@ fn plans() -> Vec<(ScanPlan, usize)> {
         ),
         // From given states; a chain of segments; one without rows.
         (
-            plan(
+            ScanPlan::with_lengths(
                 &[
                     (2, State(1)),
                     (65, State(0)),
@@ -73,7 +61,7 @@ fn plans() -> Vec<(ScanPlan, usize)> {
             2,
         ),
         // One row each, as in generation.
-        (plan(&[(1, State(2)), (1, State(0)), (1, State(1))], &[0, 1, 2]), 3),
+        (ScanPlan::with_lengths(&[(1, State(2)), (1, State(0)), (1, State(1))], &[0, 1, 2]), 3),
     ]
 }
 
@@ -194,7 +182,7 @@ fn clamped_steps_have_no_gradient() -> Result<()> {
 /// Steps so long that nothing is left of a row after the next, and steps above 20.
 #[test]
 fn long_steps_do_not_overflow() -> Result<()> {
-    let plan = plan(&[(130, ScanStart::Zero), (3, ScanStart::Segment(0))], &[1]);
+    let plan = ScanPlan::with_lengths(&[(130, ScanStart::Zero), (3, ScanStart::Segment(0))], &[1]);
     let mut case = Case::new(shapes()[0], &plan, 0, DType::F32)?;
     case.dt = (case.dt * 40.0)?;
     let inputs = case.inputs(&plan);
@@ -211,7 +199,7 @@ fn long_steps_do_not_overflow() -> Result<()> {
 fn a_sequence_cut_in_two_passes_has_the_same_rows_and_gradients() -> Result<()> {
     const ROWS: usize = 135;
     let tolerance = Tolerance { absolute: 1e-10, relative: 1e-10 };
-    let whole = plan(&[(ROWS, ScanStart::Zero)], &[0]);
+    let whole = ScanPlan::with_lengths(&[(ROWS, ScanStart::Zero)], &[0]);
     for shape in [shapes()[0], shapes()[1]] {
         let case = Case::new(shape, &whole, 0, DType::F64)?;
         let output = forward(case.inputs(&whole), &shape, &case.weights)?;
@@ -223,8 +211,10 @@ fn a_sequence_cut_in_two_passes_has_the_same_rows_and_gradients() -> Result<()> 
                 let (start, len) = if first { (0, cut) } else { (cut, ROWS - cut) };
                 Ok(t.narrow(0, start, len)?.contiguous()?)
             };
-            let plans =
-                [plan(&[(cut, ScanStart::Zero)], &[0]), plan(&[(ROWS - cut, ScanStart::State(0))], &[0])];
+            let plans = [
+                ScanPlan::with_lengths(&[(cut, ScanStart::Zero)], &[0]),
+                ScanPlan::with_lengths(&[(ROWS - cut, ScanStart::State(0))], &[0]),
+            ];
             let (xbc, dt) = (part(&case.xbc, true)?, part(&case.dt, true)?);
             let first = SsdInputs { xbc: &xbc, dt: &dt, plan: &plans[0], states: None };
             let before = forward(first, &shape, &case.weights)?;
@@ -252,7 +242,7 @@ fn a_shared_prefix_equals_the_prefix_repeated() -> Result<()> {
     for (prefix, shape) in [(1, shapes()[0]), (2, shapes()[1]), (67, shapes()[2]), (130, shapes()[0])] {
         let mut shared = vec![(prefix, ScanStart::Zero)];
         shared.extend(lens.map(|len| (len, ScanStart::Segment(0))));
-        let shared = plan(&shared, &[]);
+        let shared = ScanPlan::with_lengths(&shared, &[]);
         let case = Case::new(shape, &shared, 0, DType::F64)?;
         let dy = randn(8, (prefix + rows, shape.inner()), DType::F64)?;
         let y = forward(case.inputs(&shared), &shape, &case.weights)?.y;
@@ -260,7 +250,7 @@ fn a_shared_prefix_equals_the_prefix_repeated() -> Result<()> {
         let mut sums = [gradients.xbc.narrow(0, 0, prefix)?, gradients.dt.narrow(0, 0, prefix)?];
         let mut first = prefix;
         for (i, len) in lens.into_iter().enumerate() {
-            let alone = plan(&[(prefix + len, ScanStart::Zero)], &[]);
+            let alone = ScanPlan::with_lengths(&[(prefix + len, ScanStart::Zero)], &[]);
             let rows = |t: &Tensor| Tensor::cat(&[t.narrow(0, 0, prefix)?, t.narrow(0, first, len)?], 0);
             let (xbc, dt, mut dy) = (rows(&case.xbc)?, rows(&case.dt)?, rows(&dy)?);
             if i > 0 {
@@ -338,13 +328,13 @@ fn results_have_the_same_bits_for_any_number_of_threads() -> Result<()> {
 
 #[test]
 fn forward_refuses_inputs_that_do_not_match() -> Result<()> {
-    let good = plan(&[(3, ScanStart::State(0))], &[0]);
+    let good = ScanPlan::with_lengths(&[(3, ScanStart::State(0))], &[0]);
     let case = Case::new(shapes()[0], &good, 1, DType::F32)?;
     let refuses = |plan: &ScanPlan| forward(case.inputs(plan), &case.shape, &case.weights).is_err();
     assert!(!refuses(&good));
-    assert!(refuses(&plan(&[(3, ScanStart::State(1))], &[])));
-    assert!(refuses(&plan(&[(2, ScanStart::Zero)], &[])));
-    assert!(refuses(&plan(&[(3, ScanStart::Segment(0))], &[])));
+    assert!(refuses(&ScanPlan::with_lengths(&[(3, ScanStart::State(1))], &[])));
+    assert!(refuses(&ScanPlan::with_lengths(&[(2, ScanStart::Zero)], &[])));
+    assert!(refuses(&ScanPlan::with_lengths(&[(3, ScanStart::Segment(0))], &[])));
     let end = |rows, end| ScanSegment { rows, start: ScanStart::Zero, end };
     assert!(refuses(&vec![end(0..2, Some(0)), end(2..3, Some(0))].into()));
     assert!(refuses(&vec![end(0..3, Some(1))].into()));
@@ -373,7 +363,10 @@ fn chunks_do_not_cross_the_borders_of_segments() {
         in_levels.sort_unstable();
         assert_eq!(in_levels, (0..runs.len()).collect::<Vec<_>>());
     }
-    let shared = plan(&[(70, ScanStart::Zero), (5, ScanStart::Segment(0)), (6, ScanStart::Segment(0))], &[]);
+    let shared = ScanPlan::with_lengths(
+        &[(70, ScanStart::Zero), (5, ScanStart::Segment(0)), (6, ScanStart::Segment(0))],
+        &[],
+    );
     let plan = shared.chunks();
     assert_eq!((plan.blocks.len(), plan.runs.len(), plan.levels.len()), (3, 2, 2));
     assert_eq!(plan.blocks[2].rows, 70..81);

@@ -58,11 +58,6 @@ fn backward_rows<T: Real, O: StorageFloat<T>>(da: &Tensor, gate_up: &Tensor) -> 
     unsafe { out.into_tensor((t, 2 * f)) }
 }
 
-#[inline(always)]
-fn sigmoid<T: Real>(x: T, fma: Fma) -> T {
-    T::one() / (T::one() + (-x).fast_exp(fma))
-}
-
 /// One row: gate and up side by side, and a factor of its activation.
 pub(in crate::ops) struct SwigluRow<'a, T, O> {
     pub(in crate::ops) gate_up: &'a [O],
@@ -86,7 +81,7 @@ impl<T: Real, O: StorageFloat<T>> SwigluRow<'_, T, O> {
                 |part, row: &mut [MaybeUninit<T>]| {
                     for ((y, &g), &u) in row.iter_mut().zip(&gate[part.clone()]).zip(&up[part]) {
                         let (g, u): (T, T) = (g.load(), u.load());
-                        y.write(weight * (g * sigmoid(g, fma) * u));
+                        y.write(weight * (g * cpu::sigmoid(g, fma) * u));
                     }
                 },
             );
@@ -116,7 +111,7 @@ impl<T: Real, O: StorageFloat<T>> SwigluRow<'_, T, O> {
                 dgate.iter_mut().zip(dup.iter_mut()).zip(a.iter_mut()).zip(inputs)
             {
                 let (d, g, u): (T, T, T) = (weight * d, g.load(), u.load());
-                let s = sigmoid(g, fma);
+                let s = cpu::sigmoid(g, fma);
                 *x = d * u * s * fma.mul_add(g, T::one() - s, T::one());
                 *y = d * g * s;
                 if WEIGHTED {

@@ -43,7 +43,7 @@ pub(super) fn routing(logits: &Tensor, per_token: usize) -> Result<Routing> {
     let chosen = gpu::empty((rows, per_token), DType::U32, logits)?;
     let kernel = Kernel::new(FILE, "experts_route", rows.div_ceil(ROUTED_ROWS), 32 * ROUTED_ROWS);
     let dtype = logits.dtype();
-    // SAFETY: the module has checked shapes and dtypes; the routing's indices are those of its own kernels.
+    // SAFETY: the module has checked shapes and dtypes; the routing's kernels wrote its indices, which lie inside the matrices.
     unsafe {
         gpu::launch(&kernel, dtype, &[logits, &weights, &chosen], &route_parameters(rows, experts, per_token))
     }?;
@@ -74,10 +74,10 @@ fn sort_pairs(chosen: &Tensor, experts: usize, dtype: DType) -> Result<SortedPai
         tile_rows: gpu::uint(products::tile_rows(pairs, experts)),
     };
     let kernel = |name| Kernel::new(FILE, name, parts, MOST_EXPERTS);
-    // SAFETY: the module has checked shapes and dtypes; the routing's indices are those of its own kernels.
+    // SAFETY: the module has checked shapes and dtypes; the routing's kernels wrote its indices, which lie inside the matrices.
     unsafe { gpu::launch(&kernel("experts_count"), dtype, &[chosen, &counts], &parameters) }?;
     let buffers = [chosen, &counts, &order, &place, &offsets, &tiles];
-    // SAFETY: the module has checked shapes and dtypes; the routing's indices are those of its own kernels.
+    // SAFETY: the module has checked shapes and dtypes; the routing's kernels wrote its indices, which lie inside the matrices.
     unsafe { gpu::launch(&kernel("experts_place"), dtype, &buffers, &parameters) }?;
     Ok(SortedPairs { order, place, offsets, tiles: Some(tiles) })
 }
@@ -89,7 +89,7 @@ pub(super) fn routing_backward(dweights: &Tensor, routing: &Routing) -> Result<T
     let kernel = Kernel::new(FILE, "experts_route_backward", rows.div_ceil(ROUTED_ROWS), 32 * ROUTED_ROWS);
     let buffers = [&routing.weights, &routing.chosen, &routing.sorted.place, dweights, &dlogits];
     let parameters = route_parameters(rows, experts, routing.per_token());
-    // SAFETY: the module has checked shapes and dtypes; the routing's indices are those of its own kernels.
+    // SAFETY: the module has checked shapes and dtypes; the routing's kernels wrote its indices, which lie inside the matrices.
     unsafe { gpu::launch(&kernel, routing.dtype, &buffers, &parameters) }?;
     Ok(dlogits)
 }
@@ -107,7 +107,7 @@ pub(super) fn gather(x: &Tensor, routing: &Routing) -> Result<Tensor> {
     let y = gpu::empty((pairs, c), x.dtype(), x)?;
     let kernel = Kernel::new(FILE, "experts_gather", pairs, row_threads(c));
     let parameters = rows_parameters(c, routing, &[x]);
-    // SAFETY: the module has checked shapes and dtypes; the routing's indices are those of its own kernels.
+    // SAFETY: the module has checked shapes and dtypes; the routing's kernels wrote its indices, which lie inside the matrices.
     unsafe { gpu::launch(&kernel, x.dtype(), &[x, &routing.sorted.order, &y], &parameters) }?;
     Ok(y)
 }
@@ -119,7 +119,7 @@ pub(super) fn combine(y: &Tensor, routing: &Routing) -> Result<Tensor> {
     let mut kernel = Kernel::new(FILE, "experts_combine", rows, threads);
     kernel.grid[1] = c.div_ceil(8 * threads);
     let parameters = rows_parameters(c, routing, &[y]);
-    // SAFETY: the module has checked shapes and dtypes; the routing's indices are those of its own kernels.
+    // SAFETY: the module has checked shapes and dtypes; the routing's kernels wrote its indices, which lie inside the matrices.
     unsafe { gpu::launch(&kernel, y.dtype(), &[y, &routing.sorted.place, &x], &parameters) }?;
     Ok(x)
 }
@@ -132,7 +132,7 @@ pub(super) fn activation_forward(h: &Tensor, routing: &Routing) -> Result<Tensor
     let mut kernel = Kernel::new(FILE, "experts_activation_forward", pairs, threads);
     kernel.grid[1] = f.div_ceil(8 * threads);
     let parameters = rows_parameters(f, routing, &[h]);
-    // SAFETY: the module has checked shapes and dtypes; the routing's indices are those of its own kernels.
+    // SAFETY: the module has checked shapes and dtypes; the routing's kernels wrote its indices, which lie inside the matrices.
     unsafe {
         gpu::launch(&kernel, h.dtype(), &[h, &routing.weights, &routing.sorted.order, &a], &parameters)
     }?;
@@ -147,7 +147,7 @@ pub(super) fn activation_backward(da: &Tensor, h: &Tensor, routing: &Routing) ->
     let dweights = gpu::empty(pairs, DType::F32, h)?;
     let kernel = Kernel::new(FILE, "experts_activation_backward", pairs, row_threads(f));
     let buffers = [da, h, &routing.weights, &routing.sorted.order, &dh, &dweights];
-    // SAFETY: the module has checked shapes and dtypes; the routing's indices are those of its own kernels.
+    // SAFETY: the module has checked shapes and dtypes; the routing's kernels wrote its indices, which lie inside the matrices.
     unsafe { gpu::launch(&kernel, h.dtype(), &buffers, &rows_parameters(f, routing, &[da, h])) }?;
     Ok((dh, dweights))
 }

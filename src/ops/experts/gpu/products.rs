@@ -91,7 +91,7 @@ pub(super) fn product(
     };
     let mut kernel = kernels.launch(tile_rows(pairs, experts), columns, aligned == 1, x);
     kernel.grid[1] = most_tiles(pairs, experts);
-    // SAFETY: the module has checked shapes and dtypes; the routing's indices are those of its own kernels.
+    // SAFETY: the module has checked shapes and dtypes; the routing's kernels wrote its indices, which lie inside the matrices.
     unsafe {
         gpu::launch(&kernel, x.dtype(), &[x, &weight, &routing.sorted.offsets, tiles, &y], &parameters)
     }?;
