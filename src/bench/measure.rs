@@ -9,9 +9,10 @@ use crate::config::{Keep, Schedule, TrainOptions};
 use crate::device::PeakMemory;
 use crate::model::{Decoder, Flops};
 use crate::ops::profile;
+use crate::prompt::Prompt;
 use crate::tune::{Limits, Observer, StepRecord, Task, Trainer};
 use crate::{Error, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
@@ -216,16 +217,16 @@ impl Bench<'_> {
             max_rows: self.max_rows,
             ..TrainOptions::default()
         };
-        Ok(crate::tune::plan_run(&options, self.model, examples, case.num_virtual_tokens)?.limits)
+        Ok(crate::tune::plan_run(&options, self.model, examples, &self.prompt(case)?)?.limits)
     }
 
     /// Embeddings of random tokens, f32: the values of a prompt do not change the cost of a step.
-    fn prompt(&self, case: Case) -> Result<Tensor> {
+    fn prompt(&self, case: Case) -> Result<Prompt> {
         let mut rng = ChaCha8Rng::seed_from_u64(SEED);
         let vocab_size = self.model.config().vocab_size as u32;
         let ids: Vec<u32> = (0..case.num_virtual_tokens).map(|_| rng.random_range(0..vocab_size)).collect();
         let ids = crate::ops::gpu::upload(&ids, self.model.device())?;
-        Ok(self.model.embedding().index_select(&ids, 0)?.to_dtype(DType::F32)?)
+        Prompt::embeddings(&self.model.embedding().index_select(&ids, 0)?.to_dtype(DType::F32)?)
     }
 }
 

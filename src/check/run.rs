@@ -7,6 +7,7 @@ use crate::checkpoint::{ModelConfig, ModelType};
 use crate::config::TrainOptions;
 use crate::model::{Decoder, Dtypes};
 use crate::ops::rope::Rope;
+use crate::prompt::Prompt;
 use crate::tune::{Limits, Observer, StepRecord, Task, Trainer};
 use candle_core::{DType, Device};
 use serde::Serialize;
@@ -119,7 +120,7 @@ fn curve(model: &Decoder, size: RunSize) -> Result<Vec<f64>> {
         limits: Limits::rows(size.max_rows),
     };
     let mut losses = LossRecorder(Vec::new());
-    Trainer::new(task, &prompt)?.run(&mut losses)?;
+    Trainer::new(task, &Prompt::embeddings(&prompt)?)?.run(&mut losses)?;
     Ok(losses.0)
 }
 

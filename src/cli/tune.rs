@@ -146,7 +146,7 @@ fn describe(tuning: &Tuning, config: &Config) {
     }
     eprintln!(
         "prompt     {} virtual tokens, init {}; {} trainable values",
-        tuning.initial.dims()[0],
+        tuning.initial.num_virtual_tokens(),
         config.prompt.init_method,
         tuning.initial.elem_count()
     );

@@ -72,6 +72,16 @@ choices! {
 }
 
 choices! {
+    /// What a soft prompt puts in front of every input.
+    PromptKind {
+        /// Embeddings of virtual tokens (prompt tuning).
+        Embeddings = "embeddings",
+        /// Keys and values of virtual tokens in every attention layer (prefix tuning).
+        Prefix = "prefix",
+    }
+}
+
+choices! {
     /// The start of the soft prompt's rows.
     InitMethod {
         /// The embeddings of the init text's tokens, tiled or cut to the number of virtual tokens.

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-pub use choices::{DtypeChoice, InitMethod, Keep, OnNotFinite, Schedule, Task};
+pub use choices::{DtypeChoice, InitMethod, Keep, OnNotFinite, PromptKind, Schedule, Task};
 pub use size::MemoryBudget;
 
 use crate::device::DeviceChoice;

@@ -11,8 +11,8 @@ use crate::data::labels::{self, normalize};
 use crate::data::{Dataset, Record};
 use crate::generate::{self, GenerateProgress, Generated, Request};
 use crate::model::Decoder;
+use crate::prompt::Prefix;
 use crate::{Error, Result};
-use candle_core::Tensor;
 use std::sync::Arc;
 
 /// The model that answers, and the rows.
@@ -59,7 +59,7 @@ fn perplexity(loss: f64) -> f64 {
 }
 
 impl Exam<'_> {
-    /// Answers every row by greedy generation after `prompt` f32 [P, C], or without a prompt; `encoder` may contain a
+    /// Answers every row by greedy generation after `prompt`, or without a prompt; `encoder` may contain a
     /// plain-text instruction.
     ///
     /// # Errors
@@ -67,7 +67,7 @@ impl Exam<'_> {
     /// finite, or a device operation fails.
     pub fn answer(
         &self,
-        prompt: Option<&Tensor>,
+        prompt: Option<&Prefix>,
         encoder: &Encoder,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Answers> {
@@ -149,7 +149,7 @@ impl Exam<'_> {
 
     fn generate(
         &self,
-        prompt: Option<&Tensor>,
+        prompt: Option<&Prefix>,
         examples: &[Example],
         max_new_tokens: usize,
         score: &[u32],
@@ -173,7 +173,7 @@ impl Exam<'_> {
     /// Negative log-likelihoods of the targets of `examples`.
     fn score(
         &self,
-        prompt: Option<&Tensor>,
+        prompt: Option<&Prefix>,
         examples: &[Example],
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Vec<f64>> {
@@ -187,7 +187,7 @@ impl Exam<'_> {
     /// Mean negative log-likelihood of the expected outputs' tokens.
     fn loss(
         &self,
-        prompt: Option<&Tensor>,
+        prompt: Option<&Prefix>,
         examples: &[Example],
         progress: &mut dyn FnMut(Progress),
     ) -> Result<f64> {
@@ -198,7 +198,7 @@ impl Exam<'_> {
     /// Log-likelihood of every label as each row's target.
     fn likelihoods(
         &self,
-        prompt: Option<&Tensor>,
+        prompt: Option<&Prefix>,
         examples: &[Example],
         labels: &[Vec<u32>],
         progress: &mut dyn FnMut(Progress),

@@ -4,13 +4,13 @@ use crate::Result;
 use crate::batch::{Example, PrefixGroup};
 use crate::generate::{self, GenerateProgress};
 use crate::model::Decoder;
+use crate::prompt::Prefix;
 use crate::tune::objective;
-use candle_core::Tensor;
 
 /// Passes that run together between two progress reports: they share one pass of the prefix through the model.
 const PASSES: usize = 8;
 
-/// Negative log-likelihood of each target token of `examples`, nats, in their order, after `prompt` f32 [P, C] or
+/// Negative log-likelihood of each target token of `examples`, nats, in their order, after `prompt` or
 /// without a prompt. At most `max_rows` rows go through the model at once, fewer after the device ran out of memory;
 /// `progress` is called with the number of examples done.
 ///
@@ -19,7 +19,7 @@ const PASSES: usize = 8;
 /// [`Error::OutOfMemory`](crate::Error::OutOfMemory) if a single example does not fit.
 pub fn nll(
     model: &Decoder,
-    prompt: Option<&Tensor>,
+    prompt: Option<&Prefix>,
     examples: &[Example],
     mut max_rows: usize,
     progress: &mut dyn FnMut(GenerateProgress),
@@ -29,7 +29,7 @@ pub fn nll(
     for to in 1..=examples.len() {
         rows += examples[to - 1].input.len() + examples[to - 1].target.len();
         if to == examples.len() || rows >= max_rows.saturating_mul(PASSES) {
-            let group = PrefixGroup::new(0..prompts.dims()[0] as u32, &examples[from..to]);
+            let group = PrefixGroup::new(0..prompts.num_virtual_tokens() as u32, &examples[from..to]);
             let (found, limits) = objective::evaluate_within_memory(model, &prompts, group, max_rows)?;
             nll.extend(found);
             max_rows = limits;

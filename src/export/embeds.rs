@@ -55,7 +55,7 @@ pub struct WrittenEmbeds {
 /// the file can't be written.
 pub fn prompt_embeds(options: &PromptEmbeds<'_>) -> Result<WrittenEmbeds> {
     let mut warnings = Vec::new();
-    let prompt = &options.prompt.adapter.prompt;
+    let prompt = options.prompt.adapter.prompt.embeddings("--embeds")?;
     let rows = match options.text {
         None => prompt.clone(),
         Some((model, text)) => {

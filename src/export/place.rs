@@ -69,7 +69,8 @@ impl Placed {
             );
             return Err(Error::Checkpoint { path: base.path.clone(), problem });
         }
-        let rows: Vec<&Tensor> = prompts.iter().map(|prompt| &prompt.adapter.prompt).collect();
+        let rows = prompts.iter().map(|prompt| prompt.adapter.prompt.embeddings(&prompt.name));
+        let rows: Vec<&Tensor> = rows.collect::<Result<_>>()?;
         Ok(Self { tokens, first, rows: Tensor::cat(&rows, 0)?, tokenizer })
     }
 

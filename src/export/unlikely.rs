@@ -23,8 +23,9 @@ use super::base::Base;
 use super::place::Placed;
 use crate::batch::{Passes, PrefixGroup, Sequence};
 use crate::model::{Decoder, Dtypes};
+use crate::ops::gpu;
 use crate::ops::rope::Rope;
-use crate::{Error, Result, generate};
+use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use std::collections::HashSet;
 
@@ -75,7 +76,7 @@ pub(super) fn find(base: &Base, placed: &Placed, progress: ProgressCallback<'_>)
     let mut seen =
         HiddenStates { sums: vec![0.0; base.config.vocab_size], hidden: Vec::new(), normalisers: Vec::new() };
     let groups = groups(base, placed)?;
-    let prompts = generate::prompts(&model, Some(&placed.rows))?;
+    let prompts = gpu::to_device(&placed.rows, &device)?.to_dtype(model.prompt_dtype())?;
     for (i, group) in groups.iter().enumerate() {
         let long_above = base.config.rope.as_ref().and_then(Rope::long_above);
         let group = std::slice::from_ref(group);

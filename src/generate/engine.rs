@@ -24,6 +24,7 @@ use super::sequence::{RunningSequence, SequenceId};
 use super::{Event, Request, StopReason};
 use crate::device::Shortage;
 use crate::model::{Decoder, KvCache};
+use crate::prompt::Prefix;
 use crate::{Error, Result};
 use candle_core::Tensor;
 use room::RowLimit;
@@ -79,7 +80,7 @@ impl<'m> Engine<'m> {
         Ok(Self {
             model,
             cache: KvCache::new(model, cache_rows)?,
-            no_prompts: super::prompts(model, None)?,
+            no_prompts: super::no_embeddings(model)?,
             step_rows: RowLimit::new(step_rows),
             shortage: Shortage::new(model.device()),
             prefixes: BTreeMap::new(),
@@ -92,13 +93,13 @@ impl<'m> Engine<'m> {
         })
     }
 
-    /// Computes keys and values of a soft prompt f32 [P, C], or of no prompt for the base model.
+    /// Puts the keys and values of a soft prompt into the cache, or of no prompt for the base model.
     ///
     /// # Errors
     /// Returns an error if the prompt has another width than the model, the cache has no room for it, or a device
     /// operation fails.
-    pub fn add_prefix(&mut self, prompt: Option<&Tensor>) -> Result<PrefixId> {
-        let rows = prompt.map_or(0, |prompt| prompt.dims()[0]);
+    pub fn add_prefix(&mut self, prompt: Option<&Prefix>) -> Result<PrefixId> {
+        let rows = prompt.map_or(0, Prefix::num_virtual_tokens);
         self.make_room(rows);
         let Some(prefix) = PromptCache::new(self.model, &mut self.cache, prompt)? else {
             return Err(Error::Invalid(format!(

@@ -21,6 +21,7 @@ use crate::device::Shortage;
 use crate::model::Decoder;
 use crate::ops::gpu;
 use crate::ops::rope::Rope;
+use crate::prompt::Prefix;
 use crate::{Error, Result};
 use candle_core::Tensor;
 use std::collections::HashMap;
@@ -45,13 +46,20 @@ pub struct GenerateProgress {
     pub max_rows: usize,
 }
 
-/// The matrix of virtual tokens that a pass reads: `prompt` on the model's device and in its dtype, or a matrix without
-/// rows.
-pub(crate) fn prompts(model: &Decoder, prompt: Option<&Tensor>) -> Result<Tensor> {
-    Ok(match prompt {
-        Some(prompt) => gpu::to_device(prompt, model.device())?.to_dtype(model.prompt_dtype())?,
-        None => crate::ops::no_rows(model.config().hidden_size, model.prompt_dtype(), model.device())?,
-    })
+/// The virtual tokens that a pass reads: `prompt` on the model's device and in its dtype, or no rows.
+pub(crate) fn prompts(model: &Decoder, prompt: Option<&Prefix>) -> Result<Prefix> {
+    match prompt {
+        Some(prompt) => {
+            let values = gpu::to_device(prompt.values(), model.device())?;
+            Ok(prompt.with_values(values.to_dtype(model.prompt_dtype())?))
+        }
+        None => Ok(Prefix::Embeddings(no_embeddings(model)?)),
+    }
+}
+
+/// A matrix of embeddings without rows.
+pub(crate) fn no_embeddings(model: &Decoder) -> Result<Tensor> {
+    crate::ops::no_rows(model.config().hidden_size, model.prompt_dtype(), model.device())
 }
 
 /// Rows of the cache for `requests` after `virtual_tokens`, if at most `most` rows of requests are kept at a time.
@@ -64,7 +72,7 @@ fn cache_rows(requests: &[Request], virtual_tokens: usize, most: usize) -> usize
     2 * virtual_tokens + longest_text + all.min(most.max(largest))
 }
 
-/// Runs `requests` after `prompt` f32 [P, C], or after no prompt, in steps of at most `step_rows` rows. `progress` is
+/// Runs `requests` after `prompt`, or after no prompt, in steps of at most `step_rows` rows. `progress` is
 /// called with the number of complete texts. Returns the answers in the order of the requests. If the device runs out
 /// of memory, steps have fewer rows; if the keys and values of so many requests do not fit, fewer requests run at a
 /// time.
@@ -74,12 +82,12 @@ fn cache_rows(requests: &[Request], virtual_tokens: usize, most: usize) -> usize
 /// not finite, or a device operation fails; and [`Error::OutOfMemory`] if one request does not fit by itself.
 pub fn generate(
     model: &Decoder,
-    prompt: Option<&Tensor>,
+    prompt: Option<&Prefix>,
     requests: Vec<Request>,
     step_rows: usize,
     progress: &mut dyn FnMut(GenerateProgress),
 ) -> Result<Vec<Generated>> {
-    let virtual_tokens = prompt.map_or(0, |prompt| prompt.dims()[0]);
+    let virtual_tokens = prompt.map_or(0, Prefix::num_virtual_tokens);
     let long_above = model.config().rope.as_ref().and_then(Rope::long_above);
     // Long requests have prefixes of their own.
     let long_prefix_rows = if long_above.is_some() { virtual_tokens } else { 0 };
@@ -104,7 +112,7 @@ pub fn generate(
 
 fn run_all(
     mut engine: Engine,
-    prompt: Option<&Tensor>,
+    prompt: Option<&Prefix>,
     requests: &[Request],
     step_rows: usize,
     progress: &mut dyn FnMut(GenerateProgress),

@@ -12,6 +12,8 @@
 use crate::Result;
 use crate::model::{Continuation, Decoder, KvCache};
 use crate::ops::embed::virtual_id;
+use crate::ops::gpu;
+use crate::prompt::Prefix;
 use candle_core::Tensor;
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -62,8 +64,9 @@ pub(super) struct PromptCache {
 
 impl PromptCache {
     /// Computes the cached prefix without a head; `None` if the cache has no room for it.
-    pub(super) fn new(model: &Decoder, cache: &mut KvCache, prompt: Option<&Tensor>) -> Result<Option<Self>> {
-        Self::with_prompts(model, cache, super::prompts(model, prompt)?, 0)
+    pub(super) fn new(model: &Decoder, cache: &mut KvCache, prompt: Option<&Prefix>) -> Result<Option<Self>> {
+        let prompts = super::prompts(model, prompt)?.embeddings("generation")?.clone();
+        Self::with_prompts(model, cache, prompts, 0)
     }
 
     /// The same prompt for sequences whose positions begin at `first_position` of the rotary table.
@@ -101,7 +104,7 @@ impl PromptCache {
         embeds: &Tensor,
         first_position: usize,
     ) -> Result<Option<CachedPrefix>> {
-        let embeds = super::prompts(model, Some(embeds))?;
+        let embeds = gpu::to_device(embeds, model.device())?.to_dtype(model.prompt_dtype())?;
         let prompts = match self.virtual_tokens() {
             0 => embeds,
             _ => Tensor::cat(&[&self.prompts, &embeds], 0)?,

@@ -4,6 +4,7 @@ use crate::checkpoint::TextTokenizer;
 use crate::config::{InitMethod, PromptOptions};
 use crate::model::Decoder;
 use crate::ops::gpu;
+use crate::prompt::Prompt;
 use crate::prompt::peft::Adapter;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -26,6 +27,15 @@ use std::path::Path;
 /// # Errors
 /// A text without tokens, or with one that the embedding has no row for; an adapter of another width or length.
 pub fn initial(
+    options: &PromptOptions,
+    model: &Decoder,
+    tokenizer: &TextTokenizer,
+    seed: u64,
+) -> Result<Prompt> {
+    Prompt::embeddings(&embeddings(options, model, tokenizer, seed)?)
+}
+
+fn embeddings(
     options: &PromptOptions,
     model: &Decoder,
     tokenizer: &TextTokenizer,
@@ -63,6 +73,7 @@ pub fn initial(
         }
         InitMethod::File => {
             let prompt = Adapter::open(Path::new(&options.init_file))?.prompt;
+            let prompt = prompt.embeddings("prompt.init_file")?;
             let (n, width) = prompt.dims2()?;
             let expected = model.config().hidden_size;
             if width != expected {
@@ -80,7 +91,7 @@ pub fn initial(
                     options.init_file
                 )));
             }
-            Ok(prompt)
+            Ok(prompt.clone())
         }
     }
 }

@@ -3,10 +3,12 @@
 pub mod init;
 mod named;
 pub mod peft;
+mod prefix;
 mod soft_prompt;
 pub mod torch_reader;
 pub mod vocabulary;
 
 pub use named::{MAX_NAME_CHARS, Tuned, check_name, split_name};
 pub use peft::{Adapter, AdapterConfig, ModelCard, Place, PromptTask, PromptTuningInit};
-pub use soft_prompt::{Prefix, Prompt, PromptParameter};
+pub use prefix::Prefix;
+pub use soft_prompt::{Prompt, PromptParameter};

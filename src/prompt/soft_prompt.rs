@@ -1,15 +1,9 @@
 //! A soft prompt: named parameters, and the prefix that a model makes of them.
 
+use super::Prefix;
+use crate::config::PromptKind;
 use crate::{Error, Result};
 use candle_core::Tensor;
-
-/// What a model reads before the sequences of a group.
-#[derive(Debug, Clone)]
-pub enum Prefix {
-    /// Embeddings of virtual tokens, f32 [P, C], before the model's `embedding_multiplier` (prompt tuning, Lester et al., 2021,
-    /// arXiv:2104.08691).
-    Embeddings(Tensor),
-}
 
 /// A trainable tensor of a prompt.
 #[derive(Debug, Clone)]
@@ -23,27 +17,52 @@ pub struct PromptParameter {
 /// A soft prompt whose values are being tuned.
 #[derive(Debug, Clone)]
 pub struct Prompt {
+    kind: PromptKind,
     parameters: Vec<PromptParameter>,
 }
 
 impl Prompt {
+    /// A prompt whose one parameter is its prefix.
+    ///
+    /// # Errors
+    /// Returns an error if the prefix is not a matrix with at least one row.
+    pub fn new(prefix: &Prefix) -> Result<Self> {
+        let value = prefix.values().clone();
+        match value.dims() {
+            [rows, _] if *rows > 0 => {}
+            found => {
+                return Err(Error::shape(
+                    "prompt",
+                    "a row for each of at least 1 virtual token",
+                    format!("{found:?}"),
+                ));
+            }
+        }
+        let parameters = vec![PromptParameter { name: "prompt_embeddings", value }];
+        Ok(Self { kind: prefix.kind(), parameters })
+    }
+
     /// A prompt of the embeddings `values`, [P, C].
     ///
     /// # Errors
     /// Returns an error if `values` is not a matrix with at least one row.
     pub fn embeddings(values: &Tensor) -> Result<Self> {
-        match values.dims() {
-            [rows, _] if *rows > 0 => {}
-            found => {
-                return Err(Error::shape("prompt", "[P, C] with P of at least 1", format!("{found:?}")));
-            }
-        }
-        Ok(Self { parameters: vec![PromptParameter { name: "prompt_embeddings", value: values.clone() }] })
+        Self::new(&Prefix::Embeddings(values.clone()))
+    }
+
+    /// What the prompt puts in front of sequences.
+    pub fn kind(&self) -> PromptKind {
+        self.kind
     }
 
     /// Virtual tokens of the prefix, P.
     pub fn num_virtual_tokens(&self) -> usize {
         self.parameters[0].value.dims()[0]
+    }
+
+    /// Trainable values of all parameters.
+    pub fn elem_count(&self) -> usize {
+        self.parameters.iter().map(|parameter| parameter.value.elem_count()).sum()
     }
 
     /// The trainable tensors.
@@ -60,13 +79,12 @@ impl Prompt {
 
     /// The prefix that the parameters make.
     pub fn prefix(&self) -> Prefix {
-        Prefix::Embeddings(self.parameters[0].value.clone())
+        Prefix::new(self.kind, self.parameters[0].value.clone())
     }
 
     /// The gradients of the parameters, in their order, from that of the prefix.
-    pub fn backward(&self, gradient: Prefix) -> Vec<Tensor> {
-        let Prefix::Embeddings(gradient) = gradient;
-        vec![gradient]
+    pub fn backward(&self, gradient: &Prefix) -> Vec<Tensor> {
+        vec![gradient.values().clone()]
     }
 }
 
@@ -88,9 +106,8 @@ mod tests {
         let mut prompt = Prompt::embeddings(&values(1.0)).unwrap();
         assert_eq!((prompt.num_virtual_tokens(), prompt.parameters().len()), (2, 1));
         prompt.set_values(&[values(7.0)]);
-        let Prefix::Embeddings(prefix) = prompt.prefix();
-        assert_eq!(rows(&prefix), [[7.0, 2.0], [3.0, 4.0]]);
-        let gradients = prompt.backward(Prefix::Embeddings(values(-1.0)));
+        assert_eq!(rows(prompt.prefix().values()), [[7.0, 2.0], [3.0, 4.0]]);
+        let gradients = prompt.backward(&Prefix::Embeddings(values(-1.0)));
         assert_eq!(rows(&gradients[0]), [[-1.0, 2.0], [3.0, 4.0]]);
     }
 

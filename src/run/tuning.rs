@@ -9,14 +9,13 @@ use crate::data::{Dataset, Encoded, Template};
 use crate::device::PeakMemory;
 use crate::layout::CHECKPOINT;
 use crate::model::memory::Parameters;
-use crate::prompt::init;
 use crate::prompt::peft::{Adapter, AdapterConfig, ModelCard, PromptTask, PromptTuningInit};
 use crate::prompt::vocabulary::Vocabulary;
+use crate::prompt::{Prompt, init};
 use crate::session::Session;
 use crate::tune::health::{self, Health};
 use crate::tune::{Ended, Kept, MemoryPlan, Observer, State, Task, Trainer};
 use crate::{Error, Result, session};
-use candle_core::Tensor;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -31,8 +30,8 @@ pub struct Tuning<'a> {
     pub train: (Dataset, Encoded),
     /// Rows and token ids for the validation loss after each epoch.
     pub validation: Option<(Dataset, Encoded)>,
-    /// The prompt before the first step, f32 [num_virtual_tokens, C] on the CPU.
-    pub initial: Tensor,
+    /// The prompt before the first step, on the CPU.
+    pub initial: Prompt,
     /// How the run fits into memory.
     pub plan: MemoryPlan,
     /// Warnings about the data, with hints.
@@ -71,10 +70,10 @@ impl<'a> Tuning<'a> {
             notes.extend(dataset.notes.iter().map(|text| format!("data.{split}: {text}")));
         }
         let initial = match &state {
-            Some(state) => state.initial.clone(),
+            Some(state) => Prompt::embeddings(&state.initial)?,
             None => init::initial(&config.prompt, &session.model, &session.tokenizer, options.seed)?,
         };
-        let plan = crate::tune::plan_run(options, &session.model, &train.1.examples, initial.dims()[0])?;
+        let plan = crate::tune::plan_run(options, &session.model, &train.1.examples, &initial)?;
         Ok(Self { config, session, train, validation, initial, plan, warnings, notes, state })
     }
 
@@ -137,7 +136,10 @@ impl<'a> Tuning<'a> {
         if kept.step != summary.kept_step {
             folder.set_evaluation_aside()?;
         }
-        let tokens = vocabulary()?.compare(&trainer.first().initial()?, &kept.prompt)?;
+        let purpose = "the tokens of the prompt";
+        let [initial, last] =
+            [&trainer.first().initial()?, &kept.prompt].map(|prefix| prefix.embeddings(purpose).cloned());
+        let tokens = vocabulary()?.compare(&initial?, &last?)?;
         folder.tokens(&tokens)?;
         if outcome.is_ok() {
             let ended = health::Outcome {
@@ -188,7 +190,7 @@ impl<'a> Tuning<'a> {
                 vocab_size: config.vocab_size,
             },
             init_method: self.config.prompt.init_method,
-            num_virtual_tokens: self.initial.dims()[0],
+            num_virtual_tokens: self.initial.num_virtual_tokens(),
             trainable_parameters: self.initial.elem_count(),
             train_examples: self.train.1.examples.len(),
             validation_examples: self.validation.as_ref().map_or(0, |(_, encoded)| encoded.examples.len()),
@@ -216,7 +218,7 @@ impl<'a> Tuning<'a> {
             InitMethod::Random | InitMethod::File => PromptTuningInit::Random,
         };
         let init_text = Some(config.prompt.init_text.as_str()).filter(|_| init == PromptTuningInit::Text);
-        let rows = kept.prompt.dims()[0];
+        let rows = kept.prompt.num_virtual_tokens();
         let adapter = AdapterConfig::new(&session.id, session.model.config(), rows, init, init_text);
         let train = &config.train;
         let settings: [(&str, String); 8] = [

@@ -48,7 +48,7 @@ impl Served {
         Ok(Self {
             name: name.to_owned(),
             folder: Some(folder.to_path_buf()),
-            virtual_tokens: adapter.prompt.dims()[0],
+            virtual_tokens: adapter.prompt.num_virtual_tokens(),
             task,
             template,
             loaded: SystemTime::now(),

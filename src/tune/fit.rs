@@ -6,6 +6,7 @@ use crate::batch::{Example, PrefixGroup};
 use crate::config::TrainOptions;
 use crate::device::Shortage;
 use crate::model::{Decoder, Dtypes, GPU_FULL_ROWS, TuningMemory};
+use crate::prompt::{Prefix, Prompt};
 use candle_core::{Device, Tensor};
 
 /// Rows of a pass on the CPU if the configuration names none. SmolLM2-135M in f32 keeps 0.7 MB of tape a
@@ -51,14 +52,15 @@ fn row_range(configured: usize, on_cpu: bool) -> RowRange {
     }
 }
 
-/// As [`plan`], for a run over `train` with `virtual_tokens` in a model that is on its device. A second copy of the model's
+/// As [`plan`], for a run of `prompt` over `train` in a model that is on its device. A second copy of the model's
 /// weights is made if the plan says so; what does not tune makes none.
 pub fn plan_run(
     options: &TrainOptions,
     model: &Decoder,
     train: &[Example],
-    virtual_tokens: usize,
+    prompt: &Prompt,
 ) -> Result<MemoryPlan> {
+    let virtual_tokens = prompt.num_virtual_tokens();
     if !model.device().is_cpu() && options.memory_budget.bytes.is_none() {
         warm_up(model, train, virtual_tokens)?;
     }
@@ -89,7 +91,7 @@ fn warm_up(model: &Decoder, train: &[Example], virtual_tokens: usize) -> Result<
     let prompts =
         Tensor::ones((virtual_tokens, model.config().hidden_size), model.prompt_dtype(), model.device())?;
     let group = PrefixGroup::new(0..virtual_tokens as u32, [example]);
-    match super::gradient(model, &prompts, &[group], super::Limits::rows(usize::MAX))
+    match super::gradient(model, &Prefix::Embeddings(prompts), &[group], super::Limits::rows(usize::MAX))
         .and_then(|found| found.loss())
     {
         Err(error) if Shortage::new(model.device()).caused(&error) => Ok(()),

@@ -6,6 +6,7 @@ use crate::batch::{PackedBatch, Packing, Passes, PrefixGroup, Sequence};
 use crate::model::{Decoder, PrefixGradient, PrefixPass, Prefixes, Tape};
 use crate::ops::backend::{Route, route};
 use crate::ops::rope::Rope;
+use crate::prompt::Prefix;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 
@@ -31,12 +32,12 @@ pub struct Objective {
     groups: usize,
     /// Rows that went through the model.
     pub rows: usize,
-    /// Gradient of the [`Mean`] in the prompts, of their shape; `None` if none was asked for.
-    pub gradient: Option<Tensor>,
+    /// Gradient of the [`Mean`] in the prompts, of their kind and shape; `None` if none was asked for.
+    pub gradient: Option<Prefix>,
 }
 
 impl Objective {
-    fn new(nll: Vec<Tensor>, passes: &Passes, gradient: Option<Tensor>) -> Self {
+    fn new(nll: Vec<Tensor>, passes: &Passes, gradient: Option<Prefix>) -> Self {
         Self {
             nll,
             target_groups: passes.target_groups().collect(),
@@ -85,7 +86,7 @@ impl Objective {
     }
 }
 
-/// Loss and gradient of `groups`. `prompts` [n, C], of [`Decoder::prompt_dtype`], holds the virtual tokens
+/// Loss and gradient of `groups`. `prompts`, of [`Decoder::prompt_dtype`], holds the virtual tokens
 /// that the groups name. At most `limits.max_rows` rows (and a single sequence at the least) go through the
 /// model at a time; the prefixes go through it once, whatever the limit is:
 ///
@@ -99,7 +100,7 @@ impl Objective {
 /// Returns an error if shapes do not match or a device operation fails.
 pub fn gradient(
     model: &Decoder,
-    prompts: &Tensor,
+    prompts: &Prefix,
     groups: &[PrefixGroup],
     limits: Limits,
 ) -> Result<Objective> {
@@ -122,22 +123,23 @@ pub(super) fn prepare(model: &Decoder, groups: &[PrefixGroup], max_rows: usize) 
 /// As [`gradient`].
 pub fn gradient_of(
     model: &Decoder,
-    prompts: &Tensor,
+    prompts: &Prefix,
     passes: &Passes,
     recompute: usize,
     mean: Mean,
 ) -> Result<Objective> {
     let scales = RowScales::new(model, passes, mean);
-    let virtual_tokens = prompts.dims()[0];
+    let embeddings = prompts.embeddings("tuning")?;
+    let virtual_tokens = prompts.num_virtual_tokens();
     let Passes { prefix_pass, example_passes, .. } = passes;
-    let tape = model.forward(prefix_pass, prompts, None, recompute)?;
+    let tape = model.forward(prefix_pass, embeddings, None, recompute)?;
     let mut nll = Vec::with_capacity(1 + example_passes.len());
     let mut prefix_gradients: Option<Vec<PrefixGradient>> = None;
     if !example_passes.is_empty() {
         let states = tape.prefix_states()?;
         let prefixes = Prefixes { states: Some(&states), gradients: None };
         for batch in example_passes {
-            let tape = model.forward(batch, prompts, Some(&states), recompute)?;
+            let tape = model.forward(batch, embeddings, Some(&states), recompute)?;
             let dhidden = head(model, &tape, batch, &scales, &mut nll)?;
             let found = model.backward(batch, tape, &dhidden, prefixes, virtual_tokens)?.prefixes;
             prefix_gradients = match (prefix_gradients, found) {
@@ -157,7 +159,7 @@ pub fn gradient_of(
     // f32 on a GPU, where the division by a power of two is exact and what is not finite stays so.
     let gradient =
         backward.prompts.map(|scaled| if scale == 1.0 { Ok(scaled) } else { scaled / scale }).transpose()?;
-    Ok(Objective::new(nll, passes, gradient))
+    Ok(Objective::new(nll, passes, gradient.map(|values| prompts.with_values(values))))
 }
 
 /// Factors of the target rows' losses: 1 / target tokens of their [`Mean`], times [`loss_scale`].
@@ -241,7 +243,7 @@ fn scale_in_f16(targets: usize, logits_scaling: f64) -> f64 {
 /// Returns an error if shapes do not match or a device operation fails.
 pub fn evaluate(
     model: &Decoder,
-    prompts: &Tensor,
+    prompts: &Prefix,
     groups: &[PrefixGroup],
     max_rows: usize,
 ) -> Result<Objective> {
@@ -252,8 +254,9 @@ pub fn evaluate(
 ///
 /// # Errors
 /// As [`evaluate`].
-pub fn evaluate_of(model: &Decoder, prompts: &Tensor, passes: &Passes) -> Result<Objective> {
+pub fn evaluate_of(model: &Decoder, prompts: &Prefix, passes: &Passes) -> Result<Objective> {
     model.prepare(passes, false)?;
+    let prompts = prompts.embeddings("evaluation")?;
     let Passes { prefix_pass, example_passes, .. } = passes;
     let nll_of = |hidden: &Tensor, batch: &PackedBatch| -> Result<Tensor> {
         Ok(model.head_loss(hidden, &batch.labels, None)?.nll)
@@ -278,7 +281,7 @@ pub fn evaluate_of(model: &Decoder, prompts: &Tensor, passes: &Passes) -> Result
 /// Returns [`Error::OutOfMemory`] if a single sequence does not fit, and the errors of [`evaluate`].
 pub(crate) fn evaluate_within_memory(
     model: &Decoder,
-    prompts: &Tensor,
+    prompts: &Prefix,
     group: PrefixGroup,
     max_rows: usize,
 ) -> Result<(Vec<f64>, usize)> {

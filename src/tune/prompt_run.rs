@@ -77,7 +77,7 @@ pub struct PromptRun<'a> {
     /// AdamW's second moment.
     v: Tensor,
     /// Values before the first step.
-    initial: Tensor,
+    initial: Prefix,
     /// Values of the lowest validation loss.
     best: Option<Tensor>,
     good: LastGood,
@@ -99,7 +99,7 @@ struct Orders {
 }
 
 impl<'a> PromptRun<'a> {
-    /// A run from `initial`, f32 [num_virtual_tokens, C].
+    /// A run from `initial`.
     ///
     /// # Errors
     /// Returns an error if there are no training examples, or if the examples with the prompt exceed the model's positions.
@@ -107,14 +107,16 @@ impl<'a> PromptRun<'a> {
         decoder: &Decoder,
         examples: RunExamples<'a>,
         options: &'a TrainOptions,
-        initial: &Tensor,
+        initial: &Prompt,
     ) -> Result<Self> {
         if examples.train.is_empty() {
             return Err(Error::Invalid("data.train: expected at least one example, found none".into()));
         }
-        let initial = gpu::to_device(&initial.to_dtype(DType::F32)?, decoder.device())?;
-        let Parameter { value, m, v } = Parameter::new(&initial)?;
-        let prompt = Prompt::embeddings(&value)?;
+        let initial = initial.prefix();
+        let values = gpu::to_device(&initial.values().to_dtype(DType::F32)?, decoder.device())?;
+        let initial = initial.with_values(values);
+        let Parameter { value, m, v } = Parameter::new(initial.values())?;
+        let prompt = Prompt::new(&initial.with_values(value))?;
         let longest =
             examples.train.iter().chain(examples.validation).map(|e| e.input.len() + e.target.len()).max();
         let positions = prompt.num_virtual_tokens() + longest.unwrap_or(0);
@@ -160,7 +162,7 @@ impl<'a> PromptRun<'a> {
         options: &'a TrainOptions,
         state: &State,
     ) -> Result<Self> {
-        let mut run = Self::new(decoder, examples, options, &state.initial)?;
+        let mut run = Self::new(decoder, examples, options, &Prompt::embeddings(&state.initial)?)?;
         let found = &run.fingerprint;
         if *found != state.examples {
             return Err(Error::Invalid(format!(
@@ -194,7 +196,7 @@ impl<'a> PromptRun<'a> {
             prompt: value,
             m,
             v,
-            initial: self.initial.clone(),
+            initial: self.initial.values().clone(),
             best: self.best.clone(),
             position: Position { elapsed: self.clock.seconds(), ..self.position.clone() },
             max_rows,
@@ -250,14 +252,14 @@ impl<'a> PromptRun<'a> {
         &self.prompt
     }
 
-    /// The prompt's current values, f32 [num_virtual_tokens, C] on the model's device.
+    /// The values of the prompt's parameter, f32 on the model's device.
     pub fn values(&self) -> &Tensor {
         &self.prompt.parameters()[0].value
     }
 
-    /// The values before the first step, f32 [num_virtual_tokens, C] on the CPU.
-    pub fn initial(&self) -> Result<Tensor> {
-        Ok(self.initial.to_device(&Device::Cpu)?)
+    /// The prefix before the first step, f32 on the CPU.
+    pub fn initial(&self) -> Result<Prefix> {
+        Ok(self.initial.with_values(self.initial.values().to_device(&Device::Cpu)?))
     }
 
     /// The prompt's parameter with its moments.
@@ -318,7 +320,7 @@ impl<'a> PromptRun<'a> {
     }
 
     /// The optimizer step for the gradient of the prompt's prefix; nothing is changed yet.
-    pub(super) fn update(&self, gradient: Prefix, learning_rate: f64) -> Result<Updated> {
+    pub(super) fn update(&self, gradient: &Prefix, learning_rate: f64) -> Result<Updated> {
         let [gradient] = &self.prompt.backward(gradient)[..] else {
             return Err(Error::Invalid("the prompt has more parameters than one".into()));
         };

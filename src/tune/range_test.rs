@@ -5,8 +5,8 @@ use super::observer::{Observer, StepRecord};
 use super::prompt_run::{StepExamples, StepPart};
 use super::state::epoch_order;
 use super::trainer::{Task, Trainer};
+use crate::prompt::Prompt;
 use crate::{Error, Result};
-use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 /// Least and greatest rate that the test tries.
@@ -44,12 +44,12 @@ pub struct RangeTest {
     pub suggestion: Option<f64>,
 }
 
-/// Tries rates from [`RANGE`] in geometric steps, from `prompt` on, f32 [num_virtual_tokens, C]; ends early if the
+/// Tries rates from [`RANGE`] in geometric steps, from `prompt` on; ends early if the
 /// loss diverges or the observer interrupts it.
 ///
 /// # Errors
 /// Returns the errors of [`Trainer::new`] and of the observer, and an error if a device operation fails.
-pub fn range_test(task: Task, prompt: &Tensor, observer: &mut dyn Observer) -> Result<RangeTest> {
+pub fn range_test(task: Task, prompt: &Prompt, observer: &mut dyn Observer) -> Result<RangeTest> {
     let (examples, options) = (task.train.len(), task.options);
     let per_step = options.batch_size * options.accumulate_steps;
     let mut trainer = Trainer::new(task, prompt)?;

@@ -17,9 +17,9 @@ use crate::batch::{Example, PrefixGroup, Sequence};
 use crate::config::TrainOptions;
 use crate::model::Decoder;
 use crate::ops::gpu::products;
+use crate::prompt::Prompt;
 use crate::{Error, Result};
 use attempt::Prepared;
-use candle_core::Tensor;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
@@ -55,11 +55,11 @@ impl<'a> Task<'a> {
 }
 
 impl<'a> Trainer<'a> {
-    /// For one run from `prompt`, f32 [num_virtual_tokens, C].
+    /// For one run from `prompt`.
     ///
     /// # Errors
     /// As [`PromptRun::new`].
-    pub fn new(task: Task<'a>, prompt: &Tensor) -> Result<Self> {
+    pub fn new(task: Task<'a>, prompt: &Prompt) -> Result<Self> {
         let run = PromptRun::new(task.model, task.examples(), task.options, prompt)?;
         Self::with_runs(task.model, task.limits, vec![run])
     }
@@ -270,7 +270,7 @@ impl<'a> Trainer<'a> {
             return Ok(None);
         }
         let groups = [PrefixGroup::new(0..of_run.prompt().num_virtual_tokens() as u32, validation)];
-        let prompt = of_run.values().to_dtype(decoder.prompt_dtype())?;
+        let prompt = of_run.prompt().prefix().to_dtype(decoder.prompt_dtype())?;
         let loss = |limits: Limits| objective::evaluate(decoder, &prompt, &groups, limits.max_rows)?.loss();
         let (loss, limits) = self.within_memory(&groups, &mut [observer], loss)?;
         self.limits = limits;

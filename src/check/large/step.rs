@@ -6,6 +6,7 @@ use crate::Error;
 use crate::batch::Passes;
 use crate::check::ResultKind::Gradient;
 use crate::model::{Decoder, Dtypes, TuningMemory};
+use crate::prompt::Prefix;
 use crate::tune::{self, Limits, Objective};
 use candle_core::{DType, Tensor};
 
@@ -47,6 +48,7 @@ pub(super) fn check(large: &mut Large, shape: &Shape, scale: usize) -> Result<()
         let model = Decoder::random(&config, Dtypes::for_weights(DType::F32, device)?, device, SEED)?;
         let model = model.to_device(under_test, device)?;
         let prompts = model.embedding().narrow(0, 20, group.prompt.len())?.to_dtype(DType::F32)?;
+        let prompts = Prefix::Embeddings(prompts);
         let groups = std::slice::from_ref(&group);
         let gradient = |model: &Decoder, max_rows| {
             outcome(tune::gradient(model, &prompts, groups, Limits::rows(max_rows))?)
@@ -84,7 +86,7 @@ fn outcome(objective: Objective) -> Result<LossAndGradient> {
     let Some(gradient) = objective.gradient else {
         return Err(Error::Invalid("expected a gradient of the step, found none".into()));
     };
-    Ok(LossAndGradient { loss, gradient })
+    Ok(LossAndGradient { loss, gradient: gradient.values().clone() })
 }
 
 impl Large<'_> {

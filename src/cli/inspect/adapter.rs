@@ -54,6 +54,7 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<AdapterReport
     let adapter = Adapter::read(path)?;
     crate::cli::warn_about(&adapter);
     let Adapter { prompt, config, .. } = adapter;
+    let prompt = prompt.embeddings("gneiss inspect")?.clone();
     let (rows, width) = prompt.dims2()?;
     let base = open(&config, model)?;
     let mut report = AdapterReport {

@@ -210,7 +210,7 @@ fn virtual_tokens(config: &Config, tokenizer: &TextTokenizer) -> anyhow::Result<
             let ids = tokenizer.encode(&options.init_text, true);
             ids.map_err(|error| error.in_text("prompt.init_text"))?.len()
         }
-        (0, InitMethod::File) => Adapter::open(Path::new(&options.init_file))?.prompt.dims()[0],
+        (0, InitMethod::File) => Adapter::open(Path::new(&options.init_file))?.prompt.num_virtual_tokens(),
         (n, _) => n,
     };
     if n == 0 {

@@ -27,15 +27,15 @@ pub use task::PromptTask;
 use crate::checkpoint::HubOptions;
 use crate::files::write_atomically;
 use crate::layout::adapter_folder::{CARD, CONFIG, TASK, WEIGHTS};
+use crate::prompt::Prefix;
 use crate::{Error, Result};
 use config::Unfilled;
 
 /// A tuned soft prompt.
 #[derive(Debug, Clone)]
 pub struct Adapter {
-    /// The virtual tokens' embeddings, [P, C], as they are before the model's `embedding_multiplier`;
-    /// f32 on the CPU if [`Adapter::read`] made it.
-    pub prompt: Tensor,
+    /// The virtual tokens; f32 on the CPU if [`Adapter::read`] made it.
+    pub prompt: Prefix,
     /// What the prompt belongs to.
     pub config: AdapterConfig,
     /// What it was tuned for; `None` if PEFT wrote the folder.
@@ -75,7 +75,8 @@ impl Adapter {
         let config = config.fill(&shape).map_err(|problem| malformed(&config_path, problem))?;
         weights::check(&config, &shape, &values).map_err(|problem| malformed(&path, problem))?;
         let task = PromptTask::read(dir)?;
-        Ok(Self { prompt: Tensor::from_vec(values, shape, &Device::Cpu)?, config, task })
+        let prompt = Prefix::Embeddings(Tensor::from_vec(values, shape, &Device::Cpu)?);
+        Ok(Self { prompt, config, task })
     }
 
     /// What the user should know before the prompt is used: it was tuned for another task than generating text.
@@ -92,7 +93,7 @@ impl Adapter {
     /// # Errors
     /// [`Error::Checkpoint`] with both widths.
     pub fn check_width(&self, path: &Path, model: &str, width: usize) -> Result<()> {
-        let found = self.prompt.dims()[1];
+        let found = self.prompt.values().dims()[1];
         if found == width {
             return Ok(());
         }
@@ -113,7 +114,7 @@ impl Adapter {
     /// written, [`Error::Candle`] if the prompt can't be copied from its device.
     pub fn write(&self, dir: &Path, card: &ModelCard) -> Result<()> {
         let path = dir.join(WEIGHTS);
-        let prompt = self.prompt.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+        let prompt = self.prompt.values().to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
         let values = prompt.flatten_all()?.to_vec1::<f32>()?;
         weights::check(&self.config, prompt.dims(), &values).map_err(|problem| malformed(&path, problem))?;
         self.config.check().map_err(|problem| malformed(&dir.join(CONFIG), problem))?;

@@ -3,14 +3,15 @@
 use super::PromptRun;
 use crate::Result;
 use crate::config::Keep;
+use crate::prompt::Prefix;
 use crate::tune::state::{Position, RunMark};
 use candle_core::{Device, Tensor};
 
 /// A prompt, and its place in the run.
 #[derive(Debug, Clone)]
 pub struct Kept {
-    /// f32 [num_virtual_tokens, C], on the CPU.
-    pub prompt: Tensor,
+    /// f32 on the CPU.
+    pub prompt: Prefix,
     /// Epochs of training that it has had.
     pub epoch: usize,
     /// Optimizer steps that it has had.
@@ -57,7 +58,8 @@ impl PromptRun<'_> {
             _ => self.last_good(*step, *last),
         };
         let RunMark { epoch, step, train_loss, validation_loss } = mark;
-        Ok(Kept { prompt: prompt.to_device(&Device::Cpu)?, epoch, step, train_loss, validation_loss })
+        let prompt = Prefix::new(self.prompt.kind(), prompt.to_device(&Device::Cpu)?);
+        Ok(Kept { prompt, epoch, step, train_loss, validation_loss })
     }
 
     /// The prompt now, unless its loss is not finite and an earlier one's is.

@@ -76,9 +76,12 @@ impl Trainer<'_> {
         for (part, PrefixGroup { prompt, .. }) in parts.iter().zip(groups) {
             let gradient = match parts {
                 [_] => gradient.clone(),
-                _ => gradient.narrow(0, prompt.start as usize, prompt.len())?.contiguous()?,
+                _ => {
+                    let rows = gradient.values().narrow(0, prompt.start as usize, prompt.len())?;
+                    gradient.with_values(rows.contiguous()?)
+                }
             };
-            updates.push(self.runs[part.run].update(Prefix::Embeddings(gradient), part.learning_rate)?);
+            updates.push(self.runs[part.run].update(&gradient, part.learning_rate)?);
         }
         // What fails here fails again when it is that step's turn, and is reported then.
         let next = self.prepare_next(parts, limits);
@@ -86,13 +89,9 @@ impl Trainer<'_> {
     }
 
     /// The prompts of all parts, one below the other.
-    fn prompts(&self, parts: &[StepPart]) -> Result<Tensor> {
-        let embeddings = |part: &StepPart| match self.runs[part.run].prompt().prefix() {
-            Prefix::Embeddings(embeddings) => embeddings,
-        };
-        let prompts: Vec<Tensor> = parts.iter().map(embeddings).collect();
-        let prompts = if let [only] = &prompts[..] { only.clone() } else { Tensor::cat(&prompts, 0)? };
-        Ok(prompts.to_dtype(self.decoder.prompt_dtype())?)
+    fn prompts(&self, parts: &[StepPart]) -> Result<Prefix> {
+        let prefixes: Vec<Prefix> = parts.iter().map(|part| self.runs[part.run].prompt().prefix()).collect();
+        Prefix::cat(&prefixes)?.to_dtype(self.decoder.prompt_dtype())
     }
 
     /// The step after that of `parts`, if all of them have one that is known.
