@@ -17,6 +17,10 @@ pub enum Status {
     StoppedEarly,
     /// It was interrupted between two steps; `gneiss tune --resume` continues it.
     Interrupted,
+    /// It waits for its next epoch, as a trial of a sweep.
+    Paused,
+    /// A sweep gave it up, as others were better.
+    Pruned,
     /// An error ended it.
     Failed {
         /// The error's message.
@@ -31,6 +35,8 @@ impl fmt::Display for Status {
             Self::Completed => f.write_str("completed"),
             Self::StoppedEarly => f.write_str("completed (stopped early)"),
             Self::Interrupted => f.write_str("interrupted"),
+            Self::Paused => f.write_str("paused"),
+            Self::Pruned => f.write_str("pruned"),
             Self::Failed { error } => write!(f, "failed: {error}"),
         }
     }

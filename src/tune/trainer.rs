@@ -177,6 +177,7 @@ impl<'a> Trainer<'a> {
 
     /// The next step of a run, or its end; ends of epochs on the way are taken.
     fn next(&mut self, run: usize, observer: &mut dyn Observer) -> Result<ControlFlow<Ended, StepExamples>> {
+        let mut pauses = false;
         loop {
             match self.runs[run].next() {
                 NextAction::EndOfEpoch => {
@@ -184,7 +185,9 @@ impl<'a> Trainer<'a> {
                     let record = self.runs[run].end_epoch(loss);
                     observer.epoch(&record)?;
                     observer.checkpoint(&self.state(run)?)?;
+                    pauses = observer.pauses();
                 }
+                NextAction::Step(_) if pauses => return Ok(ControlFlow::Break(Ended::Paused)),
                 NextAction::Step(examples) => return Ok(ControlFlow::Continue(examples)),
                 NextAction::Ended(ended) => return Ok(ControlFlow::Break(ended)),
             }

@@ -1,5 +1,7 @@
 //! Configurations: what loads, what every error says.
 
+mod sweep;
+
 use std::path::{Path, PathBuf};
 
 use gneiss::config::{Config, DtypeChoice, InitMethod, Keep, OnNotFinite, Schedule, Task};

@@ -18,7 +18,7 @@ const FOLDERS: &[(&str, &[&str])] = &[
     ("batch", &["ops"]),
     ("checkpoint", &["ops", "calendar", "layout"]),
     ("data", &["batch", "checkpoint", "text"]),
-    ("config", &["device", "text"]),
+    ("config", &["device", "layout", "text"]),
     ("model", &["ops", "device", "batch", "checkpoint"]),
     ("prompt", &["model", "checkpoint", "config", "data", "ops", "files", "layout", "number"]),
     ("generate", &["model", "checkpoint", "batch", "ops", "device"]),
