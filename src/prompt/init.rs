@@ -1,11 +1,11 @@
 //! How a soft prompt starts.
 
 use crate::checkpoint::TextTokenizer;
-use crate::config::{InitMethod, PromptOptions};
+use crate::config::{InitMethod, PromptKind, PromptOptions};
 use crate::model::Decoder;
 use crate::ops::gpu;
-use crate::prompt::Prompt;
 use crate::prompt::peft::Adapter;
+use crate::prompt::{Prefix, Prompt};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use rand::SeedableRng;
@@ -32,7 +32,22 @@ pub fn initial(
     tokenizer: &TextTokenizer,
     seed: u64,
 ) -> Result<Prompt> {
-    Prompt::embeddings(&embeddings(options, model, tokenizer, seed)?)
+    let prefix = match options.kind {
+        PromptKind::Embeddings => Prefix::Embeddings(embeddings(options, model, tokenizer, seed)?),
+        PromptKind::Prefix => {
+            return Err(Error::Invalid("prompt.kind: expected \"embeddings\", found \"prefix\"".into()));
+        }
+    };
+    Prompt::with_options(&prefix, options, token_dim(options.kind, model), seed)
+}
+
+/// Width of what PEFT's encoder of a prompt reads.
+fn token_dim(kind: PromptKind, model: &Decoder) -> usize {
+    let config = model.config();
+    match kind {
+        PromptKind::Embeddings => config.hidden_size,
+        PromptKind::Prefix => config.num_key_value_heads * config.head_dim,
+    }
 }
 
 fn embeddings(

@@ -30,7 +30,7 @@ pub struct Tuning<'a> {
     pub train: (Dataset, Encoded),
     /// Rows and token ids for the validation loss after each epoch.
     pub validation: Option<(Dataset, Encoded)>,
-    /// The prompt before the first step, on the CPU.
+    /// The prompt before the first step of this part of the run, on the CPU.
     pub initial: Prompt,
     /// How the run fits into memory.
     pub plan: MemoryPlan,
@@ -70,7 +70,10 @@ impl<'a> Tuning<'a> {
             notes.extend(dataset.notes.iter().map(|text| format!("data.{split}: {text}")));
         }
         let initial = match &state {
-            Some(state) => Prompt::embeddings(&state.initial)?,
+            Some(state) => {
+                state.prompt.layout().check_options(&config.prompt)?;
+                state.prompt.clone()
+            }
             None => init::initial(&config.prompt, &session.model, &session.tokenizer, options.seed)?,
         };
         let plan = crate::tune::plan_run(options, &session.model, &train.1.examples, &initial)?;

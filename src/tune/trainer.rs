@@ -270,7 +270,7 @@ impl<'a> Trainer<'a> {
             return Ok(None);
         }
         let groups = [PrefixGroup::new(0..of_run.prompt().num_virtual_tokens() as u32, validation)];
-        let prompt = of_run.prompt().prefix().to_dtype(decoder.prompt_dtype())?;
+        let prompt = of_run.prompt().prefix()?.to_dtype(decoder.prompt_dtype())?;
         let loss = |limits: Limits| objective::evaluate(decoder, &prompt, &groups, limits.max_rows)?.loss();
         let (loss, limits) = self.within_memory(&groups, &mut [observer], loss)?;
         self.limits = limits;
