@@ -12,7 +12,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 pub use choices::{
-    DtypeChoice, InitMethod, Keep, OnNotFinite, PromptKind, Reparameterization, Schedule, SweepMethod, SweepMetric, Task,
+    DtypeChoice, InitMethod, Keep, OnNotFinite, PromptKind, Reparameterization, Schedule, SweepMethod,
+    SweepMetric, Task,
 };
 pub use size::MemoryBudget;
 pub use sweep::{SweepValues, TrialConfig};

@@ -17,8 +17,8 @@ const DRAWS_PER_TRIAL: usize = 100;
 
 /// Keys of `[train]` that the trials can differ in.
 const HYPERPARAMETERS: [&str; 11] = [
-    "learning_rate", "schedule", "warmup_ratio", "batch_size", "accumulate_steps", "num_epochs", "weight_decay",
-    "beta1", "beta2", "max_grad_norm", "seed",
+    "learning_rate", "schedule", "warmup_ratio", "batch_size", "accumulate_steps", "num_epochs",
+    "weight_decay", "beta1", "beta2", "max_grad_norm", "seed",
 ];
 
 /// The values that the trials of a sweep have for one key.
@@ -100,7 +100,9 @@ impl SweepOptions {
                     self.trials
                 ),
             ),
-            (SweepMethod::Random, 0) => add("sweep.trials", "expected 1 or more with method = \"random\", found 0".into()),
+            (SweepMethod::Random, 0) => {
+                add("sweep.trials", "expected 1 or more with method = \"random\", found 0".into())
+            }
             (_, trials) if trials > MAX_TRIALS => {
                 add("sweep.trials", format!("expected at most {MAX_TRIALS}, found {trials}"));
             }
@@ -113,7 +115,9 @@ impl SweepOptions {
                 }
                 (SweepMethod::Random, SweepValues::Range { count: 1.., .. }) => add(
                     "sweep.parameters",
-                    format!("{key}: count: is for method = \"grid\"; a random search draws from the whole range"),
+                    format!(
+                        "{key}: count: is for method = \"grid\"; a random search draws from the whole range"
+                    ),
                 ),
                 _ => {}
             }
@@ -231,7 +235,8 @@ impl Config {
         }
         if self.data.validation.is_empty() {
             return Err(Error::Invalid(
-                "data.validation: required for a sweep, whose trials are compared by it; expected a file".into(),
+                "data.validation: required for a sweep, whose trials are compared by it; expected a file"
+                    .into(),
             ));
         }
         let mut base = self.clone();

@@ -13,6 +13,7 @@
 //! events.out.tfevents.*    the records for TensorBoard, if `train.tensorboard` is true
 //! ```
 
+mod data;
 pub mod folder;
 pub mod read;
 mod recorder;
@@ -20,7 +21,9 @@ pub mod summary;
 pub mod tensorboard;
 pub mod tuning;
 
+pub use data::TuningData;
 pub use folder::RunFolder;
 pub use read::{Run, RunRecord};
+pub use recorder::Recorder;
 pub use summary::{ModelSummary, Status, Summary};
 pub use tuning::Tuning;

@@ -11,7 +11,7 @@ pub mod schedule;
 pub mod state;
 pub mod trainer;
 
-pub use fit::{max_rows, plan_run};
+pub use fit::{max_rows, plan_pack, plan_run, prompts_in_a_pass};
 pub use objective::{Mean, Objective, evaluate, evaluate_of, gradient, gradient_of};
 pub use observer::{EpochRecord, Observer, StepRecord};
 pub use plan::{BackwardWeights, Budget, LargestStep, Limits, MemoryPlan, RowRange};

@@ -81,6 +81,19 @@ impl LargestStep {
         }
     }
 
+    /// The step of two prompts of one kind together.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            kind: self.kind,
+            virtual_tokens: self.virtual_tokens + other.virtual_tokens,
+            prefix_rows: self.prefix_rows + other.prefix_rows,
+            sequence_rows: self.sequence_rows + other.sequence_rows,
+            longest: self.longest.max(other.longest),
+            sequences: self.sequences + other.sequences,
+            targets: self.targets + other.targets,
+        }
+    }
+
     /// Rows of the step, prefix and sequences.
     pub fn rows(&self) -> usize {
         self.prefix_rows + self.sequence_rows

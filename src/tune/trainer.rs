@@ -72,12 +72,21 @@ impl<'a> Trainer<'a> {
         let run = PromptRun::resume(task.model, task.examples(), task.options, state)?;
         let limits = Limits { max_rows: state.max_rows, ..task.limits };
         let trainer = Self::with_runs(task.model, limits, vec![run])?;
+        trainer.use_products(state)?;
+        Ok(trainer)
+    }
+
+    /// Takes the algorithms of the matrix products that `state` was computed with, so that the sums repeat.
+    ///
+    /// # Errors
+    /// Returns an error if the device's library fails.
+    pub fn use_products(&self, state: &State) -> Result<()> {
         if let Some(choices) = &state.products
-            && let Some(warning) = products::import(task.model.device(), choices)?
+            && let Some(warning) = products::import(self.decoder.device(), choices)?
         {
             eprintln!("warning: {warning}");
         }
-        Ok(trainer)
+        Ok(())
     }
 
     /// For `runs`, at least one, which are trained together.

@@ -55,16 +55,21 @@ fn a_grid_has_all_combinations_the_last_key_fastest() {
 
 #[test]
 fn ranges_are_spread_by_numbers_or_by_logarithms() {
-    let of = |range: &str| rates(&trials(&format!("[sweep.parameters]\n\"train.learning_rate\" = {{ {range} }}\n")));
+    let of = |range: &str| {
+        rates(&trials(&format!("[sweep.parameters]\n\"train.learning_rate\" = {{ {range} }}\n")))
+    };
     assert_eq!(of("min = 0.001, max = 0.1, log = true, count = 4"), [0.001, 0.004642, 0.02154, 0.1]);
     assert_eq!(of("min = 0.1, max = 0.4, count = 4"), [0.1, 0.2, 0.3, 0.4]);
-    let tokens = trials("[sweep.parameters]\n\"prompt.num_virtual_tokens\" = { min = 1, max = 3, count = 9 }\n");
+    let tokens =
+        trials("[sweep.parameters]\n\"prompt.num_virtual_tokens\" = { min = 1, max = 3, count = 9 }\n");
     assert_eq!(tokens.len(), 3, "whole numbers, each of them once");
 }
 
 #[test]
 fn keys_need_no_quotes() {
-    let found = trials("[sweep.parameters]\ntrain.seed = { values = [1, 2] }\nprompt.init_text.values = [\"a\", \"b\"]\n");
+    let found = trials(
+        "[sweep.parameters]\ntrain.seed = { values = [1, 2] }\nprompt.init_text.values = [\"a\", \"b\"]\n",
+    );
     assert_eq!(found.len(), 4);
     assert_eq!(found[3].config.prompt.init_text, "b");
 }
@@ -78,7 +83,10 @@ fn a_random_search_repeats_and_has_no_trial_twice() {
     assert_eq!(first.len(), 20);
     let rates = rates(&first);
     assert!(rates.iter().all(|rate| (0.001..=0.1).contains(rate)), "{rates:?}");
-    assert!(rates.iter().filter(|rate| **rate < 0.01).count() >= 5, "as many below the middle as above: {rates:?}");
+    assert!(
+        rates.iter().filter(|rate| **rate < 0.01).count() >= 5,
+        "as many below the middle as above: {rates:?}"
+    );
     let values: BTreeSet<String> = first.iter().map(|trial| format!("{:?}", trial.values)).collect();
     assert_eq!(values.len(), 20);
     assert_ne!(trials(&text.replace("seed = 3", "seed = 4")), first);
@@ -107,10 +115,18 @@ fn a_sweep_comes_back_from_its_own_text() {
 
 #[test]
 fn keys_that_can_not_vary_are_refused_by_name() {
-    for key in ["model.id", "data.train", "train.max_rows", "train.memory_budget", "train.keep", "name", "sweep.seed"] {
-        refused(&format!("[sweep.parameters]\n\"{key}\" = {{ values = [1] }}\n"), &[key, "same for all trials"]);
+    for key in [
+        "model.id", "data.train", "train.max_rows", "train.memory_budget", "train.keep", "name", "sweep.seed",
+    ] {
+        refused(
+            &format!("[sweep.parameters]\n\"{key}\" = {{ values = [1] }}\n"),
+            &[key, "same for all trials"],
+        );
     }
-    refused("[sweep.parameters]\n\"train.sead\" = { values = [1] }\n", &["train.sead", "did you mean `train.seed`?"]);
+    refused(
+        "[sweep.parameters]\n\"train.sead\" = { values = [1] }\n",
+        &["train.sead", "did you mean `train.seed`?"],
+    );
     refused("[sweep]\nmetod = \"grid\"\n", &["line 10", "sweep.metod", "did you mean `sweep.method`?"]);
 }
 
@@ -141,11 +157,15 @@ fn values_are_checked_as_those_of_the_key() {
 fn a_sweep_needs_parameters_a_validation_file_and_bounds() {
     refused("", &["[sweep.parameters]: required"]);
     let text = LEAST.replace("validation = \"validation.csv\"", "") + "[train]\nkeep = \"last\"\n";
-    let config = Config::parse(&format!("{text}[sweep.parameters]\n\"train.seed\" = {{ values = [1] }}\n"), "t", &[]);
+    let config =
+        Config::parse(&format!("{text}[sweep.parameters]\n\"train.seed\" = {{ values = [1] }}\n"), "t", &[]);
     assert!(config.unwrap().trials().unwrap_err().to_string().contains("data.validation"));
     let bad = "[sweep]\nreduction_factor = 0\ngrace_period = 0\nkeep = 0\ntrials = 4\n";
     let message = message(&format!("{LEAST}{bad}"), &[]);
-    for part in ["line 10", "sweep.reduction_factor", "sweep.grace_period", "sweep.keep", "line 13", "expected 0 with method"] {
+    for part in [
+        "line 10", "sweep.reduction_factor", "sweep.grace_period", "sweep.keep", "line 13",
+        "expected 0 with method",
+    ] {
         assert!(message.contains(part), "{part}: {message}");
     }
     refused("[sweep]\nmethod = \"random\"\n", &["sweep.trials", "expected 1 or more"]);

@@ -72,7 +72,10 @@ impl Draft {
             return Some("values: expected at least one value, found none".into());
         }
         if let Some((i, value)) = values.iter().enumerate().find(|(i, value)| values[..*i].contains(value)) {
-            return Some(format!("values: expected different values, found {value} again at place {}", i + 1));
+            return Some(format!(
+                "values: expected different values, found {value} again at place {}",
+                i + 1
+            ));
         }
         values.iter().find_map(|value| self.value_problem(key, value))
     }
@@ -102,7 +105,9 @@ impl Draft {
             return Some("min, max: expected numbers".into());
         };
         if !(min.is_finite() && max.is_finite() && min < max) {
-            return Some(format!("expected finite numbers with min below max, found min = {min}, max = {max}"));
+            return Some(format!(
+                "expected finite numbers with min below max, found min = {min}, max = {max}"
+            ));
         }
         match range.get("log") {
             Some(Value::Boolean(true)) if min <= 0.0 => {
