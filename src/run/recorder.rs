@@ -107,6 +107,10 @@ impl Observer for Recorder<'_> {
         self.warn(Some(text.to_owned()))
     }
 
+    fn pauses(&self) -> bool {
+        self.watch.pauses()
+    }
+
     fn interrupted(&self) -> bool {
         self.watch.interrupted()
     }

@@ -18,6 +18,8 @@ mod data;
 mod eval;
 mod inspect;
 mod resume;
+mod searches;
+mod sweep;
 mod tutorial;
 mod unlearned;
 

@@ -9,7 +9,7 @@ mod reference;
 mod source;
 
 use gneiss::Error;
-use gneiss::config::Config;
+use gneiss::config::{Config, SweepOptions};
 use markdown::{At, Page, root};
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
@@ -67,13 +67,16 @@ fn what_is_made_from_the_source_is_current() {
 }
 
 fn defaults() -> Table {
-    Table::try_from(Config::default()).unwrap()
+    let mut defaults = Table::try_from(Config::default()).unwrap();
+    // A configuration without a sweep is written without its table.
+    defaults.insert("sweep".into(), Value::try_from(SweepOptions::default()).unwrap());
+    defaults
 }
 
 /// Dotted keys of all values below a table.
 fn leaves(table: &Table, prefix: &str) -> BTreeSet<String> {
     let of = |(name, value): (&String, &Value)| match value {
-        Value::Table(inner) => leaves(inner, &format!("{prefix}{name}.")),
+        Value::Table(inner) if !inner.is_empty() => leaves(inner, &format!("{prefix}{name}.")),
         _ => [format!("{prefix}{name}")].into(),
     };
     table.iter().flat_map(of).collect()
