@@ -223,7 +223,15 @@ impl<'a> Tuning<'a> {
         };
         let init_text = Some(config.prompt.init_text.as_str()).filter(|_| init == PromptTuningInit::Text);
         let rows = kept.prompt.num_virtual_tokens();
-        let adapter = AdapterConfig::new(&session.id, session.model.config(), rows, init, init_text);
+        let model = session.model.config();
+        let adapter = match kept.prompt.kind() {
+            PromptKind::Embeddings => AdapterConfig::new(&session.id, model, rows, init, init_text),
+            // The card shows the text; PEFT's configuration of this method has no key for it.
+            PromptKind::Prefix => AdapterConfig {
+                prompt_tuning_init_text: init_text.map(str::to_owned),
+                ..AdapterConfig::keys_values(&session.id, model, rows, 0)
+            },
+        };
         let train = &config.train;
         let settings: [(&str, String); 8] = [
             ("learning rate", train.learning_rate.to_string()),
