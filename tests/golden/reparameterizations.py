@@ -1,0 +1,81 @@
+"""Writes reparameterizations.json: rows that a prompt's networks make, and gradients of all their parameters, in f64.
+
+    python tests/golden/reparameterizations.py
+
+The encoders of P-tuning and of prefix tuning are PEFT's own modules. Residual Prompt Tuning is no part of PEFT: its network is
+made of torch's modules, in the order of the paper (arXiv:2305.03937, section 3.2).
+"""
+
+from pathlib import Path
+
+from oracle import quiet_and_deterministic, versions, write_json
+
+import torch
+from peft import PrefixTuningConfig, PromptEncoderConfig
+from peft.tuners.p_tuning.model import PromptEncoder
+from peft.tuners.prefix_tuning.model import PrefixEncoder
+
+HERE = Path(__file__).resolve().parent
+
+
+class Residual(torch.nn.Module):
+    """row = p + LayerNorm(up relu(down p)). The order of the attributes is that of the parameters."""
+
+    def __init__(self, rows, width, bottleneck):
+        super().__init__()
+        self.prompt_embeddings = torch.nn.Parameter(torch.empty(rows, width))
+        self.down = torch.nn.Linear(width, bottleneck)
+        self.up = torch.nn.Linear(bottleneck, width)
+        self.norm = torch.nn.LayerNorm(width)
+
+    def forward(self, _):
+        p = self.prompt_embeddings
+        return p + self.norm(self.up(torch.relu(self.down(p))))
+
+
+def p_tuning(rows, width, hidden):
+    return PromptEncoder(PromptEncoderConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=rows, token_dim=width, num_transformer_submodules=1,
+        encoder_reparameterization_type="MLP", encoder_hidden_size=hidden))
+
+
+def prefix_projection(rows, token_dim, layers, hidden):
+    return PrefixEncoder(PrefixTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=rows, token_dim=token_dim, num_layers=layers, num_attention_heads=1,
+        num_transformer_submodules=1, encoder_hidden_size=hidden, prefix_projection=True))
+
+
+def case(kind, reparameterization, module, rows, generator):
+    module = module.double()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.7)
+    parameters = list(module.named_parameters())
+    out = module(torch.arange(rows))
+    gradient = torch.randn(out.shape, generator=generator, dtype=torch.float64)
+    out.backward(gradient)
+    numbers = lambda tensor: tensor.detach().flatten().tolist()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for _, p in parameters)
+    return {
+        "kind": kind, "reparameterization": reparameterization, "rows": rows, "width": out.shape[1],
+        "parameters": [{"name": name, "shape": list(p.shape), "values": numbers(p), "gradient": numbers(p.grad)}
+                       for name, p in parameters],
+        "prefix": numbers(out), "prefix_gradient": numbers(gradient),
+    }
+
+
+def main():
+    quiet_and_deterministic()
+    generator = torch.Generator().manual_seed(7)
+    cases = [
+        case("embeddings", "residual", Residual(3, 7, 5), 3, generator),
+        case("prefix", "residual", Residual(1, 8, 3), 1, generator),
+        case("embeddings", "mlp", p_tuning(3, 5, 4), 3, generator),
+        case("embeddings", "mlp", p_tuning(1, 3, 4), 1, generator),
+        case("prefix", "mlp", prefix_projection(3, 4, 2, 5), 3, generator),
+    ]
+    write_json(HERE / "reparameterizations.json", {"versions": versions(), "cases": cases})
+
+
+if __name__ == "__main__":
+    main()
