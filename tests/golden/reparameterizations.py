@@ -71,7 +71,7 @@ def main():
         case("embeddings", "residual", Residual(3, 7, 5), 3, generator),
         case("prefix", "residual", Residual(1, 8, 3), 1, generator),
         case("embeddings", "mlp", p_tuning(3, 5, 4), 3, generator),
-        case("embeddings", "mlp", p_tuning(1, 3, 4), 1, generator),
+        case("embeddings", "mlp", p_tuning(1, 3, 9), 1, generator),
         case("prefix", "mlp", prefix_projection(3, 4, 2, 5), 3, generator),
     ]
     write_json(HERE / "reparameterizations.json", {"versions": versions(), "cases": cases})
