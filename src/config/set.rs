@@ -263,7 +263,8 @@ fn list(table: &Table, prefix: &str, keys: &mut Vec<(String, bool)>) {
 pub(super) fn changed_keys(before: &Table, after: &Table) -> Vec<String> {
     let mut keys = Vec::new();
     list(before, "", &mut keys);
-    let changed = keys.into_iter().filter(|(key, is_table)| !is_table && find(before, key) != find(after, key));
+    let changed =
+        keys.into_iter().filter(|(key, is_table)| !is_table && find(before, key) != find(after, key));
     changed.map(|(key, _)| key).collect()
 }
 
