@@ -42,8 +42,9 @@ fn every_command_takes_a_task_after_a_colon_and_refuses_others() {
         "{stdout}"
     );
 
-    let export = |form, out| {
+    let export = |form: &str, out: &str| {
         ["export", "--adapter", form, "--format", "prompt-embeds", "--model", "model", "--out", out]
+            .map(str::to_owned)
     };
     for form in ["dogs=adapter:0", "adapter:1"] {
         place.gneiss(export(form, &form.replace([':', '='], "-"))).success();
@@ -55,16 +56,14 @@ fn every_command_takes_a_task_after_a_colon_and_refuses_others() {
     assert!(fs::read_to_string(place.path("baked/prompts.json")).unwrap().contains("<|adapter-1:0|>"));
 
     let init = |form: &str| format!("prompt.init_file={form}");
-    let tune = |set| {
+    let tune = |set: &str| {
         let sets = ["prompt.init_method=file", set, "prompt.num_virtual_tokens=0", "train.max_steps=1"];
-        ["tune", "dogs.toml"]
-            .into_iter()
-            .chain(sets.into_iter().flat_map(|set| ["--set", set]))
-            .collect::<Vec<_>>()
+        let sets = sets.into_iter().flat_map(|set| ["--set", set]);
+        ["tune", "dogs.toml"].into_iter().chain(sets).map(str::to_owned).collect::<Vec<_>>()
     };
     place.gneiss(tune(&init("adapter:2"))).success();
     // The adapter is read before the model, which is not there.
-    let serve = |named| ["serve", "--model", "./none", "--adapter", named];
+    let serve = |named: &str| ["serve", "--model", "./none", "--adapter", named].map(str::to_owned);
     place.refuses(serve("dogs=adapter:1"), &["./none"]);
 
     for (form, part) in [
