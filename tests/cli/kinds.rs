@@ -18,6 +18,21 @@ fn json(assert: &Assert) -> Value {
     serde_json::from_str(&texts(assert).0).unwrap()
 }
 
+fn export<'a>(form: &'a str, out: &'a str) -> [&'a str; 9] {
+    ["export", "--adapter", form, "--format", "prompt-embeds", "--model", "model", "--out", out]
+}
+
+fn tune(set: &str) -> [&str; 10] {
+    let [set, init, rows, steps] =
+        [set, "prompt.init_method=file", "prompt.num_virtual_tokens=0", "train.max_steps=1"];
+    ["tune", "dogs.toml", "--set", init, "--set", set, "--set", rows, "--set", steps]
+}
+
+fn serve(named: &str) -> [&str; 5] {
+    // The adapter is read before the model, which is not there.
+    ["serve", "--model", "./none", "--adapter", named]
+}
+
 #[test]
 fn every_command_takes_a_task_after_a_colon_and_refuses_others() {
     let place = place_with("multitask");
@@ -42,10 +57,6 @@ fn every_command_takes_a_task_after_a_colon_and_refuses_others() {
         "{stdout}"
     );
 
-    let export = |form: &str, out: &str| {
-        ["export", "--adapter", form, "--format", "prompt-embeds", "--model", "model", "--out", out]
-            .map(str::to_owned)
-    };
     for form in ["dogs=adapter:0", "adapter:1"] {
         place.gneiss(export(form, &form.replace([':', '='], "-"))).success();
     }
@@ -56,14 +67,7 @@ fn every_command_takes_a_task_after_a_colon_and_refuses_others() {
     assert!(fs::read_to_string(place.path("baked/prompts.json")).unwrap().contains("<|adapter-1:0|>"));
 
     let init = |form: &str| format!("prompt.init_file={form}");
-    let tune = |set: &str| {
-        let sets = ["prompt.init_method=file", set, "prompt.num_virtual_tokens=0", "train.max_steps=1"];
-        let sets = sets.into_iter().flat_map(|set| ["--set", set]);
-        ["tune", "dogs.toml"].into_iter().chain(sets).map(str::to_owned).collect::<Vec<_>>()
-    };
     place.gneiss(tune(&init("adapter:2"))).success();
-    // The adapter is read before the model, which is not there.
-    let serve = |named: &str| ["serve", "--model", "./none", "--adapter", named].map(str::to_owned);
     place.refuses(serve("dogs=adapter:1"), &["./none"]);
 
     for (form, part) in [
