@@ -30,7 +30,7 @@ pub struct Tuning<'a> {
     pub train: (Dataset, Encoded),
     /// Rows and token ids for the validation loss after each epoch.
     pub validation: Option<(Dataset, Encoded)>,
-    /// The prompt before the first step, on the CPU.
+    /// The prompt before the first step of this part of the run, on the CPU.
     pub initial: Prompt,
     /// How the run fits into memory.
     pub plan: MemoryPlan,
@@ -70,7 +70,10 @@ impl<'a> Tuning<'a> {
             notes.extend(dataset.notes.iter().map(|text| format!("data.{split}: {text}")));
         }
         let initial = match &state {
-            Some(state) => Prompt::embeddings(&state.initial)?,
+            Some(state) => {
+                state.prompt.layout().check_options(&config.prompt)?;
+                state.prompt.clone()
+            }
             None => init::initial(&config.prompt, &session.model, &session.tokenizer, options.seed)?,
         };
         let plan = crate::tune::plan_run(options, &session.model, &train.1.examples, &initial)?;
@@ -115,7 +118,7 @@ impl<'a> Tuning<'a> {
         let mut summary = self.summary(folder, trainer)?;
         let schedule = health::schedule(&self.config.train, trainer.first().total_steps());
         summary.warnings.extend(schedule.filter(|text| !summary.warnings.contains(text)));
-        let norms = match self.initial.kind() {
+        let norms = match self.initial.layout().kind {
             PromptKind::Embeddings => Some(vocabulary()?.norms()?),
             PromptKind::Prefix => None,
         };
@@ -223,13 +226,13 @@ impl<'a> Tuning<'a> {
         };
         let init_text = Some(config.prompt.init_text.as_str()).filter(|_| init == PromptTuningInit::Text);
         let rows = kept.prompt.num_virtual_tokens();
-        let model = session.model.config();
-        let adapter = match kept.prompt.kind() {
-            PromptKind::Embeddings => AdapterConfig::new(&session.id, model, rows, init, init_text),
+        let (id, model) = (&session.id, session.model.config());
+        let adapter = match &kept.prompt {
+            Prefix::Embeddings(_) => AdapterConfig::new(id, model, rows, init, init_text),
             // The card shows the text; PEFT's configuration of this method has no key for it.
-            PromptKind::Prefix => AdapterConfig {
+            Prefix::KeysValues(_) => AdapterConfig {
                 prompt_tuning_init_text: init_text.map(str::to_owned),
-                ..AdapterConfig::keys_values(&session.id, model, rows, 0)
+                ..AdapterConfig::keys_values(id, model, rows, config.prompt.frozen_tokens)
             },
         };
         let train = &config.train;

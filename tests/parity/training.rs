@@ -5,8 +5,9 @@ use crate::fixtures::*;
 use candle_core::DType;
 use gneiss::Result;
 use gneiss::batch::Example;
-use gneiss::config::{Keep, Schedule, TrainOptions};
-use gneiss::prompt::Prompt;
+use gneiss::config::{Keep, PromptKind, Schedule, TrainOptions};
+use gneiss::model::Decoder;
+use gneiss::prompt::{Prefix, Prompt};
 use gneiss::tune::{EpochRecord, Limits, Observer, StepRecord, Task, Trainer};
 use serde_json::Value;
 
@@ -72,20 +73,20 @@ fn grad_norm_tolerance(name: &str) -> f64 {
 
 fn ten_steps(name: &str, max_rows: usize) {
     let (golden, model) = (golden(name), model(name, DType::F32));
+    trains_as_peft(name, &golden, &model, (PromptKind::Embeddings, max_rows));
+}
+
+/// The runs of a fixture from a prompt of `kind`, in passes of at most `max_rows` rows.
+pub fn trains_as_peft(name: &str, golden: &Golden, model: &Decoder, (kind, max_rows): (PromptKind, usize)) {
     let runs = golden.json["training"].as_array().unwrap();
     assert_eq!(runs.len(), 2);
     let mut clipped = 0;
     for run in runs {
         let (options, train) = (options(run), laid_out(run));
-        let task = Task {
-            model: &model,
-            train: &train,
-            validation: &[],
-            options: &options,
-            limits: Limits::rows(max_rows),
-        };
-        let mut trainer =
-            Trainer::new(task, &Prompt::embeddings(golden.tensor(&run["prompt"])).unwrap()).unwrap();
+        let task =
+            Task { model, train: &train, validation: &[], options: &options, limits: Limits::rows(max_rows) };
+        let prompt = Prefix::new(kind, golden.tensor(&run["prompt"]).clone());
+        let mut trainer = Trainer::new(task, &Prompt::new(&prompt).unwrap()).unwrap();
         let mut steps = Steps::default();
         trainer.run(&mut steps).unwrap();
         let expected = run["steps"].as_array().unwrap();
