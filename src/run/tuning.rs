@@ -227,13 +227,13 @@ impl<'a> Tuning<'a> {
         };
         let init_text = Some(config.prompt.init_text.as_str()).filter(|_| init == PromptTuningInit::Text);
         let rows = kept.prompt.num_virtual_tokens();
-        let model = session.model.config();
-        let adapter = match kept.prompt.kind() {
-            PromptKind::Embeddings => AdapterConfig::new(&session.id, model, rows, init, init_text),
+        let (id, model) = (&session.id, session.model.config());
+        let adapter = match &kept.prompt {
+            Prefix::Embeddings(_) => AdapterConfig::new(id, model, rows, init, init_text),
             // The card shows the text; PEFT's configuration of this method has no key for it.
-            PromptKind::Prefix => AdapterConfig {
+            Prefix::KeysValues(_) => AdapterConfig {
                 prompt_tuning_init_text: init_text.map(str::to_owned),
-                ..AdapterConfig::keys_values(&session.id, model, rows, config.prompt.frozen_tokens)
+                ..AdapterConfig::keys_values(id, model, rows, config.prompt.frozen_tokens)
             },
         };
         let train = &config.train;
