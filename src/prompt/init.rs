@@ -112,7 +112,7 @@ fn from_file(options: &PromptOptions, model: &Decoder) -> Result<Prefix> {
     let asked = options.num_virtual_tokens;
     let path = Path::new(&options.init_file);
     let adapter = Adapter::open(path)?;
-    adapter.check_width(path, "the model", model.config().hidden_size).map_err(in_init_file)?;
+    adapter.check_fits(path, "the model", model.config()).map_err(in_init_file)?;
     let n = adapter.prompt.num_virtual_tokens();
     if asked != 0 && asked != n {
         return Err(Error::Invalid(format!(

@@ -118,7 +118,7 @@ impl<'a> Tuning<'a> {
         let mut summary = self.summary(folder, trainer)?;
         let schedule = health::schedule(&self.config.train, trainer.first().total_steps());
         summary.warnings.extend(schedule.filter(|text| !summary.warnings.contains(text)));
-        let norms = match self.initial.kind() {
+        let norms = match self.initial.layout().kind {
             PromptKind::Embeddings => Some(vocabulary()?.norms()?),
             PromptKind::Prefix => None,
         };
@@ -227,7 +227,15 @@ impl<'a> Tuning<'a> {
         };
         let init_text = Some(config.prompt.init_text.as_str()).filter(|_| init == PromptTuningInit::Text);
         let rows = kept.prompt.num_virtual_tokens();
-        let adapter = AdapterConfig::new(&session.id, session.model.config(), rows, init, init_text);
+        let model = session.model.config();
+        let adapter = match kept.prompt.kind() {
+            PromptKind::Embeddings => AdapterConfig::new(&session.id, model, rows, init, init_text),
+            // The card shows the text; PEFT's configuration of this method has no key for it.
+            PromptKind::Prefix => AdapterConfig {
+                prompt_tuning_init_text: init_text.map(str::to_owned),
+                ..AdapterConfig::keys_values(&session.id, model, rows, config.prompt.frozen_tokens)
+            },
+        };
         let train = &config.train;
         let settings: [(&str, String); 8] = [
             ("learning rate", train.learning_rate.to_string()),

@@ -68,8 +68,12 @@ pub fn plan_run(
     let dtypes = Dtypes { weights: model.embedding().dtype(), activations: model.dtype() };
     let mut memory = TuningMemory::new(model.config(), dtypes, model.device().location());
     memory.has_transposes = memory.transposes > 0 && model.has_transposes();
-    let work =
-        LargestStep::new(train, prompt.kind(), virtual_tokens, options.batch_size * options.accumulate_steps);
+    let work = LargestStep::new(
+        train,
+        prompt.layout().kind,
+        virtual_tokens,
+        options.batch_size * options.accumulate_steps,
+    );
     let plan = plan(options, &memory, &work, model.device(), true)?;
     copy_weights(model, &plan);
     Ok(plan)

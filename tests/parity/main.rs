@@ -11,5 +11,7 @@ mod fixtures;
 mod generation;
 mod gguf;
 mod peft;
+mod peft_kinds;
+mod prefixes;
 mod smollm2;
 mod training;

@@ -73,15 +73,21 @@ fn grad_norm_tolerance(name: &str) -> f64 {
 
 fn ten_steps(name: &str, max_rows: usize) {
     let (golden, model) = (golden(name), model(name, DType::F32));
+    trains_as_peft(name, &golden, &model, (PromptKind::Embeddings, max_rows));
+}
+
+/// The runs of a fixture from a prompt of `kind`, in passes of at most `max_rows` rows.
+pub fn trains_as_peft(name: &str, golden: &Golden, model: &Decoder, (kind, max_rows): (PromptKind, usize)) {
     let runs = golden.json["training"].as_array().unwrap();
     assert_eq!(runs.len(), 2);
     let mut clipped = 0;
     for run in runs {
-        let prompt = Prompt::embeddings(golden.tensor(&run["prompt"])).unwrap();
+        let prompt = Prefix::new(kind, golden.tensor(&run["prompt"]).clone());
+        let prompt = Prompt::new(&prompt).unwrap();
         let options = options(run);
         let steps = trains_as_recorded(
             (name, run, &options),
-            &model,
+            model,
             &prompt,
             golden.tensor(&run["final_prompt"]),
             max_rows,

@@ -105,7 +105,7 @@ impl Trainer<'_> {
 
     fn prepare(&self, groups: &[PrefixGroup], limits: Limits) -> Result<Passes> {
         note("prepare");
-        objective::prepare(self.decoder, groups, self.first().prompt().kind(), limits.max_rows)
+        objective::prepare(self.decoder, groups, self.first().prompt().layout().kind, limits.max_rows)
     }
 }
 
