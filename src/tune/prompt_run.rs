@@ -7,7 +7,7 @@ use super::schedule;
 use super::state::{self, Clock, Position, State, epoch_order};
 use crate::batch::{Example, PrefixGroup};
 use crate::config::{PromptKind, TrainOptions};
-use crate::model::Decoder;
+use crate::model::{Decoder, keys_values_width};
 use crate::ops::adamw::{AdamW, AdamWStep, Parameter, Updated};
 use crate::ops::gpu;
 use crate::ops::gpu::products::ProductChoices;
@@ -170,12 +170,16 @@ impl<'a> PromptRun<'a> {
                 state.examples
             )));
         }
-        let (layout, expected) = (state.prompt.layout(), decoder.config().hidden_size);
-        let width = layout.width;
-        if layout.kind == PromptKind::Embeddings && width != expected {
+        let (what, expected) = match state.prompt.kind() {
+            PromptKind::Embeddings => ("the model's hidden size", decoder.config().hidden_size),
+            PromptKind::Prefix => {
+                ("that of the model's keys and values", keys_values_width(decoder.config()))
+            }
+        };
+        let width = state.prompt.layout().width;
+        if width != expected {
             return Err(Error::Invalid(format!(
-                "expected a checkpoint of width {expected}, the model's hidden size, found {width}; the run had \
-                 another model"
+                "expected a checkpoint of width {expected}, {what}, found {width}; the run had another model"
             )));
         }
         let to_device = |tensor: &Tensor| gpu::to_device(tensor, decoder.device());
