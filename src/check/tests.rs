@@ -95,6 +95,11 @@ fn cross_entropy() {
 }
 
 #[test]
+fn distillation() {
+    check("distillation");
+}
+
+#[test]
 fn adamw() {
     check("adamw");
 }
