@@ -5,6 +5,7 @@ use crate::batch::{Example, Packing, Passes, PrefixGroup};
 use crate::generate;
 use crate::model::{Decoder, Dtypes};
 use crate::ops::gpu::emulated::{emulate, emulate_cuda};
+use crate::prompt::{Prefix, Prompt};
 use crate::tune::{self, Limits};
 
 /// Every case of an op, on the emulator, its threads in one order.
@@ -136,7 +137,7 @@ fn a_run_in_several_passes_goes_on_bit_for_bit() {
         checkpoint_steps: 1,
         ..Default::default()
     };
-    let prompt = model.embedding().narrow(0, 100, 4).unwrap();
+    let prompt = Prompt::embeddings(&model.embedding().narrow(0, 100, 4).unwrap()).unwrap();
     let task = |max_rows| {
         let limits = Limits::rows(max_rows);
         tune::Task { model: &model, train: &train, validation: &[], options: &options, limits }
@@ -222,7 +223,7 @@ fn models_compute_as_on_the_cpu() {
         let (some, others) =
             ((0..5).map(example).collect::<Vec<_>>(), (5..8).map(example).collect::<Vec<_>>());
         let groups = [PrefixGroup::new(0..4, &some), PrefixGroup::new(4..7, &others)];
-        let pair = [&model, &padded];
+        let (pair, prompts) = ([&model, &padded], Prefix::Embeddings(prompts));
         steps_are_as_on_the_cpu(pair, &prompts, &groups, name);
         split_steps_are_as_on_the_cpu(&model, &prompts, &groups, name);
         let cpu = continued(&model, &prompts);
@@ -236,7 +237,7 @@ fn models_compute_as_on_the_cpu() {
 /// In one pass, in several, and with a recomputed layer; `name` is the fixture's.
 fn steps_are_as_on_the_cpu(
     [model, padded]: [&Decoder; 2],
-    prompts: &Tensor,
+    prompts: &Prefix,
     groups: &[PrefixGroup],
     name: &str,
 ) {
@@ -246,11 +247,11 @@ fn steps_are_as_on_the_cpu(
         let ours = emulate(7, || gradient(padded));
         // Products that add to the residual stream, as on CUDA.
         let added = emulate_cuda(7, || gradient(padded));
-        let expected = values(cpu.gradient.as_ref().unwrap()).unwrap();
+        let expected = values(cpu.gradient.as_ref().unwrap().values()).unwrap();
         let largest = expected.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
         for ours in [ours, added] {
             assert!((cpu.loss().unwrap() - ours.loss().unwrap()).abs() < 1e-4, "{name}, {limits:?}");
-            let ours = values(&ours.gradient.unwrap()).unwrap();
+            let ours = values(ours.gradient.unwrap().values()).unwrap();
             assert!(largest_difference(&ours, &expected) < 1e-4 * largest, "{name}, {limits:?}");
         }
         let evaluate = |model: &Decoder| {
@@ -262,7 +263,7 @@ fn steps_are_as_on_the_cpu(
 }
 
 /// With a prefix pass that holds sequences.
-fn split_steps_are_as_on_the_cpu(model: &Decoder, prompts: &Tensor, groups: &[PrefixGroup], name: &str) {
+fn split_steps_are_as_on_the_cpu(model: &Decoder, prompts: &Prefix, groups: &[PrefixGroup], name: &str) {
     let passes = |max_rows, prefix_pass_rows| {
         Passes::packed(groups, Packing { max_rows, prefix_pass_rows, long_above: None })
     };
@@ -271,7 +272,7 @@ fn split_steps_are_as_on_the_cpu(model: &Decoder, prompts: &Tensor, groups: &[Pr
     let found = emulate(0, || tune::gradient_of(model, prompts, &split, 1, tune::Mean::All).unwrap());
     let expected = tune::gradient_of(model, prompts, &one, 0, tune::Mean::All).unwrap();
     assert!((found.loss().unwrap() - expected.loss().unwrap()).abs() < 1e-4, "{name}");
-    let (ours, cpu) = (values(&found.gradient.unwrap()), values(&expected.gradient.unwrap()));
+    let (ours, cpu) = (values(found.gradient.unwrap().values()), values(expected.gradient.unwrap().values()));
     let (ours, cpu) = (ours.unwrap(), cpu.unwrap());
     let largest = cpu.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
     assert!(largest_difference(&ours, &cpu) < 1e-4 * largest, "{name}");
@@ -281,7 +282,7 @@ fn split_steps_are_as_on_the_cpu(model: &Decoder, prompts: &Tensor, groups: &[Pr
 }
 
 /// Six tokens after each of three inputs.
-fn continued(model: &Decoder, prompts: &Tensor) -> Vec<Vec<u32>> {
+fn continued(model: &Decoder, prompts: &Prefix) -> Vec<Vec<u32>> {
     let inputs: [&[u32]; 3] = [&[3, 4, 1, 2], &[3, 4, 50], &[3, 4, 8, 9, 10, 11]];
     let request = |tokens: &&[u32]| generate::Request {
         tokens: tokens.to_vec(),

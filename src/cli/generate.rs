@@ -88,7 +88,7 @@ impl Generate {
             let result = serde_json::json!({
                 "generated_text": text,
                 "generated_token_count": generated.tokens.len(),
-                "input_token_count": ids.len() + prompt.map_or(0, |prompt| prompt.dims()[0]),
+                "input_token_count": ids.len() + prompt.map_or(0, gneiss::prompt::Prefix::num_virtual_tokens),
                 "stop_reason": generated.stop_reason,
             });
             println!("{result}");

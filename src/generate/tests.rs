@@ -33,7 +33,7 @@ fn with(
     fails: impl FnMut(Work, usize) -> bool + 'static,
 ) -> (Result<Vec<Generated>>, Vec<usize>) {
     let mut rows = Vec::new();
-    let prompt = model.embedding().narrow(0, 10, 2).unwrap();
+    let prompt = Prefix::Embeddings(model.embedding().narrow(0, 10, 2).unwrap());
     let requests = (0..8).map(request).collect();
     let generated = faults::with(fails, || {
         generate(model, Some(&prompt), requests, 32, &mut |done| rows.push(done.max_rows))
@@ -88,7 +88,7 @@ fn a_pass_that_changed_states_is_not_run_again() {
         }
         tokens
     };
-    let prompt = model.embedding().narrow(0, 10, 2).unwrap();
+    let prompt = Prefix::Embeddings(model.embedding().narrow(0, 10, 2).unwrap());
     let mut engine = Engine::new(&model, 200, 32).unwrap();
     let prefix = engine.add_prefix(Some(&prompt)).unwrap();
     let expected = answer(&mut engine, prefix);
@@ -123,7 +123,7 @@ fn generate_says_that_nothing_fits() {
 #[test]
 fn nll_takes_smaller_passes() {
     let model = model();
-    let prompt = model.embedding().narrow(0, 10, 2).unwrap();
+    let prompt = Prefix::Embeddings(model.embedding().narrow(0, 10, 2).unwrap());
     let example = |i: u32| Example {
         input: (0..4 + i % 3).map(|j| (i * 13 + j * 7) % 90).collect(),
         target: vec![5 + i % 3, 9],

@@ -54,7 +54,7 @@ fn every_command_takes_every_form_of_an_adapter() {
         let (stdout, _) = texts(&place.gneiss(["inspect", form, "--model", "model", "--json"]).success());
         let report: Value = serde_json::from_str(&stdout).unwrap();
         let report = if *form == "runs/dogs" { &report["adapter"] } else { &report };
-        assert_eq!(report["shape"], json!(adapter.prompt.dims()), "{form}");
+        assert_eq!(report["shape"], json!(adapter.prompt.values().dims()), "{form}");
 
         let (name, file) = (format!("name=from{i}"), format!("prompt.init_file={form}"));
         let sets =

@@ -2,6 +2,7 @@
 
 use super::*;
 use gneiss::evaluate::{Answers, Arm, By, Evaluation};
+use gneiss::prompt::Prefix;
 
 #[test]
 fn eval_answers_with_both_arms() {
@@ -176,14 +177,17 @@ fn eval_scores_are_those_of_each_text_alone() {
     config.model.id = place.path("model").display().to_string();
     let session = gneiss::session::open(&config.model, &mut |_, _| ()).unwrap();
     let words = |text: &str| session.tokenizer.encode(text, false).unwrap();
-    let prompt = Adapter::read(&place.path("runs/dogs/adapter")).unwrap().prompt;
+    let prompt = Adapter::read(&place.path("runs/dogs/adapter")).unwrap().prompt.values().clone();
     let none = prompt.narrow(0, 0, 0).unwrap();
     let loss = |prompt: &Tensor, before: &str, input: &str, output: &str| -> Vec<f64> {
         let input = words(&format!("{before}say {input} :"));
         let target = [words(output), vec![session.tokenizer.eos_token_id]].concat();
         let example = gneiss::batch::Example { input, target, line: 0 };
         let groups = [gneiss::batch::PrefixGroup::new(0..prompt.dims()[0] as u32, [&example])];
-        gneiss::tune::evaluate(&session.model, prompt, &groups, usize::MAX).unwrap().nll().unwrap()
+        gneiss::tune::evaluate(&session.model, &Prefix::Embeddings(prompt.clone()), &groups, usize::MAX)
+            .unwrap()
+            .nll()
+            .unwrap()
     };
     for (arm, (prompt, before)) in result.arms.iter().zip([(&none, "say 1 or 0 "), (&prompt, "")]) {
         let all: Vec<f64> =
@@ -209,7 +213,7 @@ fn eval_keeps_what_came_before_an_error() {
     let place = Place::new();
     place.gneiss(["tune", "dogs.toml"]).success();
     let mut adapter = Adapter::read(&place.path("runs/dogs/adapter")).unwrap();
-    adapter.prompt = (adapter.prompt.ones_like().unwrap() * 3e38).unwrap();
+    adapter.prompt = Prefix::Embeddings((adapter.prompt.values().ones_like().unwrap() * 3e38).unwrap());
     adapter.write(&place.path("wild"), &Default::default()).unwrap();
     let eval = ["eval", "dogs.toml", "--adapter", "runs/dogs", "--adapter", "wild", "--out", "out"];
     let (stdout, stderr) = texts(&place.gneiss(eval).code(1));

@@ -145,7 +145,7 @@ fn an_adapter_beside_its_base_model() {
     assert_eq!(report["shape"], serde_json::json!([7, 40]));
     assert_eq!(report["config"]["prompt_tuning_init"], "RANDOM");
     let f64s = |t: &candle_core::Tensor| t.to_dtype(DType::F64).unwrap().to_vec2::<f64>().unwrap();
-    let prompt = f64s(&Adapter::read(Path::new(ADAPTER)).unwrap().prompt);
+    let prompt = f64s(Adapter::read(Path::new(ADAPTER)).unwrap().prompt.values());
     let weights = Checkpoint::open_without_tokenizer(Path::new(GRANITE)).unwrap().weights;
     let embedding =
         weights.tensor("model.embed_tokens.weight", &[131, 40], DType::F64, &Device::Cpu).unwrap();

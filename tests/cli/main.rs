@@ -4,6 +4,7 @@ use assert_cmd::Command;
 use assert_cmd::assert::Assert;
 use candle_core::{Device, Tensor};
 use gneiss::config::Config;
+use gneiss::prompt::Prefix;
 use gneiss::prompt::peft::Adapter;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -177,7 +178,7 @@ fn tune_writes_a_run() {
     assert!(std::fs::read_to_string(kept).unwrap().contains("weight_decay"));
 
     let adapter = Adapter::read(&place.path("runs/dogs/adapter")).unwrap();
-    assert_eq!(adapter.prompt.dims(), [5, 40]);
+    assert_eq!(adapter.prompt.values().dims(), [5, 40]);
     assert_eq!(adapter.config.base_model_name_or_path.as_deref(), Some("model"));
     assert_eq!(adapter.config.prompt_tuning_init_text.as_deref(), Some("say 1 or 0"));
     let card = std::fs::read_to_string(place.path("runs/dogs/adapter/README.md")).unwrap();
@@ -351,7 +352,8 @@ fn an_adapter_of_another_model_is_refused() {
     let place = Place::new();
     place.gneiss(["tune", "dogs.toml"]).success();
     let mut adapter = Adapter::read(&place.path("runs/dogs/adapter")).unwrap();
-    adapter.prompt = Tensor::ones((5, 32), candle_core::DType::F32, &Device::Cpu).unwrap();
+    adapter.prompt =
+        Prefix::Embeddings(Tensor::ones((5, 32), candle_core::DType::F32, &Device::Cpu).unwrap());
     adapter.config.token_dim = 32;
     adapter.config.base_model_name_or_path = Some("org/other".into());
     adapter.write(&place.path("other"), &Default::default()).unwrap();
@@ -373,7 +375,7 @@ fn a_run_that_blows_up_fails_and_leaves_its_last_good_prompt() {
     assert_eq!(stdout, "");
     assert!(stderr.contains("error: step ") && stderr.contains("train.learning_rate"), "{stderr}");
     let adapter = Adapter::read(&place.path("runs/dogs/adapter")).unwrap();
-    assert_eq!(adapter.prompt.dims(), [5, 40]);
+    assert_eq!(adapter.prompt.values().dims(), [5, 40]);
 }
 
 #[test]

@@ -14,6 +14,7 @@ use gneiss::batch::Example;
 use gneiss::evaluate::compare::mcnemar;
 use gneiss::evaluate::metrics::wilson;
 use gneiss::evaluate::{By, Paired, RowScores, Scores, TextScores, nll};
+use gneiss::prompt::Prefix;
 use serde_json::Value;
 
 fn golden(part: &str) -> Value {
@@ -154,8 +155,14 @@ fn perplexity_is_that_of_pefts_loss() {
             let expected = case["loss"].as_f64().unwrap().exp();
             for max_rows in [usize::MAX, 1] {
                 let mut told = Vec::new();
-                let nll = nll(&model, Some(prompt), &examples, max_rows, &mut |done| told.push(done.texts))
-                    .unwrap();
+                let nll = nll(
+                    &model,
+                    Some(&Prefix::Embeddings(prompt.clone())),
+                    &examples,
+                    max_rows,
+                    &mut |done| told.push(done.texts),
+                )
+                .unwrap();
                 assert_eq!(nll.len() as u64, case["target_tokens"].as_u64().unwrap());
                 let perplexity = (nll.iter().sum::<f64>() / nll.len() as f64).exp();
                 let what = format!("{name}, {}, {max_rows} rows", case["name"]);

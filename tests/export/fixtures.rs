@@ -6,6 +6,7 @@ use gneiss::checkpoint::{Checkpoint, ModelConfig, Weights};
 use gneiss::config::Task;
 use gneiss::export::{Bake, Baked, Format, ValueType, bake, read_prompts};
 use gneiss::model::{Decoder, Dtypes};
+use gneiss::prompt::Prefix;
 use gneiss::prompt::peft::{Adapter, AdapterConfig, ModelCard, PromptTask, PromptTuningInit};
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -143,7 +144,9 @@ pub fn adapter(folder: &Path, model: &Path, prompt: &Tensor, verbalizer: Option<
         max_output_tokens: 2,
         examples: Vec::new(),
     });
-    Adapter { prompt: prompt.clone(), config, task }.write(folder, &ModelCard::default()).unwrap();
+    Adapter { prompt: Prefix::Embeddings(prompt.clone()), config, task }
+        .write(folder, &ModelCard::default())
+        .unwrap();
 }
 
 /// A prompt of [rows, width] that is no row of any matrix.

@@ -5,6 +5,7 @@ use candle_core::{DType, Device, DeviceLocation, Tensor};
 use gneiss::batch::{Example, Packing, Passes, PrefixGroup};
 use gneiss::checkpoint::{Checkpoint, ExpertsConfig, MambaConfig, ModelConfig};
 use gneiss::model::{Decoder, Dtypes, TuningMemory};
+use gneiss::prompt::Prefix;
 use gneiss::tune::{self, Limits};
 use std::path::Path;
 
@@ -102,7 +103,8 @@ fn split_peak(model: &Decoder, tolerance: f64) {
     let (rows, targets) = (passes.rows(), passes.target_tokens());
     for recompute in 0..model.config().num_hidden_layers {
         let (peak, ..) = allocated::during(|| {
-            tune::gradient_of(model, &prompt, &passes, recompute, tune::Mean::All).unwrap()
+            tune::gradient_of(model, &Prefix::Embeddings(prompt.clone()), &passes, recompute, tune::Mean::All)
+                .unwrap()
         });
         let tapes = memory.tapes([5, rows - 5], targets, recompute)
             + memory.prefix_keys_values(5, recompute)
@@ -120,15 +122,21 @@ fn peaks(model: &Decoder, rows: usize, tolerance: f64) {
     let groups = [PrefixGroup::new(0..5, [&example(rows)])];
     let (rows, targets) = (rows + 3, rows / 2);
     for _ in 0..4 {
-        drop(tune::gradient(model, &prompt, &groups, Limits::rows(1000)).unwrap());
+        drop(
+            tune::gradient(model, &Prefix::Embeddings(prompt.clone()), &groups, Limits::rows(1000)).unwrap(),
+        );
     }
     for recompute in 0..model.config().num_hidden_layers {
         let limits = Limits { max_rows: 1000, recompute };
-        let (peak, ..) = allocated::during(|| tune::gradient(model, &prompt, &groups, limits).unwrap());
+        let (peak, ..) = allocated::during(|| {
+            tune::gradient(model, &Prefix::Embeddings(prompt.clone()), &groups, limits).unwrap()
+        });
         let estimated = memory.tape(rows, targets, recompute) + memory.workspace(rows, targets, recompute);
         assert_near(&format!("step, {recompute} recomputed"), peak, estimated, tolerance);
     }
-    let (peak, ..) = allocated::during(|| tune::evaluate(model, &prompt, &groups, 1000).unwrap());
+    let (peak, ..) = allocated::during(|| {
+        tune::evaluate(model, &Prefix::Embeddings(prompt.clone()), &groups, 1000).unwrap()
+    });
     let one_block = rows * (memory.inner_layers[0].tape + memory.workspace_per_row);
     assert!(peak < one_block as isize, "evaluation took {peak} bytes, a block's step {one_block}");
 }

@@ -6,6 +6,7 @@ use crate::smollm2;
 use candle_core::{DType, Device, Tensor};
 use gneiss::batch::{Passes, PrefixGroup};
 use gneiss::model::Decoder;
+use gneiss::prompt::Prefix;
 use gneiss::tune::{self, Limits};
 use serde_json::Value;
 
@@ -32,7 +33,9 @@ fn compare(name: &str, logits: (f64, f64), gradients: &[(f64, f64)]) {
 }
 
 fn gradient(model: &Decoder, prompts: &Tensor, groups: &[PrefixGroup], max_rows: usize) -> Tensor {
-    tune::gradient(model, prompts, groups, Limits::rows(max_rows)).unwrap().gradient.unwrap()
+    let prompts = Prefix::Embeddings(prompts.clone());
+    let objective = tune::gradient(model, &prompts, groups, Limits::rows(max_rows)).unwrap();
+    objective.gradient.unwrap().values().clone()
 }
 
 #[test]

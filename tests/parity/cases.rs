@@ -4,6 +4,7 @@ use crate::common::close::assert_tensors_close;
 use crate::fixtures::*;
 use candle_core::{DType, Device, Tensor};
 use gneiss::batch::Passes;
+use gneiss::prompt::Prefix;
 use gneiss::tune::{self, Limits};
 use std::collections::HashMap;
 
@@ -19,13 +20,16 @@ fn cases(name: &str, count: usize) {
         let tape = model.forward(&batch, &prompts, None, 0).unwrap();
         assert_tensors_close(&what("logits"), &model.logits(tape.hidden()).unwrap(), expected, 1e-4);
         for max_rows in [usize::MAX, 20, 1] {
-            let objective = tune::gradient(&model, &prompts, &groups, Limits::rows(max_rows)).unwrap();
+            let objective =
+                tune::gradient(&model, &Prefix::Embeddings(prompts.clone()), &groups, Limits::rows(max_rows))
+                    .unwrap();
             let loss = case["loss"].as_f64().unwrap();
             let error = (objective.loss().unwrap() - loss).abs() / loss;
             assert!(error < 1e-4, "{}: {} against {loss}", what("loss"), objective.loss().unwrap());
-            let ours: Tensor = objective.gradient.clone().unwrap();
+            let ours: Tensor = objective.gradient.as_ref().unwrap().values().clone();
             assert_tensors_close(&what(&format!("gradient, {max_rows} rows")), &ours, &gradient, 1e-4);
-            let evaluated = tune::evaluate(&model, &prompts, &groups, max_rows).unwrap();
+            let evaluated =
+                tune::evaluate(&model, &Prefix::Embeddings(prompts.clone()), &groups, max_rows).unwrap();
             assert_eq!(evaluated.nll().unwrap(), objective.nll().unwrap(), "{}", what("evaluate"));
         }
     }
@@ -84,10 +88,27 @@ fn half_precision_weights_are_rounded_weights() {
             let (half, wide) = (model(name, dtype), model_in(rounded.path(), DType::F32));
             for case in golden.json["cases"].as_array().unwrap() {
                 let (prompts, groups, _) = golden.case(case);
-                let ours = tune::gradient(&half, &prompts, &groups, Limits::rows(usize::MAX)).unwrap();
-                let expected = tune::gradient(&wide, &prompts, &groups, Limits::rows(usize::MAX)).unwrap();
+                let ours = tune::gradient(
+                    &half,
+                    &Prefix::Embeddings(prompts.clone()),
+                    &groups,
+                    Limits::rows(usize::MAX),
+                )
+                .unwrap();
+                let expected = tune::gradient(
+                    &wide,
+                    &Prefix::Embeddings(prompts.clone()),
+                    &groups,
+                    Limits::rows(usize::MAX),
+                )
+                .unwrap();
                 let what = format!("{name}, {}, {dtype:?}", case["name"]);
-                assert_tensors_close(&what, &ours.gradient.unwrap(), &expected.gradient.unwrap(), 1e-5);
+                assert_tensors_close(
+                    &what,
+                    ours.gradient.unwrap().values(),
+                    expected.gradient.unwrap().values(),
+                    1e-5,
+                );
             }
         }
     }

@@ -8,6 +8,7 @@ use gneiss::batch::{Example, PrefixGroup};
 use gneiss::evaluate::nll;
 use gneiss::generate::{Request, generate};
 use gneiss::model::Decoder;
+use gneiss::prompt::Prefix;
 use gneiss::tune::{self, Limits};
 use serde_json::Value;
 
@@ -58,7 +59,9 @@ fn continues(what: &str, model: &Decoder, prompt: &Tensor, case: &Value) {
             requests.reverse();
             expected.reverse();
         }
-        let found = generate(model, Some(prompt), requests, step_rows, &mut |_| ()).unwrap();
+        let found =
+            generate(model, Some(&Prefix::Embeddings(prompt.clone())), requests, step_rows, &mut |_| ())
+                .unwrap();
         let found: Vec<Vec<u32>> = found.into_iter().map(|generated| generated.tokens).collect();
         assert_eq!(found, expected, "{what}, {step_rows} rows a step");
     }
@@ -79,15 +82,23 @@ fn checkpoints_agree_with_transformers() {
         let groups = [PrefixGroup::new(0..prompt.dims()[0] as u32, &examples)];
         let expected = numbers(&case["nll"]);
         for (max_rows, recompute) in [(usize::MAX, 0), (60, 1), (20, 0), (1, 1)] {
-            let objective = tune::gradient(&model, prompt, &groups, Limits { max_rows, recompute }).unwrap();
+            let objective = tune::gradient(
+                &model,
+                &Prefix::Embeddings(prompt.clone()),
+                &groups,
+                Limits { max_rows, recompute },
+            )
+            .unwrap();
             let what = format!("{name}, {max_rows} rows");
             assert_nll(&what, &objective.nll().unwrap(), &expected);
             let gradient = &golden.tensors[&format!("{name}.grad")];
-            assert_tensors_close(&what, &objective.gradient.unwrap(), gradient, 1e-4);
-            let evaluated = tune::evaluate(&model, prompt, &groups, max_rows).unwrap();
+            assert_tensors_close(&what, objective.gradient.unwrap().values(), gradient, 1e-4);
+            let evaluated =
+                tune::evaluate(&model, &Prefix::Embeddings(prompt.clone()), &groups, max_rows).unwrap();
             assert_nll(&what, &evaluated.nll().unwrap(), &expected);
         }
-        let alone = nll(&model, Some(prompt), &examples, 64, &mut |_| ()).unwrap();
+        let alone =
+            nll(&model, Some(&Prefix::Embeddings(prompt.clone())), &examples, 64, &mut |_| ()).unwrap();
         assert_nll(name, &alone, &expected);
         continues(name, &model, prompt, case);
     }
@@ -104,7 +115,8 @@ fn a_request_that_becomes_long_on_the_way_is_refused() {
     let prompt = &golden.tensors["prompt"];
     let ask = |tokens: usize, max_new_tokens: usize| {
         let request = Request { tokens: vec![1; tokens], max_new_tokens, ..Request::default() };
-        generate(&model, Some(prompt), vec![request], 64, &mut |_| ()).map(|all| all[0].tokens.len())
+        generate(&model, Some(&Prefix::Embeddings(prompt.clone())), vec![request], 64, &mut |_| ())
+            .map(|all| all[0].tokens.len())
     };
     // 3 virtual tokens, 24 positions: the last token that is chosen has none.
     assert_eq!(ask(20, 2).unwrap(), 2);
@@ -127,7 +139,7 @@ fn sequences_beyond_dynamic_scaling_are_refused() {
     let prompt = &golden.tensors["prompt"];
     let of = |input: usize| {
         let example = Example { input: vec![1; input], target: vec![2, 3], line: 0 };
-        nll(&model, Some(prompt), &[example], 64, &mut |_| ())
+        nll(&model, Some(&Prefix::Embeddings(prompt.clone())), &[example], 64, &mut |_| ())
     };
     assert_eq!(of(59).unwrap().len(), 2);
     let message = of(60).unwrap_err().to_string();

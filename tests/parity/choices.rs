@@ -4,6 +4,7 @@ use crate::fixtures::*;
 use candle_core::{DType, Device, Tensor};
 use gneiss::generate::{Choices, Engine, Event, PrefixId, Request, Sampling, SequenceId, StopReason};
 use gneiss::model::Decoder;
+use gneiss::prompt::Prefix;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -57,7 +58,10 @@ fn embeddings(model: &Decoder, tokens: &[u32]) -> Tensor {
 fn answers_are_those_of_transformers(name: &str) {
     let (model, prompt, (cases, end)) = (model(name, DType::F32), prompt(name), cases(name));
     let mut engine = Engine::new(&model, 400, 24).unwrap();
-    let prefixes = [engine.add_prefix(None).unwrap(), engine.add_prefix(Some(&prompt)).unwrap()];
+    let prefixes = [
+        engine.add_prefix(None).unwrap(),
+        engine.add_prefix(Some(&Prefix::Embeddings(prompt.clone()))).unwrap(),
+    ];
     let mut wanted: BTreeMap<SequenceId, (&Value, &str)> = BTreeMap::new();
     for case in &cases {
         let input = ids(&case["input"]);
@@ -119,7 +123,7 @@ fn embeddings_give_their_rows_back() {
     let rows = embeddings(&model, &[50, 4, 9]);
     let request = |n| Request { embeds: Some(rows.clone()), max_new_tokens: n, ..Request::default() };
     let mut engine = Engine::new(&model, 5 + 2 * (5 + 3 + 5), 64).unwrap();
-    let prefix: PrefixId = engine.add_prefix(Some(&prompt)).unwrap();
+    let prefix: PrefixId = engine.add_prefix(Some(&Prefix::Embeddings(prompt.clone()))).unwrap();
     let alone = engine.submit(prefix, request(6)).unwrap();
     let expected = run(&mut engine).remove(&alone).unwrap();
     assert_eq!((expected.0.len(), expected.2), (6, Some(StopReason::MaxTokens)));

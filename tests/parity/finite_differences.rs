@@ -3,6 +3,7 @@
 use crate::fixtures::*;
 use candle_core::{DType, Tensor};
 use gneiss::batch::{Packing, Passes};
+use gneiss::prompt::Prefix;
 use gneiss::tune;
 
 #[test]
@@ -26,15 +27,21 @@ fn the_gradient_is_the_slope_of_the_loss() {
                 "{name}"
             );
             let gradient =
-                tune::gradient_of(&model, &prompts, &passes, 0, tune::Mean::All).unwrap().gradient.unwrap();
-            let gradient = gradient.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+                tune::gradient_of(&model, &Prefix::Embeddings(prompts.clone()), &passes, 0, tune::Mean::All)
+                    .unwrap()
+                    .gradient
+                    .unwrap();
+            let gradient = gradient.values().flatten_all().unwrap().to_vec1::<f64>().unwrap();
             let largest = gradient.iter().fold(0.0f64, |m, x| m.max(x.abs()));
             for i in (0..values.len()).step_by(values.len() / 12) {
                 let loss = |by: f64| {
                     let mut moved = values.clone();
                     moved[i] += by;
                     let moved = Tensor::from_vec(moved, prompts.shape(), prompts.device()).unwrap();
-                    tune::evaluate(&model, &moved, &groups, usize::MAX).unwrap().loss().unwrap()
+                    tune::evaluate(&model, &Prefix::Embeddings(moved.clone()), &groups, usize::MAX)
+                        .unwrap()
+                        .loss()
+                        .unwrap()
                 };
                 let slope = (loss(1e-5) - loss(-1e-5)) / 2e-5;
                 assert!(

@@ -6,6 +6,7 @@ use gneiss::batch::Example;
 use gneiss::evaluate::nll;
 use gneiss::generate::{Engine, Event, Generated, PrefixId, Request, SequenceId, StopReason, generate};
 use gneiss::model::Decoder;
+use gneiss::prompt::Prefix;
 use std::collections::BTreeMap;
 
 struct Wanted {
@@ -45,7 +46,14 @@ impl Fixture {
     }
 
     fn generate(&self, requests: Vec<Request>, step_rows: usize) -> Vec<Generated> {
-        generate(&self.model, Some(&self.prompt), requests, step_rows, &mut |_| ()).unwrap()
+        generate(
+            &self.model,
+            Some(&Prefix::Embeddings(self.prompt.clone())),
+            requests,
+            step_rows,
+            &mut |_| (),
+        )
+        .unwrap()
     }
 
     fn same(&self, what: &str, ours: &[Generated]) {
@@ -114,7 +122,8 @@ fn joins_and_leaves(fixture: &Fixture) {
     let backwards: Vec<u32> = (0..fixture.prompt.dims()[0] as u32).rev().collect();
     let backwards =
         fixture.prompt.index_select(&Tensor::new(backwards, fixture.prompt.device()).unwrap(), 0).unwrap();
-    let prompts = [Some(&fixture.prompt), Some(&backwards), None];
+    let [prompt, backwards] = [&fixture.prompt, &backwards].map(|rows| Prefix::Embeddings(rows.clone()));
+    let prompts = [Some(&prompt), Some(&backwards), None];
     let alone: Vec<Vec<Vec<u32>>> = prompts
         .iter()
         .map(|prompt| {
@@ -153,7 +162,7 @@ fn joins_and_leaves(fixture: &Fixture) {
 /// The same with a beginning of each text computed once for all.
 fn heads_change_nothing(fixture: &Fixture) {
     let mut engine = Engine::new(&fixture.model, 2000, 64).unwrap();
-    let prefix = engine.add_prefix(Some(&fixture.prompt)).unwrap();
+    let prefix = engine.add_prefix(Some(&Prefix::Embeddings(fixture.prompt.clone()))).unwrap();
     for wanted in &fixture.wanted {
         for n in [1, wanted.input.len() - 1, wanted.input.len()] {
             engine.share_head(prefix, &wanted.input[..n]).unwrap();
@@ -199,7 +208,8 @@ fn mamba_continues_as_transformers_does() {
 #[test]
 fn scores_are_negative_losses() {
     let fixture = Fixture::new("granite");
-    for (wanted, prompt) in fixture.wanted.iter().zip([Some(&fixture.prompt), None].into_iter().cycle()) {
+    let prompt = Prefix::Embeddings(fixture.prompt.clone());
+    for (wanted, prompt) in fixture.wanted.iter().zip([Some(&prompt), None].into_iter().cycle()) {
         let example = Example { input: wanted.input.clone(), target: wanted.generated.clone(), line: 1 };
         let losses = nll(&fixture.model, prompt, &[example], 512, &mut |_| ()).unwrap();
         let tokens = [wanted.input.as_slice(), &wanted.generated].concat();
@@ -241,7 +251,7 @@ fn scores_are_negative_losses() {
 fn a_request_that_can_not_be_served_is_refused() {
     let fixture = Fixture::new("granite");
     let mut engine = Engine::new(&fixture.model, 40, 16).unwrap();
-    let prefix = engine.add_prefix(Some(&fixture.prompt)).unwrap();
+    let prefix = engine.add_prefix(Some(&Prefix::Embeddings(fixture.prompt.clone()))).unwrap();
     let request = |tokens: &[u32], max_new_tokens| Request {
         tokens: tokens.to_vec(),
         max_new_tokens,
@@ -262,9 +272,15 @@ fn a_request_that_can_not_be_served_is_refused() {
     engine.remove_prefix(prefix);
     assert!(engine.submit(prefix, request(&[1], 1)).unwrap_err().to_string().contains("unloaded"));
     // Its rows are free again.
-    assert!(engine.add_prefix(Some(&fixture.prompt)).is_ok());
+    assert!(engine.add_prefix(Some(&Prefix::Embeddings(fixture.prompt.clone()))).is_ok());
     let wide = Tensor::cat(&[&fixture.prompt; 12], 0).unwrap();
-    assert!(engine.add_prefix(Some(&wide)).unwrap_err().to_string().contains("free rows"));
+    assert!(
+        engine
+            .add_prefix(Some(&Prefix::Embeddings(wide.clone())))
+            .unwrap_err()
+            .to_string()
+            .contains("free rows")
+    );
 }
 
 #[test]

@@ -8,6 +8,7 @@ use crate::common::python::python_with;
 use crate::fixtures::*;
 use candle_core::{DType, Device, Tensor};
 use gneiss::batch::{Passes, PrefixGroup, Sequence};
+use gneiss::prompt::Prefix;
 use gneiss::prompt::peft::{Adapter, AdapterConfig, ModelCard, PromptTuningInit};
 use serde_json::Value;
 use std::path::Path;
@@ -39,7 +40,9 @@ fn peft_computes_the_same_from_an_adapter_of_gneiss() {
     let folder = tempfile::tempdir().unwrap();
     let config = AdapterConfig::new(&id, model.config(), n, PromptTuningInit::Random, None);
     let card = ModelCard { name: "parity".into(), ..ModelCard::default() };
-    Adapter { prompt: prompt.clone(), config, task: None }.write(folder.path(), &card).unwrap();
+    Adapter { prompt: Prefix::Embeddings(prompt.clone()), config, task: None }
+        .write(folder.path(), &card)
+        .unwrap();
 
     let cases = golden.json["generate"]["sequences"].as_array().unwrap();
     let sequences: Vec<Vec<u32>> = cases.iter().map(|s| ids(&s["input"])).collect();
@@ -55,7 +58,7 @@ fn peft_computes_the_same_from_an_adapter_of_gneiss() {
         sequences: sequences.iter().map(sequence).collect(),
     };
     let batch = Passes::new(&[group], usize::MAX).prefix_pass;
-    let read = Adapter::read(folder.path()).unwrap().prompt;
+    let read = Adapter::read(folder.path()).unwrap().prompt.values().clone();
     let tape = model.forward(&batch, &read, None, 0).unwrap();
     assert_tensors_close("logits of PEFT", &model.logits(tape.hidden()).unwrap(), &theirs, 1e-4);
 }

@@ -1,5 +1,6 @@
 //! Adapters: what PEFT wrote is read, what is written reads back, what is malformed is named.
 
+use gneiss::prompt::Prefix;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -40,7 +41,7 @@ fn model() -> ModelConfig {
 fn adapter() -> Adapter {
     let text = Some("Say `yes`.");
     Adapter {
-        prompt: Tensor::arange(0f32, 15., &Device::Cpu).unwrap().reshape((3, 5)).unwrap(),
+        prompt: Prefix::Embeddings(Tensor::arange(0f32, 15., &Device::Cpu).unwrap().reshape((3, 5)).unwrap()),
         config: AdapterConfig::new("org/name@v2", &model(), 3, PromptTuningInit::Text, text),
         task: None,
     }
@@ -75,7 +76,10 @@ fn problem(folder: &Path) -> String {
 #[test]
 fn reads_what_peft_wrote() {
     let adapter = Adapter::read(&peft_folder()).unwrap();
-    assert_eq!((adapter.prompt.dims(), adapter.prompt.dtype()), ([7, 40].as_slice(), DType::F32));
+    assert_eq!(
+        (adapter.prompt.values().dims(), adapter.prompt.values().dtype()),
+        ([7, 40].as_slice(), DType::F32)
+    );
     let config = &adapter.config;
     assert_eq!((config.num_virtual_tokens, config.token_dim), (7, 40));
     assert_eq!((config.num_attention_heads, config.num_layers), (Some(5), Some(3)));
@@ -85,7 +89,7 @@ fn reads_what_peft_wrote() {
     // candle's own reader is the reference for the values.
     let path = peft_folder().join("adapter_model.safetensors");
     let expected = &candle_core::safetensors::load(path, &Device::Cpu).unwrap()["prompt_embeddings"];
-    assert_eq!(adapter.prompt.to_vec2::<f32>().unwrap(), expected.to_vec2::<f32>().unwrap());
+    assert_eq!(adapter.prompt.values().to_vec2::<f32>().unwrap(), expected.to_vec2::<f32>().unwrap());
     assert_ne!(expected.to_vec2::<f32>().unwrap()[0][0], 0.);
 }
 
@@ -114,7 +118,10 @@ fn what_is_written_reads_back() {
     }
     let read = Adapter::read(&dir).unwrap();
     assert_eq!(read.config, ours.config);
-    assert_eq!(read.prompt.to_vec2::<f32>().unwrap(), ours.prompt.to_vec2::<f32>().unwrap());
+    assert_eq!(
+        read.prompt.values().to_vec2::<f32>().unwrap(),
+        ours.prompt.values().to_vec2::<f32>().unwrap()
+    );
     assert_eq!(
         json_of(&dir.join("adapter_config.json")),
         json!({
@@ -131,14 +138,17 @@ fn what_is_written_reads_back() {
 fn a_prompt_of_any_dtype_and_layout_is_written_as_f32() {
     let folder = tempfile::tempdir().unwrap();
     let mut ours = adapter();
-    let rows = ours.prompt.to_vec2::<f32>().unwrap();
+    let rows = ours.prompt.values().to_vec2::<f32>().unwrap();
     for dtype in [DType::BF16, DType::F16, DType::F64] {
         // The transpose of a transpose: right values, rows not contiguous.
-        let columns = ours.prompt.t().unwrap().contiguous().unwrap();
-        ours.prompt = columns.to_dtype(dtype).unwrap().t().unwrap();
+        let columns = ours.prompt.values().t().unwrap().contiguous().unwrap();
+        ours.prompt = Prefix::Embeddings(columns.to_dtype(dtype).unwrap().t().unwrap());
         ours.write(folder.path(), &ModelCard::default()).unwrap();
         ours = Adapter::read(folder.path()).unwrap();
-        assert_eq!((ours.prompt.dtype(), ours.prompt.to_vec2::<f32>().unwrap()), (DType::F32, rows.clone()));
+        assert_eq!(
+            (ours.prompt.values().dtype(), ours.prompt.values().to_vec2::<f32>().unwrap()),
+            (DType::F32, rows.clone())
+        );
     }
 }
 
@@ -146,12 +156,12 @@ fn a_prompt_of_any_dtype_and_layout_is_written_as_f32() {
 fn half_precision_is_widened() {
     for dtype in [DType::F16, DType::BF16] {
         let folder = changed(|_| {});
-        let prompt = Adapter::read(&peft_folder()).unwrap().prompt.to_dtype(dtype).unwrap();
+        let prompt = Adapter::read(&peft_folder()).unwrap().prompt.values().to_dtype(dtype).unwrap();
         let path = folder.path().join("adapter_model.safetensors");
         candle_core::safetensors::save(&HashMap::from([("prompt_embeddings", prompt.clone())]), path)
             .unwrap();
         let expected = prompt.to_dtype(DType::F32).unwrap().to_vec2::<f32>().unwrap();
-        assert_eq!(Adapter::read(folder.path()).unwrap().prompt.to_vec2::<f32>().unwrap(), expected);
+        assert_eq!(Adapter::read(folder.path()).unwrap().prompt.values().to_vec2::<f32>().unwrap(), expected);
     }
 }
 
@@ -186,7 +196,7 @@ fn what_peft_loads_is_loaded_with_its_rows() {
         }
         let Adapter { prompt, config, .. } = read.unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!((config.num_virtual_tokens, config.token_dim), (7, 40), "{name}");
-        let rows = prompt.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let rows = prompt.values().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let first: Vec<f64> = serde_json::from_value(peft["first"].clone()).unwrap();
         assert_eq!(rows.iter().take(4).map(|x| f64::from(*x)).collect::<Vec<_>>(), first, "{name}");
         let sum: f64 = rows.iter().map(|x| f64::from(*x)).sum();
@@ -353,12 +363,12 @@ fn files_that_do_not_fit_are_named() {
 fn what_could_not_be_read_is_not_written() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("adapter");
-    let nan = (adapter().prompt / 0.).unwrap();
+    let nan = Prefix::Embeddings((adapter().prompt.values() / 0.).unwrap());
     let wide = Tensor::zeros((3, 6), DType::F32, &Device::Cpu).unwrap();
     let text = AdapterConfig::new("m", &model(), 3, PromptTuningInit::Text, None);
     for (adapter, what) in [
         (Adapter { prompt: nan, ..adapter() }, "expected finite values, found NaN at row 0, column 0"),
-        (Adapter { prompt: wide, ..adapter() }, "expected shape [3, 5]"),
+        (Adapter { prompt: Prefix::Embeddings(wide), ..adapter() }, "expected shape [3, 5]"),
         (Adapter { config: text, ..adapter() }, "prompt_tuning_init_text: required"),
     ] {
         let error = adapter.write(&dir, &ModelCard::default()).unwrap_err().to_string();

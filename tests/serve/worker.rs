@@ -4,6 +4,7 @@ use candle_core::{DType, Device, Tensor};
 use gneiss::checkpoint::Checkpoint;
 use gneiss::generate::{Event, Request, StopReason, generate};
 use gneiss::model::{Decoder, Dtypes};
+use gneiss::prompt::Prefix;
 use gneiss::prompt::check_name;
 use gneiss::prompt::peft::{Adapter, AdapterConfig, ModelCard, PromptTuningInit};
 use gneiss::serve::ServerLimits;
@@ -30,7 +31,7 @@ fn model() -> Decoder {
 fn adapter(model: &Decoder, tokens: &[u32]) -> Adapter {
     let prompt = model.embedding().index_select(&Tensor::new(tokens, &Device::Cpu).unwrap(), 0).unwrap();
     let config = AdapterConfig::new("base", model.config(), tokens.len(), PromptTuningInit::Random, None);
-    Adapter { prompt, config, task: None }
+    Adapter { prompt: Prefix::Embeddings(prompt), config, task: None }
 }
 
 struct Server {
@@ -170,7 +171,7 @@ fn models_come_and_go_while_requests_run() {
     assert_eq!(server.names(), ["base", "other"]);
     assert_eq!(server.client.submit(&one, request(1)).map(drop), Err(SubmitError::Gone("one".into())));
     let wide = Adapter {
-        prompt: Tensor::zeros((2, 3), DType::F32, &Device::Cpu).unwrap(),
+        prompt: Prefix::Embeddings(Tensor::zeros((2, 3), DType::F32, &Device::Cpu).unwrap()),
         ..adapter(&model(), &[1])
     };
     let error =

@@ -10,6 +10,8 @@ use gneiss::batch::{Example, Passes, PrefixGroup};
 use gneiss::checkpoint::{BareCheckpoint, Checkpoint, ModelConfig};
 use gneiss::config::{Keep, OnNotFinite, Schedule, TrainOptions};
 use gneiss::model::{Decoder, Dtypes};
+use gneiss::prompt::Prefix;
+use gneiss::prompt::Prompt;
 use gneiss::tune::{self, EpochRecord, Kept, Limits, Observer, StepRecord, Task, Trainer};
 use gneiss::{Error, Result};
 use rand::{Rng, SeedableRng};
@@ -118,7 +120,7 @@ impl<'a> Setting<'a> {
         let Self { train, validation, options, max_rows, recompute, prompt } = self;
         let limits = Limits { max_rows, recompute };
         let task = Task { model: &MODEL, train, validation, options: &options, limits };
-        let mut trainer = Trainer::new(task, &prompt).unwrap();
+        let mut trainer = Trainer::new(task, &Prompt::embeddings(&prompt).unwrap()).unwrap();
         let mut watch = Watch::default();
         let total_steps = trainer.first().total_steps();
         let outcome = trainer.run(&mut watch);
@@ -156,7 +158,7 @@ fn distance(a: &Tensor, b: &Tensor) -> f32 {
 
 fn evaluate(model: &Decoder, prompt: &Tensor, examples: &[Example]) -> f64 {
     let group = PrefixGroup::new(0..prompt.dims()[0] as u32, examples);
-    tune::evaluate(model, prompt, &[group], usize::MAX).unwrap().loss().unwrap()
+    tune::evaluate(model, &Prefix::Embeddings(prompt.clone()), &[group], usize::MAX).unwrap().loss().unwrap()
 }
 
 /// On the Llama: the Granite fixture divides its logits, so that no token can be nearly certain.
@@ -169,13 +171,13 @@ fn one_batch_is_learned_by_heart() {
     let bits_before = bits(&before);
     let task =
         Task { model: &model, train: &train, validation: &[], options: &options, limits: Limits::rows(512) };
-    let mut trainer = Trainer::new(task, &before).unwrap();
+    let mut trainer = Trainer::new(task, &Prompt::embeddings(&before).unwrap()).unwrap();
     let mut watch = Watch::default();
     trainer.run(&mut watch).unwrap();
     let (first, last) = (watch.steps[0].loss, watch.steps.last().unwrap().loss);
     assert!(first > 3.0, "random targets are not known before: {first}");
     assert!(last < 0.05 * first, "the loss fell from {first} to {last} only");
-    let kept = trainer.kept().unwrap().prompt;
+    let kept = trainer.kept().unwrap().prompt.values().clone();
     let moved = distance(&kept, &before);
     assert!(moved > 0.05, "the prompt moved by {moved}");
     assert_eq!(bits_before, bits(&before), "the prompt that the run started from is the caller's");
@@ -193,9 +195,9 @@ fn a_seed_repeats_bit_for_bit_and_another_does_not() {
     let (a, b, other) = (with(1), with(1), with(2));
     assert_eq!(a.steps.len(), 9);
     assert_eq!((&a.steps, &a.epochs), (&b.steps, &b.epochs));
-    assert_eq!(bits(&a.kept.prompt), bits(&b.kept.prompt));
+    assert_eq!(bits(a.kept.prompt.values()), bits(b.kept.prompt.values()));
     assert_ne!(a.steps, other.steps);
-    assert_ne!(bits(&a.kept.prompt), bits(&other.kept.prompt));
+    assert_ne!(bits(a.kept.prompt.values()), bits(other.kept.prompt.values()));
 }
 
 #[test]
@@ -233,7 +235,7 @@ fn accumulation_is_the_whole_batch() {
     for (batch_size, accumulate_steps) in [(4, 2), (2, 4), (1, 8)] {
         let parts = run(batch_size, accumulate_steps);
         assert_eq!(parts.steps, whole.steps, "{batch_size} times {accumulate_steps}");
-        assert_eq!(bits(&parts.kept.prompt), bits(&whole.kept.prompt));
+        assert_eq!(bits(parts.kept.prompt.values()), bits(whole.kept.prompt.values()));
     }
 }
 
@@ -249,7 +251,7 @@ fn the_budget_of_rows_changes_no_step() {
             assert!((a.loss - b.loss).abs() < 1e-5 * b.loss, "{max_rows} rows: {} and {}", a.loss, b.loss);
             assert_eq!((a.rows, a.target_tokens), (b.rows, b.target_tokens));
         }
-        let moved = distance(&parts.kept.prompt, &whole.kept.prompt);
+        let moved = distance(parts.kept.prompt.values(), whole.kept.prompt.values());
         assert!(moved < 1e-4, "{max_rows} rows: the prompts are {moved} apart");
     }
 }
@@ -272,7 +274,9 @@ fn the_best_epoch_or_the_last_is_kept() {
     assert_eq!((best.kept.epoch, best.kept.step), (lowest.epoch, lowest.step));
     assert_eq!(best.kept.validation_loss, lowest.validation_loss);
     assert_eq!(best.kept.train_loss, lowest.train_loss);
-    assert!((evaluate(&MODEL, &best.kept.prompt, &validation) - validation_loss(lowest)).abs() < 1e-6);
+    assert!(
+        (evaluate(&MODEL, best.kept.prompt.values(), &validation) - validation_loss(lowest)).abs() < 1e-6
+    );
     // `best` marks each epoch that is better than all before it.
     let mut least = f64::INFINITY;
     for epoch in &best.epochs {
@@ -281,7 +285,7 @@ fn the_best_epoch_or_the_last_is_kept() {
     }
     assert_eq!((last.kept.epoch, last.kept.step), (25, 50));
     assert_eq!(last.kept.validation_loss, last.epochs[24].validation_loss);
-    assert_ne!(bits(&last.kept.prompt), bits(&best.kept.prompt));
+    assert_ne!(bits(last.kept.prompt.values()), bits(best.kept.prompt.values()));
 }
 
 #[test]

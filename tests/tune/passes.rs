@@ -2,6 +2,7 @@
 
 use super::*;
 use gneiss::batch::Packing;
+use gneiss::prompt::Prefix;
 use std::collections::BTreeSet;
 
 fn load_f64(name: &str) -> Decoder {
@@ -11,8 +12,8 @@ fn load_f64(name: &str) -> Decoder {
     Decoder::load(&config, &weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap()
 }
 
-fn values(gradient: Option<Tensor>) -> Vec<f64> {
-    gradient.unwrap().flatten_all().unwrap().to_vec1().unwrap()
+fn values(gradient: Option<Prefix>) -> Vec<f64> {
+    gradient.unwrap().values().flatten_all().unwrap().to_vec1().unwrap()
 }
 
 fn assert_all_close(what: &str, found: &[f64], expected: &[f64]) {
@@ -39,6 +40,7 @@ fn every_split_has_the_gradient_of_one_pass() {
         let model = &model;
         for n in [1, 3] {
             let (prompts, groups) = recompute::groups(model, n);
+            let prompts = Prefix::Embeddings(prompts);
             let packed = |max_rows, prefix_pass_rows| {
                 Passes::packed(&groups, Packing { max_rows, prefix_pass_rows, long_above: None })
             };

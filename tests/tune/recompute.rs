@@ -2,6 +2,7 @@
 
 use super::*;
 use gneiss::model::PrefixState;
+use gneiss::prompt::Prefix;
 
 /// Groups with a prompt each of 6, 2 and 4 rows, and the matrix of prompts of a model.
 pub fn groups(model: &Decoder, n: usize) -> (Tensor, Vec<PrefixGroup>) {
@@ -34,8 +35,9 @@ fn recomputed_blocks_change_no_bit_of_the_gradient() {
             for max_rows in [usize::MAX, 40, 1] {
                 let run = |recompute| {
                     let limits = Limits { max_rows, recompute };
-                    let found = tune::gradient(model, &prompts, &groups, limits).unwrap();
-                    (found.nll().unwrap(), bits(&found.gradient.unwrap()))
+                    let found =
+                        tune::gradient(model, &Prefix::Embeddings(prompts.clone()), &groups, limits).unwrap();
+                    (found.nll().unwrap(), bits(found.gradient.unwrap().values()))
                 };
                 let whole = run(0);
                 assert!(whole.1.iter().any(|b| f32::from_bits(*b) != 0.0));
@@ -45,7 +47,8 @@ fn recomputed_blocks_change_no_bit_of_the_gradient() {
                         "{blocks} blocks, {n} groups, {max_rows} rows, {recompute}"
                     );
                 }
-                let evaluated = tune::evaluate(model, &prompts, &groups, max_rows).unwrap();
+                let evaluated =
+                    tune::evaluate(model, &Prefix::Embeddings(prompts.clone()), &groups, max_rows).unwrap();
                 assert_eq!(evaluated.nll().unwrap(), whole.0);
             }
         }
@@ -61,7 +64,7 @@ fn a_recomputed_run_is_the_same_run() {
     };
     let (whole, recomputed) = (run(0), run(2));
     assert_eq!((&whole.steps, &whole.epochs), (&recomputed.steps, &recomputed.epochs));
-    assert_eq!(bits(&whole.kept.prompt), bits(&recomputed.kept.prompt));
+    assert_eq!(bits(whole.kept.prompt.values()), bits(recomputed.kept.prompt.values()));
 }
 
 /// The keys and values of sequences are nobody's but the pass's own.

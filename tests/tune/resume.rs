@@ -1,6 +1,7 @@
 //! Runs that go on from a checkpoint.
 
 use super::*;
+use gneiss::prompt::Prompt;
 use gneiss::tune::{Ended, State};
 
 /// Keeps every state that it is given, and can end the run.
@@ -59,7 +60,9 @@ fn a_run_goes_on_from_every_step_bit_for_bit() {
             ..options()
         };
         let mut whole = Keeper::default();
-        let mut trainer = Trainer::new(task(&train, &validation, &options, 20), &prompt()).unwrap();
+        let mut trainer =
+            Trainer::new(task(&train, &validation, &options, 20), &Prompt::embeddings(&prompt()).unwrap())
+                .unwrap();
         assert_eq!(trainer.run(&mut whole).unwrap(), Ended::Completed);
         let expected = trainer.kept().unwrap();
         assert_eq!(whole.states.len(), 12 + 4, "one a step and one an epoch");
@@ -73,7 +76,7 @@ fn a_run_goes_on_from_every_step_bit_for_bit() {
             let mut rest = Keeper::default();
             assert_eq!(trainer.run(&mut rest).unwrap(), Ended::Completed);
             let kept = trainer.kept().unwrap();
-            assert_eq!(bits(&kept.prompt), bits(&expected.prompt), "{:?}", state.position);
+            assert_eq!(bits(kept.prompt.values()), bits(expected.prompt.values()), "{:?}", state.position);
             assert_eq!((kept.step, kept.epoch), (expected.step, expected.epoch));
             assert_eq!(kept.validation_loss, expected.validation_loss);
             let done = state.position.step;
@@ -88,11 +91,12 @@ fn an_interrupted_run_gives_its_state_last() {
     let train = examples(10, 23);
     let options = options();
     let mut keeper = Keeper { end_after: Some(4), ..Keeper::default() };
-    let mut trainer = Trainer::new(task(&train, &[], &options, 512), &prompt()).unwrap();
+    let mut trainer =
+        Trainer::new(task(&train, &[], &options, 512), &Prompt::embeddings(&prompt()).unwrap()).unwrap();
     assert_eq!(trainer.run(&mut keeper).unwrap(), Ended::Interrupted);
     let last = keeper.states.last().unwrap();
     assert_eq!((keeper.watch.steps.len(), last.position.step, last.position.open), (4, 4, true));
-    assert_eq!(bits(&last.prompt), bits(&trainer.kept().unwrap().prompt));
+    assert_eq!(bits(&last.prompt), bits(trainer.kept().unwrap().prompt.values()));
     assert_eq!(bits(&last.initial), bits(&prompt()));
 }
 
@@ -100,7 +104,8 @@ fn an_interrupted_run_gives_its_state_last() {
 fn other_examples_and_other_models_are_refused() {
     let (train, options) = (examples(6, 24), options());
     let mut keeper = Keeper::default();
-    let mut trainer = Trainer::new(task(&train, &[], &options, 512), &prompt()).unwrap();
+    let mut trainer =
+        Trainer::new(task(&train, &[], &options, 512), &Prompt::embeddings(&prompt()).unwrap()).unwrap();
     trainer.run(&mut keeper).unwrap();
     let mut state = keeper.states.pop().unwrap();
     let mut changed = train.clone();

@@ -1,6 +1,7 @@
 //! Runs that end, or leave steps out, before their time.
 
 use super::*;
+use gneiss::prompt::Prompt;
 
 /// Learning rates beyond all measure: a later step's loss is not finite, or the first step's prompt.
 #[test]
@@ -12,8 +13,8 @@ fn a_run_that_blows_up_stops_with_a_finite_prompt() {
         assert!(matches!(error, Error::NotFinite { .. }), "{learning_rate:e}: {error}");
         assert!(error.to_string().contains("learning_rate"), "{error}");
         assert!(!error.is_bad_input());
-        assert!(is_finite(&run.kept.prompt), "{learning_rate:e}: what is kept is not finite");
-        let loss = evaluate(&MODEL, &run.kept.prompt, &train);
+        assert!(is_finite(run.kept.prompt.values()), "{learning_rate:e}: what is kept is not finite");
+        let loss = evaluate(&MODEL, run.kept.prompt.values(), &train);
         assert!(loss.is_finite(), "{learning_rate:e}: the loss of what is kept is {loss}");
         // A prompt whose own loss is not finite is not kept, but the one before it.
         let Error::NotFinite { what, .. } = error else { unreachable!() };
@@ -35,7 +36,7 @@ fn a_prompt_whose_validation_loss_is_not_finite_is_not_kept() {
         let loss = run.epochs[0].validation_loss.unwrap();
         assert!(!loss.is_finite() && !run.epochs[0].best, "{loss}");
         assert_eq!((run.kept.step, run.kept.epoch, run.kept.validation_loss), (0, 0, None));
-        assert_eq!(bits(&run.kept.prompt), bits(&prompt()));
+        assert_eq!(bits(run.kept.prompt.values()), bits(&prompt()));
     }
 }
 
@@ -51,13 +52,13 @@ fn steps_without_a_finite_loss_are_skipped_where_that_is_asked_for() {
     let stopped = setting(OnNotFinite::Stop).run();
     let Err(Error::NotFinite { step, value, .. }) = stopped.outcome else { panic!("expected NotFinite") };
     assert_eq!((step, value.is_finite()), (1, false));
-    assert_eq!(bits(&stopped.kept.prompt), bits(&huge));
+    assert_eq!(bits(stopped.kept.prompt.values()), bits(&huge));
     assert_eq!((stopped.steps.len(), stopped.count_skipped), (0, 0));
 
     let skipped = setting(OnNotFinite::Skip).finish();
     assert_eq!((skipped.steps.len(), skipped.count_skipped, skipped.total_steps), (0, 4, 4));
     assert_eq!(skipped.skipped.iter().map(|s| s.0).collect::<Vec<_>>(), [1, 2, 3, 4]);
-    assert_eq!(bits(&skipped.kept.prompt), bits(&huge), "a skipped step leaves the prompt as it was");
+    assert_eq!(bits(skipped.kept.prompt.values()), bits(&huge), "a skipped step leaves the prompt as it was");
     assert_eq!(skipped.kept.step, 0);
 }
 
@@ -71,7 +72,7 @@ fn a_skipping_run_never_takes_up_a_prompt_that_is_not_finite() {
         assert!(run.count_skipped > 0, "{learning_rate:e}");
         assert_eq!(run.steps.len() + run.count_skipped, run.total_steps);
         assert_eq!(run.skipped.len(), run.count_skipped);
-        assert!(is_finite(&run.kept.prompt), "{learning_rate:e}: what is kept is not finite");
+        assert!(is_finite(run.kept.prompt.values()), "{learning_rate:e}: what is kept is not finite");
     }
 }
 
@@ -100,10 +101,10 @@ fn an_observer_ends_a_run_and_what_was_learned_is_kept() {
             options: &options,
             limits: Limits::rows(512),
         };
-        let mut trainer = Trainer::new(task, &prompt()).unwrap();
+        let mut trainer = Trainer::new(task, &Prompt::embeddings(&prompt()).unwrap()).unwrap();
         assert_eq!(trainer.run(&mut Fifth).unwrap_err().to_string(), "enough");
         let kept = trainer.kept().unwrap();
-        let loss = evaluate(&MODEL, &kept.prompt, &validation);
+        let loss = evaluate(&MODEL, kept.prompt.values(), &validation);
         match keep {
             // The losses of an epoch's end are not those of a prompt that has moved since.
             Keep::Last => {
@@ -111,7 +112,7 @@ fn an_observer_ends_a_run_and_what_was_learned_is_kept() {
                     (kept.step, kept.epoch, kept.train_loss, kept.validation_loss),
                     (5, 2, None, None)
                 );
-                assert!(distance(&kept.prompt, &prompt()) > 0.0);
+                assert!(distance(kept.prompt.values(), &prompt()) > 0.0);
             }
             Keep::Best => {
                 assert!(kept.step.is_multiple_of(2) && kept.step <= 4, "{kept:?}");
@@ -126,7 +127,9 @@ fn what_can_not_be_trained_is_an_error_before_the_first_step() {
     let options = options();
     let new = |train: &[Example], validation: &[Example]| {
         let task = Task { model: &MODEL, train, validation, options: &options, limits: Limits::rows(512) };
-        Trainer::new(task, &prompt()).err().map(|e| (e.is_bad_input(), e.to_string()))
+        Trainer::new(task, &Prompt::embeddings(&prompt()).unwrap())
+            .err()
+            .map(|e| (e.is_bad_input(), e.to_string()))
     };
     let fine = examples(2, 12);
     let (bad_input, message) = new(&[], &fine).unwrap();

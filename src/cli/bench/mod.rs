@@ -257,7 +257,8 @@ impl BenchArgs {
         };
         let num_virtual_tokens = match self.virtual_tokens.first() {
             Some(n) => *n,
-            None => init::initial(&config.prompt, &model, &session.tokenizer, config.train.seed)?.dims()[0],
+            None => init::initial(&config.prompt, &model, &session.tokenizer, config.train.seed)?
+                .num_virtual_tokens(),
         };
         Ok(Subject {
             max_rows: self.max_rows.unwrap_or(config.train.max_rows),

@@ -8,7 +8,7 @@ use crate::device::{Work, faults};
 use crate::model::Dtypes;
 use crate::ops::gpu::{emulated::emulate, uploads};
 use crate::tune::{epoch_order, objective};
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use std::cell::RefCell;
 use std::ops::Range;
 use std::path::Path;
@@ -63,6 +63,11 @@ impl Observer for Watch {
     }
 }
 
+/// A prompt of some rows of the embedding.
+fn prompt(model: &Decoder, rows: Range<usize>) -> Prompt {
+    Prompt::embeddings(&model.embedding().narrow(0, rows.start, rows.len()).unwrap()).unwrap()
+}
+
 /// Runs 2 epochs of 3 steps from rows of the embedding.
 fn run(model: &Decoder, options: &TrainOptions) -> (Watch, Vec<f32>) {
     run_with(model, options, &[])
@@ -70,7 +75,7 @@ fn run(model: &Decoder, options: &TrainOptions) -> (Watch, Vec<f32>) {
 
 fn run_with(model: &Decoder, options: &TrainOptions, validation: &[Example]) -> (Watch, Vec<f32>) {
     let train = examples(10);
-    let prompt = model.embedding().narrow(0, 20, 6).unwrap();
+    let prompt = prompt(model, 20..26);
     let task = Task { model, train: &train, validation, options, limits: Limits::rows(100) };
     let mut trainer = Trainer::new(task, &prompt).unwrap();
     let mut watch = Watch::default();
@@ -104,7 +109,7 @@ fn steps_that_were_prepared_are_those_that_were_not() {
     let (options, train) = (options(), examples(10));
     let (watch, prompt) = run(&model, &options);
     // The same steps without a look at the next one.
-    let start = model.embedding().narrow(0, 20, 6).unwrap();
+    let start = self::prompt(&model, 20..26);
     let task =
         Task { model: &model, train: &train, validation: &[], options: &options, limits: Limits::rows(100) };
     let mut trainer = Trainer::new(task, &start).unwrap();
@@ -164,7 +169,7 @@ fn a_pass_has_one_upload() {
     let model = model();
     let examples = examples(5);
     let groups = [PrefixGroup::new(0..6, &examples)];
-    let prompts = model.embedding().narrow(0, 20, 6).unwrap();
+    let prompts = prompt(&model, 20..26).prefix();
     emulate(0, || {
         for (max_rows, least) in [(100, 1), (20, 3)] {
             let limits = Limits::rows(max_rows);
@@ -183,7 +188,7 @@ fn a_pass_has_one_upload() {
             println!("{passes} passes: {} uploads", uploads() - before);
             assert!(uploads() - before > 10 * passes);
             let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-            assert_eq!(values(&found), values(&alone));
+            assert_eq!(values(found.values()), values(alone.values()));
             let before = uploads();
             objective::evaluate(&model, &prompts, &groups, max_rows).unwrap();
             assert_eq!(uploads() - before, passes, "{max_rows} rows a pass, without a gradient");
@@ -192,7 +197,7 @@ fn a_pass_has_one_upload() {
 }
 
 /// What a run does by itself: its losses and last values.
-fn alone(task: Task, prompt: &Tensor) -> (Vec<f64>, Vec<f32>) {
+fn alone(task: Task, prompt: &Prompt) -> (Vec<f64>, Vec<f32>) {
     let mut trainer = Trainer::new(task, prompt).unwrap();
     let mut watch = Watch::default();
     trainer.run(&mut watch).unwrap();
@@ -228,7 +233,7 @@ fn runs_that_are_trained_together_are_those_alone() {
         (options(0.05, 1, 2), &all[10..17], 30..33),
         (options(0.02, 3, 5), &all[4..], 40..41),
     ];
-    let prompt = |rows: &Range<usize>| model.embedding().narrow(0, rows.start, rows.len()).unwrap();
+    let prompt = |rows: &Range<usize>| prompt(&model, rows.clone());
     let validation = &all[..3];
     let runs = settings.iter().map(|(options, train, rows)| {
         PromptRun::new(&model, RunExamples { train, validation }, options, &prompt(rows)).unwrap()
@@ -246,7 +251,7 @@ fn runs_that_are_trained_together_are_those_alone() {
             assert!((a - b).abs() < 1e-5 * b, "run {i}: {a} for {b}");
         }
         let far = largest_difference(&flat(together.runs()[i].values()), &expected);
-        let moved = largest_difference(&expected, &flat(&prompt(rows)));
+        let moved = largest_difference(&expected, &flat(prompt(rows).prefix().values()));
         assert!(
             moved > 0.01 && far < 1e-4 * moved,
             "run {i}: {far} from the run alone, which moved by {moved}"
@@ -262,7 +267,7 @@ fn an_error_of_a_run_does_not_end_the_others() {
     let all = examples(10);
     let good = options();
     let bad = TrainOptions { learning_rate: 1e38, weight_decay: 0.0, max_grad_norm: 0.0, ..options() };
-    let prompt = model.embedding().narrow(0, 20, 6).unwrap();
+    let prompt = prompt(&model, 20..26);
     let run = |options| {
         PromptRun::new(&model, RunExamples { train: &all, validation: &[] }, options, &prompt).unwrap()
     };
@@ -278,7 +283,7 @@ fn an_error_of_a_run_does_not_end_the_others() {
 #[test]
 fn run_all_needs_an_observer_for_each_run() {
     let (model, all, options) = (model(), examples(4), options());
-    let prompt = model.embedding().narrow(0, 20, 6).unwrap();
+    let prompt = prompt(&model, 20..26);
     let run =
         PromptRun::new(&model, RunExamples { train: &all, validation: &[] }, &options, &prompt).unwrap();
     let mut trainer = Trainer::with_runs(&model, Limits::rows(200), vec![run]).unwrap();

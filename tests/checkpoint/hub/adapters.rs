@@ -35,7 +35,7 @@ fn an_adapter_is_downloaded_once() {
     assert_eq!(place.folder, client.repo().join("snapshots").join(COMMIT));
     assert_eq!((place.run, place.title), (None, PathBuf::from(REPO)));
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/peft_adapter");
-    let rows = |folder: &Path| Adapter::read(folder).unwrap().prompt.to_vec2::<f32>().unwrap();
+    let rows = |folder: &Path| Adapter::read(folder).unwrap().prompt.values().to_vec2::<f32>().unwrap();
     assert_eq!(rows(&place.folder), rows(&golden));
     let first = hub.requests();
     assert_eq!(first[0], format!("HEAD /org/name/resolve/main/{CONFIG}"));
