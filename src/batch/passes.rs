@@ -27,6 +27,9 @@ pub struct Passes {
     pub example_passes: Vec<PackedBatch>,
     /// Number of prefix groups.
     pub groups: usize,
+    /// In a distillation, the same sequences after the teacher's prefix, which is in another pass: one batch for each of the
+    /// passes, the prefix pass first. Empty otherwise.
+    pub teacher_passes: Vec<PackedBatch>,
 }
 
 impl Passes {
@@ -57,6 +60,7 @@ impl Passes {
                 prefix_pass: packer.pack(PassPrefixes::Own, &sequences),
                 example_passes: Vec::new(),
                 groups: groups.len(),
+                teacher_passes: Vec::new(),
             };
         }
         let (mut with_prefixes, mut taken) = (0, prefixes);
@@ -67,7 +71,24 @@ impl Passes {
         }
         let (with_prefixes, others) = sequences.split_at(with_prefixes);
         let prefix_pass = packer.pack(PassPrefixes::Shared, with_prefixes);
-        Self { prefix_pass, example_passes: packer.example_passes(others, max_rows), groups: groups.len() }
+        let example_passes = packer.example_passes(others, max_rows);
+        Self { prefix_pass, example_passes, groups: groups.len(), teacher_passes: Vec::new() }
+    }
+
+    /// A pass of the prefixes of `groups` alone, for other passes that read them.
+    pub fn of_prefixes(groups: &[PrefixGroup], long_above: Option<usize>) -> PackedBatch {
+        Packer { groups, long_above }.pack(PassPrefixes::Shared, &[])
+    }
+
+    /// The sequences of `group` cut into passes as those of `self` are, after its prefix in another pass.
+    pub fn cut_alike(&self, group: &PrefixGroup, long_above: Option<usize>) -> Vec<PackedBatch> {
+        let packer = Packer { groups: std::slice::from_ref(group), long_above };
+        let mut sequences = group.sequences.iter().map(|sequence| (0, sequence));
+        let pack = |batch: &PackedBatch| {
+            let sequences: Vec<_> = sequences.by_ref().take(batch.examples).collect();
+            packer.pack(PassPrefixes::Other, &sequences)
+        };
+        self.iter().map(pack).collect()
     }
 
     /// All passes, the prefix pass first.

@@ -183,6 +183,7 @@ impl Bench<'_> {
             model: self.model,
             train: examples,
             validation: &[],
+            teacher: None,
             options: &options,
             limits: self.limits(case, examples)?,
         };

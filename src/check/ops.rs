@@ -294,7 +294,7 @@ fn distillation(checks: &mut Checks) -> Result<()> {
         (3, 1, 64),
         (4, 77, 83),
         (19, 1000, 1000),
-        (2, 49_155, 49_216),
+        (1, 49_155, 49_216),
     ] {
         checks.case(format!("[{rows}, {vocab} in {width}]"));
         let softmax = Softmax { vocab, scale: 0.5 };

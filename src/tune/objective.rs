@@ -1,7 +1,8 @@
-//! The loss of a batch, and its gradient in the prompts: cross-entropy per target token, over everything that
-//! the optimizer step sees.
+//! The loss of a batch, and its gradient in the prompts: cross-entropy or, with a teacher, divergence per target token, over
+//! everything that the optimizer step sees.
 
 use super::plan::{self, Limits};
+use super::teacher::Teacher;
 use crate::batch::{PackedBatch, Packing, Passes, PrefixGroup, Sequence};
 use crate::model::{Decoder, PrefixGradient, PrefixPass, Prefixes, Tape};
 use crate::ops::backend::{Route, route};
@@ -9,8 +10,13 @@ use crate::ops::rope::Rope;
 use crate::prompt::Prefix;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
+use targets::Targets;
 
-/// The loss whose gradient is taken.
+mod targets;
+
+pub use targets::Loss;
+
+/// The mean of a loss whose gradient is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mean {
     /// The mean over all target tokens.
@@ -23,8 +29,8 @@ pub enum Mean {
 /// Losses of a batch: sums and counts of each prefix group's target tokens.
 #[derive(Debug, Clone)]
 pub struct Objective {
-    /// Negative log-likelihood of each target token, nats, pass by pass in the order of groups, examples and
-    /// tokens. A GPU may not have computed it yet.
+    /// Negative log-likelihood of each target token or, with a teacher, the divergence of its row; nats, pass by pass in the
+    /// order of groups, examples and tokens. A GPU may not have computed it yet.
     nll: Vec<Tensor>,
     /// As [`Passes::target_groups`].
     target_groups: Vec<(usize, usize)>,
@@ -53,8 +59,8 @@ impl Objective {
         Ok(nll.iter().sum::<f64>() / nll.len() as f64)
     }
 
-    /// Negative log-likelihood of each target token in the order of groups, examples and tokens, nats; waits for
-    /// the device.
+    /// Negative log-likelihood of each target token or, with a teacher, the divergence of its row, in the order of groups,
+    /// examples and tokens, nats; waits for the device.
     pub fn nll(&self) -> Result<Vec<f64>> {
         let mut all = Vec::with_capacity(self.target_tokens());
         for nll in self.nll.iter().filter(|nll| nll.elem_count() > 0) {
@@ -112,7 +118,7 @@ pub fn gradient(
 /// # Errors
 /// Returns an error if sequences are longer than the model takes, or if a device operation fails.
 pub(super) fn prepare(model: &Decoder, groups: &[PrefixGroup], max_rows: usize) -> Result<Passes> {
-    let passes = passes(model, groups, max_rows)?;
+    let passes = packed(model, groups, max_rows)?;
     model.prepare(&passes, true)?;
     Ok(passes)
 }
@@ -121,26 +127,30 @@ pub(super) fn prepare(model: &Decoder, groups: &[PrefixGroup], max_rows: usize) 
 ///
 /// # Errors
 /// As [`gradient`].
-pub fn gradient_of(
+pub fn gradient_of<'a>(
     model: &Decoder,
     prompts: &Prefix,
     passes: &Passes,
     recompute: usize,
-    mean: Mean,
+    loss: impl Into<Loss<'a>>,
 ) -> Result<Objective> {
+    let Loss { mean, teacher } = loss.into();
     let scales = RowScales::new(model, passes, mean);
+    let targets = |pass: usize| Targets::new(model, passes, pass, teacher);
     let embeddings = prompts.embeddings("tuning")?;
     let virtual_tokens = prompts.num_virtual_tokens();
     let Passes { prefix_pass, example_passes, .. } = passes;
+    let of_prefix_pass = targets(0)?;
     let tape = model.forward(prefix_pass, embeddings, None, recompute)?;
     let mut nll = Vec::with_capacity(1 + example_passes.len());
     let mut prefix_gradients: Option<Vec<PrefixGradient>> = None;
     if !example_passes.is_empty() {
         let states = tape.prefix_states()?;
         let prefixes = Prefixes { states: Some(&states), gradients: None };
-        for batch in example_passes {
+        for (i, batch) in example_passes.iter().enumerate() {
+            let targets = targets(1 + i)?;
             let tape = model.forward(batch, embeddings, Some(&states), recompute)?;
-            let dhidden = head(model, &tape, batch, &scales, &mut nll)?;
+            let dhidden = head(model, &tape, &targets, &scales, &mut nll)?;
             let found = model.backward(batch, tape, &dhidden, prefixes, virtual_tokens)?.prefixes;
             prefix_gradients = match (prefix_gradients, found) {
                 (Some(sum), Some(found)) => {
@@ -151,7 +161,7 @@ pub fn gradient_of(
         }
     }
     let mut first = Vec::with_capacity(1);
-    let dhidden = head(model, &tape, prefix_pass, &scales, &mut first)?;
+    let dhidden = head(model, &tape, &of_prefix_pass, &scales, &mut first)?;
     nll.splice(0..0, first);
     let prefixes = Prefixes { states: None, gradients: prefix_gradients.as_deref() };
     let backward = model.backward(prefix_pass, tape, &dhidden, prefixes, virtual_tokens)?;
@@ -201,14 +211,14 @@ impl RowScales {
 fn head(
     model: &Decoder,
     tape: &Tape,
-    batch: &PackedBatch,
+    targets: &Targets,
     scales: &RowScales,
     nll: &mut Vec<Tensor>,
 ) -> Result<Tensor> {
-    let losses = model.head_loss(tape.hidden(), &batch.labels, Some(scales.largest))?;
-    nll.push(losses.nll);
+    let losses = targets.losses(model, tape.hidden(), Some(scales.largest))?;
+    nll.push(losses.losses);
     let Some(dhidden) = losses.dhidden else { unreachable!("a gradient was asked for") };
-    scales.apply(dhidden, batch)
+    scales.apply(dhidden, targets.batch)
 }
 
 /// Factor on the loss in the backward pass, a power of two that is taken out of the prompts' gradient again. 1 but for
@@ -247,7 +257,7 @@ pub fn evaluate(
     groups: &[PrefixGroup],
     max_rows: usize,
 ) -> Result<Objective> {
-    evaluate_of(model, prompts, &passes(model, groups, max_rows)?)
+    evaluate_of(model, prompts, &packed(model, groups, max_rows)?)
 }
 
 /// As [`evaluate`], of a batch that is packed.
@@ -255,20 +265,33 @@ pub fn evaluate(
 /// # Errors
 /// As [`evaluate`].
 pub fn evaluate_of(model: &Decoder, prompts: &Prefix, passes: &Passes) -> Result<Objective> {
+    evaluate_with(model, prompts, passes, None)
+}
+
+/// As [`evaluate_of`], against `teacher` if there is one.
+pub(super) fn evaluate_with(
+    model: &Decoder,
+    prompts: &Prefix,
+    passes: &Passes,
+    teacher: Option<&Teacher>,
+) -> Result<Objective> {
     model.prepare(passes, false)?;
     let prompts = prompts.embeddings("evaluation")?;
     let Passes { prefix_pass, example_passes, .. } = passes;
-    let nll_of = |hidden: &Tensor, batch: &PackedBatch| -> Result<Tensor> {
-        Ok(model.head_loss(hidden, &batch.labels, None)?.nll)
+    let targets = |pass: usize| Targets::new(model, passes, pass, teacher);
+    let losses_of = |hidden: &Tensor, targets: Targets| -> Result<Tensor> {
+        Ok(targets.losses(model, hidden, None)?.losses)
     };
     let mut nll = Vec::with_capacity(1 + example_passes.len());
+    let of_prefix_pass = targets(0)?;
     if example_passes.is_empty() {
-        nll.push(nll_of(&model.hidden(prefix_pass, prompts, None)?, prefix_pass)?);
+        nll.push(losses_of(&model.hidden(prefix_pass, prompts, None)?, of_prefix_pass)?);
     } else {
         let PrefixPass { states, hidden } = model.prefix_pass(prefix_pass, prompts)?;
-        nll.push(nll_of(&hidden, prefix_pass)?);
-        for batch in example_passes {
-            nll.push(nll_of(&model.hidden(batch, prompts, Some(&states))?, batch)?);
+        nll.push(losses_of(&hidden, of_prefix_pass)?);
+        for (i, batch) in example_passes.iter().enumerate() {
+            let targets = targets(1 + i)?;
+            nll.push(losses_of(&model.hidden(batch, prompts, Some(&states))?, targets)?);
         }
     }
     Ok(Objective::new(nll, passes, None))
@@ -299,7 +322,7 @@ pub(crate) fn evaluate_within_memory(
 }
 
 /// Packs `groups` for `model`.
-fn passes(model: &Decoder, groups: &[PrefixGroup], max_rows: usize) -> Result<Passes> {
+pub(super) fn packed(model: &Decoder, groups: &[PrefixGroup], max_rows: usize) -> Result<Passes> {
     let rope = model.config().rope.as_ref();
     if let Some(most) = rope.and_then(Rope::most_positions) {
         let longest = |g: &PrefixGroup| {

@@ -81,6 +81,7 @@ fn ten_steps(name: &str, max_rows: usize) {
             model: &model,
             train: &train,
             validation: &[],
+            teacher: None,
             options: &options,
             limits: Limits::rows(max_rows),
         };

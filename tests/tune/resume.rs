@@ -40,7 +40,7 @@ fn task<'a>(
     options: &'a TrainOptions,
     rows: usize,
 ) -> Task<'a> {
-    Task { model: &MODEL, train, validation, options, limits: Limits::rows(rows) }
+    Task { model: &MODEL, train, validation, teacher: None, options, limits: Limits::rows(rows) }
 }
 
 /// From each of 15 checkpoints, written to a file and read again: the same losses and the same prompt.
