@@ -175,7 +175,7 @@ impl<'a> PromptRun<'a> {
         if *found != state.examples {
             return Err(Error::Invalid(format!(
                 "expected the examples that the run began with ({}), found others ({found}): data.train, \
-                 data.validation or the tokenizer have changed; start a new run",
+                 data.validation, data.teacher_text or the tokenizer have changed; start a new run",
                 state.examples
             )));
         }

@@ -72,7 +72,7 @@ impl<'a> Teacher<'a> {
     /// # Errors
     /// Returns an error if the examples are others than those of `run`, are longer than the model takes, or have short and long
     /// sequences for a model that rotates these by different frequencies, or if a device operation fails.
-    pub(super) fn new(model: &Decoder, examples: TeacherExamples<'a>, run: RunExamples) -> Result<Self> {
+    pub fn new(model: &Decoder, examples: TeacherExamples<'a>, run: RunExamples) -> Result<Self> {
         examples.check(run)?;
         let limit = model.config().max_position_embeddings;
         let longest = examples.longest();
@@ -117,7 +117,7 @@ impl<'a> Teacher<'a> {
     }
 
     /// Its training examples of these indices, cut into passes as `passes` are.
-    pub(super) fn training_passes(&self, passes: &Passes, chunk: &[usize]) -> Vec<PackedBatch> {
+    pub fn training_passes(&self, passes: &Passes, chunk: &[usize]) -> Vec<PackedBatch> {
         self.passes(passes, chunk.iter().map(|i| &self.examples.train[*i]))
     }
 

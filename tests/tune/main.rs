@@ -1,5 +1,6 @@
 //! How a run behaves: it learns, repeats bit for bit, splits its batches without changing them, and stops well.
 
+mod distillation;
 mod passes;
 mod recompute;
 mod resume;
