@@ -22,7 +22,7 @@ mod passes;
 
 pub use groups::{Example, PrefixGroup, Sequence, common_head};
 pub use packed::PackedBatch;
-pub use passes::{Packing, Passes};
+pub use passes::{GivenPrompts, JoinedPrefix, Packing, Passes};
 
 #[cfg(test)]
 mod tests;

@@ -27,9 +27,43 @@ pub struct Passes {
     pub example_passes: Vec<PackedBatch>,
     /// Number of prefix groups.
     pub groups: usize,
+    /// How prompts that are keys and values go into the passes; `None` for prompts of embeddings.
+    pub given: Option<GivenPrompts>,
     /// In a distillation, the same sequences after the teacher's prefix, which is in another pass: one batch for each of the
     /// passes, the prefix pass first. Empty otherwise.
     pub teacher_passes: Vec<PackedBatch>,
+}
+
+/// Prompts that are keys and values: each pass is given them, and none has rows for them.
+///
+/// ```text
+/// given               ┌ prompt 0 ┐┌ prompt 1 ┐
+/// prefix pass         ┌ head 0 ┐┌ head 1 ┐                     each reads its prompt
+/// example passes read ┌ prompt 0 ┐┌ head 0 ┐┌ prompt 1 ┐┌ head 1 ┐
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GivenPrompts {
+    /// Rows of the matrices that hold the prompts of all groups.
+    pub rows: usize,
+    /// The prefixes that the example passes read, in order; empty if no group has a head: then all passes read the given
+    /// matrices.
+    pub joined: Vec<JoinedPrefix>,
+}
+
+/// A prefix whose first rows are given and whose other rows the prefix pass computes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JoinedPrefix {
+    /// Rows of the given matrices.
+    pub given: Range<usize>,
+    /// Rows of the prefix pass.
+    pub computed: Range<usize>,
+}
+
+impl JoinedPrefix {
+    /// Rows of the prefix.
+    pub fn rows(&self) -> usize {
+        self.given.len() + self.computed.len()
+    }
 }
 
 impl Passes {
@@ -47,21 +81,12 @@ impl Passes {
     /// Packs `groups`, in one pass if they have at most `max_rows` rows.
     pub fn packed(groups: &[PrefixGroup], packing: Packing) -> Self {
         let Packing { max_rows, prefix_pass_rows, long_above } = packing;
-        let sequences: Vec<(usize, &Sequence)> = groups
-            .iter()
-            .enumerate()
-            .flat_map(|(g, group)| group.sequences.iter().map(move |s| (g, s)))
-            .collect();
+        let packer = Packer { groups, long_above, given: false };
+        let sequences = packer.sequences();
         let rows: usize = sequences.iter().map(|(_, s)| s.rows()).sum();
-        let packer = Packer { groups, long_above };
         let prefixes: usize = groups.iter().map(|g| packer.kinds(g).count() * g.prefix_rows()).sum();
         if prefixes + rows <= max_rows || sequences.len() <= 1 {
-            return Self {
-                prefix_pass: packer.pack(PassPrefixes::Own, &sequences),
-                example_passes: Vec::new(),
-                groups: groups.len(),
-                teacher_passes: Vec::new(),
-            };
+            return packer.passes(packer.pack(PassPrefixes::Own, &sequences), Vec::new());
         }
         let (mut with_prefixes, mut taken) = (0, prefixes);
         let most = prefix_pass_rows.saturating_mul(2).min(max_rows);
@@ -71,18 +96,34 @@ impl Passes {
         }
         let (with_prefixes, others) = sequences.split_at(with_prefixes);
         let prefix_pass = packer.pack(PassPrefixes::Shared, with_prefixes);
-        let example_passes = packer.example_passes(others, max_rows);
-        Self { prefix_pass, example_passes, groups: groups.len(), teacher_passes: Vec::new() }
+        packer.passes(prefix_pass, packer.example_passes(others, max_rows))
+    }
+
+    /// Packs `groups` after prompts that are keys and values, of which a group's `prompt` names rows. If groups have heads, the
+    /// prefix pass holds these alone.
+    pub fn after_given(groups: &[PrefixGroup], max_rows: usize, long_above: Option<usize>) -> Self {
+        let packer = Packer { groups, long_above, given: true };
+        let sequences = packer.sequences();
+        let examples = |rows| match sequences.len() {
+            0 => Vec::new(),
+            _ => packer.example_passes(&sequences, rows),
+        };
+        if packer.has_heads() {
+            return packer.passes(packer.pack(PassPrefixes::Shared, &[]), examples(max_rows));
+        }
+        let mut passes = examples(max_rows);
+        let first = if passes.is_empty() { packer.pack(PassPrefixes::Other, &[]) } else { passes.remove(0) };
+        packer.passes(first, passes)
     }
 
     /// A pass of the prefixes of `groups` alone, for other passes that read them.
     pub fn of_prefixes(groups: &[PrefixGroup], long_above: Option<usize>) -> PackedBatch {
-        Packer { groups, long_above }.pack(PassPrefixes::Shared, &[])
+        Packer { groups, long_above, given: false }.pack(PassPrefixes::Shared, &[])
     }
 
     /// The sequences of `group` cut into passes as those of `self` are, after its prefix in another pass.
     pub fn cut_alike(&self, group: &PrefixGroup, long_above: Option<usize>) -> Vec<PackedBatch> {
-        let packer = Packer { groups: std::slice::from_ref(group), long_above };
+        let packer = Packer { groups: std::slice::from_ref(group), long_above, given: false };
         let mut sequences = group.sequences.iter().map(|sequence| (0, sequence));
         let pack = |batch: &PackedBatch| {
             let sequences: Vec<_> = sequences.by_ref().take(batch.examples).collect();
@@ -134,16 +175,76 @@ struct Packer<'a> {
     groups: &'a [PrefixGroup],
     /// Positions above which a sequence is long.
     long_above: Option<usize>,
+    /// Whether prompts are keys and values that passes are given.
+    given: bool,
 }
 
-impl Packer<'_> {
+/// A prefix as the sequences of a group and a kind (short or long) read it.
+#[derive(Debug, Clone, Default)]
+struct PrefixPlace {
+    /// Its rows in the matrix that sequences read.
+    rows: Range<usize>,
+    /// Which of the prefixes that have rows in a pass it is.
+    computed: Option<usize>,
+}
+
+impl<'a> Packer<'a> {
+    /// All sequences, each with the index of its group.
+    fn sequences(&self) -> Vec<(usize, &'a Sequence)> {
+        let groups = self.groups.iter().enumerate();
+        groups.flat_map(|(g, group)| group.sequences.iter().map(move |s| (g, s))).collect()
+    }
+
+    fn has_heads(&self) -> bool {
+        self.groups.iter().any(|group| !group.head.is_empty())
+    }
+
+    fn passes(&self, prefix_pass: PackedBatch, example_passes: Vec<PackedBatch>) -> Passes {
+        let given = self.given.then(|| GivenPrompts {
+            rows: self.groups.iter().map(|group| group.prompt.end as usize).max().unwrap_or(0),
+            joined: if self.has_heads() { self.joined() } else { Vec::new() },
+        });
+        let groups = self.groups.len();
+        Passes { prefix_pass, example_passes, groups, given, teacher_passes: Vec::new() }
+    }
+
+    fn joined(&self) -> Vec<JoinedPrefix> {
+        let mut row = 0;
+        let all = self.groups.iter().flat_map(|group| self.kinds(group).map(move |_| group));
+        all.map(|group| {
+            let computed = row..row + group.head.len();
+            row = computed.end;
+            JoinedPrefix { given: prompt_rows(group), computed }
+        })
+        .collect()
+    }
+
+    /// The prefixes of each group, by kind.
+    fn places(&self) -> Vec<[PrefixPlace; 2]> {
+        let (mut row, mut next) = (0, 0);
+        let given_alone = self.given && !self.has_heads();
+        let place = |group: &PrefixGroup| {
+            let mut of_kind = [PrefixPlace::default(), PrefixPlace::default()];
+            for long in self.kinds(group) {
+                let rows = if given_alone { prompt_rows(group) } else { row..row + group.prefix_rows() };
+                row = rows.end;
+                let has_rows = if self.given { !group.head.is_empty() } else { !rows.is_empty() };
+                let computed = has_rows.then_some(next);
+                next += usize::from(has_rows);
+                of_kind[usize::from(long)] = PrefixPlace { rows, computed };
+            }
+            of_kind
+        };
+        self.groups.iter().map(place).collect()
+    }
+
     fn is_long(&self, group: &PrefixGroup, sequence: &Sequence) -> bool {
         let positions = group.prefix_rows() + sequence.input.len() + sequence.target.len();
         self.long_above.is_some_and(|most| positions > most)
     }
 
     /// Whether a group has short and long sequences; one without sequences counts as short.
-    fn kinds(&self, group: &PrefixGroup) -> impl Iterator<Item = bool> {
+    fn kinds(&self, group: &PrefixGroup) -> impl Iterator<Item = bool> + use<> {
         let has = |long| group.sequences.iter().any(|sequence| self.is_long(group, sequence) == long);
         let (short, long) = (has(false) || group.sequences.is_empty(), has(true));
         [(false, short), (true, long)].into_iter().filter(|(_, present)| *present).map(|(kind, _)| kind)
@@ -189,58 +290,71 @@ impl Packer<'_> {
             examples: sequences.len(),
             shares_prefixes: pass_prefixes == PassPrefixes::Shared,
         };
-        // Of each group, by kind.
-        let mut prefixes = Vec::new();
-        let mut row = 0;
-        for group in self.groups {
-            let mut of_kind = [0..0, 0..0];
-            for long in self.kinds(group) {
-                let prefix = row..row + group.prefix_rows();
-                row = prefix.end;
-                if pass_prefixes != PassPrefixes::Other && !prefix.is_empty() {
-                    let virtual_ids = group.prompt.clone().map(virtual_id);
-                    let ids = virtual_ids.chain(group.head.iter().copied());
-                    batch.push(ids, self.first_position(long), None, 0);
-                }
-                of_kind[usize::from(long)] = prefix;
-            }
-            prefixes.push(of_kind);
+        let mut starts = Vec::new();
+        if pass_prefixes != PassPrefixes::Other {
+            self.push_prefixes(&mut batch);
+            starts.resize(batch.segments.len(), ScanStart::Zero);
         }
+        let ends = starts.len();
         batch.prefix_rows = batch.ids.len();
+        let places = self.places();
         for (g, sequence) in sequences {
             let group = &self.groups[*g];
             let long = self.is_long(group, sequence);
-            let prefix = Some(prefixes[*g][usize::from(long)].clone()).filter(|p| !p.is_empty());
+            let PrefixPlace { rows: prefix, computed } = places[*g][usize::from(long)].clone();
             let rows = sequence.input.iter().chain(&sequence.target).copied().take(sequence.rows());
             let position = self.first_position(long) + group.prefix_rows();
+            let prefix = Some(prefix).filter(|p| !p.is_empty());
             batch.push(rows, position, prefix, sequence.target_rows());
+            starts.push(match (computed, pass_prefixes) {
+                (None, _) => ScanStart::Zero,
+                (Some(prefix), PassPrefixes::Other) => ScanStart::State(prefix),
+                (Some(prefix), _) => ScanStart::Segment(prefix),
+            });
             match batch.target_groups.last_mut() {
                 Some((last, rows)) if last == g => *rows += sequence.target_rows(),
                 _ => batch.target_groups.push((*g, sequence.target_rows())),
             }
             batch.labels.extend(sequence.target.iter().copied());
         }
-        let prefixes: Vec<Range<usize>> =
-            prefixes.into_iter().flatten().filter(|rows| !rows.is_empty()).collect();
-        batch.scan = scan(&batch, pass_prefixes, &prefixes);
+        // A batch of prefixes alone is made for other passes.
+        let shared = pass_prefixes == PassPrefixes::Shared || batch.examples == 0;
+        batch.scan = scan(&batch, starts, if shared { ends } else { 0 });
         batch
+    }
+
+    /// Adds the rows of the prefixes, one segment each.
+    fn push_prefixes(&self, batch: &mut PackedBatch) {
+        for group in self.groups {
+            for long in self.kinds(group) {
+                let first = self.first_position(long);
+                let head = group.head.iter().copied();
+                match self.given {
+                    true if head.len() > 0 => {
+                        let prompt = Some(prompt_rows(group)).filter(|rows| !rows.is_empty());
+                        batch.push(head, first + group.prompt.len(), prompt, 0);
+                    }
+                    false if group.prefix_rows() > 0 => {
+                        batch.push(group.prompt.clone().map(virtual_id).chain(head), first, None, 0);
+                    }
+                    _ => {}
+                }
+            }
+        }
     }
 }
 
-/// The scan over the rows of a batch; `prefixes` are the rows of all prefixes, in order, each of which hands on a state.
-fn scan(batch: &PackedBatch, pass_prefixes: PassPrefixes, prefixes: &[Range<usize>]) -> ScanPlan {
-    let own_prefixes = if pass_prefixes == PassPrefixes::Other { 0 } else { prefixes.len() };
-    // A batch of prefixes alone is made for other passes.
-    let ends = pass_prefixes == PassPrefixes::Shared || batch.examples == 0;
-    let segments = batch.segments.iter().enumerate().map(|(i, segment)| {
-        let prefix =
-            segment.prefix.as_ref().map(|rows| prefixes.partition_point(|other| other.start < rows.start));
-        let start = match (prefix, pass_prefixes) {
-            (None, _) => ScanStart::Zero,
-            (Some(prefix), PassPrefixes::Other) => ScanStart::State(prefix),
-            (Some(prefix), _) => ScanStart::Segment(prefix),
-        };
-        ScanSegment { rows: segment.queries.clone(), start, end: (ends && i < own_prefixes).then_some(i) }
+/// Rows of a group's prompt in the matrix of all prompts.
+fn prompt_rows(group: &PrefixGroup) -> Range<usize> {
+    group.prompt.start as usize..group.prompt.end as usize
+}
+
+/// The scan over the rows of a batch, whose segments start from `starts`; the first `ends` hand on a state.
+fn scan(batch: &PackedBatch, starts: Vec<ScanStart>, ends: usize) -> ScanPlan {
+    let segments = batch.segments.iter().zip(starts).enumerate().map(|(i, (segment, start))| ScanSegment {
+        rows: segment.queries.clone(),
+        start,
+        end: (i < ends).then_some(i),
     });
     segments.collect::<Vec<_>>().into()
 }

@@ -223,7 +223,14 @@ fn models_compute_as_on_the_cpu() {
         let (some, others) =
             ((0..5).map(example).collect::<Vec<_>>(), (5..8).map(example).collect::<Vec<_>>());
         let groups = [PrefixGroup::new(0..4, &some), PrefixGroup::new(4..7, &others)];
+        let own = |rows: std::ops::Range<usize>| {
+            model.keys_values(&prompts.narrow(0, rows.start, rows.len()).unwrap()).unwrap()
+        };
+        let keys_values = Prefix::KeysValues(Tensor::cat(&[own(0..4), own(4..7)], 0).unwrap());
         let (pair, prompts) = ([&model, &padded], Prefix::Embeddings(prompts));
+        steps_are_as_on_the_cpu(pair, &keys_values, &groups, &format!("{name}, keys and values"));
+        let cpu = continued(&model, &keys_values);
+        assert_eq!(emulate(0, || continued(&padded, &keys_values)), cpu, "{name}, keys and values");
         steps_are_as_on_the_cpu(pair, &prompts, &groups, name);
         split_steps_are_as_on_the_cpu(&model, &prompts, &groups, name);
         let cpu = continued(&model, &prompts);

@@ -53,6 +53,8 @@ pub struct ModelOptions {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PromptOptions {
+    /// What the prompt puts in front of every input. Default `"embeddings"`.
+    pub kind: PromptKind,
     /// How the first rows are made. Default `"text"`.
     pub init_method: InitMethod,
     /// Text whose token embeddings are the first rows; required if `init_method = "text"`. Default `""`.
@@ -168,6 +170,7 @@ impl Default for ModelOptions {
 impl Default for PromptOptions {
     fn default() -> Self {
         Self {
+            kind: PromptKind::Embeddings,
             init_method: InitMethod::Text,
             init_text: String::new(),
             init_file: String::new(),

@@ -87,7 +87,7 @@ pub fn run(
         let encoder = if tuned.is_some() { &without_prompt } else { &with_hard_prompt };
         let prompt = tuned.map(|tuned| &tuned.adapter.prompt);
         let answers = exam.answer(prompt, encoder, &mut |progress| observer.progress(name, progress))?;
-        let adapter = tuned.map(|tuned| tuned.folder.display().to_string());
+        let adapter = tuned.map(|tuned| tuned.argument().display().to_string());
         evaluation.push(Arm { name: name.to_owned(), adapter, answers });
         observer.answered(&evaluation)?;
     }

@@ -46,9 +46,8 @@ pub(super) struct Placed {
 impl Placed {
     /// Adds tokens to the base's tokenizer, which decides their ids.
     pub fn new(base: &Base, prompts: Vec<NamedPrompt>) -> Result<Self> {
-        let width = base.config.hidden_size;
         for NamedPrompt { name, adapter } in &prompts {
-            adapter.check_width(Path::new(name), &base.path.display().to_string(), width)?;
+            adapter.check_fits(Path::new(name), &base.path.display().to_string(), &base.config)?;
         }
         let mut next = 0;
         let mut tokens = Vec::with_capacity(prompts.len());

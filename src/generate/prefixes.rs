@@ -10,7 +10,7 @@
 //! share. A request uses the cached prefix with the longest head that it begins with.
 
 use crate::Result;
-use crate::model::{Continuation, Decoder, KvCache};
+use crate::model::{Continuation, Decoder, KvCache, PrefixState};
 use crate::ops::embed::virtual_id;
 use crate::ops::gpu;
 use crate::prompt::Prefix;
@@ -53,8 +53,10 @@ pub(super) struct CachedPrefix {
 
 /// The cached prefixes of one soft prompt, or of no prompt.
 pub(super) struct PromptCache {
-    /// The virtual tokens' embeddings [P, C] in the model's dtype.
+    /// The virtual tokens' embeddings [P, C] in the model's dtype; no rows if they are keys and values.
     prompts: Tensor,
+    /// The virtual tokens' keys and values, and how many they are.
+    given: Given,
     /// The first row of the rotary table for the positions of its sequences.
     first_position: usize,
     /// The first has no head. The others are in the order of their last use, the latest last.
@@ -62,11 +64,20 @@ pub(super) struct PromptCache {
     recent: VecDeque<Vec<u32>>,
 }
 
+/// Keys and values of virtual tokens, and how many these are.
+type Given = Option<(Arc<[PrefixState]>, usize)>;
+
 impl PromptCache {
     /// Computes the cached prefix without a head; `None` if the cache has no room for it.
     pub(super) fn new(model: &Decoder, cache: &mut KvCache, prompt: Option<&Prefix>) -> Result<Option<Self>> {
-        let prompts = super::prompts(model, prompt)?.embeddings("generation")?.clone();
-        Self::with_prompts(model, cache, prompts, 0)
+        let (prompts, given) = match super::prompts(model, prompt)? {
+            Prefix::Embeddings(prompts) => (prompts, None),
+            Prefix::KeysValues(values) => {
+                let states = model.given_states(&values)?;
+                (super::no_embeddings(model)?, Some((states.into(), values.dims()[0])))
+            }
+        };
+        Self::with_prompts(model, cache, (prompts, given), 0)
     }
 
     /// The same prompt for sequences whose positions begin at `first_position` of the rotary table.
@@ -76,23 +87,28 @@ impl PromptCache {
         cache: &mut KvCache,
         first_position: usize,
     ) -> Result<Option<Self>> {
-        Self::with_prompts(model, cache, self.prompts.clone(), first_position)
+        Self::with_prompts(model, cache, (self.prompts.clone(), self.given.clone()), first_position)
     }
 
     fn with_prompts(
         model: &Decoder,
         cache: &mut KvCache,
-        prompts: Tensor,
+        (prompts, given): (Tensor, Given),
         first_position: usize,
     ) -> Result<Option<Self>> {
-        let mut prompt_cache = Self { prompts, first_position, cached: Vec::new(), recent: VecDeque::new() };
+        let mut prompt_cache =
+            Self { prompts, given, first_position, cached: Vec::new(), recent: VecDeque::new() };
         let Some(block) = prompt_cache.compute(model, cache, &[])? else { return Ok(None) };
         prompt_cache.cached.push(Arc::new(block));
         Ok(Some(prompt_cache))
     }
 
     pub(super) fn virtual_tokens(&self) -> usize {
-        self.prompts.dims()[0]
+        self.given_rows() + self.prompts.dims()[0]
+    }
+
+    fn given_rows(&self) -> usize {
+        self.given.as_ref().map_or(0, |(_, rows)| *rows)
     }
 
     /// A cached prefix for one request alone, whose text is `embeds` [T, C] and whose rows of the rotary table begin at
@@ -105,25 +121,33 @@ impl PromptCache {
         first_position: usize,
     ) -> Result<Option<CachedPrefix>> {
         let embeds = gpu::to_device(embeds, model.device())?.to_dtype(model.prompt_dtype())?;
-        let prompts = match self.virtual_tokens() {
+        let prompts = match self.prompts.dims()[0] {
             0 => embeds,
             _ => Tensor::cat(&[&self.prompts, &embeds], 0)?,
         };
-        let extended = Self { prompts, cached: Vec::new(), recent: VecDeque::new(), first_position };
+        let given = self.given.clone();
+        let extended = Self { prompts, given, cached: Vec::new(), recent: VecDeque::new(), first_position };
         extended.compute(model, cache, &[])
     }
 
     fn compute(&self, model: &Decoder, cache: &mut KvCache, head: &[u32]) -> Result<Option<CachedPrefix>> {
         let first_position = self.first_position;
-        let virtual_ids = (0..self.virtual_tokens() as u32).map(virtual_id);
+        let virtual_ids = (0..self.prompts.dims()[0] as u32).map(virtual_id);
         let tokens: Vec<u32> = virtual_ids.chain(head.iter().copied()).collect();
-        let Some(rows) = cache.allocate(tokens.len()) else { return Ok(None) };
+        let filled = self.given_rows();
+        let Some(rows) = cache.allocate(filled + tokens.len()) else { return Ok(None) };
+        if let Some((states, _)) = &self.given
+            && let Err(error) = cache.write_given(&rows, states)
+        {
+            cache.free(rows);
+            return Err(error);
+        }
         if tokens.is_empty() {
             return Ok(Some(CachedPrefix { rows, first_position, head: Vec::new(), last_hidden: None }));
         }
         let targets = usize::from(head.is_empty());
         let own = rows.clone();
-        let next = Continuation { tokens: &tokens, prefix: 0..0, first_position, own, filled: 0, targets };
+        let next = Continuation { tokens: &tokens, prefix: 0..0, first_position, own, filled, targets };
         let computed = cache.pack(&[next]).and_then(|batch| model.infer(&batch, &self.prompts, cache));
         match computed {
             Ok(hidden) => {

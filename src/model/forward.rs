@@ -91,13 +91,19 @@ impl Decoder {
         Ok(self.run(batch, prompts, prefix, |_, _| Ok(()))?.normed)
     }
 
-    /// Runs a batch that holds its prefixes, without a tape, for other passes that read these prefixes.
+    /// Runs a batch that holds prefixes, without a tape, for other passes that read these prefixes. `given` is what the batch
+    /// itself reads of prompts that are keys and values.
     ///
     /// # Errors
     /// Returns an error if shapes do not match or a device operation fails.
-    pub fn prefix_pass(&self, batch: &PackedBatch, prompts: &Tensor) -> Result<PrefixPass> {
+    pub fn prefix_pass(
+        &self,
+        batch: &PackedBatch,
+        prompts: &Tensor,
+        given: Option<&[PrefixState]>,
+    ) -> Result<PrefixPass> {
         let mut states = Vec::with_capacity(self.layers.len());
-        let last = self.run(batch, prompts, None, |i, saved| {
+        let last = self.run(batch, prompts, given, |i, saved| {
             states.push(match batch.examples {
                 0 => saved.prefix_state(batch.prefix_rows)?,
                 _ => saved.own_prefix_state(batch.prefix_rows, &self.layers[i].mixer)?,

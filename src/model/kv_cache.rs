@@ -20,7 +20,7 @@
 mod slots;
 
 use super::Decoder;
-use super::layer::other_kind;
+use super::layer::{PrefixState, other_kind};
 use crate::batch::PackedBatch;
 use crate::checkpoint::MixerKind;
 use crate::device::{self, Work, free_memory};
@@ -250,6 +250,28 @@ impl KvCache {
         });
         let plan = segments.collect::<Vec<_>>().into();
         (plan, next.iter().map(|next| slots.of_rows(&next.own)).collect())
+    }
+
+    /// Writes what the layers read of a prompt that is keys and values to the first of the allocated `rows`; the state of Mamba2
+    /// layers is that of the prompt.
+    ///
+    /// # Errors
+    /// Returns an error if the layers are others or a device operation fails.
+    pub fn write_given(&mut self, rows: &Range<usize>, given: &[PrefixState]) -> Result<()> {
+        let slot = self.slots.as_ref().map(|slots| slots.of_rows(rows));
+        for (layer, state) in self.layers.iter().zip(given) {
+            match (layer, state, slot) {
+                (LayerCache::KeysValues(matrix), PrefixState::KeysValues(own), _) => {
+                    matrix.slice_set(own, 0, rows.start)?;
+                }
+                (LayerCache::Scan(states), PrefixState::Scan(own), Some(slot)) => {
+                    states.ssm.slice_set(&own.ssm, 0, slot)?;
+                    states.conv.slice_set(&own.conv, 0, slot)?;
+                }
+                _ => return Err(other_kind("a prompt's keys and values")),
+            }
+        }
+        Ok(())
     }
 
     /// The rows to which a layer's keys and values of the batch packed last are written.

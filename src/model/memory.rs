@@ -33,6 +33,7 @@ use super::Dtypes;
 use super::decoder::padded_vocab;
 use super::forward::prefix_pass_rows;
 use super::head::head_rows;
+use super::keys_values::keys_values_width;
 use super::layer::{Attention, Dense, Experts, Mamba2};
 use crate::checkpoint::tensors::{LayerTensors, LayerVector, Stack};
 use crate::checkpoint::{MixerKind, ModelConfig};
@@ -148,8 +149,12 @@ pub struct TuningMemory {
     pub workspace_per_row: usize,
     /// Of the backward pass of the last layer, per row.
     pub last_workspace_per_row: usize,
-    /// Of the prompt and AdamW's two moments, per virtual token.
+    /// Of a prompt of embeddings and AdamW's two moments, per virtual token.
     pub prompt_per_token: usize,
+    /// Of a prompt of keys and values and AdamW's two moments, per virtual token.
+    pub keys_values_per_token: usize,
+    /// Of what all layers read of a prompt of keys and values, per virtual token.
+    pub given_per_token: usize,
     /// Kept free, whatever the pass.
     pub reserve_at_least: usize,
     /// Kept free besides, in per cent of tape and workspace.
@@ -211,6 +216,8 @@ impl TuningMemory {
                 .unwrap_or(0),
             last_workspace_per_row: last.last_workspace,
             prompt_per_token: 3 * c * F32,
+            keys_values_per_token: 3 * keys_values_width(config) * F32,
+            given_per_token: keys_values_width(config) * sizes.operand,
             reserve_at_least: if on_cpu { CPU_RESERVE } else { GPU_RESERVE },
             slack: if on_cpu { 0 } else { GPU_SLACK },
             on_gpu: !on_cpu,

@@ -2,8 +2,7 @@
 
 use super::Decoder;
 use crate::Result;
-use crate::batch::PackedBatch;
-use crate::batch::Passes;
+use crate::batch::{JoinedPrefix, PackedBatch, Passes};
 use crate::ops::Indices;
 use crate::ops::attention::PlannedPass;
 use crate::ops::backend::{Route, route};
@@ -18,8 +17,13 @@ impl Decoder {
         if route(&self.embedding) != Route::Kernel {
             return Ok(());
         }
-        self.prepare_batch(&passes.prefix_pass, None, backward)?;
-        let prefix = Some(passes.prefix_pass.prefix_rows);
+        let given = passes.given.as_ref();
+        self.prepare_batch(&passes.prefix_pass, given.map(|given| given.rows), backward)?;
+        let prefix = Some(match given {
+            None => passes.prefix_pass.prefix_rows,
+            Some(given) if given.joined.is_empty() => given.rows,
+            Some(given) => given.joined.iter().map(JoinedPrefix::rows).sum(),
+        });
         passes.example_passes.iter().try_for_each(|batch| self.prepare_batch(batch, prefix, backward))
     }
 

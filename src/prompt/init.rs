@@ -1,11 +1,11 @@
 //! How a soft prompt starts.
 
 use crate::checkpoint::TextTokenizer;
-use crate::config::{InitMethod, PromptOptions};
+use crate::config::{InitMethod, PromptKind, PromptOptions};
 use crate::model::Decoder;
 use crate::ops::gpu;
-use crate::prompt::Prompt;
 use crate::prompt::peft::Adapter;
+use crate::prompt::{Prefix, Prompt};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use rand::SeedableRng;
@@ -32,7 +32,29 @@ pub fn initial(
     tokenizer: &TextTokenizer,
     seed: u64,
 ) -> Result<Prompt> {
-    Prompt::embeddings(&embeddings(options, model, tokenizer, seed)?)
+    let prefix = match (options.init_method, options.kind) {
+        (InitMethod::File, _) => from_file(options, model)?,
+        _ => Prefix::Embeddings(embeddings(options, model, tokenizer, seed)?),
+    };
+    Prompt::new(&as_kind(prefix, options.kind, model)?)
+}
+
+/// A prefix of the kind that the configuration asks for: the keys and values of embeddings are those that the model makes of
+/// them, so that the first step is that of the embeddings.
+fn as_kind(prefix: Prefix, kind: PromptKind, model: &Decoder) -> Result<Prefix> {
+    match (prefix, kind) {
+        (Prefix::Embeddings(embeddings), PromptKind::Prefix) => {
+            let embeddings = gpu::to_device(&embeddings, model.device())?;
+            let values = model.keys_values(&embeddings)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+            Ok(Prefix::KeysValues(values))
+        }
+        (Prefix::KeysValues(_), PromptKind::Embeddings) => Err(Error::Invalid(
+            "prompt.init_file: expected embeddings, found keys and values (prefix tuning), which have no embeddings; hint: \
+             prompt.kind = \"prefix\""
+                .into(),
+        )),
+        (prefix, _) => Ok(prefix),
+    }
 }
 
 fn embeddings(
@@ -71,28 +93,33 @@ fn embeddings(
             let noise = Tensor::from_vec(noise, (asked, width), &Device::Cpu)?;
             Ok(noise.broadcast_mul(&deviation)?.broadcast_add(&mean)?)
         }
-        InitMethod::File => {
-            let prompt = Adapter::open(Path::new(&options.init_file))?.prompt;
-            let prompt = prompt.embeddings("prompt.init_file")?;
-            let (n, width) = prompt.dims2()?;
-            let expected = model.config().hidden_size;
-            if width != expected {
-                return Err(Error::Checkpoint {
-                    path: options.init_file.clone().into(),
-                    problem: format!(
-                        "prompt.init_file: expected a prompt of [{n}, {expected}], as wide as the model's hidden size, found \
-                         [{n}, {width}]; it must be of the same base model"
-                    ),
-                });
-            }
-            if asked != 0 && asked != n {
-                return Err(Error::Invalid(format!(
-                    "prompt.num_virtual_tokens: expected 0 or {n}, the rows of prompt.init_file ({}), found {asked}",
-                    options.init_file
-                )));
-            }
-            Ok(prompt.clone())
+        InitMethod::File => Ok(from_file(options, model)?.embeddings("prompt.init_file")?.clone()),
+    }
+}
+
+/// The prompt of an adapter that fits the model, of the length that is asked for if one is.
+fn from_file(options: &PromptOptions, model: &Decoder) -> Result<Prefix> {
+    let asked = options.num_virtual_tokens;
+    let path = Path::new(&options.init_file);
+    let adapter = Adapter::open(path)?;
+    adapter.check_width(path, "the model", model.config().hidden_size).map_err(in_init_file)?;
+    let n = adapter.prompt.num_virtual_tokens();
+    if asked != 0 && asked != n {
+        return Err(Error::Invalid(format!(
+            "prompt.num_virtual_tokens: expected 0 or {n}, the rows of prompt.init_file ({}), found {asked}",
+            options.init_file
+        )));
+    }
+    Ok(adapter.prompt)
+}
+
+/// The error of an adapter, with the key that names the adapter.
+fn in_init_file(error: Error) -> Error {
+    match error {
+        Error::Checkpoint { path, problem } => {
+            Error::Checkpoint { path, problem: format!("prompt.init_file: {problem}") }
         }
+        other => other,
     }
 }
 

@@ -4,7 +4,7 @@ use super::recorder::{Rates, Recorder};
 use super::teacher::TeacherData;
 use super::tensorboard::EventFile;
 use super::{LossKind, ModelSummary, Run, RunFolder, Status, Summary};
-use crate::config::{Config, InitMethod, Task as TaskKind};
+use crate::config::{Config, InitMethod, PromptKind, Task as TaskKind};
 use crate::data::labels::distinct;
 use crate::data::{Dataset, Encoded, Template};
 use crate::device::PeakMemory;
@@ -12,7 +12,7 @@ use crate::layout::CHECKPOINT;
 use crate::model::memory::Parameters;
 use crate::prompt::peft::{Adapter, AdapterConfig, ModelCard, PromptTask, PromptTuningInit};
 use crate::prompt::vocabulary::Vocabulary;
-use crate::prompt::{Prompt, init};
+use crate::prompt::{Prefix, Prompt, init};
 use crate::session::Session;
 use crate::tune::health::{self, Health};
 use crate::tune::{Ended, Kept, MemoryPlan, Observer, State, Task, Trainer};
@@ -121,7 +121,11 @@ impl<'a> Tuning<'a> {
         let mut summary = self.summary(folder, trainer)?;
         let schedule = health::schedule(&self.config.train, trainer.first().total_steps());
         summary.warnings.extend(schedule.filter(|text| !summary.warnings.contains(text)));
-        let mut health = Health::new(&self.train.1.examples, records, vocabulary()?.norms()?);
+        let norms = match self.initial.kind() {
+            PromptKind::Embeddings => Some(vocabulary()?.norms()?),
+            PromptKind::Prefix => None,
+        };
+        let mut health = Health::new(&self.train.1.examples, records, norms);
         if self.teacher.is_some() {
             health = health.of_divergences();
         }
@@ -145,14 +149,14 @@ impl<'a> Tuning<'a> {
         if kept.step != summary.kept_step {
             folder.set_evaluation_aside()?;
         }
-        let purpose = "the tokens of the prompt";
-        let [initial, last] =
-            [&trainer.first().initial()?, &kept.prompt].map(|prefix| prefix.embeddings(purpose).cloned());
-        let tokens = vocabulary()?.compare(&initial?, &last?)?;
-        folder.tokens(&tokens)?;
+        let initial = trainer.first().initial()?;
+        // Keys and values are near no token.
+        if let (Prefix::Embeddings(before), Prefix::Embeddings(after)) = (&initial, &kept.prompt) {
+            folder.tokens(&vocabulary()?.compare(before, after)?)?;
+        }
         if outcome.is_ok() {
             let ended = health::Outcome {
-                moved: tokens.tokens.iter().any(|token| token.moved > 0.0),
+                moved: has_moved(&initial, &kept.prompt)?,
                 kept_step: kept.step,
                 taken: trainer.first().position().step,
                 skipped: trainer.first().skipped(),
@@ -278,6 +282,12 @@ impl<'a> Tuning<'a> {
             examples: unseen.records.iter().take(EXAMPLES).map(|record| record.input.clone()).collect(),
         }
     }
+}
+
+/// Whether a prompt has other values than before.
+fn has_moved(before: &Prefix, after: &Prefix) -> Result<bool> {
+    let [before, after] = [before, after].map(|prefix| prefix.values().flatten_all()?.to_vec1::<f32>());
+    Ok(before? != after?)
 }
 
 /// The state of the run in `folder`, and its configuration overridden by `sets` (`key=value`).

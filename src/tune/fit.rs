@@ -6,8 +6,9 @@ use crate::batch::{Example, PrefixGroup};
 use crate::config::TrainOptions;
 use crate::device::Shortage;
 use crate::model::{Decoder, Dtypes, GPU_FULL_ROWS, TuningMemory};
-use crate::prompt::{Prefix, Prompt};
-use candle_core::{Device, Tensor};
+use crate::ops::gpu;
+use crate::prompt::Prompt;
+use candle_core::Device;
 
 /// Rows of a pass on the CPU if the configuration names none. SmolLM2-135M in f32 keeps 0.7 MB of tape a
 /// row; with this budget a step over 128 examples peaked at 1.05 GB, weights included, at 10.1 examples/s on 2
@@ -62,12 +63,13 @@ pub fn plan_run(
 ) -> Result<MemoryPlan> {
     let virtual_tokens = prompt.num_virtual_tokens();
     if !model.device().is_cpu() && options.memory_budget.bytes.is_none() {
-        warm_up(model, train, virtual_tokens)?;
+        warm_up(model, train, prompt)?;
     }
     let dtypes = Dtypes { weights: model.embedding().dtype(), activations: model.dtype() };
     let mut memory = TuningMemory::new(model.config(), dtypes, model.device().location());
     memory.has_transposes = memory.transposes > 0 && model.has_transposes();
-    let work = LargestStep::new(train, virtual_tokens, options.batch_size * options.accumulate_steps);
+    let work =
+        LargestStep::new(train, prompt.kind(), virtual_tokens, options.batch_size * options.accumulate_steps);
     let plan = plan(options, &memory, &work, model.device(), true)?;
     copy_weights(model, &plan);
     Ok(plan)
@@ -85,13 +87,13 @@ fn copy_weights(model: &Decoder, plan: &MemoryPlan) {
 ///
 /// # Errors
 /// Returns an error if a device operation fails for another reason than too little memory.
-fn warm_up(model: &Decoder, train: &[Example], virtual_tokens: usize) -> Result<()> {
+fn warm_up(model: &Decoder, train: &[Example], prompt: &Prompt) -> Result<()> {
     let rows = |example: &&Example| example.input.len() + example.target.len();
     let Some(example) = train.iter().min_by_key(rows) else { return Ok(()) };
-    let prompts =
-        Tensor::ones((virtual_tokens, model.config().hidden_size), model.prompt_dtype(), model.device())?;
-    let group = PrefixGroup::new(0..virtual_tokens as u32, [example]);
-    match super::gradient(model, &Prefix::Embeddings(prompts), &[group], super::Limits::rows(usize::MAX))
+    let prompts = prompt.prefix().to_dtype(model.prompt_dtype())?;
+    let prompts = prompts.with_values(gpu::to_device(prompts.values(), model.device())?);
+    let group = PrefixGroup::new(0..prompt.num_virtual_tokens() as u32, [example]);
+    match super::gradient(model, &prompts, &[group], super::Limits::rows(usize::MAX))
         .and_then(|found| found.loss())
     {
         Err(error) if Shortage::new(model.device()).caused(&error) => Ok(()),

@@ -71,7 +71,7 @@ const TRY_DISTILLATION: &str = "try train.learning_rate three to ten times as hi
 pub struct Health {
     /// Loss of guessing each label as often as it occurs and being sure of the rest; none without labels.
     chance: Option<f64>,
-    vocabulary: Norms,
+    vocabulary: Option<Norms>,
     first_epoch_loss: Option<f64>,
     first_loss: Option<f64>,
     first_norm: f64,
@@ -84,8 +84,8 @@ pub struct Health {
 
 impl Health {
     /// Of a run over `train`; `records` are its rows, for a classification, and `vocabulary` the norms of the model's
-    /// embeddings.
-    pub fn new(train: &[Example], records: Option<&[Record]>, vocabulary: Norms) -> Self {
+    /// embeddings, `None` for a prompt that is none.
+    pub fn new(train: &[Example], records: Option<&[Record]>, vocabulary: Option<Norms>) -> Self {
         Self {
             chance: records.and_then(|records| chance(train, records)),
             vocabulary,
@@ -190,8 +190,8 @@ impl Health {
 
     /// After an epoch that ended with `prompt`, f32 [P, C].
     pub fn prompt(&mut self, prompt: &Tensor) -> Result<Option<String>> {
+        let Some(Norms { min, max: most, .. }) = self.vocabulary else { return Ok(None) };
         let norms = vocabulary::row_norms(prompt)?;
-        let most = self.vocabulary.max;
         let beyond = norms.iter().filter(|norm| **norm > most).count();
         if 2 * beyond <= norms.len() || !self.is_new(Trouble::PromptLeftVocabulary) {
             return Ok(None);
@@ -201,10 +201,9 @@ impl Health {
         let mean = if mean < 1e5 { format!("{mean:.2}") } else { format!("{mean:.1e}") };
         Ok(Some(format!(
             "{words}: {beyond} of {} virtual tokens are longer than any embedding \
-             (mean norm {mean}; the vocabulary's go from {:.2} to {most:.2}): where the validation loss suffers, try \
+             (mean norm {mean}; the vocabulary's go from {min:.2} to {most:.2}): where the validation loss suffers, try \
              a lower train.learning_rate or some train.weight_decay",
             norms.len(),
-            self.vocabulary.min
         )))
     }
 

@@ -1,20 +1,22 @@
 //! The loss of a batch, and its gradient in the prompts: cross-entropy or, with a teacher, divergence per target token, over
 //! everything that the optimizer step sees.
 
+mod prompts;
+mod targets;
+
 use super::plan::{self, Limits};
 use super::teacher::Teacher;
 use crate::batch::{PackedBatch, Packing, Passes, PrefixGroup, Sequence};
+use crate::config::PromptKind;
 use crate::model::{Decoder, PrefixGradient, PrefixPass, Prefixes, Tape};
 use crate::ops::backend::{Route, route};
 use crate::ops::rope::Rope;
 use crate::prompt::Prefix;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
-use targets::Targets;
-
-mod targets;
-
+use prompts::{BatchPrompts, ExampleGradients};
 pub use targets::Loss;
+use targets::Targets;
 
 /// The mean of a loss whose gradient is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,15 +112,26 @@ pub fn gradient(
     groups: &[PrefixGroup],
     limits: Limits,
 ) -> Result<Objective> {
-    gradient_of(model, prompts, &prepare(model, groups, limits.max_rows)?, limits.recompute, Mean::All)
+    gradient_of(
+        model,
+        prompts,
+        &prepare(model, groups, prompts.kind(), limits.max_rows)?,
+        limits.recompute,
+        Mean::All,
+    )
 }
 
 /// What [`gradient`] needs of the host: passes, the plans of their attention, and the copies of both on the device.
 ///
 /// # Errors
 /// Returns an error if sequences are longer than the model takes, or if a device operation fails.
-pub(super) fn prepare(model: &Decoder, groups: &[PrefixGroup], max_rows: usize) -> Result<Passes> {
-    let passes = packed(model, groups, max_rows)?;
+pub(super) fn prepare(
+    model: &Decoder,
+    groups: &[PrefixGroup],
+    kind: PromptKind,
+    max_rows: usize,
+) -> Result<Passes> {
+    let passes = packed(model, groups, kind, max_rows)?;
     model.prepare(&passes, true)?;
     Ok(passes)
 }
@@ -137,39 +150,39 @@ pub fn gradient_of<'a>(
     let Loss { mean, teacher } = loss.into();
     let scales = RowScales::new(model, passes, mean);
     let targets = |pass: usize| Targets::new(model, passes, pass, teacher);
-    let embeddings = prompts.embeddings("tuning")?;
     let virtual_tokens = prompts.num_virtual_tokens();
+    let prompts = BatchPrompts::new(model, prompts, passes)?;
+    let (embeddings, given) = (&prompts.embeddings, prompts.given());
     let Passes { prefix_pass, example_passes, .. } = passes;
     let of_prefix_pass = targets(0)?;
-    let tape = model.forward(prefix_pass, embeddings, None, recompute)?;
+    let tape = model.forward(prefix_pass, embeddings, given, recompute)?;
     let mut nll = Vec::with_capacity(1 + example_passes.len());
-    let mut prefix_gradients: Option<Vec<PrefixGradient>> = None;
+    let mut of_examples: Option<Vec<PrefixGradient>> = None;
     if !example_passes.is_empty() {
-        let states = tape.prefix_states()?;
+        let states = prompts.for_examples(|| tape.prefix_states())?;
         let prefixes = Prefixes { states: Some(&states), gradients: None };
         for (i, batch) in example_passes.iter().enumerate() {
             let targets = targets(1 + i)?;
             let tape = model.forward(batch, embeddings, Some(&states), recompute)?;
             let dhidden = head(model, &tape, &targets, &scales, &mut nll)?;
             let found = model.backward(batch, tape, &dhidden, prefixes, virtual_tokens)?.prefixes;
-            prefix_gradients = match (prefix_gradients, found) {
-                (Some(sum), Some(found)) => {
-                    Some(sum.iter().zip(&found).map(|(a, b)| a.add(b)).collect::<Result<_>>()?)
-                }
-                (sum, found) => sum.or(found),
-            };
+            of_examples = prompts::add(of_examples, found)?;
         }
     }
     let mut first = Vec::with_capacity(1);
     let dhidden = head(model, &tape, &of_prefix_pass, &scales, &mut first)?;
     nll.splice(0..0, first);
-    let prefixes = Prefixes { states: None, gradients: prefix_gradients.as_deref() };
+    let ExampleGradients { given: of_given, computed } = prompts.split(of_examples)?;
+    let prefixes = Prefixes { states: given, gradients: computed.as_deref() };
     let backward = model.backward(prefix_pass, tape, &dhidden, prefixes, virtual_tokens)?;
+    let gradient = prompts.gradient(of_given, backward.prompts, backward.prefixes)?;
     let scale = scales.loss_scale;
     // f32 on a GPU, where the division by a power of two is exact and what is not finite stays so.
-    let gradient =
-        backward.prompts.map(|scaled| if scale == 1.0 { Ok(scaled) } else { scaled / scale }).transpose()?;
-    Ok(Objective::new(nll, passes, gradient.map(|values| prompts.with_values(values))))
+    let gradient = match gradient {
+        Some(scaled) if scale != 1.0 => Some(scaled.with_values((scaled.values() / scale)?)),
+        other => other,
+    };
+    Ok(Objective::new(nll, passes, gradient))
 }
 
 /// Factors of the target rows' losses: 1 / target tokens of their [`Mean`], times [`loss_scale`].
@@ -257,7 +270,7 @@ pub fn evaluate(
     groups: &[PrefixGroup],
     max_rows: usize,
 ) -> Result<Objective> {
-    evaluate_of(model, prompts, &packed(model, groups, max_rows)?)
+    evaluate_of(model, prompts, &packed(model, groups, prompts.kind(), max_rows)?)
 }
 
 /// As [`evaluate`], of a batch that is packed.
@@ -276,7 +289,8 @@ pub(super) fn evaluate_with(
     teacher: Option<&Teacher>,
 ) -> Result<Objective> {
     model.prepare(passes, false)?;
-    let prompts = prompts.embeddings("evaluation")?;
+    let prompts = BatchPrompts::new(model, prompts, passes)?;
+    let (embeddings, given) = (&prompts.embeddings, prompts.given());
     let Passes { prefix_pass, example_passes, .. } = passes;
     let targets = |pass: usize| Targets::new(model, passes, pass, teacher);
     let losses_of = |hidden: &Tensor, targets: Targets| -> Result<Tensor> {
@@ -285,13 +299,23 @@ pub(super) fn evaluate_with(
     let mut nll = Vec::with_capacity(1 + example_passes.len());
     let of_prefix_pass = targets(0)?;
     if example_passes.is_empty() {
-        nll.push(losses_of(&model.hidden(prefix_pass, prompts, None)?, of_prefix_pass)?);
+        nll.push(losses_of(&model.hidden(prefix_pass, embeddings, given)?, of_prefix_pass)?);
     } else {
-        let PrefixPass { states, hidden } = model.prefix_pass(prefix_pass, prompts)?;
+        let (states, hidden) = match &passes.given {
+            // No pass reads another one's rows.
+            Some(given_prompts) if given_prompts.joined.is_empty() => {
+                let hidden = model.hidden(prefix_pass, embeddings, given)?;
+                (prompts.for_examples(|| Ok(Vec::new()))?, hidden)
+            }
+            _ => {
+                let PrefixPass { states, hidden } = model.prefix_pass(prefix_pass, embeddings, given)?;
+                (prompts.for_examples(|| Ok(states))?, hidden)
+            }
+        };
         nll.push(losses_of(&hidden, of_prefix_pass)?);
         for (i, batch) in example_passes.iter().enumerate() {
             let targets = targets(1 + i)?;
-            nll.push(losses_of(&model.hidden(batch, prompts, Some(&states))?, targets)?);
+            nll.push(losses_of(&model.hidden(batch, embeddings, Some(&states))?, targets)?);
         }
     }
     Ok(Objective::new(nll, passes, None))
@@ -321,8 +345,13 @@ pub(crate) fn evaluate_within_memory(
     Ok((nll, limits.max_rows))
 }
 
-/// Packs `groups` for `model`.
-pub(super) fn packed(model: &Decoder, groups: &[PrefixGroup], max_rows: usize) -> Result<Passes> {
+/// Packs `groups`, whose prompts are of `kind`, for `model`.
+pub(super) fn packed(
+    model: &Decoder,
+    groups: &[PrefixGroup],
+    kind: PromptKind,
+    max_rows: usize,
+) -> Result<Passes> {
     let rope = model.config().rope.as_ref();
     if let Some(most) = rope.and_then(Rope::most_positions) {
         let longest = |g: &PrefixGroup| {
@@ -339,6 +368,9 @@ pub(super) fn packed(model: &Decoder, groups: &[PrefixGroup], max_rows: usize) -
         }
     }
     let long_above = rope.and_then(Rope::long_above);
+    if kind == PromptKind::Prefix {
+        return Ok(Passes::after_given(groups, max_rows, long_above));
+    }
     let prefix_pass_rows = model.prefix_pass_rows(max_rows);
     Ok(Passes::packed(groups, Packing { max_rows, prefix_pass_rows, long_above }))
 }

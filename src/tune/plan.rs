@@ -6,6 +6,7 @@
 //! then layers are recomputed, as few as fit, and then rows go down to a single sequence.
 
 use crate::batch::{Example, common_head};
+use crate::config::PromptKind;
 use crate::device::{Shortage, free_memory};
 use crate::model::TuningMemory;
 use crate::{Error, Result};
@@ -41,9 +42,11 @@ impl Limits {
 /// The largest optimizer step that a run can meet, in whatever order the examples come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LargestStep {
+    /// What the prompt puts in front of sequences.
+    pub kind: PromptKind,
     /// Virtual tokens.
     pub virtual_tokens: usize,
-    /// Rows of the prefix: the virtual tokens, and the tokens that all inputs begin with.
+    /// Rows of the prefix: the virtual tokens if they are embeddings, and the tokens that all inputs begin with.
     pub prefix_rows: usize,
     /// Rows of all sequences of the step.
     pub sequence_rows: usize,
@@ -56,8 +59,8 @@ pub struct LargestStep {
 }
 
 impl LargestStep {
-    /// The largest step of a run over `train` with `examples` examples a step.
-    pub fn new(train: &[Example], virtual_tokens: usize, examples: usize) -> Self {
+    /// The largest step of a run over `train` with `examples` examples a step, after so many virtual tokens of `kind`.
+    pub fn new(train: &[Example], kind: PromptKind, virtual_tokens: usize, examples: usize) -> Self {
         let head = common_head(train.iter().map(|e| e.input.as_slice())).len();
         let rows_of = |e: &Example| e.input.len() - head + e.target.len().saturating_sub(1);
         let mut rows: Vec<usize> = train.iter().map(rows_of).collect();
@@ -66,9 +69,11 @@ impl LargestStep {
             all.sort_unstable_by(|a, b| b.cmp(a));
             all.iter().take(examples).sum()
         };
+        let rows_of_tokens = if kind == PromptKind::Embeddings { virtual_tokens } else { 0 };
         Self {
+            kind,
             virtual_tokens,
-            prefix_rows: virtual_tokens + head,
+            prefix_rows: rows_of_tokens + head,
             sequence_rows: largest(&mut rows),
             longest: rows.first().copied().unwrap_or(0),
             sequences: train.len().min(examples),
@@ -95,19 +100,47 @@ impl LargestStep {
         let Limits { max_rows, recompute } = limits;
         let workspace = |rows: usize| memory.workspace(rows, self.targets.min(rows), recompute);
         let tape = |rows: usize| memory.tape(rows, self.targets.min(rows), recompute);
-        if self.rows() <= max_rows || self.sequences <= 1 {
-            return (tape(self.rows()), workspace(self.rows()));
+        let given = self.given(memory);
+        let is_one_pass = match self.kind {
+            PromptKind::Embeddings => self.rows() <= max_rows || self.sequences <= 1,
+            PromptKind::Prefix => self.prefix_rows == 0 && self.rows() <= max_rows,
+        };
+        if is_one_pass {
+            return (tape(self.rows()), workspace(self.rows()) + given);
         }
-        let prefix_pass = self.prefix_pass_rows(memory, max_rows);
+        let prefix_pass = match self.kind {
+            PromptKind::Embeddings => self.prefix_pass_rows(memory, max_rows),
+            // Without a head the first of the example passes.
+            PromptKind::Prefix if self.prefix_rows == 0 => self.sequence_rows.min(max_rows.max(self.longest)),
+            PromptKind::Prefix => self.prefix_rows,
+        };
         let largest = self.sequence_rows.min(max_rows.max(self.longest));
-        let targets = self.targets.min(prefix_pass - self.prefix_rows + largest);
+        let targets = self.targets.min(prefix_pass.saturating_sub(self.prefix_rows) + largest);
         let both = memory.tapes([prefix_pass, largest], targets, recompute)
             + memory.prefix_keys_values(self.prefix_rows, recompute)
             + memory.states_per_prefix;
         // While the prefix pass runs backwards, the tape of the example pass is gone.
         let backward = workspace(prefix_pass).saturating_sub(tape(largest));
         let split = self.prefix_rows * memory.split_per_row + memory.split_per_prefix;
-        (both, workspace(largest).max(backward) + split)
+        (both, workspace(largest).max(backward) + split + given)
+    }
+
+    /// Bytes of what passes read of a prompt that is keys and values: the prompt, the same with a head's, and the gradients of
+    /// both.
+    fn given(&self, memory: &TuningMemory) -> usize {
+        match self.kind {
+            PromptKind::Embeddings => 0,
+            PromptKind::Prefix => self.virtual_tokens * (2 * memory.given_per_token + memory.split_per_row),
+        }
+    }
+
+    /// Bytes of the prompt and its moments.
+    fn prompt(&self, memory: &TuningMemory) -> usize {
+        self.virtual_tokens
+            * match self.kind {
+                PromptKind::Embeddings => memory.prompt_per_token,
+                PromptKind::Prefix => memory.keys_values_per_token,
+            }
     }
 }
 
@@ -234,7 +267,7 @@ impl MemoryPlan {
             },
             tape,
             workspace,
-            prompt: work.virtual_tokens * memory.prompt_per_token,
+            prompt: work.prompt(memory),
             reserve: memory.reserve(tape + workspace),
             limits,
             layers: memory.layers(),

@@ -157,7 +157,7 @@ fn prefix_states(model: &Decoder, group: PrefixGroup, long_above: Option<usize>)
         return Ok(Vec::new());
     }
     let batch = Passes::of_prefixes(&[group], long_above);
-    Ok(model.prefix_pass(&batch, &no_prompts(model)?)?.states)
+    Ok(model.prefix_pass(&batch, &no_prompts(model)?, None)?.states)
 }
 
 /// The matrix of virtual tokens, without rows.

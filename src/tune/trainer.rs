@@ -86,13 +86,19 @@ impl<'a> Trainer<'a> {
     /// For `runs`, at least one, which are trained together.
     ///
     /// # Errors
-    /// Returns an error if there are no runs, if they differ in `train.time_products`, which is a setting of the device,
-    /// or if one of several has a teacher.
+    /// Returns an error if there are no runs, if they differ in the kind of their prompts or in `train.time_products`, which
+    /// is a setting of the device, or if one of several has a teacher.
     pub fn with_runs(decoder: &'a Decoder, limits: Limits, runs: Vec<PromptRun<'a>>) -> Result<Self> {
         let Some(first) = runs.first() else {
             return Err(Error::Invalid("tune: expected at least one prompt, found none".into()));
         };
-        let time_products = first.options().time_products;
+        let (time_products, kind) = (first.options().time_products, first.prompt().kind());
+        if let Some(other) = runs.iter().find(|run| run.prompt().kind() != kind) {
+            return Err(Error::Invalid(format!(
+                "prompt.kind: expected one value for all runs of a trainer, found \"{kind}\" and \"{}\"",
+                other.prompt().kind()
+            )));
+        }
         if runs.iter().any(|run| run.options().time_products != time_products) {
             return Err(Error::Invalid(
                 "train.time_products: expected one value for all runs of a trainer, found two".into(),
@@ -283,7 +289,7 @@ impl<'a> Trainer<'a> {
         let prompt = of_run.prompt().prefix().to_dtype(decoder.prompt_dtype())?;
         let teacher = of_run.teacher();
         let loss = |limits: Limits| {
-            let mut passes = objective::packed(decoder, &groups, limits.max_rows)?;
+            let mut passes = objective::packed(decoder, &groups, prompt.kind(), limits.max_rows)?;
             passes.teacher_passes = teacher.map_or(Vec::new(), |teacher| teacher.validation_passes(&passes));
             objective::evaluate_with(decoder, &prompt, &passes, teacher)?.loss()
         };

@@ -12,5 +12,6 @@ mod fixtures;
 mod generation;
 mod gguf;
 mod peft;
+mod peft_kinds;
 mod smollm2;
 mod training;

@@ -1,6 +1,7 @@
 //! How a run behaves: it learns, repeats bit for bit, splits its batches without changing them, and stops well.
 
 mod distillation;
+mod keys_values;
 mod passes;
 mod recompute;
 mod resume;

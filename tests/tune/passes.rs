@@ -5,7 +5,7 @@ use gneiss::batch::Packing;
 use gneiss::prompt::Prefix;
 use std::collections::BTreeSet;
 
-fn load_f64(name: &str) -> Decoder {
+pub fn load_f64(name: &str) -> Decoder {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
     let BareCheckpoint { config, weights, .. } = Checkpoint::open_without_tokenizer(&path).unwrap();
     let dtypes = Dtypes::for_weights(DType::F64, &Device::Cpu).unwrap();

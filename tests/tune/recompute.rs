@@ -72,7 +72,7 @@ fn a_recomputed_run_is_the_same_run() {
 fn keys_and_values_are_kept_of_passes_of_prefixes() {
     let (prompts, groups) = groups(&MODEL, 3);
     let Passes { prefix_pass: lead, .. } = Passes::new(&groups, 1);
-    let whole = MODEL.prefix_pass(&lead, &prompts).unwrap().states;
+    let whole = MODEL.prefix_pass(&lead, &prompts, None).unwrap().states;
     let kept = MODEL.forward(&lead, &prompts, None, 2).unwrap().prefix_states().unwrap();
     let width = 2 * MODEL.config().num_key_value_heads * MODEL.config().head_dim;
     let matrix = |state: &PrefixState| match state {

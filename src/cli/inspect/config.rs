@@ -5,7 +5,7 @@ use super::{Report, line};
 use crate::cli::text;
 use gneiss::batch::{Example, Packing, Passes, PrefixGroup, common_head};
 use gneiss::checkpoint::{Checkpoint, TextTokenizer};
-use gneiss::config::{Config, InitMethod};
+use gneiss::config::{Config, InitMethod, PromptKind};
 use gneiss::data::{Encoder, Template};
 use gneiss::model::{Dtypes, TuningMemory};
 use gneiss::prompt::peft::Adapter;
@@ -109,8 +109,12 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<ConfigReport>
     let positions = [virtual_tokens + longest, shape.max_position_embeddings];
     warn_about_positions(positions);
     let memory = TuningMemory::new(&shape, dtypes, device.location());
-    let work =
-        LargestStep::new(&train, virtual_tokens, config.train.batch_size * config.train.accumulate_steps);
+    let work = LargestStep::new(
+        &train,
+        config.prompt.kind,
+        virtual_tokens,
+        config.train.batch_size * config.train.accumulate_steps,
+    );
     let plan = gneiss::tune::fit::plan(&config.train, &memory, &work, &device, false)?;
     let prefix_pass_rows = memory.prefix_pass_rows(plan.limits.max_rows);
     let packing = Packing { max_rows: plan.limits.max_rows, prefix_pass_rows, long_above: None };
@@ -229,7 +233,10 @@ impl Batches {
         for step in order.chunks(options.batch_size * options.accumulate_steps) {
             let group = PrefixGroup::new(0..virtual_tokens as u32, step.iter().map(|i| &train[*i]));
             // The vocabulary size numbers the virtual tokens, and doesn't matter here.
-            let passes = Passes::packed(&[group], packing);
+            let passes = match config.prompt.kind {
+                PromptKind::Embeddings => Passes::packed(&[group], packing),
+                PromptKind::Prefix => Passes::after_given(&[group], packing.max_rows, packing.long_above),
+            };
             let rest = passes
                 .example_passes
                 .iter()

@@ -3,7 +3,8 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use super::AdapterConfig;
+use super::{AdapterConfig, PeftType};
+use crate::config::PromptKind;
 
 /// What a model card says beyond [`AdapterConfig`]; what is empty or `None` is left out.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -30,7 +31,7 @@ impl ModelCard {
     /// The card as Markdown with the hub's YAML header.
     pub fn render(&self, config: &AdapterConfig) -> String {
         let base = config.base_model_name_or_path.as_deref().unwrap_or_default();
-        let mut sections = vec![header(base), self.about(config)];
+        let mut sections = vec![header(base, config.peft_type), self.about(config)];
         if !self.verbalizer.is_empty() {
             sections.push(format!("## Verbalizer\n\n{}", fenced("text", &self.verbalizer)));
         }
@@ -41,7 +42,14 @@ impl ModelCard {
             sections.push(format!("## Hyperparameters\n\n{}", table(&self.hyperparameters)));
         }
         if !base.is_empty() {
-            sections.push(format!("## With PEFT\n\n{}", fenced("python", &self.peft(base, config))));
+            let peft = match config.attention_layers {
+                None => fenced("python", &self.peft(base, config)),
+                // transformers asks the cache that PEFT makes for the state of every Mamba2 layer, and finds keys there.
+                Some(_) => "PEFT can't use these keys and values: the base has Mamba2 layers, for which PEFT 0.21 has no \
+                            place in a prefix.\n"
+                    .to_owned(),
+            };
+            sections.push(format!("## With PEFT\n\n{peft}"));
             sections.push(format!(
                 "## With gneiss\n\n{}\n`TEXT` is the verbalizer with the input in its place, and `DIR` is \
                  this folder.\n",
@@ -54,23 +62,29 @@ impl ModelCard {
     fn about(&self, config: &AdapterConfig) -> String {
         let name = if self.name.is_empty() { "Soft prompt" } else { &self.name };
         let base = config.base_model_name_or_path.clone().unwrap_or_default();
+        let frozen = (config.peft_type == PeftType::Cartridge).then(|| config.num_frozen_tokens.unwrap_or(1));
         let rows = [
             ("Base model", base),
             ("Revision", config.revision.clone().unwrap_or_default()),
             ("Task", self.task.clone()),
             ("Virtual tokens", config.num_virtual_tokens.to_string()),
+            ("Frozen virtual tokens", frozen.map(|tokens| tokens.to_string()).unwrap_or_default()),
             ("Steps", self.num_steps.map(|steps| steps.to_string()).unwrap_or_default()),
             ("Training loss", self.train_loss.map(|loss| format!("{loss:.4}")).unwrap_or_default()),
             ("Validation loss", self.validation_loss.map(|loss| format!("{loss:.4}")).unwrap_or_default()),
         ];
         let rows = rows.into_iter().filter(|(_, value)| !value.is_empty());
         let rows: Vec<_> = rows.map(|(key, value)| (key.to_string(), value)).collect();
-        format!(
-            "# {}\n\nA soft prompt: embeddings of virtual tokens that stand before every input of a frozen \
-             model.\n\n{}",
-            one_line(name),
-            table(&rows)
-        )
+        let what = match config.peft_type.prompt_kind() {
+            PromptKind::Embeddings => {
+                "A soft prompt: embeddings of virtual tokens that stand before every input of a frozen model."
+            }
+            PromptKind::Prefix => {
+                "A soft prompt: keys and values of virtual tokens that stand before every input in the attention layers \
+                 of a frozen model."
+            }
+        };
+        format!("# {}\n\n{what}\n\n{}", one_line(name), table(&rows))
     }
 
     /// Python that loads the prompt and answers one input.
@@ -79,8 +93,16 @@ impl ModelCard {
         let verbalizer = if self.verbalizer.is_empty() { "{{input}}" } else { &self.verbalizer };
         let tokens =
             self.max_output_tokens.map(|most| format!(", max_new_tokens={most}")).unwrap_or_default();
-        // PEFT 0.21 asks transformers for the cache by a name that transformers 5.24 gave up, finds none, and puts the
-        // prompt in front of every new token again: without a cache both are right.
+        // PEFT 0.21 asks transformers for the cache by a name that transformers 5.24 gave up, finds none, and puts
+        // embeddings in front of every new token again: without a cache both are right. Keys and values are in the cache:
+        // with it both are right, and without it PEFT fails.
+        let (comment, cache) = match config.peft_type.prompt_kind() {
+            PromptKind::Embeddings => (
+                "# use_cache=False: with a cache, PEFT 0.21 on transformers 5.24 puts the prompt in again at every token\n",
+                ", use_cache=False",
+            ),
+            PromptKind::Prefix => ("", ""),
+        };
         format!(
             "from peft import PeftModel\n\
              from transformers import AutoModelForCausalLM, AutoTokenizer\n\
@@ -91,8 +113,8 @@ impl ModelCard {
              \n\
              text = {}.replace(\"{{{{input}}}}\", \"...\")\n\
              inputs = tokenizer(text, return_tensors=\"pt\")\n\
-             # use_cache=False: with a cache, PEFT 0.21 on transformers 5.24 puts the prompt in again at every token\n\
-             answer = model.generate(**inputs{tokens}, do_sample=False, use_cache=False)\n\
+             {comment}\
+             answer = model.generate(**inputs{tokens}, do_sample=False{cache})\n\
              print(tokenizer.decode(answer[0], skip_special_tokens=True))\n",
             quoted(verbalizer)
         )
@@ -100,10 +122,11 @@ impl ModelCard {
 }
 
 /// YAML that the hub reads.
-fn header(base: &str) -> String {
+fn header(base: &str, method: PeftType) -> String {
     let base = if base.is_empty() { String::new() } else { format!("base_model: {}\n", quoted(base)) };
     format!(
-        "---\n{base}library_name: peft\npipeline_tag: text-generation\ntags:\n- prompt-tuning\n- gneiss\n---\n"
+        "---\n{base}library_name: peft\npipeline_tag: text-generation\ntags:\n- {}\n- gneiss\n---\n",
+        method.tag()
     )
 }
 

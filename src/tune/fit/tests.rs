@@ -14,6 +14,7 @@ fn warm_up_takes_the_shortest_example_and_minds_no_shortage() {
     let model = Decoder::load(&bare.config, &bare.weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap();
     let example = |n: usize| Example { input: vec![3; n], target: vec![5, 6], line: 1 };
     let train = [example(9), example(4), example(7)];
+    let prompt = Prompt::embeddings(&model.embedding().narrow(0, 0, 3).unwrap()).unwrap();
     let seen = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
     let rows = seen.clone();
     let fails = move |work: Work, n: usize| {
@@ -21,9 +22,9 @@ fn warm_up_takes_the_shortest_example_and_minds_no_shortage() {
         rows.borrow().len() > 1
     };
     faults::with(fails, || {
-        warm_up(&model, &train, 3).unwrap();
-        warm_up(&model, &train, 3).unwrap();
-        warm_up(&model, &[], 3).unwrap();
+        warm_up(&model, &train, &prompt).unwrap();
+        warm_up(&model, &train, &prompt).unwrap();
+        warm_up(&model, &[], &prompt).unwrap();
     });
     assert_eq!(*seen.borrow(), [(Work::Pass, 3 + 4 + 1); 2], "the second ran out of memory");
 }

@@ -18,7 +18,7 @@ pub(super) fn labels(counts: &[(&str, usize)]) -> Vec<Record> {
 fn health(records: Option<&[Record]>, targets: usize) -> Health {
     let n = records.map_or(1, <[Record]>::len);
     let example = Example { input: vec![1], target: vec![2; targets], line: 2 };
-    Health::new(&vec![example; n], records, Norms { mean: 1.0, min: 0.5, max: 2.0 })
+    Health::new(&vec![example; n], records, Some(Norms { mean: 1.0, min: 0.5, max: 2.0 }))
 }
 
 fn epoch(epoch: usize, train_loss: f64) -> EpochRecord {

@@ -12,6 +12,7 @@ fn memory() -> TuningMemory {
 
 /// The tutorial's step at accumulation 16: 128 reviews of 40 rows behind 100 virtual tokens.
 const WORK: LargestStep = LargestStep {
+    kind: PromptKind::Embeddings,
     virtual_tokens: 100,
     prefix_rows: 108,
     sequence_rows: 128 * 40,
@@ -123,8 +124,9 @@ fn the_largest_step_is_counted() {
         line: 0,
     };
     let train = [example(5, 1), example(9, 2), example(3, 4), example(6, 1)];
-    let work = LargestStep::new(&train, 10, 2);
+    let work = LargestStep::new(&train, PromptKind::Embeddings, 10, 2);
     let expected = LargestStep {
+        kind: PromptKind::Embeddings,
         virtual_tokens: 10,
         prefix_rows: 12,
         sequence_rows: 8 + 4,
@@ -133,7 +135,7 @@ fn the_largest_step_is_counted() {
         targets: 6,
     };
     assert_eq!((work, work.rows()), (expected, 24));
-    assert_eq!(LargestStep::new(&train, 10, 100).sequences, 4);
+    assert_eq!(LargestStep::new(&train, PromptKind::Embeddings, 10, 100).sequences, 4);
 }
 
 #[test]
@@ -248,7 +250,7 @@ fn a_plan_covers_every_split() {
     };
     let (train, mut with_sequences): (Vec<Example>, _) = ((0..40).map(example).collect(), 0);
     for virtual_tokens in [2, 30, 200] {
-        let work = LargestStep::new(&train, virtual_tokens, 20);
+        let work = LargestStep::new(&train, PromptKind::Embeddings, virtual_tokens, 20);
         for (max_rows, recompute) in (850..work.rows()).step_by(397).flat_map(|rows| [(rows, 0), (rows, 20)])
         {
             let limits = Limits { max_rows, recompute };

@@ -179,7 +179,8 @@ fn a_pass_has_one_upload() {
     emulate(0, || {
         for (max_rows, least) in [(100, 1), (20, 3)] {
             let limits = Limits::rows(max_rows);
-            let passes = objective::prepare(&model, &groups, max_rows).unwrap().iter().count();
+            let passes =
+                objective::prepare(&model, &groups, prompts.kind(), max_rows).unwrap().iter().count();
             assert!(passes >= least, "{passes} passes");
             let before = uploads();
             let found = objective::gradient(&model, &prompts, &groups, limits).unwrap().gradient.unwrap();
