@@ -82,6 +82,18 @@ choices! {
 }
 
 choices! {
+    /// How the rows of a soft prompt are made of its trainable values.
+    Reparameterization {
+        /// The rows are the trainable values.
+        None = "none",
+        /// A row is a trainable row plus the output of a small network that all rows share (Residual Prompt Tuning).
+        Residual = "residual",
+        /// The rows are the output of PEFT's encoder: that of P-tuning for embeddings, `prefix_projection` for a prefix.
+        Mlp = "mlp",
+    }
+}
+
+choices! {
     /// The start of the soft prompt's rows.
     InitMethod {
         /// The embeddings of the init text's tokens, tiled or cut to the number of virtual tokens.

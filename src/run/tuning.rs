@@ -33,7 +33,7 @@ pub struct Tuning<'a> {
     pub validation: Option<(Dataset, Encoded)>,
     /// The same files as a teacher reads them, if the run distils one.
     pub teacher: Option<TeacherData>,
-    /// The prompt before the first step, on the CPU.
+    /// The prompt before the first step of this part of the run, on the CPU.
     pub initial: Prompt,
     /// How the run fits into memory.
     pub plan: MemoryPlan,
@@ -75,7 +75,10 @@ impl<'a> Tuning<'a> {
             notes.extend(dataset.notes.iter().map(|text| format!("data.{split}: {text}")));
         }
         let initial = match &state {
-            Some(state) => Prompt::embeddings(&state.initial)?,
+            Some(state) => {
+                state.prompt.layout().check_options(&config.prompt)?;
+                state.prompt.clone()
+            }
             None => init::initial(&config.prompt, &session.model, &session.tokenizer, options.seed)?,
         };
         let plan = crate::tune::plan_run(options, &session.model, &train.1.examples, &initial)?;
@@ -121,7 +124,7 @@ impl<'a> Tuning<'a> {
         let mut summary = self.summary(folder, trainer)?;
         let schedule = health::schedule(&self.config.train, trainer.first().total_steps());
         summary.warnings.extend(schedule.filter(|text| !summary.warnings.contains(text)));
-        let norms = match self.initial.kind() {
+        let norms = match self.initial.layout().kind {
             PromptKind::Embeddings => Some(vocabulary()?.norms()?),
             PromptKind::Prefix => None,
         };
@@ -233,7 +236,11 @@ impl<'a> Tuning<'a> {
         };
         let init_text = Some(config.prompt.init_text.as_str()).filter(|_| init == PromptTuningInit::Text);
         let rows = kept.prompt.num_virtual_tokens();
-        let adapter = AdapterConfig::new(&session.id, session.model.config(), rows, init, init_text);
+        let (id, model) = (&session.id, session.model.config());
+        let adapter = match &kept.prompt {
+            Prefix::Embeddings(_) => AdapterConfig::new(id, model, rows, init, init_text),
+            Prefix::KeysValues(_) => AdapterConfig::keys_values(id, model, rows, config.prompt.frozen_tokens),
+        };
         let train = &config.train;
         let settings: [(&str, String); 8] = [
             ("learning rate", train.learning_rate.to_string()),

@@ -92,11 +92,11 @@ impl<'a> Trainer<'a> {
         let Some(first) = runs.first() else {
             return Err(Error::Invalid("tune: expected at least one prompt, found none".into()));
         };
-        let (time_products, kind) = (first.options().time_products, first.prompt().kind());
-        if let Some(other) = runs.iter().find(|run| run.prompt().kind() != kind) {
+        let (time_products, kind) = (first.options().time_products, first.prompt().layout().kind);
+        if let Some(other) = runs.iter().find(|run| run.prompt().layout().kind != kind) {
             return Err(Error::Invalid(format!(
                 "prompt.kind: expected one value for all runs of a trainer, found \"{kind}\" and \"{}\"",
-                other.prompt().kind()
+                other.prompt().layout().kind
             )));
         }
         if runs.iter().any(|run| run.options().time_products != time_products) {
@@ -286,7 +286,7 @@ impl<'a> Trainer<'a> {
             return Ok(None);
         }
         let groups = [PrefixGroup::new(0..of_run.prompt().num_virtual_tokens() as u32, validation)];
-        let prompt = of_run.prompt().prefix().to_dtype(decoder.prompt_dtype())?;
+        let prompt = of_run.prompt().prefix()?.to_dtype(decoder.prompt_dtype())?;
         let teacher = of_run.teacher();
         let loss = |limits: Limits| {
             let mut passes = objective::packed(decoder, &groups, prompt.kind(), limits.max_rows)?;

@@ -69,8 +69,7 @@ fn text_init(golden: &Golden, model: &Decoder, tokenizer: &TextTokenizer) {
         let ids = Tensor::new(ids, &Device::Cpu).unwrap();
         rows(&model.embedding().index_select(&ids, 0).unwrap())
     };
-    let initial =
-        |options: &PromptOptions| initial(options, model, tokenizer, 42).unwrap().prefix().values().clone();
+    let initial = |options: &PromptOptions| initial(options, model, tokenizer, 42).unwrap().values().clone();
     let prompt = initial(&options);
     assert_eq!(rows(&prompt), embeddings(&prompt_ids));
     // transformers dequantises to the same rows: they are the prompt of its case.

@@ -86,8 +86,8 @@ impl Trainer<'_> {
 
     /// The prompts of all parts, one below the other.
     fn prompts(&self, parts: &[StepPart]) -> Result<Prefix> {
-        let prefixes: Vec<Prefix> = parts.iter().map(|part| self.runs[part.run].prompt().prefix()).collect();
-        Prefix::cat(&prefixes)?.to_dtype(self.decoder.prompt_dtype())
+        let prefixes = parts.iter().map(|part| self.runs[part.run].prompt().prefix());
+        Prefix::cat(&prefixes.collect::<Result<Vec<_>>>()?)?.to_dtype(self.decoder.prompt_dtype())
     }
 
     /// The step after that of `parts`, if all of them have one that is known.
@@ -103,7 +103,7 @@ impl Trainer<'_> {
     /// The passes of `groups`; the examples `first` of the first one are those of a teacher, which has no other.
     fn prepare(&self, groups: &[PrefixGroup], first: &[usize], limits: Limits) -> Result<Passes> {
         note("prepare");
-        let kind = self.first().prompt().kind();
+        let kind = self.first().prompt().layout().kind;
         let mut passes = objective::prepare(self.decoder, groups, kind, limits.max_rows)?;
         if let Some(teacher) = self.first().teacher() {
             passes.teacher_passes = teacher.training_passes(&passes, first);
