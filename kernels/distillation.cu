@@ -34,9 +34,9 @@ INLINE RowParts row_parts(index_t row, uint vocab) {
 
 // The column of the head or tail that a thread does alone: of the head threads 0 to 6, of the tail 8 to 14. `vocab` for
 // the other threads.
-INLINE uint edge_column(RowParts parts, uint thread, uint vocab) {
-    if (thread < parts.head) return thread;
-    return thread >= 8 && thread - 8 < parts.tail ? vocab - parts.tail + thread - 8 : vocab;
+INLINE uint edge_column(RowParts parts, uint worker, uint vocab) {
+    if (worker < parts.head) return worker;
+    return worker >= 8 && worker - 8 < parts.tail ? vocab - parts.tail + worker - 8 : vocab;
 }
 
 // The maximum of the values so far, and the sum of exp(z - maximum).
@@ -59,8 +59,8 @@ INLINE Exponentials with8(Exponentials sum, float scale, LOCAL(const float) logi
 }
 
 // Log-sum-exp over the block's threads, all of which must come to it; `scratch` is 64 floats that nobody else uses.
-INLINE float block_lse(Exponentials own, GROUP(float) scratch, uint thread, uint threads) {
-    const uint lane = thread % 32, warp = thread / 32, warps = threads / 32;
+INLINE float block_lse(Exponentials own, GROUP(float) scratch, uint worker, uint workers) {
+    const uint lane = worker % 32, warp = worker / 32, warps = workers / 32;
     float maximum = warp_max(own.maximum), sum = warp_sum(own.sum * exp_(own.maximum - maximum));
     if (lane == 0) {
         scratch[warp] = maximum;

@@ -81,7 +81,8 @@ impl<'a> Tuning<'a> {
             }
             None => init::initial(&config.prompt, &session.model, &session.tokenizer, options.seed)?,
         };
-        let plan = crate::tune::plan_run(options, &session.model, &train.1.examples, &initial)?;
+        let of_teacher = teacher.as_ref().map(TeacherData::examples);
+        let plan = crate::tune::plan_run(options, &session.model, &train.1.examples, &initial, of_teacher)?;
         Ok(Self { config, session, train, validation, teacher, initial, plan, warnings, notes, state })
     }
 

@@ -68,6 +68,29 @@ fn the_embeddings_of_the_text_have_no_divergence() {
     }
 }
 
+/// So are the keys and values that the model makes of them.
+#[test]
+fn the_keys_and_values_of_the_text_have_no_divergence() {
+    let (train, text) = (of_every_vocabulary(6, 35), text(20));
+    let with_text = after(&text, &train);
+    for name in ["granite", "llama_bias", "experts"] {
+        let model = load_in(name, DType::F64);
+        let examples = TeacherExamples { train: &with_text, validation: &[] };
+        let run = RunExamples { train: &train, validation: &[], teacher: Some(examples) };
+        let teacher = Teacher::new(&model, examples, run).unwrap();
+        let groups = [PrefixGroup::new(0..text.len() as u32, &train)];
+        let prefix = Prefix::KeysValues(model.keys_values(rows_of(&model, &text).values()).unwrap());
+        for max_rows in [usize::MAX, 20] {
+            let mut passes = Passes::after_given(&groups, max_rows, None);
+            passes.teacher_passes = teacher.training_passes(&passes, &[0, 1, 2, 3, 4, 5]);
+            let loss = Loss { mean: Mean::All, teacher: Some(&teacher) };
+            let found = tune::gradient_of(&model, &prefix, &passes, 0, loss).unwrap().nll().unwrap();
+            let largest = found.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
+            assert!(largest < 1e-9, "{name}, {max_rows} rows: {largest:e}");
+        }
+    }
+}
+
 /// A run over `train` and `validation` towards the base model after `text`.
 fn distil(
     (train, validation): (&[Example], &[Example]),
