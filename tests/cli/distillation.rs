@@ -12,7 +12,7 @@ fn tune_distils_a_text_and_eval_compares_with_it() {
     let tune = ["tune", "dogs.toml", "--set", TEXT, "--set", "train.num_epochs=20"];
     let (stdout, stderr) = texts(&place.gneiss(tune).success());
     assert!(
-        stderr.contains("teacher    18 tokens before every input; the loss is the KL divergence"),
+        stderr.contains("teacher    17 tokens before every input; the loss is the KL divergence"),
         "{stderr}"
     );
     assert!(stdout.contains(" (KL divergence from the teacher)"), "{stdout}");
@@ -32,7 +32,7 @@ fn tune_distils_a_text_and_eval_compares_with_it() {
     assert!(report.contains("KL divergence from the teacher, nats per target token"));
     let card = std::fs::read_to_string(place.path("runs/dogs/adapter/README.md")).unwrap();
     assert!(
-        card.contains("KL divergence from the teacher") && card.contains("a text of 18 tokens"),
+        card.contains("KL divergence from the teacher") && card.contains("a text of 17 tokens"),
         "{card}"
     );
 
@@ -51,7 +51,7 @@ fn tune_distils_a_text_and_eval_compares_with_it() {
     );
     place.gneiss(["tune", "dogs.toml", "--find-lr", "--set", TEXT]).success();
     let (stdout, _) = texts(&place.gneiss(["inspect", "runs/dogs/config.toml"]).success());
-    assert!(stdout.contains("18 tokens of text"), "{stdout}");
+    assert!(stdout.contains("17 tokens of text"), "{stdout}");
 }
 
 #[test]
