@@ -5,6 +5,7 @@ mod progress;
 
 use super::schedule;
 use super::state::{self, Clock, Position, State, epoch_order};
+use super::teacher::{Teacher, TeacherExamples};
 use crate::batch::{Example, PrefixGroup};
 use crate::config::{PromptKind, TrainOptions};
 use crate::model::{Decoder, keys_values_width};
@@ -26,6 +27,8 @@ pub struct RunExamples<'a> {
     pub train: &'a [Example],
     /// Examples whose loss is taken after each epoch; may be empty.
     pub validation: &'a [Example],
+    /// The same as a teacher reads them, if the run distils one.
+    pub teacher: Option<TeacherExamples<'a>>,
 }
 
 /// How a run ended.
@@ -85,6 +88,8 @@ pub struct PromptRun<'a> {
     clock: Clock,
     /// [`state::fingerprint`] of the examples.
     fingerprint: String,
+    /// Of a distillation.
+    teacher: Option<Teacher<'a>>,
     /// The order of the current epoch and of the one after it.
     orders: Orders,
 }
@@ -126,6 +131,8 @@ impl<'a> PromptRun<'a> {
                  data.max_input_tokens or prompt.num_virtual_tokens"
             )));
         }
+        let teacher =
+            examples.teacher.map(|of_teacher| Teacher::new(decoder, of_teacher, examples)).transpose()?;
         let adamw = AdamW {
             beta1: options.beta1,
             beta2: options.beta2,
@@ -145,7 +152,8 @@ impl<'a> PromptRun<'a> {
             good: LastGood::default(),
             clock: Clock::new(position.elapsed),
             position,
-            fingerprint: state::fingerprint(examples.train, examples.validation),
+            fingerprint: state::fingerprint(examples),
+            teacher,
             orders: Orders::default(),
         })
     }
@@ -166,7 +174,7 @@ impl<'a> PromptRun<'a> {
         if *found != state.examples {
             return Err(Error::Invalid(format!(
                 "expected the examples that the run began with ({}), found others ({found}): data.train, \
-                 data.validation or the tokenizer have changed; start a new run",
+                 data.validation, data.teacher_text or the tokenizer have changed; start a new run",
                 state.examples
             )));
         }
@@ -213,6 +221,11 @@ impl<'a> PromptRun<'a> {
     /// What it learns from, and what its loss is taken on.
     pub fn examples(&self) -> RunExamples<'a> {
         self.examples
+    }
+
+    /// The teacher of a distillation.
+    pub fn teacher(&self) -> Option<&Teacher<'a>> {
+        self.teacher.as_ref()
     }
 
     /// Hyperparameters.

@@ -42,7 +42,7 @@ fn task<'a>(
     options: &'a TrainOptions,
     rows: usize,
 ) -> Task<'a> {
-    Task { model: &MODEL, train, validation, options, limits: Limits::rows(rows) }
+    Task { model: &MODEL, train, validation, teacher: None, options, limits: Limits::rows(rows) }
 }
 
 #[test]
