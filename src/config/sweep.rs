@@ -239,6 +239,12 @@ impl Config {
                     .into(),
             ));
         }
+        if self.distils() && sweep.max_prompts > 1 {
+            return Err(Error::Invalid(format!(
+                "sweep.max_prompts: expected 0 or 1 with data.teacher_text, since a prompt with a teacher is tuned alone, found {}",
+                sweep.max_prompts
+            )));
+        }
         let mut base = self.clone();
         base.sweep = SweepOptions::default();
         let failed = |error: String| Error::Invalid(format!("config as TOML: {error}"));

@@ -1,7 +1,7 @@
 //! A soft prompt: its trainable values, and the prefix that a model makes of them.
 
 use super::{Prefix, PromptLayout, reparameterization};
-use crate::config::{PromptOptions, Reparameterization};
+use crate::config::{PromptKind, PromptOptions, Reparameterization};
 use crate::ops::gpu;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -81,6 +81,11 @@ impl Prompt {
             rows => Some(initial.values().narrow(0, 0, rows)?.copy()?),
         };
         Ok(Self { layout, values, frozen })
+    }
+
+    /// What the prompt puts in front of sequences.
+    pub fn kind(&self) -> PromptKind {
+        self.layout.kind
     }
 
     /// What the trainable values are.

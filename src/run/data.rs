@@ -1,5 +1,6 @@
 //! The files of a run, read and encoded.
 
+use super::TeacherData;
 use crate::batch::Example;
 use crate::config::Config;
 use crate::data::{Dataset, Encoded, Template};
@@ -13,6 +14,8 @@ pub struct TuningData {
     pub train: (Dataset, Encoded),
     /// Rows and token ids for the validation loss after each epoch.
     pub validation: Option<(Dataset, Encoded)>,
+    /// The same files as a teacher reads them, if the run distils one.
+    pub teacher: Option<TeacherData>,
     /// Warnings about the data, with hints.
     pub warnings: Vec<String>,
     /// Notes about how the files were read.
@@ -35,6 +38,8 @@ impl TuningData {
             ));
         };
         let validation = session::examples(&data.validation, config, &encoder)?;
+        let datasets = (&train.0, validation.as_ref().map(|(dataset, _)| dataset));
+        let teacher = TeacherData::encode(config, session, &encoder, datasets)?;
         let test = session::examples(&data.test, config, &encoder)?;
         let [of_validation, of_test] =
             [&validation, &test].map(|split| split.as_ref().map(|(dataset, _)| &dataset.records[..]));
@@ -45,7 +50,7 @@ impl TuningData {
             warnings.extend(dataset.warnings.iter().map(|text| format!("data.{split}: {text}")));
             notes.extend(dataset.notes.iter().map(|text| format!("data.{split}: {text}")));
         }
-        Ok(Self { train, validation, warnings, notes })
+        Ok(Self { train, validation, teacher, warnings, notes })
     }
 
     /// Token ids of the validation file; none without one.

@@ -18,6 +18,7 @@ pub mod folder;
 pub mod read;
 mod recorder;
 pub mod summary;
+pub mod teacher;
 pub mod tensorboard;
 pub mod tuning;
 
@@ -25,5 +26,6 @@ pub use data::TuningData;
 pub use folder::RunFolder;
 pub use read::{Run, RunRecord};
 pub use recorder::Recorder;
-pub use summary::{ModelSummary, Status, Summary};
+pub use summary::{LossKind, ModelSummary, Status, Summary};
+pub use teacher::TeacherData;
 pub use tuning::Tuning;

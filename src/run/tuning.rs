@@ -1,8 +1,9 @@
 //! A complete run, from a configuration to the files in its folder.
 
 use super::recorder::{Rates, Recorder};
+use super::teacher::TeacherData;
 use super::tensorboard::EventFile;
-use super::{ModelSummary, Run, RunFolder, Status, Summary, TuningData};
+use super::{LossKind, ModelSummary, Run, RunFolder, Status, Summary, TuningData};
 use crate::config::{Config, InitMethod, PromptKind, Task as TaskKind};
 use crate::data::labels::distinct;
 use crate::device::PeakMemory;
@@ -14,7 +15,7 @@ use crate::prompt::vocabulary::Vocabulary;
 use crate::prompt::{Prefix, Prompt, init};
 use crate::session::Session;
 use crate::tune::health::{self, Health};
-use crate::tune::{Ended, Kept, MemoryPlan, Observer, PromptRun, RunExamples, State, Task, Trainer};
+use crate::tune::{Kept, MemoryPlan, Observer, PromptRun, RunExamples, State, Task, Trainer};
 use crate::{Error, Result};
 use std::path::Path;
 use std::rc::Rc;
@@ -65,7 +66,8 @@ impl<'a> Tuning<'a> {
             }
             None => init::initial(&config.prompt, &session.model, &session.tokenizer, options.seed)?,
         };
-        let plan = crate::tune::plan_run(options, &session.model, &data.train.1.examples, &initial)?;
+        let teacher = data.teacher.as_ref().map(TeacherData::examples);
+        let plan = crate::tune::plan_run(options, &session.model, &data.train.1.examples, &initial, teacher)?;
         Ok(Self { config, session, data, initial, plan, state })
     }
 
@@ -80,9 +82,9 @@ impl<'a> Tuning<'a> {
     /// # Errors
     /// Returns the errors of [`Trainer::new`] and [`Trainer::resume`].
     pub fn trainer(&self) -> Result<Trainer<'_>> {
-        let RunExamples { train, validation } = self.examples();
+        let RunExamples { train, validation, teacher } = self.examples();
         let (model, limits) = (&self.session.model, self.plan.limits);
-        let task = Task { model, train, validation, options: &self.config.train, limits };
+        let task = Task { model, train, validation, teacher, options: &self.config.train, limits };
         match &self.state {
             Some(state) => Trainer::resume(task, state),
             None => Trainer::new(task, &self.initial),
@@ -102,7 +104,12 @@ impl<'a> Tuning<'a> {
     }
 
     fn examples(&self) -> RunExamples<'_> {
-        RunExamples { train: &self.data.train.1.examples, validation: self.data.validation_examples() }
+        let TuningData { train, teacher, .. } = &*self.data;
+        RunExamples {
+            train: &train.1.examples,
+            validation: self.data.validation_examples(),
+            teacher: teacher.as_ref().map(TeacherData::examples),
+        }
     }
 
     /// Runs `trainer` and writes everything except the report: records, checkpoints, adapter, tokens, summary. All
@@ -119,7 +126,7 @@ impl<'a> Tuning<'a> {
     ) -> Result<Summary> {
         let mut recorder = self.recorder(trainer.first(), folder, memory, watch)?;
         let outcome = trainer.run(&mut recorder);
-        let summary = self.finish(trainer.first(), recorder, status(&outcome))?;
+        let summary = self.finish(trainer.first(), recorder, Status::new(&outcome))?;
         outcome.map(|_| summary)
     }
 
@@ -149,7 +156,10 @@ impl<'a> Tuning<'a> {
             PromptKind::Embeddings => Some(self.vocabulary()?.norms()?),
             PromptKind::Prefix => None,
         };
-        let health = Health::new(&encoded.examples, records, norms);
+        let mut health = Health::new(&encoded.examples, records, norms);
+        if self.data.teacher.is_some() {
+            health = health.of_divergences();
+        }
         let health = health.after(&summary.warnings);
         folder.summary(&summary)?;
         let events = match self.config.train.tensorboard {
@@ -235,6 +245,7 @@ impl<'a> Tuning<'a> {
             init_method: self.config.prompt.init_method,
             num_virtual_tokens: self.initial.num_virtual_tokens(),
             trainable_parameters: self.initial.elem_count(),
+            layout: Some(*self.initial.layout()).filter(|layout| !layout.is_plain_embeddings()),
             train_examples: self.examples().train.len(),
             validation_examples: self.examples().validation.len(),
             steps: position.step,
@@ -243,6 +254,7 @@ impl<'a> Tuning<'a> {
             epochs: position.last.epoch,
             kept_step: earlier.as_ref().map_or(0, |summary| summary.kept_step),
             kept_epoch: earlier.as_ref().map_or(0, |summary| summary.kept_epoch),
+            loss: LossKind::new(self.config),
             train_loss: earlier.as_ref().and_then(|summary| summary.train_loss),
             validation_loss: earlier.as_ref().and_then(|summary| summary.validation_loss),
             seconds: position.elapsed,
@@ -268,7 +280,11 @@ impl<'a> Tuning<'a> {
         let (id, model) = (&session.id, session.model.config());
         let adapter = match &kept.prompt {
             Prefix::Embeddings(_) => AdapterConfig::new(id, model, rows, init, init_text),
-            Prefix::KeysValues(_) => AdapterConfig::keys_values(id, model, rows, config.prompt.frozen_tokens),
+            // The card shows the text; PEFT's configuration of this method has no key for it.
+            Prefix::KeysValues(_) => AdapterConfig {
+                prompt_tuning_init_text: init_text.map(str::to_owned),
+                ..AdapterConfig::keys_values(id, model, rows, config.prompt.frozen_tokens)
+            },
         };
         let train = &config.train;
         let settings: [(&str, String); 8] = [
@@ -279,14 +295,19 @@ impl<'a> Tuning<'a> {
             ("weight decay", train.weight_decay.to_string()),
             ("gradient norm limit", train.max_grad_norm.to_string()),
             ("seed", train.seed.to_string()),
-            ("init", config.prompt.init_method.to_string()),
+            ("init", format!("{}{}", config.prompt.init_method, self.initial.layout())),
         ];
+        let mut hyperparameters = settings.map(|(key, value)| (key.to_owned(), value)).to_vec();
+        if let Some(teacher) = &self.data.teacher {
+            let loss = format!("{}, a text of {} tokens", LossKind::new(config).unit(), teacher.text_tokens);
+            hyperparameters.push(("loss".into(), loss));
+        }
         let card = ModelCard {
             name: config.name.clone(),
             task: config.data.task.to_string(),
             verbalizer: config.data.verbalizer.clone(),
             max_output_tokens: Some(config.data.max_output_tokens),
-            hyperparameters: settings.map(|(key, value)| (key.to_owned(), value)).to_vec(),
+            hyperparameters,
             num_steps: Some(kept.step),
             train_loss: kept.train_loss,
             validation_loss: kept.validation_loss,
@@ -309,7 +330,7 @@ impl<'a> Tuning<'a> {
             task: data.task,
             verbalizer: data.verbalizer.clone(),
             labels,
-            hard_prompt: self.config.prompt.init_text.clone(),
+            hard_prompt: self.config.hard_prompt().to_owned(),
             max_output_tokens: data.max_output_tokens,
             examples: unseen.records.iter().take(EXAMPLES).map(|record| record.input.clone()).collect(),
         }
@@ -358,23 +379,12 @@ pub fn resumable(folder: &Path, sets: &[String]) -> Result<(Config, State)> {
     same.train.on_not_finite = before.on_not_finite;
     same.train.memory_budget.clone_from(&before.memory_budget);
     if same != run.config {
-        return Err(Error::Invalid(
-            "--resume: expected the settings that the run began with, found others; a run under way can change \
+        return Err(Error::Invalid(format!(
+            "--resume: expected the settings that the run began with, found others ({}); a run under way can change \
              train.num_epochs, max_steps, learning_rate, schedule, keep, early_stopping, checkpoint_steps, tensorboard, \
-             on_not_finite and memory_budget, model.*, and data.test; start a new run for other changes"
-                .into(),
-        ));
+             on_not_finite and memory_budget, model.*, and data.test; start a new run for other changes",
+            run.config.changed_keys(&same)?.join(", ")
+        )));
     }
     Ok((config, state))
-}
-
-/// The status of a run that ended in this way.
-pub fn status(outcome: &Result<Ended>) -> Status {
-    match outcome {
-        Ok(Ended::Completed) => Status::Completed,
-        Ok(Ended::StoppedEarly) => Status::StoppedEarly,
-        Ok(Ended::Interrupted) => Status::Interrupted,
-        Ok(Ended::Paused) => Status::Paused,
-        Err(error) => Status::Failed { error: error.to_string() },
-    }
 }

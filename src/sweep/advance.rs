@@ -4,7 +4,7 @@ use super::observer::TrialObserver;
 use super::{Sweep, SweepObserver, Trial, ValidationRows};
 use crate::config::SweepMetric;
 use crate::device::PeakMemory;
-use crate::run::{Recorder, RunFolder, Status, Summary, Tuning, tuning};
+use crate::run::{Recorder, RunFolder, Status, Summary, Tuning};
 use crate::tune::{Observer, Trainer, plan_pack};
 use crate::{Error, Result};
 use std::rc::Rc;
@@ -46,9 +46,9 @@ impl Sweep<'_> {
         let mut watched: Vec<&mut dyn Observer> = Vec::with_capacity(pack.len());
         watched.extend(recorders.iter_mut().map(|recorder| recorder as &mut dyn Observer));
         let statuses: Vec<Status> = match trainer.run_all(&mut watched) {
-            Ok(outcomes) => outcomes.iter().map(tuning::status).collect(),
+            Ok(outcomes) => outcomes.iter().map(Status::new).collect(),
             Err(_) if pack.len() > 1 => return Ok(None),
-            Err(error) => vec![tuning::status(&Err(error))],
+            Err(error) => vec![Status::new(&Err(error))],
         };
         let parts = tunings.iter().zip(trainer.runs()).zip(recorders).zip(statuses);
         let finish = |(((tuning, run), recorder), status): (((&Tuning, _), _), _)| {

@@ -89,7 +89,9 @@ impl TrialResult {
         let rows = trial.validation()?;
         let summary = trial.summary.as_ref();
         let loss = summary.and_then(|summary| summary.validation_loss);
-        let error = rows.as_ref().map_or(f64::NAN, |rows| rows.loss().standard_error);
+        // The loss of a distillation is a divergence; the rows have the outputs' likelihoods.
+        let of_loss = rows.as_ref().filter(|_| !trial.config.distils());
+        let error = of_loss.map_or(f64::NAN, |rows| rows.loss().standard_error);
         Ok(Self {
             trial: trial.number,
             run: trial.folder(),

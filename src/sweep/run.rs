@@ -5,7 +5,7 @@ use crate::config::{Config, SweepMetric, Task};
 use crate::run::{Status, Tuning, TuningData};
 use crate::session::Session;
 use crate::tune::health::{self, is_at_chance};
-use crate::tune::{Ended, PromptRun, prompts_in_a_pass};
+use crate::tune::{Ended, largest_step, prompts_in_a_pass};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -45,24 +45,27 @@ impl<'a> Sweep<'a> {
         Ok(sweep)
     }
 
-    /// Makes the run of each trial. Returns the epochs of the longest, and how many prompts are in a pass at most.
+    /// Makes the run of each trial, one at a time. Returns the epochs of the longest, and how many prompts are in a pass at most.
     fn check_trials(&self) -> Result<(usize, usize)> {
-        let mut tunings = Vec::new();
+        let (mut epochs, mut works) = (0, Vec::new());
         for trial in &self.trials {
-            let tuning = Tuning::with_data(&trial.config, self.session, Rc::clone(self.data(trial)?), None);
             let name = |error: Error| {
                 Error::Invalid(format!("trial {} ({}): {error}", trial.name(), trial.settings()))
             };
-            tunings.push(tuning.map_err(name)?);
+            let data = Rc::clone(self.data(trial)?);
+            let tuning = Tuning::with_data(&trial.config, self.session, data, None).map_err(name)?;
+            let run = tuning.prompt_run().map_err(name)?;
+            epochs = epochs.max(run.total_steps().div_ceil(run.steps_per_epoch()));
+            works.push(largest_step(&run));
         }
-        let runs = tunings.iter().map(Tuning::prompt_run).collect::<Result<Vec<PromptRun>>>()?;
-        let epochs = runs.iter().map(|run| run.total_steps().div_ceil(run.steps_per_epoch())).max();
+        let model = &self.session.model;
         let max_prompts = match self.config.sweep.max_prompts {
-            0 if self.session.model.device().is_cpu() => 1,
-            0 => prompts_in_a_pass(&self.session.model, &runs)?,
+            // A prompt with a teacher is tuned alone.
+            0 if model.device().is_cpu() || self.config.distils() => 1,
+            0 => prompts_in_a_pass(model, &self.config.train, works)?,
             prompts => prompts,
         };
-        Ok((epochs.unwrap_or(0), max_prompts))
+        Ok((epochs, max_prompts))
     }
 
     /// The files of a trial.
@@ -183,7 +186,10 @@ impl<'a> Sweep<'a> {
     /// trials says nothing.
     fn postponed(&self, epoch: usize, leader: Option<&Standing>) -> Option<SweepRecord> {
         let trial = &self.trials[leader?.trial - 1];
-        if trial.config.data.task != Task::Classification || !self.halving.can_postpone(epoch) {
+        if trial.config.data.task != Task::Classification
+            || trial.config.distils()
+            || !self.halving.can_postpone(epoch)
+        {
             return None;
         }
         let (dataset, encoded) = &self.data(trial).ok()?.train;

@@ -1,6 +1,6 @@
 //! How a tuning run fits into a device's memory.
 
-use super::{BackwardWeights, Budget, LargestStep, MemoryPlan, PromptRun, RowRange};
+use super::{BackwardWeights, Budget, LargestStep, MemoryPlan, PromptRun, RowRange, TeacherExamples};
 use crate::batch::{Example, PrefixGroup};
 use crate::config::TrainOptions;
 use crate::device::Shortage;
@@ -53,13 +53,14 @@ fn row_range(configured: usize, on_cpu: bool) -> RowRange {
     }
 }
 
-/// As [`plan`], for a run of `prompt` over `train` in a model that is on its device. A second copy of the model's
+/// As [`plan`], for a run of `prompt` over `train`, towards a teacher if there is one, in a model that is on its device. A second copy of the model's
 /// weights is made if the plan says so; what does not tune makes none.
 pub fn plan_run(
     options: &TrainOptions,
     model: &Decoder,
     train: &[Example],
     prompt: &Prompt,
+    teacher: Option<TeacherExamples>,
 ) -> Result<MemoryPlan> {
     let virtual_tokens = prompt.num_virtual_tokens();
     if !model.device().is_cpu() && options.memory_budget.bytes.is_none() {
@@ -74,6 +75,8 @@ pub fn plan_run(
         virtual_tokens,
         options.batch_size * options.accumulate_steps,
     );
+    let teacher_rows = teacher.map_or(0, |examples| examples.head().len());
+    let work = work.with_teacher(teacher_rows);
     let plan = plan(options, &memory, &work, model.device(), true)?;
     copy_weights(model, &plan);
     Ok(plan)
@@ -94,29 +97,33 @@ pub fn plan_pack(model: &Decoder, runs: &[PromptRun]) -> Result<MemoryPlan> {
     plan(first.options(), &memory, &work, model.device(), true)
 }
 
-/// How many of the largest of `runs` go through the model in one pass whose whole tape fits into memory; 1 at least.
+/// How many of the largest of the steps `works` go through the model in one pass whose whole tape fits into memory; 1 at
+/// least.
 ///
 /// # Errors
-/// As [`plan_pack`].
-pub fn prompts_in_a_pass(model: &Decoder, runs: &[PromptRun]) -> Result<usize> {
-    let mut works: Vec<LargestStep> = runs.iter().map(largest_step).collect();
+/// Returns an error if the device does not say what is free.
+pub fn prompts_in_a_pass(
+    model: &Decoder,
+    options: &TrainOptions,
+    mut works: Vec<LargestStep>,
+) -> Result<usize> {
     works.sort_by_key(|work| std::cmp::Reverse(work.rows()));
-    let plan = plan_pack(model, runs)?;
-    let Some(options) = runs.first().map(PromptRun::options) else { return Ok(1) };
     let dtypes = Dtypes { weights: model.embedding().dtype(), activations: model.dtype() };
     let memory = TuningMemory::new(model.config(), dtypes, model.device().location());
+    let budget = Budget::new(options.memory_budget.bytes, model.device(), true)?;
     let rows = row_range(options.max_rows, model.device().is_cpu());
     let fits = |prompts: &usize| {
         let work = works[..*prompts].iter().copied().reduce(LargestStep::and);
         work.is_some_and(|work| {
-            let plan = MemoryPlan::new(&memory, &work, plan.budget, rows);
+            let plan = MemoryPlan::new(&memory, &work, budget, rows);
             plan.missing() == 0 && plan.limits.recompute == 0 && plan.limits.max_rows >= work.rows()
         })
     };
     Ok((1..=works.len()).rev().find(fits).unwrap_or(1))
 }
 
-fn largest_step(run: &PromptRun) -> LargestStep {
+/// The largest step that `run` can meet.
+pub fn largest_step(run: &PromptRun) -> LargestStep {
     let (options, layout) = (run.options(), run.prompt().layout());
     let examples = options.batch_size * options.accumulate_steps;
     LargestStep::new(run.examples().train, layout.kind, run.prompt().num_virtual_tokens(), examples)

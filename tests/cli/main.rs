@@ -15,8 +15,10 @@ mod adapters;
 #[path = "../common/mod.rs"]
 mod common;
 mod data;
+mod distillation;
 mod eval;
 mod inspect;
+mod kinds;
 mod resume;
 mod searches;
 mod sweep;

@@ -137,7 +137,7 @@ fn values_are_checked_as_those_of_the_key() {
     };
     of("train.learning_rate", "0.1", &["expected { values = [...] }", "found float"]);
     of("train.learning_rate", "{ value = [0.1] }", &["expected { values = [...] }", "found value"]);
-    of("train.learning_rate", "{ values = [0.1], min = 0.1 }", &["found values, min"]);
+    of("train.learning_rate", "{ values = [0.1], min = 0.1 }", &["found min, values"]);
     of("train.learning_rate", "{ values = [] }", &["at least one value"]);
     of("train.learning_rate", "{ values = [0.1, 0.2, 0.1] }", &["0.1 again at place 3"]);
     of("train.learning_rate", "{ values = [0.1, \"much\"] }", &["expected a number", "\"much\""]);

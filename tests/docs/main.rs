@@ -228,7 +228,7 @@ fn unknown_keys(page: &Page, known: &BTreeSet<String>, tables: &BTreeSet<String>
         let is_part = |c: char| c.is_alphanumeric() || "._/~-".contains(c);
         for word in what.split(|c| !is_part(c)) {
             let Some((table, key)) = word.split_once('.') else { continue };
-            let is_file = ["csv", "json", "jsonl", "toml", "safetensors", "rs"].contains(&key);
+            let is_file = ["csv", "html", "json", "jsonl", "toml", "safetensors", "rs"].contains(&key);
             let is_call = what.contains(&format!("{word}("));
             if tables.contains(table) && !is_file && !is_call && !known.contains(word) {
                 problems.push(page.problem(line, &format!("`{word}` is no key")));
