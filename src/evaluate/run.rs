@@ -81,6 +81,7 @@ pub fn run(
         teacher: config.distils(),
         arms: Vec::new(),
         pairs: Vec::new(),
+        ensemble: None,
     };
     for tuned in std::iter::once(None).chain(tuned.iter().map(Some)) {
         let name = tuned.map_or("base", |tuned| &tuned.name);
