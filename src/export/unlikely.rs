@@ -110,7 +110,14 @@ fn groups(base: &Base, placed: &Placed) -> Result<Vec<PrefixGroup>> {
     }
     let prompts = placed.tokens.iter().map(|t| t.ids.start - placed.first..t.ids.end - placed.first);
     let groups = std::iter::once(0..0).chain(prompts);
-    Ok(groups.map(|prompt| PrefixGroup { prompt, head: Vec::new(), sequences: sequences.clone() }).collect())
+    Ok(groups
+        .map(|prompt| PrefixGroup {
+            before: Vec::new(),
+            prompt,
+            head: Vec::new(),
+            sequences: sequences.clone(),
+        })
+        .collect())
 }
 
 /// Tokens that may be chosen: real ones that do not occur in a program's text as special tokens or ends of text.

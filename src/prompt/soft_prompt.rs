@@ -4,6 +4,7 @@ use super::Prefix;
 use crate::config::PromptKind;
 use crate::{Error, Result};
 use candle_core::Tensor;
+use std::sync::Arc;
 
 /// A trainable tensor of a prompt.
 #[derive(Debug, Clone)]
@@ -18,6 +19,8 @@ pub struct PromptParameter {
 #[derive(Debug, Clone)]
 pub struct Prompt {
     kind: PromptKind,
+    /// Tokens before the virtual tokens; none at the start.
+    before: Arc<[u32]>,
     parameters: Vec<PromptParameter>,
 }
 
@@ -39,7 +42,7 @@ impl Prompt {
             }
         }
         let parameters = vec![PromptParameter { name: "prompt_embeddings", value }];
-        Ok(Self { kind: prefix.kind(), parameters })
+        Ok(Self { kind: prefix.kind(), before: prefix.before().into(), parameters })
     }
 
     /// A prompt of the embeddings `values`, [P, C].
@@ -53,6 +56,11 @@ impl Prompt {
     /// What the prompt puts in front of sequences.
     pub fn kind(&self) -> PromptKind {
         self.kind
+    }
+
+    /// Tokens before the virtual tokens, with which every input begins; none if these stand at the start.
+    pub fn before(&self) -> &[u32] {
+        &self.before
     }
 
     /// Virtual tokens of the prefix, P.
@@ -79,7 +87,7 @@ impl Prompt {
 
     /// The prefix that the parameters make.
     pub fn prefix(&self) -> Prefix {
-        Prefix::new(self.kind, self.parameters[0].value.clone())
+        Prefix::new(self.kind, self.parameters[0].value.clone()).with_before(&self.before)
     }
 
     /// The gradients of the parameters, in their order, from that of the prefix.

@@ -142,8 +142,10 @@ impl<'a> Tuning<'a> {
         }
         let initial = trainer.first().initial()?;
         // Keys and values are near no token.
-        if let (Prefix::Embeddings(before), Prefix::Embeddings(after)) = (&initial, &kept.prompt) {
-            folder.tokens(&vocabulary()?.compare(before, after)?)?;
+        if self.initial.kind() == PromptKind::Embeddings {
+            let embeddings = [&initial, &kept.prompt].map(|prefix| prefix.embeddings("tokens.json"));
+            let [before, after] = embeddings;
+            folder.tokens(&vocabulary()?.compare(before?, after?)?)?;
         }
         if outcome.is_ok() {
             let ended = health::Outcome {

@@ -58,7 +58,7 @@ impl PromptRun<'_> {
             _ => self.last_good(*step, *last),
         };
         let RunMark { epoch, step, train_loss, validation_loss } = mark;
-        let prompt = Prefix::new(self.prompt.kind(), prompt.to_device(&Device::Cpu)?);
+        let prompt = self.initial.with_values(prompt.to_device(&Device::Cpu)?);
         Ok(Kept { prompt, epoch, step, train_loss, validation_loss })
     }
 
