@@ -74,6 +74,8 @@ def arguments():
         f"with --models optimizer steps, default {shapes.WARMUP}")
     add("--dtype", choices=sorted(TOLERANCE), default="f32")
     add("--threads", type=positive, default=len(os.sched_getaffinity(0)))
+    add("--prompt-kind", choices=("embeddings", "prefix"), default="embeddings",
+        help="prompt tuning, or prefix tuning from the init text's keys and values; default embeddings")
     add("--plain-malloc", action="store_true", help="PEFT with malloc as it comes")
     of_model = parser.add_argument_group("a model's weights and rows")
     add = of_model.add_argument
@@ -157,7 +159,7 @@ def run_gneiss(args, work, case, number):
     name = "compare-" + label(case).replace(" / ", "-") + f"-{number}-{os.getpid()}"
     settings = {"name": name, "train.max_steps": max(2, warmup), "train.batch_size": case["batch"],
                 "train.accumulate_steps": case["accumulate"], "prompt.num_virtual_tokens": case["virtual_tokens"],
-                "model.dtype": args.dtype, "train.shuffle": "false", "train.keep": "last", "data.validation": '""',
+                "prompt.kind": args.prompt_kind, "model.dtype": args.dtype, "train.shuffle": "false", "train.keep": "last", "data.validation": '""',
                 "train.num_epochs": 1000}
     if args.data:
         settings[DATA_KEY] = args.data
@@ -169,7 +171,7 @@ def run_gneiss(args, work, case, number):
     if not args.keep_runs:
         shutil.rmtree(RUNS / name)
     sizes = {"--batch": case["batch"], "--accumulate": case["accumulate"], "--virtual-tokens": case["virtual_tokens"],
-             "--dtype": args.dtype, "--steps": counted, "--warmup": warmup, **({"--data": args.data} if args.data else {})}
+             "--prompt-kind": args.prompt_kind, "--dtype": args.dtype, "--steps": counted, "--warmup": warmup, **({"--data": args.data} if args.data else {})}
     out, _ = run([args.gneiss, "bench", str(args.config), "--json", *common,
                   *(str(part) for pair in sizes.items() for part in pair)], threads)
     figures = json.loads(out)["cases"][0]
@@ -200,7 +202,7 @@ def run_peft(args, work, case, number):
         "--data", work["data"], "--verbalizer", work["verbalizer"], "--init-text", work["init_text"],
         "--max-input-tokens", str(work["max_input_tokens"]), "--batch", str(case["batch"]),
         "--virtual-tokens", str(case["virtual_tokens"]), "--accumulate", str(case["accumulate"]),
-        "--dtype", args.dtype, "--threads", str(args.threads), "--steps", str(counted), "--warmup", str(warmup),
+        "--prompt-kind", args.prompt_kind, "--dtype", args.dtype, "--threads", str(args.threads), "--steps", str(counted), "--warmup", str(warmup),
     ]
     out, _ = run(command + ["--plain-malloc"] * args.plain_malloc, {})
     report = json.loads(out.splitlines()[-1])
@@ -221,7 +223,7 @@ def append_csv(args, machine, result):
     row = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "tool": result["tool"], "batch": result["batch"], "virtual_tokens": result["virtual_tokens"],
-        "accumulate": result["accumulate"], "dtype": args.dtype, "threads": args.threads,
+        "accumulate": result["accumulate"], "prompt_kind": args.prompt_kind, "dtype": args.dtype, "threads": args.threads,
         "round": result["round"], "steps": result["steps"], "disturbed_steps": result["disturbed"],
         "examples_per_second_p50": figures["median"], "examples_per_second_p10": figures["p10"],
         "examples_per_second_p90": figures["p90"],

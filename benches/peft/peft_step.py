@@ -54,7 +54,8 @@ def main():
         tokenizer, model = (None, shape_of(args)) if args.model_config else load(args)
         loaded = status_bytes("VmRSS")
         rows = read_examples(args, model) if args.examples else encode_rows(args, tokenizer)
-        model, weight = with_prompt(model, prompt_ids(args, tokenizer, model))
+        with_kind = {"embeddings": with_prompt, "prefix": with_prefix}[args.prompt_kind]
+        model, weight = with_kind(model, prompt_ids(args, tokenizer, model))
         if args.device != "cpu":
             torch.cuda.reset_peak_memory_stats()  # building the model may have taken more
         records = train(args, model, weight, rows)
@@ -87,6 +88,8 @@ def arguments():
     add("--verbalizer", default="{{input}}", help="template of the input; default {{input}}")
     add("--batch", type=positive, default=8, help="examples a micro-batch")
     add("--virtual-tokens", type=positive, default=100)
+    add("--prompt-kind", choices=("embeddings", "prefix"), default="embeddings",
+        help="PEFT's PROMPT_TUNING or PREFIX_TUNING; a prefix begins as the keys and values of the ids")
     add("--accumulate", type=positive, default=1, help="micro-batches an optimizer step")
     add("--device", type=device, default="cpu", help="cpu, cuda or cuda:N")
     add("--dtype", choices=("f32", "bf16"), default="f32")
@@ -248,6 +251,23 @@ def with_prompt(model, ids):
     weight = tuned.prompt_encoder["default"].embedding.weight
     with torch.no_grad():
         weight.copy_(model.get_input_embeddings()(torch.tensor(ids, device=model.device)).float())
+    return tuned.train(), weight
+
+
+def with_prefix(model, ids):
+    """PEFT's model and the weight of its prefix, which holds the keys and values of `ids` in f32."""
+    import torch
+    from peft import PrefixTuningConfig, TaskType, get_peft_model
+
+    with torch.no_grad():
+        cache = model(torch.tensor([ids], device=model.device), use_cache=True).past_key_values
+    # [1, K, P, D] each, keys and values of a layer side by side.
+    parts = [half[0].transpose(0, 1).flatten(1) for layer in cache.layers for half in (layer.keys, layer.values)]
+    config = PrefixTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=len(ids))
+    tuned = get_peft_model(model, config)
+    weight = tuned.prompt_encoder["default"].embedding.weight
+    with torch.no_grad():
+        weight.copy_(torch.cat(parts, 1).float())
     return tuned.train(), weight
 
 

@@ -108,7 +108,7 @@ def measured(args, side, path, examples, number):
 
 def sizes(args):
     return ["--batch", args.batch, "--virtual-tokens", args.virtual_tokens, "--accumulate", args.accumulate,
-            "--steps", args.steps, "--warmup", args.warmup, "--device", args.device, "--dtype", args.dtype]
+            "--prompt-kind", args.prompt_kind, "--steps", args.steps, "--warmup", args.warmup, "--device", args.device, "--dtype", args.dtype]
 
 
 def gneiss(args, path, examples):
@@ -171,6 +171,7 @@ def row(args, result):
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), "tool": result["tool"],
         "model": result["model"], "device": args.device, "device_name": args.device_name,
         "dtype": args.dtype, "batch": args.batch, "virtual_tokens": args.virtual_tokens, "accumulate": args.accumulate,
+        "prompt_kind": args.prompt_kind,
         "tokens": args.tokens or "reviews", "threads": args.threads, "round": result["round"], "steps": args.steps,
         "warmup": args.warmup, "examples_per_second_p50": rate.get("median", ""),
         "examples_per_second_p10": rate.get("p10", ""), "examples_per_second_p90": rate.get("p90", ""),

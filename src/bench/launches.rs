@@ -5,6 +5,7 @@ use super::examples::Lengths;
 use super::measure::{Bench, Case, ExampleSource};
 use super::sustained::seconds_per_call;
 use crate::Result;
+use crate::config::PromptKind;
 use crate::device::PeakMemory;
 use crate::ops::rope::Rope;
 use crate::ops::{Indices, RopeTable};
@@ -87,7 +88,12 @@ fn few_rows(bench: &Bench) -> Result<(f64, f64)> {
         peak: bench.peak,
         canary: None,
     };
-    let case = Case { batch_size: 1, accumulate_steps: 1, num_virtual_tokens: 1 };
+    let case = Case {
+        batch_size: 1,
+        accumulate_steps: 1,
+        prompt_kind: PromptKind::Embeddings,
+        num_virtual_tokens: 1,
+    };
     let found = bench.measure(case, &mut NoMemory)?;
     Ok((found.figures.step_seconds.median, found.figures.rows_per_step))
 }

@@ -5,11 +5,11 @@ use super::canary::{Canary, Reading, Selection};
 use super::examples::{self, Lengths};
 use super::measured::{Figures, Measured, OpShare, Profile, StepContent, Timed};
 use crate::batch::{Example, PrefixGroup};
-use crate::config::{Keep, Schedule, TrainOptions};
+use crate::config::{Keep, PromptKind, Schedule, TrainOptions};
 use crate::device::PeakMemory;
 use crate::model::{Decoder, Flops};
 use crate::ops::profile;
-use crate::prompt::Prompt;
+use crate::prompt::{Prefix, Prompt};
 use crate::tune::{Limits, Observer, StepRecord, Task, Trainer};
 use crate::{Error, Result};
 use candle_core::{DType, Device};
@@ -58,6 +58,8 @@ pub struct Case {
     pub batch_size: usize,
     /// Micro-batches of an optimizer step.
     pub accumulate_steps: usize,
+    /// What the prompt puts in front of examples.
+    pub prompt_kind: PromptKind,
     /// Rows of the prompt.
     pub num_virtual_tokens: usize,
 }
@@ -153,7 +155,7 @@ impl Bench<'_> {
             let group = PrefixGroup::new(0..case.num_virtual_tokens as u32, chunk);
             StepContent {
                 tokens: chunk.iter().map(|e| e.input.len() + e.target.len()).sum(),
-                flops: Flops::of_step(self.model.config(), &[group]).total(),
+                flops: Flops::of_step(self.model.config(), case.prompt_kind, &[group]).total(),
             }
         };
         examples.chunks(case.examples()).map(of).collect()
@@ -220,13 +222,17 @@ impl Bench<'_> {
         Ok(crate::tune::plan_run(&options, self.model, examples, &self.prompt(case)?)?.limits)
     }
 
-    /// Embeddings of random tokens, f32: the values of a prompt do not change the cost of a step.
+    /// Embeddings of random tokens, or their keys and values: the values of a prompt do not change the cost of a step.
     fn prompt(&self, case: Case) -> Result<Prompt> {
         let mut rng = ChaCha8Rng::seed_from_u64(SEED);
         let vocab_size = self.model.config().vocab_size as u32;
         let ids: Vec<u32> = (0..case.num_virtual_tokens).map(|_| rng.random_range(0..vocab_size)).collect();
         let ids = crate::ops::gpu::upload(&ids, self.model.device())?;
-        Prompt::embeddings(&self.model.embedding().index_select(&ids, 0)?.to_dtype(DType::F32)?)
+        let embeddings = self.model.embedding().index_select(&ids, 0)?.to_dtype(DType::F32)?;
+        Prompt::new(&match case.prompt_kind {
+            PromptKind::Embeddings => Prefix::Embeddings(embeddings),
+            PromptKind::Prefix => Prefix::KeysValues(self.model.keys_values(&embeddings)?),
+        })
     }
 }
 

@@ -23,9 +23,9 @@ use std::path::{Path, PathBuf};
 pub struct Eval {
     #[command(flatten)]
     config: ConfigArgs,
-    /// The tuned prompt: a run folder such as runs/tutorial, a folder in PEFT's format, or org/name[@revision]; may be
-    /// repeated.
-    #[arg(long = "adapter", value_name = "DIR", required = true)]
+    /// The tuned prompt: a run folder such as runs/tutorial, a folder in PEFT's format, or org/name[@revision]; :TASK
+    /// follows if it holds the prompts of several tasks. May be repeated.
+    #[arg(long = "adapter", value_name = "DIR[:TASK]", required = true)]
     adapters: Vec<PathBuf>,
     /// Folder for the results.
     #[arg(long, value_name = "FOLDER")]
@@ -74,7 +74,7 @@ pub(super) fn evaluate(
     folder: &Path,
 ) -> anyhow::Result<Evaluation> {
     for tuned in tuned {
-        tuned.adapter.check_width(&tuned.folder, &session.id, session.model.config().hidden_size)?;
+        tuned.adapter.check_fits(&tuned.argument(), &session.id, session.model.config())?;
     }
     writable(folder)?;
     let mut bars = Bars {

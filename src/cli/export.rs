@@ -10,9 +10,10 @@ use std::path::PathBuf;
 #[derive(Args)]
 #[command(group(ArgGroup::new("kind").args(["bake", "format"]).multiple(true).required(true)))]
 pub struct Export {
-    /// A tuned prompt: an adapter folder, a run folder, or org/name[@revision]; may be repeated with --bake. NAME
-    /// becomes part of its tokens; by default it is the name of the run, folder or repository.
-    #[arg(long = "adapter", value_name = "[NAME=]DIR", required = true)]
+    /// A tuned prompt: an adapter folder, a run folder, or org/name[@revision]; :TASK follows if it holds the prompts of
+    /// several tasks. May be repeated with --bake. NAME becomes part of its tokens; by default it is the name of the run,
+    /// folder or repository.
+    #[arg(long = "adapter", value_name = "[NAME=]DIR[:TASK]", required = true)]
     adapters: Vec<String>,
     /// Write the base with each prompt's vectors as embeddings of new tokens `<|NAME:0|>`, `<|NAME:1|>` and so on.
     #[arg(long)]

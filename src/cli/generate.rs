@@ -14,8 +14,9 @@ pub struct Generate {
     /// A folder, a .gguf file or org/name[@revision].
     #[arg(long)]
     model: String,
-    /// A tuned prompt: a folder in PEFT's format, a run's folder, or org/name[@revision].
-    #[arg(long)]
+    /// A tuned prompt: a folder in PEFT's format, a run's folder, or org/name[@revision]; :TASK follows if it holds the
+    /// prompts of several tasks.
+    #[arg(long, value_name = "DIR[:TASK]")]
     adapter: Option<PathBuf>,
     /// Most tokens to generate.
     #[arg(long, default_value_t = 64)]
@@ -64,7 +65,7 @@ impl Generate {
         adapter.iter().for_each(super::warn_about);
         let session = progress::open(&options)?;
         if let (Some(adapter), Some(path)) = (&adapter, &self.adapter) {
-            adapter.check_width(path, &session.id, session.model.config().hidden_size)?;
+            adapter.check_fits(path, &session.id, session.model.config())?;
         }
         let ids = session.tokenizer.encode(&self.text.replace("\\n", "\n"), true);
         let ids = ids.map_err(|error| error.in_text("TEXT"))?;
@@ -72,6 +73,10 @@ impl Generate {
             !ids.is_empty(),
             gneiss::Error::Invalid("TEXT: expected at least one token, found none".into())
         );
+        let task = adapter.as_ref().and_then(|adapter| adapter.task.as_ref());
+        if let Some(before) = task.and_then(|task| task.before.as_ref()) {
+            before.check(&ids).map_err(|problem| gneiss::Error::Invalid(format!("TEXT: {problem}")))?;
+        }
         let prompt = adapter.as_ref().map(|a| &a.prompt);
         let request = Request {
             tokens: ids.clone(),

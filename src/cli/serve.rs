@@ -28,9 +28,9 @@ pub struct Serve {
     /// The base model: a folder, a .gguf file or org/name[@revision].
     #[arg(long)]
     model: String,
-    /// A tuned prompt and its name in requests: a folder in PEFT's format, a run's folder, or org/name[@revision]; may
-    /// be repeated.
-    #[arg(long = "adapter", value_name = "NAME=DIR")]
+    /// A tuned prompt and its name in requests: a folder in PEFT's format, a run's folder, or org/name[@revision];
+    /// :TASK follows if it holds the prompts of several tasks. May be repeated.
+    #[arg(long = "adapter", value_name = "NAME=DIR[:TASK]")]
     adapters: Vec<String>,
     /// Serve the tuned prompts in this folder's subfolders under the subfolders' names, and follow changes: new prompts
     /// are loaded, removed ones are unloaded.
@@ -131,8 +131,9 @@ impl Serve {
             step_rows: self.limits.step_tokens,
         };
         let deployed = deploy(session, limits, serving)?;
-        for Tuned { name, folder, adapter, .. } in named {
-            deployed.client.load(Served::tuned(&name, &folder, &adapter)?, adapter)?;
+        for tuned in named {
+            let served = Served::tuned(&tuned.name, &tuned.argument(), &tuned.adapter)?;
+            deployed.client.load(served, tuned.adapter)?;
         }
         let reserved = deployed.client.models().iter().map(|served| served.name.clone()).collect();
         let folder =

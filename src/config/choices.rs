@@ -82,6 +82,29 @@ choices! {
 }
 
 choices! {
+    /// How the rows of a soft prompt are made of its trainable values.
+    Reparameterization {
+        /// The rows are the trainable values.
+        None = "none",
+        /// A row is a trainable row plus the output of a small network that all rows share (Residual Prompt Tuning).
+        Residual = "residual",
+        /// The rows are the output of PEFT's encoder: that of P-tuning for embeddings, `prefix_projection` for a prefix.
+        Mlp = "mlp",
+    }
+}
+
+choices! {
+    /// Where the virtual tokens stand.
+    PromptPosition {
+        /// Before everything, the beginning-of-text token included, as in PEFT.
+        Start = "start",
+        /// After the text that the verbalizer has before `{{input}}`, such as a system turn or an instruction. PEFT has no such
+        /// position: gneiss alone reads the adapter, and `gneiss export --bake` makes a checkpoint for other engines.
+        AfterHead = "after_head",
+    }
+}
+
+choices! {
     /// The start of the soft prompt's rows.
     InitMethod {
         /// The embeddings of the init text's tokens, tiled or cut to the number of virtual tokens.

@@ -9,7 +9,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-pub use choices::{DtypeChoice, InitMethod, Keep, OnNotFinite, PromptKind, Schedule, Task};
+pub use choices::{
+    DtypeChoice, InitMethod, Keep, OnNotFinite, PromptKind, PromptPosition, Reparameterization, Schedule, Task,
+};
 pub use size::MemoryBudget;
 
 use crate::device::DeviceChoice;
@@ -18,6 +20,9 @@ use crate::{Error, Result};
 
 /// Most virtual tokens that a prompt may have.
 pub const MAX_VIRTUAL_TOKENS: usize = 4096;
+
+/// Most hidden units of the network that makes a prompt's rows.
+pub const MAX_BOTTLENECK: usize = 65536;
 
 /// A run's configuration. Paths are relative to the current folder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -55,6 +60,8 @@ pub struct ModelOptions {
 pub struct PromptOptions {
     /// What the prompt puts in front of every input. Default `"embeddings"`.
     pub kind: PromptKind,
+    /// Where the virtual tokens stand. Default `"start"`.
+    pub position: PromptPosition,
     /// How the first rows are made. Default `"text"`.
     pub init_method: InitMethod,
     /// Text whose token embeddings are the first rows; required if `init_method = "text"`. Default `""`.
@@ -64,6 +71,14 @@ pub struct PromptOptions {
     pub init_file: String,
     /// Rows of the prompt, up to 4096; 0 means as many as the init text or file has. Default `0`.
     pub num_virtual_tokens: usize,
+    /// First rows of the prompt that are not trained (an attention sink); fewer than the prompt has. Default `0`.
+    pub frozen_tokens: usize,
+    /// How the rows are made of the trainable values while the prompt is tuned; the adapter holds the plain rows.
+    /// `"mlp"` needs `init_method = "random"`. Default `"none"`.
+    pub reparameterization: Reparameterization,
+    /// Hidden units of the reparameterization's network, up to 65536. 0 means 400, or the width of a row if that is
+    /// smaller, for `"residual"`, and what PEFT takes for `"mlp"`: the width of the encoder's input. Default `0`.
+    pub bottleneck: usize,
 }
 
 /// `[data]`: the examples, and how an example becomes text.
@@ -168,10 +183,14 @@ impl Default for PromptOptions {
     fn default() -> Self {
         Self {
             kind: PromptKind::Embeddings,
+            position: PromptPosition::Start,
             init_method: InitMethod::Text,
             init_text: String::new(),
             init_file: String::new(),
             num_virtual_tokens: 0,
+            frozen_tokens: 0,
+            reparameterization: Reparameterization::None,
+            bottleneck: 0,
         }
     }
 }

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use super::{Config, InitMethod, Keep, MAX_VIRTUAL_TOKENS};
+use super::{
+    Config, InitMethod, Keep, MAX_BOTTLENECK, MAX_VIRTUAL_TOKENS, PromptKind, PromptPosition, Reparameterization,
+};
 
 /// The input's place in a verbalizer.
 const INPUT: &str = "{{input}}";
@@ -114,6 +116,49 @@ impl Config {
                 format!(
                     "expected 1 to {MAX_VIRTUAL_TOKENS} with init_method = \"{}\", found 0; 32 is a good start",
                     prompt.init_method
+                ),
+            ),
+            _ => {}
+        }
+        if (prompt.kind, prompt.position) == (PromptKind::Prefix, PromptPosition::AfterHead) {
+            check.fail_with(
+                "prompt.position",
+                "prompt.kind",
+                "expected \"start\" with kind = \"prefix\", found \"after_head\": keys and values are given, and stand before all \
+                 rows that the model computes; set kind = \"embeddings\" or position = \"start\"",
+            );
+        }
+        self.check_reparameterization(check);
+    }
+
+    fn check_reparameterization(&self, check: &mut Validator) {
+        let (prompt, key) = (&self.prompt, "prompt.reparameterization");
+        let (rows, frozen) = (prompt.num_virtual_tokens, prompt.frozen_tokens);
+        if rows > 0 && frozen >= rows {
+            let what =
+                format!("expected fewer than prompt.num_virtual_tokens, which is {rows}, found {frozen}");
+            check.fail_with("prompt.frozen_tokens", "prompt.num_virtual_tokens", what);
+        }
+        check.that(prompt.bottleneck <= MAX_BOTTLENECK, "prompt.bottleneck", || {
+            format!("expected 0 to {MAX_BOTTLENECK}, found {}", prompt.bottleneck)
+        });
+        match (prompt.reparameterization, prompt.init_method) {
+            (Reparameterization::None, _) if prompt.bottleneck > 0 => check.fail_with(
+                "prompt.bottleneck",
+                key,
+                format!(
+                    "expected 0 with reparameterization = \"none\", which has no network, found {}; set \
+                     reparameterization = \"residual\" or \"mlp\"",
+                    prompt.bottleneck
+                ),
+            ),
+            (Reparameterization::Mlp, method) if method != InitMethod::Random => check.fail_with(
+                key,
+                "prompt.init_method",
+                format!(
+                    "\"mlp\" makes the rows by a network with random weights, so they cannot begin as init_method = \
+                     \"{method}\" has them; set reparameterization = \"residual\", which keeps the first rows, or \
+                     init_method = \"random\""
                 ),
             ),
             _ => {}

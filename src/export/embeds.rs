@@ -63,7 +63,7 @@ pub fn prompt_embeds(options: &PromptEmbeds<'_>) -> Result<WrittenEmbeds> {
             warnings.clone_from(&base.warnings);
             let name = Path::new(&options.prompt.name);
             let adapter = &options.prompt.adapter;
-            adapter.check_width(name, &model.display().to_string(), base.config.hidden_size)?;
+            adapter.check_fits(name, &model.display().to_string(), &base.config)?;
             let ids = base.tokenizer.encode(text, true).map_err(|error| error.in_text("--text"))?;
             if ids.is_empty() {
                 return Err(Error::Invalid("--text: expected at least one token, found none".into()));

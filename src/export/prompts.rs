@@ -1,5 +1,6 @@
 //! The prompts to export, and their names.
 
+use crate::config::PromptKind;
 use crate::prompt::peft::Adapter;
 use crate::prompt::{Tuned, check_name, split_name};
 use crate::{Error, Result};
@@ -19,7 +20,8 @@ pub struct NamedPrompt {
 /// the repository.
 ///
 /// # Errors
-/// Returns an error if a folder has no prompt or is given twice, or if a name is given twice or [`check_name`] refuses it.
+/// Returns an error if a folder has no prompt or is given twice, if a name is given twice or [`check_name`] refuses it, or if
+/// a prompt is keys and values.
 pub fn read_prompts(arguments: &[String]) -> Result<Vec<NamedPrompt>> {
     let (names, folders): (Vec<Option<&str>>, Vec<PathBuf>) =
         arguments.iter().map(|argument| split_name(argument)).unzip();
@@ -29,6 +31,14 @@ pub fn read_prompts(arguments: &[String]) -> Result<Vec<NamedPrompt>> {
         let name = name.map_or(tuned.name, str::to_owned);
         check_name(&name)
             .map_err(|error| Error::Invalid(format!("{error}; hint: --adapter NAME={}", folder.display())))?;
+        if tuned.adapter.prompt.kind() == PromptKind::Prefix {
+            return Err(Error::Invalid(format!(
+                "--adapter {}: expected a prompt of embeddings, found keys and values ({}): baked checkpoints and files of \
+                 embeddings can't hold them; hint: `gneiss serve` serves such a prompt",
+                folder.display(),
+                tuned.adapter.config.peft_type
+            )));
+        }
         if prompts.iter().any(|other| other.name == name) {
             return Err(Error::Invalid(format!("--adapter: expected every name once, found {name:?} twice")));
         }

@@ -30,6 +30,7 @@
 use crate::batch::{PackedBatch, Passes, PrefixGroup};
 use crate::checkpoint::tensors::{LayerTensors, ProjectionRows};
 use crate::checkpoint::{MambaConfig, MixerKind, ModelConfig};
+use crate::config::PromptKind;
 use crate::ops::ssd;
 
 /// Useful floating-point operations of one optimizer step.
@@ -84,13 +85,17 @@ impl FlopRows {
 }
 
 impl Flops {
-    /// Of a step over `groups`.
-    pub fn of_step(config: &ModelConfig, groups: &[PrefixGroup]) -> Self {
-        let batch = Passes::new(groups, usize::MAX).prefix_pass;
+    /// Of a step over `groups`, whose prompts are of `kind`.
+    pub fn of_step(config: &ModelConfig, kind: PromptKind, groups: &[PrefixGroup]) -> Self {
+        let passes = match kind {
+            PromptKind::Embeddings => Passes::new(groups, usize::MAX),
+            PromptKind::Prefix => Passes::after_given(groups, usize::MAX, None),
+        };
         let rows = FlopRows {
-            all: batch.ids.len() as f64,
-            prefix: batch.prefix_rows as f64,
-            targets: batch.target_rows.len() as f64,
+            all: passes.rows() as f64,
+            // No gradient goes below the first layer's attention if prompts are its keys and values.
+            prefix: if passes.given.is_some() { 0.0 } else { passes.prefix_pass.prefix_rows as f64 },
+            targets: passes.iter().map(|batch| batch.target_rows.len()).sum::<usize>() as f64,
         };
         let layers = config.num_hidden_layers;
         let mut linear = 0.0;
@@ -104,15 +109,20 @@ impl Flops {
             }
         }
         let mut pairs = Pairs::default();
-        for (segment, targets) in batch.segments.iter().zip(&batch.target_segments) {
-            pairs.add(segment, targets);
+        for batch in passes.iter() {
+            for (segment, targets) in batch.segments.iter().zip(&batch.target_segments) {
+                pairs.add(segment, targets);
+            }
         }
         let attention = (0..layers).filter(|i| config.mixer(*i) == MixerKind::Attention);
         let products: f64 = attention.map(|i| pairs.products(i, layers)).sum();
         let head = 2.0 * (config.hidden_size * config.vocab_size) as f64;
         let d = config.head_dim;
         let product = 2.0 * (d * config.num_attention_heads) as f64;
-        let scan = config.mamba.as_ref().map_or(0.0, |mamba| scan_flops(config, mamba, &batch));
+        let scan = config
+            .mamba
+            .as_ref()
+            .map_or(0.0, |mamba| passes.iter().map(|batch| scan_flops(config, mamba, batch)).sum::<f64>());
         Self { linear, attention: product * products, scan, head: 2.0 * rows.targets * head }
     }
 

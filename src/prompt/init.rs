@@ -36,7 +36,8 @@ pub fn initial(
         (InitMethod::File, _) => from_file(options, model)?,
         _ => Prefix::Embeddings(embeddings(options, model, tokenizer, seed)?),
     };
-    Prompt::new(&as_kind(prefix, options.kind, model)?)
+    let prefix = as_kind(prefix, options.kind, model)?;
+    Prompt::with_options(&prefix, options, token_dim(options.kind, model), seed)
 }
 
 /// A prefix of the kind that the configuration asks for: the keys and values of embeddings are those that the model makes of
@@ -54,6 +55,15 @@ fn as_kind(prefix: Prefix, kind: PromptKind, model: &Decoder) -> Result<Prefix> 
                 .into(),
         )),
         (prefix, _) => Ok(prefix),
+    }
+}
+
+/// Width of what PEFT's encoder of a prompt reads.
+fn token_dim(kind: PromptKind, model: &Decoder) -> usize {
+    let config = model.config();
+    match kind {
+        PromptKind::Embeddings => config.hidden_size,
+        PromptKind::Prefix => config.num_key_value_heads * config.head_dim,
     }
 }
 
@@ -102,7 +112,7 @@ fn from_file(options: &PromptOptions, model: &Decoder) -> Result<Prefix> {
     let asked = options.num_virtual_tokens;
     let path = Path::new(&options.init_file);
     let adapter = Adapter::open(path)?;
-    adapter.check_width(path, "the model", model.config().hidden_size).map_err(in_init_file)?;
+    adapter.check_fits(path, "the model", model.config()).map_err(in_init_file)?;
     let n = adapter.prompt.num_virtual_tokens();
     if asked != 0 && asked != n {
         return Err(Error::Invalid(format!(

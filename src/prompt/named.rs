@@ -1,7 +1,7 @@
 //! Tuned prompts with names that tell them apart.
 
 use crate::checkpoint::HubOptions;
-use crate::prompt::peft::{Adapter, Place};
+use crate::prompt::peft::{Adapter, Place, with_task};
 use crate::{Error, Result};
 use std::path::{Component, Path, PathBuf};
 
@@ -31,21 +31,31 @@ pub fn check_name(name: &str) -> Result<()> {
 /// a path may contain `=`.
 pub fn split_name(argument: &str) -> (Option<&str>, PathBuf) {
     match argument.split_once('=') {
-        Some((name, folder)) if !Path::new(argument).exists() => (Some(name), folder.into()),
+        Some((name, folder)) if !is_path(argument) => (Some(name), folder.into()),
         _ => (None, argument.into()),
     }
+}
+
+/// Whether `argument`, or what is before the colon of a task in it, is there.
+fn is_path(argument: &str) -> bool {
+    let exists = |path: &str| Path::new(path).exists();
+    let has_task = |task: &str| !task.is_empty() && task.bytes().all(|byte| byte.is_ascii_digit());
+    exists(argument)
+        || argument.rsplit_once(':').is_some_and(|(folder, task)| has_task(task) && exists(folder))
 }
 
 /// A tuned prompt with its name.
 #[derive(Debug, Clone)]
 pub struct Tuned {
-    /// Name of its run, or of its folder if it is in no run; with as much of the path before it as tells it from the
-    /// others and from `base`.
+    /// Name of its run, or of its folder if it is in no run, then `-TASK` if it is that of a task; with as much of the
+    /// path before it as tells it from the others and from `base`.
     pub name: String,
     /// The adapter's folder.
     pub folder: PathBuf,
     /// The run folder that it is in.
     pub run: Option<PathBuf>,
+    /// The task whose prompt it is, if the adapter holds several and one was named.
+    pub task: Option<usize>,
     /// The prompt itself.
     pub adapter: Adapter,
 }
@@ -54,8 +64,8 @@ impl Tuned {
     /// Reads adapters: each of `arguments` names one in any of the forms of [`Place::find`].
     ///
     /// # Errors
-    /// Returns an error if there is no argument or an adapter is named twice, and the errors of [`Place::find`] and
-    /// [`Adapter::read`].
+    /// Returns an error if there is no argument, an adapter is named twice, or two would have the same name, and the
+    /// errors of [`Place::find`] and [`Place::read`].
     pub fn read_all(arguments: &[PathBuf]) -> Result<Vec<Self>> {
         if arguments.is_empty() {
             return Err(Error::Invalid("expected the folder of an adapter, found none".into()));
@@ -64,8 +74,10 @@ impl Tuned {
         let mut found: Vec<(Place, Adapter)> = Vec::new();
         for argument in arguments {
             let place = Place::find(argument, &options)?;
-            let is_same =
-                |other: &&(Place, Adapter)| other.0.title == place.title || other.0.folder == place.folder;
+            let is_same = |other: &&(Place, Adapter)| {
+                let other = &other.0;
+                (other.title == place.title || other.folder == place.folder) && other.task == place.task
+            };
             if let Some((other, _)) = found.iter().find(is_same) {
                 return Err(Error::Invalid(format!(
                     "{}: expected every adapter once, found that {} is the same one",
@@ -73,23 +85,39 @@ impl Tuned {
                     other.folder.display()
                 )));
             }
-            let adapter = Adapter::read(&place.folder)?;
+            let adapter = place.read()?;
             found.push((place, adapter));
         }
-        let titles: Vec<&Path> = found.iter().map(|(place, _)| place.title.as_path()).collect();
+        let titles: Vec<PathBuf> = found.iter().map(|(place, _)| place.titled()).collect();
         let names = names(&titles);
+        for (i, name) in names.iter().enumerate() {
+            // A folder may have the name that a task of another one gets.
+            if let Some(j) = names[..i].iter().position(|other| other == name) {
+                return Err(Error::Invalid(format!(
+                    "{}: expected adapters whose names differ, found that {} is called {name} too; hint: rename a folder",
+                    arguments[i].display(),
+                    arguments[j].display()
+                )));
+            }
+        }
         let tuned = |((place, adapter), name): ((Place, Adapter), String)| Self {
             name,
             folder: place.folder,
             run: place.run,
+            task: place.task,
             adapter,
         };
         Ok(found.into_iter().zip(names).map(tuned).collect())
     }
+
+    /// The adapter as an argument names it: its folder, then `:TASK` if it is the prompt of a task.
+    pub fn argument(&self) -> PathBuf {
+        with_task(&self.folder, self.task)
+    }
 }
 
 /// Last parts of `paths`, as many of each as make it unlike the others and `base`.
-fn names(paths: &[&Path]) -> Vec<String> {
+fn names(paths: &[PathBuf]) -> Vec<String> {
     let parts: Vec<Vec<String>> = paths
         .iter()
         .map(|path| {
@@ -143,11 +171,14 @@ mod tests {
         let path = folder.path().join("a=b");
         std::fs::create_dir(&path).unwrap();
         assert_eq!(split_name(path.to_str().unwrap()), (None, path.clone()));
+        let task = format!("{}:3", path.display());
+        assert_eq!(split_name(&task), (None, PathBuf::from(&task)));
+        assert_eq!(split_name("dogs=runs/a:3"), (Some("dogs"), "runs/a:3".into()));
     }
 
     #[test]
     fn names_are_as_long_as_it_takes() {
-        let of = |paths: &[&str]| names(&paths.iter().map(Path::new).collect::<Vec<_>>());
+        let of = |paths: &[&str]| names(&paths.iter().map(PathBuf::from).collect::<Vec<_>>());
         assert_eq!(of(&["/home/runs/dogs"]), ["dogs"]);
         assert_eq!(of(&["/home/runs/dogs", "/home/runs/cats"]), ["dogs", "cats"]);
         assert_eq!(

@@ -4,6 +4,7 @@ use super::tensorboard::EventFile;
 use super::{RunFolder, Summary};
 use crate::Result;
 use crate::device::PeakMemory;
+use crate::prompt::Prefix;
 use crate::tune::health::Health;
 use crate::tune::{EpochRecord, Limits, Observer, State, StepRecord};
 
@@ -92,8 +93,10 @@ impl Observer for Recorder<'_> {
         let position = &state.position;
         self.summary.reach(position, position.elapsed);
         self.rates.write(&mut self.summary, self.memory);
-        if !position.open {
-            let found = self.health.prompt(&state.prompt)?;
+        if !position.open
+            && let Prefix::Embeddings(rows) = state.prompt.prefix()?
+        {
+            let found = self.health.prompt(&rows)?;
             self.warn(found)?;
         }
         self.folder.summary(&self.summary)?;

@@ -1,15 +1,16 @@
 //! A complete run, from a configuration to the files in its folder.
 
 use super::recorder::{Rates, Recorder};
+use super::position;
 use super::tensorboard::EventFile;
 use super::{ModelSummary, Run, RunFolder, Status, Summary};
 use crate::config::{Config, InitMethod, PromptKind, Task as TaskKind};
 use crate::data::labels::distinct;
-use crate::data::{Dataset, Encoded, Template};
+use crate::data::{Dataset, Encoded, InputHead, Template};
 use crate::device::PeakMemory;
 use crate::layout::CHECKPOINT;
 use crate::model::memory::Parameters;
-use crate::prompt::peft::{Adapter, AdapterConfig, ModelCard, PromptTask, PromptTuningInit};
+use crate::prompt::peft::{Adapter, AdapterConfig, ModelCard, PeftType, PromptTask, PromptTuningInit};
 use crate::prompt::vocabulary::Vocabulary;
 use crate::prompt::{Prefix, Prompt, init};
 use crate::session::Session;
@@ -30,8 +31,10 @@ pub struct Tuning<'a> {
     pub train: (Dataset, Encoded),
     /// Rows and token ids for the validation loss after each epoch.
     pub validation: Option<(Dataset, Encoded)>,
-    /// The prompt before the first step, on the CPU.
+    /// The prompt before the first step of this part of the run, on the CPU.
     pub initial: Prompt,
+    /// What stands before the virtual tokens; `None` if they stand at the start.
+    pub before: Option<InputHead>,
     /// How the run fits into memory.
     pub plan: MemoryPlan,
     /// Warnings about the data, with hints.
@@ -70,11 +73,16 @@ impl<'a> Tuning<'a> {
             notes.extend(dataset.notes.iter().map(|text| format!("data.{split}: {text}")));
         }
         let initial = match &state {
-            Some(state) => Prompt::embeddings(&state.initial)?,
+            Some(state) => {
+                state.prompt.layout().check_options(&config.prompt)?;
+                state.prompt.clone()
+            }
             None => init::initial(&config.prompt, &session.model, &session.tokenizer, options.seed)?,
         };
+        let before = position::before(config, &encoder, files)?;
+        let initial = position::placed(initial, before.as_ref(), state.as_ref())?;
         let plan = crate::tune::plan_run(options, &session.model, &train.1.examples, &initial)?;
-        Ok(Self { config, session, train, validation, initial, plan, warnings, notes, state })
+        Ok(Self { config, session, train, validation, initial, before, plan, warnings, notes, state })
     }
 
     /// The trainer for [`Tuning::run`]; it is made before anything is written, so that data which can't be trained on
@@ -115,7 +123,7 @@ impl<'a> Tuning<'a> {
         let mut summary = self.summary(folder, trainer)?;
         let schedule = health::schedule(&self.config.train, trainer.first().total_steps());
         summary.warnings.extend(schedule.filter(|text| !summary.warnings.contains(text)));
-        let norms = match self.initial.kind() {
+        let norms = match self.initial.layout().kind {
             PromptKind::Embeddings => Some(vocabulary()?.norms()?),
             PromptKind::Prefix => None,
         };
@@ -142,7 +150,7 @@ impl<'a> Tuning<'a> {
         }
         let initial = trainer.first().initial()?;
         // Keys and values are near no token.
-        if self.initial.kind() == PromptKind::Embeddings {
+        if self.initial.layout().kind == PromptKind::Embeddings {
             let embeddings = [&initial, &kept.prompt].map(|prefix| prefix.embeddings("tokens.json"));
             let [before, after] = embeddings;
             folder.tokens(&vocabulary()?.compare(before?, after?)?)?;
@@ -225,7 +233,15 @@ impl<'a> Tuning<'a> {
         };
         let init_text = Some(config.prompt.init_text.as_str()).filter(|_| init == PromptTuningInit::Text);
         let rows = kept.prompt.num_virtual_tokens();
-        let adapter = AdapterConfig::new(&session.id, session.model.config(), rows, init, init_text);
+        let (id, model) = (&session.id, session.model.config());
+        let adapter = match &kept.prompt {
+            Prefix::Embeddings(_) => AdapterConfig::new(id, model, rows, init, init_text),
+            Prefix::EmbeddingsAfter { .. } => AdapterConfig {
+                peft_type: PeftType::GneissPromptTuning,
+                ..AdapterConfig::new(id, model, rows, init, init_text)
+            },
+            Prefix::KeysValues(_) => AdapterConfig::keys_values(id, model, rows, config.prompt.frozen_tokens),
+        };
         let train = &config.train;
         let settings: [(&str, String); 8] = [
             ("learning rate", train.learning_rate.to_string()),
@@ -241,6 +257,7 @@ impl<'a> Tuning<'a> {
             name: config.name.clone(),
             task: config.data.task.to_string(),
             verbalizer: config.data.verbalizer.clone(),
+            before: self.before.as_ref().map(|before| before.text.clone()),
             max_output_tokens: Some(config.data.max_output_tokens),
             hyperparameters: settings.map(|(key, value)| (key.to_owned(), value)).to_vec(),
             num_steps: Some(kept.step),
@@ -265,6 +282,7 @@ impl<'a> Tuning<'a> {
             verbalizer: data.verbalizer.clone(),
             labels,
             hard_prompt: self.config.prompt.init_text.clone(),
+            before: self.before.clone(),
             max_output_tokens: data.max_output_tokens,
             examples: unseen.records.iter().take(EXAMPLES).map(|record| record.input.clone()).collect(),
         }

@@ -184,7 +184,7 @@ impl<'m, W: Fn(StepMetrics)> Worker<'m, W> {
 
     fn load(&mut self, served: Served, adapter: &Adapter) -> Result<()> {
         let folder = served.folder.as_deref().unwrap_or(Path::new(&served.name));
-        adapter.check_width(folder, &self.base.name, self.model.config().hidden_size)?;
+        adapter.check_fits(folder, &self.base.name, self.model.config())?;
         let prefix = self.engine.add_prefix(Some(&adapter.prompt))?;
         if let Some(old) = self.prefixes.insert(served.name.clone(), prefix) {
             self.engine.remove_prefix(old);

@@ -68,8 +68,12 @@ pub fn plan_run(
     let dtypes = Dtypes { weights: model.embedding().dtype(), activations: model.dtype() };
     let mut memory = TuningMemory::new(model.config(), dtypes, model.device().location());
     memory.has_transposes = memory.transposes > 0 && model.has_transposes();
-    let work =
-        LargestStep::new(train, prompt.kind(), virtual_tokens, options.batch_size * options.accumulate_steps);
+    let work = LargestStep::new(
+        train,
+        prompt.layout().kind,
+        virtual_tokens,
+        options.batch_size * options.accumulate_steps,
+    );
     let plan = plan(options, &memory, &work, model.device(), true)?;
     copy_weights(model, &plan);
     Ok(plan)
@@ -90,7 +94,7 @@ fn copy_weights(model: &Decoder, plan: &MemoryPlan) {
 fn warm_up(model: &Decoder, train: &[Example], prompt: &Prompt) -> Result<()> {
     let rows = |example: &&Example| example.input.len() + example.target.len();
     let Some(example) = train.iter().min_by_key(rows) else { return Ok(()) };
-    let prompts = prompt.prefix().to_dtype(model.prompt_dtype())?;
+    let prompts = prompt.prefix()?.to_dtype(model.prompt_dtype())?;
     let prompts = prompts.with_values(gpu::to_device(prompts.values(), model.device())?);
     let group = prompts.group([example])?;
     match super::gradient(model, &prompts, &[group], super::Limits::rows(usize::MAX))

@@ -6,14 +6,14 @@ mod progress;
 use super::schedule;
 use super::state::{self, Clock, Position, State, epoch_order};
 use crate::batch::{Example, PrefixGroup};
-use crate::config::TrainOptions;
+use crate::config::{PromptKind, TrainOptions};
 use crate::model::Decoder;
 use crate::ops::adamw::{AdamW, AdamWStep, Parameter, Updated};
 use crate::ops::gpu;
 use crate::ops::gpu::products::ProductChoices;
 use crate::prompt::{Prefix, Prompt};
 use crate::{Error, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 pub use kept::Kept;
 use kept::LastGood;
 pub(super) use progress::RunStep;
@@ -64,7 +64,7 @@ pub(super) enum NextAction {
     Ended(Ended),
 }
 
-/// A prompt that is being tuned: its parameters, optimizer, schedule, order of examples, position and best values. After an
+/// A prompt that is being tuned: its trainable values, optimizer, schedule, order of examples, position and best values. After an
 /// error it still has the last good prompt.
 pub struct PromptRun<'a> {
     examples: RunExamples<'a>,
@@ -76,9 +76,9 @@ pub struct PromptRun<'a> {
     m: Tensor,
     /// AdamW's second moment.
     v: Tensor,
-    /// Values before the first step.
+    /// The prefix before the first step.
     initial: Prefix,
-    /// Values of the lowest validation loss.
+    /// Trainable values of the lowest validation loss.
     best: Option<Tensor>,
     good: LastGood,
     position: Position,
@@ -115,11 +115,10 @@ impl<'a> PromptRun<'a> {
         for examples in [examples.train, examples.validation] {
             PrefixGroup::after(initial.before(), 0..0, examples)?;
         }
-        let initial = initial.prefix();
-        let values = gpu::to_device(&initial.values().to_dtype(DType::F32)?, decoder.device())?;
-        let initial = initial.with_values(values);
-        let Parameter { value, m, v } = Parameter::new(initial.values())?;
-        let prompt = Prompt::new(&initial.with_values(value))?;
+        let prompt = initial.to_device(decoder.device())?;
+        let Parameter { value, m, v } = Parameter::new(prompt.values())?;
+        let initial = prompt.prefix()?;
+        let prompt = prompt.with_values(value);
         let longest =
             examples.train.iter().chain(examples.validation).map(|e| e.input.len() + e.target.len()).max();
         let positions = prompt.num_virtual_tokens() + longest.unwrap_or(0);
@@ -165,7 +164,7 @@ impl<'a> PromptRun<'a> {
         options: &'a TrainOptions,
         state: &State,
     ) -> Result<Self> {
-        let mut run = Self::new(decoder, examples, options, &Prompt::embeddings(&state.initial)?)?;
+        let mut run = Self::new(decoder, examples, options, &state.prompt)?;
         let found = &run.fingerprint;
         if *found != state.examples {
             return Err(Error::Invalid(format!(
@@ -174,8 +173,9 @@ impl<'a> PromptRun<'a> {
                 state.examples
             )));
         }
-        let (width, expected) = (state.prompt.dims()[1], decoder.config().hidden_size);
-        if width != expected {
+        let (layout, expected) = (state.prompt.layout(), decoder.config().hidden_size);
+        let width = layout.width;
+        if layout.kind == PromptKind::Embeddings && width != expected {
             return Err(Error::Invalid(format!(
                 "expected a checkpoint of width {expected}, the model's hidden size, found {width}; the run had \
                  another model"
@@ -183,10 +183,11 @@ impl<'a> PromptRun<'a> {
         }
         let to_device = |tensor: &Tensor| gpu::to_device(tensor, decoder.device());
         run.set_parameter(Parameter {
-            value: to_device(&state.prompt)?,
+            value: to_device(state.prompt.values())?,
             m: to_device(&state.m)?,
             v: to_device(&state.v)?,
         });
+        run.initial = state.initial.with_values(to_device(state.initial.values())?);
         run.best = state.best.as_ref().map(to_device).transpose()?;
         run.position = state.position.clone();
         Ok(run)
@@ -196,10 +197,10 @@ impl<'a> PromptRun<'a> {
     pub(super) fn state(&self, max_rows: usize, products: Option<ProductChoices>) -> State {
         let Parameter { value, m, v } = self.parameter();
         State {
-            prompt: value,
+            prompt: self.prompt.with_values(value),
             m,
             v,
-            initial: self.initial.values().clone(),
+            initial: self.initial.clone(),
             best: self.best.clone(),
             position: Position { elapsed: self.clock.seconds(), ..self.position.clone() },
             max_rows,
@@ -255,9 +256,9 @@ impl<'a> PromptRun<'a> {
         &self.prompt
     }
 
-    /// The values of the prompt's parameter, f32 on the model's device.
+    /// The prompt's trainable values, f32 on the model's device.
     pub fn values(&self) -> &Tensor {
-        &self.prompt.parameters()[0].value
+        self.prompt.values()
     }
 
     /// The prefix before the first step, f32 on the CPU.
@@ -265,13 +266,13 @@ impl<'a> PromptRun<'a> {
         Ok(self.initial.with_values(self.initial.values().to_device(&Device::Cpu)?))
     }
 
-    /// The prompt's parameter with its moments.
+    /// The prompt's trainable values with their moments.
     fn parameter(&self) -> Parameter {
         Parameter { value: self.values().clone(), m: self.m.clone(), v: self.v.clone() }
     }
 
     fn set_parameter(&mut self, Parameter { value, m, v }: Parameter) {
-        self.prompt.set_values(&[value]);
+        self.prompt = self.prompt.with_values(value);
         (self.m, self.v) = (m, v);
     }
 
@@ -327,12 +328,10 @@ impl<'a> PromptRun<'a> {
 
     /// The optimizer step for the gradient of the prompt's prefix; nothing is changed yet.
     pub(super) fn update(&self, gradient: &Prefix, learning_rate: f64) -> Result<Updated> {
-        let [gradient] = &self.prompt.backward(gradient)[..] else {
-            return Err(Error::Invalid("the prompt has more parameters than one".into()));
-        };
+        let gradient = self.prompt.backward(gradient)?;
         let max_grad_norm = self.options.max_grad_norm;
         let step = AdamWStep { step: self.position.step + 1, learning_rate, max_grad_norm };
-        self.adamw.forward(&self.parameter(), &gradient.to_dtype(DType::F32)?, step)
+        self.adamw.forward(&self.parameter(), &gradient, step)
     }
 }
 

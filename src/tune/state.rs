@@ -1,22 +1,25 @@
 //! All that it takes to go on with a run: `checkpoint.safetensors`.
 //!
 //! ```text
-//! prompt  m  v     f32 [P, C]   the prompt and AdamW's two moments
-//! initial          f32 [P, C]   the prompt before the first step
-//! best             f32 [P, C]   the prompt of the lowest validation loss, if there is one
-//! metadata "gneiss"             JSON: Position, the rows a pass may have, algorithms of products on CUDA
+//! prompt  m  v     f32 [P, W]   the prompt's trainable values and AdamW's two moments
+//! best             f32 [P, W]   the trainable values of the lowest validation loss, if there is one
+//! initial          f32 [P, W]   the prefix before the first step; its first rows are the frozen ones
+//! metadata "gneiss"             JSON: Position, PromptLayout, the rows a pass may have, algorithms of products on CUDA
 //! ```
+//!
+//! A prompt with frozen rows has fewer trainable ones, and that of a reparameterization is a vector [n] ([`PromptLayout`]).
 //!
 //! The order of an epoch's examples depends on the seed and the epoch's number alone, so its number and the steps done
 //! in it are the whole state of the data; the schedule depends on the steps.
 
 use crate::batch::Example;
-use crate::config::TrainOptions;
+use crate::config::{PromptKind, TrainOptions};
 use crate::files::write_atomically;
 use crate::ops::gpu::products::ProductChoices;
+use crate::prompt::{Prefix, Prompt, PromptLayout};
 use crate::{Error, Result};
 use candle_core::safetensors::Load;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Shape, Tensor};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -125,18 +128,18 @@ impl Clock {
     }
 }
 
-/// A run between two steps. Tensors are f32 [num_virtual_tokens, C], on the CPU if they were read from a file.
+/// A run between two steps. Tensors are f32, on the CPU if they were read from a file.
 #[derive(Debug, Clone)]
 pub struct State {
     /// The prompt.
-    pub prompt: Tensor,
-    /// AdamW's first moment.
+    pub prompt: Prompt,
+    /// AdamW's first moment, of the shape of the prompt's trainable values.
     pub m: Tensor,
     /// AdamW's second moment.
     pub v: Tensor,
-    /// The prompt before the first step.
-    pub initial: Tensor,
-    /// The prompt of `position.best`.
+    /// The prefix before the first step.
+    pub initial: Prefix,
+    /// The trainable values of `position.best`.
     pub best: Option<Tensor>,
     /// Where it is.
     pub position: Position,
@@ -153,6 +156,12 @@ pub struct State {
 struct Metadata {
     version: u32,
     position: Position,
+    /// `None`: a plain prompt of embeddings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    layout: Option<PromptLayout>,
+    /// Tokens before the virtual tokens; none if these stand at the start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    before: Vec<u32>,
     max_rows: usize,
     /// Files of a version before it have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -183,13 +192,20 @@ impl State {
         let metadata = Metadata {
             version: VERSION,
             position: self.position.clone(),
+            layout: Some(*self.prompt.layout()).filter(|layout| !layout.is_plain_embeddings()),
+            before: self.prompt.before().to_vec(),
             max_rows: self.max_rows,
             products: self.products.clone(),
             examples: self.examples.clone(),
         };
         let failed = |text: String| Error::io(path)(std::io::Error::other(text));
         let metadata = serde_json::to_string(&metadata).map_err(|e| failed(e.to_string()))?;
-        let named = [("prompt", &self.prompt), ("m", &self.m), ("v", &self.v), ("initial", &self.initial)];
+        let named = [
+            ("prompt", self.prompt.values()),
+            ("m", &self.m),
+            ("v", &self.v),
+            ("initial", self.initial.values()),
+        ];
         let named = named.into_iter().chain(self.best.as_ref().map(|best| ("best", best)));
         let on_cpu =
             |(name, tensor): (_, &Tensor)| Ok((name, tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?));
@@ -219,19 +235,29 @@ impl State {
                 "expected version {VERSION} of the file, found {version}; go on with the gneiss that wrote it"
             ));
         }
-        let Metadata { position, max_rows, products, examples, .. } =
+        let Metadata { position, layout, before, max_rows, products, examples, .. } =
             serde_json::from_str(text).map_err(|e| not("a run's position", &e))?;
         let tensors = SafeTensors::deserialize(file).map_err(|e| not("a safetensors file", &e))?;
-        let prompt = tensor(&tensors, "prompt")?;
-        let get = |name: &str| {
+        let values = tensor(&tensors, "prompt")?;
+        let layout = match (layout, values.dims()) {
+            (Some(layout), _) => layout,
+            (None, [rows, width]) => PromptLayout::plain(PromptKind::Embeddings, (*rows, *width)),
+            (None, found) => return Err(format!("prompt: expected F32 [P, C], found {found:?}")),
+        };
+        layout.check()?;
+        let get = |name: &str, expected: Shape| {
             let found = tensor(&tensors, name)?;
-            if found.dims() == prompt.dims() {
+            if *found.shape() == expected {
                 return Ok(found);
             }
-            Err(format!("{name}: expected the prompt's shape {:?}, found {:?}", prompt.dims(), found.dims()))
+            Err(format!("{name}: expected the prompt's shape {expected:?}, found {:?}", found.shape()))
         };
-        let best = position.best.as_ref().map(|_| get("best")).transpose()?;
-        let (m, v, initial) = (get("m")?, get("v")?, get("initial")?);
+        let of_values = |name| get(name, layout.values_shape());
+        let best = position.best.as_ref().map(|_| of_values("best")).transpose()?;
+        let (values, m, v) = (of_values("prompt")?, of_values("m")?, of_values("v")?);
+        let rows = get("initial", (layout.num_virtual_tokens, layout.width).into())?;
+        let initial = Prefix::new(layout.kind, rows).after(&before).map_err(|error| error.to_string())?;
+        let prompt = Prompt::from_values(layout, values, &initial).map_err(|error| error.to_string())?;
         Ok(Self { m, v, initial, best, prompt, position, max_rows, products, examples })
     }
 }
@@ -243,8 +269,8 @@ struct Version {
 
 fn tensor(tensors: &SafeTensors, name: &str) -> std::result::Result<Tensor, String> {
     let view = tensors.tensor(name).map_err(|error| format!("{name}: {error}"))?;
-    if view.dtype() != Dtype::F32 || view.shape().len() != 2 {
-        return Err(format!("{name}: expected F32 [P, C], found {:?} {:?}", view.dtype(), view.shape()));
+    if view.dtype() != Dtype::F32 {
+        return Err(format!("{name}: expected F32, found {:?} {:?}", view.dtype(), view.shape()));
     }
     view.load(&Device::Cpu).map_err(|error| format!("{name}: {error}"))
 }
@@ -257,10 +283,10 @@ mod tests {
     fn state(products: Option<ProductChoices>) -> State {
         let rows = |value: f32| Tensor::full(value, (2, 3), &Device::Cpu).expect("a tensor");
         State {
-            prompt: rows(1.0),
+            prompt: Prompt::embeddings(&rows(1.0)).expect("a prompt"),
             m: rows(2.0),
             v: rows(3.0),
-            initial: rows(4.0),
+            initial: Prefix::Embeddings(rows(4.0)),
             best: None,
             position: Position { step: 7, ..Position::default() },
             max_rows: 100,
@@ -301,6 +327,7 @@ mod tests {
     fn a_state_without_choices_is_read() {
         let (file, read) = written(&state(None));
         assert!(!file.windows(8).any(|part| part == b"products"), "no key of it");
+        assert!(!file.windows(6).any(|part| part == b"layout"), "nor of a plain prompt");
         assert_eq!((read.products, read.max_rows, read.position.step), (None, 100, 7));
     }
 }

@@ -89,11 +89,11 @@ impl<'a> Trainer<'a> {
         let Some(first) = runs.first() else {
             return Err(Error::Invalid("tune: expected at least one prompt, found none".into()));
         };
-        let (time_products, kind) = (first.options().time_products, first.prompt().kind());
-        if let Some(other) = runs.iter().find(|run| run.prompt().kind() != kind) {
+        let (time_products, kind) = (first.options().time_products, first.prompt().layout().kind);
+        if let Some(other) = runs.iter().find(|run| run.prompt().layout().kind != kind) {
             return Err(Error::Invalid(format!(
                 "prompt.kind: expected one value for all runs of a trainer, found \"{kind}\" and \"{}\"",
-                other.prompt().kind()
+                other.prompt().layout().kind
             )));
         }
         if runs.iter().any(|run| run.options().time_products != time_products) {
@@ -276,7 +276,7 @@ impl<'a> Trainer<'a> {
         if validation.is_empty() {
             return Ok(None);
         }
-        let prompt = of_run.prompt().prefix().to_dtype(decoder.prompt_dtype())?;
+        let prompt = of_run.prompt().prefix()?.to_dtype(decoder.prompt_dtype())?;
         let groups = [prompt.group(validation)?];
         let loss = |limits: Limits| objective::evaluate(decoder, &prompt, &groups, limits.max_rows)?.loss();
         let (loss, limits) = self.within_memory(&groups, &mut [observer], loss)?;

@@ -9,6 +9,7 @@ use gneiss::bench::canary::{RateSource, Reading};
 use gneiss::bench::examples::whole_steps;
 use gneiss::bench::{Bench, Canary, Case, ExampleSource, Lengths, MatmulPeak};
 use gneiss::checkpoint::{ModelConfig, ModelType};
+use gneiss::config::PromptKind;
 use gneiss::device::PeakMemory;
 use gneiss::model::{Decoder, Dtypes, Flops};
 use serde_json::{Value, json};
@@ -263,7 +264,7 @@ fn flops_are_those_counted_by_hand() {
     let group = PrefixGroup::new(0..2, [&example(&[1, 2, 3], &[4, 0]), &example(&[1, 4], &[0])]);
     // A row of q 32, of k and v 32, of o 32, of gate and up 48, of down 24: 168. Pairs: prefix 6; first
     // sequence 6 + 9, its targets 2 + 3 + 6; second sequence 1 + 3. A product of a pair: 8.
-    let flops = Flops::of_step(&shape(3), std::slice::from_ref(&group));
+    let flops = Flops::of_step(&shape(3), PromptKind::Embeddings, std::slice::from_ref(&group));
     let forward = 2 * 7 * 168 + 7 * 32 + 3 * (32 + 104);
     let backward = 7 * 32 + 3 * (32 + 104) + 7 * 168 + 7 * 104 + 3 * 64;
     assert_eq!(flops.linear, f64::from(forward + backward));
@@ -275,9 +276,18 @@ fn flops_are_those_counted_by_hand() {
     assert_eq!(flops.total(), 5712.0 + 240.0 + 3264.0);
 
     // One block is the first and the last.
-    let flops = Flops::of_step(&shape(1), std::slice::from_ref(&group));
+    let flops = Flops::of_step(&shape(1), PromptKind::Embeddings, std::slice::from_ref(&group));
     assert_eq!(flops.linear, f64::from(7 * 32 + 3 * (32 + 104) + 3 * 104 + 3 * 32));
     assert_eq!(flops.attention, f64::from(8 * (2 * targets + 4 * (3 * 3))));
+
+    // The virtual tokens as keys and values: T = 5, and no gradient goes below the first block's attention.
+    let flops = Flops::of_step(&shape(3), PromptKind::Prefix, std::slice::from_ref(&group));
+    let forward = 2 * 5 * 168 + 5 * 32 + 3 * (32 + 104);
+    let backward = 5 * 32 + 3 * (32 + 104) + 5 * 168 + 5 * 104;
+    assert_eq!(flops.linear, f64::from(forward + backward));
+    // The head's row sees the two virtual tokens and itself.
+    let (all, to_prefix) = (25 - 6 + 3, 12 + 2);
+    assert_eq!(flops.attention, f64::from(8 * (2 * all + 4 * to_prefix + 7 * all + 7 * targets)));
 }
 
 /// Counts the steps that it is told of.
@@ -325,7 +335,12 @@ fn steps_of_a_disturbed_machine_are_counted_and_left_out() {
     let config = ModelConfig::from_json(&tiny()).unwrap();
     let dtypes = Dtypes::for_weights(DType::F32, &Device::Cpu).unwrap();
     let model = Decoder::random(&config, dtypes, &Device::Cpu, 1).unwrap();
-    let case = Case { batch_size: 1, accumulate_steps: 1, num_virtual_tokens: 3 };
+    let case = Case {
+        batch_size: 1,
+        accumulate_steps: 1,
+        prompt_kind: PromptKind::Embeddings,
+        num_virtual_tokens: 3,
+    };
     let measure = |slow: Option<&'static [usize]>| {
         let canary = slow.map(|slow| Canary::from_source(Box::new(Slow { read: 0, slow })));
         let source = ExampleSource::Made(Lengths::uniform(9).unwrap());
@@ -373,14 +388,21 @@ fn a_case_is_a_run_of_the_trainer() {
         peak: PEAK,
         canary: None,
     };
-    let case = Case { batch_size: 2, accumulate_steps: 1, num_virtual_tokens: 3 };
+    let case = Case {
+        batch_size: 2,
+        accumulate_steps: 1,
+        prompt_kind: PromptKind::Embeddings,
+        num_virtual_tokens: 3,
+    };
     let mut told = Told::default();
     let measured = bench.measure(case, &mut told).unwrap();
     assert_eq!((told.0, told.1), (7, vec![0]), "warm-up and counted steps; forgotten before them");
     assert_eq!(measured.peak_memory_bytes, Some(7));
     assert_eq!(measured.figures.tokens_per_step, 18.0);
     assert!(measured.last_loss.is_finite() && measured.last_loss != measured.first_loss);
-    let of = |examples: &[Example]| Flops::of_step(&config, &[PrefixGroup::new(0..3, examples)]).total();
+    let of = |examples: &[Example]| {
+        Flops::of_step(&config, PromptKind::Embeddings, &[PrefixGroup::new(0..3, examples)]).total()
+    };
     let steps = whole_steps(&given, 2);
     assert_eq!(steps.len(), 4, "the fifth example makes no whole step");
     // Steps 3 to 7: the second half of the examples twice, the first thrice.

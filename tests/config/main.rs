@@ -53,7 +53,7 @@ fn every_recipe_loads() {
         let command = format!("# gneiss tune configs/{}", recipe.file_name().unwrap().display());
         assert_eq!(text.lines().next(), Some(command.as_str()));
     }
-    assert_eq!(recipes.len(), 1, "{recipes:?}");
+    assert_eq!(recipes.len(), 2, "{recipes:?}");
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! From files to token ids: datasets, verbalizers, encoding.
 
 mod chat;
+mod corpus;
 mod csv;
 mod encode;
 mod json;
 mod labels;
 mod lengths;
+mod messages;
 mod reviews;
 mod shapes;
 mod template;

@@ -4,7 +4,8 @@
 
 A test of gneiss calls it on an adapter that gneiss wrote, to hold that PEFT reads it and computes
 the same. Output: {"versions": {...}, "logits": [[last position's logits, V] per sequence],
-"prompt_embeddings_shape": [num_virtual_tokens, hidden_size]}. Each sequence runs alone, in f32.
+"prompt_embeddings_shape": [rows, columns], "prompt_embeddings": [[row] per virtual token]}. Each
+sequence runs alone, in f32.
 """
 
 import argparse
@@ -33,6 +34,7 @@ def main():
         "versions": versions(),
         "logits": [last_logits(model, ids) for ids in args.ids],
         "prompt_embeddings_shape": list(prompt_of(model).shape),
+        "prompt_embeddings": prompt_of(model).tolist(),
     }, sys.stdout)
     print()
     return 0

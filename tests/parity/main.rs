@@ -11,5 +11,6 @@ mod fixtures;
 mod generation;
 mod gguf;
 mod peft;
+mod peft_kinds;
 mod smollm2;
 mod training;

@@ -43,7 +43,7 @@ pub fn last_logits(golden: &Golden, model: &Decoder) -> Tensor {
     let sequences = golden.json["sequences"].as_array().unwrap().iter();
     let sequences: Vec<Sequence> =
         sequences.map(|s| Sequence { input: ids(&s["ids"]), target: Vec::new() }).collect();
-    let group = PrefixGroup { prompt: 0..0, head: Vec::new(), sequences };
+    let group = PrefixGroup { before: Vec::new(), prompt: 0..0, head: Vec::new(), sequences };
     let batch = Passes::new(&[group], usize::MAX).prefix_pass;
     let no_prompt = Tensor::zeros((0, model.config().hidden_size), DType::F32, &Device::Cpu).unwrap();
     let tape = model.forward(&batch, &no_prompt, None, 0).unwrap();
@@ -69,8 +69,7 @@ fn text_init(golden: &Golden, model: &Decoder, tokenizer: &TextTokenizer) {
         let ids = Tensor::new(ids, &Device::Cpu).unwrap();
         rows(&model.embedding().index_select(&ids, 0).unwrap())
     };
-    let initial =
-        |options: &PromptOptions| initial(options, model, tokenizer, 42).unwrap().prefix().values().clone();
+    let initial = |options: &PromptOptions| initial(options, model, tokenizer, 42).unwrap().values().clone();
     let prompt = initial(&options);
     assert_eq!(rows(&prompt), embeddings(&prompt_ids));
     // transformers dequantises to the same rows: they are the prompt of its case.

@@ -1,6 +1,8 @@
 //! Adapters: what PEFT wrote is read, what is written reads back, what is malformed is named.
 
 use gneiss::prompt::Prefix;
+mod kinds;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -241,16 +243,15 @@ fn configurations_that_do_not_fit_are_named() {
         (
             "peft_type",
             json!("LORA"),
-            "an adapter of the method LORA is not supported; gneiss reads PROMPT_TUNING adapters; hint: merge it into its \
-             base with PEFT's merge_and_unload, and give the merged checkpoint as the model",
+            "an adapter of the method LORA is not supported; gneiss reads PROMPT_TUNING, P_TUNING, CPT, \
+             MULTITASK_PROMPT_TUNING, PREFIX_TUNING and CARTRIDGE adapters; hint: merge it into its base with PEFT's \
+             merge_and_unload, and give the merged checkpoint as the model",
         ),
         (
             "peft_type",
-            json!("PREFIX_TUNING"),
-            "an adapter of the method PREFIX_TUNING is not supported; gneiss reads PROMPT_TUNING adapters; its rows are \
-             keys and values of every block, no embeddings",
+            json!(null),
+            "peft_type: expected the name of a method such as \"PROMPT_TUNING\", found none",
         ),
-        ("peft_type", json!(null), "peft_type: expected \"PROMPT_TUNING\", found none"),
         ("task_type", json!("SEQ_2_SEQ_LM"), "task_type: expected \"CAUSAL_LM\", found \"SEQ_2_SEQ_LM\""),
         ("task_type", json!("causal_lm"), "task_type: expected \"CAUSAL_LM\", found \"causal_lm\""),
         (

@@ -1,6 +1,8 @@
 //! Runs that go on from a checkpoint.
 
 use super::*;
+use gneiss::config::{PromptOptions, Reparameterization};
+use gneiss::prompt::Prefix;
 use gneiss::prompt::Prompt;
 use gneiss::tune::{Ended, State};
 
@@ -43,9 +45,24 @@ fn task<'a>(
     Task { model: &MODEL, train, validation, options, limits: Limits::rows(rows) }
 }
 
-/// From each of 15 checkpoints, written to a file and read again: the same losses and the same prompt.
 #[test]
 fn a_run_goes_on_from_every_step_bit_for_bit() {
+    goes_on_from_every_step(&Prompt::embeddings(&prompt()).unwrap());
+}
+
+#[test]
+fn runs_of_reparameterized_prompts_go_on_from_every_step() {
+    use Reparameterization::{Mlp, None, Residual};
+    for (reparameterization, frozen_tokens) in [(None, 2), (Residual, 0), (Residual, 1), (Mlp, 0), (Mlp, 2)] {
+        let options =
+            PromptOptions { reparameterization, frozen_tokens, bottleneck: 5, ..Default::default() };
+        let initial = Prefix::Embeddings(prompt());
+        goes_on_from_every_step(&Prompt::with_options(&initial, &options, 40, 42).unwrap());
+    }
+}
+
+/// From each of 15 checkpoints, written to a file and read again: the same losses and the same prompt.
+fn goes_on_from_every_step(initial: &Prompt) {
     let (train, validation) = (examples(10, 21), examples(4, 22));
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("checkpoint.safetensors");
@@ -60,19 +77,24 @@ fn a_run_goes_on_from_every_step_bit_for_bit() {
             ..options()
         };
         let mut whole = Keeper::default();
-        let mut trainer =
-            Trainer::new(task(&train, &validation, &options, 20), &Prompt::embeddings(&prompt()).unwrap())
-                .unwrap();
+        let mut trainer = Trainer::new(task(&train, &validation, &options, 20), initial).unwrap();
         assert_eq!(trainer.run(&mut whole).unwrap(), Ended::Completed);
         let expected = trainer.kept().unwrap();
         assert_eq!(whole.states.len(), 12 + 4, "one a step and one an epoch");
+        let frozen = |prefix: &Prefix| {
+            bits(&prefix.values().narrow(0, 0, initial.layout().frozen_tokens).unwrap().contiguous().unwrap())
+        };
+        assert_eq!(frozen(&expected.prompt), frozen(&initial.prefix().unwrap()));
         for state in &whole.states {
             state.write(&path).unwrap();
             let read = State::read(&path).unwrap();
-            assert_eq!(read.position, state.position);
+            assert_eq!((&read.position, read.prompt.layout()), (&state.position, initial.layout()));
+            assert_eq!(bits(read.initial.values()), bits(initial.prefix().unwrap().values()));
             // Other limits than the run had: it takes those that it began with.
             let task = task(&train, &validation, &options, 1000);
             let mut trainer = Trainer::resume(task, &read).unwrap();
+            let started = trainer.first().initial().unwrap();
+            assert_eq!(bits(started.values()), bits(state.initial.values()));
             let mut rest = Keeper::default();
             assert_eq!(trainer.run(&mut rest).unwrap(), Ended::Completed);
             let kept = trainer.kept().unwrap();
@@ -96,8 +118,8 @@ fn an_interrupted_run_gives_its_state_last() {
     assert_eq!(trainer.run(&mut keeper).unwrap(), Ended::Interrupted);
     let last = keeper.states.last().unwrap();
     assert_eq!((keeper.watch.steps.len(), last.position.step, last.position.open), (4, 4, true));
-    assert_eq!(bits(&last.prompt), bits(trainer.kept().unwrap().prompt.values()));
-    assert_eq!(bits(&last.initial), bits(&prompt()));
+    assert_eq!(bits(last.prompt.values()), bits(trainer.kept().unwrap().prompt.values()));
+    assert_eq!(bits(last.initial.values()), bits(&prompt()));
 }
 
 #[test]
@@ -118,7 +140,8 @@ fn other_examples_and_other_models_are_refused() {
         Trainer::resume(task(&train, &train, &options, 512), &state).is_err(),
         "a validation file is new"
     );
-    state.prompt = Tensor::zeros((6, 32), DType::F32, &Device::Cpu).unwrap();
+    let other_width = Tensor::zeros((6, 32), DType::F32, &Device::Cpu).unwrap();
+    state.prompt = Prompt::embeddings(&other_width).unwrap();
     let error = Trainer::resume(task(&train, &[], &options, 512), &state).err().unwrap();
     assert!(error.to_string().contains("width 40") && error.to_string().contains("32"), "{error}");
 }

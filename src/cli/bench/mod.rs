@@ -12,7 +12,7 @@ use gneiss::bench::{
     Bench as Runs, Canary, Case, ExampleSource, Launches, Lengths, MatmulPeak, Measured, StepProducts,
 };
 use gneiss::checkpoint::ModelConfig;
-use gneiss::config::DtypeChoice;
+use gneiss::config::{DtypeChoice, PromptKind};
 use gneiss::data::Template;
 use gneiss::device::{DeviceChoice, DeviceMemory, PeakMemory, is_out_of_memory};
 use gneiss::layout::model_folder::CONFIG;
@@ -61,6 +61,9 @@ pub struct BenchArgs {
     /// Virtual tokens of the prompt, such as 20,100.
     #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = positive)]
     virtual_tokens: Vec<usize>,
+    /// What the prompt puts in front of examples, embeddings or prefix; by default the configuration's prompt.kind.
+    #[arg(long, value_name = "KIND")]
+    prompt_kind: Option<PromptKind>,
     /// Micro-batches of an optimizer step, such as 1,16.
     #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = positive)]
     accumulate: Vec<usize>,
@@ -208,11 +211,12 @@ impl BenchArgs {
     /// Every combination of the sizes; missing sizes are those of `default`.
     fn cases(&self, default: Case) -> Vec<Case> {
         let or = |given: &[usize], one: usize| if given.is_empty() { vec![one] } else { given.to_vec() };
+        let prompt_kind = self.prompt_kind.unwrap_or(default.prompt_kind);
         let mut cases = Vec::new();
         for accumulate_steps in or(&self.accumulate, default.accumulate_steps) {
             for num_virtual_tokens in or(&self.virtual_tokens, default.num_virtual_tokens) {
                 for batch_size in or(&self.batch, default.batch_size) {
-                    cases.push(Case { batch_size, accumulate_steps, num_virtual_tokens });
+                    cases.push(Case { batch_size, accumulate_steps, prompt_kind, num_virtual_tokens });
                 }
             }
         }
@@ -271,6 +275,7 @@ impl BenchArgs {
             default: Case {
                 batch_size: config.train.batch_size,
                 accumulate_steps: config.train.accumulate_steps,
+                prompt_kind: config.prompt.kind,
                 num_virtual_tokens,
             },
         })
@@ -301,7 +306,12 @@ impl BenchArgs {
             dtype: dtype.as_str(),
             source,
             about,
-            default: Case { batch_size: 8, accumulate_steps: 16, num_virtual_tokens: 100 },
+            default: Case {
+                batch_size: 8,
+                accumulate_steps: 16,
+                prompt_kind: PromptKind::Embeddings,
+                num_virtual_tokens: 100,
+            },
             max_rows: self.max_rows.unwrap_or(0),
         })
     }

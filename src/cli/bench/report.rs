@@ -4,6 +4,7 @@ use super::disturbance::Steps;
 use super::text;
 use gneiss::bench::canary::CanaryRate;
 use gneiss::bench::{Case, Launches, MatmulPeak, Measured, OpShare, StepProducts};
+use gneiss::config::PromptKind;
 use gneiss::{Error, Result};
 use serde::Serialize;
 use std::fs::{File, OpenOptions};
@@ -53,8 +54,16 @@ pub struct CaseReport {
 
 /// A case's sizes as text.
 pub fn label(case: Case) -> String {
-    let Case { batch_size, accumulate_steps, num_virtual_tokens } = case;
-    format!("batch {batch_size}, accumulation {accumulate_steps}, {num_virtual_tokens} virtual tokens")
+    let Case { batch_size, accumulate_steps, .. } = case;
+    format!("batch {batch_size}, accumulation {accumulate_steps}, {} virtual tokens", virtual_tokens(case))
+}
+
+/// The number of virtual tokens, and their kind if they are no embeddings.
+fn virtual_tokens(case: Case) -> String {
+    match case.prompt_kind {
+        PromptKind::Embeddings => case.num_virtual_tokens.to_string(),
+        PromptKind::Prefix => format!("{} (keys and values)", case.num_virtual_tokens),
+    }
 }
 
 impl BenchReport {
@@ -135,11 +144,12 @@ impl BenchReport {
     fn launch_lines(&self) -> Vec<String> {
         let Some(launches) = &self.launches else { return Vec::new() };
         let line = |CaseReport { measured: m, .. }: &CaseReport| {
-            let Case { batch_size, accumulate_steps, num_virtual_tokens } = m.case;
+            let (Case { batch_size, accumulate_steps, .. }, virtual_tokens) =
+                (m.case, virtual_tokens(m.case));
             let seconds = m.figures.step_seconds.median;
             format!(
                 "launches: {} a second alone; those of a step of {} rows take {} ms, {:.1} % of {batch_size} x \
-                 {accumulate_steps}, {num_virtual_tokens}, which is {}bound by launches",
+                 {accumulate_steps}, {virtual_tokens}, which is {}bound by launches",
                 digits(launches.per_second),
                 launches.rows,
                 digits(launches.step_seconds * 1e3),
@@ -157,9 +167,9 @@ impl BenchReport {
             "peak memory", "disturbed steps",
         ];
         let row = |CaseReport { measured: m, .. }: &CaseReport| {
-            let Case { batch_size, accumulate_steps, num_virtual_tokens } = m.case;
+            let Case { batch_size, accumulate_steps, .. } = m.case;
             vec![
-                format!("{batch_size} x {accumulate_steps}, {num_virtual_tokens}"),
+                format!("{batch_size} x {accumulate_steps}, {}", virtual_tokens(m.case)),
                 format!(
                     "{} ({}-{})",
                     digits(m.figures.step_seconds.median * 1e3),
@@ -225,13 +235,13 @@ pub struct Csv {
 }
 
 impl Csv {
-    const HEADER: [&str; 36] = [
+    const HEADER: [&str; 37] = [
         "date", "version", "device", "device_name", "dtype", "model", "parameters", "batch_size",
-        "accumulate_steps", "num_virtual_tokens", "max_rows", "recompute", "steps", "disturbed_steps",
-        "used_steps", "tokens_per_step", "rows_per_step", "step_seconds_p50", "step_seconds_p10",
-        "step_seconds_p90", "examples_per_second_p50", "examples_per_second_p10", "examples_per_second_p90",
-        "tokens_per_second", "rows_per_second", "flops_per_step", "flops_per_second",
-        "matmul_peak_flops_per_second", "share_of_peak", "data_sheet_flops_per_second",
+        "accumulate_steps", "num_virtual_tokens", "prompt_kind", "max_rows", "recompute", "steps",
+        "disturbed_steps", "used_steps", "tokens_per_step", "rows_per_step", "step_seconds_p50",
+        "step_seconds_p10", "step_seconds_p90", "examples_per_second_p50", "examples_per_second_p10",
+        "examples_per_second_p90", "tokens_per_second", "rows_per_second", "flops_per_step",
+        "flops_per_second", "matmul_peak_flops_per_second", "share_of_peak", "data_sheet_flops_per_second",
         "share_of_data_sheet", "step_products_flops_per_second", "launches_per_second",
         "launches_step_seconds", "peak_memory_bytes", "device_memory_bytes",
     ];
@@ -271,6 +281,7 @@ impl Csv {
             m.case.batch_size.to_string(),
             m.case.accumulate_steps.to_string(),
             m.case.num_virtual_tokens.to_string(),
+            m.case.prompt_kind.to_string(),
             m.max_rows.to_string(),
             m.recompute.to_string(),
             report.steps.to_string(),

@@ -1,11 +1,15 @@
 //! An adapter: its base and settings, and the position of its virtual tokens among the vocabulary's.
 
+use super::keys_values::{self, LayerReport};
 use super::{Report, line};
 use crate::cli::text;
 use anyhow::Context;
 use candle_core::{DType, Device, Tensor};
 use gneiss::checkpoint::{Checkpoint, TextTokenizer};
-use gneiss::prompt::peft::{Adapter, AdapterConfig, PromptTuningInit};
+use gneiss::config::PromptKind;
+use gneiss::data::InputHead;
+use gneiss::prompt::Prefix;
+use gneiss::prompt::peft::{Adapter, AdapterConfig, PeftType, PromptTuningInit};
 use gneiss::prompt::vocabulary;
 use gneiss::prompt::vocabulary::{NearestPlace, Neighbour, Norms, Vocabulary, VocabularyToken};
 use gneiss::{Error, session};
@@ -16,13 +20,24 @@ use std::path::{Path, PathBuf};
 #[derive(Serialize)]
 pub struct AdapterReport {
     adapter: PathBuf,
+    kind: PromptKind,
+    /// The task that was asked for, of an adapter of several.
+    task: Option<usize>,
     config: AdapterConfig,
+    /// What stands before the virtual tokens; `None` if they stand at the start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    before: Option<InputHead>,
     /// Rows and width.
     shape: [usize; 2],
-    norms: Norms,
+    /// Norms of the rows of embeddings.
+    norms: Option<Norms>,
     /// Mean norm of the base model's embeddings.
     vocabulary_mean_norm: Option<f64>,
+    /// The rows of embeddings.
     tokens: Vec<InspectedToken>,
+    /// The layers of keys and values.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    layers: Vec<LayerReport>,
 }
 
 #[derive(Serialize)]
@@ -49,36 +64,60 @@ struct BaseModel {
     tokenizer: Option<TextTokenizer>,
 }
 
-/// Inspects the adapter in a folder; `model` replaces the base model that the adapter names.
-pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<AdapterReport> {
-    let adapter = Adapter::read(path)?;
+/// Inspects the adapter in a folder, of several tasks the prompt of `task`; `model` replaces the base model that the adapter
+/// names.
+pub fn inspect(folder: &Path, task: Option<usize>, model: Option<&str>) -> anyhow::Result<AdapterReport> {
+    let adapter = Adapter::read_task(folder, task)?;
     crate::cli::warn_about(&adapter);
-    let Adapter { prompt, config, .. } = adapter;
-    let prompt = prompt.embeddings("gneiss inspect")?.clone();
-    let (rows, width) = prompt.dims2()?;
-    let base = open(&config, model)?;
+    let Adapter { prompt, config, task: prompt_task } = adapter;
+    let (rows, width) = prompt.values().dims2()?;
     let mut report = AdapterReport {
-        adapter: path.to_path_buf(),
+        adapter: folder.to_path_buf(),
+        kind: prompt.kind(),
+        task,
         shape: [rows, width],
-        norms: Norms::of(&prompt)?,
+        norms: None,
         vocabulary_mean_norm: None,
         tokens: Vec::new(),
+        layers: Vec::new(),
+        before: prompt_task.and_then(|task| task.before),
         config,
     };
-    if let Some(BaseModel { embedding, tokenizer }) = &base {
-        let vocabulary = Vocabulary::new(embedding, tokenizer.as_ref())?;
-        report.vocabulary_mean_norm = Some(vocabulary.norms()?.mean);
-        let began = began(&report.config, rows, tokenizer.as_ref())?;
-        let mut initial = initial(&prompt, &began, &vocabulary, tokenizer.as_ref())?.into_iter();
-        let token =
-            |NearestPlace { norm, nearest }| InspectedToken { norm, nearest, initial: initial.next() };
-        report.tokens = vocabulary.place(&prompt)?.into_iter().map(token).collect();
-    } else {
-        let norms = vocabulary::row_norms(&prompt)?;
-        let token = |norm| InspectedToken { norm, nearest: Vec::new(), initial: None };
-        report.tokens = norms.into_iter().map(token).collect();
+    match &prompt {
+        Prefix::Embeddings(prompt) | Prefix::EmbeddingsAfter { values: prompt, .. } => {
+            report.compare(prompt, model)?;
+        }
+        Prefix::KeysValues(values) => {
+            if let Some(model) = model {
+                let opened = Checkpoint::open_without_tokenizer(&session::locate(model)?)?;
+                Adapter { prompt: prompt.clone(), config: report.config.clone(), task: None }
+                    .check_fits(folder, model, &opened.config)?;
+            }
+            report.layers = keys_values::layers(values, &report.config)?;
+        }
     }
     Ok(report)
+}
+
+impl AdapterReport {
+    /// Adds the norms of embeddings, and what they are near in the vocabulary of the base model.
+    fn compare(&mut self, prompt: &Tensor, model: Option<&str>) -> anyhow::Result<()> {
+        self.norms = Some(Norms::of(prompt)?);
+        let Some(BaseModel { embedding, tokenizer }) = &open(&self.config, model)? else {
+            let norms = vocabulary::row_norms(prompt)?;
+            let token = |norm| InspectedToken { norm, nearest: Vec::new(), initial: None };
+            self.tokens = norms.into_iter().map(token).collect();
+            return Ok(());
+        };
+        let vocabulary = Vocabulary::new(embedding, tokenizer.as_ref())?;
+        self.vocabulary_mean_norm = Some(vocabulary.norms()?.mean);
+        let began = began(&self.config, self.shape[0], tokenizer.as_ref())?;
+        let mut initial = initial(prompt, &began, &vocabulary, tokenizer.as_ref())?.into_iter();
+        let token =
+            |NearestPlace { norm, nearest }| InspectedToken { norm, nearest, initial: initial.next() };
+        self.tokens = vocabulary.place(prompt)?.into_iter().map(token).collect();
+        Ok(())
+    }
 }
 
 /// Opens the base model. If `model` names it, it must open; if only the adapter names it, it may be missing.
@@ -147,25 +186,71 @@ fn initial(
 
 impl Report for AdapterReport {
     fn print(&self) {
-        let Self { config, shape: [rows, width], norms, .. } = self;
+        let Self { config, shape: [rows, width], .. } = self;
         line("adapter", self.adapter.display());
         line(
             "method",
             format!("{}, {}", config.peft_type, config.task_type.as_deref().unwrap_or("no task type")),
         );
+        if let Some(tasks) = config.tasks() {
+            line("task", format!("{} of 0 to {}", self.task.unwrap_or(0), tasks - 1));
+        }
         let base = config.base_model_name_or_path.as_deref().unwrap_or("not named");
         let revision = config.revision.as_ref().map(|r| format!("@{r}")).unwrap_or_default();
         line("base model", format!("{base}{revision}"));
-        line("prompt", format!("{rows} virtual tokens of width {width}, {} values", rows * width));
-        let init = match &config.prompt_tuning_init {
-            PromptTuningInit::Text => "text",
-            PromptTuningInit::SampleVocab => "tokens drawn from the vocabulary",
-            PromptTuningInit::Random => "random, or not recorded",
-            PromptTuningInit::Other(name) => name,
-        };
-        let init_text =
-            config.prompt_tuning_init_text.as_deref().map(|t| format!(" {t:?}")).unwrap_or_default();
-        line("init", format!("{init}{init_text}"));
+        match self.kind {
+            PromptKind::Embeddings => {
+                line("prompt", format!("{rows} virtual tokens of width {width}, {} values", rows * width));
+                if let Some(before) = &self.before {
+                    let tokens = before.token_ids.len();
+                    line("position", format!("after {:?} ({tokens} tokens)", before.text));
+                }
+                self.print_init();
+                println!();
+                self.print_tokens();
+            }
+            PromptKind::Prefix => {
+                self.print_shape();
+                println!();
+                keys_values::print(&self.layers);
+            }
+        }
+    }
+}
+
+impl AdapterReport {
+    /// The shape of keys and values.
+    fn print_shape(&self) {
+        let Self { config, shape: [rows, width], .. } = self;
+        let number = |number: Option<usize>| number.map_or("?".to_owned(), |number| number.to_string());
+        let shape = format!(
+            "keys and values of {rows} virtual tokens in {} layers, {} heads, {} values",
+            number(config.num_layers),
+            number(config.num_attention_heads),
+            rows * width
+        );
+        line("prompt", shape);
+        if config.peft_type == PeftType::Cartridge {
+            line("frozen", format!("the first {} virtual tokens", config.num_frozen_tokens.unwrap_or(1)));
+        }
+        line("norms", "L2, of each virtual token and head: mean, min, max");
+    }
+
+    /// How embeddings began, and their norms.
+    fn print_init(&self) {
+        let config = &self.config;
+        if matches!(config.peft_type, PeftType::PromptTuning | PeftType::MultitaskPromptTuning | PeftType::GneissPromptTuning) {
+            let init = match &config.prompt_tuning_init {
+                PromptTuningInit::Text => "text",
+                PromptTuningInit::SampleVocab => "tokens drawn from the vocabulary",
+                PromptTuningInit::Random => "random, or not recorded",
+                PromptTuningInit::Other(name) => name,
+            };
+            let init_text =
+                config.prompt_tuning_init_text.as_deref().map(|t| format!(" {t:?}")).unwrap_or_default();
+            line("init", format!("{init}{init_text}"));
+        }
+        let Some(norms) = &self.norms else { return };
         let vocabulary = self
             .vocabulary_mean_norm
             .map(|n| format!("; the vocabulary's mean is {n:.3}"))
@@ -174,12 +259,8 @@ impl Report for AdapterReport {
             "norms",
             format!("mean {:.3}, min {:.3}, max {:.3}{vocabulary}", norms.mean, norms.min, norms.max),
         );
-        println!();
-        self.print_tokens();
     }
-}
 
-impl AdapterReport {
     fn print_tokens(&self) {
         let with_base = self.tokens.iter().any(|t| !t.nearest.is_empty());
         let with_initial = self.tokens.iter().any(|t| t.initial.is_some());

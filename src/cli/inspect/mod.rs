@@ -3,6 +3,7 @@
 mod adapter;
 mod config;
 pub mod dataset;
+mod keys_values;
 mod model;
 mod run;
 
@@ -20,7 +21,7 @@ use std::path::{Path, PathBuf};
 /// (.csv, .tsv, .json, .jsonl, .ndjson, .parquet, or one of them with .gz) or a complete configuration (.toml).
 #[derive(Args)]
 pub struct Inspect {
-    /// A folder, a file or org/name[@revision]; its kind decides the output.
+    /// A folder, a file or org/name[@revision]; its kind decides the output. :TASK after an adapter with several tasks.
     path: String,
     /// The model whose tokenizer and embeddings are used; adapters and configurations name their own.
     #[arg(long)]
@@ -35,8 +36,8 @@ pub struct Inspect {
 /// The kinds of a path.
 enum PathKind {
     Model,
-    /// An adapter, in this folder.
-    Adapter(PathBuf),
+    /// An adapter: its folder, and the task whose prompt is meant.
+    Adapter(PathBuf, Option<usize>),
     Run,
     Dataset,
     Config,
@@ -48,7 +49,7 @@ impl Inspect {
         let (path, base) = (Path::new(&self.path), self.model.as_deref());
         match kind(path)? {
             PathKind::Model => self.print(&model::inspect(&self.path)?),
-            PathKind::Adapter(folder) => self.print(&adapter::inspect(&folder, base)?),
+            PathKind::Adapter(folder, task) => self.print(&adapter::inspect(&folder, task, base)?),
             PathKind::Run => self.print(&run::inspect(path, base)?),
             PathKind::Dataset => self.print(&dataset::inspect(path, base, &self.dataset)?),
             PathKind::Config => self.print(&config::inspect(path, base)?),
@@ -74,7 +75,7 @@ trait Report: Serialize {
 fn kind(path: &Path) -> anyhow::Result<PathKind> {
     if path.is_dir() {
         let files = [
-            (layout::adapter_folder::CONFIG, PathKind::Adapter(path.to_path_buf())),
+            (layout::adapter_folder::CONFIG, PathKind::Adapter(path.to_path_buf(), None)),
             (layout::METRICS, PathKind::Run),
             (layout::model_folder::CONFIG, PathKind::Model),
         ];
@@ -84,7 +85,7 @@ fn kind(path: &Path) -> anyhow::Result<PathKind> {
         }
         // The folder into which PEFT saves a named adapter.
         if !adapters_in(path).is_empty() {
-            return Ok(PathKind::Adapter(Place::find(path, &HubOptions::from_env())?.folder));
+            return Ok(PathKind::Adapter(Place::find(path, &HubOptions::from_env())?.folder, None));
         }
         let problem = format!(
             "expected a model, an adapter or a run, found a folder with none of {names}; for a GGUF file give its own \
@@ -97,8 +98,12 @@ fn kind(path: &Path) -> anyhow::Result<PathKind> {
         _ if is_dataset(path) => PathKind::Dataset,
         Some("toml") => PathKind::Config,
         _ if path.exists() => PathKind::Model,
+        _ if Place::names_task(path) => {
+            let place = Place::find(path, &HubOptions::from_env())?;
+            PathKind::Adapter(place.folder, place.task)
+        }
         _ => match Place::on_hub(path, &HubOptions::from_env()) {
-            Ok(Some(place)) => PathKind::Adapter(place.folder),
+            Ok(Some(place)) => PathKind::Adapter(place.folder, None),
             // For anything else the model's own errors say what is wrong.
             Ok(None) | Err(Error::Invalid(_) | Error::Checkpoint { .. }) => PathKind::Model,
             Err(error) => return Err(error.into()),

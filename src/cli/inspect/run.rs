@@ -29,7 +29,7 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<RunReport> {
     let (steps, epochs) = steps_and_epochs(&path.join(METRICS))?;
     let folder = path.join(ADAPTER);
     let adapter = if folder.is_dir() {
-        Some(adapter::inspect(&folder, model)?)
+        Some(adapter::inspect(&folder, None, model)?)
     } else {
         eprintln!("adapter    none yet: {} is not there", folder.display());
         None

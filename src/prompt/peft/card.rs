@@ -3,7 +3,8 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use super::AdapterConfig;
+use super::{AdapterConfig, PeftType};
+use crate::config::PromptKind;
 
 /// What a model card says beyond [`AdapterConfig`]; what is empty or `None` is left out.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -14,6 +15,8 @@ pub struct ModelCard {
     pub task: String,
     /// Template of the model's input, with `{{input}}` in it.
     pub verbalizer: String,
+    /// Text after which the virtual tokens stand; `None` if they stand at the start.
+    pub before: Option<String>,
     /// Most tokens of an answer.
     pub max_output_tokens: Option<usize>,
     /// Name and value of each setting of the run.
@@ -30,9 +33,12 @@ impl ModelCard {
     /// The card as Markdown with the hub's YAML header.
     pub fn render(&self, config: &AdapterConfig) -> String {
         let base = config.base_model_name_or_path.as_deref().unwrap_or_default();
-        let mut sections = vec![header(base), self.about(config)];
+        let mut sections = vec![header(base, config.peft_type), self.about(config)];
         if !self.verbalizer.is_empty() {
             sections.push(format!("## Verbalizer\n\n{}", fenced("text", &self.verbalizer)));
+        }
+        if let Some(text) = &self.before {
+            sections.push(position(text));
         }
         if let Some(text) = config.prompt_tuning_init_text.as_deref().filter(|text| !text.is_empty()) {
             sections.push(format!("## Init text\n\n{}", fenced("text", text)));
@@ -41,7 +47,15 @@ impl ModelCard {
             sections.push(format!("## Hyperparameters\n\n{}", table(&self.hyperparameters)));
         }
         if !base.is_empty() {
-            sections.push(format!("## With PEFT\n\n{}", fenced("python", &self.peft(base, config))));
+            let peft = match (&config.attention_layers, config.peft_type) {
+                (None, PeftType::GneissPromptTuning) => NOT_AT_THE_START.to_owned(),
+                (None, _) => fenced("python", &self.peft(base, config)),
+                // transformers asks the cache that PEFT makes for the state of every Mamba2 layer, and finds keys there.
+                (Some(_), _) => "PEFT can't use these keys and values: the base has Mamba2 layers, for which PEFT 0.21 has no \
+                            place in a prefix.\n"
+                    .to_owned(),
+            };
+            sections.push(format!("## With PEFT\n\n{peft}"));
             sections.push(format!(
                 "## With gneiss\n\n{}\n`TEXT` is the verbalizer with the input in its place, and `DIR` is \
                  this folder.\n",
@@ -54,23 +68,33 @@ impl ModelCard {
     fn about(&self, config: &AdapterConfig) -> String {
         let name = if self.name.is_empty() { "Soft prompt" } else { &self.name };
         let base = config.base_model_name_or_path.clone().unwrap_or_default();
+        let frozen = (config.peft_type == PeftType::Cartridge).then(|| config.num_frozen_tokens.unwrap_or(1));
         let rows = [
             ("Base model", base),
             ("Revision", config.revision.clone().unwrap_or_default()),
             ("Task", self.task.clone()),
             ("Virtual tokens", config.num_virtual_tokens.to_string()),
+            ("Frozen virtual tokens", frozen.map(|tokens| tokens.to_string()).unwrap_or_default()),
             ("Steps", self.num_steps.map(|steps| steps.to_string()).unwrap_or_default()),
             ("Training loss", self.train_loss.map(|loss| format!("{loss:.4}")).unwrap_or_default()),
             ("Validation loss", self.validation_loss.map(|loss| format!("{loss:.4}")).unwrap_or_default()),
         ];
         let rows = rows.into_iter().filter(|(_, value)| !value.is_empty());
         let rows: Vec<_> = rows.map(|(key, value)| (key.to_string(), value)).collect();
-        format!(
-            "# {}\n\nA soft prompt: embeddings of virtual tokens that stand before every input of a frozen \
-             model.\n\n{}",
-            one_line(name),
-            table(&rows)
-        )
+        let what = match config.peft_type.prompt_kind() {
+            PromptKind::Embeddings if self.before.is_some() => {
+                "A soft prompt: embeddings of virtual tokens that stand in every input of a frozen model, after the text under \
+                 Position."
+            }
+            PromptKind::Embeddings => {
+                "A soft prompt: embeddings of virtual tokens that stand before every input of a frozen model."
+            }
+            PromptKind::Prefix => {
+                "A soft prompt: keys and values of virtual tokens that stand before every input in the attention layers \
+                 of a frozen model."
+            }
+        };
+        format!("# {}\n\n{what}\n\n{}", one_line(name), table(&rows))
     }
 
     /// Python that loads the prompt and answers one input.
@@ -79,8 +103,16 @@ impl ModelCard {
         let verbalizer = if self.verbalizer.is_empty() { "{{input}}" } else { &self.verbalizer };
         let tokens =
             self.max_output_tokens.map(|most| format!(", max_new_tokens={most}")).unwrap_or_default();
-        // PEFT 0.21 asks transformers for the cache by a name that transformers 5.24 gave up, finds none, and puts the
-        // prompt in front of every new token again: without a cache both are right.
+        // PEFT 0.21 asks transformers for the cache by a name that transformers 5.24 gave up, finds none, and puts
+        // embeddings in front of every new token again: without a cache both are right. Keys and values are in the cache:
+        // with it both are right, and without it PEFT fails.
+        let (comment, cache) = match config.peft_type.prompt_kind() {
+            PromptKind::Embeddings => (
+                "# use_cache=False: with a cache, PEFT 0.21 on transformers 5.24 puts the prompt in again at every token\n",
+                ", use_cache=False",
+            ),
+            PromptKind::Prefix => ("", ""),
+        };
         format!(
             "from peft import PeftModel\n\
              from transformers import AutoModelForCausalLM, AutoTokenizer\n\
@@ -91,19 +123,37 @@ impl ModelCard {
              \n\
              text = {}.replace(\"{{{{input}}}}\", \"...\")\n\
              inputs = tokenizer(text, return_tensors=\"pt\")\n\
-             # use_cache=False: with a cache, PEFT 0.21 on transformers 5.24 puts the prompt in again at every token\n\
-             answer = model.generate(**inputs{tokens}, do_sample=False, use_cache=False)\n\
+             {comment}\
+             answer = model.generate(**inputs{tokens}, do_sample=False{cache})\n\
              print(tokenizer.decode(answer[0], skip_special_tokens=True))\n",
             quoted(verbalizer)
         )
     }
 }
 
+/// Why PEFT reads no prompt that stands after a text.
+const NOT_AT_THE_START: &str = "PEFT can't use this prompt: it puts virtual tokens before everything, and these stand after a \
+                                text. The name GNEISS_PROMPT_TUNING in adapter_config.json keeps PEFT from loading the folder \
+                                and giving other answers. `gneiss export --bake` writes a checkpoint with the prompt in its \
+                                place, for transformers and other engines.\n";
+
+/// The text after which the virtual tokens stand.
+fn position(text: &str) -> String {
+    let after = if text.is_empty() {
+        "The virtual tokens stand after the tokens that the tokenizer adds before every text.\n".to_owned()
+    } else {
+        format!("The virtual tokens stand after this text, with which every input begins:\n\n{}", fenced("text", text))
+    };
+    format!("## Position\n\n{after}")
+}
+
 /// YAML that the hub reads.
-fn header(base: &str) -> String {
+fn header(base: &str, method: PeftType) -> String {
     let base = if base.is_empty() { String::new() } else { format!("base_model: {}\n", quoted(base)) };
+    let library = if method == PeftType::GneissPromptTuning { "" } else { "library_name: peft\n" };
     format!(
-        "---\n{base}library_name: peft\npipeline_tag: text-generation\ntags:\n- prompt-tuning\n- gneiss\n---\n"
+        "---\n{base}{library}pipeline_tag: text-generation\ntags:\n- {}\n- gneiss\n---\n",
+        method.tag()
     )
 }
 

@@ -6,24 +6,22 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{malformed, weights};
+use super::check::typed;
+use super::kind::unread_hint;
+use super::{PeftType, fits, malformed, weights};
 use crate::checkpoint::config::ModelConfig;
 use crate::checkpoint::json;
 use crate::checkpoint::json::bare_again;
+use crate::config::PromptKind;
 use crate::{Error, Result};
 
-/// The method that gneiss writes, in PEFT's words.
-const PROMPT_TUNING: &str = "PROMPT_TUNING";
-/// A method that gneiss reads too: PEFT saves the rows that its encoder came to, and puts them in front as they are.
-const P_TUNING: &str = "P_TUNING";
 /// The task that a prompt is for.
 pub(super) const CAUSAL_LM: &str = "CAUSAL_LM";
-/// Other tasks of PEFT whose prompts it puts in front of a decoder as those of [`CAUSAL_LM`]. The remaining one,
-/// `SEQ_2_SEQ_LM`, has a prompt for an encoder and one for a decoder.
-const OTHER_TASKS: [&str; 4] = ["SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"];
 /// Keys that count as missing if they are null, as PEFT has a default for each or takes it from the base model.
 const DEFAULTED: [&str; 5] =
     ["num_virtual_tokens", "token_dim", "num_transformer_submodules", "prompt_tuning_init", "inference_mode"];
+/// Key of [`AdapterConfig::attention_layers`], which PEFT does not have.
+pub(super) const ATTENTION_LAYERS: &str = "gneiss_attention_layers";
 
 /// Where a prompt's first rows came from, in PEFT's words.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -41,11 +39,11 @@ pub enum PromptTuningInit {
     Other(String),
 }
 
-/// PEFT's `PromptTuningConfig`.
+/// PEFT's configuration of a prompt of a decoder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AdapterConfig {
-    /// `"PROMPT_TUNING"`, or `"P_TUNING"`, whose saved rows are the same.
-    pub peft_type: String,
+    /// The method that made the prompt, such as `"PROMPT_TUNING"` or `"PREFIX_TUNING"`.
+    pub peft_type: PeftType,
     /// `"CAUSAL_LM"`; PEFT writes none if its user gave none. A prompt of another task is read if PEFT puts it in front
     /// of a decoder all the same.
     pub task_type: Option<String>,
@@ -57,16 +55,30 @@ pub struct AdapterConfig {
     /// Rows of the prompt, P.
     #[serde(default)]
     pub num_virtual_tokens: usize,
-    /// Width of a row, C; PEFT takes it from the base model if the file does not say.
+    /// Width of an embedding, C; of keys and values K D, the width of a layer's keys. PEFT takes it from the base model if
+    /// the file does not say, and so does gneiss for keys and values: 0 then.
     #[serde(default)]
     pub token_dim: usize,
     /// Prompts of a forward pass: 1 for a decoder, also if the file does not say.
     #[serde(default = "one")]
     pub num_transformer_submodules: usize,
-    /// The model's query heads, H.
+    /// The model's query heads, H; of keys and values the key-value heads, K.
     pub num_attention_heads: Option<usize>,
-    /// The model's blocks.
+    /// The model's layers; of keys and values those with attention, L.
     pub num_layers: Option<usize>,
+    /// Layers of a model with Mamba2 layers that keys and values are for: all that have attention. PEFT has no such key, and
+    /// can't use such a prefix.
+    #[serde(rename = "gneiss_attention_layers", default, skip_serializing_if = "Option::is_none")]
+    pub attention_layers: Option<Vec<usize>>,
+    /// Virtual tokens at the start of a `CARTRIDGE` that are not trained; 1 if the file does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_frozen_tokens: Option<usize>,
+    /// Tasks of a `MULTITASK_PROMPT_TUNING` adapter, T; 1 if the file does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_tasks: Option<usize>,
+    /// Columns of the left factor of a task, r; 1 if the file does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_ranks: Option<usize>,
     /// Where the first rows came from; random if the file does not say.
     #[serde(default)]
     pub prompt_tuning_init: PromptTuningInit,
@@ -104,15 +116,15 @@ impl Unfilled {
             .map_err(|error| malformed(path, format!("not a JSON file, which is UTF-8: {error}")))?;
         let json: Value =
             json::parse(text).map_err(|error| malformed(path, format!("not a JSON file: {error}")))?;
-        match json.get("peft_type").and_then(Value::as_str) {
-            Some(PROMPT_TUNING | P_TUNING) => {}
-            Some(other) => {
-                let what = format!("an adapter of the method {other}");
-                return Err(Error::Unsupported { path: path.to_path_buf(), what, hint: instead_of(other) });
-            }
-            None => {
-                return Err(malformed(path, format!("peft_type: expected \"{PROMPT_TUNING}\", found none")));
-            }
+        let Some(name) = json.get("peft_type").and_then(Value::as_str) else {
+            return Err(malformed(
+                path,
+                "peft_type: expected the name of a method such as \"PROMPT_TUNING\", found none",
+            ));
+        };
+        if PeftType::parse(name).is_none() {
+            let what = format!("an adapter of the method {name}");
+            return Err(Error::Unsupported { path: path.to_path_buf(), what, hint: unread_hint(name) });
         }
         Self::parse(json).map_err(|problem| malformed(path, problem))
     }
@@ -128,9 +140,20 @@ impl Unfilled {
                 return Err(format!("{key}: expected 1 or more, found 0"));
             }
         }
-        let config: AdapterConfig = serde_json::from_value(json).map_err(|error| error.to_string())?;
+        typed(keys, &[ATTENTION_LAYERS], "a list of whole numbers", is_counts)?;
+        let mut config: AdapterConfig = serde_json::from_value(json).map_err(|error| error.to_string())?;
+        if let (PeftType::Cpt, 0) = (config.peft_type, config.num_virtual_tokens) {
+            // PEFT takes the number from these, whatever the key says.
+            config.num_virtual_tokens =
+                config.extra.get("cpt_token_ids").and_then(Value::as_array).map_or(0, Vec::len);
+        }
         config.check()?;
         Ok(Self(config))
+    }
+
+    /// The method that made the prompt.
+    pub fn method(&self) -> PeftType {
+        self.0.peft_type
     }
 
     /// The configuration of a prompt of this shape. PEFT takes a missing width from the base model; the tensor has the
@@ -145,56 +168,37 @@ impl Unfilled {
                 "num_virtual_tokens: expected the number of the prompt's rows, found none{rows}"
             ));
         }
-        if config.token_dim == 0 {
-            config.token_dim = shape.get(1).copied().unwrap_or(0);
+        let width = shape.get(1).copied().unwrap_or(0);
+        match (config.peft_type.prompt_kind(), config.num_layers) {
+            (PromptKind::Embeddings, _) if config.token_dim == 0 => config.token_dim = width,
+            (PromptKind::Prefix, Some(layers)) if config.token_dim == 0 && layers > 0 => {
+                config.token_dim = width / (2 * layers);
+            }
+            (PromptKind::Prefix, None) if config.token_dim > 0 => {
+                config.num_layers = Some(width / (2 * config.token_dim));
+            }
+            _ => {}
         }
         Ok(config)
     }
 }
 
-type Parsed<T> = std::result::Result<T, String>;
+pub(super) type Parsed<T> = std::result::Result<T, String>;
+
+fn is_counts(value: &Value) -> bool {
+    value.as_array().is_some_and(|layers| layers.iter().all(Value::is_u64))
+}
 
 /// Keys whose values are whole numbers.
-const COUNTS: [&str; 5] =
-    ["num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers"];
+const COUNTS: [&str; 8] = [
+    "num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers",
+    "num_frozen_tokens", "num_tasks", "num_ranks",
+];
 /// Keys whose values are texts.
 const TEXTS: [&str; 6] = [
     "task_type", "base_model_name_or_path", "revision", "prompt_tuning_init", "prompt_tuning_init_text",
     "tokenizer_name_or_path",
 ];
-
-/// Refuses a value of another type under `names`, by its key; missing and null ones are left to the defaults.
-fn typed(
-    keys: &serde_json::Map<String, Value>,
-    names: &[&str],
-    expected: &str,
-    fits: fn(&Value) -> bool,
-) -> Parsed<()> {
-    let wrong = |key: &&&str| keys.get(**key).is_some_and(|value| !value.is_null() && !fits(value));
-    match names.iter().find(wrong) {
-        None => Ok(()),
-        Some(key) => Err(format!("{key}: expected {expected}, found {}", keys[*key])),
-    }
-}
-
-/// What to do with an adapter of a method that gneiss does not read.
-fn instead_of(method: &str) -> String {
-    let reads = format!("gneiss reads {PROMPT_TUNING} adapters");
-    match method {
-        "PREFIX_TUNING" | "CARTRIDGE" => {
-            format!("{reads}; its rows are keys and values of every block, no embeddings")
-        }
-        "MULTITASK_PROMPT_TUNING" | "CPT" => format!("{reads}; save the rows of one task as such an adapter"),
-        "ADAPTION_PROMPT" => reads,
-        _ if method.eq_ignore_ascii_case(PROMPT_TUNING) => format!("{reads}, whose name is in capitals"),
-        _ if method.contains("PROMPT") => reads,
-        // The methods that change the base's weights can be merged into them.
-        _ => format!(
-            "{reads}; hint: merge it into its base with PEFT's merge_and_unload, and give the merged checkpoint as \
-             the model"
-        ),
-    }
-}
 
 /// A model's name as it was written, and the revision after a hub id's `@`.
 pub(crate) fn split_revision(model_id: &str) -> (&str, Option<&str>) {
@@ -220,7 +224,7 @@ impl AdapterConfig {
     ) -> Self {
         let (name, revision) = split_revision(model_id);
         Self {
-            peft_type: PROMPT_TUNING.into(),
+            peft_type: PeftType::PromptTuning,
             task_type: Some(CAUSAL_LM.into()),
             base_model_name_or_path: Some(name.into()),
             revision: revision.map(str::to_owned),
@@ -229,6 +233,10 @@ impl AdapterConfig {
             num_transformer_submodules: 1,
             num_attention_heads: Some(model.num_attention_heads),
             num_layers: Some(model.num_hidden_layers),
+            attention_layers: None,
+            num_frozen_tokens: None,
+            num_tasks: None,
+            num_ranks: None,
             prompt_tuning_init: init,
             prompt_tuning_init_text: init_text.map(str::to_string),
             tokenizer_name_or_path: Some(name.into()),
@@ -237,37 +245,75 @@ impl AdapterConfig {
         }
     }
 
-    /// What is wrong with the values.
-    pub(super) fn check(&self) -> std::result::Result<(), String> {
-        if ![PROMPT_TUNING, P_TUNING].contains(&self.peft_type.as_str()) {
-            return Err(format!("peft_type: expected \"{PROMPT_TUNING}\", found {:?}", self.peft_type));
+    /// The configuration of keys and values of `num_virtual_tokens` virtual tokens for `model`, of which the first
+    /// `frozen_tokens` were not trained: `CARTRIDGE` if there are such, else `PREFIX_TUNING`.
+    ///
+    /// `model_id` is as in [`AdapterConfig::new`].
+    pub fn keys_values(
+        model_id: &str,
+        model: &ModelConfig,
+        num_virtual_tokens: usize,
+        frozen_tokens: usize,
+    ) -> Self {
+        let random = PromptTuningInit::Random;
+        let layers = fits::attention_layers(model);
+        let token_dim = model.num_key_value_heads * model.head_dim;
+        let (peft_type, keys) = match frozen_tokens {
+            0 => (
+                PeftType::PrefixTuning,
+                vec![
+                    ("encoder_hidden_size", token_dim.into()),
+                    ("prefix_projection", false.into()),
+                    ("init_weights", Value::Null),
+                ],
+            ),
+            _ => (PeftType::Cartridge, Vec::new()),
+        };
+        Self {
+            peft_type,
+            token_dim,
+            num_attention_heads: Some(model.num_key_value_heads),
+            num_layers: Some(layers.len()),
+            attention_layers: Some(layers).filter(|layers| layers.len() < model.num_hidden_layers),
+            num_frozen_tokens: Some(frozen_tokens).filter(|tokens| *tokens > 0),
+            tokenizer_name_or_path: None,
+            extra: keys.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+            ..Self::new(model_id, model, num_virtual_tokens, random, None)
         }
-        let known = |task: &&str| *task == CAUSAL_LM || OTHER_TASKS.contains(task);
-        if let Some(task) = self.task_type.as_deref().filter(|task| !known(task)) {
-            return Err(format!("task_type: expected \"{CAUSAL_LM}\", found {task:?}"));
-        }
-        if self.num_transformer_submodules != 1 {
-            return Err(format!(
-                "num_transformer_submodules: expected 1, found {}; gneiss tunes decoders, which have one",
-                self.num_transformer_submodules
-            ));
-        }
-        if self.prompt_tuning_init == PromptTuningInit::Text {
-            // PEFT refuses such a configuration, even if it needs neither.
-            if self.prompt_tuning_init_text.is_none() {
-                return Err("prompt_tuning_init_text: required with prompt_tuning_init \"TEXT\"".into());
+    }
+
+    /// Tasks of a multitask adapter; `None` if the adapter holds one prompt.
+    pub fn tasks(&self) -> Option<usize> {
+        (self.peft_type == PeftType::MultitaskPromptTuning).then_some(self.num_tasks.unwrap_or(1))
+    }
+
+    /// Columns of the prompt's matrix: C, or L 2 K D of keys and values; `None` if the configuration does not say.
+    pub(super) fn width(&self) -> Option<usize> {
+        let width = match self.peft_type.prompt_kind() {
+            PromptKind::Embeddings => self.token_dim,
+            PromptKind::Prefix => self.num_layers? * 2 * self.token_dim,
+        };
+        Some(width).filter(|width| *width > 0)
+    }
+
+    /// The configuration of the prompt of one task, which is one of prompt tuning.
+    pub(super) fn of_one_prompt(&self) -> Self {
+        let mut config = self.clone();
+        if config.tasks().is_some() {
+            config.peft_type = PeftType::PromptTuning;
+            (config.num_tasks, config.num_ranks) = (None, None);
+            for key in ["prompt_tuning_init_state_dict_path", "prompt_tuning_init_task"] {
+                config.extra.remove(key);
             }
-            if self.tokenizer_name_or_path.as_deref().unwrap_or_default().is_empty() {
-                return Err("tokenizer_name_or_path: required with prompt_tuning_init \"TEXT\"".into());
-            }
         }
-        Ok(())
+        config
     }
 
     /// As PEFT writes it: sorted keys, two spaces.
     pub(super) fn to_json(&self) -> std::result::Result<String, String> {
         let sorted = || -> serde_json::Result<String> {
-            let keys: BTreeMap<String, Value> = serde_json::from_value(serde_json::to_value(self)?)?;
+            let mut keys: BTreeMap<String, Value> = serde_json::from_value(serde_json::to_value(self)?)?;
+            keys.retain(|key, _| !self.peft_type.absent_keys().contains(&key.as_str()));
             serde_json::to_string_pretty(&keys)
         };
         sorted().map(|json| bare_again(json) + "\n").map_err(|error| error.to_string())

@@ -6,8 +6,11 @@
 //! PARENT/                  one folder with an adapter in it, as PEFT saves an adapter that has a name
 //! org/name[@revision]      a repository of the hub with an adapter
 //! ```
+//!
+//! Each may end in `:TASK`, the number of a task from 0, if the adapter holds the prompts of several. A path that exists as
+//! it is written is that path, whatever colons are in it.
 
-use super::malformed;
+use super::{Adapter, malformed};
 use crate::checkpoint::{HubOptions, adapter_snapshot, hub_repository};
 use crate::layout::adapter_folder::{CONFIG, PICKLE, WEIGHTS};
 use crate::{Error, Result, layout};
@@ -25,11 +28,13 @@ pub struct Place {
     pub run: Option<PathBuf>,
     /// A path whose last part is what it is called: that of its run, of its folder, or of its repository.
     pub title: PathBuf,
+    /// The task whose prompt is meant, if the argument names one.
+    pub task: Option<usize>,
 }
 
 impl Place {
     /// The adapter that `argument` names: its folder, a run's, the parent folder of one, or `org/name[@revision]` on the
-    /// hub, from which it is downloaded. What is there as a path is taken as one.
+    /// hub, from which it is downloaded. What is there as a path is taken as one. `:TASK` may follow.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] if there is no such path, or no adapter or several in it; [`Error::Invalid`] for a malformed
@@ -38,7 +43,31 @@ impl Place {
         if argument.exists() {
             return Self::of_folder(folder(argument)?);
         }
+        if let Some((argument, task)) = split_task(argument)? {
+            return Ok(Self { task: Some(task), ..Self::find(&argument, options)? });
+        }
         Self::on_hub(argument, options)?.ok_or_else(|| no_adapter(argument, options))
+    }
+
+    /// Reads the adapter.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Adapter::read_task`].
+    pub fn read(&self) -> Result<Adapter> {
+        Adapter::read_task(&self.folder, self.task)
+    }
+
+    /// Whether `argument`, which is no path, ends in the number of a task.
+    pub fn names_task(argument: &Path) -> bool {
+        !argument.exists() && matches!(split_task(argument), Ok(Some(_)))
+    }
+
+    /// The title with the task, if there is one, in characters that a prompt's name may have.
+    pub(crate) fn titled(&self) -> PathBuf {
+        match self.task {
+            None => self.title.clone(),
+            Some(task) => format!("{}-{task}", self.title.display()).into(),
+        }
     }
 
     /// The adapter in the repository of the hub that `argument` names, downloaded; `None` if that repository holds none, as
@@ -52,14 +81,42 @@ impl Place {
         let (repo, revision) = hub_repository("adapter", id)?;
         let folder = adapter_snapshot(&repo, &revision, options)?;
         let title = if id.contains('@') { format!("{repo}@{revision}") } else { repo };
-        Ok(folder.map(|folder| Self { folder, run: None, title: title.into() }))
+        Ok(folder.map(|folder| Self { folder, run: None, title: title.into(), task: None }))
     }
 
     fn of_folder(folder: PathBuf) -> Result<Self> {
         let path = folder.canonicalize().map_err(Error::io(&folder))?;
         let run = path.parent().filter(|parent| is_run(parent)).map(Path::to_path_buf);
         let title = run.clone().unwrap_or(path);
-        Ok(Self { folder, run: run.map(near), title })
+        Ok(Self { folder, run: run.map(near), title, task: None })
+    }
+}
+
+/// An adapter's folder as an argument names it: with the task, if there is one.
+pub(crate) fn with_task(folder: &Path, task: Option<usize>) -> PathBuf {
+    match task {
+        None => folder.to_path_buf(),
+        Some(task) => format!("{}:{task}", folder.display()).into(),
+    }
+}
+
+/// Splits `DIR:TASK`, which is no path; `None` if it has no colon in its last part.
+fn split_task(argument: &Path) -> Result<Option<(PathBuf, usize)>> {
+    let Some((folder, task)) = argument.to_str().and_then(|argument| argument.rsplit_once(':')) else {
+        return Ok(None);
+    };
+    if folder.is_empty() || task.contains('/') {
+        return Ok(None);
+    }
+    match task.parse() {
+        Ok(task) => Ok(Some((folder.into(), task))),
+        Err(_) => Err(malformed(
+            argument,
+            format!(
+                "expected the number of a task after the colon, found {task:?}; hint: {folder}:0 is the first task of an \
+                 adapter that has several, and a path with a colon in its name has to exist"
+            ),
+        )),
     }
 }
 

@@ -1,16 +1,18 @@
-//! `adapter_model.safetensors`: the prompt's tensor.
+//! `adapter_model.safetensors`: the prompt's tensors.
 
-use super::AdapterConfig;
+use super::multitask::{COLUMNS, ROWS};
+use super::{AdapterConfig, PeftType};
 use crate::checkpoint::LFS_POINTER;
+use crate::config::PromptKind;
 use crate::layout::adapter_folder::{CONFIG, PICKLE, WEIGHTS};
 use candle_core::safetensors::Load;
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::HashMap;
 use std::path::Path;
 
-/// The only tensor of a prompt-tuning adapter.
-const PROMPT: &str = "prompt_embeddings";
+/// The only tensor of most adapters.
+pub(super) const PROMPT: &str = "prompt_embeddings";
 
 type ParsedWeights<T> = std::result::Result<T, String>;
 
@@ -35,13 +37,18 @@ pub(super) fn lfs_pointer(bytes: &[u8]) -> Option<String> {
     })
 }
 
-/// What is wrong with a prompt of this shape and these values.
+/// What is wrong with a prompt of this shape and these values, given row by row.
 pub(super) fn check(config: &AdapterConfig, shape: &[usize], values: &[f32]) -> ParsedWeights<()> {
-    let expected = [config.num_virtual_tokens, config.token_dim];
+    let keys = match config.peft_type.prompt_kind() {
+        PromptKind::Embeddings => "num_virtual_tokens and token_dim",
+        PromptKind::Prefix => "num_virtual_tokens, num_layers and token_dim",
+    };
+    let rows = config.num_virtual_tokens;
+    let width = config.width().or(shape.get(1).copied()).unwrap_or(0);
+    let expected = [rows, width];
     if shape != expected {
         return Err(format!(
-            "{PROMPT}: expected shape {expected:?}, as num_virtual_tokens and token_dim of {CONFIG} say, \
-             found {shape:?}"
+            "{PROMPT}: expected shape {expected:?}, as {keys} of {CONFIG} say, found {shape:?}"
         ));
     }
     if values.is_empty() {
@@ -52,48 +59,69 @@ pub(super) fn check(config: &AdapterConfig, shape: &[usize], values: &[f32]) -> 
         Some(at) => Err(format!(
             "{PROMPT}: expected finite values, found {} at row {}, column {}",
             values[at],
-            at / config.token_dim,
-            at % config.token_dim
+            at / width,
+            at % width
         )),
     }
 }
 
-/// Shape and values of the prompt in a safetensors file.
-pub(super) fn decode(bytes: &[u8]) -> ParsedWeights<(Vec<usize>, Vec<f32>)> {
+/// Names of the tensors of an adapter, the prompt's first.
+pub(super) fn names(method: PeftType) -> &'static [&'static str] {
+    match method {
+        PeftType::MultitaskPromptTuning => &[PROMPT, COLUMNS, ROWS],
+        _ => &[PROMPT],
+    }
+}
+
+/// The tensors of a safetensors file of an adapter of this method, in the order of [`names`], f32 on the CPU.
+pub(super) fn decode(bytes: &[u8], method: PeftType) -> ParsedWeights<Vec<Tensor>> {
     if let Some(problem) = lfs_pointer(bytes) {
         return Err(problem);
     }
     let file = SafeTensors::deserialize(bytes).map_err(|error| format!("not a safetensors file: {error}"))?;
-    let mut names = file.names();
-    names.sort_unstable();
-    if names != [PROMPT] {
-        return Err(other_tensors(&names));
+    let mut present = file.names();
+    present.sort_unstable();
+    let mut expected = names(method).to_vec();
+    expected.sort_unstable();
+    if present != expected {
+        return Err(other_tensors(&present, &expected, method));
     }
-    let tensor = file.tensor(PROMPT).map_err(|error| error.to_string())?;
-    if !matches!(tensor.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64) {
-        return Err(format!("{PROMPT}: expected F32, F16, BF16 or F64, found {:?}", tensor.dtype()));
-    }
-    // As PEFT, whose prompt is f32; what is too large for it becomes infinite, and is refused as that.
-    let values = tensor.load(&Device::Cpu).and_then(|t| t.to_dtype(DType::F32)?.flatten_all()?.to_vec1());
-    Ok((tensor.shape().to_vec(), values.map_err(|error| format!("{PROMPT}: {error}"))?))
+    let tensor = |name: &&str| {
+        let tensor = file.tensor(name).map_err(|error| error.to_string())?;
+        if !matches!(tensor.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64) {
+            return Err(format!("{name}: expected F32, F16, BF16 or F64, found {:?}", tensor.dtype()));
+        }
+        // As PEFT, whose prompt is f32; what is too large for it becomes infinite, and is refused as that.
+        let tensor = tensor.load(&Device::Cpu).and_then(|tensor| tensor.to_dtype(DType::F32));
+        tensor.map_err(|error| format!("{name}: {error}"))
+    };
+    names(method).iter().map(tensor).collect()
 }
 
-/// Why a file of tensors with these names, sorted, is not a prompt.
-fn other_tensors(names: &[&str]) -> String {
-    let found = if names.is_empty() { "none".to_string() } else { names.join(", ") };
-    let problem = format!("expected the one tensor {PROMPT}, found {found}");
+/// Why a file of tensors with the names `present` is not a prompt of this method; both lists are sorted.
+fn other_tensors(present: &[&str], expected: &[&str], method: PeftType) -> String {
+    let found = if present.is_empty() { "none".to_string() } else { present.join(", ") };
+    let problem = match expected {
+        [one] => format!("expected the one tensor {one}, found {found}"),
+        several => format!("expected the tensors {}, found {found}", several.join(", ")),
+    };
     let is_lora = |name: &&str| name.contains("lora_");
-    let state = names.iter().find(|name| name.starts_with("prompt_encoder."));
-    let hint = if names.contains(&PROMPT) {
+    let state = present.iter().find(|name| name.starts_with("prompt_encoder."));
+    let hint = if !expected.contains(&COLUMNS) && present.contains(&COLUMNS) {
+        format!(
+            "{COLUMNS} and {ROWS} belong to an adapter of the method {}, and peft_type of {CONFIG} is {method}",
+            PeftType::MultitaskPromptTuning
+        )
+    } else if expected.iter().all(|name| present.contains(name)) {
         "the others are weights of the base model (embeddings that were resized or retrained, modules_to_save), and \
          gneiss takes the base as it is; if they are unchanged, save the adapter again with \
          save_pretrained(DIR, save_embedding_layers=False)"
             .to_owned()
-    } else if names.iter().any(is_lora) {
+    } else if present.iter().any(is_lora) {
         "these are LoRA's; gneiss reads tuned prompts".to_owned()
     } else if let Some(state) = state {
         format!("{state} is of the model's whole state; save the adapter with PEFT's save_pretrained")
-    } else if let Some(name) = names.iter().find(|name| name.ends_with(&format!(".{PROMPT}"))) {
+    } else if let Some(name) = present.iter().find(|name| name.ends_with(&format!(".{PROMPT}"))) {
         format!("PEFT loads no {name} either: rename it to {PROMPT}")
     } else {
         return problem;

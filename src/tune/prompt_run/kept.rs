@@ -10,7 +10,7 @@ use candle_core::{Device, Tensor};
 /// A prompt, and its place in the run.
 #[derive(Debug, Clone)]
 pub struct Kept {
-    /// f32 on the CPU.
+    /// The prefix that its values make, f32 on the CPU.
     pub prompt: Prefix,
     /// Epochs of training that it has had.
     pub epoch: usize,
@@ -22,7 +22,7 @@ pub struct Kept {
     pub validation_loss: Option<f64>,
 }
 
-/// The last prompt that is known to have a finite loss, for when the one after it turns out to have none: an update by a
+/// Trainable values of the last prompt that is known to have a finite loss, for when the one after it turns out to have none: an update by a
 /// huge learning rate leaves values that are finite themselves, and only the next pass overflows.
 #[derive(Default)]
 pub(super) struct LastGood {
@@ -58,7 +58,8 @@ impl PromptRun<'_> {
             _ => self.last_good(*step, *last),
         };
         let RunMark { epoch, step, train_loss, validation_loss } = mark;
-        let prompt = self.initial.with_values(prompt.to_device(&Device::Cpu)?);
+        let prefix = self.prompt.with_values(prompt.clone()).prefix()?;
+        let prompt = prefix.with_values(prefix.values().to_device(&Device::Cpu)?);
         Ok(Kept { prompt, epoch, step, train_loss, validation_loss })
     }
 

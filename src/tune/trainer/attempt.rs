@@ -90,8 +90,8 @@ impl Trainer<'_> {
 
     /// The prompts of all parts, one below the other.
     fn prompts(&self, parts: &[StepPart]) -> Result<Prefix> {
-        let prefixes: Vec<Prefix> = parts.iter().map(|part| self.runs[part.run].prompt().prefix()).collect();
-        Prefix::cat(&prefixes)?.to_dtype(self.decoder.prompt_dtype())
+        let prefixes = parts.iter().map(|part| self.runs[part.run].prompt().prefix());
+        Prefix::cat(&prefixes.collect::<Result<Vec<_>>>()?)?.to_dtype(self.decoder.prompt_dtype())
     }
 
     /// The step after that of `parts`, if all of them have one that is known.
@@ -105,7 +105,7 @@ impl Trainer<'_> {
 
     fn prepare(&self, groups: &[PrefixGroup], limits: Limits) -> Result<Passes> {
         note("prepare");
-        objective::prepare(self.decoder, groups, self.first().prompt().kind(), limits.max_rows)
+        objective::prepare(self.decoder, groups, self.first().prompt().layout().kind, limits.max_rows)
     }
 }
 

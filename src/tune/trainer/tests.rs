@@ -169,7 +169,7 @@ fn a_pass_has_one_upload() {
     let model = model();
     let examples = examples(5);
     let groups = [PrefixGroup::new(0..6, &examples)];
-    let prompts = prompt(&model, 20..26).prefix();
+    let prompts = prompt(&model, 20..26).prefix().unwrap();
     emulate(0, || {
         for (max_rows, least) in [(100, 1), (20, 3)] {
             let limits = Limits::rows(max_rows);
@@ -252,7 +252,7 @@ fn runs_that_are_trained_together_are_those_alone() {
             assert!((a - b).abs() < 1e-5 * b, "run {i}: {a} for {b}");
         }
         let far = largest_difference(&flat(together.runs()[i].values()), &expected);
-        let moved = largest_difference(&expected, &flat(prompt(rows).prefix().values()));
+        let moved = largest_difference(&expected, &flat(prompt(rows).prefix().unwrap().values()));
         assert!(
             moved > 0.01 && far < 1e-4 * moved,
             "run {i}: {far} from the run alone, which moved by {moved}"
