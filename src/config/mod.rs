@@ -10,7 +10,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 pub use choices::{
-    DtypeChoice, InitMethod, Keep, OnNotFinite, PromptKind, PromptPosition, Reparameterization, Schedule, Task,
+    DtypeChoice, InitMethod, Keep, OnNotFinite, PromptKind, PromptPosition, Reparameterization, Schedule,
+    Task,
 };
 pub use size::MemoryBudget;
 

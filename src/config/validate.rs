@@ -3,7 +3,8 @@
 use std::fmt;
 
 use super::{
-    Config, InitMethod, Keep, MAX_BOTTLENECK, MAX_VIRTUAL_TOKENS, PromptKind, PromptPosition, Reparameterization,
+    Config, InitMethod, Keep, MAX_BOTTLENECK, MAX_VIRTUAL_TOKENS, PromptKind, PromptPosition,
+    Reparameterization,
 };
 
 /// The input's place in a verbalizer.

@@ -185,7 +185,8 @@ impl Encoder<'_> {
     /// The tokens of a text with which an input begins, each with its end in the text, in bytes.
     pub(super) fn encode_alone(&self, text: &str) -> Result<Vec<(u32, usize)>> {
         let encoding = self.tokenizer.encode(text, true).map_err(tokenizer_error)?;
-        let tokens = encoding.get_ids().iter().copied().zip(encoding.get_offsets().iter().map(|(_, end)| *end));
+        let tokens =
+            encoding.get_ids().iter().copied().zip(encoding.get_offsets().iter().map(|(_, end)| *end));
         Ok(tokens.take(self.without_added_eos(&encoding)).collect())
     }
 

@@ -3,8 +3,8 @@
 use super::base::Base;
 use super::place::{NewTokens, Placed};
 use crate::data::Template;
-use crate::prompt::peft::quoted;
 use crate::layout::model_folder::{CHAT_TEMPLATE, TOKENIZER_CONFIG};
+use crate::prompt::peft::quoted;
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
 

@@ -113,12 +113,8 @@ fn groups(base: &Base, placed: &Placed) -> Result<Vec<PrefixGroup>> {
         (before, t.ids.start - placed.first..t.ids.end - placed.first)
     });
     let groups = std::iter::once((Vec::new(), 0..0)).chain(prompts);
-    let group = |(before, prompt)| PrefixGroup {
-        before,
-        prompt,
-        head: Vec::new(),
-        sequences: sequences.clone(),
-    };
+    let group =
+        |(before, prompt)| PrefixGroup { before, prompt, head: Vec::new(), sequences: sequences.clone() };
     Ok(groups.map(group).collect())
 }
 

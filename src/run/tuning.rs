@@ -1,7 +1,7 @@
 //! A complete run, from a configuration to the files in its folder.
 
-use super::recorder::{Rates, Recorder};
 use super::position;
+use super::recorder::{Rates, Recorder};
 use super::tensorboard::EventFile;
 use super::{ModelSummary, Run, RunFolder, Status, Summary};
 use crate::config::{Config, InitMethod, PromptKind, Task as TaskKind};

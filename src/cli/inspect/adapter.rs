@@ -239,7 +239,10 @@ impl AdapterReport {
     /// How embeddings began, and their norms.
     fn print_init(&self) {
         let config = &self.config;
-        if matches!(config.peft_type, PeftType::PromptTuning | PeftType::MultitaskPromptTuning | PeftType::GneissPromptTuning) {
+        if matches!(
+            config.peft_type,
+            PeftType::PromptTuning | PeftType::MultitaskPromptTuning | PeftType::GneissPromptTuning
+        ) {
             let init = match &config.prompt_tuning_init {
                 PromptTuningInit::Text => "text",
                 PromptTuningInit::SampleVocab => "tokens drawn from the vocabulary",

@@ -142,7 +142,10 @@ fn position(text: &str) -> String {
     let after = if text.is_empty() {
         "The virtual tokens stand after the tokens that the tokenizer adds before every text.\n".to_owned()
     } else {
-        format!("The virtual tokens stand after this text, with which every input begins:\n\n{}", fenced("text", text))
+        format!(
+            "The virtual tokens stand after this text, with which every input begins:\n\n{}",
+            fenced("text", text)
+        )
     };
     format!("## Position\n\n{after}")
 }
@@ -151,10 +154,7 @@ fn position(text: &str) -> String {
 fn header(base: &str, method: PeftType) -> String {
     let base = if base.is_empty() { String::new() } else { format!("base_model: {}\n", quoted(base)) };
     let library = if method == PeftType::GneissPromptTuning { "" } else { "library_name: peft\n" };
-    format!(
-        "---\n{base}{library}pipeline_tag: text-generation\ntags:\n- {}\n- gneiss\n---\n",
-        method.tag()
-    )
+    format!("---\n{base}{library}pipeline_tag: text-generation\ntags:\n- {}\n- gneiss\n---\n", method.tag())
 }
 
 /// Arguments of transformers' `from_pretrained`, which wants a GGUF file apart from its folder.
