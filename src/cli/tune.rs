@@ -145,9 +145,10 @@ fn describe(tuning: &Tuning, config: &Config) {
         eprintln!("           warning: {shortage}; the run goes on and may fail");
     }
     eprintln!(
-        "prompt     {} virtual tokens, init {}; {} trainable values",
+        "prompt     {} virtual tokens, init {}{}; {} trainable values",
         tuning.initial.num_virtual_tokens(),
         config.prompt.init_method,
+        tuning.initial.layout(),
         tuning.initial.elem_count()
     );
 }
@@ -195,7 +196,15 @@ pub(super) fn print(folder: &Path, summary: &Summary) {
         ("adapter", folder.join(layout::ADAPTER).display().to_string()),
         ("report", folder.join(layout::REPORT).display().to_string()),
         ("model", format!("{} ({}), {} on {}", model.id, model.format, model.dtype, model.device)),
-        ("virtual tokens", format!("{}, init {}", summary.num_virtual_tokens, summary.init_method)),
+        (
+            "virtual tokens",
+            format!(
+                "{}, init {}{}",
+                summary.num_virtual_tokens,
+                summary.init_method,
+                summary.prompt_settings()
+            ),
+        ),
         (
             "trainable",
             format!(

@@ -288,6 +288,17 @@ impl Config {
         if problems.is_empty() { Ok(()) } else { Err(Error::Config { origin: "config".into(), problems }) }
     }
 
+    /// The keys whose values differ from those of `other`.
+    ///
+    /// # Errors
+    /// Returns [`Error::Invalid`] if a value can't be written as TOML.
+    pub fn changed_keys(&self, other: &Self) -> Result<Vec<String>> {
+        let table = |config| {
+            toml::Table::try_from(config).map_err(|error| Error::Invalid(format!("config as TOML: {error}")))
+        };
+        Ok(set::changed_keys(&table(self)?, &table(other)?))
+    }
+
     /// All keys with their values, as TOML from which [`Config::parse`] reads an equal configuration.
     ///
     /// # Errors

@@ -259,6 +259,15 @@ fn list(table: &Table, prefix: &str, keys: &mut Vec<(String, bool)>) {
     }
 }
 
+/// The dotted keys, tables excepted, whose values differ between two configurations.
+pub(super) fn changed_keys(before: &Table, after: &Table) -> Vec<String> {
+    let mut keys = Vec::new();
+    list(before, "", &mut keys);
+    let changed =
+        keys.into_iter().filter(|(key, is_table)| !is_table && find(before, key) != find(after, key));
+    changed.map(|(key, _)| key).collect()
+}
+
 /// Similarity of two dotted keys, 0 to 1. The last names count nearly as much as the whole keys, so that a key in the
 /// wrong table is recognised.
 fn nearness(a: &str, b: &str) -> f64 {

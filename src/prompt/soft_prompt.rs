@@ -1,7 +1,7 @@
 //! A soft prompt: its trainable values, and the prefix that a model makes of them.
 
 use super::{Prefix, PromptLayout, reparameterization};
-use crate::config::{PromptOptions, Reparameterization};
+use crate::config::{PromptKind, PromptOptions, Reparameterization};
 use crate::ops::gpu;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -98,6 +98,11 @@ impl Prompt {
     /// Tokens before the virtual tokens; none if these stand at the start.
     pub fn before(&self) -> &[u32] {
         &self.before
+    }
+
+    /// What the prompt puts in front of sequences.
+    pub fn kind(&self) -> PromptKind {
+        self.layout.kind
     }
 
     /// What the trainable values are.

@@ -1,6 +1,7 @@
 //! The result of a run: `summary.json`.
 
 use crate::config::InitMethod;
+use crate::prompt::PromptLayout;
 use crate::tune::Position;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -72,8 +73,11 @@ pub struct Summary {
     pub init_method: InitMethod,
     /// Rows of the prompt.
     pub num_virtual_tokens: usize,
-    /// Number of values of the prompt.
+    /// Number of trainable values of the prompt.
     pub trainable_parameters: usize,
+    /// What the trainable values are; `None` if they are the rows of a prompt of embeddings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layout: Option<PromptLayout>,
     /// Examples of the training file.
     pub train_examples: usize,
     /// Examples of the validation file; 0 without one.
@@ -111,6 +115,11 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// The prompt's settings that are not the defaults, each after a comma.
+    pub fn prompt_settings(&self) -> String {
+        self.layout.map_or(String::new(), |layout| layout.to_string())
+    }
+
     /// Sets the numbers for `position`, after `elapsed` seconds.
     pub(super) fn reach(&mut self, position: &Position, elapsed: f64) {
         (self.steps, self.skipped_steps) = (position.step, position.skipped);

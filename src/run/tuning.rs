@@ -206,6 +206,7 @@ impl<'a> Tuning<'a> {
             init_method: self.config.prompt.init_method,
             num_virtual_tokens: self.initial.num_virtual_tokens(),
             trainable_parameters: self.initial.elem_count(),
+            layout: Some(*self.initial.layout()).filter(|layout| !layout.is_plain_embeddings()),
             train_examples: self.train.1.examples.len(),
             validation_examples: self.validation.as_ref().map_or(0, |(_, encoded)| encoded.examples.len()),
             steps: position.step,
@@ -240,7 +241,11 @@ impl<'a> Tuning<'a> {
                 peft_type: PeftType::GneissPromptTuning,
                 ..AdapterConfig::new(id, model, rows, init, init_text)
             },
-            Prefix::KeysValues(_) => AdapterConfig::keys_values(id, model, rows, config.prompt.frozen_tokens),
+            // The card shows the text; PEFT's configuration of this method has no key for it.
+            Prefix::KeysValues(_) => AdapterConfig {
+                prompt_tuning_init_text: init_text.map(str::to_owned),
+                ..AdapterConfig::keys_values(id, model, rows, config.prompt.frozen_tokens)
+            },
         };
         let train = &config.train;
         let settings: [(&str, String); 8] = [
@@ -251,7 +256,7 @@ impl<'a> Tuning<'a> {
             ("weight decay", train.weight_decay.to_string()),
             ("gradient norm limit", train.max_grad_norm.to_string()),
             ("seed", train.seed.to_string()),
-            ("init", config.prompt.init_method.to_string()),
+            ("init", format!("{}{}", config.prompt.init_method, self.initial.layout())),
         ];
         let card = ModelCard {
             name: config.name.clone(),
@@ -331,12 +336,12 @@ pub fn resumable(folder: &Path, sets: &[String]) -> Result<(Config, State)> {
     same.train.on_not_finite = before.on_not_finite;
     same.train.memory_budget.clone_from(&before.memory_budget);
     if same != run.config {
-        return Err(Error::Invalid(
-            "--resume: expected the settings that the run began with, found others; a run under way can change \
+        return Err(Error::Invalid(format!(
+            "--resume: expected the settings that the run began with, found others ({}); a run under way can change \
              train.num_epochs, max_steps, learning_rate, schedule, keep, early_stopping, checkpoint_steps, tensorboard, \
-             on_not_finite and memory_budget, model.*, and data.test; start a new run for other changes"
-                .into(),
-        ));
+             on_not_finite and memory_budget, model.*, and data.test; start a new run for other changes",
+            run.config.changed_keys(&same)?.join(", ")
+        )));
     }
     Ok((config, state))
 }

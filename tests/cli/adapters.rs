@@ -126,7 +126,7 @@ fn a_run_does_not_begin_from_a_prompt_of_another_shape() {
     }
     place.refuses(
         from("prompt.num_virtual_tokens=0"),
-        &["saved: prompt.init_file: expected a prompt of [5, 42]", "found [5, 40]"],
+        &["saved: prompt.init_file: expected a prompt of width 42, the hidden size of the model, found 40"],
     );
 }
 

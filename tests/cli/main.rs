@@ -17,6 +17,7 @@ mod common;
 mod data;
 mod eval;
 mod inspect;
+mod kinds;
 mod position;
 mod resume;
 mod tutorial;

@@ -19,7 +19,7 @@ warnings.filterwarnings("ignore", message="Position ids are not supported")
 import peft
 import torch
 import transformers
-from peft import PromptTuningConfig, TaskType, get_peft_model
+from peft import PrefixTuningConfig, PromptTuningConfig, TaskType, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
@@ -65,6 +65,18 @@ def with_prompt(base, prompt):
     with torch.no_grad():
         weight.copy_(prompt)
     return model.eval()
+
+
+def with_prefix(base, prompt):
+    """PEFT's prefix tuning over `base`, starting from the keys and values that it makes of the embeddings `prompt`."""
+    with torch.no_grad():
+        cache = base(inputs_embeds=prompt[None], use_cache=True).past_key_values
+    parts = [half[0].transpose(0, 1).flatten(1) for layer in cache.layers for half in (layer.keys, layer.values)]
+    config = PrefixTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=prompt.shape[0])
+    model = get_peft_model(base, config)
+    with torch.no_grad():
+        prompt_of(model).copy_(torch.cat(parts, 1))
+    return model
 
 
 def prompt_of(model):
@@ -157,15 +169,27 @@ class Run:
     max_norm: float
 
 
-def training_case(run, draw, fresh_base, tensors):
-    """Ten optimizer steps, with the loss of each taken over all its target tokens, as transformers' Trainer does."""
+def training_case(run, draw, fresh_base, tensors, tuned=with_prompt):
+    """Ten optimizer steps, with the loss of each taken over all its target tokens, as transformers' Trainer does.
+
+    `tuned` makes PEFT's model of a base and a matrix of embeddings from which its prompt starts.
+    """
     name = run.name
     pool = draw.examples(draw.ids(2), [(draw.random.randint(3, 11), draw.random.randint(1, 3)) for _ in range(12)])
-    start = draw.prompt(6)
+    model = tuned(fresh_base(), draw.prompt(6)).train()
+    start = prompt_of(model).detach().clone()
     tensors[f"{name}.prompt"] = start
-    model = with_prompt(fresh_base(), start).train()
     weight = prompt_of(model)
-    optimizer = torch.optim.AdamW([weight], lr=TRAINING["learning_rate"], betas=tuple(TRAINING["betas"]),
+    records = train(run, draw, pool, model, [weight])
+    tensors[f"{name}.final_prompt"] = weight.detach().clone()
+    return {"name": name, **TRAINING, "max_norm": run.max_norm, "prompt": f"{name}.prompt",
+            "final_prompt": f"{name}.final_prompt", "num_virtual_tokens": start.shape[0],
+            "examples": pool, "steps": records}
+
+
+def train(run, draw, pool, model, parameters):
+    """The steps of `run` over the examples of `pool`: batches, losses, norms of the gradient of `parameters`."""
+    optimizer = torch.optim.AdamW(parameters, lr=TRAINING["learning_rate"], betas=tuple(TRAINING["betas"]),
                                   eps=TRAINING["eps"], weight_decay=TRAINING["weight_decay"], foreach=False)
     steps = TRAINING["num_training_steps"]
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, TRAINING["num_warmup_steps"], steps)
@@ -179,17 +203,14 @@ def training_case(run, draw, fresh_base, tensors):
             part = model(**collate([pool[i] for i in batch]), num_items_in_batch=total).loss
             part.backward()
             loss += part.item()
-        norm = torch.nn.utils.clip_grad_norm_([weight], run.max_norm).item()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, run.max_norm).item()
         records.append({"micro_batches": batches, "target_tokens": total, "loss": loss,
                         "grad_norm": norm, "learning_rate": schedule.get_last_lr()[0]})
         optimizer.step()
         schedule.step()
     norms = sorted(r["grad_norm"] for r in records)
     assert norms[1] < run.max_norm < norms[-2], f"clipping at {run.max_norm} has to bite in some steps only: {norms}"
-    tensors[f"{name}.final_prompt"] = weight.detach().clone()
-    return {"name": name, **TRAINING, "max_norm": run.max_norm, "prompt": f"{name}.prompt",
-            "final_prompt": f"{name}.final_prompt", "num_virtual_tokens": start.shape[0],
-            "examples": pool, "steps": records}
+    return records
 
 
 def generate_case(draw, fresh_base, tensors):

@@ -23,9 +23,12 @@ pub fn folder(name: &str) -> PathBuf {
 }
 
 pub fn golden(name: &str) -> Golden {
-    let text = std::fs::read_to_string(folder(name).join("cases.json")).unwrap();
-    let tensors =
-        candle_core::safetensors::load(folder(name).join("golden.safetensors"), &Device::Cpu).unwrap();
+    golden_in(&folder(name).join("cases.json"), &folder(name).join("golden.safetensors"))
+}
+
+pub fn golden_in(cases: &Path, tensors: &Path) -> Golden {
+    let text = std::fs::read_to_string(cases).unwrap();
+    let tensors = candle_core::safetensors::load(tensors, &Device::Cpu).unwrap();
     Golden { json: serde_json::from_str(&text).unwrap(), tensors }
 }
 

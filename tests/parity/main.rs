@@ -13,5 +13,6 @@ mod generation;
 mod gguf;
 mod peft;
 mod peft_kinds;
+mod prefixes;
 mod smollm2;
 mod training;

@@ -120,7 +120,6 @@ fn embeddings_of_every_kind_agree_with_peft() {
 
 /// Those of a text too, which are also compared with transformers' logits after the text itself.
 #[test]
-#[ignore = "the model does not take keys and values yet"]
 fn keys_and_values_of_every_kind_agree_with_peft() {
     agrees_with_peft(PromptKind::Prefix, 13);
 }

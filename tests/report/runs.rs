@@ -195,6 +195,7 @@ pub fn tutorial() -> Content {
         init_method: config.prompt.init_method,
         num_virtual_tokens: 25,
         trainable_parameters: 14_400,
+        layout: None,
         train_examples: 360,
         validation_examples: 80,
         steps: 225,

@@ -173,7 +173,7 @@ fn facts(run: &Run) -> Vec<Fact> {
     fact("Weights", model.format.clone(), format!(", computed in {}", model.dtype));
     fact("Device", model.device.clone(), String::new());
     fact("Init", summary.init_method.to_string(), String::new());
-    fact("Virtual tokens", n(summary.num_virtual_tokens), String::new());
+    fact("Virtual tokens", n(summary.num_virtual_tokens), summary.prompt_settings());
     let share = summary.trainable_parameters as f64 / model.parameters.max(1) as f64;
     let of = format!(", {} of {}", text::small_percent(share), n(model.parameters));
     fact("Trainable parameters", n(summary.trainable_parameters), of);
