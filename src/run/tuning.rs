@@ -116,19 +116,16 @@ impl<'a> Tuning<'a> {
         memory: &mut dyn PeakMemory,
         watch: &mut dyn Observer,
     ) -> Result<Summary> {
-        // Made again at the end: on a GPU it is a copy of the embeddings, which is not needed during the run.
-        let vocabulary = || Vocabulary::new(self.session.model.embedding(), Some(&self.session.tokenizer));
         let records =
             (self.config.data.task == TaskKind::Classification).then_some(&self.train.0.records[..]);
         let mut summary = self.summary(folder, trainer)?;
         let schedule = health::schedule(&self.config.train, trainer.first().total_steps());
         summary.warnings.extend(schedule.filter(|text| !summary.warnings.contains(text)));
         let norms = match self.initial.layout().kind {
-            PromptKind::Embeddings => Some(vocabulary()?.norms()?),
+            PromptKind::Embeddings => Some(self.vocabulary()?.norms()?),
             PromptKind::Prefix => None,
         };
-        let health = Health::new(&self.train.1.examples, records, norms);
-        let health = health.after(&summary.warnings);
+        let health = Health::new(&self.train.1.examples, records, norms).after(&summary.warnings);
         folder.summary(&summary)?;
         let events = match self.config.train.tensorboard {
             true => Some(EventFile::create(&folder.path, trainer.first().position().step)?),
@@ -149,12 +146,7 @@ impl<'a> Tuning<'a> {
             folder.set_evaluation_aside()?;
         }
         let initial = trainer.first().initial()?;
-        // Keys and values are near no token.
-        if self.initial.layout().kind == PromptKind::Embeddings {
-            let embeddings = [&initial, &kept.prompt].map(|prefix| prefix.embeddings("tokens.json"));
-            let [before, after] = embeddings;
-            folder.tokens(&vocabulary()?.compare(before?, after?)?)?;
-        }
+        self.write_tokens(&initial, &kept.prompt, folder)?;
         if outcome.is_ok() {
             let ended = health::Outcome {
                 moved: has_moved(&initial, &kept.prompt)?,
@@ -174,6 +166,20 @@ impl<'a> Tuning<'a> {
         rates.write(&mut summary, memory);
         folder.summary(&summary)?;
         outcome.map(|_| summary)
+    }
+
+    /// Made twice: on a GPU it is a copy of the embeddings, which is not needed during the run.
+    fn vocabulary(&self) -> Result<Vocabulary<'_>> {
+        Vocabulary::new(self.session.model.embedding(), Some(&self.session.tokenizer))
+    }
+
+    /// Writes which tokens the virtual tokens are near; keys and values are near none.
+    fn write_tokens(&self, initial: &Prefix, kept: &Prefix, folder: &RunFolder) -> Result<()> {
+        if kept.kind() == PromptKind::Prefix {
+            return Ok(());
+        }
+        let [before, after] = [initial, kept].map(|prefix| prefix.embeddings("tokens.json"));
+        folder.tokens(&self.vocabulary()?.compare(before?, after?)?)
     }
 
     /// The summary of a run before its first step.

@@ -20,7 +20,7 @@ const FOLDERS: &[(&str, &[&str])] = &[
     ("data", &["batch", "checkpoint", "text"]),
     ("config", &["device", "text"]),
     ("model", &["ops", "device", "batch", "checkpoint"]),
-    ("prompt", &["model", "checkpoint", "config", "data", "ops", "files", "layout", "number"]),
+    ("prompt", &["model", "batch", "checkpoint", "config", "data", "ops", "files", "layout", "number"]),
     ("generate", &["model", "checkpoint", "batch", "ops", "device"]),
     ("tune", &["prompt", "model", "config", "data", "batch", "ops", "device", "files", "number"]),
     ("session", &["model", "checkpoint", "config", "data", "device", "ops"]),
