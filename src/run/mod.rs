@@ -14,6 +14,7 @@
 //! ```
 
 pub mod folder;
+mod position;
 pub mod read;
 mod recorder;
 pub mod summary;

@@ -1,16 +1,17 @@
 //! A complete run, from a configuration to the files in its folder.
 
+use super::position;
 use super::recorder::{Rates, Recorder};
 use super::teacher::TeacherData;
 use super::tensorboard::EventFile;
 use super::{LossKind, ModelSummary, Run, RunFolder, Status, Summary};
 use crate::config::{Config, InitMethod, PromptKind, Task as TaskKind};
 use crate::data::labels::distinct;
-use crate::data::{Dataset, Encoded, Template};
+use crate::data::{Dataset, Encoded, InputHead, Template};
 use crate::device::PeakMemory;
 use crate::layout::CHECKPOINT;
 use crate::model::memory::Parameters;
-use crate::prompt::peft::{Adapter, AdapterConfig, ModelCard, PromptTask, PromptTuningInit};
+use crate::prompt::peft::{Adapter, AdapterConfig, ModelCard, PeftType, PromptTask, PromptTuningInit};
 use crate::prompt::vocabulary::Vocabulary;
 use crate::prompt::{Prefix, Prompt, init};
 use crate::session::Session;
@@ -35,6 +36,8 @@ pub struct Tuning<'a> {
     pub teacher: Option<TeacherData>,
     /// The prompt before the first step of this part of the run, on the CPU.
     pub initial: Prompt,
+    /// What stands before the virtual tokens; `None` if they stand at the start.
+    pub before: Option<InputHead>,
     /// How the run fits into memory.
     pub plan: MemoryPlan,
     /// Warnings about the data, with hints.
@@ -81,9 +84,23 @@ impl<'a> Tuning<'a> {
             }
             None => init::initial(&config.prompt, &session.model, &session.tokenizer, options.seed)?,
         };
+        let before = position::before(config, &encoder, files)?;
+        let initial = position::placed(initial, before.as_ref(), state.as_ref())?;
         let of_teacher = teacher.as_ref().map(TeacherData::examples);
         let plan = crate::tune::plan_run(options, &session.model, &train.1.examples, &initial, of_teacher)?;
-        Ok(Self { config, session, train, validation, teacher, initial, plan, warnings, notes, state })
+        Ok(Self {
+            config,
+            session,
+            train,
+            validation,
+            teacher,
+            initial,
+            before,
+            plan,
+            warnings,
+            notes,
+            state,
+        })
     }
 
     /// The trainer for [`Tuning::run`]; it is made before anything is written, so that data which can't be trained on
@@ -118,22 +135,10 @@ impl<'a> Tuning<'a> {
         memory: &mut dyn PeakMemory,
         watch: &mut dyn Observer,
     ) -> Result<Summary> {
-        // Made again at the end: on a GPU it is a copy of the embeddings, which is not needed during the run.
-        let vocabulary = || Vocabulary::new(self.session.model.embedding(), Some(&self.session.tokenizer));
-        let records =
-            (self.config.data.task == TaskKind::Classification).then_some(&self.train.0.records[..]);
         let mut summary = self.summary(folder, trainer)?;
         let schedule = health::schedule(&self.config.train, trainer.first().total_steps());
         summary.warnings.extend(schedule.filter(|text| !summary.warnings.contains(text)));
-        let norms = match self.initial.layout().kind {
-            PromptKind::Embeddings => Some(vocabulary()?.norms()?),
-            PromptKind::Prefix => None,
-        };
-        let mut health = Health::new(&self.train.1.examples, records, norms);
-        if self.teacher.is_some() {
-            health = health.of_divergences();
-        }
-        let health = health.after(&summary.warnings);
+        let health = self.health()?.after(&summary.warnings);
         folder.summary(&summary)?;
         let events = match self.config.train.tensorboard {
             true => Some(EventFile::create(&folder.path, trainer.first().position().step)?),
@@ -154,10 +159,7 @@ impl<'a> Tuning<'a> {
             folder.set_evaluation_aside()?;
         }
         let initial = trainer.first().initial()?;
-        // Keys and values are near no token.
-        if let (Prefix::Embeddings(before), Prefix::Embeddings(after)) = (&initial, &kept.prompt) {
-            folder.tokens(&vocabulary()?.compare(before, after)?)?;
-        }
+        self.write_tokens(&initial, &kept.prompt, folder)?;
         if outcome.is_ok() {
             let ended = health::Outcome {
                 moved: has_moved(&initial, &kept.prompt)?,
@@ -177,6 +179,32 @@ impl<'a> Tuning<'a> {
         rates.write(&mut summary, memory);
         folder.summary(&summary)?;
         outcome.map(|_| summary)
+    }
+
+    /// Made twice: on a GPU it is a copy of the embeddings, which is not needed during the run.
+    fn vocabulary(&self) -> Result<Vocabulary<'_>> {
+        Vocabulary::new(self.session.model.embedding(), Some(&self.session.tokenizer))
+    }
+
+    /// Writes which tokens the virtual tokens are near; keys and values are near none.
+    fn write_tokens(&self, initial: &Prefix, kept: &Prefix, folder: &RunFolder) -> Result<()> {
+        if kept.kind() == PromptKind::Prefix {
+            return Ok(());
+        }
+        let [before, after] = [initial, kept].map(|prefix| prefix.embeddings("tokens.json"));
+        folder.tokens(&self.vocabulary()?.compare(before?, after?)?)
+    }
+
+    /// What watches the run for signs of trouble.
+    fn health(&self) -> Result<Health> {
+        let records =
+            (self.config.data.task == TaskKind::Classification).then_some(&self.train.0.records[..]);
+        let norms = match self.initial.layout().kind {
+            PromptKind::Embeddings => Some(self.vocabulary()?.norms()?),
+            PromptKind::Prefix => None,
+        };
+        let health = Health::new(&self.train.1.examples, records, norms);
+        Ok(if self.teacher.is_some() { health.of_divergences() } else { health })
     }
 
     /// The summary of a run before its first step.
@@ -241,6 +269,10 @@ impl<'a> Tuning<'a> {
         let (id, model) = (&session.id, session.model.config());
         let adapter = match &kept.prompt {
             Prefix::Embeddings(_) => AdapterConfig::new(id, model, rows, init, init_text),
+            Prefix::EmbeddingsAfter { .. } => AdapterConfig {
+                peft_type: PeftType::GneissPromptTuning,
+                ..AdapterConfig::new(id, model, rows, init, init_text)
+            },
             // The card shows the text; PEFT's configuration of this method has no key for it.
             Prefix::KeysValues(_) => AdapterConfig {
                 prompt_tuning_init_text: init_text.map(str::to_owned),
@@ -267,6 +299,7 @@ impl<'a> Tuning<'a> {
             name: config.name.clone(),
             task: config.data.task.to_string(),
             verbalizer: config.data.verbalizer.clone(),
+            before: self.before.as_ref().map(|before| before.text.clone()),
             max_output_tokens: Some(config.data.max_output_tokens),
             hyperparameters,
             num_steps: Some(kept.step),
@@ -291,6 +324,7 @@ impl<'a> Tuning<'a> {
             verbalizer: data.verbalizer.clone(),
             labels,
             hard_prompt: self.config.hard_prompt().to_owned(),
+            before: self.before.clone(),
             max_output_tokens: data.max_output_tokens,
             examples: unseen.records.iter().take(EXAMPLES).map(|record| record.input.clone()).collect(),
         }
