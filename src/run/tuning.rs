@@ -120,20 +120,10 @@ impl<'a> Tuning<'a> {
     ) -> Result<Summary> {
         // Made again at the end: on a GPU it is a copy of the embeddings, which is not needed during the run.
         let vocabulary = || Vocabulary::new(self.session.model.embedding(), Some(&self.session.tokenizer));
-        let records =
-            (self.config.data.task == TaskKind::Classification).then_some(&self.train.0.records[..]);
         let mut summary = self.summary(folder, trainer)?;
         let schedule = health::schedule(&self.config.train, trainer.first().total_steps());
         summary.warnings.extend(schedule.filter(|text| !summary.warnings.contains(text)));
-        let norms = match self.initial.layout().kind {
-            PromptKind::Embeddings => Some(vocabulary()?.norms()?),
-            PromptKind::Prefix => None,
-        };
-        let mut health = Health::new(&self.train.1.examples, records, norms);
-        if self.teacher.is_some() {
-            health = health.of_divergences();
-        }
-        let health = health.after(&summary.warnings);
+        let health = self.health()?.after(&summary.warnings);
         folder.summary(&summary)?;
         let events = match self.config.train.tensorboard {
             true => Some(EventFile::create(&folder.path, trainer.first().position().step)?),
@@ -177,6 +167,20 @@ impl<'a> Tuning<'a> {
         rates.write(&mut summary, memory);
         folder.summary(&summary)?;
         outcome.map(|_| summary)
+    }
+
+    /// What watches the run for signs of trouble.
+    fn health(&self) -> Result<Health> {
+        let records =
+            (self.config.data.task == TaskKind::Classification).then_some(&self.train.0.records[..]);
+        let norms = match self.initial.layout().kind {
+            PromptKind::Embeddings => Some(
+                Vocabulary::new(self.session.model.embedding(), Some(&self.session.tokenizer))?.norms()?,
+            ),
+            PromptKind::Prefix => None,
+        };
+        let health = Health::new(&self.train.1.examples, records, norms);
+        Ok(if self.teacher.is_some() { health.of_divergences() } else { health })
     }
 
     /// The summary of a run before its first step.

@@ -22,8 +22,8 @@ fn warm_up_takes_the_shortest_example_and_minds_no_shortage() {
         rows.borrow().len() > 1
     };
     faults::with(fails, || {
-        warm_up(&model, &train, &prompt, None).unwrap();
-        warm_up(&model, &train, &prompt, None).unwrap();
+        warm_up(&model, &train, &prompt).unwrap();
+        warm_up(&model, &train, &prompt).unwrap();
         warm_up(&model, &[], &prompt).unwrap();
     });
     assert_eq!(*seen.borrow(), [(Work::Pass, 3 + 4 + 1); 2], "the second ran out of memory");
