@@ -111,7 +111,7 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<ConfigReport>
     let positions = [virtual_tokens + longest, shape.max_position_embeddings];
     warn_about_positions(positions);
     let teacher_tokens = teacher_tokens(&config, &tokenizer)?;
-    warn_about_teacher([teacher_tokens + longest, shape.max_position_embeddings]);
+    warn_about_teacher(teacher_tokens, [teacher_tokens + longest, shape.max_position_embeddings]);
     let memory = TuningMemory::new(&shape, dtypes, device.location());
     let work = largest_step(&config, &train, virtual_tokens, teacher_tokens);
     let plan = gneiss::tune::fit::plan(&config.train, &memory, &work, &device, false)?;
@@ -181,9 +181,9 @@ fn warn_about_positions(positions: [usize; 2]) {
     }
 }
 
-/// The same for the teacher, after its text.
-fn warn_about_teacher(positions: [usize; 2]) {
-    if positions[0] > positions[1] {
+/// Prints a warning if the longest example has more positions after the teacher's text than the model.
+fn warn_about_teacher(tokens: usize, positions: [usize; 2]) {
+    if tokens > 0 && positions[0] > positions[1] {
         eprintln!(
             "positions  {} after data.teacher_text are more than the model's {}: tuning will refuse them; shorten the \
              text, or lower data.max_input_tokens",
