@@ -15,13 +15,14 @@ use std::path::{Path, PathBuf};
 /// Runs the test and writes it with its curve into `RUNS/NAME.find-lr/`; returns the test and the folder.
 pub fn run(config: &Config, session: &Session) -> anyhow::Result<(RangeTest, PathBuf)> {
     let tuning = Tuning::prepare(config, session, None)?;
-    tuning.notes.iter().for_each(|text| eprintln!("note       {text}"));
-    tuning.warnings.iter().for_each(super::warn);
+    tuning.data.notes.iter().for_each(|text| eprintln!("note       {text}"));
+    tuning.data.warnings.iter().for_each(super::warn);
     let task = Task {
         model: &session.model,
-        train: &tuning.train.1.examples,
+        train: &tuning.data.train.1.examples,
         validation: &[],
         teacher: tuning
+            .data
             .teacher
             .as_ref()
             .map(|teacher| TeacherExamples { validation: &[], ..teacher.examples() }),

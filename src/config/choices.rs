@@ -159,3 +159,23 @@ choices! {
         Skip = "skip",
     }
 }
+
+choices! {
+    /// How the values of a sweep's trials are chosen.
+    SweepMethod {
+        /// All combinations of the values.
+        Grid = "grid",
+        /// Values drawn at random, `sweep.trials` times.
+        Random = "random",
+    }
+}
+
+choices! {
+    /// What the trials of a sweep are compared by.
+    SweepMetric {
+        /// The loss on the validation file, nats per target token; lower is better.
+        ValidationLoss = "validation_loss",
+        /// In a classification the share of validation rows whose expected label is the likeliest; higher is better.
+        ValidationAccuracy = "validation_accuracy",
+    }
+}

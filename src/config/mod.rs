@@ -3,17 +3,20 @@
 mod choices;
 mod set;
 mod size;
+mod sweep;
 mod validate;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 pub use choices::{
     DtypeChoice, InitMethod, Keep, OnNotFinite, PromptKind, PromptPosition, Reparameterization, Schedule,
-    Task,
+    SweepMethod, SweepMetric, Task,
 };
 pub use size::MemoryBudget;
+pub use sweep::{SweepValues, TrialConfig};
 
 use crate::device::DeviceChoice;
 use crate::text::other_unicode;
@@ -41,6 +44,9 @@ pub struct Config {
     pub data: DataOptions,
     /// The training.
     pub train: TrainOptions,
+    /// The sweep; the configuration of a run has none.
+    #[serde(skip_serializing_if = "SweepOptions::is_default")]
+    pub sweep: SweepOptions,
 }
 
 /// `[model]`: the frozen model.
@@ -164,6 +170,31 @@ pub struct TrainOptions {
     pub on_not_finite: OnNotFinite,
 }
 
+/// `[sweep]`: the trials of `gneiss sweep`, and which of them are pruned.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SweepOptions {
+    /// How the trials' values are chosen. Default `"grid"`.
+    pub method: SweepMethod,
+    /// Trials of a random search; 0 with a grid, which has as many as there are combinations. Default `0`.
+    pub trials: usize,
+    /// Seed of a random search. Default `0`.
+    pub seed: u64,
+    /// What the trials are compared by. Default `"validation_loss"`.
+    pub metric: SweepMetric,
+    /// How much the number of trials shrinks at a rung: by 3, a third of them stays; by 1, all of them stay. Default `3`.
+    pub reduction_factor: usize,
+    /// Epochs before the first rung; the next ones follow after `reduction_factor` times as many each. Default `2`.
+    pub grace_period: usize,
+    /// Trials that are not pruned at least. Default `1`.
+    pub keep: usize,
+    /// Most prompts in one pass. 0 lets gneiss choose: one on a CPU, as many as fit into the memory of a GPU. Default `0`.
+    pub max_prompts: usize,
+    /// Keys with the values to try, such as `"train.seed" = { values = [1, 2] }` or
+    /// `"train.learning_rate" = { min = 0.001, max = 0.1, log = true, count = 4 }`. Default `{}`.
+    pub parameters: BTreeMap<String, SweepValues>,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -173,6 +204,7 @@ impl Default for Config {
             prompt: PromptOptions::default(),
             data: DataOptions::default(),
             train: TrainOptions::default(),
+            sweep: SweepOptions::default(),
         }
     }
 }
@@ -241,6 +273,22 @@ impl Default for TrainOptions {
             memory_budget: MemoryBudget::default(),
             time_products: true,
             on_not_finite: OnNotFinite::Stop,
+        }
+    }
+}
+
+impl Default for SweepOptions {
+    fn default() -> Self {
+        Self {
+            method: SweepMethod::Grid,
+            trials: 0,
+            seed: 0,
+            metric: SweepMetric::ValidationLoss,
+            reduction_factor: 3,
+            grace_period: 2,
+            keep: 1,
+            max_prompts: 0,
+            parameters: BTreeMap::new(),
         }
     }
 }

@@ -76,6 +76,7 @@ impl Config {
         self.check_prompt(&mut check);
         self.check_data(&mut check);
         self.check_train(&mut check);
+        check.0.extend(self.sweep.problems());
         check.0
     }
 

@@ -142,6 +142,34 @@ pub(super) fn overlay(
     chart.draw(size)
 }
 
+/// A trial in the plot of a sweep.
+pub(super) struct SweepCurve<'a> {
+    /// Its name in the legend.
+    pub name: Option<String>,
+    pub run: &'a Run,
+    pub ink: Ink,
+    pub is_best: bool,
+}
+
+/// Validation losses of a sweep's trials against the epoch; `None` before the first epoch's end.
+pub(super) fn sweep(curves: &[SweepCurve], size: Size) -> Result<Option<String>> {
+    let points = |curve: &SweepCurve| -> Vec<Point> {
+        let point = |e: &crate::tune::EpochRecord| Some((e.epoch as f64, e.validation_loss?));
+        curve.run.epochs.iter().filter_map(point).collect()
+    };
+    let all: Vec<Vec<Point>> = curves.iter().map(points).collect();
+    let unit = curves.first().map_or(LossKind::default(), |curve| curve.run.summary.loss).unit();
+    let mut chart = by_step("Validation loss", unit, scale(all.iter().map(Vec::as_slice)));
+    chart.x_label = "epoch".into();
+    for (curve, points) in curves.iter().zip(all).filter(|(_, points)| !points.is_empty()) {
+        let SweepCurve { name, ink, is_best, .. } = curve;
+        let width = if *is_best { 3.4 } else { 1.6 };
+        let mark = (*ink != Ink::Axis).then_some(PointMark::Dot);
+        chart.series.push(Series { width, mark, ..line(name.as_deref(), points, *ink) });
+    }
+    chart.draw(size)
+}
+
 /// Losses of a run; `x` gives the position of a record from its step and elapsed time.
 fn losses(run: &Run, title: &str, label: String, x: impl Fn(usize, f64) -> f64 + Copy) -> Chart {
     let training: Vec<Point> = run.steps.iter().map(|s| (x(s.step, s.elapsed), s.loss)).collect();

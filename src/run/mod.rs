@@ -13,6 +13,7 @@
 //! events.out.tfevents.*    the records for TensorBoard, if `train.tensorboard` is true
 //! ```
 
+mod data;
 pub mod folder;
 mod position;
 pub mod read;
@@ -22,8 +23,10 @@ pub mod teacher;
 pub mod tensorboard;
 pub mod tuning;
 
+pub use data::TuningData;
 pub use folder::RunFolder;
 pub use read::{Run, RunRecord};
+pub use recorder::Recorder;
 pub use summary::{LossKind, ModelSummary, Status, Summary};
 pub use teacher::TeacherData;
 pub use tuning::Tuning;

@@ -7,7 +7,7 @@ use crate::tune::State;
 use crate::{Error, Result};
 
 /// A file that a run reads: its name after `data.`, its rows and their token ids; `None` if the configuration names none.
-type SplitFile<'a> = (&'a str, Option<&'a (Dataset, Encoded)>);
+pub(super) type SplitFile<'a> = (&'a str, Option<&'a (Dataset, Encoded)>);
 
 /// What stands before the virtual tokens by the configuration: the head of the training inputs, with which the other inputs begin
 /// too; `None` if the virtual tokens stand at the start.

@@ -1,8 +1,9 @@
 //! The result of a run: `summary.json`.
 
+use crate::Result;
 use crate::config::{Config, InitMethod};
 use crate::prompt::PromptLayout;
-use crate::tune::Position;
+use crate::tune::{Ended, Position};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -18,11 +19,28 @@ pub enum Status {
     StoppedEarly,
     /// It was interrupted between two steps; `gneiss tune --resume` continues it.
     Interrupted,
+    /// It waits for its next epoch, as a trial of a sweep.
+    Paused,
+    /// A sweep gave it up, as others were better.
+    Pruned,
     /// An error ended it.
     Failed {
         /// The error's message.
         error: String,
     },
+}
+
+impl Status {
+    /// Of a run that ended in this way.
+    pub fn new(outcome: &Result<Ended>) -> Self {
+        match outcome {
+            Ok(Ended::Completed) => Self::Completed,
+            Ok(Ended::StoppedEarly) => Self::StoppedEarly,
+            Ok(Ended::Interrupted) => Self::Interrupted,
+            Ok(Ended::Paused) => Self::Paused,
+            Err(error) => Self::Failed { error: error.to_string() },
+        }
+    }
 }
 
 impl fmt::Display for Status {
@@ -32,6 +50,8 @@ impl fmt::Display for Status {
             Self::Completed => f.write_str("completed"),
             Self::StoppedEarly => f.write_str("completed (stopped early)"),
             Self::Interrupted => f.write_str("interrupted"),
+            Self::Paused => f.write_str("paused"),
+            Self::Pruned => f.write_str("pruned"),
             Self::Failed { error } => write!(f, "failed: {error}"),
         }
     }

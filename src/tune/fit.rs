@@ -1,13 +1,13 @@
 //! How a tuning run fits into a device's memory.
 
-use super::{BackwardWeights, Budget, LargestStep, MemoryPlan, RowRange, TeacherExamples};
-use crate::Result;
+use super::{BackwardWeights, Budget, LargestStep, MemoryPlan, PromptRun, RowRange, TeacherExamples};
 use crate::batch::Example;
 use crate::config::TrainOptions;
 use crate::device::Shortage;
 use crate::model::{Decoder, Dtypes, GPU_FULL_ROWS, TuningMemory};
 use crate::ops::gpu;
 use crate::prompt::Prompt;
+use crate::{Error, Result};
 use candle_core::Device;
 
 /// Rows of a pass on the CPU if the configuration names none. SmolLM2-135M in f32 keeps 0.7 MB of tape a
@@ -80,6 +80,53 @@ pub fn plan_run(
     let plan = plan(options, &memory, &work, model.device(), true)?;
     copy_weights(model, &plan);
     Ok(plan)
+}
+
+/// How the steps of `runs` together fit into memory, under the options of the first.
+///
+/// # Errors
+/// Returns an error if there are no runs, or if the device does not say what is free.
+pub fn plan_pack(model: &Decoder, runs: &[PromptRun]) -> Result<MemoryPlan> {
+    let Some(first) = runs.first() else {
+        return Err(Error::Invalid("tune: expected at least one prompt, found none".into()));
+    };
+    let dtypes = Dtypes { weights: model.embedding().dtype(), activations: model.dtype() };
+    let mut memory = TuningMemory::new(model.config(), dtypes, model.device().location());
+    memory.has_transposes = memory.transposes > 0 && model.has_transposes();
+    let work = runs.iter().map(largest_step).reduce(LargestStep::and).unwrap_or(largest_step(first));
+    plan(first.options(), &memory, &work, model.device(), true)
+}
+
+/// How many of the largest of the steps `works` go through the model in one pass whose whole tape fits into memory; 1 at
+/// least.
+///
+/// # Errors
+/// Returns an error if the device does not say what is free.
+pub fn prompts_in_a_pass(
+    model: &Decoder,
+    options: &TrainOptions,
+    mut works: Vec<LargestStep>,
+) -> Result<usize> {
+    works.sort_by_key(|work| std::cmp::Reverse(work.rows()));
+    let dtypes = Dtypes { weights: model.embedding().dtype(), activations: model.dtype() };
+    let memory = TuningMemory::new(model.config(), dtypes, model.device().location());
+    let budget = Budget::new(options.memory_budget.bytes, model.device(), true)?;
+    let rows = row_range(options.max_rows, model.device().is_cpu());
+    let fits = |prompts: &usize| {
+        let work = works[..*prompts].iter().copied().reduce(LargestStep::and);
+        work.is_some_and(|work| {
+            let plan = MemoryPlan::new(&memory, &work, budget, rows);
+            plan.missing() == 0 && plan.limits.recompute == 0 && plan.limits.max_rows >= work.rows()
+        })
+    };
+    Ok((1..=works.len()).rev().find(fits).unwrap_or(1))
+}
+
+/// The largest step that `run` can meet.
+pub fn largest_step(run: &PromptRun) -> LargestStep {
+    let (options, layout) = (run.options(), run.prompt().layout());
+    let examples = options.batch_size * options.accumulate_steps;
+    LargestStep::new(run.examples().train, layout.kind, run.prompt().num_virtual_tokens(), examples)
 }
 
 /// Makes the second copy of the weights that a plan has room for.

@@ -170,7 +170,7 @@ impl Health {
         if record.epoch < 2 {
             return None;
         }
-        let at_chance = self.chance.filter(|chance| loss > AT_CHANCE * chance);
+        let at_chance = self.chance.filter(|chance| is_at_chance(loss, *chance));
         let stands = loss > MOVED * first && !(self.divergences && loss < SMALL_DIVERGENCE);
         let hint = if self.divergences { TRY_DISTILLATION } else { TRY };
         let words = Trouble::LossStands.words();
@@ -213,8 +213,14 @@ impl Health {
     }
 }
 
-/// Entropy of the labels, spread over the target tokens; nats.
-fn chance(train: &[Example], records: &[Record]) -> Option<f64> {
+/// Whether `loss` shows nothing learned of the labels, if guessing them gives `chance`.
+pub fn is_at_chance(loss: f64, chance: f64) -> bool {
+    loss > AT_CHANCE * chance
+}
+
+/// The loss of guessing each label as often as it occurs: the entropy of the labels, spread over the target tokens; nats.
+/// `None` if the outputs are no labels.
+pub fn chance(train: &[Example], records: &[Record]) -> Option<f64> {
     let counts = data::counts(records);
     let tokens: usize = train.iter().map(|example| example.target.len()).sum();
     // Outputs that hardly repeat are no labels.

@@ -12,7 +12,7 @@ pub mod state;
 pub mod teacher;
 pub mod trainer;
 
-pub use fit::{max_rows, plan_run};
+pub use fit::{largest_step, max_rows, plan_pack, plan_run, prompts_in_a_pass};
 pub use objective::{Loss, Mean, Objective, evaluate, evaluate_of, gradient, gradient_of};
 pub use observer::{EpochRecord, Observer, StepRecord};
 pub use plan::{BackwardWeights, Budget, LargestStep, Limits, MemoryPlan, RowRange};

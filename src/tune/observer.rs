@@ -80,6 +80,10 @@ pub trait Observer {
     fn warning(&mut self, _text: &str) -> Result<()> {
         Ok(())
     }
+    /// Whether the run is to pause after the epoch that has just ended; asked after its checkpoint.
+    fn pauses(&self) -> bool {
+        false
+    }
     /// Whether someone wants the run to end; asked after each step.
     fn interrupted(&self) -> bool {
         false

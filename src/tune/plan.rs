@@ -84,6 +84,20 @@ impl LargestStep {
         }
     }
 
+    /// The step of two prompts of one kind together.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            kind: self.kind,
+            virtual_tokens: self.virtual_tokens + other.virtual_tokens,
+            prefix_rows: self.prefix_rows + other.prefix_rows,
+            sequence_rows: self.sequence_rows + other.sequence_rows,
+            longest: self.longest.max(other.longest),
+            sequences: self.sequences + other.sequences,
+            targets: self.targets + other.targets,
+            teacher_rows: self.teacher_rows + other.teacher_rows,
+        }
+    }
+
     /// The same step of a distillation whose teacher's prefix has so many rows.
     pub fn with_teacher(self, teacher_rows: usize) -> Self {
         Self { teacher_rows, ..self }

@@ -40,6 +40,8 @@ pub enum Ended {
     StoppedEarly,
     /// [`super::Observer::interrupted`] said so.
     Interrupted,
+    /// It has more epochs to go, and [`super::Observer::pauses`] said so.
+    Paused,
 }
 
 /// The examples of a step and, if it is known, of the step after it; indices of [`RunExamples::train`].

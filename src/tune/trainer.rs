@@ -75,12 +75,21 @@ impl<'a> Trainer<'a> {
         let run = PromptRun::resume(task.model, task.examples(), task.options, state)?;
         let limits = Limits { max_rows: state.max_rows, ..task.limits };
         let trainer = Self::with_runs(task.model, limits, vec![run])?;
+        trainer.use_products(state)?;
+        Ok(trainer)
+    }
+
+    /// Takes the algorithms of the matrix products that `state` was computed with, so that the sums repeat.
+    ///
+    /// # Errors
+    /// Returns an error if the device's library fails.
+    pub fn use_products(&self, state: &State) -> Result<()> {
         if let Some(choices) = &state.products
-            && let Some(warning) = products::import(task.model.device(), choices)?
+            && let Some(warning) = products::import(self.decoder.device(), choices)?
         {
             eprintln!("warning: {warning}");
         }
-        Ok(trainer)
+        Ok(())
     }
 
     /// For `runs`, at least one, which are trained together.
@@ -186,6 +195,7 @@ impl<'a> Trainer<'a> {
 
     /// The next step of a run, or its end; ends of epochs on the way are taken.
     fn next(&mut self, run: usize, observer: &mut dyn Observer) -> Result<ControlFlow<Ended, StepExamples>> {
+        let mut pauses = false;
         loop {
             match self.runs[run].next() {
                 NextAction::EndOfEpoch => {
@@ -193,7 +203,9 @@ impl<'a> Trainer<'a> {
                     let record = self.runs[run].end_epoch(loss);
                     observer.epoch(&record)?;
                     observer.checkpoint(&self.state(run)?)?;
+                    pauses = observer.pauses();
                 }
+                NextAction::Step(_) if pauses => return Ok(ControlFlow::Break(Ended::Paused)),
                 NextAction::Step(examples) => return Ok(ControlFlow::Continue(examples)),
                 NextAction::Ended(ended) => return Ok(ControlFlow::Break(ended)),
             }

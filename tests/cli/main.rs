@@ -21,6 +21,8 @@ mod inspect;
 mod kinds;
 mod position;
 mod resume;
+mod searches;
+mod sweep;
 mod tutorial;
 mod unlearned;
 

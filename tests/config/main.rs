@@ -1,8 +1,10 @@
 //! Configurations: what loads, what every error says.
 
+mod sweep;
+
 use std::path::{Path, PathBuf};
 
-use gneiss::config::{Config, DtypeChoice, InitMethod, Keep, OnNotFinite, Schedule, Task};
+use gneiss::config::{Config, DtypeChoice, InitMethod, Keep, OnNotFinite, Schedule, SweepOptions, Task};
 use gneiss::device::DeviceChoice;
 
 /// The least that a configuration says.
@@ -462,16 +464,18 @@ fn changed_keys_are_named() {
 #[test]
 fn every_keys_doc_states_its_default() {
     let source = std::fs::read_to_string(root().join("src/config/mod.rs")).unwrap();
-    let defaults = toml::Table::try_from(Config::default()).unwrap();
+    let mut defaults = toml::Table::try_from(Config::default()).unwrap();
+    // A configuration without a sweep is written without its table.
+    defaults.insert("sweep".into(), toml::Value::try_from(SweepOptions::default()).unwrap());
     let tables = [("Config", ""), ("ModelOptions", "model"), ("PromptOptions", "prompt")];
-    let more = [("DataOptions", "data"), ("TrainOptions", "train")];
+    let more = [("DataOptions", "data"), ("TrainOptions", "train"), ("SweepOptions", "sweep")];
     let mut checked = 0;
     for (name, table) in tables.into_iter().chain(more) {
         let body =
             source.split_once(&format!("pub struct {name} {{\n")).unwrap().1.split_once("\n}\n").unwrap().0;
         let table = defaults.get(table).map_or(&defaults, |section| section.as_table().unwrap());
         let mut doc = String::new();
-        for line in body.lines().map(str::trim) {
+        for line in body.lines().map(str::trim).filter(|line| !line.starts_with("#[")) {
             if let Some(text) = line.strip_prefix("/// ") {
                 doc += text;
                 doc.push(' ');

@@ -111,6 +111,8 @@ impl<'a> StatusView<'a> {
             Status::Completed => ("completed", "completed", None),
             Status::StoppedEarly => ("completed", "stopped early", None),
             Status::Interrupted => ("interrupted", "interrupted", None),
+            Status::Paused => ("paused", "paused", None),
+            Status::Pruned => ("pruned", "pruned", None),
             Status::Failed { error } => ("failed", "failed", Some(error.as_str())),
         };
         let done = (summary.steps + summary.skipped_steps) as f64 / summary.total_steps.max(1) as f64;
