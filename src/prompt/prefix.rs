@@ -116,6 +116,15 @@ impl Prefix {
         Ok(self.with_values(self.values().to_dtype(dtype)?))
     }
 
+    /// Whether `other` has the same values, which are f32.
+    ///
+    /// # Errors
+    /// Returns an error if a device operation fails.
+    pub fn has_values_of(&self, other: &Self) -> Result<bool> {
+        let [own, other] = [self, other].map(|prefix| prefix.values().flatten_all()?.to_vec1::<f32>());
+        Ok(own? == other?)
+    }
+
     /// The rows of `prefixes`, at least one, one below the other. Of several the result is a matrix of rows for the groups of a
     /// batch, each of which says what stands before its prompt.
     ///

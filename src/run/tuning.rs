@@ -203,7 +203,7 @@ impl<'a> Tuning<'a> {
         }
         if !matches!(status, Status::Failed { .. } | Status::Paused | Status::Pruned) {
             let ended = health::Outcome {
-                moved: has_moved(&initial, &kept.prompt)?,
+                moved: !initial.has_values_of(&kept.prompt)?,
                 kept_step: kept.step,
                 taken: run.position().step,
                 skipped: run.skipped(),
@@ -348,12 +348,6 @@ impl<'a> Tuning<'a> {
             examples: unseen.records.iter().take(EXAMPLES).map(|record| record.input.clone()).collect(),
         }
     }
-}
-
-/// Whether a prompt has other values than before.
-fn has_moved(before: &Prefix, after: &Prefix) -> Result<bool> {
-    let [before, after] = [before, after].map(|prefix| prefix.values().flatten_all()?.to_vec1::<f32>());
-    Ok(before? != after?)
 }
 
 /// The state of the run in `folder`, and its configuration overridden by `sets` (`key=value`).
