@@ -185,6 +185,7 @@ impl Bench<'_> {
             model: self.model,
             train: examples,
             validation: &[],
+            teacher: None,
             options: &options,
             limits: self.limits(case, examples)?,
         };
@@ -219,7 +220,7 @@ impl Bench<'_> {
             max_rows: self.max_rows,
             ..TrainOptions::default()
         };
-        Ok(crate::tune::plan_run(&options, self.model, examples, &self.prompt(case)?)?.limits)
+        Ok(crate::tune::plan_run(&options, self.model, examples, &self.prompt(case)?, None)?.limits)
     }
 
     /// Embeddings of random tokens, or their keys and values: the values of a prompt do not change the cost of a step.

@@ -14,8 +14,8 @@ use gneiss::session::Session;
 use indicatif::ProgressBar;
 use std::path::{Path, PathBuf};
 
-/// Answers the test file with the base model after the hard prompt (the init text as plain text) and with each tuned
-/// prompt, and compares the answers row by row.
+/// Answers the test file with the base model after the hard prompt (the init text as plain text, or data.teacher_text if
+/// the configuration has one) and with each tuned prompt, and compares the answers row by row.
 ///
 /// Writes evaluation.json and predictions.csv: into the run folder if the only adapter is a run's, otherwise into
 /// RUNS/NAME.eval, or into the folder of --out. With several runs each also gets its own part, unless --out is given.
@@ -204,7 +204,11 @@ fn summary(evaluation: &Evaluation) -> Vec<Vec<String>> {
     type EvalCell<'a> = &'a dyn Fn(&Answers) -> Option<String>;
     let mut header = evaluation.columns();
     if let [base, tuned @ ..] = &mut header[..] {
-        base.push_str(if evaluation.hard_prompt.is_empty() { ", no prompt" } else { ", hard prompt" });
+        base.push_str(match (evaluation.hard_prompt.is_empty(), evaluation.teacher) {
+            (true, _) => ", no prompt",
+            (false, false) => ", hard prompt",
+            (false, true) => ", teacher's text",
+        });
         if let [tuned] = tuned {
             tuned.push_str(", soft prompt");
         }

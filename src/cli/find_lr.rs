@@ -7,7 +7,7 @@ use gneiss::report::plot::{self, Size};
 use gneiss::run::Tuning;
 use gneiss::session::Session;
 use gneiss::tune::range_test::{RANGE, STEPS};
-use gneiss::tune::{Limits, Observer, RangeTest, StepRecord, Task, range_test};
+use gneiss::tune::{Limits, Observer, RangeTest, StepRecord, Task, TeacherExamples, range_test};
 use gneiss::{Error, Result};
 use indicatif::ProgressBar;
 use std::path::{Path, PathBuf};
@@ -21,6 +21,10 @@ pub fn run(config: &Config, session: &Session) -> anyhow::Result<(RangeTest, Pat
         model: &session.model,
         train: &tuning.train.1.examples,
         validation: &[],
+        teacher: tuning
+            .teacher
+            .as_ref()
+            .map(|teacher| TeacherExamples { validation: &[], ..teacher.examples() }),
         options: &config.train,
         limits: tuning.plan.limits,
     };

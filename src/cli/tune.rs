@@ -6,7 +6,7 @@ use clap::Args;
 use gneiss::config::Config;
 use gneiss::data::{Encoded, LengthStats};
 use gneiss::device::{DeviceMemory, PeakMemory};
-use gneiss::run::{self, Run, RunFolder, Summary, Tuning};
+use gneiss::run::{self, LossKind, Run, RunFolder, Summary, Tuning};
 use gneiss::session::Session;
 use gneiss::tune::{EpochRecord, Limits, Observer, State, StepRecord};
 use gneiss::{layout, report};
@@ -136,6 +136,13 @@ fn describe(tuning: &Tuning, config: &Config) {
     if let Some((_, validation)) = &tuning.validation {
         examples("validation", &config.data.validation, validation, config);
     }
+    if let Some(teacher) = &tuning.teacher {
+        eprintln!(
+            "teacher    {} tokens before every input; the loss is the KL divergence from the base model's distribution \
+             after them",
+            teacher.text_tokens
+        );
+    }
     for note in &tuning.notes {
         eprintln!("note       {note}");
     }
@@ -190,6 +197,10 @@ impl<'a> TuneOutcome<'a> {
 pub(super) fn print(folder: &Path, summary: &Summary) {
     let Summary { model, .. } = summary;
     let loss = |loss: Option<f64>| loss.map_or("none".into(), |l| format!("{l:.4}"));
+    let of_kind = match summary.loss {
+        LossKind::CrossEntropy => "",
+        LossKind::KlDivergence => " (KL divergence from the teacher)",
+    };
     let share = 100.0 * summary.trainable_parameters as f64 / model.parameters as f64;
     let mut rows = vec![
         ("status", summary.status.to_string()),
@@ -215,8 +226,8 @@ pub(super) fn print(folder: &Path, summary: &Summary) {
         ),
         ("epochs", format!("{}, {} of {} steps", summary.epochs, summary.steps, summary.total_steps)),
         ("kept", format!("after epoch {}, step {}", summary.kept_epoch, summary.kept_step)),
-        ("training loss", loss(summary.train_loss)),
-        ("validation loss", loss(summary.validation_loss)),
+        ("training loss", loss(summary.train_loss) + of_kind),
+        ("validation loss", loss(summary.validation_loss) + of_kind),
         ("wall time", gneiss::text::duration(summary.seconds)),
         ("throughput", format!("{:.2} examples/s", summary.examples_per_second)),
     ];

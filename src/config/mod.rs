@@ -104,6 +104,9 @@ pub struct DataOptions {
     pub max_input_tokens: usize,
     /// Most tokens of an output, also of a generated answer; longer outputs are cut. Default `128`.
     pub max_output_tokens: usize,
+    /// Text whose effect the prompt learns (distillation): the loss is the KL divergence from the distribution that the
+    /// base model has after this text, a space and the input, at each token of the output. Empty for none. Default `""`.
+    pub teacher_text: String,
 }
 
 /// `[train]`: the optimizer, the schedule and the limits of a run.
@@ -208,6 +211,7 @@ impl Default for DataOptions {
             verbalizer: "Input: {{input}} Output:".into(),
             max_input_tokens: 256,
             max_output_tokens: 128,
+            teacher_text: String::new(),
         }
     }
 }
@@ -242,6 +246,17 @@ impl Default for TrainOptions {
 }
 
 impl Config {
+    /// The text in plain words that the base model is given in the place of a tuned prompt: the teacher's, if the run distils
+    /// one, otherwise the init text. Empty for none.
+    pub fn hard_prompt(&self) -> &str {
+        if self.distils() { &self.data.teacher_text } else { &self.prompt.init_text }
+    }
+
+    /// Whether the prompt learns the effect of a teacher's text, so that losses are divergences.
+    pub fn distils(&self) -> bool {
+        !self.data.teacher_text.is_empty()
+    }
+
     /// Reads a TOML file, overrides its keys with `sets` (`key=value`, the last of a key counts) and checks the result.
     /// A value is TOML; anything else is a string, so `--set model.id=org/name` needs no quotes.
     ///

@@ -181,6 +181,10 @@ impl Config {
         });
         check.at_least_one("data.max_input_tokens", data.max_input_tokens);
         check.at_least_one("data.max_output_tokens", data.max_output_tokens);
+        let blank = self.distils() && data.teacher_text.trim().is_empty();
+        check.that(!blank, "data.teacher_text", || {
+            "expected a text, found white space alone; leave the key out for no teacher".into()
+        });
         if self.train.keep == Keep::Best && data.validation.is_empty() {
             check.fail_with(
                 "train.keep",

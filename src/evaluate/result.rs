@@ -17,6 +17,10 @@ pub struct Evaluation {
     pub labels: Vec<String>,
     /// The text before each row for the base model, in the place of a tuned prompt's virtual tokens; empty for none.
     pub hard_prompt: String,
+    /// Whether that text is `data.teacher_text`, whose effect the tuned prompt has learned. Files of earlier versions do not
+    /// have it: false.
+    #[serde(default)]
+    pub teacher: bool,
     /// The base model with the hard prompt first, then each tuned prompt.
     pub arms: Vec<Arm>,
     /// Each tuned prompt against the base: by the generated texts, in the order of `arms`; then the same by likelihood,

@@ -37,7 +37,7 @@ pub fn test_file(config: &Config) -> Result<&str> {
     }
 }
 
-/// Answers the configuration's test file with the base model after the hard prompt (`prompt.init_text` as plain text),
+/// Answers the configuration's test file with the base model after the hard prompt ([`Config::hard_prompt`] as plain text),
 /// then with each tuned prompt, and compares the answers.
 ///
 /// # Errors
@@ -62,7 +62,7 @@ pub fn run(
     };
     let template = Template::parse(&data.verbalizer)?;
     let without_prompt = session::encoder(data, &session.tokenizer, &template);
-    let hard_prompt = config.prompt.init_text.as_str();
+    let hard_prompt = config.hard_prompt();
     let with_hard_prompt =
         Encoder { instruction: Some(hard_prompt).filter(|text| !text.is_empty()), ..without_prompt };
     let exam = Exam {
@@ -78,6 +78,7 @@ pub fn run(
         task: data.task,
         labels: labels.clone(),
         hard_prompt: hard_prompt.to_owned(),
+        teacher: config.distils(),
         arms: Vec::new(),
         pairs: Vec::new(),
     };

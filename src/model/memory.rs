@@ -153,7 +153,7 @@ pub struct TuningMemory {
     pub prompt_per_token: usize,
     /// Of a prompt of keys and values and AdamW's two moments, per virtual token.
     pub keys_values_per_token: usize,
-    /// Of what all layers read of a prompt of keys and values, per virtual token.
+    /// Of what all attention layers read of a prompt of keys and values, per virtual token, or of a teacher's prefix, per row.
     pub given_per_token: usize,
     /// Kept free, whatever the pass.
     pub reserve_at_least: usize,

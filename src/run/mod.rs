@@ -18,10 +18,12 @@ mod position;
 pub mod read;
 mod recorder;
 pub mod summary;
+pub mod teacher;
 pub mod tensorboard;
 pub mod tuning;
 
 pub use folder::RunFolder;
 pub use read::{Run, RunRecord};
-pub use summary::{ModelSummary, Status, Summary};
+pub use summary::{LossKind, ModelSummary, Status, Summary};
+pub use teacher::TeacherData;
 pub use tuning::Tuning;

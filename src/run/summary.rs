@@ -1,6 +1,6 @@
 //! The result of a run: `summary.json`.
 
-use crate::config::InitMethod;
+use crate::config::{Config, InitMethod};
 use crate::prompt::PromptLayout;
 use crate::tune::Position;
 use serde::{Deserialize, Serialize};
@@ -33,6 +33,32 @@ impl fmt::Display for Status {
             Self::StoppedEarly => f.write_str("completed (stopped early)"),
             Self::Interrupted => f.write_str("interrupted"),
             Self::Failed { error } => write!(f, "failed: {error}"),
+        }
+    }
+}
+
+/// What a run's losses are; all in nats, as means over target tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LossKind {
+    /// Cross-entropy: the negative log-likelihood of the target tokens.
+    #[default]
+    CrossEntropy,
+    /// With `data.teacher_text`, the KL divergence of the model's distribution from the teacher's.
+    KlDivergence,
+}
+
+impl LossKind {
+    /// The kind of a run's losses.
+    pub fn new(config: &Config) -> Self {
+        if config.distils() { Self::KlDivergence } else { Self::CrossEntropy }
+    }
+
+    /// The unit of its values, for axes and tables.
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::CrossEntropy => "nats per target token",
+            Self::KlDivergence => "KL divergence from the teacher, nats per target token",
         }
     }
 }
@@ -94,6 +120,9 @@ pub struct Summary {
     pub kept_step: usize,
     /// Epochs after which the kept prompt was saved.
     pub kept_epoch: usize,
+    /// What the losses are. Files of earlier versions do not have it: they are cross-entropies.
+    #[serde(default)]
+    pub loss: LossKind,
     /// Mean training loss of the kept prompt's last epoch, nats per target token; `None` in the middle of an epoch.
     #[serde(default, with = "crate::number::optional")]
     pub train_loss: Option<f64>,

@@ -2,8 +2,9 @@
 
 use super::position;
 use super::recorder::{Rates, Recorder};
+use super::teacher::TeacherData;
 use super::tensorboard::EventFile;
-use super::{ModelSummary, Run, RunFolder, Status, Summary};
+use super::{LossKind, ModelSummary, Run, RunFolder, Status, Summary};
 use crate::config::{Config, InitMethod, PromptKind, Task as TaskKind};
 use crate::data::labels::distinct;
 use crate::data::{Dataset, Encoded, InputHead, Template};
@@ -31,6 +32,8 @@ pub struct Tuning<'a> {
     pub train: (Dataset, Encoded),
     /// Rows and token ids for the validation loss after each epoch.
     pub validation: Option<(Dataset, Encoded)>,
+    /// The same files as a teacher reads them, if the run distils one.
+    pub teacher: Option<TeacherData>,
     /// The prompt before the first step of this part of the run, on the CPU.
     pub initial: Prompt,
     /// What stands before the virtual tokens; `None` if they stand at the start.
@@ -61,6 +64,8 @@ impl<'a> Tuning<'a> {
             ));
         };
         let validation = session::examples(&data.validation, config, &encoder)?;
+        let datasets = (&train.0, validation.as_ref().map(|(dataset, _)| dataset));
+        let teacher = TeacherData::encode(config, session, &encoder, datasets)?;
         // Read before the first step, so that a mistake in it shows before the run and not after.
         let test = session::examples(&data.test, config, &encoder)?;
         let [of_validation, of_test] =
@@ -81,8 +86,21 @@ impl<'a> Tuning<'a> {
         };
         let before = position::before(config, &encoder, files)?;
         let initial = position::placed(initial, before.as_ref(), state.as_ref())?;
-        let plan = crate::tune::plan_run(options, &session.model, &train.1.examples, &initial)?;
-        Ok(Self { config, session, train, validation, initial, before, plan, warnings, notes, state })
+        let of_teacher = teacher.as_ref().map(TeacherData::examples);
+        let plan = crate::tune::plan_run(options, &session.model, &train.1.examples, &initial, of_teacher)?;
+        Ok(Self {
+            config,
+            session,
+            train,
+            validation,
+            teacher,
+            initial,
+            before,
+            plan,
+            warnings,
+            notes,
+            state,
+        })
     }
 
     /// The trainer for [`Tuning::run`]; it is made before anything is written, so that data which can't be trained on
@@ -95,6 +113,7 @@ impl<'a> Tuning<'a> {
             model: &self.session.model,
             train: &self.train.1.examples,
             validation: self.validation.as_ref().map_or(&[], |(_, encoded)| &encoded.examples),
+            teacher: self.teacher.as_ref().map(TeacherData::examples),
             options: &self.config.train,
             limits: self.plan.limits,
         };
@@ -125,7 +144,11 @@ impl<'a> Tuning<'a> {
             PromptKind::Embeddings => Some(self.vocabulary()?.norms()?),
             PromptKind::Prefix => None,
         };
-        let health = Health::new(&self.train.1.examples, records, norms).after(&summary.warnings);
+        let mut health = Health::new(&self.train.1.examples, records, norms);
+        if self.teacher.is_some() {
+            health = health.of_divergences();
+        }
+        let health = health.after(&summary.warnings);
         folder.summary(&summary)?;
         let events = match self.config.train.tensorboard {
             true => Some(EventFile::create(&folder.path, trainer.first().position().step)?),
@@ -221,6 +244,7 @@ impl<'a> Tuning<'a> {
             epochs: position.last.epoch,
             kept_step: earlier.as_ref().map_or(0, |summary| summary.kept_step),
             kept_epoch: earlier.as_ref().map_or(0, |summary| summary.kept_epoch),
+            loss: LossKind::new(self.config),
             train_loss: earlier.as_ref().and_then(|summary| summary.train_loss),
             validation_loss: earlier.as_ref().and_then(|summary| summary.validation_loss),
             seconds: position.elapsed,
@@ -264,13 +288,18 @@ impl<'a> Tuning<'a> {
             ("seed", train.seed.to_string()),
             ("init", format!("{}{}", config.prompt.init_method, self.initial.layout())),
         ];
+        let mut hyperparameters = settings.map(|(key, value)| (key.to_owned(), value)).to_vec();
+        if let Some(teacher) = &self.teacher {
+            let loss = format!("{}, a text of {} tokens", LossKind::new(config).unit(), teacher.text_tokens);
+            hyperparameters.push(("loss".into(), loss));
+        }
         let card = ModelCard {
             name: config.name.clone(),
             task: config.data.task.to_string(),
             verbalizer: config.data.verbalizer.clone(),
             before: self.before.as_ref().map(|before| before.text.clone()),
             max_output_tokens: Some(config.data.max_output_tokens),
-            hyperparameters: settings.map(|(key, value)| (key.to_owned(), value)).to_vec(),
+            hyperparameters,
             num_steps: Some(kept.step),
             train_loss: kept.train_loss,
             validation_loss: kept.validation_loss,
@@ -292,7 +321,7 @@ impl<'a> Tuning<'a> {
             task: data.task,
             verbalizer: data.verbalizer.clone(),
             labels,
-            hard_prompt: self.config.prompt.init_text.clone(),
+            hard_prompt: self.config.hard_prompt().to_owned(),
             before: self.before.clone(),
             max_output_tokens: data.max_output_tokens,
             examples: unseen.records.iter().take(EXAMPLES).map(|record| record.input.clone()).collect(),

@@ -1,6 +1,6 @@
 //! How a tuning run fits into a device's memory.
 
-use super::{BackwardWeights, Budget, LargestStep, MemoryPlan, RowRange};
+use super::{BackwardWeights, Budget, LargestStep, MemoryPlan, RowRange, TeacherExamples};
 use crate::Result;
 use crate::batch::Example;
 use crate::config::TrainOptions;
@@ -53,13 +53,14 @@ fn row_range(configured: usize, on_cpu: bool) -> RowRange {
     }
 }
 
-/// As [`plan`], for a run of `prompt` over `train` in a model that is on its device. A second copy of the model's
+/// As [`plan`], for a run of `prompt` over `train`, towards a teacher if there is one, in a model that is on its device. A second copy of the model's
 /// weights is made if the plan says so; what does not tune makes none.
 pub fn plan_run(
     options: &TrainOptions,
     model: &Decoder,
     train: &[Example],
     prompt: &Prompt,
+    teacher: Option<TeacherExamples>,
 ) -> Result<MemoryPlan> {
     let virtual_tokens = prompt.num_virtual_tokens();
     if !model.device().is_cpu() && options.memory_budget.bytes.is_none() {
@@ -74,6 +75,8 @@ pub fn plan_run(
         virtual_tokens,
         options.batch_size * options.accumulate_steps,
     );
+    let teacher_rows = teacher.map_or(0, |examples| examples.head().len());
+    let work = work.with_teacher(teacher_rows);
     let plan = plan(options, &memory, &work, model.device(), true)?;
     copy_weights(model, &plan);
     Ok(plan)

@@ -12,7 +12,8 @@ pub struct StepRecord {
     pub step: usize,
     /// Counted from 1.
     pub epoch: usize,
-    /// Mean negative log-likelihood of the step's target tokens, nats.
+    /// Mean negative log-likelihood of the step's target tokens or, with `data.teacher_text`, mean KL divergence from the
+    /// teacher's distribution; nats.
     #[serde(with = "crate::number")]
     pub loss: f64,
     /// Learning rate of the step.

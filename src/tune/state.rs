@@ -12,6 +12,7 @@
 //! The order of an epoch's examples depends on the seed and the epoch's number alone, so its number and the steps done
 //! in it are the whole state of the data; the schedule depends on the steps.
 
+use super::prompt_run::RunExamples;
 use crate::batch::Example;
 use crate::config::{PromptKind, TrainOptions};
 use crate::files::write_atomically;
@@ -170,9 +171,17 @@ struct Metadata {
 }
 
 /// Tells one set of examples from another: their numbers and a checksum (CRC-32C) of their token ids in order.
-pub fn fingerprint(train: &[Example], validation: &[Example]) -> String {
+pub fn fingerprint(examples: RunExamples) -> String {
+    let RunExamples { train, validation, teacher } = examples;
+    let own = checksum(train.iter().chain(validation));
+    let of_teacher = teacher.map(|teacher| format!(", teacher {:08x}", checksum(teacher.all())));
+    let (training, of_teacher) = (train.len(), of_teacher.unwrap_or_default());
+    format!("{training} training, {} validation, {own:08x}{of_teacher}", validation.len())
+}
+
+fn checksum<'a>(examples: impl Iterator<Item = &'a Example>) -> u32 {
     let mut sum = 0;
-    for example in train.iter().chain(validation) {
+    for example in examples {
         for ids in [&example.input, &example.target] {
             sum = crc32c::crc32c_append(sum, &(ids.len() as u32).to_le_bytes());
             for id in ids {
@@ -180,7 +189,7 @@ pub fn fingerprint(train: &[Example], validation: &[Example]) -> String {
             }
         }
     }
-    format!("{} training, {} validation, {sum:08x}", train.len(), validation.len())
+    sum
 }
 
 impl State {

@@ -12,6 +12,7 @@ use super::observer::{Observer, StepRecord};
 use super::plan::{self, Limits};
 use super::prompt_run::{Ended, NextAction, PromptRun, RunExamples, StepExamples, StepPart};
 use super::state::State;
+use super::teacher::TeacherExamples;
 use super::{Kept, objective};
 use crate::batch::{Example, PrefixGroup, Sequence};
 use crate::config::TrainOptions;
@@ -32,6 +33,8 @@ pub struct Task<'a> {
     pub train: &'a [Example],
     /// Examples whose loss is taken after each epoch; may be empty.
     pub validation: &'a [Example],
+    /// The examples as a teacher reads them: the loss is then the divergence from the teacher's distribution.
+    pub teacher: Option<TeacherExamples<'a>>,
     /// Hyperparameters.
     pub options: &'a TrainOptions,
     /// How much goes through the model at a time at first: less if the device runs out of memory.
@@ -50,7 +53,7 @@ pub struct Trainer<'a> {
 
 impl<'a> Task<'a> {
     fn examples(&self) -> RunExamples<'a> {
-        RunExamples { train: self.train, validation: self.validation }
+        RunExamples { train: self.train, validation: self.validation, teacher: self.teacher }
     }
 }
 
@@ -83,8 +86,8 @@ impl<'a> Trainer<'a> {
     /// For `runs`, at least one, which are trained together.
     ///
     /// # Errors
-    /// Returns an error if there are no runs, or if they differ in the kind of their prompts or in `train.time_products`, which
-    /// is a setting of the device.
+    /// Returns an error if there are no runs, if they differ in the kind of their prompts or in `train.time_products`, which
+    /// is a setting of the device, or if one of several has a teacher.
     pub fn with_runs(decoder: &'a Decoder, limits: Limits, runs: Vec<PromptRun<'a>>) -> Result<Self> {
         let Some(first) = runs.first() else {
             return Err(Error::Invalid("tune: expected at least one prompt, found none".into()));
@@ -100,6 +103,12 @@ impl<'a> Trainer<'a> {
             return Err(Error::Invalid(
                 "train.time_products: expected one value for all runs of a trainer, found two".into(),
             ));
+        }
+        if runs.len() > 1 && runs.iter().any(|run| run.teacher().is_some()) {
+            return Err(Error::Invalid(format!(
+                "data.teacher_text: expected one run for a trainer, found {}: runs with a teacher are trained alone",
+                runs.len()
+            )));
         }
         products::set_timing(decoder.device(), time_products)?;
         Ok(Self { decoder, runs, limits, prepared: None })
@@ -278,7 +287,12 @@ impl<'a> Trainer<'a> {
         }
         let prompt = of_run.prompt().prefix()?.to_dtype(decoder.prompt_dtype())?;
         let groups = [prompt.group(validation)?];
-        let loss = |limits: Limits| objective::evaluate(decoder, &prompt, &groups, limits.max_rows)?.loss();
+        let teacher = of_run.teacher();
+        let loss = |limits: Limits| {
+            let mut passes = objective::packed(decoder, &groups, prompt.kind(), limits.max_rows)?;
+            passes.teacher_passes = teacher.map_or(Vec::new(), |teacher| teacher.validation_passes(&passes));
+            objective::evaluate_with(decoder, &prompt, &passes, teacher)?.loss()
+        };
         let (loss, limits) = self.within_memory(&groups, &mut [observer], loss)?;
         self.limits = limits;
         Ok(Some(loss))

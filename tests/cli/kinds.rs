@@ -18,25 +18,30 @@ fn json(assert: &Assert) -> Value {
     serde_json::from_str(&texts(assert).0).unwrap()
 }
 
+fn generate(form: &str) -> [&str; 6] {
+    ["generate", "--model", "model", "--adapter", form, "say shiny dog :"]
+}
+
 fn export<'a>(form: &'a str, out: &'a str) -> [&'a str; 9] {
     ["export", "--adapter", form, "--format", "prompt-embeds", "--model", "model", "--out", out]
 }
 
-fn tune(set: &str) -> [&str; 10] {
-    let [set, init, rows, steps] =
-        [set, "prompt.init_method=file", "prompt.num_virtual_tokens=0", "train.max_steps=1"];
-    ["tune", "dogs.toml", "--set", init, "--set", set, "--set", rows, "--set", steps]
+/// The adapter is read before the model, which is not there.
+fn serve(named: &str) -> [&str; 5] {
+    ["serve", "--model", "./none", "--adapter", named]
 }
 
-fn serve(named: &str) -> [&str; 5] {
-    // The adapter is read before the model, which is not there.
-    ["serve", "--model", "./none", "--adapter", named]
+/// Tunes one step from the adapter that `init_file`, `prompt.init_file=...`, names.
+fn tune(init_file: &str) -> [&str; 10] {
+    [
+        "tune", "dogs.toml", "--set", "prompt.init_method=file", "--set", init_file, "--set",
+        "prompt.num_virtual_tokens=0", "--set", "train.max_steps=1",
+    ]
 }
 
 #[test]
 fn every_command_takes_a_task_after_a_colon_and_refuses_others() {
     let place = place_with("multitask");
-    let generate = |form| ["generate", "--model", "model", "--adapter", form, "say shiny dog :"];
     place.gneiss(generate("adapter:1")).success();
 
     let eval =
@@ -66,8 +71,7 @@ fn every_command_takes_a_task_after_a_colon_and_refuses_others() {
     place.gneiss(bake).success();
     assert!(fs::read_to_string(place.path("baked/prompts.json")).unwrap().contains("<|adapter-1:0|>"));
 
-    let init = |form: &str| format!("prompt.init_file={form}");
-    place.gneiss(tune(&init("adapter:2"))).success();
+    place.gneiss(tune("prompt.init_file=adapter:2")).success();
     place.refuses(serve("dogs=adapter:1"), &["./none"]);
 
     for (form, part) in [
@@ -82,7 +86,7 @@ fn every_command_takes_a_task_after_a_colon_and_refuses_others() {
         place.refuses(["inspect", form], &[part]);
         place.refuses(export(form, "no.pt"), &[part]);
         place.refuses(serve(&format!("dogs={form}")), &[part]);
-        place.refuses(tune(&init(form)), &[part]);
+        place.refuses(tune(&format!("prompt.init_file={form}")), &[part]);
     }
 }
 

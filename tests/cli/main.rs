@@ -15,6 +15,7 @@ mod adapters;
 #[path = "../common/mod.rs"]
 mod common;
 mod data;
+mod distillation;
 mod eval;
 mod inspect;
 mod kinds;

@@ -7,6 +7,7 @@ mod checkpoints;
 mod choices;
 #[path = "../common/mod.rs"]
 mod common;
+mod distillation;
 mod finite_differences;
 mod fixtures;
 mod generation;

@@ -12,7 +12,7 @@ use gneiss::tune::{EpochRecord, Limits, Observer, StepRecord, Task, Trainer};
 use serde_json::Value;
 
 #[derive(Default)]
-struct Steps(Vec<StepRecord>);
+pub struct Steps(pub Vec<StepRecord>);
 
 impl Observer for Steps {
     fn step(&mut self, record: &StepRecord) -> Result<()> {
@@ -31,7 +31,7 @@ impl Observer for Steps {
 }
 
 /// Hyperparameters of a run; its warm-up is given as the ratio that makes as many steps.
-fn options(run: &Value) -> TrainOptions {
+pub fn options(run: &Value) -> TrainOptions {
     let number = |key: &str| run[key].as_f64().unwrap();
     let micro_batches = run["steps"][0]["micro_batches"].as_array().unwrap();
     assert_eq!((run["optimizer"].as_str(), run["schedule"].as_str()), (Some("adamw"), Some("linear")));
@@ -63,7 +63,7 @@ fn laid_out(run: &Value) -> Vec<Example> {
 
 /// Of the gradient's norm, relative. Runs of the newer checkpoints turn sharply in a few steps. There PEFT's norms in f32 are as
 /// far from those of our run in f64: 1.1e-2 (mamba), 2.8e-4 (mamba_groups), 2.2e-4 (experts). The losses agree within 1e-4.
-fn grad_norm_tolerance(name: &str) -> f64 {
+pub fn grad_norm_tolerance(name: &str) -> f64 {
     match name {
         "mamba" => 3e-2,
         "experts" | "shared_experts" | "mamba_groups" => 5e-4,
@@ -106,7 +106,14 @@ fn trains_as_recorded(
     max_rows: usize,
 ) -> Vec<StepRecord> {
     let train = laid_out(run);
-    let task = Task { model, train: &train, validation: &[], options, limits: Limits::rows(max_rows) };
+    let task = Task {
+        model,
+        train: &train,
+        validation: &[],
+        teacher: None,
+        options,
+        limits: Limits::rows(max_rows),
+    };
     let mut trainer = Trainer::new(task, prompt).unwrap();
     let mut steps = Steps::default();
     trainer.run(&mut steps).unwrap();

@@ -7,7 +7,7 @@ use gneiss::layout::{ADAPTER, CONFIG, EVALUATION, METRICS, SUMMARY, TOKENS};
 use gneiss::prompt::vocabulary::{
     NearestPlace, Neighbour, Norms, PromptTokens, VirtualToken, VocabularyToken,
 };
-use gneiss::run::{ModelSummary, Run, Status, Summary};
+use gneiss::run::{LossKind, ModelSummary, Run, Status, Summary};
 use gneiss::tune::{EpochRecord, StepRecord};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -204,6 +204,7 @@ pub fn tutorial() -> Content {
         epochs: 5,
         kept_step: 180,
         kept_epoch: 4,
+        loss: LossKind::CrossEntropy,
         train_loss: epochs[3].train_loss,
         validation_loss: epochs[3].validation_loss,
         seconds: epochs[4].elapsed,

@@ -22,6 +22,8 @@ pub struct ConfigReport {
     config: String,
     model: String,
     virtual_tokens: usize,
+    /// Tokens of the teacher's text; 0 without one.
+    teacher_tokens: usize,
     /// Number of tokens with which all training inputs begin.
     shared_tokens: usize,
     /// Their text.
@@ -108,6 +110,15 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<ConfigReport>
     let virtual_tokens = virtual_tokens(&config, &tokenizer)?;
     let positions = [virtual_tokens + longest, shape.max_position_embeddings];
     warn_about_positions(positions);
+    let teacher_tokens = teacher_tokens(&config, &tokenizer)?;
+    let with_teacher = [teacher_tokens + longest, shape.max_position_embeddings];
+    if with_teacher[0] > with_teacher[1] {
+        eprintln!(
+            "positions  {} after data.teacher_text are more than the model's {}: tuning will refuse them; shorten the \
+             text, or lower data.max_input_tokens",
+            with_teacher[0], with_teacher[1]
+        );
+    }
     let memory = TuningMemory::new(&shape, dtypes, device.location());
     let work = LargestStep::new(
         &train,
@@ -115,6 +126,10 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<ConfigReport>
         virtual_tokens,
         config.train.batch_size * config.train.accumulate_steps,
     );
+    let work = work.with_teacher(match teacher_tokens {
+        0 => 0,
+        tokens => tokens + common_head(train.iter().map(|e| e.input.as_slice())).len(),
+    });
     let plan = gneiss::tune::fit::plan(&config.train, &memory, &work, &device, false)?;
     let prefix_pass_rows = memory.prefix_pass_rows(plan.limits.max_rows);
     let packing = Packing { max_rows: plan.limits.max_rows, prefix_pass_rows, long_above: None };
@@ -142,6 +157,7 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<ConfigReport>
         config: path.display().to_string(),
         model: config.model.id.clone(),
         virtual_tokens,
+        teacher_tokens,
         shared_tokens: shared.len(),
         shared_text: tokenizer.decode(shared, false)?,
         positions,
@@ -204,6 +220,12 @@ fn splits(config: &Config, encoder: &Encoder) -> anyhow::Result<(Vec<SplitReport
         files.push(SplitReport { split, inputs_shared_with_train, dataset: report });
     }
     Ok((files, train, longest))
+}
+
+/// Tokens of the teacher's text; 0 without one.
+fn teacher_tokens(config: &Config, tokenizer: &TextTokenizer) -> anyhow::Result<usize> {
+    let ids = tokenizer.encode(&config.data.teacher_text, false);
+    Ok(ids.map_err(|error| error.in_text("data.teacher_text"))?.len())
 }
 
 /// Number of rows that the prompt will have.
@@ -273,6 +295,9 @@ impl Report for ConfigReport {
         line("config", format!("{}, valid", self.config));
         line("model", &self.model);
         line("prompt", format!("{} virtual tokens", self.virtual_tokens));
+        if self.teacher_tokens > 0 {
+            line("teacher", format!("{} tokens of text", self.teacher_tokens));
+        }
         let shared = match self.shared_tokens {
             0 => "no token".to_owned(),
             n => format!("{n} tokens, {}", vocabulary::visible(&self.shared_text)),
