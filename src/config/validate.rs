@@ -186,13 +186,6 @@ impl Config {
         check.that(!blank, "data.teacher_text", || {
             "expected a text, found white space alone; leave the key out for no teacher".into()
         });
-        if self.distils() && self.prompt.position == PromptPosition::AfterHead {
-            check.fail_with(
-                "data.teacher_text",
-                "prompt.position",
-                "expected position = \"start\" with a teacher, found \"after_head\"; a prompt is distilled in front of the input",
-            );
-        }
         if self.train.keep == Keep::Best && data.validation.is_empty() {
             check.fail_with(
                 "train.keep",

@@ -331,6 +331,15 @@ mod tests {
         assert_eq!(written(&state(products.clone())).1.products, products);
     }
 
+    #[test]
+    fn tokens_before_the_prompt_come_back() {
+        let mut state = state(None);
+        assert!(written(&state).1.prompt.before().is_empty());
+        state.prompt = state.prompt.after(&[5, 8]).expect("embeddings");
+        let (_, read) = written(&state);
+        assert_eq!((read.prompt.before(), read.initial.before()), (&[5, 8][..], &[5, 8][..]));
+    }
+
     /// A state without choices is a file as those before there were choices.
     #[test]
     fn a_state_without_choices_is_read() {

@@ -52,6 +52,13 @@ fn prompt_after_a_head_is_tuned_and_used() {
     let report: Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!(report["before"]["text"], "say dog :");
 
+    // A teacher reads its text before the head, and the run's inputs as they are.
+    let sets = ["name=taught", "data.teacher_text=word7 word8", "train.num_epochs=1"];
+    place
+        .gneiss(["tune", "dogs.toml"].into_iter().chain(sets.iter().flat_map(|set| ["--set", set])))
+        .success();
+    assert_eq!(place.json("runs/taught/adapter/task.json")["before"]["text"], "say dog :");
+
     // Its rows may start another prompt, which stands where its own configuration says.
     let sets =
         ["name=start", "prompt.position=start", "prompt.init_method=file", "prompt.init_file=runs/dogs"];
