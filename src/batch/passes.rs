@@ -335,7 +335,9 @@ impl<'a> Packer<'a> {
                         batch.push(head, first + group.prompt.len(), prompt, 0);
                     }
                     false if group.prefix_rows() > 0 => {
-                        batch.push(group.prompt.clone().map(virtual_id).chain(head), first, None, 0);
+                        let prompt = group.prompt.clone().map(virtual_id);
+                        let before = group.before.iter().copied();
+                        batch.push(before.chain(prompt).chain(head), first, None, 0);
                     }
                     _ => {}
                 }

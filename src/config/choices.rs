@@ -94,6 +94,17 @@ choices! {
 }
 
 choices! {
+    /// Where the virtual tokens stand.
+    PromptPosition {
+        /// Before everything, the beginning-of-text token included, as in PEFT.
+        Start = "start",
+        /// After the text that the verbalizer has before `{{input}}`, such as a system turn or an instruction. PEFT has no such
+        /// position: gneiss alone reads the adapter, and `gneiss export --bake` makes a checkpoint for other engines.
+        AfterHead = "after_head",
+    }
+}
+
+choices! {
     /// The start of the soft prompt's rows.
     InitMethod {
         /// The embeddings of the init text's tokens, tiled or cut to the number of virtual tokens.

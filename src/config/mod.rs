@@ -12,8 +12,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 pub use choices::{
-    DtypeChoice, InitMethod, Keep, OnNotFinite, PromptKind, Reparameterization, Schedule, SweepMethod,
-    SweepMetric, Task,
+    DtypeChoice, InitMethod, Keep, OnNotFinite, PromptKind, PromptPosition, Reparameterization, Schedule,
+    SweepMethod, SweepMetric, Task,
 };
 pub use size::MemoryBudget;
 pub use sweep::{SweepValues, TrialConfig};
@@ -67,6 +67,8 @@ pub struct ModelOptions {
 pub struct PromptOptions {
     /// What the prompt puts in front of every input. Default `"embeddings"`.
     pub kind: PromptKind,
+    /// Where the virtual tokens stand. Default `"start"`.
+    pub position: PromptPosition,
     /// How the first rows are made. Default `"text"`.
     pub init_method: InitMethod,
     /// Text whose token embeddings are the first rows; required if `init_method = "text"`. Default `""`.
@@ -217,6 +219,7 @@ impl Default for PromptOptions {
     fn default() -> Self {
         Self {
             kind: PromptKind::Embeddings,
+            position: PromptPosition::Start,
             init_method: InitMethod::Text,
             init_text: String::new(),
             init_file: String::new(),

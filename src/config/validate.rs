@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use super::{Config, InitMethod, Keep, MAX_BOTTLENECK, MAX_VIRTUAL_TOKENS, Reparameterization};
+use super::{
+    Config, InitMethod, Keep, MAX_BOTTLENECK, MAX_VIRTUAL_TOKENS, PromptKind, PromptPosition,
+    Reparameterization,
+};
 
 /// The input's place in a verbalizer.
 const INPUT: &str = "{{input}}";
@@ -118,6 +121,14 @@ impl Config {
                 ),
             ),
             _ => {}
+        }
+        if (prompt.kind, prompt.position) == (PromptKind::Prefix, PromptPosition::AfterHead) {
+            check.fail_with(
+                "prompt.position",
+                "prompt.kind",
+                "expected \"start\" with kind = \"prefix\", found \"after_head\": keys and values are given, and stand before all \
+                 rows that the model computes; set kind = \"embeddings\" or position = \"start\"",
+            );
         }
         self.check_reparameterization(check);
     }

@@ -5,7 +5,7 @@ use super::{Arm, Evaluation};
 use crate::config::{Config, Task};
 use crate::data::labels::distinct;
 use crate::data::{Dataset, Encoder, Template};
-use crate::prompt::Tuned;
+use crate::prompt::{PromptTask, Tuned};
 use crate::session::Session;
 use crate::{Error, Result, session};
 
@@ -86,6 +86,9 @@ pub fn run(
     for tuned in std::iter::once(None).chain(tuned.iter().map(Some)) {
         let name = tuned.map_or("base", |tuned| &tuned.name);
         let encoder = if tuned.is_some() { &without_prompt } else { &with_hard_prompt };
+        if let Some(task) = tuned.and_then(|tuned| tuned.adapter.task.as_ref()) {
+            check_beginnings(task, &without_prompt, &test)?;
+        }
         let prompt = tuned.map(|tuned| &tuned.adapter.prompt);
         let answers = exam.answer(prompt, encoder, &mut |progress| observer.progress(name, progress))?;
         let adapter = tuned.map(|tuned| tuned.argument().display().to_string());
@@ -93,4 +96,16 @@ pub fn run(
         observer.answered(&evaluation)?;
     }
     Ok(evaluation)
+}
+
+/// Refuses inputs that do not begin with the text after which a prompt stands.
+fn check_beginnings(task: &PromptTask, encoder: &Encoder, dataset: &Dataset) -> Result<()> {
+    let Some(before) = &task.before else { return Ok(()) };
+    for example in encoder.encode_dataset(dataset)?.examples {
+        let problem = |problem: String| {
+            Error::Invalid(format!("data.verbalizer, data.test line {}: {problem}", example.line))
+        };
+        before.check(&example.input).map_err(problem)?;
+    }
+    Ok(())
 }

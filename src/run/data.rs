@@ -1,6 +1,7 @@
 //! The files of a run, read and encoded.
 
 use super::TeacherData;
+use super::position::SplitFile;
 use crate::batch::Example;
 use crate::config::Config;
 use crate::data::{Dataset, Encoded, Template};
@@ -14,6 +15,8 @@ pub struct TuningData {
     pub train: (Dataset, Encoded),
     /// Rows and token ids for the validation loss after each epoch.
     pub validation: Option<(Dataset, Encoded)>,
+    /// Rows and token ids of the test file, which no run learns from.
+    pub test: Option<(Dataset, Encoded)>,
     /// The same files as a teacher reads them, if the run distils one.
     pub teacher: Option<TeacherData>,
     /// Warnings about the data, with hints.
@@ -50,7 +53,12 @@ impl TuningData {
             warnings.extend(dataset.warnings.iter().map(|text| format!("data.{split}: {text}")));
             notes.extend(dataset.notes.iter().map(|text| format!("data.{split}: {text}")));
         }
-        Ok(Self { train, validation, teacher, warnings, notes })
+        Ok(Self { train, validation, test, teacher, warnings, notes })
+    }
+
+    /// The files with their names after `data.`.
+    pub(super) fn files(&self) -> [SplitFile<'_>; 3] {
+        [("train", Some(&self.train)), ("validation", self.validation.as_ref()), ("test", self.test.as_ref())]
     }
 
     /// Token ids of the validation file; none without one.

@@ -15,6 +15,7 @@
 
 mod data;
 pub mod folder;
+mod position;
 pub mod read;
 mod recorder;
 pub mod summary;

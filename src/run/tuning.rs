@@ -1,16 +1,18 @@
 //! A complete run, from a configuration to the files in its folder.
 
+use super::position;
 use super::recorder::{Rates, Recorder};
 use super::teacher::TeacherData;
 use super::tensorboard::EventFile;
 use super::{LossKind, ModelSummary, Run, RunFolder, Status, Summary, TuningData};
 use crate::config::{Config, InitMethod, PromptKind, Task as TaskKind};
 use crate::data::labels::distinct;
+use crate::data::{InputHead, Template};
 use crate::device::PeakMemory;
 use crate::layout::CHECKPOINT;
 use crate::model::Decoder;
 use crate::model::memory::Parameters;
-use crate::prompt::peft::{Adapter, AdapterConfig, ModelCard, PromptTask, PromptTuningInit};
+use crate::prompt::peft::{Adapter, AdapterConfig, ModelCard, PeftType, PromptTask, PromptTuningInit};
 use crate::prompt::vocabulary::Vocabulary;
 use crate::prompt::{Prefix, Prompt, init};
 use crate::session::Session;
@@ -32,6 +34,8 @@ pub struct Tuning<'a> {
     pub data: Rc<TuningData>,
     /// The prompt before the first step of this part of the run, on the CPU.
     pub initial: Prompt,
+    /// What stands before the virtual tokens; `None` if they stand at the start.
+    pub before: Option<InputHead>,
     /// How the run fits into memory.
     pub plan: MemoryPlan,
     /// The state from which the run continues.
@@ -66,9 +70,13 @@ impl<'a> Tuning<'a> {
             }
             None => init::initial(&config.prompt, &session.model, &session.tokenizer, options.seed)?,
         };
+        let template = Template::parse(&config.data.verbalizer)?;
+        let encoder = crate::session::encoder(&config.data, &session.tokenizer, &template);
+        let before = position::before(config, &encoder, data.files())?;
+        let initial = position::placed(initial, before.as_ref(), state.as_ref())?;
         let teacher = data.teacher.as_ref().map(TeacherData::examples);
         let plan = crate::tune::plan_run(options, &session.model, &data.train.1.examples, &initial, teacher)?;
-        Ok(Self { config, session, data, initial, plan, state })
+        Ok(Self { config, session, data, initial, before, plan, state })
     }
 
     /// The frozen model.
@@ -189,14 +197,13 @@ impl<'a> Tuning<'a> {
         }
         let initial = run.initial()?;
         // Keys and values are near no token.
-        if let (Prefix::Embeddings(before), Prefix::Embeddings(after)) = (&initial, &kept.prompt)
-            && status != Status::Paused
-        {
-            folder.tokens(&self.vocabulary()?.compare(before, after)?)?;
+        if kept.prompt.kind() == PromptKind::Embeddings && status != Status::Paused {
+            let [before, after] = [&initial, &kept.prompt].map(|prefix| prefix.embeddings("tokens.json"));
+            folder.tokens(&self.vocabulary()?.compare(before?, after?)?)?;
         }
         if !matches!(status, Status::Failed { .. } | Status::Paused | Status::Pruned) {
             let ended = health::Outcome {
-                moved: has_moved(&initial, &kept.prompt)?,
+                moved: !initial.has_values_of(&kept.prompt)?,
                 kept_step: kept.step,
                 taken: run.position().step,
                 skipped: run.skipped(),
@@ -280,6 +287,10 @@ impl<'a> Tuning<'a> {
         let (id, model) = (&session.id, session.model.config());
         let adapter = match &kept.prompt {
             Prefix::Embeddings(_) => AdapterConfig::new(id, model, rows, init, init_text),
+            Prefix::EmbeddingsAfter { .. } => AdapterConfig {
+                peft_type: PeftType::GneissPromptTuning,
+                ..AdapterConfig::new(id, model, rows, init, init_text)
+            },
             // The card shows the text; PEFT's configuration of this method has no key for it.
             Prefix::KeysValues(_) => AdapterConfig {
                 prompt_tuning_init_text: init_text.map(str::to_owned),
@@ -306,6 +317,7 @@ impl<'a> Tuning<'a> {
             name: config.name.clone(),
             task: config.data.task.to_string(),
             verbalizer: config.data.verbalizer.clone(),
+            before: self.before.as_ref().map(|before| before.text.clone()),
             max_output_tokens: Some(config.data.max_output_tokens),
             hyperparameters,
             num_steps: Some(kept.step),
@@ -331,16 +343,11 @@ impl<'a> Tuning<'a> {
             verbalizer: data.verbalizer.clone(),
             labels,
             hard_prompt: self.config.hard_prompt().to_owned(),
+            before: self.before.clone(),
             max_output_tokens: data.max_output_tokens,
             examples: unseen.records.iter().take(EXAMPLES).map(|record| record.input.clone()).collect(),
         }
     }
-}
-
-/// Whether a prompt has other values than before.
-fn has_moved(before: &Prefix, after: &Prefix) -> Result<bool> {
-    let [before, after] = [before, after].map(|prefix| prefix.values().flatten_all()?.to_vec1::<f32>());
-    Ok(before? != after?)
 }
 
 /// The state of the run in `folder`, and its configuration overridden by `sets` (`key=value`).

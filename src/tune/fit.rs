@@ -1,7 +1,7 @@
 //! How a tuning run fits into a device's memory.
 
 use super::{BackwardWeights, Budget, LargestStep, MemoryPlan, PromptRun, RowRange, TeacherExamples};
-use crate::batch::{Example, PrefixGroup};
+use crate::batch::Example;
 use crate::config::TrainOptions;
 use crate::device::Shortage;
 use crate::model::{Decoder, Dtypes, GPU_FULL_ROWS, TuningMemory};
@@ -146,7 +146,7 @@ fn warm_up(model: &Decoder, train: &[Example], prompt: &Prompt) -> Result<()> {
     let Some(example) = train.iter().min_by_key(rows) else { return Ok(()) };
     let prompts = prompt.prefix()?.to_dtype(model.prompt_dtype())?;
     let prompts = prompts.with_values(gpu::to_device(prompts.values(), model.device())?);
-    let group = PrefixGroup::new(0..prompt.num_virtual_tokens() as u32, [example]);
+    let group = prompts.group([example])?;
     match super::gradient(model, &prompts, &[group], super::Limits::rows(usize::MAX))
         .and_then(|found| found.loss())
     {

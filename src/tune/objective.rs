@@ -112,6 +112,7 @@ pub fn gradient(
     groups: &[PrefixGroup],
     limits: Limits,
 ) -> Result<Objective> {
+    check_position(prompts, groups)?;
     gradient_of(
         model,
         prompts,
@@ -270,6 +271,7 @@ pub fn evaluate(
     groups: &[PrefixGroup],
     max_rows: usize,
 ) -> Result<Objective> {
+    check_position(prompts, groups)?;
     evaluate_of(model, prompts, &packed(model, groups, prompts.kind(), max_rows)?)
 }
 
@@ -345,6 +347,19 @@ pub(crate) fn evaluate_within_memory(
     Ok((nll, limits.max_rows))
 }
 
+/// Refuses groups that have the prompt in another place.
+fn check_position(prompts: &Prefix, groups: &[PrefixGroup]) -> Result<()> {
+    let before = prompts.before();
+    let is_elsewhere = |group: &&PrefixGroup| !group.prompt.is_empty() && group.before != before;
+    match groups.iter().find(is_elsewhere) {
+        Some(group) if !before.is_empty() => Err(Error::Invalid(format!(
+            "expected a group with the tokens {before:?} before the prompt, found {:?}",
+            group.before
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// Packs `groups`, whose prompts are of `kind`, for `model`.
 pub(super) fn packed(
     model: &Decoder,
@@ -369,6 +384,12 @@ pub(super) fn packed(
     }
     let long_above = rope.and_then(Rope::long_above);
     if kind == PromptKind::Prefix {
+        if let Some(group) = groups.iter().find(|group| !group.before.is_empty()) {
+            let found = &group.before;
+            return Err(Error::Invalid(format!(
+                "expected keys and values at the start, found the tokens {found:?} before them"
+            )));
+        }
         return Ok(Passes::after_given(groups, max_rows, long_above));
     }
     let prefix_pass_rows = model.prefix_pass_rows(max_rows);

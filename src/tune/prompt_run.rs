@@ -119,6 +119,9 @@ impl<'a> PromptRun<'a> {
         if examples.train.is_empty() {
             return Err(Error::Invalid("data.train: expected at least one example, found none".into()));
         }
+        for examples in [examples.train, examples.validation] {
+            PrefixGroup::after(initial.before(), 0..0, examples)?;
+        }
         let prompt = initial.to_device(decoder.device())?;
         let Parameter { value, m, v } = Parameter::new(prompt.values())?;
         let initial = prompt.prefix()?;
@@ -335,8 +338,11 @@ impl<'a> PromptRun<'a> {
     }
 
     /// The examples of a step after the prompt, whose rows in the matrix of all prompts are `rows`.
-    pub(super) fn group(&self, chunk: &[usize], rows: Range<u32>) -> PrefixGroup {
-        PrefixGroup::new(rows, chunk.iter().map(|i| &self.examples.train[*i]))
+    ///
+    /// # Errors
+    /// Returns [`Error::Invalid`] if an input does not begin with the tokens before the prompt.
+    pub(super) fn group(&self, chunk: &[usize], rows: Range<u32>) -> Result<PrefixGroup> {
+        PrefixGroup::after(self.prompt.before(), rows, chunk.iter().map(|i| &self.examples.train[*i]))
     }
 
     /// The optimizer step for the gradient of the prompt's prefix; nothing is changed yet.

@@ -243,7 +243,7 @@ impl<'a> Trainer<'a> {
         observers: &mut [&mut dyn Observer],
     ) -> Result<Vec<Result<Option<StepRecord>>>> {
         let started = Instant::now();
-        let groups = self.groups(parts.iter().map(|part| (part.run, &part.examples.now[..])));
+        let groups = self.groups(parts.iter().map(|part| (part.run, &part.examples.now[..])))?;
         let mut prepared = self.prepared.take().filter(|prepared| prepared.is_for(parts));
         let (attempt, limits) = self.within_memory(&groups, observers, |limits| {
             let prepared = prepared.take().filter(|prepared| prepared.fits(limits));
@@ -261,7 +261,7 @@ impl<'a> Trainer<'a> {
 
     /// A prefix group for the examples `chunk` of each (run, chunk). The runs' prompts stand one below the other in the matrix
     /// of prompts.
-    fn groups<'c>(&self, chunks: impl Iterator<Item = (usize, &'c [usize])>) -> Vec<PrefixGroup> {
+    fn groups<'c>(&self, chunks: impl Iterator<Item = (usize, &'c [usize])>) -> Result<Vec<PrefixGroup>> {
         let mut end = 0;
         let group = |(run, chunk): (usize, &[usize])| {
             let run = &self.runs[run];
@@ -297,8 +297,8 @@ impl<'a> Trainer<'a> {
         if validation.is_empty() {
             return Ok(None);
         }
-        let groups = [PrefixGroup::new(0..of_run.prompt().num_virtual_tokens() as u32, validation)];
         let prompt = of_run.prompt().prefix()?.to_dtype(decoder.prompt_dtype())?;
+        let groups = [prompt.group(validation)?];
         let teacher = of_run.teacher();
         let loss = |limits: Limits| {
             let mut passes = objective::packed(decoder, &groups, prompt.kind(), limits.max_rows)?;

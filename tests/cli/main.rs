@@ -19,6 +19,7 @@ mod distillation;
 mod eval;
 mod inspect;
 mod kinds;
+mod position;
 mod resume;
 mod searches;
 mod sweep;

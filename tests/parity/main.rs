@@ -1,5 +1,6 @@
 //! gneiss against transformers and PEFT, by the fixtures that `tests/golden/generate.py` makes.
 
+mod after_head;
 mod bf16;
 mod cases;
 mod checkpoints;

@@ -20,8 +20,8 @@ const FOLDERS: &[(&str, &[&str])] = &[
     ("data", &["batch", "checkpoint", "text"]),
     ("config", &["device", "layout", "text"]),
     ("model", &["ops", "device", "batch", "checkpoint"]),
-    ("prompt", &["model", "checkpoint", "config", "data", "ops", "files", "layout", "number"]),
-    ("generate", &["model", "checkpoint", "batch", "ops", "device"]),
+    ("prompt", &["model", "batch", "checkpoint", "config", "data", "ops", "files", "layout", "number"]),
+    ("generate", &["prompt", "model", "checkpoint", "batch", "ops", "device"]),
     ("tune", &["prompt", "model", "config", "data", "batch", "ops", "device", "files", "number"]),
     ("session", &["model", "checkpoint", "config", "data", "device", "ops"]),
     (
@@ -49,9 +49,9 @@ const FOLDERS: &[(&str, &[&str])] = &[
         "report",
         &["sweep", "evaluate", "run", "tune", "prompt", "config", "calendar", "files", "layout", "text"],
     ),
-    ("export", &["generate", "prompt", "model", "checkpoint", "data", "batch", "ops", "files", "layout"]),
-    ("bench", &["tune", "model", "checkpoint", "config", "batch", "ops", "device", "number"]),
-    ("check", &["bench", "tune", "model", "checkpoint", "config", "batch", "ops", "device"]),
+    ("export", &["prompt", "model", "checkpoint", "data", "batch", "ops", "files", "layout"]),
+    ("bench", &["tune", "prompt", "model", "checkpoint", "config", "batch", "ops", "device", "number"]),
+    ("check", &["bench", "tune", "prompt", "model", "checkpoint", "config", "batch", "ops", "device"]),
     ("serve", &["generate", "prompt", "model", "checkpoint", "data", "device", "calendar", "layout"]),
 ];
 

@@ -111,25 +111,9 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<ConfigReport>
     let positions = [virtual_tokens + longest, shape.max_position_embeddings];
     warn_about_positions(positions);
     let teacher_tokens = teacher_tokens(&config, &tokenizer)?;
-    let with_teacher = [teacher_tokens + longest, shape.max_position_embeddings];
-    if with_teacher[0] > with_teacher[1] {
-        eprintln!(
-            "positions  {} after data.teacher_text are more than the model's {}: tuning will refuse them; shorten the \
-             text, or lower data.max_input_tokens",
-            with_teacher[0], with_teacher[1]
-        );
-    }
+    warn_about_teacher(teacher_tokens, [teacher_tokens + longest, shape.max_position_embeddings]);
     let memory = TuningMemory::new(&shape, dtypes, device.location());
-    let work = LargestStep::new(
-        &train,
-        config.prompt.kind,
-        virtual_tokens,
-        config.train.batch_size * config.train.accumulate_steps,
-    );
-    let work = work.with_teacher(match teacher_tokens {
-        0 => 0,
-        tokens => tokens + common_head(train.iter().map(|e| e.input.as_slice())).len(),
-    });
+    let work = largest_step(&config, &train, virtual_tokens, teacher_tokens);
     let plan = gneiss::tune::fit::plan(&config.train, &memory, &work, &device, false)?;
     let prefix_pass_rows = memory.prefix_pass_rows(plan.limits.max_rows);
     let packing = Packing { max_rows: plan.limits.max_rows, prefix_pass_rows, long_above: None };
@@ -171,12 +155,38 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<ConfigReport>
     })
 }
 
+/// The largest step of the configuration's run.
+fn largest_step(
+    config: &Config,
+    train: &[Example],
+    virtual_tokens: usize,
+    teacher_tokens: usize,
+) -> LargestStep {
+    let examples = config.train.batch_size * config.train.accumulate_steps;
+    let work = LargestStep::new(train, config.prompt.kind, virtual_tokens, examples);
+    work.with_teacher(match teacher_tokens {
+        0 => 0,
+        tokens => tokens + common_head(train.iter().map(|e| e.input.as_slice())).len(),
+    })
+}
+
 /// Prints a warning if the longest example has more positions than the model.
 fn warn_about_positions(positions: [usize; 2]) {
     if positions[0] > positions[1] {
         eprintln!(
             "positions  {} are more than the model's {}: tuning will refuse them; lower data.max_input_tokens \
              or prompt.num_virtual_tokens",
+            positions[0], positions[1]
+        );
+    }
+}
+
+/// Prints a warning if the longest example has more positions after the teacher's text than the model.
+fn warn_about_teacher(tokens: usize, positions: [usize; 2]) {
+    if tokens > 0 && positions[0] > positions[1] {
+        eprintln!(
+            "positions  {} after data.teacher_text are more than the model's {}: tuning will refuse them; shorten the \
+             text, or lower data.max_input_tokens",
             positions[0], positions[1]
         );
     }

@@ -94,7 +94,7 @@ impl Trainer<'_> {
     fn prepare_next(&self, parts: &[StepPart], limits: Limits) -> Option<Prepared> {
         let next = |part: &StepPart| Some((part.run, part.examples.next.clone()?));
         let parts: Vec<(usize, Vec<usize>)> = parts.iter().map(next).collect::<Option<_>>()?;
-        let groups = self.groups(parts.iter().map(|(run, chunk)| (*run, &chunk[..])));
+        let groups = self.groups(parts.iter().map(|(run, chunk)| (*run, &chunk[..]))).ok()?;
         let first = parts.first().map_or(&[][..], |(_, chunk)| chunk);
         let passes = self.prepare(&groups, first, limits).ok()?;
         Some(Prepared { parts, max_rows: limits.max_rows, passes })
