@@ -12,7 +12,7 @@ const HEIGHT: f64 = 380.0;
 const TOP: f64 = 84.0;
 const BOTTOM: f64 = 340.0;
 /// Room for labels beside the first and the last axis, pixels.
-const SIDE: f64 = 104.0;
+const SIDE: f64 = 132.0;
 /// Most letters of a label.
 const LETTERS: usize = 14;
 

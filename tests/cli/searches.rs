@@ -42,7 +42,7 @@ fn optuna_reads_the_epochs_prunes_and_takes_the_result() {
     let lines: Vec<&str> = stdout.lines().collect();
     assert!(lines[0].starts_with("0 complete "), "{stdout}");
     assert!(lines[1].starts_with("1 pruned "), "{stdout}");
-    assert_eq!(lines[2], "2 failed: optuna-2: exit code 1 0");
+    assert!(lines[2].starts_with("2 failed: optuna-2: exit code 1"), "{stdout}");
     assert!(lines[3].starts_with("0 {'learning_rate': 0.02, 'num_virtual_tokens': 25}"), "{stdout}");
     let status = |name: &str| place.json(&format!("runs/{name}/summary.json"))["status"]["state"].clone();
     assert_eq!(["optuna-0", "optuna-1", "optuna-2"].map(status), ["completed", "interrupted", "failed"]);

@@ -29,7 +29,7 @@ pub fn folder(under: &Path, begun: usize) -> PathBuf {
         let is_pruned = !stays.contains(&number) && number != 16;
         let mut content = tutorial();
         (content.config, content.evaluation) = (trial.config, None);
-        let factor = if is_pruned { 1.3 + 0.4 * i as f64 } else { 0.8 + 0.021 * i as f64 };
+        let factor = if is_pruned { 1.3 + 0.4 * i as f64 } else { 0.8 + 0.012 * i as f64 };
         for epoch in &mut content.epochs {
             epoch.validation_loss = epoch.validation_loss.map(|loss| factor * loss);
         }
