@@ -157,6 +157,9 @@ fn the_worse_trials_are_pruned_and_the_best_has_a_link() {
     // A survivor is the run without a sweep, a pruned trial the beginning of it.
     place.tune_alone(best);
     assert_eq!(place.records(&format!("runs/s/trials/{best:03}")), place.records("runs/alone"));
+    let [ours, alone] = [format!("runs/s/trials/{best:03}"), "runs/alone".into()]
+        .map(|run| place.json(&format!("{run}/summary.json"))["warnings"].clone());
+    assert_eq!(ours, alone, "what is judged by earlier epochs is so in each turn");
     let first = numbers(&decisions[1]["pruned"])[0] as usize;
     place.tune_alone(first);
     let (ours, alone) = (place.records(&format!("runs/s/trials/{first:03}")), place.records("runs/alone"));
