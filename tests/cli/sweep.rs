@@ -405,6 +405,9 @@ fn a_sweep_moves_an_earlier_run_aside_and_tune_says_that_it_does_not_sweep() {
     // A folder that was moved goes on where it is now.
     std::fs::rename(place.path("runs/s"), place.path("runs/t")).unwrap();
     place.gneiss(["sweep", "--resume", "runs/t"]).success();
+    let mut inside = Command::new(env!("CARGO_BIN_EXE_gneiss"));
+    let assert = inside.current_dir(place.path("runs/t")).args(["report", "."]).assert().success();
+    assert_eq!(texts(&assert).0, "./sweep.html\n");
     assert!(!place.path("runs/s").exists());
 }
 
