@@ -110,6 +110,28 @@ fn trials_in_one_pass_are_those_by_turns() {
     }
 }
 
+/// Prompts of both kinds, with and without a reparameterization: those of one kind are in one pass.
+#[test]
+fn kinds_of_prompts_are_tried_in_one_sweep() {
+    let table = "[sweep]\nreduction_factor = 1\nmax_prompts = MANY\n[sweep.parameters]\n\
+                 \"prompt.kind\" = { values = [\"embeddings\", \"prefix\"] }\n\
+                 \"prompt.reparameterization\" = { values = [\"none\", \"residual\"] }\n";
+    for (max_prompts, tolerance) in [(1, 0.0), (4, 1e-3)] {
+        let place = Place::with_sweep(3, &table.replace("MANY", &max_prompts.to_string()));
+        place.gneiss(["sweep", "sweep.toml", "--dtype", "f32"]).success();
+        for trial in 1..=4 {
+            place.tune_alone(trial);
+            let run = format!("runs/s/trials/{trial:03}");
+            let (ours, alone) = (place.prompt(&run), place.prompt("runs/alone"));
+            let most = ours.iter().zip(&alone).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(
+                ours.len() == alone.len() && most <= tolerance,
+                "{max_prompts} prompts, trial {trial}: {most:e}"
+            );
+        }
+    }
+}
+
 /// 6 trials, 6 epochs, rungs after 1 and 3.
 #[test]
 fn the_worse_trials_are_pruned_and_the_best_has_a_link() {
