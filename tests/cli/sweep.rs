@@ -441,6 +441,13 @@ fn bad_sweeps_are_refused_before_anything_is_written() {
     place.refuses(["sweep", "sweep.toml", "--resume", "runs/s"], &["--resume"]);
     place.refuses(["sweep", "--resume", "runs/s"], &["runs/s", "folder of a sweep", "found none"]);
     place.refuses(["sweep", "sweep.toml", "--set", "data.train=no.csv"], &["no.csv", "o such file"]);
+    let (_, stderr) = texts(&place.gneiss(["inspect", "sweep.toml"]).success());
+    assert!(stderr.contains("sweep      6 trials"), "{stderr}");
+    place.write(
+        "bad.toml",
+        &format!("{CONFIG}[sweep.parameters]\n\"train.beta1\" = {{ values = [0.5, 1.5] }}\n"),
+    );
+    place.refuses(["inspect", "bad.toml"], &["trial 002 (train.beta1 = 1.5)", "below 1"]);
     place.write(
         "long.toml",
         &format!("{CONFIG}[sweep.parameters]\n\"prompt.num_virtual_tokens\" = {{ values = [5, 300] }}\n"),
