@@ -265,7 +265,7 @@ pub(super) fn evaluate_with(
     Ok(Objective::new(nll, passes, None))
 }
 
-/// Negative log-likelihoods of the targets of `group`, and the rows of a pass with which they were taken: half of `max_rows`
+/// Negative log-likelihoods of the targets of `groups`, in their order, and the rows of a pass with which they were taken: half of `max_rows`
 /// and half again while the device runs out of memory.
 ///
 /// # Errors
@@ -273,17 +273,18 @@ pub(super) fn evaluate_with(
 pub(crate) fn evaluate_within_memory(
     model: &Decoder,
     prompts: &Prefix,
-    group: PrefixGroup,
+    groups: &[PrefixGroup],
     max_rows: usize,
 ) -> Result<(Vec<f64>, usize)> {
-    let rows = group.prefix_rows() + group.sequences.iter().map(Sequence::rows).sum::<usize>();
-    let groups = [group];
+    let rows_of =
+        |group: &PrefixGroup| group.prefix_rows() + group.sequences.iter().map(Sequence::rows).sum::<usize>();
+    let rows = groups.iter().map(rows_of).sum();
     let (nll, limits) = plan::within_memory(
         model.device(),
         Limits::rows(max_rows),
         // Without a tape there is nothing to compute again: rows alone make a difference.
         |limits| limits.less(rows, 1),
-        |limits| evaluate(model, prompts, &groups, limits.max_rows)?.nll(),
+        |limits| evaluate(model, prompts, groups, limits.max_rows)?.nll(),
         |_| Ok(()),
     )?;
     Ok((nll, limits.max_rows))
