@@ -24,9 +24,14 @@ pub(super) fn routes() -> Router<Arc<AppState>> {
 /// The base model's name, and the task of each tuned prompt.
 async fn tasks(State(state): State<Arc<AppState>>) -> Response {
     let models = state.client.models();
-    let tuned = models.iter().filter(|served| served.folder.is_some());
-    let tasks = tuned.map(
-        |served| json!({"model": served.name, "virtual_tokens": served.virtual_tokens, "task": served.task}),
-    );
+    let tuned = models.iter().filter(|served| !served.is_base());
+    let tasks = tuned.map(|served| {
+        let mut entry =
+            json!({"model": served.name, "virtual_tokens": served.virtual_tokens, "task": served.task});
+        if !served.members.is_empty() {
+            entry["ensemble"] = served.members.len().into();
+        }
+        entry
+    });
     axum::Json(json!({"base": state.model_id, "tasks": tasks.collect::<Vec<_>>()})).into_response()
 }

@@ -6,6 +6,7 @@ use crate::calendar;
 use crate::generate::Token;
 use crate::generate::text_stream::token_label;
 use crate::serve::api_error::ApiError;
+use crate::serve::ensemble::label_choices;
 use crate::serve::fields::{GENERATION, Ignored, TOKENIZATION};
 use crate::serve::generation::{FinishReason, GeneratedText, Generation, Piece};
 use crate::serve::params::Fields;
@@ -85,6 +86,7 @@ impl TextGeneration {
         let started = Instant::now();
         let RequestBody { object, label, .. } = state.read(request).await?;
         let (fields, ignored) = Fields::checked(&object, &GENERATION)?;
+        let is_deployment = deployment.is_some();
         let (model, template) = match deployment {
             Some(Path(name)) => {
                 let model = deployed(&state, &name)?;
@@ -105,7 +107,10 @@ impl TextGeneration {
         };
         let tokens = state.encode(input.clone(), encoding, parameters.truncate).await?;
         not_empty("input", &tokens)?;
-        let request = parameters.request(&state, tokens.clone());
+        let mut request = parameters.request(&state, tokens.clone());
+        if is_deployment {
+            request.choices = label_choices(&state, &model, &request, "parameters.max_new_tokens")?;
+        }
         let generation = Generation::start(&state, &model, request, &parameters.stopping, started)?;
         let created = calendar::timestamp(SystemTime::now());
         Ok((Self { state, model, input, tokens, parameters, created }, generation, ignored))
