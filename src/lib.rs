@@ -29,5 +29,7 @@ pub mod serve;
 pub mod session;
 pub mod text;
 pub mod tune;
+#[cfg(feature = "serve")]
+pub mod watsonx;
 
 pub use error::{Error, Result};

@@ -26,6 +26,7 @@ pub(super) fn router(state: &Arc<AppState>) -> Router {
         .route("/health", get(health))
         .route("/metrics", get(metrics))
         .merge(api::routes())
+        .merge(state.platform.as_ref().map_or_else(api::fixed_routes, |platform| platform.routes.clone()))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .with_state(state.clone());
@@ -63,7 +64,9 @@ async fn check_and_count(State(state): State<Arc<AppState>>, mut request: Reques
     let api = Api::for_path(&path);
     let label = ModelLabel::default();
     request.extensions_mut().insert(label.clone());
-    let needs_key = !api::WITHOUT_KEY.contains(&path.as_str());
+    let has_permission =
+        state.platform.as_ref().is_some_and(|platform| (platform.needs_no_key)(request.method(), &path));
+    let needs_key = !has_permission && !api::WITHOUT_KEY.contains(&path.as_str());
     let response = if state.is_ending() && !matches!(path.as_str(), "/health" | "/metrics") {
         ApiError::ending().into_response()
     } else if needs_key && let Err(error) = state.auth.check(request.headers()) {
