@@ -249,6 +249,17 @@ fn cross_entropy(c: &mut Criterion) {
     });
 }
 
+fn distillation(c: &mut Criterion) {
+    let mut op = Op::new(c, "distillation", &format!("rows={TARGETS} V={V}"));
+    let (softmax, teacher) = (ops::cross_entropy::Softmax { vocab: V, scale: 1.0 }, randn(TARGETS, V));
+    let inputs = rotated(|| randn(TARGETS, V));
+    op.measure("forward", TARGETS * V, &inputs, |z| ops::distillation::forward(z, &teacher, softmax));
+    let divergences = ops::distillation::forward(&inputs[0], &teacher, softmax).expect("the op runs");
+    op.measure_owned("backward", TARGETS * V, &inputs, |z| {
+        ops::distillation::backward(z, &teacher, softmax, &divergences, 0.1)
+    });
+}
+
 fn embed(c: &mut Criterion) {
     let mut op = Op::new(c, "embed", &format!("T={T} P={P} C={C} V={V}"));
     let (embedding, lookup) = (randn(V, C), EmbedLookup { ids: (&BATCH.ids).into(), multiplier: 12.0 });
@@ -375,7 +386,7 @@ fn swiglu(c: &mut Criterion) {
 }
 
 criterion_group!(
-    all, adamw, attention, conv, cross_entropy, embed, experts, gated_norm, linear, rms_norm, rope, rows,
-    ssd, swiglu
+    all, adamw, attention, conv, cross_entropy, distillation, embed, experts, gated_norm, linear, rms_norm,
+    rope, rows, ssd, swiglu
 );
 criterion_main!(all);

@@ -23,6 +23,17 @@ pub const CURVE_SVG: &str = "curve.svg";
 /// File of the learning curve as PNG.
 pub const CURVE_PNG: &str = "curve.png";
 
+/// File of a sweep's decisions.
+pub const SWEEP: &str = "sweep.jsonl";
+/// Folder of the run folders of a sweep's trials.
+pub const TRIALS: &str = "trials";
+/// Link to the run folder of a sweep's best trial.
+pub const BEST: &str = "best";
+/// File of a sweep's report page.
+pub const SWEEP_REPORT: &str = "sweep.html";
+/// File of a trial's losses on the rows of the validation file.
+pub const VALIDATION: &str = "validation.json";
+
 /// Names of the files in an adapter folder.
 pub mod adapter_folder {
     /// File of PEFT's configuration.

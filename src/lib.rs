@@ -27,6 +27,7 @@ pub mod run;
 #[cfg(feature = "serve")]
 pub mod serve;
 pub mod session;
+pub mod sweep;
 pub mod text;
 pub mod tune;
 #[cfg(feature = "serve")]

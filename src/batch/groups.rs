@@ -1,5 +1,6 @@
 //! Examples, and the prefixes that they share.
 
+use crate::{Error, Result};
 use std::ops::Range;
 
 /// One example's token ids; neither side is empty.
@@ -14,11 +15,18 @@ pub struct Example {
 }
 
 /// A prefix and the sequences that follow it.
+///
+/// ```text
+/// before   prompt   head │ input   target
+/// └────── prefix ───────┘ └── sequence ──┘
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PrefixGroup {
+    /// Tokens before the soft prompt, with which every input begins; none if the prompt stands at the start.
+    pub before: Vec<u32>,
     /// Rows of the matrix of prompts that are this group's soft prompt; empty for the base model.
     pub prompt: Range<u32>,
-    /// Tokens that all inputs begin with; they belong to the prefix.
+    /// Tokens that all inputs begin with, those of `before` left out; they belong to the prefix.
     pub head: Vec<u32>,
     /// Each example's own tokens, after those that all share.
     pub sequences: Vec<Sequence>,
@@ -64,17 +72,42 @@ impl PrefixGroup {
         let sequence =
             |e: &Example| Sequence { input: e.input[head.len()..].to_vec(), target: e.target.clone() };
         let sequences = examples.into_iter().map(sequence).collect();
-        Self { prompt, sequences, head }
+        Self { before: Vec::new(), prompt, sequences, head }
+    }
+
+    /// As [`PrefixGroup::new`], for a prompt that stands after the tokens `before`.
+    ///
+    /// # Errors
+    /// Returns [`Error::Invalid`] if an input does not begin with these tokens or has no other one.
+    pub fn after<'a>(
+        before: &[u32],
+        prompt: Range<u32>,
+        examples: impl IntoIterator<Item = &'a Example>,
+    ) -> Result<Self> {
+        let examples: Vec<&Example> = examples.into_iter().collect();
+        let begins = |e: &&&Example| e.input.len() > before.len() && e.input.starts_with(before);
+        if let Some(example) = examples.iter().find(|e| !begins(e)) {
+            return Err(Error::Invalid(format!(
+                "line {}: expected an input that begins with the tokens {before:?}, after which the soft prompt stands, and \
+                 has more, found another beginning",
+                example.line
+            )));
+        }
+        let mut group = Self::new(prompt, examples);
+        group.head.drain(..before.len());
+        group.before = before.to_vec();
+        Ok(group)
     }
 
     /// Rows of the prefix, P.
     pub fn prefix_rows(&self) -> usize {
-        self.prompt.len() + self.head.len()
+        self.before.len() + self.prompt.len() + self.head.len()
     }
 
     /// The examples again: inputs and targets.
     pub fn unpack(&self) -> impl Iterator<Item = (Vec<u32>, Vec<u32>)> + '_ {
-        self.sequences.iter().map(|s| ([self.head.as_slice(), &s.input].concat(), s.target.clone()))
+        let input = |s: &Sequence| [self.before.as_slice(), &self.head, &s.input].concat();
+        self.sequences.iter().map(move |s| (input(s), s.target.clone()))
     }
 }
 

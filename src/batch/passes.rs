@@ -29,6 +29,9 @@ pub struct Passes {
     pub groups: usize,
     /// How prompts that are keys and values go into the passes; `None` for prompts of embeddings.
     pub given: Option<GivenPrompts>,
+    /// In a distillation, the same sequences after the teacher's prefix, which is in another pass: one batch for each of the
+    /// passes, the prefix pass first. Empty otherwise.
+    pub teacher_passes: Vec<PackedBatch>,
 }
 
 /// Prompts that are keys and values: each pass is given them, and none has rows for them.
@@ -113,6 +116,22 @@ impl Passes {
         packer.passes(first, passes)
     }
 
+    /// A pass of the prefixes of `groups` alone, for other passes that read them.
+    pub fn of_prefixes(groups: &[PrefixGroup], long_above: Option<usize>) -> PackedBatch {
+        Packer { groups, long_above, given: false }.pack(PassPrefixes::Shared, &[])
+    }
+
+    /// The sequences of `group` cut into passes as those of `self` are, after its prefix in another pass.
+    pub fn cut_alike(&self, group: &PrefixGroup, long_above: Option<usize>) -> Vec<PackedBatch> {
+        let packer = Packer { groups: std::slice::from_ref(group), long_above, given: false };
+        let mut sequences = group.sequences.iter().map(|sequence| (0, sequence));
+        let pack = |batch: &PackedBatch| {
+            let sequences: Vec<_> = sequences.by_ref().take(batch.examples).collect();
+            packer.pack(PassPrefixes::Other, &sequences)
+        };
+        self.iter().map(pack).collect()
+    }
+
     /// All passes, the prefix pass first.
     pub fn iter(&self) -> impl Iterator<Item = &PackedBatch> {
         std::iter::once(&self.prefix_pass).chain(&self.example_passes)
@@ -185,7 +204,8 @@ impl<'a> Packer<'a> {
             rows: self.groups.iter().map(|group| group.prompt.end as usize).max().unwrap_or(0),
             joined: if self.has_heads() { self.joined() } else { Vec::new() },
         });
-        Passes { prefix_pass, example_passes, groups: self.groups.len(), given }
+        let groups = self.groups.len();
+        Passes { prefix_pass, example_passes, groups, given, teacher_passes: Vec::new() }
     }
 
     fn joined(&self) -> Vec<JoinedPrefix> {
@@ -315,7 +335,9 @@ impl<'a> Packer<'a> {
                         batch.push(head, first + group.prompt.len(), prompt, 0);
                     }
                     false if group.prefix_rows() > 0 => {
-                        batch.push(group.prompt.clone().map(virtual_id).chain(head), first, None, 0);
+                        let prompt = group.prompt.clone().map(virtual_id);
+                        let before = group.before.iter().copied();
+                        batch.push(before.chain(prompt).chain(head), first, None, 0);
                     }
                     _ => {}
                 }

@@ -33,6 +33,33 @@ fn the_drawing_of_the_module_holds() {
 }
 
 #[test]
+fn prompt_after_a_head_stands_between_its_tokens() {
+    let examples = [example(&[1, 2, 3, 4], &[8, 9]), example(&[1, 2, 3, 5, 6], &[7])];
+    let groups = [
+        PrefixGroup::after(&[1, 2], 0..2, &examples).unwrap(),
+        PrefixGroup::after(&[], 2..3, &examples[..1]).unwrap(),
+    ];
+    assert_eq!((&groups[0].before, &groups[0].head, groups[0].prefix_rows()), (&vec![1, 2], &vec![3], 5));
+    let [v, w, x] = [0, 1, 2].map(virtual_id);
+    for max_rows in [100, 9] {
+        let passes = Passes::new(&groups, max_rows);
+        let prefixes = &passes.prefix_pass.ids[..passes.prefix_pass.prefix_rows];
+        assert_eq!(prefixes, [1, 2, v, w, 3, x, 1, 2, 3]);
+        let positions: Vec<u32> =
+            passes.iter().flat_map(|batch| batch.position_ids.iter().copied()).collect();
+        assert_eq!(positions, [0, 1, 2, 3, 4, 0, 1, 2, 3, 5, 6, 5, 6, 4, 5]);
+        let ids: Vec<u32> = passes.iter().flat_map(|batch| batch.ids.iter().copied()).skip(9).collect();
+        assert_eq!(ids, [4, 8, 5, 6, 4, 8]);
+    }
+    let inputs: Vec<Vec<u32>> = groups[0].unpack().map(|(input, _)| input).collect();
+    assert_eq!(inputs, [&examples[0].input[..], &examples[1].input[..]]);
+    for before in [&[1, 3][..], &[1, 2, 3, 4]] {
+        let message = PrefixGroup::after(before, 0..2, &examples).unwrap_err().to_string();
+        assert!(message.contains(&format!("{before:?}")), "{message}");
+    }
+}
+
+#[test]
 fn short_and_long_sequences_have_a_prefix_each() {
     let examples = [example(&[1, 2, 3], &[8, 9]), example(&[1, 2, 4, 5], &[8, 9]), example(&[1, 2, 6], &[7])];
     let groups = [PrefixGroup::new(0..2, &examples), PrefixGroup::new(2..3, &examples[..1])];

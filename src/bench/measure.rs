@@ -4,7 +4,7 @@ use super::MatmulPeak;
 use super::canary::{Canary, Reading, Selection};
 use super::examples::{self, Lengths};
 use super::measured::{Figures, Measured, OpShare, Profile, StepContent, Timed};
-use crate::batch::{Example, PrefixGroup};
+use crate::batch::{Example, Passes, PrefixGroup};
 use crate::config::{Keep, PromptKind, Schedule, TrainOptions};
 use crate::device::PeakMemory;
 use crate::model::{Decoder, Flops};
@@ -152,10 +152,14 @@ impl Bench<'_> {
 
     fn contents(&self, case: Case, examples: &[Example]) -> Vec<StepContent> {
         let of = |chunk: &[Example]| {
-            let group = PrefixGroup::new(0..case.num_virtual_tokens as u32, chunk);
+            let groups = [PrefixGroup::new(0..case.num_virtual_tokens as u32, chunk)];
+            let passes = match case.prompt_kind {
+                PromptKind::Embeddings => Passes::new(&groups, usize::MAX),
+                PromptKind::Prefix => Passes::after_given(&groups, usize::MAX, None),
+            };
             StepContent {
                 tokens: chunk.iter().map(|e| e.input.len() + e.target.len()).sum(),
-                flops: Flops::of_step(self.model.config(), case.prompt_kind, &[group]).total(),
+                flops: Flops::of_step(self.model.config(), &passes).total(),
             }
         };
         examples.chunks(case.examples()).map(of).collect()
@@ -185,6 +189,7 @@ impl Bench<'_> {
             model: self.model,
             train: examples,
             validation: &[],
+            teacher: None,
             options: &options,
             limits: self.limits(case, examples)?,
         };
@@ -219,7 +224,7 @@ impl Bench<'_> {
             max_rows: self.max_rows,
             ..TrainOptions::default()
         };
-        Ok(crate::tune::plan_run(&options, self.model, examples, &self.prompt(case)?)?.limits)
+        Ok(crate::tune::plan_run(&options, self.model, examples, &self.prompt(case)?, None)?.limits)
     }
 
     /// Embeddings of random tokens, or their keys and values: the values of a prompt do not change the cost of a step.

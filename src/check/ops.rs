@@ -4,6 +4,7 @@ use super::{CheckTarget, Checks, Comparison, Input, attention, experts, mamba2};
 use crate::Result;
 use crate::ops::adamw::{AdamW, AdamWStep, Parameter};
 use crate::ops::cross_entropy::{self, Softmax};
+use crate::ops::distillation;
 use crate::ops::embed::{self, EmbedLookup};
 use crate::ops::rms_norm::{ResidualAdd, RmsNorm};
 use crate::ops::rope::{self, CacheRows, Rope};
@@ -11,9 +12,9 @@ use crate::ops::{AttentionShape, Indices, Linear, RopeTable, autograd, rows, swi
 use candle_core::{DType, Device, Tensor};
 
 /// Names of the ops that [`ops`] checks.
-pub const OPS: [&str; 13] = [
+pub const OPS: [&str; 14] = [
     "embed", "linear", "rms_norm", "rope", "rows", "attention", "swiglu", "experts", "conv", "ssd",
-    "gated_norm", "cross_entropy", "adamw",
+    "gated_norm", "cross_entropy", "distillation", "adamw",
 ];
 
 /// Compares the op of this name with the CPU at odd and at usual shapes.
@@ -38,6 +39,7 @@ pub fn ops(target: &CheckTarget, name: &str) -> Result<Vec<Comparison>> {
         "ssd" => mamba2::ssd(&mut checks)?,
         "gated_norm" => mamba2::gated_norm(&mut checks)?,
         "cross_entropy" => cross_entropy(&mut checks)?,
+        "distillation" => distillation(&mut checks)?,
         _ => adamw(&mut checks)?,
     }
     Ok(checks.finish())
@@ -278,6 +280,56 @@ fn cross_entropy(checks: &mut Checks) -> Result<()> {
             let zeros = padding.zeros_like()?.to_device(&Device::Cpu)?;
             checks.value("padding of dlogits", &padding, &zeros.to_dtype(DType::F64)?, &zeros)?;
         }
+    }
+    Ok(())
+}
+
+fn distillation(checks: &mut Checks) -> Result<()> {
+    // A divergence near 0 is a sum of differences of logits of some units, a gradient near 0 a difference of probabilities.
+    checks.unit = 1.0;
+    for (rows, vocab, width) in [
+        (1, 2, 2),
+        (5, 123, 123),
+        (5, 123, 128),
+        (3, 1, 64),
+        (4, 77, 83),
+        (19, 1000, 1000),
+        (1, 49_155, 49_216),
+    ] {
+        checks.case(format!("[{rows}, {vocab} in {width}]"));
+        let softmax = Softmax { vocab, scale: 0.5 };
+        let (student, teacher) = (checks.random((rows, width), 9.0)?, checks.random((rows, width), 9.0)?);
+        let exact = distillation::forward(&student.exact, &teacher.exact, softmax)?;
+        let ours = checks.run(|| distillation::forward(&student.device, &teacher.device, softmax))?;
+        // Divergences are f32 in every dtype: the logits were rounded before.
+        for (what, ours, exact) in [
+            ("kl", &ours.kl, &exact.kl),
+            ("student's lse", &ours.student_lse, &exact.student_lse),
+            ("teacher's lse", &ours.teacher_lse, &exact.teacher_lse),
+        ] {
+            checks.value(what, ours, exact, &exact.to_dtype(DType::F32)?)?;
+        }
+        let ones = (exact.kl.ones_like()? * 0.7)?;
+        let naive = autograd(&[&student.exact], &ones, |v| {
+            distillation::reference(v[0].as_tensor(), &teacher.exact, softmax)
+        })?;
+        let naive = naive[0].to_dtype(checks.dtype())?;
+        let exact = distillation::backward(student.exact.copy()?, &teacher.exact, softmax, &exact, 0.7)?;
+        let divergences = ours;
+        let gradient = |student: &Tensor| {
+            distillation::backward(student.copy()?, &teacher.device, softmax, &divergences, 0.7)
+        };
+        let ours = checks.run(|| gradient(&student.device))?;
+        checks.gradient("dstudent", &ours, &exact, &naive)?;
+        if width > vocab {
+            let padding = ours.narrow(1, vocab, width - vocab)?;
+            let zeros = padding.zeros_like()?.to_device(&Device::Cpu)?;
+            checks.value("padding of dstudent", &padding, &zeros.to_dtype(DType::F64)?, &zeros)?;
+        }
+        // The student learned all: a divergence of exactly 0.
+        let same = checks.run(|| distillation::forward(&teacher.device, &teacher.device.copy()?, softmax))?;
+        let zeros = same.kl.zeros_like()?.to_device(&Device::Cpu)?;
+        checks.value("kl of equal logits", &same.kl, &zeros.to_dtype(DType::F64)?, &zeros)?;
     }
     Ok(())
 }

@@ -116,6 +116,7 @@ fn curve(model: &Decoder, size: RunSize) -> Result<Vec<f64>> {
         model,
         train: &examples,
         validation: &[],
+        teacher: None,
         options: &options,
         limits: Limits::rows(size.max_rows),
     };

@@ -96,6 +96,11 @@ fn cross_entropy() {
 }
 
 #[test]
+fn distillation() {
+    check("distillation");
+}
+
+#[test]
 fn adamw() {
     check("adamw");
 }
@@ -135,7 +140,7 @@ fn a_run_in_several_passes_goes_on_bit_for_bit() {
     let prompt = Prompt::embeddings(&model.embedding().narrow(0, 100, 4).unwrap()).unwrap();
     let task = |max_rows| {
         let limits = Limits::rows(max_rows);
-        tune::Task { model: &model, train: &train, validation: &[], options: &options, limits }
+        tune::Task { model: &model, train: &train, validation: &[], teacher: None, options: &options, limits }
     };
     let run = |mut trainer: tune::Trainer| {
         let mut seen = Checkpoints::default();

@@ -6,7 +6,9 @@ use clap::Args;
 use gneiss::config::Config;
 use gneiss::data::Dataset;
 use gneiss::evaluate;
-use gneiss::evaluate::{Answers, By, Evaluation, EvaluationObserver, Paired, Progress, Scores, Stage};
+use gneiss::evaluate::{
+    Answers, By, EnsembleScores, Evaluation, EvaluationObserver, Paired, Progress, Scores, Stage,
+};
 use gneiss::layout::{EVALUATION, METRICS, PREDICTIONS, REPORT};
 use gneiss::prompt::Tuned;
 use gneiss::run::Run;
@@ -14,8 +16,8 @@ use gneiss::session::Session;
 use indicatif::ProgressBar;
 use std::path::{Path, PathBuf};
 
-/// Answers the test file with the base model after the hard prompt (the init text as plain text) and with each tuned
-/// prompt, and compares the answers row by row.
+/// Answers the test file with the base model after the hard prompt (the init text as plain text, or data.teacher_text if
+/// the configuration has one) and with each tuned prompt, and compares the answers row by row.
 ///
 /// Writes evaluation.json and predictions.csv: into the run folder if the only adapter is a run's, otherwise into
 /// RUNS/NAME.eval, or into the folder of --out. With several runs each also gets its own part, unless --out is given.
@@ -27,6 +29,9 @@ pub struct Eval {
     /// follows if it holds the prompts of several tasks. May be repeated.
     #[arg(long = "adapter", value_name = "DIR[:TASK]", required = true)]
     adapters: Vec<PathBuf>,
+    /// Also let the tuned prompts answer together, by votes and by the mean likelihood of each label.
+    #[arg(long)]
+    ensemble: bool,
     /// Folder for the results.
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
@@ -41,6 +46,9 @@ impl Eval {
         let config = self.config.load()?;
         evaluate::test_file(&config)?;
         let tuned = Tuned::read_all(&self.adapters)?;
+        if self.ensemble {
+            EnsembleScores::check(config.data.task, tuned.len())?;
+        }
         tuned.iter().for_each(|tuned| super::warn_about(&tuned.adapter));
         let session = progress::open(&config.model)?;
         let folder = match (&self.out, &tuned[..]) {
@@ -48,7 +56,11 @@ impl Eval {
             (None, [Tuned { run: Some(run), .. }]) => run.clone(),
             _ => Path::new(&config.runs).join(format!("{}.eval", config.name)),
         };
-        let evaluation = evaluate(&config, &session, &tuned, &folder)?;
+        let mut evaluation = evaluate(&config, &session, &tuned, &folder)?;
+        if self.ensemble {
+            evaluation.ensemble = Some(EnsembleScores::new(&evaluation)?);
+            evaluation.write(&folder)?;
+        }
         if self.out.is_none() && tuned.len() > 1 {
             // Each run gets its own part, so that the runs can be compared.
             for Tuned { name, run, .. } in &tuned {
@@ -183,6 +195,9 @@ pub(super) fn print(evaluation: &Evaluation) {
     for pair in &evaluation.pairs {
         println!("{}", paired(pair, evaluation));
     }
+    if let Some(ensemble) = &evaluation.ensemble {
+        println!("\n{}", text::table(&together(ensemble)));
+    }
     for (name, arm) in names.iter().zip(&evaluation.arms) {
         let ways = [("generated", &arm.answers.generated), ("label likelihood", &arm.answers.likelihood)];
         for (way, scores) in ways {
@@ -204,7 +219,11 @@ fn summary(evaluation: &Evaluation) -> Vec<Vec<String>> {
     type EvalCell<'a> = &'a dyn Fn(&Answers) -> Option<String>;
     let mut header = evaluation.columns();
     if let [base, tuned @ ..] = &mut header[..] {
-        base.push_str(if evaluation.hard_prompt.is_empty() { ", no prompt" } else { ", hard prompt" });
+        base.push_str(match (evaluation.hard_prompt.is_empty(), evaluation.teacher) {
+            (true, _) => ", no prompt",
+            (false, false) => ", hard prompt",
+            (false, true) => ", teacher's text",
+        });
         if let [tuned] = tuned {
             tuned.push_str(", soft prompt");
         }
@@ -237,6 +256,21 @@ fn summary(evaluation: &Evaluation) -> Vec<Vec<String>> {
     });
     row("seconds", &|a| Some(format!("{:.1}", a.seconds)));
     rows
+}
+
+/// The prompts of an ensemble together and by themselves.
+fn together(ensemble: &EnsembleScores) -> Vec<Vec<String>> {
+    let EnsembleScores { names, vote, mean_likelihood, mean_accuracy, best, best_accuracy } = ensemble;
+    let title = format!("{} prompts, label likelihood", names.len());
+    let row = |what: String, share: String, interval: String| vec![what, share, interval];
+    let percent = |share: f64| format!("{:.2} %", 100.0 * share);
+    vec![
+        row(title, "accuracy".into(), "95 % interval".into()),
+        row("  most votes".into(), accuracy(vote), interval(vote.interval)),
+        row("  mean likelihood".into(), accuracy(mean_likelihood), interval(mean_likelihood.interval)),
+        row("  mean of single prompts".into(), percent(*mean_accuracy), String::new()),
+        row(format!("  best single prompt here, {best}"), percent(*best_accuracy), String::new()),
+    ]
 }
 
 /// A tuned prompt against the base in one line.

@@ -7,7 +7,7 @@ use gneiss::report::plot::{self, Size};
 use gneiss::run::Tuning;
 use gneiss::session::Session;
 use gneiss::tune::range_test::{RANGE, STEPS};
-use gneiss::tune::{Limits, Observer, RangeTest, StepRecord, Task, range_test};
+use gneiss::tune::{Limits, Observer, RangeTest, StepRecord, Task, TeacherExamples, range_test};
 use gneiss::{Error, Result};
 use indicatif::ProgressBar;
 use std::path::{Path, PathBuf};
@@ -15,12 +15,17 @@ use std::path::{Path, PathBuf};
 /// Runs the test and writes it with its curve into `RUNS/NAME.find-lr/`; returns the test and the folder.
 pub fn run(config: &Config, session: &Session) -> anyhow::Result<(RangeTest, PathBuf)> {
     let tuning = Tuning::prepare(config, session, None)?;
-    tuning.notes.iter().for_each(|text| eprintln!("note       {text}"));
-    tuning.warnings.iter().for_each(super::warn);
+    tuning.data.notes.iter().for_each(|text| eprintln!("note       {text}"));
+    tuning.data.warnings.iter().for_each(super::warn);
     let task = Task {
         model: &session.model,
-        train: &tuning.train.1.examples,
+        train: &tuning.data.train.1.examples,
         validation: &[],
+        teacher: tuning
+            .data
+            .teacher
+            .as_ref()
+            .map(|teacher| TeacherExamples { validation: &[], ..teacher.examples() }),
         options: &config.train,
         limits: tuning.plan.limits,
     };

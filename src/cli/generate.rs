@@ -73,6 +73,10 @@ impl Generate {
             !ids.is_empty(),
             gneiss::Error::Invalid("TEXT: expected at least one token, found none".into())
         );
+        let task = adapter.as_ref().and_then(|adapter| adapter.task.as_ref());
+        if let Some(before) = task.and_then(|task| task.before.as_ref()) {
+            before.check(&ids).map_err(|problem| gneiss::Error::Invalid(format!("TEXT: {problem}")))?;
+        }
         let prompt = adapter.as_ref().map(|a| &a.prompt);
         let request = Request {
             tokens: ids.clone(),

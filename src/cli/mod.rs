@@ -17,6 +17,7 @@ mod progress;
 mod report;
 #[cfg(feature = "serve")]
 mod serve;
+mod sweep;
 mod text;
 mod tune;
 mod tutorial;
@@ -44,6 +45,8 @@ enum CliCommand {
     Tutorial(tutorial::Tutorial),
     /// Tune a soft prompt; writes a run folder.
     Tune(tune::Tune),
+    /// Tune a prompt for each of many settings, and prune the worse ones on the way.
+    Sweep(sweep::SweepArgs),
     /// Answer the test file with the base model and with the tuned prompt, side by side.
     Eval(eval::Eval),
     /// Continue one text.
@@ -72,6 +75,7 @@ impl Cli {
         match self.command {
             CliCommand::Tutorial(command) => command.run(),
             CliCommand::Tune(command) => command.run(),
+            CliCommand::Sweep(command) => command.run(),
             CliCommand::Eval(command) => command.run(),
             CliCommand::Generate(command) => command.run(),
             #[cfg(feature = "serve")]

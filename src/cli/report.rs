@@ -5,13 +5,14 @@ use gneiss::files::write_atomically;
 use gneiss::layout::METRICS;
 use gneiss::report::{self, COMPARE};
 use gneiss::run::Run;
+use gneiss::sweep::SweepResult;
 use std::path::{Path, PathBuf};
 
-/// Writes the report of a run again: report.html, curve.svg and curve.png in its folder. Several runs are compared on
-/// one page. Prints the paths of the files.
+/// Writes the report of a run again: report.html, curve.svg and curve.png in its folder; of a sweep sweep.html. Several runs
+/// are compared on one page. Prints the paths of the files.
 #[derive(Args)]
 pub struct ReportArgs {
-    /// Run folders, such as runs/tutorial.
+    /// Run folders, such as runs/tutorial, or the folder of a sweep.
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
     /// Write only the page, to this file. By default the page of several runs is compare.html next to the first one's
@@ -23,6 +24,17 @@ pub struct ReportArgs {
 impl ReportArgs {
     /// Runs the subcommand.
     pub fn run(self) -> anyhow::Result<()> {
+        if let ([folder], out) = (&self.runs[..], &self.out)
+            && SweepResult::is_in(folder)
+        {
+            let result = SweepResult::read(folder)?;
+            let file = match out {
+                Some(out) => page(out.clone(), &report::sweep_page(&result)?)?,
+                None => report::write_sweep(&result)?,
+            };
+            println!("{}", file.display());
+            return Ok(());
+        }
         let runs = self.runs.iter().map(|path| read(path)).collect::<gneiss::Result<Vec<Run>>>()?;
         let files = match (&runs[..], self.out) {
             ([run], None) => report::write(run)?,

@@ -3,10 +3,10 @@
 use super::interrupt::{self, Interrupted};
 use super::{Overrides, process, progress, text};
 use clap::Args;
-use gneiss::config::Config;
+use gneiss::config::{Config, SweepOptions};
 use gneiss::data::{Encoded, LengthStats};
 use gneiss::device::{DeviceMemory, PeakMemory};
-use gneiss::run::{self, Run, RunFolder, Summary, Tuning};
+use gneiss::run::{self, LossKind, Run, RunFolder, Summary, Tuning};
 use gneiss::session::Session;
 use gneiss::tune::{EpochRecord, Limits, Observer, State, StepRecord};
 use gneiss::{layout, report};
@@ -17,6 +17,9 @@ use std::path::{Path, PathBuf};
 #[derive(Args)]
 #[command(group = clap::ArgGroup::new("what").required(true).args(["config", "resume"]))]
 pub struct Tune {
+    /// Tune as many prompts, from seed train.seed on, and keep the best: a sweep over train.seed without pruning.
+    #[arg(long, value_name = "N", conflicts_with_all = ["resume", "find_lr"], value_parser = clap::value_parser!(u16).range(2..=999))]
+    seeds: Option<u16>,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -51,7 +54,11 @@ impl Tune {
     /// Runs the subcommand.
     pub fn run(self) -> anyhow::Result<()> {
         let RunArgs { find_lr, json, .. } = self.run;
-        let order = self.run.order(Path::new(""))?;
+        let mut order = self.run.order(Path::new(""))?;
+        if let Some(seeds) = self.seeds {
+            order.config.sweep = SweepOptions::seeds(order.config.train.seed, seeds.into());
+            return super::sweep::run(&order.config, None, json);
+        }
         let session = progress::open(&order.config.model)?;
         if find_lr {
             let (found, folder) = super::find_lr::run(&order.config, &session)?;
@@ -77,7 +84,12 @@ impl RunArgs {
     pub(super) fn order(&self, default: &Path) -> anyhow::Result<Order> {
         let Some(folder) = &self.resume else {
             let path = self.config.as_deref().unwrap_or(default);
-            return Ok(Order { config: self.overrides.load(path)?, resume: None });
+            let mut config = self.overrides.load(path)?;
+            if !config.sweep.is_default() {
+                super::warn("[sweep] is for gneiss sweep; this command uses the other tables alone");
+                config.sweep = SweepOptions::default();
+            }
+            return Ok(Order { config, resume: None });
         };
         let (mut config, state) = run::tuning::resumable(folder, &self.overrides.sets)?;
         self.overrides.apply(&mut config);
@@ -132,11 +144,18 @@ pub(super) fn tune(order: &Order, session: &Session) -> anyhow::Result<(PathBuf,
 
 /// Prints the settings of the run.
 fn describe(tuning: &Tuning, config: &Config) {
-    examples("train", &config.data.train, &tuning.train.1, config);
-    if let Some((_, validation)) = &tuning.validation {
+    examples("train", &config.data.train, &tuning.data.train.1, config);
+    if let Some((_, validation)) = &tuning.data.validation {
         examples("validation", &config.data.validation, validation, config);
     }
-    for note in &tuning.notes {
+    if let Some(teacher) = &tuning.data.teacher {
+        eprintln!(
+            "teacher    {} tokens before every input; the loss is the KL divergence from the base model's distribution \
+             after them",
+            teacher.text_tokens
+        );
+    }
+    for note in &tuning.data.notes {
         eprintln!("note       {note}");
     }
     let [needs, limits] = text::plan(&tuning.plan);
@@ -145,9 +164,10 @@ fn describe(tuning: &Tuning, config: &Config) {
         eprintln!("           warning: {shortage}; the run goes on and may fail");
     }
     eprintln!(
-        "prompt     {} virtual tokens, init {}; {} trainable values",
+        "prompt     {} virtual tokens, init {}{}; {} trainable values",
         tuning.initial.num_virtual_tokens(),
         config.prompt.init_method,
+        tuning.initial.layout(),
         tuning.initial.elem_count()
     );
 }
@@ -189,13 +209,25 @@ impl<'a> TuneOutcome<'a> {
 pub(super) fn print(folder: &Path, summary: &Summary) {
     let Summary { model, .. } = summary;
     let loss = |loss: Option<f64>| loss.map_or("none".into(), |l| format!("{l:.4}"));
+    let of_kind = match summary.loss {
+        LossKind::CrossEntropy => "",
+        LossKind::KlDivergence => " (KL divergence from the teacher)",
+    };
     let share = 100.0 * summary.trainable_parameters as f64 / model.parameters as f64;
     let mut rows = vec![
         ("status", summary.status.to_string()),
         ("adapter", folder.join(layout::ADAPTER).display().to_string()),
         ("report", folder.join(layout::REPORT).display().to_string()),
         ("model", format!("{} ({}), {} on {}", model.id, model.format, model.dtype, model.device)),
-        ("virtual tokens", format!("{}, init {}", summary.num_virtual_tokens, summary.init_method)),
+        (
+            "virtual tokens",
+            format!(
+                "{}, init {}{}",
+                summary.num_virtual_tokens,
+                summary.init_method,
+                summary.prompt_settings()
+            ),
+        ),
         (
             "trainable",
             format!(
@@ -206,8 +238,8 @@ pub(super) fn print(folder: &Path, summary: &Summary) {
         ),
         ("epochs", format!("{}, {} of {} steps", summary.epochs, summary.steps, summary.total_steps)),
         ("kept", format!("after epoch {}, step {}", summary.kept_epoch, summary.kept_step)),
-        ("training loss", loss(summary.train_loss)),
-        ("validation loss", loss(summary.validation_loss)),
+        ("training loss", loss(summary.train_loss) + of_kind),
+        ("validation loss", loss(summary.validation_loss) + of_kind),
         ("wall time", gneiss::text::duration(summary.seconds)),
         ("throughput", format!("{:.2} examples/s", summary.examples_per_second)),
     ];

@@ -94,6 +94,17 @@ choices! {
 }
 
 choices! {
+    /// Where the virtual tokens stand.
+    PromptPosition {
+        /// Before everything, the beginning-of-text token included, as in PEFT.
+        Start = "start",
+        /// After the text that the verbalizer has before `{{input}}`, such as a system turn or an instruction. PEFT has no such
+        /// position: gneiss alone reads the adapter, and `gneiss export --bake` makes a checkpoint for other engines.
+        AfterHead = "after_head",
+    }
+}
+
+choices! {
     /// The start of the soft prompt's rows.
     InitMethod {
         /// The embeddings of the init text's tokens, tiled or cut to the number of virtual tokens.
@@ -146,5 +157,25 @@ choices! {
         Stop = "stop",
         /// The step is skipped and counted; the prompt stays as it was.
         Skip = "skip",
+    }
+}
+
+choices! {
+    /// How the values of a sweep's trials are chosen.
+    SweepMethod {
+        /// All combinations of the values.
+        Grid = "grid",
+        /// Values drawn at random, `sweep.trials` times.
+        Random = "random",
+    }
+}
+
+choices! {
+    /// What the trials of a sweep are compared by.
+    SweepMetric {
+        /// The loss on the validation file, nats per target token; lower is better.
+        ValidationLoss = "validation_loss",
+        /// In a classification the share of validation rows whose expected label is the likeliest; higher is better.
+        ValidationAccuracy = "validation_accuracy",
     }
 }

@@ -3,16 +3,20 @@
 mod choices;
 mod set;
 mod size;
+mod sweep;
 mod validate;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 pub use choices::{
-    DtypeChoice, InitMethod, Keep, OnNotFinite, PromptKind, Reparameterization, Schedule, Task,
+    DtypeChoice, InitMethod, Keep, OnNotFinite, PromptKind, PromptPosition, Reparameterization, Schedule,
+    SweepMethod, SweepMetric, Task,
 };
 pub use size::MemoryBudget;
+pub use sweep::{SweepValues, TrialConfig};
 
 use crate::device::DeviceChoice;
 use crate::text::other_unicode;
@@ -40,6 +44,9 @@ pub struct Config {
     pub data: DataOptions,
     /// The training.
     pub train: TrainOptions,
+    /// The sweep; the configuration of a run has none.
+    #[serde(skip_serializing_if = "SweepOptions::is_default")]
+    pub sweep: SweepOptions,
 }
 
 /// `[model]`: the frozen model.
@@ -60,6 +67,8 @@ pub struct ModelOptions {
 pub struct PromptOptions {
     /// What the prompt puts in front of every input. Default `"embeddings"`.
     pub kind: PromptKind,
+    /// Where the virtual tokens stand. Default `"start"`.
+    pub position: PromptPosition,
     /// How the first rows are made. Default `"text"`.
     pub init_method: InitMethod,
     /// Text whose token embeddings are the first rows; required if `init_method = "text"`. Default `""`.
@@ -101,6 +110,9 @@ pub struct DataOptions {
     pub max_input_tokens: usize,
     /// Most tokens of an output, also of a generated answer; longer outputs are cut. Default `128`.
     pub max_output_tokens: usize,
+    /// Text whose effect the prompt learns (distillation): the loss is the KL divergence from the distribution that the
+    /// base model has after this text, a space and the input, at each token of the output. Empty for none. Default `""`.
+    pub teacher_text: String,
 }
 
 /// `[train]`: the optimizer, the schedule and the limits of a run.
@@ -158,6 +170,31 @@ pub struct TrainOptions {
     pub on_not_finite: OnNotFinite,
 }
 
+/// `[sweep]`: the trials of `gneiss sweep`, and which of them are pruned.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SweepOptions {
+    /// How the trials' values are chosen. Default `"grid"`.
+    pub method: SweepMethod,
+    /// Trials of a random search; 0 with a grid, which has as many as there are combinations. Default `0`.
+    pub trials: usize,
+    /// Seed of a random search. Default `0`.
+    pub seed: u64,
+    /// What the trials are compared by. Default `"validation_loss"`.
+    pub metric: SweepMetric,
+    /// How much the number of trials shrinks at a rung: by 3, a third of them stays; by 1, all of them stay. Default `3`.
+    pub reduction_factor: usize,
+    /// Epochs before the first rung; the next ones follow after `reduction_factor` times as many each. Default `2`.
+    pub grace_period: usize,
+    /// Trials that are not pruned at least. Default `1`.
+    pub keep: usize,
+    /// Most prompts in one pass. 0 lets gneiss choose: one on a CPU, as many as fit into the memory of a GPU. Default `0`.
+    pub max_prompts: usize,
+    /// Keys with the values to try, such as `"train.seed" = { values = [1, 2] }` or
+    /// `"train.learning_rate" = { min = 0.001, max = 0.1, log = true, count = 4 }`. Default `{}`.
+    pub parameters: BTreeMap<String, SweepValues>,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -167,6 +204,7 @@ impl Default for Config {
             prompt: PromptOptions::default(),
             data: DataOptions::default(),
             train: TrainOptions::default(),
+            sweep: SweepOptions::default(),
         }
     }
 }
@@ -181,6 +219,7 @@ impl Default for PromptOptions {
     fn default() -> Self {
         Self {
             kind: PromptKind::Embeddings,
+            position: PromptPosition::Start,
             init_method: InitMethod::Text,
             init_text: String::new(),
             init_file: String::new(),
@@ -204,6 +243,7 @@ impl Default for DataOptions {
             verbalizer: "Input: {{input}} Output:".into(),
             max_input_tokens: 256,
             max_output_tokens: 128,
+            teacher_text: String::new(),
         }
     }
 }
@@ -237,7 +277,34 @@ impl Default for TrainOptions {
     }
 }
 
+impl Default for SweepOptions {
+    fn default() -> Self {
+        Self {
+            method: SweepMethod::Grid,
+            trials: 0,
+            seed: 0,
+            metric: SweepMetric::ValidationLoss,
+            reduction_factor: 3,
+            grace_period: 2,
+            keep: 1,
+            max_prompts: 0,
+            parameters: BTreeMap::new(),
+        }
+    }
+}
+
 impl Config {
+    /// The text in plain words that the base model is given in the place of a tuned prompt: the teacher's, if the run distils
+    /// one, otherwise the init text. Empty for none.
+    pub fn hard_prompt(&self) -> &str {
+        if self.distils() { &self.data.teacher_text } else { &self.prompt.init_text }
+    }
+
+    /// Whether the prompt learns the effect of a teacher's text, so that losses are divergences.
+    pub fn distils(&self) -> bool {
+        !self.data.teacher_text.is_empty()
+    }
+
     /// Reads a TOML file, overrides its keys with `sets` (`key=value`, the last of a key counts) and checks the result.
     /// A value is TOML; anything else is a string, so `--set model.id=org/name` needs no quotes.
     ///
@@ -282,6 +349,17 @@ impl Config {
     pub fn validate(&self) -> Result<()> {
         let problems: Vec<_> = self.problems().iter().map(validate::ValueProblem::to_string).collect();
         if problems.is_empty() { Ok(()) } else { Err(Error::Config { origin: "config".into(), problems }) }
+    }
+
+    /// The keys whose values differ from those of `other`.
+    ///
+    /// # Errors
+    /// Returns [`Error::Invalid`] if a value can't be written as TOML.
+    pub fn changed_keys(&self, other: &Self) -> Result<Vec<String>> {
+        let table = |config| {
+            toml::Table::try_from(config).map_err(|error| Error::Invalid(format!("config as TOML: {error}")))
+        };
+        Ok(set::changed_keys(&table(self)?, &table(other)?))
     }
 
     /// All keys with their values, as TOML from which [`Config::parse`] reads an equal configuration.

@@ -1,5 +1,7 @@
 //! Overrides the defaults by a file's keys and `--set` options, and collects every problem with its place.
 
+mod parameters;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -7,7 +9,7 @@ use serde::Deserialize;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 use toml::{Spanned, Table, Value};
 
-use super::Config;
+use super::{Config, SweepOptions};
 
 /// How similar a known key must be to be suggested, 0 to 1: a three-letter key with one wrong letter is.
 const NEAR: f64 = 0.6;
@@ -54,7 +56,7 @@ struct Draft {
 
 /// The configuration of a TOML text and `key=value` options, or all their problems.
 pub(super) fn resolve(text: &str, sets: &[String]) -> Result<Config, Vec<String>> {
-    let defaults = Table::try_from(Config::default()).map_err(|error| vec![error.to_string()])?;
+    let defaults = defaults().map_err(|error| vec![error.to_string()])?;
     let tree = defaults.clone();
     let mut draft = Draft { defaults, tree, places: BTreeMap::new(), problems: Vec::new() };
     let text = &lf(text);
@@ -64,6 +66,14 @@ pub(super) fn resolve(text: &str, sets: &[String]) -> Result<Config, Vec<String>
         draft.set(&lf(set));
     }
     draft.finish()
+}
+
+/// All keys with their default values.
+fn defaults() -> Result<Table, toml::ser::Error> {
+    let mut defaults = Table::try_from(Config::default())?;
+    // It is left out of a configuration that has no sweep.
+    defaults.insert("sweep".into(), Value::try_from(SweepOptions::default())?);
+    Ok(defaults)
 }
 
 /// A text with LF in place of CRLF, as Python's tomllib reads it. Lines and columns stay those of the original text.
@@ -96,6 +106,9 @@ impl Draft {
             let place = ValueOrigin::Line(line_at(text.as_bytes(), name.span().start));
             match (find(&self.defaults, &key), value.get_ref()) {
                 (None, value) => self.unknown(place, &key, value.is_table()),
+                (Some(_), DeValue::Table(inner)) if key == parameters::KEY => {
+                    self.read_parameters(text, "", inner);
+                }
                 (Some(Value::Table(_)), DeValue::Table(inner)) => self.read(text, &key, inner),
                 (Some(_), _) => match Value::deserialize(ValueDeserializer::from(Spanned::clone(value))) {
                     Ok(value) => self.assign(place, &key, value),
@@ -234,14 +247,14 @@ fn join(prefix: &str, name: &str) -> String {
 }
 
 /// The value of a dotted key.
-fn find<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {
+pub(super) fn find<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {
     match key.split_once('.') {
         None => table.get(key),
         Some((first, rest)) => find(table.get(first)?.as_table()?, rest),
     }
 }
 
-fn find_mut<'a>(table: &'a mut Table, key: &str) -> Option<&'a mut Value> {
+pub(super) fn find_mut<'a>(table: &'a mut Table, key: &str) -> Option<&'a mut Value> {
     match key.split_once('.') {
         None => table.get_mut(key),
         Some((first, rest)) => find_mut(table.get_mut(first)?.as_table_mut()?, rest),
@@ -257,6 +270,15 @@ fn list(table: &Table, prefix: &str, keys: &mut Vec<(String, bool)>) {
             list(inner, &key, keys);
         }
     }
+}
+
+/// The dotted keys, tables excepted, whose values differ between two configurations.
+pub(super) fn changed_keys(before: &Table, after: &Table) -> Vec<String> {
+    let mut keys = Vec::new();
+    list(before, "", &mut keys);
+    let changed =
+        keys.into_iter().filter(|(key, is_table)| !is_table && find(before, key) != find(after, key));
+    changed.map(|(key, _)| key).collect()
 }
 
 /// Similarity of two dotted keys, 0 to 1. The last names count nearly as much as the whole keys, so that a key in the

@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use super::{Config, InitMethod, Keep, MAX_BOTTLENECK, MAX_VIRTUAL_TOKENS, Reparameterization};
+use super::{
+    Config, InitMethod, Keep, MAX_BOTTLENECK, MAX_VIRTUAL_TOKENS, PromptKind, PromptPosition,
+    Reparameterization,
+};
 
 /// The input's place in a verbalizer.
 const INPUT: &str = "{{input}}";
@@ -73,6 +76,7 @@ impl Config {
         self.check_prompt(&mut check);
         self.check_data(&mut check);
         self.check_train(&mut check);
+        check.0.extend(self.sweep.problems());
         check.0
     }
 
@@ -117,6 +121,14 @@ impl Config {
                 ),
             ),
             _ => {}
+        }
+        if (prompt.kind, prompt.position) == (PromptKind::Prefix, PromptPosition::AfterHead) {
+            check.fail_with(
+                "prompt.position",
+                "prompt.kind",
+                "expected \"start\" with kind = \"prefix\", found \"after_head\": keys and values are given, and stand before all \
+                 rows that the model computes; set kind = \"embeddings\" or position = \"start\"",
+            );
         }
         self.check_reparameterization(check);
     }
@@ -170,6 +182,10 @@ impl Config {
         });
         check.at_least_one("data.max_input_tokens", data.max_input_tokens);
         check.at_least_one("data.max_output_tokens", data.max_output_tokens);
+        let blank = self.distils() && data.teacher_text.trim().is_empty();
+        check.that(!blank, "data.teacher_text", || {
+            "expected a text, found white space alone; leave the key out for no teacher".into()
+        });
         if self.train.keep == Keep::Best && data.validation.is_empty() {
             check.fail_with(
                 "train.keep",

@@ -174,6 +174,22 @@ impl Encoder<'_> {
         Ok(Ok((ids.collect(), excess > 0)))
     }
 
+    /// The text before the input, and its tokens as [`Encoder::encode_alone`] gives them.
+    pub(super) fn encode_head(&self) -> Result<(String, Vec<(u32, usize)>)> {
+        let TemplateText { mut text, own, .. } = TemplateText::new(self.instruction, self.template, "");
+        text.truncate(own.start);
+        let tokens = self.encode_alone(&text)?;
+        Ok((text, tokens))
+    }
+
+    /// The tokens of a text with which an input begins, each with its end in the text, in bytes.
+    pub(super) fn encode_alone(&self, text: &str) -> Result<Vec<(u32, usize)>> {
+        let encoding = self.tokenizer.encode(text, true).map_err(tokenizer_error)?;
+        let tokens =
+            encoding.get_ids().iter().copied().zip(encoding.get_offsets().iter().map(|(_, end)| *end));
+        Ok(tokens.take(self.without_added_eos(&encoding)).collect())
+    }
+
     /// Length without an end-of-text token that a post-processor appends; one that the text itself contains stays.
     fn without_added_eos(&self, encoding: &Encoding) -> usize {
         let added = encoding.get_ids().iter().zip(encoding.get_special_tokens_mask()).rev();

@@ -2,9 +2,11 @@
 
 pub mod dataset;
 pub mod encode;
+mod head;
 pub mod labels;
 pub mod template;
 
 pub use dataset::{Dataset, Record};
 pub use encode::{Encoded, Encoder, LengthStats};
+pub use head::InputHead;
 pub use template::Template;

@@ -104,6 +104,21 @@ impl Exam<'_> {
         })
     }
 
+    /// Whether the expected label of each row is the likeliest after `prompt`; `examples` are the encoded rows.
+    ///
+    /// # Errors
+    /// Returns an error if the tokenizer doesn't tell the labels apart, a likelihood is not finite, or a device operation
+    /// fails.
+    pub fn judge_labels(&self, prompt: Option<&Prefix>, examples: &[Example]) -> Result<Vec<bool>> {
+        let scores = self.likelihoods(prompt, examples, &self.label_targets()?, &mut |_| {})?;
+        let is_right = |(record, scores): (&Record, &Vec<f64>)| {
+            let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let likeliest = scores.iter().position(|score| *score == largest);
+            likeliest.is_some_and(|i| self.labels[i] == record.output.trim())
+        };
+        Ok(self.dataset.records.iter().zip(&scores).map(is_right).collect())
+    }
+
     /// The labels' token sequences; see [`labels::targets`].
     fn label_targets(&self) -> Result<Vec<Vec<u32>>> {
         let encode = |label: &String| {

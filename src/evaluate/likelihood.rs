@@ -1,7 +1,7 @@
 //! The likelihood of given outputs.
 
 use crate::Result;
-use crate::batch::{Example, PrefixGroup};
+use crate::batch::Example;
 use crate::generate::{self, GenerateProgress};
 use crate::model::Decoder;
 use crate::prompt::Prefix;
@@ -15,7 +15,7 @@ const PASSES: usize = 8;
 /// `progress` is called with the number of examples done.
 ///
 /// # Errors
-/// Returns an error if a value is not finite or a device operation fails, and
+/// Returns an error if an input does not begin with the tokens before the prompt, a value is not finite or a device operation fails, and
 /// [`Error::OutOfMemory`](crate::Error::OutOfMemory) if a single example does not fit.
 pub fn nll(
     model: &Decoder,
@@ -29,7 +29,7 @@ pub fn nll(
     for to in 1..=examples.len() {
         rows += examples[to - 1].input.len() + examples[to - 1].target.len();
         if to == examples.len() || rows >= max_rows.saturating_mul(PASSES) {
-            let group = PrefixGroup::new(0..prompts.num_virtual_tokens() as u32, &examples[from..to]);
+            let group = prompts.group(&examples[from..to])?;
             let (found, limits) = objective::evaluate_within_memory(model, &prompts, group, max_rows)?;
             nll.extend(found);
             max_rows = limits;

@@ -1,6 +1,7 @@
 //! Evaluation: a model answers the test file with and without soft prompts.
 
 pub mod compare;
+mod ensemble;
 mod exam;
 mod likelihood;
 pub mod metrics;
@@ -10,6 +11,7 @@ pub mod text;
 mod write;
 
 pub use compare::{By, Paired};
+pub use ensemble::EnsembleScores;
 pub use exam::{Exam, Progress, Stage};
 pub use likelihood::nll;
 pub use metrics::{ClassScores, Scores};

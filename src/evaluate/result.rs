@@ -1,6 +1,7 @@
 //! The result of an evaluation: `evaluation.json`.
 
 use super::compare::{By, Paired};
+use super::ensemble::EnsembleScores;
 use super::metrics::Scores;
 use super::text::{RowScores, TextScores};
 use crate::config::Task;
@@ -17,11 +18,18 @@ pub struct Evaluation {
     pub labels: Vec<String>,
     /// The text before each row for the base model, in the place of a tuned prompt's virtual tokens; empty for none.
     pub hard_prompt: String,
+    /// Whether that text is `data.teacher_text`, whose effect the tuned prompt has learned. Files of earlier versions do not
+    /// have it: false.
+    #[serde(default)]
+    pub teacher: bool,
     /// The base model with the hard prompt first, then each tuned prompt.
     pub arms: Vec<Arm>,
     /// Each tuned prompt against the base: by the generated texts, in the order of `arms`; then the same by likelihood,
     /// or for other tasks than classification by token F1 and by ROUGE-L.
     pub pairs: Vec<Paired>,
+    /// The tuned prompts together, with `--ensemble`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ensemble: Option<EnsembleScores>,
 }
 
 /// A model that answered, with its prompt.
@@ -90,6 +98,7 @@ impl Evaluation {
         Self {
             arms: arms.map(|(_, arm)| arm.clone()).collect(),
             pairs: pairs.cloned().collect(),
+            ensemble: None,
             ..self.clone()
         }
     }

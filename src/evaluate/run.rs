@@ -5,7 +5,7 @@ use super::{Arm, Evaluation};
 use crate::config::{Config, Task};
 use crate::data::labels::distinct;
 use crate::data::{Dataset, Encoder, Template};
-use crate::prompt::Tuned;
+use crate::prompt::{PromptTask, Tuned};
 use crate::session::Session;
 use crate::{Error, Result, session};
 
@@ -37,7 +37,7 @@ pub fn test_file(config: &Config) -> Result<&str> {
     }
 }
 
-/// Answers the configuration's test file with the base model after the hard prompt (`prompt.init_text` as plain text),
+/// Answers the configuration's test file with the base model after the hard prompt ([`Config::hard_prompt`] as plain text),
 /// then with each tuned prompt, and compares the answers.
 ///
 /// # Errors
@@ -62,7 +62,7 @@ pub fn run(
     };
     let template = Template::parse(&data.verbalizer)?;
     let without_prompt = session::encoder(data, &session.tokenizer, &template);
-    let hard_prompt = config.prompt.init_text.as_str();
+    let hard_prompt = config.hard_prompt();
     let with_hard_prompt =
         Encoder { instruction: Some(hard_prompt).filter(|text| !text.is_empty()), ..without_prompt };
     let exam = Exam {
@@ -78,12 +78,17 @@ pub fn run(
         task: data.task,
         labels: labels.clone(),
         hard_prompt: hard_prompt.to_owned(),
+        teacher: config.distils(),
         arms: Vec::new(),
         pairs: Vec::new(),
+        ensemble: None,
     };
     for tuned in std::iter::once(None).chain(tuned.iter().map(Some)) {
         let name = tuned.map_or("base", |tuned| &tuned.name);
         let encoder = if tuned.is_some() { &without_prompt } else { &with_hard_prompt };
+        if let Some(task) = tuned.and_then(|tuned| tuned.adapter.task.as_ref()) {
+            check_beginnings(task, &without_prompt, &test)?;
+        }
         let prompt = tuned.map(|tuned| &tuned.adapter.prompt);
         let answers = exam.answer(prompt, encoder, &mut |progress| observer.progress(name, progress))?;
         let adapter = tuned.map(|tuned| tuned.argument().display().to_string());
@@ -91,4 +96,16 @@ pub fn run(
         observer.answered(&evaluation)?;
     }
     Ok(evaluation)
+}
+
+/// Refuses inputs that do not begin with the text after which a prompt stands.
+fn check_beginnings(task: &PromptTask, encoder: &Encoder, dataset: &Dataset) -> Result<()> {
+    let Some(before) = &task.before else { return Ok(()) };
+    for example in encoder.encode_dataset(dataset)?.examples {
+        let problem = |problem: String| {
+            Error::Invalid(format!("data.verbalizer, data.test line {}: {problem}", example.line))
+        };
+        before.check(&example.input).map_err(problem)?;
+    }
+    Ok(())
 }

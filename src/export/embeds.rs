@@ -48,15 +48,22 @@ pub struct WrittenEmbeds {
 }
 
 /// Writes a tensor [rows, C] in `torch.save`'s format: the prompt's vectors, then those of the text's tokens, all
-/// without the model's `embedding_multiplier`.
+/// without the model's `embedding_multiplier`. If the prompt stands after a head, the head's tokens come first.
 ///
 /// # Errors
-/// Returns an error if the base can't be read or has another width, or a value does not fit the type; [`Error::Io`] if
+/// Returns an error if the base can't be read or has another width, the text does not begin with the head, or a value does not fit the type; [`Error::Io`] if
 /// the file can't be written.
 pub fn prompt_embeds(options: &PromptEmbeds<'_>) -> Result<WrittenEmbeds> {
     let mut warnings = Vec::new();
     let prompt = options.prompt.adapter.prompt.embeddings("--embeds")?;
     let rows = match options.text {
+        None if !options.prompt.adapter.prompt.before().is_empty() => {
+            return Err(Error::Invalid(format!(
+                "--text: required for {}, whose virtual tokens stand after a text (prompt.position = \"after_head\"); hint: \
+                 --input, or --text with the whole text",
+                options.prompt.name
+            )));
+        }
         None => prompt.clone(),
         Some((model, text)) => {
             let base = Base::open(model)?;
@@ -68,8 +75,12 @@ pub fn prompt_embeds(options: &PromptEmbeds<'_>) -> Result<WrittenEmbeds> {
             if ids.is_empty() {
                 return Err(Error::Invalid("--text: expected at least one token, found none".into()));
             }
-            let ids = Tensor::new(ids, &Device::Cpu)?;
-            Tensor::cat(&[prompt, &base.config_matrix(EMBEDDING)?.index_select(&ids, 0)?], 0)?
+            if let Some(before) = adapter.task.as_ref().and_then(|task| task.before.as_ref()) {
+                before.check(&ids).map_err(|problem| Error::Invalid(format!("--text: {problem}")))?;
+            }
+            let (before, own) = (adapter.prompt.before().len(), ids.len());
+            let rows = base.config_matrix(EMBEDDING)?.index_select(&Tensor::new(ids, &Device::Cpu)?, 0)?;
+            Tensor::cat(&[&rows.narrow(0, 0, before)?, prompt, &rows.narrow(0, before, own - before)?], 0)?
         }
     };
     let dtype = options.value_type.map_or(GgmlDType::F32, ValueType::ggml);

@@ -2,6 +2,7 @@
 
 use super::base::Base;
 use super::prompts::NamedPrompt;
+use crate::data::InputHead;
 use crate::prompt::peft::PromptTask;
 use crate::{Error, Result};
 use candle_core::Tensor;
@@ -20,6 +21,11 @@ pub(super) struct NewTokens {
 impl NewTokens {
     pub fn strings(&self) -> impl Iterator<Item = String> + '_ {
         (0..self.ids.len()).map(|i| token(&self.name, i))
+    }
+
+    /// What stands before the tokens; `None` if they stand at the start.
+    pub fn before(&self) -> Option<&InputHead> {
+        self.task.as_ref()?.before.as_ref()
     }
 
     /// The tokens in order, as the text before an input.

@@ -1,8 +1,7 @@
 //! The prompts to export, and their names.
 
-use crate::config::PromptKind;
 use crate::prompt::peft::Adapter;
-use crate::prompt::{Tuned, check_name, split_name};
+use crate::prompt::{Prefix, Tuned, check_name, split_name};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
@@ -31,7 +30,7 @@ pub fn read_prompts(arguments: &[String]) -> Result<Vec<NamedPrompt>> {
         let name = name.map_or(tuned.name, str::to_owned);
         check_name(&name)
             .map_err(|error| Error::Invalid(format!("{error}; hint: --adapter NAME={}", folder.display())))?;
-        if tuned.adapter.prompt.kind() == PromptKind::Prefix {
+        if matches!(tuned.adapter.prompt, Prefix::KeysValues(_)) {
             return Err(Error::Invalid(format!(
                 "--adapter {}: expected a prompt of embeddings, found keys and values ({}): baked checkpoints and files of \
                  embeddings can't hold them; hint: `gneiss serve` serves such a prompt",

@@ -24,13 +24,13 @@ pub(super) fn write(staging: &StagedOutput, base: &Base, placed: &Placed) -> Res
     match BaseTemplate::find(base)? {
         Some(BaseTemplate::One(template)) => {
             config.remove("chat_template");
-            let text = with_prompts(&template, placed);
+            let text = with_prompts(&template, base, placed)?;
             write_atomically(&staging.path(CHAT_TEMPLATE), |out| out.write_all(text.as_bytes()))?;
         }
         Some(BaseTemplate::Named(mut templates)) => {
             for template in &mut templates {
                 if let Some(Value::String(text)) = template.get_mut("template") {
-                    *text = with_prompts(text, placed);
+                    *text = with_prompts(text, base, placed)?;
                 }
             }
             config.insert("chat_template".into(), Value::Array(templates));

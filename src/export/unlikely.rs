@@ -108,9 +108,14 @@ fn groups(base: &Base, placed: &Placed) -> Result<Vec<PrefixGroup>> {
         let problem = "expected a tokenizer that knows some of a text in many languages, found none".into();
         return Err(Error::Checkpoint { path: base.path.clone(), problem });
     }
-    let prompts = placed.tokens.iter().map(|t| t.ids.start - placed.first..t.ids.end - placed.first);
-    let groups = std::iter::once(0..0).chain(prompts);
-    Ok(groups.map(|prompt| PrefixGroup { prompt, head: Vec::new(), sequences: sequences.clone() }).collect())
+    let prompts = placed.tokens.iter().map(|t| {
+        let before = t.before().map_or(Vec::new(), |before| before.token_ids.clone());
+        (before, t.ids.start - placed.first..t.ids.end - placed.first)
+    });
+    let groups = std::iter::once((Vec::new(), 0..0)).chain(prompts);
+    let group =
+        |(before, prompt)| PrefixGroup { before, prompt, head: Vec::new(), sequences: sequences.clone() };
+    Ok(groups.map(group).collect())
 }
 
 /// Tokens that may be chosen: real ones that do not occur in a program's text as special tokens or ends of text.

@@ -99,7 +99,7 @@ impl<'m> Engine<'m> {
     /// Returns an error if the prompt has another width than the model, the cache has no room for it, or a device
     /// operation fails.
     pub fn add_prefix(&mut self, prompt: Option<&Prefix>) -> Result<PrefixId> {
-        let rows = prompt.map_or(0, Prefix::num_virtual_tokens);
+        let rows = prompt.map_or(0, |prompt| prompt.before().len() + prompt.num_virtual_tokens());
         self.make_room(rows);
         let Some(prefix) = PromptCache::new(self.model, &mut self.cache, prompt)? else {
             return Err(Error::Invalid(format!(
@@ -153,7 +153,7 @@ impl<'m> Engine<'m> {
     ///
     /// # Errors
     /// Returns an error if the prefix was removed; if the request has no text, asks for nothing, has tokens outside the
-    /// vocabulary or is longer than the cache; or if a device operation fails.
+    /// vocabulary, does not begin with the tokens before the prompt or is longer than the cache; or if a device operation fails.
     pub fn submit(&mut self, prefix: PrefixId, request: Request) -> Result<SequenceId> {
         self.check(prefix, &request)?;
         let prompt_cache = match self.long_first_position(prefix, &request)? {

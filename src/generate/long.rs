@@ -2,7 +2,7 @@
 //! have prefixes of their own, so that no request changes the answer to another.
 
 use super::engine::Engine;
-use super::prefixes::PrefixId;
+use super::prefixes::{PrefixId, PromptCache};
 use super::request::Request;
 use crate::ops::rope::Rope;
 use crate::{Error, Result};
@@ -39,7 +39,7 @@ impl Engine<'_> {
         if self.long_prefixes.contains_key(&id) {
             return Ok(true);
         }
-        let Some(rows) = self.virtual_tokens(id) else { return Ok(false) };
+        let Some(rows) = self.prefixes.get(&id).map(PromptCache::rows) else { return Ok(false) };
         self.make_room(rows);
         let Some(prompt_cache) = self.prefixes.get(&id) else { return Ok(false) };
         let long = prompt_cache.at_position(self.model, &mut self.cache, first_position)?;

@@ -62,14 +62,14 @@ pub(crate) fn no_embeddings(model: &Decoder) -> Result<Tensor> {
     crate::ops::no_rows(model.config().hidden_size, model.prompt_dtype(), model.device())
 }
 
-/// Rows of the cache for `requests` after `virtual_tokens`, if at most `most` rows of requests are kept at a time.
-fn cache_rows(requests: &[Request], virtual_tokens: usize, most: usize) -> usize {
+/// Rows of the cache for `requests` after a prefix of `prefix_rows` rows, if at most `most` rows of requests are kept at a time.
+fn cache_rows(requests: &[Request], prefix_rows: usize, most: usize) -> usize {
     let rows = |request: &Request| request.tokens.len() + request.max_new_tokens;
     let (all, largest) =
         (requests.iter().map(rows).sum::<usize>(), requests.iter().map(rows).max().unwrap_or(0));
     let longest_text = requests.iter().map(|request| request.tokens.len()).max().unwrap_or(0);
     // The head that all requests share is at most as long as a text.
-    2 * virtual_tokens + longest_text + all.min(most.max(largest))
+    2 * prefix_rows + longest_text + all.min(most.max(largest))
 }
 
 /// Runs `requests` after `prompt`, or after no prompt, in steps of at most `step_rows` rows. `progress` is
@@ -87,13 +87,13 @@ pub fn generate(
     step_rows: usize,
     progress: &mut dyn FnMut(GenerateProgress),
 ) -> Result<Vec<Generated>> {
-    let virtual_tokens = prompt.map_or(0, Prefix::num_virtual_tokens);
+    let prefix_rows = prompt.map_or(0, |prompt| prompt.before().len() + prompt.num_virtual_tokens());
     let long_above = model.config().rope.as_ref().and_then(Rope::long_above);
     // Long requests have prefixes of their own.
-    let long_prefix_rows = if long_above.is_some() { virtual_tokens } else { 0 };
+    let long_prefix_rows = if long_above.is_some() { prefix_rows } else { 0 };
     let (mut shortage, mut step_rows, mut last) = (Shortage::new(model.device()), step_rows.max(1), 0);
     loop {
-        let rows = cache_rows(&requests, virtual_tokens, 4 * step_rows) + long_prefix_rows;
+        let rows = cache_rows(&requests, prefix_rows, 4 * step_rows) + long_prefix_rows;
         let outcome = match Engine::new(model, rows, step_rows) {
             Ok(engine) => run_all(engine, prompt, &requests, step_rows, progress),
             Err(error) => Err(error),

@@ -6,7 +6,13 @@
 //!   └──────────── a cached prefix, [rows, 2K D] ───────────┘└ its rows in the cache
 //! ```
 //!
-//! Each soft prompt has one cached prefix without a head, and more for heads that were given or that recent requests
+//! A prompt may stand after tokens with which every request begins; they are the first tokens of every head:
+//!
+//! ```text
+//!   ┌ before: a system turn ┐┌ virtual tokens ┐┌ more of the head ┐┌ a request's own tokens
+//! ```
+//!
+//! Each soft prompt has one cached prefix without a head of its own, and more for heads that were given or that recent requests
 //! share. A request uses the cached prefix with the longest head that it begins with.
 
 use crate::Result;
@@ -45,39 +51,44 @@ pub(super) struct CachedPrefix {
     pub(super) rows: Range<usize>,
     /// The first row of the rotary table for its positions.
     pub(super) first_position: usize,
-    /// Tokens after the virtual ones.
+    /// Its tokens of the vocabulary: those before the virtual tokens, then those after.
     pub(super) head: Vec<u32>,
-    /// Hidden state [1, C] of the last virtual token; `None` if there is none or there is a head.
-    pub(super) last_hidden: Option<Tensor>,
+    /// Hidden states [n, C] of the rows that predict the tokens before the virtual tokens, the first of which has no such row,
+    /// and the first token after them; `None` if there are no virtual tokens or there is more of a head.
+    pub(super) predicting: Option<Tensor>,
 }
 
 /// The cached prefixes of one soft prompt, or of no prompt.
 pub(super) struct PromptCache {
+    /// Tokens before the virtual tokens, with which every request begins.
+    before: Vec<u32>,
     /// The virtual tokens' embeddings [P, C] in the model's dtype; no rows if they are keys and values.
     prompts: Tensor,
     /// The virtual tokens' keys and values, and how many they are.
-    given: Given,
+    given: GivenKeysValues,
     /// The first row of the rotary table for the positions of its sequences.
     first_position: usize,
-    /// The first has no head. The others are in the order of their last use, the latest last.
+    /// The first has no head but `before`. The others are in the order of their last use, the latest last.
     cached: Vec<Arc<CachedPrefix>>,
     recent: VecDeque<Vec<u32>>,
 }
 
 /// Keys and values of virtual tokens, and how many these are.
-type Given = Option<(Arc<[PrefixState]>, usize)>;
+type GivenKeysValues = Option<(Arc<[PrefixState]>, usize)>;
 
 impl PromptCache {
     /// Computes the cached prefix without a head; `None` if the cache has no room for it.
     pub(super) fn new(model: &Decoder, cache: &mut KvCache, prompt: Option<&Prefix>) -> Result<Option<Self>> {
+        let before = prompt.map_or(&[][..], Prefix::before).to_vec();
         let (prompts, given) = match super::prompts(model, prompt)? {
-            Prefix::Embeddings(prompts) => (prompts, None),
+            Prefix::Embeddings(prompts) | Prefix::EmbeddingsAfter { values: prompts, .. } => (prompts, None),
             Prefix::KeysValues(values) => {
                 let states = model.given_states(&values)?;
                 (super::no_embeddings(model)?, Some((states.into(), values.dims()[0])))
             }
         };
-        Self::with_prompts(model, cache, (prompts, given), 0)
+        let (cached, recent) = (Vec::new(), VecDeque::new());
+        Self { before, prompts, given, first_position: 0, cached, recent }.with_first(model, cache)
     }
 
     /// The same prompt for sequences whose positions begin at `first_position` of the rotary table.
@@ -87,20 +98,32 @@ impl PromptCache {
         cache: &mut KvCache,
         first_position: usize,
     ) -> Result<Option<Self>> {
-        Self::with_prompts(model, cache, (self.prompts.clone(), self.given.clone()), first_position)
+        let prompt_cache = Self {
+            before: self.before.clone(),
+            prompts: self.prompts.clone(),
+            given: self.given.clone(),
+            first_position,
+            cached: Vec::new(),
+            recent: VecDeque::new(),
+        };
+        prompt_cache.with_first(model, cache)
     }
 
-    fn with_prompts(
-        model: &Decoder,
-        cache: &mut KvCache,
-        (prompts, given): (Tensor, Given),
-        first_position: usize,
-    ) -> Result<Option<Self>> {
-        let mut prompt_cache =
-            Self { prompts, given, first_position, cached: Vec::new(), recent: VecDeque::new() };
-        let Some(block) = prompt_cache.compute(model, cache, &[])? else { return Ok(None) };
-        prompt_cache.cached.push(Arc::new(block));
-        Ok(Some(prompt_cache))
+    /// With the cached prefix that every request can use; `None` if the cache has no room for it.
+    fn with_first(mut self, model: &Decoder, cache: &mut KvCache) -> Result<Option<Self>> {
+        let Some(block) = self.compute(model, cache, &self.before)? else { return Ok(None) };
+        self.cached.push(Arc::new(block));
+        Ok(Some(self))
+    }
+
+    /// Tokens with which every request begins; the virtual tokens stand after them.
+    pub(super) fn before(&self) -> &[u32] {
+        &self.before
+    }
+
+    /// Rows of the cached prefix that every request can use.
+    pub(super) fn rows(&self) -> usize {
+        self.before.len() + self.virtual_tokens()
     }
 
     pub(super) fn virtual_tokens(&self) -> usize {
@@ -125,15 +148,24 @@ impl PromptCache {
             0 => embeds,
             _ => Tensor::cat(&[&self.prompts, &embeds], 0)?,
         };
-        let given = self.given.clone();
-        let extended = Self { prompts, given, cached: Vec::new(), recent: VecDeque::new(), first_position };
-        extended.compute(model, cache, &[])
+        let extended = Self {
+            before: self.before.clone(),
+            prompts,
+            given: self.given.clone(),
+            cached: Vec::new(),
+            recent: VecDeque::new(),
+            first_position,
+        };
+        extended.compute(model, cache, &self.before)
     }
 
+    /// The cached prefix for requests that begin with `head`, which begins with the tokens before the virtual tokens.
     fn compute(&self, model: &Decoder, cache: &mut KvCache, head: &[u32]) -> Result<Option<CachedPrefix>> {
         let first_position = self.first_position;
+        let (before, after) = head.split_at(self.before.len());
         let virtual_ids = (0..self.prompts.dims()[0] as u32).map(virtual_id);
-        let tokens: Vec<u32> = virtual_ids.chain(head.iter().copied()).collect();
+        let tokens: Vec<u32> =
+            before.iter().copied().chain(virtual_ids).chain(after.iter().copied()).collect();
         let filled = self.given_rows();
         let Some(rows) = cache.allocate(filled + tokens.len()) else { return Ok(None) };
         if let Some((states, _)) = &self.given
@@ -143,16 +175,25 @@ impl PromptCache {
             return Err(error);
         }
         if tokens.is_empty() {
-            return Ok(Some(CachedPrefix { rows, first_position, head: Vec::new(), last_hidden: None }));
+            return Ok(Some(CachedPrefix { rows, first_position, head: Vec::new(), predicting: None }));
         }
-        let targets = usize::from(head.is_empty());
+        // Without tokens before the virtual tokens the last row alone predicts a token.
+        let targets = match (before.len(), after.len()) {
+            (0, 0) => 1,
+            (_, 0) => tokens.len(),
+            _ => 0,
+        };
         let own = rows.clone();
         let next = Continuation { tokens: &tokens, prefix: 0..0, first_position, own, filled, targets };
         let computed = cache.pack(&[next]).and_then(|batch| model.infer(&batch, &self.prompts, cache));
         match computed {
             Ok(hidden) => {
-                let last_hidden = head.is_empty().then_some(hidden);
-                Ok(Some(CachedPrefix { rows, first_position, head: head.to_vec(), last_hidden }))
+                let predicting = match targets {
+                    0 => None,
+                    1 => Some(hidden),
+                    _ => Some(predicting_rows(&hidden, before.len())?),
+                };
+                Ok(Some(CachedPrefix { rows, first_position, head: head.to_vec(), predicting }))
             }
             Err(error) => {
                 cache.free(rows);
@@ -178,7 +219,8 @@ impl PromptCache {
 
     /// Computes a cached prefix for requests that begin with `head`, if the cache has room for it.
     pub(super) fn add_head(&mut self, model: &Decoder, cache: &mut KvCache, head: &[u32]) -> Result<()> {
-        if self.cached.iter().any(|block| block.head == head) {
+        let is_known = self.cached.iter().any(|block| block.head == head);
+        if is_known || head.len() <= self.before.len() || !head.starts_with(&self.before) {
             return Ok(());
         }
         if self.cached.len() > MAX_HEADS && !self.free_unused_head(cache) {
@@ -223,4 +265,12 @@ impl PromptCache {
     pub(super) fn into_cached(self) -> Vec<Arc<CachedPrefix>> {
         self.cached
     }
+}
+
+/// The rows of `hidden` that predict tokens of the vocabulary, for a prefix of `before` tokens and then virtual tokens: all of
+/// the first but their last, and the last of all.
+fn predicting_rows(hidden: &Tensor, before: usize) -> Result<Tensor> {
+    let rows = hidden.dims()[0];
+    let (first, last) = (hidden.narrow(0, 0, before - 1)?, hidden.narrow(0, rows - 1, 1)?);
+    Ok(Tensor::cat(&[&first, &last], 0)?)
 }

@@ -5,7 +5,7 @@ use super::sampling::{TokenSampler, argmax, log_sum_exp, top_n};
 use super::{Event, Request, StopReason, Token};
 use crate::Result;
 use crate::model::Decoder;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -57,11 +57,6 @@ impl RunningSequence {
         self.prefix.head.len() + row + 1
     }
 
-    /// Hidden state [1, C] of the last virtual token, which predicts the first token of the text.
-    pub(super) fn last_hidden(&self) -> Option<&Tensor> {
-        self.prefix.last_hidden.as_ref()
-    }
-
     /// Number of rows of the next steps that are known: the tokens of the text that are not processed yet, or one
     /// token.
     pub(super) fn rows_to_come(&self) -> usize {
@@ -88,20 +83,14 @@ impl RunningSequence {
         let position = self.position(row);
         let text = self.request.tokens.len();
         if position < text {
-            if self.scored.is_empty() && self.request.scored == text {
-                let first = self.first_token(model)?;
-                self.scored.push(first);
-            }
+            self.score_head(model)?;
             let token = self.token(self.request.tokens[position], logits, self.request.logprobs);
             self.scored.push(token);
             return Ok(());
         }
         if position == text {
             if self.request.scored > 0 {
-                if self.scored.is_empty() && self.request.scored == text {
-                    let first = self.first_token(model)?;
-                    self.scored.push(first);
-                }
+                self.score_head(model)?;
                 let scored = std::mem::take(&mut self.scored);
                 self.events.push(Event::Scored(scored));
             }
@@ -160,26 +149,37 @@ impl RunningSequence {
         Token { id, logprob, top: top_n(logits, likeliest.unwrap_or(0), lse) }
     }
 
-    /// The first token of the text, with the log-probability that the last virtual token gives it, if there is one.
-    fn first_token(&self, model: &Decoder) -> Result<Token> {
-        let id = self.request.tokens[0];
-        let Some(logits) = self.first_logits(model)? else {
-            return Ok(Token { id, logprob: None, top: Vec::new() });
-        };
-        Ok(self.token(id, &logits, self.request.logprobs))
+    /// Scores the tokens that rows of the prefix predict, unless they are scored already: those before the virtual tokens, and the
+    /// first after them. The very first has a log-probability only if virtual tokens precede it.
+    fn score_head(&mut self, model: &Decoder) -> Result<()> {
+        let (head, first) =
+            (self.prefix.head.len(), self.request.tokens.len().saturating_sub(self.request.scored));
+        if !self.scored.is_empty() || self.request.scored == 0 || first > head {
+            return Ok(());
+        }
+        let logits = self.head_logits(model)?;
+        for index in first..=head {
+            let id = self.request.tokens[index];
+            let row = if head == 0 { Some(0) } else { index.checked_sub(1) };
+            let token = match row.and_then(|row| logits.get(row)) {
+                Some(logits) => self.token(id, logits, self.request.logprobs),
+                None => Token { id, logprob: None, top: Vec::new() },
+            };
+            self.scored.push(token);
+        }
+        Ok(())
     }
 
-    /// Logits [V] of the token after the last virtual token; `None` if there are no virtual tokens.
-    fn first_logits(&self, model: &Decoder) -> Result<Option<Vec<f32>>> {
-        let Some(hidden) = self.last_hidden() else { return Ok(None) };
-        let logits = model.logits(hidden)?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
-        Ok(Some(logits.flatten_all()?.to_vec1()?))
+    /// Logits [V] of the rows of the prefix that predict tokens of the vocabulary; none if there are no virtual tokens.
+    fn head_logits(&self, model: &Decoder) -> Result<Vec<Vec<f32>>> {
+        let Some(hidden) = &self.prefix.predicting else { return Ok(Vec::new()) };
+        Ok(model.logits(hidden)?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.to_vec2()?)
     }
 
     /// Chooses the first token of an answer to a text that is given as embeddings.
     pub(super) fn choose_first(&mut self, model: &Decoder) -> Result<()> {
-        if let Some(logits) = self.first_logits(model)? {
-            self.choose_next(&logits);
+        if let Some(logits) = self.head_logits(model)?.last() {
+            self.choose_next(logits);
         }
         Ok(())
     }

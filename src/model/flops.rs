@@ -27,10 +27,9 @@
 //! In a model of one layer that layer is the first and the last: its backward pass has M rows of o, gate, up,
 //! down, P rows of k, v, and 4 products for pairs of a target row and a prefix row.
 
-use crate::batch::{PackedBatch, Passes, PrefixGroup};
+use crate::batch::{PackedBatch, Passes};
 use crate::checkpoint::tensors::{LayerTensors, ProjectionRows};
 use crate::checkpoint::{MambaConfig, MixerKind, ModelConfig};
-use crate::config::PromptKind;
 use crate::ops::ssd;
 
 /// Useful floating-point operations of one optimizer step.
@@ -85,12 +84,8 @@ impl FlopRows {
 }
 
 impl Flops {
-    /// Of a step over `groups`, whose prompts are of `kind`.
-    pub fn of_step(config: &ModelConfig, kind: PromptKind, groups: &[PrefixGroup]) -> Self {
-        let passes = match kind {
-            PromptKind::Embeddings => Passes::new(groups, usize::MAX),
-            PromptKind::Prefix => Passes::after_given(groups, usize::MAX, None),
-        };
+    /// Of a step over the passes of a batch that was not split.
+    pub fn of_step(config: &ModelConfig, passes: &Passes) -> Self {
         let rows = FlopRows {
             all: passes.rows() as f64,
             // No gradient goes below the first layer's attention if prompts are its keys and values.

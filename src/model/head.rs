@@ -1,11 +1,12 @@
 //! The head: logits and losses of target rows.
 
 use super::Decoder;
-use crate::Result;
 use crate::device::{self, Work};
-use crate::ops::Indices;
 use crate::ops::cross_entropy::{self, Softmax};
+use crate::ops::{Indices, distillation};
+use crate::{Error, Result};
 use candle_core::{DType, DeviceLocation, Tensor};
+use std::ops::Range;
 
 /// Rows whose logits exist at a time: on the CPU 64, which of 100,352 are 26 MB in f32; a GPU's product needs more
 /// rows to be fast, and 512 are 103 MB in bf16.
@@ -15,12 +16,14 @@ pub(super) fn head_rows(device: DeviceLocation) -> usize {
 
 /// Losses of the target rows, and the gradient of their hidden states.
 pub struct HeadLoss {
-    /// Negative log-likelihood of each label, nats: f64 `[targets]` on the CPU, f32 on a GPU, which may not have computed it
-    /// yet.
-    pub nll: Tensor,
+    /// Of each target row, nats: f64 `[targets]` on the CPU, f32 on a GPU, which may not have computed it yet.
+    pub losses: Tensor,
     /// [targets, C]; `None` if no gradient was asked for.
     pub dhidden: Option<Tensor>,
 }
+
+/// Losses of some rows, and the gradient of their logits if one was asked for.
+type ChunkLoss = (Tensor, Option<Tensor>);
 
 impl Decoder {
     /// Rows whose logits exist at a time.
@@ -28,34 +31,88 @@ impl Decoder {
         head_rows(self.device().location())
     }
 
-    /// Losses of `labels` for the hidden states of their rows [targets, C]; their gradient for a loss of
+    fn softmax(&self) -> Softmax {
+        Softmax { vocab: self.config.vocab_size, scale: 1.0 / self.config.logits_scaling }
+    }
+
+    /// Negative log-likelihoods of `labels` for the hidden states of their rows [targets, C]; their gradient for a loss of
     /// `dloss * sum(nll)` if `dloss` is given. Logits exist for some rows at a time.
     ///
     /// # Errors
     /// Returns an error if there are more or fewer labels than rows, or if a device operation fails.
     pub fn head_loss(&self, hidden: &Tensor, labels: &Indices, dloss: Option<f64>) -> Result<HeadLoss> {
+        let softmax = self.softmax();
+        self.in_chunks(hidden, labels.len(), dloss, |rows, logits| {
+            let labels = labels.view(rows);
+            let losses = cross_entropy::forward(&logits, labels, softmax)?;
+            let dlogits = match dloss {
+                Some(dloss) => Some(cross_entropy::backward(logits, labels, softmax, &losses, dloss)?),
+                None => None,
+            };
+            Ok((losses.nll, dlogits))
+        })
+    }
+
+    /// Divergences KL(teacher || student) of the vocabulary's distributions for the hidden states of the same target rows
+    /// [targets, C] of both; the gradient of the student's for a loss of `dloss * sum(kl)` if `dloss` is given. Logits exist
+    /// for some rows at a time.
+    ///
+    /// # Errors
+    /// Returns an error if the shapes differ or a device operation fails.
+    pub fn head_distillation(
+        &self,
+        student: &Tensor,
+        teacher: &Tensor,
+        dloss: Option<f64>,
+    ) -> Result<HeadLoss> {
+        if student.dims() != teacher.dims() {
+            return Err(Error::shape(
+                "head",
+                format!("hidden states of the teacher as the student's, {:?}", student.dims()),
+                format!("{:?}", teacher.dims()),
+            ));
+        }
+        let softmax = self.softmax();
+        self.in_chunks(student, student.dims()[0], dloss, |rows, logits| {
+            let of_teacher = self.head.forward(&teacher.narrow(0, rows.start, rows.len())?)?;
+            let divergences = distillation::forward(&logits, &of_teacher, softmax)?;
+            let dlogits = match dloss {
+                Some(dloss) => {
+                    Some(distillation::backward(logits, &of_teacher, softmax, &divergences, dloss)?)
+                }
+                None => None,
+            };
+            Ok((divergences.kl, dlogits))
+        })
+    }
+
+    /// Losses of all rows, in chunks: `loss` is called with a range of the `targets` rows and their logits.
+    fn in_chunks(
+        &self,
+        hidden: &Tensor,
+        targets: usize,
+        dloss: Option<f64>,
+        loss: impl Fn(Range<usize>, Tensor) -> Result<ChunkLoss> + Send + Sync,
+    ) -> Result<HeadLoss> {
         self.on_pool(|| {
-            let softmax = Softmax { vocab: self.config.vocab_size, scale: 1.0 / self.config.logits_scaling };
-            let (mut nll, mut dhidden) = (Vec::new(), Vec::new());
+            let (mut losses, mut dhidden) = (Vec::new(), Vec::new());
             let step = self.head_rows();
-            for start in (0..labels.len()).step_by(step) {
-                let n = step.min(labels.len() - start);
-                let labels = labels.view(start..start + n);
+            for start in (0..targets).step_by(step) {
+                let n = step.min(targets - start);
                 let logits = self.head.forward(&hidden.narrow(0, start, n)?)?;
-                let losses = cross_entropy::forward(&logits, labels, softmax)?;
-                if let Some(dloss) = dloss {
-                    let dlogits = cross_entropy::backward(logits, labels, softmax, &losses, dloss)?;
+                let (of_rows, dlogits) = loss(start..start + n, logits)?;
+                if let Some(dlogits) = dlogits {
                     dhidden.push(self.head.backward(&dlogits, 1.0)?);
                 }
-                nll.push(losses.nll);
+                losses.push(of_rows);
             }
-            let nll = if nll.is_empty() { self.no_losses()? } else { Tensor::cat(&nll, 0)? };
+            let losses = if losses.is_empty() { self.no_losses()? } else { Tensor::cat(&losses, 0)? };
             let dhidden = match dloss {
                 Some(_) if dhidden.is_empty() => Some(hidden.clone()),
                 Some(_) => Some(Tensor::cat(&dhidden, 0)?),
                 None => None,
             };
-            Ok(HeadLoss { nll, dhidden })
+            Ok(HeadLoss { losses, dhidden })
         })
     }
 

@@ -56,7 +56,7 @@ impl Decoder {
     /// Returns an error if the width is another or a device operation fails.
     pub fn keys_values(&self, embeddings: &Tensor) -> Result<Tensor> {
         let prompt = 0..embeddings.dims2()?.0 as u32;
-        let group = PrefixGroup { prompt, head: Vec::new(), sequences: Vec::new() };
+        let group = PrefixGroup { before: Vec::new(), prompt, head: Vec::new(), sequences: Vec::new() };
         let batch = Passes::new(&[group], usize::MAX).prefix_pass;
         let PrefixPass { states, .. } =
             self.prefix_pass(&batch, &embeddings.to_dtype(self.prompt_dtype())?, None)?;

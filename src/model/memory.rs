@@ -153,7 +153,7 @@ pub struct TuningMemory {
     pub prompt_per_token: usize,
     /// Of a prompt of keys and values and AdamW's two moments, per virtual token.
     pub keys_values_per_token: usize,
-    /// Of what all layers read of a prompt of keys and values, per virtual token.
+    /// Of what all attention layers read of a prompt of keys and values, per virtual token, or of a teacher's prefix, per row.
     pub given_per_token: usize,
     /// Kept free, whatever the pass.
     pub reserve_at_least: usize,
@@ -383,25 +383,7 @@ impl Parameters {
     }
 }
 
-/// The shape of Granite 4.1 8b.
-#[cfg(test)]
-pub(crate) fn granite_8b() -> ModelConfig {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/granite/config.json");
-    let small = ModelConfig::from_json(&path).expect("the fixture is valid");
-    ModelConfig {
-        num_hidden_layers: 40,
-        hidden_size: 4096,
-        num_attention_heads: 32,
-        num_key_value_heads: 8,
-        head_dim: 128,
-        intermediate_size: 12800,
-        vocab_size: 100_352,
-        tie_word_embeddings: true,
-        attention_bias: false,
-        mlp_bias: false,
-        ..small
-    }
-}
-
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use tests::granite_8b;

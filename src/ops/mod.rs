@@ -37,6 +37,7 @@
 //! | residual stream | the matrix [T, C] to which attention and MLP of every layer add their outputs |
 //! | rstd | reciprocal root mean square of a row, saved by the norm for its backward pass |
 //! | lse | log-sum-exp of a row of scores or logits, saved for the backward pass |
+//! | teacher, student | of a distillation: the base model after a text, whose distribution is the target, and the model after the prompt, which is trained towards it |
 //! | saved | the values of a forward pass that its backward pass needs |
 //! | chunk | up to 64 rows of one segment, which the scan computes as products |
 //! | state | of a Mamba2 layer after a row: the scan's, [I, N], and the last W - 1 rows of the convolution's input, its tail |
@@ -60,6 +61,7 @@
 //! | [`ssd`] | own code with `gemm`, in chunks | the same in f32: xBC and y may be bf16 | kernel, row by row, of states up to 256 |
 //! | [`embed`] | own code | embedding in bf16, output in f32 | kernel |
 //! | [`cross_entropy`] | own code | (logits are f32) | kernel |
+//! | [`distillation`] | own code | (logits are f32) | kernel |
 //! | [`rows`] | candle | candle | kernel |
 //! | [`adamw`] | own code | (parameters are f32) | kernel, f32 only |
 //!
@@ -70,6 +72,7 @@ pub mod attention;
 pub(crate) mod backend;
 pub mod conv;
 pub mod cross_entropy;
+pub mod distillation;
 pub mod embed;
 pub mod experts;
 pub mod gated_norm;

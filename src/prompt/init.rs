@@ -40,6 +40,15 @@ pub fn initial(
     Prompt::with_options(&prefix, options, token_dim(options.kind, model), seed)
 }
 
+/// Width of what PEFT's encoder of a prompt reads: C, or K D.
+fn token_dim(kind: PromptKind, model: &Decoder) -> usize {
+    let config = model.config();
+    match kind {
+        PromptKind::Embeddings => config.hidden_size,
+        PromptKind::Prefix => config.num_key_value_heads * config.head_dim,
+    }
+}
+
 /// A prefix of the kind that the configuration asks for: the keys and values of embeddings are those that the model makes of
 /// them, so that the first step is that of the embeddings.
 fn as_kind(prefix: Prefix, kind: PromptKind, model: &Decoder) -> Result<Prefix> {
@@ -55,15 +64,6 @@ fn as_kind(prefix: Prefix, kind: PromptKind, model: &Decoder) -> Result<Prefix> 
                 .into(),
         )),
         (prefix, _) => Ok(prefix),
-    }
-}
-
-/// Width of what PEFT's encoder of a prompt reads.
-fn token_dim(kind: PromptKind, model: &Decoder) -> usize {
-    let config = model.config();
-    match kind {
-        PromptKind::Embeddings => config.hidden_size,
-        PromptKind::Prefix => config.num_key_value_heads * config.head_dim,
     }
 }
 

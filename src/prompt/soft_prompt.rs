@@ -1,10 +1,11 @@
 //! A soft prompt: its trainable values, and the prefix that a model makes of them.
 
 use super::{Prefix, PromptLayout, reparameterization};
-use crate::config::{PromptOptions, Reparameterization};
+use crate::config::{PromptKind, PromptOptions, Reparameterization};
 use crate::ops::gpu;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
+use std::sync::Arc;
 
 /// A soft prompt whose values are being tuned.
 ///
@@ -15,6 +16,8 @@ use candle_core::{DType, Device, Tensor};
 #[derive(Debug, Clone)]
 pub struct Prompt {
     layout: PromptLayout,
+    /// Tokens before the virtual tokens, with which every input begins; none if these stand at the start.
+    before: Arc<[u32]>,
     /// All trainable values, of the shape [`PromptLayout::values_shape`].
     values: Tensor,
     /// Rows that are not trained, if there are any.
@@ -80,7 +83,26 @@ impl Prompt {
             0 => None,
             rows => Some(initial.values().narrow(0, 0, rows)?.copy()?),
         };
-        Ok(Self { layout, values, frozen })
+        Ok(Self { layout, before: initial.before().into(), values, frozen })
+    }
+
+    /// The same prompt after the tokens `before`, with which every input begins; none for the start.
+    ///
+    /// # Errors
+    /// Returns [`Error::Invalid`] if the prompt is keys and values and there are tokens.
+    pub fn after(self, before: &[u32]) -> Result<Self> {
+        Prefix::new(self.layout.kind, self.values.clone()).after(before)?;
+        Ok(Self { before: before.into(), ..self })
+    }
+
+    /// Tokens before the virtual tokens; none if these stand at the start.
+    pub fn before(&self) -> &[u32] {
+        &self.before
+    }
+
+    /// What the prompt puts in front of sequences.
+    pub fn kind(&self) -> PromptKind {
+        self.layout.kind
     }
 
     /// What the trainable values are.
@@ -111,7 +133,7 @@ impl Prompt {
     /// The same prompt with other trainable values, of the same shape.
     #[must_use]
     pub fn with_values(&self, values: Tensor) -> Self {
-        Self { layout: self.layout, values, frozen: self.frozen.clone() }
+        Self { values, ..self.clone() }
     }
 
     /// The same prompt in f32 on `device`.
@@ -121,7 +143,7 @@ impl Prompt {
     pub fn to_device(&self, device: &Device) -> Result<Self> {
         let there = |tensor: &Tensor| gpu::to_device(&tensor.to_dtype(DType::F32)?, device);
         let frozen = self.frozen.as_ref().map(there).transpose()?;
-        Ok(Self { layout: self.layout, values: there(&self.values)?, frozen })
+        Ok(Self { values: there(&self.values)?, frozen, ..self.clone() })
     }
 
     /// The prefix that the values make.
@@ -137,7 +159,7 @@ impl Prompt {
             None => rows,
             Some(frozen) => Tensor::cat(&[frozen, &rows], 0)?,
         };
-        Ok(Prefix::new(self.layout.kind, rows))
+        Ok(Prefix::new(self.layout.kind, rows).with_before(&self.before))
     }
 
     /// The gradient of the trainable values from that of the prefix, of the values' shape and dtype.

@@ -5,7 +5,7 @@ use super::svg::{self, Ink};
 use super::view::{ArmScores, StatusView, scores};
 use super::{html, text};
 use crate::evaluate::Evaluation;
-use crate::run::Run;
+use crate::run::{LossKind, Run};
 use crate::{Error, Result};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +28,8 @@ struct Has {
     right: &'static str,
     validation: bool,
     memory: bool,
+    /// Whether the losses of any run are divergences.
+    teacher: bool,
 }
 
 /// One run's results.
@@ -106,6 +108,7 @@ pub fn compare(runs: &[Run]) -> Result<String> {
         right,
         validation: rows.iter().any(|r| r.validation_loss.is_some()),
         memory: rows.iter().any(|r| r.memory.is_some()),
+        teacher: runs.iter().any(|run| run.summary.loss == LossKind::KlDivergence),
     };
     let settings = settings(runs)?;
     let view = CompareView { rows, has, settings, plots, version: env!("CARGO_PKG_VERSION") };

@@ -14,6 +14,8 @@ pub(super) enum Page {
     Run,
     /// The page of several runs.
     Compare,
+    /// The page of a sweep.
+    Sweep,
 }
 
 const STYLE: &str = include_str!("style.css");
@@ -23,6 +25,7 @@ pub(super) fn render(page: Page, view: &impl Serialize) -> Result<String> {
     let source = match page {
         Page::Run => include_str!("page.html"),
         Page::Compare => include_str!("compare.html"),
+        Page::Sweep => include_str!("sweep.html"),
     };
     let failed = |e: minijinja::Error| Error::Invalid(format!("report: {e:#}"));
     let mut environment = Environment::new();

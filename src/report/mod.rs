@@ -7,9 +7,11 @@ mod axis;
 mod chart;
 mod compare;
 mod html;
+mod parallel;
 pub mod plot;
 mod series;
 mod svg;
+mod sweep;
 mod text;
 mod view;
 
@@ -21,6 +23,7 @@ use crate::run::Run;
 pub use compare::compare;
 use plot::Size;
 use std::path::PathBuf;
+pub use sweep::{sweep_page, write_sweep};
 
 /// File of the page that compares runs, next to their folders.
 pub const COMPARE: &str = "compare.html";

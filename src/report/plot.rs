@@ -6,14 +6,11 @@ use super::series::{Point, smoothed};
 use super::svg::Ink;
 use super::text::number;
 use crate::Result;
-use crate::run::Run;
+use crate::run::{LossKind, Run};
 
 pub use super::chart::Size;
 pub use super::svg::png;
 pub use crate::tune::RangePoint;
-
-/// Unit of losses.
-const NATS: &str = "nats per target token";
 
 const TRAINING: Ink = Ink::Line(0);
 const VALIDATION: Ink = Ink::Line(1);
@@ -75,7 +72,7 @@ pub fn range_test(points: &[RangePoint], suggestion: Option<f64>, size: Size) ->
             .collect()
     };
     let smoothed = of(|p| p.smoothed);
-    let mut chart = by_step("Learning-rate range test", NATS, Scale::FromZero);
+    let mut chart = by_step("Learning-rate range test", "nats per target token", Scale::FromZero);
     (chart.x, chart.x_label) = (Scale::Log, "learning rate, log scale".into());
     chart.y = scale([&of(|p| p.loss)[..], &smoothed]);
     let marked = suggestion.and_then(|rate| {
@@ -123,7 +120,12 @@ pub(super) fn overlay(
         Overlay::Training => "Training loss, smoothed",
         Overlay::Validation => "Validation loss",
     };
-    let mut chart = by_step(title, NATS, scale(all.iter().map(Vec::as_slice)));
+    let kinds: Vec<LossKind> = runs.iter().map(|(_, run)| run.summary.loss).collect();
+    let unit = match kinds.iter().all(|kind| *kind == kinds[0]) {
+        true => kinds.first().copied().unwrap_or_default().unit(),
+        false => "nats per target token; KL divergence in runs with a teacher",
+    };
+    let mut chart = by_step(title, unit, scale(all.iter().map(Vec::as_slice)));
     (chart.x, chart.x_label) = (if by_time { Scale::FromZero } else { Scale::Whole }, label);
     for (i, ((name, _), points)) in runs.iter().zip(all).enumerate() {
         let shown = match what {
@@ -140,11 +142,39 @@ pub(super) fn overlay(
     chart.draw(size)
 }
 
+/// A trial in the plot of a sweep.
+pub(super) struct SweepCurve<'a> {
+    /// Its name in the legend.
+    pub name: Option<String>,
+    pub run: &'a Run,
+    pub ink: Ink,
+    pub is_best: bool,
+}
+
+/// Validation losses of a sweep's trials against the epoch; `None` before the first epoch's end.
+pub(super) fn sweep(curves: &[SweepCurve], size: Size) -> Result<Option<String>> {
+    let points = |curve: &SweepCurve| -> Vec<Point> {
+        let point = |e: &crate::tune::EpochRecord| Some((e.epoch as f64, e.validation_loss?));
+        curve.run.epochs.iter().filter_map(point).collect()
+    };
+    let all: Vec<Vec<Point>> = curves.iter().map(points).collect();
+    let unit = curves.first().map_or(LossKind::default(), |curve| curve.run.summary.loss).unit();
+    let mut chart = by_step("Validation loss", unit, scale(all.iter().map(Vec::as_slice)));
+    chart.x_label = "epoch".into();
+    for (curve, points) in curves.iter().zip(all).filter(|(_, points)| !points.is_empty()) {
+        let SweepCurve { name, ink, is_best, .. } = curve;
+        let width = if *is_best { 3.4 } else { 1.6 };
+        let mark = (*ink != Ink::Axis).then_some(PointMark::Dot);
+        chart.series.push(Series { width, mark, ..line(name.as_deref(), points, *ink) });
+    }
+    chart.draw(size)
+}
+
 /// Losses of a run; `x` gives the position of a record from its step and elapsed time.
 fn losses(run: &Run, title: &str, label: String, x: impl Fn(usize, f64) -> f64 + Copy) -> Chart {
     let training: Vec<Point> = run.steps.iter().map(|s| (x(s.step, s.elapsed), s.loss)).collect();
     let validation = validation(run, x);
-    let mut chart = by_step(title, NATS, scale([&training[..], &validation]));
+    let mut chart = by_step(title, run.summary.loss.unit(), scale([&training[..], &validation]));
     (chart.x, chart.x_label) = (Scale::FromZero, label);
     chart.series = with_smoothed(training, chart.y == Scale::Log, "training, each step");
     if !validation.is_empty() {

@@ -135,7 +135,7 @@ pub(super) fn inline(svg: &str) -> String {
 }
 
 /// Text as the content or an attribute of XML, without the control characters that XML does not allow.
-fn escaped(text: &str) -> String {
+pub(super) fn escaped(text: &str) -> String {
     let clean: String = text.chars().filter(|c| !c.is_control()).collect();
     clean.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

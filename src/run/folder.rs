@@ -113,7 +113,7 @@ impl RunFolder {
 }
 
 /// Renames a folder or file to `NAME~1`, or `STEM~1.EXTENSION`, with the first free number.
-fn move_aside(inside: &Path, name: &str) -> Result<PathBuf> {
+pub(crate) fn move_aside(inside: &Path, name: &str) -> Result<PathBuf> {
     let from = inside.join(name);
     let (stem, extension) = match name.rsplit_once('.') {
         Some((stem, extension)) if from.is_file() => (stem, format!(".{extension}")),

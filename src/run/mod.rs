@@ -13,14 +13,20 @@
 //! events.out.tfevents.*    the records for TensorBoard, if `train.tensorboard` is true
 //! ```
 
+mod data;
 pub mod folder;
+mod position;
 pub mod read;
 mod recorder;
 pub mod summary;
+pub mod teacher;
 pub mod tensorboard;
 pub mod tuning;
 
+pub use data::TuningData;
 pub use folder::RunFolder;
 pub use read::{Run, RunRecord};
-pub use summary::{ModelSummary, Status, Summary};
+pub use recorder::Recorder;
+pub use summary::{LossKind, ModelSummary, Status, Summary};
+pub use teacher::TeacherData;
 pub use tuning::Tuning;

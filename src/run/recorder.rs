@@ -36,14 +36,14 @@ impl Rates {
 }
 
 /// Writes the events of a run, monitors its health, and passes everything on.
-pub(super) struct Recorder<'a> {
-    pub folder: &'a mut RunFolder,
-    pub events: Option<EventFile>,
-    pub health: Health,
-    pub summary: Summary,
-    pub rates: Rates,
-    pub memory: &'a mut dyn PeakMemory,
-    pub watch: &'a mut dyn Observer,
+pub struct Recorder<'a> {
+    pub(super) folder: &'a mut RunFolder,
+    pub(super) events: Option<EventFile>,
+    pub(super) health: Health,
+    pub(super) summary: Summary,
+    pub(super) rates: Rates,
+    pub(super) memory: &'a mut dyn PeakMemory,
+    pub(super) watch: &'a mut dyn Observer,
 }
 
 impl Recorder<'_> {
@@ -105,6 +105,10 @@ impl Observer for Recorder<'_> {
 
     fn warning(&mut self, text: &str) -> Result<()> {
         self.warn(Some(text.to_owned()))
+    }
+
+    fn pauses(&self) -> bool {
+        self.watch.pauses()
     }
 
     fn interrupted(&self) -> bool {

@@ -1,7 +1,9 @@
 //! The result of a run: `summary.json`.
 
-use crate::config::InitMethod;
-use crate::tune::Position;
+use crate::Result;
+use crate::config::{Config, InitMethod};
+use crate::prompt::PromptLayout;
+use crate::tune::{Ended, Position};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -17,11 +19,28 @@ pub enum Status {
     StoppedEarly,
     /// It was interrupted between two steps; `gneiss tune --resume` continues it.
     Interrupted,
+    /// It waits for its next epoch, as a trial of a sweep.
+    Paused,
+    /// A sweep gave it up, as others were better.
+    Pruned,
     /// An error ended it.
     Failed {
         /// The error's message.
         error: String,
     },
+}
+
+impl Status {
+    /// Of a run that ended in this way.
+    pub fn new(outcome: &Result<Ended>) -> Self {
+        match outcome {
+            Ok(Ended::Completed) => Self::Completed,
+            Ok(Ended::StoppedEarly) => Self::StoppedEarly,
+            Ok(Ended::Interrupted) => Self::Interrupted,
+            Ok(Ended::Paused) => Self::Paused,
+            Err(error) => Self::Failed { error: error.to_string() },
+        }
+    }
 }
 
 impl fmt::Display for Status {
@@ -31,7 +50,35 @@ impl fmt::Display for Status {
             Self::Completed => f.write_str("completed"),
             Self::StoppedEarly => f.write_str("completed (stopped early)"),
             Self::Interrupted => f.write_str("interrupted"),
+            Self::Paused => f.write_str("paused"),
+            Self::Pruned => f.write_str("pruned"),
             Self::Failed { error } => write!(f, "failed: {error}"),
+        }
+    }
+}
+
+/// What a run's losses are; all in nats, as means over target tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LossKind {
+    /// Cross-entropy: the negative log-likelihood of the target tokens.
+    #[default]
+    CrossEntropy,
+    /// With `data.teacher_text`, the KL divergence of the model's distribution from the teacher's.
+    KlDivergence,
+}
+
+impl LossKind {
+    /// The kind of a run's losses.
+    pub fn new(config: &Config) -> Self {
+        if config.distils() { Self::KlDivergence } else { Self::CrossEntropy }
+    }
+
+    /// The unit of its values, for axes and tables.
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::CrossEntropy => "nats per target token",
+            Self::KlDivergence => "KL divergence from the teacher, nats per target token",
         }
     }
 }
@@ -72,8 +119,11 @@ pub struct Summary {
     pub init_method: InitMethod,
     /// Rows of the prompt.
     pub num_virtual_tokens: usize,
-    /// Number of values of the prompt.
+    /// Number of trainable values of the prompt.
     pub trainable_parameters: usize,
+    /// What the trainable values are; `None` if they are the rows of a prompt of embeddings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layout: Option<PromptLayout>,
     /// Examples of the training file.
     pub train_examples: usize,
     /// Examples of the validation file; 0 without one.
@@ -90,6 +140,9 @@ pub struct Summary {
     pub kept_step: usize,
     /// Epochs after which the kept prompt was saved.
     pub kept_epoch: usize,
+    /// What the losses are. Files of earlier versions do not have it: they are cross-entropies.
+    #[serde(default)]
+    pub loss: LossKind,
     /// Mean training loss of the kept prompt's last epoch, nats per target token; `None` in the middle of an epoch.
     #[serde(default, with = "crate::number::optional")]
     pub train_loss: Option<f64>,
@@ -111,6 +164,11 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// The prompt's settings that are not the defaults, each after a comma.
+    pub fn prompt_settings(&self) -> String {
+        self.layout.map_or(String::new(), |layout| layout.to_string())
+    }
+
     /// Sets the numbers for `position`, after `elapsed` seconds.
     pub(super) fn reach(&mut self, position: &Position, elapsed: f64) {
         (self.steps, self.skipped_steps) = (position.step, position.skipped);

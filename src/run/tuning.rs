@@ -1,22 +1,26 @@
 //! A complete run, from a configuration to the files in its folder.
 
+use super::position;
 use super::recorder::{Rates, Recorder};
+use super::teacher::TeacherData;
 use super::tensorboard::EventFile;
-use super::{ModelSummary, Run, RunFolder, Status, Summary};
+use super::{LossKind, ModelSummary, Run, RunFolder, Status, Summary, TuningData};
 use crate::config::{Config, InitMethod, PromptKind, Task as TaskKind};
 use crate::data::labels::distinct;
-use crate::data::{Dataset, Encoded, Template};
+use crate::data::{InputHead, Template};
 use crate::device::PeakMemory;
 use crate::layout::CHECKPOINT;
+use crate::model::Decoder;
 use crate::model::memory::Parameters;
-use crate::prompt::peft::{Adapter, AdapterConfig, ModelCard, PromptTask, PromptTuningInit};
+use crate::prompt::peft::{Adapter, AdapterConfig, ModelCard, PeftType, PromptTask, PromptTuningInit};
 use crate::prompt::vocabulary::Vocabulary;
 use crate::prompt::{Prefix, Prompt, init};
 use crate::session::Session;
 use crate::tune::health::{self, Health};
-use crate::tune::{Ended, Kept, MemoryPlan, Observer, State, Task, Trainer};
-use crate::{Error, Result, session};
+use crate::tune::{Kept, MemoryPlan, Observer, PromptRun, RunExamples, State, Task, Trainer};
+use crate::{Error, Result};
 use std::path::Path;
+use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Number of example inputs in a prompt's folder, to try the prompt with.
@@ -26,18 +30,14 @@ const EXAMPLES: usize = 8;
 pub struct Tuning<'a> {
     config: &'a Config,
     session: &'a Session,
-    /// Rows and token ids for the training.
-    pub train: (Dataset, Encoded),
-    /// Rows and token ids for the validation loss after each epoch.
-    pub validation: Option<(Dataset, Encoded)>,
+    /// The files.
+    pub data: Rc<TuningData>,
     /// The prompt before the first step of this part of the run, on the CPU.
     pub initial: Prompt,
+    /// What stands before the virtual tokens; `None` if they stand at the start.
+    pub before: Option<InputHead>,
     /// How the run fits into memory.
     pub plan: MemoryPlan,
-    /// Warnings about the data, with hints.
-    pub warnings: Vec<String>,
-    /// Notes about how the files were read.
-    pub notes: Vec<String>,
     /// The state from which the run continues.
     pub state: Option<State>,
 }
@@ -49,26 +49,20 @@ impl<'a> Tuning<'a> {
     /// # Errors
     /// Returns an error if a file, the first prompt or the device fails.
     pub fn prepare(config: &'a Config, session: &'a Session, state: Option<State>) -> Result<Self> {
-        let (data, options) = (&config.data, &config.train);
-        let template = Template::parse(&data.verbalizer)?;
-        let encoder = session::encoder(data, &session.tokenizer, &template);
-        let Some(train) = session::examples(&data.train, config, &encoder)? else {
-            return Err(Error::Invalid(
-                "data.train: required; expected a .csv, .tsv, .json, .jsonl, .ndjson or .parquet file".into(),
-            ));
-        };
-        let validation = session::examples(&data.validation, config, &encoder)?;
-        // Read before the first step, so that a mistake in it shows before the run and not after.
-        let test = session::examples(&data.test, config, &encoder)?;
-        let [of_validation, of_test] =
-            [&validation, &test].map(|split| split.as_ref().map(|(dataset, _)| &dataset.records[..]));
-        let mut warnings = health::data(config, &train.0.records, of_validation, of_test);
-        let mut notes = Vec::new();
-        let files = [("train", Some(&train)), ("validation", validation.as_ref()), ("test", test.as_ref())];
-        for (split, (dataset, _)) in files.into_iter().filter_map(|(split, file)| Some((split, file?))) {
-            warnings.extend(dataset.warnings.iter().map(|text| format!("data.{split}: {text}")));
-            notes.extend(dataset.notes.iter().map(|text| format!("data.{split}: {text}")));
-        }
+        Self::with_data(config, session, Rc::new(TuningData::read(config, session)?), state)
+    }
+
+    /// As [`Tuning::prepare`], of files that were read with the same `[data]`.
+    ///
+    /// # Errors
+    /// Returns an error if the first prompt or the device fails.
+    pub fn with_data(
+        config: &'a Config,
+        session: &'a Session,
+        data: Rc<TuningData>,
+        state: Option<State>,
+    ) -> Result<Self> {
+        let options = &config.train;
         let initial = match &state {
             Some(state) => {
                 state.prompt.layout().check_options(&config.prompt)?;
@@ -76,8 +70,18 @@ impl<'a> Tuning<'a> {
             }
             None => init::initial(&config.prompt, &session.model, &session.tokenizer, options.seed)?,
         };
-        let plan = crate::tune::plan_run(options, &session.model, &train.1.examples, &initial)?;
-        Ok(Self { config, session, train, validation, initial, plan, warnings, notes, state })
+        let template = Template::parse(&config.data.verbalizer)?;
+        let encoder = crate::session::encoder(&config.data, &session.tokenizer, &template);
+        let before = position::before(config, &encoder, data.files())?;
+        let initial = position::placed(initial, before.as_ref(), state.as_ref())?;
+        let teacher = data.teacher.as_ref().map(TeacherData::examples);
+        let plan = crate::tune::plan_run(options, &session.model, &data.train.1.examples, &initial, teacher)?;
+        Ok(Self { config, session, data, initial, before, plan, state })
+    }
+
+    /// The frozen model.
+    pub fn model(&self) -> &'a Decoder {
+        &self.session.model
     }
 
     /// The trainer for [`Tuning::run`]; it is made before anything is written, so that data which can't be trained on
@@ -86,16 +90,33 @@ impl<'a> Tuning<'a> {
     /// # Errors
     /// Returns the errors of [`Trainer::new`] and [`Trainer::resume`].
     pub fn trainer(&self) -> Result<Trainer<'_>> {
-        let task = Task {
-            model: &self.session.model,
-            train: &self.train.1.examples,
-            validation: self.validation.as_ref().map_or(&[], |(_, encoded)| &encoded.examples),
-            options: &self.config.train,
-            limits: self.plan.limits,
-        };
+        let RunExamples { train, validation, teacher } = self.examples();
+        let (model, limits) = (&self.session.model, self.plan.limits);
+        let task = Task { model, train, validation, teacher, options: &self.config.train, limits };
         match &self.state {
             Some(state) => Trainer::resume(task, state),
             None => Trainer::new(task, &self.initial),
+        }
+    }
+
+    /// The run for a trainer of several.
+    ///
+    /// # Errors
+    /// Returns the errors of [`PromptRun::new`] and [`PromptRun::resume`].
+    pub fn prompt_run(&self) -> Result<PromptRun<'_>> {
+        let (model, options) = (&self.session.model, &self.config.train);
+        match &self.state {
+            Some(state) => PromptRun::resume(model, self.examples(), options, state),
+            None => PromptRun::new(model, self.examples(), options, &self.initial),
+        }
+    }
+
+    fn examples(&self) -> RunExamples<'_> {
+        let TuningData { train, teacher, .. } = &*self.data;
+        RunExamples {
+            train: &train.1.examples,
+            validation: self.data.validation_examples(),
+            teacher: teacher.as_ref().map(TeacherData::examples),
         }
     }
 
@@ -111,67 +132,99 @@ impl<'a> Tuning<'a> {
         memory: &mut dyn PeakMemory,
         watch: &mut dyn Observer,
     ) -> Result<Summary> {
-        // Made again at the end: on a GPU it is a copy of the embeddings, which is not needed during the run.
-        let vocabulary = || Vocabulary::new(self.session.model.embedding(), Some(&self.session.tokenizer));
-        let records =
-            (self.config.data.task == TaskKind::Classification).then_some(&self.train.0.records[..]);
-        let mut summary = self.summary(folder, trainer)?;
-        let schedule = health::schedule(&self.config.train, trainer.first().total_steps());
+        let mut recorder = self.recorder(trainer.first(), folder, memory, watch)?;
+        let outcome = trainer.run(&mut recorder);
+        let summary = self.finish(trainer.first(), recorder, Status::new(&outcome))?;
+        outcome.map(|_| summary)
+    }
+
+    /// The embeddings of the vocabulary. They are made again when they are needed: on a GPU they are a copy, which is not
+    /// needed during the run.
+    fn vocabulary(&self) -> Result<Vocabulary<'_>> {
+        Vocabulary::new(self.session.model.embedding(), Some(&self.session.tokenizer))
+    }
+
+    /// The observer that writes the records and checkpoints of `run` into `folder`; all events are also passed to `watch`.
+    ///
+    /// # Errors
+    /// Returns [`Error::Io`] if a file can't be read or written, and the errors of `watch`.
+    pub fn recorder<'r>(
+        &self,
+        run: &PromptRun,
+        folder: &'r mut RunFolder,
+        memory: &'r mut dyn PeakMemory,
+        watch: &'r mut dyn Observer,
+    ) -> Result<Recorder<'r>> {
+        let (train, encoded) = &self.data.train;
+        let records = (self.config.data.task == TaskKind::Classification).then_some(&train.records[..]);
+        let mut summary = self.summary(folder, run)?;
+        let schedule = health::schedule(&self.config.train, run.total_steps());
         summary.warnings.extend(schedule.filter(|text| !summary.warnings.contains(text)));
         let norms = match self.initial.layout().kind {
-            PromptKind::Embeddings => Some(vocabulary()?.norms()?),
+            PromptKind::Embeddings => Some(self.vocabulary()?.norms()?),
             PromptKind::Prefix => None,
         };
-        let health = Health::new(&self.train.1.examples, records, norms);
+        let mut health = Health::new(&encoded.examples, records, norms);
+        if self.data.teacher.is_some() {
+            health = health.of_divergences();
+        }
         let health = health.after(&summary.warnings);
         folder.summary(&summary)?;
         let events = match self.config.train.tensorboard {
-            true => Some(EventFile::create(&folder.path, trainer.first().position().step)?),
+            true => Some(EventFile::create(&folder.path, run.position().step)?),
             false => None,
         };
         let rates = Rates::sum(&super::read::steps_and_epochs(&folder.path.join(crate::layout::METRICS))?.0);
-        let mut recorder = Recorder { folder, events, health, summary, rates, memory, watch };
+        let recorder = Recorder { folder, events, health, summary, rates, memory, watch };
         // The session's warnings were printed when it was opened.
         let said = &self.session.warnings;
         let mut new = recorder.summary.warnings.iter().filter(|text| !said.contains(text));
         new.try_for_each(|text| recorder.watch.warning(text))?;
-        let outcome = trainer.run(&mut recorder);
+        Ok(recorder)
+    }
+
+    /// Writes the prompt that `run` keeps, the tokens and the summary. A paused run gets its tokens when it has ended.
+    ///
+    /// # Errors
+    /// Returns [`Error::Io`] if a file can't be written, an error if a device operation fails, and the observer's errors.
+    pub fn finish(&self, run: &PromptRun, recorder: Recorder, status: Status) -> Result<Summary> {
         let Recorder { folder, mut summary, rates, memory, watch, .. } = recorder;
         // Also after an error: the prompt learned so far is kept.
-        let kept = trainer.kept()?;
+        let kept = run.kept()?;
         self.write_adapter(&kept, folder)?;
         if kept.step != summary.kept_step {
             folder.set_evaluation_aside()?;
         }
-        let initial = trainer.first().initial()?;
+        let initial = run.initial()?;
         // Keys and values are near no token.
-        if let (Prefix::Embeddings(before), Prefix::Embeddings(after)) = (&initial, &kept.prompt) {
-            folder.tokens(&vocabulary()?.compare(before, after)?)?;
+        if kept.prompt.kind() == PromptKind::Embeddings && status != Status::Paused {
+            let [before, after] = [&initial, &kept.prompt].map(|prefix| prefix.embeddings("tokens.json"));
+            folder.tokens(&self.vocabulary()?.compare(before?, after?)?)?;
         }
-        if outcome.is_ok() {
+        if !matches!(status, Status::Failed { .. } | Status::Paused | Status::Pruned) {
             let ended = health::Outcome {
-                moved: has_moved(&initial, &kept.prompt)?,
+                moved: !initial.has_values_of(&kept.prompt)?,
                 kept_step: kept.step,
-                taken: trainer.first().position().step,
-                skipped: trainer.first().skipped(),
+                taken: run.position().step,
+                skipped: run.skipped(),
             };
             for text in ended.warnings() {
                 watch.warning(&text)?;
                 summary.warnings.push(text);
             }
         }
-        summary.status = status(&outcome);
-        summary.reach(trainer.first().position(), trainer.first().elapsed());
+        summary.status = status;
+        summary.reach(run.position(), run.elapsed());
         (summary.kept_step, summary.kept_epoch) = (kept.step, kept.epoch);
         (summary.train_loss, summary.validation_loss) = (kept.train_loss, kept.validation_loss);
         rates.write(&mut summary, memory);
         folder.summary(&summary)?;
-        outcome.map(|_| summary)
+        Ok(summary)
     }
 
     /// The summary of a run before its first step.
-    fn summary(&self, folder: &RunFolder, trainer: &Trainer) -> Result<Summary> {
-        let (session, position) = (self.session, trainer.first().position());
+    fn summary(&self, folder: &RunFolder, run: &PromptRun) -> Result<Summary> {
+        let (session, position) = (self.session, run.position());
         let config = session.model.config();
         let earlier = match &self.state {
             Some(_) => Some(Run::read(&folder.path)?.summary),
@@ -179,7 +232,7 @@ impl<'a> Tuning<'a> {
         };
         let mut warnings = earlier.as_ref().map_or(Vec::new(), |summary| summary.warnings.clone());
         warnings.retain(|text| !health::is_outdated(text));
-        let found = self.session.warnings.iter().chain(&self.warnings);
+        let found = session.warnings.iter().chain(&self.data.warnings);
         warnings.extend(found.filter(|text| !warnings.contains(text)).cloned().collect::<Vec<_>>());
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         Ok(Summary {
@@ -199,20 +252,25 @@ impl<'a> Tuning<'a> {
             init_method: self.config.prompt.init_method,
             num_virtual_tokens: self.initial.num_virtual_tokens(),
             trainable_parameters: self.initial.elem_count(),
-            train_examples: self.train.1.examples.len(),
-            validation_examples: self.validation.as_ref().map_or(0, |(_, encoded)| encoded.examples.len()),
+            layout: Some(*self.initial.layout()).filter(|layout| !layout.is_plain_embeddings()),
+            train_examples: self.examples().train.len(),
+            validation_examples: self.examples().validation.len(),
             steps: position.step,
-            total_steps: trainer.first().total_steps(),
+            total_steps: run.total_steps(),
             skipped_steps: position.skipped,
             epochs: position.last.epoch,
             kept_step: earlier.as_ref().map_or(0, |summary| summary.kept_step),
             kept_epoch: earlier.as_ref().map_or(0, |summary| summary.kept_epoch),
+            loss: LossKind::new(self.config),
             train_loss: earlier.as_ref().and_then(|summary| summary.train_loss),
             validation_loss: earlier.as_ref().and_then(|summary| summary.validation_loss),
             seconds: position.elapsed,
             examples_per_second: earlier.as_ref().map_or(0.0, |summary| summary.examples_per_second),
             peak_memory_bytes: earlier.as_ref().and_then(|summary| summary.peak_memory_bytes),
-            resumed: earlier.as_ref().map_or(0, |summary| summary.resumed + 1),
+            // The next epoch of a trial of a sweep is no resumption.
+            resumed: earlier
+                .as_ref()
+                .map_or(0, |summary| summary.resumed + usize::from(summary.status != Status::Paused)),
             warnings,
         })
     }
@@ -229,7 +287,15 @@ impl<'a> Tuning<'a> {
         let (id, model) = (&session.id, session.model.config());
         let adapter = match &kept.prompt {
             Prefix::Embeddings(_) => AdapterConfig::new(id, model, rows, init, init_text),
-            Prefix::KeysValues(_) => AdapterConfig::keys_values(id, model, rows, config.prompt.frozen_tokens),
+            Prefix::EmbeddingsAfter { .. } => AdapterConfig {
+                peft_type: PeftType::GneissPromptTuning,
+                ..AdapterConfig::new(id, model, rows, init, init_text)
+            },
+            // The card shows the text; PEFT's configuration of this method has no key for it.
+            Prefix::KeysValues(_) => AdapterConfig {
+                prompt_tuning_init_text: init_text.map(str::to_owned),
+                ..AdapterConfig::keys_values(id, model, rows, config.prompt.frozen_tokens)
+            },
         };
         let train = &config.train;
         let settings: [(&str, String); 8] = [
@@ -240,14 +306,20 @@ impl<'a> Tuning<'a> {
             ("weight decay", train.weight_decay.to_string()),
             ("gradient norm limit", train.max_grad_norm.to_string()),
             ("seed", train.seed.to_string()),
-            ("init", config.prompt.init_method.to_string()),
+            ("init", format!("{}{}", config.prompt.init_method, self.initial.layout())),
         ];
+        let mut hyperparameters = settings.map(|(key, value)| (key.to_owned(), value)).to_vec();
+        if let Some(teacher) = &self.data.teacher {
+            let loss = format!("{}, a text of {} tokens", LossKind::new(config).unit(), teacher.text_tokens);
+            hyperparameters.push(("loss".into(), loss));
+        }
         let card = ModelCard {
             name: config.name.clone(),
             task: config.data.task.to_string(),
             verbalizer: config.data.verbalizer.clone(),
+            before: self.before.as_ref().map(|before| before.text.clone()),
             max_output_tokens: Some(config.data.max_output_tokens),
-            hyperparameters: settings.map(|(key, value)| (key.to_owned(), value)).to_vec(),
+            hyperparameters,
             num_steps: Some(kept.step),
             train_loss: kept.train_loss,
             validation_loss: kept.validation_loss,
@@ -259,27 +331,23 @@ impl<'a> Tuning<'a> {
     /// The task of the prompt, with the first inputs that it was not trained on.
     fn prompt_task(&self) -> PromptTask {
         let data = &self.config.data;
-        let seen = [Some(&self.train.0), self.validation.as_ref().map(|(dataset, _)| dataset)];
+        let TuningData { train, validation, .. } = &*self.data;
+        let seen = [Some(&train.0), validation.as_ref().map(|(dataset, _)| dataset)];
         let labels = match data.task {
             TaskKind::Classification => distinct(seen.iter().flatten().flat_map(|dataset| &dataset.records)),
             TaskKind::Generation => Vec::new(),
         };
-        let (unseen, _) = self.validation.as_ref().unwrap_or(&self.train);
+        let (unseen, _) = validation.as_ref().unwrap_or(train);
         PromptTask {
             task: data.task,
             verbalizer: data.verbalizer.clone(),
             labels,
-            hard_prompt: self.config.prompt.init_text.clone(),
+            hard_prompt: self.config.hard_prompt().to_owned(),
+            before: self.before.clone(),
             max_output_tokens: data.max_output_tokens,
             examples: unseen.records.iter().take(EXAMPLES).map(|record| record.input.clone()).collect(),
         }
     }
-}
-
-/// Whether a prompt has other values than before.
-fn has_moved(before: &Prefix, after: &Prefix) -> Result<bool> {
-    let [before, after] = [before, after].map(|prefix| prefix.values().flatten_all()?.to_vec1::<f32>());
-    Ok(before? != after?)
 }
 
 /// The state of the run in `folder`, and its configuration overridden by `sets` (`key=value`).
@@ -318,22 +386,12 @@ pub fn resumable(folder: &Path, sets: &[String]) -> Result<(Config, State)> {
     same.train.on_not_finite = before.on_not_finite;
     same.train.memory_budget.clone_from(&before.memory_budget);
     if same != run.config {
-        return Err(Error::Invalid(
-            "--resume: expected the settings that the run began with, found others; a run under way can change \
+        return Err(Error::Invalid(format!(
+            "--resume: expected the settings that the run began with, found others ({}); a run under way can change \
              train.num_epochs, max_steps, learning_rate, schedule, keep, early_stopping, checkpoint_steps, tensorboard, \
-             on_not_finite and memory_budget, model.*, and data.test; start a new run for other changes"
-                .into(),
-        ));
+             on_not_finite and memory_budget, model.*, and data.test; start a new run for other changes",
+            run.config.changed_keys(&same)?.join(", ")
+        )));
     }
     Ok((config, state))
-}
-
-/// The status of a run that ended in this way.
-fn status(outcome: &Result<Ended>) -> Status {
-    match outcome {
-        Ok(Ended::Completed) => Status::Completed,
-        Ok(Ended::StoppedEarly) => Status::StoppedEarly,
-        Ok(Ended::Interrupted) => Status::Interrupted,
-        Err(error) => Status::Failed { error: error.to_string() },
-    }
 }

@@ -135,6 +135,9 @@ impl Client {
             let problem = format!("expected embeddings [T, {hidden_size}], found {:?}", embeds.dims());
             return Err(SubmitError::Invalid(problem));
         }
+        if let Some(before) = model.task.as_ref().and_then(|task| task.before.as_ref()) {
+            before.check(&request.tokens).map_err(SubmitError::Invalid)?;
+        }
         let choices = request.choices.iter().flat_map(|choices| choices.tokens());
         let mut ids = request.tokens.iter().chain(&request.score).copied().chain(choices);
         if let Some(id) = ids.find(|id| *id as usize >= vocab_size) {

@@ -38,7 +38,7 @@ mod server;
 mod sse;
 pub(crate) mod state;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod tls;
 pub mod turns;
 pub mod watch;

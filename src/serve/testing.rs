@@ -52,6 +52,7 @@ pub fn task() -> PromptTask {
         task: Task::Classification,
         verbalizer: "classify {{input}} Label:".to_owned(),
         labels: vec!["0".to_owned(), "1".to_owned()],
+        before: None,
         hard_prompt: "Say 0 or 1.".to_owned(),
         max_output_tokens: 2,
         examples: Vec::new(),

@@ -1,13 +1,13 @@
 //! How a tuning run fits into a device's memory.
 
-use super::{BackwardWeights, Budget, LargestStep, MemoryPlan, RowRange};
-use crate::Result;
-use crate::batch::{Example, PrefixGroup};
+use super::{BackwardWeights, Budget, LargestStep, MemoryPlan, PromptRun, RowRange, TeacherExamples};
+use crate::batch::Example;
 use crate::config::TrainOptions;
 use crate::device::Shortage;
 use crate::model::{Decoder, Dtypes, GPU_FULL_ROWS, TuningMemory};
 use crate::ops::gpu;
 use crate::prompt::Prompt;
+use crate::{Error, Result};
 use candle_core::Device;
 
 /// Rows of a pass on the CPU if the configuration names none. SmolLM2-135M in f32 keeps 0.7 MB of tape a
@@ -53,13 +53,14 @@ fn row_range(configured: usize, on_cpu: bool) -> RowRange {
     }
 }
 
-/// As [`plan`], for a run of `prompt` over `train` in a model that is on its device. A second copy of the model's
+/// As [`plan`], for a run of `prompt` over `train`, towards a teacher if there is one, in a model that is on its device. A second copy of the model's
 /// weights is made if the plan says so; what does not tune makes none.
 pub fn plan_run(
     options: &TrainOptions,
     model: &Decoder,
     train: &[Example],
     prompt: &Prompt,
+    teacher: Option<TeacherExamples>,
 ) -> Result<MemoryPlan> {
     let virtual_tokens = prompt.num_virtual_tokens();
     if !model.device().is_cpu() && options.memory_budget.bytes.is_none() {
@@ -74,9 +75,58 @@ pub fn plan_run(
         virtual_tokens,
         options.batch_size * options.accumulate_steps,
     );
+    let teacher_rows = teacher.map_or(0, |examples| examples.head().len());
+    let work = work.with_teacher(teacher_rows);
     let plan = plan(options, &memory, &work, model.device(), true)?;
     copy_weights(model, &plan);
     Ok(plan)
+}
+
+/// How the steps of `runs` together fit into memory, under the options of the first.
+///
+/// # Errors
+/// Returns an error if there are no runs, or if the device does not say what is free.
+pub fn plan_pack(model: &Decoder, runs: &[PromptRun]) -> Result<MemoryPlan> {
+    let Some(first) = runs.first() else {
+        return Err(Error::Invalid("tune: expected at least one prompt, found none".into()));
+    };
+    let dtypes = Dtypes { weights: model.embedding().dtype(), activations: model.dtype() };
+    let mut memory = TuningMemory::new(model.config(), dtypes, model.device().location());
+    memory.has_transposes = memory.transposes > 0 && model.has_transposes();
+    let work = runs.iter().map(largest_step).reduce(LargestStep::and).unwrap_or(largest_step(first));
+    plan(first.options(), &memory, &work, model.device(), true)
+}
+
+/// How many of the largest of the steps `works` go through the model in one pass whose whole tape fits into memory; 1 at
+/// least.
+///
+/// # Errors
+/// Returns an error if the device does not say what is free.
+pub fn prompts_in_a_pass(
+    model: &Decoder,
+    options: &TrainOptions,
+    mut works: Vec<LargestStep>,
+) -> Result<usize> {
+    works.sort_by_key(|work| std::cmp::Reverse(work.rows()));
+    let dtypes = Dtypes { weights: model.embedding().dtype(), activations: model.dtype() };
+    let memory = TuningMemory::new(model.config(), dtypes, model.device().location());
+    let budget = Budget::new(options.memory_budget.bytes, model.device(), true)?;
+    let rows = row_range(options.max_rows, model.device().is_cpu());
+    let fits = |prompts: &usize| {
+        let work = works[..*prompts].iter().copied().reduce(LargestStep::and);
+        work.is_some_and(|work| {
+            let plan = MemoryPlan::new(&memory, &work, budget, rows);
+            plan.missing() == 0 && plan.limits.recompute == 0 && plan.limits.max_rows >= work.rows()
+        })
+    };
+    Ok((1..=works.len()).rev().find(fits).unwrap_or(1))
+}
+
+/// The largest step that `run` can meet.
+pub fn largest_step(run: &PromptRun) -> LargestStep {
+    let (options, layout) = (run.options(), run.prompt().layout());
+    let examples = options.batch_size * options.accumulate_steps;
+    LargestStep::new(run.examples().train, layout.kind, run.prompt().num_virtual_tokens(), examples)
 }
 
 /// Makes the second copy of the weights that a plan has room for.
@@ -96,7 +146,7 @@ fn warm_up(model: &Decoder, train: &[Example], prompt: &Prompt) -> Result<()> {
     let Some(example) = train.iter().min_by_key(rows) else { return Ok(()) };
     let prompts = prompt.prefix()?.to_dtype(model.prompt_dtype())?;
     let prompts = prompts.with_values(gpu::to_device(prompts.values(), model.device())?);
-    let group = PrefixGroup::new(0..prompt.num_virtual_tokens() as u32, [example]);
+    let group = prompts.group([example])?;
     match super::gradient(model, &prompts, &[group], super::Limits::rows(usize::MAX))
         .and_then(|found| found.loss())
     {

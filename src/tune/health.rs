@@ -60,6 +60,12 @@ impl Trouble {
     }
 }
 
+/// A mean divergence below this is small: the model does nearly what the teacher does.
+const SMALL_DIVERGENCE: f64 = 0.01;
+/// What all advice about a divergence that stands still comes to.
+const TRY_DISTILLATION: &str = "try train.learning_rate three to ten times as high or as low (gneiss tune --find-lr \
+                                suggests one), more epochs, or more virtual tokens";
+
 /// Watches a run for signs of trouble. Each kind of trouble is reported once.
 #[derive(Debug)]
 pub struct Health {
@@ -72,6 +78,8 @@ pub struct Health {
     recent: Vec<(f64, f64)>,
     skipped_in_a_row: usize,
     reported: BTreeSet<Trouble>,
+    /// Whether losses are divergences from a teacher: a small one is good, wherever it began, and labels have no chance level.
+    divergences: bool,
 }
 
 impl Health {
@@ -87,7 +95,13 @@ impl Health {
             recent: Vec::new(),
             skipped_in_a_row: 0,
             reported: BTreeSet::new(),
+            divergences: false,
         }
+    }
+
+    /// The same for losses that are divergences from a teacher's distribution: what is said of guessing labels is left out.
+    pub fn of_divergences(self) -> Self {
+        Self { chance: None, divergences: true, ..self }
     }
 
     /// The same for a resumed run, which has reported `warnings` already.
@@ -114,12 +128,15 @@ impl Health {
         let (loss, norm) = (median(|r| r.0), median(|r| r.1));
         // A loss that is nearly gone has hardly a gradient, and that is well. A gradient may be 0 from the first step on.
         let words = Trouble::GradientVanished.words();
-        let vanished = norm <= VANISHED * self.first_norm && loss > 0.5 * first;
+        let learned = self.divergences && loss < SMALL_DIVERGENCE;
+        let vanished = norm <= VANISHED * self.first_norm && loss > 0.5 * first && !learned;
         (self.recent.len() == WINDOW && vanished && self.is_new(Trouble::GradientVanished)).then(|| {
             format!(
                 "step {}: {words} (norm {norm:.1e}, {:.1e} at first) and the loss is still {loss:.4}: \
-                 a lower train.learning_rate may keep the prompt where the model listens to it; {TRY}",
-                record.step, self.first_norm
+                 a lower train.learning_rate may keep the prompt where the model listens to it; {}",
+                record.step,
+                self.first_norm,
+                if self.divergences { TRY_DISTILLATION } else { TRY }
             )
         })
     }
@@ -153,8 +170,9 @@ impl Health {
         if record.epoch < 2 {
             return None;
         }
-        let at_chance = self.chance.filter(|chance| loss > AT_CHANCE * chance);
-        let stands = loss > MOVED * first;
+        let at_chance = self.chance.filter(|chance| is_at_chance(loss, *chance));
+        let stands = loss > MOVED * first && !(self.divergences && loss < SMALL_DIVERGENCE);
+        let hint = if self.divergences { TRY_DISTILLATION } else { TRY };
         let words = Trouble::LossStands.words();
         match at_chance {
             Some(chance) if self.is_new(Trouble::LossStands) => Some(format!(
@@ -163,7 +181,7 @@ impl Health {
                 record.epoch
             )),
             None if stands && self.is_new(Trouble::LossStands) => Some(format!(
-                "epoch {}: {words} has not moved ({loss:.4}, {first:.4} in the first epoch); {TRY}",
+                "epoch {}: {words} has not moved ({loss:.4}, {first:.4} in the first epoch); {hint}",
                 record.epoch
             )),
             _ => None,
@@ -195,8 +213,14 @@ impl Health {
     }
 }
 
-/// Entropy of the labels, spread over the target tokens; nats.
-fn chance(train: &[Example], records: &[Record]) -> Option<f64> {
+/// Whether `loss` shows nothing learned of the labels, if guessing them gives `chance`.
+pub fn is_at_chance(loss: f64, chance: f64) -> bool {
+    loss > AT_CHANCE * chance
+}
+
+/// The loss of guessing each label as often as it occurs: the entropy of the labels, spread over the target tokens; nats.
+/// `None` if the outputs are no labels.
+pub fn chance(train: &[Example], records: &[Record]) -> Option<f64> {
     let counts = data::counts(records);
     let tokens: usize = train.iter().map(|example| example.target.len()).sum();
     // Outputs that hardly repeat are no labels.

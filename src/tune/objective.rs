@@ -1,9 +1,11 @@
-//! The loss of a batch, and its gradient in the prompts: cross-entropy per target token, over everything that
-//! the optimizer step sees.
+//! The loss of a batch, and its gradient in the prompts: cross-entropy or, with a teacher, divergence per target token, over
+//! everything that the optimizer step sees.
 
 mod prompts;
+mod targets;
 
 use super::plan::{self, Limits};
+use super::teacher::Teacher;
 use crate::batch::{PackedBatch, Packing, Passes, PrefixGroup, Sequence};
 use crate::config::PromptKind;
 use crate::model::{Decoder, PrefixGradient, PrefixPass, Prefixes, Tape};
@@ -13,8 +15,10 @@ use crate::prompt::Prefix;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use prompts::{BatchPrompts, ExampleGradients};
+pub use targets::Loss;
+use targets::Targets;
 
-/// The loss whose gradient is taken.
+/// The mean of a loss whose gradient is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mean {
     /// The mean over all target tokens.
@@ -27,8 +31,8 @@ pub enum Mean {
 /// Losses of a batch: sums and counts of each prefix group's target tokens.
 #[derive(Debug, Clone)]
 pub struct Objective {
-    /// Negative log-likelihood of each target token, nats, pass by pass in the order of groups, examples and
-    /// tokens. A GPU may not have computed it yet.
+    /// Negative log-likelihood of each target token or, with a teacher, the divergence of its row; nats, pass by pass in the
+    /// order of groups, examples and tokens. A GPU may not have computed it yet.
     nll: Vec<Tensor>,
     /// As [`Passes::target_groups`].
     target_groups: Vec<(usize, usize)>,
@@ -57,8 +61,8 @@ impl Objective {
         Ok(nll.iter().sum::<f64>() / nll.len() as f64)
     }
 
-    /// Negative log-likelihood of each target token in the order of groups, examples and tokens, nats; waits for
-    /// the device.
+    /// Negative log-likelihood of each target token or, with a teacher, the divergence of its row, in the order of groups,
+    /// examples and tokens, nats; waits for the device.
     pub fn nll(&self) -> Result<Vec<f64>> {
         let mut all = Vec::with_capacity(self.target_tokens());
         for nll in self.nll.iter().filter(|nll| nll.elem_count() > 0) {
@@ -108,6 +112,7 @@ pub fn gradient(
     groups: &[PrefixGroup],
     limits: Limits,
 ) -> Result<Objective> {
+    check_position(prompts, groups)?;
     gradient_of(
         model,
         prompts,
@@ -127,7 +132,7 @@ pub(super) fn prepare(
     kind: PromptKind,
     max_rows: usize,
 ) -> Result<Passes> {
-    let passes = passes(model, groups, kind, max_rows)?;
+    let passes = packed(model, groups, kind, max_rows)?;
     model.prepare(&passes, true)?;
     Ok(passes)
 }
@@ -136,33 +141,37 @@ pub(super) fn prepare(
 ///
 /// # Errors
 /// As [`gradient`].
-pub fn gradient_of(
+pub fn gradient_of<'a>(
     model: &Decoder,
     prompts: &Prefix,
     passes: &Passes,
     recompute: usize,
-    mean: Mean,
+    loss: impl Into<Loss<'a>>,
 ) -> Result<Objective> {
+    let Loss { mean, teacher } = loss.into();
     let scales = RowScales::new(model, passes, mean);
+    let targets = |pass: usize| Targets::new(model, passes, pass, teacher);
     let virtual_tokens = prompts.num_virtual_tokens();
     let prompts = BatchPrompts::new(model, prompts, passes)?;
     let (embeddings, given) = (&prompts.embeddings, prompts.given());
     let Passes { prefix_pass, example_passes, .. } = passes;
+    let of_prefix_pass = targets(0)?;
     let tape = model.forward(prefix_pass, embeddings, given, recompute)?;
     let mut nll = Vec::with_capacity(1 + example_passes.len());
     let mut of_examples: Option<Vec<PrefixGradient>> = None;
     if !example_passes.is_empty() {
         let states = prompts.for_examples(|| tape.prefix_states())?;
         let prefixes = Prefixes { states: Some(&states), gradients: None };
-        for batch in example_passes {
+        for (i, batch) in example_passes.iter().enumerate() {
+            let targets = targets(1 + i)?;
             let tape = model.forward(batch, embeddings, Some(&states), recompute)?;
-            let dhidden = head(model, &tape, batch, &scales, &mut nll)?;
+            let dhidden = head(model, &tape, &targets, &scales, &mut nll)?;
             let found = model.backward(batch, tape, &dhidden, prefixes, virtual_tokens)?.prefixes;
             of_examples = prompts::add(of_examples, found)?;
         }
     }
     let mut first = Vec::with_capacity(1);
-    let dhidden = head(model, &tape, prefix_pass, &scales, &mut first)?;
+    let dhidden = head(model, &tape, &of_prefix_pass, &scales, &mut first)?;
     nll.splice(0..0, first);
     let ExampleGradients { given: of_given, computed } = prompts.split(of_examples)?;
     let prefixes = Prefixes { states: given, gradients: computed.as_deref() };
@@ -216,14 +225,14 @@ impl RowScales {
 fn head(
     model: &Decoder,
     tape: &Tape,
-    batch: &PackedBatch,
+    targets: &Targets,
     scales: &RowScales,
     nll: &mut Vec<Tensor>,
 ) -> Result<Tensor> {
-    let losses = model.head_loss(tape.hidden(), &batch.labels, Some(scales.largest))?;
-    nll.push(losses.nll);
+    let losses = targets.losses(model, tape.hidden(), Some(scales.largest))?;
+    nll.push(losses.losses);
     let Some(dhidden) = losses.dhidden else { unreachable!("a gradient was asked for") };
-    scales.apply(dhidden, batch)
+    scales.apply(dhidden, targets.batch)
 }
 
 /// Factor on the loss in the backward pass, a power of two that is taken out of the prompts' gradient again. 1 but for
@@ -262,7 +271,8 @@ pub fn evaluate(
     groups: &[PrefixGroup],
     max_rows: usize,
 ) -> Result<Objective> {
-    evaluate_of(model, prompts, &passes(model, groups, prompts.kind(), max_rows)?)
+    check_position(prompts, groups)?;
+    evaluate_of(model, prompts, &packed(model, groups, prompts.kind(), max_rows)?)
 }
 
 /// As [`evaluate`], of a batch that is packed.
@@ -270,16 +280,28 @@ pub fn evaluate(
 /// # Errors
 /// As [`evaluate`].
 pub fn evaluate_of(model: &Decoder, prompts: &Prefix, passes: &Passes) -> Result<Objective> {
+    evaluate_with(model, prompts, passes, None)
+}
+
+/// As [`evaluate_of`], against `teacher` if there is one.
+pub(super) fn evaluate_with(
+    model: &Decoder,
+    prompts: &Prefix,
+    passes: &Passes,
+    teacher: Option<&Teacher>,
+) -> Result<Objective> {
     model.prepare(passes, false)?;
     let prompts = BatchPrompts::new(model, prompts, passes)?;
     let (embeddings, given) = (&prompts.embeddings, prompts.given());
     let Passes { prefix_pass, example_passes, .. } = passes;
-    let nll_of = |hidden: &Tensor, batch: &PackedBatch| -> Result<Tensor> {
-        Ok(model.head_loss(hidden, &batch.labels, None)?.nll)
+    let targets = |pass: usize| Targets::new(model, passes, pass, teacher);
+    let losses_of = |hidden: &Tensor, targets: Targets| -> Result<Tensor> {
+        Ok(targets.losses(model, hidden, None)?.losses)
     };
     let mut nll = Vec::with_capacity(1 + example_passes.len());
+    let of_prefix_pass = targets(0)?;
     if example_passes.is_empty() {
-        nll.push(nll_of(&model.hidden(prefix_pass, embeddings, given)?, prefix_pass)?);
+        nll.push(losses_of(&model.hidden(prefix_pass, embeddings, given)?, of_prefix_pass)?);
     } else {
         let (states, hidden) = match &passes.given {
             // No pass reads another one's rows.
@@ -292,9 +314,10 @@ pub fn evaluate_of(model: &Decoder, prompts: &Prefix, passes: &Passes) -> Result
                 (prompts.for_examples(|| Ok(states))?, hidden)
             }
         };
-        nll.push(nll_of(&hidden, prefix_pass)?);
-        for batch in example_passes {
-            nll.push(nll_of(&model.hidden(batch, embeddings, Some(&states))?, batch)?);
+        nll.push(losses_of(&hidden, of_prefix_pass)?);
+        for (i, batch) in example_passes.iter().enumerate() {
+            let targets = targets(1 + i)?;
+            nll.push(losses_of(&model.hidden(batch, embeddings, Some(&states))?, targets)?);
         }
     }
     Ok(Objective::new(nll, passes, None))
@@ -324,8 +347,26 @@ pub(crate) fn evaluate_within_memory(
     Ok((nll, limits.max_rows))
 }
 
+/// Refuses groups that have the prompt in another place.
+fn check_position(prompts: &Prefix, groups: &[PrefixGroup]) -> Result<()> {
+    let before = prompts.before();
+    let is_elsewhere = |group: &&PrefixGroup| !group.prompt.is_empty() && group.before != before;
+    match groups.iter().find(is_elsewhere) {
+        Some(group) if !before.is_empty() => Err(Error::Invalid(format!(
+            "expected a group with the tokens {before:?} before the prompt, found {:?}",
+            group.before
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// Packs `groups`, whose prompts are of `kind`, for `model`.
-fn passes(model: &Decoder, groups: &[PrefixGroup], kind: PromptKind, max_rows: usize) -> Result<Passes> {
+pub(super) fn packed(
+    model: &Decoder,
+    groups: &[PrefixGroup],
+    kind: PromptKind,
+    max_rows: usize,
+) -> Result<Passes> {
     let rope = model.config().rope.as_ref();
     if let Some(most) = rope.and_then(Rope::most_positions) {
         let longest = |g: &PrefixGroup| {
@@ -343,6 +384,12 @@ fn passes(model: &Decoder, groups: &[PrefixGroup], kind: PromptKind, max_rows: u
     }
     let long_above = rope.and_then(Rope::long_above);
     if kind == PromptKind::Prefix {
+        if let Some(group) = groups.iter().find(|group| !group.before.is_empty()) {
+            let found = &group.before;
+            return Err(Error::Invalid(format!(
+                "expected keys and values at the start, found the tokens {found:?} before them"
+            )));
+        }
         return Ok(Passes::after_given(groups, max_rows, long_above));
     }
     let prefix_pass_rows = model.prefix_pass_rows(max_rows);

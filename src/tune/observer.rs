@@ -12,7 +12,8 @@ pub struct StepRecord {
     pub step: usize,
     /// Counted from 1.
     pub epoch: usize,
-    /// Mean negative log-likelihood of the step's target tokens, nats.
+    /// Mean negative log-likelihood of the step's target tokens or, with `data.teacher_text`, mean KL divergence from the
+    /// teacher's distribution; nats.
     #[serde(with = "crate::number")]
     pub loss: f64,
     /// Learning rate of the step.
@@ -78,6 +79,10 @@ pub trait Observer {
     /// Something looks wrong with the run; `text` says what, and what to try.
     fn warning(&mut self, _text: &str) -> Result<()> {
         Ok(())
+    }
+    /// Whether the run is to pause after the epoch that has just ended; asked after its checkpoint.
+    fn pauses(&self) -> bool {
+        false
     }
     /// Whether someone wants the run to end; asked after each step.
     fn interrupted(&self) -> bool {

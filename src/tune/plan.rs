@@ -56,6 +56,8 @@ pub struct LargestStep {
     pub sequences: usize,
     /// Target rows of the step.
     pub targets: usize,
+    /// Rows of a teacher's prefix, whose states are kept for the run; 0 without a teacher.
+    pub teacher_rows: usize,
 }
 
 impl LargestStep {
@@ -78,7 +80,27 @@ impl LargestStep {
             longest: rows.first().copied().unwrap_or(0),
             sequences: train.len().min(examples),
             targets: largest(&mut targets),
+            teacher_rows: 0,
         }
+    }
+
+    /// The step of two prompts of one kind together.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            kind: self.kind,
+            virtual_tokens: self.virtual_tokens + other.virtual_tokens,
+            prefix_rows: self.prefix_rows + other.prefix_rows,
+            sequence_rows: self.sequence_rows + other.sequence_rows,
+            longest: self.longest.max(other.longest),
+            sequences: self.sequences + other.sequences,
+            targets: self.targets + other.targets,
+            teacher_rows: self.teacher_rows + other.teacher_rows,
+        }
+    }
+
+    /// The same step of a distillation whose teacher's prefix has so many rows.
+    pub fn with_teacher(self, teacher_rows: usize) -> Self {
+        Self { teacher_rows, ..self }
     }
 
     /// Rows of the step, prefix and sequences.
@@ -100,7 +122,7 @@ impl LargestStep {
         let Limits { max_rows, recompute } = limits;
         let workspace = |rows: usize| memory.workspace(rows, self.targets.min(rows), recompute);
         let tape = |rows: usize| memory.tape(rows, self.targets.min(rows), recompute);
-        let given = self.given(memory);
+        let given = self.given(memory) + self.teacher(memory);
         let is_one_pass = match self.kind {
             PromptKind::Embeddings => self.rows() <= max_rows || self.sequences <= 1,
             PromptKind::Prefix => self.prefix_rows == 0 && self.rows() <= max_rows,
@@ -131,6 +153,20 @@ impl LargestStep {
         match self.kind {
             PromptKind::Embeddings => 0,
             PromptKind::Prefix => self.virtual_tokens * (2 * memory.given_per_token + memory.split_per_row),
+        }
+    }
+
+    /// Bytes of what a teacher adds: the states of its prefix, its hidden states of the target rows, and its logits. Its passes
+    /// are forward alone, and each runs before the tape of the student's.
+    fn teacher(&self, memory: &TuningMemory) -> usize {
+        match self.teacher_rows {
+            0 => 0,
+            rows => {
+                rows * memory.given_per_token
+                    + memory.states_per_prefix
+                    + self.targets * memory.input_per_row
+                    + memory.head
+            }
         }
     }
 

@@ -5,9 +5,10 @@ mod progress;
 
 use super::schedule;
 use super::state::{self, Clock, Position, State, epoch_order};
+use super::teacher::{Teacher, TeacherExamples};
 use crate::batch::{Example, PrefixGroup};
 use crate::config::{PromptKind, TrainOptions};
-use crate::model::Decoder;
+use crate::model::{Decoder, keys_values_width};
 use crate::ops::adamw::{AdamW, AdamWStep, Parameter, Updated};
 use crate::ops::gpu;
 use crate::ops::gpu::products::ProductChoices;
@@ -26,6 +27,8 @@ pub struct RunExamples<'a> {
     pub train: &'a [Example],
     /// Examples whose loss is taken after each epoch; may be empty.
     pub validation: &'a [Example],
+    /// The same as a teacher reads them, if the run distils one.
+    pub teacher: Option<TeacherExamples<'a>>,
 }
 
 /// How a run ended.
@@ -37,6 +40,8 @@ pub enum Ended {
     StoppedEarly,
     /// [`super::Observer::interrupted`] said so.
     Interrupted,
+    /// It has more epochs to go, and [`super::Observer::pauses`] said so.
+    Paused,
 }
 
 /// The examples of a step and, if it is known, of the step after it; indices of [`RunExamples::train`].
@@ -85,6 +90,8 @@ pub struct PromptRun<'a> {
     clock: Clock,
     /// [`state::fingerprint`] of the examples.
     fingerprint: String,
+    /// Of a distillation.
+    teacher: Option<Teacher<'a>>,
     /// The order of the current epoch and of the one after it.
     orders: Orders,
 }
@@ -112,6 +119,9 @@ impl<'a> PromptRun<'a> {
         if examples.train.is_empty() {
             return Err(Error::Invalid("data.train: expected at least one example, found none".into()));
         }
+        for examples in [examples.train, examples.validation] {
+            PrefixGroup::after(initial.before(), 0..0, examples)?;
+        }
         let prompt = initial.to_device(decoder.device())?;
         let Parameter { value, m, v } = Parameter::new(prompt.values())?;
         let initial = prompt.prefix()?;
@@ -126,6 +136,8 @@ impl<'a> PromptRun<'a> {
                  data.max_input_tokens or prompt.num_virtual_tokens"
             )));
         }
+        let teacher =
+            examples.teacher.map(|of_teacher| Teacher::new(decoder, of_teacher, examples)).transpose()?;
         let adamw = AdamW {
             beta1: options.beta1,
             beta2: options.beta2,
@@ -145,7 +157,8 @@ impl<'a> PromptRun<'a> {
             good: LastGood::default(),
             clock: Clock::new(position.elapsed),
             position,
-            fingerprint: state::fingerprint(examples.train, examples.validation),
+            fingerprint: state::fingerprint(examples),
+            teacher,
             orders: Orders::default(),
         })
     }
@@ -166,16 +179,20 @@ impl<'a> PromptRun<'a> {
         if *found != state.examples {
             return Err(Error::Invalid(format!(
                 "expected the examples that the run began with ({}), found others ({found}): data.train, \
-                 data.validation or the tokenizer have changed; start a new run",
+                 data.validation, data.teacher_text or the tokenizer have changed; start a new run",
                 state.examples
             )));
         }
-        let (layout, expected) = (state.prompt.layout(), decoder.config().hidden_size);
-        let width = layout.width;
-        if layout.kind == PromptKind::Embeddings && width != expected {
+        let (what, expected) = match state.prompt.kind() {
+            PromptKind::Embeddings => ("the model's hidden size", decoder.config().hidden_size),
+            PromptKind::Prefix => {
+                ("that of the model's keys and values", keys_values_width(decoder.config()))
+            }
+        };
+        let width = state.prompt.layout().width;
+        if width != expected {
             return Err(Error::Invalid(format!(
-                "expected a checkpoint of width {expected}, the model's hidden size, found {width}; the run had \
-                 another model"
+                "expected a checkpoint of width {expected}, {what}, found {width}; the run had another model"
             )));
         }
         let to_device = |tensor: &Tensor| gpu::to_device(tensor, decoder.device());
@@ -209,6 +226,11 @@ impl<'a> PromptRun<'a> {
     /// What it learns from, and what its loss is taken on.
     pub fn examples(&self) -> RunExamples<'a> {
         self.examples
+    }
+
+    /// The teacher of a distillation.
+    pub fn teacher(&self) -> Option<&Teacher<'a>> {
+        self.teacher.as_ref()
     }
 
     /// Hyperparameters.
@@ -316,8 +338,11 @@ impl<'a> PromptRun<'a> {
     }
 
     /// The examples of a step after the prompt, whose rows in the matrix of all prompts are `rows`.
-    pub(super) fn group(&self, chunk: &[usize], rows: Range<u32>) -> PrefixGroup {
-        PrefixGroup::new(rows, chunk.iter().map(|i| &self.examples.train[*i]))
+    ///
+    /// # Errors
+    /// Returns [`Error::Invalid`] if an input does not begin with the tokens before the prompt.
+    pub(super) fn group(&self, chunk: &[usize], rows: Range<u32>) -> Result<PrefixGroup> {
+        PrefixGroup::after(self.prompt.before(), rows, chunk.iter().map(|i| &self.examples.train[*i]))
     }
 
     /// The optimizer step for the gradient of the prompt's prefix; nothing is changed yet.

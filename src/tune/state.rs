@@ -12,6 +12,7 @@
 //! The order of an epoch's examples depends on the seed and the epoch's number alone, so its number and the steps done
 //! in it are the whole state of the data; the schedule depends on the steps.
 
+use super::prompt_run::RunExamples;
 use crate::batch::Example;
 use crate::config::{PromptKind, TrainOptions};
 use crate::files::write_atomically;
@@ -159,6 +160,9 @@ struct Metadata {
     /// `None`: a plain prompt of embeddings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     layout: Option<PromptLayout>,
+    /// Tokens before the virtual tokens; none if these stand at the start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    before: Vec<u32>,
     max_rows: usize,
     /// Files of a version before it have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -167,9 +171,17 @@ struct Metadata {
 }
 
 /// Tells one set of examples from another: their numbers and a checksum (CRC-32C) of their token ids in order.
-pub fn fingerprint(train: &[Example], validation: &[Example]) -> String {
+pub fn fingerprint(examples: RunExamples) -> String {
+    let RunExamples { train, validation, teacher } = examples;
+    let own = checksum(train.iter().chain(validation));
+    let of_teacher = teacher.map(|teacher| format!(", teacher {:08x}", checksum(teacher.all())));
+    let (training, of_teacher) = (train.len(), of_teacher.unwrap_or_default());
+    format!("{training} training, {} validation, {own:08x}{of_teacher}", validation.len())
+}
+
+fn checksum<'a>(examples: impl Iterator<Item = &'a Example>) -> u32 {
     let mut sum = 0;
-    for example in train.iter().chain(validation) {
+    for example in examples {
         for ids in [&example.input, &example.target] {
             sum = crc32c::crc32c_append(sum, &(ids.len() as u32).to_le_bytes());
             for id in ids {
@@ -177,7 +189,7 @@ pub fn fingerprint(train: &[Example], validation: &[Example]) -> String {
             }
         }
     }
-    format!("{} training, {} validation, {sum:08x}", train.len(), validation.len())
+    sum
 }
 
 impl State {
@@ -190,6 +202,7 @@ impl State {
             version: VERSION,
             position: self.position.clone(),
             layout: Some(*self.prompt.layout()).filter(|layout| !layout.is_plain_embeddings()),
+            before: self.prompt.before().to_vec(),
             max_rows: self.max_rows,
             products: self.products.clone(),
             examples: self.examples.clone(),
@@ -231,7 +244,7 @@ impl State {
                 "expected version {VERSION} of the file, found {version}; go on with the gneiss that wrote it"
             ));
         }
-        let Metadata { position, layout, max_rows, products, examples, .. } =
+        let Metadata { position, layout, before, max_rows, products, examples, .. } =
             serde_json::from_str(text).map_err(|e| not("a run's position", &e))?;
         let tensors = SafeTensors::deserialize(file).map_err(|e| not("a safetensors file", &e))?;
         let values = tensor(&tensors, "prompt")?;
@@ -252,7 +265,7 @@ impl State {
         let best = position.best.as_ref().map(|_| of_values("best")).transpose()?;
         let (values, m, v) = (of_values("prompt")?, of_values("m")?, of_values("v")?);
         let rows = get("initial", (layout.num_virtual_tokens, layout.width).into())?;
-        let initial = Prefix::new(layout.kind, rows);
+        let initial = Prefix::new(layout.kind, rows).after(&before).map_err(|error| error.to_string())?;
         let prompt = Prompt::from_values(layout, values, &initial).map_err(|error| error.to_string())?;
         Ok(Self { m, v, initial, best, prompt, position, max_rows, products, examples })
     }
@@ -316,6 +329,15 @@ mod tests {
         ];
         let products = Some(ProductChoices { library: "NVIDIA H100, cuBLASLt 130100".into(), choices });
         assert_eq!(written(&state(products.clone())).1.products, products);
+    }
+
+    #[test]
+    fn tokens_before_the_prompt_come_back() {
+        let mut state = state(None);
+        assert!(written(&state).1.prompt.before().is_empty());
+        state.prompt = state.prompt.after(&[5, 8]).expect("embeddings");
+        let (_, read) = written(&state);
+        assert_eq!((read.prompt.before(), read.initial.before()), (&[5, 8][..], &[5, 8][..]));
     }
 
     /// A state without choices is a file as those before there were choices.

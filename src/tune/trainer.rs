@@ -12,6 +12,7 @@ use super::observer::{Observer, StepRecord};
 use super::plan::{self, Limits};
 use super::prompt_run::{Ended, NextAction, PromptRun, RunExamples, StepExamples, StepPart};
 use super::state::State;
+use super::teacher::TeacherExamples;
 use super::{Kept, objective};
 use crate::batch::{Example, PrefixGroup, Sequence};
 use crate::config::TrainOptions;
@@ -32,6 +33,8 @@ pub struct Task<'a> {
     pub train: &'a [Example],
     /// Examples whose loss is taken after each epoch; may be empty.
     pub validation: &'a [Example],
+    /// The examples as a teacher reads them: the loss is then the divergence from the teacher's distribution.
+    pub teacher: Option<TeacherExamples<'a>>,
     /// Hyperparameters.
     pub options: &'a TrainOptions,
     /// How much goes through the model at a time at first: less if the device runs out of memory.
@@ -50,7 +53,7 @@ pub struct Trainer<'a> {
 
 impl<'a> Task<'a> {
     fn examples(&self) -> RunExamples<'a> {
-        RunExamples { train: self.train, validation: self.validation }
+        RunExamples { train: self.train, validation: self.validation, teacher: self.teacher }
     }
 }
 
@@ -72,19 +75,28 @@ impl<'a> Trainer<'a> {
         let run = PromptRun::resume(task.model, task.examples(), task.options, state)?;
         let limits = Limits { max_rows: state.max_rows, ..task.limits };
         let trainer = Self::with_runs(task.model, limits, vec![run])?;
+        trainer.use_products(state)?;
+        Ok(trainer)
+    }
+
+    /// Takes the algorithms of the matrix products that `state` was computed with, so that the sums repeat.
+    ///
+    /// # Errors
+    /// Returns an error if the device's library fails.
+    pub fn use_products(&self, state: &State) -> Result<()> {
         if let Some(choices) = &state.products
-            && let Some(warning) = products::import(task.model.device(), choices)?
+            && let Some(warning) = products::import(self.decoder.device(), choices)?
         {
             eprintln!("warning: {warning}");
         }
-        Ok(trainer)
+        Ok(())
     }
 
     /// For `runs`, at least one, which are trained together.
     ///
     /// # Errors
-    /// Returns an error if there are no runs, or if they differ in the kind of their prompts or in `train.time_products`, which
-    /// is a setting of the device.
+    /// Returns an error if there are no runs, if they differ in the kind of their prompts or in `train.time_products`, which
+    /// is a setting of the device, or if one of several has a teacher.
     pub fn with_runs(decoder: &'a Decoder, limits: Limits, runs: Vec<PromptRun<'a>>) -> Result<Self> {
         let Some(first) = runs.first() else {
             return Err(Error::Invalid("tune: expected at least one prompt, found none".into()));
@@ -100,6 +112,12 @@ impl<'a> Trainer<'a> {
             return Err(Error::Invalid(
                 "train.time_products: expected one value for all runs of a trainer, found two".into(),
             ));
+        }
+        if runs.len() > 1 && runs.iter().any(|run| run.teacher().is_some()) {
+            return Err(Error::Invalid(format!(
+                "data.teacher_text: expected one run for a trainer, found {}: runs with a teacher are trained alone",
+                runs.len()
+            )));
         }
         products::set_timing(decoder.device(), time_products)?;
         Ok(Self { decoder, runs, limits, prepared: None })
@@ -177,6 +195,7 @@ impl<'a> Trainer<'a> {
 
     /// The next step of a run, or its end; ends of epochs on the way are taken.
     fn next(&mut self, run: usize, observer: &mut dyn Observer) -> Result<ControlFlow<Ended, StepExamples>> {
+        let mut pauses = false;
         loop {
             match self.runs[run].next() {
                 NextAction::EndOfEpoch => {
@@ -184,7 +203,9 @@ impl<'a> Trainer<'a> {
                     let record = self.runs[run].end_epoch(loss);
                     observer.epoch(&record)?;
                     observer.checkpoint(&self.state(run)?)?;
+                    pauses = observer.pauses();
                 }
+                NextAction::Step(_) if pauses => return Ok(ControlFlow::Break(Ended::Paused)),
                 NextAction::Step(examples) => return Ok(ControlFlow::Continue(examples)),
                 NextAction::Ended(ended) => return Ok(ControlFlow::Break(ended)),
             }
@@ -222,7 +243,7 @@ impl<'a> Trainer<'a> {
         observers: &mut [&mut dyn Observer],
     ) -> Result<Vec<Result<Option<StepRecord>>>> {
         let started = Instant::now();
-        let groups = self.groups(parts.iter().map(|part| (part.run, &part.examples.now[..])));
+        let groups = self.groups(parts.iter().map(|part| (part.run, &part.examples.now[..])))?;
         let mut prepared = self.prepared.take().filter(|prepared| prepared.is_for(parts));
         let (attempt, limits) = self.within_memory(&groups, observers, |limits| {
             let prepared = prepared.take().filter(|prepared| prepared.fits(limits));
@@ -240,7 +261,7 @@ impl<'a> Trainer<'a> {
 
     /// A prefix group for the examples `chunk` of each (run, chunk). The runs' prompts stand one below the other in the matrix
     /// of prompts.
-    fn groups<'c>(&self, chunks: impl Iterator<Item = (usize, &'c [usize])>) -> Vec<PrefixGroup> {
+    fn groups<'c>(&self, chunks: impl Iterator<Item = (usize, &'c [usize])>) -> Result<Vec<PrefixGroup>> {
         let mut end = 0;
         let group = |(run, chunk): (usize, &[usize])| {
             let run = &self.runs[run];
@@ -276,9 +297,14 @@ impl<'a> Trainer<'a> {
         if validation.is_empty() {
             return Ok(None);
         }
-        let groups = [PrefixGroup::new(0..of_run.prompt().num_virtual_tokens() as u32, validation)];
         let prompt = of_run.prompt().prefix()?.to_dtype(decoder.prompt_dtype())?;
-        let loss = |limits: Limits| objective::evaluate(decoder, &prompt, &groups, limits.max_rows)?.loss();
+        let groups = [prompt.group(validation)?];
+        let teacher = of_run.teacher();
+        let loss = |limits: Limits| {
+            let mut passes = objective::packed(decoder, &groups, prompt.kind(), limits.max_rows)?;
+            passes.teacher_passes = teacher.map_or(Vec::new(), |teacher| teacher.validation_passes(&passes));
+            objective::evaluate_with(decoder, &prompt, &passes, teacher)?.loss()
+        };
         let (loss, limits) = self.within_memory(&groups, &mut [observer], loss)?;
         self.limits = limits;
         Ok(Some(loss))

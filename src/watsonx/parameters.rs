@@ -213,3 +213,6 @@ fn values(config: &Config) -> Vec<(&'static str, Value)> {
         ("verbalizer", data.verbalizer.clone().into()),
     ]
 }
+
+#[cfg(test)]
+mod tests;

@@ -57,6 +57,8 @@ pub struct Service {
     naming: Mutex<()>,
     /// Experiments of trainings that were deleted since the start: the SDK deletes an experiment after its training.
     experiments: Mutex<HashSet<String>>,
+    /// The training that the tuner's thread works on: it may write into its folder.
+    active: Mutex<Option<String>>,
     /// Notified when a training is added and when the service ends.
     changed: Condvar,
     queue: Mutex<()>,
@@ -76,6 +78,7 @@ impl Service {
             loading: Mutex::default(),
             naming: Mutex::default(),
             experiments: Mutex::default(),
+            active: Mutex::default(),
             changed: Condvar::new(),
             queue: Mutex::default(),
             ending: AtomicBool::new(false),
@@ -208,6 +211,16 @@ impl Service {
         self.experiments.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
     }
 
+    /// Sets the training that the tuner's thread works on.
+    pub(super) fn set_active(&self, id: Option<&str>) {
+        *self.active.lock().unwrap_or_else(PoisonError::into_inner) = id.map(str::to_owned);
+    }
+
+    /// Whether the tuner's thread works on this training.
+    pub(super) fn is_active(&self, id: &str) -> bool {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner).as_deref() == Some(id)
+    }
+
     /// Tells the tuner's thread of a new training.
     pub(super) fn wake(&self) {
         drop(self.queue.lock());
@@ -232,6 +245,7 @@ impl Service {
             let mut open = self.store.list(|training: &Training| !training.state.is_final());
             open.sort_by_key(|training| (training.state == TrainingState::Pending, training.created));
             if let Some(training) = open.into_iter().next() {
+                self.set_active(Some(&training.id));
                 return Some(training);
             }
             let waited = self.changed.wait_timeout(queue, Duration::from_secs(1));

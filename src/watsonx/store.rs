@@ -250,3 +250,6 @@ fn load<T: Record>(root: &Path, catalog: &mut Catalog) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

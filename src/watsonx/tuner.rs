@@ -47,7 +47,7 @@ impl Tuner {
             let outcome = catch_unwind(AssertUnwindSafe(|| self.advance(&training))).unwrap_or_else(|_| {
                 Err(Error::Invalid("the tuner failed; the server's log says how".into()))
             });
-            let Err(error) = outcome.and_then(|()| self.remove_deleted(&id)) else { continue };
+            let Err(error) = outcome.and_then(|()| self.finish(&id)) else { continue };
             eprintln!("warning: training {id}: {error}");
             let failed = self.service.store.update(&id, |training: &mut Training| {
                 if !training.state.is_final() {
@@ -56,7 +56,7 @@ impl Tuner {
                 }
                 Ok::<_, Error>(())
             });
-            if let Err(error) = failed.and_then(|_| self.remove_deleted(&id)) {
+            if let Err(error) = failed.and_then(|_| self.finish(&id)) {
                 // The disk is full or gone. Trainings that can't be marked as failed would be tried forever.
                 eprintln!(
                     "warning: training {id}: {error}; no more trainings run until the server is started again"
@@ -146,8 +146,9 @@ impl Tuner {
         config
     }
 
-    /// Removes a training that a client has deleted while it ran.
-    fn remove_deleted(&self, id: &str) -> Result<()> {
+    /// Removes the training if a client has deleted it while it ran.
+    fn finish(&self, id: &str) -> Result<()> {
+        self.service.set_active(None);
         if self.service.store.get(id).is_some_and(|training: Training| training.deleted) {
             self.service.store.remove::<Training>(id)?;
         }

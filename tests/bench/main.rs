@@ -4,7 +4,7 @@
 use assert_cmd::Command;
 use assert_cmd::assert::Assert;
 use candle_core::{DType, Device};
-use gneiss::batch::{Example, PrefixGroup};
+use gneiss::batch::{Example, Passes, PrefixGroup};
 use gneiss::bench::canary::{RateSource, Reading};
 use gneiss::bench::examples::whole_steps;
 use gneiss::bench::{Bench, Canary, Case, ExampleSource, Lengths, MatmulPeak};
@@ -264,7 +264,7 @@ fn flops_are_those_counted_by_hand() {
     let group = PrefixGroup::new(0..2, [&example(&[1, 2, 3], &[4, 0]), &example(&[1, 4], &[0])]);
     // A row of q 32, of k and v 32, of o 32, of gate and up 48, of down 24: 168. Pairs: prefix 6; first
     // sequence 6 + 9, its targets 2 + 3 + 6; second sequence 1 + 3. A product of a pair: 8.
-    let flops = Flops::of_step(&shape(3), PromptKind::Embeddings, std::slice::from_ref(&group));
+    let flops = Flops::of_step(&shape(3), &Passes::new(std::slice::from_ref(&group), usize::MAX));
     let forward = 2 * 7 * 168 + 7 * 32 + 3 * (32 + 104);
     let backward = 7 * 32 + 3 * (32 + 104) + 7 * 168 + 7 * 104 + 3 * 64;
     assert_eq!(flops.linear, f64::from(forward + backward));
@@ -276,12 +276,13 @@ fn flops_are_those_counted_by_hand() {
     assert_eq!(flops.total(), 5712.0 + 240.0 + 3264.0);
 
     // One block is the first and the last.
-    let flops = Flops::of_step(&shape(1), PromptKind::Embeddings, std::slice::from_ref(&group));
+    let flops = Flops::of_step(&shape(1), &Passes::new(std::slice::from_ref(&group), usize::MAX));
     assert_eq!(flops.linear, f64::from(7 * 32 + 3 * (32 + 104) + 3 * 104 + 3 * 32));
     assert_eq!(flops.attention, f64::from(8 * (2 * targets + 4 * (3 * 3))));
 
     // The virtual tokens as keys and values: T = 5, and no gradient goes below the first block's attention.
-    let flops = Flops::of_step(&shape(3), PromptKind::Prefix, std::slice::from_ref(&group));
+    let flops =
+        Flops::of_step(&shape(3), &Passes::after_given(std::slice::from_ref(&group), usize::MAX, None));
     let forward = 2 * 5 * 168 + 5 * 32 + 3 * (32 + 104);
     let backward = 5 * 32 + 3 * (32 + 104) + 5 * 168 + 5 * 104;
     assert_eq!(flops.linear, f64::from(forward + backward));
@@ -401,7 +402,7 @@ fn a_case_is_a_run_of_the_trainer() {
     assert_eq!(measured.figures.tokens_per_step, 18.0);
     assert!(measured.last_loss.is_finite() && measured.last_loss != measured.first_loss);
     let of = |examples: &[Example]| {
-        Flops::of_step(&config, PromptKind::Embeddings, &[PrefixGroup::new(0..3, examples)]).total()
+        Flops::of_step(&config, &Passes::new(&[PrefixGroup::new(0..3, examples)], usize::MAX)).total()
     };
     let steps = whole_steps(&given, 2);
     assert_eq!(steps.len(), 4, "the fifth example makes no whole step");

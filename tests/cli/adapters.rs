@@ -126,7 +126,7 @@ fn a_run_does_not_begin_from_a_prompt_of_another_shape() {
     }
     place.refuses(
         from("prompt.num_virtual_tokens=0"),
-        &["saved: prompt.init_file: expected a prompt of [5, 42]", "found [5, 40]"],
+        &["saved: prompt.init_file: expected a prompt of width 42, the hidden size of the model, found 40"],
     );
 }
 
@@ -146,14 +146,20 @@ fn a_prompt_of_another_task_is_used_with_a_warning() {
 }
 
 /// The card's Python with its gaps filled in, run by the Python that has PEFT. Without `use_cache=False` it goes wrong from
-/// the second token on with PEFT 0.21.2 on transformers 5.24.0.
+/// the second token on with PEFT 0.21.2 on transformers 5.24.0 if the prompt is of embeddings; keys and values need the cache.
 #[test]
 fn the_python_of_the_card_prints_the_answer_of_gneiss() {
     let Some(python) = crate::common::python::python_with("peft", "GNEISS_REQUIRE_PEFT") else { return };
+    for kind in ["prompt.kind=embeddings", "prompt.kind=prefix"] {
+        python_of_the_card_prints_the_answer(&python, kind);
+    }
+}
+
+fn python_of_the_card_prints_the_answer(python: &Path, kind: &str) {
     let place = Place::new();
     let class = r#"{"eos_token": "</s>", "tokenizer_class": "PreTrainedTokenizerFast"}"#;
     place.write("model/tokenizer_config.json", class);
-    let sets = ["data.max_output_tokens=6", "train.max_steps=2", "model.dtype=f32"];
+    let sets = [kind, "data.max_output_tokens=6", "train.max_steps=2", "model.dtype=f32"];
     let sets = sets.iter().flat_map(|set| ["--set", set]);
     place.gneiss(["tune", "dogs.toml"].into_iter().chain(sets)).success();
 

@@ -261,3 +261,33 @@ fn eval_refuses_before_it_computes() {
     assert!(result.arms[1].name.ends_with("/base"), "{}", result.arms[1].name);
     assert!(place.path("runs/dogs.eval/evaluation.json").is_file());
 }
+
+/// Prompts of several seeds answer together, beside their mean and the best of them.
+#[test]
+fn an_ensemble_is_reported_beside_its_prompts() {
+    let place = Place::new();
+    place.gneiss(["tune", "dogs.toml", "--seeds", "3", "--set", "train.num_epochs=20"]).success();
+    let adapters = ["001", "002", "003"].map(|trial| format!("runs/dogs/trials/{trial}"));
+    let mut eval = vec!["eval", "dogs.toml", "--ensemble"];
+    eval.extend(adapters.iter().flat_map(|adapter| ["--adapter", adapter.as_str()]));
+    let (stdout, _) = texts(&place.gneiss(eval.clone()).success());
+    for part in [
+        "3 prompts, label likelihood", "most votes", "mean likelihood", "mean of single prompts",
+        "best single prompt here, 00",
+    ] {
+        assert!(stdout.contains(part), "expected {part:?} in: {stdout}");
+    }
+    let kept: Evaluation = serde_json::from_value(place.json("runs/dogs.eval/evaluation.json")).unwrap();
+    let ensemble = kept.ensemble.unwrap();
+    let singles: Vec<f64> =
+        kept.arms[1..].iter().map(|arm| arm.answers.likelihood.as_ref().unwrap().accuracy).collect();
+    assert!((ensemble.mean_accuracy - singles.iter().sum::<f64>() / 3.0).abs() < 1e-12);
+    assert_eq!(ensemble.best_accuracy, singles.iter().copied().fold(0.0, f64::max));
+    assert_eq!((ensemble.vote.total, ensemble.names.len()), (6, 3));
+    place.refuses(
+        ["eval", "dogs.toml", "--ensemble", "--adapter", "runs/dogs/best"],
+        &["--ensemble", "two adapters or more"],
+    );
+    eval.extend(["--set", "data.task=generation"]);
+    place.refuses(eval, &["--ensemble", "classification"]);
+}

@@ -15,9 +15,14 @@ mod adapters;
 #[path = "../common/mod.rs"]
 mod common;
 mod data;
+mod distillation;
 mod eval;
 mod inspect;
+mod kinds;
+mod position;
 mod resume;
+mod searches;
+mod sweep;
 mod tutorial;
 mod unlearned;
 

@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-const WEIGHTS: &str = "adapter/adapter_model.safetensors";
+pub(super) const WEIGHTS: &str = "adapter/adapter_model.safetensors";
 /// 3 steps an epoch.
 const LONG: [&str; 6] =
     ["tune", "dogs.toml", "--set", "train.num_epochs=60", "--set", "train.checkpoint_steps=2"];
@@ -21,18 +21,18 @@ impl Place {
         self.spawn(&LONG)
     }
 
-    fn spawn(&self, args: &[&str]) -> Child {
+    pub(super) fn spawn(&self, args: &[&str]) -> Child {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_gneiss"));
         command.current_dir(self.0.path()).env("HF_HUB_OFFLINE", "1").args(args);
         command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
-    fn lines(&self, name: &str) -> usize {
+    pub(super) fn lines(&self, name: &str) -> usize {
         std::fs::read_to_string(self.path(name)).map_or(0, |text| text.matches('\n').count())
     }
 
     /// Records without their wall times, which no two runs share.
-    fn records(&self, run: &str) -> Vec<Value> {
+    pub(super) fn records(&self, run: &str) -> Vec<Value> {
         let text = std::fs::read_to_string(self.path(run).join("metrics.jsonl")).unwrap();
         let plain = |line: &str| {
             let mut record: Value = serde_json::from_str(line).unwrap();
@@ -62,7 +62,7 @@ fn signal_after(place: &Place, child: &Child, lines: usize, signal: i32) {
     assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
 }
 
-fn ended(child: Child) -> (ExitStatus, String) {
+pub(super) fn ended(child: Child) -> (ExitStatus, String) {
     let output = child.wait_with_output().unwrap();
     (output.status, String::from_utf8(output.stderr).unwrap())
 }

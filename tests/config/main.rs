@@ -1,8 +1,10 @@
 //! Configurations: what loads, what every error says.
 
+mod sweep;
+
 use std::path::{Path, PathBuf};
 
-use gneiss::config::{Config, DtypeChoice, InitMethod, Keep, OnNotFinite, Schedule, Task};
+use gneiss::config::{Config, DtypeChoice, InitMethod, Keep, OnNotFinite, Schedule, SweepOptions, Task};
 use gneiss::device::DeviceChoice;
 
 /// The least that a configuration says.
@@ -415,20 +417,65 @@ fn choices_read_what_they_write() {
     assert_eq!("cuda:0".parse::<DeviceChoice>().unwrap(), DeviceChoice::Cuda(0));
 }
 
+#[test]
+fn keys_of_a_reparameterization_that_have_no_effect_are_refused() {
+    let cases: [(&[&str], &str); 5] = [
+        (
+            &["prompt.bottleneck=64"],
+            "`--set prompt.bottleneck`: expected 0 with reparameterization = \"none\"",
+        ),
+        (
+            &["prompt.reparameterization=residual", "prompt.bottleneck=65537"],
+            "expected 0 to 65536, found 65537",
+        ),
+        (
+            &["prompt.reparameterization=mlp"],
+            "set reparameterization = \"residual\", which keeps the first rows",
+        ),
+        (
+            &["prompt.num_virtual_tokens=4", "prompt.frozen_tokens=4"],
+            "`--set prompt.frozen_tokens`: expected fewer than prompt.num_virtual_tokens, which is 4, found 4",
+        ),
+        (
+            &["prompt.reparameterization=lstm"],
+            "unknown value `lstm`, expected one of `none`, `residual`, `mlp`",
+        ),
+    ];
+    for (options, expected) in cases {
+        let found = problem_of(options);
+        assert!(found.contains(expected), "{found}");
+    }
+    least_with(&["prompt.reparameterization=residual", "prompt.bottleneck=64", "prompt.frozen_tokens=1"]);
+    least_with(&[
+        "prompt.kind=prefix", "prompt.reparameterization=mlp", "prompt.init_method=random",
+        "prompt.num_virtual_tokens=8",
+    ]);
+}
+
+/// A run goes on with the settings that it began with; its error names those that differ.
+#[test]
+fn changed_keys_are_named() {
+    let (before, after) = (least_with(&[]), least_with(&["prompt.frozen_tokens=1", "train.seed=7"]));
+    assert_eq!(before.changed_keys(&after).unwrap(), ["prompt.frozen_tokens", "train.seed"]);
+    assert!(before.changed_keys(&before).unwrap().is_empty());
+}
+
 /// Every key's doc says `Default ` and the default as TOML, or that the key is required.
 #[test]
 fn every_keys_doc_states_its_default() {
     let source = std::fs::read_to_string(root().join("src/config/mod.rs")).unwrap();
-    let defaults = toml::Table::try_from(Config::default()).unwrap();
+    let mut defaults = toml::Table::try_from(Config::default()).unwrap();
+    // A configuration without a sweep is written without its table.
+    defaults.insert("sweep".into(), toml::Value::try_from(SweepOptions::default()).unwrap());
     let tables = [("Config", ""), ("ModelOptions", "model"), ("PromptOptions", "prompt")];
-    let more = [("DataOptions", "data"), ("TrainOptions", "train")];
+    let more = [("DataOptions", "data"), ("TrainOptions", "train"), ("SweepOptions", "sweep")];
     let mut checked = 0;
     for (name, table) in tables.into_iter().chain(more) {
         let body =
             source.split_once(&format!("pub struct {name} {{\n")).unwrap().1.split_once("\n}\n").unwrap().0;
         let table = defaults.get(table).map_or(&defaults, |section| section.as_table().unwrap());
         let mut doc = String::new();
-        for line in body.lines().map(str::trim) {
+        for line in body.lines().map(str::trim).filter(|line| !line.starts_with("#[")) {
             if let Some(text) = line.strip_prefix("/// ") {
                 doc += text;
                 doc.push(' ');

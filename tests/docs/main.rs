@@ -9,7 +9,7 @@ mod reference;
 mod source;
 
 use gneiss::Error;
-use gneiss::config::Config;
+use gneiss::config::{Config, SweepOptions};
 use markdown::{At, Page, root};
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
@@ -67,13 +67,16 @@ fn what_is_made_from_the_source_is_current() {
 }
 
 fn defaults() -> Table {
-    Table::try_from(Config::default()).unwrap()
+    let mut defaults = Table::try_from(Config::default()).unwrap();
+    // A configuration without a sweep is written without its table.
+    defaults.insert("sweep".into(), Value::try_from(SweepOptions::default()).unwrap());
+    defaults
 }
 
 /// Dotted keys of all values below a table.
 fn leaves(table: &Table, prefix: &str) -> BTreeSet<String> {
     let of = |(name, value): (&String, &Value)| match value {
-        Value::Table(inner) => leaves(inner, &format!("{prefix}{name}.")),
+        Value::Table(inner) if !inner.is_empty() => leaves(inner, &format!("{prefix}{name}.")),
         _ => [format!("{prefix}{name}")].into(),
     };
     table.iter().flat_map(of).collect()
@@ -225,7 +228,7 @@ fn unknown_keys(page: &Page, known: &BTreeSet<String>, tables: &BTreeSet<String>
         let is_part = |c: char| c.is_alphanumeric() || "._/~-".contains(c);
         for word in what.split(|c| !is_part(c)) {
             let Some((table, key)) = word.split_once('.') else { continue };
-            let is_file = ["csv", "json", "jsonl", "toml", "safetensors", "rs"].contains(&key);
+            let is_file = ["csv", "html", "json", "jsonl", "toml", "safetensors", "rs"].contains(&key);
             let is_call = what.contains(&format!("{word}("));
             if tables.contains(table) && !is_file && !is_call && !known.contains(word) {
                 problems.push(page.problem(line, &format!("`{word}` is no key")));

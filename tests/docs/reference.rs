@@ -109,6 +109,7 @@ impl Key {
                     ["0".to_owned(), i64::MAX.to_string()].iter().find_map(|v| expected(&self.name, v));
                 format!("whole number, {}", refused.as_deref().unwrap_or("0 or more"))
             }
+            "BTreeMap<String, SweepValues>" => "table".into(),
             "MemoryBudget" => "size such as `\"24GB\"`, or `\"\"`".into(),
             choice => {
                 let names: Vec<_> =

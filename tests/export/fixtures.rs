@@ -140,6 +140,7 @@ pub fn adapter(folder: &Path, model: &Path, prompt: &Tensor, verbalizer: Option<
         task: Task::Classification,
         verbalizer: verbalizer.into(),
         labels: vec!["0".into(), "1".into()],
+        before: None,
         hard_prompt: String::new(),
         max_output_tokens: 2,
         examples: Vec::new(),
@@ -183,6 +184,7 @@ pub fn logits(model: &Decoder, ids: &[u32]) -> Tensor {
     let mut target = ids[1..].to_vec();
     target.push(0);
     let group = PrefixGroup {
+        before: Vec::new(),
         prompt: 0..0,
         head: Vec::new(),
         sequences: vec![Sequence { input: ids[..1].to_vec(), target }],

@@ -1,5 +1,6 @@
 //! Tuned prompts in other engines' formats, against transformers, PEFT, torch, the gguf package and llama.cpp.
 
+mod after_head;
 mod bake;
 mod checkpoints;
 #[path = "../common/mod.rs"]

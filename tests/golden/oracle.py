@@ -180,7 +180,16 @@ def training_case(run, draw, fresh_base, tensors, tuned=with_prompt):
     start = prompt_of(model).detach().clone()
     tensors[f"{name}.prompt"] = start
     weight = prompt_of(model)
-    optimizer = torch.optim.AdamW([weight], lr=TRAINING["learning_rate"], betas=tuple(TRAINING["betas"]),
+    records = train(run, draw, pool, model, [weight])
+    tensors[f"{name}.final_prompt"] = weight.detach().clone()
+    return {"name": name, **TRAINING, "max_norm": run.max_norm, "prompt": f"{name}.prompt",
+            "final_prompt": f"{name}.final_prompt", "num_virtual_tokens": start.shape[0],
+            "examples": pool, "steps": records}
+
+
+def train(run, draw, pool, model, parameters):
+    """The steps of `run` over the examples of `pool`: batches, losses, norms of the gradient of `parameters`."""
+    optimizer = torch.optim.AdamW(parameters, lr=TRAINING["learning_rate"], betas=tuple(TRAINING["betas"]),
                                   eps=TRAINING["eps"], weight_decay=TRAINING["weight_decay"], foreach=False)
     steps = TRAINING["num_training_steps"]
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, TRAINING["num_warmup_steps"], steps)
@@ -194,17 +203,14 @@ def training_case(run, draw, fresh_base, tensors, tuned=with_prompt):
             part = model(**collate([pool[i] for i in batch]), num_items_in_batch=total).loss
             part.backward()
             loss += part.item()
-        norm = torch.nn.utils.clip_grad_norm_([weight], run.max_norm).item()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, run.max_norm).item()
         records.append({"micro_batches": batches, "target_tokens": total, "loss": loss,
                         "grad_norm": norm, "learning_rate": schedule.get_last_lr()[0]})
         optimizer.step()
         schedule.step()
     norms = sorted(r["grad_norm"] for r in records)
     assert norms[1] < run.max_norm < norms[-2], f"clipping at {run.max_norm} has to bite in some steps only: {norms}"
-    tensors[f"{name}.final_prompt"] = weight.detach().clone()
-    return {"name": name, **TRAINING, "max_norm": run.max_norm, "prompt": f"{name}.prompt",
-            "final_prompt": f"{name}.final_prompt", "num_virtual_tokens": start.shape[0],
-            "examples": pool, "steps": records}
+    return records
 
 
 def generate_case(draw, fresh_base, tensors):

@@ -72,7 +72,7 @@ fn tapes(name: &str, model: &Decoder, rows: usize) {
     }
     // A pass of prefixes alone: many tokens that all inputs share, beside which a few kB of headers are nothing.
     let head = vec![9; 3 * rows];
-    let prefixes = PrefixGroup { prompt: 0..5, head, sequences: Vec::new() };
+    let prefixes = PrefixGroup { before: Vec::new(), prompt: 0..5, head, sequences: Vec::new() };
     let lead = Passes::new(&[prefixes], 1000).prefix_pass;
     for _ in 0..8 {
         drop(model.forward(&lead, &prompt, None, 0).unwrap());

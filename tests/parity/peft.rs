@@ -55,6 +55,7 @@ fn peft_computes_the_same_from_an_adapter_of_gneiss() {
 
     let sequence = |input: &Vec<u32>| Sequence { input: input.clone(), target: Vec::new() };
     let group = PrefixGroup {
+        before: Vec::new(),
         prompt: 0..n as u32,
         head: Vec::new(),
         sequences: sequences.iter().map(sequence).collect(),

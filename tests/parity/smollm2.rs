@@ -43,7 +43,7 @@ pub fn last_logits(golden: &Golden, model: &Decoder) -> Tensor {
     let sequences = golden.json["sequences"].as_array().unwrap().iter();
     let sequences: Vec<Sequence> =
         sequences.map(|s| Sequence { input: ids(&s["ids"]), target: Vec::new() }).collect();
-    let group = PrefixGroup { prompt: 0..0, head: Vec::new(), sequences };
+    let group = PrefixGroup { before: Vec::new(), prompt: 0..0, head: Vec::new(), sequences };
     let batch = Passes::new(&[group], usize::MAX).prefix_pass;
     let no_prompt = Tensor::zeros((0, model.config().hidden_size), DType::F32, &Device::Cpu).unwrap();
     let tape = model.forward(&batch, &no_prompt, None, 0).unwrap();

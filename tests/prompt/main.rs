@@ -1,7 +1,10 @@
 //! Adapters: what PEFT wrote is read, what is written reads back, what is malformed is named.
 
 use gneiss::prompt::Prefix;
+#[path = "../common/mod.rs"]
+mod common;
 mod kinds;
+mod position;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -401,6 +404,7 @@ fn the_card_says_what_it_is_and_how_to_load_it() {
         name: "tutorial".into(),
         task: "classification".into(),
         verbalizer: "classify {0, 1} {{input}}".into(),
+        before: None,
         max_output_tokens: Some(2),
         hyperparameters: vec![("learning_rate".into(), "0.01".into()), ("a|b".into(), "c\nd".into())],
         num_steps: Some(150),

@@ -7,6 +7,7 @@ use crate::common::python::python_with;
 use crate::odd;
 use gneiss::report;
 use gneiss::run::Run;
+use gneiss::sweep::SweepResult;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -59,6 +60,10 @@ fn every_page_opens_without_a_word() {
     }
     add("compare-two", report::compare(&[all[0].clone(), all[5].clone()]).unwrap());
     add("compare-all", report::compare(&all).unwrap());
+    for (name, begun) in [("sweep", 16), ("sweep-begun", 3)] {
+        let result = SweepResult::read(&crate::sweep::folder(&folder.path().join(name), begun)).unwrap();
+        add(name, report::sweep_page(&result).unwrap());
+    }
     let (said, success) = open(&python, &out, &pages);
     assert!(success, "{said}");
 }

@@ -8,3 +8,4 @@ mod odd;
 mod page;
 mod pictures;
 mod runs;
+mod sweep;

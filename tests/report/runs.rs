@@ -7,7 +7,7 @@ use gneiss::layout::{ADAPTER, CONFIG, EVALUATION, METRICS, SUMMARY, TOKENS};
 use gneiss::prompt::vocabulary::{
     NearestPlace, Neighbour, Norms, PromptTokens, VirtualToken, VocabularyToken,
 };
-use gneiss::run::{ModelSummary, Run, Status, Summary};
+use gneiss::run::{LossKind, ModelSummary, Run, Status, Summary};
 use gneiss::tune::{EpochRecord, StepRecord};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -195,6 +195,7 @@ pub fn tutorial() -> Content {
         init_method: config.prompt.init_method,
         num_virtual_tokens: 25,
         trainable_parameters: 14_400,
+        layout: None,
         train_examples: 360,
         validation_examples: 80,
         steps: 225,
@@ -203,6 +204,7 @@ pub fn tutorial() -> Content {
         epochs: 5,
         kept_step: 180,
         kept_epoch: 4,
+        loss: LossKind::CrossEntropy,
         train_loss: epochs[3].train_loss,
         validation_loss: epochs[3].validation_loss,
         seconds: epochs[4].elapsed,

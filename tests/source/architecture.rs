@@ -18,13 +18,19 @@ const FOLDERS: &[(&str, &[&str])] = &[
     ("batch", &["ops"]),
     ("checkpoint", &["ops", "calendar", "layout"]),
     ("data", &["batch", "checkpoint", "text"]),
-    ("config", &["device", "text"]),
+    ("config", &["device", "layout", "text"]),
     ("model", &["ops", "device", "batch", "checkpoint"]),
-    ("prompt", &["model", "checkpoint", "config", "data", "ops", "files", "layout", "number"]),
-    ("generate", &["model", "checkpoint", "batch", "ops", "device"]),
+    ("prompt", &["model", "batch", "checkpoint", "config", "data", "ops", "files", "layout", "number"]),
+    ("generate", &["prompt", "model", "checkpoint", "batch", "ops", "device"]),
     ("tune", &["prompt", "model", "config", "data", "batch", "ops", "device", "files", "number"]),
     ("session", &["model", "checkpoint", "config", "data", "device", "ops"]),
-    ("run", &["tune", "prompt", "session", "model", "config", "data", "device", "files", "layout", "number"]),
+    (
+        "run",
+        &[
+            "batch", "tune", "prompt", "session", "model", "config", "data", "device", "files", "layout",
+            "number",
+        ],
+    ),
     (
         "evaluate",
         &[
@@ -32,10 +38,20 @@ const FOLDERS: &[(&str, &[&str])] = &[
             "files", "layout", "number",
         ],
     ),
-    ("report", &["evaluate", "run", "tune", "prompt", "config", "calendar", "files", "layout", "text"]),
-    ("export", &["generate", "prompt", "model", "checkpoint", "data", "batch", "ops", "files", "layout"]),
-    ("bench", &["tune", "model", "checkpoint", "config", "batch", "ops", "device", "number"]),
-    ("check", &["bench", "tune", "model", "checkpoint", "config", "batch", "ops", "device"]),
+    (
+        "sweep",
+        &[
+            "evaluate", "run", "session", "tune", "prompt", "data", "config", "device", "files", "layout",
+            "number",
+        ],
+    ),
+    (
+        "report",
+        &["sweep", "evaluate", "run", "tune", "prompt", "config", "calendar", "files", "layout", "text"],
+    ),
+    ("export", &["prompt", "model", "checkpoint", "data", "batch", "ops", "files", "layout"]),
+    ("bench", &["tune", "prompt", "model", "checkpoint", "config", "batch", "ops", "device", "number"]),
+    ("check", &["bench", "tune", "prompt", "model", "checkpoint", "config", "batch", "ops", "device"]),
     (
         "serve",
         &["generate", "prompt", "model", "checkpoint", "data", "device", "calendar", "files", "layout"],

@@ -1,5 +1,6 @@
 //! How a run behaves: it learns, repeats bit for bit, splits its batches without changing them, and stops well.
 
+mod distillation;
 mod keys_values;
 mod passes;
 mod recompute;
@@ -120,7 +121,7 @@ impl<'a> Setting<'a> {
     fn run(self) -> Run {
         let Self { train, validation, options, max_rows, recompute, prompt } = self;
         let limits = Limits { max_rows, recompute };
-        let task = Task { model: &MODEL, train, validation, options: &options, limits };
+        let task = Task { model: &MODEL, train, validation, teacher: None, options: &options, limits };
         let mut trainer = Trainer::new(task, &Prompt::embeddings(&prompt).unwrap()).unwrap();
         let mut watch = Watch::default();
         let total_steps = trainer.first().total_steps();
@@ -170,8 +171,14 @@ fn one_batch_is_learned_by_heart() {
     let ids = Tensor::new(&[90u32, 3, 41, 66, 12, 120], &Device::Cpu).unwrap();
     let before = model.embedding().index_select(&ids, 0).unwrap();
     let bits_before = bits(&before);
-    let task =
-        Task { model: &model, train: &train, validation: &[], options: &options, limits: Limits::rows(512) };
+    let task = Task {
+        model: &model,
+        train: &train,
+        validation: &[],
+        teacher: None,
+        options: &options,
+        limits: Limits::rows(512),
+    };
     let mut trainer = Trainer::new(task, &Prompt::embeddings(&before).unwrap()).unwrap();
     let mut watch = Watch::default();
     trainer.run(&mut watch).unwrap();

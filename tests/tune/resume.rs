@@ -1,7 +1,7 @@
 //! Runs that go on from a checkpoint.
 
 use super::*;
-use gneiss::config::{PromptOptions, Reparameterization};
+use gneiss::config::{PromptKind, PromptOptions, Reparameterization};
 use gneiss::prompt::Prefix;
 use gneiss::prompt::Prompt;
 use gneiss::tune::{Ended, State};
@@ -42,7 +42,7 @@ fn task<'a>(
     options: &'a TrainOptions,
     rows: usize,
 ) -> Task<'a> {
-    Task { model: &MODEL, train, validation, options, limits: Limits::rows(rows) }
+    Task { model: &MODEL, train, validation, teacher: None, options, limits: Limits::rows(rows) }
 }
 
 #[test]
@@ -53,11 +53,21 @@ fn a_run_goes_on_from_every_step_bit_for_bit() {
 #[test]
 fn runs_of_reparameterized_prompts_go_on_from_every_step() {
     use Reparameterization::{Mlp, None, Residual};
-    for (reparameterization, frozen_tokens) in [(None, 2), (Residual, 0), (Residual, 1), (Mlp, 0), (Mlp, 2)] {
+    let keys_values = Prefix::KeysValues(MODEL.keys_values(&prompt()).unwrap());
+    let embeddings = Prefix::Embeddings(prompt());
+    let cases = [
+        (&embeddings, None, 0, 2),
+        (&embeddings, Residual, 5, 1),
+        (&embeddings, Mlp, 7, 0),
+        (&keys_values, Residual, 0, 0),
+        (&keys_values, Mlp, 0, 2),
+    ];
+    for (initial, reparameterization, bottleneck, frozen_tokens) in cases {
+        let kind = initial.kind();
+        let token_dim = if kind == PromptKind::Prefix { 8 } else { 40 };
         let options =
-            PromptOptions { reparameterization, frozen_tokens, bottleneck: 5, ..Default::default() };
-        let initial = Prefix::Embeddings(prompt());
-        goes_on_from_every_step(&Prompt::with_options(&initial, &options, 40, 42).unwrap());
+            PromptOptions { kind, reparameterization, bottleneck, frozen_tokens, ..Default::default() };
+        goes_on_from_every_step(&Prompt::with_options(initial, &options, token_dim, 42).unwrap());
     }
 }
 

@@ -98,6 +98,7 @@ fn an_observer_ends_a_run_and_what_was_learned_is_kept() {
             model: &MODEL,
             train: &train,
             validation: &validation,
+            teacher: None,
             options: &options,
             limits: Limits::rows(512),
         };
@@ -126,7 +127,14 @@ fn an_observer_ends_a_run_and_what_was_learned_is_kept() {
 fn what_can_not_be_trained_is_an_error_before_the_first_step() {
     let options = options();
     let new = |train: &[Example], validation: &[Example]| {
-        let task = Task { model: &MODEL, train, validation, options: &options, limits: Limits::rows(512) };
+        let task = Task {
+            model: &MODEL,
+            train,
+            validation,
+            teacher: None,
+            options: &options,
+            limits: Limits::rows(512),
+        };
         Trainer::new(task, &Prompt::embeddings(&prompt()).unwrap())
             .err()
             .map(|e| (e.is_bad_input(), e.to_string()))

@@ -77,6 +77,7 @@ pub fn large(target: &CheckTarget, name: &str, scale: usize) -> Result<LargeResu
             "swiglu" => ops::swiglu(&mut large, &shape, &batch)?,
             "experts" => experts::check(&mut large, &shape, &batch)?,
             "cross_entropy" => ops::cross_entropy(&mut large, &shape, &batch)?,
+            "distillation" => ops::distillation(&mut large, &shape, &batch)?,
             "adamw" => ops::adamw(&mut large, &shape, &batch)?,
             "rows" => ops::rows(&mut large, &shape, &batch)?,
             // The shapes are those of models without Mamba2 layers.

@@ -6,6 +6,7 @@ use crate::Result;
 use crate::check::ResultKind::{Gradient, Value};
 use crate::ops::adamw::{AdamW, AdamWStep, Parameter};
 use crate::ops::cross_entropy::{self as losses, Softmax};
+use crate::ops::distillation as divergence;
 use crate::ops::embed::{self as embedding, EmbedLookup};
 use crate::ops::rms_norm::{ResidualAdd, RmsNorm};
 use crate::ops::rope::Rope;
@@ -207,6 +208,34 @@ pub(super) fn cross_entropy(large: &mut Large, shape: &Shape, batch: &Batch) -> 
         // A gradient is a difference of probabilities.
         large.unit = scale * dloss;
         large.compare((case, "dlogits", Gradient), &ours, &expected)
+    })
+}
+
+pub(super) fn distillation(large: &mut Large, shape: &Shape, batch: &Batch) -> Result<()> {
+    let (rows, vocab) = (batch.packed.labels.len().min(HEAD_ROWS), shape.vocab);
+    let (scale, dloss) = (1.0 / shape.logits_scaling, 0.7);
+    let softmax = Softmax { vocab, scale };
+    large.case(&format!("[{rows}, {vocab}]"), bytes(9 * rows * vocab, 0), |large, case| {
+        // A divergence near 0 is a sum of differences of logits of some units.
+        large.unit = 1.0;
+        let (student, teacher) =
+            (large.random((rows, vocab), 3.0 / scale)?, large.random((rows, vocab), 3.0 / scale)?);
+        let ours = large.run(|| divergence::forward(&student, &teacher, softmax))?;
+        let log_softmax = |logits: &Tensor| -> Result<Tensor> {
+            let z = (to_f32(logits)? * scale)?;
+            let z = z.broadcast_sub(&z.max_keepdim(1)?)?;
+            Ok(z.broadcast_sub(&z.exp()?.sum_keepdim(1)?.log()?)?)
+        };
+        let (log_q, log_p) = (log_softmax(&student)?, log_softmax(&teacher)?);
+        let (q, p) = (log_q.exp()?, log_p.exp()?);
+        let kl = (&p * (log_p - log_q)?)?.sum(1)?;
+        large.compare((case, "kl", Value), &to_f32(&ours.kl)?, &kl)?;
+        let expected = ((q - p)? * (scale * dloss))?;
+        let ours = large
+            .run(|| divergence::backward(student.force_contiguous()?, &teacher, softmax, &ours, dloss))?;
+        // A gradient is a difference of probabilities.
+        large.unit = scale * dloss;
+        large.compare((case, "dstudent", Gradient), &ours, &expected)
     })
 }
 

@@ -69,6 +69,11 @@ fn cross_entropy_at_a_fraction_of_the_size() {
 }
 
 #[test]
+fn distillation_at_a_fraction_of_the_size() {
+    check("distillation");
+}
+
+#[test]
 fn adamw_at_a_fraction_of_the_size() {
     check("adamw");
 }

@@ -247,6 +247,11 @@ impl BenchArgs {
         if let Some(data) = &self.data {
             config.data.train = data.display().to_string();
         }
+        if config.distils() {
+            crate::cli::warn(
+                "data.teacher_text: the benchmark's steps have no teacher: they are those of cross-entropy",
+            );
+        }
         let session = progress::open(&config.model)?;
         let model = session.model;
         let (source, about) = match self.named_examples(model.config().vocab_size)? {

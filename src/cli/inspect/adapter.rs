@@ -7,6 +7,7 @@ use anyhow::Context;
 use candle_core::{DType, Device, Tensor};
 use gneiss::checkpoint::{Checkpoint, TextTokenizer};
 use gneiss::config::PromptKind;
+use gneiss::data::InputHead;
 use gneiss::prompt::Prefix;
 use gneiss::prompt::peft::{Adapter, AdapterConfig, PeftType, PromptTuningInit};
 use gneiss::prompt::vocabulary;
@@ -23,6 +24,9 @@ pub struct AdapterReport {
     /// The task that was asked for, of an adapter of several.
     task: Option<usize>,
     config: AdapterConfig,
+    /// What stands before the virtual tokens; `None` if they stand at the start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    before: Option<InputHead>,
     /// Rows and width.
     shape: [usize; 2],
     /// Norms of the rows of embeddings.
@@ -65,7 +69,7 @@ struct BaseModel {
 pub fn inspect(folder: &Path, task: Option<usize>, model: Option<&str>) -> anyhow::Result<AdapterReport> {
     let adapter = Adapter::read_task(folder, task)?;
     crate::cli::warn_about(&adapter);
-    let Adapter { prompt, config, .. } = adapter;
+    let Adapter { prompt, config, task: prompt_task } = adapter;
     let (rows, width) = prompt.values().dims2()?;
     let mut report = AdapterReport {
         adapter: folder.to_path_buf(),
@@ -76,10 +80,13 @@ pub fn inspect(folder: &Path, task: Option<usize>, model: Option<&str>) -> anyho
         vocabulary_mean_norm: None,
         tokens: Vec::new(),
         layers: Vec::new(),
+        before: prompt_task.and_then(|task| task.before),
         config,
     };
     match &prompt {
-        Prefix::Embeddings(prompt) => report.compare(prompt, model)?,
+        Prefix::Embeddings(prompt) | Prefix::EmbeddingsAfter { values: prompt, .. } => {
+            report.compare(prompt, model)?;
+        }
         Prefix::KeysValues(values) => {
             if let Some(model) = model {
                 let opened = Checkpoint::open_without_tokenizer(&session::locate(model)?)?;
@@ -194,6 +201,10 @@ impl Report for AdapterReport {
         match self.kind {
             PromptKind::Embeddings => {
                 line("prompt", format!("{rows} virtual tokens of width {width}, {} values", rows * width));
+                if let Some(before) = &self.before {
+                    let tokens = before.token_ids.len();
+                    line("position", format!("after {:?} ({tokens} tokens)", before.text));
+                }
                 self.print_init();
                 println!();
                 self.print_tokens();
@@ -228,7 +239,10 @@ impl AdapterReport {
     /// How embeddings began, and their norms.
     fn print_init(&self) {
         let config = &self.config;
-        if matches!(config.peft_type, PeftType::PromptTuning | PeftType::MultitaskPromptTuning) {
+        if matches!(
+            config.peft_type,
+            PeftType::PromptTuning | PeftType::MultitaskPromptTuning | PeftType::GneissPromptTuning
+        ) {
             let init = match &config.prompt_tuning_init {
                 PromptTuningInit::Text => "text",
                 PromptTuningInit::SampleVocab => "tokens drawn from the vocabulary",

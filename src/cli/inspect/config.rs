@@ -22,6 +22,8 @@ pub struct ConfigReport {
     config: String,
     model: String,
     virtual_tokens: usize,
+    /// Tokens of the teacher's text; 0 without one.
+    teacher_tokens: usize,
     /// Number of tokens with which all training inputs begin.
     shared_tokens: usize,
     /// Their text.
@@ -108,13 +110,10 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<ConfigReport>
     let virtual_tokens = virtual_tokens(&config, &tokenizer)?;
     let positions = [virtual_tokens + longest, shape.max_position_embeddings];
     warn_about_positions(positions);
+    let teacher_tokens = teacher_tokens(&config, &tokenizer)?;
+    warn_about_teacher(teacher_tokens, [teacher_tokens + longest, shape.max_position_embeddings]);
     let memory = TuningMemory::new(&shape, dtypes, device.location());
-    let work = LargestStep::new(
-        &train,
-        config.prompt.kind,
-        virtual_tokens,
-        config.train.batch_size * config.train.accumulate_steps,
-    );
+    let work = largest_step(&config, &train, virtual_tokens, teacher_tokens);
     let plan = gneiss::tune::fit::plan(&config.train, &memory, &work, &device, false)?;
     let prefix_pass_rows = memory.prefix_pass_rows(plan.limits.max_rows);
     let packing = Packing { max_rows: plan.limits.max_rows, prefix_pass_rows, long_above: None };
@@ -142,6 +141,7 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<ConfigReport>
         config: path.display().to_string(),
         model: config.model.id.clone(),
         virtual_tokens,
+        teacher_tokens,
         shared_tokens: shared.len(),
         shared_text: tokenizer.decode(shared, false)?,
         positions,
@@ -155,12 +155,38 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<ConfigReport>
     })
 }
 
+/// The largest step of the configuration's run.
+fn largest_step(
+    config: &Config,
+    train: &[Example],
+    virtual_tokens: usize,
+    teacher_tokens: usize,
+) -> LargestStep {
+    let examples = config.train.batch_size * config.train.accumulate_steps;
+    let work = LargestStep::new(train, config.prompt.kind, virtual_tokens, examples);
+    work.with_teacher(match teacher_tokens {
+        0 => 0,
+        tokens => tokens + common_head(train.iter().map(|e| e.input.as_slice())).len(),
+    })
+}
+
 /// Prints a warning if the longest example has more positions than the model.
 fn warn_about_positions(positions: [usize; 2]) {
     if positions[0] > positions[1] {
         eprintln!(
             "positions  {} are more than the model's {}: tuning will refuse them; lower data.max_input_tokens \
              or prompt.num_virtual_tokens",
+            positions[0], positions[1]
+        );
+    }
+}
+
+/// Prints a warning if the longest example has more positions after the teacher's text than the model.
+fn warn_about_teacher(tokens: usize, positions: [usize; 2]) {
+    if tokens > 0 && positions[0] > positions[1] {
+        eprintln!(
+            "positions  {} after data.teacher_text are more than the model's {}: tuning will refuse them; shorten the \
+             text, or lower data.max_input_tokens",
             positions[0], positions[1]
         );
     }
@@ -204,6 +230,12 @@ fn splits(config: &Config, encoder: &Encoder) -> anyhow::Result<(Vec<SplitReport
         files.push(SplitReport { split, inputs_shared_with_train, dataset: report });
     }
     Ok((files, train, longest))
+}
+
+/// Tokens of the teacher's text; 0 without one.
+fn teacher_tokens(config: &Config, tokenizer: &TextTokenizer) -> anyhow::Result<usize> {
+    let ids = tokenizer.encode(&config.data.teacher_text, false);
+    Ok(ids.map_err(|error| error.in_text("data.teacher_text"))?.len())
 }
 
 /// Number of rows that the prompt will have.
@@ -273,6 +305,9 @@ impl Report for ConfigReport {
         line("config", format!("{}, valid", self.config));
         line("model", &self.model);
         line("prompt", format!("{} virtual tokens", self.virtual_tokens));
+        if self.teacher_tokens > 0 {
+            line("teacher", format!("{} tokens of text", self.teacher_tokens));
+        }
         let shared = match self.shared_tokens {
             0 => "no token".to_owned(),
             n => format!("{n} tokens, {}", vocabulary::visible(&self.shared_text)),

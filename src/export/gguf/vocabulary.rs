@@ -52,7 +52,8 @@ impl VocabularyPairs {
             None => None,
         };
         if let Some(template) = template {
-            pairs.push(("tokenizer.chat_template".into(), Value::String(with_prompts(&template, placed))));
+            let template = Value::String(with_prompts(&template, base, placed)?);
+            pairs.push(("tokenizer.chat_template".into(), template));
         }
         Ok(Self { pairs })
     }

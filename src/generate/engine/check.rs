@@ -20,6 +20,7 @@ impl Engine<'_> {
         if let Some(id) = tokens.iter().find(|id| **id as usize >= vocabulary) {
             return invalid(format!("expected token ids under {vocabulary}, found {id}"));
         }
+        check_beginning(prompt_cache.before(), request)?;
         if let Some(id) = request.score.iter().find(|id| **id as usize >= vocabulary) {
             return invalid(format!("score: expected token ids under {vocabulary}, found {id}"));
         }
@@ -45,9 +46,10 @@ impl Engine<'_> {
             ));
         }
         // A long request needs a second prefix, with other frequencies.
-        let prefixes = prompt_cache.virtual_tokens()
-            * if self.long_first_position(prefix, request)?.is_some() { 2 } else { 1 };
-        let rows = own_rows(text, request.max_new_tokens) + prefixes;
+        let prefixes =
+            prompt_cache.rows() * if self.long_first_position(prefix, request)?.is_some() { 2 } else { 1 };
+        let own = text - prompt_cache.before().len();
+        let rows = own_rows(own, request.max_new_tokens) + prefixes;
         if rows > self.cache.capacity() {
             return invalid(format!(
                 "expected at most {} rows of keys and values, the size of the cache, found {rows}",
@@ -56,4 +58,20 @@ impl Engine<'_> {
         }
         Ok(())
     }
+}
+
+/// Refuses a request that does not begin with the tokens `before`, after which the prompt stands, and go on after them.
+fn check_beginning(before: &[u32], request: &Request) -> Result<()> {
+    let tokens = &request.tokens;
+    if before.is_empty() || (tokens.len() > before.len() && tokens.starts_with(before)) {
+        return Ok(());
+    }
+    let found = match request.embeds {
+        Some(_) => "embeddings".to_owned(),
+        None => format!("{:?}", &tokens[..tokens.len().min(before.len() + 1)]),
+    };
+    Err(Error::Invalid(format!(
+        "request: expected the tokens {before:?}, after which the soft prompt stands (prompt.position = \"after_head\"), and at \
+         least one more, found {found}"
+    )))
 }

@@ -26,7 +26,7 @@ impl Engine<'_> {
     /// cache has no room for them and the answer.
     pub(super) fn admit_embeds(&mut self, events: &mut Vec<(SequenceId, Event)>) -> Option<usize> {
         let Waiting { prefix, request, .. } = self.waiting.front()?;
-        let rows = self.prefixes.get(prefix)?.virtual_tokens() + request.text_positions();
+        let rows = self.prefixes.get(prefix)?.rows() + request.text_positions();
         let answer = own_rows(0, request.max_new_tokens);
         self.make_room(rows + answer)?;
         let Waiting { id, prefix, request } = self.waiting.pop_front()?;

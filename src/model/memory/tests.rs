@@ -137,3 +137,22 @@ fn the_prompt_has_two_moments() {
     let memory = TuningMemory::new(&config, F32, DeviceLocation::Cpu);
     assert_eq!(memory.prompt_per_token, 3 * 40 * 4);
 }
+
+/// The shape of Granite 4.1 8b.
+pub(crate) fn granite_8b() -> ModelConfig {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/granite/config.json");
+    let small = ModelConfig::from_json(&path).expect("the fixture is valid");
+    ModelConfig {
+        num_hidden_layers: 40,
+        hidden_size: 4096,
+        num_attention_heads: 32,
+        num_key_value_heads: 8,
+        head_dim: 128,
+        intermediate_size: 12800,
+        vocab_size: 100_352,
+        tie_word_embeddings: true,
+        attention_bias: false,
+        mlp_bias: false,
+        ..small
+    }
+}

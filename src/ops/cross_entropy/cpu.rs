@@ -55,7 +55,7 @@ pub(super) fn backward(
 
 /// Log-sum-exp of `scale * row`. The exponentials are summed in 32 lanes over blocks of 4,096, the blocks' sums in f64.
 #[inline(always)]
-fn log_sum_exp<T: Real>(row: &[T], scale: T, fma: Fma) -> f64 {
+pub(in crate::ops) fn log_sum_exp<T: Real>(row: &[T], scale: T, fma: Fma) -> f64 {
     let largest = cpu::largest(row) * scale;
     let mut sum = 0.0;
     for block in row.chunks(4096) {

@@ -15,6 +15,7 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
+pub(in crate::ops) use cpu::log_sum_exp;
 pub use reference::reference;
 
 use super::backend::{Route, route};

@@ -15,6 +15,8 @@ pub struct ModelCard {
     pub task: String,
     /// Template of the model's input, with `{{input}}` in it.
     pub verbalizer: String,
+    /// Text after which the virtual tokens stand; `None` if they stand at the start.
+    pub before: Option<String>,
     /// Most tokens of an answer.
     pub max_output_tokens: Option<usize>,
     /// Name and value of each setting of the run.
@@ -35,6 +37,9 @@ impl ModelCard {
         if !self.verbalizer.is_empty() {
             sections.push(format!("## Verbalizer\n\n{}", fenced("text", &self.verbalizer)));
         }
+        if let Some(text) = &self.before {
+            sections.push(position(text));
+        }
         if let Some(text) = config.prompt_tuning_init_text.as_deref().filter(|text| !text.is_empty()) {
             sections.push(format!("## Init text\n\n{}", fenced("text", text)));
         }
@@ -42,10 +47,11 @@ impl ModelCard {
             sections.push(format!("## Hyperparameters\n\n{}", table(&self.hyperparameters)));
         }
         if !base.is_empty() {
-            let peft = match config.attention_layers {
-                None => fenced("python", &self.peft(base, config)),
+            let peft = match (&config.attention_layers, config.peft_type) {
+                (None, PeftType::GneissPromptTuning) => NOT_AT_THE_START.to_owned(),
+                (None, _) => fenced("python", &self.peft(base, config)),
                 // transformers asks the cache that PEFT makes for the state of every Mamba2 layer, and finds keys there.
-                Some(_) => "PEFT can't use these keys and values: the base has Mamba2 layers, for which PEFT 0.21 has no \
+                (Some(_), _) => "PEFT can't use these keys and values: the base has Mamba2 layers, for which PEFT 0.21 has no \
                             place in a prefix.\n"
                     .to_owned(),
             };
@@ -76,6 +82,10 @@ impl ModelCard {
         let rows = rows.into_iter().filter(|(_, value)| !value.is_empty());
         let rows: Vec<_> = rows.map(|(key, value)| (key.to_string(), value)).collect();
         let what = match config.peft_type.prompt_kind() {
+            PromptKind::Embeddings if self.before.is_some() => {
+                "A soft prompt: embeddings of virtual tokens that stand in every input of a frozen model, after the text under \
+                 Position."
+            }
             PromptKind::Embeddings => {
                 "A soft prompt: embeddings of virtual tokens that stand before every input of a frozen model."
             }
@@ -121,13 +131,30 @@ impl ModelCard {
     }
 }
 
+/// Why PEFT reads no prompt that stands after a text.
+const NOT_AT_THE_START: &str = "PEFT can't use this prompt: it puts virtual tokens before everything, and these stand after a \
+                                text. The name GNEISS_PROMPT_TUNING in adapter_config.json keeps PEFT from loading the folder \
+                                and giving other answers. `gneiss export --bake` writes a checkpoint with the prompt in its \
+                                place, for transformers and other engines.\n";
+
+/// The text after which the virtual tokens stand.
+fn position(text: &str) -> String {
+    let after = if text.is_empty() {
+        "The virtual tokens stand after the tokens that the tokenizer adds before every text.\n".to_owned()
+    } else {
+        format!(
+            "The virtual tokens stand after this text, with which every input begins:\n\n{}",
+            fenced("text", text)
+        )
+    };
+    format!("## Position\n\n{after}")
+}
+
 /// YAML that the hub reads.
 fn header(base: &str, method: PeftType) -> String {
     let base = if base.is_empty() { String::new() } else { format!("base_model: {}\n", quoted(base)) };
-    format!(
-        "---\n{base}library_name: peft\npipeline_tag: text-generation\ntags:\n- {}\n- gneiss\n---\n",
-        method.tag()
-    )
+    let library = if method == PeftType::GneissPromptTuning { "" } else { "library_name: peft\n" };
+    format!("---\n{base}{library}pipeline_tag: text-generation\ntags:\n- {}\n- gneiss\n---\n", method.tag())
 }
 
 /// Arguments of transformers' `from_pretrained`, which wants a GGUF file apart from its folder.

@@ -44,7 +44,7 @@ impl AdapterConfig {
             ));
         }
         match self.peft_type {
-            PeftType::PromptTuning => self.check_init(),
+            PeftType::PromptTuning | PeftType::GneissPromptTuning => self.check_init(),
             PeftType::PTuning => Ok(()),
             PeftType::Cpt => self.check_cpt(),
             PeftType::MultitaskPromptTuning => {

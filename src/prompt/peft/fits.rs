@@ -15,8 +15,8 @@ impl Adapter {
     pub fn check_fits(&self, path: &Path, model: &str, config: &ModelConfig) -> Result<()> {
         let width = self.prompt.values().dims()[1];
         let problem = match &self.prompt {
-            Prefix::Embeddings(_) if width == config.hidden_size => None,
-            Prefix::Embeddings(_) => Some(format!(
+            Prefix::Embeddings(_) | Prefix::EmbeddingsAfter { .. } if width == config.hidden_size => None,
+            Prefix::Embeddings(_) | Prefix::EmbeddingsAfter { .. } => Some(format!(
                 "expected a prompt of width {}, the hidden size of {model}, found {width}",
                 config.hidden_size
             )),

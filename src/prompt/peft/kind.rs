@@ -20,17 +20,21 @@ pub enum PeftType {
     PrefixTuning,
     /// The same, with virtual tokens at the start that were not trained.
     Cartridge,
+    /// gneiss's own: embeddings of virtual tokens that stand after the text in `task.json`. PEFT knows no such position, and
+    /// refuses a name that it does not know.
+    GneissPromptTuning,
 }
 
 impl PeftType {
     /// Every method.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::PromptTuning,
         Self::PTuning,
         Self::Cpt,
         Self::MultitaskPromptTuning,
         Self::PrefixTuning,
         Self::Cartridge,
+        Self::GneissPromptTuning,
     ];
 
     /// PEFT's name.
@@ -42,6 +46,7 @@ impl PeftType {
             Self::MultitaskPromptTuning => "MULTITASK_PROMPT_TUNING",
             Self::PrefixTuning => "PREFIX_TUNING",
             Self::Cartridge => "CARTRIDGE",
+            Self::GneissPromptTuning => "GNEISS_PROMPT_TUNING",
         }
     }
 
@@ -49,16 +54,18 @@ impl PeftType {
     pub fn prompt_kind(self) -> PromptKind {
         match self {
             Self::PrefixTuning | Self::Cartridge => PromptKind::Prefix,
-            Self::PromptTuning | Self::PTuning | Self::Cpt | Self::MultitaskPromptTuning => {
-                PromptKind::Embeddings
-            }
+            Self::PromptTuning
+            | Self::PTuning
+            | Self::Cpt
+            | Self::MultitaskPromptTuning
+            | Self::GneissPromptTuning => PromptKind::Embeddings,
         }
     }
 
     /// The method's tag on the hub.
     pub(super) fn tag(self) -> &'static str {
         match self {
-            Self::PromptTuning => "prompt-tuning",
+            Self::PromptTuning | Self::GneissPromptTuning => "prompt-tuning",
             Self::PTuning => "p-tuning",
             Self::Cpt => "cpt",
             Self::MultitaskPromptTuning => "multitask-prompt-tuning",
@@ -71,7 +78,7 @@ impl PeftType {
     pub(super) fn absent_keys(self) -> &'static [&'static str] {
         const INIT: [&str; 3] = ["prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path"];
         match self {
-            Self::PromptTuning | Self::MultitaskPromptTuning => &[],
+            Self::PromptTuning | Self::MultitaskPromptTuning | Self::GneissPromptTuning => &[],
             Self::Cpt => &["prompt_tuning_init", "prompt_tuning_init_text"],
             Self::PTuning | Self::PrefixTuning | Self::Cartridge => &INIT,
         }

@@ -4,7 +4,7 @@
 //! adapter_config.json         what the prompt belongs to
 //! adapter_model.safetensors   prompt_embeddings [P, C], or [P, L 2 K D] of keys and values
 //! README.md                   model card
-//! task.json                   what the prompt was tuned for, if gneiss tuned it
+//! task.json                   what the prompt was tuned for, and where it stands, if gneiss tuned it
 //! ```
 
 mod card;
@@ -97,7 +97,12 @@ impl Adapter {
         let values = prompt.flatten_all()?.to_vec1::<f32>()?;
         weights::check(&config, prompt.dims(), &values).map_err(|problem| malformed(&path, problem))?;
         let task = PromptTask::read(dir)?;
-        Ok(Self { prompt: Prefix::new(config.peft_type.prompt_kind(), prompt), config, task })
+        let before = task.as_ref().and_then(|task| task.before.as_ref());
+        let before = before.map_or(&[][..], |before| &before.token_ids);
+        let prompt = Prefix::new(config.peft_type.prompt_kind(), prompt).after(before)?;
+        let adapter = Self { prompt, config, task };
+        adapter.check_position().map_err(|problem| malformed(&config_path, problem))?;
+        Ok(adapter)
     }
 
     /// What the user should know before the prompt is used: it was tuned for another task than generating text.
@@ -123,6 +128,7 @@ impl Adapter {
         let config = self.config.of_one_prompt();
         weights::check(&config, prompt.dims(), &values).map_err(|problem| malformed(&path, problem))?;
         config.check_writable(self.prompt.kind()).map_err(|problem| malformed(&dir.join(CONFIG), problem))?;
+        self.check_position().map_err(|problem| malformed(&dir.join(CONFIG), problem))?;
         let weights = weights::encode(prompt.dims(), &values).map_err(|problem| malformed(&path, problem))?;
         let json = config.to_json().map_err(|problem| malformed(&dir.join(CONFIG), problem))?;
         std::fs::create_dir_all(dir).map_err(Error::io(dir))?;

@@ -26,7 +26,10 @@ pub(in crate::report) struct EvaluationView<'a> {
     /// For a generation task.
     texts: Vec<TextView<'a>>,
     costs: Vec<Cost<'a>>,
-    hard_prompt: &'a str,
+    /// Its first characters, if it is long.
+    hard_prompt: String,
+    /// Whether that is a teacher's text.
+    teacher: bool,
     pairs: Vec<PairView<'a>>,
     /// One for each tuned prompt.
     examples: Vec<Examples<'a>>,
@@ -186,7 +189,9 @@ impl<'a> EvaluationView<'a> {
             by: by.collect(),
             texts: arms.iter().filter_map(text).collect(),
             costs: arms.iter().map(cost).collect(),
-            hard_prompt: &evaluation.hard_prompt,
+            hard_prompt: crate::report::text::cut(&evaluation.hard_prompt, TEXT)
+                .unwrap_or_else(|| evaluation.hard_prompt.clone()),
+            teacher: evaluation.teacher,
             pairs: evaluation.pairs.iter().map(|pair| PairView::new(pair, evaluation.task)).collect(),
             examples,
             several: arms.len() > 2,

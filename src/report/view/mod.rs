@@ -8,7 +8,7 @@ use super::{svg, text};
 use crate::Result;
 use crate::evaluate::Evaluation;
 use crate::prompt::peft::{pretrained, quoted, split_revision};
-use crate::run::{Run, Status, Summary};
+use crate::run::{LossKind, Run, Status, Summary};
 use crate::tune::EpochRecord;
 pub(super) use evaluation::{ArmScores, EvaluationView, scores};
 use serde::Serialize;
@@ -111,6 +111,8 @@ impl<'a> StatusView<'a> {
             Status::Completed => ("completed", "completed", None),
             Status::StoppedEarly => ("completed", "stopped early", None),
             Status::Interrupted => ("interrupted", "interrupted", None),
+            Status::Paused => ("paused", "paused", None),
+            Status::Pruned => ("pruned", "pruned", None),
             Status::Failed { error } => ("failed", "failed", Some(error.as_str())),
         };
         let done = (summary.steps + summary.skipped_steps) as f64 / summary.total_steps.max(1) as f64;
@@ -134,13 +136,17 @@ fn tiles(run: &Run, evaluation: Option<&EvaluationView>) -> Vec<NumberTile> {
     };
     if summary.validation_loss.is_some() {
         let train = summary.train_loss.map(|loss| format!("training {}", text::number(loss)));
-        tile("Validation loss", text::loss(summary.validation_loss), train.unwrap_or_default());
+        let label = match summary.loss {
+            LossKind::CrossEntropy => "Validation loss",
+            LossKind::KlDivergence => "Validation loss (KL divergence)",
+        };
+        tile(label, text::loss(summary.validation_loss), train.unwrap_or_default());
     } else if let Some(last) = run.steps.last() {
         let (label, loss) = match summary.train_loss {
             Some(loss) => ("Training loss", loss),
             None => ("Loss of the last step", last.loss),
         };
-        tile(label, text::number(loss), "nats per target token".into());
+        tile(label, text::number(loss), summary.loss.unit().into());
     }
     let share = summary.trainable_parameters as f64 / summary.model.parameters.max(1) as f64;
     let trained = text::count(summary.trainable_parameters as u64);
@@ -173,7 +179,7 @@ fn facts(run: &Run) -> Vec<Fact> {
     fact("Weights", model.format.clone(), format!(", computed in {}", model.dtype));
     fact("Device", model.device.clone(), String::new());
     fact("Init", summary.init_method.to_string(), String::new());
-    fact("Virtual tokens", n(summary.num_virtual_tokens), String::new());
+    fact("Virtual tokens", n(summary.num_virtual_tokens), summary.prompt_settings());
     let share = summary.trainable_parameters as f64 / model.parameters.max(1) as f64;
     let of = format!(", {} of {}", text::small_percent(share), n(model.parameters));
     fact("Trainable parameters", n(summary.trainable_parameters), of);
@@ -189,7 +195,8 @@ fn facts(run: &Run) -> Vec<Fact> {
     fact("Steps", format!("{} of {}", n(summary.steps), n(summary.total_steps)), skipped);
     let kept = format!(", kept: epoch {}, step {}", n(summary.kept_epoch), n(summary.kept_step));
     fact("Epochs", n(summary.epochs), if summary.kept_step > 0 { kept } else { String::new() });
-    let loss = |loss: Option<f64>| loss.map_or_else(String::new, |_| " nats per target token".into());
+    let unit = summary.loss.unit();
+    let loss = |loss: Option<f64>| loss.map_or_else(String::new, |_| format!(" {unit}"));
     fact("Training loss", text::loss(summary.train_loss), loss(summary.train_loss));
     fact("Validation loss", text::loss(summary.validation_loss), loss(summary.validation_loss));
     let resumed = match summary.resumed {

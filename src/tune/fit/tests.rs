@@ -37,7 +37,7 @@ fn copy_weights_makes_the_copy_that_is_planned() {
     let model = Decoder::load(&bare.config, &bare.weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap();
     let train = [Example { input: vec![3; 9], target: vec![5, 6], line: 1 }];
     let prompt = Prompt::embeddings(&model.embedding().narrow(0, 0, 3).unwrap()).unwrap();
-    let plan = plan_run(&TrainOptions::default(), &model, &train, &prompt).unwrap();
+    let plan = plan_run(&TrainOptions::default(), &model, &train, &prompt, None).unwrap();
     let is_amx = Isa::best().is_some_and(|isa| isa.name() == "amx_bf16");
     assert_eq!(model.has_transposes(), is_amx, "other CPUs have no use for a copy");
     let copied = BackwardWeights::Copied { bytes: 1, is_packed: false };
@@ -46,7 +46,7 @@ fn copy_weights_makes_the_copy_that_is_planned() {
     copy_weights(&model, &MemoryPlan { backward_weights: copied, ..plan });
     assert_eq!(model.has_transposes(), Isa::best().is_some());
     // A model that has the copy is planned with it, and it takes nothing of what is free.
-    let again = plan_run(&TrainOptions::default(), &model, &train, &prompt).unwrap();
+    let again = plan_run(&TrainOptions::default(), &model, &train, &prompt, None).unwrap();
     assert_eq!(again.total(), plan.total() - if is_amx { plan.backward_weights.bytes() } else { 0 });
 }
 

@@ -55,6 +55,19 @@ fn a_loss_that_falls_is_well_and_one_that_stands_is_not() {
     assert!(stands.epoch(&epoch(2, 2.99)).unwrap().contains("has not moved (2.9900, 3.0000"));
 }
 
+#[test]
+fn a_divergence_is_held_against_no_chance_level_and_may_be_small_from_the_first_epoch_on() {
+    let records = labels(&[("0", 10), ("1", 10)]);
+    let mut small = health(Some(&records), 2).of_divergences();
+    assert_eq!(small.epoch(&epoch(1, 0.0031)), None);
+    assert_eq!(small.epoch(&epoch(2, 0.0031)), None);
+    let mut stands = health(Some(&records), 2).of_divergences();
+    assert_eq!(stands.epoch(&epoch(1, 0.347)), None);
+    let told = stands.epoch(&epoch(2, 0.347)).unwrap();
+    assert!(told.contains("has not moved") && told.contains("more virtual tokens"), "{told}");
+    assert!(!told.contains("guessing") && !told.contains("says what to answer"), "{told}");
+}
+
 fn step(step: usize, loss: f64, grad_norm: f64) -> StepRecord {
     StepRecord {
         step,

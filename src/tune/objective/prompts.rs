@@ -24,7 +24,9 @@ impl<'a> BatchPrompts<'a> {
     /// `prompts` as the passes of a batch read them.
     pub(super) fn new(model: &Decoder, prompts: &'a Prefix, passes: &'a Passes) -> Result<Self> {
         let (embeddings, given) = match (prompts, &passes.given) {
-            (Prefix::Embeddings(embeddings), None) => (embeddings.clone(), None),
+            (Prefix::Embeddings(embeddings) | Prefix::EmbeddingsAfter { values: embeddings, .. }, None) => {
+                (embeddings.clone(), None)
+            }
             (Prefix::KeysValues(values), Some(given)) => {
                 let none =
                     crate::ops::no_rows(model.config().hidden_size, model.prompt_dtype(), model.device())?;

@@ -145,7 +145,14 @@ fn curve(model: &Decoder) -> Result<Vec<f64>> {
         ..TrainOptions::default()
     };
     let prompt = model.embedding().narrow(0, 30, 7)?.to_dtype(DType::F32)?;
-    let task = Task { model, train: &train, validation: &[], options: &options, limits: Limits::rows(4096) };
+    let task = Task {
+        model,
+        train: &train,
+        validation: &[],
+        teacher: None,
+        options: &options,
+        limits: Limits::rows(4096),
+    };
     let mut losses = Losses(Vec::new());
     Trainer::new(task, &Prompt::embeddings(&prompt)?)?.run(&mut losses)?;
     Ok(losses.0)

@@ -19,6 +19,7 @@ const WORK: LargestStep = LargestStep {
     longest: 90,
     sequences: 128,
     targets: 256,
+    teacher_rows: 0,
 };
 
 fn budget(bytes: usize) -> Budget {
@@ -133,6 +134,7 @@ fn the_largest_step_is_counted() {
         longest: 8,
         sequences: 2,
         targets: 6,
+        teacher_rows: 0,
     };
     assert_eq!((work, work.rows()), (expected, 24));
     assert_eq!(LargestStep::new(&train, PromptKind::Embeddings, 10, 100).sequences, 4);
@@ -297,4 +299,13 @@ fn a_step_of_a_quarter_more_rows_is_one_pass_if_it_fits() {
     let configured = RowRange { full: 8192, most: 8192 };
     let plan = MemoryPlan::new(&memory(), &work, budget(200 * GIB), configured);
     assert_eq!(plan.limits, Limits::rows(8192));
+}
+
+#[test]
+fn a_teacher_takes_the_memory_of_its_prefix_and_of_its_logits() {
+    let memory = memory();
+    let with = WORK.with_teacher(1000).pass(&memory, Limits::rows(usize::MAX));
+    let without = WORK.pass(&memory, Limits::rows(usize::MAX));
+    let more = 1000 * memory.given_per_token + WORK.targets * memory.input_per_row + memory.head;
+    assert_eq!((with.0, with.1), (without.0, without.1 + more));
 }

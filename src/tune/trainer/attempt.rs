@@ -9,7 +9,7 @@ use super::{StepPart, Trainer};
 use crate::batch::{Passes, PrefixGroup};
 use crate::ops::adamw::{Norm, Updated};
 use crate::prompt::Prefix;
-use crate::tune::objective::{self, Mean, Objective};
+use crate::tune::objective::{self, Loss, Mean, Objective};
 use crate::tune::plan::Limits;
 use crate::tune::prompt_run::RunStep;
 use crate::{Error, Result};
@@ -60,15 +60,11 @@ impl Trainer<'_> {
     ) -> Result<Attempt> {
         let passes = match prepared {
             Some(prepared) => prepared.passes,
-            None => self.prepare(groups, limits)?,
+            None => self.prepare(groups, parts.first().map_or(&[], |part| &part.examples.now), limits)?,
         };
-        let objective = objective::gradient_of(
-            self.decoder,
-            &self.prompts(parts)?,
-            &passes,
-            limits.recompute,
-            Mean::OfEachGroup,
-        )?;
+        let loss = Loss { mean: Mean::OfEachGroup, teacher: self.first().teacher() };
+        let objective =
+            objective::gradient_of(self.decoder, &self.prompts(parts)?, &passes, limits.recompute, loss)?;
         let Some(gradient) = objective.gradient.as_ref() else {
             return Err(Error::Invalid("the prompt has no gradient".into()));
         };
@@ -98,14 +94,21 @@ impl Trainer<'_> {
     fn prepare_next(&self, parts: &[StepPart], limits: Limits) -> Option<Prepared> {
         let next = |part: &StepPart| Some((part.run, part.examples.next.clone()?));
         let parts: Vec<(usize, Vec<usize>)> = parts.iter().map(next).collect::<Option<_>>()?;
-        let groups = self.groups(parts.iter().map(|(run, chunk)| (*run, &chunk[..])));
-        let passes = self.prepare(&groups, limits).ok()?;
+        let groups = self.groups(parts.iter().map(|(run, chunk)| (*run, &chunk[..]))).ok()?;
+        let first = parts.first().map_or(&[][..], |(_, chunk)| chunk);
+        let passes = self.prepare(&groups, first, limits).ok()?;
         Some(Prepared { parts, max_rows: limits.max_rows, passes })
     }
 
-    fn prepare(&self, groups: &[PrefixGroup], limits: Limits) -> Result<Passes> {
+    /// The passes of `groups`; the examples `first` of the first one are those of a teacher, which has no other.
+    fn prepare(&self, groups: &[PrefixGroup], first: &[usize], limits: Limits) -> Result<Passes> {
         note("prepare");
-        objective::prepare(self.decoder, groups, self.first().prompt().layout().kind, limits.max_rows)
+        let kind = self.first().prompt().layout().kind;
+        let mut passes = objective::prepare(self.decoder, groups, kind, limits.max_rows)?;
+        if let Some(teacher) = self.first().teacher() {
+            passes.teacher_passes = teacher.training_passes(&passes, first);
+        }
+        Ok(passes)
     }
 }
 

@@ -76,7 +76,7 @@ fn run(model: &Decoder, options: &TrainOptions) -> (Watch, Vec<f32>) {
 fn run_with(model: &Decoder, options: &TrainOptions, validation: &[Example]) -> (Watch, Vec<f32>) {
     let train = examples(10);
     let prompt = prompt(model, 20..26);
-    let task = Task { model, train: &train, validation, options, limits: Limits::rows(100) };
+    let task = Task { model, train: &train, validation, teacher: None, options, limits: Limits::rows(100) };
     let mut trainer = Trainer::new(task, &prompt).unwrap();
     let mut watch = Watch::default();
     ORDER.take();
@@ -110,8 +110,14 @@ fn steps_that_were_prepared_are_those_that_were_not() {
     let (watch, prompt) = run(&model, &options);
     // The same steps without a look at the next one.
     let start = self::prompt(&model, 20..26);
-    let task =
-        Task { model: &model, train: &train, validation: &[], options: &options, limits: Limits::rows(100) };
+    let task = Task {
+        model: &model,
+        train: &train,
+        validation: &[],
+        teacher: None,
+        options: &options,
+        limits: Limits::rows(100),
+    };
     let mut trainer = Trainer::new(task, &start).unwrap();
     let mut losses = Vec::new();
     for epoch in [1, 2] {
@@ -237,7 +243,8 @@ fn runs_that_are_trained_together_are_those_alone() {
     let prompt = |rows: &Range<usize>| prompt(&model, rows.clone());
     let validation = &all[..3];
     let runs = settings.iter().map(|(options, train, rows)| {
-        PromptRun::new(&model, RunExamples { train, validation }, options, &prompt(rows)).unwrap()
+        PromptRun::new(&model, RunExamples { train, validation, teacher: None }, options, &prompt(rows))
+            .unwrap()
     });
     let mut together = Trainer::with_runs(&model, Limits::rows(60), runs.collect()).unwrap();
     let mut watches: Vec<Watch> = settings.iter().map(|_| Watch::default()).collect();
@@ -245,7 +252,8 @@ fn runs_that_are_trained_together_are_those_alone() {
     let outcomes = together.run_all(&mut observers.collect::<Vec<_>>()).unwrap();
     assert!(outcomes.iter().all(|outcome| matches!(outcome, Ok(Ended::Completed))), "{outcomes:?}");
     for (i, (options, train, rows)) in settings.iter().enumerate() {
-        let task = Task { model: &model, train, validation, options, limits: Limits::rows(100) };
+        let task =
+            Task { model: &model, train, validation, teacher: None, options, limits: Limits::rows(100) };
         let (losses, expected) = alone(task, &prompt(rows));
         assert!(losses.len() > 3 && watches[i].losses.len() == losses.len(), "run {i}");
         for (a, b) in watches[i].losses.iter().zip(&losses) {
@@ -270,7 +278,8 @@ fn an_error_of_a_run_does_not_end_the_others() {
     let bad = TrainOptions { learning_rate: 1e38, weight_decay: 0.0, max_grad_norm: 0.0, ..options() };
     let prompt = prompt(&model, 20..26);
     let run = |options| {
-        PromptRun::new(&model, RunExamples { train: &all, validation: &[] }, options, &prompt).unwrap()
+        PromptRun::new(&model, RunExamples { train: &all, validation: &[], teacher: None }, options, &prompt)
+            .unwrap()
     };
     let mut trainer = Trainer::with_runs(&model, Limits::rows(200), vec![run(&bad), run(&good)]).unwrap();
     let (mut a, mut b) = (Watch::default(), Watch::default());
@@ -285,8 +294,13 @@ fn an_error_of_a_run_does_not_end_the_others() {
 fn run_all_needs_an_observer_for_each_run() {
     let (model, all, options) = (model(), examples(4), options());
     let prompt = prompt(&model, 20..26);
-    let run =
-        PromptRun::new(&model, RunExamples { train: &all, validation: &[] }, &options, &prompt).unwrap();
+    let run = PromptRun::new(
+        &model,
+        RunExamples { train: &all, validation: &[], teacher: None },
+        &options,
+        &prompt,
+    )
+    .unwrap();
     let mut trainer = Trainer::with_runs(&model, Limits::rows(200), vec![run]).unwrap();
     assert!(trainer.run_all(&mut []).unwrap_err().to_string().contains("expected 1"));
     // A device that has no memory for a single sequence fails the step of all runs.
@@ -295,7 +309,8 @@ fn run_all_needs_an_observer_for_each_run() {
     assert!(Trainer::with_runs(&model, Limits::rows(200), Vec::new()).is_err());
     let other = TrainOptions { time_products: !options.time_products, ..options.clone() };
     let run = |options| {
-        PromptRun::new(&model, RunExamples { train: &all, validation: &[] }, options, &prompt).unwrap()
+        PromptRun::new(&model, RunExamples { train: &all, validation: &[], teacher: None }, options, &prompt)
+            .unwrap()
     };
     let error =
         Trainer::with_runs(&model, Limits::rows(200), vec![run(&options), run(&other)]).err().unwrap();

@@ -106,3 +106,6 @@ fn system(warnings: &[String]) -> Option<Value> {
     let entry = |text: &String| json!({"message": text, "id": "gneiss", "more_info": ""});
     (!warnings.is_empty()).then(|| json!({"warnings": warnings.iter().map(entry).collect::<Vec<_>>()}))
 }
+
+#[cfg(test)]
+mod tests;

@@ -199,7 +199,7 @@ async fn delete(Extension(service): Shared, Path(id): Path<String>, Query(query)
     let gone = || ApiError::new(StatusCode::NOT_FOUND, "not_found", "there is no such training any more");
     blocking(move || {
         let ended = shared.store.update(&id, |training: &mut Training| {
-            let (state, waits) = (training.state, training.state == TrainingState::Pending);
+            let state = training.state;
             if state.is_final() && !hard {
                 let message = format!("Job already completed with state {}", state.word());
                 return Err(ApiError::new(StatusCode::BAD_REQUEST, "already_completed", message));
@@ -208,13 +208,13 @@ async fn delete(Extension(service): Shared, Path(id): Path<String>, Query(query)
                 training.set_state(TrainingState::Canceled);
             }
             training.deleted |= hard;
-            Ok((waits || state.is_final(), training.experiment.clone()))
+            Ok(training.experiment.clone())
         })?;
-        let (nobody_writes, experiment) = ended.ok_or_else(gone)?;
+        let experiment = ended.ok_or_else(gone)?;
         if hard {
             shared.note_experiment(experiment);
-            if nobody_writes {
-                // Otherwise the tuner removes it after its step.
+            // The tuner removes it after its step.
+            if !shared.is_active(&id) {
                 shared.store.remove::<Training>(&id)?;
             }
         }

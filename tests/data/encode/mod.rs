@@ -1,4 +1,5 @@
 mod cut;
+mod head;
 mod tokenizer;
 
 use gneiss::data::{Dataset, Encoder, Template, encode::without_limits};

@@ -11,11 +11,12 @@ use std::sync::{Mutex, OnceLock};
 
 /// The dialect, and the kernel files that Metal compiles (`*_mma.cu` are CUDA's alone).
 const DIALECT: &str = include_str!("../../../../kernels/metal.h");
-const FILES: [(&str, &str); 12] = [
+const FILES: [(&str, &str); 13] = [
     ("adamw", include_str!("../../../../kernels/adamw.cu")),
     ("attention", include_str!("../../../../kernels/attention.cu")),
     ("conv", include_str!("../../../../kernels/conv.cu")),
     ("cross_entropy", include_str!("../../../../kernels/cross_entropy.cu")),
+    ("distillation", include_str!("../../../../kernels/distillation.cu")),
     ("embed", include_str!("../../../../kernels/embed.cu")),
     ("experts", include_str!("../../../../kernels/experts.cu")),
     ("gated_norm", include_str!("../../../../kernels/gated_norm.cu")),

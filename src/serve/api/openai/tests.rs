@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 mod chat;
 mod constraints;
 mod embeds;
+mod position;
 
 fn ids(text: &str) -> Vec<u32> {
     text.bytes().map(u32::from).collect()

@@ -1,0 +1,1 @@
+"""What the documentation's script uses of Ray."""
