@@ -1,12 +1,14 @@
 //! Deployments: create, list, describe, change, delete.
 
-use super::{Answer, QueryMap, Shared, blocking, checked_text, details, is_in, json_answer, resources};
+use super::{
+    Answer, QueryMap, Shared, blocking, checked_text, details, is_in, json_answer, place, resources, text,
+};
 use crate::prompt::check_name;
 use crate::serve::api_error::ApiError;
 use crate::serve::body::{self, BodyLimits, describe};
 use crate::serve::params::Fields;
 use crate::serve::state::AppState;
-use crate::watsonx::records::{Deployment, Model, Moment, Place, new_id};
+use crate::watsonx::records::{Deployment, Model, Moment, new_id};
 use crate::watsonx::service::Service;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode};
@@ -32,43 +34,8 @@ async fn create(
     request: Request,
 ) -> Answer {
     let body = state.read(request).await?;
-    let fields = Fields::new(&body.object);
-    let asset =
-        fields.object("asset", "asset.")?.ok_or_else(|| ApiError::missing("asset", "an object with `id`"))?;
-    let model = asset.string("id")?.ok_or_else(|| ApiError::missing("asset.id", "the id of a model"))?;
-    let online = fields.object("online", "online.")?;
-    let online =
-        online.ok_or_else(|| ApiError::missing("online", "an object; this server has online deployments"))?;
-    let parameters = online.object("parameters", "online.parameters.")?;
-    let serving_name = parameters.map(|parameters| parameters.string("serving_name")).transpose()?.flatten();
-    for key in ["batch", "r_shiny", "hybrid_pipeline_hardware_specs", "base_model_id", "prompt_template"] {
-        if let Some(value) = fields.get(key) {
-            let problem = format!(
-                "expected no such field, because this server deploys tuned prompts online, found {}",
-                describe(value)
-            );
-            return Err(ApiError::unsupported(key, &problem));
-        }
-    }
-    let tags = fields.strings("tags", MAX_TAGS)?.unwrap_or_default();
-    let text = |key: &str| checked_text(key, fields.string(key)?.unwrap_or_default());
-    let place = |key: &str| fields.string(key)?.map(|text| checked_text(key, text)).transpose();
-    let place = Place { project_id: place("project_id")?, space_id: place("space_id")? };
-    let model: Model = service.find(model)?;
+    let deployment = record(&service, &Fields::new(&body.object))?;
     service.check_room::<Deployment>()?;
-    let now = Moment::now();
-    let deployment = Deployment {
-        id: new_id(),
-        name: text("name")?,
-        description: text("description")?,
-        tags,
-        place,
-        model: model.id,
-        base_model: model.base_model,
-        serving_name: serving_name.map(str::to_owned),
-        created: now,
-        modified: now,
-    };
     let (shared, created) = (service.clone(), deployment.clone());
     blocking(move || {
         let _naming = shared.lock_names();
@@ -83,6 +50,36 @@ async fn create(
     .await?;
     let origin = state.origin(&headers).unwrap_or_default();
     Ok(json_answer(StatusCode::ACCEPTED, details::deployment(&service, &deployment, &origin)))
+}
+
+/// The record of a new deployment.
+fn record(service: &Service, fields: &Fields) -> Result<Deployment, ApiError> {
+    let asset =
+        fields.object("asset", "asset.")?.ok_or_else(|| ApiError::missing("asset", "an object with `id`"))?;
+    let model = asset.string("id")?.ok_or_else(|| ApiError::missing("asset.id", "the id of a model"))?;
+    let expected = "an object; this server has online deployments";
+    let online = fields.object("online", "online.")?.ok_or_else(|| ApiError::missing("online", expected))?;
+    let parameters = online.object("parameters", "online.parameters.")?;
+    let serving_name = parameters.map(|parameters| parameters.string("serving_name")).transpose()?.flatten();
+    for key in ["batch", "r_shiny", "hybrid_pipeline_hardware_specs", "base_model_id", "prompt_template"] {
+        if fields.get(key).is_some() {
+            return Err(ApiError::unsupported(key, "this server deploys tuned prompts online; leave it out"));
+        }
+    }
+    let model: Model = service.find(model)?;
+    let now = Moment::now();
+    Ok(Deployment {
+        id: new_id(),
+        name: text(fields, "name")?,
+        description: text(fields, "description")?,
+        tags: fields.strings("tags", MAX_TAGS)?.unwrap_or_default(),
+        place: place(fields)?,
+        model: model.id,
+        base_model: model.base_model,
+        serving_name: serving_name.map(str::to_owned),
+        created: now,
+        modified: now,
+    })
 }
 
 fn check_serving_name(service: &Service, name: &str) -> Result<(), ApiError> {

@@ -12,6 +12,7 @@ use super::records::Place;
 use super::service::Service;
 use crate::serve::Platform;
 use crate::serve::api_error::ApiError;
+use crate::serve::params::Fields;
 use axum::Extension;
 use axum::extract::Query;
 use axum::http::{Method, StatusCode};
@@ -76,6 +77,17 @@ fn resources(found: Vec<Value>) -> Response {
 fn place_of(query: &HashMap<String, String>) -> Result<Place, ApiError> {
     let text = |key: &str| query.get(key).map(|text| checked_text(key, text)).transpose();
     Ok(Place { project_id: text("project_id")?, space_id: text("space_id")? })
+}
+
+/// The place that a body names.
+fn place(fields: &Fields) -> Result<Place, ApiError> {
+    let id = |key: &str| fields.string(key)?.map(|text| checked_text(key, text)).transpose();
+    Ok(Place { project_id: id("project_id")?, space_id: id("space_id")? })
+}
+
+/// A text of a body; empty if there is none.
+fn text(fields: &Fields, key: &str) -> Result<String, ApiError> {
+    checked_text(key, fields.string(key)?.unwrap_or_default())
 }
 
 /// Whether a record is in the place that the query names; every record is if it names none.

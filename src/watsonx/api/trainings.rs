@@ -1,15 +1,17 @@
 //! Trainings: start, list, describe, end, delete.
 
 use super::{
-    Answer, QueryMap, Shared, blocking, checked_text, details, files, is_in, json_answer, resources,
+    Answer, QueryMap, Shared, blocking, checked_text, details, files, is_in, json_answer, place, resources,
+    text,
 };
+use crate::Error;
 use crate::config::InitMethod;
 use crate::serve::api_error::ApiError;
 use crate::serve::body::describe;
 use crate::serve::params::Fields;
 use crate::serve::state::AppState;
 use crate::watsonx::parameters::{TRAINING, TuningParameters};
-use crate::watsonx::records::{Asset, Moment, Place, Training, TrainingState, new_id};
+use crate::watsonx::records::{Asset, Moment, Training, TrainingState, new_id};
 use crate::watsonx::service::Service;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::StatusCode;
@@ -34,22 +36,48 @@ pub fn routes() -> Router<Arc<AppState>> {
 async fn create(State(state): State<Arc<AppState>>, Extension(service): Shared, request: Request) -> Answer {
     let body = state.read(request).await?;
     let (fields, ignored) = Fields::checked(&body.object, &TRAINING)?;
-    let expected = "the object with the parameters";
-    let tuning = fields
-        .object("prompt_tuning", "prompt_tuning.")?
-        .ok_or_else(|| ApiError::missing("prompt_tuning", expected))?;
-    let base_model = base_model(&service, tuning.get("base_model"))?;
-    let mut parameters = TuningParameters::read(&tuning, &base_model, &service.options.profile)?;
+    let mut parameters = parameters(&state, &service, &fields)?;
     let no_effect = |name: &String| format!("`{name}`: there is no such field, and it has no effect");
     parameters.warnings.extend(ignored.names().iter().map(no_effect));
-    let prompt = &parameters.config.prompt;
-    if prompt.init_method == InitMethod::Text && prompt.num_virtual_tokens == 0 {
-        let ids = state.tokenizer.encode(&prompt.init_text, true);
-        parameters.prompt_tuning.insert("num_virtual_tokens".into(), ids?.len().into());
-    }
     let references = fields.get("training_data_references").cloned().unwrap_or_default();
     let asset = training_data(&service, &references)?;
     service.check_room::<Training>()?;
+    let mut training = record(&fields, parameters, references)?;
+    training.data_name.clone_from(&asset.name);
+    let shared = service.clone();
+    let training = blocking(move || {
+        let root = shared.store.root();
+        let folder = tempfile::Builder::new().prefix(".data").tempdir_in(root).map_err(Error::io(root))?;
+        training.data_file = files::copy_as_dataset(&shared, &asset.id, folder.path())?;
+        let name = training.data_file.clone();
+        shared.store.create(training.clone(), |into| {
+            let target = into.join(&name);
+            std::fs::rename(folder.path().join(&name), &target).map_err(Error::io(&target))
+        })?;
+        Ok::<_, Error>(training)
+    })
+    .await?;
+    service.wake();
+    Ok(json_answer(StatusCode::CREATED, details::training(&service, &training, false)))
+}
+
+/// The parameters of a request.
+fn parameters(state: &AppState, service: &Service, fields: &Fields) -> Result<TuningParameters, ApiError> {
+    let tuning = fields
+        .object("prompt_tuning", "prompt_tuning.")?
+        .ok_or_else(|| ApiError::missing("prompt_tuning", "the object with the parameters"))?;
+    let base_model = base_model(service, tuning.get("base_model"))?;
+    let mut parameters = TuningParameters::read(&tuning, &base_model, &service.options.profile)?;
+    let prompt = &parameters.config.prompt;
+    if prompt.init_method == InitMethod::Text && prompt.num_virtual_tokens == 0 {
+        let ids = state.tokenizer.encode(&prompt.init_text, true)?;
+        parameters.prompt_tuning.insert("num_virtual_tokens".into(), ids.len().into());
+    }
+    Ok(parameters)
+}
+
+/// The record of a new training, without its data.
+fn record(fields: &Fields, parameters: TuningParameters, references: Value) -> Result<Training, ApiError> {
     let results = match fields.get("results_reference") {
         Some(Value::Object(results)) => results.clone(),
         None => Map::new(),
@@ -58,8 +86,6 @@ async fn create(State(state): State<Arc<AppState>>, Extension(service): Shared, 
             return Err(ApiError::invalid("results_reference", problem));
         }
     };
-    let text = |key: &str| checked_text(key, fields.string(key)?.unwrap_or_default());
-    let place = |key: &str| fields.string(key)?.map(|text| checked_text(key, text)).transpose();
     let experiment = new_id();
     let mut tags = fields.strings("tags", MAX_TAGS)?.unwrap_or_default();
     for tag in &tags {
@@ -68,11 +94,11 @@ async fn create(State(state): State<Arc<AppState>>, Extension(service): Shared, 
     // The SDK finds the experiment's id in the second tag.
     tags.push(format!("wx_prompt_tune.{experiment}"));
     let now = Moment::now();
-    let mut training = Training {
+    Ok(Training {
         id: new_id(),
-        name: text("name")?,
-        description: text("description")?,
-        place: Place { project_id: place("project_id")?, space_id: place("space_id")? },
+        name: text(fields, "name")?,
+        description: text(fields, "description")?,
+        place: place(fields)?,
         tags,
         experiment,
         training_data_references: with_connections(references),
@@ -80,7 +106,7 @@ async fn create(State(state): State<Arc<AppState>>, Extension(service): Shared, 
         prompt_tuning: parameters.prompt_tuning,
         config: parameters.config,
         data_file: String::new(),
-        data_name: asset.name.clone(),
+        data_name: String::new(),
         auto_update_model: fields.boolean("auto_update_model")?.unwrap_or(false),
         model: new_id(),
         state: TrainingState::Pending,
@@ -91,22 +117,7 @@ async fn create(State(state): State<Arc<AppState>>, Extension(service): Shared, 
         modified: now,
         started: None,
         ended: None,
-    };
-    let shared = service.clone();
-    let training = blocking(move || {
-        let folder =
-            tempfile::tempdir_in(shared.store.root()).map_err(crate::Error::io(shared.store.root()))?;
-        training.data_file = files::copy_as_dataset(&shared, &asset.id, folder.path())?;
-        let name = training.data_file.clone();
-        shared.store.create(training.clone(), |into| {
-            let target = into.join(&name);
-            std::fs::rename(folder.path().join(&name), &target).map_err(crate::Error::io(&target))
-        })?;
-        Ok::<_, crate::Error>(training)
     })
-    .await?;
-    service.wake();
-    Ok(json_answer(StatusCode::CREATED, details::training(&service, &training, false)))
 }
 
 /// The name of the base model in a request.
