@@ -9,7 +9,7 @@ use gneiss::config::ModelOptions;
 use gneiss::device::{DeviceMemory, PeakMemory};
 use gneiss::serve::turns::DeviceTurns;
 use gneiss::serve::{ServerOptions, Tls};
-use gneiss::watsonx::{Profile, Service, ServiceOptions, Store, Tuner};
+use gneiss::watsonx::{Service, ServiceOptions, Store, Tuner, TuningProfile};
 use std::path::{Path, PathBuf};
 
 /// Answers IBM's SDK ibm-watsonx-ai as watsonx does, from data assets to deployments, so that IBM's notebook for prompt
@@ -61,7 +61,7 @@ pub struct Watsonx {
 impl Watsonx {
     /// Runs the subcommand.
     pub fn run(self) -> anyhow::Result<()> {
-        let profile = Profile::new(self.sets.clone())?;
+        let profile = TuningProfile::new(self.sets.clone())?;
         let api_key = self.api_key_file.as_deref().map(serve::read_key).transpose()?;
         let store = Store::open(&self.store)?;
         let tls = match (&self.tls_cert, &self.tls_key) {

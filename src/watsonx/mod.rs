@@ -22,7 +22,7 @@ mod service;
 mod store;
 mod tuner;
 
-pub use parameters::Profile;
+pub use parameters::TuningProfile;
 pub use service::{Service, ServiceOptions};
 pub use store::Store;
 pub use tuner::Tuner;

@@ -4,7 +4,7 @@
 //! settings `KEY=VALUE` that are applied last. If the profile changes a value that the client asked for, the answer has a
 //! warning.
 
-use crate::config::{Config, InitMethod, Keep, Task};
+use crate::config::{Config, DataOptions, InitMethod, Keep, ModelOptions, PromptOptions, Task, TrainOptions};
 use crate::data::Template;
 use crate::serve::api_error::ApiError;
 use crate::serve::fields::{FieldTable, Off, RefusedFields, refused};
@@ -69,9 +69,9 @@ pub struct TuningParameters {
 
 /// Settings that are applied after the client's parameters.
 #[derive(Debug, Clone, Default)]
-pub struct Profile(Vec<String>);
+pub struct TuningProfile(Vec<String>);
 
-impl Profile {
+impl TuningProfile {
     /// The settings `KEY=VALUE`.
     ///
     /// # Errors
@@ -98,24 +98,34 @@ impl Profile {
     }
 }
 
-/// watsonx's defaults.
+/// watsonx's defaults. The model and the files are set when the run starts.
 fn defaults() -> Config {
-    let mut config = Config::default();
-    config.name = "run".into();
-    config.model.id = "model".into();
-    config.data.train = "train".into();
-    config.data.max_input_tokens = 256;
-    config.data.max_output_tokens = 128;
-    config.data.verbalizer = "Input: {{input}} Output:".into();
-    config.prompt.init_method = InitMethod::Random;
-    config.prompt.num_virtual_tokens = NUM_VIRTUAL_TOKENS;
-    config.train.accumulate_steps = 16;
-    config.train.batch_size = 16;
-    config.train.learning_rate = 0.3;
-    config.train.num_epochs = 20;
-    config.train.keep = Keep::Last;
-    config.train.checkpoint_steps = CHECKPOINT_STEPS;
-    config
+    Config {
+        name: "run".into(),
+        model: ModelOptions { id: "model".into(), ..ModelOptions::default() },
+        prompt: PromptOptions {
+            init_method: InitMethod::Random,
+            num_virtual_tokens: NUM_VIRTUAL_TOKENS,
+            ..PromptOptions::default()
+        },
+        data: DataOptions {
+            train: "train".into(),
+            max_input_tokens: 256,
+            max_output_tokens: 128,
+            verbalizer: "Input: {{input}} Output:".into(),
+            ..DataOptions::default()
+        },
+        train: TrainOptions {
+            accumulate_steps: 16,
+            batch_size: 16,
+            learning_rate: 0.3,
+            num_epochs: 20,
+            keep: Keep::Last,
+            checkpoint_steps: CHECKPOINT_STEPS,
+            ..TrainOptions::default()
+        },
+        ..Config::default()
+    }
 }
 
 impl TuningParameters {
@@ -123,7 +133,11 @@ impl TuningParameters {
     ///
     /// # Errors
     /// Returns 400 if a value is invalid.
-    pub fn read(fields: &Fields, base_model: &str, profile: &Profile) -> std::result::Result<Self, ApiError> {
+    pub fn read(
+        fields: &Fields,
+        base_model: &str,
+        profile: &TuningProfile,
+    ) -> std::result::Result<Self, ApiError> {
         if let Some(kind) = fields.string("tuning_type")?.filter(|kind| *kind != "prompt_tuning") {
             let problem = format!("expected \"prompt_tuning\", found {kind:?}");
             return Err(ApiError::invalid("prompt_tuning.tuning_type", problem));

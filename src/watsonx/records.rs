@@ -37,7 +37,7 @@ pub fn new_id() -> String {
 
 /// The project or space that something belongs to. Any text is one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
+pub struct ProjectOrSpace {
     /// The project.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub project_id: Option<String>,
@@ -56,7 +56,7 @@ pub struct Asset {
     /// A description, any text.
     pub description: String,
     /// Where it belongs.
-    pub place: Place,
+    pub place: ProjectOrSpace,
     /// What the client said about the data, such as its MIME type.
     pub entity: Map<String, Value>,
     /// When it was made.
@@ -127,7 +127,7 @@ pub struct Training {
     /// A description, any text.
     pub description: String,
     /// Where it belongs.
-    pub place: Place,
+    pub place: ProjectOrSpace,
     /// The client's tags, and the one by which the SDK finds the experiment.
     pub tags: Vec<String>,
     /// The id in that tag.
@@ -188,7 +188,7 @@ impl Training {
 
 /// A tuned prompt that a training has stored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Model {
+pub struct StoredModel {
     /// Its id.
     pub id: String,
     /// Its name, any text.
@@ -196,7 +196,7 @@ pub struct Model {
     /// A description, any text.
     pub description: String,
     /// Where it belongs.
-    pub place: Place,
+    pub place: ProjectOrSpace,
     /// The training that made it.
     pub training: String,
     /// The base model by the name that the client used.
@@ -217,7 +217,7 @@ pub struct Deployment {
     /// The client's tags.
     pub tags: Vec<String>,
     /// Where it belongs.
-    pub place: Place,
+    pub place: ProjectOrSpace,
     /// The model's id.
     pub model: String,
     /// The base model by the name that the client used.

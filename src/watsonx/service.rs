@@ -1,8 +1,8 @@
 //! What all requests share: the store, the models that run, the profile, and which deployments are loaded.
 
-use super::parameters::Profile;
-use super::records::{Deployment, Model, Training, TrainingState};
-use super::store::{Record, Store};
+use super::parameters::TuningProfile;
+use super::records::{Deployment, StoredModel, Training, TrainingState};
+use super::store::{Store, StoredRecord};
 use crate::layout::ADAPTER;
 use crate::prompt::peft::Adapter;
 use crate::serve::Platform;
@@ -16,6 +16,10 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// Most uploads at a time.
+const UPLOADS: usize = 4;
 
 /// Options of the service.
 #[derive(Debug, Clone)]
@@ -25,7 +29,7 @@ pub struct ServiceOptions {
     /// Names of other models for which the base model stands in.
     pub aliases: Vec<String>,
     /// Settings that are applied after a client's parameters.
-    pub profile: Profile,
+    pub profile: TuningProfile,
     /// Most bytes of a data asset.
     pub max_asset_bytes: u64,
     /// Most bytes of all data assets.
@@ -53,6 +57,10 @@ pub struct Service {
     pub(super) options: ServiceOptions,
     client: Client,
     loading: Mutex<HashMap<String, Loading>>,
+    /// Held while a prompt is loaded, so that the last change of a deployment is loaded last.
+    load_order: Mutex<()>,
+    /// Limits the uploads at a time, and so the space that unfinished ones take.
+    pub(super) uploads: Semaphore,
     /// Held while names and models of deployments are chosen.
     naming: Mutex<()>,
     /// Experiments of trainings that were deleted since the start: the SDK deletes an experiment after its training.
@@ -76,6 +84,8 @@ impl Service {
             options,
             client,
             loading: Mutex::default(),
+            load_order: Mutex::default(),
+            uploads: Semaphore::new(UPLOADS),
             naming: Mutex::default(),
             experiments: Mutex::default(),
             active: Mutex::default(),
@@ -113,7 +123,7 @@ impl Service {
     ///
     /// # Errors
     /// Returns 404 if there is none.
-    pub(super) fn find<T: Record>(&self, id: &str) -> std::result::Result<T, ApiError> {
+    pub(super) fn find<T: StoredRecord>(&self, id: &str) -> std::result::Result<T, ApiError> {
         self.store.get(id).ok_or_else(|| {
             let message = format!("there is no {} `{id}`", T::WHAT);
             ApiError::new(StatusCode::NOT_FOUND, "not_found", message)
@@ -124,7 +134,7 @@ impl Service {
     ///
     /// # Errors
     /// Returns 400 if there are.
-    pub(super) fn check_room<T: Record>(&self) -> std::result::Result<(), ApiError> {
+    pub(super) fn check_room<T: StoredRecord>(&self) -> std::result::Result<(), ApiError> {
         let (found, most) = (self.store.list(|_: &T| true).len(), self.options.max_records);
         if found < most {
             return Ok(());
@@ -145,25 +155,30 @@ impl Service {
 
     /// Loads the prompt of a deployment in the background.
     pub(super) fn load(self: &Arc<Self>, deployment: &Deployment) {
-        self.all_loading().insert(deployment.id.clone(), Loading::Initializing);
         let id = deployment.id.clone();
-        let (service, deployment) = (self.clone(), deployment.clone());
-        let load = move || {
-            let outcome = service.load_now(&deployment);
-            let state = match outcome {
-                Ok(()) => Loading::Ready,
-                Err(error) => Loading::Failed(error.to_string()),
-            };
-            let current = service.store.get::<Deployment>(&deployment.id);
-            if current.is_none_or(|current| current.served_name() != deployment.served_name()) {
-                // It was deleted or renamed meanwhile.
-                return service.client.unload(deployment.served_name());
-            }
-            service.all_loading().insert(deployment.id, state);
-        };
+        self.all_loading().insert(id.clone(), Loading::Initializing);
+        let (service, deployment) = (self.clone(), id.clone());
+        let load = move || service.load_current(&deployment);
         if let Err(error) = std::thread::Builder::new().name("load".into()).spawn(load) {
             let problem = format!("the thread that loads the prompt could not start: {error}");
             self.all_loading().insert(id, Loading::Failed(problem));
+        }
+    }
+
+    /// Loads what a deployment is now: it may have changed since the load was asked for.
+    fn load_current(&self, id: &str) {
+        let _order = self.load_order.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(deployment) = self.store.get::<Deployment>(id) else { return };
+        let state = match self.load_now(&deployment) {
+            Ok(()) => Loading::Ready,
+            Err(error) => Loading::Failed(error.to_string()),
+        };
+        let name = deployment.served_name();
+        if self.store.get::<Deployment>(id).is_some_and(|current| current.served_name() == name) {
+            self.all_loading().insert(id.to_owned(), state);
+        } else if self.store.list(|other: &Deployment| other.served_name() == name).is_empty() {
+            // It was deleted or renamed meanwhile, and no other deployment has its name.
+            self.client.unload(name);
         }
     }
 
@@ -177,7 +192,7 @@ impl Service {
 
     /// The adapter's folder of a stored model.
     pub(super) fn model_folder(&self, model: &str) -> PathBuf {
-        self.store.folder::<Model>(model).join(ADAPTER)
+        self.store.folder::<StoredModel>(model).join(ADAPTER)
     }
 
     /// Stops serving a name.
@@ -258,11 +273,16 @@ impl Service {
     ///
     /// # Errors
     /// Returns an error if a file can't be read or written.
-    pub(super) fn store_model(&self, training: &Training, name: &str, description: &str) -> Result<Model> {
-        if let Some(model) = self.store.get::<Model>(&training.model) {
+    pub(super) fn store_model(
+        &self,
+        training: &Training,
+        name: &str,
+        description: &str,
+    ) -> Result<StoredModel> {
+        if let Some(model) = self.store.get::<StoredModel>(&training.model) {
             return Ok(model);
         }
-        let model = Model {
+        let model = StoredModel {
             id: training.model.clone(),
             name: name.to_owned(),
             description: description.to_owned(),

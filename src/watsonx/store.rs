@@ -16,7 +16,7 @@
 //! is on the disk. Names that begin with a dot are unfinished and are removed at the next start. Ids in paths are always
 //! those of records that the store has made, never text of a client.
 
-use super::records::{Asset, Deployment, Model, Moment, Training};
+use super::records::{Asset, Deployment, Moment, StoredModel, Training};
 use crate::files::{read_json, sync_folder, write_json, write_privately};
 use crate::{Error, Result};
 use serde::Serialize;
@@ -31,12 +31,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 pub struct Catalog {
     assets: BTreeMap<String, Asset>,
     trainings: BTreeMap<String, Training>,
-    models: BTreeMap<String, Model>,
+    models: BTreeMap<String, StoredModel>,
     deployments: BTreeMap<String, Deployment>,
 }
 
 /// A kind of record.
-pub trait Record: Clone + Serialize + DeserializeOwned {
+pub trait StoredRecord: Clone + Serialize + DeserializeOwned {
     /// The folder of all records.
     const FOLDER: &'static str;
     /// The file in a record's folder.
@@ -55,7 +55,7 @@ pub trait Record: Clone + Serialize + DeserializeOwned {
 
 macro_rules! record {
     ($kind:ty, $folder:literal, $file:literal, $what:literal, $table:ident) => {
-        impl Record for $kind {
+        impl StoredRecord for $kind {
             const FOLDER: &'static str = $folder;
             const FILE: &'static str = $file;
             const WHAT: &'static str = $what;
@@ -77,7 +77,7 @@ macro_rules! record {
 
 record!(Asset, "assets", "asset.json", "data asset", assets);
 record!(Training, "trainings", "training.json", "training", trainings);
-record!(Model, "models", "model.json", "model", models);
+record!(StoredModel, "models", "model.json", "model", models);
 record!(Deployment, "deployments", "deployment.json", "deployment", deployments);
 
 /// The folder, and its records in memory.
@@ -111,7 +111,7 @@ impl Store {
         let mut catalog = Catalog::default();
         load::<Asset>(&root, &mut catalog)?;
         load::<Training>(&root, &mut catalog)?;
-        load::<Model>(&root, &mut catalog)?;
+        load::<StoredModel>(&root, &mut catalog)?;
         load::<Deployment>(&root, &mut catalog)?;
         Ok(Self { root, catalog: RwLock::new(catalog), writing: Mutex::new(()), _lock: lock })
     }
@@ -139,17 +139,17 @@ impl Store {
     }
 
     /// The folder of a record.
-    pub fn folder<T: Record>(&self, id: &str) -> PathBuf {
+    pub fn folder<T: StoredRecord>(&self, id: &str) -> PathBuf {
         self.root.join(T::FOLDER).join(id)
     }
 
     /// The record of this id.
-    pub fn get<T: Record>(&self, id: &str) -> Option<T> {
+    pub fn get<T: StoredRecord>(&self, id: &str) -> Option<T> {
         T::table(&self.read()).get(id).cloned()
     }
 
     /// All records that `wanted` accepts, the newest first.
-    pub fn list<T: Record>(&self, wanted: impl Fn(&T) -> bool) -> Vec<T> {
+    pub fn list<T: StoredRecord>(&self, wanted: impl Fn(&T) -> bool) -> Vec<T> {
         let mut records: Vec<T> = T::table(&self.read()).values().filter(|r| wanted(r)).cloned().collect();
         records.sort_by_key(|record| std::cmp::Reverse(record.created()));
         records
@@ -159,7 +159,7 @@ impl Store {
     ///
     /// # Errors
     /// Returns the errors of `fill`, and an error if a file can't be written. Nothing is added then.
-    pub fn create<T: Record>(&self, record: T, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    pub fn create<T: StoredRecord>(&self, record: T, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let parent = self.root.join(T::FOLDER);
         let unfinished = parent.join(format!(".{}", record.id()));
         fs::create_dir(&unfinished).map_err(Error::io(&unfinished))?;
@@ -181,7 +181,7 @@ impl Store {
     ///
     /// # Errors
     /// Returns the errors of `change`, and an error if the file can't be written. Nothing is changed then.
-    pub fn update<T: Record, R, E: From<Error>>(
+    pub fn update<T: StoredRecord, R, E: From<Error>>(
         &self,
         id: &str,
         change: impl FnOnce(&mut T) -> std::result::Result<R, E>,
@@ -198,7 +198,7 @@ impl Store {
     ///
     /// # Errors
     /// Returns an error if the folder can't be renamed.
-    pub fn remove<T: Record>(&self, id: &str) -> Result<bool> {
+    pub fn remove<T: StoredRecord>(&self, id: &str) -> Result<bool> {
         let _writing = self.lock();
         if self.get::<T>(id).is_none() {
             return Ok(false);
@@ -227,7 +227,7 @@ impl Store {
 }
 
 /// Reads all records of a kind, and removes unfinished ones.
-fn load<T: Record>(root: &Path, catalog: &mut Catalog) -> Result<()> {
+fn load<T: StoredRecord>(root: &Path, catalog: &mut Catalog) -> Result<()> {
     let parent = root.join(T::FOLDER);
     fs::create_dir_all(&parent).map_err(Error::io(&parent))?;
     for entry in fs::read_dir(&parent).map_err(Error::io(&parent))? {

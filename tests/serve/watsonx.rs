@@ -45,7 +45,16 @@ fn ibms_notebook_runs_and_its_scores_are_those_of_gneiss_eval() {
     write_rows(&place);
     let answers = place.path("answers.json");
     let certificate = place.path("store/tls/certificate.pem");
-    let client = ["--key", KEY, "--only", "tutorial", "--answers", answers.to_str().unwrap()];
+    let client = [
+        "--key",
+        KEY,
+        "--only",
+        "tutorial",
+        "--set",
+        "num_epochs=25",
+        "--answers",
+        answers.to_str().unwrap(),
+    ];
     let verify = ["--verify", certificate.to_str().unwrap()];
     flow(&python, &place, &["--api-key-file", "key"], &[&client[..], &verify].concat());
     let answers: Value = serde_json::from_slice(&std::fs::read(answers).unwrap()).unwrap();

@@ -1,11 +1,13 @@
 //! Data assets: create, list, describe, delete. Their content is in [`super::files`].
 
-use super::{Answer, QueryMap, Shared, blocking, checked_text, details, files, is_in, json_answer, place_of};
+use super::{
+    HandlerResult, QueryMap, Shared, blocking, checked_text, details, files, is_in, json_answer, place_of,
+};
 use crate::serve::api_error::ApiError;
 use crate::serve::body::describe;
 use crate::serve::params::Fields;
 use crate::serve::state::AppState;
-use crate::watsonx::records::{Asset, Attachment, Model, Moment, Training, new_id};
+use crate::watsonx::records::{Asset, Attachment, Moment, StoredModel, Training, new_id};
 use crate::watsonx::service::Service;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode};
@@ -31,7 +33,7 @@ async fn create(
     Extension(service): Shared,
     Query(query): QueryMap,
     request: Request,
-) -> Answer {
+) -> HandlerResult {
     let body = state.read(request).await?;
     let fields = Fields::new(&body.object);
     let expected = "an object with `name`";
@@ -70,7 +72,7 @@ async fn create(
     Ok(json_answer(StatusCode::CREATED, answer))
 }
 
-async fn describe_asset(Extension(service): Shared, Path(id): Path<String>) -> Answer {
+async fn describe_asset(Extension(service): Shared, Path(id): Path<String>) -> HandlerResult {
     Ok(json_answer(StatusCode::OK, details::asset(&service.find(&id)?)))
 }
 
@@ -81,7 +83,7 @@ async fn search(
     Path(kind): Path<String>,
     Query(query): QueryMap,
     request: Request,
-) -> Answer {
+) -> HandlerResult {
     let body = state.read(request).await?;
     let wanted = Fields::new(&body.object).string("query")?.unwrap_or("*:*");
     if wanted != "*:*" {
@@ -103,10 +105,10 @@ async fn search(
 }
 
 /// Removes a data asset or a stored model. The SDK also removes the experiment of a training, which is nothing here.
-async fn delete(Extension(service): Shared, Path(id): Path<String>) -> Answer {
+async fn delete(Extension(service): Shared, Path(id): Path<String>) -> HandlerResult {
     if service.store.get::<Asset>(&id).is_some() {
         blocking(move || service.store.remove::<Asset>(&id)).await?;
-    } else if service.store.get::<Model>(&id).is_some() {
+    } else if service.store.get::<StoredModel>(&id).is_some() {
         super::models::remove(service, id).await?;
     } else if service.store.list(|training: &Training| training.experiment == id).is_empty()
         && !service.was_experiment(&id)
@@ -122,7 +124,7 @@ async fn attach(
     Path(id): Path<String>,
     headers: HeaderMap,
     request: Request,
-) -> Answer {
+) -> HandlerResult {
     let body = state.read(request).await?;
     let fields = Fields::new(&body.object);
     let attachment = Attachment {
@@ -132,7 +134,7 @@ async fn attach(
         bytes: None,
         complete: false,
     };
-    let url = files::signed(&state, &headers, files::Right::Upload, &attachment.id);
+    let url = files::signed(&state, &headers, files::FileAccess::Upload, &attachment.id);
     let answer = json!({"attachment_id": attachment.id, "asset_type": "data_asset", "name": attachment.name, "url1": url});
     change(service, id, move |asset| {
         if asset.attachment.as_ref().is_some_and(|attachment| attachment.complete) {
@@ -152,17 +154,20 @@ async fn attachment(
     Extension(service): Shared,
     Path((id, attachment)): Path<(String, String)>,
     headers: HeaderMap,
-) -> Answer {
+) -> HandlerResult {
     let asset: Asset = service.find(&id)?;
     let found =
         asset.attachment.filter(|found| found.id == attachment).ok_or_else(|| no_attachment(&attachment))?;
-    let url = files::signed(&state, &headers, files::Right::Download, &found.id);
+    let url = files::signed(&state, &headers, files::FileAccess::Download, &found.id);
     let answer = json!({"attachment_id": found.id, "asset_type": "data_asset", "name": found.name, "mime": found.mime,
                         "size": found.bytes, "transfer_complete": found.complete, "url": url});
     Ok(json_answer(StatusCode::OK, answer))
 }
 
-async fn complete(Extension(service): Shared, Path((id, attachment)): Path<(String, String)>) -> Answer {
+async fn complete(
+    Extension(service): Shared,
+    Path((id, attachment)): Path<(String, String)>,
+) -> HandlerResult {
     let name = change(service, id, {
         let attachment = attachment.clone();
         move |asset| match &mut asset.attachment {

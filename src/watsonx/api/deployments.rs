@@ -1,14 +1,15 @@
 //! Deployments: create, list, describe, change, delete.
 
 use super::{
-    Answer, QueryMap, Shared, blocking, checked_text, details, is_in, json_answer, place, resources, text,
+    HandlerResult, QueryMap, Shared, blocking, checked_text, details, is_in, json_answer, place, resources,
+    text,
 };
 use crate::prompt::check_name;
 use crate::serve::api_error::ApiError;
 use crate::serve::body::{self, BodyLimits, describe};
 use crate::serve::params::Fields;
 use crate::serve::state::AppState;
-use crate::watsonx::records::{Deployment, Model, Moment, new_id};
+use crate::watsonx::records::{Deployment, Moment, StoredModel, new_id};
 use crate::watsonx::service::Service;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode};
@@ -32,14 +33,14 @@ async fn create(
     Extension(service): Shared,
     headers: HeaderMap,
     request: Request,
-) -> Answer {
+) -> HandlerResult {
     let body = state.read(request).await?;
     let deployment = record(&service, &Fields::new(&body.object))?;
     service.check_room::<Deployment>()?;
     let (shared, created) = (service.clone(), deployment.clone());
     blocking(move || {
         let _naming = shared.lock_names();
-        shared.find::<Model>(&created.model)?;
+        shared.find::<StoredModel>(&created.model)?;
         if let Some(name) = &created.serving_name {
             check_serving_name(&shared, name)?;
         }
@@ -66,7 +67,7 @@ fn record(service: &Service, fields: &Fields) -> Result<Deployment, ApiError> {
             return Err(ApiError::unsupported(key, "this server deploys tuned prompts online; leave it out"));
         }
     }
-    let model: Model = service.find(model)?;
+    let model: StoredModel = service.find(model)?;
     let now = Moment::now();
     Ok(Deployment {
         id: new_id(),
@@ -97,7 +98,7 @@ async fn list(
     Extension(service): Shared,
     Query(query): QueryMap,
     headers: HeaderMap,
-) -> Answer {
+) -> HandlerResult {
     if query.get("conflict").is_some_and(|value| value == "true") {
         let name = query.get("serving_name").ok_or_else(|| ApiError::missing("serving_name", "a name"))?;
         check_serving_name(&service, name)?;
@@ -117,7 +118,7 @@ async fn describe_deployment(
     Extension(service): Shared,
     Path(id): Path<String>,
     headers: HeaderMap,
-) -> Answer {
+) -> HandlerResult {
     let deployment = service.find(&id)?;
     let origin = state.origin(&headers).unwrap_or_default();
     Ok(json_answer(StatusCode::OK, details::deployment(&service, &deployment, &origin)))
@@ -129,7 +130,7 @@ struct Changes {
     name: Option<String>,
     description: Option<String>,
     serving_name: Option<String>,
-    model: Option<Model>,
+    model: Option<StoredModel>,
 }
 
 impl Changes {
@@ -182,7 +183,7 @@ async fn change(
     Extension(service): Shared,
     Path(id): Path<String>,
     request: Request,
-) -> Answer {
+) -> HandlerResult {
     let (parts, body) = request.into_parts();
     let limits = BodyLimits { bytes: state.options.max_body_bytes, seconds: state.options.body_seconds };
     let bytes = body::read(limits, &parts.headers, body).await?;
@@ -225,7 +226,7 @@ async fn change(
     Ok(json_answer(status, details::deployment(&service, &deployment, &origin)))
 }
 
-async fn delete(Extension(service): Shared, Path(id): Path<String>) -> Answer {
+async fn delete(Extension(service): Shared, Path(id): Path<String>) -> HandlerResult {
     let deployment: Deployment = service.find(&id)?;
     blocking(move || {
         service.store.remove::<Deployment>(&deployment.id)?;

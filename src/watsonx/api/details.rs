@@ -3,7 +3,9 @@
 use super::system;
 use crate::serve::auth::Product;
 use crate::watsonx::metrics;
-use crate::watsonx::records::{Asset, Deployment, Model, Moment, Place, Training, TrainingState};
+use crate::watsonx::records::{
+    Asset, Deployment, Moment, ProjectOrSpace, StoredModel, Training, TrainingState,
+};
 use crate::watsonx::service::{Loading, Service};
 use crate::watsonx::tuner::RUN;
 use serde_json::{Map, Value, json};
@@ -13,7 +15,7 @@ pub const MODEL_TYPE: &str = "prompt_tune_1.0";
 const SOFTWARE: &str = "watsonx-textgen-fm-1.0";
 
 /// `value` with the place's ids.
-fn with_place(mut value: Value, place: &Place) -> Value {
+fn with_place(mut value: Value, place: &ProjectOrSpace) -> Value {
     for (key, id) in [("project_id", &place.project_id), ("space_id", &place.space_id)] {
         if let Some(id) = id {
             value[key] = id.clone().into();
@@ -141,7 +143,7 @@ pub fn model_request(training: &Training) -> Value {
     with_place(request, &training.place)
 }
 
-pub fn model(model: &Model) -> Value {
+pub fn model(model: &StoredModel) -> Value {
     let created = model.created.text();
     let metadata = json!({"id": model.id, "name": model.name, "description": model.description,
                           "created_at": created, "modified_at": created});

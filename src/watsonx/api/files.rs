@@ -17,7 +17,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use tempfile::NamedTempFile;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -34,19 +34,19 @@ const PIECE: usize = 64 << 10;
 
 /// What an address permits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Right {
+pub enum FileAccess {
     /// `PUT`.
     Upload,
     /// `GET`.
     Download,
 }
 
-fn signed_text(right: Right, attachment: &str, expires: u64) -> String {
+fn signed_text(right: FileAccess, attachment: &str, expires: u64) -> String {
     format!("{right:?} {attachment} {expires}")
 }
 
 /// The address of an attachment's content, for the client of a request with `headers`.
-pub fn signed(state: &AppState, headers: &HeaderMap, right: Right, attachment: &str) -> String {
+pub fn signed(state: &AppState, headers: &HeaderMap, right: FileAccess, attachment: &str) -> String {
     let expires = calendar::seconds(SystemTime::now() + ADDRESS_LIFETIME);
     let signature = state.auth.sign(&signed_text(right, attachment, expires));
     let path = format!("{}{attachment}?expires={expires}&signature={signature}", super::FILES);
@@ -57,7 +57,7 @@ pub fn signed(state: &AppState, headers: &HeaderMap, right: Right, attachment: &
 fn permitted(
     state: &AppState,
     service: &Service,
-    right: Right,
+    right: FileAccess,
     attachment: &str,
     query: &std::collections::HashMap<String, String>,
 ) -> std::result::Result<Asset, ApiError> {
@@ -84,11 +84,12 @@ pub async fn upload(
     Path(attachment): Path<String>,
     Query(query): QueryMap,
     request: Request,
-) -> super::Answer {
-    let asset = permitted(&state, &service, Right::Upload, &attachment, &query)?;
+) -> super::HandlerResult {
+    let asset = permitted(&state, &service, FileAccess::Upload, &attachment, &query)?;
     let (parts, body) = request.into_parts();
     let boundary = boundary(&parts.headers)?;
     let folder = service.store.folder::<Asset>(&asset.id);
+    let _place = service.uploads.acquire().await;
     let stored = service.store.list(|_: &Asset| true);
     let stored: u64 = stored.iter().filter_map(|asset| asset.attachment.as_ref()?.bytes).sum();
     let room = service.options.max_store_bytes.saturating_sub(stored);
@@ -107,7 +108,7 @@ pub async fn upload(
         Ok::<_, ApiError>(bytes)
     })
     .await?;
-    assets::change(service, asset.id, move |asset| match &mut asset.attachment {
+    assets::change(service.clone(), asset.id, move |asset| match &mut asset.attachment {
         Some(found) if found.id == id && !found.complete => {
             found.bytes = Some(bytes);
             Ok(())
@@ -135,7 +136,7 @@ fn boundary(headers: &HeaderMap) -> std::result::Result<Option<Vec<u8>>, ApiErro
     }
 }
 
-/// Writes a body to a file in `folder`. A piece of it may take `seconds`.
+/// Writes a body to a file in `folder`. A piece of it may take `seconds`, and the whole as long as an address is valid.
 async fn receive(
     mut body: Body,
     folder: PathBuf,
@@ -147,8 +148,10 @@ async fn receive(
         .tempfile_in(&folder)
         .map_err(|error| ApiError::from(Error::io(&folder)(error)))?;
     let mut total = 0u64;
+    let (limit, end) = (Duration::from_secs_f64(seconds), Instant::now() + ADDRESS_LIFETIME);
     loop {
-        let frame = tokio::time::timeout(Duration::from_secs_f64(seconds), body.frame()).await;
+        let limit = limit.min(end.saturating_duration_since(Instant::now()));
+        let frame = tokio::time::timeout(limit, body.frame()).await;
         let Ok(frame) = frame else {
             let message = format!("expected more of the content within {seconds} s");
             return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", message));
@@ -213,8 +216,8 @@ pub async fn download(
     Extension(service): Shared,
     Path(attachment): Path<String>,
     Query(query): QueryMap,
-) -> super::Answer {
-    let asset = permitted(&state, &service, Right::Download, &attachment, &query)?;
+) -> super::HandlerResult {
+    let asset = permitted(&state, &service, FileAccess::Download, &attachment, &query)?;
     let path = service.store.folder::<Asset>(&asset.id).join(CONTENT);
     let bytes = asset.attachment.and_then(|attachment| attachment.bytes);
     let Some(bytes) = bytes else {

@@ -8,7 +8,7 @@ mod models;
 mod platform;
 mod trainings;
 
-use super::records::Place;
+use super::records::ProjectOrSpace;
 use super::service::Service;
 use crate::serve::Platform;
 use crate::serve::api_error::ApiError;
@@ -29,7 +29,7 @@ type Shared = Extension<Arc<Service>>;
 /// The query of a request; of a repeated key the last value.
 type QueryMap = Query<HashMap<String, String>>;
 /// What a handler answers.
-type Answer = Result<Response, ApiError>;
+type HandlerResult = Result<Response, ApiError>;
 
 /// The path where clients of IBM Cloud exchange a key for a token.
 const IDENTITY: &str = "/identity/token";
@@ -74,15 +74,15 @@ fn resources(found: Vec<Value>) -> Response {
 }
 
 /// The place that a query names.
-fn place_of(query: &HashMap<String, String>) -> Result<Place, ApiError> {
+fn place_of(query: &HashMap<String, String>) -> Result<ProjectOrSpace, ApiError> {
     let text = |key: &str| query.get(key).map(|text| checked_text(key, text)).transpose();
-    Ok(Place { project_id: text("project_id")?, space_id: text("space_id")? })
+    Ok(ProjectOrSpace { project_id: text("project_id")?, space_id: text("space_id")? })
 }
 
 /// The place that a body names.
-fn place(fields: &Fields) -> Result<Place, ApiError> {
+fn place(fields: &Fields) -> Result<ProjectOrSpace, ApiError> {
     let id = |key: &str| fields.string(key)?.map(|text| checked_text(key, text)).transpose();
-    Ok(Place { project_id: id("project_id")?, space_id: id("space_id")? })
+    Ok(ProjectOrSpace { project_id: id("project_id")?, space_id: id("space_id")? })
 }
 
 /// A text of a body; empty if there is none.
@@ -91,7 +91,7 @@ fn text(fields: &Fields, key: &str) -> Result<String, ApiError> {
 }
 
 /// Whether a record is in the place that the query names; every record is if it names none.
-fn is_in(place: &Place, query: &HashMap<String, String>) -> bool {
+fn is_in(place: &ProjectOrSpace, query: &HashMap<String, String>) -> bool {
     let agrees =
         |key: &str, own: &Option<String>| query.get(key).is_none_or(|text| own.as_ref() == Some(text));
     agrees("project_id", &place.project_id) && agrees("space_id", &place.space_id)

@@ -1,6 +1,6 @@
 //! Tokens, projects and spaces, and what can be tuned.
 
-use super::{Answer, IDENTITY, Shared, TASKS, checked_text, json_answer, resources};
+use super::{HandlerResult, IDENTITY, Shared, TASKS, checked_text, json_answer, resources};
 use crate::calendar;
 use crate::serve::api_error::ApiError;
 use crate::serve::auth::Product;
@@ -43,7 +43,7 @@ pub fn routes() -> Router<Arc<AppState>> {
 }
 
 /// A token for a client of IBM Cloud.
-async fn identity(State(state): State<Arc<AppState>>, request: Request) -> Answer {
+async fn identity(State(state): State<Arc<AppState>>, request: Request) -> HandlerResult {
     let (parts, body) = request.into_parts();
     let limits = BodyLimits { bytes: MAX_FORM_BYTES, seconds: state.options.body_seconds };
     let bytes = body::read(limits, &parts.headers, body).await?;
@@ -61,7 +61,11 @@ async fn identity(State(state): State<Arc<AppState>>, request: Request) -> Answe
 
 /// A project or space: whichever the client asks for exists. The storage is one that the SDK's clients of IBM Cloud accept;
 /// nothing is stored there.
-async fn place(State(state): State<Arc<AppState>>, Path(id): Path<String>, headers: HeaderMap) -> Answer {
+async fn place(
+    State(state): State<Arc<AppState>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> HandlerResult {
     let id = checked_text("id", &id)?;
     let origin = state.origin(&headers).unwrap_or_default();
     let credentials = json!({"access_key_id": "none", "secret_access_key": "none"});

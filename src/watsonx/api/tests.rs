@@ -5,7 +5,7 @@ use crate::serve::ServerOptions;
 use crate::serve::testing::{self, BASE, Fake, KEY, say};
 use crate::watsonx::records::Training;
 use crate::watsonx::service::ServiceOptions;
-use crate::watsonx::{Profile, Store};
+use crate::watsonx::{Store, TuningProfile};
 use axum::http::StatusCode;
 use tempfile::TempDir;
 
@@ -32,7 +32,7 @@ impl Server {
         let service_options = ServiceOptions {
             base: BASE.to_owned(),
             aliases: vec![ALIAS.to_owned()],
-            profile: Profile::new(Vec::new()).unwrap(),
+            profile: TuningProfile::new(Vec::new()).unwrap(),
             max_asset_bytes: 1000,
             max_store_bytes: 1500,
             max_records: 3,

@@ -1,8 +1,8 @@
 //! Trainings: start, list, describe, end, delete.
 
 use super::{
-    Answer, QueryMap, Shared, blocking, checked_text, details, files, is_in, json_answer, place, resources,
-    text,
+    HandlerResult, QueryMap, Shared, blocking, checked_text, details, files, is_in, json_answer, place,
+    resources, text,
 };
 use crate::Error;
 use crate::config::InitMethod;
@@ -33,7 +33,11 @@ pub fn routes() -> Router<Arc<AppState>> {
         .route("/v2/asset_files/wx_prompt_tune/{id}/{*name}", get(run_file))
 }
 
-async fn create(State(state): State<Arc<AppState>>, Extension(service): Shared, request: Request) -> Answer {
+async fn create(
+    State(state): State<Arc<AppState>>,
+    Extension(service): Shared,
+    request: Request,
+) -> HandlerResult {
     let body = state.read(request).await?;
     let (fields, ignored) = Fields::checked(&body.object, &TRAINING)?;
     let mut parameters = parameters(&state, &service, &fields)?;
@@ -168,7 +172,7 @@ fn with_connections(mut references: Value) -> Value {
 }
 
 /// Trainings, the newest first; a query may name states, and tags that each must have.
-async fn list(Extension(service): Shared, Query(pairs): Query<Vec<(String, String)>>) -> Answer {
+async fn list(Extension(service): Shared, Query(pairs): Query<Vec<(String, String)>>) -> HandlerResult {
     let query = pairs.iter().cloned().collect();
     let values =
         |key: &'static str| pairs.iter().filter(move |(name, _)| name == key).map(|(_, value)| value);
@@ -196,14 +200,14 @@ fn find(service: &Service, id: &str) -> Result<Training, ApiError> {
     Ok(training)
 }
 
-async fn describe_training(Extension(service): Shared, Path(id): Path<String>) -> Answer {
+async fn describe_training(Extension(service): Shared, Path(id): Path<String>) -> HandlerResult {
     let training = find(&service, &id)?;
     let details = blocking(move || Ok::<_, ApiError>(details::training(&service, &training, true))).await?;
     Ok(json_answer(StatusCode::OK, details))
 }
 
 /// Ends a training; with `hard_delete=true` it is also removed.
-async fn delete(Extension(service): Shared, Path(id): Path<String>, Query(query): QueryMap) -> Answer {
+async fn delete(Extension(service): Shared, Path(id): Path<String>, Query(query): QueryMap) -> HandlerResult {
     let hard = query.get("hard_delete").is_some_and(|value| value == "true");
     find(&service, &id)?;
     let shared = service.clone();
@@ -236,7 +240,7 @@ async fn delete(Extension(service): Shared, Path(id): Path<String>, Query(query)
 }
 
 /// Files of a run that the SDK asks for: the request that stores the model.
-async fn run_file(Extension(service): Shared, Path((id, name)): Path<(String, String)>) -> Answer {
+async fn run_file(Extension(service): Shared, Path((id, name)): Path<(String, String)>) -> HandlerResult {
     let training = find(&service, &id)?;
     if name.ends_with("request.json") {
         return Ok(json_answer(StatusCode::OK, details::model_request(&training)));

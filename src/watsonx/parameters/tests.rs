@@ -2,7 +2,7 @@ use super::*;
 use serde_json::json;
 
 fn read(body: Value, profile: &[&str]) -> std::result::Result<TuningParameters, ApiError> {
-    let profile = Profile::new(profile.iter().map(|&set| set.to_owned()).collect()).unwrap();
+    let profile = TuningProfile::new(profile.iter().map(|&set| set.to_owned()).collect()).unwrap();
     let body = json!({"prompt_tuning": body});
     let (fields, ignored) = Fields::checked(body.as_object().unwrap(), &TRAINING)?;
     assert!(ignored.names().is_empty());
@@ -70,7 +70,7 @@ fn profile_wins_and_is_told() {
         ("train.nothing=1", "nothing"),
         ("data.train=x", "data.train"),
     ] {
-        let error = Profile::new(vec![set.to_owned()]).map(drop).unwrap_err().to_string();
+        let error = TuningProfile::new(vec![set.to_owned()]).map(drop).unwrap_err().to_string();
         assert!(error.contains(word), "{error}");
     }
 }

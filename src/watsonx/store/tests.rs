@@ -1,12 +1,12 @@
 use super::*;
-use crate::watsonx::records::{Place, new_id};
+use crate::watsonx::records::{ProjectOrSpace, new_id};
 
-fn model(id: &str, created: u64) -> Model {
-    Model {
+fn model(id: &str, created: u64) -> StoredModel {
+    StoredModel {
         id: id.to_owned(),
         name: "n".to_owned(),
         description: String::new(),
-        place: Place::default(),
+        place: ProjectOrSpace::default(),
         training: "t".to_owned(),
         base_model: "b".to_owned(),
         created: Moment(created),
@@ -14,7 +14,7 @@ fn model(id: &str, created: u64) -> Model {
 }
 
 fn ids(store: &Store) -> Vec<String> {
-    store.list(|_: &Model| true).into_iter().map(|model| model.id).collect()
+    store.list(|_: &StoredModel| true).into_iter().map(|model| model.id).collect()
 }
 
 #[test]
@@ -26,20 +26,20 @@ fn records_are_there_after_a_restart() {
         let fill = |into: &Path| std::fs::write(into.join("more"), id).map_err(Error::io(into));
         store.create(model(id, created), fill).unwrap();
     }
-    let renamed = store.update("a", |model: &mut Model| {
+    let renamed = store.update("a", |model: &mut StoredModel| {
         model.name = "other".into();
         Ok::<_, Error>(7)
     });
     assert_eq!(renamed.unwrap(), Some(7));
-    assert!(store.remove::<Model>("c").unwrap());
-    assert!(!store.remove::<Model>("c").unwrap() && !store.remove::<Asset>("a").unwrap());
-    assert_eq!(store.update("c", |_: &mut Model| Ok::<_, Error>(())).unwrap(), None);
+    assert!(store.remove::<StoredModel>("c").unwrap());
+    assert!(!store.remove::<StoredModel>("c").unwrap() && !store.remove::<Asset>("a").unwrap());
+    assert_eq!(store.update("c", |_: &mut StoredModel| Ok::<_, Error>(())).unwrap(), None);
     assert!(Store::open(folder.path()).map(drop).unwrap_err().to_string().contains("another server"));
     drop(store);
     let store = Store::open(folder.path()).unwrap();
     assert_eq!(ids(&store), ["b", "a"], "the newest first");
-    assert_eq!(store.get::<Model>("a").unwrap().name, "other");
-    assert_eq!(std::fs::read_to_string(store.folder::<Model>("a").join("more")).unwrap(), "a");
+    assert_eq!(store.get::<StoredModel>("a").unwrap().name, "other");
+    assert_eq!(std::fs::read_to_string(store.folder::<StoredModel>("a").join("more")).unwrap(), "a");
     assert_eq!(store.secret().unwrap(), secret);
 }
 
@@ -51,12 +51,12 @@ fn what_fails_changes_nothing() {
     assert_eq!(failed.unwrap_err().to_string(), "on purpose");
     assert!(ids(&store).is_empty());
     store.create(model("a", 1), |_| Ok(())).unwrap();
-    let failed = store.update("a", |model: &mut Model| {
+    let failed = store.update("a", |model: &mut StoredModel| {
         model.name = "x".into();
         Err::<(), _>(Error::Invalid("on purpose".into()))
     });
     assert!(failed.is_err());
-    assert_eq!(store.get::<Model>("a").unwrap().name, "n");
+    assert_eq!(store.get::<StoredModel>("a").unwrap().name, "n");
 }
 
 #[test]
