@@ -25,6 +25,7 @@ pub fn write_atomically(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::R
 ///
 /// # Errors
 /// Returns the errors of [`write_atomically`].
+#[cfg(feature = "serve")]
 pub(crate) fn write_privately(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
