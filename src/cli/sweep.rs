@@ -82,6 +82,9 @@ pub(super) fn run(config: &Config, folder: Option<SweepFolder>, json: bool) -> a
     eprintln!("{resumed:<10} {trials} trials of up to {epochs} epochs, in {}", folder.path.display());
     let _guard = interrupt::Guard::new()?;
     let watch = SweepProgress::new(&sweep, session.model.device(), json);
+    if is_resumed {
+        watch.skip(&sweep, &SweepResult::read(&folder.path)?);
+    }
     let outcome = sweep.run(&mut folder, &watch);
     watch.finish();
     // Also after an error: the page shows the sweep up to there.

@@ -15,6 +15,10 @@ const BOTTOM: f64 = 340.0;
 const SIDE: f64 = 132.0;
 /// Most letters of a label.
 const LETTERS: usize = 14;
+/// Most letters of an axis's name.
+const NAME_LETTERS: usize = 22;
+/// A number with more digits is rounded in its label.
+const DIGITS: usize = 8;
 
 /// An axis: the values of all runs, in their order.
 pub(super) struct ParallelAxis {
@@ -37,52 +41,46 @@ struct Places {
 
 /// The picture as a standalone SVG; the lines are drawn in their order, the last on top.
 pub(super) fn draw(title: &str, axes: &[ParallelAxis], lines: &[ParallelLine]) -> String {
+    let places: Vec<Places> = axes.iter().map(|axis| Places::new(&axis.values)).collect();
+    let x = |i: usize| SIDE + (WIDTH - 2.0 * SIDE) * i as f64 / (axes.len().max(2) - 1) as f64;
     let mut body = format!(
         "<svg><rect width=\"{}\" height=\"{}\" {}/>\n",
         units(WIDTH),
         units(HEIGHT),
         fill(Ink::Ground)
     );
-    label(&mut body, title, (14.0, 26.0), ("start", 165.0), Ink::Text);
-    let places: Vec<Places> = axes.iter().map(|axis| Places::new(&axis.values)).collect();
-    let x = |i: usize| SIDE + (WIDTH - 2.0 * SIDE) * i as f64 / (axes.len().max(2) - 1) as f64;
-    for (i, (axis, places)) in axes.iter().zip(&places).enumerate() {
-        let from = format!(
-            "x1=\"{}\" x2=\"{}\" y1=\"{}\" y2=\"{}\"",
-            units(x(i)),
-            units(x(i)),
-            units(TOP),
-            units(BOTTOM)
-        );
-        let _ = writeln!(
-            body,
-            "<line opacity=\"1\" stroke=\"{}\" stroke-width=\"12\" {from}/>",
-            colour(Ink::Axis)
-        );
-        // Names of neighbours stand at two heights, so that they do not overlap.
-        let height = if i % 2 == 0 { 66.0 } else { 50.0 };
-        label(&mut body, &short(&axis.name), (x(i), height), ("middle", 130.0), Ink::Text);
-        for (at, name) in &places.labels {
-            let is_last = i + 1 == axes.len();
-            let (anchor, dx) = if is_last { ("start", 9.0) } else { ("end", -9.0) };
-            label(&mut body, &short(name), (x(i) + dx, y(*at) + 4.5), (anchor, 120.0), Ink::Muted);
-        }
+    for i in 0..axes.len() {
+        stroke(&mut body, Ink::Axis, 1.2, &[(x(i), TOP), (x(i), BOTTOM)]);
     }
     for (line, ParallelLine { ink, width }) in lines.iter().enumerate() {
         let points =
             places.iter().enumerate().filter_map(|(i, places)| Some((x(i), y(places.of_values[line]?))));
-        let points: Vec<String> = points.map(|(x, y)| format!("{},{}", units(x), units(y))).collect();
-        let _ = writeln!(
-            body,
-            "<polyline fill=\"none\" opacity=\"1\" stroke=\"{}\" stroke-width=\"{}\" points=\"{}\"/>",
-            colour(*ink),
-            units(*width),
-            points.join(" ")
-        );
+        stroke(&mut body, *ink, *width, &points.collect::<Vec<_>>());
+    }
+    label(&mut body, title, (14.0, 26.0), ("start", 165), Ink::Text);
+    for (i, (axis, places)) in axes.iter().zip(&places).enumerate() {
+        // Names of neighbours stand at two heights, so that they do not overlap.
+        let height = if i % 2 == 0 { 66.0 } else { 50.0 };
+        label(&mut body, &short(&axis.name, NAME_LETTERS), (x(i), height), ("middle", 130), Ink::Text);
+        for (at, name) in &places.labels {
+            let is_last = i + 1 == axes.len();
+            let (anchor, dx) = if is_last { ("start", 9.0) } else { ("end", -9.0) };
+            label(&mut body, &short(name, LETTERS), (x(i) + dx, y(*at) + 4.5), (anchor, 120), Ink::Muted);
+        }
     }
     body += "</svg>\n";
     let names: Vec<&str> = axes.iter().map(|axis| axis.name.as_str()).collect();
     svg::finish(&body, (WIDTH as u32, HEIGHT as u32), &format!("{title}: {}.", names.join(", ")))
+}
+
+/// A line through points, pixels.
+fn stroke(body: &mut String, ink: Ink, width: f64, points: &[(f64, f64)]) {
+    let points: Vec<String> = points.iter().map(|(x, y)| format!("{},{}", units(*x), units(*y))).collect();
+    let (colour, width, points) = (colour(ink), units(width), points.join(" "));
+    let _ = writeln!(
+        body,
+        "<polyline fill=\"none\" opacity=\"1\" stroke=\"{colour}\" stroke-width=\"{width}\" points=\"{points}\"/>"
+    );
 }
 
 impl Places {
@@ -108,10 +106,14 @@ impl Places {
         let scaled = |number: f64| if is_log { number.ln() } else { number };
         let (low, high) = (scaled(min), scaled(max));
         let at = |number: f64| if high > low { (scaled(number) - low) / (high - low) } else { 0.5 };
-        let mut distinct: Vec<f64> = shown().collect();
-        distinct.sort_by(f64::total_cmp);
-        distinct.dedup();
-        let labels = distinct.iter().map(|number| (at(*number), text::number(*number))).collect();
+        let name = |value: &String, number: f64| {
+            if value.len() <= DIGITS { value.clone() } else { text::number(number) }
+        };
+        let named = values.iter().zip(&numbers).filter_map(|(value, number)| Some(((*number)?, value)));
+        let mut distinct: Vec<(f64, &String)> = named.filter(|(number, _)| number.is_finite()).collect();
+        distinct.sort_by(|a, b| a.0.total_cmp(&b.0));
+        distinct.dedup_by(|a, b| a.0 == b.0);
+        let labels = distinct.iter().map(|(number, value)| (at(*number), name(value, *number))).collect();
         let place = |number: &Option<f64>| number.filter(|number| number.is_finite()).map(at);
         Self { of_values: numbers.iter().map(place).collect(), labels: spread(labels) }
     }
@@ -151,15 +153,17 @@ fn fill(ink: Ink) -> String {
     format!("fill=\"{}\"", colour(ink))
 }
 
-fn short(name: &str) -> String {
-    text::cut(name, LETTERS).unwrap_or_else(|| name.to_owned())
+fn short(name: &str, letters: usize) -> String {
+    text::cut(name, letters).unwrap_or_else(|| name.to_owned())
 }
 
-fn label(body: &mut String, text: &str, at: (f64, f64), (anchor, size): (&str, f64), ink: Ink) {
-    let (x, y) = (units(at.0), units(at.1));
+/// A text with a border of the background's colour, so that it can be read over lines; its size in units.
+fn label(body: &mut String, text: &str, at: (f64, f64), (anchor, size): (&str, u32), ink: Ink) {
+    let (x, y, border) = (units(at.0), units(at.1), colour(Ink::Ground));
     let _ = writeln!(
         body,
-        "<text x=\"{x}\" y=\"{y}\" text-anchor=\"{anchor}\" font-family=\"sans-serif\" font-size=\"{size:.0}\" {}>{}</text>",
+        "<text x=\"{x}\" y=\"{y}\" text-anchor=\"{anchor}\" font-family=\"sans-serif\" font-size=\"{size}\" \
+         paint-order=\"stroke\" stroke=\"{border}\" stroke-width=\"50\" {}>{}</text>",
         fill(ink),
         svg::escaped(text)
     );

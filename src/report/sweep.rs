@@ -223,12 +223,14 @@ fn decision(record: &SweepRecord) -> Option<String> {
     let names = |trials: &[usize]| trials.iter().map(|t| format!("{t:03}")).collect::<Vec<_>>().join(", ");
     match record {
         SweepRecord::Postponed { epoch, leader, validation_loss, chance } => Some(format!(
-            "After epoch {epoch} no trial was pruned: the best one, {leader:03}, had a validation loss of {validation_loss:.4}, \
+            "After epoch {epoch}: no trial was pruned; the best one, {leader:03}, had a validation loss of {validation_loss:.4}, \
              and guessing the labels gives {chance:.4}."
         )),
-        SweepRecord::Rung { epoch, kept, pruned } if !pruned.is_empty() => {
-            Some(format!("After epoch {epoch} {} stayed and {} were pruned.", names(kept), names(pruned)))
-        }
+        SweepRecord::Rung { epoch, kept, pruned } if !pruned.is_empty() => Some(format!(
+            "After epoch {epoch}: trials {} stayed, {} were pruned.",
+            names(kept),
+            names(pruned)
+        )),
         _ => None,
     }
 }

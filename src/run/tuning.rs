@@ -168,14 +168,14 @@ impl<'a> Tuning<'a> {
         if self.data.teacher.is_some() {
             health = health.of_divergences();
         }
-        let health = health.after(&summary.warnings);
+        let (steps, epochs) = super::read::steps_and_epochs(&folder.path.join(crate::layout::METRICS))?;
+        let health = health.replay(&steps, &epochs).after(&summary.warnings);
         folder.summary(&summary)?;
         let events = match self.config.train.tensorboard {
             true => Some(EventFile::create(&folder.path, run.position().step)?),
             false => None,
         };
-        let rates = Rates::sum(&super::read::steps_and_epochs(&folder.path.join(crate::layout::METRICS))?.0);
-        let recorder = Recorder { folder, events, health, summary, rates, memory, watch };
+        let recorder = Recorder { folder, events, health, summary, rates: Rates::sum(&steps), memory, watch };
         // The session's warnings were printed when it was opened.
         let said = &self.session.warnings;
         let mut new = recorder.summary.warnings.iter().filter(|text| !said.contains(text));

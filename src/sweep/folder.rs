@@ -38,10 +38,12 @@ pub(super) fn config(path: &Path) -> Result<Config> {
         return Err(Error::Checkpoint { path: path.to_path_buf(), problem });
     }
     let mut config = Config::load(&path.join(CONFIG), &[])?;
-    // The trials are in the folder, wherever it is now.
-    let parent = path.parent().filter(|parent| *parent != Path::new(""));
+    // The trials are in the folder, wherever it is now. The name of `.` shows only in its full path.
+    let full =
+        if path.file_name().is_none() { path.canonicalize().map_err(Error::io(path))? } else { path.into() };
+    let parent = full.parent().filter(|parent| *parent != Path::new(""));
     config.runs = parent.unwrap_or(Path::new(".")).display().to_string();
-    if let Some(name) = path.file_name() {
+    if let Some(name) = full.file_name() {
         config.name = name.to_string_lossy().into_owned();
     }
     Ok(config)

@@ -76,7 +76,7 @@ pub fn plan_run(
         options.batch_size * options.accumulate_steps,
     );
     let teacher_rows = teacher.map_or(0, |examples| examples.head().len());
-    let work = work.with_teacher(teacher_rows);
+    let work = work.with_teacher(teacher_rows).with_layout(prompt.layout());
     let plan = plan(options, &memory, &work, model.device(), true)?;
     copy_weights(model, &plan);
     Ok(plan)
@@ -127,6 +127,7 @@ pub fn largest_step(run: &PromptRun) -> LargestStep {
     let (options, layout) = (run.options(), run.prompt().layout());
     let examples = options.batch_size * options.accumulate_steps;
     LargestStep::new(run.examples().train, layout.kind, run.prompt().num_virtual_tokens(), examples)
+        .with_layout(layout)
 }
 
 /// Makes the second copy of the weights that a plan has room for.

@@ -104,6 +104,17 @@ impl Health {
         Self { chance: None, divergences: true, ..self }
     }
 
+    /// The same for a resumed run, which has these records; what they show was reported already.
+    pub fn replay(mut self, steps: &[StepRecord], epochs: &[EpochRecord]) -> Self {
+        for step in steps {
+            self.step(step);
+        }
+        for epoch in epochs {
+            self.epoch(epoch);
+        }
+        self
+    }
+
     /// The same for a resumed run, which has reported `warnings` already.
     pub fn after(mut self, warnings: &[String]) -> Self {
         let is_in = |trouble: &Trouble| warnings.iter().any(|text| text.contains(trouble.words()));

@@ -9,6 +9,7 @@ use crate::batch::{Example, common_head};
 use crate::config::PromptKind;
 use crate::device::{Shortage, free_memory};
 use crate::model::TuningMemory;
+use crate::prompt::PromptLayout;
 use crate::{Error, Result};
 use candle_core::Device;
 
@@ -58,6 +59,8 @@ pub struct LargestStep {
     pub targets: usize,
     /// Rows of a teacher's prefix, whose states are kept for the run; 0 without a teacher.
     pub teacher_rows: usize,
+    /// Trainable values of a prompt's reparameterization, beside those of its rows.
+    pub network_values: usize,
 }
 
 impl LargestStep {
@@ -81,6 +84,7 @@ impl LargestStep {
             sequences: train.len().min(examples),
             targets: largest(&mut targets),
             teacher_rows: 0,
+            network_values: 0,
         }
     }
 
@@ -95,12 +99,19 @@ impl LargestStep {
             sequences: self.sequences + other.sequences,
             targets: self.targets + other.targets,
             teacher_rows: self.teacher_rows + other.teacher_rows,
+            network_values: self.network_values + other.network_values,
         }
     }
 
     /// The same step of a distillation whose teacher's prefix has so many rows.
     pub fn with_teacher(self, teacher_rows: usize) -> Self {
         Self { teacher_rows, ..self }
+    }
+
+    /// The same step of a prompt whose trainable values are those of `layout`.
+    pub fn with_layout(self, layout: &PromptLayout) -> Self {
+        let rows = layout.trainable_rows() * layout.width;
+        Self { network_values: layout.values_shape().elem_count().saturating_sub(rows), ..self }
     }
 
     /// Rows of the step, prefix and sequences.
@@ -172,11 +183,12 @@ impl LargestStep {
 
     /// Bytes of the prompt and its moments.
     fn prompt(&self, memory: &TuningMemory) -> usize {
-        self.virtual_tokens
-            * match self.kind {
-                PromptKind::Embeddings => memory.prompt_per_token,
-                PromptKind::Prefix => memory.keys_values_per_token,
-            }
+        let per_token = match self.kind {
+            PromptKind::Embeddings => memory.prompt_per_token,
+            PromptKind::Prefix => memory.keys_values_per_token,
+        };
+        // Values and AdamW's two moments, f32.
+        self.virtual_tokens * per_token + 3 * size_of::<f32>() * self.network_values
     }
 }
 

@@ -366,8 +366,10 @@ fn an_adapter_of_another_model_is_refused() {
     place.refuses(["eval", "dogs.toml", "--adapter", "other"], &parts);
     place.refuses(["generate", "--model", "model", "--adapter", "other", "say"], &parts);
     let sets = ["prompt.init_method=file", "prompt.init_file=other"];
-    place
-        .refuses(["tune", "dogs.toml", "--set", sets[0], "--set", sets[1]], &["other", "[5, 40]", "[5, 32]"]);
+    place.refuses(
+        ["tune", "dogs.toml", "--set", sets[0], "--set", sets[1]],
+        &["prompt.init_file", "other", "width 40", "32"],
+    );
     place.refuses(["eval", "dogs.toml", "--adapter", "nowhere"], &["nowhere", "adapter folder"]);
     assert_eq!(place.json("other/adapter_config.json")["token_dim"], json!(32));
 }

@@ -110,6 +110,28 @@ fn trials_in_one_pass_are_those_by_turns() {
     }
 }
 
+/// Prompts of both kinds, with and without a reparameterization: those of one kind are in one pass.
+#[test]
+fn kinds_of_prompts_are_tried_in_one_sweep() {
+    let table = "[sweep]\nreduction_factor = 1\nmax_prompts = MANY\n[sweep.parameters]\n\
+                 \"prompt.kind\" = { values = [\"embeddings\", \"prefix\"] }\n\
+                 \"prompt.reparameterization\" = { values = [\"none\", \"residual\"] }\n";
+    for (max_prompts, tolerance) in [(1, 0.0), (4, 1e-3)] {
+        let place = Place::with_sweep(3, &table.replace("MANY", &max_prompts.to_string()));
+        place.gneiss(["sweep", "sweep.toml", "--dtype", "f32"]).success();
+        for trial in 1..=4 {
+            place.tune_alone(trial);
+            let run = format!("runs/s/trials/{trial:03}");
+            let (ours, alone) = (place.prompt(&run), place.prompt("runs/alone"));
+            let most = ours.iter().zip(&alone).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(
+                ours.len() == alone.len() && most <= tolerance,
+                "{max_prompts} prompts, trial {trial}: {most:e}"
+            );
+        }
+    }
+}
+
 /// 6 trials, 6 epochs, rungs after 1 and 3.
 #[test]
 fn the_worse_trials_are_pruned_and_the_best_has_a_link() {
@@ -157,6 +179,9 @@ fn the_worse_trials_are_pruned_and_the_best_has_a_link() {
     // A survivor is the run without a sweep, a pruned trial the beginning of it.
     place.tune_alone(best);
     assert_eq!(place.records(&format!("runs/s/trials/{best:03}")), place.records("runs/alone"));
+    let [ours, alone] = [format!("runs/s/trials/{best:03}"), "runs/alone".into()]
+        .map(|run| place.json(&format!("{run}/summary.json"))["warnings"].clone());
+    assert_eq!(ours, alone, "what is judged by earlier epochs is so in each turn");
     let first = numbers(&decisions[1]["pruned"])[0] as usize;
     place.tune_alone(first);
     let (ours, alone) = (place.records(&format!("runs/s/trials/{first:03}")), place.records("runs/alone"));
@@ -402,6 +427,9 @@ fn a_sweep_moves_an_earlier_run_aside_and_tune_says_that_it_does_not_sweep() {
     // A folder that was moved goes on where it is now.
     std::fs::rename(place.path("runs/s"), place.path("runs/t")).unwrap();
     place.gneiss(["sweep", "--resume", "runs/t"]).success();
+    let mut inside = Command::new(env!("CARGO_BIN_EXE_gneiss"));
+    let assert = inside.current_dir(place.path("runs/t")).args(["report", "."]).assert().success();
+    assert_eq!(texts(&assert).0, "./sweep.html\n");
     assert!(!place.path("runs/s").exists());
 }
 
@@ -413,6 +441,13 @@ fn bad_sweeps_are_refused_before_anything_is_written() {
     place.refuses(["sweep", "sweep.toml", "--resume", "runs/s"], &["--resume"]);
     place.refuses(["sweep", "--resume", "runs/s"], &["runs/s", "folder of a sweep", "found none"]);
     place.refuses(["sweep", "sweep.toml", "--set", "data.train=no.csv"], &["no.csv", "o such file"]);
+    let (_, stderr) = texts(&place.gneiss(["inspect", "sweep.toml"]).success());
+    assert!(stderr.contains("sweep      6 trials"), "{stderr}");
+    place.write(
+        "bad.toml",
+        &format!("{CONFIG}[sweep.parameters]\n\"train.beta1\" = {{ values = [0.5, 1.5] }}\n"),
+    );
+    place.refuses(["inspect", "bad.toml"], &["trial 002 (train.beta1 = 1.5)", "below 1"]);
     place.write(
         "long.toml",
         &format!("{CONFIG}[sweep.parameters]\n\"prompt.num_virtual_tokens\" = {{ values = [5, 300] }}\n"),

@@ -96,7 +96,7 @@ fn a_page_has_all_trials_the_best_first() {
         "not told apart",
         "Say &lt;b&gt;1&lt;&#x2f;b&gt; or 0.",
         "trials&#x2f;003&#x2f;report.html",
-        "After epoch 2 003, 005, 007, 011, 013 stayed",
+        "After epoch 2: trials 003, 005, 007, 011, 013 stayed",
         "learning_rate",
         "the loss is NaN",
     ] {

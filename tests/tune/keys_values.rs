@@ -159,6 +159,41 @@ fn keys_and_values_are_continued_as_the_prompt() {
     }
 }
 
+/// Requests after keys and values, after embeddings and after no prompt, in one batch.
+#[test]
+fn kinds_of_prompts_in_one_batch_answer_as_alone() {
+    for name in DENSE.into_iter().chain(MAMBA) {
+        let model = load(name);
+        let (prompts, groups) = groups(&model, 1);
+        let prefix = keys_values(&model, &prompts.affine(0.7, 0.0).unwrap(), &groups);
+        let prompts = [Some(prefix), Some(Prefix::Embeddings(prompts)), None];
+        let request = |i: usize| Request {
+            tokens: vec![3, 4, i as u32 + 5, i as u32 * 3 + 1],
+            max_new_tokens: 6,
+            ..Request::default()
+        };
+        let mut engine = gneiss::generate::Engine::new(&model, 200, 64).unwrap();
+        let mut submitted = Vec::new();
+        for (i, prompt) in prompts.iter().enumerate() {
+            let id = engine.add_prefix(prompt.as_ref()).unwrap();
+            submitted.extend((0..2).map(|j| engine.submit(id, request(2 * i + j)).unwrap()));
+        }
+        let mut answers = std::collections::BTreeMap::<_, Vec<u32>>::new();
+        while !engine.is_idle() {
+            for (sequence, event) in engine.step().unwrap().events {
+                if let gneiss::generate::Event::Token(token) = event {
+                    answers.entry(sequence).or_default().push(token.id);
+                }
+            }
+        }
+        for (n, sequence) in submitted.iter().enumerate() {
+            let prompt = prompts[n / 2].as_ref();
+            let alone = generate(&model, prompt, vec![request(n)], 64, &mut |_| ()).unwrap();
+            assert_eq!(answers[sequence], alone[0].tokens, "{name}, request {n}");
+        }
+    }
+}
+
 /// A prompt that is keys and values starts Mamba2 layers from zero, whatever request had the slot before.
 #[test]
 fn keys_and_values_start_mamba2_layers_from_zero() {

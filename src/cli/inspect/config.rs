@@ -96,10 +96,7 @@ struct Memory {
 
 /// Inspects a configuration; `model` replaces its model.
 pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<ConfigReport> {
-    let mut config = Config::load(path, &[])?;
-    if let Some(model) = model {
-        config.model.id = model.to_owned();
-    }
+    let config = load(path, model)?;
     let device = crate::cli::device(config.model.device)?;
     let dtypes = Dtypes::for_weights(session::dtype(config.model.dtype, &device), &device)?;
     let Checkpoint { config: shape, tokenizer, warnings, .. } =
@@ -153,6 +150,19 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<ConfigReport>
         plan: PlanReport::new(&plan),
         plan_text: text::plan(&plan),
     })
+}
+
+/// The configuration with `model`; the number of trials is printed if it has a sweep, whose trials are checked.
+fn load(path: &Path, model: Option<&str>) -> anyhow::Result<Config> {
+    let mut config = Config::load(path, &[])?;
+    if let Some(model) = model {
+        config.model.id = model.to_owned();
+    }
+    if !config.sweep.is_default() {
+        let trials = config.trials()?.len();
+        eprintln!("sweep      {trials} trials with gneiss sweep; this is the run of the other tables");
+    }
+    Ok(config)
 }
 
 /// The largest step of the configuration's run.

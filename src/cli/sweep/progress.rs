@@ -5,7 +5,7 @@ use candle_core::Device;
 use gneiss::device::{DeviceMemory, PeakMemory};
 use gneiss::report;
 use gneiss::run::{Run, Status, Summary};
-use gneiss::sweep::{Sweep, SweepObserver, SweepRecord, Trial};
+use gneiss::sweep::{Sweep, SweepObserver, SweepRecord, SweepResult, Trial};
 use gneiss::tune::{EpochRecord, Limits, StepRecord};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
@@ -50,7 +50,8 @@ impl SweepProgress {
             "{prefix:>10} {bar:30} {pos}/{len} epochs {msg}, {eta} left",
         ));
         let shown = if is_terminal && sweep.trials.len() <= MAX_ROWS { sweep.trials.len() } else { 0 };
-        let style = ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
+        let style =
+            ProgressStyle::with_template("{wide_msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
         let row = |_| table.add(ProgressBar::new(1).with_style(style.clone()));
         let rows: Vec<ProgressBar> = (0..shown).map(row).collect();
         for (row, trial) in rows.iter().zip(&sweep.trials) {
@@ -59,10 +60,27 @@ impl SweepProgress {
         Self { device: device.clone(), json, bar, rows, said: RefCell::default() }
     }
 
+    /// Counts what the earlier parts of a sweep have done.
+    pub fn skip(&self, sweep: &Sweep, earlier: &SweepResult) {
+        for trial in &earlier.trials {
+            self.bar.inc(trial.epochs as u64);
+            if !matches!(trial.status, None | Some(Status::Running | Status::Paused | Status::Interrupted)) {
+                self.leave_out(&sweep.trials[trial.trial - 1], trial.epochs);
+            }
+        }
+        self.bar.reset_eta();
+    }
+
     /// Takes the table off the terminal.
     pub fn finish(&self) {
         self.rows.iter().for_each(ProgressBar::finish_and_clear);
         self.bar.finish_and_clear();
+    }
+
+    /// The epochs of a trial that ended after `epochs` are not to be waited for.
+    fn leave_out(&self, trial: &Trial, epochs: usize) {
+        let left = trial.config.train.num_epochs.saturating_sub(epochs);
+        self.bar.set_length(self.bar.length().unwrap_or(0).saturating_sub(left as u64));
     }
 
     fn row(&self, trial: &Trial, text: &str) {
@@ -129,8 +147,7 @@ impl SweepObserver for SweepProgress {
     }
 
     fn ended(&self, trial: &Trial, summary: &Summary) -> gneiss::Result<()> {
-        let left = trial.config.train.num_epochs.saturating_sub(summary.epochs);
-        self.bar.set_length(self.bar.length().unwrap_or(0).saturating_sub(left as u64));
+        self.leave_out(trial, summary.epochs);
         let loss = summary.validation_loss.map_or("none".into(), |loss| format!("{loss:.4}"));
         let text = format!("{} after epoch {}, validation loss {loss}", summary.status, summary.epochs);
         if self.rows.is_empty() || matches!(summary.status, Status::Failed { .. }) {

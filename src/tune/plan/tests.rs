@@ -20,6 +20,7 @@ const WORK: LargestStep = LargestStep {
     sequences: 128,
     targets: 256,
     teacher_rows: 0,
+    network_values: 0,
 };
 
 fn budget(bytes: usize) -> Budget {
@@ -135,6 +136,7 @@ fn the_largest_step_is_counted() {
         sequences: 2,
         targets: 6,
         teacher_rows: 0,
+        network_values: 0,
     };
     assert_eq!((work, work.rows()), (expected, 24));
     assert_eq!(LargestStep::new(&train, PromptKind::Embeddings, 10, 100).sequences, 4);
@@ -308,4 +310,12 @@ fn a_teacher_takes_the_memory_of_its_prefix_and_of_its_logits() {
     let without = WORK.pass(&memory, Limits::rows(usize::MAX));
     let more = 1000 * memory.given_per_token + WORK.targets * memory.input_per_row + memory.head;
     assert_eq!((with.0, with.1), (without.0, without.1 + more));
+}
+
+#[test]
+fn a_reparameterizations_network_is_part_of_the_prompts_memory() {
+    let with_network = LargestStep { network_values: 1000, ..WORK };
+    let rows = RowRange { full: 2048, most: 2048 };
+    let prompt = |work| MemoryPlan::new(&memory(), work, budget(80 * GIB), rows).prompt;
+    assert_eq!(prompt(&with_network) - prompt(&WORK), 12_000);
 }
