@@ -75,6 +75,22 @@ impl PrefixGroup {
         Self { before: Vec::new(), prompt, sequences, head }
     }
 
+    /// Checks that a prompt can stand after the tokens `before` of the examples' inputs.
+    ///
+    /// # Errors
+    /// Returns [`Error::Invalid`] if an input does not begin with these tokens or has no other one.
+    pub fn check_before<'a>(before: &[u32], examples: impl IntoIterator<Item = &'a Example>) -> Result<()> {
+        let begins = |e: &&Example| e.input.len() > before.len() && e.input.starts_with(before);
+        match examples.into_iter().find(|e| !begins(e)) {
+            None => Ok(()),
+            Some(example) => Err(Error::Invalid(format!(
+                "line {}: expected an input that begins with the tokens {before:?}, after which the soft prompt stands, and \
+                 has more, found another beginning",
+                example.line
+            ))),
+        }
+    }
+
     /// As [`PrefixGroup::new`], for a prompt that stands after the tokens `before`.
     ///
     /// # Errors
@@ -85,14 +101,7 @@ impl PrefixGroup {
         examples: impl IntoIterator<Item = &'a Example>,
     ) -> Result<Self> {
         let examples: Vec<&Example> = examples.into_iter().collect();
-        let begins = |e: &&&Example| e.input.len() > before.len() && e.input.starts_with(before);
-        if let Some(example) = examples.iter().find(|e| !begins(e)) {
-            return Err(Error::Invalid(format!(
-                "line {}: expected an input that begins with the tokens {before:?}, after which the soft prompt stands, and \
-                 has more, found another beginning",
-                example.line
-            )));
-        }
+        Self::check_before(before, examples.iter().copied())?;
         let mut group = Self::new(prompt, examples);
         group.head.drain(..before.len());
         group.before = before.to_vec();

@@ -80,7 +80,7 @@ impl<'m> Engine<'m> {
         Ok(Self {
             model,
             cache: KvCache::new(model, cache_rows)?,
-            no_prompts: super::no_embeddings(model)?,
+            no_prompts: model.no_prompts()?,
             step_rows: RowLimit::new(step_rows),
             shortage: Shortage::new(model.device()),
             prefixes: BTreeMap::new(),

@@ -23,7 +23,6 @@ use crate::ops::gpu;
 use crate::ops::rope::Rope;
 use crate::prompt::Prefix;
 use crate::{Error, Result};
-use candle_core::Tensor;
 use std::collections::HashMap;
 
 /// The answer to a request.
@@ -53,13 +52,8 @@ pub(crate) fn prompts(model: &Decoder, prompt: Option<&Prefix>) -> Result<Prefix
             let values = gpu::to_device(prompt.values(), model.device())?;
             Ok(prompt.with_values(values.to_dtype(model.prompt_dtype())?))
         }
-        None => Ok(Prefix::Embeddings(no_embeddings(model)?)),
+        None => Ok(Prefix::Embeddings(model.no_prompts()?)),
     }
-}
-
-/// A matrix of embeddings without rows.
-pub(crate) fn no_embeddings(model: &Decoder) -> Result<Tensor> {
-    crate::ops::no_rows(model.config().hidden_size, model.prompt_dtype(), model.device())
 }
 
 /// Rows of the cache for `requests` after a prefix of `prefix_rows` rows, if at most `most` rows of requests are kept at a time.

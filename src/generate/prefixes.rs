@@ -84,7 +84,7 @@ impl PromptCache {
             Prefix::Embeddings(prompts) | Prefix::EmbeddingsAfter { values: prompts, .. } => (prompts, None),
             Prefix::KeysValues(values) => {
                 let states = model.given_states(&values)?;
-                (super::no_embeddings(model)?, Some((states.into(), values.dims()[0])))
+                (model.no_prompts()?, Some((states.into(), values.dims()[0])))
             }
         };
         let (cached, recent) = (Vec::new(), VecDeque::new());

@@ -168,6 +168,11 @@ impl Decoder {
         if self.dtype == DType::F64 { DType::F64 } else { DType::F32 }
     }
 
+    /// A matrix of prompts without rows, for batches that have no virtual tokens.
+    pub(crate) fn no_prompts(&self) -> Result<Tensor> {
+        crate::ops::no_rows(self.config.hidden_size, self.prompt_dtype(), &self.device)
+    }
+
     /// Where the weights are.
     pub fn device(&self) -> &Device {
         &self.device

@@ -160,7 +160,7 @@ impl<'a> Tuning<'a> {
         let mut summary = self.summary(folder, run)?;
         let schedule = health::schedule(&self.config.train, run.total_steps());
         summary.warnings.extend(schedule.filter(|text| !summary.warnings.contains(text)));
-        let norms = match self.initial.layout().kind {
+        let norms = match self.initial.kind() {
             PromptKind::Embeddings => Some(self.vocabulary()?.norms()?),
             PromptKind::Prefix => None,
         };

@@ -69,12 +69,8 @@ pub fn plan_run(
     let dtypes = Dtypes { weights: model.embedding().dtype(), activations: model.dtype() };
     let mut memory = TuningMemory::new(model.config(), dtypes, model.device().location());
     memory.has_transposes = memory.transposes > 0 && model.has_transposes();
-    let work = LargestStep::new(
-        train,
-        prompt.layout().kind,
-        virtual_tokens,
-        options.batch_size * options.accumulate_steps,
-    );
+    let work =
+        LargestStep::new(train, prompt.kind(), virtual_tokens, options.batch_size * options.accumulate_steps);
     let teacher_rows = teacher.map_or(0, |examples| examples.head().len());
     let work = work.with_teacher(teacher_rows).with_layout(prompt.layout());
     let plan = plan(options, &memory, &work, model.device(), true)?;

@@ -120,7 +120,7 @@ impl<'a> PromptRun<'a> {
             return Err(Error::Invalid("data.train: expected at least one example, found none".into()));
         }
         for examples in [examples.train, examples.validation] {
-            PrefixGroup::after(initial.before(), 0..0, examples)?;
+            PrefixGroup::check_before(initial.before(), examples)?;
         }
         let prompt = initial.to_device(decoder.device())?;
         let Parameter { value, m, v } = Parameter::new(prompt.values())?;
@@ -209,11 +209,10 @@ impl<'a> PromptRun<'a> {
 
     /// All that is needed to go on from here.
     pub(super) fn state(&self, max_rows: usize, products: Option<ProductChoices>) -> State {
-        let Parameter { value, m, v } = self.parameter();
         State {
-            prompt: self.prompt.with_values(value),
-            m,
-            v,
+            prompt: self.prompt.clone(),
+            m: self.m.clone(),
+            v: self.v.clone(),
             initial: self.initial.clone(),
             best: self.best.clone(),
             position: Position { elapsed: self.clock.seconds(), ..self.position.clone() },

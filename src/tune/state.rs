@@ -7,7 +7,7 @@
 //! metadata "gneiss"             JSON: Position, PromptLayout, the rows a pass may have, algorithms of products on CUDA
 //! ```
 //!
-//! A prompt with frozen rows has fewer trainable ones, and that of a reparameterization is a vector [n] ([`PromptLayout`]).
+//! A prompt with frozen rows has fewer trainable ones, and that of a reparameterization is a vector ([`PromptLayout`]).
 //!
 //! The order of an epoch's examples depends on the seed and the epoch's number alone, so its number and the steps done
 //! in it are the whole state of the data; the schedule depends on the steps.

@@ -143,7 +143,7 @@ impl<'a> Teacher<'a> {
             return no_rows(model.config().hidden_size, model.dtype(), model.device());
         }
         let states = (!self.head.is_empty()).then_some(&self.states[..]);
-        model.hidden(batch, &no_prompts(model)?, states)
+        model.hidden(batch, &model.no_prompts()?, states)
     }
 }
 
@@ -157,10 +157,5 @@ fn prefix_states(model: &Decoder, group: PrefixGroup, long_above: Option<usize>)
         return Ok(Vec::new());
     }
     let batch = Passes::of_prefixes(&[group], long_above);
-    Ok(model.prefix_pass(&batch, &no_prompts(model)?, None)?.states)
-}
-
-/// The matrix of virtual tokens, without rows.
-fn no_prompts(model: &Decoder) -> Result<Tensor> {
-    no_rows(model.config().hidden_size, model.prompt_dtype(), model.device())
+    Ok(model.prefix_pass(&batch, &model.no_prompts()?, None)?.states)
 }

@@ -101,11 +101,11 @@ impl<'a> Trainer<'a> {
         let Some(first) = runs.first() else {
             return Err(Error::Invalid("tune: expected at least one prompt, found none".into()));
         };
-        let (time_products, kind) = (first.options().time_products, first.prompt().layout().kind);
-        if let Some(other) = runs.iter().find(|run| run.prompt().layout().kind != kind) {
+        let (time_products, kind) = (first.options().time_products, first.prompt().kind());
+        if let Some(other) = runs.iter().find(|run| run.prompt().kind() != kind) {
             return Err(Error::Invalid(format!(
                 "prompt.kind: expected one value for all runs of a trainer, found \"{kind}\" and \"{}\"",
-                other.prompt().layout().kind
+                other.prompt().kind()
             )));
         }
         if runs.iter().any(|run| run.options().time_products != time_products) {

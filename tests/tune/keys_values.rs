@@ -3,9 +3,10 @@
 use super::passes::load_f64;
 use super::recompute::groups;
 use super::*;
-use gneiss::generate::{Request, generate};
+use gneiss::generate::{Engine, Event, Request, SequenceId, generate};
 use gneiss::model::keys_values_width;
 use gneiss::prompt::Prefix;
+use std::collections::BTreeMap;
 
 const DENSE: [&str; 5] = ["granite", "llama_bias", "hybrid_dense", "experts", "shared_experts"];
 const MAMBA: [&str; 3] = ["mamba", "mamba_experts", "mamba_groups"];
@@ -39,6 +40,19 @@ fn variants(groups: &[PrefixGroup]) -> [Vec<PrefixGroup>; 3] {
 fn largest_difference(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+}
+
+/// The tokens of all requests of an engine.
+fn answers(engine: &mut Engine) -> BTreeMap<SequenceId, Vec<u32>> {
+    let mut answers = BTreeMap::<_, Vec<u32>>::new();
+    while !engine.is_idle() {
+        for (sequence, event) in engine.step().unwrap().events {
+            if let Event::Token(token) = event {
+                answers.entry(sequence).or_default().push(token.id);
+            }
+        }
+    }
+    answers
 }
 
 #[test]
@@ -172,20 +186,13 @@ fn kinds_of_prompts_in_one_batch_answer_as_alone() {
             max_new_tokens: 6,
             ..Request::default()
         };
-        let mut engine = gneiss::generate::Engine::new(&model, 200, 64).unwrap();
+        let mut engine = Engine::new(&model, 200, 64).unwrap();
         let mut submitted = Vec::new();
         for (i, prompt) in prompts.iter().enumerate() {
             let id = engine.add_prefix(prompt.as_ref()).unwrap();
             submitted.extend((0..2).map(|j| engine.submit(id, request(2 * i + j)).unwrap()));
         }
-        let mut answers = std::collections::BTreeMap::<_, Vec<u32>>::new();
-        while !engine.is_idle() {
-            for (sequence, event) in engine.step().unwrap().events {
-                if let gneiss::generate::Event::Token(token) = event {
-                    answers.entry(sequence).or_default().push(token.id);
-                }
-            }
-        }
+        let answers = answers(&mut engine);
         for (n, sequence) in submitted.iter().enumerate() {
             let prompt = prompts[n / 2].as_ref();
             let alone = generate(&model, prompt, vec![request(n)], 64, &mut |_| ()).unwrap();
@@ -209,20 +216,13 @@ fn keys_and_values_start_mamba2_layers_from_zero() {
         };
         let request =
             |tokens: &Vec<u32>| Request { tokens: tokens.clone(), max_new_tokens: 4, ..Request::default() };
-        let mut engine = gneiss::generate::Engine::new(&model, 200, 64).unwrap();
+        let mut engine = Engine::new(&model, 200, 64).unwrap();
         for _ in 0..2 {
             let id = engine.add_prefix(Some(&prefix)).unwrap();
             for input in &tokens {
                 engine.submit(id, request(input)).unwrap();
             }
-            let mut answers = std::collections::BTreeMap::<_, Vec<u32>>::new();
-            while !engine.is_idle() {
-                for (sequence, event) in engine.step().unwrap().events {
-                    if let gneiss::generate::Event::Token(token) = event {
-                        answers.entry(sequence).or_default().push(token.id);
-                    }
-                }
-            }
+            let answers = answers(&mut engine);
             engine.remove_prefix(id);
             for (input, answer) in tokens.iter().zip(answers.values()) {
                 assert_eq!(answer.len(), 4);

@@ -28,9 +28,7 @@ impl<'a> BatchPrompts<'a> {
                 (embeddings.clone(), None)
             }
             (Prefix::KeysValues(values), Some(given)) => {
-                let none =
-                    crate::ops::no_rows(model.config().hidden_size, model.prompt_dtype(), model.device())?;
-                (none, Some((model.given_states(values)?, given)))
+                (model.no_prompts()?, Some((model.given_states(values)?, given)))
             }
             _ => {
                 return Err(Error::Invalid(format!(

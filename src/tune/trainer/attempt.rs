@@ -103,7 +103,7 @@ impl Trainer<'_> {
     /// The passes of `groups`; the examples `first` of the first one are those of a teacher, which has no other.
     fn prepare(&self, groups: &[PrefixGroup], first: &[usize], limits: Limits) -> Result<Passes> {
         note("prepare");
-        let kind = self.first().prompt().layout().kind;
+        let kind = self.first().prompt().kind();
         let mut passes = objective::prepare(self.decoder, groups, kind, limits.max_rows)?;
         if let Some(teacher) = self.first().teacher() {
             passes.teacher_passes = teacher.training_passes(&passes, first);
