@@ -10,6 +10,7 @@
 //! router.rs       all routes; key, errors, metrics  paths.rs    paths that clients get wrong
 //! server.rs       connections, shutdown             cors.rs     pages of other origins
 //! turns.rs        who uses the device               platform.rs routes that manage models and deployments
+//! page.rs         the page to try prompts
 //! ```
 //!
 //! A request's way: body → parameters → token ids → [`client::Client::submit`] → events → text → JSON.
@@ -27,6 +28,7 @@ pub(crate) mod fields;
 mod generation;
 mod limits;
 mod metrics;
+pub(crate) mod page;
 pub(crate) mod params;
 mod paths;
 mod platform;

@@ -8,6 +8,7 @@
 //! metrics.rs             a run's records -> the metrics of a training
 //! service.rs             what all requests share; deployments that are loaded and unloaded
 //! api/                   the routes
+//! page.rs                the page to tune and deploy in a browser
 //! ```
 //!
 //! The routes replace the fixed ones of `gneiss serve` ([`crate::serve::Platform`]); text generation is the same. A
@@ -16,6 +17,7 @@
 
 mod api;
 mod metrics;
+mod page;
 mod parameters;
 mod records;
 mod service;

@@ -171,20 +171,29 @@ fn what_no_client_should_send_is_answered_and_survived() {
     server.end();
 }
 
-/// Screenshots are kept in `target/tmp/serve/`, to be looked at.
-#[test]
-fn the_page_is_clicked_through() {
-    let Some(python) = python() else { return };
+/// Python with a browser's driver, if the browser is there.
+pub fn browser() -> Option<PathBuf> {
     let required = "GNEISS_REQUIRE_CHROMIUM";
     if !Path::new(CHROMIUM).is_file() {
         assert!(std::env::var(required).as_deref() != Ok("1"), "{CHROMIUM} is not there");
-        return eprintln!("skipped: {CHROMIUM} is not there: Debian's package chromium has it");
+        eprintln!("skipped: {CHROMIUM} is not there: Debian's package chromium has it");
+        return None;
     }
-    let Some(browser) = python_with("playwright.sync_api", required) else { return };
+    python_with("playwright.sync_api", required)
+}
+
+/// The folder of screenshots, to be looked at.
+pub fn screenshots(name: &str) -> String {
+    let shots = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::create_dir_all(&shots).unwrap();
+    shots.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn the_page_is_clicked_through() {
+    let (Some(python), Some(browser)) = (python(), browser()) else { return };
     let place = Place::new(&python);
     let server = Server::start(&place, &ADAPTERS);
-    let shots = Path::new(env!("CARGO_TARGET_TMPDIR")).join("serve");
-    std::fs::create_dir_all(&shots).unwrap();
-    run(&browser, "page.py", &[&server.url, "--key", KEY, "--shots", shots.to_str().unwrap()]);
+    run(&browser, "page.py", &[&server.url, "--key", KEY, "--shots", &screenshots("serve")]);
     server.end();
 }

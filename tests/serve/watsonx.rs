@@ -1,6 +1,6 @@
 //! `gneiss watsonx` as IBM's SDK sees it, and what is left of it after a kill.
 
-use crate::clients::{KEY, Place, REQUIRED, Server, run};
+use crate::clients::{KEY, Place, REQUIRED, Server, browser, run, screenshots};
 use crate::common::python::python_with;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -99,6 +99,19 @@ fn clients_of_cloud_pak_can_do_everything_around_the_notebook() {
     let place = Place::new(&python);
     write_rows(&place);
     flow(&python, &place, &[], &["--kind", "cpd"]);
+}
+
+#[test]
+fn the_tutorial_can_be_done_in_a_browser() {
+    let (Some(python), Some(browser)) = (python(), browser()) else { return };
+    let place = Place::new(&python);
+    write_rows(&place);
+    let server =
+        Server::start_command(&place, "watsonx", &[&PROFILE[..], &["--api-key-file", "key"]].concat());
+    let (train, shots) = (place.path("train.json"), screenshots("watsonx"));
+    let args = [&server.url, "--key", KEY, "--train", train.to_str().unwrap(), "--shots", &shots];
+    run(&browser, "watsonx_page.py", &args);
+    server.end();
 }
 
 #[test]

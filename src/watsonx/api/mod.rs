@@ -8,6 +8,7 @@ mod models;
 mod platform;
 mod trainings;
 
+use super::page;
 use super::records::ProjectOrSpace;
 use super::service::Service;
 use crate::serve::Platform;
@@ -40,7 +41,8 @@ const FILES: &str = "/v2/asset_files/data_asset/";
 
 /// The routes with the service.
 pub fn platform(service: &Arc<Service>) -> Platform {
-    let routes = platform::routes()
+    let routes = page::routes()
+        .merge(platform::routes())
         .merge(assets::routes())
         .merge(trainings::routes())
         .merge(models::routes())
@@ -50,7 +52,7 @@ pub fn platform(service: &Arc<Service>) -> Platform {
 
 fn needs_no_key(method: &Method, path: &str) -> bool {
     let is_file = path.starts_with(FILES) && matches!(*method, Method::PUT | Method::GET);
-    is_file || path == IDENTITY || path == TASKS
+    is_file || path == IDENTITY || path == TASKS || path == page::TRY
 }
 
 /// Does something that waits for the disk on a thread that may wait.

@@ -259,3 +259,39 @@ async fn an_alias_is_answered_by_the_base_model_and_told() {
     let unknown = json!({"asset": {"id": "none"}, "online": {}});
     refused(&server.send("POST", "/ml/v4/deployments", unknown).await, 404, "there is no model `none`");
 }
+
+#[tokio::test]
+async fn pages_are_shown_without_a_key_and_load_nothing() {
+    let server = Server::new();
+    for (path, word) in [("/", "id=\"upload\""), ("/try", "id=\"prompt\"")] {
+        let page = server.fake.send("GET", path, &[], Vec::new()).await;
+        assert_eq!(page.status, StatusCode::OK, "{path}");
+        assert!(page.text.contains(word) && page.text.contains("aria-current"), "{path}: {}", page.text);
+        for mark in ["<!--navigation-->", "/*style*/", "/*script*/"] {
+            assert!(!page.text.contains(mark), "{path}: {mark}");
+        }
+        assert!(page.headers["content-security-policy"].to_str().unwrap().contains("frame-ancestors 'none'"));
+    }
+}
+
+#[tokio::test]
+async fn pages_of_another_origin_can_change_nothing() {
+    let server = Server::new();
+    let body = json!({"metadata": {"name": "n"}}).to_string().into_bytes();
+    let host = ("host", "127.0.0.1:8443");
+    for (header, expected) in [
+        (("origin", "https://evil.example"), StatusCode::FORBIDDEN),
+        (("origin", "null"), StatusCode::FORBIDDEN),
+        (("origin", "http://127.0.0.1:8444"), StatusCode::FORBIDDEN),
+        (("sec-fetch-site", "cross-site"), StatusCode::FORBIDDEN),
+        (("sec-fetch-site", "same-site"), StatusCode::FORBIDDEN),
+        (("sec-fetch-site", "same-origin"), StatusCode::CREATED),
+        (("origin", "http://127.0.0.1:8443"), StatusCode::CREATED),
+    ] {
+        let answer = server.fake.send("POST", "/v2/assets", &[BEARER, host, header], body.clone()).await;
+        assert_eq!(answer.status, expected, "{header:?}: {}", answer.text);
+    }
+    let headers = [BEARER, host, ("origin", "https://a.b")];
+    let read = server.fake.send("GET", "/ml/v4/trainings", &headers, Vec::new());
+    assert_eq!(read.await.status, StatusCode::OK, "the browser keeps the answer from the page");
+}
