@@ -12,6 +12,8 @@ use std::time::SystemTime;
 pub struct Served {
     /// The name.
     pub name: String,
+    /// The id of the deployment; `None`: it is computed from the name.
+    pub deployment_id: Option<String>,
     /// The adapter's folder; `None` for the base model.
     pub folder: Option<PathBuf>,
     /// Number of virtual tokens; 0 for the base model.
@@ -29,6 +31,7 @@ impl Served {
     pub fn base(name: &str) -> Self {
         Self {
             name: name.to_owned(),
+            deployment_id: None,
             folder: None,
             virtual_tokens: 0,
             task: None,
@@ -47,6 +50,7 @@ impl Served {
         let template = task.as_ref().map(|task| Template::parse(&task.verbalizer)).transpose()?;
         Ok(Self {
             name: name.to_owned(),
+            deployment_id: None,
             folder: Some(folder.to_path_buf()),
             virtual_tokens: adapter.prompt.num_virtual_tokens(),
             task,

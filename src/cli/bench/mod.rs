@@ -21,6 +21,7 @@ use gneiss::prompt::init;
 use gneiss::session;
 use report::{BenchReport, CaseReport};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Steps of a profiled run: the shares of its ops hardly differ from step to step.
@@ -103,7 +104,7 @@ fn positive(text: &str) -> Result<usize, String> {
 
 /// A model, and the measurement for missing options.
 struct Subject {
-    model: Decoder,
+    model: Arc<Decoder>,
     name: String,
     weights: String,
     dtype: &'static str,
@@ -305,7 +306,7 @@ impl BenchArgs {
             started.elapsed().as_secs_f64()
         );
         Ok(Subject {
-            model,
+            model: Arc::new(model),
             name: model_name(path),
             weights: "random".into(),
             dtype: dtype.as_str(),
