@@ -10,8 +10,9 @@ use gneiss::prompt::peft::Adapter;
 use gneiss::prompt::{Tuned, check_name, split_name};
 use gneiss::serve::client::Client;
 use gneiss::serve::served::Served;
+use gneiss::serve::turns::DeviceTurns;
 use gneiss::serve::watch::{AdapterFolder, FolderChange};
-use gneiss::serve::{App, Metrics, ServerLimits, ServerOptions, Tls, worker};
+use gneiss::serve::{App, Metrics, Platform, ServerLimits, ServerOptions, Tls, worker};
 use gneiss::session;
 use gneiss::session::Session;
 use std::io::Write;
@@ -69,7 +70,7 @@ pub struct Serve {
 
 /// Limits.
 #[derive(Args)]
-struct LimitArgs {
+pub(super) struct LimitArgs {
     /// Most waiting requests; further requests get status 429.
     #[arg(long, default_value_t = 1024)]
     max_queue: usize,
@@ -122,6 +123,30 @@ fn own_name(
     Ok((name.to_owned(), folder))
 }
 
+impl LimitArgs {
+    /// The options that these limits set.
+    pub(super) fn options(&self) -> ServerOptions {
+        ServerOptions {
+            max_body_bytes: self.max_body_bytes,
+            request_seconds: self.max_seconds,
+            header_seconds: self.max_read_seconds,
+            body_seconds: self.max_read_seconds,
+            max_connections: self.max_connections,
+            ..ServerOptions::default()
+        }
+    }
+
+    /// The limits of the model's thread.
+    pub(super) fn limits(&self) -> ServerLimits {
+        ServerLimits {
+            queue: self.max_queue,
+            sequence_tokens: self.max_sequence_tokens,
+            cache_rows: self.cache_tokens,
+            step_rows: self.step_tokens,
+        }
+    }
+}
+
 /// A server that is ready to accept connections.
 pub(super) struct RunningServer {
     /// The server without its connections.
@@ -147,23 +172,12 @@ impl Serve {
         let session = progress::open(&options)?;
         let serving = ServerOptions {
             api_key,
-            max_body_bytes: self.limits.max_body_bytes,
-            request_seconds: self.limits.max_seconds,
-            header_seconds: self.limits.max_read_seconds,
-            body_seconds: self.limits.max_read_seconds,
-            max_connections: self.limits.max_connections,
             prompt_embeds: self.enable_prompt_embeds,
             tls,
             cors_origins: self.cors_origin.clone(),
-            ..ServerOptions::default()
+            ..self.limits.options()
         };
-        let limits = ServerLimits {
-            queue: self.limits.max_queue,
-            sequence_tokens: self.limits.max_sequence_tokens,
-            cache_rows: self.limits.cache_tokens,
-            step_rows: self.limits.step_tokens,
-        };
-        let deployed = deploy(session, limits, serving)?;
+        let deployed = deploy(session, self.limits.limits(), serving)?;
         for tuned in adapters {
             let served = Served::tuned(&tuned.name, &tuned.argument(), &tuned.adapter)?;
             deployed.client.load(served, tuned.adapter)?;
@@ -207,35 +221,11 @@ impl Serve {
     }
 
     fn listen(self, deployed: RunningServer, folder: Option<AdapterFolder>) -> anyhow::Result<()> {
-        let (app, client) = (deployed.app.clone(), deployed.client.clone());
-        let runtime = runtime()?;
-        let outcome = runtime.block_on(async {
-            let listeners = self.listen.bind().await?;
-            let addresses: Vec<_> =
-                listeners.iter().map(tokio::net::TcpListener::local_addr).collect::<Result<_, _>>()?;
-            for address in addresses.iter().filter(|address| !address.ip().is_loopback()) {
-                if self.api_key_file.is_none() {
-                    eprintln!(
-                        "warning: {address} can be reached from other machines, and there is no --api-key-file"
-                    );
-                }
-            }
-            if let Some(folder) = folder {
-                watch_folder(folder, client.clone());
-            }
-            for served in client.models().iter() {
-                describe(served);
-            }
-            let scheme = if self.tls_cert.is_some() { "https" } else { "http" };
-            // Scripts wait for these lines.
-            for address in addresses {
-                println!("listening on {scheme}://{address}");
-            }
-            std::io::stdout().flush()?;
-            gneiss::serve::serve(listeners, app, shutdown_signal()).await?;
-            anyhow::Ok(())
-        });
-        drop(runtime);
+        if let Some(folder) = folder {
+            watch_folder(folder, deployed.client.clone());
+        }
+        let scheme = if self.tls_cert.is_some() { "https" } else { "http" };
+        let outcome = listen(&self.listen, scheme, self.api_key_file.is_some(), &deployed);
         let ended = deployed.end();
         outcome?;
         ended?;
@@ -244,7 +234,42 @@ impl Serve {
     }
 }
 
+/// Serves until Ctrl-C or SIGTERM.
+pub(super) fn listen(
+    listen: &Listen,
+    scheme: &str,
+    has_key: bool,
+    deployed: &RunningServer,
+) -> anyhow::Result<()> {
+    let runtime = runtime()?;
+    runtime.block_on(async {
+        let listeners = listen.bind().await?;
+        let addresses: Vec<_> =
+            listeners.iter().map(tokio::net::TcpListener::local_addr).collect::<Result<_, _>>()?;
+        for address in addresses.iter().filter(|address| !address.ip().is_loopback() && !has_key) {
+            eprintln!(
+                "warning: {address} can be reached from other machines, and there is no --api-key-file"
+            );
+        }
+        for served in deployed.client.models().iter() {
+            describe(served);
+        }
+        // Scripts wait for these lines.
+        for address in addresses {
+            println!("listening on {scheme}://{address}");
+        }
+        std::io::stdout().flush()?;
+        gneiss::serve::serve(listeners, deployed.app.clone(), shutdown_signal()).await?;
+        anyhow::Ok(())
+    })
+}
+
 impl RunningServer {
+    /// Adds the routes of `platform`.
+    pub(super) fn with_platform(self, platform: Platform) -> Self {
+        Self { app: self.app.with_platform(platform), ..self }
+    }
+
     /// Ends the model's thread after it has answered every request.
     pub(super) fn end(self) -> anyhow::Result<()> {
         self.client.end();
@@ -259,11 +284,21 @@ pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
 }
 
-/// Moves the model of `session` to a thread of its own, and returns a server for it that does not accept connections yet.
+/// Starts a thread for the model of `session`, and returns a server for it that does not accept connections yet.
 pub(super) fn deploy(
     session: Session,
     limits: ServerLimits,
     options: ServerOptions,
+) -> anyhow::Result<RunningServer> {
+    deploy_sharing(&session, limits, options, DeviceTurns::new())
+}
+
+/// As [`deploy`], with a model and a device that others use too, in `turns`.
+pub(super) fn deploy_sharing(
+    session: &Session,
+    limits: ServerLimits,
+    options: ServerOptions,
+    turns: Arc<DeviceTurns>,
 ) -> anyhow::Result<RunningServer> {
     let limits = gneiss::serve::serving_limits(&session.model, limits)?;
     let template = find_chat_template(&session::locate(&session.id)?)?;
@@ -276,8 +311,9 @@ pub(super) fn deploy(
             super::warn(format_args!("the device ran out of memory: steps have at most {rows} rows for now"));
         }
     };
-    let (client, thread) = worker::start(model, Served::base(&id), limits, on_step)?;
-    let app = App::new(client.clone(), tokenizer, template, id, options)?.with_metrics(metrics);
+    let (client, thread) = worker::start_sharing(model.clone(), Served::base(id), limits, turns, on_step)?;
+    let app =
+        App::new(client.clone(), tokenizer.clone(), template, id.clone(), options)?.with_metrics(metrics);
     if let Some(problem) = app.chat_problem() {
         eprintln!("warning: the checkpoint's chat template can't be used, and chats are refused: {problem}");
     }
@@ -285,7 +321,7 @@ pub(super) fn deploy(
 }
 
 /// The key in a file of one line.
-fn read_key(path: &Path) -> gneiss::Result<String> {
+pub(super) fn read_key(path: &Path) -> gneiss::Result<String> {
     let text = std::fs::read_to_string(path).map_err(gneiss::Error::io(path))?;
     let key = text.trim();
     if key.is_empty() || key.lines().count() != 1 || !key.chars().all(|c| c.is_ascii_graphic()) {

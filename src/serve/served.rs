@@ -13,6 +13,8 @@ use std::time::SystemTime;
 pub struct Served {
     /// The name.
     pub name: String,
+    /// The id of the deployment; `None`: it is computed from the name.
+    pub deployment_id: Option<String>,
     /// The adapter's folder; `None` for the base model and an ensemble.
     pub folder: Option<PathBuf>,
     /// Number of virtual tokens; 0 for the base model, and of an ensemble those of its longest prompt.
@@ -32,6 +34,7 @@ impl Served {
     pub fn base(name: &str) -> Self {
         Self {
             name: name.to_owned(),
+            deployment_id: None,
             folder: None,
             virtual_tokens: 0,
             task: None,
@@ -56,6 +59,7 @@ impl Served {
         let template = task.as_ref().map(|task| Template::parse(&task.verbalizer)).transpose()?;
         Ok(Self {
             name: name.to_owned(),
+            deployment_id: None,
             folder: Some(folder.to_path_buf()),
             virtual_tokens: adapter.prompt.num_virtual_tokens(),
             task,

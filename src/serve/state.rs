@@ -6,6 +6,7 @@ use super::body::{self, BodyLimits};
 use super::client::Client;
 use super::cors;
 use super::metrics::Metrics;
+use super::platform::Platform;
 use super::served::Served;
 use super::tls::Tls;
 use crate::checkpoint::TextTokenizer;
@@ -45,6 +46,10 @@ pub struct ServerOptions {
     pub prompt_embeds: bool,
     /// The certificate and key for HTTPS, which IBM's SDK requires; none.
     pub tls: Option<Tls>,
+    /// Signs the tokens of clients; random by default. Servers with the same secret accept each other's tokens.
+    pub token_secret: [u8; 32],
+    /// Other names that requests may use for the base model; none.
+    pub base_aliases: Vec<String>,
     /// Origins of web pages that may use the server, as browsers send them, or `*` for every page; none.
     pub cors_origins: Vec<String>,
 }
@@ -62,6 +67,8 @@ impl Default for ServerOptions {
             max_connections: 1024,
             prompt_embeds: false,
             tls: None,
+            token_secret: rand::random(),
+            base_aliases: Vec::new(),
             cors_origins: Vec::new(),
         }
     }
@@ -69,10 +76,10 @@ impl Default for ServerOptions {
 
 /// The server without its connections.
 #[derive(Clone)]
-pub struct App(pub(super) Arc<AppState>);
+pub struct App(pub(crate) Arc<AppState>);
 
 /// The state that all requests share.
-pub(super) struct AppState {
+pub(crate) struct AppState {
     pub client: Client,
     pub tokenizer: TextTokenizer,
     /// The chat template, or why it cannot be used; `None` if the checkpoint has none.
@@ -91,6 +98,8 @@ pub(super) struct AppState {
     pub tokenizing: Arc<Semaphore>,
     pub tls: Option<TlsAcceptor>,
     pub cors: Option<CorsLayer>,
+    /// What manages models and deployments in place of the routes that describe them.
+    pub platform: Option<Platform>,
     ending: AtomicBool,
 }
 
@@ -128,9 +137,10 @@ impl App {
             chat: chat_template.map(|template| Renderer::new(&template)),
             tokenizer,
             model_id,
-            auth: Auth::new(options.api_key.clone())?,
+            auth: Auth::new(options.api_key.clone(), &options.token_secret)?,
             tls: options.tls.as_ref().map(Tls::acceptor).transpose()?,
             cors: cors::layer(&options.cors_origins)?,
+            platform: None,
             options,
             metrics: Arc::default(),
             started: SystemTime::now(),
@@ -146,6 +156,13 @@ impl App {
     pub fn with_metrics(self, metrics: Arc<Metrics>) -> Self {
         let shared = Arc::into_inner(self.0).expect("an app that was just made has one owner");
         Self(Arc::new(AppState { metrics, ..shared }))
+    }
+
+    /// Adds the routes of `platform`, which manages models and deployments.
+    #[must_use]
+    pub fn with_platform(self, platform: Platform) -> Self {
+        let shared = Arc::into_inner(self.0).expect("an app that was just made has one owner");
+        Self(Arc::new(AppState { platform: Some(platform), ..shared }))
     }
 
     /// Why the checkpoint's chat template cannot be used, if so. Requests to `/v1/chat/completions` are then refused
@@ -181,10 +198,13 @@ impl AppState {
     /// Returns 404 if there is none.
     pub fn model(&self, name: &str) -> std::result::Result<Arc<Served>, ApiError> {
         let models = self.client.models();
-        match models.iter().find(|served| served.name == name) {
+        let name_of_base = self.options.base_aliases.iter().any(|alias| alias == name);
+        let is_named = |served: &&Arc<Served>| served.name == name || (name_of_base && served.is_base());
+        match models.iter().find(is_named) {
             Some(served) => Ok(served.clone()),
             None => {
-                let names: Vec<String> = models.iter().map(|served| served.name.clone()).collect();
+                let mut names: Vec<String> = models.iter().map(|served| served.name.clone()).collect();
+                names.extend(self.options.base_aliases.iter().cloned());
                 Err(ApiError::model_not_found(name, &names))
             }
         }
@@ -212,7 +232,7 @@ impl AppState {
 }
 
 /// A request's JSON object, its bytes, and the place for the name of its model.
-pub(super) struct RequestBody {
+pub(crate) struct RequestBody {
     pub object: Map<String, Value>,
     pub bytes: Bytes,
     pub label: ModelLabel,
@@ -220,7 +240,7 @@ pub(super) struct RequestBody {
 
 /// The name of the model that a request is for, set by the request's handler for the metrics.
 #[derive(Clone, Default)]
-pub(super) struct ModelLabel(Arc<OnceLock<String>>);
+pub(crate) struct ModelLabel(Arc<OnceLock<String>>);
 
 impl ModelLabel {
     pub fn set(&self, model: &Served) {

@@ -64,6 +64,7 @@ pub fn models() -> Arc<[Arc<Served>]> {
     let served = |name: &str, virtual_tokens: usize, task: Option<PromptTask>| {
         Arc::new(Served {
             name: name.to_owned(),
+            deployment_id: None,
             folder: (virtual_tokens > 0).then(|| name.into()),
             virtual_tokens,
             template: task.as_ref().map(|task| Template::parse(&task.verbalizer).unwrap()),

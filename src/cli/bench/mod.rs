@@ -24,6 +24,7 @@ use packing::ByTurns;
 use report::{BenchReport, CaseReport};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Steps of a profiled run: the shares of its ops hardly differ from step to step.
@@ -110,7 +111,7 @@ fn positive(text: &str) -> Result<usize, String> {
 
 /// A model, and the measurement for missing options.
 struct Subject {
-    model: Decoder,
+    model: Arc<Decoder>,
     name: String,
     weights: String,
     dtype: &'static str,
@@ -320,7 +321,7 @@ impl BenchArgs {
             started.elapsed().as_secs_f64()
         );
         Ok(Subject {
-            model,
+            model: Arc::new(model),
             name: model_name(path),
             weights: "random".into(),
             dtype: dtype.as_str(),

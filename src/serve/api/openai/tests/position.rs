@@ -15,6 +15,7 @@ fn fake(text: &str, token_ids: Vec<u32>) -> Fake {
     task.before = Some(InputHead { text: text.into(), token_ids });
     let served = Served {
         name: "kind".into(),
+        deployment_id: None,
         folder: Some("kind".into()),
         virtual_tokens: 4,
         template: Some(Template::parse(&task.verbalizer).unwrap()),
