@@ -135,9 +135,13 @@ impl Decoder {
     /// # Errors
     /// Returns an error if the width is another or a device operation fails.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        device::before(Work::Logits, hidden.dims()[0])?;
-        let logits = self.head.forward_divided(hidden, self.config.logits_scaling)?;
         // Without the columns of a padded head, which are no tokens.
-        Ok(logits.narrow(1, 0, self.config.vocab_size)?)
+        Ok(self.padded_logits(hidden)?.narrow(1, 0, self.config.vocab_size)?)
+    }
+
+    /// The same with the columns of a padded head.
+    pub(super) fn padded_logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        device::before(Work::Logits, hidden.dims()[0])?;
+        self.head.forward_divided(hidden, self.config.logits_scaling)
     }
 }
