@@ -15,18 +15,8 @@ use crate::prompt::Prefix;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use prompts::{BatchPrompts, ExampleGradients};
-pub use targets::Loss;
 use targets::Targets;
-
-/// The mean of a loss whose gradient is taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mean {
-    /// The mean over all target tokens.
-    All,
-    /// The sum of the groups' means, each over the group's own target tokens: groups of different prompts do not weigh each
-    /// other's gradients.
-    OfEachGroup,
-}
+pub use targets::{Loss, Mean};
 
 /// Losses of a batch: sums and counts of each prefix group's target tokens.
 #[derive(Debug, Clone)]
@@ -200,6 +190,7 @@ impl RowScales {
         let tokens = match mean {
             Mean::All => vec![passes.target_tokens(); passes.groups],
             Mean::OfEachGroup => passes.target_tokens_by_group(),
+            Mean::OfPart { target_tokens } => vec![target_tokens; passes.groups],
         };
         let fewest = tokens.iter().copied().filter(|tokens| *tokens > 0).min().unwrap_or(0);
         let loss_scale = loss_scale(model, fewest);
