@@ -14,6 +14,7 @@ use gneiss::config::{Config, Task};
 use gneiss::data::{Dataset, Template};
 use gneiss::evaluate::{Batching, Evaluation, test_file};
 use gneiss::prompt::Tuned;
+use gneiss::ranks::Alone;
 use gneiss::run::Run;
 use gneiss::session;
 use gneiss::session::Session;
@@ -87,7 +88,7 @@ impl Tutorial {
             experiment(&order.config)?;
             step(4);
         }
-        let (folder, summary) = tune::tune(&order, &session)?;
+        let Some((folder, summary)) = tune::tune(&order, &session, &Alone)? else { return Ok(()) };
         tune::go_on("tutorial", &folder, &summary)?;
         if show {
             println!("{} steps in {}", summary.steps, gneiss::text::duration(summary.seconds));

@@ -16,19 +16,9 @@ use crate::prompt::Prefix;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use prompts::{BatchPrompts, ExampleGradients};
-pub use targets::Loss;
 use targets::Targets;
+pub use targets::{Loss, Mean};
 use weights::PassWeights;
-
-/// The mean of a loss whose gradient is taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mean {
-    /// The mean over all target tokens.
-    All,
-    /// The sum of the groups' means, each over the group's own target tokens: groups of different prompts do not weigh each
-    /// other's gradients.
-    OfEachGroup,
-}
 
 /// Losses of a batch: sums and counts of each prefix group's target tokens.
 #[derive(Debug, Clone)]

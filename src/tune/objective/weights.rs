@@ -24,6 +24,7 @@ impl PassWeights {
         let tokens = match mean {
             Mean::All => vec![passes.target_tokens(); passes.groups],
             Mean::OfEachGroup => passes.target_tokens_by_group(),
+            Mean::OfPart { target_tokens } => vec![target_tokens; passes.groups],
         };
         let fewest = tokens.iter().copied().filter(|tokens| *tokens > 0).min().unwrap_or(0);
         let loss_scale = loss_scale(model, fewest);

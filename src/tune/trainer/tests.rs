@@ -14,14 +14,14 @@ use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
 
-fn model() -> Decoder {
+pub(super) fn model() -> Decoder {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/granite");
     let bare = Checkpoint::open_without_tokenizer(&path).unwrap();
     let dtypes = Dtypes::for_weights(DType::F32, &Device::Cpu).unwrap();
     Decoder::load(&bare.config, &bare.weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap()
 }
 
-fn examples(n: u32) -> Vec<Example> {
+pub(super) fn examples(n: u32) -> Vec<Example> {
     let example = |i: u32| Example {
         input: [vec![7, 8], (0..2 + i * 5 % 7).map(|j| (i * 13 + j * 7) % 90).collect()].concat(),
         target: (0..1 + i % 3).map(|j| (i * 3 + j) % 90).collect(),
@@ -30,7 +30,7 @@ fn examples(n: u32) -> Vec<Example> {
     (0..n).map(example).collect()
 }
 
-fn options() -> TrainOptions {
+pub(super) fn options() -> TrainOptions {
     TrainOptions {
         schedule: Schedule::Constant,
         warmup_ratio: 0.0,
@@ -42,9 +42,9 @@ fn options() -> TrainOptions {
 }
 
 #[derive(Default)]
-struct Watch {
-    losses: Vec<f64>,
-    limits: Vec<usize>,
+pub(super) struct Watch {
+    pub(super) losses: Vec<f64>,
+    pub(super) limits: Vec<usize>,
     order: Vec<Vec<&'static str>>,
 }
 
@@ -64,7 +64,7 @@ impl Observer for Watch {
 }
 
 /// A prompt of some rows of the embedding.
-fn prompt(model: &Decoder, rows: Range<usize>) -> Prompt {
+pub(super) fn prompt(model: &Decoder, rows: Range<usize>) -> Prompt {
     Prompt::embeddings(&model.embedding().narrow(0, rows.start, rows.len()).unwrap()).unwrap()
 }
 
@@ -211,7 +211,7 @@ fn alone(task: Task, prompt: &Prompt) -> (Vec<f64>, Vec<f32>) {
     (watch.losses, flat(trainer.first().values()))
 }
 
-fn flat(values: &Tensor) -> Vec<f32> {
+pub(super) fn flat(values: &Tensor) -> Vec<f32> {
     values.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
