@@ -28,14 +28,14 @@ fn write_rows(place: &Place) {
     std::fs::write(place.path("test.json"), serde_json::to_vec(&rows[..6]).unwrap()).unwrap();
 }
 
-/// Runs the notebook's steps against a server; its arguments and those of the flow.
-fn flow(python: &std::path::Path, place: &Place, server: &[&str], client: &[&str]) {
-    let server = Server::start_command(place, "watsonx", &[&PROFILE[..], server].concat());
+/// Runs the notebook's steps against a server of these arguments, with those of the flow; what the server said.
+fn flow(python: &std::path::Path, place: &Place, server: &[&str], client: &[&str]) -> String {
+    let server = Server::start_command(place, "watsonx", server);
     let (train, test) = (place.path("train.json"), place.path("test.json"));
     let files = ["--train", train.to_str().unwrap(), "--test", test.to_str().unwrap()];
     let args = ["--url", &server.url, "--base", ALIAS, "--least-accuracy", "0.5"];
     run(python, "watsonx_flow.py", &[&args[..], &files, &USED, client].concat());
-    server.end();
+    server.end()
 }
 
 #[test]
@@ -56,7 +56,8 @@ fn ibms_notebook_runs_and_its_scores_are_those_of_gneiss_eval() {
         answers.to_str().unwrap(),
     ];
     let verify = ["--verify", certificate.to_str().unwrap()];
-    flow(&python, &place, &["--api-key-file", "key"], &[&client[..], &verify].concat());
+    let server = [&PROFILE[..], &["--api-key-file", "key"]].concat();
+    flow(&python, &place, &server, &[&client[..], &verify].concat());
     let answers: Value = serde_json::from_slice(&std::fs::read(answers).unwrap()).unwrap();
     let training = format!("store/trainings/{}/run", answers["training"].as_str().unwrap());
     let config = format!("{training}/config.toml");
@@ -90,15 +91,31 @@ fn clients_of_ibm_cloud_can_do_everything_around_the_notebook() {
     let Some(python) = python() else { return };
     let place = Place::new(&python);
     write_rows(&place);
-    flow(&python, &place, &["--api-key-file", "key"], &["--key", KEY, "--kind", "cloud"]);
+    let server = [&PROFILE[..], &["--api-key-file", "key"]].concat();
+    flow(&python, &place, &server, &["--key", KEY, "--kind", "cloud"]);
 }
 
+/// The name stands for the second of two models.
 #[test]
 fn clients_of_cloud_pak_can_do_everything_around_the_notebook() {
     let Some(python) = python() else { return };
     let place = Place::new(&python);
     write_rows(&place);
-    flow(&python, &place, &[], &["--kind", "cpd"]);
+    std::fs::create_dir(place.path("second")).unwrap();
+    for file in std::fs::read_dir(place.path("base")).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), place.path("second").join(file.file_name())).unwrap();
+    }
+    let alias = format!("{ALIAS}=second");
+    let server = [&["--model", "second", "--as", &alias][..], &PROFILE[2..]].concat();
+    let said = flow(&python, &place, &server, &["--kind", "cpd"]);
+    assert!(said.contains("serving    second: the base model"), "{said}");
+    let trainings: Vec<_> = std::fs::read_dir(place.path("store/trainings")).unwrap().collect();
+    assert!(!trainings.is_empty());
+    for training in trainings {
+        let config = std::fs::read_to_string(training.unwrap().path().join("run/config.toml")).unwrap();
+        assert!(config.contains("id = \"second\""), "{config}");
+    }
 }
 
 #[test]
