@@ -8,7 +8,7 @@ use clap::Args;
 use gneiss::config::ModelOptions;
 use gneiss::device::{DeviceMemory, PeakMemory};
 use gneiss::serve::{ServerOptions, Tls};
-use gneiss::watsonx::{BaseModel, Service, ServiceOptions, Store, Tuner, TuningProfile};
+use gneiss::watsonx::{Service, ServiceOptions, Store, TunableModel, Tuner, TuningProfile};
 use std::path::{Path, PathBuf};
 
 /// Answers IBM's SDK ibm-watsonx-ai as watsonx does, from data assets to deployments, so that IBM's notebook for prompt
@@ -89,7 +89,7 @@ impl Watsonx {
                 ..self.limits.options()
             };
             let server = serve::deploy_sharing(&session, self.limits.limits(), serving, &shared)?;
-            bases.push(BaseModel {
+            bases.push(TunableModel {
                 name: name.clone(),
                 aliases,
                 client: server.client.clone(),
@@ -142,7 +142,7 @@ impl Watsonx {
     }
 }
 
-fn describe(store: &Path, tls: &Tls, bases: &[BaseModel]) {
+fn describe(store: &Path, tls: &Tls, bases: &[TunableModel]) {
     eprintln!("store      {}", store.display());
     eprintln!("tls        {}", tls.certificate.display());
     for base in bases {

@@ -61,12 +61,19 @@ async fn dispatch(State(engines): State<Arc<Engines>>, request: Request, next: N
         }
     };
     match chosen {
-        Some((_, routes)) => match routes.call(request).await {
+        Some((_, routes)) => match routes.call(without_extensions(request)).await {
             Ok(response) => response,
             Err(never) => match never {},
         },
         None => next.run(request).await,
     }
+}
+
+/// The request as it came: the parameters of its path are those that the other routes find.
+fn without_extensions(request: Request) -> Request {
+    let (mut parts, body) = request.into_parts();
+    parts.extensions.clear();
+    Request::from_parts(parts, body)
 }
 
 /// Reads the body and puts it back; the name of a model in it. A body that is no JSON object is refused later.
@@ -108,12 +115,14 @@ mod tests {
                 server.post("/ml/v1/text/generation", json!({"model_id": name, "input": "x"})).await.ok();
             assert_eq!(answer["results"][0]["generated_text"], expected, "{name}");
         }
-        for (name, expected) in [("dogs", "first"), ("cats", "second")] {
-            let path = format!("/ml/v1/deployments//{name}/text/generation");
+        for (name, expected) in
+            [("dogs", "first"), ("cats", "second"), ("/dogs", "first"), ("/cats", "second")]
+        {
+            let path = format!("/ml/v1/deployments/{name}/text/generation");
             let answer = server.post(&path, json!({"input": "x"})).await.ok();
             assert_eq!(answer["results"][0]["generated_text"], expected, "{name}");
         }
-        assert_eq!(seen.lock().unwrap().len(), 5);
+        assert_eq!(seen.lock().unwrap().len(), 6);
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@ use crate::{Error, Result};
 
 /// A local model that can be tuned and asked.
 #[derive(Clone)]
-pub struct BaseModel {
+pub struct TunableModel {
     /// Its own name: the folder, file or hub id.
     pub name: String,
     /// Names of other models for which it stands in.
@@ -19,7 +19,7 @@ pub struct BaseModel {
     pub chats: bool,
 }
 
-impl BaseModel {
+impl TunableModel {
     /// All names, its own one first.
     pub fn names(&self) -> impl Iterator<Item = &String> {
         std::iter::once(&self.name).chain(&self.aliases)
@@ -27,18 +27,18 @@ impl BaseModel {
 }
 
 /// The base models; there is one at least.
-pub struct BaseModels(Vec<BaseModel>);
+pub struct TunableModels(Vec<TunableModel>);
 
-impl BaseModels {
+impl TunableModels {
     /// The base models of a service.
     ///
     /// # Errors
     /// Returns an error if there is none, or two have the same name.
-    pub fn new(models: Vec<BaseModel>) -> Result<Self> {
+    pub fn new(models: Vec<TunableModel>) -> Result<Self> {
         if models.is_empty() {
             return Err(Error::Invalid("expected one base model at least, found none".into()));
         }
-        let mut names: Vec<&String> = models.iter().flat_map(BaseModel::names).collect();
+        let mut names: Vec<&String> = models.iter().flat_map(TunableModel::names).collect();
         names.sort();
         if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
             let problem = format!("expected one base model of each name, found two of the name {}", pair[0]);
@@ -48,12 +48,12 @@ impl BaseModels {
     }
 
     /// All base models.
-    pub fn iter(&self) -> impl Iterator<Item = &BaseModel> {
+    pub fn iter(&self) -> impl Iterator<Item = &TunableModel> {
         self.0.iter()
     }
 
     /// The base model of this name, its own or another one.
-    pub fn get(&self, name: &str) -> Option<&BaseModel> {
+    pub fn get(&self, name: &str) -> Option<&TunableModel> {
         self.iter().find(|model| model.names().any(|own| own == name))
     }
 
@@ -62,7 +62,7 @@ impl BaseModels {
     ///
     /// # Errors
     /// Returns an error if there are several and none of them has such a name.
-    pub fn of_record(&self, local: &str, name: &str) -> Result<&BaseModel> {
+    pub fn of_record(&self, local: &str, name: &str) -> Result<&TunableModel> {
         let own = self.iter().find(|model| model.name == local);
         let only = || self.0.first().filter(|_| self.0.len() == 1);
         own.or_else(|| self.get(name)).or_else(only).ok_or_else(|| {

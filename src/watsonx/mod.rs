@@ -26,7 +26,7 @@ mod service;
 mod store;
 mod tuner;
 
-pub use bases::BaseModel;
+pub use bases::TunableModel;
 pub use parameters::TuningProfile;
 pub use service::{Service, ServiceOptions};
 pub use store::Store;

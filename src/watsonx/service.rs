@@ -1,6 +1,6 @@
 //! What all requests share: the store, the models that run, the profile, and which deployments are loaded.
 
-use super::bases::{BaseModel, BaseModels};
+use super::bases::{TunableModel, TunableModels};
 use super::parameters::TuningProfile;
 use super::records::{Deployment, StoredModel, Training, TrainingState};
 use super::store::{Store, StoredRecord};
@@ -20,6 +20,9 @@ use tokio::sync::Semaphore;
 
 /// Most uploads at a time.
 const UPLOADS: usize = 4;
+
+/// Most WebSockets at a time.
+const MONITORS: usize = 64;
 
 /// Options of the service.
 #[derive(Debug, Clone)]
@@ -52,12 +55,14 @@ pub struct Service {
     /// The options.
     pub(super) options: ServiceOptions,
     /// The base models.
-    pub(super) bases: BaseModels,
+    pub(super) bases: TunableModels,
     loading: Mutex<HashMap<String, Loading>>,
     /// Held while a prompt is loaded, so that the last change of a deployment is loaded last.
     load_order: Mutex<()>,
     /// Limits the uploads at a time, and so the space that unfinished ones take.
     pub(super) uploads: Semaphore,
+    /// Limits the WebSockets at a time.
+    pub(super) monitors: Arc<Semaphore>,
     /// Held while names and models of deployments are chosen.
     naming: Mutex<()>,
     /// Experiments of trainings that were deleted since the start: the SDK deletes an experiment after its training.
@@ -76,14 +81,15 @@ impl Service {
     /// # Errors
     /// Returns an error if there is no base model, two have the same name, or the trainings that were deleted can't be
     /// removed.
-    pub fn new(store: Store, bases: Vec<BaseModel>, options: ServiceOptions) -> Result<Arc<Self>> {
+    pub fn new(store: Store, bases: Vec<TunableModel>, options: ServiceOptions) -> Result<Arc<Self>> {
         let service = Arc::new(Self {
             store,
             options,
-            bases: BaseModels::new(bases)?,
+            bases: TunableModels::new(bases)?,
             loading: Mutex::default(),
             load_order: Mutex::default(),
             uploads: Semaphore::new(UPLOADS),
+            monitors: Arc::new(Semaphore::new(MONITORS)),
             naming: Mutex::default(),
             experiments: Mutex::default(),
             active: Mutex::default(),
@@ -107,7 +113,7 @@ impl Service {
 
     /// The names of all models that can be tuned: the base models' own names and those they stand in for.
     pub(super) fn tunable(&self) -> impl Iterator<Item = &String> {
-        self.bases.iter().flat_map(BaseModel::names)
+        self.bases.iter().flat_map(TunableModel::names)
     }
 
     /// The warning that the base model named `local` stands in for the one of this name, if it does.

@@ -6,7 +6,7 @@ use crate::serve::api_error::ApiError;
 use crate::serve::auth::Product;
 use crate::serve::body::{self, BodyLimits};
 use crate::serve::state::AppState;
-use crate::watsonx::bases::BaseModel;
+use crate::watsonx::bases::TunableModel;
 use crate::watsonx::service::Service;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, Uri};
@@ -92,14 +92,14 @@ async fn tasks() -> Response {
 
 /// The models that can be tuned and asked: the base models, and those for which they stand in.
 async fn specs(State(state): State<Arc<AppState>>, Extension(service): Shared) -> Response {
-    let of_one = |base: &BaseModel| -> Vec<Value> {
+    let of_one = |base: &TunableModel| -> Vec<Value> {
         base.names().map(|name| specification(&service, base, name, &calendar::date(state.started))).collect()
     };
     resources(service.bases.iter().flat_map(of_one).collect())
 }
 
 /// What is known of a base model under one of its names.
-fn specification(service: &Service, base: &BaseModel, name: &str, since: &str) -> Value {
+fn specification(service: &Service, base: &TunableModel, name: &str, since: &str) -> Value {
     let tokens = base.client.limits().sequence_tokens;
     let chat = base.chats.then_some("text_chat");
     let functions =

@@ -5,7 +5,7 @@ use crate::serve::ServerOptions;
 use crate::serve::testing::{self, BASE, Fake, KEY, say};
 use crate::watsonx::records::Training;
 use crate::watsonx::service::ServiceOptions;
-use crate::watsonx::{BaseModel, Store, TuningProfile};
+use crate::watsonx::{Store, TunableModel, TuningProfile};
 use axum::http::StatusCode;
 use tempfile::TempDir;
 
@@ -36,7 +36,7 @@ impl Server {
             max_records: 3,
         };
         let store = Store::open(folder.path()).unwrap();
-        let base = BaseModel {
+        let base = TunableModel {
             name: BASE.to_owned(),
             aliases: vec![ALIAS.to_owned()],
             client: fake.app.0.client.clone(),

@@ -1,7 +1,7 @@
 //! Trainings: start, list, describe, end, delete.
 
 use super::{
-    HandlerResult, QueryMap, Shared, blocking, checked_text, details, files, is_in, json_answer,
+    HandlerResult, QueryMap, Shared, blocking, checked_text, details, files, is_in, json_answer, monitor,
     place, resources, text,
 };
 use crate::Error;
@@ -10,12 +10,14 @@ use crate::serve::api_error::ApiError;
 use crate::serve::body::describe;
 use crate::serve::params::Fields;
 use crate::serve::state::AppState;
-use crate::watsonx::bases::BaseModel;
+use crate::watsonx::bases::TunableModel;
 use crate::watsonx::parameters::{TRAINING, TuningParameters};
 use crate::watsonx::records::{Asset, Moment, Training, TrainingState, new_id};
 use crate::watsonx::service::Service;
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{Path, Query, Request, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use axum::{Extension, Router};
@@ -128,7 +130,10 @@ fn record(fields: &Fields, parameters: TuningParameters, references: Value) -> R
 }
 
 /// The name of the base model in a request, and the local model of that name.
-fn base_model<'a>(service: &'a Service, value: Option<&Value>) -> Result<(String, &'a BaseModel), ApiError> {
+fn base_model<'a>(
+    service: &'a Service,
+    value: Option<&Value>,
+) -> Result<(String, &'a TunableModel), ApiError> {
     const KEY: &str = "prompt_tuning.base_model.model_id";
     let name = value.and_then(|value| value.get("model_id")).and_then(Value::as_str);
     let name = name.ok_or_else(|| ApiError::missing(KEY, "the name of a model"))?;
@@ -194,7 +199,7 @@ async fn list(Extension(service): Shared, Query(pairs): Query<Vec<(String, Strin
 }
 
 /// The training of this id.
-fn find(service: &Service, id: &str) -> Result<Training, ApiError> {
+pub fn find(service: &Service, id: &str) -> Result<Training, ApiError> {
     let training: Training = service.find(id)?;
     if training.deleted {
         let message = format!("there is no training `{id}`; it was deleted");
@@ -203,7 +208,17 @@ fn find(service: &Service, id: &str) -> Result<Training, ApiError> {
     Ok(training)
 }
 
-async fn describe_training(Extension(service): Shared, Path(id): Path<String>) -> HandlerResult {
+/// A training, or a WebSocket with its steps.
+async fn describe_training(
+    Extension(service): Shared,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> HandlerResult {
+    if headers.contains_key(header::UPGRADE) {
+        let upgrade = upgrade.map_err(|error| ApiError::invalid("Upgrade", error.body_text()))?;
+        return monitor::open(service, id, upgrade);
+    }
     let training = find(&service, &id)?;
     let details = blocking(move || Ok::<_, ApiError>(details::training(&service, &training, true))).await?;
     Ok(json_answer(StatusCode::OK, details))
