@@ -135,6 +135,21 @@ fn the_tutorial_can_be_done_in_a_browser() {
 }
 
 #[test]
+fn what_no_client_of_watsonx_should_send_is_answered_and_survived() {
+    let Some(python) = python_with("httpx, peft", REQUIRED) else { return };
+    let place = Place::new(&python);
+    let limits = [
+        "--api-key-file", "key", "--store", "folder/store", "--max-read-seconds", "1", "--max-connections",
+        "256", "--max-asset-bytes", "100000", "--max-body-bytes", "20000", "--max-records", "100",
+    ];
+    let server = Server::start_command(&place, "watsonx", &limits);
+    let (store, pid) = (place.path("folder/store"), server.pid());
+    let args = ["--url", &server.url, "--key", KEY, "--pid", &pid, "--store", store.to_str().unwrap()];
+    run(&python, "watsonx_hostile.py", &args);
+    server.end();
+}
+
+#[test]
 fn a_kill_loses_nothing_that_was_acknowledged() {
     let Some(python) = python_with("httpx, peft", REQUIRED) else { return };
     let place = Place::new(&python);
