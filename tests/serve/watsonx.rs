@@ -122,6 +122,19 @@ fn clients_of_cloud_pak_can_do_everything_around_the_notebook() {
 }
 
 #[test]
+fn the_notebook_runs_in_a_jupyter_kernel() {
+    let packages = "ibm_watsonx_ai, matplotlib, IPython, nbclient, ipykernel, peft";
+    let Some(python) = python_with(packages, REQUIRED) else { return };
+    let place = Place::new(&python);
+    write_rows(&place);
+    let server = Server::start_command(&place, "watsonx", &PROFILE);
+    let (train, test) = (place.path("train.json"), place.path("test.json"));
+    let files = ["--train", train.to_str().unwrap(), "--test", test.to_str().unwrap()];
+    run(&python, "watsonx_jupyter.py", &[&["--url", &server.url, "--key", "none"][..], &files].concat());
+    server.end();
+}
+
+#[test]
 fn the_tutorial_can_be_done_in_a_browser() {
     let (Some(python), Some(browser)) = (python(), browser()) else { return };
     let place = Place::new(&python);
