@@ -154,6 +154,8 @@ pub(super) struct RunningServer {
     /// The handle to the model's thread.
     pub(super) client: Client,
     thread: JoinHandle<()>,
+    /// The other models of the server.
+    others: Vec<(Client, JoinHandle<()>)>,
 }
 
 impl Serve {
@@ -251,8 +253,10 @@ pub(super) fn listen(
                 "warning: {address} can be reached from other machines, and there is no --api-key-file"
             );
         }
-        for served in deployed.client.models().iter() {
-            describe(served);
+        for client in
+            std::iter::once(&deployed.client).chain(deployed.others.iter().map(|(client, _)| client))
+        {
+            client.models().iter().for_each(|served| describe(served));
         }
         // Scripts wait for these lines.
         for address in addresses {
@@ -270,11 +274,19 @@ impl RunningServer {
         Self { app: self.app.with_platform(platform), ..self }
     }
 
-    /// Ends the model's thread after it has answered every request.
+    /// Serves the models of `others` too.
+    pub(super) fn with_others(self, others: Vec<Self>) -> Self {
+        let (apps, others) = others.into_iter().map(|one| (one.app, (one.client, one.thread))).unzip();
+        Self { app: self.app.with_others(apps), others, ..self }
+    }
+
+    /// Ends the models' threads after they have answered every request.
     pub(super) fn end(self) -> anyhow::Result<()> {
-        self.client.end();
         drop(self.app);
-        anyhow::ensure!(self.thread.join().is_ok(), "the model's thread ended by a panic");
+        for (client, thread) in std::iter::once((self.client, self.thread)).chain(self.others) {
+            client.end();
+            anyhow::ensure!(thread.join().is_ok(), "a model's thread ended by a panic");
+        }
         Ok(())
     }
 }
@@ -290,20 +302,34 @@ pub(super) fn deploy(
     limits: ServerLimits,
     options: ServerOptions,
 ) -> anyhow::Result<RunningServer> {
-    deploy_sharing(&session, limits, options, DeviceTurns::new())
+    deploy_sharing(&session, limits, options, &SharedParts::new())
 }
 
-/// As [`deploy`], with a model and a device that others use too, in `turns`.
+/// What the models of one server share.
+pub(super) struct SharedParts {
+    /// Whose turn it is to use the device.
+    pub(super) turns: Arc<DeviceTurns>,
+    metrics: Arc<Metrics>,
+}
+
+impl SharedParts {
+    /// Parts that nothing uses yet.
+    pub(super) fn new() -> Self {
+        Self { turns: DeviceTurns::new(), metrics: Arc::default() }
+    }
+}
+
+/// As [`deploy`], with a model and a device that others use too.
 pub(super) fn deploy_sharing(
     session: &Session,
     limits: ServerLimits,
     options: ServerOptions,
-    turns: Arc<DeviceTurns>,
+    shared: &SharedParts,
 ) -> anyhow::Result<RunningServer> {
     let limits = gneiss::serve::serving_limits(&session.model, limits)?;
     let template = find_chat_template(&session::locate(&session.id)?)?;
     let Session { model, tokenizer, id, .. } = session;
-    let metrics = Arc::<Metrics>::default();
+    let (metrics, turns) = (shared.metrics.clone(), shared.turns.clone());
     let counted = metrics.clone();
     let on_step = move |step: worker::StepMetrics| {
         counted.count_step(step);
@@ -317,7 +343,7 @@ pub(super) fn deploy_sharing(
     if let Some(problem) = app.chat_problem() {
         eprintln!("warning: the checkpoint's chat template can't be used, and chats are refused: {problem}");
     }
-    Ok(RunningServer { app, client, thread })
+    Ok(RunningServer { app, client, thread, others: Vec::new() })
 }
 
 /// The key in a file of one line.

@@ -11,7 +11,7 @@
 //! router.rs       all routes; key, errors, metrics  paths.rs    paths that clients get wrong
 //! server.rs       connections, shutdown             cors.rs     pages of other origins
 //! turns.rs        who uses the device               platform.rs routes that manage models and deployments
-//! page.rs         the page to try prompts
+//! page.rs         the page to try prompts         dispatch.rs several models in one server
 //! ```
 //!
 //! A request's way: body → parameters → token ids → [`client::Client::submit`] → events → text → JSON.
@@ -24,6 +24,7 @@ mod choices;
 pub mod client;
 mod content_encoding;
 mod cors;
+mod dispatch;
 mod embeds;
 mod ensemble;
 pub(crate) mod fields;

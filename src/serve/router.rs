@@ -3,6 +3,7 @@
 use super::api::{self, Api};
 use super::api_error::ApiError;
 use super::cors;
+use super::dispatch;
 use super::page;
 use super::paths::{self, cleaned};
 use super::state::{AppState, ModelLabel};
@@ -20,8 +21,17 @@ use std::any::Any;
 use std::sync::Arc;
 use tower_http::catch_panic::CatchPanicLayer;
 
-/// All routes. A path that matches none of them is tried once more after [`cleaned`] has put its slashes in order.
+/// All routes, and those of the other models of the server.
 pub(super) fn router(state: &Arc<AppState>) -> Router {
+    let routes = dispatch::by_model(routes_of_one(state), state);
+    match &state.cors {
+        Some(layer) => cors::allow(routes, layer.clone()),
+        None => routes,
+    }
+}
+
+/// All routes of one state. A path that matches none of them is tried once more after [`cleaned`] has put its slashes in order.
+pub(super) fn routes_of_one(state: &Arc<AppState>) -> Router {
     let routes = Router::new()
         .route("/health", get(health))
         .route("/metrics", get(metrics))
@@ -35,11 +45,7 @@ pub(super) fn router(state: &Arc<AppState>) -> Router {
         *request.uri_mut() = with_clean_path(request.uri());
         service.call(request)
     };
-    let routes = with_layers(routes.fallback(retry), state);
-    match &state.cors {
-        Some(layer) => cors::allow(routes, layer.clone()),
-        None => routes,
-    }
+    with_layers(routes.fallback(retry), state)
 }
 
 /// The routes that a [`super::Platform`] replaces.
@@ -69,18 +75,9 @@ async fn check_and_count(State(state): State<Arc<AppState>>, mut request: Reques
     let api = Api::for_path(&path);
     let label = ModelLabel::default();
     request.extensions_mut().insert(label.clone());
-    let has_permission =
-        state.platform.as_ref().is_some_and(|platform| (platform.needs_no_key)(request.method(), &path));
-    let needs_key = !has_permission && !api::WITHOUT_KEY.contains(&path.as_str());
-    let response = if state.is_ending() && !matches!(path.as_str(), "/health" | "/metrics") {
-        ApiError::ending().into_response()
-    } else if is_from_another_page(&state, &request) {
-        let message = "this server takes no requests of pages of another origin";
-        ApiError::new(StatusCode::FORBIDDEN, "other_origin", message).into_response()
-    } else if needs_key && let Err(error) = state.auth.check(request.headers()) {
-        error.into_response()
-    } else {
-        next.run(request).await
+    let response = match refusal(&state, &request, &path) {
+        Some(error) => error.into_response(),
+        None => next.run(request).await,
     };
     let response = match response.extensions().get::<ApiError>() {
         Some(error) => error.with_body((api.error_body)(error)),
@@ -96,6 +93,21 @@ async fn check_and_count(State(state): State<Arc<AppState>>, mut request: Reques
     response
 }
 
+/// Why a request to a [`cleaned`] path is refused before anyone looks at it.
+pub(super) fn refusal(state: &AppState, request: &Request, path: &str) -> Option<ApiError> {
+    if state.is_ending() && !matches!(path, "/health" | "/metrics") {
+        return Some(ApiError::ending());
+    }
+    if is_from_another_page(state, request) {
+        let message = "this server takes no requests of pages of another origin";
+        return Some(ApiError::new(StatusCode::FORBIDDEN, "other_origin", message));
+    }
+    let has_permission =
+        state.platform.as_ref().is_some_and(|platform| (platform.needs_no_key)(request.method(), path));
+    let needs_key = !has_permission && !api::WITHOUT_KEY.contains(&path);
+    if needs_key { state.auth.check(request.headers()).err() } else { None }
+}
+
 /// Whether a page of another origin sends a request to a server that keeps what clients create.
 fn is_from_another_page(state: &AppState, request: &Request) -> bool {
     let own = state.origin(request.headers());
@@ -109,18 +121,19 @@ fn panicked(_: Box<dyn Any + Send>) -> Response {
 }
 
 async fn health(State(state): State<Arc<AppState>>) -> Response {
-    let (status, word) = match (state.is_ending(), state.client.is_serving()) {
+    let is_serving = state.all().all(|one| one.client.is_serving());
+    let (status, word) = match (state.is_ending(), is_serving) {
         (true, _) => (StatusCode::SERVICE_UNAVAILABLE, "ending"),
         (_, false) => (StatusCode::SERVICE_UNAVAILABLE, "the model's thread has ended"),
         _ => (StatusCode::OK, "ok"),
     };
-    let waiting = state.client.waiting();
-    let models = state.client.models().len();
+    let (waiting, models) = state.counts();
     (status, axum::Json(json!({"status": word, "models": models, "waiting": waiting}))).into_response()
 }
 
 async fn metrics(State(state): State<Arc<AppState>>) -> Response {
-    let text = state.metrics.text(state.client.waiting(), state.client.models().len());
+    let (waiting, models) = state.counts();
+    let text = state.metrics.text(waiting, models);
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }

@@ -100,6 +100,8 @@ pub(crate) struct AppState {
     pub cors: Option<CorsLayer>,
     /// What manages models and deployments in place of the routes that describe them.
     pub platform: Option<Platform>,
+    /// The states of the server's other models.
+    pub others: Vec<Arc<AppState>>,
     ending: AtomicBool,
 }
 
@@ -141,6 +143,7 @@ impl App {
             tls: options.tls.as_ref().map(Tls::acceptor).transpose()?,
             cors: cors::layer(&options.cors_origins)?,
             platform: None,
+            others: Vec::new(),
             options,
             metrics: Arc::default(),
             started: SystemTime::now(),
@@ -165,6 +168,18 @@ impl App {
         Self(Arc::new(AppState { platform: Some(platform), ..shared }))
     }
 
+    /// Serves the models of `others` too. A request goes to the one that it names.
+    #[must_use]
+    pub fn with_others(self, others: Vec<App>) -> Self {
+        let shared = Arc::into_inner(self.0).expect("an app that was just made has one owner");
+        Self(Arc::new(AppState { others: others.into_iter().map(|other| other.0).collect(), ..shared }))
+    }
+
+    /// Whether the checkpoint has a chat template that can be used.
+    pub fn chats(&self) -> bool {
+        self.0.chats()
+    }
+
     /// Why the checkpoint's chat template cannot be used, if so. Requests to `/v1/chat/completions` are then refused
     /// with this message.
     pub fn chat_problem(&self) -> Option<&str> {
@@ -173,7 +188,7 @@ impl App {
 
     /// Refuses requests from now on, because the server is ending.
     pub(super) fn end(&self) {
-        self.0.ending.store(true, Ordering::Relaxed);
+        self.0.all().for_each(|one| one.ending.store(true, Ordering::Relaxed));
     }
 }
 
@@ -192,22 +207,37 @@ impl AppState {
         Instant::now().checked_add(Duration::from_secs_f64(self.options.request_seconds.min(seconds)))
     }
 
+    /// This state and those of the server's other models.
+    pub fn all(&self) -> impl Iterator<Item = &Self> {
+        std::iter::once(self).chain(self.others.iter().map(|other| &**other))
+    }
+
+    /// Numbers of waiting requests and of models, of the whole server.
+    pub fn counts(&self) -> (usize, usize) {
+        let counts = self.all().map(|one| (one.client.waiting(), one.client.models().len()));
+        counts.fold((0, 0), |sum, count| (sum.0 + count.0, sum.1 + count.1))
+    }
+
+    /// The model of this name among those of this state.
+    pub fn own_model(&self, name: &str) -> Option<Arc<Served>> {
+        let name_of_base = self.options.base_aliases.iter().any(|alias| alias == name);
+        let is_named = |served: &&Arc<Served>| served.name == name || (name_of_base && served.is_base());
+        self.client.models().iter().find(is_named).cloned()
+    }
+
     /// The model of this name.
     ///
     /// # Errors
     /// Returns 404 if there is none.
     pub fn model(&self, name: &str) -> std::result::Result<Arc<Served>, ApiError> {
-        let models = self.client.models();
-        let name_of_base = self.options.base_aliases.iter().any(|alias| alias == name);
-        let is_named = |served: &&Arc<Served>| served.name == name || (name_of_base && served.is_base());
-        match models.iter().find(is_named) {
-            Some(served) => Ok(served.clone()),
-            None => {
-                let mut names: Vec<String> = models.iter().map(|served| served.name.clone()).collect();
-                names.extend(self.options.base_aliases.iter().cloned());
-                Err(ApiError::model_not_found(name, &names))
-            }
-        }
+        self.own_model(name).ok_or_else(|| {
+            let of_one = |one: &Self| {
+                let served: Vec<String> =
+                    one.client.models().iter().map(|served| served.name.clone()).collect();
+                served.into_iter().chain(one.options.base_aliases.iter().cloned()).collect::<Vec<_>>()
+            };
+            ApiError::model_not_found(name, &self.all().flat_map(of_one).collect::<Vec<_>>())
+        })
     }
 
     /// The server's address as the client of a request with `headers` wrote it.

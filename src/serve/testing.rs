@@ -143,6 +143,17 @@ impl Fake {
         Self::new(move |request, events| say(&bytes, request, &events))
     }
 
+    /// The same server with a base model of another name, and one tuned prompt.
+    pub fn renamed(self, base: &str, tuned: &str) -> Self {
+        let renamed = |served: &Arc<Served>, name: &str| {
+            Arc::new(Served { name: name.to_owned(), ..(**served).clone() })
+        };
+        let old = models();
+        let new = Arc::from([renamed(&old[0], base), renamed(&old[1], tuned)]);
+        *self.app.0.client.shared.models.write().unwrap() = new;
+        self
+    }
+
     /// The one request that reached the worker.
     pub fn request(&self) -> (String, Request) {
         let seen = self.seen.lock().unwrap();

@@ -6,6 +6,7 @@
 //! parameters.rs          the parameters of a training -> a configuration
 //! tuner.rs               the thread that runs trainings, one at a time
 //! metrics.rs             a run's records -> the metrics of a training
+//! bases.rs               the local models, and the names that they answer to
 //! service.rs             what all requests share; deployments that are loaded and unloaded
 //! api/                   the routes
 //! page.rs                the page to tune and deploy in a browser
@@ -16,6 +17,7 @@
 //! ([`crate::serve::turns`]).
 
 mod api;
+mod bases;
 mod metrics;
 mod page;
 mod parameters;
@@ -24,6 +26,7 @@ mod service;
 mod store;
 mod tuner;
 
+pub use bases::TunableModel;
 pub use parameters::TuningProfile;
 pub use service::{Service, ServiceOptions};
 pub use store::Store;

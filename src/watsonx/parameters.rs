@@ -11,6 +11,7 @@ use crate::serve::fields::{FieldTable, Off, RefusedFields, refused};
 use crate::serve::params::{Fields, OVER_0};
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
+use std::path::Path;
 
 /// Number of virtual tokens of the service, which has no parameter for it.
 const NUM_VIRTUAL_TOKENS: usize = 100;
@@ -77,25 +78,66 @@ impl TuningProfile {
     /// # Errors
     /// Returns an error if a key does not exist or belongs to the service, or a value is invalid.
     pub fn new(sets: Vec<String>) -> Result<Self> {
+        Self::default().with("--set", sets)
+    }
+
+    /// The settings of the table `[watsonx]` of a TOML file.
+    ///
+    /// # Errors
+    /// Returns an error if the file can't be read, has another table or none, a key does not exist or belongs to the
+    /// service, or a value is invalid.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        let name = path.display().to_string();
+        let invalid = |problem: String| Error::Invalid(format!("{name}: {problem}"));
+        let mut file: toml::Table = toml::from_str(&text).map_err(|error| invalid(error.to_string()))?;
+        let settings = match file.remove("watsonx") {
+            Some(toml::Value::Table(table)) => settings("", table),
+            _ => return Err(invalid("expected the table [watsonx], found none".into())),
+        };
+        if let Some(other) = file.keys().next() {
+            return Err(invalid(format!("expected the table [watsonx] alone, found {other}")));
+        }
+        Self::default().with(&name, settings)
+    }
+
+    /// These settings, and then `sets`, which come from `source`.
+    ///
+    /// # Errors
+    /// Returns an error if a key does not exist or belongs to the service, or a value is invalid.
+    pub fn with(mut self, source: &str, sets: Vec<String>) -> Result<Self> {
         for set in &sets {
             let key = set.split('=').next().unwrap_or_default().trim();
             if RESERVED
                 .iter()
                 .any(|reserved| key == *reserved || (reserved.ends_with('.') && key.starts_with(reserved)))
             {
-                let problem =
-                    format!("--set {set}: expected a key that the service does not set itself, found {key}");
+                let problem = format!(
+                    "{source} {set}: expected a key that the service does not set itself, found {key}"
+                );
                 return Err(Error::Invalid(problem));
             }
         }
-        let profile = Self(sets);
-        profile.apply(&defaults())?;
-        Ok(profile)
+        self.0.extend(sets);
+        // As in the notebook: a profile may ask for as many virtual tokens as the initial text has.
+        let mut config = defaults();
+        (config.prompt.init_method, config.prompt.init_text) = (InitMethod::Text, "text".into());
+        Config::parse(&config.to_toml()?, source, &self.0)?;
+        Ok(self)
     }
 
     fn apply(&self, config: &Config) -> Result<Config> {
         Config::parse(&config.to_toml()?, "prompt_tuning", &self.0)
     }
+}
+
+/// The values of a table as `KEY=VALUE`, with the names of the tables above as `prefix`.
+fn settings(prefix: &str, table: toml::Table) -> Vec<String> {
+    let setting = |(key, value)| match value {
+        toml::Value::Table(table) => settings(&format!("{prefix}{key}."), table),
+        value => vec![format!("{prefix}{key}={value}")],
+    };
+    table.into_iter().flat_map(setting).collect()
 }
 
 /// watsonx's defaults. The model and the files are set when the run starts.
@@ -153,9 +195,8 @@ impl TuningParameters {
         let used = values(&config);
         for ((key, asked), (_, used)) in asked.iter().zip(&used) {
             if asked != used && fields.get(key).is_some() {
-                warnings.push(format!(
-                    "`{key}`: {asked} was asked for, and this server's profile (--set) uses {used}"
-                ));
+                warnings
+                    .push(format!("`{key}`: {asked} was asked for, and this server's profile uses {used}"));
             }
         }
         if let Some(text) = fields.string("init_text")?

@@ -128,6 +128,9 @@ pub struct Training {
     pub description: String,
     /// Where it belongs.
     pub place: ProjectOrSpace,
+    /// The local model's own name.
+    #[serde(default)]
+    pub local_model: String,
     /// The client's tags, and the one by which the SDK finds the experiment.
     pub tags: Vec<String>,
     /// The id in that tag.
@@ -197,6 +200,9 @@ pub struct StoredModel {
     pub description: String,
     /// Where it belongs.
     pub place: ProjectOrSpace,
+    /// The local model's own name.
+    #[serde(default)]
+    pub local_model: String,
     /// The training that made it.
     pub training: String,
     /// The base model by the name that the client used.

@@ -1,5 +1,6 @@
 //! What all requests share: the store, the models that run, the profile, and which deployments are loaded.
 
+use super::bases::{TunableModel, TunableModels};
 use super::parameters::TuningProfile;
 use super::records::{Deployment, StoredModel, Training, TrainingState};
 use super::store::{Store, StoredRecord};
@@ -7,7 +8,6 @@ use crate::layout::ADAPTER;
 use crate::prompt::peft::Adapter;
 use crate::serve::Platform;
 use crate::serve::api_error::ApiError;
-use crate::serve::client::Client;
 use crate::serve::served::Served;
 use crate::{Error, Result};
 use axum::http::StatusCode;
@@ -21,13 +21,12 @@ use tokio::sync::Semaphore;
 /// Most uploads at a time.
 const UPLOADS: usize = 4;
 
+/// Most WebSockets at a time.
+const MONITORS: usize = 64;
+
 /// Options of the service.
 #[derive(Debug, Clone)]
 pub struct ServiceOptions {
-    /// The base model's own name.
-    pub base: String,
-    /// Names of other models for which the base model stands in.
-    pub aliases: Vec<String>,
     /// Settings that are applied after a client's parameters.
     pub profile: TuningProfile,
     /// Most bytes of a data asset.
@@ -55,12 +54,15 @@ pub struct Service {
     pub(super) store: Store,
     /// The options.
     pub(super) options: ServiceOptions,
-    client: Client,
+    /// The base models.
+    pub(super) bases: TunableModels,
     loading: Mutex<HashMap<String, Loading>>,
     /// Held while a prompt is loaded, so that the last change of a deployment is loaded last.
     load_order: Mutex<()>,
     /// Limits the uploads at a time, and so the space that unfinished ones take.
     pub(super) uploads: Semaphore,
+    /// Limits the WebSockets at a time.
+    pub(super) monitors: Arc<Semaphore>,
     /// Held while names and models of deployments are chosen.
     naming: Mutex<()>,
     /// Experiments of trainings that were deleted since the start: the SDK deletes an experiment after its training.
@@ -74,18 +76,20 @@ pub struct Service {
 }
 
 impl Service {
-    /// A service of the models of `client`. The stored deployments are loaded in the background.
+    /// A service of base models. The stored deployments are loaded in the background.
     ///
     /// # Errors
-    /// Returns an error if the trainings that were deleted can't be removed.
-    pub fn new(store: Store, client: Client, options: ServiceOptions) -> Result<Arc<Self>> {
+    /// Returns an error if there is no base model, two have the same name, or the trainings that were deleted can't be
+    /// removed.
+    pub fn new(store: Store, bases: Vec<TunableModel>, options: ServiceOptions) -> Result<Arc<Self>> {
         let service = Arc::new(Self {
             store,
             options,
-            client,
+            bases: TunableModels::new(bases)?,
             loading: Mutex::default(),
             load_order: Mutex::default(),
             uploads: Semaphore::new(UPLOADS),
+            monitors: Arc::new(Semaphore::new(MONITORS)),
             naming: Mutex::default(),
             experiments: Mutex::default(),
             active: Mutex::default(),
@@ -107,14 +111,14 @@ impl Service {
         super::api::platform(self)
     }
 
-    /// The names of all models that can be tuned: the base model's own name and those it stands in for.
+    /// The names of all models that can be tuned: the base models' own names and those they stand in for.
     pub(super) fn tunable(&self) -> impl Iterator<Item = &String> {
-        std::iter::once(&self.options.base).chain(&self.options.aliases)
+        self.bases.iter().flat_map(TunableModel::names)
     }
 
-    /// The warning that the base model stands in for the one of this name, if it does.
-    pub(super) fn stand_in(&self, name: &str) -> Option<String> {
-        let base = &self.options.base;
+    /// The warning that the base model named `local` stands in for the one of this name, if it does.
+    pub(super) fn stand_in(&self, local: &str, name: &str) -> Option<String> {
+        let base = &self.bases.of_record(local, name).ok()?.name;
         (name != base)
             .then(|| format!("the local model {base} stands in for {name}, which this server does not have"))
     }
@@ -178,7 +182,7 @@ impl Service {
             self.all_loading().insert(id.to_owned(), state);
         } else if self.store.list(|other: &Deployment| other.served_name() == name).is_empty() {
             // It was deleted or renamed meanwhile, and no other deployment has its name.
-            self.client.unload(name);
+            self.unload_everywhere(name);
         }
     }
 
@@ -187,7 +191,13 @@ impl Service {
         let adapter = Adapter::read(&folder)?;
         let mut served = Served::tuned(deployment.served_name(), &folder, &adapter)?;
         served.deployment_id = Some(deployment.id.clone());
-        self.client.load(served, adapter)
+        let local = self.store.get(&deployment.model).map(|model: StoredModel| model.local_model);
+        let base = self.bases.of_record(&local.unwrap_or_default(), &deployment.base_model)?;
+        for other in self.bases.iter().filter(|other| other.name != base.name) {
+            // The deployment may have had a model with another base before.
+            other.client.unload(deployment.served_name());
+        }
+        base.client.load(served, adapter)
     }
 
     /// The adapter's folder of a stored model.
@@ -198,13 +208,17 @@ impl Service {
     /// Stops serving a name.
     pub(super) fn unload(&self, deployment: &str, served_name: &str) {
         self.all_loading().remove(deployment);
-        self.client.unload(served_name);
+        self.unload_everywhere(served_name);
+    }
+
+    fn unload_everywhere(&self, served_name: &str) {
+        self.bases.iter().for_each(|base| base.client.unload(served_name));
     }
 
     /// Whether a model is served under this name.
     pub(super) fn has_name(&self, name: &str) -> bool {
         self.tunable().any(|other| other == name)
-            || self.client.models().iter().any(|served| served.name == name)
+            || self.bases.iter().any(|base| base.client.models().iter().any(|served| served.name == name))
             || !self
                 .store
                 .list(|other: &Deployment| other.served_name() == name || other.id == name)
@@ -287,6 +301,7 @@ impl Service {
             name: name.to_owned(),
             description: description.to_owned(),
             place: training.place.clone(),
+            local_model: training.local_model.clone(),
             training: training.id.clone(),
             base_model: training.base_model().to_owned(),
             created: super::records::Moment::now(),

@@ -23,8 +23,8 @@ pub const RUN: &str = "run";
 pub struct Tuner {
     /// The service whose trainings it runs.
     pub service: Arc<Service>,
-    /// The model, which the server uses too.
-    pub session: Session,
+    /// The models of the service, which the server uses too.
+    pub sessions: Vec<Session>,
     /// Whose turn it is to use the device.
     pub turns: Arc<DeviceTurns>,
     /// Measures the peak of a run.
@@ -110,6 +110,7 @@ impl Tuner {
 
     /// Runs the steps; false if the run was interrupted.
     fn tune(&mut self, training: &Training, run: &Path) -> Result<bool> {
+        let session = session_of(&self.sessions, &self.service, training)?;
         let turn = self.turns.take();
         let (config, state) = if run.join(CHECKPOINT).is_file() {
             let (config, state) = resumable(run, &[])?;
@@ -119,9 +120,9 @@ impl Tuner {
                 // It ended before its first checkpoint.
                 std::fs::remove_dir_all(run).map_err(Error::io(run))?;
             }
-            (self.config(training), None)
+            (self.config(training, session), None)
         };
-        let tuning = Tuning::prepare(&config, &self.session, state)?;
+        let tuning = Tuning::prepare(&config, session, state)?;
         let mut trainer = tuning.trainer()?;
         let toml = config.to_toml()?;
         let mut folder = match &tuning.state {
@@ -136,13 +137,13 @@ impl Tuner {
     }
 
     /// The configuration with its files and the model.
-    fn config(&self, training: &Training) -> Config {
+    fn config(&self, training: &Training, session: &Session) -> Config {
         let folder = self.service.store.folder::<Training>(&training.id);
         let mut config = training.config.clone();
         config.name = RUN.into();
         config.runs = folder.display().to_string();
         config.data.train = folder.join(&training.data_file).display().to_string();
-        config.model.id.clone_from(&self.session.id);
+        config.model.id.clone_from(&session.id);
         config
     }
 
@@ -154,6 +155,13 @@ impl Tuner {
         }
         Ok(())
     }
+}
+
+/// The base model of a training.
+fn session_of<'a>(sessions: &'a [Session], service: &Service, training: &Training) -> Result<&'a Session> {
+    let base = service.bases.of_record(&training.local_model, training.base_model())?;
+    let session = sessions.iter().find(|session| session.id == base.name);
+    session.ok_or_else(|| Error::Invalid(format!("expected the base model {}, found none", base.name)))
 }
 
 /// Whether all steps of a run were done before, and its adapter was written.

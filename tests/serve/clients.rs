@@ -92,6 +92,11 @@ impl Server {
         Self { url: url.to_owned(), child }
     }
 
+    /// The process's id.
+    pub fn pid(&self) -> String {
+        self.child.id().to_string()
+    }
+
     /// Asks it to end; what it said on stderr.
     pub fn end(mut self) -> String {
         let pid = libc::pid_t::try_from(self.child.id()).unwrap();
@@ -165,7 +170,7 @@ fn what_no_client_should_send_is_answered_and_survived() {
     let place = Place::new(&python);
     let limits = ["--max-read-seconds", "2", "--max-seconds", "60"];
     let server = Server::start(&place, &[&ADAPTERS[..], &limits].concat());
-    let pid = server.child.id().to_string();
+    let pid = server.pid();
     let args = ["--url", &server.url, "--key", KEY, "--model", "one", "--seconds", "2", "--pid", &pid];
     run(&python, "hostile.py", &args);
     server.end();

@@ -28,14 +28,14 @@ fn write_rows(place: &Place) {
     std::fs::write(place.path("test.json"), serde_json::to_vec(&rows[..6]).unwrap()).unwrap();
 }
 
-/// Runs the notebook's steps against a server; its arguments and those of the flow.
-fn flow(python: &std::path::Path, place: &Place, server: &[&str], client: &[&str]) {
-    let server = Server::start_command(place, "watsonx", &[&PROFILE[..], server].concat());
+/// Runs the notebook's steps against a server of these arguments, with those of the flow; what the server said.
+fn flow(python: &std::path::Path, place: &Place, server: &[&str], client: &[&str]) -> String {
+    let server = Server::start_command(place, "watsonx", server);
     let (train, test) = (place.path("train.json"), place.path("test.json"));
     let files = ["--train", train.to_str().unwrap(), "--test", test.to_str().unwrap()];
     let args = ["--url", &server.url, "--base", ALIAS, "--least-accuracy", "0.5"];
     run(python, "watsonx_flow.py", &[&args[..], &files, &USED, client].concat());
-    server.end();
+    server.end()
 }
 
 #[test]
@@ -56,7 +56,8 @@ fn ibms_notebook_runs_and_its_scores_are_those_of_gneiss_eval() {
         answers.to_str().unwrap(),
     ];
     let verify = ["--verify", certificate.to_str().unwrap()];
-    flow(&python, &place, &["--api-key-file", "key"], &[&client[..], &verify].concat());
+    let server = [&PROFILE[..], &["--api-key-file", "key"]].concat();
+    flow(&python, &place, &server, &[&client[..], &verify].concat());
     let answers: Value = serde_json::from_slice(&std::fs::read(answers).unwrap()).unwrap();
     let training = format!("store/trainings/{}/run", answers["training"].as_str().unwrap());
     let config = format!("{training}/config.toml");
@@ -90,15 +91,47 @@ fn clients_of_ibm_cloud_can_do_everything_around_the_notebook() {
     let Some(python) = python() else { return };
     let place = Place::new(&python);
     write_rows(&place);
-    flow(&python, &place, &["--api-key-file", "key"], &["--key", KEY, "--kind", "cloud"]);
+    let server = [&PROFILE[..], &["--api-key-file", "key"]].concat();
+    flow(&python, &place, &server, &["--key", KEY, "--kind", "cloud"]);
 }
 
+/// The name stands for the second of two models.
 #[test]
 fn clients_of_cloud_pak_can_do_everything_around_the_notebook() {
     let Some(python) = python() else { return };
     let place = Place::new(&python);
     write_rows(&place);
-    flow(&python, &place, &[], &["--kind", "cpd"]);
+    std::fs::create_dir(place.path("second")).unwrap();
+    for file in std::fs::read_dir(place.path("base")).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), place.path("second").join(file.file_name())).unwrap();
+    }
+    let alias = format!("{ALIAS}=second");
+    let server = [&["--model", "second", "--as", &alias][..], &PROFILE[2..]].concat();
+    let said = flow(&python, &place, &server, &["--kind", "cpd"]);
+    assert!(said.contains("serving    second: the base model"), "{said}");
+    // A training whose data was refused has no run.
+    let configs: Vec<String> = std::fs::read_dir(place.path("store/trainings"))
+        .unwrap()
+        .filter_map(|training| std::fs::read_to_string(training.unwrap().path().join("run/config.toml")).ok())
+        .collect();
+    assert!(
+        !configs.is_empty() && configs.iter().all(|config| config.contains("id = \"second\"")),
+        "{configs:?}"
+    );
+}
+
+#[test]
+fn the_notebook_runs_in_a_jupyter_kernel() {
+    let packages = "ibm_watsonx_ai, matplotlib, IPython, nbclient, ipykernel, peft";
+    let Some(python) = python_with(packages, REQUIRED) else { return };
+    let place = Place::new(&python);
+    write_rows(&place);
+    let server = Server::start_command(&place, "watsonx", &PROFILE);
+    let (train, test) = (place.path("train.json"), place.path("test.json"));
+    let files = ["--train", train.to_str().unwrap(), "--test", test.to_str().unwrap()];
+    run(&python, "watsonx_jupyter.py", &[&["--url", &server.url, "--key", "none"][..], &files].concat());
+    server.end();
 }
 
 #[test]
@@ -111,6 +144,21 @@ fn the_tutorial_can_be_done_in_a_browser() {
     let (train, shots) = (place.path("train.json"), screenshots("watsonx"));
     let args = [&server.url, "--key", KEY, "--train", train.to_str().unwrap(), "--shots", &shots];
     run(&browser, "watsonx_page.py", &args);
+    server.end();
+}
+
+#[test]
+fn what_no_client_of_watsonx_should_send_is_answered_and_survived() {
+    let Some(python) = python_with("httpx, peft", REQUIRED) else { return };
+    let place = Place::new(&python);
+    let limits = [
+        "--api-key-file", "key", "--store", "folder/store", "--max-read-seconds", "1", "--max-connections",
+        "256", "--max-asset-bytes", "100000", "--max-body-bytes", "20000", "--max-records", "100",
+    ];
+    let server = Server::start_command(&place, "watsonx", &limits);
+    let (store, pid) = (place.path("folder/store"), server.pid());
+    let args = ["--url", &server.url, "--key", KEY, "--pid", &pid, "--store", store.to_str().unwrap()];
+    run(&python, "watsonx_hostile.py", &args);
     server.end();
 }
 

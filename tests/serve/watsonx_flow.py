@@ -4,6 +4,9 @@ against `gneiss watsonx`. The calls are the notebook's, in its order; then come 
     watsonx_flow.py --url https://127.0.0.1:8443 --base MODEL_ID --train train.json --test test.json
                     [--kind cpd|password|token|cloud] [--key K] [--verify cert.pem] [--set num_epochs=5]...
                     [--used learning_rate=0.02]... [--only tutorial|around|refusals]... [--least-accuracy 0.9] [--answers FILE]
+                    [--also KEY=VALUE]...
+
+SDK 1.1.26 needs `--also instance_id=openshift --also version=5.0 --verify cert.pem`, and `--only tutorial`.
 
 Rows are JSON, JSON Lines or CSV with `input` and `output`. `--set` changes a parameter that the client asks for, `--used` says
 what the server's profile makes of one. Prints a JSON summary; exit code 1, with what differed, if something did. Needs
@@ -62,7 +65,7 @@ def rows(path):
 
 def credentials(args):
     """A dictionary, as in the notebook's cell."""
-    made = {"url": args.url}
+    made = {"url": args.url} | dict(pair.split("=", 1) for pair in args.also)
     if args.verify is not None:
         made["verify"] = args.verify
     if args.kind == "cpd":
@@ -272,12 +275,23 @@ class Flow:
         tuner = self.experiment.prompt_tuner(
             name="by hand", task_id="classification", base_model=self.args.base, auto_update_model=False,
             **(self.tuning | {"num_epochs": 1}))
+        tuner.run(training_data_references=[self.data], background_mode=True)
+        self.monitor(tuner)
         with redirect_stdout(io.StringIO()):
-            tuner.run(training_data_references=[self.data], background_mode=False)
             stored = self.client.repository.store_model(training_id=tuner.id, meta_props={"name": "by hand"})
             model_id = stored["metadata"]["id"]
             expect("deleted", self.client.repository.delete(model_id), "SUCCESS")
         return model_id
+
+    def monitor(self, tuner):
+        """The steps of a run under way, printed as they come over a WebSocket that ends with the run."""
+        printed = io.StringIO()
+        with redirect_stdout(printed):
+            self.client.training.monitor_metrics(tuner.id)
+        steps = printed.getvalue().count("'ml_metrics'")
+        expect_that(steps >= 2, f"expected the metrics of two steps at least, found {printed.getvalue()!r}")
+        expect("metrics over a WebSocket", steps, len(tuner.get_run_details(include_metrics=True)["entity"]["status"]["metrics"]))
+        expect("state after it", tuner.get_run_status(), "completed")
 
     def background(self):
         """A second run, ended and deleted while it is under way."""
@@ -376,6 +390,7 @@ def arguments():
     add("--least-accuracy", type=float, default=0.9)
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the tuning")
     add("--used", action="append", default=[], metavar="KEY=VALUE", help="what the server's profile makes of a parameter")
+    add("--also", action="append", default=[], metavar="KEY=VALUE", help="a further credential, such as instance_id=openshift")
     add("--answers", help="file for the answers and scores")
     args = parser.parse_args()
     for name in ("set", "used"):

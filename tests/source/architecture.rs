@@ -61,7 +61,7 @@ const FOLDERS: &[(&str, &[&str])] = &[
         "watsonx",
         &[
             "serve", "report", "run", "session", "tune", "prompt", "config", "data", "device", "calendar",
-            "files", "layout",
+            "files", "layout", "checkpoint",
         ],
     ),
 ];

@@ -76,7 +76,8 @@ pub fn training(service: &Service, training: &Training, with_metrics: bool) -> V
         entity["model_id"] = training.model.clone().into();
     }
     let mut value = json!({"metadata": metadata, "entity": entity});
-    let mut warnings: Vec<String> = service.stand_in(training.base_model()).into_iter().collect();
+    let mut warnings: Vec<String> =
+        service.stand_in(&training.local_model, training.base_model()).into_iter().collect();
     warnings.extend(training.warnings.iter().cloned());
     if let Some(system) = system(&warnings) {
         value["system"] = system;
@@ -196,7 +197,9 @@ pub fn deployment(service: &Service, deployment: &Deployment, origin: &str) -> V
         }
     };
     let mut value = json!({"metadata": metadata, "entity": entity});
-    let warnings: Vec<String> = service.stand_in(&deployment.base_model).into_iter().collect();
+    let local = service.store.get(&deployment.model).map(|model: StoredModel| model.local_model);
+    let stand_in = service.stand_in(&local.unwrap_or_default(), &deployment.base_model);
+    let warnings: Vec<String> = stand_in.into_iter().collect();
     if let Some(system) = system(&warnings) {
         value["system"] = system;
     }

@@ -103,6 +103,9 @@ pub async fn upload(
         };
         content.as_file().sync_all().map_err(Error::io(&folder))?;
         let bytes = content.as_file().metadata().map_err(Error::io(&folder))?.len();
+        if bytes > most {
+            return Err(too_large(most));
+        }
         content.persist(folder.join(CONTENT)).map_err(|error| Error::io(&folder)(error.error))?;
         crate::files::sync_folder(&folder).map_err(Error::io(&folder))?;
         Ok::<_, ApiError>(bytes)
@@ -161,12 +164,15 @@ async fn receive(
         let Ok(data) = frame.into_data() else { continue };
         total += data.len() as u64;
         if total > most.saturating_add(MAX_PART_HEAD) {
-            let message =
-                format!("expected at most {most} bytes, for which this server has room, found more");
-            return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message));
+            return Err(too_large(most));
         }
         file.write_all(&data).map_err(|error| ApiError::from(Error::io(&folder)(error)))?;
     }
+}
+
+fn too_large(most: u64) -> ApiError {
+    let message = format!("expected at most {most} bytes, for which this server has room, found more");
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message)
 }
 
 /// The content of a form's only part.

@@ -5,6 +5,7 @@ mod deployments;
 mod details;
 mod files;
 mod models;
+mod monitor;
 mod platform;
 mod trainings;
 

@@ -6,6 +6,8 @@ use crate::serve::api_error::ApiError;
 use crate::serve::auth::Product;
 use crate::serve::body::{self, BodyLimits};
 use crate::serve::state::AppState;
+use crate::watsonx::bases::TunableModel;
+use crate::watsonx::service::Service;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::Response;
@@ -88,30 +90,34 @@ async fn tasks() -> Response {
     resources(ALL_TASKS.iter().enumerate().map(task).collect())
 }
 
-/// The models that can be tuned and asked: the base model, and those for which it stands in.
+/// The models that can be tuned and asked: the base models, and those for which they stand in.
 async fn specs(State(state): State<Arc<AppState>>, Extension(service): Shared) -> Response {
-    let tokens = state.client.limits().sequence_tokens;
-    let mut functions = vec!["text_generation", "prompt_tune_trainable", "prompt_tune_inferable"];
-    if state.chats() {
-        functions.push("text_chat");
-    }
-    let functions: Vec<Value> = functions.into_iter().map(|id| json!({"id": id})).collect();
-    let specification = |name: &String| {
-        let (provider, label) = name.split_once('/').unwrap_or(("", name));
-        let description = service
-            .stand_in(name)
-            .unwrap_or_else(|| "The base model of this server, and of its tuned prompts.".into());
-        json!({
-            "model_id": name,
-            "label": label,
-            "provider": provider,
-            "source": provider,
-            "short_description": description,
-            "functions": functions,
-            "tasks": ALL_TASKS.map(|(id, _)| json!({"id": id})),
-            "model_limits": {"max_sequence_length": tokens, "max_output_tokens": tokens},
-            "lifecycle": [{"id": "available", "start_date": calendar::date(state.started)}],
-        })
+    let of_one = |base: &TunableModel| -> Vec<Value> {
+        base.names().map(|name| specification(&service, base, name, &calendar::date(state.started))).collect()
     };
-    resources(service.tunable().map(specification).collect())
+    resources(service.bases.iter().flat_map(of_one).collect())
+}
+
+/// What is known of a base model under one of its names.
+fn specification(service: &Service, base: &TunableModel, name: &str, since: &str) -> Value {
+    let tokens = base.client.limits().sequence_tokens;
+    let chat = base.chats.then_some("text_chat");
+    let functions =
+        ["text_generation", "prompt_tune_trainable", "prompt_tune_inferable"].into_iter().chain(chat);
+    let functions: Vec<Value> = functions.map(|id| json!({"id": id})).collect();
+    let (provider, label) = name.split_once('/').unwrap_or(("", name));
+    let stand_in = service.stand_in(&base.name, name);
+    let description =
+        stand_in.unwrap_or_else(|| "A base model of this server, and of its tuned prompts.".into());
+    json!({
+        "model_id": name,
+        "label": label,
+        "provider": provider,
+        "source": provider,
+        "short_description": description,
+        "functions": functions,
+        "tasks": ALL_TASKS.map(|(id, _)| json!({"id": id})),
+        "model_limits": {"max_sequence_length": tokens, "max_output_tokens": tokens},
+        "lifecycle": [{"id": "available", "start_date": since}],
+    })
 }

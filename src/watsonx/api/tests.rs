@@ -5,7 +5,7 @@ use crate::serve::ServerOptions;
 use crate::serve::testing::{self, BASE, Fake, KEY, say};
 use crate::watsonx::records::Training;
 use crate::watsonx::service::ServiceOptions;
-use crate::watsonx::{Store, TuningProfile};
+use crate::watsonx::{Store, TunableModel, TuningProfile};
 use axum::http::StatusCode;
 use tempfile::TempDir;
 
@@ -30,15 +30,20 @@ impl Server {
         };
         let fake = Fake::with(options, None, |request, events| say(b"1", request, &events));
         let service_options = ServiceOptions {
-            base: BASE.to_owned(),
-            aliases: vec![ALIAS.to_owned()],
             profile: TuningProfile::new(Vec::new()).unwrap(),
             max_asset_bytes: 1000,
             max_store_bytes: 1500,
             max_records: 3,
         };
         let store = Store::open(folder.path()).unwrap();
-        let service = Service::new(store, fake.app.0.client.clone(), service_options).unwrap();
+        let base = TunableModel {
+            name: BASE.to_owned(),
+            aliases: vec![ALIAS.to_owned()],
+            client: fake.app.0.client.clone(),
+            tokenizer: testing::byte_level(),
+            chats: false,
+        };
+        let service = Service::new(store, vec![base], service_options).unwrap();
         let fake = Fake { app: fake.app.with_platform(service.platform()), seen: fake.seen };
         Self { fake, service, _folder: folder }
     }

@@ -1,8 +1,8 @@
 //! Trainings: start, list, describe, end, delete.
 
 use super::{
-    HandlerResult, QueryMap, Shared, blocking, checked_text, details, files, is_in, json_answer, place,
-    resources, text,
+    HandlerResult, QueryMap, Shared, blocking, checked_text, details, files, is_in, json_answer, monitor,
+    place, resources, text,
 };
 use crate::Error;
 use crate::config::InitMethod;
@@ -10,11 +10,14 @@ use crate::serve::api_error::ApiError;
 use crate::serve::body::describe;
 use crate::serve::params::Fields;
 use crate::serve::state::AppState;
+use crate::watsonx::bases::TunableModel;
 use crate::watsonx::parameters::{TRAINING, TuningParameters};
 use crate::watsonx::records::{Asset, Moment, Training, TrainingState, new_id};
 use crate::watsonx::service::Service;
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{Path, Query, Request, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use axum::{Extension, Router};
@@ -40,7 +43,7 @@ async fn create(
 ) -> HandlerResult {
     let body = state.read(request).await?;
     let (fields, ignored) = Fields::checked(&body.object, &TRAINING)?;
-    let mut parameters = parameters(&state, &service, &fields)?;
+    let (base, mut parameters) = parameters(&service, &fields)?;
     let no_effect = |name: &String| format!("`{name}`: there is no such field, and it has no effect");
     parameters.warnings.extend(ignored.names().iter().map(no_effect));
     let references = fields.get("training_data_references").cloned().unwrap_or_default();
@@ -48,6 +51,7 @@ async fn create(
     service.check_room::<Training>()?;
     let mut training = record(&fields, parameters, references)?;
     training.data_name.clone_from(&asset.name);
+    training.local_model = base;
     let shared = service.clone();
     let training = blocking(move || {
         let root = shared.store.root();
@@ -65,19 +69,19 @@ async fn create(
     Ok(json_answer(StatusCode::CREATED, details::training(&service, &training, false)))
 }
 
-/// The parameters of a request.
-fn parameters(state: &AppState, service: &Service, fields: &Fields) -> Result<TuningParameters, ApiError> {
+/// The local model's name and the parameters of a request.
+fn parameters(service: &Service, fields: &Fields) -> Result<(String, TuningParameters), ApiError> {
     let tuning = fields
         .object("prompt_tuning", "prompt_tuning.")?
         .ok_or_else(|| ApiError::missing("prompt_tuning", "the object with the parameters"))?;
-    let base_model = base_model(service, tuning.get("base_model"))?;
-    let mut parameters = TuningParameters::read(&tuning, &base_model, &service.options.profile)?;
+    let (name, base) = base_model(service, tuning.get("base_model"))?;
+    let mut parameters = TuningParameters::read(&tuning, &name, &service.options.profile)?;
     let prompt = &parameters.config.prompt;
     if prompt.init_method == InitMethod::Text && prompt.num_virtual_tokens == 0 {
-        let ids = state.tokenizer.encode(&prompt.init_text, true)?;
+        let ids = base.tokenizer.encode(&prompt.init_text, true)?;
         parameters.prompt_tuning.insert("num_virtual_tokens".into(), ids.len().into());
     }
-    Ok(parameters)
+    Ok((base.name.clone(), parameters))
 }
 
 /// The record of a new training, without its data.
@@ -103,6 +107,7 @@ fn record(fields: &Fields, parameters: TuningParameters, references: Value) -> R
         name: text(fields, "name")?,
         description: text(fields, "description")?,
         place: place(fields)?,
+        local_model: String::new(),
         tags,
         experiment,
         training_data_references: with_connections(references),
@@ -124,13 +129,16 @@ fn record(fields: &Fields, parameters: TuningParameters, references: Value) -> R
     })
 }
 
-/// The name of the base model in a request.
-fn base_model(service: &Service, value: Option<&Value>) -> Result<String, ApiError> {
+/// The name of the base model in a request, and the local model of that name.
+fn base_model<'a>(
+    service: &'a Service,
+    value: Option<&Value>,
+) -> Result<(String, &'a TunableModel), ApiError> {
     const KEY: &str = "prompt_tuning.base_model.model_id";
     let name = value.and_then(|value| value.get("model_id")).and_then(Value::as_str);
     let name = name.ok_or_else(|| ApiError::missing(KEY, "the name of a model"))?;
-    if service.tunable().any(|known| known == name) {
-        return Ok(name.to_owned());
+    if let Some(base) = service.bases.get(name) {
+        return Ok((name.to_owned(), base));
     }
     let known: Vec<&str> = service.tunable().map(String::as_str).collect();
     Err(ApiError::invalid(KEY, format!("expected one of {}, found {name:?}", known.join(", "))))
@@ -191,7 +199,7 @@ async fn list(Extension(service): Shared, Query(pairs): Query<Vec<(String, Strin
 }
 
 /// The training of this id.
-fn find(service: &Service, id: &str) -> Result<Training, ApiError> {
+pub fn find(service: &Service, id: &str) -> Result<Training, ApiError> {
     let training: Training = service.find(id)?;
     if training.deleted {
         let message = format!("there is no training `{id}`; it was deleted");
@@ -200,7 +208,17 @@ fn find(service: &Service, id: &str) -> Result<Training, ApiError> {
     Ok(training)
 }
 
-async fn describe_training(Extension(service): Shared, Path(id): Path<String>) -> HandlerResult {
+/// A training, or a WebSocket with its steps.
+async fn describe_training(
+    Extension(service): Shared,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> HandlerResult {
+    if headers.contains_key(header::UPGRADE) {
+        let upgrade = upgrade.map_err(|error| ApiError::invalid("Upgrade", error.body_text()))?;
+        return monitor::open(service, id, upgrade);
+    }
     let training = find(&service, &id)?;
     let details = blocking(move || Ok::<_, ApiError>(details::training(&service, &training, true))).await?;
     Ok(json_answer(StatusCode::OK, details))

@@ -361,7 +361,7 @@ function fromCsv(text) {
 /** The share of right answers of the tuned prompt and of the base model, which reads the instruction in place of the virtual tokens. */
 async function score() {
   const controller = state.scoring = new AbortController();
-  const { base, tasks } = await json("/v1/tasks");
+  const { tasks } = await json("/v1/tasks");
   const prompt = tasks.find(({ model }) => model === $("score-deployment").value);
   if (!prompt) throw new Failure(-1, "This deployment is not loaded any more.");
   const examples = await examplesOf($("score-data").value);
@@ -373,7 +373,7 @@ async function score() {
     for (let i = next++; i < examples.length; i = next++) {
       const { input, output } = examples[i];
       const text = verbalizer.replace("{{input}}", () => input);
-      const [tuned, plain] = await Promise.all([ask(prompt.model, text), ask(base, hard_prompt ? `${hard_prompt} ${text}` : text)]);
+      const [tuned, plain] = await Promise.all([ask(prompt.model, text), ask(prompt.base, hard_prompt ? `${hard_prompt} ${text}` : text)]);
       right.tuned += tuned === output;
       right.base += plain === output;
       done += 1;

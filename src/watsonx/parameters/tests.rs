@@ -97,3 +97,35 @@ fn what_is_wrong_is_refused_by_name() {
     let warnings = read(unused, &[]).unwrap().warnings;
     assert!(warnings[0].contains("`init_text`"), "{warnings:?}");
 }
+
+#[test]
+fn profile_of_a_file_is_overridden_by_sets() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let profile = |text: &str| {
+        std::fs::write(file.path(), text).unwrap();
+        TuningProfile::read(file.path())
+    };
+    let sets = vec!["train.learning_rate=0.3".to_owned()];
+    let text = "[watsonx.train]\nlearning_rate = 0.01\naccumulate_steps = 1\n[watsonx.prompt]\ninit_method = \"vocab\"\n";
+    let profile_with_sets = profile(text).unwrap().with("--set", sets).unwrap();
+    let config = profile_with_sets.apply(&defaults()).unwrap();
+    assert_eq!((config.train.learning_rate, config.train.accumulate_steps), (0.3, 1));
+    assert_eq!(config.prompt.init_method, InitMethod::Vocab);
+    for (text, words) in [
+        ("", "[watsonx]"),
+        ("watsonx = 1", "[watsonx]"),
+        ("[watsonx.train]\n[train]\nlearning_rate = 1", "found train"),
+        ("[watsonx.train]\nlearning_rat = 1", "learning_rate"),
+        ("[watsonx.train]\nlearning_rate = \"fast\"", "learning_rate"),
+        ("[watsonx.model]\nid = \"x\"", "model.id"),
+        ("[watsonx", "line 1"),
+    ] {
+        let message = profile(text).unwrap_err().to_string();
+        assert!(message.contains(words), "{words} is not in {message}");
+        assert!(message.contains(&file.path().display().to_string()), "{message}");
+    }
+    let small = TuningProfile::read(Path::new("configs/watsonx/small-model.toml")).unwrap();
+    let fields = json!({"base_model": {"model_id": "m"}, "init_method": "text", "init_text": "t"});
+    let used = TuningParameters::read(&Fields::new(fields.as_object().unwrap()), "m", &small).unwrap();
+    assert_eq!((used.config.prompt.num_virtual_tokens, used.config.train.learning_rate), (0, 0.01));
+}

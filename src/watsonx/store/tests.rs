@@ -7,6 +7,7 @@ fn model(id: &str, created: u64) -> StoredModel {
         name: "n".to_owned(),
         description: String::new(),
         place: ProjectOrSpace::default(),
+        local_model: String::new(),
         training: "t".to_owned(),
         base_model: "b".to_owned(),
         created: Moment(created),

@@ -268,8 +268,8 @@ mod tests {
         let tasks = fake.get("/v1/tasks").await.ok();
         let task = json!({"task": "classification", "verbalizer": "classify {{input}} Label:", "labels": ["0", "1"],
                           "hard_prompt": "Say 0 or 1.", "max_output_tokens": 2, "examples": []});
-        let expected = json!([{"model": "dogs", "virtual_tokens": 10, "task": task},
-                              {"model": "plain", "virtual_tokens": 4, "task": null}]);
+        let expected = json!([{"model": "dogs", "base": BASE, "virtual_tokens": 10, "task": task},
+                              {"model": "plain", "base": BASE, "virtual_tokens": 4, "task": null}]);
         assert_eq!(tasks, json!({"base": BASE, "tasks": expected}));
     }
 }

@@ -72,10 +72,8 @@ pub(super) fn fixed_routes() -> Router<Arc<AppState>> {
 /// # Errors
 /// Returns 404 if there is none.
 fn deployed(state: &AppState, deployment: &str) -> Result<Arc<Served>, ApiError> {
-    let models = state.client.models();
-    let served =
-        models.iter().find(|served| served.name == deployment || deployment_id(served) == deployment);
-    served.cloned().ok_or_else(|| {
+    state.deployed(deployment).ok_or_else(|| {
+        let models = state.client.models();
         let names: Vec<&str> = models.iter().map(|served| served.name.as_str()).collect();
         let message = format!("there is no deployment `{deployment}`; this server has {}", names.join(", "));
         ApiError::new(StatusCode::NOT_FOUND, "deployment_not_found", message)
@@ -87,6 +85,14 @@ fn requested_model(state: &AppState, fields: &Fields) -> Result<Arc<Served>, Api
     match fields.string("model_id")? {
         Some(name) => state.model(name),
         None => Err(ApiError::missing("model_id", "the name of a model")),
+    }
+}
+
+impl AppState {
+    /// The model of a deployment among those of this state, by its name or id.
+    pub(in crate::serve) fn deployed(&self, deployment: &str) -> Option<Arc<Served>> {
+        let is_its = |served: &&Arc<Served>| served.name == deployment || deployment_id(served) == deployment;
+        self.client.models().iter().find(is_its).cloned()
     }
 }
 
