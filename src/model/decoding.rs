@@ -24,8 +24,8 @@ use crate::ops::backend::{Route, route};
 use crate::ops::gpu::graphs::{self, Graph};
 use crate::ops::{Indices, profile};
 use candle_core::{D, Tensor, TensorId};
-use std::collections::BTreeMap;
-use std::sync::Once;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
 
 /// Sequences of the largest bucket. A step of more is bound by products and attention, not by launches.
 const MOST: usize = 128;
@@ -122,13 +122,16 @@ impl Decoding {
         Self { mode, buckets: BTreeMap::new(), recorded_with: None }
     }
 
-    /// Frees all graphs and buffers; steps run as any other pass from now on.
+    /// Frees all graphs and buffers; steps run as any other pass from now on, which a warning says with its `cause`.
     ///
     /// # Errors
     /// Returns an error if the device fails.
-    pub(crate) fn stop(&mut self, model: &Decoder) -> Result<()> {
-        if self.mode == Mode::Stopped {
-            return Ok(());
+    pub(crate) fn stop(&mut self, model: &Decoder, cause: &str) -> Result<()> {
+        match self.mode {
+            Mode::Graphs => warn(&format!("steps run without CUDA graphs from now on: {cause}")),
+            #[cfg(test)]
+            Mode::Buckets => {}
+            Mode::Stopped => return Ok(()),
         }
         self.mode = Mode::Stopped;
         self.buckets.clear();
@@ -165,11 +168,7 @@ impl Decoding {
                 return step.first(next.len(), model);
             };
             let outputs = compute()?;
-            warn(&format!(
-                "a step of {} sequences did not run as a CUDA graph, and steps run without graphs from now on: {error}",
-                next.len()
-            ));
-            self.stop(model)?;
+            self.stop(model, &format!("one of {} sequences did not run as a graph: {error}", next.len()))?;
             return outputs.first(next.len(), model).map(Some);
         }
         step.outputs = Some(compute()?);
@@ -237,10 +236,13 @@ impl Decoder {
     }
 }
 
-/// Prints a warning, once for the process: every evaluation makes a cache of its own.
+/// Prints a warning, each once for the process: every evaluation makes a cache of its own.
 fn warn(text: &str) {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| eprintln!("warning: {text}"));
+    static PRINTED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let mut printed = PRINTED.lock().unwrap_or_else(PoisonError::into_inner);
+    if printed.insert(text.to_owned()) {
+        eprintln!("warning: {text}");
+    }
 }
 
 #[cfg(test)]

@@ -52,7 +52,7 @@ impl Engine<'_> {
                 }
                 Err(error) if self.shortage.caused(&error) => {
                     if let Some(decoding) = &mut self.decoding {
-                        decoding.stop(self.model)?;
+                        decoding.stop(self.model, &error.to_string())?;
                     }
                     if !self.cache.can_run_again() {
                         self.end_all(&parts, &error, output);

@@ -162,7 +162,7 @@ fn steps_that_are_no_decoding_run_as_other_passes() -> Result<()> {
     assert!(!run(&own.iter().map(one).collect::<Vec<_>>())?, "129 sequences");
     assert!(!run(&[one(&own[0]), Continuation { tokens: &[3, 4], ..one(&own[1]) }])?, "a text of two tokens");
     assert!(!run(&[Continuation { targets: 0, ..one(&own[0]) }])?, "a row without logits");
-    decoding.stop(&model)?;
+    decoding.stop(&model, "a test")?;
     assert!(decoding.run(&model, (&prompts, &mut cache), &[one(&own[0])])?.is_none());
     Ok(())
 }
