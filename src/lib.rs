@@ -31,5 +31,7 @@ pub mod session;
 pub mod sweep;
 pub mod text;
 pub mod tune;
+#[cfg(feature = "serve")]
+pub mod watsonx;
 
 pub use error::{Error, Result};

@@ -9,11 +9,12 @@ use crate::model::{Decoder, Dtypes};
 use crate::ops::bf16::Isa;
 use candle_core::{DType, Device};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A checkpoint with its weights on a device.
 pub struct Session {
-    /// The frozen model.
-    pub model: Decoder,
+    /// The frozen model. A server and a run may share it.
+    pub model: Arc<Decoder>,
     /// The checkpoint's own tokenizer.
     pub tokenizer: TextTokenizer,
     /// The folder, file or hub id that was asked for.
@@ -61,7 +62,7 @@ pub fn open(options: &ModelOptions, progress: &mut dyn FnMut(usize, usize)) -> R
     let blocks = config.num_hidden_layers;
     let dtypes = Dtypes::for_weights(dtype, &device)?;
     let model = Decoder::load(&config, &weights, dtypes, &device, &mut |done| progress(done, blocks))?;
-    Ok(Session { model, tokenizer, id: options.id.clone(), format, dtype, warnings })
+    Ok(Session { model: Arc::new(model), tokenizer, id: options.id.clone(), format, dtype, warnings })
 }
 
 /// The template and limits of a configuration, ready to encode.

@@ -53,6 +53,11 @@ impl FromStr for Listen {
 }
 
 impl Listen {
+    /// The name or address.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
     /// Listens on every address of the host, on one port; IPv4 first.
     ///
     /// # Errors

@@ -23,6 +23,8 @@ mod sweep;
 mod text;
 mod tune;
 mod tutorial;
+#[cfg(feature = "serve")]
+mod watsonx;
 
 use candle_core::Device;
 use clap::{Args, Parser, Subcommand};
@@ -54,6 +56,9 @@ enum CliCommand {
     /// Serve base and tuned prompts over HTTP.
     #[cfg(feature = "serve")]
     Serve(serve::Serve),
+    /// Answer IBM's SDK as watsonx does: data, tuning, deployments, text.
+    #[cfg(feature = "serve")]
+    Watsonx(watsonx::Watsonx),
     /// Write tuned prompts for other engines: as tokens of a checkpoint, or as embeddings of a text.
     Export(export::Export),
     /// Write a run's report again, or compare several runs on one page.
@@ -80,6 +85,8 @@ impl Cli {
             CliCommand::Generate(command) => command.run(),
             #[cfg(feature = "serve")]
             CliCommand::Serve(command) => command.run(),
+            #[cfg(feature = "serve")]
+            CliCommand::Watsonx(command) => command.run(),
             CliCommand::Export(command) => command.run(),
             CliCommand::Report(command) => command.run(),
             CliCommand::Bench(command) => command.run(),
@@ -100,6 +107,8 @@ impl CliCommand {
             Self::Generate(_) => Some("generate"),
             #[cfg(feature = "serve")]
             Self::Serve(_) => Some("serve"),
+            #[cfg(feature = "serve")]
+            Self::Watsonx(_) => Some("watsonx"),
             Self::Export(_) => Some("export"),
             Self::Report(_) => Some("report"),
             Self::Bench(_) => Some("bench"),

@@ -2,14 +2,17 @@
 
 use super::listen::Listen;
 use super::{PlaceArgs, progress};
+use anyhow::Context;
 use clap::Args;
 use gneiss::checkpoint::find_chat_template;
 use gneiss::config::ModelOptions;
+use gneiss::prompt::peft::Adapter;
 use gneiss::prompt::{Tuned, check_name, split_name};
 use gneiss::serve::client::Client;
 use gneiss::serve::served::Served;
+use gneiss::serve::turns::DeviceTurns;
 use gneiss::serve::watch::{AdapterFolder, FolderChange};
-use gneiss::serve::{App, Metrics, ServerLimits, ServerOptions, Tls, worker};
+use gneiss::serve::{App, Metrics, Platform, ServerLimits, ServerOptions, Tls, worker};
 use gneiss::session;
 use gneiss::session::Session;
 use std::io::Write;
@@ -32,6 +35,11 @@ pub struct Serve {
     /// :TASK follows if it holds the prompts of several tasks. May be repeated.
     #[arg(long = "adapter", value_name = "NAME=DIR[:TASK]")]
     adapters: Vec<String>,
+    /// Several tuned prompts of one classification that answer together under one name: POST /v1/classify, by votes and by the
+    /// mean likelihood of each label, and requests whose answer has given choices, by mean likelihood. Other generation is
+    /// refused. The folders are named as for --adapter. May be repeated.
+    #[arg(long = "ensemble", value_name = "NAME=DIR,DIR,...")]
+    ensembles: Vec<String>,
     /// Serve the tuned prompts in this folder's subfolders under the subfolders' names, and follow changes: new prompts
     /// are loaded, removed ones are unloaded.
     #[arg(long, value_name = "DIR")]
@@ -62,7 +70,7 @@ pub struct Serve {
 
 /// Limits.
 #[derive(Args)]
-struct LimitArgs {
+pub(super) struct LimitArgs {
     /// Most waiting requests; further requests get status 429.
     #[arg(long, default_value_t = 1024)]
     max_queue: usize,
@@ -89,6 +97,56 @@ struct LimitArgs {
     step_tokens: usize,
 }
 
+/// What the command line gives names to.
+struct Named {
+    adapters: Vec<Tuned>,
+    /// Each with the prompts of its members.
+    ensembles: Vec<(Served, Vec<Adapter>)>,
+}
+
+/// Splits `given` at its name, which is added to `names` if it is not among them.
+fn own_name(
+    option: &str,
+    given: &str,
+    form: &str,
+    names: &mut Vec<String>,
+) -> gneiss::Result<(String, PathBuf)> {
+    let invalid = |problem: &str| gneiss::Error::Invalid(format!("{option}: {problem}"));
+    let (Some(name), folder) = split_name(given) else {
+        return Err(invalid(&format!("expected {form}, found no name")));
+    };
+    check_name(name)?;
+    if names.iter().any(|other| other == name) {
+        return Err(invalid("expected a name of its own, found that another model has it"));
+    }
+    names.push(name.to_owned());
+    Ok((name.to_owned(), folder))
+}
+
+impl LimitArgs {
+    /// The options that these limits set.
+    pub(super) fn options(&self) -> ServerOptions {
+        ServerOptions {
+            max_body_bytes: self.max_body_bytes,
+            request_seconds: self.max_seconds,
+            header_seconds: self.max_read_seconds,
+            body_seconds: self.max_read_seconds,
+            max_connections: self.max_connections,
+            ..ServerOptions::default()
+        }
+    }
+
+    /// The limits of the model's thread.
+    pub(super) fn limits(&self) -> ServerLimits {
+        ServerLimits {
+            queue: self.max_queue,
+            sequence_tokens: self.max_sequence_tokens,
+            cache_rows: self.cache_tokens,
+            step_rows: self.step_tokens,
+        }
+    }
+}
+
 /// A server that is ready to accept connections.
 pub(super) struct RunningServer {
     /// The server without its connections.
@@ -96,12 +154,14 @@ pub(super) struct RunningServer {
     /// The handle to the model's thread.
     pub(super) client: Client,
     thread: JoinHandle<()>,
+    /// The other models of the server.
+    others: Vec<(Client, JoinHandle<()>)>,
 }
 
 impl Serve {
     /// Runs the subcommand.
     pub fn run(self) -> anyhow::Result<()> {
-        let named = self.named()?;
+        let Named { adapters, ensembles } = self.named()?;
         let api_key = self.api_key_file.as_deref().map(read_key).transpose()?;
         let tls = match (&self.tls_cert, &self.tls_key) {
             (Some(certificate), Some(key)) => {
@@ -114,26 +174,18 @@ impl Serve {
         let session = progress::open(&options)?;
         let serving = ServerOptions {
             api_key,
-            max_body_bytes: self.limits.max_body_bytes,
-            request_seconds: self.limits.max_seconds,
-            header_seconds: self.limits.max_read_seconds,
-            body_seconds: self.limits.max_read_seconds,
-            max_connections: self.limits.max_connections,
             prompt_embeds: self.enable_prompt_embeds,
             tls,
             cors_origins: self.cors_origin.clone(),
-            ..ServerOptions::default()
+            ..self.limits.options()
         };
-        let limits = ServerLimits {
-            queue: self.limits.max_queue,
-            sequence_tokens: self.limits.max_sequence_tokens,
-            cache_rows: self.limits.cache_tokens,
-            step_rows: self.limits.step_tokens,
-        };
-        let deployed = deploy(session, limits, serving)?;
-        for tuned in named {
+        let deployed = deploy(session, self.limits.limits(), serving)?;
+        for tuned in adapters {
             let served = Served::tuned(&tuned.name, &tuned.argument(), &tuned.adapter)?;
             deployed.client.load(served, tuned.adapter)?;
+        }
+        for (served, adapters) in ensembles {
+            deployed.client.load_ensemble(served, adapters)?;
         }
         let reserved = deployed.client.models().iter().map(|served| served.name.clone()).collect();
         let folder =
@@ -141,58 +193,41 @@ impl Serve {
         self.listen(deployed, folder)
     }
 
-    /// The adapters that the command line names.
-    fn named(&self) -> anyhow::Result<Vec<Tuned>> {
-        let mut named: Vec<Tuned> = Vec::new();
+    /// The adapters and ensembles that the command line names.
+    fn named(&self) -> anyhow::Result<Named> {
+        let mut names = vec![self.model.clone()];
+        let mut named = Named { adapters: Vec::new(), ensembles: Vec::new() };
         for given in &self.adapters {
-            let (Some(name), folder) = split_name(given) else {
-                let problem = format!("--adapter {given}: expected NAME=DIR, found no name");
-                return Err(gneiss::Error::Invalid(problem).into());
-            };
-            check_name(name)?;
-            if name == self.model || named.iter().any(|tuned| tuned.name == name) {
-                let problem =
-                    format!("--adapter {given}: expected a name of its own, found that another model has it");
-                return Err(gneiss::Error::Invalid(problem).into());
-            }
+            let (name, folder) = own_name(&format!("--adapter {given}"), given, "NAME=DIR", &mut names)?;
             let mut tuned = Tuned::read_all(&[folder])?.remove(0);
             super::warn_about(&tuned.adapter);
-            tuned.name = name.to_owned();
-            named.push(tuned);
+            tuned.name = name;
+            named.adapters.push(tuned);
+        }
+        for given in &self.ensembles {
+            let option = format!("--ensemble {given}");
+            let (name, folders) = own_name(&option, given, "NAME=DIR,DIR,...", &mut names)?;
+            let folders = folders.to_string_lossy();
+            let folders: Vec<PathBuf> = folders
+                .split(',')
+                .map(str::trim)
+                .filter(|folder| !folder.is_empty())
+                .map(PathBuf::from)
+                .collect();
+            let tuned = Tuned::read_all(&folders).with_context(|| option)?;
+            tuned.iter().for_each(|tuned| super::warn_about(&tuned.adapter));
+            let served = Served::ensemble(&name, &tuned)?;
+            named.ensembles.push((served, tuned.into_iter().map(|tuned| tuned.adapter).collect()));
         }
         Ok(named)
     }
 
     fn listen(self, deployed: RunningServer, folder: Option<AdapterFolder>) -> anyhow::Result<()> {
-        let (app, client) = (deployed.app.clone(), deployed.client.clone());
-        let runtime = runtime()?;
-        let outcome = runtime.block_on(async {
-            let listeners = self.listen.bind().await?;
-            let addresses: Vec<_> =
-                listeners.iter().map(tokio::net::TcpListener::local_addr).collect::<Result<_, _>>()?;
-            for address in addresses.iter().filter(|address| !address.ip().is_loopback()) {
-                if self.api_key_file.is_none() {
-                    eprintln!(
-                        "warning: {address} can be reached from other machines, and there is no --api-key-file"
-                    );
-                }
-            }
-            if let Some(folder) = folder {
-                watch_folder(folder, client.clone());
-            }
-            for served in client.models().iter() {
-                describe(served);
-            }
-            let scheme = if self.tls_cert.is_some() { "https" } else { "http" };
-            // Scripts wait for these lines.
-            for address in addresses {
-                println!("listening on {scheme}://{address}");
-            }
-            std::io::stdout().flush()?;
-            gneiss::serve::serve(listeners, app, shutdown_signal()).await?;
-            anyhow::Ok(())
-        });
-        drop(runtime);
+        if let Some(folder) = folder {
+            watch_folder(folder, deployed.client.clone());
+        }
+        let scheme = if self.tls_cert.is_some() { "https" } else { "http" };
+        let outcome = listen(&self.listen, scheme, self.api_key_file.is_some(), &deployed);
         let ended = deployed.end();
         outcome?;
         ended?;
@@ -201,12 +236,57 @@ impl Serve {
     }
 }
 
+/// Serves until Ctrl-C or SIGTERM.
+pub(super) fn listen(
+    listen: &Listen,
+    scheme: &str,
+    has_key: bool,
+    deployed: &RunningServer,
+) -> anyhow::Result<()> {
+    let runtime = runtime()?;
+    runtime.block_on(async {
+        let listeners = listen.bind().await?;
+        let addresses: Vec<_> =
+            listeners.iter().map(tokio::net::TcpListener::local_addr).collect::<Result<_, _>>()?;
+        for address in addresses.iter().filter(|address| !address.ip().is_loopback() && !has_key) {
+            eprintln!(
+                "warning: {address} can be reached from other machines, and there is no --api-key-file"
+            );
+        }
+        for client in
+            std::iter::once(&deployed.client).chain(deployed.others.iter().map(|(client, _)| client))
+        {
+            client.models().iter().for_each(|served| describe(served));
+        }
+        // Scripts wait for these lines.
+        for address in addresses {
+            println!("listening on {scheme}://{address}");
+        }
+        std::io::stdout().flush()?;
+        gneiss::serve::serve(listeners, deployed.app.clone(), shutdown_signal()).await?;
+        anyhow::Ok(())
+    })
+}
+
 impl RunningServer {
-    /// Ends the model's thread after it has answered every request.
+    /// Adds the routes of `platform`.
+    pub(super) fn with_platform(self, platform: Platform) -> Self {
+        Self { app: self.app.with_platform(platform), ..self }
+    }
+
+    /// Serves the models of `others` too.
+    pub(super) fn with_others(self, others: Vec<Self>) -> Self {
+        let (apps, others) = others.into_iter().map(|one| (one.app, (one.client, one.thread))).unzip();
+        Self { app: self.app.with_others(apps), others, ..self }
+    }
+
+    /// Ends the models' threads after they have answered every request.
     pub(super) fn end(self) -> anyhow::Result<()> {
-        self.client.end();
         drop(self.app);
-        anyhow::ensure!(self.thread.join().is_ok(), "the model's thread ended by a panic");
+        for (client, thread) in std::iter::once((self.client, self.thread)).chain(self.others) {
+            client.end();
+            anyhow::ensure!(thread.join().is_ok(), "a model's thread ended by a panic");
+        }
         Ok(())
     }
 }
@@ -216,16 +296,40 @@ pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
 }
 
-/// Moves the model of `session` to a thread of its own, and returns a server for it that does not accept connections yet.
+/// Starts a thread for the model of `session`, and returns a server for it that does not accept connections yet.
 pub(super) fn deploy(
     session: Session,
     limits: ServerLimits,
     options: ServerOptions,
 ) -> anyhow::Result<RunningServer> {
+    deploy_sharing(&session, limits, options, &SharedParts::new())
+}
+
+/// What the models of one server share.
+pub(super) struct SharedParts {
+    /// Whose turn it is to use the device.
+    pub(super) turns: Arc<DeviceTurns>,
+    metrics: Arc<Metrics>,
+}
+
+impl SharedParts {
+    /// Parts that nothing uses yet.
+    pub(super) fn new() -> Self {
+        Self { turns: DeviceTurns::new(), metrics: Arc::default() }
+    }
+}
+
+/// As [`deploy`], with a model and a device that others use too.
+pub(super) fn deploy_sharing(
+    session: &Session,
+    limits: ServerLimits,
+    options: ServerOptions,
+    shared: &SharedParts,
+) -> anyhow::Result<RunningServer> {
     let limits = gneiss::serve::serving_limits(&session.model, limits)?;
     let template = find_chat_template(&session::locate(&session.id)?)?;
     let Session { model, tokenizer, id, .. } = session;
-    let metrics = Arc::<Metrics>::default();
+    let (metrics, turns) = (shared.metrics.clone(), shared.turns.clone());
     let counted = metrics.clone();
     let on_step = move |step: worker::StepMetrics| {
         counted.count_step(step);
@@ -233,16 +337,17 @@ pub(super) fn deploy(
             super::warn(format_args!("the device ran out of memory: steps have at most {rows} rows for now"));
         }
     };
-    let (client, thread) = worker::start(model, Served::base(&id), limits, on_step)?;
-    let app = App::new(client.clone(), tokenizer, template, id, options)?.with_metrics(metrics);
+    let (client, thread) = worker::start_sharing(model.clone(), Served::base(id), limits, turns, on_step)?;
+    let app =
+        App::new(client.clone(), tokenizer.clone(), template, id.clone(), options)?.with_metrics(metrics);
     if let Some(problem) = app.chat_problem() {
         eprintln!("warning: the checkpoint's chat template can't be used, and chats are refused: {problem}");
     }
-    Ok(RunningServer { app, client, thread })
+    Ok(RunningServer { app, client, thread, others: Vec::new() })
 }
 
 /// The key in a file of one line.
-fn read_key(path: &Path) -> gneiss::Result<String> {
+pub(super) fn read_key(path: &Path) -> gneiss::Result<String> {
     let text = std::fs::read_to_string(path).map_err(gneiss::Error::io(path))?;
     let key = text.trim();
     if key.is_empty() || key.lines().count() != 1 || !key.chars().all(|c| c.is_ascii_graphic()) {
@@ -256,6 +361,11 @@ fn read_key(path: &Path) -> gneiss::Result<String> {
 
 fn describe(served: &Served) {
     let what = match (&served.folder, &served.task) {
+        (None, _) if !served.members.is_empty() => {
+            let folders = served.members.iter().filter_map(|member| member.folder.as_ref());
+            let folders: Vec<String> = folders.map(|folder| folder.display().to_string()).collect();
+            format!("an ensemble of {}", folders.join(", "))
+        }
         (None, _) => "the base model".to_owned(),
         (Some(folder), Some(task)) => {
             format!("{} virtual tokens, {}, {}", served.virtual_tokens, task.task, folder.display())

@@ -12,7 +12,7 @@ use super::{eval, find_lr, learning_curve, progress, text};
 use clap::Args;
 use gneiss::config::{Config, Task};
 use gneiss::data::{Dataset, Template};
-use gneiss::evaluate::{Evaluation, test_file};
+use gneiss::evaluate::{Batching, Evaluation, test_file};
 use gneiss::prompt::Tuned;
 use gneiss::ranks::Alone;
 use gneiss::run::Run;
@@ -99,7 +99,7 @@ impl Tutorial {
             step(7);
         }
         let tuned = Tuned::read_all(std::slice::from_ref(&folder))?;
-        let evaluation = eval::evaluate(&order.config, &session, &tuned, &folder)?;
+        let evaluation = eval::evaluate(&order.config, &session, &tuned, Batching::ByTurns, &folder)?;
         if show {
             eval::print(&evaluation);
         }

@@ -65,4 +65,17 @@ impl InputHead {
         }
         Ok(())
     }
+
+    /// Checks the inputs of all examples of the file that `data.` and `split` name.
+    ///
+    /// # Errors
+    /// Returns [`Error::Invalid`] with the line of the first input that begins otherwise or has no token after the head.
+    pub fn check_all(&self, split: &str, examples: &[Example]) -> Result<()> {
+        for example in examples {
+            self.check(&example.input).map_err(|problem| {
+                Error::Invalid(format!("data.{split}, line {}: {problem}", example.line))
+            })?;
+        }
+        Ok(())
+    }
 }

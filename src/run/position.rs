@@ -25,11 +25,7 @@ pub(super) fn before<const N: usize>(
     let train = files.iter().find_map(|(_, file)| *file).map_or(&[][..], |(_, encoded)| &encoded.examples);
     let head = InputHead::find(encoder, train)?;
     for (split, (_, encoded)) in files.into_iter().filter_map(|(split, file)| Some((split, file?))) {
-        for example in &encoded.examples {
-            head.check(&example.input).map_err(|problem| {
-                Error::Invalid(format!("data.{split}, line {}: {problem}", example.line))
-            })?;
-        }
+        head.check_all(split, &encoded.examples)?;
     }
     Ok(Some(head))
 }

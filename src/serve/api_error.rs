@@ -14,7 +14,7 @@ pub(super) const ACCEPTED_ENCODINGS: &str = "gzip, deflate";
 
 /// Why a request gets no answer.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct ApiError {
+pub(crate) struct ApiError {
     pub status: StatusCode,
     /// A code for programs.
     pub code: &'static str,

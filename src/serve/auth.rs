@@ -5,7 +5,8 @@ use crate::serve::api_error::ApiError;
 use axum::http::{HeaderMap, StatusCode, header};
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use std::sync::{Mutex, PoisonError};
+use ring::hmac;
+use serde::{Deserialize, Serialize};
 use std::time::{Duration, SystemTime};
 use subtle::ConstantTimeEq;
 
@@ -18,22 +19,39 @@ const LIFETIME: Duration = Duration::from_secs(12 * 3600);
 const KEY_HEADERS: [&str; 2] = ["api-key", "x-api-key"];
 
 /// Checks whether a client may use the server.
-pub(super) struct Auth {
+pub(crate) struct Auth {
     key: Option<String>,
-    /// Valid tokens, the newest last. There are never more than three, because a new one is made only when half of the
-    /// last one's lifetime has passed.
-    tokens: Mutex<Vec<IssuedToken>>,
+    /// Signs tokens. It depends on the key, so that another key makes the tokens of this one invalid.
+    signer: hmac::Key,
 }
 
-struct IssuedToken {
-    token: String,
-    since: SystemTime,
+/// Which of watsonx's two products a client expects. They differ in the addresses of files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Product {
+    /// IBM Cloud: addresses of files are complete URLs.
+    Cloud,
+    /// Cloud Pak for Data: addresses of files are paths.
+    CloudPak,
+}
+
+/// The payload of a token.
+#[derive(Serialize, Deserialize)]
+struct Claims {
+    sub: String,
+    product: Product,
+    /// Seconds since 1970.
+    iat: u64,
+    /// Seconds since 1970.
+    exp: u64,
 }
 
 impl Auth {
+    /// Tokens are signed with `secret`; a server with the same secret and key accepts them.
+    ///
     /// # Errors
     /// Returns an error if no request could have the key.
-    pub fn new(key: Option<String>) -> crate::Result<Self> {
+    pub fn new(key: Option<String>, secret: &[u8; 32]) -> crate::Result<Self> {
         if let Some(key) = &key {
             let printable = key.bytes().all(|byte| byte.is_ascii_graphic());
             if key.is_empty() || key.len() > MAX_KEY_BYTES || !printable {
@@ -43,7 +61,9 @@ impl Auth {
                 )));
             }
         }
-        Ok(Self { key, tokens: Mutex::new(Vec::new()) })
+        let secret = hmac::Key::new(hmac::HMAC_SHA256, secret);
+        let derived = hmac::sign(&secret, key.as_deref().unwrap_or_default().as_bytes());
+        Ok(Self { key, signer: hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref()) })
     }
 
     /// Accepts a request that has the key, or a token that was issued for it, as `Authorization: Bearer KEY` or in one
@@ -53,7 +73,7 @@ impl Auth {
     /// Returns 401 for every other request.
     pub fn check(&self, headers: &HeaderMap) -> Result<(), ApiError> {
         let Some(key) = &self.key else { return Ok(()) };
-        let passes = |given: &[u8]| is_equal(key.as_bytes(), given) || self.is_issued(given);
+        let passes = |given: &[u8]| is_equal(key.as_bytes(), given) || self.claims(given).is_some();
         let bearers =
             headers.get_all(header::AUTHORIZATION).iter().filter_map(|value| bearer(value.as_bytes()));
         let keys = KEY_HEADERS.iter().flat_map(|name| headers.get_all(*name)).map(|value| value.as_bytes());
@@ -76,37 +96,57 @@ impl Auth {
         }
     }
 
-    fn is_issued(&self, given: &[u8]) -> bool {
-        let tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_valid = |issued: &&IssuedToken| age(issued) < LIFETIME;
-        // Every token is compared, so that the time reveals nothing.
-        tokens
-            .iter()
-            .filter(is_valid)
-            .fold(false, |is_issued, issued| is_equal(issued.token.as_bytes(), given) | is_issued)
+    /// The payload of a valid token.
+    fn claims(&self, token: &[u8]) -> Option<Claims> {
+        let token = std::str::from_utf8(token).ok().filter(|token| token.len() <= MAX_KEY_BYTES)?;
+        let (signed, signature) = token.rsplit_once('.')?;
+        let signature = BASE64_URL_SAFE_NO_PAD.decode(signature).ok()?;
+        hmac::verify(&self.signer, signed.as_bytes(), &signature).ok()?;
+        let payload = BASE64_URL_SAFE_NO_PAD.decode(signed.split_once('.')?.1).ok()?;
+        let claims: Claims = serde_json::from_slice(&payload).ok()?;
+        (claims.exp > calendar::seconds(SystemTime::now())).then_some(claims)
     }
 
-    /// A token for a client that knows the key, in the form of a JWT, whose `exp` clients read.
+    /// The product that the client of a request with `headers` expects: that of its token.
+    pub fn product(&self, headers: &HeaderMap) -> Product {
+        let bearers = headers.get_all(header::AUTHORIZATION).iter();
+        let mut claims = bearers.filter_map(|value| self.claims(bearer(value.as_bytes())?));
+        claims.next().map_or(Product::CloudPak, |claims| claims.product)
+    }
+
+    /// A token for a client that knows the key: a JWT, whose `exp` clients read.
     ///
     /// # Errors
     /// Returns 401 if the key is wrong.
-    pub fn authorize(&self, given: &str) -> Result<String, ApiError> {
+    pub fn authorize(&self, given: &str, product: Product) -> Result<String, ApiError> {
         if let Some(key) = &self.key
             && !is_equal(key.as_bytes(), given.as_bytes())
         {
             return Err(unauthorized("expected this server's key as `password` or `api_key`"));
         }
-        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        tokens.retain(|issued| age(issued) < LIFETIME);
-        match tokens.last() {
-            Some(issued) if age(issued) < LIFETIME / 2 => Ok(issued.token.clone()),
-            _ => {
-                let since = SystemTime::now();
-                let token = token(since);
-                tokens.push(IssuedToken { token: token.clone(), since });
-                Ok(token)
-            }
-        }
+        self.token(product, SystemTime::now())
+    }
+
+    fn token(&self, product: Product, since: SystemTime) -> Result<String, ApiError> {
+        let (iat, exp) = (calendar::seconds(since), calendar::seconds(since + LIFETIME));
+        let claims = Claims { sub: "gneiss".into(), product, iat, exp };
+        let payload = serde_json::to_vec(&claims).map_err(|error| ApiError::internal(error.to_string()))?;
+        let [header, payload] = [&br#"{"alg":"HS256","typ":"JWT"}"#[..], &payload]
+            .map(|part| BASE64_URL_SAFE_NO_PAD.encode(part));
+        let signed = format!("{header}.{payload}");
+        let signature = BASE64_URL_SAFE_NO_PAD.encode(hmac::sign(&self.signer, signed.as_bytes()));
+        Ok(format!("{signed}.{signature}"))
+    }
+
+    /// A signature of `text`, for an address that has its own permission.
+    pub fn sign(&self, text: &str) -> String {
+        BASE64_URL_SAFE_NO_PAD.encode(hmac::sign(&self.signer, format!("file {text}").as_bytes()))
+    }
+
+    /// Whether `signature` is that of `text`, in a time that does not depend on the position of the difference.
+    pub fn has_signed(&self, text: &str, signature: &str) -> bool {
+        let Ok(signature) = BASE64_URL_SAFE_NO_PAD.decode(signature) else { return false };
+        hmac::verify(&self.signer, format!("file {text}").as_bytes(), &signature).is_ok()
     }
 }
 
@@ -114,10 +154,6 @@ impl Auth {
 fn bearer(value: &[u8]) -> Option<&[u8]> {
     let scheme = value.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"Bearer "));
     scheme.then(|| value[7..].trim_ascii())
-}
-
-fn age(issued: &IssuedToken) -> Duration {
-    issued.since.elapsed().unwrap_or_default()
 }
 
 fn unauthorized(message: &str) -> ApiError {
@@ -138,19 +174,14 @@ fn is_equal(expected: &[u8], given: &[u8]) -> bool {
     (padded(expected).ct_eq(&padded(given)) & lengths).into()
 }
 
-/// Header, payload and 32 random bytes. The last part is no signature: the server keeps the tokens that it has issued.
-fn token(since: SystemTime) -> String {
-    let (issued, expires) = (calendar::seconds(since), calendar::seconds(since + LIFETIME));
-    let payload = serde_json::json!({"sub": "gneiss", "iat": issued, "exp": expires}).to_string();
-    let secret: [u8; 32] = rand::random();
-    let parts: [&[u8]; 3] = [br#"{"alg":"none","typ":"JWT"}"#, payload.as_bytes(), &secret];
-    parts.map(|part| BASE64_URL_SAFE_NO_PAD.encode(part)).join(".")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use axum::http::HeaderValue;
+
+    fn auth(key: &str) -> Auth {
+        Auth::new(Some(key.into()), &[7; 32]).unwrap()
+    }
 
     fn with(value: &str) -> HeaderMap {
         HeaderMap::from_iter([(header::AUTHORIZATION, HeaderValue::from_str(value).unwrap())])
@@ -158,7 +189,7 @@ mod tests {
 
     #[test]
     fn key_and_its_tokens_are_accepted() {
-        let auth = Auth::new(Some("secret-key".into())).unwrap();
+        let auth = auth("secret-key");
         assert!(auth.check(&with("Bearer secret-key")).is_ok());
         assert!(auth.check(&with("bearer secret-key")).is_ok());
         for wrong in
@@ -167,16 +198,15 @@ mod tests {
             assert_eq!(auth.check(&with(wrong)).unwrap_err().status, StatusCode::UNAUTHORIZED, "{wrong}");
         }
         assert!(auth.check(&HeaderMap::new()).is_err());
-        assert!(auth.authorize("other").is_err());
-        let token = auth.authorize("secret-key").unwrap();
-        assert_eq!(auth.authorize("secret-key").unwrap(), token, "a fresh token is given again");
+        assert!(auth.authorize("other", Product::CloudPak).is_err());
+        let token = auth.authorize("secret-key", Product::CloudPak).unwrap();
         assert!(auth.check(&with(&format!("Bearer {token}"))).is_ok());
         assert_eq!(token.split('.').count(), 3);
     }
 
     #[test]
     fn key_headers_of_other_clients_are_accepted() {
-        let auth = Auth::new(Some("secret-key".into())).unwrap();
+        let auth = auth("secret-key");
         let check = |headers: &[(&'static str, &str)]| {
             let pairs = headers.iter().map(|(name, value)| {
                 (axum::http::HeaderName::from_static(name), HeaderValue::from_str(value).unwrap())
@@ -187,7 +217,7 @@ mod tests {
         assert_eq!(check(&[("x-api-key", "secret-key")]), Ok(()));
         assert_eq!(check(&[("authorization", "Bearer  secret-key")]), Ok(()));
         assert_eq!(check(&[("authorization", "Bearer none"), ("api-key", "secret-key")]), Ok(()));
-        let token = auth.authorize("secret-key").unwrap();
+        let token = auth.authorize("secret-key", Product::Cloud).unwrap();
         assert_eq!(check(&[("x-api-key", &token)]), Ok(()));
         for (headers, words) in [
             (&[("api-key", "secret")][..], "is not this server's"),
@@ -203,20 +233,53 @@ mod tests {
     }
 
     #[test]
-    fn old_token_is_refused() {
-        let auth = Auth::new(Some("k".into())).unwrap();
-        let token = auth.authorize("k").unwrap();
-        auth.tokens.lock().unwrap()[0].since -= LIFETIME;
-        assert!(auth.check(&with(&format!("Bearer {token}"))).is_err());
-        assert_ne!(auth.authorize("k").unwrap(), token);
-        assert_eq!(auth.tokens.lock().unwrap().len(), 1);
+    fn old_and_changed_tokens_are_refused() {
+        let key = auth("k");
+        let since = |age| SystemTime::now() - age;
+        let passes = |auth: &Auth, token: &str| auth.check(&with(&format!("Bearer {token}"))).is_ok();
+        let token = key.token(Product::Cloud, since(LIFETIME - Duration::from_secs(60))).unwrap();
+        assert!(passes(&key, &token));
+        assert!(!passes(&key, &key.token(Product::Cloud, since(LIFETIME)).unwrap()));
+        let (signed, signature) = token.rsplit_once('.').unwrap();
+        let longer = key.token(Product::Cloud, since(Duration::ZERO)).unwrap();
+        let payload = longer.rsplit_once('.').unwrap().0;
+        for changed in [format!("{payload}.{signature}"), format!("{signed}."), signed.to_owned()] {
+            assert!(!passes(&key, &changed), "{changed}");
+        }
+        assert!(!passes(&auth("l"), &token), "another key makes the tokens invalid");
+        assert!(passes(&auth("k"), &token), "a server that was started again has the same secret");
+        assert!(!passes(&Auth::new(Some("k".into()), &[8; 32]).unwrap(), &token));
+    }
+
+    #[test]
+    fn product_is_that_of_the_token() {
+        let auth = Auth::new(None, &[7; 32]).unwrap();
+        for product in [Product::Cloud, Product::CloudPak] {
+            let token = auth.authorize("any", product).unwrap();
+            assert_eq!(auth.product(&with(&format!("Bearer {token}"))), product);
+        }
+        assert_eq!(auth.product(&with("Bearer mine")), Product::CloudPak);
+        assert_eq!(auth.product(&HeaderMap::new()), Product::CloudPak);
+    }
+
+    #[test]
+    fn signatures_are_of_one_text() {
+        let (auth, other) = (auth("k"), auth("l"));
+        let signature = auth.sign("put/a/1");
+        assert!(auth.has_signed("put/a/1", &signature));
+        for (text, signature) in
+            [("get/a/1", signature.as_str()), ("put/a/1", ""), ("put/a/1", "!"), ("put/a/1", "AAAA")]
+        {
+            assert!(!auth.has_signed(text, signature), "{text} {signature}");
+        }
+        assert!(!other.has_signed("put/a/1", &signature));
     }
 
     #[test]
     fn keys_that_no_request_can_have_are_refused() {
         for key in ["", "a b", "a\n", "ä"] {
-            assert!(Auth::new(Some(key.into())).is_err(), "{key:?}");
+            assert!(Auth::new(Some(key.into()), &[7; 32]).is_err(), "{key:?}");
         }
-        assert!(Auth::new(Some("x".repeat(MAX_KEY_BYTES + 1))).is_err());
+        assert!(Auth::new(Some("x".repeat(MAX_KEY_BYTES + 1)), &[7; 32]).is_err());
     }
 }

@@ -17,7 +17,7 @@ const BYTE_ORDER_MARK: &str = "\u{feff}";
 
 /// How large a body may be and how long it may take.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct BodyLimits {
+pub(crate) struct BodyLimits {
     /// Most bytes, compressed and decompressed.
     pub bytes: usize,
     /// Most seconds until the body is complete.
@@ -29,7 +29,7 @@ pub(super) struct BodyLimits {
 /// # Errors
 /// Returns 413 if there are too many bytes, compressed or decompressed; 408 if they take too long; 415 if the encoding
 /// is not supported; 400 if the connection breaks or the body does not have its encoding.
-pub(super) async fn read(limits: BodyLimits, headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
+pub(crate) async fn read(limits: BodyLimits, headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
     let most = limits.bytes;
     let announced =
         headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
@@ -72,7 +72,7 @@ fn too_large(most: usize) -> ApiError {
 ///
 /// # Errors
 /// Returns 400, with the position, if the body is not UTF-8 or not JSON, or is another JSON value than an object.
-pub(super) fn object(bytes: &[u8]) -> Result<Map<String, Value>, ApiError> {
+pub(crate) fn object(bytes: &[u8]) -> Result<Map<String, Value>, ApiError> {
     let text = std::str::from_utf8(bytes).map_err(|error| not_utf8(bytes, error))?;
     match serde_json::from_str(text) {
         Ok(Value::Object(map)) => Ok(map),
@@ -152,7 +152,7 @@ fn python(text: &str, error: &serde_json::Error) -> Option<String> {
 }
 
 /// A value in an error message: short, and with its type visible.
-pub(super) fn describe(value: &Value) -> String {
+pub(crate) fn describe(value: &Value) -> String {
     match value {
         Value::Array(items) => format!("a list of {}", items.len()),
         Value::Object(_) => "an object".into(),

@@ -6,7 +6,7 @@
 use super::fields::IGNORED;
 use crate::{Error, Result};
 use axum::Router;
-use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::map_response;
 use axum::response::Response;
 use std::time::Duration;
@@ -59,6 +59,18 @@ pub(super) fn allow(router: Router, layer: CorsLayer) -> Router {
         response
     };
     router.layer(layer).layer(map_response(no_content))
+}
+
+/// Whether a page of another origin sends this request, and it could change something: a browser sends it even if the
+/// page may not read the answer. `own` is the server's origin as the client wrote it.
+pub(super) fn is_from_another_page(method: &Method, headers: &HeaderMap, own: Option<&str>) -> bool {
+    let only_reads = matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
+        && !headers.contains_key(header::UPGRADE);
+    let is_other = |value: &HeaderValue| Some(value.as_bytes()) != own.map(str::as_bytes);
+    let is_other_site = |value: &HeaderValue| !matches!(value.as_bytes(), b"same-origin" | b"none");
+    !only_reads
+        && (headers.get(header::ORIGIN).is_some_and(is_other)
+            || headers.get("sec-fetch-site").is_some_and(is_other_site))
 }
 
 /// An origin as browsers write it: scheme, host and port, in lower case, without the scheme's default port.

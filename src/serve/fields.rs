@@ -27,7 +27,7 @@ const MAX_NAME_CHARS: usize = 64;
 
 /// The fields of an object in a request.
 #[derive(Debug)]
-pub(super) struct FieldTable {
+pub(crate) struct FieldTable {
     /// The request that has these fields, as the documentation calls it.
     pub request: &'static str,
     /// Fields that have an effect.
@@ -42,7 +42,7 @@ pub(super) struct FieldTable {
 
 /// Fields that are refused, unless their values mean that they are off.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct RefusedFields {
+pub(crate) struct RefusedFields {
     /// Their names. A name that ends in `*` stands for all names with this beginning.
     pub names: &'static [&'static str],
     /// Values that mean that a field is off.
@@ -53,7 +53,7 @@ pub(super) struct RefusedFields {
 
 /// Values that mean that a field is off.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Off {
+pub(crate) enum Off {
     /// `null`.
     Null,
     /// `null` and `true`.
@@ -69,7 +69,7 @@ pub(super) enum Off {
 }
 
 /// Fields that are refused unless they are off.
-const fn refused(names: &'static [&'static str], off: Off, hint: &'static str) -> RefusedFields {
+pub(crate) const fn refused(names: &'static [&'static str], off: Off, hint: &'static str) -> RefusedFields {
     RefusedFields { names, off, hint }
 }
 
@@ -96,12 +96,17 @@ impl Off {
 
 /// Names of fields that were ignored.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Ignored(Vec<String>);
+pub(crate) struct Ignored(Vec<String>);
 
 impl Ignored {
     /// Adds a name.
     pub fn note(&mut self, name: String) {
         self.0.push(name);
+    }
+
+    /// The names.
+    pub fn names(&self) -> &[String] {
+        &self.0
     }
 
     /// Names them in a header of the response.

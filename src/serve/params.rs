@@ -8,11 +8,11 @@ use serde_json::{Map, Value};
 use std::ops::RangeInclusive;
 
 /// The least number over 0: the lower end of a range without 0.
-pub(super) const OVER_0: f64 = f64::MIN_POSITIVE;
+pub(crate) const OVER_0: f64 = f64::MIN_POSITIVE;
 
 /// A JSON object of a request. A key whose value is `null` counts as absent, as with OpenAI.
 #[derive(Clone, Copy)]
-pub(super) struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     map: &'a Map<String, Value>,
     /// Precedes keys in messages.
     prefix: &'static str,
@@ -131,7 +131,7 @@ impl<'a> Fields<'a> {
 }
 
 /// A list of token ids, each under `vocabulary`.
-pub(super) fn token_ids(value: &Value, vocabulary: u32) -> Option<Vec<u32>> {
+pub(crate) fn token_ids(value: &Value, vocabulary: u32) -> Option<Vec<u32>> {
     let id = |value: &Value| u32::try_from(value.as_u64()?).ok().filter(|id| *id < vocabulary);
     value.as_array()?.iter().map(id).collect()
 }

@@ -15,7 +15,7 @@ const NORMALIZED: usize = 4;
 
 /// How a text becomes tokens.
 #[derive(Debug, Clone)]
-pub(super) enum PromptEncoding {
+pub(crate) enum PromptEncoding {
     /// As it is, with or without the special tokens that the tokenizer adds before every text.
     Text { special: bool },
     /// In the verbalizer, as during tuning, and after an instruction if there is one.

@@ -3,14 +3,16 @@
 use super::api::{self, Api};
 use super::api_error::ApiError;
 use super::cors;
+use super::dispatch;
+use super::page;
 use super::paths::{self, cleaned};
 use super::state::{AppState, ModelLabel};
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::uri::{PathAndQuery, Uri};
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{Method, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
-use axum::response::{Html, IntoResponse, Response};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
@@ -19,13 +21,22 @@ use std::any::Any;
 use std::sync::Arc;
 use tower_http::catch_panic::CatchPanicLayer;
 
-/// All routes. A path that matches none of them is tried once more after [`cleaned`] has put its slashes in order.
+/// All routes, and those of the other models of the server.
 pub(super) fn router(state: &Arc<AppState>) -> Router {
+    let routes = dispatch::by_model(routes_of_one(state), state);
+    match &state.cors {
+        Some(layer) => cors::allow(routes, layer.clone()),
+        None => routes,
+    }
+}
+
+/// All routes of one state. A path that matches none of them is tried once more after [`cleaned`] has put its slashes in order.
+pub(super) fn routes_of_one(state: &Arc<AppState>) -> Router {
     let routes = Router::new()
-        .route("/", get(page))
         .route("/health", get(health))
         .route("/metrics", get(metrics))
         .merge(api::routes())
+        .merge(state.platform.as_ref().map_or_else(fixed_routes, |platform| platform.routes.clone()))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .with_state(state.clone());
@@ -34,11 +45,12 @@ pub(super) fn router(state: &Arc<AppState>) -> Router {
         *request.uri_mut() = with_clean_path(request.uri());
         service.call(request)
     };
-    let routes = with_layers(routes.fallback(retry), state);
-    match &state.cors {
-        Some(layer) => cors::allow(routes, layer.clone()),
-        None => routes,
-    }
+    with_layers(routes.fallback(retry), state)
+}
+
+/// The routes that a [`super::Platform`] replaces.
+fn fixed_routes() -> Router<Arc<AppState>> {
+    api::fixed_routes().route("/", get(page::show_try_page))
 }
 
 /// Adds what every request goes through.
@@ -63,13 +75,9 @@ async fn check_and_count(State(state): State<Arc<AppState>>, mut request: Reques
     let api = Api::for_path(&path);
     let label = ModelLabel::default();
     request.extensions_mut().insert(label.clone());
-    let needs_key = !api::WITHOUT_KEY.contains(&path.as_str());
-    let response = if state.is_ending() && !matches!(path.as_str(), "/health" | "/metrics") {
-        ApiError::ending().into_response()
-    } else if needs_key && let Err(error) = state.auth.check(request.headers()) {
-        error.into_response()
-    } else {
-        next.run(request).await
+    let response = match refusal(&state, &request, &path) {
+        Some(error) => error.into_response(),
+        None => next.run(request).await,
     };
     let response = match response.extensions().get::<ApiError>() {
         Some(error) => error.with_body((api.error_body)(error)),
@@ -85,35 +93,47 @@ async fn check_and_count(State(state): State<Arc<AppState>>, mut request: Reques
     response
 }
 
+/// Why a request to a [`cleaned`] path is refused before anyone looks at it.
+pub(super) fn refusal(state: &AppState, request: &Request, path: &str) -> Option<ApiError> {
+    if state.is_ending() && !matches!(path, "/health" | "/metrics") {
+        return Some(ApiError::ending());
+    }
+    if is_from_another_page(state, request) {
+        let message = "this server takes no requests of pages of another origin";
+        return Some(ApiError::new(StatusCode::FORBIDDEN, "other_origin", message));
+    }
+    let has_permission =
+        state.platform.as_ref().is_some_and(|platform| (platform.needs_no_key)(request.method(), path));
+    let needs_key = !has_permission && !api::WITHOUT_KEY.contains(&path);
+    if needs_key { state.auth.check(request.headers()).err() } else { None }
+}
+
+/// Whether a page of another origin sends a request to a server that keeps what clients create.
+fn is_from_another_page(state: &AppState, request: &Request) -> bool {
+    let own = state.origin(request.headers());
+    state.platform.is_some()
+        && cors::is_from_another_page(request.method(), request.headers(), own.as_deref())
+}
+
 /// The answer to a request whose handler panicked.
 fn panicked(_: Box<dyn Any + Send>) -> Response {
     ApiError::internal("the server failed at this request; its log says how").into_response()
 }
 
-/// The page to try the server with: nothing of it comes from elsewhere.
-async fn page() -> Response {
-    const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
-                          connect-src 'self'; img-src data:";
-    let mut response = Html(include_str!("page.html")).into_response();
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    response
-}
-
 async fn health(State(state): State<Arc<AppState>>) -> Response {
-    let (status, word) = match (state.is_ending(), state.client.is_serving()) {
+    let is_serving = state.all().all(|one| one.client.is_serving());
+    let (status, word) = match (state.is_ending(), is_serving) {
         (true, _) => (StatusCode::SERVICE_UNAVAILABLE, "ending"),
         (_, false) => (StatusCode::SERVICE_UNAVAILABLE, "the model's thread has ended"),
         _ => (StatusCode::OK, "ok"),
     };
-    let waiting = state.client.waiting();
-    let models = state.client.models().len();
+    let (waiting, models) = state.counts();
     (status, axum::Json(json!({"status": word, "models": models, "waiting": waiting}))).into_response()
 }
 
 async fn metrics(State(state): State<Arc<AppState>>) -> Response {
-    let text = state.metrics.text(state.client.waiting(), state.client.models().len());
+    let (waiting, models) = state.counts();
+    let text = state.metrics.text(waiting, models);
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }

@@ -2,17 +2,19 @@
 
 use super::router::router;
 use super::state::App;
+use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 /// Most bytes of a request's head.
@@ -36,9 +38,9 @@ pub async fn serve(
     let head = Duration::from_secs_f64(options.header_seconds);
     http.timer(TokioTimer::new()).header_read_timeout(head).max_buf_size(MAX_HEAD_BYTES);
     let places = Arc::new(Semaphore::new(options.max_connections.max(1)));
-    let graceful = GracefulShutdown::new();
+    let (end, ending) = watch::channel(false);
     let mut connections = JoinSet::new();
-    let mut shutdown = std::pin::pin!(shutdown);
+    let mut shutdown = pin!(shutdown);
     loop {
         let accepted = async {
             let place = places.clone().acquire_owned().await;
@@ -55,26 +57,40 @@ pub async fn serve(
         };
         // The pieces of a stream should be sent at once. If this option cannot be set, they are sent a little later.
         let _ = stream.set_nodelay(true);
-        let (http, service, watcher) = (http.clone(), service.clone(), graceful.watcher());
+        let (http, service, ending) = (http.clone(), service.clone(), ending.clone());
         let tls = app.0.tls.clone();
         // A client that disconnects or is too slow ends its connection. No one else needs to know.
         connections.spawn(async move {
             let _place = place;
-            let Some(tls) = tls else {
-                let _ = watcher.watch(http.serve_connection(TokioIo::new(stream), service)).await;
-                return;
-            };
+            let Some(tls) = tls else { return answer(&http, stream, service, ending).await };
             if let Ok(Ok(stream)) = tokio::time::timeout(head, tls.accept(stream)).await {
-                let _ = watcher.watch(http.serve_connection(TokioIo::new(stream), service)).await;
+                answer(&http, stream, service, ending).await;
             }
         });
     }
     drop(listeners);
     app.end();
     let grace = Duration::from_secs_f64(options.grace_seconds);
-    let _ = tokio::time::timeout(grace, graceful.shutdown()).await;
+    let _ = end.send(true);
+    let _ = tokio::time::timeout(grace, async { while connections.join_next().await.is_some() {} }).await;
     connections.shutdown().await;
     Ok(())
+}
+
+/// Answers the requests of a connection; once the server ends, the one in progress only.
+async fn answer(
+    http: &http1::Builder,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    service: TowerToHyperService<Router>,
+    mut ending: watch::Receiver<bool>,
+) {
+    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service).with_upgrades());
+    tokio::select! {
+        _ = connection.as_mut() => return,
+        _ = ending.wait_for(|ending| *ending) => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    let _ = connection.await;
 }
 
 /// The next connection of any listener.

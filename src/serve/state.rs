@@ -6,6 +6,7 @@ use super::body::{self, BodyLimits};
 use super::client::Client;
 use super::cors;
 use super::metrics::Metrics;
+use super::platform::Platform;
 use super::served::Served;
 use super::tls::Tls;
 use crate::checkpoint::TextTokenizer;
@@ -45,6 +46,10 @@ pub struct ServerOptions {
     pub prompt_embeds: bool,
     /// The certificate and key for HTTPS, which IBM's SDK requires; none.
     pub tls: Option<Tls>,
+    /// Signs the tokens of clients; random by default. Servers with the same secret accept each other's tokens.
+    pub token_secret: [u8; 32],
+    /// Other names that requests may use for the base model; none.
+    pub base_aliases: Vec<String>,
     /// Origins of web pages that may use the server, as browsers send them, or `*` for every page; none.
     pub cors_origins: Vec<String>,
 }
@@ -62,6 +67,8 @@ impl Default for ServerOptions {
             max_connections: 1024,
             prompt_embeds: false,
             tls: None,
+            token_secret: rand::random(),
+            base_aliases: Vec::new(),
             cors_origins: Vec::new(),
         }
     }
@@ -69,10 +76,10 @@ impl Default for ServerOptions {
 
 /// The server without its connections.
 #[derive(Clone)]
-pub struct App(pub(super) Arc<AppState>);
+pub struct App(pub(crate) Arc<AppState>);
 
 /// The state that all requests share.
-pub(super) struct AppState {
+pub(crate) struct AppState {
     pub client: Client,
     pub tokenizer: TextTokenizer,
     /// The chat template, or why it cannot be used; `None` if the checkpoint has none.
@@ -91,6 +98,10 @@ pub(super) struct AppState {
     pub tokenizing: Arc<Semaphore>,
     pub tls: Option<TlsAcceptor>,
     pub cors: Option<CorsLayer>,
+    /// What manages models and deployments in place of the routes that describe them.
+    pub platform: Option<Platform>,
+    /// The states of the server's other models.
+    pub others: Vec<Arc<AppState>>,
     ending: AtomicBool,
 }
 
@@ -128,9 +139,11 @@ impl App {
             chat: chat_template.map(|template| Renderer::new(&template)),
             tokenizer,
             model_id,
-            auth: Auth::new(options.api_key.clone())?,
+            auth: Auth::new(options.api_key.clone(), &options.token_secret)?,
             tls: options.tls.as_ref().map(Tls::acceptor).transpose()?,
             cors: cors::layer(&options.cors_origins)?,
+            platform: None,
+            others: Vec::new(),
             options,
             metrics: Arc::default(),
             started: SystemTime::now(),
@@ -148,6 +161,25 @@ impl App {
         Self(Arc::new(AppState { metrics, ..shared }))
     }
 
+    /// Adds the routes of `platform`, which manages models and deployments.
+    #[must_use]
+    pub fn with_platform(self, platform: Platform) -> Self {
+        let shared = Arc::into_inner(self.0).expect("an app that was just made has one owner");
+        Self(Arc::new(AppState { platform: Some(platform), ..shared }))
+    }
+
+    /// Serves the models of `others` too. A request goes to the one that it names.
+    #[must_use]
+    pub fn with_others(self, others: Vec<App>) -> Self {
+        let shared = Arc::into_inner(self.0).expect("an app that was just made has one owner");
+        Self(Arc::new(AppState { others: others.into_iter().map(|other| other.0).collect(), ..shared }))
+    }
+
+    /// Whether the checkpoint has a chat template that can be used.
+    pub fn chats(&self) -> bool {
+        self.0.chats()
+    }
+
     /// Why the checkpoint's chat template cannot be used, if so. Requests to `/v1/chat/completions` are then refused
     /// with this message.
     pub fn chat_problem(&self) -> Option<&str> {
@@ -156,7 +188,7 @@ impl App {
 
     /// Refuses requests from now on, because the server is ending.
     pub(super) fn end(&self) {
-        self.0.ending.store(true, Ordering::Relaxed);
+        self.0.all().for_each(|one| one.ending.store(true, Ordering::Relaxed));
     }
 }
 
@@ -175,19 +207,37 @@ impl AppState {
         Instant::now().checked_add(Duration::from_secs_f64(self.options.request_seconds.min(seconds)))
     }
 
+    /// This state and those of the server's other models.
+    pub fn all(&self) -> impl Iterator<Item = &Self> {
+        std::iter::once(self).chain(self.others.iter().map(|other| &**other))
+    }
+
+    /// Numbers of waiting requests and of models, of the whole server.
+    pub fn counts(&self) -> (usize, usize) {
+        let counts = self.all().map(|one| (one.client.waiting(), one.client.models().len()));
+        counts.fold((0, 0), |sum, count| (sum.0 + count.0, sum.1 + count.1))
+    }
+
+    /// The model of this name among those of this state.
+    pub fn own_model(&self, name: &str) -> Option<Arc<Served>> {
+        let name_of_base = self.options.base_aliases.iter().any(|alias| alias == name);
+        let is_named = |served: &&Arc<Served>| served.name == name || (name_of_base && served.is_base());
+        self.client.models().iter().find(is_named).cloned()
+    }
+
     /// The model of this name.
     ///
     /// # Errors
     /// Returns 404 if there is none.
     pub fn model(&self, name: &str) -> std::result::Result<Arc<Served>, ApiError> {
-        let models = self.client.models();
-        match models.iter().find(|served| served.name == name) {
-            Some(served) => Ok(served.clone()),
-            None => {
-                let names: Vec<String> = models.iter().map(|served| served.name.clone()).collect();
-                Err(ApiError::model_not_found(name, &names))
-            }
-        }
+        self.own_model(name).ok_or_else(|| {
+            let of_one = |one: &Self| {
+                let served: Vec<String> =
+                    one.client.models().iter().map(|served| served.name.clone()).collect();
+                served.into_iter().chain(one.options.base_aliases.iter().cloned()).collect::<Vec<_>>()
+            };
+            ApiError::model_not_found(name, &self.all().flat_map(of_one).collect::<Vec<_>>())
+        })
     }
 
     /// The server's address as the client of a request with `headers` wrote it.
@@ -212,7 +262,7 @@ impl AppState {
 }
 
 /// A request's JSON object, its bytes, and the place for the name of its model.
-pub(super) struct RequestBody {
+pub(crate) struct RequestBody {
     pub object: Map<String, Value>,
     pub bytes: Bytes,
     pub label: ModelLabel,
@@ -220,7 +270,7 @@ pub(super) struct RequestBody {
 
 /// The name of the model that a request is for, set by the request's handler for the metrics.
 #[derive(Clone, Default)]
-pub(super) struct ModelLabel(Arc<OnceLock<String>>);
+pub(crate) struct ModelLabel(Arc<OnceLock<String>>);
 
 impl ModelLabel {
     pub fn set(&self, model: &Served) {

@@ -64,11 +64,13 @@ pub fn models() -> Arc<[Arc<Served>]> {
     let served = |name: &str, virtual_tokens: usize, task: Option<PromptTask>| {
         Arc::new(Served {
             name: name.to_owned(),
+            deployment_id: None,
             folder: (virtual_tokens > 0).then(|| name.into()),
             virtual_tokens,
             template: task.as_ref().map(|task| Template::parse(&task.verbalizer).unwrap()),
             task,
             loaded: SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_700_000_000),
+            members: Vec::new(),
         })
     };
     Arc::from([served(BASE, 0, None), served("dogs", 10, Some(task())), served("plain", 4, None)])
@@ -139,6 +141,17 @@ impl Fake {
     pub fn saying(text: &str) -> Self {
         let bytes = text.as_bytes().to_vec();
         Self::new(move |request, events| say(&bytes, request, &events))
+    }
+
+    /// The same server with a base model of another name, and one tuned prompt.
+    pub fn renamed(self, base: &str, tuned: &str) -> Self {
+        let renamed = |served: &Arc<Served>, name: &str| {
+            Arc::new(Served { name: name.to_owned(), ..(**served).clone() })
+        };
+        let old = models();
+        let new = Arc::from([renamed(&old[0], base), renamed(&old[1], tuned)]);
+        *self.app.0.client.shared.models.write().unwrap() = new;
+        self
     }
 
     /// The one request that reached the worker.

@@ -1,6 +1,8 @@
 //! HTTPS: a certificate and its key, in PEM files.
 
+use crate::files::{write_atomically, write_privately};
 use crate::{Error, Result};
+use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio_rustls::TlsAcceptor;
@@ -19,6 +21,33 @@ pub struct Tls {
 }
 
 impl Tls {
+    /// The certificate and key in `folder`. If there are none, they are made: for `host` and this machine's own names,
+    /// signed by themselves.
+    ///
+    /// # Errors
+    /// Returns an error if they can't be made or written.
+    pub fn self_signed(folder: &Path, host: &str) -> Result<Self> {
+        let files = Self { certificate: folder.join("certificate.pem"), key: folder.join("key.pem") };
+        // The certificate is written last.
+        if files.certificate.is_file() && files.key.is_file() {
+            return Ok(files);
+        }
+        let failed = |error: rcgen::Error| Error::Invalid(format!("a certificate for {host}: {error}"));
+        let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+        if !names.iter().any(|name| name == host) {
+            names.push(host.to_owned());
+        }
+        let mut parameters = CertificateParams::new(names).map_err(failed)?;
+        parameters.distinguished_name = DistinguishedName::new();
+        parameters.distinguished_name.push(DnType::CommonName, "gneiss");
+        let key = KeyPair::generate().map_err(failed)?;
+        let certificate = parameters.self_signed(&key).map_err(failed)?;
+        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        write_privately(&files.key, |out| out.write_all(key.serialize_pem().as_bytes()))?;
+        write_atomically(&files.certificate, |out| out.write_all(certificate.pem().as_bytes()))?;
+        Ok(files)
+    }
+
     /// Accepts connections over HTTPS.
     ///
     /// # Errors
@@ -47,6 +76,22 @@ impl Tls {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn self_signed_certificate_is_made_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().join("tls");
+        let made = Tls::self_signed(&folder, "example.test").unwrap();
+        assert!(made.acceptor().is_ok());
+        let text = std::fs::read_to_string(&made.certificate).unwrap();
+        assert_eq!(Tls::self_signed(&folder, "example.test").unwrap(), made);
+        assert_eq!(std::fs::read_to_string(&made.certificate).unwrap(), text);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            assert_eq!(std::fs::metadata(&made.key).unwrap().permissions().mode() & 0o077, 0);
+        }
+    }
 
     #[test]
     fn invalid_certificates_and_keys_are_rejected_by_file() {

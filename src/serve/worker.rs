@@ -1,6 +1,7 @@
 //! The one thread that owns the model.
 
 use super::client::{Client, Command, SubmitError, WorkerState};
+use super::turns::{DeviceTurn, DeviceTurns};
 use crate::generate::{Engine, Event, PrefixId, SequenceId};
 use crate::model::Decoder;
 use crate::prompt::peft::Adapter;
@@ -13,8 +14,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, PoisonError, RwLock, mpsc};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedSender;
+
+/// How long steps may follow each other while a tuning run waits for the device.
+const LONGEST_TURN: Duration = Duration::from_secs(1);
 
 /// Counts of a step, for the metrics.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -38,9 +42,23 @@ pub struct StepMetrics {
 /// # Errors
 /// Returns an error if the device has no memory for the cache, or the thread cannot start.
 pub fn start(
-    model: Decoder,
+    model: impl Into<Arc<Decoder>>,
     base: Served,
     limits: ServerLimits,
+    on_step: impl Fn(StepMetrics) + Send + 'static,
+) -> Result<(Client, JoinHandle<()>)> {
+    start_sharing(model.into(), base, limits, DeviceTurns::new(), on_step)
+}
+
+/// As [`start`], with a model and a device that others use too, in `turns`.
+///
+/// # Errors
+/// Returns the errors of [`start`].
+pub fn start_sharing(
+    model: Arc<Decoder>,
+    base: Served,
+    limits: ServerLimits,
+    turns: Arc<DeviceTurns>,
     on_step: impl Fn(StepMetrics) + Send + 'static,
 ) -> Result<(Client, JoinHandle<()>)> {
     let (commands, inbox) = mpsc::channel();
@@ -58,7 +76,7 @@ pub fn start(
     let (ready, started) = mpsc::channel();
     let run = move || {
         let _guard = EndGuard(shared.clone());
-        match Worker::new(&model, base, shared, on_step) {
+        match Worker::new(&model, base, shared, turns, on_step) {
             Ok(worker) => {
                 let _ = ready.send(Ok(()));
                 worker.run(&inbox);
@@ -98,10 +116,19 @@ struct Worker<'m, W> {
     /// Number of this thread's requests that are included in [`WorkerState::waiting`].
     counted_waiting: usize,
     ending: bool,
+    turns: Arc<DeviceTurns>,
+    /// The device is this thread's while there is a turn.
+    turn: Option<DeviceTurn>,
 }
 
 impl<'m, W: Fn(StepMetrics)> Worker<'m, W> {
-    fn new(model: &'m Decoder, base: Served, shared: Arc<WorkerState>, on_step: W) -> Result<Self> {
+    fn new(
+        model: &'m Decoder,
+        base: Served,
+        shared: Arc<WorkerState>,
+        turns: Arc<DeviceTurns>,
+        on_step: W,
+    ) -> Result<Self> {
         let mut engine = Engine::new(model, shared.limits.cache_rows, shared.limits.step_rows)?;
         let prefixes = BTreeMap::from([(base.name.clone(), engine.add_prefix(None)?)]);
         Ok(Self {
@@ -115,12 +142,15 @@ impl<'m, W: Fn(StepMetrics)> Worker<'m, W> {
             streams: HashMap::new(),
             counted_waiting: 0,
             ending: false,
+            turns,
+            turn: None,
         })
     }
 
     fn run(mut self, inbox: &Receiver<Command>) {
         loop {
             if self.engine.is_idle() {
+                self.turn = None;
                 if self.ending {
                     return;
                 }
@@ -169,6 +199,10 @@ impl<'m, W: Fn(StepMetrics)> Worker<'m, W> {
                 let loaded = self.load(served, &adapter);
                 let _ = done.send(loaded);
             }
+            Command::LoadEnsemble { served, adapters, done } => {
+                let loaded = self.load_ensemble(served, &adapters);
+                let _ = done.send(loaded);
+            }
             Command::Unload(name) => {
                 if name != self.base.name
                     && let Some(prefix) = self.prefixes.remove(&name)
@@ -185,10 +219,32 @@ impl<'m, W: Fn(StepMetrics)> Worker<'m, W> {
     fn load(&mut self, served: Served, adapter: &Adapter) -> Result<()> {
         let folder = served.folder.as_deref().unwrap_or(Path::new(&served.name));
         adapter.check_fits(folder, &self.base.name, self.model.config())?;
+        self.take_turn();
         let prefix = self.engine.add_prefix(Some(&adapter.prompt))?;
         if let Some(old) = self.prefixes.insert(served.name.clone(), prefix) {
             self.engine.remove_prefix(old);
         }
+        self.served.insert(served.name.clone(), Arc::new(served));
+        self.publish();
+        Ok(())
+    }
+
+    fn load_ensemble(&mut self, served: Served, adapters: &[Adapter]) -> Result<()> {
+        let names = served.members.iter().map(|member| &member.name).chain([&served.name]);
+        if let Some(name) = names.into_iter().find(|name| self.prefixes.contains_key(*name)) {
+            return Err(Error::Invalid(format!(
+                "ensemble {}: expected a name of its own, found that another model is called {name}",
+                served.name
+            )));
+        }
+        self.take_turn();
+        let mut prefixes = Vec::with_capacity(adapters.len());
+        for (member, adapter) in served.members.iter().zip(adapters) {
+            let folder = member.folder.as_deref().unwrap_or(Path::new(&member.name));
+            adapter.check_fits(folder, &self.base.name, self.model.config())?;
+            prefixes.push((member.name.clone(), self.engine.add_prefix(Some(&adapter.prompt))?));
+        }
+        self.prefixes.extend(prefixes);
         self.served.insert(served.name.clone(), Arc::new(served));
         self.publish();
         Ok(())
@@ -219,7 +275,20 @@ impl<'m, W: Fn(StepMetrics)> Worker<'m, W> {
         self.update_waiting();
     }
 
+    /// Waits for the device. A tuning run that waits gets its turn after [`LONGEST_TURN`].
+    fn take_turn(&mut self) {
+        if self.turn.as_ref().is_some_and(|turn| turn.since.elapsed() > LONGEST_TURN)
+            && self.turns.is_wanted()
+        {
+            self.turn = None;
+        }
+        if self.turn.is_none() {
+            self.turn = Some(self.turns.take());
+        }
+    }
+
     fn step(&mut self) {
+        self.take_turn();
         let started = Instant::now();
         let stepped = match self.engine.step() {
             Ok(stepped) => stepped,

@@ -145,8 +145,8 @@ fn a_prompt_of_another_task_is_used_with_a_warning() {
     assert!(!silent.contains("warning"), "{silent}");
 }
 
-/// The card's Python with its gaps filled in, run by the Python that has PEFT. Without `use_cache=False` it goes wrong from
-/// the second token on with PEFT 0.21.2 on transformers 5.24.0 if the prompt is of embeddings; keys and values need the cache.
+/// The card's Python with its gaps filled in, run by the Python that has PEFT. PEFT 0.21.2 on transformers 5.24.0 answers
+/// wrongly with embeddings and a cache, and leaves keys and values out; what the card says to call does neither.
 #[test]
 fn the_python_of_the_card_prints_the_answer_of_gneiss() {
     let Some(python) = crate::common::python::python_with("peft", "GNEISS_REQUIRE_PEFT") else { return };

@@ -16,6 +16,8 @@ mod adapters;
 mod common;
 mod data;
 mod distillation;
+#[cfg(feature = "serve")]
+mod ensembles;
 mod eval;
 mod inspect;
 mod kinds;

@@ -16,6 +16,8 @@ fn place() -> Place {
 #[test]
 fn prompt_after_a_head_is_tuned_and_used() {
     let place = place();
+    let (stdout, _) = texts(&place.gneiss(["inspect", "dogs.toml"]).success());
+    assert!(stdout.contains("position         after 3 tokens, say·dog·:"), "{stdout}");
     place.gneiss(["tune", "dogs.toml"]).success();
     assert_eq!(place.json("runs/dogs/adapter/adapter_config.json")["peft_type"], "GNEISS_PROMPT_TUNING");
     assert_eq!(

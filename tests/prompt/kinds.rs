@@ -407,7 +407,8 @@ fn the_card_of_keys_and_values_says_so() {
     ));
     assert!(prefix.contains("PeftModel.from_pretrained(base, \"DIR\")"), "{prefix}");
     assert!(
-        prefix.contains("model.generate(**inputs, do_sample=False)\n") && !prefix.contains("use_cache"),
+        prefix.contains("base.generate(**inputs, past_key_values=prefix, do_sample=False)\n")
+            && !prefix.contains("use_cache"),
         "{prefix}"
     );
     assert!(!prefix.contains("Frozen"), "{prefix}");

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
 
-const REQUIRED: &str = "GNEISS_REQUIRE_CLIENTS";
-const KEY: &str = "a-key-of-the-tests";
+pub const REQUIRED: &str = "GNEISS_REQUIRE_CLIENTS";
+pub const KEY: &str = "a-key-of-the-tests";
 const CHROMIUM: &str = "/usr/bin/chromium";
 
 /// A prompt's place in the base's: raw bytes are tokens, so any text will do.
@@ -36,10 +36,10 @@ keep = "last"
 "#;
 
 /// What a server is started in: a checkpoint that transformers wrote and prompts that PEFT wrote.
-struct Place(TempDir);
+pub struct Place(TempDir);
 
 impl Place {
-    fn new(python: &Path) -> Self {
+    pub fn new(python: &Path) -> Self {
         let place = Self(tempfile::tempdir().unwrap());
         run(python, "checkpoint.py", &[place.0.path().to_str().unwrap()]);
         for name in ["one", "two"] {
@@ -54,11 +54,11 @@ impl Place {
         place
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_gneiss"));
         command.current_dir(self.0.path()).env("HF_HUB_OFFLINE", "1").args(args);
         command
@@ -66,15 +66,20 @@ impl Place {
 }
 
 /// A server under way; it is ended as an operator would.
-struct Server {
+pub struct Server {
     child: Child,
-    url: String,
+    pub url: String,
 }
 
 impl Server {
     fn start(place: &Place, more: &[&str]) -> Self {
+        Self::start_command(place, "serve", more)
+    }
+
+    /// The same with another subcommand.
+    pub fn start_command(place: &Place, subcommand: &str, more: &[&str]) -> Self {
         let args =
-            ["serve", "--model", "base", "--device", "cpu", "--dtype", "f32", "--listen", "localhost:0"];
+            [subcommand, "--model", "base", "--device", "cpu", "--dtype", "f32", "--listen", "localhost:0"];
         let mut command = place.command(&[&args, more].concat());
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
@@ -87,8 +92,13 @@ impl Server {
         Self { url: url.to_owned(), child }
     }
 
+    /// The process's id.
+    pub fn pid(&self) -> String {
+        self.child.id().to_string()
+    }
+
     /// Asks it to end; what it said on stderr.
-    fn end(mut self) -> String {
+    pub fn end(mut self) -> String {
         let pid = libc::pid_t::try_from(self.child.id()).unwrap();
         // SAFETY: a signal to a child that has not been waited for.
         assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
@@ -109,7 +119,7 @@ impl Drop for Server {
 
 /// Runs a script of this folder, which has to succeed; what it prints.
 #[track_caller]
-fn run(python: &Path, script: &str, args: &[&str]) -> String {
+pub fn run(python: &Path, script: &str, args: &[&str]) -> String {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/serve");
     let output = Command::new(python).arg(folder.join(script)).args(args).output().unwrap();
     let said =
@@ -160,26 +170,35 @@ fn what_no_client_should_send_is_answered_and_survived() {
     let place = Place::new(&python);
     let limits = ["--max-read-seconds", "2", "--max-seconds", "60"];
     let server = Server::start(&place, &[&ADAPTERS[..], &limits].concat());
-    let pid = server.child.id().to_string();
+    let pid = server.pid();
     let args = ["--url", &server.url, "--key", KEY, "--model", "one", "--seconds", "2", "--pid", &pid];
     run(&python, "hostile.py", &args);
     server.end();
 }
 
-/// Screenshots are kept in `target/tmp/serve/`, to be looked at.
-#[test]
-fn the_page_is_clicked_through() {
-    let Some(python) = python() else { return };
+/// Python with a browser's driver, if the browser is there.
+pub fn browser() -> Option<PathBuf> {
     let required = "GNEISS_REQUIRE_CHROMIUM";
     if !Path::new(CHROMIUM).is_file() {
         assert!(std::env::var(required).as_deref() != Ok("1"), "{CHROMIUM} is not there");
-        return eprintln!("skipped: {CHROMIUM} is not there: Debian's package chromium has it");
+        eprintln!("skipped: {CHROMIUM} is not there: Debian's package chromium has it");
+        return None;
     }
-    let Some(browser) = python_with("playwright.sync_api", required) else { return };
+    python_with("playwright.sync_api", required)
+}
+
+/// The folder of screenshots, to be looked at.
+pub fn screenshots(name: &str) -> String {
+    let shots = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::create_dir_all(&shots).unwrap();
+    shots.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn the_page_is_clicked_through() {
+    let (Some(python), Some(browser)) = (python(), browser()) else { return };
     let place = Place::new(&python);
     let server = Server::start(&place, &ADAPTERS);
-    let shots = Path::new(env!("CARGO_TARGET_TMPDIR")).join("serve");
-    std::fs::create_dir_all(&shots).unwrap();
-    run(&browser, "page.py", &[&server.url, "--key", KEY, "--shots", shots.to_str().unwrap()]);
+    run(&browser, "page.py", &[&server.url, "--key", KEY, "--shots", &screenshots("serve")]);
     server.end();
 }

@@ -53,7 +53,17 @@ const FOLDERS: &[(&str, &[&str])] = &[
     ("export", &["prompt", "model", "checkpoint", "data", "batch", "ops", "files", "layout"]),
     ("bench", &["tune", "prompt", "model", "checkpoint", "config", "batch", "ops", "device", "number"]),
     ("check", &["bench", "tune", "prompt", "model", "checkpoint", "config", "batch", "ops", "device"]),
-    ("serve", &["generate", "prompt", "model", "checkpoint", "data", "device", "calendar", "layout"]),
+    (
+        "serve",
+        &["generate", "prompt", "model", "checkpoint", "data", "device", "calendar", "files", "layout"],
+    ),
+    (
+        "watsonx",
+        &[
+            "serve", "report", "run", "session", "tune", "prompt", "config", "data", "device", "calendar",
+            "files", "layout", "checkpoint",
+        ],
+    ),
 ];
 
 /// Whether a file is compiled into tests alone.

@@ -1,12 +1,13 @@
 //! A configuration: its problems, the content of its files, and the cost of a run.
 
+use super::batches::Batches;
 use super::dataset::DatasetReport;
 use super::{Report, line};
 use crate::cli::text;
-use gneiss::batch::{Example, Packing, Passes, PrefixGroup, common_head};
+use gneiss::batch::{Example, Packing, common_head};
 use gneiss::checkpoint::{Checkpoint, TextTokenizer};
-use gneiss::config::{Config, InitMethod, PromptKind};
-use gneiss::data::{Encoder, Template};
+use gneiss::config::{Config, InitMethod, PromptPosition};
+use gneiss::data::{Encoder, InputHead, Template};
 use gneiss::model::{Dtypes, TuningMemory};
 use gneiss::prompt::peft::Adapter;
 use gneiss::prompt::vocabulary;
@@ -22,6 +23,8 @@ pub struct ConfigReport {
     config: String,
     model: String,
     virtual_tokens: usize,
+    /// What stands before the virtual tokens; `None` if they stand at the start.
+    before: Option<Before>,
     /// Tokens of the teacher's text; 0 without one.
     teacher_tokens: usize,
     /// Number of tokens with which all training inputs begin.
@@ -38,6 +41,22 @@ pub struct ConfigReport {
     plan: PlanReport,
     #[serde(skip)]
     plan_text: [String; 2],
+}
+
+/// The head of the inputs that stands before the virtual tokens.
+#[derive(Serialize)]
+struct Before {
+    tokens: usize,
+    text: String,
+}
+
+/// The configuration's files.
+struct Splits {
+    files: Vec<SplitReport>,
+    train: Vec<Example>,
+    /// Tokens of the longest example.
+    longest: usize,
+    before: Option<Before>,
 }
 
 /// How tuning will fit into the memory of the device, bytes; based on the largest step of any epoch.
@@ -64,24 +83,6 @@ struct SplitReport {
     dataset: DatasetReport,
 }
 
-/// Rows that run through the model in the optimizer steps of the first epoch.
-#[derive(Serialize)]
-struct Batches {
-    mean_rows: f64,
-    max_rows: usize,
-    /// The same batches padded to their longest example, with the virtual tokens before each.
-    mean_padded_rows: f64,
-    max_padded_rows: usize,
-    /// Rows of each step, in order.
-    rows: Vec<usize>,
-    /// Rows and target rows that are in memory at once in the largest step.
-    #[serde(skip)]
-    largest: (usize, usize),
-    /// Target rows as a share of all rows.
-    #[serde(skip)]
-    target_share: f64,
-}
-
 /// The memory for tuning, bytes.
 #[derive(Serialize)]
 struct Memory {
@@ -103,7 +104,8 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<ConfigReport>
         Checkpoint::open(&session::locate(&config.model.id)?)?;
     warnings.iter().for_each(crate::cli::warn);
     let template = Template::parse(&config.data.verbalizer)?;
-    let (files, train, longest) = splits(&config, &session::encoder(&config.data, &tokenizer, &template))?;
+    let encoder = session::encoder(&config.data, &tokenizer, &template);
+    let Splits { files, train, longest, before } = Splits::read(&config, &encoder)?;
     let virtual_tokens = virtual_tokens(&config, &tokenizer)?;
     let positions = [virtual_tokens + longest, shape.max_position_embeddings];
     warn_about_positions(positions);
@@ -138,6 +140,7 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<ConfigReport>
         config: path.display().to_string(),
         model: config.model.id.clone(),
         virtual_tokens,
+        before,
         teacher_tokens,
         shared_tokens: shared.len(),
         shared_text: tokenizer.decode(shared, false)?,
@@ -215,31 +218,42 @@ impl PlanReport {
     }
 }
 
-/// All files with their reports, the training examples, and the number of tokens of the longest example.
-fn splits(config: &Config, encoder: &Encoder) -> anyhow::Result<(Vec<SplitReport>, Vec<Example>, usize)> {
-    let data = &config.data;
-    let (mut files, mut train, mut longest) = (Vec::new(), Vec::new(), 0);
-    let mut inputs = Vec::new();
-    for (split, file) in [("train", &data.train), ("validation", &data.validation), ("test", &data.test)] {
-        if file.is_empty() {
-            continue;
+impl Splits {
+    /// Reads and encodes all files. Inputs have to begin with the head after which the virtual tokens stand, if they do.
+    fn read(config: &Config, encoder: &Encoder) -> anyhow::Result<Self> {
+        let data = &config.data;
+        let mut splits = Self { files: Vec::new(), train: Vec::new(), longest: 0, before: None };
+        let (mut inputs, mut head) = (Vec::new(), None);
+        for (split, file) in [("train", &data.train), ("validation", &data.validation), ("test", &data.test)]
+        {
+            if file.is_empty() {
+                continue;
+            }
+            let dataset = session::dataset(file, data)?;
+            let mut report = DatasetReport::new(&dataset);
+            report.warn(&format!("data.{split}: "));
+            let examples = report.encode(&dataset, encoder)?.examples;
+            let longest = examples.iter().map(|e| e.input.len() + e.target.len()).max();
+            splits.longest = splits.longest.max(longest.unwrap_or(0));
+            if split == "train" && config.prompt.position == PromptPosition::AfterHead {
+                head = Some(InputHead::find(encoder, &examples)?);
+            }
+            if let Some(head) = &head {
+                head.check_all(split, &examples)?;
+            }
+            let inputs_shared_with_train = if split == "train" {
+                splits.train = examples;
+                inputs = dataset.records.into_iter().map(|r| r.input).collect::<Vec<_>>();
+                None
+            } else {
+                let there: HashSet<&str> = dataset.records.iter().map(|r| r.input.as_str()).collect();
+                Some(inputs.iter().filter(|input| there.contains(input.as_str())).count())
+            };
+            splits.files.push(SplitReport { split, inputs_shared_with_train, dataset: report });
         }
-        let dataset = session::dataset(file, data)?;
-        let mut report = DatasetReport::new(&dataset);
-        report.warn(&format!("data.{split}: "));
-        let encoded = report.encode(&dataset, encoder)?;
-        longest = encoded.examples.iter().map(|e| e.input.len() + e.target.len()).fold(longest, usize::max);
-        let inputs_shared_with_train = if split == "train" {
-            train = encoded.examples;
-            inputs = dataset.records.into_iter().map(|r| r.input).collect::<Vec<_>>();
-            None
-        } else {
-            let there: HashSet<&str> = dataset.records.iter().map(|r| r.input.as_str()).collect();
-            Some(inputs.iter().filter(|input| there.contains(input.as_str())).count())
-        };
-        files.push(SplitReport { split, inputs_shared_with_train, dataset: report });
+        splits.before = head.map(|head| Before { tokens: head.token_ids.len(), text: head.text });
+        Ok(splits)
     }
-    Ok((files, train, longest))
 }
 
 /// Tokens of the teacher's text; 0 without one.
@@ -265,56 +279,14 @@ fn virtual_tokens(config: &Config, tokenizer: &TextTokenizer) -> anyhow::Result<
     Ok(n)
 }
 
-impl Batches {
-    /// The batches of the first epoch, in the trainer's order.
-    fn count(config: &Config, train: &[Example], virtual_tokens: usize, packing: Packing) -> Self {
-        let options = &config.train;
-        let order = gneiss::tune::epoch_order(train.len(), options, 1);
-        let (mut rows, mut padded) = (Vec::new(), Vec::new());
-        let (mut largest, mut targets) = ((0, 0), 0);
-        for step in order.chunks(options.batch_size * options.accumulate_steps) {
-            let group = PrefixGroup::new(0..virtual_tokens as u32, step.iter().map(|i| &train[*i]));
-            // The vocabulary size numbers the virtual tokens, and doesn't matter here.
-            let passes = match config.prompt.kind {
-                PromptKind::Embeddings => Passes::packed(&[group], packing),
-                PromptKind::Prefix => Passes::after_given(&[group], packing.max_rows, packing.long_above),
-            };
-            let rest = passes
-                .example_passes
-                .iter()
-                .map(|b| (b.ids.len(), b.target_rows.len()))
-                .max()
-                .unwrap_or((0, 0));
-            let alive =
-                (passes.prefix_pass.ids.len() + rest.0, passes.prefix_pass.target_rows.len() + rest.1);
-            largest = largest.max(alive);
-            targets += passes.target_tokens();
-            rows.push(passes.rows());
-            let padded_batch = |batch: &[usize]| {
-                let longest = batch.iter().map(|i| train[*i].input.len() + train[*i].target.len()).max();
-                batch.len() * (virtual_tokens + longest.unwrap_or(0))
-            };
-            padded.push(step.chunks(options.batch_size).map(padded_batch).sum::<usize>());
-        }
-        let mean = |all: &[usize]| all.iter().sum::<usize>() as f64 / all.len() as f64;
-        let max = |all: &[usize]| all.iter().copied().max().unwrap_or(0);
-        Self {
-            mean_rows: mean(&rows),
-            max_rows: max(&rows),
-            mean_padded_rows: mean(&padded),
-            max_padded_rows: max(&padded),
-            largest,
-            target_share: targets as f64 / rows.iter().sum::<usize>() as f64,
-            rows,
-        }
-    }
-}
-
 impl Report for ConfigReport {
     fn print(&self) {
         line("config", format!("{}, valid", self.config));
         line("model", &self.model);
         line("prompt", format!("{} virtual tokens", self.virtual_tokens));
+        if let Some(Before { tokens, text }) = &self.before {
+            line("position", format!("after {tokens} tokens, {}", vocabulary::visible(text)));
+        }
         if self.teacher_tokens > 0 {
             line("teacher", format!("{} tokens of text", self.teacher_tokens));
         }

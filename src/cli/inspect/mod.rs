@@ -1,6 +1,7 @@
 //! `gneiss inspect`: describes a model, adapter, run, dataset or configuration.
 
 mod adapter;
+mod batches;
 mod config;
 pub mod dataset;
 mod keys_values;

@@ -259,6 +259,6 @@ fn print_server(
     println!("\nIn Python:\n");
     println!("  from peft import PeftModel");
     println!("  model = PeftModel.from_pretrained(base_model, {:?})", adapter.display().to_string());
-    println!("  model.generate(**inputs, use_cache=False)");
+    println!("  # how to call generate: {}", adapter.join("README.md").display());
     Ok(())
 }

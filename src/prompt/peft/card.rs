@@ -103,18 +103,11 @@ impl ModelCard {
         let verbalizer = if self.verbalizer.is_empty() { "{{input}}" } else { &self.verbalizer };
         let tokens =
             self.max_output_tokens.map(|most| format!(", max_new_tokens={most}")).unwrap_or_default();
-        // PEFT 0.21 asks transformers for the cache by a name that transformers 5.24 gave up, finds none, and puts
-        // embeddings in front of every new token again: without a cache both are right. Keys and values are in the cache:
-        // with it both are right, and without it PEFT fails.
-        let (comment, cache) = match config.peft_type.prompt_kind() {
-            PromptKind::Embeddings => (
-                "# use_cache=False: with a cache, PEFT 0.21 on transformers 5.24 puts the prompt in again at every token\n",
-                ", use_cache=False",
-            ),
-            PromptKind::Prefix => ("", ""),
-        };
+        let is_prefix = config.peft_type.prompt_kind() == PromptKind::Prefix;
+        let imports = if is_prefix { "import torch\n" } else { "" };
+        let answer = if is_prefix { prefix_answer(&tokens) } else { embeddings_answer(&tokens) };
         format!(
-            "from peft import PeftModel\n\
+            "{imports}from peft import PeftModel\n\
              from transformers import AutoModelForCausalLM, AutoTokenizer\n\
              \n\
              base = AutoModelForCausalLM.from_pretrained({from})\n\
@@ -123,12 +116,34 @@ impl ModelCard {
              \n\
              text = {}.replace(\"{{{{input}}}}\", \"...\")\n\
              inputs = tokenizer(text, return_tensors=\"pt\")\n\
-             {comment}\
-             answer = model.generate(**inputs{tokens}, do_sample=False{cache})\n\
-             print(tokenizer.decode(answer[0], skip_special_tokens=True))\n",
+             {answer}",
             quoted(verbalizer)
         )
     }
+}
+
+/// Python that answers with embeddings. PEFT 0.21 asks transformers for the cache by a name that transformers 5.24 gave up,
+/// finds none, and puts the embeddings in front of every new token again: it is right without a cache.
+fn embeddings_answer(tokens: &str) -> String {
+    format!(
+        "# use_cache=False: with a cache, PEFT 0.21 on transformers 5.24 puts the prompt in again at every token\n\
+         answer = model.generate(**inputs{tokens}, do_sample=False, use_cache=False)\n\
+         print(tokenizer.decode(answer[0], skip_special_tokens=True))\n"
+    )
+}
+
+/// Python that answers with keys and values, which are a cache. `model.generate` gives transformers 5.24 the cache by its old
+/// name beside an empty one by the new name, and the empty one is used; the base model's own `generate` takes either name.
+fn prefix_answer(tokens: &str) -> String {
+    format!(
+        "# base.generate: PEFT 0.21's model.generate leaves the keys and values out on transformers 5.24\n\
+         prefix = model.get_prompt(batch_size=1)\n\
+         length = prefix.get_seq_length()\n\
+         inputs[\"input_ids\"] = torch.nn.functional.pad(inputs[\"input_ids\"], (length, 0))  # ids of virtual tokens are not read\n\
+         inputs[\"attention_mask\"] = torch.ones_like(inputs[\"input_ids\"])\n\
+         answer = base.generate(**inputs, past_key_values=prefix{tokens}, do_sample=False)\n\
+         print(tokenizer.decode(answer[0, length:], skip_special_tokens=True))\n"
+    )
 }
 
 /// Why PEFT reads no prompt that stands after a text.

@@ -243,7 +243,7 @@ fn peft(model: &str, adapter: &Path) -> String {
         "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n\
          base = AutoModelForCausalLM.from_pretrained({})\n\
          model = PeftModel.from_pretrained(base, {})\n\
-         # model.generate(..., use_cache=False): with a cache, PEFT 0.21 on transformers 5.24 puts the prompt in again\n",
+         # how to call generate, so that PEFT uses the prompt: README.md in the folder of the adapter\n",
         pretrained(base, revision),
         quoted(&adapter.display().to_string())
     )

@@ -40,7 +40,12 @@ impl Api {
 /// token.
 pub(super) const WITHOUT_KEY: [&str; 4] = ["/", "/health", watsonx::AUTHORIZE, watsonx::VERSION];
 
-/// The routes of all APIs.
+/// The routes of all APIs, except those that describe the models in watsonx's API.
 pub(super) fn routes() -> Router<Arc<AppState>> {
     Router::new().merge(openai::routes()).merge(watsonx::routes()).merge(gneiss::routes())
+}
+
+/// Routes that describe the models in watsonx's API, for a server without a [`Platform`](super::platform::Platform).
+pub(super) fn fixed_routes() -> Router<Arc<AppState>> {
+    watsonx::fixed_routes()
 }

@@ -44,7 +44,8 @@ async fn the_page_may_load_nothing_from_elsewhere() {
     let policy = answer.headers["content-security-policy"].to_str().unwrap();
     let expected = [
         "default-src 'none'", "style-src 'unsafe-inline'", "script-src 'unsafe-inline'",
-        "connect-src 'self'", "img-src data:",
+        "connect-src 'self'", "img-src data:", "base-uri 'none'", "form-action 'none'",
+        "frame-ancestors 'none'",
     ];
     assert_eq!(policy.split("; ").collect::<Vec<_>>(), expected);
 }

@@ -58,7 +58,10 @@ fn serve_by(
         })
         .collect();
     drop(commands);
-    let worker = Worker::new(model, base, shared.clone(), move |step| seen.borrow_mut().push(step)).unwrap();
+    let worker = Worker::new(model, base, shared.clone(), DeviceTurns::new(), move |step| {
+        seen.borrow_mut().push(step);
+    })
+    .unwrap();
     faults::with(fails, || worker.run(&inbox));
     assert_eq!(shared.waiting.load(Ordering::Relaxed), 0);
     let heard =

@@ -2,6 +2,7 @@
 
 use crate::batch::{PackedBatch, Passes};
 use crate::model::{Decoder, HeadLoss};
+use crate::ops::cross_entropy::LossWeights;
 use crate::tune::teacher::Teacher;
 use crate::{Error, Result};
 use candle_core::Tensor;
@@ -68,7 +69,12 @@ impl<'a> Targets<'a> {
     }
 
     /// Losses for the student's hidden states [targets, C], and their gradient if `dloss` is given.
-    pub(super) fn losses(&self, model: &Decoder, hidden: &Tensor, dloss: Option<f64>) -> Result<HeadLoss> {
+    pub(super) fn losses(
+        &self,
+        model: &Decoder,
+        hidden: &Tensor,
+        dloss: Option<&LossWeights>,
+    ) -> Result<HeadLoss> {
         match &self.teacher {
             None => model.head_loss(hidden, &self.batch.labels, dloss),
             Some(teacher) => model.head_distillation(hidden, teacher, dloss),

@@ -3,12 +3,13 @@
 mod classify;
 
 use super::{Api, openai};
+use crate::serve::served::Served;
 use crate::serve::state::AppState;
 use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// Its errors have OpenAI's form.
@@ -21,12 +22,21 @@ pub(super) fn routes() -> Router<Arc<AppState>> {
     Router::new().route("/v1/classify", post(classify::classify)).route("/v1/tasks", get(tasks))
 }
 
-/// The base model's name, and the task of each tuned prompt.
+/// The first base model's name, and base model and task of each tuned prompt.
 async fn tasks(State(state): State<Arc<AppState>>) -> Response {
-    let models = state.client.models();
-    let tuned = models.iter().filter(|served| served.folder.is_some());
-    let tasks = tuned.map(
-        |served| json!({"model": served.name, "virtual_tokens": served.virtual_tokens, "task": served.task}),
-    );
-    axum::Json(json!({"base": state.model_id, "tasks": tasks.collect::<Vec<_>>()})).into_response()
+    let of_one = |one: &AppState| -> Vec<Value> {
+        let models = one.client.models();
+        let tuned = models.iter().filter(|served| !served.is_base());
+        let task = |served: &Arc<Served>| {
+            let mut entry = json!({"model": served.name, "base": one.model_id, "virtual_tokens": served.virtual_tokens,
+                                   "task": served.task});
+            if !served.members.is_empty() {
+                entry["ensemble"] = served.members.len().into();
+            }
+            entry
+        };
+        tuned.map(task).collect()
+    };
+    let tasks: Vec<Value> = state.all().flat_map(of_one).collect();
+    axum::Json(json!({"base": state.model_id, "tasks": tasks})).into_response()
 }

@@ -56,20 +56,28 @@ pub(super) fn routes() -> Router<Arc<AppState>> {
 }
 
 async fn models(State(state): State<Arc<AppState>>) -> Response {
-    let data: Vec<Value> = state.client.models().iter().map(|served| entry(&state, served)).collect();
+    let entries = |one: &AppState| -> Vec<Value> {
+        one.client.models().iter().map(|served| entry(one, served)).collect()
+    };
+    let data: Vec<Value> = state.all().flat_map(entries).collect();
     axum::Json(json!({"object": "list", "data": data})).into_response()
 }
 
 async fn model(State(state): State<Arc<AppState>>, Path(id): Path<String>) -> Result<Response, ApiError> {
     // A name may contain slashes, so a path with an additional slash at its end matches too.
-    let served =
-        state.model(&id).or_else(|error| state.model(id.trim_end_matches('/')).map_err(|_| error))?;
-    Ok(axum::Json(entry(&state, &served)).into_response())
+    let served = |one: &AppState| {
+        let served = one.own_model(&id).or_else(|| one.own_model(id.trim_end_matches('/')))?;
+        Some(entry(one, &served))
+    };
+    match state.all().find_map(served) {
+        Some(entry) => Ok(axum::Json(entry).into_response()),
+        None => Err(state.model(&id).err().unwrap_or_else(ApiError::ending)),
+    }
 }
 
 /// A model in a list. For a tuned prompt, `root` and `parent` name its base model, as in vLLM.
 fn entry(state: &AppState, served: &Served) -> Value {
-    let parent = served.folder.is_some().then_some(&state.model_id);
+    let parent = (!served.is_base()).then_some(&state.model_id);
     json!({
         "id": served.name,
         "object": "model",

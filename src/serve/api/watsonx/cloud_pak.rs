@@ -1,9 +1,10 @@
 //! What the SDK requests from a Cloud Pak for Data before it generates: a version, a token, a space, a deployment's
 //! details.
 
-use super::{deployed, id};
+use super::{deployed, deployment_id};
 use crate::calendar;
 use crate::serve::api_error::ApiError;
+use crate::serve::auth::Product;
 use crate::serve::params::Fields;
 use crate::serve::served::Served;
 use crate::serve::state::AppState;
@@ -29,7 +30,7 @@ pub(super) async fn authorize(
     let body = state.read(request).await?;
     let fields = Fields::new(&body.object);
     let key = fields.string("api_key")?.or(fields.string("password")?).unwrap_or_default();
-    let token = state.auth.authorize(key)?;
+    let token = state.auth.authorize(key, Product::CloudPak)?;
     Ok(axum::Json(json!({"token": token, "_messageCode_": "200", "message": "Success"})).into_response())
 }
 
@@ -63,7 +64,7 @@ pub(super) async fn deployment(
 
 /// A model as a deployment of the server at `origin`.
 fn details(state: &AppState, served: &Served, origin: &str) -> Value {
-    let id = id(&served.name);
+    let id = deployment_id(served);
     let created = calendar::timestamp(served.loaded);
     let url = |kind: &str| format!("{origin}/ml/v1/deployments/{}/text/{kind}", served.name);
     let mut inference =
@@ -71,7 +72,7 @@ fn details(state: &AppState, served: &Served, origin: &str) -> Value {
     if state.chats() {
         inference.extend([json!({"url": url("chat")}), json!({"url": url("chat_stream"), "sse": true})]);
     }
-    let asset_type = if served.folder.is_some() { "prompt_tune" } else { "foundation_model" };
+    let asset_type = if served.is_base() { "foundation_model" } else { "prompt_tune" };
     json!({
         "metadata": {
             "id": id,

@@ -6,6 +6,7 @@ use crate::calendar;
 use crate::generate::Token;
 use crate::generate::text_stream::token_label;
 use crate::serve::api_error::ApiError;
+use crate::serve::ensemble::label_choices;
 use crate::serve::fields::{GENERATION, Ignored, TOKENIZATION};
 use crate::serve::generation::{FinishReason, GeneratedText, Generation, Piece};
 use crate::serve::params::Fields;
@@ -27,6 +28,8 @@ struct TextGeneration {
     tokens: Vec<u32>,
     parameters: GenerationParameters,
     created: String,
+    /// The name by which the request asked for the base model, if it is another model's.
+    alias: Option<String>,
 }
 
 /// The answer of a deployment, or of the model that the body names.
@@ -85,6 +88,7 @@ impl TextGeneration {
         let started = Instant::now();
         let RequestBody { object, label, .. } = state.read(request).await?;
         let (fields, ignored) = Fields::checked(&object, &GENERATION)?;
+        let by_name = deployment.is_none();
         let (model, template) = match deployment {
             Some(Path(name)) => {
                 let model = deployed(&state, &name)?;
@@ -105,15 +109,25 @@ impl TextGeneration {
         };
         let tokens = state.encode(input.clone(), encoding, parameters.truncate).await?;
         not_empty("input", &tokens)?;
-        let request = parameters.request(&state, tokens.clone());
+        let mut request = parameters.request(&state, tokens.clone());
+        if !by_name {
+            request.choices = label_choices(&state, &model, &request, "parameters.max_new_tokens")?;
+        }
         let generation = Generation::start(&state, &model, request, &parameters.stopping, started)?;
         let created = calendar::timestamp(SystemTime::now());
-        Ok((Self { state, model, input, tokens, parameters, created }, generation, ignored))
+        let alias =
+            fields.string("model_id")?.filter(|name| by_name && *name != model.name).map(str::to_owned);
+        Ok((Self { state, model, input, tokens, parameters, created, alias }, generation, ignored))
     }
 
     fn answer(&self, result: Map<String, Value>) -> Value {
         let created = &self.created;
-        json!({"model_id": self.model.name, "created_at": created, "results": [result]})
+        let mut answer = json!({"model_id": self.model.name, "created_at": created, "results": [result]});
+        if let Some(alias) = &self.alias {
+            let message = format!("the local model {} stands in for {alias}", self.model.name);
+            answer["system"] = json!({"warnings": [{"message": message, "id": "gneiss", "more_info": ""}]});
+        }
+        answer
     }
 
     /// Adds the seed and the parts of the input that the request asks for. watsonx puts the text before the generated one.

@@ -32,7 +32,7 @@ pub(super) const VERSION: &str = "/ml/wml_services/v2/version";
 pub(super) const API: Api = Api { name: "watsonx", error_body };
 
 /// Its paths begin with one of these.
-pub(super) const PREFIXES: [&str; 3] = ["/ml/", "/icp4d-api/", "/v2/"];
+pub(super) const PREFIXES: [&str; 6] = ["/ml/", "/icp4d-api/", "/v2/", "/identity/", "/projects/", "/wx/"];
 
 /// The list of errors.
 fn error_body(error: &ApiError) -> Value {
@@ -53,13 +53,18 @@ pub(super) fn routes() -> Router<Arc<AppState>> {
         .route("/ml/v1/text/chat", post(chat::chat))
         .route("/ml/v1/text/chat_stream", post(chat::chat_stream))
         .route("/ml/v1/text/tokenization", post(generation::tokenize))
+        .route(AUTHORIZE, post(cloud_pak::authorize))
+        .route(VERSION, get(cloud_pak::version))
+}
+
+/// Projects, models and deployments that no request changes.
+pub(super) fn fixed_routes() -> Router<Arc<AppState>> {
+    Router::new()
         .route("/ml/v1/foundation_model_specs", get(cloud_pak::specs))
         .route("/ml/v4/deployments", get(cloud_pak::deployments))
         .route("/ml/v4/deployments/{deployment}", get(cloud_pak::deployment))
         .route("/v2/spaces/{id}", get(cloud_pak::space))
         .route("/v2/projects/{id}", get(cloud_pak::space))
-        .route(AUTHORIZE, post(cloud_pak::authorize))
-        .route(VERSION, get(cloud_pak::version))
 }
 
 /// The model of a deployment, by its name or id.
@@ -67,9 +72,8 @@ pub(super) fn routes() -> Router<Arc<AppState>> {
 /// # Errors
 /// Returns 404 if there is none.
 fn deployed(state: &AppState, deployment: &str) -> Result<Arc<Served>, ApiError> {
-    let models = state.client.models();
-    let served = models.iter().find(|served| served.name == deployment || id(&served.name) == deployment);
-    served.cloned().ok_or_else(|| {
+    state.deployed(deployment).ok_or_else(|| {
+        let models = state.client.models();
         let names: Vec<&str> = models.iter().map(|served| served.name.as_str()).collect();
         let message = format!("there is no deployment `{deployment}`; this server has {}", names.join(", "));
         ApiError::new(StatusCode::NOT_FOUND, "deployment_not_found", message)
@@ -84,7 +88,20 @@ fn requested_model(state: &AppState, fields: &Fields) -> Result<Arc<Served>, Api
     }
 }
 
-/// The id of a deployment: a UUID of version 8 (RFC 9562) with the 128-bit FNV-1a hash of the name, the same in every
+impl AppState {
+    /// The model of a deployment among those of this state, by its name or id.
+    pub(in crate::serve) fn deployed(&self, deployment: &str) -> Option<Arc<Served>> {
+        let is_its = |served: &&Arc<Served>| served.name == deployment || deployment_id(served) == deployment;
+        self.client.models().iter().find(is_its).cloned()
+    }
+}
+
+/// The id of a model's deployment.
+fn deployment_id(served: &Served) -> String {
+    served.deployment_id.clone().unwrap_or_else(|| id(&served.name))
+}
+
+/// The id of a deployment that has no other: a UUID of version 8 (RFC 9562) with the 128-bit FNV-1a hash of the name, the same in every
 /// run.
 fn id(name: &str) -> String {
     const OFFSET: u128 = 0x6c62272e07bb014262b821756295c58d;

@@ -15,11 +15,13 @@ fn fake(text: &str, token_ids: Vec<u32>) -> Fake {
     task.before = Some(InputHead { text: text.into(), token_ids });
     let served = Served {
         name: "kind".into(),
+        deployment_id: None,
         folder: Some("kind".into()),
         virtual_tokens: 4,
         template: Some(Template::parse(&task.verbalizer).unwrap()),
         task: Some(task),
         loaded: std::time::SystemTime::UNIX_EPOCH,
+        members: Vec::new(),
     };
     *fake.app.0.client.shared.models.write().unwrap() = Arc::from([Arc::new(served)]);
     fake
