@@ -29,7 +29,7 @@ mpi:
 # Processes of MPI against one; needs mpirun too (Debian: openmpi-bin). bindgen changes the features of shared crates, so that all are
 # built again: quickly, and without what is on by default.
 test-mpi:
-	cargo test --locked --profile types --no-default-features --features mpi --test mpi $(MPI_TESTS)
+	cargo test --locked --profile types --no-default-features --features mpi --test mpi $(MPI_TESTS) -- --test-threads 1
 
 model: $(SMOLLM2)
 

@@ -24,7 +24,7 @@ pub use deal::deal;
 pub use threads::Threads;
 
 use crate::{Error, Result};
-use outcome::{Outcome, Reply};
+use outcome::{RankOutcome, read_reply, reply};
 
 /// One of several ranks. Every rank calls the same methods in the same order, from one thread.
 pub trait Ranks {
@@ -57,12 +57,12 @@ impl dyn Ranks + '_ {
         own: Result<Vec<u8>>,
         combine: impl FnOnce(Vec<Vec<u8>>) -> Result<Vec<u8>>,
     ) -> Result<Vec<u8>> {
-        let outcomes = self.gather(Outcome::new(own).encode())?;
-        let reply = match self.rank() {
-            0 => Reply::new(outcomes.iter().map(|bytes| Outcome::decode(bytes)).collect(), combine),
+        let outcomes = self.gather(RankOutcome::new(own).encode())?;
+        let answer = match self.rank() {
+            0 => reply(outcomes.iter().map(|bytes| RankOutcome::decode(bytes)).collect(), combine),
             _ => Vec::new(),
         };
-        Reply::decode(&self.broadcast(reply)?)
+        read_reply(&self.broadcast(answer)?)
     }
 
     /// The own value of each rank, if all have one.

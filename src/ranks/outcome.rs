@@ -9,16 +9,13 @@ const BAD_INPUT: u8 = 3;
 
 /// The outcome of one rank.
 #[derive(Debug)]
-pub(super) enum Outcome {
+pub(super) enum RankOutcome {
     Done(Vec<u8>),
     OutOfMemory(String),
     Failed { problem: String, is_bad_input: bool },
 }
 
-/// What rank 0 sends to all.
-pub(super) struct Reply;
-
-impl Outcome {
+impl RankOutcome {
     pub(super) fn new(result: Result<Vec<u8>>) -> Self {
         match result {
             Ok(bytes) => Self::Done(bytes),
@@ -51,43 +48,40 @@ impl Outcome {
     }
 }
 
-impl Reply {
-    /// The answer to the outcomes of all ranks, in rank order, as bytes.
-    pub(super) fn new(
-        outcomes: Vec<Outcome>,
-        combine: impl FnOnce(Vec<Vec<u8>>) -> Result<Vec<u8>>,
-    ) -> Vec<u8> {
-        let (mut done, mut short, mut failed) = (Vec::new(), Vec::new(), Vec::new());
-        for (rank, outcome) in outcomes.into_iter().enumerate() {
-            match outcome {
-                Outcome::Done(bytes) => done.push(bytes),
-                Outcome::OutOfMemory(problem) => short.push((rank, problem)),
-                Outcome::Failed { problem, is_bad_input } => failed.push((rank, problem, is_bad_input)),
-            }
-        }
-        if !failed.is_empty() {
-            let is_bad_input = failed.iter().all(|(_, _, is_bad_input)| *is_bad_input);
-            let problem = listed(
-                failed.into_iter().map(|(rank, problem, _)| (rank, problem)),
-                done.len() + short.len(),
-            );
-            return Outcome::Failed { problem, is_bad_input }.encode();
-        }
-        if !short.is_empty() {
-            return Outcome::OutOfMemory(listed(short.into_iter(), done.len())).encode();
-        }
-        match combine(done) {
-            Ok(bytes) => Outcome::Done(bytes).encode(),
-            Err(error) => Outcome::new(Err(error)).encode(),
+/// What rank 0 answers to the outcomes of all ranks, in rank order, as bytes.
+pub(super) fn reply(
+    outcomes: Vec<RankOutcome>,
+    combine: impl FnOnce(Vec<Vec<u8>>) -> Result<Vec<u8>>,
+) -> Vec<u8> {
+    let (mut done, mut short, mut failed) = (Vec::new(), Vec::new(), Vec::new());
+    for (rank, outcome) in outcomes.into_iter().enumerate() {
+        match outcome {
+            RankOutcome::Done(bytes) => done.push(bytes),
+            RankOutcome::OutOfMemory(problem) => short.push((rank, problem)),
+            RankOutcome::Failed { problem, is_bad_input } => failed.push((rank, problem, is_bad_input)),
         }
     }
+    if !failed.is_empty() {
+        let is_bad_input = failed.iter().all(|(_, _, is_bad_input)| *is_bad_input);
+        let problem =
+            listed(failed.into_iter().map(|(rank, problem, _)| (rank, problem)), done.len() + short.len());
+        return RankOutcome::Failed { problem, is_bad_input }.encode();
+    }
+    if !short.is_empty() {
+        return RankOutcome::OutOfMemory(listed(short.into_iter(), done.len())).encode();
+    }
+    match combine(done) {
+        Ok(bytes) => RankOutcome::Done(bytes).encode(),
+        Err(error) => RankOutcome::new(Err(error)).encode(),
+    }
+}
 
-    pub(super) fn decode(bytes: &[u8]) -> Result<Vec<u8>> {
-        match Outcome::decode(bytes) {
-            Outcome::Done(bytes) => Ok(bytes),
-            Outcome::OutOfMemory(problem) => Err(Error::OutOfMemory { problem }),
-            Outcome::Failed { problem, is_bad_input } => Err(Error::Ranks { problem, is_bad_input }),
-        }
+/// The result in an answer of rank 0, or the error that all ranks have.
+pub(super) fn read_reply(bytes: &[u8]) -> Result<Vec<u8>> {
+    match RankOutcome::decode(bytes) {
+        RankOutcome::Done(bytes) => Ok(bytes),
+        RankOutcome::OutOfMemory(problem) => Err(Error::OutOfMemory { problem }),
+        RankOutcome::Failed { problem, is_bad_input } => Err(Error::Ranks { problem, is_bad_input }),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The files in docs/cluster: they are well formed, and their commands are ones that the program has.
+//! The files in docs/src/cluster: they are well formed, and their commands are ones that the program has.
 
 use super::commands::Help;
 use super::markdown::root;
@@ -15,7 +15,7 @@ const FILES: [(&str, &[&str]); 4] = [
 ];
 
 fn read(name: &str) -> String {
-    std::fs::read_to_string(root().join("docs/cluster").join(name)).unwrap()
+    std::fs::read_to_string(root().join("docs/src/cluster").join(name)).unwrap()
 }
 
 /// Commands of gneiss with their flags; other words after its name are prose. The arguments of an MPIJob are a list.
@@ -37,7 +37,7 @@ fn commands(text: &str) -> Vec<(String, Vec<String>)> {
 
 #[test]
 fn commands_of_the_cluster_files_are_the_programs() {
-    let mut names: Vec<String> = std::fs::read_dir(root().join("docs/cluster"))
+    let mut names: Vec<String> = std::fs::read_dir(root().join("docs/src/cluster"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
@@ -61,7 +61,7 @@ fn commands_of_the_cluster_files_are_the_programs() {
 #[test]
 fn batch_scripts_are_shell() {
     for name in ["tune.sbatch", "sweep.sbatch"] {
-        let path = root().join("docs/cluster").join(name);
+        let path = root().join("docs/src/cluster").join(name);
         let output = Command::new("bash").arg("-n").arg(&path).output().unwrap();
         assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
         // Slurm reads options up to the first command.
@@ -79,7 +79,7 @@ fn job_files_are_yaml() {
     let Some(python) = python::python_with("yaml", "GNEISS_REQUIRE_PEFT") else { return };
     let script = r#"
 import subprocess, sys, yaml
-job = yaml.safe_load(open("docs/cluster/mpijob.yaml"))
+job = yaml.safe_load(open("docs/src/cluster/mpijob.yaml"))
 assert (job["apiVersion"], job["kind"]) == ("kubeflow.org/v2beta1", "MPIJob")
 replicas = job["spec"]["mpiReplicaSpecs"]
 assert replicas["Launcher"]["replicas"] == 1 and replicas["Launcher"]["restartPolicy"] == "OnFailure"
@@ -89,7 +89,7 @@ assert container["command"] == ["mpirun"] and container["args"][:2] == ["-n", st
 for spec in replicas.values():
     pod = spec["template"]["spec"]
     assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} <= {volume["name"] for volume in pod["volumes"]}
-sky = yaml.safe_load(open("docs/cluster/sky.yaml"))
+sky = yaml.safe_load(open("docs/src/cluster/sky.yaml"))
 assert sky["num_nodes"] > 1 and set(sky) <= {"name", "num_nodes", "resources", "workdir", "file_mounts", "setup", "run"}, sky
 for part in ("setup", "run"):
     subprocess.run(["bash", "-n"], input=sky[part], text=True, check=True)

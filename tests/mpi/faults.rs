@@ -4,7 +4,7 @@ use super::place::{Place, Running};
 use std::time::{Duration, Instant};
 
 /// Enough steps that a run is still under way when it is signalled: 3 an epoch, a checkpoint every 2.
-const LONG: [&str; 4] = ["--set", "train.num_epochs=60", "--set", "train.checkpoint_steps=2"];
+const LONG: [&str; 4] = ["--set", "train.num_epochs=30", "--set", "train.checkpoint_steps=2"];
 
 fn whole(place: &Place) {
     place.mpirun(2, &[&LONG[..], &["--set", "name=whole"]].concat());
@@ -24,7 +24,7 @@ fn auto(place: &Place) -> Running {
 fn a_run_of_which_a_rank_was_killed_goes_on_bit_for_bit() {
     let Some(place) = Place::new() else { return };
     whole(&place);
-    for (rank, records) in [(1, 31), (0, 77), (1, 130)] {
+    for (rank, records) in [(1, 16), (0, 45), (1, 80)] {
         let running = auto(&place);
         running.wait_for(&place, records);
         let killed = Instant::now();
@@ -32,7 +32,7 @@ fn a_run_of_which_a_rank_was_killed_goes_on_bit_for_bit() {
         let (code, stderr) = running.ended();
         assert_ne!(code, Some(0), "{stderr}");
         assert!(killed.elapsed() < Duration::from_secs(10), "the job ended after {:?}", killed.elapsed());
-        assert!(place.lines() < 240, "it had not ended by itself");
+        assert!(place.lines() < 120, "it had not ended by itself");
     }
     let (code, stderr) = auto(&place).ended();
     assert_eq!(code, Some(0), "{stderr}");
@@ -51,7 +51,7 @@ fn a_run_whose_launcher_was_asked_to_end_goes_on_bit_for_bit() {
     let (code, stderr) = running.ended();
     assert_ne!(code, Some(0), "{stderr}");
     let lines = place.lines();
-    assert!(lines < 240, "it had not ended by itself");
+    assert!(lines < 120, "it had not ended by itself");
     let (code, stderr) = auto(&place).ended();
     assert_eq!(code, Some(0), "{stderr}");
     is_the_whole_run(&place);

@@ -17,6 +17,7 @@ const CONFIG: &str = r#"name = "dogs"
 [model]
 id = "model"
 device = "cpu"
+dtype = "f32"
 
 [prompt]
 init_text = "say 1 or 0"
@@ -126,6 +127,8 @@ impl Place {
         // In a container the tests may run as root; more ranks than cores are meant.
         command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
         command.env("RAYON_NUM_THREADS", "1").env("OMPI_MCA_rmaps_base_oversubscribe", "1");
+        // A rank that waits leaves its core to the others.
+        command.env("OMPI_MCA_mpi_yield_when_idle", "1");
         command.args(["--bind-to", "none"]);
         command
     }

@@ -24,7 +24,7 @@ use crate::tune::plan::{self, Limits};
 use crate::tune::prompt_run::RunStep;
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
-use message::{Message, value_dtype};
+use message::{StepMessage, value_dtype};
 use std::borrow::Cow;
 
 impl<'a> Trainer<'a> {
@@ -119,7 +119,8 @@ impl<'a> Trainer<'a> {
             updated = Some(parameter);
             self.shortage(reply.encode())
         })?;
-        let Message { numbers: [loss, grad_norm, prompt_norm, rows], values } = Message::decode(&reply)?;
+        let StepMessage { numbers: [loss, grad_norm, prompt_norm, rows], values } =
+            StepMessage::decode(&reply)?;
         let run = &self.runs[part.run];
         let parameter = match updated {
             Some(parameter) => parameter,
@@ -147,11 +148,11 @@ impl<'a> Trainer<'a> {
         prepared: Option<Prepared>,
         part: &StepPart,
         limits: Limits,
-    ) -> Result<(Message<2>, Option<Prepared>)> {
+    ) -> Result<(StepMessage<2>, Option<Prepared>)> {
         let parts = std::slice::from_ref(part);
         if groups.is_empty() {
             let next = self.prepare_next(parts, limits);
-            return Ok((Message { numbers: [0.0; 2], values: Vec::new() }, next));
+            return Ok((StepMessage { numbers: [0.0; 2], values: Vec::new() }, next));
         }
         let passes = self.passes(groups, prepared, parts, limits)?;
         let mean = Mean::OfPart { target_tokens: self.target_tokens(part) };
@@ -165,13 +166,14 @@ impl<'a> Trainer<'a> {
         };
         let nll = objective.nll()?.iter().sum();
         let values = message::bytes(gradient.values(), value_dtype(self.runs[part.run].values()))?;
-        Ok((Message { numbers: [nll, objective.rows as f64], values }, next))
+        Ok((StepMessage { numbers: [nll, objective.rows as f64], values }, next))
     }
 
     /// On rank 0: the optimizer step for the gradient that `shares` sum up to.
-    fn update_from(&self, shares: &[Vec<u8>], part: &StepPart) -> Result<(Parameter, Message<4>)> {
+    fn update_from(&self, shares: &[Vec<u8>], part: &StepPart) -> Result<(Parameter, StepMessage<4>)> {
         let run = &self.runs[part.run];
-        let shares = shares.iter().map(|share| Message::<2>::decode(share)).collect::<Result<Vec<_>>>()?;
+        let shares =
+            shares.iter().map(|share| StepMessage::<2>::decode(share)).collect::<Result<Vec<_>>>()?;
         let (nll, rows) = sums(&shares);
         let gradient = self.gradient_from(&shares, part)?;
         let updated = run.update(&gradient, part.learning_rate)?;
@@ -179,11 +181,11 @@ impl<'a> Trainer<'a> {
         let numbers = [nll / self.target_tokens(part) as f64, norms[0], norms[1], rows];
         let value = &updated.parameter.value;
         let values = message::bytes(value, value_dtype(value))?;
-        Ok((updated.parameter, Message { numbers, values }))
+        Ok((updated.parameter, StepMessage { numbers, values }))
     }
 
     /// The sum of the shares' gradients, in rank order, on the device.
-    fn gradient_from(&self, shares: &[Message<2>], part: &StepPart) -> Result<Prefix> {
+    fn gradient_from(&self, shares: &[StepMessage<2>], part: &StepPart) -> Result<Prefix> {
         let run = &self.runs[part.run];
         let prefix = run.prompt().prefix()?;
         let dtype = value_dtype(run.values());
@@ -194,14 +196,14 @@ impl<'a> Trainer<'a> {
 
     /// The mean of the losses of which this rank has a sum and their number.
     pub(super) fn mean_of_shares(&self, own: Result<(f64, usize)>) -> Result<f64> {
-        let own = own.and_then(|(sum, number)| Message::numbers([sum, number as f64]).encode());
+        let own = own.and_then(|(sum, number)| StepMessage::numbers([sum, number as f64]).encode());
         let reply = self.ranks.combine(self.shortage(own), |shares| {
             let shares =
-                shares.iter().map(|share| Message::<2>::decode(share)).collect::<Result<Vec<_>>>()?;
+                shares.iter().map(|share| StepMessage::<2>::decode(share)).collect::<Result<Vec<_>>>()?;
             let (sum, number) = sums(&shares);
-            Message::numbers([sum / number]).encode()
+            StepMessage::numbers([sum / number]).encode()
         })?;
-        let Message { numbers: [mean], .. } = Message::decode(&reply)?;
+        let StepMessage { numbers: [mean], .. } = StepMessage::decode(&reply)?;
         Ok(mean)
     }
 
@@ -217,7 +219,7 @@ impl<'a> Trainer<'a> {
 }
 
 /// The sums of the shares' two numbers, in rank order.
-fn sums(shares: &[Message<2>]) -> (f64, f64) {
+fn sums(shares: &[StepMessage<2>]) -> (f64, f64) {
     shares.iter().fold((0.0, 0.0), |(a, b), share| (a + share.numbers[0], b + share.numbers[1]))
 }
 

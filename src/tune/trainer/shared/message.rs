@@ -9,12 +9,12 @@ use candle_core::{DType, Device, Tensor};
 
 /// `N` numbers and the bytes of a matrix.
 #[derive(Debug, PartialEq)]
-pub(super) struct Message<const N: usize> {
+pub(super) struct StepMessage<const N: usize> {
     pub(super) numbers: [f64; N],
     pub(super) values: Vec<u8>,
 }
 
-impl<const N: usize> Message<N> {
+impl<const N: usize> StepMessage<N> {
     pub(super) fn numbers(numbers: [f64; N]) -> Self {
         Self { numbers, values: Vec::new() }
     }
@@ -93,10 +93,10 @@ mod tests {
 
     #[test]
     fn message_comes_back() {
-        let message = Message { numbers: [1.5, f64::NAN], values: vec![1, 2, 3] };
-        let read = Message::<2>::decode(&message.encode().unwrap()).unwrap();
+        let message = StepMessage { numbers: [1.5, f64::NAN], values: vec![1, 2, 3] };
+        let read = StepMessage::<2>::decode(&message.encode().unwrap()).unwrap();
         assert!(read.numbers[0] == 1.5 && read.numbers[1].is_nan() && read.values == [1, 2, 3]);
-        assert!(Message::<2>::decode(&[0; 15]).is_err());
+        assert!(StepMessage::<2>::decode(&[0; 15]).is_err());
     }
 
     #[test]

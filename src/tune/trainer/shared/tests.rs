@@ -42,8 +42,8 @@ fn values(tensor: &Tensor) -> Vec<f64> {
 }
 
 /// Targets have 1 to 3 tokens, so that a mean of the ranks' means would be another number. Of the five ranks two have no example.
-/// In f64 the gradients are equal to 1e-13; in f32 that of the ranks is as near to the one in f64 as that of one process is, which
-/// is 1e-6.
+/// In f64 the gradients are equal to the digits of f32, in which they are sent; in f32 that of the ranks is as near to the one in
+/// f64 as that of one process is, which is 2e-6.
 #[test]
 fn gradient_of_ranks_is_that_of_one_process() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/granite");
@@ -70,7 +70,7 @@ fn gradient_of_ranks_is_that_of_one_process() {
                 let shares = ranks.gather(own.encode().unwrap()).unwrap();
                 (ranks.rank() == 0).then(|| {
                     let shares: Vec<_> =
-                        shares.iter().map(|share| Message::<2>::decode(share).unwrap()).collect();
+                        shares.iter().map(|share| StepMessage::<2>::decode(share).unwrap()).collect();
                     let idle = shares.iter().filter(|share| share.values.is_empty()).count();
                     assert_eq!(idle, shares.len().saturating_sub(train.len()));
                     let gradient = trainer.gradient_from(&shares, &part).unwrap();
@@ -84,13 +84,13 @@ fn gradient_of_ranks_is_that_of_one_process() {
             let from_one = difference(gradient, &expected);
             println!("{ranks} ranks, {dtype:?}: {from_one:.1e} from one process");
             if dtype == DType::F64 {
-                assert!(from_one < 1e-13, "{ranks} ranks: {from_one:e}");
+                assert!(from_one < 1e-7, "{ranks} ranks: {from_one:e}");
                 exact.push(expected);
                 continue;
             }
             let [of_ranks, of_one] = [gradient, &expected].map(|found| difference(found, &exact[i]));
             println!("from f64: {of_ranks:.1e}, one process {of_one:.1e}");
-            assert!(of_ranks < 2e-6 && of_ranks < 2.0 * of_one, "{ranks} ranks: {of_ranks:e} for {of_one:e}");
+            assert!(of_ranks < 5e-6 && of_ranks < 1.5 * of_one, "{ranks} ranks: {of_ranks:e} for {of_one:e}");
         }
     }
 }
