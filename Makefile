@@ -8,7 +8,7 @@ SMOLLM2 := models/SmolLM2-135M-Instruct.Q4_1.gguf
 SMOLLM2_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 GNEISS := target/release/gneiss
 
-.PHONY: tutorial notebook build cuda model test test-cuda check-cuda check-metal gpu-check oracle nvcc bench-peft bench-product bench-serve clean
+.PHONY: tutorial notebook build cuda mpi model test test-cuda test-mpi check-cuda check-metal gpu-check oracle nvcc bench-peft bench-product bench-serve clean
 
 tutorial: build $(if $(filter $(SMOLLM2),$(MODEL)),model)
 	$(GNEISS) tutorial --model $(MODEL)
@@ -21,6 +21,15 @@ build:
 cuda: export CUDA_COMPUTE_CAP ?= 80
 cuda:
 	cargo build --release --locked --features cuda
+
+# For several processes that tune one prompt: needs an MPI library and libclang (Debian: libopenmpi-dev, libclang-dev).
+mpi:
+	cargo build --release --locked --features mpi
+
+# Processes of MPI against one; needs mpirun too (Debian: openmpi-bin). bindgen changes the features of shared crates, so that all are
+# built again: quickly, and without what is on by default.
+test-mpi:
+	cargo test --locked --profile types --no-default-features --features mpi --test mpi $(MPI_TESTS)
 
 model: $(SMOLLM2)
 

@@ -7,6 +7,7 @@
 #   large      the ops at the sizes of real models, and a step in several passes, against plain ops on the GPU
 #   bench      a step of 8 x 32 reviews of each shape of MODELS: time per op, share of the sustained matmul peak and of
 #              the data sheet, launches
+#   graphs     tokens of one text with GNEISS_CUDA_GRAPHS=1 and without, and the time of each
 #   sanitizer  compute-sanitizer's memcheck, racecheck, synccheck and initcheck over the kernels
 #   nsys       Nsight Systems over three steps
 #   tutorial   the tutorial from data to served prompt
@@ -27,7 +28,7 @@ set -u
 cd "$(dirname "$0")/.." || exit 1
 gneiss=${1:-target/release/gneiss}
 device=${2:-cuda}
-steps=${STEPS:-check large bench sanitizer nsys tutorial peft}
+steps=${STEPS:-check large bench graphs sanitizer nsys tutorial peft}
 small=${SMALL:-0}
 budget=${BUDGET:-840}
 patience=${PATIENCE:-1}
@@ -154,6 +155,50 @@ bench_verdicts() {
     esac
 }
 
+# Decoding by graphs against decoding without: one text, so that the host is the slower side.
+run_graphs() {
+    name="decoding by graphs"
+    if ! is_cuda; then
+        verdict "$name" "not run" "$device has no graphs"
+        return
+    fi
+    if ! [ -f "$model" ]; then
+        verdict "$name" "not run" "no $model; hint: make model"
+        return
+    fi
+    hint="unset GNEISS_CUDA_GRAPHS, which is off unless it is set; everything else works without it."
+    for graphs in 0 1; do
+        for tokens in 8 264; do
+            left=$((budget - $(date +%s) + began)) log=$out/graphs-$graphs-$tokens
+            if [ "$left" -lt 5 ]; then
+                verdict "$name" "not run" "the $budget s of BUDGET are over"
+                return
+            fi
+            echo "== $name: GNEISS_CUDA_GRAPHS=$graphs, $tokens tokens"
+            set -- "$gneiss" generate --model "$model" --device "$device" --dtype bf16 --max-new-tokens "$tokens" "Once upon a time there was a dog"
+            if have timeout; then set -- timeout -k 5 "$left" "$@"; fi
+            started=$(date +%s%3N)
+            if ! GNEISS_CUDA_GRAPHS=$graphs "$@" >"$log.txt" 2>"$log.log"; then
+                verdict "$name" FAILED "GNEISS_CUDA_GRAPHS=$graphs: $(tail -1 "$log.log")" "$hint"
+                return
+            fi
+            echo $(($(date +%s%3N) - started)) >"$log.ms"
+        done
+    done
+    # Microseconds a token: what 256 tokens more take.
+    for graphs in 0 1; do
+        echo $((($(cat "$out/graphs-$graphs-264.ms") - $(cat "$out/graphs-$graphs-8.ms")) * 1000 / 256)) >"$out/graphs-$graphs.us"
+    done
+    times="$(cat "$out/graphs-0.us") us a token without graphs, $(cat "$out/graphs-1.us") with"
+    if grep -q "^warning" "$out/graphs-1-264.log"; then
+        verdict "$name" FAILED "$(grep "^warning" "$out/graphs-1-264.log" | head -1)" "$hint"
+    elif ! cmp -s "$out/graphs-0-264.txt" "$out/graphs-1-264.txt"; then
+        verdict "$name" FAILED "other tokens than without graphs; $times" "$hint"
+    else
+        verdict "$name" passed "the same tokens; $times"
+    fi
+}
+
 run_sanitizer() {
     if ! is_cuda || ! have compute-sanitizer; then
         verdict sanitizer "not run" "compute-sanitizer is not here, or $device is not CUDA"
@@ -230,12 +275,13 @@ for part in $steps; do
         check) run_check ;;
         large) run_large ;;
         bench) run_bench ;;
+        graphs) run_graphs ;;
         sanitizer) run_sanitizer ;;
         nsys) run_nsys ;;
         tutorial) run_tutorial ;;
         peft) run_peft ;;
         *)
-            echo "gpu-check: expected in STEPS check, large, bench, sanitizer, nsys, tutorial or peft, found $part" >&2
+            echo "gpu-check: expected in STEPS check, large, bench, graphs, sanitizer, nsys, tutorial or peft, found $part" >&2
             exit 2
             ;;
     esac

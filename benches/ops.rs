@@ -245,7 +245,7 @@ fn cross_entropy(c: &mut Criterion) {
     op.measure("forward", TARGETS * V, &inputs, |z| ops::cross_entropy::forward(z, labels, softmax));
     let losses = ops::cross_entropy::forward(&inputs[0], labels, softmax).expect("the op runs");
     op.measure_owned("backward", TARGETS * V, &inputs, |z| {
-        ops::cross_entropy::backward(z, labels, softmax, &losses, 0.1)
+        ops::cross_entropy::backward(z, labels, softmax, &losses, &0.1.into())
     });
 }
 
@@ -256,7 +256,7 @@ fn distillation(c: &mut Criterion) {
     op.measure("forward", TARGETS * V, &inputs, |z| ops::distillation::forward(z, &teacher, softmax));
     let divergences = ops::distillation::forward(&inputs[0], &teacher, softmax).expect("the op runs");
     op.measure_owned("backward", TARGETS * V, &inputs, |z| {
-        ops::distillation::backward(z, &teacher, softmax, &divergences, 0.1)
+        ops::distillation::backward(z, &teacher, softmax, &divergences, &0.1.into())
     });
 }
 

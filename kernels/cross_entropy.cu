@@ -4,13 +4,14 @@
 //   z       = scale * logits
 //   lse     = log(sum(exp(z)))
 //   nll     = lse - z[label]
-//   dlogits = dloss * scale * (exp(z - lse) - onehot(label))     in the logits' place, and 0 after column vocab
+//   dlogits = dloss * scale * (exp(z - lse) - onehot(label))     in the logits' place, and 0 after column vocab;
+//                                                                dloss of the row if per_row, else one for all rows
 //
 // The logits' address must be a multiple of 16 bytes. A row of an odd stride starts anywhere: it is a head of up
 // to 7 columns, chunks of 8 on 16-byte boundaries, and a tail of up to 7. The host holds the labels under vocab.
 
 struct CrossEntropyParameters {
-    uint rows, vocab, stride;
+    uint rows, vocab, stride, per_row;
     float scale, dloss;
 };
 
@@ -98,11 +99,11 @@ KERNEL(cross_entropy_forward, 1024, IN(0, Element, logits), IN(1, uint, labels),
 
 // grid: (rows, ceil(vocab / (8 * TOGETHER * threads)), 1), threads: 256
 KERNEL(cross_entropy_backward, 256, OUT(0, Element, logits), IN(1, uint, labels), IN(2, float, lse),
-       PARAMETERS(3, CrossEntropyParameters, p)) {
+       IN(3, float, dloss), PARAMETERS(4, CrossEntropyParameters, p)) {
     const index_t row = index_t(BLOCK_X) * p.stride;
     const Cut c = cut(row, p.vocab);
     const uint label = labels[BLOCK_X], first = BLOCK_Y * TOGETHER * THREADS + THREAD;
-    const float all = lse[BLOCK_X], factor = p.dloss * p.scale;
+    const float all = lse[BLOCK_X], factor = (p.per_row ? dloss[BLOCK_X] : p.dloss) * p.scale;
     float z[TOGETHER][8];
     UNROLL for (uint i = 0; i < TOGETHER; ++i) {
         const uint chunk = first + i * THREADS;

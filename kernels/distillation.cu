@@ -4,13 +4,14 @@
 //   log p    = scale * teacher - lse(scale * teacher)
 //   log q    = scale * student - lse(scale * student)
 //   kl       = sum(p * (d + exp(-d) - 1)), d = log p - log q
-//   dstudent = dloss * scale * (q - p)     in the place of the student's logits, and 0 after column vocab
+//   dstudent = dloss * scale * (q - p)     in the place of the student's logits, and 0 after column vocab; dloss of the
+//                                          row if per_row, else one for all rows
 //
 // The logits' addresses must be multiples of 16 bytes. A row of an odd stride starts anywhere: it is a head of up to 7
 // columns, chunks of 8 on 16-byte boundaries, and a tail of up to 7.
 
 struct DistillationParameters {
-    uint rows, vocab, stride;
+    uint rows, vocab, stride, per_row;
     float scale, dloss;
 };
 
@@ -123,11 +124,12 @@ KERNEL(distillation_forward, 1024, IN(0, Element, student), IN(1, Element, teach
 
 // grid: (rows, ceil(vocab / (8 * TOGETHER * threads)), 1), threads: 256
 KERNEL(distillation_backward, 256, OUT(0, Element, student), IN(1, Element, teacher), IN(2, float, student_lse),
-       IN(3, float, teacher_lse), PARAMETERS(4, DistillationParameters, p)) {
+       IN(3, float, teacher_lse), IN(4, float, dloss), PARAMETERS(5, DistillationParameters, p)) {
     const index_t row = index_t(BLOCK_X) * p.stride;
     const RowParts parts = row_parts(row, p.vocab);
     const uint first = BLOCK_Y * TOGETHER * THREADS + THREAD;
-    const float of_student = student_lse[BLOCK_X], of_teacher = teacher_lse[BLOCK_X], factor = p.dloss * p.scale;
+    const float of_student = student_lse[BLOCK_X], of_teacher = teacher_lse[BLOCK_X];
+    const float factor = (p.per_row ? dloss[BLOCK_X] : p.dloss) * p.scale;
     float s[TOGETHER][8], t[TOGETHER][8];
     UNROLL for (uint i = 0; i < TOGETHER; ++i) {
         const uint chunk = first + i * THREADS;

@@ -101,6 +101,14 @@ pub enum Error {
         /// The device's message.
         problem: String,
     },
+    /// Ranks of one run differ, or one of them failed; every rank has this error.
+    #[error("{problem}")]
+    Ranks {
+        /// The ranks, and what is wrong with them.
+        problem: String,
+        /// Whether the user's input caused it.
+        is_bad_input: bool,
+    },
     /// The device or its library failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
@@ -134,6 +142,7 @@ impl Error {
         match self {
             Self::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
             Self::Hub { .. } | Self::NotFinite { .. } | Self::OutOfMemory { .. } => false,
+            Self::Ranks { is_bad_input, .. } => *is_bad_input,
             Self::Candle(_) | Self::Shape { .. } => false,
             _ => true,
         }

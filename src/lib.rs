@@ -22,6 +22,7 @@ pub mod model;
 mod number;
 pub mod ops;
 pub mod prompt;
+pub mod ranks;
 pub mod report;
 pub mod run;
 #[cfg(feature = "serve")]

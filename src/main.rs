@@ -13,25 +13,9 @@ fn main() -> ExitCode {
     cli::process::keep_freed_memory();
     match cli::Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.is::<cli::interrupt::Interrupted>() => {
-            eprintln!("{error}");
-            ExitCode::from(cli::interrupt::EXIT_CODE)
-        }
-        Err(error) => {
-            eprintln!("error: {}", whole(&error));
-            let bad_input = error.downcast_ref::<gneiss::Error>().is_some_and(gneiss::Error::is_bad_input);
-            ExitCode::from(if bad_input { 2 } else { 1 })
-        }
+        Err(error) => match error.downcast_ref() {
+            Some(cli::launch::Reported(code)) => ExitCode::from(*code),
+            None => ExitCode::from(cli::exit::report(&error, "")),
+        },
     }
-}
-
-/// The error and its causes, without causes that the text before them already ends with.
-fn whole(error: &anyhow::Error) -> String {
-    let mut text = error.to_string();
-    for cause in error.chain().skip(1).map(ToString::to_string) {
-        if !text.ends_with(&cause) {
-            text += &format!(": {cause}");
-        }
-    }
-    text
 }

@@ -93,6 +93,7 @@ fn few_rows(bench: &Bench) -> Result<(f64, f64)> {
         accumulate_steps: 1,
         prompt_kind: PromptKind::Embeddings,
         num_virtual_tokens: 1,
+        prompts: 1,
     };
     let found = bench.measure(case, &mut NoMemory)?;
     Ok((found.figures.step_seconds.median, found.figures.rows_per_step))

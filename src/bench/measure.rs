@@ -10,7 +10,7 @@ use crate::device::PeakMemory;
 use crate::model::{Decoder, Flops};
 use crate::ops::profile;
 use crate::prompt::{Prefix, Prompt};
-use crate::tune::{Limits, Observer, StepRecord, Task, Trainer};
+use crate::tune::{Limits, Observer, PromptRun, RunExamples, StepRecord, Trainer, plan_pack};
 use crate::{Error, Result};
 use candle_core::{DType, Device};
 use rand::{Rng, SeedableRng};
@@ -62,12 +62,19 @@ pub struct Case {
     pub prompt_kind: PromptKind,
     /// Rows of the prompt.
     pub num_virtual_tokens: usize,
+    /// Prompts that are tuned in one step, each with so many examples.
+    pub prompts: usize,
 }
 
 impl Case {
-    /// Examples of an optimizer step.
+    /// Examples of an optimizer step of one prompt.
     pub fn examples(&self) -> usize {
         self.batch_size * self.accumulate_steps
+    }
+
+    /// The same with one prompt in a step.
+    pub fn alone(self) -> Self {
+        Self { prompts: 1, ..self }
     }
 }
 
@@ -93,7 +100,7 @@ impl Bench<'_> {
             }
             None => (Selection { used: vec![true; counted.len()], disturbed: 0 }, None),
         };
-        let figures = Figures::new(&counted, &selection, case.examples());
+        let figures = Figures::new(&counted, &selection, case.prompts * case.examples());
         let share_of = |most: f64| figures.flops_per_second / most;
         Ok(Measured {
             case,
@@ -152,13 +159,16 @@ impl Bench<'_> {
 
     fn contents(&self, case: Case, examples: &[Example]) -> Vec<StepContent> {
         let of = |chunk: &[Example]| {
-            let groups = [PrefixGroup::new(0..case.num_virtual_tokens as u32, chunk)];
+            let virtual_tokens = case.num_virtual_tokens as u32;
+            let group =
+                |prompt: u32| PrefixGroup::new(prompt * virtual_tokens..(prompt + 1) * virtual_tokens, chunk);
+            let groups: Vec<PrefixGroup> = (0..case.prompts as u32).map(group).collect();
             let passes = match case.prompt_kind {
                 PromptKind::Embeddings => Passes::new(&groups, usize::MAX),
                 PromptKind::Prefix => Passes::after_given(&groups, usize::MAX, None),
             };
             StepContent {
-                tokens: chunk.iter().map(|e| e.input.len() + e.target.len()).sum(),
+                tokens: case.prompts * chunk.iter().map(|e| e.input.len() + e.target.len()).sum::<usize>(),
                 flops: Flops::of_step(self.model.config(), &passes).total(),
             }
         };
@@ -185,22 +195,35 @@ impl Bench<'_> {
             keep: Keep::Last,
             ..TrainOptions::default()
         };
-        let task = Task {
-            model: self.model,
-            train: examples,
-            validation: &[],
-            teacher: None,
-            options: &options,
-            limits: self.limits(case, examples)?,
-        };
-        let mut trainer = Trainer::new(task, &self.prompt(case)?)?;
+        let runs = self.prompt_runs(case, examples, &options)?;
+        let mut trainer = Trainer::with_runs(self.model, self.limits(case, examples)?, runs)?;
         let device = self.model.device();
         device.synchronize()?;
         let readings = self.canary.iter().map(|canary| canary.read()).collect();
         let ran = Ran { steps: Vec::with_capacity(steps), readings };
         let mut clock = StepClock { device, after, canary: self.canary, last: Instant::now(), ran };
-        trainer.run(&mut clock)?;
+        // A step has ended when its last run is told.
+        let mut others: Vec<NoClock> = (1..case.prompts).map(|_| NoClock).collect();
+        let others = others.iter_mut().map(|other| other as &mut dyn Observer);
+        let mut observers: Vec<&mut dyn Observer> = others.collect();
+        observers.push(&mut clock);
+        trainer.run_all(&mut observers)?.into_iter().try_for_each(|outcome| outcome.map(drop))?;
         Ok(clock.ran)
+    }
+
+    /// A run of each prompt of `case`, all over the same examples.
+    fn prompt_runs<'e>(
+        &self,
+        case: Case,
+        examples: &'e [Example],
+        options: &'e TrainOptions,
+    ) -> Result<Vec<PromptRun<'e>>> {
+        let prompt = self.prompt(case)?;
+        let run = |_| {
+            let examples = RunExamples { train: examples, validation: &[], teacher: None };
+            PromptRun::new(self.model, examples, options, &prompt)
+        };
+        (0..case.prompts).map(run).collect()
     }
 
     fn check_positions(&self, case: Case, examples: &[Example]) -> Result<()> {
@@ -224,6 +247,9 @@ impl Bench<'_> {
             max_rows: self.max_rows,
             ..TrainOptions::default()
         };
+        if case.prompts > 1 {
+            return Ok(plan_pack(self.model, &self.prompt_runs(case, examples, &options)?)?.limits);
+        }
         Ok(crate::tune::plan_run(&options, self.model, examples, &self.prompt(case)?, None)?.limits)
     }
 
@@ -273,6 +299,25 @@ impl Observer for StepClock<'_> {
         (self.after)(self.ran.steps.len());
         self.ran.readings.extend(self.canary.map(Canary::read));
         self.last = Instant::now();
+        Ok(())
+    }
+
+    fn skipped(&mut self, step: usize, what: &str, value: f64) -> Result<()> {
+        unreachable!("step {step}: {what} is {value}, which ends a run by default")
+    }
+
+    fn out_of_memory(&mut self, limits: Limits) -> Result<()> {
+        let problem =
+            format!("a step did not fit into what was planned; {} rows a pass may", limits.max_rows);
+        Err(Error::OutOfMemory { problem })
+    }
+}
+
+/// The observer of a run whose steps end with those of another one.
+struct NoClock;
+
+impl Observer for NoClock {
+    fn step(&mut self, _: &StepRecord) -> Result<()> {
         Ok(())
     }
 

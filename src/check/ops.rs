@@ -3,7 +3,7 @@
 use super::{CheckTarget, Checks, Comparison, Input, attention, experts, mamba2};
 use crate::Result;
 use crate::ops::adamw::{AdamW, AdamWStep, Parameter};
-use crate::ops::cross_entropy::{self, Softmax};
+use crate::ops::cross_entropy::{self, LossWeights, Softmax};
 use crate::ops::distillation;
 use crate::ops::embed::{self, EmbedLookup};
 use crate::ops::rms_norm::{ResidualAdd, RmsNorm};
@@ -264,20 +264,40 @@ fn cross_entropy(checks: &mut Checks) -> Result<()> {
         let f32s = |t: &Tensor| t.to_dtype(DType::F32);
         checks.value("nll", &ours.nll, &exact.nll, &f32s(&exact.nll)?)?;
         checks.value("lse", &ours.lse, &exact.lse, &f32s(&exact.lse)?)?;
-        let ones = (exact.nll.ones_like()? * 0.7)?;
-        let naive = autograd(&[&logits.exact], &ones, |v| {
+        let dloss = loss_weights(checks, rows)?;
+        let naive = autograd(&[&logits.exact], &dloss.exact, |v| {
             cross_entropy::reference(v[0].as_tensor(), (&labels).into(), softmax)
         })?;
         let naive = naive[0].to_dtype(checks.dtype())?;
-        let exact = cross_entropy::backward(logits.exact.copy()?, (&labels).into(), softmax, &exact, 0.7)?;
+        let weights = LossWeights::PerRow(dloss.exact);
+        let exact =
+            cross_entropy::backward(logits.exact.copy()?, (&labels).into(), softmax, &exact, &weights)?;
         let losses = ours;
-        let ours = checks.run(|| {
-            cross_entropy::backward(logits.device.copy()?, (&labels).into(), softmax, &losses, 0.7)
-        })?;
+        let gradient = |dloss: LossWeights| {
+            checks.run(|| {
+                cross_entropy::backward(logits.device.copy()?, (&labels).into(), softmax, &losses, &dloss)
+            })
+        };
+        let (ours, uniform) = (gradient(LossWeights::PerRow(dloss.device))?, gradient(0.7.into())?);
         checks.gradient("dlogits", &ours, &exact, &naive)?;
+        first_row_is_that_of_one_weight(checks, &ours, &uniform)?;
         padding_is_zero(checks, "padding of dlogits", &ours, vocab)?;
     }
     Ok(())
+}
+
+/// What the losses of `rows` rows count, 0.7 in the first; always in f32.
+fn loss_weights(checks: &Checks, rows: usize) -> Result<Input> {
+    let weights: Vec<f32> = (0..rows).map(|row| 0.7 / (1 + row % 4) as f32).collect();
+    checks.input(&Tensor::from_vec(weights, rows, &Device::Cpu)?)
+}
+
+/// The first row of `per_row`, whose weight is 0.7, is bit for bit that of a gradient with this weight in all rows.
+fn first_row_is_that_of_one_weight(checks: &mut Checks, per_row: &Tensor, uniform: &Tensor) -> Result<()> {
+    let [ours, expected] = [per_row, uniform].map(|gradient| gradient.narrow(0, 0, 1));
+    let expected = expected?.to_device(&Device::Cpu)?;
+    let exact = expected.to_dtype(DType::F64)?;
+    checks.value("row of a weight of its own", &ours?, &exact, &expected)
 }
 
 /// The gradient of logits has zeros in the columns after the vocabulary.
@@ -316,18 +336,23 @@ fn distillation(checks: &mut Checks) -> Result<()> {
         ] {
             checks.value(what, ours, exact, &exact.to_dtype(DType::F32)?)?;
         }
-        let ones = (exact.kl.ones_like()? * 0.7)?;
-        let naive = autograd(&[&student.exact], &ones, |v| {
+        let dloss = loss_weights(checks, rows)?;
+        let naive = autograd(&[&student.exact], &dloss.exact, |v| {
             distillation::reference(v[0].as_tensor(), &teacher.exact, softmax)
         })?;
         let naive = naive[0].to_dtype(checks.dtype())?;
-        let exact = distillation::backward(student.exact.copy()?, &teacher.exact, softmax, &exact, 0.7)?;
+        let weights = LossWeights::PerRow(dloss.exact);
+        let exact = distillation::backward(student.exact.copy()?, &teacher.exact, softmax, &exact, &weights)?;
         let divergences = ours;
-        let gradient = |student: &Tensor| {
-            distillation::backward(student.copy()?, &teacher.device, softmax, &divergences, 0.7)
+        let gradient = |dloss: LossWeights| {
+            checks.run(|| {
+                let student = student.device.copy()?;
+                distillation::backward(student, &teacher.device, softmax, &divergences, &dloss)
+            })
         };
-        let ours = checks.run(|| gradient(&student.device))?;
+        let (ours, uniform) = (gradient(LossWeights::PerRow(dloss.device))?, gradient(0.7.into())?);
         checks.gradient("dstudent", &ours, &exact, &naive)?;
+        first_row_is_that_of_one_weight(checks, &ours, &uniform)?;
         padding_is_zero(checks, "padding of dstudent", &ours, vocab)?;
         // The student learned all: a divergence of exactly 0.
         let same = checks.run(|| distillation::forward(&teacher.device, &teacher.device.copy()?, softmax))?;

@@ -7,7 +7,7 @@ use gneiss::config::Config;
 use gneiss::data::Dataset;
 use gneiss::evaluate;
 use gneiss::evaluate::{
-    Answers, By, EnsembleScores, Evaluation, EvaluationObserver, Paired, Progress, Scores, Stage,
+    Answers, Batching, By, EnsembleScores, Evaluation, EvaluationObserver, Paired, Progress, Scores, Stage,
 };
 use gneiss::layout::{EVALUATION, METRICS, PREDICTIONS, REPORT};
 use gneiss::prompt::Tuned;
@@ -29,7 +29,8 @@ pub struct Eval {
     /// follows if it holds the prompts of several tasks. May be repeated.
     #[arg(long = "adapter", value_name = "DIR[:TASK]", required = true)]
     adapters: Vec<PathBuf>,
-    /// Also let the tuned prompts answer together, by votes and by the mean likelihood of each label.
+    /// Also let the tuned prompts answer together, by votes and by the mean likelihood of each label; all of them are in one
+    /// batch.
     #[arg(long)]
     ensemble: bool,
     /// Folder for the results.
@@ -56,7 +57,8 @@ impl Eval {
             (None, [Tuned { run: Some(run), .. }]) => run.clone(),
             _ => Path::new(&config.runs).join(format!("{}.eval", config.name)),
         };
-        let mut evaluation = evaluate(&config, &session, &tuned, &folder)?;
+        let batching = if self.ensemble { Batching::Together } else { Batching::ByTurns };
+        let mut evaluation = evaluate(&config, &session, &tuned, batching, &folder)?;
         if self.ensemble {
             evaluation.ensemble = Some(EnsembleScores::new(&evaluation)?);
             evaluation.write(&folder)?;
@@ -83,6 +85,7 @@ pub(super) fn evaluate(
     config: &Config,
     session: &Session,
     tuned: &[Tuned],
+    batching: Batching,
     folder: &Path,
 ) -> anyhow::Result<Evaluation> {
     for tuned in tuned {
@@ -96,7 +99,7 @@ pub(super) fn evaluate(
         kept: Vec::new(),
         rows: None,
     };
-    let result = evaluate::run(config, session, tuned, &mut bars);
+    let result = evaluate::run(config, session, tuned, batching, &mut bars);
     bars.bar.finish_and_clear();
     if !bars.kept.is_empty() {
         let (json, csv) = (folder.join(EVALUATION), folder.join(PREDICTIONS));

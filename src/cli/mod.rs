@@ -4,11 +4,13 @@ pub mod allocator;
 mod bench;
 mod check;
 mod eval;
+pub mod exit;
 mod export;
 mod find_lr;
 mod generate;
 mod inspect;
 pub mod interrupt;
+pub mod launch;
 mod learning_curve;
 #[cfg(feature = "serve")]
 mod listen;
@@ -72,6 +74,9 @@ enum CliCommand {
 impl Cli {
     /// Runs the subcommand.
     pub fn run(self) -> anyhow::Result<()> {
+        if let Some(command) = self.command.of_one_process() {
+            launch::refuse(command)?;
+        }
         match self.command {
             CliCommand::Tutorial(command) => command.run(),
             CliCommand::Tune(command) => command.run(),
@@ -87,6 +92,28 @@ impl Cli {
             CliCommand::Bench(command) => command.run(),
             CliCommand::Check(command) => command.run(),
             CliCommand::Inspect(command) => command.run(),
+        }
+    }
+}
+
+impl CliCommand {
+    /// The name of a command that several processes can't run together.
+    fn of_one_process(&self) -> Option<&'static str> {
+        match self {
+            Self::Tune(_) => None,
+            Self::Sweep(sweep) => (!sweep.is_shard()).then_some("sweep"),
+            Self::Tutorial(_) => Some("tutorial"),
+            Self::Eval(_) => Some("eval"),
+            Self::Generate(_) => Some("generate"),
+            #[cfg(feature = "serve")]
+            Self::Serve(_) => Some("serve"),
+            #[cfg(feature = "serve")]
+            Self::Watsonx(_) => Some("watsonx"),
+            Self::Export(_) => Some("export"),
+            Self::Report(_) => Some("report"),
+            Self::Bench(_) => Some("bench"),
+            Self::Check(_) => Some("check"),
+            Self::Inspect(_) => Some("inspect"),
         }
     }
 }

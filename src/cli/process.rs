@@ -23,6 +23,37 @@ pub fn end_at_a_closed_pipe() {
     }
 }
 
+/// Cores of the machine, whichever of them the process may use; `None` if the system does not report it.
+pub fn online_cores() -> Option<usize> {
+    #[cfg(unix)]
+    // SAFETY: it reads a number.
+    return usize::try_from(unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }).ok();
+    #[cfg(not(unix))]
+    None
+}
+
+/// Calls `handler` on SIGUSR1, which would end the process otherwise; the first handler stays. It may do no more than set an
+/// atomic.
+pub fn at_user_signal(handler: fn()) {
+    static HANDLER: std::sync::OnceLock<fn()> = std::sync::OnceLock::new();
+    #[cfg(unix)]
+    extern "C" fn call(_signal: libc::c_int) {
+        if let Some(handler) = HANDLER.get() {
+            handler();
+        }
+    }
+    let _already_there = HANDLER.set(handler);
+    #[cfg(unix)]
+    // SAFETY: the struct is zeroed, which is a valid value of all its fields; `call` reads a value that was set before and calls
+    // a function that only sets an atomic, both of which a signal handler may do. Calls of the system that it interrupts go on.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = call as extern "C" fn(libc::c_int) as usize;
+        action.sa_flags = libc::SA_RESTART;
+        libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut());
+    }
+}
+
 /// The most memory that the process used, bytes; `None` if the system does not report it.
 pub fn peak_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;

@@ -2,9 +2,11 @@
 
 use super::listen::Listen;
 use super::{PlaceArgs, progress};
+use anyhow::Context;
 use clap::Args;
 use gneiss::checkpoint::find_chat_template;
 use gneiss::config::ModelOptions;
+use gneiss::prompt::peft::Adapter;
 use gneiss::prompt::{Tuned, check_name, split_name};
 use gneiss::serve::client::Client;
 use gneiss::serve::served::Served;
@@ -33,6 +35,11 @@ pub struct Serve {
     /// :TASK follows if it holds the prompts of several tasks. May be repeated.
     #[arg(long = "adapter", value_name = "NAME=DIR[:TASK]")]
     adapters: Vec<String>,
+    /// Several tuned prompts of one classification that answer together under one name: POST /v1/classify, by votes and by the
+    /// mean likelihood of each label, and requests whose answer has given choices, by mean likelihood. Other generation is
+    /// refused. The folders are named as for --adapter. May be repeated.
+    #[arg(long = "ensemble", value_name = "NAME=DIR,DIR,...")]
+    ensembles: Vec<String>,
     /// Serve the tuned prompts in this folder's subfolders under the subfolders' names, and follow changes: new prompts
     /// are loaded, removed ones are unloaded.
     #[arg(long, value_name = "DIR")]
@@ -90,6 +97,32 @@ pub(super) struct LimitArgs {
     step_tokens: usize,
 }
 
+/// What the command line gives names to.
+struct Named {
+    adapters: Vec<Tuned>,
+    /// Each with the prompts of its members.
+    ensembles: Vec<(Served, Vec<Adapter>)>,
+}
+
+/// Splits `given` at its name, which is added to `names` if it is not among them.
+fn own_name(
+    option: &str,
+    given: &str,
+    form: &str,
+    names: &mut Vec<String>,
+) -> gneiss::Result<(String, PathBuf)> {
+    let invalid = |problem: &str| gneiss::Error::Invalid(format!("{option}: {problem}"));
+    let (Some(name), folder) = split_name(given) else {
+        return Err(invalid(&format!("expected {form}, found no name")));
+    };
+    check_name(name)?;
+    if names.iter().any(|other| other == name) {
+        return Err(invalid("expected a name of its own, found that another model has it"));
+    }
+    names.push(name.to_owned());
+    Ok((name.to_owned(), folder))
+}
+
 impl LimitArgs {
     /// The options that these limits set.
     pub(super) fn options(&self) -> ServerOptions {
@@ -128,7 +161,7 @@ pub(super) struct RunningServer {
 impl Serve {
     /// Runs the subcommand.
     pub fn run(self) -> anyhow::Result<()> {
-        let named = self.named()?;
+        let Named { adapters, ensembles } = self.named()?;
         let api_key = self.api_key_file.as_deref().map(read_key).transpose()?;
         let tls = match (&self.tls_cert, &self.tls_key) {
             (Some(certificate), Some(key)) => {
@@ -147,9 +180,12 @@ impl Serve {
             ..self.limits.options()
         };
         let deployed = deploy(session, self.limits.limits(), serving)?;
-        for tuned in named {
+        for tuned in adapters {
             let served = Served::tuned(&tuned.name, &tuned.argument(), &tuned.adapter)?;
             deployed.client.load(served, tuned.adapter)?;
+        }
+        for (served, adapters) in ensembles {
+            deployed.client.load_ensemble(served, adapters)?;
         }
         let reserved = deployed.client.models().iter().map(|served| served.name.clone()).collect();
         let folder =
@@ -157,24 +193,31 @@ impl Serve {
         self.listen(deployed, folder)
     }
 
-    /// The adapters that the command line names.
-    fn named(&self) -> anyhow::Result<Vec<Tuned>> {
-        let mut named: Vec<Tuned> = Vec::new();
+    /// The adapters and ensembles that the command line names.
+    fn named(&self) -> anyhow::Result<Named> {
+        let mut names = vec![self.model.clone()];
+        let mut named = Named { adapters: Vec::new(), ensembles: Vec::new() };
         for given in &self.adapters {
-            let (Some(name), folder) = split_name(given) else {
-                let problem = format!("--adapter {given}: expected NAME=DIR, found no name");
-                return Err(gneiss::Error::Invalid(problem).into());
-            };
-            check_name(name)?;
-            if name == self.model || named.iter().any(|tuned| tuned.name == name) {
-                let problem =
-                    format!("--adapter {given}: expected a name of its own, found that another model has it");
-                return Err(gneiss::Error::Invalid(problem).into());
-            }
+            let (name, folder) = own_name(&format!("--adapter {given}"), given, "NAME=DIR", &mut names)?;
             let mut tuned = Tuned::read_all(&[folder])?.remove(0);
             super::warn_about(&tuned.adapter);
-            tuned.name = name.to_owned();
-            named.push(tuned);
+            tuned.name = name;
+            named.adapters.push(tuned);
+        }
+        for given in &self.ensembles {
+            let option = format!("--ensemble {given}");
+            let (name, folders) = own_name(&option, given, "NAME=DIR,DIR,...", &mut names)?;
+            let folders = folders.to_string_lossy();
+            let folders: Vec<PathBuf> = folders
+                .split(',')
+                .map(str::trim)
+                .filter(|folder| !folder.is_empty())
+                .map(PathBuf::from)
+                .collect();
+            let tuned = Tuned::read_all(&folders).with_context(|| option)?;
+            tuned.iter().for_each(|tuned| super::warn_about(&tuned.adapter));
+            let served = Served::ensemble(&name, &tuned)?;
+            named.ensembles.push((served, tuned.into_iter().map(|tuned| tuned.adapter).collect()));
         }
         Ok(named)
     }
@@ -318,6 +361,11 @@ pub(super) fn read_key(path: &Path) -> gneiss::Result<String> {
 
 fn describe(served: &Served) {
     let what = match (&served.folder, &served.task) {
+        (None, _) if !served.members.is_empty() => {
+            let folders = served.members.iter().filter_map(|member| member.folder.as_ref());
+            let folders: Vec<String> = folders.map(|folder| folder.display().to_string()).collect();
+            format!("an ensemble of {}", folders.join(", "))
+        }
         (None, _) => "the base model".to_owned(),
         (Some(folder), Some(task)) => {
             format!("{} virtual tokens, {}, {}", served.virtual_tokens, task.task, folder.display())

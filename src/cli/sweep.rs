@@ -9,7 +9,7 @@ use gneiss::config::{Config, SweepMetric};
 use gneiss::layout::{BEST, SWEEP_REPORT};
 use gneiss::report;
 use gneiss::run::Status;
-use gneiss::sweep::{Estimate, Sweep, SweepFolder, SweepResult, TrialResult};
+use gneiss::sweep::{Estimate, Shard, Sweep, SweepFolder, SweepResult, TrialResult};
 use gneiss::tune::Ended;
 use progress::SweepProgress;
 use serde::Serialize;
@@ -20,13 +20,20 @@ use std::path::{Path, PathBuf};
 /// Writes RUNS/NAME: the run folder of each trial in trials/NNN, a link to the best one, and sweep.html. The test file is
 /// not read; `gneiss eval CONFIG --adapter RUNS/NAME/best` does that, once.
 #[derive(Args)]
-#[command(group = clap::ArgGroup::new("sweep_of").required(true).args(["config", "resume"]))]
+#[command(group = clap::ArgGroup::new("sweep_of").required(true).args(["config", "resume", "collect"]))]
 pub struct SweepArgs {
     /// The configuration, with a table [sweep.parameters].
     config: Option<PathBuf>,
     /// Continue the sweep in this folder, such as runs/tutorial.
     #[arg(long, value_name = "SWEEP", conflicts_with_all = ["config", "sets", "model", "device", "dtype"])]
     resume: Option<PathBuf>,
+    /// Tune only every N-th trial, from number I on, counted from 0: one of N processes that need not know of each other, such as a
+    /// Slurm array. Started again, it goes on. The sweep may not prune.
+    #[arg(long, value_name = "I/N", conflicts_with_all = ["resume", "collect"])]
+    shard: Option<Shard>,
+    /// Choose the best trial of the sweep in this folder, whose shards have all ended.
+    #[arg(long, value_name = "SWEEP", conflicts_with_all = ["config", "sets", "model", "device", "dtype"])]
+    collect: Option<PathBuf>,
     #[command(flatten)]
     overrides: Overrides,
     /// Print a line of JSON for each epoch, decision and trial.
@@ -37,17 +44,37 @@ pub struct SweepArgs {
 impl SweepArgs {
     /// Runs the subcommand.
     pub fn run(self) -> anyhow::Result<()> {
-        match (&self.resume, &self.config) {
-            (Some(folder), _) => {
+        let config = |path: Option<&Path>| self.overrides.load(path.unwrap_or(Path::new("")));
+        match (&self.resume, &self.collect, self.shard) {
+            (Some(folder), ..) => {
                 let (folder, config) = SweepFolder::open(folder)?;
                 run(&config, Some(folder), self.json)
             }
-            (None, config) => {
-                let config = self.overrides.load(config.as_deref().unwrap_or(Path::new("")))?;
-                run(&config, None, self.json)
+            (_, Some(folder), _) => {
+                let (folder, config) = SweepFolder::open(folder)?;
+                continue_sweep(&config, Some(folder), SweepPart::Choice, self.json)
             }
+            (.., Some(shard)) => {
+                let config = config(self.config.as_deref())?;
+                continue_sweep(&config, None, SweepPart::Shard(shard), self.json)
+            }
+            (None, None, None) => run(&config(self.config.as_deref())?, None, self.json),
         }
     }
+
+    /// Whether this is a part of a sweep that several processes tune without knowing of each other.
+    pub(super) fn is_shard(&self) -> bool {
+        self.shard.is_some()
+    }
+}
+
+/// What a process does of a sweep.
+#[derive(Clone, Copy)]
+enum SweepPart {
+    All,
+    Shard(Shard),
+    /// The choice among trials that have ended.
+    Choice,
 }
 
 /// The result of a sweep as JSON.
@@ -62,31 +89,79 @@ struct SweepOutcome<'a> {
 
 /// Runs a sweep from the beginning, or from where `folder` says that it is.
 pub(super) fn run(config: &Config, folder: Option<SweepFolder>, json: bool) -> anyhow::Result<()> {
+    continue_sweep(config, folder, SweepPart::All, json)
+}
+
+/// Runs a part of a sweep, from where `folder` says that it is.
+fn continue_sweep(
+    config: &Config,
+    folder: Option<SweepFolder>,
+    part: SweepPart,
+    json: bool,
+) -> anyhow::Result<()> {
     // Before the model is loaded.
     config.trials()?;
     let session = super::progress::open(&config.model)?;
     let mut sweep = Sweep::prepare(config, &session)?;
+    if let SweepPart::Shard(shard) = part {
+        sweep.take_shard(shard)?;
+    }
     let (warnings, notes) = sweep.remarks();
     notes.iter().for_each(|text| eprintln!("note       {text}"));
     warnings.iter().for_each(super::warn);
-    let is_resumed = folder.is_some();
-    let mut folder = match folder {
-        Some(folder) => folder,
-        None => SweepFolder::create(config)?,
+    let is_resumed = folder.is_some() || matches!(part, SweepPart::Shard(_));
+    let mut folder = match (folder, part) {
+        (Some(folder), _) => folder,
+        (None, SweepPart::Shard(_)) => SweepFolder::of_shards(config)?,
+        (None, _) => SweepFolder::create(config)?,
     };
     if let Some(moved) = &folder.moved {
         eprintln!("sweep      an earlier run or sweep of this name is now {}", moved.display());
     }
-    let (trials, epochs) = (sweep.trials.len(), sweep.epochs());
-    let resumed = if is_resumed { "resumed" } else { "sweep" };
-    eprintln!("{resumed:<10} {trials} trials of up to {epochs} epochs, in {}", folder.path.display());
+    describe(&sweep, &folder, part, is_resumed);
     let _guard = interrupt::Guard::new()?;
     let watch = SweepProgress::new(&sweep, session.model.device(), json);
     if is_resumed {
         watch.skip(&sweep, &SweepResult::read(&folder.path)?);
     }
-    let outcome = sweep.run(&mut folder, &watch);
+    let outcome = match part {
+        SweepPart::Choice => sweep.collect(&mut folder, &watch),
+        SweepPart::All | SweepPart::Shard(_) => sweep.run(&mut folder, &watch),
+    };
     watch.finish();
+    if let SweepPart::Shard(shard) = part {
+        return end_shard(outcome?, shard, &folder);
+    }
+    finish(outcome, &folder, json)
+}
+
+/// Prints what the sweep is about to do.
+fn describe(sweep: &Sweep, folder: &SweepFolder, part: SweepPart, is_resumed: bool) {
+    let (trials, epochs, path) = (sweep.trials.len(), sweep.epochs(), folder.path.display());
+    match part {
+        SweepPart::Shard(shard) => {
+            let own = sweep.trials.iter().filter(|trial| shard.has(trial)).count();
+            eprintln!("shard      {shard}: {own} of {trials} trials of up to {epochs} epochs, in {path}");
+        }
+        SweepPart::All | SweepPart::Choice => {
+            let resumed = if is_resumed { "resumed" } else { "sweep" };
+            eprintln!("{resumed:<10} {trials} trials of up to {epochs} epochs, in {path}");
+        }
+    }
+}
+
+/// Says how a shard ended, and what chooses among the trials of all.
+fn end_shard(ended: Ended, shard: Shard, folder: &SweepFolder) -> anyhow::Result<()> {
+    let path = folder.path.display();
+    if ended == Ended::Interrupted {
+        return Err(Interrupted(format!("interrupted; the same command goes on with shard {shard}")).into());
+    }
+    println!("The trials of shard {shard} have ended. When all shards have: gneiss sweep --collect {path}");
+    Ok(())
+}
+
+/// Writes the report of a sweep, and prints its result.
+fn finish(outcome: gneiss::Result<Ended>, folder: &SweepFolder, json: bool) -> anyhow::Result<()> {
     // Also after an error: the page shows the sweep up to there.
     let result = SweepResult::read(&folder.path).and_then(|result| {
         report::write_sweep(&result)?;

@@ -1,21 +1,25 @@
 //! `gneiss tune`: a run, from a configuration to an adapter.
 
+mod order;
+
 use super::interrupt::{self, Interrupted};
-use super::{Overrides, process, progress, text};
+use super::{launch, process, progress, text};
 use clap::Args;
 use gneiss::config::{Config, SweepOptions};
 use gneiss::data::{Encoded, LengthStats};
 use gneiss::device::{DeviceMemory, PeakMemory};
-use gneiss::run::{self, LossKind, Run, RunFolder, Summary, Tuning};
+use gneiss::ranks::Ranks;
+use gneiss::run::{self, Agreement, LossKind, Run, RunFolder, Summary, Tuning};
 use gneiss::session::Session;
-use gneiss::tune::{EpochRecord, Limits, Observer, State, StepRecord};
-use gneiss::{layout, report};
+use gneiss::tune::{Ended, EpochRecord, Limits, Observer, State, StepRecord, Trainer};
+use gneiss::{Error, layout, report};
 use indicatif::ProgressBar;
+pub(super) use order::{Order, RunArgs};
 use std::path::{Path, PathBuf};
 
 /// Tunes a soft prompt and writes a run folder: configuration, metrics, checkpoint, adapter, report.
 #[derive(Args)]
-#[command(group = clap::ArgGroup::new("what").required(true).args(["config", "resume"]))]
+#[command(group = clap::ArgGroup::new("what").required(true).multiple(true).args(["config", "resume"]))]
 pub struct Tune {
     /// Tune as many prompts, from seed train.seed on, and keep the best: a sweep over train.seed without pruning.
     #[arg(long, value_name = "N", conflicts_with_all = ["resume", "find_lr"], value_parser = clap::value_parser!(u16).range(2..=999))]
@@ -24,42 +28,25 @@ pub struct Tune {
     run: RunArgs,
 }
 
-/// The start of a run.
-#[derive(Args)]
-pub(super) struct RunArgs {
-    /// The configuration, such as configs/tutorial.toml.
-    config: Option<PathBuf>,
-    /// Continue the run in this folder, such as runs/tutorial, from its last checkpoint.
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "find_lr"])]
-    resume: Option<PathBuf>,
-    /// Try increasing learning rates for a hundred steps and suggest one. `tune` then ends; `tutorial` uses it.
-    #[arg(long)]
-    pub(super) find_lr: bool,
-    #[command(flatten)]
-    overrides: Overrides,
-    /// Print the result as JSON.
-    #[arg(long)]
-    pub(super) json: bool,
-}
-
-/// A requested run.
-pub(super) struct Order {
-    /// Its configuration.
-    pub(super) config: Config,
-    /// The folder and the state from which it continues.
-    pub(super) resume: Option<(PathBuf, State)>,
-}
-
 impl Tune {
-    /// Runs the subcommand.
+    /// Runs the subcommand, on one or several ranks.
     pub fn run(self) -> anyhow::Result<()> {
+        launch::with_ranks(|ranks| self.run_on(ranks))
+    }
+
+    fn run_on(self, ranks: &dyn Ranks) -> anyhow::Result<()> {
         let RunArgs { find_lr, json, .. } = self.run;
-        let mut order = self.run.order(Path::new(""))?;
+        let mut order = launch::all(ranks, self.order(ranks))?;
         if let Some(seeds) = self.seeds {
             order.config.sweep = SweepOptions::seeds(order.config.train.seed, seeds.into());
             return super::sweep::run(&order.config, None, json);
         }
-        let session = progress::open(&order.config.model)?;
+        launch::all(ranks, launch::place(&mut order.config.model, ranks).map_err(Into::into))?;
+        let opened = match ranks.rank() {
+            0 => progress::open(&order.config.model),
+            _ => gneiss::session::open(&order.config.model, &mut |_, _| ()).map_err(Into::into),
+        };
+        let session = launch::all(ranks, opened)?;
         if find_lr {
             let (found, folder) = super::find_lr::run(&order.config, &session)?;
             if json {
@@ -69,7 +56,7 @@ impl Tune {
             }
             return Ok(());
         }
-        let (folder, summary) = tune(&order, &session)?;
+        let Some((folder, summary)) = tune(&order, &session, ranks)? else { return Ok(()) };
         if json {
             println!("{}", serde_json::to_string(&TuneOutcome::new(&folder, &summary))?);
         } else {
@@ -77,23 +64,15 @@ impl Tune {
         }
         go_on("tune", &folder, &summary)
     }
-}
 
-impl RunArgs {
-    /// The run that the arguments ask for; with the configuration in `default` if they name none.
-    pub(super) fn order(&self, default: &Path) -> anyhow::Result<Order> {
-        let Some(folder) = &self.resume else {
-            let path = self.config.as_deref().unwrap_or(default);
-            let mut config = self.overrides.load(path)?;
-            if !config.sweep.is_default() {
-                super::warn("[sweep] is for gneiss sweep; this command uses the other tables alone");
-                config.sweep = SweepOptions::default();
-            }
-            return Ok(Order { config, resume: None });
-        };
-        let (mut config, state) = run::tuning::resumable(folder, &self.overrides.sets)?;
-        self.overrides.apply(&mut config);
-        Ok(Order { config, resume: Some((folder.clone(), state)) })
+    /// The run that the arguments ask for.
+    fn order(&self, ranks: &dyn Ranks) -> anyhow::Result<Order> {
+        let one_rank = [("--seeds", self.seeds.is_some()), ("--find-lr", self.run.find_lr)];
+        if let Some((option, _)) = one_rank.iter().find(|(_, given)| *given && ranks.size() > 1) {
+            let size = ranks.size();
+            return Err(Error::Invalid(format!("{option}: expected one process, found {size} ranks")).into());
+        }
+        self.run.order(Path::new(""))
     }
 }
 
@@ -107,39 +86,70 @@ pub(super) fn go_on(command: &str, folder: &Path, summary: &Summary) -> anyhow::
     Err(Interrupted(text).into())
 }
 
-/// Tunes, and writes the run folder with its report, also if the run fails.
-pub(super) fn tune(order: &Order, session: &Session) -> anyhow::Result<(PathBuf, Summary)> {
+/// Tunes, and writes the run folder with its report, also if the run fails. `None` on the ranks that only compute.
+pub(super) fn tune(
+    order: &Order,
+    session: &Session,
+    ranks: &dyn Ranks,
+) -> anyhow::Result<Option<(PathBuf, Summary)>> {
     let config = &order.config;
-    let tuning = Tuning::prepare(config, session, order.resume.as_ref().map(|(_, state)| state.clone()))?;
+    let state = order.resume.as_ref().map(|(_, state)| state.clone());
+    let tuning = ranks.all(Tuning::prepare(config, session, state))?;
+    let mut trainer = ranks.all(tuning.trainer())?.with_ranks(ranks)?;
+    if ranks.size() > 1 {
+        let own = Agreement::new(&tuning, &trainer, session, &order.toml);
+        Agreement::check(own, ranks)?.iter().for_each(super::warn);
+    }
+    if ranks.rank() > 0 {
+        return follow(&mut trainer).map(|()| None);
+    }
     describe(&tuning, config);
-    let mut trainer = tuning.trainer()?;
-    let toml = config.to_toml()?;
     let mut folder = match &order.resume {
-        Some((path, state)) => RunFolder::reopen(path, &state.position, &toml)?,
-        None => RunFolder::create(Path::new(&config.runs), &config.name, &toml)?,
+        Some((path, state)) => RunFolder::reopen(path, &state.position, &order.toml)?,
+        None => RunFolder::create(Path::new(&config.runs), &config.name, &order.toml)?,
     };
-    if let Some(moved) = &folder.moved {
-        eprintln!("run        an earlier run of this name is now {}", moved.display());
-    }
-    if order.resume.is_some() {
-        eprintln!(
-            "resumed    after step {} of {}",
-            trainer.first().position().step,
-            trainer.first().total_steps()
-        );
-    }
+    describe_start(order, &folder, &trainer, ranks);
     let _guard = interrupt::Guard::new()?;
     let device = session.model.device();
     let (mut process, mut gpu) = (process::ProcessMemory, DeviceMemory::new(device));
     let memory: &mut dyn PeakMemory = if device.is_cpu() { &mut process } else { &mut gpu };
-    let mut watch = TuneProgress::new(trainer.first().total_steps(), trainer.first().position().attempts());
+    let mut watch = TuneProgress::new(&trainer, &folder);
     let outcome = tuning.run(&mut trainer, &mut folder, memory, &mut watch);
     watch.bar.finish_and_clear();
     // Also after an error: the report shows the run up to there.
     let report = Run::read(&folder.path).and_then(|run| report::write(&run));
     let summary = outcome?;
     report?;
-    Ok((folder.path, summary))
+    Ok(Some((folder.path, summary)))
+}
+
+/// Runs a rank's share of each step; rank 0 prints and writes.
+fn follow(trainer: &mut Trainer) -> anyhow::Result<()> {
+    let _guard = interrupt::Guard::new()?;
+    match trainer.run(&mut Follower)? {
+        Ended::Interrupted => Err(Interrupted("interrupted".into()).into()),
+        Ended::Completed | Ended::StoppedEarly | Ended::Paused => Ok(()),
+    }
+}
+
+/// Prints where the run begins, and on how many ranks.
+fn describe_start(order: &Order, folder: &RunFolder, trainer: &Trainer, ranks: &dyn Ranks) {
+    if let Some(moved) = &folder.moved {
+        eprintln!("run        an earlier run of this name is now {}", moved.display());
+    }
+    if ranks.size() > 1 {
+        eprintln!("ranks      {}, which share the examples of each step", ranks.size());
+    }
+    let Some((_, state)) = &order.resume else { return };
+    let run = trainer.first();
+    eprintln!("resumed    after step {} of {}", run.position().step, run.total_steps());
+    if state.ranks != ranks.size() {
+        eprintln!(
+            "note       the run had {} ranks before and has {} now: sums in another order have other last digits",
+            state.ranks,
+            ranks.size()
+        );
+    }
 }
 
 /// Prints the settings of the run.
@@ -259,14 +269,17 @@ struct TuneProgress {
     bar: ProgressBar,
     examples: usize,
     seconds: f64,
+    /// The file that a signal writes.
+    checkpoint: PathBuf,
 }
 
 impl TuneProgress {
-    fn new(steps: usize, done: usize) -> Self {
+    fn new(trainer: &Trainer, folder: &RunFolder) -> Self {
+        let (steps, done) = (trainer.first().total_steps(), trainer.first().position().attempts());
         let template = "{prefix:>10} {bar:30} {pos}/{len} {msg}, {eta} left";
         let bar = progress::bar(steps, "tuning", template).with_position(done as u64);
         bar.reset_eta();
-        Self { bar, examples: 0, seconds: 0.0 }
+        Self { bar, examples: 0, seconds: 0.0, checkpoint: folder.path.join(layout::CHECKPOINT) }
     }
 }
 
@@ -309,6 +322,37 @@ impl Observer for TuneProgress {
 
     fn warning(&mut self, text: &str) -> gneiss::Result<()> {
         progress::line(&self.bar, &format!("warning    {text}"));
+        Ok(())
+    }
+
+    fn interrupted(&self) -> bool {
+        interrupt::asked()
+    }
+
+    fn latest(&mut self, state: &dyn Fn() -> gneiss::Result<State>) -> gneiss::Result<()> {
+        interrupt::keep_latest(&self.checkpoint, state()?);
+        Ok(())
+    }
+
+    fn checkpoint(&mut self, state: &State) -> gneiss::Result<()> {
+        interrupt::keep_latest(&self.checkpoint, state.clone());
+        Ok(())
+    }
+}
+
+/// Shows nothing: rank 0 sees the same.
+struct Follower;
+
+impl Observer for Follower {
+    fn step(&mut self, _: &StepRecord) -> gneiss::Result<()> {
+        Ok(())
+    }
+
+    fn skipped(&mut self, _: usize, _: &str, _: f64) -> gneiss::Result<()> {
+        Ok(())
+    }
+
+    fn out_of_memory(&mut self, _: Limits) -> gneiss::Result<()> {
         Ok(())
     }
 

@@ -12,8 +12,9 @@ use super::{eval, find_lr, learning_curve, progress, text};
 use clap::Args;
 use gneiss::config::{Config, Task};
 use gneiss::data::{Dataset, Template};
-use gneiss::evaluate::{Evaluation, test_file};
+use gneiss::evaluate::{Batching, Evaluation, test_file};
 use gneiss::prompt::Tuned;
+use gneiss::ranks::Alone;
 use gneiss::run::Run;
 use gneiss::session;
 use gneiss::session::Session;
@@ -87,7 +88,7 @@ impl Tutorial {
             experiment(&order.config)?;
             step(4);
         }
-        let (folder, summary) = tune::tune(&order, &session)?;
+        let Some((folder, summary)) = tune::tune(&order, &session, &Alone)? else { return Ok(()) };
         tune::go_on("tutorial", &folder, &summary)?;
         if show {
             println!("{} steps in {}", summary.steps, gneiss::text::duration(summary.seconds));
@@ -98,7 +99,7 @@ impl Tutorial {
             step(7);
         }
         let tuned = Tuned::read_all(std::slice::from_ref(&folder))?;
-        let evaluation = eval::evaluate(&order.config, &session, &tuned, &folder)?;
+        let evaluation = eval::evaluate(&order.config, &session, &tuned, Batching::ByTurns, &folder)?;
         if show {
             eval::print(&evaluation);
         }

@@ -2,6 +2,7 @@
 
 pub mod dataset;
 pub mod encode;
+pub mod ensemble;
 mod head;
 pub mod labels;
 pub mod template;

@@ -125,6 +125,17 @@ pub fn kind(device: &Device) -> &'static str {
     }
 }
 
+/// NVIDIA GPUs that this process sees; 0 without a driver or in another build.
+pub fn cuda_devices() -> usize {
+    #[cfg(feature = "cuda")]
+    {
+        use candle_core::cuda_backend::cudarc::driver::CudaContext;
+        CudaContext::device_count().ok().and_then(|count| usize::try_from(count).ok()).unwrap_or(0)
+    }
+    #[cfg(not(feature = "cuda"))]
+    0
+}
+
 #[cfg(feature = "cuda")]
 fn cuda(index: usize) -> Result<Chosen> {
     let (device, warning) = crate::ops::gpu::cuda::open(index)?;

@@ -6,7 +6,7 @@ mod choose;
 pub(crate) mod faults;
 mod memory;
 
-pub use choose::{Chosen, DeviceChoice, kind, open};
+pub use choose::{Chosen, DeviceChoice, cuda_devices, kind, open};
 pub use memory::{DeviceMemory, PeakMemory, name};
 
 use crate::{Error, Result};

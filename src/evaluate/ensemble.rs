@@ -3,6 +3,7 @@
 use super::metrics::Scores;
 use super::result::{Arm, Evaluation, Prediction};
 use crate::config::Task;
+use crate::data::ensemble::LabelEnsemble;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -54,10 +55,10 @@ impl EnsembleScores {
         let rows: Vec<Vec<&Prediction>> = (0..tuned[0].answers.predictions.len())
             .map(|row| tuned.iter().map(|arm| &arm.answers.predictions[row]).collect())
             .collect();
-        let scores = |answer: &dyn Fn(&[&Prediction], &[f64]) -> usize| {
+        let scores = |answer: fn(&LabelEnsemble) -> usize| {
             let answers =
-                rows.iter().map(|row| (row[0].expected.as_str(), &labels[answer(row, &means(row))]));
-            Scores::from_pairs(labels, answers.map(|(expected, label)| (expected, label.as_str())))
+                rows.iter().map(|row| (row[0].expected.as_str(), labels[answer(&together(row))].as_str()));
+            Scores::from_pairs(labels, answers)
         };
         let accuracies: Vec<(f64, &str)> =
             tuned.iter().map(|arm| (accuracy(arm), arm.name.as_str())).collect();
@@ -65,8 +66,8 @@ impl EnsembleScores {
         let (best_accuracy, best) = best.unwrap_or_default();
         Ok(Self {
             names: tuned.iter().map(|arm| arm.name.clone()).collect(),
-            vote: scores(&|row, means| most_votes(row, means, labels)),
-            mean_likelihood: scores(&|_, means| largest(means)),
+            vote: scores(LabelEnsemble::vote),
+            mean_likelihood: scores(LabelEnsemble::mean_likelihood),
             mean_accuracy: accuracies.iter().map(|(accuracy, _)| accuracy).sum::<f64>() / tuned.len() as f64,
             best: best.to_owned(),
             best_accuracy,
@@ -74,32 +75,20 @@ impl EnsembleScores {
     }
 }
 
+/// The labels of a row by all prompts.
+fn together(row: &[&Prediction]) -> LabelEnsemble {
+    let probabilities: Vec<&[f64]> = row.iter().map(|prediction| &prediction.probabilities[..]).collect();
+    LabelEnsemble::new(&probabilities)
+}
+
 fn accuracy(arm: &Arm) -> f64 {
     arm.answers.likelihood.as_ref().map_or(0.0, |scores| scores.accuracy)
-}
-
-/// Mean probability of each label.
-fn means(row: &[&Prediction]) -> Vec<f64> {
-    let labels = row.first().map_or(0, |prediction| prediction.probabilities.len());
-    let mean = |label: usize| row.iter().map(|p| p.probabilities[label]).sum::<f64>() / row.len() as f64;
-    (0..labels).map(mean).collect()
-}
-
-/// Index of the largest value, the first of several.
-fn largest(values: &[f64]) -> usize {
-    (0..values.len()).reduce(|a, b| if values[b] > values[a] { b } else { a }).unwrap_or(0)
-}
-
-fn most_votes(row: &[&Prediction], means: &[f64], labels: &[String]) -> usize {
-    let votes = |label: &String| row.iter().filter(|p| p.likeliest.as_ref() == Some(label)).count() as f64;
-    // A mean probability is at most 1, so that half of it only decides between equal numbers of votes.
-    let values: Vec<f64> = labels.iter().zip(means).map(|(label, mean)| votes(label) + 0.5 * mean).collect();
-    largest(&values)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::ensemble::largest;
     use crate::evaluate::{Answers, Scores};
 
     fn arm(name: &str, probabilities: &[[f64; 3]], expected: &[&str], labels: &[String]) -> Arm {

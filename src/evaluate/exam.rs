@@ -1,12 +1,13 @@
 //! The evaluation of one arm: the texts that it generates, its likeliest label, and the likelihood of the expected
 //! output.
 
-use super::likelihood::{finite, nll};
+use super::likelihood::{finite, nll_after_each};
 use super::{Answers, Prediction, RowScores, Scores, TextScores};
 use crate::batch::Example;
 use crate::checkpoint::TextTokenizer;
 use crate::config::Task;
 use crate::data::encode::Encoder;
+use crate::data::ensemble::probabilities;
 use crate::data::labels::{self, normalize};
 use crate::data::{Dataset, Record};
 use crate::generate::{self, GenerateProgress, Generated, Request};
@@ -71,6 +72,20 @@ impl Exam<'_> {
         encoder: &Encoder,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Answers> {
+        Ok(self.answer_after_each(&[prompt], encoder, progress)?.remove(0))
+    }
+
+    /// As [`Exam::answer`], after each of `prompts`: all of them are in one batch, in which each is a prefix of its own with the
+    /// rows of the texts after it.
+    ///
+    /// # Errors
+    /// As [`Exam::answer`].
+    pub fn answer_after_each(
+        &self,
+        prompts: &[Option<&Prefix>],
+        encoder: &Encoder,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Vec<Answers>> {
         let examples = encoder.encode_dataset(self.dataset)?.examples;
         let classification = self.task == Task::Classification;
         let targets = if classification { self.label_targets()? } else { Vec::new() };
@@ -78,14 +93,29 @@ impl Exam<'_> {
         let one_token = targets.iter().all(|ids| ids.len() == 1);
         let score: Vec<u32> = if one_token { targets.concat() } else { Vec::new() };
         let started = std::time::Instant::now();
-        let generated = self.generate(prompt, &examples, encoder.max_output_tokens, &score, progress)?;
+        let generated = self.generate(prompts, &examples, encoder.max_output_tokens, &score, progress)?;
         let scores = match (classification, one_token) {
-            (true, false) => self.likelihoods(prompt, &examples, &targets, progress)?,
-            _ => generated.iter().map(|g| g.scores.clone()).collect(),
+            (true, false) => self.likelihoods(prompts, &examples, &targets, progress)?,
+            _ => generated.iter().map(|all| all.iter().map(|g| g.scores.clone()).collect()).collect(),
         };
         let seconds = started.elapsed().as_secs_f64();
-        let loss = self.loss(prompt, &examples, progress)?;
-        let rows = self.dataset.records.iter().zip(&generated).zip(&scores);
+        let nll = self.score(prompts, &examples, progress)?;
+        let of_prompts = generated.iter().zip(&scores).zip(&nll);
+        of_prompts.map(|((generated, scores), nll)| self.answers(generated, scores, nll, seconds)).collect()
+    }
+
+    /// The answers of a prompt: the generated texts, the labels' log-likelihoods, and the negative log-likelihoods of the expected
+    /// outputs' tokens.
+    fn answers(
+        &self,
+        generated: &[Generated],
+        scores: &[Vec<f64>],
+        nll: &[f64],
+        seconds: f64,
+    ) -> Result<Answers> {
+        let classification = self.task == Task::Classification;
+        let loss = nll.iter().sum::<f64>() / nll.len() as f64;
+        let rows = self.dataset.records.iter().zip(generated).zip(scores);
         let predictions: Vec<Prediction> = rows
             .map(|((record, generated), scores)| self.prediction(record, generated, scores))
             .collect::<Result<_>>()?;
@@ -110,7 +140,7 @@ impl Exam<'_> {
     /// Returns an error if the tokenizer doesn't tell the labels apart, a likelihood is not finite, or a device operation
     /// fails.
     pub fn judge_labels(&self, prompt: Option<&Prefix>, examples: &[Example]) -> Result<Vec<bool>> {
-        let scores = self.likelihoods(prompt, examples, &self.label_targets()?, &mut |_| {})?;
+        let scores = self.likelihoods(&[prompt], examples, &self.label_targets()?, &mut |_| {})?.remove(0);
         let is_right = |(record, scores): (&Record, &Vec<f64>)| {
             let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let likeliest = scores.iter().position(|score| *score == largest);
@@ -140,8 +170,6 @@ impl Exam<'_> {
     fn prediction(&self, record: &Record, generated: &Generated, scores: &[f64]) -> Result<Prediction> {
         scores.iter().try_for_each(|score| finite("the log-likelihood of a label", *score))?;
         let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
-        let sum: f64 = weights.iter().sum();
         let likeliest = scores.iter().position(|s| *s == largest).map(|i| self.labels[i].clone());
         Ok(Prediction {
             line: record.line,
@@ -149,7 +177,7 @@ impl Exam<'_> {
             expected: record.output.trim().to_owned(),
             generated: self.answer_text(&self.tokenizer.decode(&generated.tokens, true)?),
             likeliest,
-            probabilities: weights.iter().map(|w| w / sum).collect(),
+            probabilities: probabilities(scores),
         })
     }
 
@@ -164,12 +192,12 @@ impl Exam<'_> {
 
     fn generate(
         &self,
-        prompt: Option<&Prefix>,
+        prompts: &[Option<&Prefix>],
         examples: &[Example],
         max_new_tokens: usize,
         score: &[u32],
         progress: &mut dyn FnMut(Progress),
-    ) -> Result<Vec<Generated>> {
+    ) -> Result<Vec<Vec<Generated>>> {
         let stop_token_ids: Arc<[u32]> = self.tokenizer.stop_token_ids.as_slice().into();
         let request = |example: &Example| Request {
             tokens: example.input.clone(),
@@ -178,58 +206,47 @@ impl Exam<'_> {
             score: score.to_vec(),
             ..Request::default()
         };
-        let (requests, of) = (examples.iter().map(request).collect(), examples.len());
+        let requests: Vec<Request> = examples.iter().map(request).collect();
+        let of = prompts.len() * examples.len();
         let mut progress = |GenerateProgress { texts: done, max_rows }| {
             progress(Progress { stage: Stage::Generating, done, of, max_rows })
         };
-        generate::generate(self.model, prompt, requests, self.max_rows, &mut progress)
+        generate::generate_after_each(self.model, prompts, &requests, self.max_rows, &mut progress)
     }
 
-    /// Negative log-likelihoods of the targets of `examples`.
+    /// Negative log-likelihoods of the targets' tokens of `examples`, after each of `prompts`.
     fn score(
         &self,
-        prompt: Option<&Prefix>,
+        prompts: &[Option<&Prefix>],
         examples: &[Example],
         progress: &mut dyn FnMut(Progress),
-    ) -> Result<Vec<f64>> {
-        let of = examples.len();
+    ) -> Result<Vec<Vec<f64>>> {
+        let of = prompts.len() * examples.len();
         let mut progress = |GenerateProgress { texts: done, max_rows }| {
             progress(Progress { stage: Stage::Scoring, done, of, max_rows })
         };
-        nll(self.model, prompt, examples, self.max_rows, &mut progress)
+        nll_after_each(self.model, prompts, examples, self.max_rows, &mut progress)
     }
 
-    /// Mean negative log-likelihood of the expected outputs' tokens.
-    fn loss(
-        &self,
-        prompt: Option<&Prefix>,
-        examples: &[Example],
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<f64> {
-        let nll = self.score(prompt, examples, progress)?;
-        Ok(nll.iter().sum::<f64>() / nll.len() as f64)
-    }
-
-    /// Log-likelihood of every label as each row's target.
+    /// Log-likelihood of every label as each row's target, after each of `prompts`.
     fn likelihoods(
         &self,
-        prompt: Option<&Prefix>,
+        prompts: &[Option<&Prefix>],
         examples: &[Example],
         labels: &[Vec<u32>],
         progress: &mut dyn FnMut(Progress),
-    ) -> Result<Vec<Vec<f64>>> {
+    ) -> Result<Vec<Vec<Vec<f64>>>> {
         let all: Vec<Example> = examples
             .iter()
             .flat_map(|e| labels.iter().map(|ids| Example { target: ids.clone(), ..e.clone() }))
             .collect();
-        let nll = self.score(prompt, &all, progress)?;
-        let mut rest = nll.as_slice();
-        let mut take = |n: usize| {
-            let (now, later) = rest.split_at(n);
-            rest = later;
-            -now.iter().sum::<f64>()
+        let nll = self.score(prompts, &all, progress)?;
+        let of_rows = |nll: &Vec<f64>| {
+            let mut values = nll.iter();
+            let mut take = |n: usize| -values.by_ref().take(n).sum::<f64>();
+            examples.iter().map(|_| labels.iter().map(|ids| take(ids.len())).collect()).collect()
         };
-        Ok(examples.iter().map(|_| labels.iter().map(|ids| take(ids.len())).collect()).collect())
+        Ok(nll.iter().map(of_rows).collect())
     }
 }
 

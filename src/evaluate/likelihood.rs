@@ -1,7 +1,8 @@
 //! The likelihood of given outputs.
 
 use crate::Result;
-use crate::batch::Example;
+use crate::batch::{Example, PrefixGroup};
+use crate::config::PromptKind;
 use crate::generate::{self, GenerateProgress};
 use crate::model::Decoder;
 use crate::prompt::Prefix;
@@ -21,24 +22,78 @@ pub fn nll(
     model: &Decoder,
     prompt: Option<&Prefix>,
     examples: &[Example],
-    mut max_rows: usize,
+    max_rows: usize,
     progress: &mut dyn FnMut(GenerateProgress),
 ) -> Result<Vec<f64>> {
-    let prompts = generate::prompts(model, prompt)?;
-    let (mut nll, mut from, mut rows) = (Vec::new(), 0, 0);
-    for to in 1..=examples.len() {
-        rows += examples[to - 1].input.len() + examples[to - 1].target.len();
-        if to == examples.len() || rows >= max_rows.saturating_mul(PASSES) {
-            let group = prompts.group(&examples[from..to])?;
-            let (found, limits) = objective::evaluate_within_memory(model, &prompts, group, max_rows)?;
-            nll.extend(found);
-            max_rows = limits;
-            progress(GenerateProgress { texts: to, max_rows });
-            (from, rows) = (to, 0);
+    Ok(nll_after_each(model, &[prompt], examples, max_rows, progress)?.remove(0))
+}
+
+/// As [`nll`], after each of `prompts`: those of one kind in one batch, in which each prompt is a prefix of its own with the rows
+/// of the examples after it. Returns the values of each prompt.
+///
+/// # Errors
+/// As [`nll`].
+pub(super) fn nll_after_each(
+    model: &Decoder,
+    prompts: &[Option<&Prefix>],
+    examples: &[Example],
+    mut max_rows: usize,
+    progress: &mut dyn FnMut(GenerateProgress),
+) -> Result<Vec<Vec<f64>>> {
+    let prompts: Vec<Prefix> =
+        prompts.iter().map(|prompt| generate::prompts(model, *prompt)).collect::<Result<_>>()?;
+    let (mut nll, mut done) = (vec![Vec::new(); prompts.len()], 0);
+    for kind in [PromptKind::Embeddings, PromptKind::Prefix] {
+        let of_kind: Vec<usize> = (0..prompts.len()).filter(|i| prompts[*i].kind() == kind).collect();
+        if of_kind.is_empty() {
+            continue;
+        }
+        let batch = PromptBatch::new(of_kind.iter().map(|i| prompts[*i].clone()).collect())?;
+        let (mut from, mut rows) = (0, 0);
+        for to in 1..=examples.len() {
+            rows += of_kind.len() * (examples[to - 1].input.len() + examples[to - 1].target.len());
+            if to == examples.len() || rows >= max_rows.saturating_mul(PASSES) {
+                let groups = batch.groups(&examples[from..to])?;
+                let (values, limits) =
+                    objective::evaluate_within_memory(model, &batch.matrix, &groups, max_rows)?;
+                let tokens = examples[from..to].iter().map(|example| example.target.len()).sum::<usize>();
+                let of_prompts = of_kind.iter().zip(values.chunks(tokens.max(1)));
+                of_prompts.for_each(|(i, values)| nll[*i].extend_from_slice(values));
+                max_rows = limits;
+                done += of_kind.len() * (to - from);
+                progress(GenerateProgress { texts: done, max_rows });
+                (from, rows) = (to, 0);
+            }
         }
     }
-    nll.iter().try_for_each(|value| finite("the log-likelihood of an expected token", *value))?;
+    let all = nll.iter().flatten();
+    all.copied().try_for_each(|value| finite("the log-likelihood of an expected token", value))?;
     Ok(nll)
+}
+
+/// Prompts of one kind in one batch.
+struct PromptBatch {
+    prompts: Vec<Prefix>,
+    /// Their rows, one prompt below the other.
+    matrix: Prefix,
+}
+
+impl PromptBatch {
+    fn new(prompts: Vec<Prefix>) -> Result<Self> {
+        let matrix = Prefix::cat(&prompts)?;
+        Ok(Self { prompts, matrix })
+    }
+
+    /// `examples` after each prompt.
+    fn groups(&self, examples: &[Example]) -> Result<Vec<PrefixGroup>> {
+        let mut start = 0;
+        let group = |prompt: &Prefix| {
+            let rows = start..start + prompt.num_virtual_tokens() as u32;
+            start = rows.end;
+            PrefixGroup::after(prompt.before(), rows, examples)
+        };
+        self.prompts.iter().map(group).collect()
+    }
 }
 
 /// Returns an error if the value is not finite: a working model gives no such value, and it would spoil every mean.

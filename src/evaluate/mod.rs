@@ -16,5 +16,5 @@ pub use exam::{Exam, Progress, Stage};
 pub use likelihood::nll;
 pub use metrics::{ClassScores, Scores};
 pub use result::{Answers, Arm, Evaluation, Prediction};
-pub use run::{EvaluationObserver, run, test_file};
+pub use run::{Batching, EvaluationObserver, run, test_file};
 pub use text::{RowScores, TextScores};

@@ -78,7 +78,8 @@ pub struct Answers {
     /// exp of `loss`; at most the largest f64.
     #[serde(with = "crate::number")]
     pub perplexity: f64,
-    /// Wall time of the answers: generation and the labels' likelihoods, without the time for `loss`.
+    /// Wall time of the answers: generation and the labels' likelihoods, without the time for `loss`. Of a prompt of an ensemble
+    /// it is the time of all its prompts, which answer in one batch.
     #[serde(with = "crate::number")]
     pub seconds: f64,
 }

@@ -1,13 +1,16 @@
 //! A complete evaluation: one file, the base model, and every tuned prompt.
 
 use super::exam::{Exam, Progress};
-use super::{Arm, Evaluation};
+use super::{Answers, Arm, Evaluation};
 use crate::config::{Config, Task};
 use crate::data::labels::distinct;
 use crate::data::{Dataset, Encoder, Template};
 use crate::prompt::{PromptTask, Tuned};
 use crate::session::Session;
 use crate::{Error, Result, session};
+
+/// The name of the base model's arm.
+const BASE: &str = "base";
 
 /// Receives the events of an evaluation.
 pub trait EvaluationObserver {
@@ -37,6 +40,15 @@ pub fn test_file(config: &Config) -> Result<&str> {
     }
 }
 
+/// How several tuned prompts go through the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Batching {
+    /// One after another.
+    ByTurns,
+    /// All in one batch, in which each prompt is a prefix of its own with the rows of the texts after it.
+    Together,
+}
+
 /// Answers the configuration's test file with the base model after the hard prompt ([`Config::hard_prompt`] as plain text),
 /// then with each tuned prompt, and compares the answers.
 ///
@@ -47,6 +59,7 @@ pub fn run(
     config: &Config,
     session: &Session,
     tuned: &[Tuned],
+    batching: Batching,
     observer: &mut dyn EvaluationObserver,
 ) -> Result<Evaluation> {
     let (data, file) = (&config.data, test_file(config)?);
@@ -65,13 +78,15 @@ pub fn run(
     let hard_prompt = config.hard_prompt();
     let with_hard_prompt =
         Encoder { instruction: Some(hard_prompt).filter(|text| !text.is_empty()), ..without_prompt };
+    let model = &session.model;
+    let max_rows = crate::tune::max_rows(config.train.max_rows, model.device());
     let exam = Exam {
-        model: &session.model,
+        model,
         tokenizer: &session.tokenizer,
         dataset: &test,
         task: data.task,
         labels: &labels,
-        max_rows: crate::tune::max_rows(config.train.max_rows, session.model.device()),
+        max_rows,
     };
     let mut evaluation = Evaluation {
         test: file.to_owned(),
@@ -83,19 +98,41 @@ pub fn run(
         pairs: Vec::new(),
         ensemble: None,
     };
-    for tuned in std::iter::once(None).chain(tuned.iter().map(Some)) {
-        let name = tuned.map_or("base", |tuned| &tuned.name);
-        let encoder = if tuned.is_some() { &without_prompt } else { &with_hard_prompt };
-        if let Some(task) = tuned.and_then(|tuned| tuned.adapter.task.as_ref()) {
-            check_beginnings(task, &without_prompt, &test)?;
+    let answers = exam.answer(None, &with_hard_prompt, &mut |progress| observer.progress(BASE, progress))?;
+    evaluation.push(Arm { name: BASE.to_owned(), adapter: None, answers });
+    observer.answered(&evaluation)?;
+    let batch_size = if batching == Batching::Together { tuned.len().max(1) } else { 1 };
+    for batch in tuned.chunks(batch_size) {
+        for arm in arms(&exam, batch, &without_prompt, observer)? {
+            evaluation.push(arm);
+            observer.answered(&evaluation)?;
         }
-        let prompt = tuned.map(|tuned| &tuned.adapter.prompt);
-        let answers = exam.answer(prompt, encoder, &mut |progress| observer.progress(name, progress))?;
-        let adapter = tuned.map(|tuned| tuned.argument().display().to_string());
-        evaluation.push(Arm { name: name.to_owned(), adapter, answers });
-        observer.answered(&evaluation)?;
     }
     Ok(evaluation)
+}
+
+/// The arms of tuned prompts that answer in one batch.
+fn arms(
+    exam: &Exam,
+    batch: &[Tuned],
+    encoder: &Encoder,
+    observer: &mut dyn EvaluationObserver,
+) -> Result<Vec<Arm>> {
+    for task in batch.iter().filter_map(|tuned| tuned.adapter.task.as_ref()) {
+        check_beginnings(task, encoder, exam.dataset)?;
+    }
+    let name = match batch {
+        [tuned] => tuned.name.clone(),
+        several => format!("{} prompts", several.len()),
+    };
+    let prompts: Vec<_> = batch.iter().map(|tuned| Some(&tuned.adapter.prompt)).collect();
+    let answers =
+        exam.answer_after_each(&prompts, encoder, &mut |progress| observer.progress(&name, progress))?;
+    let arm = |(tuned, answers): (&Tuned, Answers)| {
+        let adapter = Some(tuned.argument().display().to_string());
+        Arm { name: tuned.name.clone(), adapter, answers }
+    };
+    Ok(batch.iter().zip(answers).map(arm).collect())
 }
 
 /// Refuses inputs that do not begin with the text after which a prompt stands.

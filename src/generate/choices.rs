@@ -18,7 +18,8 @@ pub struct Choices {
     /// The first node is the root.
     nodes: Vec<Node>,
     end: Arc<[u32]>,
-    longest: usize,
+    /// Each sequence once, in their order.
+    sequences: Vec<Vec<u32>>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -48,12 +49,23 @@ impl Choices {
             }
             nodes[node].is_end = true;
         }
-        Self { nodes, end, longest: sequences.iter().map(Vec::len).max().unwrap_or(0) }
+        let mut distinct: Vec<Vec<u32>> = Vec::new();
+        for sequence in sequences {
+            if !distinct.contains(sequence) {
+                distinct.push(sequence.clone());
+            }
+        }
+        Self { nodes, end, sequences: distinct }
     }
 
     /// Number of tokens of the longest sequence.
     pub fn longest(&self) -> usize {
-        self.longest
+        self.sequences.iter().map(Vec::len).max().unwrap_or(0)
+    }
+
+    /// Each of the sequences once, in their order.
+    pub fn sequences(&self) -> &[Vec<u32>] {
+        &self.sequences
     }
 
     /// All tokens that may be chosen, including those that end an answer.

@@ -4,16 +4,25 @@ use super::sequence::RunningSequence;
 use super::{Event, Token};
 use crate::Result;
 use crate::device::Shortage;
-use crate::model::Decoder;
+use crate::model::{Decoder, StepLogits};
 use crate::ops::cpu::View;
 use candle_core::{D, DType, Device, Tensor};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// The target rows of one sequence: for each, in ascending order, its row number in the sequence and the index of its
 /// logits.
 struct SequenceRows<'a> {
     sequence: &'a mut RunningSequence,
     rows: Vec<(usize, usize)>,
+}
+
+/// What a pass computed of its target rows.
+pub(super) enum TargetRows {
+    /// Hidden states after the last norm, [rows, C].
+    Hidden(Tensor),
+    /// One row of each sequence.
+    Logits(StepLogits),
 }
 
 /// What the device returns for some rows.
@@ -24,12 +33,11 @@ enum HeadOutput {
     Logits(Tensor),
 }
 
-/// Gives each sequence the logits of its rows. `rows` holds (sequence, row of the sequence) for each row of `hidden`
-/// [rows, C]. Logits are computed for a part of the rows at a time, a smaller part if the device runs out of memory. If
+/// Gives each sequence the logits of its rows. `rows` holds (sequence, row of the sequence) for each row of `computed`. Logits are computed for a part of the rows at a time, a smaller part if the device runs out of memory. If
 /// the logits of a single row do not fit, its sequence ends.
 pub(super) fn choose(
     model: &Decoder,
-    hidden: &Tensor,
+    computed: &TargetRows,
     rows: &[(usize, usize)],
     running: &mut [RunningSequence],
     shortage: &mut Shortage,
@@ -38,7 +46,7 @@ pub(super) fn choose(
     while start < rows.len() {
         let some = &rows[start..rows.len().min(start + step)];
         let argmax_only = some.iter().all(|(i, row)| running[*i].needs_argmax_only(*row));
-        match logits_or_argmax(model, &hidden.narrow(0, start, some.len())?, argmax_only) {
+        match logits_or_argmax(model, computed, start..start + some.len(), argmax_only) {
             Ok(output) => {
                 distribute(model, output, some, running)?;
                 start += some.len();
@@ -57,12 +65,24 @@ pub(super) fn choose(
     Ok(())
 }
 
-/// Computes logits. If `argmax_only` is true, the likeliest token of each row is enough.
-fn logits_or_argmax(model: &Decoder, hidden: &Tensor, argmax_only: bool) -> Result<HeadOutput> {
-    let logits = model.logits(hidden)?;
+/// Logits of some rows. If `argmax_only` is true, the likeliest token of each is enough.
+fn logits_or_argmax(
+    model: &Decoder,
+    computed: &TargetRows,
+    rows: Range<usize>,
+    argmax_only: bool,
+) -> Result<HeadOutput> {
+    let logits = match computed {
+        TargetRows::Hidden(hidden) => model.logits(&hidden.narrow(0, rows.start, rows.len())?)?,
+        TargetRows::Logits(step) => step.logits.narrow(0, rows.start, rows.len())?,
+    };
     if argmax_only && !logits.device().is_cpu() {
         // The device then returns one number a row instead of one for every token of the vocabulary.
-        return Ok(HeadOutput::Tokens(logits.argmax(D::Minus1)?.to_vec1::<u32>()?));
+        let tokens = match computed {
+            TargetRows::Hidden(_) => logits.argmax(D::Minus1)?,
+            TargetRows::Logits(step) => step.tokens.narrow(0, rows.start, rows.len())?,
+        };
+        return Ok(HeadOutput::Tokens(tokens.to_vec1::<u32>()?));
     }
     Ok(HeadOutput::Logits(logits.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()?))
 }

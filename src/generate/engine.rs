@@ -23,7 +23,7 @@ use super::prefixes::{CachedPrefix, PrefixId, PromptCache};
 use super::sequence::{RunningSequence, SequenceId};
 use super::{Event, Request, StopReason};
 use crate::device::Shortage;
-use crate::model::{Decoder, KvCache};
+use crate::model::{Decoder, Decoding, KvCache};
 use crate::prompt::Prefix;
 use crate::{Error, Result};
 use candle_core::Tensor;
@@ -37,6 +37,8 @@ pub struct Engine<'m> {
     pub(super) model: &'m Decoder,
     pub(super) cache: KvCache,
     no_prompts: Tensor,
+    /// Runs steps of one token a sequence as graphs, if that was asked for.
+    decoding: Option<Decoding>,
     step_rows: RowLimit,
     pub(super) shortage: Shortage,
     pub(super) prefixes: BTreeMap<PrefixId, PromptCache>,
@@ -75,12 +77,22 @@ impl<'m> Engine<'m> {
     /// An engine with room for `cache_rows` rows of keys and values, and steps of at most `step_rows` rows.
     ///
     /// # Errors
-    /// Returns an error if a device operation fails.
+    /// Returns an error if a device operation fails, or `GNEISS_CUDA_GRAPHS` has another value than 0 or 1.
     pub fn new(model: &'m Decoder, cache_rows: usize, step_rows: usize) -> Result<Self> {
+        Self::with_decoding(model, (cache_rows, step_rows), Decoding::new(model)?)
+    }
+
+    pub(super) fn with_decoding(
+        model: &'m Decoder,
+        (cache_rows, step_rows): (usize, usize),
+        decoding: Option<Decoding>,
+    ) -> Result<Self> {
+        let padding_rows = if decoding.is_some() { Decoding::PADDING_ROWS } else { 0 };
         Ok(Self {
             model,
-            cache: KvCache::new(model, cache_rows)?,
+            cache: KvCache::with_padding(model, cache_rows, padding_rows)?,
             no_prompts: model.no_prompts()?,
+            decoding,
             step_rows: RowLimit::new(step_rows),
             shortage: Shortage::new(model.device()),
             prefixes: BTreeMap::new(),

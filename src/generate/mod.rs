@@ -56,14 +56,15 @@ pub(crate) fn prompts(model: &Decoder, prompt: Option<&Prefix>) -> Result<Prefix
     }
 }
 
-/// Rows of the cache for `requests` after a prefix of `prefix_rows` rows, if at most `most` rows of requests are kept at a time.
-fn cache_rows(requests: &[Request], prefix_rows: usize, most: usize) -> usize {
+/// Rows of the cache for `requests` after each of `prompts` prefixes of `prefix_rows` rows in all, if at most `most` rows of
+/// requests are kept at a time.
+fn cache_rows(requests: &[Request], prompts: usize, prefix_rows: usize, most: usize) -> usize {
     let rows = |request: &Request| request.tokens.len() + request.max_new_tokens;
     let (all, largest) =
         (requests.iter().map(rows).sum::<usize>(), requests.iter().map(rows).max().unwrap_or(0));
     let longest_text = requests.iter().map(|request| request.tokens.len()).max().unwrap_or(0);
     // The head that all requests share is at most as long as a text.
-    2 * prefix_rows + longest_text + all.min(most.max(largest))
+    2 * prefix_rows + prompts * longest_text + (prompts * all).min(most.max(largest))
 }
 
 /// Runs `requests` after `prompt`, or after no prompt, in steps of at most `step_rows` rows. `progress` is
@@ -81,15 +82,31 @@ pub fn generate(
     step_rows: usize,
     progress: &mut dyn FnMut(GenerateProgress),
 ) -> Result<Vec<Generated>> {
-    let prefix_rows = prompt.map_or(0, |prompt| prompt.before().len() + prompt.num_virtual_tokens());
+    Ok(generate_after_each(model, &[prompt], &requests, step_rows, progress)?.remove(0))
+}
+
+/// As [`generate`], after each of `prompts`, whatever their kinds are: a step has rows of requests after all of them. Returns
+/// the answers of each prompt.
+///
+/// # Errors
+/// As [`generate`].
+pub fn generate_after_each(
+    model: &Decoder,
+    prompts: &[Option<&Prefix>],
+    requests: &[Request],
+    step_rows: usize,
+    progress: &mut dyn FnMut(GenerateProgress),
+) -> Result<Vec<Vec<Generated>>> {
+    let rows_of = |prompt: &&Prefix| prompt.before().len() + prompt.num_virtual_tokens();
+    let prefix_rows = prompts.iter().flatten().map(rows_of).sum();
     let long_above = model.config().rope.as_ref().and_then(Rope::long_above);
     // Long requests have prefixes of their own.
     let long_prefix_rows = if long_above.is_some() { prefix_rows } else { 0 };
     let (mut shortage, mut step_rows, mut last) = (Shortage::new(model.device()), step_rows.max(1), 0);
     loop {
-        let rows = cache_rows(&requests, prefix_rows, 4 * step_rows) + long_prefix_rows;
+        let rows = cache_rows(requests, prompts.len(), prefix_rows, 4 * step_rows) + long_prefix_rows;
         let outcome = match Engine::new(model, rows, step_rows) {
-            Ok(engine) => run_all(engine, prompt, &requests, step_rows, progress),
+            Ok(engine) => run_all(engine, prompts, requests, step_rows, progress),
             Err(error) => Err(error),
         };
         let error = match outcome {
@@ -106,17 +123,24 @@ pub fn generate(
 
 fn run_all(
     mut engine: Engine,
-    prompt: Option<&Prefix>,
+    prompts: &[Option<&Prefix>],
     requests: &[Request],
     step_rows: usize,
     progress: &mut dyn FnMut(GenerateProgress),
-) -> Result<Vec<Generated>> {
-    let prefix = engine.add_prefix(prompt)?;
-    engine.share_head(prefix, crate::batch::common_head(requests.iter().map(|r| r.tokens.as_slice())))?;
+) -> Result<Vec<Vec<Generated>>> {
+    let head = crate::batch::common_head(requests.iter().map(|r| r.tokens.as_slice()));
+    let mut prefixes = Vec::with_capacity(prompts.len());
+    for prompt in prompts {
+        let prefix = engine.add_prefix(*prompt)?;
+        engine.share_head(prefix, head)?;
+        prefixes.push(prefix);
+    }
     let empty = Generated { tokens: Vec::new(), stop_reason: StopReason::MaxTokens, scores: Vec::new() };
-    let (mut generated, mut places) = (vec![empty; requests.len()], HashMap::new());
+    let (mut generated, mut places) = (vec![vec![empty; requests.len()]; prompts.len()], HashMap::new());
     for (place, request) in requests.iter().enumerate() {
-        places.insert(engine.submit(prefix, request.clone())?, place);
+        for (prompt, prefix) in prefixes.iter().enumerate() {
+            places.insert(engine.submit(*prefix, request.clone())?, (prompt, place));
+        }
     }
     let mut done = GenerateProgress { texts: 0, max_rows: step_rows };
     progress(done);
@@ -124,7 +148,8 @@ fn run_all(
         let output = engine.step()?;
         done.max_rows = output.less_rows.unwrap_or(done.max_rows);
         for (id, event) in output.events {
-            let answer = &mut generated[places[&id]];
+            let (prompt, place) = places[&id];
+            let answer = &mut generated[prompt][place];
             match event {
                 Event::Scored(_) => {}
                 Event::FirstScores(scores) => answer.scores = scores,

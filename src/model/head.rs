@@ -2,7 +2,7 @@
 
 use super::Decoder;
 use crate::device::{self, Work};
-use crate::ops::cross_entropy::{self, Softmax};
+use crate::ops::cross_entropy::{self, LossWeights, Softmax};
 use crate::ops::{Indices, distillation};
 use crate::{Error, Result};
 use candle_core::{DType, DeviceLocation, Tensor};
@@ -36,17 +36,25 @@ impl Decoder {
     }
 
     /// Negative log-likelihoods of `labels` for the hidden states of their rows [targets, C]; their gradient for a loss of
-    /// `dloss * sum(nll)` if `dloss` is given. Logits exist for some rows at a time.
+    /// `sum(dloss * nll)` if `dloss` is given. Logits exist for some rows at a time.
     ///
     /// # Errors
     /// Returns an error if there are more or fewer labels than rows, or if a device operation fails.
-    pub fn head_loss(&self, hidden: &Tensor, labels: &Indices, dloss: Option<f64>) -> Result<HeadLoss> {
+    pub fn head_loss(
+        &self,
+        hidden: &Tensor,
+        labels: &Indices,
+        dloss: Option<&LossWeights>,
+    ) -> Result<HeadLoss> {
         let softmax = self.softmax();
-        self.in_chunks(hidden, labels.len(), dloss, |rows, logits| {
-            let labels = labels.view(rows);
+        self.in_chunks(hidden, labels.len(), dloss.is_some(), |rows, logits| {
+            let labels = labels.view(rows.clone());
             let losses = cross_entropy::forward(&logits, labels, softmax)?;
             let dlogits = match dloss {
-                Some(dloss) => Some(cross_entropy::backward(logits, labels, softmax, &losses, dloss)?),
+                Some(dloss) => {
+                    let dloss = dloss.rows(rows)?;
+                    Some(cross_entropy::backward(logits, labels, softmax, &losses, &dloss)?)
+                }
                 None => None,
             };
             Ok((losses.nll, dlogits))
@@ -54,7 +62,7 @@ impl Decoder {
     }
 
     /// Divergences KL(teacher || student) of the vocabulary's distributions for the hidden states of the same target rows
-    /// [targets, C] of both; the gradient of the student's for a loss of `dloss * sum(kl)` if `dloss` is given. Logits exist
+    /// [targets, C] of both; the gradient of the student's for a loss of `sum(dloss * kl)` if `dloss` is given. Logits exist
     /// for some rows at a time.
     ///
     /// # Errors
@@ -63,7 +71,7 @@ impl Decoder {
         &self,
         student: &Tensor,
         teacher: &Tensor,
-        dloss: Option<f64>,
+        dloss: Option<&LossWeights>,
     ) -> Result<HeadLoss> {
         if student.dims() != teacher.dims() {
             return Err(Error::shape(
@@ -73,12 +81,13 @@ impl Decoder {
             ));
         }
         let softmax = self.softmax();
-        self.in_chunks(student, student.dims()[0], dloss, |rows, logits| {
+        self.in_chunks(student, student.dims()[0], dloss.is_some(), |rows, logits| {
             let of_teacher = self.head.forward(&teacher.narrow(0, rows.start, rows.len())?)?;
             let divergences = distillation::forward(&logits, &of_teacher, softmax)?;
             let dlogits = match dloss {
                 Some(dloss) => {
-                    Some(distillation::backward(logits, &of_teacher, softmax, &divergences, dloss)?)
+                    let dloss = dloss.rows(rows)?;
+                    Some(distillation::backward(logits, &of_teacher, softmax, &divergences, &dloss)?)
                 }
                 None => None,
             };
@@ -91,7 +100,7 @@ impl Decoder {
         &self,
         hidden: &Tensor,
         targets: usize,
-        dloss: Option<f64>,
+        has_gradient: bool,
         loss: impl Fn(Range<usize>, Tensor) -> Result<ChunkLoss> + Send + Sync,
     ) -> Result<HeadLoss> {
         self.on_pool(|| {
@@ -107,10 +116,10 @@ impl Decoder {
                 losses.push(of_rows);
             }
             let losses = if losses.is_empty() { self.no_losses()? } else { Tensor::cat(&losses, 0)? };
-            let dhidden = match dloss {
-                Some(_) if dhidden.is_empty() => Some(hidden.clone()),
-                Some(_) => Some(Tensor::cat(&dhidden, 0)?),
-                None => None,
+            let dhidden = match has_gradient {
+                true if dhidden.is_empty() => Some(hidden.clone()),
+                true => Some(Tensor::cat(&dhidden, 0)?),
+                false => None,
             };
             Ok(HeadLoss { losses, dhidden })
         })
@@ -126,9 +135,13 @@ impl Decoder {
     /// # Errors
     /// Returns an error if the width is another or a device operation fails.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        device::before(Work::Logits, hidden.dims()[0])?;
-        let logits = self.head.forward_divided(hidden, self.config.logits_scaling)?;
         // Without the columns of a padded head, which are no tokens.
-        Ok(logits.narrow(1, 0, self.config.vocab_size)?)
+        Ok(self.padded_logits(hidden)?.narrow(1, 0, self.config.vocab_size)?)
+    }
+
+    /// The same with the columns of a padded head.
+    pub(super) fn padded_logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        device::before(Work::Logits, hidden.dims()[0])?;
+        self.head.forward_divided(hidden, self.config.logits_scaling)
     }
 }

@@ -17,17 +17,19 @@
 //! start from the slot of its prefix, without a copy, and write their own. A pass that failed must not be run again for
 //! sequences with slots: some layers' states have moved on, and others' have not.
 
+mod pack;
 mod slots;
+
+pub use pack::Continuation;
 
 use super::Decoder;
 use super::layer::{PrefixState, other_kind};
-use crate::batch::PackedBatch;
+use crate::Result;
 use crate::checkpoint::MixerKind;
 use crate::device::{self, Work, free_memory};
+use crate::ops::Indices;
 use crate::ops::rope::CacheRows;
-use crate::ops::ssd::{ScanPlan, ScanSegment, ScanStart, ScanStates};
-use crate::ops::{Indices, Segment};
-use crate::{Error, Result};
+use crate::ops::ssd::ScanStates;
 use candle_core::{Device, Tensor};
 use slots::Slots;
 use std::ops::Range;
@@ -45,29 +47,13 @@ enum LayerCache {
 pub struct KvCache {
     layers: Vec<LayerCache>,
     capacity: usize,
+    /// Rows after them for sequences that pad a step, each of which has one.
+    padding_rows: usize,
     /// Ranges that nobody has, in order, no two of which touch.
     free_ranges: Vec<Range<usize>>,
     /// Slots of the ranges that are allocated; `None` if no layer keeps a state.
     slots: Option<Slots>,
     writes: Writes,
-}
-
-/// The next tokens of one sequence, or a prefix's own.
-#[derive(Debug, Clone)]
-pub struct Continuation<'a> {
-    /// Token ids, at least one; those above the vocabulary are rows of the matrix of prompts.
-    pub tokens: &'a [u32],
-    /// Rows of the prefix that all of them see.
-    pub prefix: Range<usize>,
-    /// The first row of the rotary table for its positions: 0, or [`crate::ops::rope::Rope::long_above`] in a sequence that is
-    /// longer than that, whose prefix was computed so too.
-    pub first_position: usize,
-    /// Rows that the sequence has.
-    pub own: Range<usize>,
-    /// How many of them are written.
-    pub filled: usize,
-    /// Trailing tokens whose hidden states are wanted.
-    pub targets: usize,
 }
 
 /// Where the rows of a pass go.
@@ -95,6 +81,14 @@ impl KvCache {
     /// # Errors
     /// Returns an error if there is no memory for two states, or a device operation fails.
     pub fn new(model: &Decoder, capacity: usize) -> Result<Self> {
+        Self::with_padding(model, capacity, 0)
+    }
+
+    /// The same with `padding_rows` more rows for [`KvCache::pack_padded`].
+    ///
+    /// # Errors
+    /// As [`KvCache::new`].
+    pub(crate) fn with_padding(model: &Decoder, capacity: usize, padding_rows: usize) -> Result<Self> {
         device::before(Work::Cache, capacity)?;
         let (config, device) = (model.config(), model.device());
         let slots = match config.layers_with(MixerKind::Mamba2) {
@@ -112,12 +106,13 @@ impl KvCache {
                 }))
             }
             _ => {
-                let matrix = Tensor::zeros((capacity, width), model.product_dtype(), device)?;
+                let matrix = Tensor::zeros((capacity + padding_rows, width), model.product_dtype(), device)?;
                 Ok(LayerCache::KeysValues(matrix))
             }
         };
         let layers = (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?;
-        Ok(Self { layers, capacity, free_ranges: all_free(capacity), slots, writes: Writes::default() })
+        let (free_ranges, writes) = (all_free(capacity), Writes::default());
+        Ok(Self { layers, capacity, padding_rows, free_ranges, slots, writes })
     }
 
     /// Rows in all.
@@ -171,85 +166,9 @@ impl KvCache {
         }
     }
 
-    /// Packs the next tokens of some sequences as a batch, which has to be the next one that [`Decoder::infer`] runs.
-    ///
-    /// # Errors
-    /// More tokens than a sequence has room for, or none; more targets than tokens.
-    pub fn pack(&mut self, next: &[Continuation]) -> Result<PackedBatch> {
-        let (mut ids, mut position_ids, mut target_rows) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut segments, mut target_segments) = (Vec::new(), Vec::new());
-        let mut target_positions = Vec::new();
-        let (mut ranges, mut from, mut to, mut rows) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for Continuation { tokens, prefix, first_position, own, filled, targets } in next {
-            let (first, end) = (*filled, filled + tokens.len());
-            if end > own.len() || tokens.is_empty() || *targets > tokens.len() {
-                return Err(Error::Shape {
-                    op: "kv_cache",
-                    expected: format!("1 to {} more tokens, and no more targets", own.len() - first),
-                    found: format!("{} tokens and {targets} targets", tokens.len()),
-                });
-            }
-            let queries = ids.len()..ids.len() + tokens.len();
-            let written = own.start + first..own.start + end;
-            rows.extend(written.start as u32..written.end as u32);
-            match tokens {
-                [_] => {
-                    from.push(queries.start as u32);
-                    to.push(written.start as u32);
-                }
-                _ => ranges.push((queries.start, written.clone())),
-            }
-            ids.extend_from_slice(tokens);
-            let position = first_position + prefix.len();
-            position_ids.extend((position + first) as u32..(position + end) as u32);
-            let wanted = target_rows.len()..target_rows.len() + targets;
-            target_rows.extend((queries.end - targets) as u32..queries.end as u32);
-            target_positions.extend((position + end - targets) as u32..(position + end) as u32);
-            let segment = |queries, first| Segment {
-                queries,
-                keys: own.start..written.end,
-                first,
-                prefix: Some(prefix.clone()).filter(|p| !p.is_empty()),
-            };
-            target_segments.push(segment(wanted, end - targets));
-            segments.push(segment(queries, first));
-        }
-        let (scan, slots) = self.scan(next);
-        let (from, rows) = (from.into(), rows.into());
-        self.writes = Writes { ranges, from, to, rows, slots, ..Writes::default() };
-        Ok(PackedBatch {
-            ids: ids.into(),
-            position_ids: position_ids.into(),
-            prefix_rows: 0,
-            segments: segments.into(),
-            target_segments: target_segments.into(),
-            scan,
-            target_rows: target_rows.into(),
-            target_positions: target_positions.into(),
-            labels: Indices::default(),
-            target_groups: Vec::new(),
-            examples: next.len(),
-            shares_prefixes: false,
-        })
-    }
-
-    /// The scan over the next tokens of some sequences, and the slot of each: a sequence starts from its prefix's state, and goes
-    /// on from its own.
-    fn scan(&self, next: &[Continuation]) -> (ScanPlan, Vec<usize>) {
-        let Some(slots) = &self.slots else { return (ScanPlan::default(), Vec::new()) };
-        let mut row = 0;
-        let segments = next.iter().enumerate().map(|(i, next)| {
-            let rows = row..row + next.tokens.len();
-            row = rows.end;
-            let source = if next.filled > 0 { &next.own } else { &next.prefix };
-            let start = match source.is_empty() {
-                true => ScanStart::Zero,
-                false => ScanStart::State(slots.of_rows(source)),
-            };
-            ScanSegment { rows, start, end: Some(i) }
-        });
-        let plan = segments.collect::<Vec<_>>().into();
-        (plan, next.iter().map(|next| slots.of_rows(&next.own)).collect())
+    /// The row of the cache of every row of the batch packed last.
+    pub(super) fn written_rows(&self) -> &Indices {
+        &self.writes.rows
     }
 
     /// Writes what the layers read of a prompt that is keys and values to the first of the allocated `rows`; the state of Mamba2
@@ -344,7 +263,7 @@ mod tests {
 
     fn cache_of(capacity: usize) -> KvCache {
         let (free_ranges, writes) = (all_free(capacity), Writes::default());
-        KvCache { layers: Vec::new(), capacity, free_ranges, slots: None, writes }
+        KvCache { layers: Vec::new(), capacity, padding_rows: 0, free_ranges, slots: None, writes }
     }
 
     #[test]

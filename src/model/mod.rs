@@ -2,6 +2,7 @@
 
 mod backward;
 mod decoder;
+mod decoding;
 pub mod flops;
 mod forward;
 mod head;
@@ -16,6 +17,7 @@ mod tape;
 
 pub use backward::{Backward, Prefixes};
 pub use decoder::{Decoder, Dtypes};
+pub(crate) use decoding::{Decoding, StepLogits};
 pub use flops::Flops;
 pub(crate) use forward::GPU_FULL_ROWS;
 pub use forward::PrefixPass;

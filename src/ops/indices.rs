@@ -1,7 +1,7 @@
 //! Row numbers, ids and positions of a batch: made on the host, uploaded once for all layers of the model.
 
 use super::gpu;
-use crate::Result;
+use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use std::ops::{Deref, Range};
 use std::sync::OnceLock;
@@ -61,6 +61,46 @@ impl Indices {
         lists: impl IntoIterator<Item = &'a Self>,
         device: &Device,
     ) -> Result<()> {
+        let (all, placed) = Self::join(lists);
+        if placed.is_empty() {
+            return Ok(());
+        }
+        let uploaded = gpu::upload(&all, device)?;
+        for (list, start) in placed {
+            let _ = list.device.set(uploaded.narrow(0, start, list.host.len())?);
+        }
+        Ok(())
+    }
+
+    /// The same into `buffer`, for lists of the same lengths each time. The first call makes it.
+    ///
+    /// # Errors
+    /// Returns an error if the lists do not fill the buffer, or a device operation fails.
+    pub(crate) fn write_together<'a>(
+        lists: impl IntoIterator<Item = &'a Self>,
+        buffer: &mut Option<Tensor>,
+        device: &Device,
+    ) -> Result<()> {
+        let (all, placed) = Self::join(lists);
+        let buffer = match buffer {
+            None => buffer.insert(gpu::upload(&all, device)?),
+            Some(buffer) if buffer.elem_count() == all.len() => {
+                gpu::write(buffer, &all)?;
+                buffer
+            }
+            Some(buffer) => {
+                let found = format!("{}", all.len());
+                return Err(Error::shape("indices", format!("{} numbers", buffer.elem_count()), found));
+            }
+        };
+        for (list, start) in placed {
+            let _ = list.device.set(buffer.narrow(0, start, list.host.len())?);
+        }
+        Ok(())
+    }
+
+    /// Lists that have no copy yet, in one list, and where each begins.
+    fn join<'a>(lists: impl IntoIterator<Item = &'a Self>) -> (Vec<u32>, Vec<(&'a Self, usize)>) {
         let (mut all, mut placed): (Vec<u32>, Vec<(&Self, usize)>) = (Vec::new(), Vec::new());
         for list in lists {
             let is_placed =
@@ -72,14 +112,7 @@ impl Indices {
             placed.push((list, all.len()));
             all.extend_from_slice(&list.host);
         }
-        if placed.is_empty() {
-            return Ok(());
-        }
-        let uploaded = gpu::upload(&all, device)?;
-        for (list, start) in placed {
-            let _ = list.device.set(uploaded.narrow(0, start, list.host.len())?);
-        }
-        Ok(())
+        (all, placed)
     }
 }
 

@@ -13,20 +13,24 @@
 //! events.out.tfevents.*    the records for TensorBoard, if `train.tensorboard` is true
 //! ```
 
+mod agreement;
 mod data;
 pub mod folder;
 mod position;
 pub mod read;
 mod recorder;
+mod resumable;
 pub mod summary;
 pub mod teacher;
 pub mod tensorboard;
 pub mod tuning;
 
+pub use agreement::Agreement;
 pub use data::TuningData;
 pub use folder::RunFolder;
 pub use read::{Run, RunRecord};
 pub use recorder::Recorder;
+pub use resumable::{resumable, resumable_as};
 pub use summary::{LossKind, ModelSummary, Status, Summary};
 pub use teacher::TeacherData;
 pub use tuning::Tuning;

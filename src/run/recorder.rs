@@ -103,6 +103,10 @@ impl Observer for Recorder<'_> {
         self.watch.checkpoint(state)
     }
 
+    fn latest(&mut self, state: &dyn Fn() -> Result<State>) -> Result<()> {
+        self.watch.latest(state)
+    }
+
     fn warning(&mut self, text: &str) -> Result<()> {
         self.warn(Some(text.to_owned()))
     }

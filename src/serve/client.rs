@@ -57,6 +57,15 @@ pub(super) enum Command {
         /// Receives the result.
         done: mpsc::Sender<Result<()>>,
     },
+    /// Adds an ensemble with a prompt for each of its members.
+    LoadEnsemble {
+        /// The ensemble.
+        served: Served,
+        /// The prompts, in the order of the members.
+        adapters: Vec<Adapter>,
+        /// Receives the result.
+        done: mpsc::Sender<Result<()>>,
+    },
     /// Removes the tuned prompt of this name. Requests in progress finish with it.
     Unload(String),
     /// Ends the thread when its requests are complete.
@@ -143,7 +152,8 @@ impl Client {
         if let Some(id) = ids.find(|id| *id as usize >= vocab_size) {
             return Err(SubmitError::Invalid(format!("expected token ids under {vocab_size}, found {id}")));
         }
-        if !self.models().iter().any(|served| served.name == model.name) {
+        let has_name = |served: &Arc<Served>| served.name == model.name;
+        if !self.models().iter().any(|served| has_name(served) || served.members.iter().any(has_name)) {
             return Err(SubmitError::Gone(model.name.clone()));
         }
         let waiting = &self.shared.waiting;
@@ -170,10 +180,23 @@ impl Client {
     /// Returns an error if the prompt has another width than the model, the cache has no room for it, a device
     /// operation fails or the server is ending.
     pub fn load(&self, served: Served, adapter: Adapter) -> Result<()> {
+        self.wait_for(|done| Command::Load { served, adapter: Box::new(adapter), done })
+    }
+
+    /// Adds an ensemble ([`Served::ensemble`]) with a prompt for each of its members. Returns when their keys and values are
+    /// computed.
+    ///
+    /// # Errors
+    /// As [`Client::load`]; also if another model has the ensemble's name.
+    pub fn load_ensemble(&self, served: Served, adapters: Vec<Adapter>) -> Result<()> {
+        self.wait_for(|done| Command::LoadEnsemble { served, adapters, done })
+    }
+
+    /// Sends a command and waits for its result.
+    fn wait_for(&self, command: impl FnOnce(mpsc::Sender<Result<()>>) -> Command) -> Result<()> {
         let ending = || Error::Invalid(SubmitError::Ending.to_string());
         let (done, outcome) = mpsc::channel();
-        let command = Command::Load { served, adapter: Box::new(adapter), done };
-        self.commands.send(command).map_err(|_| ending())?;
+        self.commands.send(command(done)).map_err(|_| ending())?;
         outcome.recv().map_err(|_| ending())?
     }
 

@@ -1,5 +1,6 @@
 //! One sequence that the model generates: from the worker's events to pieces of text.
 
+use super::ensemble;
 use super::metrics::Meter;
 use crate::generate::stop::{FilteredText, StopFilter};
 use crate::generate::text_stream::TextStream;
@@ -84,9 +85,15 @@ impl Generation {
         let text = TextStream::new(&state.tokenizer.tokenizer, before, !stopping.show_special)?;
         let min_new_tokens = request.min_new_tokens;
         let tokens = request.text_positions() + model.virtual_tokens;
-        let events = state.client.submit(model, request)?;
+        let events = match model.members.is_empty() {
+            true => state.client.submit(model, request)?,
+            false => ensemble::submit(state, model, request, started)?,
+        };
         let meter = Meter::new(&state.metrics, started);
-        meter.count_prompt_tokens(tokens);
+        // Those of an ensemble are counted with its prompts' sequences.
+        if model.members.is_empty() {
+            meter.count_prompt_tokens(tokens);
+        }
         Ok(Self {
             state: state.clone(),
             events: Some(events),

@@ -3,6 +3,7 @@
 //! ```text
 //! state.rs        what all requests share           worker.rs   the one thread that owns the model; client.rs: its handle
 //! served.rs       base and tuned prompts, by name   watch.rs    a folder of adapters that is loaded as it changes
+//! ensemble.rs     prompts that answer together      label_scores.rs    likelihoods of labels after a text
 //! api/openai/     /v1/completions, /v1/chat/completions, /v1/responses, /v1/models
 //! api/watsonx/    /ml/v1/.../text/generation and chat, and what IBM's SDK requests first
 //! api/gneiss/     /v1/classify, /v1/tasks
@@ -25,8 +26,10 @@ mod content_encoding;
 mod cors;
 mod dispatch;
 mod embeds;
+mod ensemble;
 pub(crate) mod fields;
 mod generation;
+mod label_scores;
 mod limits;
 mod metrics;
 pub(crate) mod page;

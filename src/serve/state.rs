@@ -221,8 +221,7 @@ impl AppState {
     /// The model of this name among those of this state.
     pub fn own_model(&self, name: &str) -> Option<Arc<Served>> {
         let name_of_base = self.options.base_aliases.iter().any(|alias| alias == name);
-        let is_named =
-            |served: &&Arc<Served>| served.name == name || (name_of_base && served.folder.is_none());
+        let is_named = |served: &&Arc<Served>| served.name == name || (name_of_base && served.is_base());
         self.client.models().iter().find(is_named).cloned()
     }
 

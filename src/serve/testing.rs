@@ -70,6 +70,7 @@ pub fn models() -> Arc<[Arc<Served>]> {
             template: task.as_ref().map(|task| Template::parse(&task.verbalizer).unwrap()),
             task,
             loaded: SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_700_000_000),
+            members: Vec::new(),
         })
     };
     Arc::from([served(BASE, 0, None), served("dogs", 10, Some(task())), served("plain", 4, None)])

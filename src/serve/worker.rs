@@ -199,6 +199,10 @@ impl<'m, W: Fn(StepMetrics)> Worker<'m, W> {
                 let loaded = self.load(served, &adapter);
                 let _ = done.send(loaded);
             }
+            Command::LoadEnsemble { served, adapters, done } => {
+                let loaded = self.load_ensemble(served, &adapters);
+                let _ = done.send(loaded);
+            }
             Command::Unload(name) => {
                 if name != self.base.name
                     && let Some(prefix) = self.prefixes.remove(&name)
@@ -220,6 +224,27 @@ impl<'m, W: Fn(StepMetrics)> Worker<'m, W> {
         if let Some(old) = self.prefixes.insert(served.name.clone(), prefix) {
             self.engine.remove_prefix(old);
         }
+        self.served.insert(served.name.clone(), Arc::new(served));
+        self.publish();
+        Ok(())
+    }
+
+    fn load_ensemble(&mut self, served: Served, adapters: &[Adapter]) -> Result<()> {
+        let names = served.members.iter().map(|member| &member.name).chain([&served.name]);
+        if let Some(name) = names.into_iter().find(|name| self.prefixes.contains_key(*name)) {
+            return Err(Error::Invalid(format!(
+                "ensemble {}: expected a name of its own, found that another model is called {name}",
+                served.name
+            )));
+        }
+        self.take_turn();
+        let mut prefixes = Vec::with_capacity(adapters.len());
+        for (member, adapter) in served.members.iter().zip(adapters) {
+            let folder = member.folder.as_deref().unwrap_or(Path::new(&member.name));
+            adapter.check_fits(folder, &self.base.name, self.model.config())?;
+            prefixes.push((member.name.clone(), self.engine.add_prefix(Some(&adapter.prompt))?));
+        }
+        self.prefixes.extend(prefixes);
         self.served.insert(served.name.clone(), Arc::new(served));
         self.publish();
         Ok(())

@@ -84,6 +84,30 @@ impl SweepFolder {
         Ok(Self { path, moved, records: Vec::new(), file })
     }
 
+    /// The folder of a sweep whose shards several processes tune: made by the first, and continued by those that start again.
+    ///
+    /// # Errors
+    /// Returns [`Error::Invalid`] if the folder has another configuration, and [`Error::Io`] if it can't be written.
+    pub fn of_shards(config: &Config) -> Result<Self> {
+        let path = Path::new(&config.runs).join(&config.name);
+        let trials = path.join(TRIALS);
+        fs::create_dir_all(&trials).map_err(Error::io(&trials))?;
+        let (file, toml) = (path.join(CONFIG), config.to_toml()?);
+        if !file.exists() {
+            write_atomically(&file, |out| out.write_all(toml.as_bytes()))?;
+        }
+        if fs::read_to_string(&file).map_err(Error::io(&file))? != toml {
+            return Err(Error::Invalid(format!(
+                "{}: expected the configuration of this sweep, found another; hint: the same command for all shards, and a new \
+                 name for a new sweep",
+                file.display()
+            )));
+        }
+        let file = path.join(SWEEP);
+        let file = File::options().append(true).create(true).open(&file).map_err(Error::io(&file))?;
+        Ok(Self { records: records(&path)?, path, moved: None, file })
+    }
+
     /// The folder of a sweep that continues, and its configuration.
     ///
     /// # Errors

@@ -18,6 +18,7 @@ mod observer;
 mod record;
 mod result;
 mod run;
+mod shard;
 mod trial;
 mod validation;
 
@@ -27,5 +28,6 @@ pub use observer::SweepObserver;
 pub use record::SweepRecord;
 pub use result::{SweepResult, TrialResult};
 pub use run::Sweep;
+pub use shard::Shard;
 pub use trial::Trial;
 pub use validation::{Estimate, ValidationRows};

@@ -1,6 +1,6 @@
 //! The course of a sweep: turns, rungs, the choice.
 
-use super::{Halving, Standing, SweepFolder, SweepObserver, SweepRecord, Trial};
+use super::{Halving, Shard, Standing, SweepFolder, SweepObserver, SweepRecord, Trial};
 use crate::config::{Config, SweepMetric, Task};
 use crate::run::{Status, Tuning, TuningData};
 use crate::session::Session;
@@ -20,6 +20,8 @@ pub struct Sweep<'a> {
     data: BTreeMap<String, Rc<TuningData>>,
     halving: Halving,
     max_prompts: usize,
+    /// The part that this process tunes; `None`: all.
+    pub(super) shard: Option<Shard>,
 }
 
 impl<'a> Sweep<'a> {
@@ -38,7 +40,7 @@ impl<'a> Sweep<'a> {
             }
         }
         let halving = Halving::new(&config.sweep, 0);
-        let mut sweep = Self { config, session, trials, data, halving, max_prompts: 1 };
+        let mut sweep = Self { config, session, trials, data, halving, max_prompts: 1, shard: None };
         let (epochs, max_prompts) = sweep.check_trials()?;
         sweep.halving = Halving::new(&config.sweep, epochs);
         sweep.max_prompts = max_prompts;
@@ -94,7 +96,10 @@ impl<'a> Sweep<'a> {
     /// Returns [`Error::Invalid`] if all trials have failed, and an error if a file of the sweep can't be written.
     pub fn run(&mut self, folder: &mut SweepFolder, watch: &dyn SweepObserver) -> Result<Ended> {
         self.trials.iter_mut().try_for_each(Trial::load)?;
-        let mut rung = self.replay(folder, watch)?;
+        let mut rung = match self.shard {
+            None => self.replay(folder, watch)?,
+            Some(_) => None,
+        };
         while let Some(done) = self.live().map(|(_, trial)| trial.epoch).min() {
             if let Some(epoch) = rung.filter(|epoch| done >= *epoch) {
                 rung = self.decide(epoch, folder, watch)?;
@@ -111,7 +116,9 @@ impl<'a> Sweep<'a> {
                 }
             }
         }
-        self.choose(folder, watch)?;
+        if self.shard.is_none() {
+            self.choose(folder, watch)?;
+        }
         Ok(Ended::Completed)
     }
 
@@ -142,9 +149,10 @@ impl<'a> Sweep<'a> {
         Ok(rung)
     }
 
-    /// Trials that have more epochs to go, with their indices.
-    fn live(&self) -> impl Iterator<Item = (usize, &Trial)> {
-        self.trials.iter().enumerate().filter(|(_, trial)| trial.is_live())
+    /// Trials of this process that have more epochs to go, with their indices.
+    pub(super) fn live(&self) -> impl Iterator<Item = (usize, &Trial)> {
+        let is_own = |trial: &Trial| self.shard.is_none_or(|shard| shard.has(trial));
+        self.trials.iter().enumerate().filter(move |(_, trial)| is_own(trial) && trial.is_live())
     }
 
     /// The live trials that have not ended `epoch`, in the passes in which they run: prompts of one kind each.

@@ -3,30 +3,22 @@
 
 mod prompts;
 mod targets;
+mod weights;
 
 use super::plan::{self, Limits};
 use super::teacher::Teacher;
-use crate::batch::{PackedBatch, Packing, Passes, PrefixGroup, Sequence};
+use crate::batch::{Packing, Passes, PrefixGroup, Sequence};
 use crate::config::PromptKind;
 use crate::model::{Decoder, PrefixGradient, PrefixPass, Prefixes, Tape};
-use crate::ops::backend::{Route, route};
+use crate::ops::cross_entropy::LossWeights;
 use crate::ops::rope::Rope;
 use crate::prompt::Prefix;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use prompts::{BatchPrompts, ExampleGradients};
-pub use targets::Loss;
 use targets::Targets;
-
-/// The mean of a loss whose gradient is taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mean {
-    /// The mean over all target tokens.
-    All,
-    /// The sum of the groups' means, each over the group's own target tokens: groups of different prompts do not weigh each
-    /// other's gradients.
-    OfEachGroup,
-}
+pub use targets::{Loss, Mean};
+use weights::PassWeights;
 
 /// Losses of a batch: sums and counts of each prefix group's target tokens.
 #[derive(Debug, Clone)]
@@ -149,7 +141,7 @@ pub fn gradient_of<'a>(
     loss: impl Into<Loss<'a>>,
 ) -> Result<Objective> {
     let Loss { mean, teacher } = loss.into();
-    let scales = RowScales::new(model, passes, mean);
+    let weights = PassWeights::new(model, passes, mean)?;
     let targets = |pass: usize| Targets::new(model, passes, pass, teacher);
     let virtual_tokens = prompts.num_virtual_tokens();
     let prompts = BatchPrompts::new(model, prompts, passes)?;
@@ -165,19 +157,19 @@ pub fn gradient_of<'a>(
         for (i, batch) in example_passes.iter().enumerate() {
             let targets = targets(1 + i)?;
             let tape = model.forward(batch, embeddings, Some(&states), recompute)?;
-            let dhidden = head(model, &tape, &targets, &scales, &mut nll)?;
+            let dhidden = head(model, &tape, &targets, weights.of_pass(1 + i), &mut nll)?;
             let found = model.backward(batch, tape, &dhidden, prefixes, virtual_tokens)?.prefixes;
             of_examples = prompts::add(of_examples, found)?;
         }
     }
     let mut first = Vec::with_capacity(1);
-    let dhidden = head(model, &tape, &of_prefix_pass, &scales, &mut first)?;
+    let dhidden = head(model, &tape, &of_prefix_pass, weights.of_pass(0), &mut first)?;
     nll.splice(0..0, first);
     let ExampleGradients { given: of_given, computed } = prompts.split(of_examples)?;
     let prefixes = Prefixes { states: given, gradients: computed.as_deref() };
     let backward = model.backward(prefix_pass, tape, &dhidden, prefixes, virtual_tokens)?;
     let gradient = prompts.gradient(of_given, backward.prompts, backward.prefixes)?;
-    let scale = scales.loss_scale;
+    let scale = weights.loss_scale;
     // f32 on a GPU, where the division by a power of two is exact and what is not finite stays so.
     let gradient = match gradient {
         Some(scaled) if scale != 1.0 => Some(scaled.with_values((scaled.values() / scale)?)),
@@ -186,78 +178,18 @@ pub fn gradient_of<'a>(
     Ok(Objective::new(nll, passes, gradient))
 }
 
-/// Factors of the target rows' losses: 1 / target tokens of their [`Mean`], times [`loss_scale`].
-struct RowScales {
-    loss_scale: f64,
-    /// The factor of the group with the fewest target tokens.
-    largest: f64,
-    /// The factor of each group as a part of `largest`; `None` if all are 1.
-    parts: Option<Vec<f64>>,
-}
-
-impl RowScales {
-    fn new(model: &Decoder, passes: &Passes, mean: Mean) -> Self {
-        let tokens = match mean {
-            Mean::All => vec![passes.target_tokens(); passes.groups],
-            Mean::OfEachGroup => passes.target_tokens_by_group(),
-        };
-        let fewest = tokens.iter().copied().filter(|tokens| *tokens > 0).min().unwrap_or(0);
-        let loss_scale = loss_scale(model, fewest);
-        let parts = tokens.iter().map(|tokens| fewest as f64 / (*tokens).max(1) as f64);
-        let differ = tokens.iter().any(|tokens| *tokens > 0 && *tokens != fewest);
-        Self { loss_scale, largest: loss_scale / fewest as f64, parts: differ.then(|| parts.collect()) }
-    }
-
-    /// Multiplies the gradient of a batch's target rows [targets, C] by the parts of their groups.
-    fn apply(&self, dhidden: Tensor, batch: &PackedBatch) -> Result<Tensor> {
-        let Some(parts) = &self.parts else { return Ok(dhidden) };
-        let of_rows = batch
-            .target_groups
-            .iter()
-            .flat_map(|(group, rows)| std::iter::repeat_n(parts[*group] as f32, *rows));
-        let of_rows =
-            Tensor::from_iter(of_rows, dhidden.device())?.to_dtype(dhidden.dtype())?.unsqueeze(1)?;
-        Ok(dhidden.broadcast_mul(&of_rows)?)
-    }
-}
-
 /// Losses of a batch, which are added to `nll`, and the gradient of its target rows' hidden states.
 fn head(
     model: &Decoder,
     tape: &Tape,
     targets: &Targets,
-    scales: &RowScales,
+    weights: &LossWeights,
     nll: &mut Vec<Tensor>,
 ) -> Result<Tensor> {
-    let losses = targets.losses(model, tape.hidden(), Some(scales.largest))?;
+    let losses = targets.losses(model, tape.hidden(), Some(weights))?;
     nll.push(losses.losses);
     let Some(dhidden) = losses.dhidden else { unreachable!("a gradient was asked for") };
-    scales.apply(dhidden, targets.batch)
-}
-
-/// Factor on the loss in the backward pass, a power of two that is taken out of the prompts' gradient again. 1 but for
-/// activations in f16, whose smallest number is 2^-24 and whose largest is 65,504.
-///
-/// A logit's gradient is `scale / (targets * logits_scaling)` times a probability, less 1 for the label. At 512 targets and
-/// a `logits_scaling` of 16 the first factor is 2^-13 without a scale: probabilities under 2^-12 are flushed to zero, and
-/// nearly all of a vocabulary of 100,352 is under that. So the scale is `targets * logits_scaling`, which leaves the gradient
-/// at the size of the probabilities, within two bounds:
-///
-/// * 2^14 at most. Gradients of the prefix rows are sums over all targets: they are `scale` times those of the mean loss, and
-///   may have elements up to 4. At 8,192 targets and 16 the logits' factor is then 2^-3, and the flush begins at 2^-22.
-/// * 2^10 at least, as one target's gradient spreads over all rows that it attends to. At one target and a `logits_scaling`
-///   of 1 the absolute values of its logits' gradient add up to 2^11 at most: weights of up to 31 do not overflow the hidden
-///   state's gradient, and the elements of the prefix rows' may be up to 63.
-fn loss_scale(model: &Decoder, targets: usize) -> f64 {
-    if model.dtype() != DType::F16 || route(model.embedding()) != Route::Kernel {
-        return 1.0;
-    }
-    scale_in_f16(targets, model.config().logits_scaling)
-}
-
-/// [`loss_scale`] of activations in f16.
-fn scale_in_f16(targets: usize, logits_scaling: f64) -> f64 {
-    (targets as f64 * logits_scaling).log2().ceil().clamp(10.0, 14.0).exp2()
+    Ok(dhidden)
 }
 
 /// Loss of `groups` without a gradient, and without a tape: one layer's memory at a time, and the keys and values of
@@ -323,7 +255,7 @@ pub(super) fn evaluate_with(
     Ok(Objective::new(nll, passes, None))
 }
 
-/// Negative log-likelihoods of the targets of `group`, and the rows of a pass with which they were taken: half of `max_rows`
+/// Negative log-likelihoods of the targets of `groups`, in their order, and the rows of a pass with which they were taken: half of `max_rows`
 /// and half again while the device runs out of memory.
 ///
 /// # Errors
@@ -331,17 +263,18 @@ pub(super) fn evaluate_with(
 pub(crate) fn evaluate_within_memory(
     model: &Decoder,
     prompts: &Prefix,
-    group: PrefixGroup,
+    groups: &[PrefixGroup],
     max_rows: usize,
 ) -> Result<(Vec<f64>, usize)> {
-    let rows = group.prefix_rows() + group.sequences.iter().map(Sequence::rows).sum::<usize>();
-    let groups = [group];
+    let rows_of =
+        |group: &PrefixGroup| group.prefix_rows() + group.sequences.iter().map(Sequence::rows).sum::<usize>();
+    let rows = groups.iter().map(rows_of).sum();
     let (nll, limits) = plan::within_memory(
         model.device(),
         Limits::rows(max_rows),
         // Without a tape there is nothing to compute again: rows alone make a difference.
         |limits| limits.less(rows, 1),
-        |limits| evaluate(model, prompts, &groups, limits.max_rows)?.nll(),
+        |limits| evaluate(model, prompts, groups, limits.max_rows)?.nll(),
         |_| Ok(()),
     )?;
     Ok((nll, limits.max_rows))

@@ -76,6 +76,11 @@ pub trait Observer {
     fn checkpoint(&mut self, _state: &State) -> Result<()> {
         Ok(())
     }
+    /// A step has ended, and `state` makes what the run could go on with from there, should the process be killed during the next
+    /// step. Comes after the step, and before a checkpoint of it.
+    fn latest(&mut self, _state: &dyn Fn() -> Result<State>) -> Result<()> {
+        Ok(())
+    }
     /// Something looks wrong with the run; `text` says what, and what to try.
     fn warning(&mut self, _text: &str) -> Result<()> {
         Ok(())

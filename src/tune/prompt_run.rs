@@ -219,6 +219,7 @@ impl<'a> PromptRun<'a> {
             max_rows,
             products,
             examples: self.fingerprint.clone(),
+            ranks: 1,
         }
     }
 
@@ -285,7 +286,7 @@ impl<'a> PromptRun<'a> {
     }
 
     /// The prompt's trainable values with their moments.
-    fn parameter(&self) -> Parameter {
+    pub(super) fn parameter(&self) -> Parameter {
         Parameter { value: self.values().clone(), m: self.m.clone(), v: self.v.clone() }
     }
 

@@ -151,6 +151,8 @@ pub struct State {
     pub products: Option<ProductChoices>,
     /// [`fingerprint`] of the examples.
     pub examples: String,
+    /// Ranks that computed it: another number gives sums of another order.
+    pub ranks: usize,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -168,6 +170,9 @@ struct Metadata {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     products: Option<ProductChoices>,
     examples: String,
+    /// `None`: one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ranks: Option<usize>,
 }
 
 /// Tells one set of examples from another: their numbers and a checksum (CRC-32C) of their token ids in order.
@@ -206,6 +211,7 @@ impl State {
             max_rows: self.max_rows,
             products: self.products.clone(),
             examples: self.examples.clone(),
+            ranks: Some(self.ranks).filter(|ranks| *ranks > 1),
         };
         let failed = |text: String| Error::io(path)(std::io::Error::other(text));
         let metadata = serde_json::to_string(&metadata).map_err(|e| failed(e.to_string()))?;
@@ -244,7 +250,7 @@ impl State {
                 "expected version {VERSION} of the file, found {version}; go on with the gneiss that wrote it"
             ));
         }
-        let Metadata { position, layout, before, max_rows, products, examples, .. } =
+        let Metadata { position, layout, before, max_rows, products, examples, ranks, .. } =
             serde_json::from_str(text).map_err(|e| not("a run's position", &e))?;
         let tensors = SafeTensors::deserialize(file).map_err(|e| not("a safetensors file", &e))?;
         let values = tensor(&tensors, "prompt")?;
@@ -267,7 +273,8 @@ impl State {
         let rows = get("initial", (layout.num_virtual_tokens, layout.width).into())?;
         let initial = Prefix::new(layout.kind, rows).after(&before).map_err(|error| error.to_string())?;
         let prompt = Prompt::from_values(layout, values, &initial).map_err(|error| error.to_string())?;
-        Ok(Self { m, v, initial, best, prompt, position, max_rows, products, examples })
+        let ranks = ranks.unwrap_or(1);
+        Ok(Self { m, v, initial, best, prompt, position, max_rows, products, examples, ranks })
     }
 }
 
@@ -301,6 +308,7 @@ mod tests {
             max_rows: 100,
             products,
             examples: "5 training".into(),
+            ranks: 1,
         }
     }
 

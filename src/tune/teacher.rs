@@ -121,9 +121,9 @@ impl<'a> Teacher<'a> {
         self.passes(passes, chunk.iter().map(|i| &self.examples.train[*i]))
     }
 
-    /// Its validation examples, cut into passes as `passes` are.
-    pub(super) fn validation_passes(&self, passes: &Passes) -> Vec<PackedBatch> {
-        self.passes(passes, self.examples.validation)
+    /// Its validation examples of these indices, cut into passes as `passes` are.
+    pub(super) fn validation_passes(&self, passes: &Passes, chunk: &[usize]) -> Vec<PackedBatch> {
+        self.passes(passes, chunk.iter().map(|i| &self.examples.validation[*i]))
     }
 
     fn passes<'e>(

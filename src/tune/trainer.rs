@@ -7,18 +7,20 @@
 //! ```
 
 mod attempt;
+mod shared;
 
 use super::observer::{Observer, StepRecord};
-use super::plan::{self, Limits};
+use super::plan::Limits;
 use super::prompt_run::{Ended, NextAction, PromptRun, RunExamples, StepExamples, StepPart};
 use super::state::State;
 use super::teacher::TeacherExamples;
 use super::{Kept, objective};
-use crate::batch::{Example, PrefixGroup, Sequence};
+use crate::batch::{Example, PrefixGroup};
 use crate::config::TrainOptions;
 use crate::model::Decoder;
 use crate::ops::gpu::products;
 use crate::prompt::Prompt;
+use crate::ranks::{Alone, Ranks};
 use crate::{Error, Result};
 use attempt::Prepared;
 use std::ops::ControlFlow;
@@ -49,6 +51,8 @@ pub struct Trainer<'a> {
     limits: Limits,
     /// The step after the last, if it could be foreseen.
     prepared: Option<Prepared>,
+    /// Which of several ranks this is: each computes a share of every step.
+    ranks: &'a dyn Ranks,
 }
 
 impl<'a> Task<'a> {
@@ -120,7 +124,7 @@ impl<'a> Trainer<'a> {
             )));
         }
         products::set_timing(decoder.device(), time_products)?;
-        Ok(Self { decoder, runs, limits, prepared: None })
+        Ok(Self { decoder, runs, limits, prepared: None, ranks: &Alone })
     }
 
     /// The runs.
@@ -141,7 +145,8 @@ impl<'a> Trainer<'a> {
     /// All that is needed to go on with the run of an index.
     pub fn state(&self, run: usize) -> Result<State> {
         let products = products::export(self.decoder.device())?;
-        Ok(self.runs[run].state(self.limits.max_rows, products))
+        let state = self.runs[run].state(self.limits.max_rows, products);
+        Ok(State { ranks: self.ranks.size(), ..state })
     }
 
     /// Runs the first run to its end, or until the observer interrupts it, or until its validation loss stops falling.
@@ -223,7 +228,8 @@ impl<'a> Trainer<'a> {
         if let Some(record) = &record {
             observer.step(record)?;
         }
-        if observer.interrupted() {
+        observer.latest(&|| self.state(run))?;
+        if self.ranks.any(observer.interrupted())? {
             observer.checkpoint(&self.state(run)?)?;
             return Ok(Some(Ended::Interrupted));
         }
@@ -245,9 +251,16 @@ impl<'a> Trainer<'a> {
         let started = Instant::now();
         let groups = self.groups(parts.iter().map(|part| (part.run, &part.examples.now[..])))?;
         let mut prepared = self.prepared.take().filter(|prepared| prepared.is_for(parts));
-        let (attempt, limits) = self.within_memory(&groups, observers, |limits| {
+        let rows = match parts {
+            [part] => self.rows(&groups, self.runs[part.run].examples().train, &part.examples.now),
+            _ => self.rows(&groups, &[], &[]),
+        };
+        let (attempt, limits) = self.within_memory(rows, observers, |limits| {
             let prepared = prepared.take().filter(|prepared| prepared.fits(limits));
-            self.attempt(&groups, prepared, parts, limits)
+            match (self.ranks.size(), parts) {
+                (2.., [part]) => self.attempt_share(&groups, prepared, part, limits),
+                _ => self.attempt(&groups, prepared, parts, limits),
+            }
         })?;
         self.limits = limits;
         self.prepared = attempt.next;
@@ -259,35 +272,18 @@ impl<'a> Trainer<'a> {
         Ok(records)
     }
 
-    /// A prefix group for the examples `chunk` of each (run, chunk). The runs' prompts stand one below the other in the matrix
-    /// of prompts.
+    /// A prefix group for the examples `chunk` of each (run, chunk), or for this rank's share of them if it has one. The runs'
+    /// prompts stand one below the other in the matrix of prompts.
     fn groups<'c>(&self, chunks: impl Iterator<Item = (usize, &'c [usize])>) -> Result<Vec<PrefixGroup>> {
         let mut end = 0;
-        let group = |(run, chunk): (usize, &[usize])| {
-            let run = &self.runs[run];
+        let group = |(index, chunk): (usize, &[usize])| {
+            let run = &self.runs[index];
             let start = end;
             end += run.prompt().num_virtual_tokens() as u32;
-            run.group(chunk, start..end)
+            let share = self.share(index, chunk);
+            (!share.is_empty()).then(|| run.group(&share, start..end))
         };
-        chunks.map(group).collect()
-    }
-
-    /// Runs `work` over `groups`, with less at a time if the device runs out of memory; returns the limits under which it
-    /// succeeded.
-    fn within_memory<T>(
-        &self,
-        groups: &[PrefixGroup],
-        observers: &mut [&mut dyn Observer],
-        work: impl FnMut(Limits) -> Result<T>,
-    ) -> Result<(T, Limits)> {
-        let rows_of = |group: &PrefixGroup| {
-            group.prefix_rows() + group.sequences.iter().map(Sequence::rows).sum::<usize>()
-        };
-        let rows = groups.iter().map(rows_of).sum();
-        let less = |limits: Limits| limits.less(rows, self.decoder.config().num_hidden_layers);
-        plan::within_memory(self.decoder.device(), self.limits, less, work, |limits| {
-            observers.iter_mut().try_for_each(|observer| observer.out_of_memory(limits))
-        })
+        chunks.filter_map(group).collect()
     }
 
     /// The loss of a run's validation examples; `None` if it has none.
@@ -298,14 +294,27 @@ impl<'a> Trainer<'a> {
             return Ok(None);
         }
         let prompt = of_run.prompt().prefix()?.to_dtype(decoder.prompt_dtype())?;
-        let groups = [prompt.group(validation)?];
-        let teacher = of_run.teacher();
-        let loss = |limits: Limits| {
-            let mut passes = objective::packed(decoder, &groups, prompt.kind(), limits.max_rows)?;
-            passes.teacher_passes = teacher.map_or(Vec::new(), |teacher| teacher.validation_passes(&passes));
-            objective::evaluate_with(decoder, &prompt, &passes, teacher)?.loss()
+        let all: Vec<usize> = (0..validation.len()).collect();
+        let share = self.share_of(validation, &all);
+        let groups = match share.is_empty() {
+            true => Vec::new(),
+            false => vec![prompt.group(share.iter().map(|i| &validation[*i]))?],
         };
-        let (loss, limits) = self.within_memory(&groups, &mut [observer], loss)?;
+        let teacher = of_run.teacher();
+        let evaluate = |limits: Limits| {
+            let mut passes = objective::packed(decoder, &groups, prompt.kind(), limits.max_rows)?;
+            passes.teacher_passes =
+                teacher.map_or(Vec::new(), |teacher| teacher.validation_passes(&passes, &share));
+            objective::evaluate_with(decoder, &prompt, &passes, teacher)
+        };
+        let sum = |losses: Vec<f64>| (losses.iter().sum(), losses.len());
+        let loss = |limits: Limits| match (self.ranks.size(), groups.len()) {
+            (1, _) => evaluate(limits)?.loss(),
+            (_, 0) => self.mean_of_shares(Ok((0.0, 0))),
+            _ => self.mean_of_shares(evaluate(limits).and_then(|found| Ok(sum(found.nll()?)))),
+        };
+        let rows = self.rows(&groups, validation, &all);
+        let (loss, limits) = self.within_memory(rows, &mut [observer], loss)?;
         self.limits = limits;
         Ok(Some(loss))
     }

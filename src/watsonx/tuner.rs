@@ -5,7 +5,7 @@ use super::service::Service;
 use crate::config::Config;
 use crate::device::PeakMemory;
 use crate::layout::{ADAPTER, CHECKPOINT};
-use crate::run::tuning::resumable;
+use crate::run::resumable;
 use crate::run::{Run, RunFolder, Status, Tuning};
 use crate::serve::turns::{DeviceTurn, DeviceTurns};
 use crate::session::Session;

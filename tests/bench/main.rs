@@ -341,6 +341,7 @@ fn steps_of_a_disturbed_machine_are_counted_and_left_out() {
         accumulate_steps: 1,
         prompt_kind: PromptKind::Embeddings,
         num_virtual_tokens: 3,
+        prompts: 1,
     };
     let measure = |slow: Option<&'static [usize]>| {
         let canary = slow.map(|slow| Canary::from_source(Box::new(Slow { read: 0, slow })));
@@ -394,6 +395,7 @@ fn a_case_is_a_run_of_the_trainer() {
         accumulate_steps: 1,
         prompt_kind: PromptKind::Embeddings,
         num_virtual_tokens: 3,
+        prompts: 1,
     };
     let mut told = Told::default();
     let measured = bench.measure(case, &mut told).unwrap();
@@ -414,4 +416,46 @@ fn a_case_is_a_run_of_the_trainer() {
     assert!((of_data_sheet - measured.figures.flops_per_second / 4e9).abs() < 1e-15);
     let again = bench.measure(case, &mut Told::default()).unwrap();
     assert_eq!((again.first_loss, again.last_loss), (measured.first_loss, measured.last_loss));
+    // The same prompt three times in a step.
+    let mut told = Told::default();
+    let several = bench.measure(Case { prompts: 3, ..case }, &mut told).unwrap();
+    assert_eq!((told.0, told.1), (7, vec![0]));
+    let [one, three] = [&measured, &several].map(|measured| measured.figures);
+    assert_eq!(
+        (three.tokens_per_step, three.rows_per_step),
+        (3.0 * one.tokens_per_step, 3.0 * one.rows_per_step)
+    );
+    assert!((three.flops_per_step / one.flops_per_step - 3.0).abs() < 1e-9);
+    let rate = three.all_steps.examples_per_second.median * three.all_steps.step_seconds.median;
+    assert!((rate - 6.0).abs() < 1e-9, "{rate} examples a step");
+    assert!((several.last_loss - measured.last_loss).abs() < 1e-4 * measured.last_loss);
+}
+
+/// One step of several prompts beside one step after another.
+#[test]
+fn several_prompts_are_measured_in_one_step_and_by_turns() {
+    let folder = tempfile::tempdir().unwrap();
+    let args =
+        ["--batch", "2", "--accumulate", "1", "--virtual-tokens", "5", "--tokens", "9", "--steps", "2"];
+    let args = [&args[..], &["--warmup", "1", "--prompts", "3,2"]].concat();
+    let output = bench(folder.path(), &[&args[..], &["--json"]].concat()).success();
+    let report: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let cases = report["cases"].as_array().unwrap();
+    let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("{value} in {report}"));
+    assert_eq!(cases.iter().map(|case| number(&case["prompts"])).collect::<Vec<_>>(), [1.0, 2.0, 3.0]);
+    let one = &cases[0];
+    assert_eq!(one["by_turns"], Value::Null);
+    for case in &cases[1..] {
+        let (prompts, by_turns) = (number(&case["prompts"]), &case["by_turns"]);
+        assert_eq!(number(&case["rows_per_step"]), prompts * number(&one["rows_per_step"]));
+        let seconds = prompts * number(&one["step_seconds"]["median"]);
+        assert!((number(&by_turns["step_seconds"]) / seconds - 1.0).abs() < 1e-9);
+        assert_eq!(by_turns["rows_per_second"], one["rows_per_second"]);
+        assert_eq!(by_turns["examples_per_second"], one["examples_per_second"]["median"]);
+        let speedup =
+            number(&case["examples_per_second"]["median"]) / number(&one["examples_per_second"]["median"]);
+        assert!((number(&by_turns["speedup"]) / speedup - 1.0).abs() < 1e-9);
+    }
+    let text = stdout(&bench(folder.path(), &args).success());
+    assert!(text.contains("several prompts") && text.contains("2 x 1, 5, 3 prompts"), "{text}");
 }

@@ -46,6 +46,7 @@ case "$1 $*" in
         echo "matmul peak: 700 TFLOP/s over 2 s; SHARE % of the data sheet's 990 TFLOP/s"
         echo "8 x 32, 100  162 (160-165)"
         echo "launches: 300000 a second alone; 2.5 % of 8 x 32, 100, which is BOUNDbound by launches" ;;
+    generate*) echo "there was a dog" ;;
     tutorial*) echo "accuracy 95.7 %" ;;
 esac"#;
 
@@ -71,6 +72,7 @@ fn what_passes_and_what_is_not_here_is_said() {
         assert!(text.lines().any(|line| line == expected), "expected {expected:?} in: {text}");
     }
     has(&text, &["sustained matmul, granite-3.3-2b passed", "launches, granite-4.0-350m passed"]);
+    has(&text, &["decoding by graphs passed: the same tokens; ", " us a token without graphs, "]);
     assert_eq!(text.matches(" not run: ").count(), 3, "sanitizer, nsys, PEFT: {text}");
     assert!(!text.contains("what to do"), "{text}");
 }
@@ -91,6 +93,28 @@ fn what_fails_says_what_to_do_and_the_rest_goes_on() {
     has(&text, &["FAILED: error: off by one", "FAILED: matmul peak: 700", "is bound by launches"]);
     assert_eq!(text.matches("what to do: ").count(), 3, "{text}");
     assert_eq!(text.matches(" passed: ").count(), 2, "the step and the check: {text}");
+}
+
+#[test]
+fn graphs_that_change_tokens_or_are_not_used_fail() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model.gguf");
+    std::fs::write(&model, "").unwrap();
+    let variables = [("STEPS", "graphs"), ("MODEL", model.to_str().unwrap())];
+    let verdict = |text: &str| gpu_check(folder.path(), &program(folder.path(), text), "cuda", &variables);
+    let (code, text) = verdict("echo $GNEISS_CUDA_GRAPHS");
+    assert_eq!(code, 1, "{text}");
+    has(
+        &text,
+        &["decoding by graphs FAILED: other tokens than without graphs; ", "unset GNEISS_CUDA_GRAPHS"],
+    );
+    let (code, text) =
+        verdict("[ $GNEISS_CUDA_GRAPHS = 0 ] || echo 'warning: without graphs from now on' >&2");
+    assert_eq!(code, 1, "{text}");
+    has(&text, &["decoding by graphs FAILED: warning: without graphs from now on"]);
+    let (code, text) = verdict("[ $GNEISS_CUDA_GRAPHS = 0 ] || { echo 'Error: illegal' >&2; exit 1; }");
+    assert_eq!(code, 1, "{text}");
+    has(&text, &["decoding by graphs FAILED: GNEISS_CUDA_GRAPHS=1: Error: illegal"]);
 }
 
 #[test]

@@ -16,12 +16,16 @@ mod adapters;
 mod common;
 mod data;
 mod distillation;
+#[cfg(feature = "serve")]
+mod ensembles;
 mod eval;
 mod inspect;
 mod kinds;
 mod position;
+mod ranks;
 mod resume;
 mod searches;
+mod shards;
 mod sweep;
 mod tutorial;
 mod unlearned;

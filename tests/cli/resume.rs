@@ -52,7 +52,7 @@ impl Place {
 
 /// Waits until the run has written `lines` records, then signals it.
 #[cfg(unix)]
-fn signal_after(place: &Place, child: &Child, lines: usize, signal: i32) {
+pub(super) fn signal_after(place: &Place, child: &Child, lines: usize, signal: i32) {
     let until = Instant::now() + Duration::from_secs(120);
     while place.lines("runs/dogs/metrics.jsonl") < lines {
         assert!(Instant::now() < until, "no {lines} records within two minutes");

@@ -84,14 +84,14 @@ fn a_trial_is_the_run_of_its_configuration() {
     }
 }
 
-/// Trials of other lengths, batch sizes and numbers of epochs in one pass are the runs alone to rounding. In bf16 those whose
-/// steps have the fewest target tokens are so bit for bit: the gradient of the others is rounded once more.
+/// Trials of other lengths, batch sizes and numbers of epochs in one pass are the runs alone: in bf16 on the CPU bit for bit, in
+/// f32 to rounding.
 #[test]
 fn trials_in_one_pass_are_those_by_turns() {
     let table = "[sweep]\nreduction_factor = 1\nmax_prompts = 5\n[sweep.parameters]\n\
                  \"prompt.num_virtual_tokens\" = { values = [3, 7] }\n\"train.batch_size\" = { values = [3, 8] }\n\
                  \"train.num_epochs\" = { values = [2, 3] }\n";
-    for (dtype, tolerance) in [("bf16", 0.05), ("f32", 1e-3)] {
+    for (dtype, tolerance) in [("bf16", 0.0), ("f32", 1e-3)] {
         let place = Place::with_sweep(3, table);
         place.gneiss(["sweep", "sweep.toml", "--dtype", dtype]).success();
         assert_eq!(place.decisions()[0], json!({"event": "started", "trials": 8, "max_prompts": 5}));
@@ -100,9 +100,6 @@ fn trials_in_one_pass_are_those_by_turns() {
             let (ours, alone) =
                 (place.prompt(&format!("runs/s/trials/{trial:03}")), place.prompt("runs/alone"));
             assert_eq!(ours.len(), alone.len());
-            if dtype == "bf16" && [1, 2, 5, 6].contains(&trial) {
-                assert!(ours == alone, "trial {trial}");
-            }
             let mean = ours.iter().zip(&alone).map(|(a, b)| (a - b).abs()).sum::<f32>() / ours.len() as f32;
             // AdamW moves a value by at most about the rate a step; the least number of steps is 4.
             assert!(mean <= tolerance * 0.05, "{dtype}, trial {trial}: {mean:e}");

@@ -6,6 +6,7 @@
 mod common;
 mod counts;
 mod devices;
+mod graphs;
 mod memory;
 mod place;
 mod serve;

@@ -11,11 +11,12 @@ struct Server {
 }
 
 impl Server {
-    fn start(place: &Place, device: &str) -> Self {
+    fn start(place: &Place, device: &str, graphs: &str) -> Self {
         let args =
             ["serve", "--model", "model", "--device", device, "--dtype", "f32", "--listen", "127.0.0.1:0"];
         let prompts = ["--adapter", "one=runs/one", "--adapter", "two=runs/two"];
-        let mut child = place.command("", args.into_iter().chain(prompts)).spawn().unwrap();
+        let mut command = place.command("", args.into_iter().chain(prompts));
+        let mut child = command.env("GNEISS_CUDA_GRAPHS", graphs).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
         let Some(url) = line.trim().strip_prefix("listening on ") else {
@@ -55,7 +56,7 @@ impl Drop for Server {
     }
 }
 
-/// Requests for two prompts and for the base, several at a time, get what the CPU answers.
+/// Requests for two prompts and for the base, several at a time, get what the CPU answers, with graphs too.
 #[test]
 fn two_prompts_are_served_as_on_the_cpu() {
     let place = Place::new();
@@ -67,8 +68,8 @@ fn two_prompts_are_served_as_on_the_cpu() {
         .into_iter()
         .flat_map(|model| words.map(|word| (model, format!("say {word} dog word{} :", 30 + word.len()))))
         .collect();
-    let [cpu, cuda] = ["cpu", "cuda"].map(|device| {
-        let server = Server::start(&place, device);
+    let [cpu, cuda, graphs] = [("cpu", "0"), ("cuda", "0"), ("cuda", "1")].map(|(device, graphs)| {
+        let server = Server::start(&place, device, graphs);
         let answers: Vec<_> = std::thread::scope(|scope| {
             let ask = |(model, prompt): &(&'static str, String)| server.completion(model, prompt);
             let threads: Vec<_> = asked.iter().map(|request| scope.spawn(move || ask(request))).collect();
@@ -77,7 +78,11 @@ fn two_prompts_are_served_as_on_the_cpu() {
         server.end();
         answers
     });
-    for (request, (cpu, cuda)) in asked.iter().zip(cpu.iter().zip(&cuda)) {
+    let launched = place.calls().get(&("graph".into(), "launched".into())).copied();
+    assert!(launched > Some(0), "{launched:?}");
+    for (request, (cpu, cuda)) in
+        asked.iter().chain(&asked).zip(cpu.iter().chain(&cpu).zip(cuda.iter().chain(&graphs)))
+    {
         assert_eq!(cpu.0, cuda.0, "{request:?}");
         let far = cpu.1.iter().zip(&cuda.1).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
         assert!(far < 1e-4 && cpu.1.len() == cuda.1.len(), "{request:?}: {cpu:?} and {cuda:?}");

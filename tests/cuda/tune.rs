@@ -87,6 +87,41 @@ fn split_and_recomputed_steps_follow_the_cpus() {
     }
 }
 
+/// Keys and values, reparameterized prompts, prompts after a text, and the distillation of a text.
+#[test]
+fn other_prompts_and_losses_follow_the_cpus() {
+    let place = Place::new();
+    let cases: [&[&str]; 5] = [
+        &["prompt.kind=prefix"],
+        &["prompt.reparameterization=residual"],
+        &["prompt.kind=prefix", "prompt.init_method=random", "prompt.reparameterization=mlp"],
+        &["prompt.position=after_head"],
+        &["data.teacher_text=dog shiny gentle or happy : say 1 word50 late rude or smelly : say 0 word51"],
+    ];
+    for case in cases {
+        let more: Vec<&str> = case.iter().flat_map(|set| ["--set", set]).collect();
+        let expected = place.losses_of_the_cpu(&more);
+        for (dtype, relative) in [DTYPES[0], DTYPES[1]] {
+            let dtype = format!("model.dtype={dtype}");
+            succeeded(&place.cuda("", tune("name=cuda", &dtype).into_iter().chain(more.iter().copied())));
+            assert_follow(&place.losses("runs/cuda"), &expected, relative);
+            // The kernels read what another device has tuned.
+            let generate = [
+                "generate", "--model", "model", "--dtype", "f32", "--max-new-tokens", "4", "--adapter",
+                "runs/cpu",
+            ];
+            let [cpu, cuda] = ["cpu", "cuda"].map(|device| {
+                succeeded(
+                    &place.cuda("", generate.into_iter().chain(["--device", device, "say gentle dog :"])),
+                )
+            });
+            assert_eq!(cpu, cuda, "{case:?}");
+            std::fs::remove_dir_all(place.path("runs/cuda")).unwrap();
+        }
+        std::fs::remove_dir_all(place.path("runs/cpu")).unwrap();
+    }
+}
+
 #[test]
 fn an_interrupted_run_goes_on_bit_for_bit() {
     let place = Place::new();

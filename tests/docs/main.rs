@@ -2,6 +2,7 @@
 //!
 //! `GNEISS_WRITE_DOCS=1 cargo test --test docs` writes the parts that are made from the source again.
 
+mod cluster;
 mod commands;
 mod markdown;
 mod messages;

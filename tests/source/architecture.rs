@@ -14,6 +14,7 @@ const FOLDERS: &[(&str, &[&str])] = &[
     ("calendar", &[]),
     ("layout", &[]),
     ("ops", &[]),
+    ("ranks", &[]),
     ("device", &["ops"]),
     ("batch", &["ops"]),
     ("checkpoint", &["ops", "calendar", "layout"]),
@@ -22,13 +23,13 @@ const FOLDERS: &[(&str, &[&str])] = &[
     ("model", &["ops", "device", "batch", "checkpoint"]),
     ("prompt", &["model", "batch", "checkpoint", "config", "data", "ops", "files", "layout", "number"]),
     ("generate", &["prompt", "model", "checkpoint", "batch", "ops", "device"]),
-    ("tune", &["prompt", "model", "config", "data", "batch", "ops", "device", "files", "number"]),
+    ("tune", &["prompt", "model", "config", "data", "batch", "ops", "ranks", "device", "files", "number"]),
     ("session", &["model", "checkpoint", "config", "data", "device", "ops"]),
     (
         "run",
         &[
-            "batch", "tune", "prompt", "session", "model", "config", "data", "device", "files", "layout",
-            "number",
+            "batch", "tune", "ranks", "prompt", "session", "model", "config", "data", "device", "files",
+            "layout", "number",
         ],
     ),
     (

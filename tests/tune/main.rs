@@ -3,6 +3,7 @@
 mod distillation;
 mod keys_values;
 mod passes;
+mod ranks;
 mod recompute;
 mod resume;
 mod stopping;

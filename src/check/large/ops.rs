@@ -203,8 +203,9 @@ pub(super) fn cross_entropy(large: &mut Large, shape: &Shape, batch: &Batch) -> 
         let p = z.broadcast_sub(&lse)?.exp()?;
         let minus_one = (of_label.to_dtype(DType::F32)?.ones_like()? * -1.0)?;
         let expected = (p.scatter_add(&of_label, &minus_one, 1)? * (scale * dloss))?;
-        let ours = large
-            .run(|| losses::backward(logits.force_contiguous()?, (&labels).into(), softmax, &ours, dloss))?;
+        let ours = large.run(|| {
+            losses::backward(logits.force_contiguous()?, (&labels).into(), softmax, &ours, &dloss.into())
+        })?;
         // A gradient is a difference of probabilities.
         large.unit = scale * dloss;
         large.compare((case, "dlogits", Gradient), &ours, &expected)
@@ -231,8 +232,9 @@ pub(super) fn distillation(large: &mut Large, shape: &Shape, batch: &Batch) -> R
         let kl = (&p * (log_p - log_q)?)?.sum(1)?;
         large.compare((case, "kl", Value), &to_f32(&ours.kl)?, &kl)?;
         let expected = ((q - p)? * (scale * dloss))?;
-        let ours = large
-            .run(|| divergence::backward(student.force_contiguous()?, &teacher, softmax, &ours, dloss))?;
+        let ours = large.run(|| {
+            divergence::backward(student.force_contiguous()?, &teacher, softmax, &ours, &dloss.into())
+        })?;
         // A gradient is a difference of probabilities.
         large.unit = scale * dloss;
         large.compare((case, "dstudent", Gradient), &ours, &expected)

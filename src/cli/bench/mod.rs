@@ -1,6 +1,7 @@
 //! `gneiss bench`: throughput of tuning.
 
 mod disturbance;
+mod packing;
 mod report;
 
 use super::{Overrides, PlaceArgs, process, progress, text, warn};
@@ -19,7 +20,9 @@ use gneiss::layout::model_folder::CONFIG;
 use gneiss::model::{Decoder, Dtypes, Parameters};
 use gneiss::prompt::init;
 use gneiss::session;
+use packing::ByTurns;
 use report::{BenchReport, CaseReport};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -68,6 +71,10 @@ pub struct BenchArgs {
     /// Micro-batches of an optimizer step, such as 1,16.
     #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = positive)]
     accumulate: Vec<usize>,
+    /// Prompts that are tuned in one step, such as 1,4,16, each over the batch of its own; beside the same prompts in one step
+    /// after another, which are measured too. On a CPU one step of several prompts gains little.
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = positive)]
+    prompts: Vec<usize>,
     /// Examples of random tokens, N tokens each, 2 of them the target; by default as long as the reviews of data/ (25
     /// to 84, 42.5 on average). The first 10 tokens of all inputs are the same, like those of a template.
     #[arg(long, value_name = "N", value_parser = positive)]
@@ -183,7 +190,8 @@ impl BenchArgs {
         for case in self.cases(default) {
             let label = report::label(case);
             eprintln!("{label}: {} + {} steps", self.warmup, self.steps);
-            let found = self.measure(runs, case).with_context(|| label.clone())?;
+            let mut found = self.measure(runs, case).with_context(|| label.clone())?;
+            found.by_turns = ByTurns::new(&found.measured, &report.cases);
             report.canary = runs.canary.map(Canary::rate);
             let Measured { disturbed_steps: disturbed, used_steps: used, .. } = found.measured;
             let steps = Steps { counted: self.steps, disturbed, used };
@@ -206,10 +214,12 @@ impl BenchArgs {
         let profile = if self.profile { Some(runs.profile(case, PROFILED_STEPS)?) } else { None };
         let (ops, disturbed) = profile.map(|profile| (profile.ops, profile.disturbed_steps)).unzip();
         let disturbed_profiled_steps = disturbed.flatten();
-        Ok(CaseReport { measured, device_memory_bytes: gpu.in_use(), ops, disturbed_profiled_steps })
+        let device_memory_bytes = gpu.in_use();
+        Ok(CaseReport { measured, by_turns: None, device_memory_bytes, ops, disturbed_profiled_steps })
     }
 
-    /// Every combination of the sizes; missing sizes are those of `default`.
+    /// Every combination of the sizes; missing sizes are those of `default`. Of the numbers of prompts one comes first, to which the
+    /// others are compared.
     fn cases(&self, default: Case) -> Vec<Case> {
         let or = |given: &[usize], one: usize| if given.is_empty() { vec![one] } else { given.to_vec() };
         let prompt_kind = self.prompt_kind.unwrap_or(default.prompt_kind);
@@ -217,7 +227,11 @@ impl BenchArgs {
         for accumulate_steps in or(&self.accumulate, default.accumulate_steps) {
             for num_virtual_tokens in or(&self.virtual_tokens, default.num_virtual_tokens) {
                 for batch_size in or(&self.batch, default.batch_size) {
-                    cases.push(Case { batch_size, accumulate_steps, prompt_kind, num_virtual_tokens });
+                    let sizes =
+                        Case { batch_size, accumulate_steps, prompt_kind, num_virtual_tokens, prompts: 1 };
+                    cases.push(sizes);
+                    let several: BTreeSet<usize> = self.prompts.iter().copied().filter(|n| *n > 1).collect();
+                    cases.extend(several.into_iter().map(|prompts| Case { prompts, ..sizes }));
                 }
             }
         }
@@ -283,6 +297,7 @@ impl BenchArgs {
                 accumulate_steps: config.train.accumulate_steps,
                 prompt_kind: config.prompt.kind,
                 num_virtual_tokens,
+                prompts: 1,
             },
         })
     }
@@ -317,6 +332,7 @@ impl BenchArgs {
                 accumulate_steps: 16,
                 prompt_kind: PromptKind::Embeddings,
                 num_virtual_tokens: 100,
+                prompts: 1,
             },
             max_rows: self.max_rows.unwrap_or(0),
         })

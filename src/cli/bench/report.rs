@@ -1,6 +1,7 @@
 //! The results as tables, as JSON, and as rows of a CSV file.
 
 use super::disturbance::Steps;
+use super::packing::{self, ByTurns};
 use super::text;
 use gneiss::bench::canary::CanaryRate;
 use gneiss::bench::{Case, Launches, MatmulPeak, Measured, OpShare, StepProducts};
@@ -43,6 +44,8 @@ pub struct BenchReport {
 pub struct CaseReport {
     #[serde(flatten)]
     pub measured: Measured,
+    /// The same prompts in one step after another; `null` if there is one.
+    pub by_turns: Option<ByTurns>,
     /// The most memory of the device in use after a step, by any process; `null` on the CPU and on Metal.
     pub device_memory_bytes: Option<u64>,
     /// `null` without `--profile`.
@@ -54,8 +57,19 @@ pub struct CaseReport {
 
 /// A case's sizes as text.
 pub fn label(case: Case) -> String {
-    let Case { batch_size, accumulate_steps, .. } = case;
-    format!("batch {batch_size}, accumulation {accumulate_steps}, {} virtual tokens", virtual_tokens(case))
+    let Case { batch_size, accumulate_steps, prompts, .. } = case;
+    let of_one = format!(
+        "batch {batch_size}, accumulation {accumulate_steps}, {} virtual tokens",
+        virtual_tokens(case)
+    );
+    if prompts == 1 { of_one } else { format!("{of_one}, {prompts} prompts") }
+}
+
+/// A case's sizes in a table.
+pub(super) fn sizes(case: Case) -> String {
+    let Case { batch_size, accumulate_steps, prompts, .. } = case;
+    let of_one = format!("{batch_size} x {accumulate_steps}, {}", virtual_tokens(case));
+    if prompts == 1 { of_one } else { format!("{of_one}, {prompts} prompts") }
 }
 
 /// The number of virtual tokens, and their kind if they are no embeddings.
@@ -97,6 +111,9 @@ impl BenchReport {
         println!("{}", text::table(&self.rows()));
         for line in self.launch_lines() {
             println!("{line}");
+        }
+        if let Some(rows) = packing::rows(&self.cases) {
+            println!("\n{}", text::table(&rows));
         }
         for case in &self.cases {
             if let Some(ops) = &case.ops {
@@ -144,12 +161,11 @@ impl BenchReport {
     fn launch_lines(&self) -> Vec<String> {
         let Some(launches) = &self.launches else { return Vec::new() };
         let line = |CaseReport { measured: m, .. }: &CaseReport| {
-            let (Case { batch_size, accumulate_steps, .. }, virtual_tokens) =
-                (m.case, virtual_tokens(m.case));
+            let sizes = sizes(m.case);
             let seconds = m.figures.step_seconds.median;
             format!(
-                "launches: {} a second alone; those of a step of {} rows take {} ms, {:.1} % of {batch_size} x \
-                 {accumulate_steps}, {virtual_tokens}, which is {}bound by launches",
+                "launches: {} a second alone; those of a step of {} rows take {} ms, {:.1} % of {sizes}, which \
+                 is {}bound by launches",
                 digits(launches.per_second),
                 launches.rows,
                 digits(launches.step_seconds * 1e3),
@@ -167,9 +183,8 @@ impl BenchReport {
             "peak memory", "disturbed steps",
         ];
         let row = |CaseReport { measured: m, .. }: &CaseReport| {
-            let Case { batch_size, accumulate_steps, .. } = m.case;
             vec![
-                format!("{batch_size} x {accumulate_steps}, {}", virtual_tokens(m.case)),
+                sizes(m.case),
                 format!(
                     "{} ({}-{})",
                     digits(m.figures.step_seconds.median * 1e3),
@@ -210,7 +225,7 @@ fn op_rows(ops: &[OpShare]) -> Vec<Vec<String>> {
 }
 
 /// At least three digits, and no more decimals than needed.
-fn digits(value: f64) -> String {
+pub(super) fn digits(value: f64) -> String {
     let decimals = if value.abs() >= 100.0 {
         0
     } else if value.abs() >= 10.0 {
@@ -235,9 +250,9 @@ pub struct Csv {
 }
 
 impl Csv {
-    const HEADER: [&str; 37] = [
+    const HEADER: [&str; 38] = [
         "date", "version", "device", "device_name", "dtype", "model", "parameters", "batch_size",
-        "accumulate_steps", "num_virtual_tokens", "prompt_kind", "max_rows", "recompute", "steps",
+        "accumulate_steps", "num_virtual_tokens", "prompt_kind", "prompts", "max_rows", "recompute", "steps",
         "disturbed_steps", "used_steps", "tokens_per_step", "rows_per_step", "step_seconds_p50",
         "step_seconds_p10", "step_seconds_p90", "examples_per_second_p50", "examples_per_second_p10",
         "examples_per_second_p90", "tokens_per_second", "rows_per_second", "flops_per_step",
@@ -282,6 +297,7 @@ impl Csv {
             m.case.accumulate_steps.to_string(),
             m.case.num_virtual_tokens.to_string(),
             m.case.prompt_kind.to_string(),
+            m.case.prompts.to_string(),
             m.max_rows.to_string(),
             m.recompute.to_string(),
             report.steps.to_string(),

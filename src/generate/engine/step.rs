@@ -2,10 +2,9 @@
 
 use super::{Engine, RunningSequence, SequenceId, StepOutput};
 use crate::generate::Event;
-use crate::generate::choose::choose;
+use crate::generate::choose::{TargetRows, choose};
 use crate::model::Continuation;
 use crate::{Error, Result};
-use candle_core::Tensor;
 
 /// The part of a sequence that is processed in a step.
 struct SequencePart {
@@ -52,6 +51,9 @@ impl Engine<'_> {
                     return Ok(());
                 }
                 Err(error) if self.shortage.caused(&error) => {
+                    if let Some(decoding) = &mut self.decoding {
+                        decoding.stop(self.model)?;
+                    }
                     if !self.cache.can_run_again() {
                         self.end_all(&parts, &error, output);
                     } else if self.step_rows.halve(rows) {
@@ -83,9 +85,18 @@ impl Engine<'_> {
     /// layers.
     fn run(&mut self, parts: &[SequencePart]) -> Result<()> {
         let next: Vec<Continuation> = parts.iter().map(|part| part.next(&self.running)).collect();
-        let batch = self.cache.pack(&next)?;
-        let hidden = self.model.infer(&batch, &self.no_prompts, &mut self.cache)?;
-        self.choose(parts, &hidden)?;
+        let step = match &mut self.decoding {
+            Some(decoding) => decoding.run(self.model, (&self.no_prompts, &mut self.cache), &next)?,
+            None => None,
+        };
+        let computed = match step {
+            Some(logits) => TargetRows::Logits(logits),
+            None => {
+                let batch = self.cache.pack(&next)?;
+                TargetRows::Hidden(self.model.infer(&batch, &self.no_prompts, &mut self.cache)?)
+            }
+        };
+        self.choose(parts, &computed)?;
         for part in parts {
             self.running[part.sequence].filled += part.tokens.len();
         }
@@ -139,14 +150,14 @@ impl Engine<'_> {
         parts
     }
 
-    /// Evaluates the logits of the target rows, whose hidden states are `hidden` [targets, C].
-    fn choose(&mut self, parts: &[SequencePart], hidden: &Tensor) -> Result<()> {
+    /// Evaluates the logits of the target rows, of which `computed` holds one or more of each part.
+    fn choose(&mut self, parts: &[SequencePart], computed: &TargetRows) -> Result<()> {
         let mut rows = Vec::new();
         for part in parts {
             let sequence = &self.running[part.sequence];
             let first = sequence.filled + part.tokens.len() - part.targets;
             rows.extend((first..first + part.targets).map(|row| (part.sequence, row)));
         }
-        choose(self.model, hidden, &rows, &mut self.running, &mut self.shortage)
+        choose(self.model, computed, &rows, &mut self.running, &mut self.shortage)
     }
 }

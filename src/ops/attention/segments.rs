@@ -13,6 +13,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 pub struct Segments {
     list: Vec<Segment>,
     plans: Arc<SegmentPlans>,
+    /// Whether a plan has as many tiles as queries.
+    has_fixed_tiles: bool,
 }
 
 #[derive(Default)]
@@ -29,6 +31,12 @@ impl Segments {
         self.plans = Arc::default();
     }
 
+    /// The same segments with as many tiles in each plan of queries as it has queries, so that its size depends on nothing else.
+    /// The last tiles have no queries.
+    pub(crate) fn with_a_tile_per_query(self) -> Self {
+        Self { list: self.list, plans: Arc::default(), has_fixed_tiles: true }
+    }
+
     /// [`plan::visible`], flat.
     pub(super) fn visible(&self) -> &Indices {
         self.plans.visible.get_or_init(|| flat(plan::visible(&self.list)))
@@ -37,7 +45,13 @@ impl Segments {
     /// [`plan::tiles`] of the first `queries` queries, flat: 6 numbers each.
     pub(super) fn query_plan(&self, tiling: &Tiling, queries: usize) -> Arc<Indices> {
         let mut plans = self.plans.queries.lock().unwrap_or_else(PoisonError::into_inner);
-        let make = || Arc::new(flat(plan::tiles(&self.list, tiling, queries)));
+        let make = || {
+            let mut tiles = plan::tiles(&self.list, tiling, queries);
+            if self.has_fixed_tiles {
+                tiles.resize(queries, plan::EMPTY_TILE);
+            }
+            Arc::new(flat(tiles))
+        };
         plans.entry((*tiling, queries)).or_insert_with(make).clone()
     }
 
@@ -58,7 +72,7 @@ fn flat<const N: usize>(rows: Vec<[u32; N]>) -> Indices {
 
 impl From<Vec<Segment>> for Segments {
     fn from(list: Vec<Segment>) -> Self {
-        Self { list, plans: Arc::default() }
+        Self { list, plans: Arc::default(), has_fixed_tiles: false }
     }
 }
 

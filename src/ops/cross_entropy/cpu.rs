@@ -1,6 +1,6 @@
 //! The losses on the CPU, in f32 or f64.
 
-use super::{Softmax, TokenLosses};
+use super::{LossWeights, Softmax, TokenLosses};
 use crate::Result;
 use crate::ops::IndexView;
 use crate::ops::cpu::{self, Fma, Real, View, with_real};
@@ -29,19 +29,20 @@ pub(super) fn backward(
     labels: IndexView,
     softmax: Softmax,
     losses: &TokenLosses,
-    dloss: f64,
+    dloss: &LossWeights,
 ) -> Result<()> {
     const OP: &str = "cross_entropy backward";
     let Softmax { vocab, scale } = softmax;
-    let (_, width) = logits.dims2()?;
+    let (rows, width) = logits.dims2()?;
+    let dloss = dloss.on_host(rows)?;
     with_real!(OP, logits.dtype(), T => {
-        let (s, d) = (T::nearest(scale), T::nearest(scale * dloss));
+        let s = T::nearest(scale);
         let lse = View::<f64>::new(OP, &losses.lse)?;
         let lse: &[f64] = &lse;
         cpu::in_place::<T>(logits, |z| {
-            let rows = z.par_chunks_mut(width).zip(labels.host()).zip(lse);
-            rows.for_each(|((row, &label), &lse)| {
-                let lse = T::nearest(lse);
+            let rows = z.par_chunks_mut(width).zip(labels.host()).zip(lse.par_iter().zip(&dloss));
+            rows.for_each(|((row, &label), (&lse, &dloss))| {
+                let (lse, d) = (T::nearest(lse), T::nearest(scale * dloss));
                 let (row, padding) = row.split_at_mut(vocab);
                 padding.fill(T::zero());
                 cpu::simd(#[inline(always)] |fma| {

@@ -1,12 +1,19 @@
 //! Launches of `kernels/cross_entropy.cu`.
 
-use super::{Softmax, TokenLosses};
+use super::{LossWeights, Softmax, TokenLosses};
 use crate::Result;
 use crate::ops::IndexView;
 use crate::ops::gpu::{self, Kernel};
 use candle_core::{DType, Tensor};
 
-gpu::parameters!(CrossEntropyParameters { rows: u32, vocab: u32, stride: u32, scale: f32, dloss: f32 });
+gpu::parameters!(CrossEntropyParameters {
+    rows: u32,
+    vocab: u32,
+    stride: u32,
+    per_row: u32,
+    scale: f32,
+    dloss: f32
+});
 
 /// Threads of the block that reads a row.
 const FORWARD_THREADS: usize = 512;
@@ -20,7 +27,7 @@ pub(super) fn forward(logits: &Tensor, labels: IndexView, softmax: Softmax) -> R
     let (nll, lse) = (gpu::empty(rows, DType::F32, logits)?, gpu::empty(rows, DType::F32, logits)?);
     let kernel = Kernel::new("cross_entropy", "cross_entropy_forward", rows, FORWARD_THREADS);
     let labels = labels.to_device(logits.device())?;
-    let parameters = parameters(logits, softmax, 1.0)?;
+    let parameters = parameters(logits, softmax, Some(1.0))?;
     // SAFETY: `check` of the module has compared the logits with the labels; `nll` and `lse` have a value a row.
     unsafe { gpu::launch(&kernel, logits.dtype(), &[logits, &labels, &nll, &lse], &parameters) }?;
     Ok(TokenLosses { nll, lse })
@@ -32,26 +39,30 @@ pub(super) fn backward(
     labels: IndexView,
     softmax: Softmax,
     losses: &TokenLosses,
-    dloss: f64,
+    dloss: &LossWeights,
 ) -> Result<()> {
     let rows = labels.host().len();
     let mut kernel = Kernel::new("cross_entropy", "cross_entropy_backward", rows, BACKWARD_THREADS);
     // Rows need not begin at a multiple of 16 bytes: the first access covers up to 7 elements.
     kernel.grid[1] = (softmax.vocab + 7).div_ceil(BACKWARD_ELEMENTS * BACKWARD_THREADS);
     let labels = labels.to_device(logits.device())?;
-    let parameters = parameters(logits, softmax, dloss)?;
-    gpu::check_dtype("cross_entropy backward", &[&losses.lse], DType::F32)?;
-    // SAFETY: the module has compared the logits with the labels and the log-sum-exp.
-    unsafe { gpu::launch(&kernel, logits.dtype(), &[logits, &labels, &losses.lse], &parameters) }
+    let (uniform, per_row) = dloss.for_kernel(&losses.lse);
+    let parameters = parameters(logits, softmax, uniform)?;
+    gpu::check_dtype("cross_entropy backward", &[&losses.lse, per_row], DType::F32)?;
+    let arguments = [logits, &labels, &losses.lse, per_row];
+    // SAFETY: the module has compared the logits with the labels, the log-sum-exp and the weights.
+    unsafe { gpu::launch(&kernel, logits.dtype(), &arguments, &parameters) }
 }
 
-fn parameters(logits: &Tensor, softmax: Softmax, dloss: f64) -> Result<CrossEntropyParameters> {
+/// `dloss` is `None` if each row has its own.
+fn parameters(logits: &Tensor, softmax: Softmax, dloss: Option<f64>) -> Result<CrossEntropyParameters> {
     let (rows, stride) = logits.dims2()?;
     Ok(CrossEntropyParameters {
         rows: gpu::uint(rows),
         vocab: gpu::uint(softmax.vocab),
         stride: gpu::uint(stride),
+        per_row: u32::from(dloss.is_none()),
         scale: softmax.scale as f32,
-        dloss: dloss as f32,
+        dloss: dloss.unwrap_or(0.0) as f32,
     })
 }

@@ -6,7 +6,7 @@
 //! z       = scale * logits                  scale = 1 / logits_scaling
 //! lse     = log(sum(exp(z)))
 //! nll     = lse - z[label]
-//! dlogits = dloss * scale * (exp(z - lse) - onehot(label))
+//! dlogits = dloss * scale * (exp(z - lse) - onehot(label))          dloss of the row
 //! ```
 
 mod cpu;
@@ -22,6 +22,7 @@ use super::backend::{Route, route};
 use super::{IndexView, profile};
 use crate::{Error, Result};
 use candle_core::Tensor;
+use std::ops::Range;
 
 /// TokenLosses of rows of logits for their labels.
 #[derive(Debug, Clone)]
@@ -41,6 +42,63 @@ pub struct Softmax {
     pub scale: f64,
 }
 
+/// What the losses of rows count in the loss whose gradient is taken: `sum(dloss[row] * loss of row)`.
+#[derive(Debug, Clone)]
+pub enum LossWeights {
+    /// The same `dloss` for all rows.
+    Uniform(f64),
+    /// `dloss` of each row; shape and dtype of [`TokenLosses::nll`].
+    PerRow(Tensor),
+}
+
+impl LossWeights {
+    /// The weights of some of the rows.
+    ///
+    /// # Errors
+    /// Returns an error if the range is not inside the rows.
+    pub fn rows(&self, rows: Range<usize>) -> Result<Self> {
+        match self {
+            Self::Uniform(dloss) => Ok(Self::Uniform(*dloss)),
+            Self::PerRow(dloss) => Ok(Self::PerRow(dloss.narrow(0, rows.start, rows.len())?)),
+        }
+    }
+
+    /// Checks that there is a weight for each of `rows`.
+    pub(in crate::ops) fn check(&self, op: &'static str, rows: usize) -> Result<()> {
+        match self {
+            Self::PerRow(dloss) if dloss.dims() != [rows] => Err(Error::shape(
+                op,
+                format!("the loss weights of {rows} rows"),
+                format!("{:?}", dloss.dims()),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// The weight of each of `rows`, on the CPU.
+    pub(in crate::ops) fn on_host(&self, rows: usize) -> Result<Vec<f64>> {
+        match self {
+            Self::Uniform(dloss) => Ok(vec![*dloss; rows]),
+            Self::PerRow(dloss) => Ok(dloss.to_vec1()?),
+        }
+    }
+
+    /// The weight of all rows, if they have one, and the kernel's argument for the weights of each: `other`, which the kernel
+    /// does not read then.
+    pub(in crate::ops) fn for_kernel<'a>(&'a self, other: &'a Tensor) -> (Option<f64>, &'a Tensor) {
+        match self {
+            Self::Uniform(dloss) => (Some(*dloss), other),
+            Self::PerRow(dloss) => (None, dloss),
+        }
+    }
+}
+
+impl From<f64> for LossWeights {
+    fn from(dloss: f64) -> Self {
+        Self::Uniform(dloss)
+    }
+}
+
 /// TokenLosses of `logits` [rows, V or more] for one label a row.
 ///
 /// # Errors
@@ -55,16 +113,16 @@ pub fn forward(logits: &Tensor, labels: IndexView, softmax: Softmax) -> Result<T
     }
 }
 
-/// Gradient of `dloss * sum(nll)` with respect to the logits [rows, V or more]; it replaces them in memory.
+/// Gradient of `sum(dloss * nll)` with respect to the logits [rows, V or more]; it replaces them in memory.
 ///
 /// # Errors
-/// As [`forward`]; also if `losses` are those of another number of rows.
+/// As [`forward`]; also if `losses` or `dloss` are those of another number of rows.
 pub fn backward(
     logits: Tensor,
     labels: IndexView,
     softmax: Softmax,
     losses: &TokenLosses,
-    dloss: f64,
+    dloss: &LossWeights,
 ) -> Result<Tensor> {
     let _timed = profile::scope("cross_entropy backward", logits.device());
     check(&logits, labels, softmax)?;
@@ -75,6 +133,7 @@ pub fn backward(
             format!("{:?}", losses.lse.dims()),
         ));
     }
+    dloss.check("cross_entropy backward", labels.host().len())?;
     match route(&logits) {
         Route::Cpu => cpu::backward(&logits, labels, softmax, losses, dloss)?,
         Route::Kernel => gpu::backward(&logits, labels, softmax, losses, dloss)?,

@@ -18,11 +18,33 @@ fn forward_and_backward_agree_with_the_reference() -> Result<()> {
             let f64s = [&logits.to_dtype(DType::F64)?];
             let d =
                 autograd(&f64s, &dy.to_dtype(DType::F64)?, |v| reference(v[0].as_tensor(), labels, softmax))?;
-            let ours = backward(logits.copy()?, labels, softmax, &losses, 0.7)?;
+            let ours = backward(logits.copy()?, labels, softmax, &losses, &0.7.into())?;
             let tolerance = Tolerance { absolute: 1e-8, ..Tolerance::for_dtype(dtype) };
             assert_close("dlogits", &ours, &d[0], tolerance);
             assert!(max_abs(&ours)? > 0.0);
         }
+    }
+    Ok(())
+}
+
+/// A row with a weight of its own has bit for bit the gradient of a batch in which all rows have this weight.
+#[test]
+fn backward_weighs_each_row_by_itself() -> Result<()> {
+    let (softmax, weights) = (Softmax { vocab: 123, scale: 0.125 }, [0.7, 1.0 / 3.0, 0.01, 0.7, 2.5]);
+    let labels = Indices::from(vec![1, 5, 0, 122, 9]);
+    let labels: IndexView = (&labels).into();
+    for dtype in [DType::F32, DType::F64] {
+        let logits = (randn(1, (5, 128), dtype)? * 9.0)?;
+        let losses = forward(&logits, labels, softmax)?;
+        let per_row = LossWeights::PerRow(Tensor::new(&weights, &candle_core::Device::Cpu)?);
+        let gradient = |weights: &LossWeights| backward(logits.copy()?, labels, softmax, &losses, weights);
+        let ours = gradient(&per_row)?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
+        for (row, weight) in weights.into_iter().enumerate() {
+            let uniform = gradient(&weight.into())?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
+            assert_eq!(ours[row], uniform[row], "row {row}");
+        }
+        let error = gradient(&per_row.rows(1..4)?).unwrap_err().to_string();
+        assert_eq!(error, "cross_entropy backward: expected the loss weights of 5 rows, found [3]");
     }
     Ok(())
 }

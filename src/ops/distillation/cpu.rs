@@ -3,7 +3,7 @@
 use super::{Divergences, Softmax};
 use crate::Result;
 use crate::ops::cpu::{self, Fma, Real, View, with_real};
-use crate::ops::cross_entropy::log_sum_exp;
+use crate::ops::cross_entropy::{LossWeights, log_sum_exp};
 use candle_core::{DType, Tensor};
 use num_traits::Zero;
 use rayon::prelude::*;
@@ -51,13 +51,15 @@ pub(super) fn backward(
     teacher: &Tensor,
     softmax: Softmax,
     divergences: &Divergences,
-    dloss: f64,
+    dloss: &LossWeights,
 ) -> Result<()> {
     const OP: &str = "distillation backward";
     let Softmax { vocab, scale } = softmax;
-    let (_, width) = student.dims2()?;
+    let (rows, width) = student.dims2()?;
+    let dloss = dloss.on_host(rows)?;
     with_real!(OP, student.dtype(), T => {
-        let (scale, factor) = (T::nearest(scale), T::nearest(scale * dloss));
+        let factors: Vec<T> = dloss.iter().map(|dloss| T::nearest(scale * dloss)).collect();
+        let scale = T::nearest(scale);
         let teacher = View::<T>::new(OP, teacher)?;
         let teacher: &[T] = &teacher;
         let lse = [&divergences.student_lse, &divergences.teacher_lse].map(|lse| View::<f64>::new(OP, lse));
@@ -65,8 +67,8 @@ pub(super) fn backward(
         let (student_lse, teacher_lse) = (student_lse?, teacher_lse?);
         let (student_lse, teacher_lse): (&[f64], &[f64]) = (&student_lse, &teacher_lse);
         cpu::in_place::<T>(student, |student| {
-            let rows = student.par_chunks_mut(width).zip(teacher.par_chunks(width));
-            rows.zip(student_lse.par_iter().zip(teacher_lse)).for_each(|((row, teacher), (of_student, of_teacher))| {
+            let rows = student.par_chunks_mut(width).zip(teacher.par_chunks(width)).zip(&factors);
+            rows.zip(student_lse.par_iter().zip(teacher_lse)).for_each(|(((row, teacher), &factor), (of_student, of_teacher))| {
                 let (of_student, of_teacher) = (T::nearest(*of_student), T::nearest(*of_teacher));
                 let (row, padding) = row.split_at_mut(vocab);
                 padding.fill(T::zero());

@@ -6,7 +6,7 @@
 //! log p    = scale * teacher - lse(scale * teacher)          scale = 1 / logits_scaling
 //! log q    = scale * student - lse(scale * student)
 //! kl       = sum(p * (log p - log q)) = sum(p * (d + exp(-d) - 1))          d = log p - log q
-//! dstudent = dloss * scale * (q - p)
+//! dstudent = dloss * scale * (q - p)                         dloss of the row
 //! ```
 //!
 //! The two sums are equal since p and q add up to 1. The second one is computed: none of its terms is negative, so that a
@@ -22,7 +22,7 @@ mod tests;
 pub use reference::reference;
 
 use super::backend::{Route, route};
-use super::cross_entropy::Softmax;
+use super::cross_entropy::{LossWeights, Softmax};
 use super::profile;
 use crate::{Error, Result};
 use candle_core::Tensor;
@@ -51,16 +51,16 @@ pub fn forward(student: &Tensor, teacher: &Tensor, softmax: Softmax) -> Result<D
     }
 }
 
-/// Gradient of `dloss * sum(kl)` with respect to the student's logits [rows, V or more]; it replaces them in memory.
+/// Gradient of `sum(dloss * kl)` with respect to the student's logits [rows, V or more]; it replaces them in memory.
 ///
 /// # Errors
-/// As [`forward`]; also if `divergences` are those of another number of rows.
+/// As [`forward`]; also if `divergences` or `dloss` are those of another number of rows.
 pub fn backward(
     student: Tensor,
     teacher: &Tensor,
     softmax: Softmax,
     divergences: &Divergences,
-    dloss: f64,
+    dloss: &LossWeights,
 ) -> Result<Tensor> {
     let _timed = profile::scope("distillation backward", student.device());
     check(&student, teacher, softmax)?;
@@ -74,6 +74,7 @@ pub fn backward(
             ));
         }
     }
+    dloss.check("distillation backward", rows)?;
     match route(&student) {
         Route::Cpu => cpu::backward(&student, teacher, softmax, divergences, dloss)?,
         Route::Kernel => gpu::backward(&student, teacher, softmax, divergences, dloss)?,

@@ -19,12 +19,30 @@ fn forward_and_backward_agree_with_the_reference() -> Result<()> {
             assert_close("kl", &divergences.kl, &expected, tolerance);
             let dy = (expected.ones_like()? * 0.7)?;
             let d = autograd(&f64s[..1], &dy, |v| reference(v[0].as_tensor(), f64s[1], softmax))?;
-            let ours = backward(student.copy()?, &teacher, softmax, &divergences, 0.7)?;
+            let ours = backward(student.copy()?, &teacher, softmax, &divergences, &0.7.into())?;
             let tolerance = Tolerance { absolute: 1e-8, ..Tolerance::for_dtype(dtype) };
             assert_close("dstudent", &ours, &d[0], tolerance);
             assert!(vocab == 1 || max_abs(&ours)? > 0.0);
         }
     }
+    Ok(())
+}
+
+/// A row with a weight of its own has bit for bit the gradient of a batch in which all rows have this weight.
+#[test]
+fn backward_weighs_each_row_by_itself() -> Result<()> {
+    let (softmax, weights) = (Softmax { vocab: 123, scale: 0.125 }, [0.7, 1.0 / 3.0, 0.01]);
+    let (student, teacher) = (randn(1, (3, 128), DType::F32)?, randn(2, (3, 128), DType::F32)?);
+    let divergences = forward(&student, &teacher, softmax)?;
+    let per_row = LossWeights::PerRow(Tensor::new(&weights, &Device::Cpu)?);
+    let gradient =
+        |weights: &LossWeights| backward(student.copy()?, &teacher, softmax, &divergences, weights);
+    let ours = gradient(&per_row)?.to_vec2::<f32>()?;
+    for (row, weight) in weights.into_iter().enumerate() {
+        assert_eq!(ours[row], gradient(&weight.into())?.to_vec2::<f32>()?[row], "row {row}");
+    }
+    let error = gradient(&per_row.rows(1..2)?).unwrap_err().to_string();
+    assert_eq!(error, "distillation backward: expected the loss weights of 3 rows, found [1]");
     Ok(())
 }
 
@@ -37,7 +55,8 @@ fn backward_agrees_with_finite_differences() -> Result<()> {
         Ok(0.3 * forward(student, &teacher, softmax)?.kl.sum_all()?.to_scalar::<f64>()?)
     };
     let divergences = forward(&student, &teacher, softmax)?;
-    let gradient = backward(student.copy()?, &teacher, softmax, &divergences, 0.3)?.to_vec2::<f64>()?;
+    let gradient =
+        backward(student.copy()?, &teacher, softmax, &divergences, &0.3.into())?.to_vec2::<f64>()?;
     let values = student.to_vec2::<f64>()?;
     for row in 0..rows {
         for column in 0..width {
@@ -60,7 +79,7 @@ fn forward_of_equal_logits_is_exactly_zero() -> Result<()> {
         let softmax = Softmax { vocab: 4990, scale: 0.3 };
         let divergences = forward(&logits, &logits.copy()?, softmax)?;
         assert_eq!(divergences.kl.to_vec1::<f64>()?, [0.0; 5]);
-        let gradient = backward(logits.copy()?, &logits, softmax, &divergences, 1.0)?;
+        let gradient = backward(logits.copy()?, &logits, softmax, &divergences, &1.0.into())?;
         assert_eq!(max_abs(&gradient)?, 0.0);
     }
     Ok(())

@@ -142,6 +142,11 @@ fn fail(error: Error) {
     lock(&FAILED).get_or_insert(error);
 }
 
+/// Whether the profiler counts.
+pub(crate) fn is_on() -> bool {
+    ON.load(Ordering::Relaxed)
+}
+
 /// Discards earlier counts and starts to count.
 pub fn start() {
     #[cfg(feature = "cuda")]

@@ -1,11 +1,26 @@
 //! What the losses of target rows compare them with: labels, or a teacher.
 
-use super::Mean;
 use crate::batch::{PackedBatch, Passes};
 use crate::model::{Decoder, HeadLoss};
+use crate::ops::cross_entropy::LossWeights;
 use crate::tune::teacher::Teacher;
 use crate::{Error, Result};
 use candle_core::Tensor;
+
+/// The mean of a loss whose gradient is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mean {
+    /// The mean over all target tokens.
+    All,
+    /// The sum of the groups' means, each over the group's own target tokens: groups of different prompts do not weigh each
+    /// other's gradients.
+    OfEachGroup,
+    /// This batch's part of the mean over a step of so many target tokens.
+    OfPart {
+        /// Target tokens of the step.
+        target_tokens: usize,
+    },
+}
 
 /// The loss whose gradient is taken: cross-entropy, or the divergence from a teacher's distribution.
 #[derive(Clone, Copy)]
@@ -54,7 +69,12 @@ impl<'a> Targets<'a> {
     }
 
     /// Losses for the student's hidden states [targets, C], and their gradient if `dloss` is given.
-    pub(super) fn losses(&self, model: &Decoder, hidden: &Tensor, dloss: Option<f64>) -> Result<HeadLoss> {
+    pub(super) fn losses(
+        &self,
+        model: &Decoder,
+        hidden: &Tensor,
+        dloss: Option<&LossWeights>,
+    ) -> Result<HeadLoss> {
         match &self.teacher {
             None => model.head_loss(hidden, &self.batch.labels, dloss),
             Some(teacher) => model.head_distillation(hidden, teacher, dloss),

@@ -1,5 +1,6 @@
 //! The loss scale of f16: on the emulator against the exact gradient in f64.
 
+use super::weights::{loss_scale, scale_in_f16};
 use super::*;
 use crate::batch::Example;
 use crate::checkpoint::{ModelConfig, ModelType};
@@ -64,9 +65,9 @@ fn loss_scale_keeps_the_tail_of_the_softmax_in_f16() {
     let labels = Indices::from((0..targets as u32).map(|i| i * 31 % 2000).collect::<Vec<_>>());
     let dloss = 1.0 / targets as f64;
     let wide = hidden.to_dtype(DType::F64).unwrap();
-    let expected = exact.head_loss(&wide, &labels, Some(dloss)).unwrap().dhidden.unwrap();
+    let expected = exact.head_loss(&wide, &labels, Some(&dloss.into())).unwrap().dhidden.unwrap();
     let at = |scale: f64| {
-        let found = emulate(0, || narrow.head_loss(&hidden, &labels, Some(scale * dloss))).unwrap();
+        let found = emulate(0, || narrow.head_loss(&hidden, &labels, Some(&(scale * dloss).into()))).unwrap();
         error(&(found.dhidden.unwrap().to_dtype(DType::F64).unwrap() / scale).unwrap(), &expected)
     };
     let (before, after) = (at(1.0), at(emulate(0, || loss_scale(&narrow, targets))));

@@ -2,14 +2,15 @@
 
 use super::{PromptRun, StepPart};
 use crate::config::OnNotFinite;
-use crate::ops::adamw::Updated;
+use crate::ops::adamw::Parameter;
 use crate::tune::observer::{EpochRecord, Observer, StepRecord};
 use crate::tune::state::{Position, RunMark};
 use crate::{Error, Result};
 
 /// What one step computed for a run.
 pub(in crate::tune) struct RunStep {
-    pub(in crate::tune) updated: Updated,
+    /// The trainable values after the step, with their moments.
+    pub(in crate::tune) parameter: Parameter,
     /// Mean over the step's target tokens, nats.
     pub(in crate::tune) loss: f64,
     pub(in crate::tune) grad_norm: f64,
@@ -30,7 +31,7 @@ impl PromptRun<'_> {
         (rows, seconds): (usize, f64),
         observer: &mut dyn Observer,
     ) -> Result<Option<StepRecord>> {
-        let RunStep { updated, loss, grad_norm, prompt_norm, target_tokens } = result;
+        let RunStep { parameter, loss, grad_norm, prompt_norm, target_tokens } = result;
         let values =
             [("the loss", loss), ("the gradient's norm", grad_norm), ("the prompt's norm", prompt_norm)];
         if let Some((what, value)) = values.into_iter().find(|(_, value)| !value.is_finite()) {
@@ -40,7 +41,7 @@ impl PromptRun<'_> {
             return self.left_out(what, value, observer);
         }
         self.good.updated(self.values().clone());
-        self.set_parameter(updated.parameter);
+        self.set_parameter(parameter);
         self.position.step += 1;
         Ok(Some(StepRecord {
             step: self.position.step,

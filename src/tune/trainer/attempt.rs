@@ -58,10 +58,7 @@ impl Trainer<'_> {
         parts: &[StepPart],
         limits: Limits,
     ) -> Result<Attempt> {
-        let passes = match prepared {
-            Some(prepared) => prepared.passes,
-            None => self.prepare(groups, parts.first().map_or(&[], |part| &part.examples.now), limits)?,
-        };
+        let passes = self.passes(groups, prepared, parts, limits)?;
         let loss = Loss { mean: Mean::OfEachGroup, teacher: self.first().teacher() };
         let objective =
             objective::gradient_of(self.decoder, &self.prompts(parts)?, &passes, limits.recompute, loss)?;
@@ -84,29 +81,46 @@ impl Trainer<'_> {
         Ok(Attempt { rows: objective.rows, results: results(&objective, updates)?, next })
     }
 
+    /// The passes of `groups`, which may be prepared.
+    pub(super) fn passes(
+        &self,
+        groups: &[PrefixGroup],
+        prepared: Option<Prepared>,
+        parts: &[StepPart],
+        limits: Limits,
+    ) -> Result<Passes> {
+        match prepared {
+            Some(prepared) => Ok(prepared.passes),
+            None => self.prepare(groups, parts.first().map_or(&[], |part| &part.examples.now), limits),
+        }
+    }
+
     /// The prompts of all parts, one below the other.
-    fn prompts(&self, parts: &[StepPart]) -> Result<Prefix> {
+    pub(super) fn prompts(&self, parts: &[StepPart]) -> Result<Prefix> {
         let prefixes = parts.iter().map(|part| self.runs[part.run].prompt().prefix());
         Prefix::cat(&prefixes.collect::<Result<Vec<_>>>()?)?.to_dtype(self.decoder.prompt_dtype())
     }
 
     /// The step after that of `parts`, if all of them have one that is known.
-    fn prepare_next(&self, parts: &[StepPart], limits: Limits) -> Option<Prepared> {
+    pub(super) fn prepare_next(&self, parts: &[StepPart], limits: Limits) -> Option<Prepared> {
         let next = |part: &StepPart| Some((part.run, part.examples.next.clone()?));
         let parts: Vec<(usize, Vec<usize>)> = parts.iter().map(next).collect::<Option<_>>()?;
         let groups = self.groups(parts.iter().map(|(run, chunk)| (*run, &chunk[..]))).ok()?;
+        if groups.is_empty() {
+            return None;
+        }
         let first = parts.first().map_or(&[][..], |(_, chunk)| chunk);
         let passes = self.prepare(&groups, first, limits).ok()?;
         Some(Prepared { parts, max_rows: limits.max_rows, passes })
     }
 
-    /// The passes of `groups`; the examples `first` of the first one are those of a teacher, which has no other.
+    /// The passes of `groups`; a teacher has one group alone, that of this rank's share of the step `first`.
     fn prepare(&self, groups: &[PrefixGroup], first: &[usize], limits: Limits) -> Result<Passes> {
         note("prepare");
         let kind = self.first().prompt().kind();
         let mut passes = objective::prepare(self.decoder, groups, kind, limits.max_rows)?;
         if let Some(teacher) = self.first().teacher() {
-            passes.teacher_passes = teacher.training_passes(&passes, first);
+            passes.teacher_passes = teacher.training_passes(&passes, &self.share(0, first));
         }
         Ok(passes)
     }
@@ -130,7 +144,8 @@ fn results(objective: &Objective, updates: Vec<Updated>) -> Result<Vec<RunStep>>
     let mut results = Vec::with_capacity(updates.len());
     for ((updated, norms), (sum, target_tokens)) in updates.into_iter().zip(norms).zip(objective.sums(&nll)) {
         let ([grad_norm, prompt_norm], loss) = (norms, sum / target_tokens as f64);
-        results.push(RunStep { updated, loss, grad_norm, prompt_norm, target_tokens });
+        let parameter = updated.parameter;
+        results.push(RunStep { parameter, loss, grad_norm, prompt_norm, target_tokens });
     }
     Ok(results)
 }
@@ -167,7 +182,7 @@ thread_local! {
     pub(super) static ORDER: std::cell::RefCell<Vec<&'static str>> = const { std::cell::RefCell::new(Vec::new()) };
 }
 
-fn note(_what: &'static str) {
+pub(super) fn note(_what: &'static str) {
     #[cfg(test)]
     ORDER.with_borrow_mut(|order| order.push(_what));
 }

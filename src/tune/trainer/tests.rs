@@ -14,14 +14,14 @@ use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
 
-fn model() -> Decoder {
+pub(super) fn model() -> Decoder {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/granite");
     let bare = Checkpoint::open_without_tokenizer(&path).unwrap();
     let dtypes = Dtypes::for_weights(DType::F32, &Device::Cpu).unwrap();
     Decoder::load(&bare.config, &bare.weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap()
 }
 
-fn examples(n: u32) -> Vec<Example> {
+pub(super) fn examples(n: u32) -> Vec<Example> {
     let example = |i: u32| Example {
         input: [vec![7, 8], (0..2 + i * 5 % 7).map(|j| (i * 13 + j * 7) % 90).collect()].concat(),
         target: (0..1 + i % 3).map(|j| (i * 3 + j) % 90).collect(),
@@ -30,7 +30,7 @@ fn examples(n: u32) -> Vec<Example> {
     (0..n).map(example).collect()
 }
 
-fn options() -> TrainOptions {
+pub(super) fn options() -> TrainOptions {
     TrainOptions {
         schedule: Schedule::Constant,
         warmup_ratio: 0.0,
@@ -42,9 +42,9 @@ fn options() -> TrainOptions {
 }
 
 #[derive(Default)]
-struct Watch {
-    losses: Vec<f64>,
-    limits: Vec<usize>,
+pub(super) struct Watch {
+    pub(super) losses: Vec<f64>,
+    pub(super) limits: Vec<usize>,
     order: Vec<Vec<&'static str>>,
 }
 
@@ -64,7 +64,7 @@ impl Observer for Watch {
 }
 
 /// A prompt of some rows of the embedding.
-fn prompt(model: &Decoder, rows: Range<usize>) -> Prompt {
+pub(super) fn prompt(model: &Decoder, rows: Range<usize>) -> Prompt {
     Prompt::embeddings(&model.embedding().narrow(0, rows.start, rows.len()).unwrap()).unwrap()
 }
 
@@ -211,12 +211,54 @@ fn alone(task: Task, prompt: &Prompt) -> (Vec<f64>, Vec<f32>) {
     (watch.losses, flat(trainer.first().values()))
 }
 
-fn flat(values: &Tensor) -> Vec<f32> {
+pub(super) fn flat(values: &Tensor) -> Vec<f32> {
     values.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
 fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+/// Options of three runs of other rates, numbers of epochs and batch sizes, their examples, and the rows of their prompts.
+fn three_runs(all: &[Example]) -> [(TrainOptions, &[Example], Range<usize>); 3] {
+    let options = |learning_rate, num_epochs, batch_size| TrainOptions {
+        learning_rate,
+        num_epochs,
+        batch_size,
+        max_grad_norm: 0.05,
+        ..options()
+    };
+    [
+        (options(0.01, 2, 4), &all[..10], 20..26),
+        (options(0.05, 1, 2), &all[10..17], 30..33),
+        (options(0.02, 3, 5), &all[4..], 40..41),
+    ]
+}
+
+/// Losses and last values of three runs that are trained together in passes of at most `max_rows` rows, each beside those of the
+/// run alone in passes of 100.
+fn together_and_alone(model: &Decoder, max_rows: usize) -> Vec<[(Vec<f64>, Vec<f32>); 2]> {
+    let all = examples(24);
+    let (settings, validation) = (three_runs(&all), &all[..3]);
+    let runs = settings.iter().map(|(options, train, rows)| {
+        let examples = RunExamples { train, validation, teacher: None };
+        PromptRun::new(model, examples, options, &prompt(model, rows.clone())).unwrap()
+    });
+    let mut together = Trainer::with_runs(model, Limits::rows(max_rows), runs.collect()).unwrap();
+    let mut watches: Vec<Watch> = settings.iter().map(|_| Watch::default()).collect();
+    let observers = watches.iter_mut().map(|watch| watch as &mut dyn Observer);
+    let outcomes = together.run_all(&mut observers.collect::<Vec<_>>()).unwrap();
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, Ok(Ended::Completed))), "{outcomes:?}");
+    let compared = settings.iter().zip(watches).zip(together.runs());
+    compared
+        .map(|(((options, train, rows), watch), run)| {
+            assert!(run.position().last.validation_loss.is_some());
+            let task = Task { model, train, validation, teacher: None, options, limits: Limits::rows(100) };
+            let alone = alone(task, &prompt(model, rows.clone()));
+            assert!(alone.0.len() > 3 && watch.losses.len() == alone.0.len());
+            [(watch.losses, flat(run.values())), alone]
+        })
+        .collect()
 }
 
 /// Three runs with different prompts, rates, examples and lengths in one step are those that each is alone. Targets have 1 to 3
@@ -227,45 +269,29 @@ fn runs_that_are_trained_together_are_those_alone() {
     let bare = Checkpoint::open_without_tokenizer(&path).unwrap();
     let dtypes = Dtypes::for_weights(DType::F64, &Device::Cpu).unwrap();
     let model = Decoder::load(&bare.config, &bare.weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap();
-    let all = examples(24);
-    let options = |learning_rate, num_epochs, batch_size| TrainOptions {
-        learning_rate,
-        num_epochs,
-        batch_size,
-        max_grad_norm: 0.05,
-        ..options()
-    };
-    let settings = [
-        (options(0.01, 2, 4), &all[..10], 20..26),
-        (options(0.05, 1, 2), &all[10..17], 30..33),
-        (options(0.02, 3, 5), &all[4..], 40..41),
-    ];
-    let prompt = |rows: &Range<usize>| prompt(&model, rows.clone());
-    let validation = &all[..3];
-    let runs = settings.iter().map(|(options, train, rows)| {
-        PromptRun::new(&model, RunExamples { train, validation, teacher: None }, options, &prompt(rows))
-            .unwrap()
-    });
-    let mut together = Trainer::with_runs(&model, Limits::rows(60), runs.collect()).unwrap();
-    let mut watches: Vec<Watch> = settings.iter().map(|_| Watch::default()).collect();
-    let observers = watches.iter_mut().map(|watch| watch as &mut dyn Observer);
-    let outcomes = together.run_all(&mut observers.collect::<Vec<_>>()).unwrap();
-    assert!(outcomes.iter().all(|outcome| matches!(outcome, Ok(Ended::Completed))), "{outcomes:?}");
-    for (i, (options, train, rows)) in settings.iter().enumerate() {
-        let task =
-            Task { model: &model, train, validation, teacher: None, options, limits: Limits::rows(100) };
-        let (losses, expected) = alone(task, &prompt(rows));
-        assert!(losses.len() > 3 && watches[i].losses.len() == losses.len(), "run {i}");
-        for (a, b) in watches[i].losses.iter().zip(&losses) {
+    for (i, [ours, alone]) in together_and_alone(&model, 60).into_iter().enumerate() {
+        for (a, b) in ours.0.iter().zip(&alone.0) {
             assert!((a - b).abs() < 1e-5 * b, "run {i}: {a} for {b}");
         }
-        let far = largest_difference(&flat(together.runs()[i].values()), &expected);
-        let moved = largest_difference(&expected, &flat(prompt(rows).prefix().unwrap().values()));
+        let far = largest_difference(&ours.1, &alone.1);
+        let rows = three_runs(&examples(24))[i].2.clone();
+        let moved = largest_difference(&alone.1, &flat(prompt(&model, rows).prefix().unwrap().values()));
         assert!(
             moved > 0.01 && far < 1e-4 * moved,
             "run {i}: {far} from the run alone, which moved by {moved}"
         );
-        assert!(together.runs()[i].position().last.validation_loss.is_some());
+    }
+}
+
+/// In bf16 on the CPU they are so bit for bit, if each step is in one pass: no row depends on others than its own run's.
+#[test]
+fn runs_in_bf16_that_are_trained_together_are_those_alone_bit_for_bit() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/granite");
+    let bare = Checkpoint::open_without_tokenizer(&path).unwrap();
+    let dtypes = Dtypes::for_weights(DType::BF16, &Device::Cpu).unwrap();
+    let model = Decoder::load(&bare.config, &bare.weights, dtypes, &Device::Cpu, &mut |_| ()).unwrap();
+    for (i, [ours, alone]) in together_and_alone(&model, 1000).into_iter().enumerate() {
+        assert!(ours == alone, "run {i}: {ours:?}\n{alone:?}");
     }
 }
 

@@ -5,6 +5,7 @@
 #include "emulated/half.h"
 #include "modules.h"
 
+#include <cmath>
 #include <cstring>
 
 using namespace stand_in;
@@ -121,11 +122,12 @@ void unary(const Given &given, F f) {
 }
 
 // numel, dimensions, layout with two sets of strides, left, right, output.
-template <typename T, typename F>
+template <typename T, typename To = T, typename F>
 void binary(const Given &given, F f) {
     const Layout left(given, 1, 2, 0), right(given, 1, 2, 1);
-    const auto a = given.elements<T>(3), b = given.elements<T>(4), to = given.elements<T>(5);
-    for (uint64_t i = 0; i < given.size(0); ++i) to[i] = T(f(wide(a[left.at(i)]), wide(b[right.at(i)])));
+    const auto a = given.elements<T>(3), b = given.elements<T>(4);
+    const auto to = given.elements<To>(5);
+    for (uint64_t i = 0; i < given.size(0); ++i) to[i] = To(f(wide(a[left.at(i)]), wide(b[right.at(i)])));
 }
 
 // numel, dimensions, layout, value, output.
@@ -187,13 +189,13 @@ void scatter(const Given &given) {
     }
 }
 
-// numel, elements of a sum, dimensions, layout, input, output.
-template <typename T>
+// numel of the input, or of the output if `small`; elements of a sum, dimensions, layout, input, output.
+template <typename T, bool small>
 void sum(const Given &given) {
     const Layout layout(given, 2, 3);
     const auto from = given.elements<T>(4), to = given.elements<T>(5);
-    const uint64_t all = given.size(0), each = given.size(1);
-    for (uint64_t i = 0; i < all / each; ++i) {
+    const uint64_t each = given.size(1), sums = small ? given.size(0) : given.size(0) / each;
+    for (uint64_t i = 0; i < sums; ++i) {
         double total = 0;
         for (uint64_t j = 0; j < each; ++j) total += double(wide(from[layout.at(i * each + j)]));
         to[i] = T(total);
@@ -244,13 +246,28 @@ void add_dtype(All &all, const std::string &dtype) {
         [](const Given &given) { binary<T>(given, [](auto a, auto b) { return a + b; }); });
     add(all, "bmul_" + dtype, binary_parameters,
         [](const Given &given) { binary<T>(given, [](auto a, auto b) { return a * b; }); });
+    add(all, "bsub_" + dtype, binary_parameters,
+        [](const Given &given) { binary<T>(given, [](auto a, auto b) { return a - b; }); });
+    add(all, "gt_" + dtype, binary_parameters,
+        [](const Given &given) { binary<T, uint8_t>(given, [](auto a, auto b) { return a > b; }); });
+    add(all, "urelu_" + dtype, unary_parameters,
+        [](const Given &given) { unary<T>(given, [](T x) { return wide(x) > 0 ? x : T(0); }); });
+    add(all, "usqr_" + dtype, unary_parameters,
+        [](const Given &given) { unary<T>(given, [](T x) { return T(wide(x) * wide(x)); }); });
+    add(all, "usqrt_" + dtype, unary_parameters,
+        [](const Given &given) { unary<T>(given, [](T x) { return T(std::sqrt(float(wide(x)))); }); });
+    add(all, "urecip_" + dtype, unary_parameters,
+        [](const Given &given) { unary<T>(given, [](T x) { return T(1.0f / float(wide(x))); }); });
+    add(all, "utanh_" + dtype, unary_parameters,
+        [](const Given &given) { unary<T>(given, [](T x) { return T(std::tanh(float(wide(x)))); }); });
     add(all, "const_set_" + dtype, {SIZE, SIZE, MEMORY_OR_NULL, bytes, MEMORY}, const_set<T>);
     add(all, "copy2d_" + dtype, {MEMORY, MEMORY, 4, 4, 4, 4}, copy2d<T>);
     add(all, "is_u32_" + dtype, {SIZE, SIZE, MEMORY_OR_NULL, MEMORY, MEMORY, MEMORY, SIZE, SIZE, SIZE, SIZE}, index_select<T>);
     add(all, "ia_u32_" + dtype, {MEMORY, SIZE, MEMORY, MEMORY, SIZE, SIZE, SIZE, SIZE}, index_add<T>);
     add(all, "s_u32_" + dtype, {MEMORY, MEMORY, MEMORY, SIZE, SIZE, SIZE, SIZE}, scatter<T>);
     add(all, "fast_argmax_" + dtype, {SIZE, SIZE, SIZE, MEMORY_OR_NULL, MEMORY, MEMORY}, argmax<T>);
-    add(all, "fast_sum_" + dtype, {SIZE, SIZE, SIZE, MEMORY_OR_NULL, MEMORY, MEMORY}, sum<T>);
+    add(all, "fast_sum_" + dtype, {SIZE, SIZE, SIZE, MEMORY_OR_NULL, MEMORY, MEMORY}, sum<T, false>);
+    add(all, "fast_sum_small_" + dtype, {SIZE, SIZE, SIZE, MEMORY_OR_NULL, MEMORY, MEMORY}, sum<T, true>);
 }
 
 All make() {
@@ -263,6 +280,7 @@ All make() {
     add_casts<bf16>(all, "bf16");
     add_casts<f16>(all, "f16");
     add_casts<double>(all, "f64");
+    add_casts<uint8_t>(all, "u8");
     return all;
 }
 

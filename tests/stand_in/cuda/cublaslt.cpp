@@ -60,6 +60,8 @@ int status(F body) {
     } catch (const Fault &problem) {
         fault(problem.what());
         return 13;
+    } catch (const Refusal &) {
+        return 13;
     }
 }
 

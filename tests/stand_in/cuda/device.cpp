@@ -1,5 +1,6 @@
 // Settings, faults, the count of calls; memory, streams.
 #include "device.h"
+#include "graphs.h"
 
 #include <cstdio>
 #include <cstdlib>
@@ -82,6 +83,7 @@ bool set(Settings &all, const std::string &name, const std::string &value) {
     else if (name == "coherent") all.coherent = uint64_t(number);
     else if (name == "dry") all.dry = number != 0;
     else if (name == "algorithms") all.algorithms = number != 0;
+    else if (name == "capture_breaks") all.capture_breaks = uint64_t(number);
     else if (name == "order") all.order = uint32_t(number);
     else if (name == "fatbins") all.fatbins = value;
     else return false;
@@ -123,7 +125,7 @@ std::recursive_mutex &lock() {
 }
 
 void count(const std::string &kind, const std::string &name, uint64_t bytes) {
-    Count &entry = state().counts[kind + "\t" + name];
+    Count &entry = state().counts[(recorded_here() ? "captured " : "") + kind + "\t" + name];
     entry.calls += 1;
     entry.bytes += bytes;
 }
@@ -141,11 +143,28 @@ Device *&current() {
     return bound;
 }
 
+void Allocation::map() {
+    gone = false;
+    if (!real) return;
+    void *fresh = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (fresh == MAP_FAILED) throw Fault("the host has no memory for " + std::to_string(bytes) + " bytes of the device");
+    data = static_cast<unsigned char *>(fresh);
+    // A dry run computes nothing, and a loss of NaN would end it.
+    if (!settings().dry) memset(data, 0xff, bytes);
+}
+
 void Allocation::release() {
     if (data) munmap(data, bytes);
-    else state().again.emplace(bytes, address);
+    else if (!of_graph) state().again.emplace(bytes, address);
     data = nullptr;
     gone = true;
+}
+
+uint64_t rounded(uint64_t bytes) { return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT; }
+
+bool Device::fits(uint64_t bytes) const {
+    const uint64_t hidden = allocations < settings().hidden_after ? 0 : settings().hidden;
+    return taken() + bytes <= settings().memory - hidden;
 }
 
 unsigned char *Place::data() const {
@@ -153,41 +172,52 @@ unsigned char *Place::data() const {
     return memory->data + offset;
 }
 
-CUresult allocate(Device &device, uint64_t bytes, bool from_pool, CUdeviceptr *address) {
-    if (bytes == 0) return CUDA_ERROR_INVALID_VALUE;
-    const uint64_t rounded = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    const uint64_t kept = from_pool ? device.reserved - device.pooled : 0;
-    const uint64_t hidden = device.allocations++ < settings().hidden_after ? 0 : settings().hidden;
-    if (device.taken() - kept + std::max(kept, rounded) > settings().memory - hidden) return CUDA_ERROR_OUT_OF_MEMORY;
+namespace {
+
+// An allocation with an address and without bytes.
+std::shared_ptr<Allocation> place_for(Device &device, uint64_t bytes) {
     auto made = std::make_shared<Allocation>();
     if (const auto found = state().again.find(bytes); found != state().again.end()) {
         made->address = found->second;
         state().again.erase(found);
     } else {
         made->address = state().next;
-        state().next += rounded + ALIGNMENT;
+        state().next += rounded(bytes) + ALIGNMENT;
     }
+    if (state().next > state().end) throw Fault("the stand-in has no addresses left");
     made->bytes = bytes;
     made->owner = &device;
+    made->real = !settings().dry || bytes <= DRY_BYTES;
+    state().memory[made->address] = made;
+    return made;
+}
+
+} // namespace
+
+CUresult allocate(Device &device, uint64_t bytes, bool from_pool, CUdeviceptr *address) {
+    if (bytes == 0) return CUDA_ERROR_INVALID_VALUE;
+    const uint64_t taken = rounded(bytes), kept = from_pool ? device.reserved - device.pooled : 0;
+    const bool fits = device.fits(std::max(kept, taken) - kept);
+    device.allocations += 1;
+    if (!fits) return CUDA_ERROR_OUT_OF_MEMORY;
+    auto made = place_for(device, bytes);
     made->from_pool = from_pool;
-    if (state().next > state().end) throw Fault("the stand-in has no addresses left");
-    if (!settings().dry || bytes <= DRY_BYTES) {
-        void *data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (data == MAP_FAILED) throw Fault("the host has no memory for " + std::to_string(bytes) + " bytes of the device");
-        made->data = static_cast<unsigned char *>(data);
-        // A dry run computes nothing, and a loss of NaN would end it.
-        if (!settings().dry) memset(data, 0xff, bytes);
-    }
-    device.used += rounded;
+    made->map();
+    device.used += taken;
     if (from_pool) {
-        device.pooled += rounded;
+        device.pooled += taken;
         device.reserved = std::max(device.reserved, device.pooled);
         device.most_pooled = std::max(device.most_pooled, device.pooled);
         device.most_reserved = std::max(device.most_reserved, device.reserved);
     }
     *address = made->address;
-    state().memory[made->address] = made;
     return CUDA_SUCCESS;
+}
+
+std::shared_ptr<Allocation> allocate_for_graph(Device &device, uint64_t bytes) {
+    auto made = place_for(device, bytes);
+    made->of_graph = true;
+    return made;
 }
 
 Place find(CUdeviceptr address, uint64_t bytes, const std::string &who) {
@@ -199,6 +229,7 @@ Place find(CUdeviceptr address, uint64_t bytes, const std::string &who) {
         throw Fault(who + ": " + hex(address) + " is in no allocation, the one before it ends at byte " +
                     std::to_string(memory->bytes) + ", found byte " + std::to_string(offset));
     if (memory->freed) throw Fault(who + ": " + hex(address) + " is in memory that was freed");
+    if (memory->of_graph && !recorded_here()) throw Fault(who + ": " + hex(address) + " is in a graph's memory, which is there while the graph runs");
     if (current() && memory->owner != current())
         throw Fault(who + ": " + hex(address) + " is memory of device " + std::to_string(memory->owner->ordinal) +
                     ", the current device is " + std::to_string(current()->ordinal));
@@ -213,9 +244,9 @@ std::shared_ptr<Allocation> retire(CUdeviceptr address, const std::string &who) 
     Allocation &memory = *place.memory;
     if (place.offset) throw Fault(who + ": " + hex(address) + " is not where the allocation begins");
     memory.freed = true;
-    const uint64_t rounded = (memory.bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    memory.owner->used -= rounded;
-    if (memory.from_pool) memory.owner->pooled -= rounded;
+    if (memory.of_graph) return place.memory;
+    memory.owner->used -= rounded(memory.bytes);
+    if (memory.from_pool) memory.owner->pooled -= rounded(memory.bytes);
     return place.memory;
 }
 
@@ -243,12 +274,23 @@ bool drop_stream(CUstream handle) {
     return true;
 }
 
+std::set<Stream *> &streams() { return state().streams; }
+
 Stream &stream(CUstream handle, const std::string &who) {
+    Stream &found = find_stream(handle, who);
+    check_capture(found);
+    return found;
+}
+
+Stream &find_stream(CUstream handle, const std::string &who) {
     if (!current()) throw Fault(who + ": no context is bound to this thread");
     const uintptr_t number = reinterpret_cast<uintptr_t>(handle);
     if (number <= 2) {
         Stream *&own = state().own_streams[current()];
-        if (!own) own = make_stream(*current());
+        if (!own) {
+            own = make_stream(*current());
+            own->own = true;
+        }
         return *own;
     }
     Stream *found = reinterpret_cast<Stream *>(handle);
@@ -260,6 +302,10 @@ Stream &stream(CUstream handle, const std::string &who) {
 void enqueue(Stream &stream, const std::string &name, std::vector<Place> places, std::function<void()> run) {
     bool exist = true;
     for (const Place &place : places) exist = exist && (!place.memory || place.exists());
+    if (stream.capture) {
+        record(stream, {name, std::move(places), exist ? std::move(run) : [] {}});
+        return;
+    }
     stream.issued += 1;
     for (const Place &place : places)
         if (place.memory) place.memory->pending += 1;
@@ -269,7 +315,7 @@ void enqueue(Stream &stream, const std::string &name, std::vector<Place> places,
 CUresult run(Stream &stream, uint64_t until) {
     CUresult result = CUDA_SUCCESS;
     while (!stream.work.empty() && stream.done < until) {
-        const Stream::Work work = std::move(stream.work.front());
+        const Work work = std::move(stream.work.front());
         stream.work.pop_front();
         stream.done += 1;
         for (const Place &place : work.places)

@@ -6,6 +6,7 @@
 // * Device addresses are no host addresses: the host faults if it follows one. No address of memory that exists is used twice.
 // * Fresh memory is filled with 0xff (NaN in every float type). Freed memory is gone.
 // * Work of a stream (copies, fills, kernels, products, frees) runs when something waits for the stream, not before.
+// * A stream that is captured records its work in a graph (graphs.h), which runs when it is launched. What a capture forbids fails.
 // * A device has as much memory as GNEISS_STAND_IN says; allocations beyond it fail as a driver's do.
 // * What a correct program never does is a *fault*: it is printed, the call fails, and the process ends with exit code 70
 //   even if the program went on.
@@ -21,6 +22,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -43,6 +45,7 @@ struct Settings {
     // counting the calls of models that are too large to compute here.
     bool dry = false;
     bool algorithms = true; // whether cuBLASLt has an algorithm for any product
+    uint64_t capture_breaks = 0; // the call of a captured stream that fails, counted from 1 in each capture; 0: none
     uint32_t order = 0; // order of the emulator's threads, see kernels/emulated/host.h
     std::string fatbins; // folder of the fatbins that build.rs made
 };
@@ -58,11 +61,16 @@ struct Fault : std::runtime_error {
 // Prints what is wrong, and makes the process end with FAULT_EXIT. Returns the error for the call to give back.
 CUresult fault(const std::string &what);
 
+// A call that the driver refuses with this error, in a place that has no result to return.
+struct Refusal {
+    CUresult error;
+};
+
 // All calls hold it.
 std::recursive_mutex &lock();
 #define LOCKED const std::lock_guard<std::recursive_mutex> guard(stand_in::lock())
 
-// Counts a call for GNEISS_CUDA_TRACE.
+// Counts a call for GNEISS_CUDA_TRACE; the kind of one that a capture records begins with "captured".
 void count(const std::string &kind, const std::string &name, uint64_t bytes = 0);
 
 struct Device {
@@ -73,9 +81,12 @@ struct Device {
     uint64_t reserved = 0;       // bytes that the pool holds, the used ones of the pool among them
     uint64_t pooled = 0;         // bytes of live allocations of the pool
     uint64_t threshold = 0;      // what the pool may keep at a synchronisation
+    uint64_t of_graphs = 0;      // bytes that launched graphs have for their allocations
     uint64_t most_reserved = 0, most_pooled = 0;
 
-    uint64_t taken() const { return used - pooled + reserved; }
+    uint64_t taken() const { return used - pooled + reserved + of_graphs; }
+    // Whether `bytes` more fit beside what is taken.
+    bool fits(uint64_t bytes) const;
     void give_back(uint64_t keep) { reserved = std::max(pooled, std::min(reserved, keep)); }
 };
 Device &device(int ordinal);
@@ -88,11 +99,15 @@ struct Allocation {
     uint64_t bytes = 0;
     Device *owner = nullptr;
     bool from_pool = false;
-    unsigned char *data = nullptr; // none for memory that does not exist (dry)
+    unsigned char *data = nullptr; // none for memory that does not exist (dry), or not yet (a graph's)
+    bool real = true;              // whether it has bytes while it is there; not in a dry run if it is large
+    bool of_graph = false;         // made by a capture: it is there from the graph's allocation to its freeing in each launch
     bool freed = false;            // a call has freed it; later calls must not name it
     bool gone = false;             // the freeing has run
     unsigned pending = 0;          // pieces of work that name it and have not run
 
+    // Fresh bytes, filled with 0xff; throws Fault if the host has none.
+    void map();
     // The freeing has run: the memory goes, its address stays taken.
     void release();
 };
@@ -103,13 +118,16 @@ struct Place {
     uint64_t offset = 0;
 
     uint64_t left() const { return memory ? memory->bytes - offset : 0; }
-    bool exists() const { return memory && memory->data; }
+    bool exists() const { return memory && memory->real; }
     // The bytes themselves; for work that runs. Throws Fault if the memory has been freed.
     unsigned char *data() const;
 };
 
 // Allocates; CUDA_ERROR_OUT_OF_MEMORY if the device's memory does not suffice.
 CUresult allocate(Device &device, uint64_t bytes, bool from_pool, CUdeviceptr *address);
+// Takes an address for an allocation of a graph.
+std::shared_ptr<Allocation> allocate_for_graph(Device &device, uint64_t bytes);
+uint64_t rounded(uint64_t bytes);
 // The place at `address`, with at least `bytes` behind it; throws Fault, which says what `who` wanted.
 Place find(CUdeviceptr address, uint64_t bytes, const std::string &who);
 // Marks an allocation as freed, and gives its bytes back to the pool's or the device's account; throws Fault.
@@ -125,22 +143,31 @@ std::map<uintptr_t, std::shared_ptr<HostMemory>> &pinned();
 // The page-locked memory around `p`, if it is such.
 std::shared_ptr<HostMemory> pinned_around(const void *p);
 
+struct Work {
+    std::string name;
+    std::vector<Place> places;
+    std::function<void()> run;
+};
+struct Capture;
+
 struct Stream {
     Device *owner = nullptr;
+    bool own = false;     // the context's own
+    bool blocking = true; // whether it waits for the context's own stream
     uint64_t issued = 0, done = 0;
-    struct Work {
-        std::string name;
-        std::vector<Place> places;
-        std::function<void()> run;
-    };
     std::deque<Work> work;
+    std::shared_ptr<Capture> capture; // what it records; none outside of a capture
 };
-// The stream of a handle, in the current context; null and the per-thread stream are the context's own. Throws Fault.
+// The stream of a handle, in the current context; null and the per-thread stream are the context's own. Throws Fault, and Refusal
+// if the stream records a capture that is invalid.
 Stream &stream(CUstream handle, const std::string &who);
+// The same, also if its capture is invalid.
+Stream &find_stream(CUstream handle, const std::string &who);
+std::set<Stream *> &streams();
 Stream *make_stream(Device &device);
 bool drop_stream(CUstream handle);
 
-// Adds work that touches `places`. It is left out (dry) if one of them does not exist.
+// Adds work that touches `places`, to the capture if there is one. It is left out (dry) if one of them does not exist.
 void enqueue(Stream &stream, const std::string &name, std::vector<Place> places, std::function<void()> run);
 // Runs a stream's work up to piece number `until`.
 CUresult run(Stream &stream, uint64_t until = UINT64_MAX);
@@ -152,10 +179,11 @@ struct Event {
     Stream *stream = nullptr; // where it was recorded last; none before
     uint64_t at = 0;
     bool timed = false, ran = false;
+    bool captured = false; // recorded last by a capture
     double seconds = 0;
 };
 
-// Runs the body of a call: a Fault that it throws is the call's error.
+// Runs the body of a call: a Fault or a Refusal that it throws is the call's error.
 template <typename F>
 CUresult call(F body) {
     LOCKED;
@@ -163,6 +191,8 @@ CUresult call(F body) {
         return body();
     } catch (const Fault &problem) {
         return fault(problem.what());
+    } catch (const Refusal &refused) {
+        return refused.error;
     }
 }
 

@@ -1,5 +1,6 @@
 // The driver's calls: devices, contexts, memory, pools. Copies and streams are in stream.cpp, modules and launches in modules.cpp.
 #include "device.h"
+#include "graphs.h"
 #include "modules.h"
 
 #include <cstdlib>
@@ -62,6 +63,13 @@ CUresult cuGetErrorName(CUresult error, const char **name) {
         NAME(CUDA_ERROR_NOT_READY);
         NAME(CUDA_ERROR_ILLEGAL_ADDRESS);
         NAME(CUDA_ERROR_NOT_SUPPORTED);
+        NAME(CUDA_ERROR_ILLEGAL_STATE);
+        NAME(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+        NAME(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
+        NAME(CUDA_ERROR_STREAM_CAPTURE_ISOLATION);
+        NAME(CUDA_ERROR_STREAM_CAPTURE_IMPLICIT);
+        NAME(CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD);
+        NAME(CUDA_ERROR_CAPTURED_EVENT);
 #undef NAME
     default: *name = nullptr; return CUDA_ERROR_INVALID_VALUE;
     }
@@ -159,6 +167,7 @@ CUresult cuCtxSetCurrent(CUcontext context) {
 CUresult cuCtxSynchronize(void) {
     return call([&] {
         NEED_CONTEXT;
+        refuse_in_capture_of(*current());
         count("wait", "context");
         return run_all(*current());
     });
@@ -178,6 +187,7 @@ CUresult cuMemGetInfo_v2(size_t *free, size_t *total) {
 CUresult cuMemAlloc_v2(CUdeviceptr *address, size_t bytes) {
     return call([&] {
         NEED_CONTEXT;
+        refuse_in_capture();
         count("allocation", "cuMemAlloc", bytes);
         return allocate(*current(), bytes, false, address);
     });
@@ -185,9 +195,10 @@ CUresult cuMemAlloc_v2(CUdeviceptr *address, size_t bytes) {
 
 CUresult cuMemAllocAsync(CUdeviceptr *address, size_t bytes, CUstream handle) {
     return call([&] {
-        stream(handle, "cuMemAllocAsync");
+        Stream &on = stream(handle, "cuMemAllocAsync");
         if (!settings().pools) return CUDA_ERROR_NOT_SUPPORTED;
         count("allocation", "cuMemAllocAsync", bytes);
+        if (on.capture) return record_allocation(on, bytes, address);
         return allocate(*current(), bytes, true, address);
     });
 }
@@ -195,6 +206,7 @@ CUresult cuMemAllocAsync(CUdeviceptr *address, size_t bytes, CUstream handle) {
 CUresult cuMemFree_v2(CUdeviceptr address) {
     return call([&] {
         NEED_CONTEXT;
+        refuse_in_capture();
         count("free", "cuMemFree");
         auto memory = retire(address, "cuMemFree");
         if (memory->pending) throw Fault("cuMemFree: work that has not run uses the memory at " + hex(address));
@@ -207,6 +219,7 @@ CUresult cuMemFreeAsync(CUdeviceptr address, CUstream handle) {
     return call([&] {
         Stream &on = stream(handle, "cuMemFreeAsync");
         count("free", "cuMemFreeAsync");
+        if (on.capture) return record_free(on, address);
         auto memory = retire(address, "cuMemFreeAsync");
         enqueue(on, "free", {}, [memory] { memory->release(); });
         return CUDA_SUCCESS;
@@ -216,6 +229,7 @@ CUresult cuMemFreeAsync(CUdeviceptr address, CUstream handle) {
 CUresult cuMemHostAlloc(void **address, size_t bytes, unsigned) {
     return call([&] {
         NEED_CONTEXT;
+        refuse_in_capture();
         count("allocation", "cuMemHostAlloc", bytes);
         void *data = bytes ? aligned_alloc(4096, (bytes + 4095) / 4096 * 4096) : nullptr;
         if (!data) return bytes ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_INVALID_VALUE;
@@ -228,6 +242,7 @@ CUresult cuMemHostAlloc(void **address, size_t bytes, unsigned) {
 
 CUresult cuMemFreeHost(void *address) {
     return call([&] {
+        refuse_in_capture();
         const auto found = pinned().find(reinterpret_cast<uintptr_t>(address));
         if (found == pinned().end()) throw Fault("cuMemFreeHost: no page-locked memory begins there");
         found->second->freed = true;

@@ -1,6 +1,7 @@
 // Loading of modules, and launches.
 #include "modules.h"
 #include "emulated/host.h"
+#include "graphs.h"
 
 #include <cstdio>
 #include <cstring>
@@ -239,6 +240,7 @@ extern "C" {
 CUresult cuModuleLoadData(CUmodule *made, const void *image) {
     return call([&] {
         if (!current()) return CUDA_ERROR_INVALID_CONTEXT;
+        refuse_in_capture();
         auto module = std::make_unique<Module>();
         module->owner = current();
         const CUresult result = field<uint32_t>(image, 0) == FATBIN ? load_fatbin(*module, static_cast<const char *>(image))

@@ -18,6 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 CUDA, START, BLAS, LT = (f"src/ops/backend/gpu/{name}.rs" for name in ["cuda", "cuda/start", "cuda/blas", "cuda/lt"])
 
+DECODING, GRAPHS = "src/model/decoding.rs", "src/ops/backend/gpu/graphs.rs"
+
 # What is wrong, file, text, text with the fault; or several texts and what takes their places.
 FAULTS = [
     ("buffers in another order", CUDA, "for address in &addresses {", "for address in addresses.iter().rev() {"),
@@ -36,11 +38,10 @@ FAULTS = [
     ("grid's dimensions swapped", CUDA, "grid_dim: (x, y, z),", "grid_dim: (y, x, z),"),
     ("a block too few", CUDA, "grid_dim: (x, y, z),", "grid_dim: (x.max(2) - 1, y, z),"),
     ("a struct of parameters with a field too few", "src/ops/cross_entropy/gpu.rs",
-     ("CrossEntropyParameters { rows: u32, vocab: u32, stride: u32, scale: f32, dloss: f32 }", "        stride: gpu::uint(stride),\n"),
-     ("CrossEntropyParameters { rows: u32, vocab: u32, scale: f32, dloss: f32 }", "")),
+     ("    stride: u32,\n    per_row", "        stride: gpu::uint(stride),\n"),
+     ("    per_row", "")),
     ("a struct of parameters in another order", "src/ops/cross_entropy/gpu.rs",
-     "CrossEntropyParameters { rows: u32, vocab: u32, stride: u32, scale: f32, dloss: f32 }",
-     "CrossEntropyParameters { rows: u32, stride: u32, vocab: u32, scale: f32, dloss: f32 }"),
+     "    vocab: u32,\n    stride: u32,\n    per_row", "    stride: u32,\n    vocab: u32,\n    per_row"),
     ("a wrong leading dimension", LT, "lt::create_matrix_layout(dtype, rows as u64, columns as u64, rows as i64)",
      "lt::create_matrix_layout(dtype, rows as u64, columns as u64, columns as i64)"),
     ("a transposed operand taken as it is", LT, "            true => cublasOperation_t::CUBLAS_OP_T,",
@@ -61,6 +62,16 @@ FAULTS = [
     ("buffers carry events", START, "    unsafe { device.disable_event_tracking() };\n", ""),
     ("the first GPU instead of another", START, "Device::new_cuda_with_stream(index)", "Device::new_cuda_with_stream(0 * index)"),
     ("an old driver is not seen", START, "found == 0 || found >= expected", "found == 0 || found < expected || found >= expected"),
+    ("the inputs of a graph are not written", "src/ops/indices.rs", "gpu::write(buffer, &all)?;", "let _written = &all;"),
+    ("a graph is kept although the angles moved", DECODING, "if self.recorded_with.replace(read) != Some(read) {",
+     "if self.recorded_with.replace(read).is_none() {"),
+    ("the outputs of a graph stay in its own memory", DECODING, "outputs.logits.slice_set(&computed.logits, 0, 0)?;", ""),
+    ("the tokens of a graph stay in its own memory", DECODING, "outputs.tokens.slice_set(&computed.tokens, 0, 0)?;", ""),
+    ("an upload in a capture", GRAPHS, "            let _kept = device.enable_cuda_graph_htod_cache();\n", ""),
+    ("the error of a failed capture stays", "src/ops/backend/gpu/cuda/graph.rs", "    let freed = context.check_err();\n",
+     "    let freed = context.bind_to_thread();\n"),
+    ("padding sequences share rows with others", "src/model/kv_cache/pack.rs", "let padding = (self.capacity..self.capacity + padding)",
+     "let padding = (0..padding)"),
     ("out of memory is not recognised", "src/device/mod.rs", "guess || is_out_of_memory(error)", "guess && is_out_of_memory(error)"),
 ]
 
@@ -113,7 +124,7 @@ def build(copy, environment):
 
 def first_failure(tests, environment):
     """The name of a test that fails; the fast ones are tried first."""
-    for part in ["counts", "devices", "tune", "memory", "serve", "check"]:
+    for part in ["counts", "devices", "graphs", "tune", "memory", "serve", "check"]:
         try:
             done = subprocess.run([tests, f"{part}"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
         except subprocess.TimeoutExpired:

@@ -1,5 +1,6 @@
 // The driver's calls: copies, fills, streams, events.
 #include "device.h"
+#include "graphs.h"
 
 #include <chrono>
 #include <cstring>
@@ -49,7 +50,11 @@ CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t bytes, CU
         const auto page_locked = pinned_around(from);
         count("copy", page_locked ? "to the device, page-locked" : "to the device", bytes);
         const Place place = find(to, bytes, "cuMemcpyHtoDAsync");
-        if (!place.exists()) {
+        if (on.capture && !page_locked) refuse_pageable(on);
+        if (on.capture) {
+            // It reads the memory at each launch.
+            enqueue(on, "upload", {place}, [=] { memcpy(place.data(), from, bytes); });
+        } else if (!place.exists()) {
             enqueue(on, "upload", {place}, [] {});
         } else if (page_locked || (settings().coherent && bytes > settings().coherent)) {
             upload_late(on, place, from, bytes, page_locked);
@@ -69,6 +74,7 @@ CUresult cuMemcpyDtoHAsync_v2(void *to, CUdeviceptr from, size_t bytes, CUstream
         const auto page_locked = pinned_around(to);
         count("copy", page_locked ? "to the host, page-locked" : "to the host", bytes);
         const Place place = find(from, bytes, "cuMemcpyDtoHAsync");
+        if (on.capture && !page_locked) refuse_pageable(on);
         // What is there before the copy has run is nobody's.
         memset(to, place.exists() ? 0xff : 0, bytes);
         enqueue(on, "download", {place}, [=] {
@@ -103,10 +109,12 @@ CUresult cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t bytes, CUst
 
 // Streams and events.
 
-CUresult cuStreamCreate(CUstream *made, unsigned) {
+CUresult cuStreamCreate(CUstream *made, unsigned flags) {
     return call([&] {
         if (!current()) return CUDA_ERROR_INVALID_CONTEXT;
-        *made = reinterpret_cast<CUstream>(make_stream(*current()));
+        Stream *stream = make_stream(*current());
+        stream->blocking = !(flags & CU_STREAM_NON_BLOCKING);
+        *made = reinterpret_cast<CUstream>(stream);
         return CUDA_SUCCESS;
     });
 }
@@ -117,20 +125,17 @@ CUresult cuStreamDestroy_v2(CUstream handle) {
 
 CUresult cuStreamSynchronize(CUstream handle) {
     return call([&] {
-        Stream &on = stream(handle, "cuStreamSynchronize");
+        Stream &on = find_stream(handle, "cuStreamSynchronize");
+        if (on.capture) refuse_unsupported(on);
         count("wait", "stream");
         return run(on);
     });
 }
 
-CUresult cuStreamIsCapturing(CUstream, CUstreamCaptureStatus *status) {
-    *status = CU_STREAM_CAPTURE_STATUS_NONE;
-    return CUDA_SUCCESS;
-}
-
 CUresult cuStreamWaitEvent(CUstream handle, CUevent event, unsigned) {
     return call([&] {
         Stream &on = stream(handle, "cuStreamWaitEvent");
+        if (on.capture && of(event).stream != &on) refuse(on, CUDA_ERROR_STREAM_CAPTURE_ISOLATION);
         Stream *before = of(event).stream;
         const uint64_t at = of(event).at;
         if (before && before != &on) enqueue(on, "wait for an event", {}, [=] { run(*before, at); });
@@ -163,6 +168,7 @@ CUresult cuEventRecord(CUevent handle, CUstream on_handle) {
         count("event", "recorded");
         event.stream = &on;
         event.ran = false;
+        event.captured = on.capture != nullptr;
         enqueue(on, "event", {}, [&event] {
             event.ran = true;
             event.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -175,6 +181,7 @@ CUresult cuEventRecord(CUevent handle, CUstream on_handle) {
 CUresult cuEventSynchronize(CUevent handle) {
     return call([&] {
         Event &event = of(handle);
+        if (event.captured) return CUDA_ERROR_CAPTURED_EVENT;
         count("wait", "event");
         return event.stream ? run(*event.stream, event.at) : CUDA_SUCCESS;
     });
@@ -183,6 +190,8 @@ CUresult cuEventSynchronize(CUevent handle) {
 CUresult cuEventQuery(CUevent handle) {
     return call([&] {
         Event &event = of(handle);
+        refuse_in_capture();
+        if (event.captured) return CUDA_ERROR_CAPTURED_EVENT;
         if (!event.stream || event.ran) return CUDA_SUCCESS;
         // The next question finds it done.
         const CUresult result = run(*event.stream, event.at);

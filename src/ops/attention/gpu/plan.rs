@@ -142,6 +142,10 @@ pub(in crate::ops::attention) fn tiles(
     tiles.into_iter().map(flat).map(|[a, b, c]| [a[0], a[1], b[0], b[1], c[0], c[1]]).collect()
 }
 
+/// A tile without queries, whose block writes nothing. Its rows end at 1 and not at 0, since a kernel may read what the last query
+/// before the end sees.
+pub(in crate::ops::attention) const EMPTY_TILE: [u32; 6] = [1, 1, 0, 0, 0, 0];
+
 /// From the first to the last query that attends to one of the own `keys`.
 fn queries_attending_to(segments: &[Segment], keys: &Range<usize>) -> Range<usize> {
     let mut all: Option<Range<usize>> = None;

@@ -1,10 +1,11 @@
 use super::*;
-use crate::ops::attention::Segments;
 use crate::ops::attention::tests::{after, of_last_rows};
+use crate::ops::attention::{Segment, Segments};
 use crate::ops::gpu::emulated::emulate;
 use crate::ops::rope::Rope;
 use crate::ops::{IndexView, Indices, RopeTable, testing::*};
 use candle_core::Device;
+use std::ops::Range;
 
 fn shape((heads, kv_heads, head_dim): (usize, usize, usize)) -> AttentionShape {
     AttentionShape { heads, kv_heads, head_dim, scale: 1.0 / (head_dim as f64).sqrt() }
@@ -44,6 +45,52 @@ fn misaligned(t: &Tensor) -> Result<Tensor> {
     let padding = Tensor::zeros(4, t.dtype(), t.device())?;
     let flat = Tensor::cat(&[&padding, &t.flatten_all()?], 0)?;
     Ok(flat.narrow(0, 4, t.elem_count())?.reshape(t.dims())?)
+}
+
+/// Plans of as many tiles as queries: tiles without queries change nothing and read nothing beyond the buffers.
+#[test]
+fn tiles_without_queries_leave_the_output_as_it_is() -> Result<()> {
+    let kernels = [
+        ((2, 1, 64), DType::F32),
+        ((1, 1, 64), DType::BF16),
+        ((2, 1, 64), DType::F16),
+        ((1, 1, 128), DType::F16),
+        ((4, 2, 80), DType::BF16),
+    ];
+    for (sizes, dtype) in kernels {
+        let shape = shape(sizes);
+        // Queries of one row each: three after a prefix, two after none, one far from the others.
+        let row = |query: usize, keys: Range<usize>, prefix: Option<Range<usize>>| Segment {
+            queries: query..query + 1,
+            first: keys.len() - 1,
+            keys,
+            prefix,
+        };
+        let list = vec![
+            row(0, 70..71, Some(0..70)),
+            row(1, 71..80, Some(0..70)),
+            row(2, 90..160, Some(0..70)),
+            row(3, 160..165, None),
+            row(4, 165..166, None),
+            row(5, 599..600, None),
+        ];
+        let qkv = Qkv::Split {
+            q: randn(1, (6, shape.q_width()), dtype)?,
+            kv: randn(2, (600, shape.kv_width()), dtype)?,
+        };
+        let forward = |segments: &Segments| {
+            emulate(1, || shape.forward(Inputs { segments, qkv: &qkv, prefix: None }))
+                .map(|output| (output.out, output.lse))
+        };
+        let (expected, expected_lse) = forward(&list.clone().into())?;
+        let fixed = Segments::from(list).with_a_tile_per_query();
+        let (out, lse) = forward(&fixed)?;
+        let values = |t: &Tensor| t.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
+        assert!(values(&out)? == values(&expected)? && values(&lse)? == values(&expected_lse)?, "{sizes:?}");
+        let tiling = emulate(0, || tiling(&shape, &expected));
+        assert_eq!(fixed.query_plan(&tiling, 6).len(), 6 * 6);
+    }
+    Ok(())
 }
 
 /// Gradients on the emulator against the reference in f32.

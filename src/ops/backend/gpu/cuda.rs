@@ -1,6 +1,7 @@
 //! CUDA: launches of the embedded kernels; [`start`] opens a GPU, matrix products are in [`blas`].
 
 pub(super) mod blas;
+pub(super) mod graph;
 mod lt;
 mod start;
 
@@ -101,7 +102,7 @@ fn function(device: &CudaDevice, kernel: &Kernel, element: DType) -> Result<Cuda
 }
 
 /// Address of a contiguous tensor's first element.
-fn address(tensor: &Tensor) -> Result<u64> {
+pub(super) fn address(tensor: &Tensor) -> Result<u64> {
     let (storage, layout) = tensor.storage_and_layout();
     let Storage::Cuda(storage) = &*storage else {
         return Err(Error::Invalid(format!("expected a tensor on CUDA, found {:?}", tensor.device())));

@@ -10,6 +10,7 @@
 pub(crate) mod cuda;
 #[cfg(test)]
 pub(crate) mod emulated;
+pub(crate) mod graphs;
 #[cfg(feature = "metal")]
 mod metal;
 pub(crate) mod products;
@@ -86,15 +87,40 @@ pub(crate) fn upload(list: &[u32], device: &Device) -> Result<Tensor> {
     }
 }
 
+/// Writes `list` to `buffer` of u32, of as many elements. On CUDA as [`upload`].
+pub(crate) fn write(buffer: &Tensor, list: &[u32]) -> Result<()> {
+    if buffer.elem_count() != list.len() || !buffer.is_contiguous() {
+        return Err(Error::shape(
+            "write",
+            format!("{} adjacent numbers", list.len()),
+            format!("{:?}", buffer.layout()),
+        ));
+    }
+    #[cfg(test)]
+    WRITES.set(WRITES.get() + 1);
+    match buffer.device() {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => upload::write(device, buffer, list),
+        device => Ok(buffer.slice_set(&Tensor::new(list, device)?, 0, 0)?),
+    }
+}
+
 #[cfg(test)]
 thread_local! {
     static UPLOADS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+    static WRITES: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
 /// Calls of [`upload`] on this thread so far.
 #[cfg(test)]
 pub(crate) fn uploads() -> usize {
     UPLOADS.get()
+}
+
+/// Calls of [`write`] on this thread so far.
+#[cfg(test)]
+pub(crate) fn writes() -> usize {
+    WRITES.get()
 }
 
 /// `tensor` on `device`.

@@ -3,13 +3,13 @@
 //! `cuMemcpyHtoDAsync` from pageable memory returns when the driver has staged it, but on machines whose GPU reads the host's
 //! pages itself (Grace Hopper, GB200, GB10) there is nothing to stage, and the call may return before the copy.
 
-use crate::Result;
+use crate::{Error, Result};
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{
     CudaContext, CudaEvent, DevicePtrMut, PinnedHostSlice, result, sys,
 };
 use candle_core::op::BackpropOp;
-use candle_core::{CudaDevice, CudaStorage, Storage, Tensor};
+use candle_core::{CudaDevice, CudaStorage, DType, Storage, Tensor};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Least indices of a pinned buffer: those of a step of 8,192 rows are some 30,000.
@@ -50,13 +50,29 @@ impl PinnedStaging {
 /// `list` as a tensor on `device`.
 pub(super) fn upload(device: &CudaDevice, list: &[u32]) -> Result<Tensor> {
     let stream = device.cuda_stream();
+    // SAFETY: all of it is written by the copy below.
+    let mut uploaded = unsafe { stream.alloc::<u32>(list.len()) }.w()?;
+    let to = uploaded.device_ptr_mut(&stream).0;
+    copy(device, to, list)?;
+    let storage = Storage::Cuda(CudaStorage::wrap_cuda_slice(uploaded, device.clone()));
+    Ok(Tensor::from_storage(storage, list.len(), BackpropOp::none(), false))
+}
+
+/// Writes `list` to `buffer` of u32, which is contiguous and has as many elements.
+pub(super) fn write(device: &CudaDevice, buffer: &Tensor, list: &[u32]) -> Result<()> {
+    if buffer.dtype() != DType::U32 {
+        return Err(Error::shape("write", "u32", format!("{:?}", buffer.dtype())));
+    }
+    copy(device, super::cuda::address(buffer)?, list)
+}
+
+/// Enqueues a copy of `list` to `to`, where the device has room for it.
+fn copy(device: &CudaDevice, to: sys::CUdeviceptr, list: &[u32]) -> Result<()> {
+    let stream = device.cuda_stream();
     let context = stream.context();
     context.bind_to_thread().w()?;
     let mut staging = PinnedStaging::take(context, list.len())?;
     staging.memory.as_mut_slice().w()?[..list.len()].copy_from_slice(list);
-    // SAFETY: all of it is written by the copy below.
-    let mut uploaded = unsafe { stream.alloc::<u32>(list.len()) }.w()?;
-    let to = uploaded.device_ptr_mut(&stream).0;
     let from = &staging.memory.as_slice().w()?[..list.len()];
     // SAFETY: both are alive and of this size; the source is not written before its event, or else until the stream is idle.
     let copied = unsafe { result::memcpy_htod_async(to, from, stream.cu_stream()) };
@@ -65,8 +81,7 @@ pub(super) fn upload(device: &CudaDevice, list: &[u32]) -> Result<Tensor> {
         return Err(error).w().map_err(Into::into);
     }
     STAGING.lock().unwrap_or_else(PoisonError::into_inner).push(staging);
-    let storage = Storage::Cuda(CudaStorage::wrap_cuda_slice(uploaded, device.clone()));
-    Ok(Tensor::from_storage(storage, list.len(), BackpropOp::none(), false))
+    Ok(())
 }
 
 /// Waits for copies to `device` from memory that is about to be freed, if the driver does not stage them.

@@ -1,12 +1,12 @@
 //! `POST /v1/classify`: how likely each label is after a text.
 
+use crate::data::ensemble::{largest, probabilities};
 use crate::data::{Template, labels};
-use crate::generate::Request as GenerationRequest;
 use crate::prompt::peft::PromptTask;
 use crate::serve::api_error::ApiError;
-use crate::serve::body::describe;
+use crate::serve::ensemble::{self, MemberScores};
 use crate::serve::fields::CLASSIFY;
-use crate::serve::generation::{Generation, Stopping};
+use crate::serve::label_scores::{LabelQuery, LabelScores};
 use crate::serve::params::Fields;
 use crate::serve::prompt::{PromptEncoding, not_empty};
 use crate::serve::served::Served;
@@ -40,7 +40,7 @@ pub(super) async fn classify(
     let labels = requested_labels(&fields, task.as_ref())?;
     let targets = label_targets(&state, &labels)?;
     // The base model gets the instruction instead of the prompt, unless the request says otherwise.
-    let base = model.folder.is_none();
+    let base = model.is_base();
     let instruction = match fields.boolean("hard_prompt")?.unwrap_or(base && task.is_some()) {
         false => None,
         true => match task.map(|task| task.hard_prompt).filter(|instruction| !instruction.is_empty()) {
@@ -59,10 +59,18 @@ pub(super) async fn classify(
     };
     let tokens = state.encode(input.to_owned(), encoding, None).await?;
     not_empty("input", &tokens)?;
-    let logprobs = likelihoods(&state, &model, tokens, &targets, started).await?;
-    let entries = entries(&labels, &logprobs)?;
-    let seconds = started.elapsed().as_secs_f64();
-    let answer = json!({"model": model.name, "labels": entries, "seconds": seconds});
+    let query = LabelQuery { tokens, targets, deadline: state.deadline(f64::MAX), started };
+    let mut answer = match model.members.is_empty() {
+        true => {
+            let logprobs = LabelScores::start(&state, &model, &query)?.collect().await?;
+            json!({"model": model.name, "labels": entries(&labels, &logprobs)})
+        }
+        false => {
+            let logprobs = MemberScores::start(&state, &model, &query)?.collect().await?;
+            ensemble_answer(&model, &labels, &logprobs)
+        }
+    };
+    answer["seconds"] = started.elapsed().as_secs_f64().into();
     Ok(ignored.add_header(axum::Json(answer).into_response()))
 }
 
@@ -120,62 +128,37 @@ fn label_targets(state: &AppState, labels: &[String]) -> Result<Vec<Vec<u32>>, A
     })
 }
 
-/// Log-likelihood of each label after the text, in nats.
-async fn likelihoods(
-    state: &Arc<AppState>,
-    model: &Served,
-    tokens: Vec<u32>,
-    targets: &[Vec<u32>],
-    started: Instant,
-) -> Result<Vec<f64>, ApiError> {
-    let start = |request: GenerationRequest| {
-        let request = GenerationRequest { deadline: state.deadline(f64::MAX), ..request };
-        Generation::start(state, model, request, &Stopping::default(), started)
-    };
-    // If each label is one token, the probabilities of the first token are sufficient.
-    if targets.iter().all(|ids| ids.len() == 1) {
-        let mut generation =
-            start(GenerationRequest { tokens, score: targets.concat(), ..GenerationRequest::default() })?;
-        while let Some(piece) = generation.next().await {
-            if let crate::serve::generation::Piece::First(scores) = piece? {
-                return Ok(scores);
-            }
-        }
-        return Err(ApiError::internal("the model's thread gave no label's likelihood"));
-    }
-    let mut generations = Vec::with_capacity(targets.len());
-    for ids in targets {
-        let tokens = [&tokens[..], ids].concat();
-        generations.push(start(GenerationRequest {
-            tokens,
-            scored: ids.len(),
-            max_new_tokens: 0,
-            ..GenerationRequest::default()
-        })?);
-    }
-    let mut sums = Vec::with_capacity(targets.len());
-    for (generation, ids) in generations.into_iter().zip(targets) {
-        let scored: Vec<f64> =
-            generation.collect().await?.scored.iter().filter_map(|token| token.logprob).collect();
-        if scored.len() != ids.len() {
-            return Err(ApiError::internal("the model's thread gave no label's likelihood"));
-        }
-        sums.push(scored.iter().sum());
-    }
-    Ok(sums)
+/// The labels with their probabilities relative to each other.
+fn entries(labels: &[String], logprobs: &[f64]) -> Vec<Value> {
+    let entry = |((label, logprob), probability): ((&String, &f64), f64)| json!({"label": label, "probability": probability, "logprob": logprob});
+    labels.iter().zip(logprobs).zip(probabilities(logprobs)).map(entry).collect()
 }
 
-/// The labels with their probabilities relative to each other.
-fn entries(labels: &[String], logprobs: &[f64]) -> Result<Vec<Value>, ApiError> {
-    if let Some(value) = logprobs.iter().find(|value| !value.is_finite()) {
-        let value = describe(&json!(value.to_string()));
-        return Err(ApiError::internal(format!("the log-likelihood of a label is {value}")));
-    }
-    let largest = logprobs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let weights: Vec<f64> = logprobs.iter().map(|logprob| (logprob - largest).exp()).collect();
-    let sum: f64 = weights.iter().sum();
-    let entry = |((label, logprob), weight): ((&String, &f64), &f64)| json!({"label": label, "probability": weight / sum, "logprob": logprob});
-    Ok(labels.iter().zip(logprobs).zip(&weights).map(entry).collect())
+/// What the prompts of an ensemble answer together, and each by itself. A label's `logprob` is the logarithm of its mean
+/// likelihood.
+fn ensemble_answer(model: &Served, labels: &[String], logprobs: &[Vec<f64>]) -> Value {
+    let together = ensemble::together(logprobs);
+    let mean_logprob = |label: usize| {
+        let most = logprobs.iter().map(|member| member[label]).fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = logprobs.iter().map(|member| (member[label] - most).exp()).sum();
+        most + (sum / logprobs.len() as f64).ln()
+    };
+    let entry = |(i, label): (usize, &String)| {
+        let (probability, votes) = (together.means[i], together.votes[i]);
+        json!({"label": label, "probability": probability, "logprob": mean_logprob(i), "votes": votes})
+    };
+    let member = |(member, logprobs): (&Arc<Served>, &Vec<f64>)| {
+        let adapter = member.folder.as_ref().map(|folder| folder.display().to_string());
+        let probabilities = probabilities(logprobs);
+        json!({"adapter": adapter, "label": labels[largest(&probabilities)], "probabilities": probabilities})
+    };
+    json!({
+        "model": model.name,
+        "labels": labels.iter().enumerate().map(entry).collect::<Vec<_>>(),
+        "vote": labels[together.vote()],
+        "mean_likelihood": labels[together.mean_likelihood()],
+        "members": model.members.iter().zip(logprobs).map(member).collect::<Vec<_>>(),
+    })
 }
 
 #[cfg(test)]

@@ -26,10 +26,14 @@ pub(super) fn routes() -> Router<Arc<AppState>> {
 async fn tasks(State(state): State<Arc<AppState>>) -> Response {
     let of_one = |one: &AppState| -> Vec<Value> {
         let models = one.client.models();
-        let tuned = models.iter().filter(|served| served.folder.is_some());
+        let tuned = models.iter().filter(|served| !served.is_base());
         let task = |served: &Arc<Served>| {
-            json!({"model": served.name, "base": one.model_id, "virtual_tokens": served.virtual_tokens,
-                   "task": served.task})
+            let mut entry = json!({"model": served.name, "base": one.model_id, "virtual_tokens": served.virtual_tokens,
+                                   "task": served.task});
+            if !served.members.is_empty() {
+                entry["ensemble"] = served.members.len().into();
+            }
+            entry
         };
         tuned.map(task).collect()
     };

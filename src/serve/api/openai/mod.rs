@@ -77,7 +77,7 @@ async fn model(State(state): State<Arc<AppState>>, Path(id): Path<String>) -> Re
 
 /// A model in a list. For a tuned prompt, `root` and `parent` name its base model, as in vLLM.
 fn entry(state: &AppState, served: &Served) -> Value {
-    let parent = served.folder.is_some().then_some(&state.model_id);
+    let parent = (!served.is_base()).then_some(&state.model_id);
     json!({
         "id": served.name,
         "object": "model",

@@ -72,7 +72,7 @@ fn details(state: &AppState, served: &Served, origin: &str) -> Value {
     if state.chats() {
         inference.extend([json!({"url": url("chat")}), json!({"url": url("chat_stream"), "sse": true})]);
     }
-    let asset_type = if served.folder.is_some() { "prompt_tune" } else { "foundation_model" };
+    let asset_type = if served.is_base() { "foundation_model" } else { "prompt_tune" };
     json!({
         "metadata": {
             "id": id,

@@ -6,6 +6,7 @@ use crate::calendar;
 use crate::generate::Token;
 use crate::generate::text_stream::token_label;
 use crate::serve::api_error::ApiError;
+use crate::serve::ensemble::label_choices;
 use crate::serve::fields::{GENERATION, Ignored, TOKENIZATION};
 use crate::serve::generation::{FinishReason, GeneratedText, Generation, Piece};
 use crate::serve::params::Fields;
@@ -108,7 +109,10 @@ impl TextGeneration {
         };
         let tokens = state.encode(input.clone(), encoding, parameters.truncate).await?;
         not_empty("input", &tokens)?;
-        let request = parameters.request(&state, tokens.clone());
+        let mut request = parameters.request(&state, tokens.clone());
+        if !by_name {
+            request.choices = label_choices(&state, &model, &request, "parameters.max_new_tokens")?;
+        }
         let generation = Generation::start(&state, &model, request, &parameters.stopping, started)?;
         let created = calendar::timestamp(SystemTime::now());
         let alias =

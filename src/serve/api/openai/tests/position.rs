@@ -21,6 +21,7 @@ fn fake(text: &str, token_ids: Vec<u32>) -> Fake {
         template: Some(Template::parse(&task.verbalizer).unwrap()),
         task: Some(task),
         loaded: std::time::SystemTime::UNIX_EPOCH,
+        members: Vec::new(),
     };
     *fake.app.0.client.shared.models.write().unwrap() = Arc::from([Arc::new(served)]);
     fake
