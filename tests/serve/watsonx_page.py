@@ -30,7 +30,8 @@ def check_upload(page, train):
     expect(page.locator("#data option")).to_have_text([train.name])
 
 
-def check_run(page):
+def check_run(visit):
+    page = visit.page
     page.fill("#num-epochs", "0")
     page.click("#start-button")
     expect(page.locator("#refusal")).to_contain_text("Epochs:")
@@ -43,6 +44,7 @@ def check_run(page):
     expect(page.locator("#run-name")).to_have_text(NAME)
     expect(page.locator("#runs .state")).to_have_text(re.compile("pending|running|storing|completed"))
     expect(page.locator("#plot svg")).to_be_visible()
+    visit.shot("running")
     expect(page.locator("#run-state")).to_have_text("completed", timeout=PATIENCE)
     expect(page.locator("#progress .number")).to_contain_text(f"epoch {EPOCHS} of {EPOCHS}")
     expect(page.locator("#plot .dot")).to_have_count(EPOCHS)
@@ -67,7 +69,8 @@ def check_cancel(page):
     expect(page.locator("#run-name")).to_have_text(NAME)
 
 
-def check_deployment(page, train):
+def check_deployment(visit):
+    page = visit.page
     for count, name in enumerate(["first", "first"], 1):
         page.fill("#deploy-name", name)
         page.click("#deploy button")
@@ -86,6 +89,8 @@ def check_deployment(page, train):
     page.fill("#input", "Comment: visit 1 was very good.\nSatisfaction:\n")
     page.click("#run")
     expect(page.locator(".column.tuned .answer")).to_have_text(re.compile("^[01]$"))
+    visit.settle()
+    visit.shot("try")
     page.click("nav a:has-text('Tune')")
     expect(page.locator("#run-name")).to_have_text(NAME)
 
@@ -117,9 +122,9 @@ def main():
             clicks.open()
             clicks.shot("empty")
             check_upload(clicks.page, options.train)
-            check_run(clicks.page)
+            check_run(clicks)
             check_cancel(clicks.page)
-            check_deployment(clicks.page, options.train)
+            check_deployment(clicks)
             check_failures(clicks.page)
         for name, width, height, dark in LOOKS:
             with visit(browser, server, options.shots, width=width, height=height, dark=dark) as look:
