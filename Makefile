@@ -12,6 +12,8 @@ GNEISS := target/release/gneiss
 tutorial: build $(if $(filter $(SMOLLM2),$(MODEL)),model)
 	$(GNEISS) tutorial --model $(MODEL)
 
+# `gneiss --version` names the commit.
+build cuda: export GNEISS_COMMIT ?= $(shell git describe --always --dirty --exclude='*' 2>/dev/null)
 build:
 	cargo build --release --locked
 

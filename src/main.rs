@@ -14,19 +14,20 @@ fn main() -> ExitCode {
     match cli::Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<cli::interrupt::Interrupted>() => {
-            eprintln!("{error}");
+            cli::stderr::interrupted(&error.to_string());
             ExitCode::from(cli::interrupt::EXIT_CODE)
         }
         Err(error) => {
-            eprintln!("error: {}", whole(&error));
             let bad_input = error.downcast_ref::<gneiss::Error>().is_some_and(gneiss::Error::is_bad_input);
-            ExitCode::from(if bad_input { 2 } else { 1 })
+            let exit_code = if bad_input { 2 } else { 1 };
+            cli::stderr::error(&with_causes(&error), exit_code);
+            ExitCode::from(exit_code)
         }
     }
 }
 
 /// The error and its causes, without causes that the text before them already ends with.
-fn whole(error: &anyhow::Error) -> String {
+fn with_causes(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
         if !text.ends_with(&cause) {

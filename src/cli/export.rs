@@ -1,6 +1,6 @@
 //! `gneiss export`: tuned prompts for other engines.
 
-use super::progress;
+use super::{progress, stderr};
 use clap::{ArgGroup, Args, ValueEnum};
 use gneiss::export::{self, Bake, Baked, NamedPrompt, PromptEmbeds, ValueType, WrittenEmbeds};
 use gneiss::{Error, session};
@@ -79,7 +79,7 @@ impl Export {
         for NamedPrompt { name, adapter } in &prompts {
             let own = adapter.config.base_model_name_or_path.as_deref().unwrap_or_default();
             if !own.is_empty() && !model.starts_with(own) {
-                eprintln!(
+                status!(
                     "note: {name} was tuned on {own} by its own configuration, and is baked into {model}"
                 );
             }
@@ -124,6 +124,11 @@ impl Export {
             println!("{result}");
         } else {
             println!("{}", self.out.display());
+            let server = match format {
+                OutputFormat::Gguf => "llama-server -m",
+                _ => "vllm serve",
+            };
+            stderr::hint(format_args!("{server} {}", self.out.display()));
         }
         Ok(())
     }
@@ -153,7 +158,7 @@ impl Export {
         if self.json {
             println!("{}", serde_json::json!({"out": self.out, "shape": [rows, width]}));
         } else {
-            eprintln!("{}: {rows} rows of width {width}", prompt.name);
+            status!("{}: {rows} rows of width {width}", prompt.name);
             println!("{}", self.out.display());
         }
         Ok(())
@@ -168,25 +173,27 @@ fn bad(problem: &str) -> anyhow::Error {
 fn say(baked: &Baked) {
     baked.warnings.iter().for_each(super::warn);
     for (name, prompt) in baked.prompts.as_object().into_iter().flatten() {
-        eprintln!(
-            "{name}: {} tokens, ids {} to {}",
-            prompt["num_virtual_tokens"], prompt["token_ids"][0], prompt["token_ids"][1]
+        status!(
+            "{name}: {} tokens, ids {} to {}", prompt["num_virtual_tokens"], prompt["token_ids"][0],
+            prompt["token_ids"][1]
         );
     }
     let unlikely = &baked.unlikely;
-    eprintln!(
+    status!(
         "probability that a new token is generated, over {} states: {:.1e} on average, {:.1e} at most",
-        unlikely.states, unlikely.mean, unlikely.worst
+        unlikely.states,
+        unlikely.mean,
+        unlikely.worst
     );
     if baked.rounding > 0.0 {
-        eprintln!(
+        status!(
             "note: the prompts' vectors are rounded to {}, by up to {:.2} % of their norm; --type f32 keeps them",
             baked.embedding_type,
             100.0 * baked.rounding
         );
     }
     for name in &baked.inexact {
-        eprintln!(
+        status!(
             "note: {name}: the tokenizer splits a text differently after special tokens: send token ids, the prompt's and then \
              those of the text"
         );

@@ -25,7 +25,7 @@ impl Guard {
                 if !UNDER_WAY.load(Ordering::SeqCst) || ASKED.swap(true, Ordering::SeqCst) {
                     std::process::exit(EXIT_CODE.into());
                 }
-                eprintln!("\nending after this step; once more ends at once, without it");
+                status!("\nending after this step; once more ends at once, without it");
             });
         });
         outcome?;

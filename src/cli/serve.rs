@@ -172,9 +172,9 @@ impl Serve {
                 listeners.iter().map(tokio::net::TcpListener::local_addr).collect::<Result<_, _>>()?;
             for address in addresses.iter().filter(|address| !address.ip().is_loopback()) {
                 if self.api_key_file.is_none() {
-                    eprintln!(
-                        "warning: {address} can be reached from other machines, and there is no --api-key-file"
-                    );
+                    super::warn(format_args!(
+                        "{address} can be reached from other machines, and there is no --api-key-file"
+                    ));
                 }
             }
             if let Some(folder) = folder {
@@ -196,7 +196,7 @@ impl Serve {
         let ended = deployed.end();
         outcome?;
         ended?;
-        eprintln!("ended");
+        status!("ended");
         Ok(())
     }
 }
@@ -236,7 +236,9 @@ pub(super) fn deploy(
     let (client, thread) = worker::start(model, Served::base(&id), limits, on_step)?;
     let app = App::new(client.clone(), tokenizer, template, id, options)?.with_metrics(metrics);
     if let Some(problem) = app.chat_problem() {
-        eprintln!("warning: the checkpoint's chat template can't be used, and chats are refused: {problem}");
+        super::warn(format_args!(
+            "the checkpoint's chat template can't be used, and chats are refused: {problem}"
+        ));
     }
     Ok(RunningServer { app, client, thread })
 }
@@ -262,7 +264,7 @@ fn describe(served: &Served) {
         }
         (Some(folder), None) => format!("{} virtual tokens, {}", served.virtual_tokens, folder.display()),
     };
-    eprintln!("serving    {}: {what}", served.name);
+    status!("serving    {}: {what}", served.name);
 }
 
 /// Loads what a folder contains, and follows its changes until the process ends.
@@ -270,7 +272,7 @@ fn watch_folder(mut folder: AdapterFolder, client: Client) {
     let mut update = move || {
         match folder.update(&client) {
             Ok(changes) => changes.iter().for_each(report),
-            Err(error) => eprintln!("warning: {error}; what is loaded stays"),
+            Err(error) => super::warn(format_args!("{error}; what is loaded stays")),
         }
         client.is_serving()
     };
@@ -287,9 +289,9 @@ fn watch_folder(mut folder: AdapterFolder, client: Client) {
 
 fn report(change: &FolderChange) {
     match change {
-        FolderChange::Loaded(name) => eprintln!("loaded     {name}"),
-        FolderChange::Unloaded(name) => eprintln!("unloaded   {name}"),
-        FolderChange::Failed { name, problem } => eprintln!("warning: {name}: {problem}"),
+        FolderChange::Loaded(name) => status!("loaded     {name}"),
+        FolderChange::Unloaded(name) => status!("unloaded   {name}"),
+        FolderChange::Failed { name, problem } => super::warn(format_args!("{name}: {problem}")),
     }
 }
 
@@ -306,5 +308,5 @@ async fn shutdown_signal() {
     }
     #[cfg(not(unix))]
     drop(interrupt.await);
-    eprintln!("ending once the requests under way are answered");
+    status!("ending once the requests under way are answered");
 }

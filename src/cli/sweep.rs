@@ -67,7 +67,7 @@ pub(super) fn run(config: &Config, folder: Option<SweepFolder>, json: bool) -> a
     let session = super::progress::open(&config.model)?;
     let mut sweep = Sweep::prepare(config, &session)?;
     let (warnings, notes) = sweep.remarks();
-    notes.iter().for_each(|text| eprintln!("note       {text}"));
+    notes.iter().for_each(|text| status!("note       {text}"));
     warnings.iter().for_each(super::warn);
     let is_resumed = folder.is_some();
     let mut folder = match folder {
@@ -75,11 +75,11 @@ pub(super) fn run(config: &Config, folder: Option<SweepFolder>, json: bool) -> a
         None => SweepFolder::create(config)?,
     };
     if let Some(moved) = &folder.moved {
-        eprintln!("sweep      an earlier run or sweep of this name is now {}", moved.display());
+        status!("sweep      an earlier run or sweep of this name is now {}", moved.display());
     }
     let (trials, epochs) = (sweep.trials.len(), sweep.epochs());
     let resumed = if is_resumed { "resumed" } else { "sweep" };
-    eprintln!("{resumed:<10} {trials} trials of up to {epochs} epochs, in {}", folder.path.display());
+    status!("{resumed:<10} {trials} trials of up to {epochs} epochs, in {}", folder.path.display());
     let _guard = interrupt::Guard::new()?;
     let watch = SweepProgress::new(&sweep, session.model.device(), json);
     if is_resumed {
@@ -111,6 +111,7 @@ pub(super) fn run(config: &Config, folder: Option<SweepFolder>, json: bool) -> a
     } else {
         print(&result);
         println!("\nbest       {}\nreport     {}", path(BEST), path(SWEEP_REPORT));
+        super::tune::hint(&folder.path.join(BEST), config);
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ mod deployment;
 
 use super::inspect::dataset::DatasetReport;
 use super::tune::{self, RunArgs};
-use super::{eval, find_lr, learning_curve, progress, text};
+use super::{eval, find_lr, learning_curve, progress, stderr, text};
 use clap::Args;
 use gneiss::config::{Config, Task};
 use gneiss::data::{Dataset, Template};
@@ -107,6 +107,8 @@ impl Tutorial {
             let outcome =
                 TutorialOutcome { tuning: tune::TuneOutcome::new(&folder, &summary), evaluation, deployment };
             println!("{}", serde_json::to_string(&outcome)?);
+        } else {
+            stderr::hint("gneiss init TRAIN.csv, for your own examples");
         }
         Ok(())
     }

@@ -17,6 +17,8 @@ mod common;
 mod data;
 mod distillation;
 mod eval;
+mod habits;
+mod init;
 mod inspect;
 mod kinds;
 mod position;
