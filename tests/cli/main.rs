@@ -22,6 +22,7 @@ mod init;
 mod inspect;
 mod kinds;
 mod position;
+mod python;
 mod resume;
 mod searches;
 mod sweep;
