@@ -84,6 +84,11 @@ impl Tune {
 }
 
 impl RunArgs {
+    /// Whether the arguments name no configuration and no run.
+    pub(super) fn takes_default(&self) -> bool {
+        self.config.is_none() && self.resume.is_none()
+    }
+
     /// The run that the arguments ask for; with the configuration in `default` if they name none.
     pub(super) fn order(&self, default: &Path) -> anyhow::Result<Order> {
         let Some(folder) = &self.resume else {

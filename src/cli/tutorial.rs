@@ -5,6 +5,7 @@ mod deployment;
 #[cfg(not(feature = "serve"))]
 #[path = "tutorial/no_deployment.rs"]
 mod deployment;
+mod files;
 
 use super::inspect::dataset::DatasetReport;
 use super::tune::{self, RunArgs};
@@ -47,7 +48,8 @@ const STEPS: [(&str, &str); 9] = [
 ];
 
 /// Walks through the tutorial: data, experiment, run, status, summary, learning curve, tuned against base, deployment,
-/// and the same answers over HTTP. The default configuration is configs/tutorial.toml.
+/// and the same answers over HTTP. The default configuration is configs/tutorial.toml. If it or its files in data/ are not in
+/// this folder, they are written.
 #[derive(Args)]
 pub struct Tutorial {
     #[command(flatten)]
@@ -65,7 +67,14 @@ struct TutorialOutcome<'a, A> {
 impl Tutorial {
     /// Runs the subcommand.
     pub fn run(self) -> anyhow::Result<()> {
-        let mut order = self.run.order(Path::new("configs/tutorial.toml"))?;
+        let takes_default = self.run.takes_default();
+        if takes_default {
+            files::provide()?;
+        }
+        let mut order = self.run.order(Path::new(files::CONFIG))?;
+        if takes_default {
+            files::check_model(&order.config.model.id)?;
+        }
         // A mistake here would otherwise show only after the run.
         test_file(&order.config)?;
         let show = !self.run.json;
