@@ -130,8 +130,7 @@ fn progress_as_json_has_every_step_and_epoch() {
 
     let (_, stderr) =
         texts(&place.gneiss(["eval", "dogs.toml", "--adapter", "runs/dogs", "--progress", "json"]).success());
-    let last =
-        lines(&stderr).into_iter().filter(|event| event["stage"] == "dogs, answers").next_back().unwrap();
+    let last = lines(&stderr).into_iter().rfind(|event| event["stage"] == "dogs, answers").unwrap();
     assert_eq!((&last["done"], &last["total"]), (&json!(6), &json!(6)));
 }
 
