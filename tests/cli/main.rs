@@ -22,6 +22,7 @@ mod init;
 mod inspect;
 mod kinds;
 mod position;
+mod push;
 mod python;
 mod resume;
 mod searches;
