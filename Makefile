@@ -1,5 +1,6 @@
 # make tutorial   build, get the model, and walk through the tutorial: data, run, report, tuned against base
 # make notebook   the same with IBM's SDK: the steps of IBM's notebook against gneiss watsonx
+# make wheel      the wheel for pip: the program and the Python package gneiss_tune
 # make test       every check: format, lints, docs, tests, the kernels on the emulator, CUDA's types
 # make gpu-check  a GPU against the CPU and against PEFT, from a built binary
 MODEL ?= models/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -8,11 +9,13 @@ SMOLLM2 := models/SmolLM2-135M-Instruct.Q4_1.gguf
 SMOLLM2_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 GNEISS := target/release/gneiss
 
-.PHONY: tutorial notebook build cuda mpi model test test-cuda test-mpi check-cuda check-metal gpu-check oracle nvcc bench-peft bench-product bench-serve clean
+.PHONY: tutorial notebook build cuda mpi wheel model test test-cuda test-mpi check-cuda check-metal gpu-check oracle nvcc bench-peft bench-product bench-serve clean
 
 tutorial: build $(if $(filter $(SMOLLM2),$(MODEL)),model)
 	$(GNEISS) tutorial --model $(MODEL)
 
+# `gneiss --version` names the commit.
+build cuda wheel: export GNEISS_COMMIT ?= $(shell git describe --always --dirty --exclude='*' 2>/dev/null)
 build:
 	cargo build --release --locked
 
@@ -30,6 +33,23 @@ mpi:
 # built again: quickly, and without what is on by default.
 test-mpi:
 	cargo test --locked --profile types --no-default-features --features mpi --test mpi $(MPI_TESTS) -- --test-threads 1
+# The wheel for pip, dist/gneiss_tune-*.whl: the program, and the Python package in src/python. On Linux zig links it for
+# glibc 2.28, whatever the glibc of this machine is.
+WHEEL_PROFILE ?= release
+WHEEL_TOOLS := target/wheel-tools
+ifeq ($(shell uname -s),Linux)
+WHEEL_FLAGS := --compatibility manylinux_2_28 -- -C linker=$(CURDIR)/src/python/zig-cc
+wheel: export ZIG_PYTHON = $(CURDIR)/$(WHEEL_TOOLS)/bin/python
+endif
+wheel: $(WHEEL_TOOLS)/done
+	rm -rf dist
+	$(WHEEL_TOOLS)/bin/maturin build --profile $(WHEEL_PROFILE) --out dist $(WHEEL_FLAGS)
+	if [ "$$(uname -s)" = Linux ]; then $(WHEEL_TOOLS)/bin/python tests/python/check_wheel.py dist/*.whl; fi
+
+$(WHEEL_TOOLS)/done: Makefile
+	$(PYTHON) -m venv $(WHEEL_TOOLS)
+	$(WHEEL_TOOLS)/bin/pip install --quiet --disable-pip-version-check maturin==1.16.0 ziglang==0.17.1
+	touch $@
 
 model: $(SMOLLM2)
 

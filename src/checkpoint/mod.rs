@@ -24,7 +24,7 @@ pub use chat_template::{ChatTemplate, find_chat_template};
 pub use config::{MixerKind, ModelConfig, ModelType};
 pub(crate) use content::LFS_POINTER;
 pub use gguf::GgufFile;
-pub use hub::HubOptions;
+pub use hub::{HubOptions, Upload, UploadFile};
 pub use layers::{ExpertsConfig, MambaConfig};
 pub use on_disk::{BareCheckpoint, Checkpoint};
 pub use source::{Local, Source, resolve};

@@ -1,6 +1,6 @@
 //! `gneiss eval`: tuned against base.
 
-use super::{ConfigArgs, progress, text};
+use super::{ConfigArgs, progress, stderr, text};
 use anyhow::Context;
 use clap::Args;
 use gneiss::config::Config;
@@ -75,8 +75,27 @@ impl Eval {
             println!("{}", serde_json::to_string_pretty(&evaluation)?);
         } else {
             print(&evaluation);
+            hint(&config, &tuned);
         }
         Ok(())
+    }
+}
+
+/// What to do with a single tuned prompt, or with several runs.
+fn hint(config: &Config, tuned: &[Tuned]) {
+    match tuned {
+        [Tuned { name, run: Some(run), .. }] if cfg!(feature = "serve") => stderr::hint(format_args!(
+            "gneiss serve --model {} --adapter {name}={}",
+            config.model.id,
+            run.display()
+        )),
+        _ => {
+            let runs: Vec<String> =
+                tuned.iter().filter_map(|tuned| Some(tuned.run.as_ref()?.display().to_string())).collect();
+            if !runs.is_empty() {
+                stderr::hint(format_args!("gneiss report {}", runs.join(" ")));
+            }
+        }
     }
 }
 
@@ -104,7 +123,7 @@ pub(super) fn evaluate(
     if !bars.kept.is_empty() {
         let (json, csv) = (folder.join(EVALUATION), folder.join(PREDICTIONS));
         let of = if result.is_ok() { String::new() } else { format!(", of {} alone", bars.kept.join(", ")) };
-        eprintln!("results    {} and {}{of}", json.display(), csv.display());
+        status!("results    {} and {}{of}", json.display(), csv.display());
     }
     // A run's report shows its evaluation too.
     if !bars.kept.is_empty() && folder.join(METRICS).is_file() {
@@ -119,7 +138,7 @@ pub(super) fn evaluate(
 /// Writes the report of a run again.
 fn report(run: &Path) -> gneiss::Result<()> {
     gneiss::report::write(&Run::read(run)?)?;
-    eprintln!("report     {}", run.join(REPORT).display());
+    status!("report     {}", run.join(REPORT).display());
     Ok(())
 }
 
@@ -155,6 +174,7 @@ impl EvaluationObserver for Bars<'_> {
         }
         self.rows = Some((name.to_owned(), progress.stage, progress.max_rows));
         self.at = Some(name.to_owned());
+        stderr::progress(&format!("{name}, {stage}"), progress.done, progress.of);
         self.bar.set_prefix(name.to_owned());
         self.bar.set_message(stage);
         self.bar.set_length(progress.of as u64);
@@ -166,7 +186,7 @@ impl EvaluationObserver for Bars<'_> {
             progress::line(&self.bar, &format!("note       {key}: {note}"));
         }
         for warning in &dataset.warnings {
-            progress::line(&self.bar, &format!("warning    {key}: {warning}"));
+            progress::warning(&self.bar, &format!("{key}: {warning}"));
         }
     }
 

@@ -1,14 +1,16 @@
 //! How the program ends: the message of an error, and the exit code.
 
 use super::interrupt::{EXIT_CODE, Interrupted};
+use super::stderr;
 
 /// Prints an error, and returns its exit code.
 pub fn report(error: &anyhow::Error, prefix: &str) -> u8 {
+    let code = code(error);
     match error.is::<Interrupted>() {
-        true => eprintln!("{prefix}{error}"),
-        false => eprintln!("{prefix}error: {}", whole(error)),
+        true => stderr::interrupted(&format!("{prefix}{error}")),
+        false => stderr::error(&format!("{prefix}{}", whole(error)), code),
     }
-    code(error)
+    code
 }
 
 /// 130 for an interrupted command, 2 for bad input, 1 for a failure.

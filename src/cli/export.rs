@@ -1,14 +1,17 @@
-//! `gneiss export`: tuned prompts for other engines.
+//! `gneiss export`: tuned prompts for other engines, and for the hub.
 
-use super::progress;
+mod push;
+
+use super::{progress, stderr};
 use clap::{ArgGroup, Args, ValueEnum};
 use gneiss::export::{self, Bake, Baked, NamedPrompt, PromptEmbeds, ValueType, WrittenEmbeds};
 use gneiss::{Error, session};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-/// Writes tuned prompts for engines that do not read adapters: as tokens of a checkpoint, or as embeddings of a text.
+/// Writes tuned prompts for engines that do not read adapters, as tokens of a checkpoint or as embeddings of a text; or uploads
+/// an adapter to the hub.
 #[derive(Args)]
-#[command(group(ArgGroup::new("kind").args(["bake", "format"]).multiple(true).required(true)))]
+#[command(group(ArgGroup::new("kind").args(["bake", "format", "push"]).multiple(true).required(true)))]
 pub struct Export {
     /// A tuned prompt: an adapter folder, a run folder, or org/name[@revision]; :TASK follows if it holds the prompts of
     /// several tasks. May be repeated with --bake. NAME becomes part of its tokens; by default it is the name of the run,
@@ -28,8 +31,15 @@ pub struct Export {
     #[arg(long = "type", value_name = "TYPE")]
     value_type: Option<ValueType>,
     /// The folder or file to write; it must not exist, except as an empty folder.
-    #[arg(long)]
-    out: PathBuf,
+    #[arg(long, required_unless_present = "push")]
+    out: Option<PathBuf>,
+    /// Upload the adapter with its model card to this repository of the hub, which is created if it does not exist. Needs a token
+    /// with write access (HF_TOKEN). The training data is not uploaded.
+    #[arg(long, value_name = "ORG/NAME", conflicts_with_all = ["bake", "format", "out", "value_type", "text", "input"])]
+    push: Option<String>,
+    /// With --push: a repository that is created is private.
+    #[arg(long, requires = "push")]
+    private: bool,
     /// For prompt-embeds: the whole text after the prompt; `\n` stands for a line break.
     #[arg(long, conflicts_with = "input")]
     text: Option<String>,
@@ -55,6 +65,9 @@ enum OutputFormat {
 impl Export {
     /// Runs the subcommand.
     pub fn run(self) -> anyhow::Result<()> {
+        if let Some(repo) = &self.push {
+            return self.push(repo);
+        }
         let prompts = export::read_prompts(&self.adapters)?;
         prompts.iter().for_each(|prompt| super::warn_about(&prompt.adapter));
         match (self.bake, self.format) {
@@ -70,6 +83,26 @@ impl Export {
         }
     }
 
+    /// The output path, which the command line requires without --push.
+    fn out(&self) -> &Path {
+        self.out.as_deref().unwrap_or(Path::new(""))
+    }
+
+    fn push(&self, repo: &str) -> anyhow::Result<()> {
+        let [adapter] = &self.adapters[..] else {
+            return Err(bad("--adapter: expected one with --push, found several"));
+        };
+        let base = self.model.as_deref();
+        let page = push::Push { adapter, repo, is_private: self.private, base }.run()?;
+        if self.json {
+            println!("{}", serde_json::json!({ "repo": repo, "url": page }));
+        } else {
+            println!("{page}");
+            stderr::hint(format_args!("gneiss generate --model MODEL --adapter {repo} TEXT"));
+        }
+        Ok(())
+    }
+
     fn model(&self, prompts: &[NamedPrompt]) -> gneiss::Result<String> {
         self.model.clone().map_or_else(|| export::base_model(prompts), Ok)
     }
@@ -79,7 +112,7 @@ impl Export {
         for NamedPrompt { name, adapter } in &prompts {
             let own = adapter.config.base_model_name_or_path.as_deref().unwrap_or_default();
             if !own.is_empty() && !model.starts_with(own) {
-                eprintln!(
+                status!(
                     "note: {name} was tuned on {own} by its own configuration, and is baked into {model}"
                 );
             }
@@ -90,7 +123,7 @@ impl Export {
             Bake {
                 model: &model,
                 prompts,
-                out: &self.out,
+                out: self.out(),
                 format: if format == OutputFormat::Gguf {
                     export::Format::Gguf
                 } else {
@@ -114,7 +147,7 @@ impl Export {
                 "greatest_probability": baked.unlikely.worst,
             });
             let result = serde_json::json!({
-                "out": self.out,
+                "out": self.out(),
                 "vocab_size": baked.vocab_size,
                 "embedding_type": baked.embedding_type,
                 "rounding": baked.rounding,
@@ -123,7 +156,12 @@ impl Export {
             });
             println!("{result}");
         } else {
-            println!("{}", self.out.display());
+            println!("{}", self.out().display());
+            let server = match format {
+                OutputFormat::Gguf => "llama-server -m",
+                _ => "vllm serve",
+            };
+            stderr::hint(format_args!("{server} {}", self.out().display()));
         }
         Ok(())
     }
@@ -145,16 +183,16 @@ impl Export {
         let WrittenEmbeds { rows, warnings } = export::prompt_embeds(&PromptEmbeds {
             prompt,
             text,
-            out: &self.out,
+            out: self.out(),
             value_type: self.value_type,
         })?;
         warnings.iter().for_each(super::warn);
         let width = prompt.adapter.config.token_dim;
         if self.json {
-            println!("{}", serde_json::json!({"out": self.out, "shape": [rows, width]}));
+            println!("{}", serde_json::json!({"out": self.out(), "shape": [rows, width]}));
         } else {
-            eprintln!("{}: {rows} rows of width {width}", prompt.name);
-            println!("{}", self.out.display());
+            status!("{}: {rows} rows of width {width}", prompt.name);
+            println!("{}", self.out().display());
         }
         Ok(())
     }
@@ -168,25 +206,27 @@ fn bad(problem: &str) -> anyhow::Error {
 fn say(baked: &Baked) {
     baked.warnings.iter().for_each(super::warn);
     for (name, prompt) in baked.prompts.as_object().into_iter().flatten() {
-        eprintln!(
-            "{name}: {} tokens, ids {} to {}",
-            prompt["num_virtual_tokens"], prompt["token_ids"][0], prompt["token_ids"][1]
+        status!(
+            "{name}: {} tokens, ids {} to {}", prompt["num_virtual_tokens"], prompt["token_ids"][0],
+            prompt["token_ids"][1]
         );
     }
     let unlikely = &baked.unlikely;
-    eprintln!(
+    status!(
         "probability that a new token is generated, over {} states: {:.1e} on average, {:.1e} at most",
-        unlikely.states, unlikely.mean, unlikely.worst
+        unlikely.states,
+        unlikely.mean,
+        unlikely.worst
     );
     if baked.rounding > 0.0 {
-        eprintln!(
+        status!(
             "note: the prompts' vectors are rounded to {}, by up to {:.2} % of their norm; --type f32 keeps them",
             baked.embedding_type,
             100.0 * baked.rounding
         );
     }
     for name in &baked.inexact {
-        eprintln!(
+        status!(
             "note: {name}: the tokenizer splits a text differently after special tokens: send token ids, the prompt's and then \
              those of the text"
         );

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 /// Runs the test and writes it with its curve into `RUNS/NAME.find-lr/`; returns the test and the folder.
 pub fn run(config: &Config, session: &Session) -> anyhow::Result<(RangeTest, PathBuf)> {
     let tuning = Tuning::prepare(config, session, None)?;
-    tuning.data.notes.iter().for_each(|text| eprintln!("note       {text}"));
+    tuning.data.notes.iter().for_each(|text| status!("note       {text}"));
     tuning.data.warnings.iter().for_each(super::warn);
     let task = Task {
         model: &session.model,

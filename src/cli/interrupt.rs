@@ -42,9 +42,9 @@ impl Guard {
                     std::process::exit(EXIT_CODE.into());
                 }
                 if let Err(error) = written {
-                    eprintln!("\nwarning    the last step's state could not be written: {error}");
+                    super::warn(format_args!("the last step's state could not be written: {error}"));
                 }
-                eprintln!("\nending after this step; once more ends at once, without it");
+                status!("\nending after this step; once more ends at once, without it");
             });
         });
         outcome?;

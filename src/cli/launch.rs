@@ -89,7 +89,7 @@ fn use_cores(launched: &Launched, ranks: &dyn Ranks) -> anyhow::Result<()> {
     let allowed = std::thread::available_parallelism()?.get();
     let (online, local_size) = (process::online_cores().unwrap_or(allowed), launched.local_size.unwrap_or(1));
     if let Some(text) = launcher::binding_warning(allowed, online, local_size) {
-        eprintln!("warning    [rank {}] {text}", ranks.rank());
+        super::warn(format_args!("[rank {}] {text}", ranks.rank()));
     }
     if std::env::var_os("RAYON_NUM_THREADS").is_none() {
         let threads = launcher::threads(allowed, online, local_size);
@@ -117,7 +117,7 @@ pub fn place(options: &mut ModelOptions, ranks: &dyn Ranks) -> Result<()> {
         DeviceChoice::Auto | DeviceChoice::Cuda(0) => {
             let (index, is_shared) = launcher::gpu(launched.local_rank, local_size, visible);
             if is_shared {
-                eprintln!("warning    [rank {}] {local_size} ranks share {visible} GPUs", ranks.rank());
+                super::warn(format_args!("[rank {}] {local_size} ranks share {visible} GPUs", ranks.rank()));
             }
             options.device = DeviceChoice::Cuda(index);
         }

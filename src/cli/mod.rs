@@ -1,19 +1,24 @@
 //! The command line: one file per subcommand. Results go to stdout, progress and logs to stderr.
 
+#[macro_use]
+pub mod stderr;
 pub mod allocator;
 mod bench;
 mod check;
+mod completions;
 mod eval;
 pub mod exit;
 mod export;
 mod find_lr;
 mod generate;
+mod init;
 mod inspect;
 pub mod interrupt;
 pub mod launch;
 mod learning_curve;
 #[cfg(feature = "serve")]
 mod listen;
+mod man;
 pub mod process;
 mod progress;
 mod report;
@@ -23,6 +28,7 @@ mod sweep;
 mod text;
 mod tune;
 mod tutorial;
+mod version;
 #[cfg(feature = "serve")]
 mod watsonx;
 
@@ -32,11 +38,18 @@ use gneiss::config::{Config, DtypeChoice, ModelOptions};
 use gneiss::device::DeviceChoice;
 use gneiss::prompt::peft::Adapter;
 use std::path::{Path, PathBuf};
+use stderr::{ProgressFormat, StderrOptions, warn};
 
 /// Tunes soft prompts for open IBM Granite language models on your own machine.
 #[derive(Parser)]
-#[command(version, arg_required_else_help = true)]
+#[command(name = "gneiss", version, long_version = version::long(), arg_required_else_help = true)]
 pub struct Cli {
+    /// Write only warnings and errors to stderr: no progress, notes or hints.
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    /// How progress is written to stderr.
+    #[arg(long, global = true, value_enum, value_name = "FORMAT", default_value_t)]
+    progress: ProgressFormat,
     #[command(subcommand)]
     command: CliCommand,
 }
@@ -69,11 +82,18 @@ enum CliCommand {
     Check(check::Check),
     /// Describe a model, adapter, run, dataset or configuration.
     Inspect(inspect::Inspect),
+    /// Write a configuration for your own examples, with proposals from the file.
+    Init(init::Init),
+    /// Print the completions of a shell.
+    Completions(completions::Completions),
+    /// Print the manual page of the program or of a command.
+    Man(man::Man),
 }
 
 impl Cli {
     /// Runs the subcommand.
     pub fn run(self) -> anyhow::Result<()> {
+        stderr::configure(StderrOptions { format: self.progress, is_quiet: self.quiet });
         if let Some(command) = self.command.of_one_process() {
             launch::refuse(command)?;
         }
@@ -92,6 +112,9 @@ impl Cli {
             CliCommand::Bench(command) => command.run(),
             CliCommand::Check(command) => command.run(),
             CliCommand::Inspect(command) => command.run(),
+            CliCommand::Init(command) => command.run(),
+            CliCommand::Completions(command) => command.run(),
+            CliCommand::Man(command) => command.run(),
         }
     }
 }
@@ -114,6 +137,9 @@ impl CliCommand {
             Self::Bench(_) => Some("bench"),
             Self::Check(_) => Some("check"),
             Self::Inspect(_) => Some("inspect"),
+            Self::Init(_) => Some("init"),
+            Self::Completions(_) => Some("completions"),
+            Self::Man(_) => Some("man"),
         }
     }
 }
@@ -185,11 +211,6 @@ fn device(choice: DeviceChoice) -> anyhow::Result<Device> {
     let gneiss::device::Chosen { device, warnings } = gneiss::device::open(choice)?;
     warnings.iter().for_each(warn);
     Ok(device)
-}
-
-/// Prints a warning.
-fn warn(text: impl std::fmt::Display) {
-    eprintln!("warning    {text}");
 }
 
 /// Prints the warning about an adapter before it is used.

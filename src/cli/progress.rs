@@ -1,13 +1,14 @@
 //! Progress on stderr: a bar on a terminal, plain lines otherwise.
 
+use super::stderr;
 use gneiss::session::Session;
 use gneiss::tune::Limits;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 
-/// A bar of `length` steps; hidden if stderr is no terminal.
+/// A bar of `length` steps; hidden if stderr is no terminal or has no bars.
 pub fn bar(length: usize, what: &'static str, template: &str) -> ProgressBar {
-    let target = if std::io::stderr().is_terminal() {
+    let target = if std::io::stderr().is_terminal() && stderr::allows_bars() {
         ProgressDrawTarget::stderr()
     } else {
         ProgressDrawTarget::hidden()
@@ -23,7 +24,12 @@ pub const COUNT: &str = "{prefix:>10} {bar:30} {pos}/{len} {msg}";
 
 /// A line of progress, above the bar if there is one.
 pub fn line(bar: &ProgressBar, text: &str) {
-    if bar.is_hidden() { eprintln!("{text}") } else { bar.println(text) }
+    if bar.is_hidden() { status!("{text}") } else { bar.println(text) }
+}
+
+/// A warning, above the bar if there is one.
+pub fn warning(bar: &ProgressBar, text: &str) {
+    if bar.is_hidden() { stderr::warn(text) } else { bar.println(format!("warning    {text}")) }
 }
 
 /// Says that a step is tried again with smaller limits.
@@ -37,7 +43,7 @@ pub fn out_of_memory(bar: &ProgressBar, limits: Limits) {
 
 /// Says that the device ran out of memory, and that the work continues with fewer rows at a time.
 pub fn fewer_rows(bar: &ProgressBar, rows: usize) {
-    line(bar, &format!("warning    out of memory: going on with {rows} rows at a time"));
+    warning(bar, &format!("out of memory: going on with {rows} rows at a time"));
 }
 
 /// Opens a model with a bar, and describes it.
@@ -47,10 +53,11 @@ pub fn open(options: &gneiss::config::ModelOptions) -> anyhow::Result<Session> {
     let session = gneiss::session::open(options, &mut |done, blocks| {
         bar.set_length(blocks as u64);
         bar.set_position(done as u64);
+        stderr::progress("loading", done, blocks);
     })?;
     bar.finish_and_clear();
     let config = session.model.config();
-    eprintln!(
+    status!(
         "model      {} ({}): {} layers, hidden {}, vocabulary {}, {:?} on {}, {} in {:.1} s",
         session.id,
         session.format,

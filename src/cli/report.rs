@@ -15,6 +15,9 @@ pub struct ReportArgs {
     /// Run folders, such as runs/tutorial, or the folder of a sweep.
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
+    /// Print the steps and epochs as CSV instead, one line a step; with --out into that file.
+    #[arg(long)]
+    csv: bool,
     /// Write only the page, to this file. By default the page of several runs is compare.html next to the first one's
     /// folder.
     #[arg(long, value_name = "FILE")]
@@ -24,6 +27,9 @@ pub struct ReportArgs {
 impl ReportArgs {
     /// Runs the subcommand.
     pub fn run(self) -> anyhow::Result<()> {
+        if self.csv {
+            return self.csv();
+        }
         if let ([folder], out) = (&self.runs[..], &self.out)
             && SweepResult::is_in(folder)
         {
@@ -46,6 +52,27 @@ impl ReportArgs {
         };
         for file in files {
             println!("{}", file.display());
+        }
+        Ok(())
+    }
+
+    /// Prints or writes the metrics of all runs, and of the trials of sweeps.
+    fn csv(&self) -> anyhow::Result<()> {
+        let mut runs = Vec::new();
+        for folder in &self.runs {
+            if SweepResult::is_in(folder) {
+                let mut trials = SweepResult::read(folder)?.trials;
+                trials.sort_by_key(|trial| trial.trial);
+                let begun = trials.iter().filter(|trial| trial.status.is_some());
+                runs.extend(begun.map(|trial| Run::read(&trial.run)).collect::<gneiss::Result<Vec<_>>>()?);
+            } else {
+                runs.push(read(folder)?);
+            }
+        }
+        let table = report::metrics_csv(&runs)?;
+        match &self.out {
+            None => print!("{table}"),
+            Some(out) => println!("{}", page(out.clone(), &table)?.display()),
         }
         Ok(())
     }

@@ -231,7 +231,7 @@ impl Serve {
         let ended = deployed.end();
         outcome?;
         ended?;
-        eprintln!("ended");
+        status!("ended");
         Ok(())
     }
 }
@@ -249,9 +249,9 @@ pub(super) fn listen(
         let addresses: Vec<_> =
             listeners.iter().map(tokio::net::TcpListener::local_addr).collect::<Result<_, _>>()?;
         for address in addresses.iter().filter(|address| !address.ip().is_loopback() && !has_key) {
-            eprintln!(
-                "warning: {address} can be reached from other machines, and there is no --api-key-file"
-            );
+            super::warn(format_args!(
+                "{address} can be reached from other machines, and there is no --api-key-file"
+            ));
         }
         for client in
             std::iter::once(&deployed.client).chain(deployed.others.iter().map(|(client, _)| client))
@@ -341,7 +341,9 @@ pub(super) fn deploy_sharing(
     let app =
         App::new(client.clone(), tokenizer.clone(), template, id.clone(), options)?.with_metrics(metrics);
     if let Some(problem) = app.chat_problem() {
-        eprintln!("warning: the checkpoint's chat template can't be used, and chats are refused: {problem}");
+        super::warn(format_args!(
+            "the checkpoint's chat template can't be used, and chats are refused: {problem}"
+        ));
     }
     Ok(RunningServer { app, client, thread, others: Vec::new() })
 }
@@ -372,7 +374,7 @@ fn describe(served: &Served) {
         }
         (Some(folder), None) => format!("{} virtual tokens, {}", served.virtual_tokens, folder.display()),
     };
-    eprintln!("serving    {}: {what}", served.name);
+    status!("serving    {}: {what}", served.name);
 }
 
 /// Loads what a folder contains, and follows its changes until the process ends.
@@ -380,7 +382,7 @@ fn watch_folder(mut folder: AdapterFolder, client: Client) {
     let mut update = move || {
         match folder.update(&client) {
             Ok(changes) => changes.iter().for_each(report),
-            Err(error) => eprintln!("warning: {error}; what is loaded stays"),
+            Err(error) => super::warn(format_args!("{error}; what is loaded stays")),
         }
         client.is_serving()
     };
@@ -397,9 +399,9 @@ fn watch_folder(mut folder: AdapterFolder, client: Client) {
 
 fn report(change: &FolderChange) {
     match change {
-        FolderChange::Loaded(name) => eprintln!("loaded     {name}"),
-        FolderChange::Unloaded(name) => eprintln!("unloaded   {name}"),
-        FolderChange::Failed { name, problem } => eprintln!("warning: {name}: {problem}"),
+        FolderChange::Loaded(name) => status!("loaded     {name}"),
+        FolderChange::Unloaded(name) => status!("unloaded   {name}"),
+        FolderChange::Failed { name, problem } => super::warn(format_args!("{name}: {problem}")),
     }
 }
 
@@ -416,5 +418,5 @@ async fn shutdown_signal() {
     }
     #[cfg(not(unix))]
     drop(interrupt.await);
-    eprintln!("ending once the requests under way are answered");
+    status!("ending once the requests under way are answered");
 }

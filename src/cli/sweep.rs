@@ -107,7 +107,7 @@ fn continue_sweep(
         sweep.take_shard(shard)?;
     }
     let (warnings, notes) = sweep.remarks();
-    notes.iter().for_each(|text| eprintln!("note       {text}"));
+    notes.iter().for_each(|text| status!("note       {text}"));
     warnings.iter().for_each(super::warn);
     let is_resumed = folder.is_some() || matches!(part, SweepPart::Shard(_));
     let mut folder = match (folder, part) {
@@ -116,7 +116,7 @@ fn continue_sweep(
         (None, _) => SweepFolder::create(config)?,
     };
     if let Some(moved) = &folder.moved {
-        eprintln!("sweep      an earlier run or sweep of this name is now {}", moved.display());
+        status!("sweep      an earlier run or sweep of this name is now {}", moved.display());
     }
     describe(&sweep, &folder, part, is_resumed);
     let _guard = interrupt::Guard::new()?;
@@ -132,7 +132,7 @@ fn continue_sweep(
     if let SweepPart::Shard(shard) = part {
         return end_shard(outcome?, shard, &folder);
     }
-    finish(outcome, &folder, json)
+    finish(outcome, &folder, config, json)
 }
 
 /// Prints what the sweep is about to do.
@@ -141,11 +141,11 @@ fn describe(sweep: &Sweep, folder: &SweepFolder, part: SweepPart, is_resumed: bo
     match part {
         SweepPart::Shard(shard) => {
             let own = sweep.trials.iter().filter(|trial| shard.has(trial)).count();
-            eprintln!("shard      {shard}: {own} of {trials} trials of up to {epochs} epochs, in {path}");
+            status!("shard      {shard}: {own} of {trials} trials of up to {epochs} epochs, in {path}");
         }
         SweepPart::All | SweepPart::Choice => {
             let resumed = if is_resumed { "resumed" } else { "sweep" };
-            eprintln!("{resumed:<10} {trials} trials of up to {epochs} epochs, in {path}");
+            status!("{resumed:<10} {trials} trials of up to {epochs} epochs, in {path}");
         }
     }
 }
@@ -161,7 +161,12 @@ fn end_shard(ended: Ended, shard: Shard, folder: &SweepFolder) -> anyhow::Result
 }
 
 /// Writes the report of a sweep, and prints its result.
-fn finish(outcome: gneiss::Result<Ended>, folder: &SweepFolder, json: bool) -> anyhow::Result<()> {
+fn finish(
+    outcome: gneiss::Result<Ended>,
+    folder: &SweepFolder,
+    config: &Config,
+    json: bool,
+) -> anyhow::Result<()> {
     // Also after an error: the page shows the sweep up to there.
     let result = SweepResult::read(&folder.path).and_then(|result| {
         report::write_sweep(&result)?;
@@ -186,6 +191,7 @@ fn finish(outcome: gneiss::Result<Ended>, folder: &SweepFolder, json: bool) -> a
     } else {
         print(&result);
         println!("\nbest       {}\nreport     {}", path(BEST), path(SWEEP_REPORT));
+        super::tune::hint(&folder.path.join(BEST), config);
     }
     Ok(())
 }

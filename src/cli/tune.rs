@@ -3,7 +3,7 @@
 mod order;
 
 use super::interrupt::{self, Interrupted};
-use super::{launch, process, progress, text};
+use super::{launch, process, progress, stderr, text};
 use clap::Args;
 use gneiss::config::{Config, SweepOptions};
 use gneiss::data::{Encoded, LengthStats};
@@ -62,7 +62,11 @@ impl Tune {
         } else {
             print(&folder, &summary);
         }
-        go_on("tune", &folder, &summary)
+        go_on("tune", &folder, &summary)?;
+        if !json {
+            hint(&folder, &order.config);
+        }
+        Ok(())
     }
 
     /// The run that the arguments ask for.
@@ -73,6 +77,16 @@ impl Tune {
             return Err(Error::Invalid(format!("{option}: expected one process, found {size} ranks")).into());
         }
         self.run.order(Path::new(""))
+    }
+}
+
+/// What to do with a run, by the configuration in its folder.
+pub(super) fn hint(folder: &Path, config: &Config) {
+    let path = folder.display();
+    if config.data.test.is_empty() {
+        stderr::hint(format_args!("gneiss generate --model {} --adapter {path} TEXT", config.model.id));
+    } else {
+        stderr::hint(format_args!("gneiss eval {} --adapter {path}", folder.join(layout::CONFIG).display()));
     }
 }
 
@@ -109,6 +123,12 @@ pub(super) fn tune(
         None => RunFolder::create(Path::new(&config.runs), &config.name, &order.toml)?,
     };
     describe_start(order, &folder, &trainer, ranks);
+    let start = TuneStart {
+        run: folder.path.display().to_string(),
+        steps: trainer.first().total_steps(),
+        done: trainer.first().position().step,
+    };
+    stderr::event("start", None, &start);
     let _guard = interrupt::Guard::new()?;
     let device = session.model.device();
     let (mut process, mut gpu) = (process::ProcessMemory, DeviceMemory::new(device));
@@ -135,16 +155,16 @@ fn follow(trainer: &mut Trainer) -> anyhow::Result<()> {
 /// Prints where the run begins, and on how many ranks.
 fn describe_start(order: &Order, folder: &RunFolder, trainer: &Trainer, ranks: &dyn Ranks) {
     if let Some(moved) = &folder.moved {
-        eprintln!("run        an earlier run of this name is now {}", moved.display());
+        status!("run        an earlier run of this name is now {}", moved.display());
     }
     if ranks.size() > 1 {
-        eprintln!("ranks      {}, which share the examples of each step", ranks.size());
+        status!("ranks      {}, which share the examples of each step", ranks.size());
     }
     let Some((_, state)) = &order.resume else { return };
     let run = trainer.first();
-    eprintln!("resumed    after step {} of {}", run.position().step, run.total_steps());
+    status!("resumed    after step {} of {}", run.position().step, run.total_steps());
     if state.ranks != ranks.size() {
-        eprintln!(
+        status!(
             "note       the run had {} ranks before and has {} now: sums in another order have other last digits",
             state.ranks,
             ranks.size()
@@ -159,21 +179,21 @@ fn describe(tuning: &Tuning, config: &Config) {
         examples("validation", &config.data.validation, validation, config);
     }
     if let Some(teacher) = &tuning.data.teacher {
-        eprintln!(
+        status!(
             "teacher    {} tokens before every input; the loss is the KL divergence from the base model's distribution \
              after them",
             teacher.text_tokens
         );
     }
     for note in &tuning.data.notes {
-        eprintln!("note       {note}");
+        status!("note       {note}");
     }
     let [needs, limits] = text::plan(&tuning.plan);
-    eprintln!("memory     {needs}\n           {limits}");
+    status!("memory     {needs}\n           {limits}");
     if let Some(shortage) = text::shortage(&tuning.plan) {
-        eprintln!("           warning: {shortage}; the run goes on and may fail");
+        super::warn(format_args!("memory: {shortage}; the run goes on and may fail"));
     }
-    eprintln!(
+    status!(
         "prompt     {} virtual tokens, init {}{}; {} trainable values",
         tuning.initial.num_virtual_tokens(),
         config.prompt.init_method,
@@ -184,7 +204,7 @@ fn describe(tuning: &Tuning, config: &Config) {
 
 fn examples(what: &str, file: &str, encoded: &Encoded, config: &Config) {
     let lengths = LengthStats::from_lengths(encoded.examples.iter().map(|e| e.input.len()));
-    eprintln!(
+    status!(
         "{what:<10} {file}: {} examples, inputs of {} to {} tokens (median {}), {} inputs cut to {}, {} targets cut to {}",
         encoded.examples.len(),
         lengths.min,
@@ -195,6 +215,16 @@ fn examples(what: &str, file: &str, encoded: &Encoded, config: &Config) {
         encoded.targets_cut,
         config.data.max_output_tokens,
     );
+}
+
+/// The beginning of a run's steps, for `--progress json`.
+#[derive(serde::Serialize)]
+struct TuneStart {
+    run: String,
+    /// Optimizer steps of the whole run.
+    steps: usize,
+    /// Optimizer steps of the run's earlier parts.
+    done: usize,
 }
 
 /// The result of a run as JSON.
@@ -285,6 +315,7 @@ impl TuneProgress {
 
 impl Observer for TuneProgress {
     fn step(&mut self, record: &StepRecord) -> gneiss::Result<()> {
+        stderr::event("step", None, record);
         self.examples += record.examples;
         self.seconds += record.seconds;
         let speed = self.examples as f64 / self.seconds;
@@ -308,6 +339,10 @@ impl Observer for TuneProgress {
     }
 
     fn epoch(&mut self, record: &EpochRecord) -> gneiss::Result<()> {
+        if stderr::is_json() {
+            stderr::event("epoch", None, record);
+            return Ok(());
+        }
         let validation =
             record.validation_loss.map_or(String::new(), |l| format!(", validation loss {l:.4}"));
         let best = if record.best { ", best so far" } else { "" };
@@ -321,7 +356,7 @@ impl Observer for TuneProgress {
     }
 
     fn warning(&mut self, text: &str) -> gneiss::Result<()> {
-        progress::line(&self.bar, &format!("warning    {text}"));
+        progress::warning(&self.bar, text);
         Ok(())
     }
 

@@ -5,10 +5,11 @@ mod deployment;
 #[cfg(not(feature = "serve"))]
 #[path = "tutorial/no_deployment.rs"]
 mod deployment;
+mod files;
 
 use super::inspect::dataset::DatasetReport;
 use super::tune::{self, RunArgs};
-use super::{eval, find_lr, learning_curve, progress, text};
+use super::{eval, find_lr, learning_curve, progress, stderr, text};
 use clap::Args;
 use gneiss::config::{Config, Task};
 use gneiss::data::{Dataset, Template};
@@ -48,7 +49,8 @@ const STEPS: [(&str, &str); 9] = [
 ];
 
 /// Walks through the tutorial: data, experiment, run, status, summary, learning curve, tuned against base, deployment,
-/// and the same answers over HTTP. The default configuration is configs/tutorial.toml.
+/// and the same answers over HTTP. The default configuration is configs/tutorial.toml. If it or its files in data/ are not in
+/// this folder, they are written.
 #[derive(Args)]
 pub struct Tutorial {
     #[command(flatten)]
@@ -66,7 +68,14 @@ struct TutorialOutcome<'a, A> {
 impl Tutorial {
     /// Runs the subcommand.
     pub fn run(self) -> anyhow::Result<()> {
-        let mut order = self.run.order(Path::new("configs/tutorial.toml"))?;
+        let takes_default = self.run.takes_default();
+        if takes_default {
+            files::provide()?;
+        }
+        let mut order = self.run.order(Path::new(files::CONFIG))?;
+        if takes_default {
+            files::check_model(&order.config.model.id)?;
+        }
         // A mistake here would otherwise show only after the run.
         test_file(&order.config)?;
         let show = !self.run.json;
@@ -108,6 +117,8 @@ impl Tutorial {
             let outcome =
                 TutorialOutcome { tuning: tune::TuneOutcome::new(&folder, &summary), evaluation, deployment };
             println!("{}", serde_json::to_string(&outcome)?);
+        } else {
+            stderr::hint("gneiss init TRAIN.csv, for your own examples");
         }
         Ok(())
     }

@@ -120,7 +120,7 @@ impl Watsonx {
         outcome?;
         ended?;
         anyhow::ensure!(tuned.is_ok(), "the tuner's thread ended by a panic");
-        eprintln!("ended");
+        status!("ended");
         Ok(())
     }
 
@@ -143,11 +143,11 @@ impl Watsonx {
 }
 
 fn describe(store: &Path, tls: &Tls, bases: &[TunableModel]) {
-    eprintln!("store      {}", store.display());
-    eprintln!("tls        {}", tls.certificate.display());
+    status!("store      {}", store.display());
+    status!("tls        {}", tls.certificate.display());
     for base in bases {
         for alias in &base.aliases {
-            eprintln!("stands in  {} for {alias}", base.name);
+            status!("stands in  {} for {alias}", base.name);
         }
     }
 }

@@ -12,6 +12,23 @@ pub use memory::{DeviceMemory, PeakMemory, name};
 use crate::{Error, Result};
 use candle_core::Device;
 
+/// Vector instructions of this CPU that gneiss uses, found when the program runs, by the operating system's names; the
+/// fastest one for products of bf16 is the last.
+pub fn cpu_instructions() -> Vec<&'static str> {
+    #[cfg(target_arch = "x86_64")]
+    let general = [
+        ("avx2", is_x86_feature_detected!("avx2")),
+        ("fma", is_x86_feature_detected!("fma")),
+        ("f16c", is_x86_feature_detected!("f16c")),
+    ];
+    #[cfg(target_arch = "aarch64")]
+    let general = [("neon", true)];
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let general: [(&str, bool); 0] = [];
+    let general = general.into_iter().filter(|(_, has)| *has).map(|(name, _)| name);
+    general.chain(crate::ops::bf16::Isa::all().iter().map(|isa| isa.name())).collect()
+}
+
 /// Free memory of `device`, bytes; `None` if the system does not report it. On CUDA it is the driver's figure, which
 /// includes the limits of containers and MIG slices, plus the unused memory that the allocator holds. On the CPU it is
 /// what Linux calls available, or what is left of the limits of the process's control groups if that is less.

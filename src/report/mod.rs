@@ -6,6 +6,7 @@
 mod axis;
 mod chart;
 mod compare;
+mod csv;
 mod html;
 mod parallel;
 pub mod plot;
@@ -21,6 +22,7 @@ use crate::files::write_atomically;
 pub use crate::layout::{CURVE_PNG, CURVE_SVG, REPORT};
 use crate::run::Run;
 pub use compare::compare;
+pub use csv::metrics_csv;
 use plot::Size;
 use std::path::PathBuf;
 pub use sweep::{sweep_page, write_sweep};

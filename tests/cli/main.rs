@@ -19,9 +19,13 @@ mod distillation;
 #[cfg(feature = "serve")]
 mod ensembles;
 mod eval;
+mod habits;
+mod init;
 mod inspect;
 mod kinds;
 mod position;
+mod push;
+mod python;
 mod ranks;
 mod resume;
 mod searches;

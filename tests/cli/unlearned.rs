@@ -77,7 +77,7 @@ fn a_run_whose_only_step_is_warm_up_says_that_it_learns_nothing() {
     assert_ne!(text, CONFIG);
     place.write("one.toml", &text);
     let (_, stderr) = texts(&place.gneiss(["inspect", "one.toml"]).success());
-    assert!(stderr.contains("warning: the run has one step, which is warm-up"), "{stderr}");
+    assert!(stderr.contains("warning    the run has one step, which is warm-up"), "{stderr}");
 
     // It goes on, and what was said of its end is no longer true.
     place.gneiss(["tune", "--resume", "runs/dogs", "--set", "train.num_epochs=3"]).success();

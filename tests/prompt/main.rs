@@ -413,6 +413,7 @@ fn the_card_says_what_it_is_and_how_to_load_it() {
     };
     let expected = r#"---
 base_model: "org/name"
+base_model_relation: adapter
 library_name: peft
 pipeline_tag: text-generation
 tags:

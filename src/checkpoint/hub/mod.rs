@@ -14,8 +14,10 @@
 mod options;
 mod remote;
 mod transfer;
+mod upload;
 
 pub use options::HubOptions;
+pub use upload::{Upload, UploadFile};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

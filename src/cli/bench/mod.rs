@@ -189,7 +189,7 @@ impl BenchArgs {
     ) -> anyhow::Result<()> {
         for case in self.cases(default) {
             let label = report::label(case);
-            eprintln!("{label}: {} + {} steps", self.warmup, self.steps);
+            status!("{label}: {} + {} steps", self.warmup, self.steps);
             let mut found = self.measure(runs, case).with_context(|| label.clone())?;
             found.by_turns = ByTurns::new(&found.measured, &report.cases);
             report.canary = runs.canary.map(Canary::rate);
@@ -313,7 +313,7 @@ impl BenchArgs {
         let started = Instant::now();
         let model = Decoder::random(&config, Dtypes::for_weights(dtype, &device)?, &device, SEED)?;
         device.synchronize()?;
-        eprintln!(
+        status!(
             "model      {}: random weights, {dtype:?} on {}, {} in {:.1} s",
             path.display(),
             gneiss::device::kind(&device),
@@ -347,7 +347,7 @@ fn step_products(model: &Decoder) -> anyhow::Result<Option<StepProducts>> {
     match StepProducts::measure(model.config(), model.device(), model.product_dtype()) {
         Ok(found) => Ok(Some(found)),
         Err(error) if is_out_of_memory(&error) => {
-            eprintln!("products at the step's shapes: not measured, the GPU has too little memory: {error}");
+            status!("products at the step's shapes: not measured, the GPU has too little memory: {error}");
             Ok(None)
         }
         Err(error) => Err(error.into()),

@@ -62,7 +62,7 @@ fn one(check: &Check, device: &Device, dtype: DType) -> anyhow::Result<LargeDtyp
     };
     let mut found = LargeDtypeResults { dtype: dtype.as_str(), comparisons: Vec::new(), not_run: Vec::new() };
     for name in names {
-        eprintln!("{:<5} {name}", dtype.as_str());
+        status!("{:<5} {name}", dtype.as_str());
         let of = check::large(&target, name, check.scale)?;
         found.comparisons.extend(of.comparisons);
         found.not_run.extend(of.not_run);

@@ -68,9 +68,7 @@ impl Check {
             anyhow::bail!(gneiss::Error::Invalid(problem));
         }
         if std::env::var_os("NVIDIA_TF32_OVERRIDE").is_some_and(|v| v != "0") && !device.is_cpu() {
-            eprintln!(
-                "NVIDIA_TF32_OVERRIDE is set: products in f32 are computed in TF32, with errors of 1e-3"
-            );
+            status!("NVIDIA_TF32_OVERRIDE is set: products in f32 are computed in TF32, with errors of 1e-3");
         }
         if self.large {
             return large::run(&self, &device, &dtypes);
@@ -103,13 +101,13 @@ impl Check {
         };
         let mut comparisons = Vec::new();
         for name in names {
-            eprintln!("{:<5} {name}", dtype.as_str());
+            status!("{:<5} {name}", dtype.as_str());
             comparisons.extend(check::ops(&target, name)?);
         }
         let mut runs = Vec::new();
         if self.steps > 0 {
             for (head_dim, max_rows) in [(64, 8192), (64, 100), (128, 8192), (80, 8192)] {
-                eprintln!("{:<5} run with heads of {head_dim}, {max_rows} rows a pass", dtype.as_str());
+                status!("{:<5} run with heads of {head_dim}, {max_rows} rows a pass", dtype.as_str());
                 runs.push(check::run(
                     &target,
                     RunSize { steps: self.steps, examples: 8, max_rows, head_dim },

@@ -133,7 +133,7 @@ fn open(config: &AdapterConfig, model: Option<&str>) -> anyhow::Result<Option<Ba
             Err(error) => error.to_string(),
         },
     };
-    eprintln!("base model not opened: {why}; --model MODEL compares the virtual tokens with its vocabulary");
+    status!("base model not opened: {why}; --model MODEL compares the virtual tokens with its vocabulary");
     Ok(None)
 }
 
@@ -149,7 +149,7 @@ impl BaseModel {
             bare.weights.tensor("model.embed_tokens.weight", &[v, c], DType::F32, &Device::Cpu)?;
         let tokenizer = TextTokenizer::open(path);
         if let Err(error) = &tokenizer {
-            eprintln!("tokenizer  none, tokens are shown by their ids: {error}");
+            status!("tokenizer  none, tokens are shown by their ids: {error}");
         }
         Ok(Self { embedding, tokenizer: tokenizer.ok() })
     }

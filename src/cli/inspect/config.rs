@@ -133,7 +133,7 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<ConfigReport>
         steps => steps,
     };
     if let Some(problem) = health::schedule(&config.train, steps) {
-        eprintln!("warning: {problem}");
+        crate::cli::warn(problem);
     }
     let shared = common_head(train.iter().map(|e| e.input.as_slice()));
     Ok(ConfigReport {
@@ -163,7 +163,7 @@ fn load(path: &Path, model: Option<&str>) -> anyhow::Result<Config> {
     }
     if !config.sweep.is_default() {
         let trials = config.trials()?.len();
-        eprintln!("sweep      {trials} trials with gneiss sweep; this is the run of the other tables");
+        status!("sweep      {trials} trials with gneiss sweep; this is the run of the other tables");
     }
     Ok(config)
 }
@@ -186,10 +186,11 @@ fn largest_step(
 /// Prints a warning if the longest example has more positions than the model.
 fn warn_about_positions(positions: [usize; 2]) {
     if positions[0] > positions[1] {
-        eprintln!(
+        status!(
             "positions  {} are more than the model's {}: tuning will refuse them; lower data.max_input_tokens \
              or prompt.num_virtual_tokens",
-            positions[0], positions[1]
+            positions[0],
+            positions[1]
         );
     }
 }
@@ -197,10 +198,11 @@ fn warn_about_positions(positions: [usize; 2]) {
 /// Prints a warning if the longest example has more positions after the teacher's text than the model.
 fn warn_about_teacher(tokens: usize, positions: [usize; 2]) {
     if tokens > 0 && positions[0] > positions[1] {
-        eprintln!(
+        status!(
             "positions  {} after data.teacher_text are more than the model's {}: tuning will refuse them; shorten the \
              text, or lower data.max_input_tokens",
-            positions[0], positions[1]
+            positions[0],
+            positions[1]
         );
     }
 }

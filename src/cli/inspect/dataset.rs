@@ -127,8 +127,8 @@ impl DatasetReport {
 
     /// Prints the notes and warnings about the file on stderr, with `key` before them.
     pub fn warn(&self, key: &str) {
-        self.notes.iter().for_each(|text| eprintln!("note       {key}{text}"));
-        self.warnings.iter().for_each(|text| eprintln!("warning    {key}{text}"));
+        self.notes.iter().for_each(|text| status!("note       {key}{text}"));
+        self.warnings.iter().for_each(|text| crate::cli::warn(format_args!("{key}{text}")));
     }
 
     /// Adds the lengths in tokens; returns the examples as `encoder` cuts them.

@@ -44,17 +44,36 @@ enum PathKind {
     Config,
 }
 
+impl PathKind {
+    /// The command to go on with.
+    fn hint(&self, path: &str) -> String {
+        match self {
+            Self::Model => format!("gneiss init TRAIN.csv --model {path}"),
+            Self::Adapter(..) => format!("gneiss generate --model MODEL --adapter {path} TEXT"),
+            Self::Run => format!("gneiss report {path}"),
+            Self::Dataset => format!("gneiss init {path}"),
+            Self::Config => format!("gneiss tune {path}"),
+        }
+    }
+}
+
 impl Inspect {
     /// Runs the subcommand.
     pub fn run(self) -> anyhow::Result<()> {
         let (path, base) = (Path::new(&self.path), self.model.as_deref());
-        match kind(path)? {
+        let kind = kind(path)?;
+        let hint = kind.hint(&self.path);
+        match kind {
             PathKind::Model => self.print(&model::inspect(&self.path)?),
             PathKind::Adapter(folder, task) => self.print(&adapter::inspect(&folder, task, base)?),
             PathKind::Run => self.print(&run::inspect(path, base)?),
             PathKind::Dataset => self.print(&dataset::inspect(path, base, &self.dataset)?),
             PathKind::Config => self.print(&config::inspect(path, base)?),
+        }?;
+        if !self.json {
+            crate::cli::stderr::hint(hint);
         }
+        Ok(())
     }
 
     fn print(&self, report: &impl Report) -> anyhow::Result<()> {

@@ -127,7 +127,7 @@ pub fn inspect(id: &str) -> anyhow::Result<ModelReport> {
             Some(tokenizer)
         }
         Err(error) => {
-            eprintln!("tokenizer  none: {error}");
+            status!("tokenizer  none: {error}");
             None
         }
     };
@@ -178,7 +178,7 @@ fn open(path: &Path) -> anyhow::Result<(ModelConfig, Option<(String, u64)>)> {
         }
         Err(error) if path.is_dir() => {
             let config = ModelConfig::from_json(&path.join(CONFIG))?;
-            eprintln!("weights    none: {error}");
+            status!("weights    none: {error}");
             Ok((config, None))
         }
         Err(error) => Err(error.into()),

@@ -31,7 +31,7 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<RunReport> {
     let adapter = if folder.is_dir() {
         Some(adapter::inspect(&folder, None, model)?)
     } else {
-        eprintln!("adapter    none yet: {} is not there", folder.display());
+        status!("adapter    none yet: {} is not there", folder.display());
         None
     };
     let best = |a: &&EpochRecord, b: &&EpochRecord| loss(a).total_cmp(&loss(b));

@@ -1,6 +1,6 @@
 //! The progress of a sweep: a table on a terminal, lines otherwise, and lines of JSON on stdout if they are asked for.
 
-use crate::cli::{interrupt, process, progress};
+use crate::cli::{interrupt, process, progress, stderr};
 use candle_core::Device;
 use gneiss::device::{DeviceMemory, PeakMemory};
 use gneiss::report;
@@ -40,7 +40,7 @@ struct TrialLine<'a, T: Serialize> {
 
 impl SweepProgress {
     pub fn new(sweep: &Sweep, device: &Device, json: bool) -> Self {
-        let is_terminal = std::io::stderr().is_terminal();
+        let is_terminal = std::io::stderr().is_terminal() && stderr::allows_bars();
         let target = if is_terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let table = MultiProgress::with_draw_target(target);
         let epochs: usize = sweep.trials.iter().map(|trial| trial.config.train.num_epochs).sum();
@@ -114,6 +114,7 @@ fn names(trials: &[usize]) -> String {
 
 impl SweepObserver for SweepProgress {
     fn step(&self, trial: &Trial, record: &StepRecord) {
+        stderr::event("step", Some(trial.number), record);
         let StepRecord { epoch, step, loss, .. } = record;
         let epochs = trial.config.train.num_epochs;
         self.row(trial, &format!("epoch {epoch} of {epochs}, step {step}, loss {loss:.4}"));
@@ -130,10 +131,11 @@ impl SweepObserver for SweepProgress {
 
     fn epoch(&self, trial: &Trial, record: &EpochRecord) {
         self.bar.inc(1);
+        stderr::event("epoch", Some(trial.number), record);
         let loss = |loss: Option<f64>| loss.map_or("none".into(), |loss| format!("{loss:.4}"));
         let (train, validation) = (loss(record.train_loss), loss(record.validation_loss));
         let text = format!("epoch {}: training loss {train}, validation loss {validation}", record.epoch);
-        if self.rows.is_empty() {
+        if self.rows.is_empty() && !stderr::is_json() {
             self.line(&format!("trial {} {text}, {:.1} s", trial.name(), record.seconds));
         }
         self.row(trial, &text);
@@ -142,7 +144,7 @@ impl SweepObserver for SweepProgress {
 
     fn warning(&self, trial: &Trial, text: &str) {
         if self.said.borrow_mut().insert(text.to_owned()) {
-            self.line(&format!("warning    trial {}: {text}", trial.name()));
+            progress::warning(&self.bar, &format!("trial {}: {text}", trial.name()));
         }
     }
 

@@ -41,6 +41,11 @@ pub(in crate::cli) struct Order {
 }
 
 impl RunArgs {
+    /// Whether the arguments name no configuration and no run.
+    pub(in crate::cli) fn takes_default(&self) -> bool {
+        self.config.is_none() && self.resume.is_none()
+    }
+
     /// The run that the arguments ask for; with the configuration in `default` if they name none.
     pub(in crate::cli) fn order(&self, default: &Path) -> anyhow::Result<Order> {
         let (config, resume) = match &self.resume {

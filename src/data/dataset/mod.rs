@@ -3,6 +3,7 @@
 //! A file is read once. Every malformed row is reported, with its line and field; none is skipped.
 
 mod chat;
+mod columns;
 mod csv;
 mod format;
 mod json;
@@ -18,6 +19,7 @@ use self::source::SourceFile;
 use super::labels;
 use crate::{Error, Result};
 
+pub use self::columns::{DataColumn, columns};
 pub use self::format::is_dataset;
 pub(crate) use self::problems::{Lines, Problems};
 

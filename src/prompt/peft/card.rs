@@ -168,7 +168,11 @@ fn position(text: &str) -> String {
 /// YAML that the hub reads.
 fn header(base: &str, method: PeftType) -> String {
     let base = if base.is_empty() { String::new() } else { format!("base_model: {}\n", quoted(base)) };
-    let library = if method == PeftType::GneissPromptTuning { "" } else { "library_name: peft\n" };
+    let library = match (method, base.is_empty()) {
+        (PeftType::GneissPromptTuning, _) => "",
+        (_, true) => "library_name: peft\n",
+        (_, false) => "base_model_relation: adapter\nlibrary_name: peft\n",
+    };
     format!("---\n{base}{library}pipeline_tag: text-generation\ntags:\n- {}\n- gneiss\n---\n", method.tag())
 }
 

@@ -14,6 +14,7 @@ mod fits;
 mod kind;
 mod multitask;
 mod place;
+mod published;
 mod task;
 mod weights;
 
@@ -28,6 +29,7 @@ pub use config::{AdapterConfig, PromptTuningInit};
 pub use kind::PeftType;
 pub(crate) use place::with_task;
 pub use place::{Place, adapters_in};
+pub use published::{CardMetric, CardResults, published_card};
 pub use task::PromptTask;
 
 use crate::checkpoint::HubOptions;

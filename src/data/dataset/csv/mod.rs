@@ -12,7 +12,7 @@ use self::dialect::{Dialect, find_column, separator_name};
 use self::quotes::{QuoteFault, quote_fault};
 use super::problems::{FileNotes, Lines};
 use super::source::SourceFile;
-use super::{FieldNames, Problems, Record, blank, found_names};
+use super::{DataColumn, FieldNames, Problems, Record, blank, found_names};
 
 /// Number of rows from which a fault that all rows share is reported once.
 const MANY: usize = 3;
@@ -58,6 +58,25 @@ pub(super) fn read(
         ));
     }
     read.finish(&table, problems)
+}
+
+/// The columns with all their fields; `preferred` is the separator that the file's name gives.
+pub(super) fn columns(source: &SourceFile<'_>, preferred: u8, notes: &mut FileNotes) -> Vec<DataColumn> {
+    let names = FieldNames { input: "", output: "" };
+    let Dialect { separator, start, compact } = Dialect::detect(source, preferred, names, notes);
+    let compact = compact.as_deref().map(SourceFile::new);
+    let source = compact.as_ref().unwrap_or(source);
+    let mut rows = CsvRows::new(source, start, separator);
+    let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
+    let header: Vec<String> = rows.next().map_or(Vec::new(), |row| row.fields.iter().map(text).collect());
+    let mut columns: Vec<DataColumn> =
+        header.into_iter().map(|name| DataColumn { name, values: Vec::new() }).collect();
+    for row in rows {
+        for (column, field) in columns.iter_mut().zip(row.fields.iter()) {
+            column.values.push(text(field));
+        }
+    }
+    columns
 }
 
 /// The result of reading the rows.

@@ -1,0 +1,131 @@
+//! `gneiss export --push`: an adapter as a repository on the hub.
+
+use crate::cli::stderr;
+use gneiss::checkpoint::{HubOptions, Upload, UploadFile};
+use gneiss::evaluate::{Answers, Evaluation};
+use gneiss::layout::adapter_folder;
+use gneiss::prompt::Tuned;
+use gneiss::prompt::peft::{CardMetric, CardResults, published_card};
+use gneiss::{Error, Result};
+use std::path::{Path, PathBuf};
+
+/// An adapter for the hub.
+pub(super) struct Push<'a> {
+    /// The adapter, as on the command line.
+    pub adapter: &'a str,
+    /// `org/name`.
+    pub repo: &'a str,
+    /// Whether a new repository is private.
+    pub is_private: bool,
+    /// The base model's id on the hub; by default the one that the adapter names.
+    pub base: Option<&'a str>,
+}
+
+impl Push<'_> {
+    /// Uploads the adapter; returns the page of the repository.
+    pub fn run(&self) -> Result<String> {
+        if !is_hub_id(self.repo) {
+            return Err(invalid(format!("--push {}: expected ORG/NAME", self.repo)));
+        }
+        let tuned = Tuned::read_all(&[PathBuf::from(self.adapter)])?.remove(0);
+        let local = tuned.adapter.config.base_model_name_or_path.clone().unwrap_or_default();
+        let base = self.base.unwrap_or(&local);
+        if !is_hub_id(base) || (self.base.is_none() && Path::new(base).exists()) {
+            return Err(invalid(format!(
+                "--model: expected the base model's id on the hub, found {base:?}; hint: --model ORG/NAME, of the same weights"
+            )));
+        }
+        let results = match &tuned.run {
+            Some(run) => Evaluation::read(run)?.and_then(|evaluation| results(&evaluation, &tuned.name)),
+            None => None,
+        };
+        if results.is_none() {
+            stderr::warn(
+                "the model card has no evaluation; hint: gneiss eval writes one into the run folder",
+            );
+        }
+        let files = files(&tuned, self.repo, [&local, base], results.as_ref())?;
+        for file in &files {
+            status!("uploading  {} ({})", file.path, gneiss::text::bytes(file.content.len() as u64));
+        }
+        let summary = format!("Soft prompt {}", tuned.name);
+        let upload = Upload { repo: self.repo.into(), is_private: self.is_private, summary, files };
+        upload.run(&HubOptions::from_env())
+    }
+}
+
+fn invalid(problem: String) -> Error {
+    Error::Invalid(problem)
+}
+
+/// `org/name`, each of letters, digits, `.`, `_` and `-`.
+fn is_hub_id(id: &str) -> bool {
+    let fits = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with('.')
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+    };
+    id.split_once('/').is_some_and(|(organization, name)| fits(organization) && fits(name))
+        && !id.ends_with(".gguf")
+}
+
+/// The files of the adapter, with the base model's id on the hub; no data and no predictions.
+fn files(
+    tuned: &Tuned,
+    repo: &str,
+    bases: [&str; 2],
+    results: Option<&CardResults>,
+) -> Result<Vec<UploadFile>> {
+    let mut files = Vec::new();
+    for name in adapter_folder::FILES.into_iter().chain([adapter_folder::CARD]) {
+        let path = tuned.folder.join(name);
+        let mut content = match std::fs::read(&path) {
+            Ok(content) => content,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                // A folder that PEFT wrote has no task.json; its README.md may be missing.
+                if name == adapter_folder::CARD { Vec::new() } else { continue }
+            }
+            Err(error) => return Err(Error::io(&path)(error)),
+        };
+        if name == adapter_folder::CARD {
+            content = published_card(&String::from_utf8_lossy(&content), repo, bases, results).into_bytes();
+        } else if name == adapter_folder::CONFIG {
+            content = with_base(&content, bases[1], &path)?;
+        }
+        files.push(UploadFile { path: name.to_owned(), content });
+    }
+    Ok(files)
+}
+
+/// adapter_config.json with another base model.
+fn with_base(content: &[u8], base: &str, path: &Path) -> Result<Vec<u8>> {
+    let problem =
+        |error: serde_json::Error| Error::Checkpoint { path: path.into(), problem: error.to_string() };
+    let mut config: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(content).map_err(problem)?;
+    config.insert("base_model_name_or_path".into(), base.into());
+    serde_json::to_vec_pretty(&config).map_err(problem)
+}
+
+/// The metrics of the prompt `name` beside the base model's.
+fn results(evaluation: &Evaluation, name: &str) -> Option<CardResults> {
+    let base = &evaluation.arms.first()?.answers;
+    let tuned = &evaluation.arms.iter().find(|arm| arm.name == name)?.answers;
+    let metric = |kind: &str, name: &str, of: &dyn Fn(&Answers) -> Option<f64>| {
+        Some(CardMetric { kind: kind.into(), name: name.into(), base: of(base)?, tuned: of(tuned)? })
+    };
+    let metrics = [
+        metric("accuracy", "accuracy, generated", &|a| Some(a.generated.as_ref()?.accuracy)),
+        metric("f1", "macro F1, generated", &|a| Some(a.generated.as_ref()?.macro_f1)),
+        metric("accuracy", "accuracy, label likelihood", &|a| Some(a.likelihood.as_ref()?.accuracy)),
+        metric("exact_match", "exact match", &|a| {
+            let text = a.text.as_ref()?;
+            Some(text.correct as f64 / text.total as f64)
+        }),
+        metric("f1", "token F1", &|a| Some(a.text.as_ref()?.token_f1)),
+        metric("rougeL", "ROUGE-L", &|a| Some(a.text.as_ref()?.rouge_l)),
+        metric("perplexity", "perplexity of the outputs", &|a| Some(a.perplexity)),
+    ];
+    let test = Path::new(&evaluation.test).file_name()?.to_string_lossy().into_owned();
+    Some(CardResults { test, rows: base.predictions.len(), metrics: metrics.into_iter().flatten().collect() })
+}

@@ -1,0 +1,60 @@
+"""Checks a wheel without installing it: its files, and the oldest glibc that its program runs on.
+
+    python3 tests/python/check_wheel.py dist/gneiss_tune-*.whl
+
+readelf (binutils) lists the versions of glibc's symbols. Prints what was found; exits with 1 if something is wrong.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+PROGRAM = re.compile(r"gneiss_tune-[^/]+\.data/scripts/gneiss")
+PACKAGE = ["__init__.py", "__main__.py", "_program.py", "_run.py", "_trackers.py", "py.typed"]
+#: Libraries of glibc itself, which every Linux with glibc has.
+LIBRARIES = {"libc.so.6", "libm.so.6", "libpthread.so.0", "libdl.so.2", "librt.so.1", "ld-linux-x86-64.so.2",
+             "ld-linux-aarch64.so.1", "libgcc_s.so.1"}
+
+
+def readelf(path, flag):
+    return subprocess.run(["readelf", "-W", flag, path], check=True, capture_output=True, text=True).stdout
+
+
+def problems(wheel):
+    tag = re.fullmatch(r"gneiss_tune-[^-]+-py3-none-(.+)\.whl", wheel.name)
+    if not tag:
+        return [f"expected gneiss_tune-VERSION-py3-none-PLATFORM.whl, found {wheel.name}"]
+    found = []
+    with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory() as folder:
+        names = archive.namelist()
+        found += [f"no gneiss_tune/{name}" for name in PACKAGE if f"gneiss_tune/{name}" not in names]
+        others = [name for name in names if not re.match(r"gneiss_tune(/|-[^/]+\.(data/scripts|dist-info)/)", name)]
+        found += [f"a file that is not part of the package: {name}" for name in others]
+        program = next(filter(PROGRAM.fullmatch, names), None)
+        if program is None:
+            return [*found, "no program in the wheel's scripts"]
+        if archive.getinfo(program).external_attr >> 16 & 0o111 != 0o111:
+            found.append(f"{program}: expected a file that can be executed")
+        path = archive.extract(program, folder)
+        needed = set(re.findall(r"\(NEEDED\).*\[(.+)\]", readelf(path, "-d"))) - LIBRARIES
+        if needed:
+            found.append(f"{program} needs {', '.join(sorted(needed))}")
+        versions = {tuple(map(int, v.split("."))) for v in re.findall(r"GLIBC_(\d+(?:\.\d+)+)", readelf(path, "-V"))}
+    newest = max(versions)
+    print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB, needs glibc {'.'.join(map(str, newest))}")
+    promised = re.match(r"manylinux_(\d+)_(\d+)_", tag[1])
+    if not promised:
+        found.append(f"expected a tag manylinux_X_Y, found {tag[1]}: the wheel may not run on other machines")
+    elif newest > tuple(map(int, promised.groups())):
+        found.append(f"the tag promises glibc {promised[1]}.{promised[2]}")
+    return found
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    wrong = problems(Path(sys.argv[1]))
+    sys.exit("\n".join(wrong) if wrong else 0)
