@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand. Results go to stdout, progress and logs to stderr.
 
+mod adapter_folder;
 pub mod allocator;
 mod bench;
 mod check;
