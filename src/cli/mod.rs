@@ -2,6 +2,8 @@
 
 #[macro_use]
 pub mod stderr;
+
+mod adapter_folder;
 pub mod allocator;
 mod bench;
 mod check;

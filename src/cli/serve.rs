@@ -1,5 +1,6 @@
 //! `gneiss serve`: base and tuned prompts over HTTP.
 
+use super::adapter_folder::watch_folder;
 use super::listen::Listen;
 use super::{PlaceArgs, progress};
 use anyhow::Context;
@@ -11,7 +12,7 @@ use gneiss::prompt::{Tuned, check_name, split_name};
 use gneiss::serve::client::Client;
 use gneiss::serve::served::Served;
 use gneiss::serve::turns::DeviceTurns;
-use gneiss::serve::watch::{AdapterFolder, FolderChange};
+use gneiss::serve::watch::AdapterFolder;
 use gneiss::serve::{App, Metrics, Platform, ServerLimits, ServerOptions, Tls, worker};
 use gneiss::session;
 use gneiss::session::Session;
@@ -19,10 +20,6 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
-
-/// Time between two updates from the folder of adapters.
-const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Serves the base model and tuned prompts over HTTP: OpenAI's API, watsonx's API, and a page to try them at `/`.
 /// Ctrl-C ends it after the requests in progress are answered.
@@ -375,34 +372,6 @@ fn describe(served: &Served) {
         (Some(folder), None) => format!("{} virtual tokens, {}", served.virtual_tokens, folder.display()),
     };
     status!("serving    {}: {what}", served.name);
-}
-
-/// Loads what a folder contains, and follows its changes until the process ends.
-fn watch_folder(mut folder: AdapterFolder, client: Client) {
-    let mut update = move || {
-        match folder.update(&client) {
-            Ok(changes) => changes.iter().for_each(report),
-            Err(error) => super::warn(format_args!("{error}; what is loaded stays")),
-        }
-        client.is_serving()
-    };
-    update();
-    std::thread::spawn(move || {
-        loop {
-            std::thread::sleep(INTERVAL);
-            if !update() {
-                return;
-            }
-        }
-    });
-}
-
-fn report(change: &FolderChange) {
-    match change {
-        FolderChange::Loaded(name) => status!("loaded     {name}"),
-        FolderChange::Unloaded(name) => status!("unloaded   {name}"),
-        FolderChange::Failed { name, problem } => super::warn(format_args!("{name}: {problem}")),
-    }
 }
 
 /// Completes at Ctrl-C or SIGTERM.
