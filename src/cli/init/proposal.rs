@@ -87,6 +87,8 @@ pub(super) fn columns(found: &[DataColumn], input: Option<&str>, output: Option<
     let input = input.map(str::to_owned).or_else(|| named(&INPUTS, Some(&output))).or_else(|| {
         others(Some(&output))
             .into_iter()
+            // The first of equals.
+            .rev()
             .max_by_key(|column| length(column))
             .map(|column| column.name.clone())
     });
