@@ -75,6 +75,8 @@ class Face(unittest.TestCase):
             tune("short", set={"train.max_steps": 1})
 
     def test_ctrl_c_ends_the_run_which_can_go_on(self):
+        # A shell starts programs in the background with the signal ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         interrupt = lambda record: record["step"] == 3 and os.kill(os.getpid(), signal.SIGINT)  # noqa: E731
         options = {"train.num_epochs": 40, "train.early_stopping": 0}
         # In on_step the interrupt ends the block: the program is told to end, and saves the run.
