@@ -3,6 +3,7 @@
 #[macro_use]
 pub mod stderr;
 
+#[cfg(feature = "serve")]
 mod adapter_folder;
 pub mod allocator;
 mod bench;
