@@ -122,7 +122,7 @@ impl<'a> Tuning<'a> {
     /// events are also passed to `watch`; `memory` measures the peak.
     ///
     /// # Errors
-    /// Returns the errors of [`Trainer::run`], after the prompt learned so far is written, and [`Error::Io`].
+    /// Returns the errors of [`Trainer::run`], after the prompt learned so far is written, and [`crate::Error::Io`].
     pub fn run(
         &self,
         trainer: &mut Trainer,
@@ -145,7 +145,7 @@ impl<'a> Tuning<'a> {
     /// The observer that writes the records and checkpoints of `run` into `folder`; all events are also passed to `watch`.
     ///
     /// # Errors
-    /// Returns [`Error::Io`] if a file can't be read or written, and the errors of `watch`.
+    /// Returns [`crate::Error::Io`] if a file can't be read or written, and the errors of `watch`.
     pub fn recorder<'r>(
         &self,
         run: &PromptRun,
@@ -184,7 +184,7 @@ impl<'a> Tuning<'a> {
     /// Writes the prompt that `run` keeps, the tokens and the summary. A paused run gets its tokens when it has ended.
     ///
     /// # Errors
-    /// Returns [`Error::Io`] if a file can't be written, an error if a device operation fails, and the observer's errors.
+    /// Returns [`crate::Error::Io`] if a file can't be written, an error if a device operation fails, and the observer's errors.
     pub fn finish(&self, run: &PromptRun, recorder: Recorder, status: Status) -> Result<Summary> {
         let Recorder { folder, mut summary, rates, memory, watch, .. } = recorder;
         // Also after an error: the prompt learned so far is kept.

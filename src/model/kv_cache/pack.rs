@@ -26,7 +26,7 @@ pub struct Continuation<'a> {
 }
 
 impl KvCache {
-    /// Packs the next tokens of some sequences as a batch, which has to be the next one that [`Decoder::infer`] runs.
+    /// Packs the next tokens of some sequences as a batch, which has to be the next one that [`crate::model::Decoder::infer`] runs.
     ///
     /// # Errors
     /// More tokens than a sequence has room for, or none; more targets than tokens.
