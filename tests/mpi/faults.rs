@@ -3,8 +3,11 @@
 use super::place::{Place, Running};
 use std::time::{Duration, Instant};
 
-/// Enough steps that a run is still under way when it is signalled: 3 an epoch, a checkpoint every 2.
-const LONG: [&str; 4] = ["--set", "train.num_epochs=30", "--set", "train.checkpoint_steps=2"];
+/// Enough steps that a run is still under way when its launcher kills it, a second after it was asked to end: 3 an epoch, a
+/// checkpoint every 2.
+const LONG: [&str; 4] = ["--set", "train.num_epochs=100", "--set", "train.checkpoint_steps=2"];
+/// Records of such a run: 3 steps and a validation an epoch.
+const RECORDS: usize = 400;
 
 fn whole(place: &Place) {
     place.mpirun(2, &[&LONG[..], &["--set", "name=whole"]].concat());
@@ -32,7 +35,7 @@ fn a_run_of_which_a_rank_was_killed_goes_on_bit_for_bit() {
         let (code, stderr) = running.ended();
         assert_ne!(code, Some(0), "{stderr}");
         assert!(killed.elapsed() < Duration::from_secs(10), "the job ended after {:?}", killed.elapsed());
-        assert!(place.lines() < 120, "it had not ended by itself");
+        assert!(place.lines() < RECORDS, "it had not ended by itself");
     }
     let (code, stderr) = auto(&place).ended();
     assert_eq!(code, Some(0), "{stderr}");
@@ -51,7 +54,7 @@ fn a_run_whose_launcher_was_asked_to_end_goes_on_bit_for_bit() {
     let (code, stderr) = running.ended();
     assert_ne!(code, Some(0), "{stderr}");
     let lines = place.lines();
-    assert!(lines < 120, "it had not ended by itself");
+    assert!(lines < RECORDS, "it had not ended by itself");
     let (code, stderr) = auto(&place).ended();
     assert_eq!(code, Some(0), "{stderr}");
     is_the_whole_run(&place);
