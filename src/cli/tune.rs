@@ -41,10 +41,12 @@ impl Tune {
             order.config.sweep = SweepOptions::seeds(order.config.train.seed, seeds.into());
             return super::sweep::run(&order.config, None, json);
         }
-        launch::all(ranks, launch::place(&mut order.config.model, ranks).map_err(Into::into))?;
+        // Not in the run's configuration, in which the device is the one that was asked for.
+        let mut model = order.config.model.clone();
+        launch::all(ranks, launch::place(&mut model, ranks).map_err(Into::into))?;
         let opened = match ranks.rank() {
-            0 => progress::open(&order.config.model),
-            _ => gneiss::session::open(&order.config.model, &mut |_, _| ()).map_err(Into::into),
+            0 => progress::open(&model),
+            _ => gneiss::session::open(&model, &mut |_, _| ()).map_err(Into::into),
         };
         let session = launch::all(ranks, opened)?;
         if find_lr {
@@ -107,11 +109,12 @@ pub(super) fn tune(
     ranks: &dyn Ranks,
 ) -> anyhow::Result<Option<(PathBuf, Summary)>> {
     let config = &order.config;
+    let toml = ranks.all(config.to_toml())?;
     let state = order.resume.as_ref().map(|(_, state)| state.clone());
     let tuning = ranks.all(Tuning::prepare(config, session, state))?;
     let mut trainer = ranks.all(tuning.trainer())?.with_ranks(ranks)?;
     if ranks.size() > 1 {
-        let own = Agreement::new(&tuning, &trainer, session, &order.toml);
+        let own = Agreement::new(&tuning, &trainer, session, &toml);
         Agreement::check(own, ranks)?.iter().for_each(super::warn);
     }
     if ranks.rank() > 0 {
@@ -119,8 +122,8 @@ pub(super) fn tune(
     }
     describe(&tuning, config);
     let mut folder = match &order.resume {
-        Some((path, state)) => RunFolder::reopen(path, &state.position, &order.toml)?,
-        None => RunFolder::create(Path::new(&config.runs), &config.name, &order.toml)?,
+        Some((path, state)) => RunFolder::reopen(path, &state.position, &toml)?,
+        None => RunFolder::create(Path::new(&config.runs), &config.name, &toml)?,
     };
     describe_start(order, &folder, &trainer, ranks);
     let start = TuneStart {

@@ -90,7 +90,6 @@ impl Tutorial {
         }
         if self.run.find_lr {
             find_learning_rate(&mut order.config, &session, show)?;
-            order.toml = order.config.to_toml()?;
         } else if show {
             step(3);
         }

@@ -34,8 +34,6 @@ pub(in crate::cli) struct RunArgs {
 pub(in crate::cli) struct Order {
     /// Its configuration.
     pub(in crate::cli) config: Config,
-    /// The same as TOML, with `model.device` as it was asked for.
-    pub(in crate::cli) toml: String,
     /// The folder and the state from which it continues.
     pub(in crate::cli) resume: Option<(PathBuf, State)>,
 }
@@ -65,7 +63,7 @@ impl RunArgs {
                 (config, Some((folder.clone(), state)))
             }
         };
-        Ok(Order { toml: config.to_toml()?, config, resume })
+        Ok(Order { config, resume })
     }
 
     /// The configuration with its overrides.
