@@ -113,6 +113,11 @@ impl PrefixGroup {
         self.before.len() + self.prompt.len() + self.head.len()
     }
 
+    /// Rows of the prefix and of the sequences.
+    pub fn rows(&self) -> usize {
+        self.prefix_rows() + self.sequences.iter().map(Sequence::rows).sum::<usize>()
+    }
+
     /// The examples again: inputs and targets.
     pub fn unpack(&self) -> impl Iterator<Item = (Vec<u32>, Vec<u32>)> + '_ {
         let input = |s: &Sequence| [self.before.as_slice(), &self.head, &s.input].concat();

@@ -43,7 +43,7 @@ impl Tune {
         }
         // Not in the run's configuration, in which the device is the one that was asked for.
         let mut model = order.config.model.clone();
-        launch::all(ranks, launch::place(&mut model, ranks).map_err(Into::into))?;
+        ranks.all(launch::place(&mut model, ranks))?;
         let opened = match ranks.rank() {
             0 => progress::open(&model),
             _ => gneiss::session::open(&model, &mut |_, _| ()).map_err(Into::into),

@@ -4,7 +4,7 @@ use super::Ranks;
 use crate::{Error, Result};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-/// A rank that is a thread: each of [`Threads::new`] is moved to one. A rank that ends early ends those that wait for it with
+/// A rank that is a thread. A rank that ends early ends those that wait for it with
 /// an error.
 pub struct Threads {
     rank: usize,
@@ -21,8 +21,19 @@ struct Link {
 }
 
 impl Threads {
+    /// What `work` returns on each of `size` ranks, one at least, in rank order. A rank that panics panics here.
+    pub fn run<T: Send>(size: usize, work: impl Fn(&dyn Ranks) -> T + Sync) -> Vec<T> {
+        let work = &work;
+        std::thread::scope(|scope| {
+            let started = Self::new(size).into_iter().map(|ranks| scope.spawn(move || work(&ranks)));
+            let started: Vec<_> = started.collect();
+            let joined = started.into_iter().map(|thread| thread.join());
+            joined.map(|value| value.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+        })
+    }
+
     /// `size` ranks, one at least, in rank order.
-    pub fn new(size: usize) -> Vec<Self> {
+    fn new(size: usize) -> Vec<Self> {
         let size = size.max(1);
         let mut first = Self { rank: 0, size, links: Vec::new() };
         let mut others = Vec::new();

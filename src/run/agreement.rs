@@ -64,9 +64,6 @@ impl Agreement {
     /// # Errors
     /// Returns [`Error::Ranks`] on all ranks if one of them has an error or something else than rank 0.
     pub fn check(own: Result<Self>, ranks: &dyn Ranks) -> Result<Vec<String>> {
-        if ranks.size() == 1 {
-            return own.map(|_| Vec::new());
-        }
         let json = own.and_then(|own| {
             serde_json::to_vec(&own).map_err(|error| Error::Invalid(format!("ranks: {error}")))
         });
@@ -195,14 +192,10 @@ mod tests {
 
     #[test]
     fn check_is_an_error_on_all_ranks() {
-        let check = |ranks: &Threads| {
+        let problems = Threads::run(3, |ranks| {
             let mut own = agreement();
             own.examples = format!("{} training", 12 + ranks.rank() % 2);
             Agreement::check(Ok(own), ranks).unwrap_err().to_string()
-        };
-        let problems: Vec<String> = std::thread::scope(|scope| {
-            let threads = Threads::new(3).into_iter().map(|ranks| scope.spawn(move || check(&ranks)));
-            threads.collect::<Vec<_>>().into_iter().map(|thread| thread.join().unwrap()).collect()
         });
         for text in &problems {
             assert!(text.contains("ranks 0 and 1, found 12 training and 13 training"), "{text}");

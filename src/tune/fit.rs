@@ -62,17 +62,14 @@ pub fn plan_run(
     prompt: &Prompt,
     teacher: Option<TeacherExamples>,
 ) -> Result<MemoryPlan> {
-    let virtual_tokens = prompt.num_virtual_tokens();
     if !model.device().is_cpu() && options.memory_budget.bytes.is_none() {
         warm_up(model, train, prompt)?;
     }
     let dtypes = Dtypes { weights: model.embedding().dtype(), activations: model.dtype() };
     let mut memory = TuningMemory::new(model.config(), dtypes, model.device().location());
     memory.has_transposes = memory.transposes > 0 && model.has_transposes();
-    let work =
-        LargestStep::new(train, prompt.kind(), virtual_tokens, options.batch_size * options.accumulate_steps);
     let teacher_rows = teacher.map_or(0, |examples| examples.head().len());
-    let work = work.with_teacher(teacher_rows).with_layout(prompt.layout());
+    let work = step_of(options, train, prompt).with_teacher(teacher_rows);
     let plan = plan(options, &memory, &work, model.device(), true)?;
     copy_weights(model, &plan);
     Ok(plan)
@@ -120,10 +117,13 @@ pub fn prompts_in_a_pass(
 
 /// The largest step that `run` can meet.
 pub fn largest_step(run: &PromptRun) -> LargestStep {
-    let (options, layout) = (run.options(), run.prompt().layout());
+    step_of(run.options(), run.examples().train, run.prompt())
+}
+
+/// The largest step of a run, without a teacher.
+fn step_of(options: &TrainOptions, train: &[Example], prompt: &Prompt) -> LargestStep {
     let examples = options.batch_size * options.accumulate_steps;
-    LargestStep::new(run.examples().train, layout.kind, run.prompt().num_virtual_tokens(), examples)
-        .with_layout(layout)
+    LargestStep::new(train, prompt.kind(), prompt.num_virtual_tokens(), examples).with_layout(prompt.layout())
 }
 
 /// Makes the second copy of the weights that a plan has room for.

@@ -7,7 +7,7 @@ mod weights;
 
 use super::plan::{self, Limits};
 use super::teacher::Teacher;
-use crate::batch::{Packing, Passes, PrefixGroup, Sequence};
+use crate::batch::{Packing, Passes, PrefixGroup};
 use crate::config::PromptKind;
 use crate::model::{Decoder, PrefixGradient, PrefixPass, Prefixes, Tape};
 use crate::ops::cross_entropy::LossWeights;
@@ -266,9 +266,7 @@ pub(crate) fn evaluate_within_memory(
     groups: &[PrefixGroup],
     max_rows: usize,
 ) -> Result<(Vec<f64>, usize)> {
-    let rows_of =
-        |group: &PrefixGroup| group.prefix_rows() + group.sequences.iter().map(Sequence::rows).sum::<usize>();
-    let rows = groups.iter().map(rows_of).sum();
+    let rows = groups.iter().map(PrefixGroup::rows).sum();
     let (nll, limits) = plan::within_memory(
         model.device(),
         Limits::rows(max_rows),

@@ -307,11 +307,10 @@ impl<'a> Trainer<'a> {
                 teacher.map_or(Vec::new(), |teacher| teacher.validation_passes(&passes, &share));
             objective::evaluate_with(decoder, &prompt, &passes, teacher)
         };
-        let sum = |losses: Vec<f64>| (losses.iter().sum(), losses.len());
         let loss = |limits: Limits| match (self.ranks.size(), groups.len()) {
             (1, _) => evaluate(limits)?.loss(),
-            (_, 0) => self.mean_of_shares(Ok((0.0, 0))),
-            _ => self.mean_of_shares(evaluate(limits).and_then(|found| Ok(sum(found.nll()?)))),
+            (_, 0) => self.mean_of_shares(Ok(Vec::new())),
+            _ => self.mean_of_shares(evaluate(limits).and_then(|found| found.nll())),
         };
         let rows = self.rows(&groups, validation, &all);
         let (loss, limits) = self.within_memory(rows, &mut [observer], loss)?;

@@ -6,15 +6,6 @@ use gneiss::ranks::{Alone, Ranks, Threads};
 use gneiss::tune::Ended;
 use std::cell::Cell;
 
-/// What each rank returns, in rank order.
-fn on_threads<T: Send>(size: usize, work: impl Fn(&dyn Ranks) -> T + Sync) -> Vec<T> {
-    let work = &work;
-    std::thread::scope(|scope| {
-        let started = Threads::new(size).into_iter().map(|ranks| scope.spawn(move || work(&ranks)));
-        started.collect::<Vec<_>>().into_iter().map(|thread| thread.join().unwrap()).collect()
-    })
-}
-
 /// Steps and epochs of a run, its outcome and the bits of its last prompt.
 type Course = (Vec<StepRecord>, Vec<EpochRecord>, std::result::Result<Ended, String>, Vec<u32>);
 
@@ -39,7 +30,7 @@ fn ranks_tune_as_one_process_does() {
     let (expected, epochs, outcome, moved) = tune(&Alone, &options, &embeddings(), 11);
     assert_eq!((expected.len(), outcome), (12, Ok(Ended::Completed)));
     for size in [2, 3, 5] {
-        let all = on_threads(size, |ranks| tune(ranks, &options, &embeddings(), 11));
+        let all = Threads::run(size, |ranks| tune(ranks, &options, &embeddings(), 11));
         let (steps, found_epochs, outcome, _) = &all[0];
         assert_eq!(*outcome, Ok(Ended::Completed));
         assert_eq!(steps.len(), expected.len());
@@ -55,7 +46,7 @@ fn ranks_tune_as_one_process_does() {
             assert!((found - one).abs() < 1e-5, "{size} ranks: {found} for {one}");
         }
         // All ranks saw the same and have the same prompt, and so it is the next time.
-        let again = on_threads(size, |ranks| tune(ranks, &options, &embeddings(), 11));
+        let again = Threads::run(size, |ranks| tune(ranks, &options, &embeddings(), 11));
         for other in all.iter().chain(&again) {
             assert_eq!(other, &all[0], "{size} ranks");
         }
@@ -95,7 +86,7 @@ fn ranks_tune_keys_and_values() {
     let initial = Prompt::new(&Prefix::KeysValues(values)).unwrap();
     assert_eq!(initial.kind(), PromptKind::Prefix);
     let (expected, ..) = tune(&Alone, &options, &initial, 9);
-    let all = on_threads(3, |ranks| tune(ranks, &options, &initial, 9));
+    let all = Threads::run(3, |ranks| tune(ranks, &options, &initial, 9));
     for (found, one) in all[0].0.iter().zip(&expected) {
         assert!((found.loss - one.loss).abs() < 1e-5, "{} for {}", found.loss, one.loss);
     }
@@ -113,11 +104,11 @@ fn ranks_agree_on_values_that_are_not_finite() {
         on_not_finite,
         ..options()
     };
-    let stop = on_threads(3, |ranks| tune(ranks, &huge(OnNotFinite::Stop), &embeddings(), 8));
+    let stop = Threads::run(3, |ranks| tune(ranks, &huge(OnNotFinite::Stop), &embeddings(), 8));
     let error = stop[0].2.as_ref().unwrap_err();
     assert!(error.starts_with("step "), "{error}");
     assert!(stop.iter().all(|other| other == &stop[0]));
-    let skip = on_threads(3, |ranks| tune(ranks, &huge(OnNotFinite::Skip), &embeddings(), 8));
+    let skip = Threads::run(3, |ranks| tune(ranks, &huge(OnNotFinite::Skip), &embeddings(), 8));
     assert!(skip.iter().all(|other| other.2 == Ok(Ended::Completed) && other == &skip[0]));
     assert!(skip[0].0.len() < 4, "steps were skipped");
 }
@@ -147,7 +138,7 @@ impl Observer for AskedToEnd {
 #[test]
 fn ranks_end_together_if_one_is_interrupted() {
     let (train, options) = (examples(11, 2), options());
-    let ends = on_threads(3, |ranks| {
+    let ends = Threads::run(3, |ranks| {
         let limits = Limits::rows(60);
         let task =
             Task { model: &MODEL, train: &train, validation: &[], teacher: None, options: &options, limits };
@@ -178,7 +169,7 @@ impl Observer for FullDisk {
 #[test]
 fn ranks_do_not_wait_for_one_that_failed() {
     let (train, options) = (examples(11, 2), options());
-    let errors = on_threads(3, |ranks| {
+    let errors = Threads::run(3, |ranks| {
         let limits = Limits::rows(60);
         let task =
             Task { model: &MODEL, train: &train, validation: &[], teacher: None, options: &options, limits };

@@ -13,7 +13,7 @@ mod message;
 
 use super::attempt::{Attempt, Prepared, note};
 use super::{Observer, StepPart, Trainer};
-use crate::batch::{Example, PrefixGroup, Sequence};
+use crate::batch::{Example, PrefixGroup};
 use crate::device::Shortage;
 use crate::ops::adamw::Parameter;
 use crate::ops::gpu;
@@ -40,13 +40,12 @@ impl<'a> Trainer<'a> {
                 self.runs.len()
             )));
         }
-        let layers = self.decoder.config().num_hidden_layers;
-        let max_rows = ranks.min(self.limits.max_rows)?;
-        let kept = ranks.min(layers.saturating_sub(self.limits.recompute))?;
-        self.limits = match ranks.size() {
-            1 => self.limits,
-            _ => Limits { max_rows, recompute: layers - kept },
-        };
+        if ranks.size() > 1 {
+            let layers = self.decoder.config().num_hidden_layers;
+            let max_rows = ranks.min(self.limits.max_rows)?;
+            let kept = ranks.min(layers.saturating_sub(self.limits.recompute))?;
+            self.limits = Limits { max_rows, recompute: layers - kept };
+        }
         self.ranks = ranks;
         Ok(self)
     }
@@ -80,10 +79,7 @@ impl<'a> Trainer<'a> {
             let largest = self.deal(examples, chunk).iter().map(|share| share.iter().map(rows).sum()).max();
             return self.first().prompt().num_virtual_tokens() + largest.unwrap_or(0);
         }
-        let rows_of = |group: &PrefixGroup| {
-            group.prefix_rows() + group.sequences.iter().map(Sequence::rows).sum::<usize>()
-        };
-        groups.iter().map(rows_of).sum()
+        groups.iter().map(PrefixGroup::rows).sum()
     }
 
     /// Runs `work`, with less at a time if the device of any rank runs out of memory; `rows` are those of the whole work. Returns
@@ -110,14 +106,14 @@ impl<'a> Trainer<'a> {
     ) -> Result<Attempt> {
         let own = self.gradient_of_share(groups, prepared, part, limits);
         let (own, next) = match own {
-            Ok((message, next)) => (message.encode(), next),
+            Ok((message, next)) => (Ok(message.encode()), next),
             Err(error) => (Err(error), None),
         };
         let mut updated = None;
         let reply = self.ranks.combine(self.shortage(own), |shares| {
-            let (parameter, reply) = self.update_from(&shares, part)?;
+            let (parameter, reply) = self.shortage(self.update_from(&shares, part))?;
             updated = Some(parameter);
-            self.shortage(reply.encode())
+            Ok(reply.encode())
         })?;
         let StepMessage { numbers: [loss, grad_norm, prompt_norm, rows], values } =
             StepMessage::decode(&reply)?;
@@ -187,21 +183,21 @@ impl<'a> Trainer<'a> {
     /// The sum of the shares' gradients, in rank order, on the device.
     fn gradient_from(&self, shares: &[StepMessage<2>], part: &StepPart) -> Result<Prefix> {
         let run = &self.runs[part.run];
-        let prefix = run.prompt().prefix()?;
+        let layout = run.prompt().layout();
         let dtype = value_dtype(run.values());
         let sum = message::sum(shares.iter().map(|share| &share.values[..]), dtype)?;
-        let sum = Tensor::from_vec(sum, prefix.values().shape(), &Device::Cpu)?.to_dtype(dtype)?;
-        Ok(prefix.with_values(gpu::to_device(&sum, self.decoder.device())?))
+        let sum = Tensor::from_vec(sum, (layout.num_virtual_tokens, layout.width), &Device::Cpu)?;
+        Ok(Prefix::new(layout.kind, gpu::to_device(&sum.to_dtype(dtype)?, self.decoder.device())?))
     }
 
-    /// The mean of the losses of which this rank has a sum and their number.
-    pub(super) fn mean_of_shares(&self, own: Result<(f64, usize)>) -> Result<f64> {
-        let own = own.and_then(|(sum, number)| StepMessage::numbers([sum, number as f64]).encode());
+    /// The mean of the losses of all ranks, of which this one has `own`.
+    pub(super) fn mean_of_shares(&self, own: Result<Vec<f64>>) -> Result<f64> {
+        let own = own.map(|losses| StepMessage::numbers([losses.iter().sum(), losses.len() as f64]).encode());
         let reply = self.ranks.combine(self.shortage(own), |shares| {
             let shares =
                 shares.iter().map(|share| StepMessage::<2>::decode(share)).collect::<Result<Vec<_>>>()?;
             let (sum, number) = sums(&shares);
-            StepMessage::numbers([sum / number]).encode()
+            Ok(StepMessage::numbers([sum / number]).encode())
         })?;
         let StepMessage { numbers: [mean], .. } = StepMessage::decode(&reply)?;
         Ok(mean)

@@ -19,10 +19,10 @@ impl<const N: usize> StepMessage<N> {
         Self { numbers, values: Vec::new() }
     }
 
-    pub(super) fn encode(self) -> Result<Vec<u8>> {
+    pub(super) fn encode(self) -> Vec<u8> {
         let mut bytes: Vec<u8> = self.numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
         bytes.extend(self.values);
-        Ok(bytes)
+        bytes
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self> {
@@ -94,7 +94,7 @@ mod tests {
     #[test]
     fn message_comes_back() {
         let message = StepMessage { numbers: [1.5, f64::NAN], values: vec![1, 2, 3] };
-        let read = StepMessage::<2>::decode(&message.encode().unwrap()).unwrap();
+        let read = StepMessage::<2>::decode(&message.encode()).unwrap();
         assert!(read.numbers[0] == 1.5 && read.numbers[1].is_nan() && read.values == [1, 2, 3]);
         assert!(StepMessage::<2>::decode(&[0; 15]).is_err());
     }

@@ -13,15 +13,6 @@ use crate::tune::prompt_run::StepExamples;
 use candle_core::DType;
 use std::path::Path;
 
-/// What each rank returns, in rank order.
-fn on_threads<T: Send>(size: usize, work: impl Fn(&dyn Ranks) -> T + Sync) -> Vec<T> {
-    let work = &work;
-    std::thread::scope(|scope| {
-        let started = Threads::new(size).into_iter().map(|ranks| scope.spawn(move || work(&ranks)));
-        started.collect::<Vec<_>>().into_iter().map(|thread| thread.join().unwrap()).collect()
-    })
-}
-
 fn task<'a>(model: &'a Decoder, train: &'a [Example], options: &'a TrainOptions, limits: Limits) -> Task<'a> {
     Task { model, train, validation: &[], teacher: None, options, limits }
 }
@@ -60,14 +51,14 @@ fn gradient_of_ranks_is_that_of_one_process() {
             let group = prompts.group(&train).unwrap();
             let whole = objective::gradient(&model, &prompts, &[group], Limits::rows(100)).unwrap();
             let expected = values(whole.gradient.as_ref().unwrap().values());
-            let found = on_threads(ranks, |ranks| {
+            let found = Threads::run(ranks, |ranks| {
                 let limits = Limits::rows(100);
                 let trainer = Trainer::new(task(&model, &train, &options, limits), &start).unwrap();
                 let trainer = trainer.with_ranks(ranks).unwrap();
                 let part = all_examples(&train);
                 let groups = trainer.groups(std::iter::once((0, &part.examples.now[..]))).unwrap();
                 let (own, _) = trainer.gradient_of_share(&groups, None, &part, limits).unwrap();
-                let shares = ranks.gather(own.encode().unwrap()).unwrap();
+                let shares = ranks.gather(own.encode()).unwrap();
                 (ranks.rank() == 0).then(|| {
                     let shares: Vec<_> =
                         shares.iter().map(|share| StepMessage::<2>::decode(share).unwrap()).collect();
@@ -113,7 +104,7 @@ fn all_ranks_go_on_with_less_if_one_runs_out_of_memory() {
         (watch.losses, watch.limits, trainer.limits, flat(trainer.first().values()))
     };
     let (expected, _, _, _) = run(&crate::ranks::Alone);
-    let found = on_threads(3, run);
+    let found = Threads::run(3, run);
     let (losses, retries, limits, prompt) = &found[0];
     assert!(!retries.is_empty() && limits.max_rows <= 10, "{retries:?}");
     for other in &found[1..] {
@@ -130,7 +121,7 @@ fn all_ranks_go_on_with_less_if_one_runs_out_of_memory() {
 fn limits_are_those_of_the_rank_with_the_least_memory() {
     let (model, train, options) = (model(), examples(4), options());
     let layers = model.config().num_hidden_layers;
-    let limits = on_threads(3, |ranks| {
+    let limits = Threads::run(3, |ranks| {
         let own = match ranks.rank() {
             1 => Limits { max_rows: 200, recompute: layers - 1 },
             rank => Limits { max_rows: 100 * (1 + rank), recompute: 0 },
@@ -145,7 +136,7 @@ fn limits_are_those_of_the_rank_with_the_least_memory() {
 #[test]
 fn several_runs_are_not_dealt_to_several_ranks() {
     let (model, train, options) = (model(), examples(4), options());
-    let problems = on_threads(2, |ranks| {
+    let problems = Threads::run(2, |ranks| {
         let start: Prompt = prompt(&model, 20..26);
         let run = || {
             let examples = crate::tune::RunExamples { train: &train, validation: &[], teacher: None };
