@@ -123,7 +123,11 @@ impl<'a> Sweep<'a> {
     }
 
     /// Takes over the decisions of an earlier part of the sweep. Returns the epoch of the next rung.
-    fn replay(&mut self, folder: &mut SweepFolder, watch: &dyn SweepObserver) -> Result<Option<usize>> {
+    pub(super) fn replay(
+        &mut self,
+        folder: &mut SweepFolder,
+        watch: &dyn SweepObserver,
+    ) -> Result<Option<usize>> {
         if folder.records.is_empty() {
             let started = SweepRecord::Started { trials: self.trials.len(), max_prompts: self.max_prompts };
             folder.record(&started)?;
@@ -231,7 +235,7 @@ impl<'a> Sweep<'a> {
     }
 
     /// Chooses the best trial, and makes the link to it.
-    fn choose(&self, folder: &mut SweepFolder, watch: &dyn SweepObserver) -> Result<()> {
+    pub(super) fn choose(&self, folder: &mut SweepFolder, watch: &dyn SweepObserver) -> Result<()> {
         let Some(best) = self.standings()?.first().copied().filter(|best| best.value.is_finite()) else {
             return Err(Error::Invalid(format!(
                 "{}: expected at least one trial with a finite validation loss, found none of {}; hint: summary.json in each \

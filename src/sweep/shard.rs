@@ -60,21 +60,13 @@ impl Sweep<'_> {
         Ok(())
     }
 
-    /// Numbers of the trials that have not ended, of this shard if it is one.
-    ///
-    /// # Errors
-    /// Returns an error if the folder of a trial can't be read.
-    pub fn unfinished(&mut self) -> Result<Vec<usize>> {
-        self.trials.iter_mut().try_for_each(Trial::load)?;
-        Ok(self.live().map(|(_, trial)| trial.number).collect())
-    }
-
     /// Chooses the best trial of a sweep whose shards have all ended.
     ///
     /// # Errors
     /// Returns [`Error::Invalid`] if a trial has not ended, and the errors of [`Sweep::run`].
     pub fn collect(&mut self, folder: &mut SweepFolder, watch: &dyn SweepObserver) -> Result<Ended> {
-        let unfinished = self.unfinished()?;
+        self.trials.iter_mut().try_for_each(Trial::load)?;
+        let unfinished: Vec<usize> = self.live().map(|(_, trial)| trial.number).collect();
         if !unfinished.is_empty() {
             let (number, all) = (unfinished.len(), self.trials.len());
             let names: Vec<String> = unfinished.iter().take(8).map(|number| format!("{number:03}")).collect();
@@ -85,7 +77,9 @@ impl Sweep<'_> {
                 names.join(", ")
             )));
         }
-        self.run(folder, watch)
+        self.replay(folder, watch)?;
+        self.choose(folder, watch)?;
+        Ok(Ended::Completed)
     }
 }
 
