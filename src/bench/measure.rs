@@ -303,13 +303,11 @@ impl Observer for StepClock<'_> {
     }
 
     fn skipped(&mut self, step: usize, what: &str, value: f64) -> Result<()> {
-        unreachable!("step {step}: {what} is {value}, which ends a run by default")
+        NoClock.skipped(step, what, value)
     }
 
     fn out_of_memory(&mut self, limits: Limits) -> Result<()> {
-        let problem =
-            format!("a step did not fit into what was planned; {} rows a pass may", limits.max_rows);
-        Err(Error::OutOfMemory { problem })
+        NoClock.out_of_memory(limits)
     }
 }
 

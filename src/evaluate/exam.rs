@@ -7,7 +7,7 @@ use crate::batch::Example;
 use crate::checkpoint::TextTokenizer;
 use crate::config::Task;
 use crate::data::encode::Encoder;
-use crate::data::ensemble::probabilities;
+use crate::data::ensemble::{largest, probabilities};
 use crate::data::labels::{self, normalize};
 use crate::data::{Dataset, Record};
 use crate::generate::{self, GenerateProgress, Generated, Request};
@@ -142,9 +142,7 @@ impl Exam<'_> {
     pub fn judge_labels(&self, prompt: Option<&Prefix>, examples: &[Example]) -> Result<Vec<bool>> {
         let scores = self.likelihoods(&[prompt], examples, &self.label_targets()?, &mut |_| {})?.remove(0);
         let is_right = |(record, scores): (&Record, &Vec<f64>)| {
-            let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let likeliest = scores.iter().position(|score| *score == largest);
-            likeliest.is_some_and(|i| self.labels[i] == record.output.trim())
+            self.labels.get(largest(scores)).is_some_and(|label| label == record.output.trim())
         };
         Ok(self.dataset.records.iter().zip(&scores).map(is_right).collect())
     }
@@ -169,8 +167,7 @@ impl Exam<'_> {
     /// `scores`: the labels' log-likelihoods; empty for other tasks.
     fn prediction(&self, record: &Record, generated: &Generated, scores: &[f64]) -> Result<Prediction> {
         scores.iter().try_for_each(|score| finite("the log-likelihood of a label", *score))?;
-        let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let likeliest = scores.iter().position(|s| *s == largest).map(|i| self.labels[i].clone());
+        let likeliest = (!scores.is_empty()).then(|| self.labels[largest(scores)].clone());
         Ok(Prediction {
             line: record.line,
             input: record.input.clone(),

@@ -33,7 +33,7 @@ struct Node {
 impl Choices {
     /// The choices `sequences`, none of them empty. The tokens `end` end an answer that could continue.
     pub fn new(sequences: &[Vec<u32>], end: Arc<[u32]>) -> Self {
-        let mut nodes = vec![Node::default()];
+        let (mut nodes, mut distinct) = (vec![Node::default()], Vec::new());
         for sequence in sequences {
             let mut node = 0;
             for token in sequence {
@@ -47,11 +47,7 @@ impl Choices {
                     }
                 };
             }
-            nodes[node].is_end = true;
-        }
-        let mut distinct: Vec<Vec<u32>> = Vec::new();
-        for sequence in sequences {
-            if !distinct.contains(sequence) {
+            if !std::mem::replace(&mut nodes[node].is_end, true) {
                 distinct.push(sequence.clone());
             }
         }

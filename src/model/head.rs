@@ -47,14 +47,11 @@ impl Decoder {
         dloss: Option<&LossWeights>,
     ) -> Result<HeadLoss> {
         let softmax = self.softmax();
-        self.in_chunks(hidden, labels.len(), dloss.is_some(), |rows, logits| {
-            let labels = labels.view(rows.clone());
+        self.in_chunks(hidden, labels.len(), dloss, |rows, logits, dloss| {
+            let labels = labels.view(rows);
             let losses = cross_entropy::forward(&logits, labels, softmax)?;
             let dlogits = match dloss {
-                Some(dloss) => {
-                    let dloss = dloss.rows(rows)?;
-                    Some(cross_entropy::backward(logits, labels, softmax, &losses, &dloss)?)
-                }
+                Some(dloss) => Some(cross_entropy::backward(logits, labels, softmax, &losses, dloss)?),
                 None => None,
             };
             Ok((losses.nll, dlogits))
@@ -81,13 +78,12 @@ impl Decoder {
             ));
         }
         let softmax = self.softmax();
-        self.in_chunks(student, student.dims()[0], dloss.is_some(), |rows, logits| {
+        self.in_chunks(student, student.dims()[0], dloss, |rows, logits, dloss| {
             let of_teacher = self.head.forward(&teacher.narrow(0, rows.start, rows.len())?)?;
             let divergences = distillation::forward(&logits, &of_teacher, softmax)?;
             let dlogits = match dloss {
                 Some(dloss) => {
-                    let dloss = dloss.rows(rows)?;
-                    Some(distillation::backward(logits, &of_teacher, softmax, &divergences, &dloss)?)
+                    Some(distillation::backward(logits, &of_teacher, softmax, &divergences, dloss)?)
                 }
                 None => None,
             };
@@ -95,13 +91,13 @@ impl Decoder {
         })
     }
 
-    /// Losses of all rows, in chunks: `loss` is called with a range of the `targets` rows and their logits.
+    /// Losses of all rows, in chunks: `loss` is called with a range of the `targets` rows, their logits and their part of `dloss`.
     fn in_chunks(
         &self,
         hidden: &Tensor,
         targets: usize,
-        has_gradient: bool,
-        loss: impl Fn(Range<usize>, Tensor) -> Result<ChunkLoss> + Send + Sync,
+        dloss: Option<&LossWeights>,
+        loss: impl Fn(Range<usize>, Tensor, Option<&LossWeights>) -> Result<ChunkLoss> + Send + Sync,
     ) -> Result<HeadLoss> {
         self.on_pool(|| {
             let (mut losses, mut dhidden) = (Vec::new(), Vec::new());
@@ -109,17 +105,19 @@ impl Decoder {
             for start in (0..targets).step_by(step) {
                 let n = step.min(targets - start);
                 let logits = self.head.forward(&hidden.narrow(0, start, n)?)?;
-                let (of_rows, dlogits) = loss(start..start + n, logits)?;
+                let rows = start..start + n;
+                let dloss = dloss.map(|dloss| dloss.rows(rows.clone())).transpose()?;
+                let (of_rows, dlogits) = loss(rows, logits, dloss.as_ref())?;
                 if let Some(dlogits) = dlogits {
                     dhidden.push(self.head.backward(&dlogits, 1.0)?);
                 }
                 losses.push(of_rows);
             }
             let losses = if losses.is_empty() { self.no_losses()? } else { Tensor::cat(&losses, 0)? };
-            let dhidden = match has_gradient {
-                true if dhidden.is_empty() => Some(hidden.clone()),
-                true => Some(Tensor::cat(&dhidden, 0)?),
-                false => None,
+            let dhidden = match dloss {
+                Some(_) if dhidden.is_empty() => Some(hidden.clone()),
+                Some(_) => Some(Tensor::cat(&dhidden, 0)?),
+                None => None,
             };
             Ok(HeadLoss { losses, dhidden })
         })
