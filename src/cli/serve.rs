@@ -196,7 +196,7 @@ impl Serve {
         let mut named = Named { adapters: Vec::new(), ensembles: Vec::new() };
         for given in &self.adapters {
             let (name, folder) = own_name(&format!("--adapter {given}"), given, "NAME=DIR", &mut names)?;
-            let mut tuned = Tuned::read_all(&[folder])?.remove(0);
+            let mut tuned = Tuned::read(&folder)?;
             super::warn_about(&tuned.adapter);
             tuned.name = name;
             named.adapters.push(tuned);

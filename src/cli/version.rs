@@ -38,6 +38,7 @@ fn features() -> Vec<&'static str> {
     let all = [
         ("parquet", cfg!(feature = "parquet")),
         ("serve", cfg!(feature = "serve")),
+        ("mpi", cfg!(feature = "mpi")),
         ("cuda", cfg!(feature = "cuda")),
         ("metal", cfg!(feature = "metal")),
     ];

@@ -61,6 +61,14 @@ pub struct Tuned {
 }
 
 impl Tuned {
+    /// Reads the adapter that `argument` names in any of the forms of [`Place::find`].
+    ///
+    /// # Errors
+    /// As [`Tuned::read_all`].
+    pub fn read(argument: &Path) -> Result<Self> {
+        Ok(Self::read_all(&[argument.to_path_buf()])?.remove(0))
+    }
+
     /// Reads adapters: each of `arguments` names one in any of the forms of [`Place::find`].
     ///
     /// # Errors

@@ -88,7 +88,7 @@ impl AdapterFolder {
         if self.reserved.iter().any(|reserved| reserved == name) {
             return Err(Error::Invalid(format!("{}: another model has the name {name}", folder.display())));
         }
-        let tuned = Tuned::read_all(&[folder.to_path_buf()])?.remove(0);
+        let tuned = Tuned::read(folder)?;
         client.load(Served::tuned(name, &tuned.folder, &tuned.adapter)?, tuned.adapter)
     }
 

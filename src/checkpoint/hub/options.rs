@@ -4,6 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 use std::{fmt, fs};
 
+use ureq::Agent;
+use ureq::config::ConfigBuilder;
+use ureq::typestate::AgentScope;
+
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const ENDPOINT: &str = "https://huggingface.co";
 
@@ -45,6 +49,19 @@ impl fmt::Debug for HubOptions {
 }
 
 impl HubOptions {
+    /// The settings of an agent for requests to the hub: an answer with an error's status is an answer.
+    pub(super) fn agent(&self) -> ConfigBuilder<AgentScope> {
+        let timeout = Some(self.timeout);
+        Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_resolve(timeout)
+            .timeout_connect(timeout)
+            .timeout_recv_response(timeout)
+            .timeout_per_read(timeout)
+            .timeout_per_write(timeout)
+            .user_agent(concat!("gneiss/", env!("CARGO_PKG_VERSION")))
+    }
+
     /// The options by the environment: `HF_HOME` (default: `huggingface` in `XDG_CACHE_HOME`, or in `.cache` of the
     /// home folder), `HF_HUB_CACHE` (default: `hub` in `HF_HOME`), `HF_TOKEN` (default: the content of the file
     /// `HF_TOKEN_PATH`, which is `token` in `HF_HOME` by default), `HF_ENDPOINT`, `HF_HUB_OFFLINE` (1, true, yes or

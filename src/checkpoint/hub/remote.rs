@@ -100,18 +100,11 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 impl Remote {
     /// `name` is `org/name@revision`, `repo` is `org/name`.
     pub(super) fn new(name: &str, repo: &str, options: &HubOptions) -> Self {
-        let timeout = Some(options.timeout);
-        let agent = Agent::config_builder()
-            .http_status_as_error(false)
+        let agent = options
+            .agent()
             // Redirects are followed by this module: their headers are needed, and the token must go to the hub only.
             .max_redirects(0)
             .max_redirects_will_error(false)
-            .timeout_resolve(timeout)
-            .timeout_connect(timeout)
-            .timeout_recv_response(timeout)
-            .timeout_per_read(timeout)
-            .timeout_per_write(timeout)
-            .user_agent(concat!("gneiss/", env!("CARGO_PKG_VERSION")))
             .build();
         Self { name: name.to_string(), repo: repo.to_string(), options: options.clone(), agent: agent.into() }
     }

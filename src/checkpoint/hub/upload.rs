@@ -68,16 +68,7 @@ impl Upload {
         let token = options.token.as_deref().ok_or_else(|| {
             error("an upload needs a token with write access", "set HF_TOKEN, or run `hf auth login`")
         })?;
-        let timeout = Some(options.timeout);
-        let agent = Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_connect(timeout)
-            .timeout_recv_response(timeout)
-            .timeout_per_read(timeout)
-            .timeout_per_write(timeout)
-            .user_agent(concat!("gneiss/", env!("CARGO_PKG_VERSION")))
-            .build();
-        let uploader = Uploader { upload: self, options, token, agent: agent.into() };
+        let uploader = Uploader { upload: self, options, token, agent: options.agent().build().into() };
         uploader.create()?;
         uploader.commit()?;
         Ok(format!("{}/{}", options.endpoint, self.repo))

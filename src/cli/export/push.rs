@@ -7,7 +7,7 @@ use gneiss::layout::adapter_folder;
 use gneiss::prompt::Tuned;
 use gneiss::prompt::peft::{CardMetric, CardResults, published_card};
 use gneiss::{Error, Result};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// An adapter for the hub.
 pub(super) struct Push<'a> {
@@ -25,13 +25,13 @@ impl Push<'_> {
     /// Uploads the adapter; returns the page of the repository.
     pub fn run(&self) -> Result<String> {
         if !is_hub_id(self.repo) {
-            return Err(invalid(format!("--push {}: expected ORG/NAME", self.repo)));
+            return Err(Error::Invalid(format!("--push {}: expected ORG/NAME", self.repo)));
         }
-        let tuned = Tuned::read_all(&[PathBuf::from(self.adapter)])?.remove(0);
+        let tuned = Tuned::read(Path::new(self.adapter))?;
         let local = tuned.adapter.config.base_model_name_or_path.clone().unwrap_or_default();
         let base = self.base.unwrap_or(&local);
         if !is_hub_id(base) || (self.base.is_none() && Path::new(base).exists()) {
-            return Err(invalid(format!(
+            return Err(Error::Invalid(format!(
                 "--model: expected the base model's id on the hub, found {base:?}; hint: --model ORG/NAME, of the same weights"
             )));
         }
@@ -52,10 +52,6 @@ impl Push<'_> {
         let upload = Upload { repo: self.repo.into(), is_private: self.is_private, summary, files };
         upload.run(&HubOptions::from_env())
     }
-}
-
-fn invalid(problem: String) -> Error {
-    Error::Invalid(problem)
 }
 
 /// `org/name`, each of letters, digits, `.`, `_` and `-`.
