@@ -4,7 +4,7 @@
 
 use super::api::Api;
 use super::api_error::ApiError;
-use super::body::{self, BodyLimits};
+use super::body;
 use super::paths::cleaned;
 use super::router::{refusal, routes_of_one};
 use super::state::AppState;
@@ -79,8 +79,7 @@ fn without_extensions(request: Request) -> Request {
 /// Reads the body and puts it back; the name of a model in it. A body that is no JSON object is refused later.
 async fn read(state: &AppState, request: Request) -> Result<(Request, Option<String>), ApiError> {
     let (mut parts, body) = request.into_parts();
-    let limits = BodyLimits { bytes: state.options.max_body_bytes, seconds: state.options.body_seconds };
-    let bytes: Bytes = body::read(limits, &parts.headers, body).await?;
+    let bytes: Bytes = body::read(state.body_limits(), &parts.headers, body).await?;
     for name in [header::CONTENT_ENCODING, header::CONTENT_LENGTH, header::TRANSFER_ENCODING] {
         parts.headers.remove(name);
     }

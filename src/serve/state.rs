@@ -157,22 +157,25 @@ impl App {
     /// Counts into `metrics`, which the worker's thread uses too.
     #[must_use]
     pub fn with_metrics(self, metrics: Arc<Metrics>) -> Self {
-        let shared = Arc::into_inner(self.0).expect("an app that was just made has one owner");
-        Self(Arc::new(AppState { metrics, ..shared }))
+        self.changed(|state| state.metrics = metrics)
     }
 
     /// Adds the routes of `platform`, which manages models and deployments.
     #[must_use]
     pub fn with_platform(self, platform: Platform) -> Self {
-        let shared = Arc::into_inner(self.0).expect("an app that was just made has one owner");
-        Self(Arc::new(AppState { platform: Some(platform), ..shared }))
+        self.changed(|state| state.platform = Some(platform))
     }
 
     /// Serves the models of `others` too. A request goes to the one that it names.
     #[must_use]
     pub fn with_others(self, others: Vec<App>) -> Self {
-        let shared = Arc::into_inner(self.0).expect("an app that was just made has one owner");
-        Self(Arc::new(AppState { others: others.into_iter().map(|other| other.0).collect(), ..shared }))
+        self.changed(|state| state.others = others.into_iter().map(|other| other.0).collect())
+    }
+
+    fn changed(self, change: impl FnOnce(&mut AppState)) -> Self {
+        let mut state = Arc::into_inner(self.0).expect("an app that was just made has one owner");
+        change(&mut state);
+        Self(Arc::new(state))
     }
 
     /// Whether the checkpoint has a chat template that can be used.
@@ -247,14 +250,18 @@ impl AppState {
         Some(format!("{scheme}://{host}"))
     }
 
+    /// The limits of a request's body.
+    pub fn body_limits(&self) -> BodyLimits {
+        BodyLimits { bytes: self.options.max_body_bytes, seconds: self.options.body_seconds }
+    }
+
     /// Reads the body of a request.
     ///
     /// # Errors
     /// Returns the errors of [`body::read`] and [`body::object`].
     pub async fn read(&self, request: Request) -> std::result::Result<RequestBody, ApiError> {
         let (parts, body) = request.into_parts();
-        let limits = BodyLimits { bytes: self.options.max_body_bytes, seconds: self.options.body_seconds };
-        let bytes = body::read(limits, &parts.headers, body).await?;
+        let bytes = body::read(self.body_limits(), &parts.headers, body).await?;
         let object = body::object(&bytes)?;
         let label = parts.extensions.get::<ModelLabel>().cloned().unwrap_or_default();
         Ok(RequestBody { object, bytes, label })

@@ -139,7 +139,7 @@ impl Service {
     /// # Errors
     /// Returns 400 if there are.
     pub(super) fn check_room<T: StoredRecord>(&self) -> std::result::Result<(), ApiError> {
-        let (found, most) = (self.store.list(|_: &T| true).len(), self.options.max_records);
+        let (found, most) = (self.store.count::<T>(), self.options.max_records);
         if found < most {
             return Ok(());
         }
@@ -180,7 +180,7 @@ impl Service {
         let name = deployment.served_name();
         if self.store.get::<Deployment>(id).is_some_and(|current| current.served_name() == name) {
             self.all_loading().insert(id.to_owned(), state);
-        } else if self.store.list(|other: &Deployment| other.served_name() == name).is_empty() {
+        } else if !self.store.any(|other: &Deployment| other.served_name() == name) {
             // It was deleted or renamed meanwhile, and no other deployment has its name.
             self.unload_everywhere(name);
         }
@@ -219,10 +219,7 @@ impl Service {
     pub(super) fn has_name(&self, name: &str) -> bool {
         self.tunable().any(|other| other == name)
             || self.bases.iter().any(|base| base.client.models().iter().any(|served| served.name == name))
-            || !self
-                .store
-                .list(|other: &Deployment| other.served_name() == name || other.id == name)
-                .is_empty()
+            || self.store.any(|other: &Deployment| other.served_name() == name || other.id == name)
     }
 
     /// The right to choose names and models of deployments.

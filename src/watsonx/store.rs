@@ -155,6 +155,21 @@ impl Store {
         records
     }
 
+    /// The number of all records.
+    pub fn count<T: StoredRecord>(&self) -> usize {
+        T::table(&self.read()).len()
+    }
+
+    /// Whether `wanted` accepts a record.
+    pub fn any<T: StoredRecord>(&self, wanted: impl Fn(&T) -> bool) -> bool {
+        T::table(&self.read()).values().any(wanted)
+    }
+
+    /// The sum of `value` over all records.
+    pub fn sum<T: StoredRecord>(&self, value: impl Fn(&T) -> u64) -> u64 {
+        T::table(&self.read()).values().map(value).sum()
+    }
+
     /// Adds a record. `fill` writes the other files of its folder.
     ///
     /// # Errors
@@ -200,7 +215,7 @@ impl Store {
     /// Returns an error if the folder can't be renamed.
     pub fn remove<T: StoredRecord>(&self, id: &str) -> Result<bool> {
         let _writing = self.lock();
-        if self.get::<T>(id).is_none() {
+        if !T::table(&self.read()).contains_key(id) {
             return Ok(false);
         }
         let (parent, folder) = (self.root.join(T::FOLDER), self.folder::<T>(id));

@@ -110,7 +110,7 @@ async fn delete(Extension(service): Shared, Path(id): Path<String>) -> HandlerRe
         blocking(move || service.store.remove::<Asset>(&id)).await?;
     } else if service.store.get::<StoredModel>(&id).is_some() {
         super::models::remove(service, id).await?;
-    } else if service.store.list(|training: &Training| training.experiment == id).is_empty()
+    } else if !service.store.any(|training: &Training| training.experiment == id)
         && !service.was_experiment(&id)
     {
         return Err(ApiError::new(StatusCode::NOT_FOUND, "not_found", format!("there is no asset `{id}`")));

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::prompt::check_name;
 use crate::serve::api_error::ApiError;
-use crate::serve::body::{self, BodyLimits, describe};
+use crate::serve::body::{self, describe};
 use crate::serve::params::Fields;
 use crate::serve::state::AppState;
 use crate::watsonx::records::{Deployment, Moment, StoredModel, new_id};
@@ -185,8 +185,7 @@ async fn change(
     request: Request,
 ) -> HandlerResult {
     let (parts, body) = request.into_parts();
-    let limits = BodyLimits { bytes: state.options.max_body_bytes, seconds: state.options.body_seconds };
-    let bytes = body::read(limits, &parts.headers, body).await?;
+    let bytes = body::read(state.body_limits(), &parts.headers, body).await?;
     let patch: Value = serde_json::from_slice(&bytes)
         .map_err(|error| ApiError::malformed(format!("expected JSON as the body: {error}")))?;
     service.find::<Deployment>(&id)?;

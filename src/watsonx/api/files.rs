@@ -90,8 +90,8 @@ pub async fn upload(
     let boundary = boundary(&parts.headers)?;
     let folder = service.store.folder::<Asset>(&asset.id);
     let _place = service.uploads.acquire().await;
-    let stored = service.store.list(|_: &Asset| true);
-    let stored: u64 = stored.iter().filter_map(|asset| asset.attachment.as_ref()?.bytes).sum();
+    let bytes = |asset: &Asset| asset.attachment.as_ref().and_then(|attachment| attachment.bytes);
+    let stored = service.store.sum(|asset| bytes(asset).unwrap_or(0));
     let room = service.options.max_store_bytes.saturating_sub(stored);
     let most = service.options.max_asset_bytes.min(room);
     let received = receive(body, folder.clone(), most, state.options.body_seconds).await?;
