@@ -263,20 +263,17 @@ fn stream(mut file: File) -> Response {
     Body::from_stream(ReceiverStream::new(pieces)).into_response()
 }
 
-/// Copies the content of a data asset into `folder`, under a name by which a reader of datasets knows its format. Returns
-/// the name.
+/// The content of a data asset, and a name by which a reader of datasets knows its format.
 ///
 /// # Errors
-/// Returns an error if a file can't be read or written.
-pub fn copy_as_dataset(service: &Service, asset: &str, folder: &std::path::Path) -> Result<String> {
+/// Returns an error if the file can't be read.
+pub fn dataset(service: &Service, asset: &str) -> Result<(String, File)> {
     let path = service.store.folder::<Asset>(asset).join(CONTENT);
     let mut file = File::open(&path).map_err(Error::io(&path))?;
     let mut head = Vec::new();
     Read::by_ref(&mut file).take(4096).read_to_end(&mut head).map_err(Error::io(&path))?;
     file.seek(SeekFrom::Start(0)).map_err(Error::io(&path))?;
-    let name = format!("train.{}", extension(&head));
-    crate::files::write_atomically(&folder.join(&name), |out| std::io::copy(&mut file, out).map(drop))?;
-    Ok(name)
+    Ok((format!("train.{}", extension(&head)), file))
 }
 
 /// The ending of a name for a file that begins with `head`. JSON Lines are found by the reader of JSON.

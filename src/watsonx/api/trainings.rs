@@ -6,6 +6,7 @@ use super::{
 };
 use crate::Error;
 use crate::config::InitMethod;
+use crate::files::write_atomically;
 use crate::serve::api_error::ApiError;
 use crate::serve::body::describe;
 use crate::serve::params::Fields;
@@ -54,13 +55,10 @@ async fn create(
     training.local_model = base;
     let shared = service.clone();
     let training = blocking(move || {
-        let root = shared.store.root();
-        let folder = tempfile::Builder::new().prefix(".data").tempdir_in(root).map_err(Error::io(root))?;
-        training.data_file = files::copy_as_dataset(&shared, &asset.id, folder.path())?;
-        let name = training.data_file.clone();
+        let (name, mut content) = files::dataset(&shared, &asset.id)?;
+        training.data_file.clone_from(&name);
         shared.store.create(training.clone(), |into| {
-            let target = into.join(&name);
-            std::fs::rename(folder.path().join(&name), &target).map_err(Error::io(&target))
+            write_atomically(&into.join(&name), |out| std::io::copy(&mut content, out).map(drop))
         })?;
         Ok::<_, Error>(training)
     })
