@@ -252,6 +252,7 @@ fn load<T: StoredRecord>(root: &Path, catalog: &mut Catalog) -> Result<()> {
             fs::remove_dir_all(&folder).map_err(Error::io(&folder))?;
             continue;
         }
+        remove_unfinished(&folder)?;
         let path = folder.join(T::FILE);
         let record: T = read_json(&path)?.ok_or_else(|| Error::Checkpoint {
             path: path.clone(),
@@ -262,6 +263,18 @@ fn load<T: StoredRecord>(root: &Path, catalog: &mut Catalog) -> Result<()> {
             return Err(Error::Checkpoint { path, problem });
         }
         T::table_mut(catalog).insert(name, record);
+    }
+    Ok(())
+}
+
+/// Removes the files of a record's folder that a killed server did not finish.
+fn remove_unfinished(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
+        let path = entry.map_err(Error::io(folder))?.path();
+        let is_hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        if is_hidden && path.is_file() {
+            fs::remove_file(&path).map_err(Error::io(&path))?;
+        }
     }
     Ok(())
 }

@@ -37,7 +37,7 @@ pub fn open(service: Arc<Service>, id: String, upgrade: WebSocketUpgrade) -> sup
 
 /// Sends what is new until the training ends, the client leaves, or the client does not take a message in time.
 async fn monitor(service: Arc<Service>, id: String, mut socket: WebSocket, _place: OwnedSemaphorePermit) {
-    let (mut state, mut sent) = (None, 0);
+    let (mut state, mut sent) = (None, None);
     loop {
         // The state is read before the steps, so that no step is left out at the end.
         let training = trainings::find(&service, &id).ok();
@@ -54,12 +54,12 @@ async fn monitor(service: Arc<Service>, id: String, mut socket: WebSocket, _plac
             return;
         }
         state = Some(training.state);
-        for step in steps.iter().skip(sent) {
+        for step in unsent(&steps, sent) {
             if !send(&mut socket, &training, Some(step)).await {
                 return;
             }
         }
-        sent = steps.len();
+        sent = steps.last().map(iteration).or(sent);
         if training.state.is_final() || service.is_ending() {
             return close(socket).await;
         }
@@ -67,6 +67,17 @@ async fn monitor(service: Arc<Service>, id: String, mut socket: WebSocket, _plac
             return;
         }
     }
+}
+
+/// The entries of the steps after `sent`. An epoch's only step has two entries until a second one follows, so entries can't be
+/// counted.
+fn unsent(steps: &[Value], sent: Option<u64>) -> impl Iterator<Item = &Value> {
+    steps.iter().filter(move |step| sent.is_none_or(|sent| iteration(step) > sent))
+}
+
+/// The number of an entry's step, from 0.
+fn iteration(step: &Value) -> u64 {
+    step["iteration"].as_u64().unwrap_or(0)
 }
 
 /// Waits, and reads what the client sends: false if it has left.
@@ -108,4 +119,22 @@ fn message(training: &Training, step: Option<&Value>) -> Value {
         status["metrics"] = json!([step]);
     }
     json!({"metadata": {"id": training.id}, "entity": {"status": status}})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_step_is_sent_when_an_epochs_only_step_gets_a_second_one() {
+        let steps = |iterations: &[u64]| -> Vec<Value> {
+            iterations.iter().map(|iteration| json!({"iteration": iteration})).collect()
+        };
+        let sent =
+            |iterations: &[u64], sent| unsent(&steps(iterations), sent).map(iteration).collect::<Vec<_>>();
+        assert_eq!(sent(&[0, 0], None), [0, 0]);
+        assert_eq!(sent(&[0, 1], Some(0)), [1]);
+        assert_eq!(sent(&[0, 1, 2, 2], Some(1)), [2, 2]);
+        assert!(sent(&[0, 1], Some(1)).is_empty());
+    }
 }

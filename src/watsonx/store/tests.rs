@@ -74,8 +74,10 @@ fn unfinished_folders_are_removed_and_damaged_ones_are_named() {
     std::fs::create_dir(models.join("c")).unwrap();
     let error = || Store::open(folder.path()).map(drop).unwrap_err().to_string();
     assert!(error().contains("expected the record of a model"), "{}", error());
+    std::fs::write(models.join("c/.upload1"), "half").unwrap();
     std::fs::write(models.join("c/model.json"), serde_json::to_vec(&model("d", 1)).unwrap()).unwrap();
     assert!(error().contains("expected the id c, found d"), "{}", error());
+    assert!(!models.join("c/.upload1").exists(), "an upload that a killed server did not finish");
 }
 
 #[test]
