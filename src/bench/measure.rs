@@ -202,7 +202,7 @@ impl Bench<'_> {
         let readings = self.canary.iter().map(|canary| canary.read()).collect();
         let ran = Ran { steps: Vec::with_capacity(steps), readings };
         let mut clock = StepClock { device, after, canary: self.canary, last: Instant::now(), ran };
-        // A step has ended when its last run is told.
+        // A step ends when the observer of its last run is called.
         let mut others: Vec<NoClock> = (1..case.prompts).map(|_| NoClock).collect();
         let others = others.iter_mut().map(|other| other as &mut dyn Observer);
         let mut observers: Vec<&mut dyn Observer> = others.collect();
