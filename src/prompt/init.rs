@@ -1,11 +1,11 @@
 //! How a soft prompt starts.
 
-use crate::checkpoint::TextTokenizer;
+use crate::checkpoint::{ModelConfig, TextTokenizer};
 use crate::config::{InitMethod, PromptKind, PromptOptions};
-use crate::model::Decoder;
+use crate::model::{Decoder, keys_values_width};
 use crate::ops::gpu;
 use crate::prompt::peft::Adapter;
-use crate::prompt::{Prefix, Prompt};
+use crate::prompt::{Prefix, Prompt, PromptLayout};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use rand::SeedableRng;
@@ -37,15 +37,30 @@ pub fn initial(
         _ => Prefix::Embeddings(embeddings(options, model, tokenizer, seed)?),
     };
     let prefix = as_kind(prefix, options.kind, model)?;
-    Prompt::with_options(&prefix, options, token_dim(options.kind, model), seed)
+    Prompt::with_options(&prefix, options, token_dim(options.kind, model.config()), seed)
+}
+
+/// The trainable values of the prompt that [`initial`] makes, of this many virtual tokens, without the model's weights.
+///
+/// # Errors
+/// Returns [`Error::Invalid`] if no row is left to be trained.
+pub fn layout(
+    options: &PromptOptions,
+    model: &ModelConfig,
+    num_virtual_tokens: usize,
+) -> Result<PromptLayout> {
+    let width = match options.kind {
+        PromptKind::Embeddings => model.hidden_size,
+        PromptKind::Prefix => keys_values_width(model),
+    };
+    PromptLayout::new((num_virtual_tokens, width), options, token_dim(options.kind, model))
 }
 
 /// Width of what PEFT's encoder of a prompt reads: C, or K D.
-fn token_dim(kind: PromptKind, model: &Decoder) -> usize {
-    let config = model.config();
+fn token_dim(kind: PromptKind, model: &ModelConfig) -> usize {
     match kind {
-        PromptKind::Embeddings => config.hidden_size,
-        PromptKind::Prefix => config.num_key_value_heads * config.head_dim,
+        PromptKind::Embeddings => model.hidden_size,
+        PromptKind::Prefix => model.num_key_value_heads * model.head_dim,
     }
 }
 

@@ -126,6 +126,23 @@ fn inspect_shows_the_layers_of_keys_and_values() {
     }
 }
 
+/// The network of a reparameterization is trained too: its values and their two moments are in the plan.
+#[test]
+fn inspect_plans_the_network_of_a_reparameterization() {
+    let place = Place::new();
+    let prompt_bytes = |keys: &str| {
+        place.write("kind.toml", &CONFIG.replace("[prompt]\n", &format!("[prompt]\n{keys}\n")));
+        let report = json(&place.gneiss(["inspect", "kind.toml", "--json"]).success());
+        report["memory"][0]["prompt"].as_u64().unwrap()
+    };
+    // Two matrices of 40 x 40, their biases, and a norm's weight and bias; f32.
+    let network = 2 * 40 * 40 + 4 * 40;
+    let added = prompt_bytes("reparameterization = \"residual\"") - prompt_bytes("");
+    assert_eq!(added, 3 * 4 * network);
+    place.write("kind.toml", &CONFIG.replace("[prompt]\n", "[prompt]\nfrozen_tokens = 5\n"));
+    place.refuses(["inspect", "kind.toml"], &["frozen_tokens", "5"]);
+}
+
 #[test]
 fn keys_and_values_are_not_exported_with_the_reason() {
     let place = place_with("prefix");

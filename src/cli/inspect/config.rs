@@ -10,7 +10,7 @@ use gneiss::config::{Config, InitMethod, PromptPosition};
 use gneiss::data::{Encoder, InputHead, Template};
 use gneiss::model::{Dtypes, TuningMemory};
 use gneiss::prompt::peft::Adapter;
-use gneiss::prompt::vocabulary;
+use gneiss::prompt::{PromptLayout, vocabulary};
 use gneiss::tune::{LargestStep, Limits, MemoryPlan, health};
 use gneiss::{Error, session};
 use serde::Serialize;
@@ -112,7 +112,8 @@ pub fn inspect(path: &Path, model: Option<&str>) -> anyhow::Result<ConfigReport>
     let teacher_tokens = teacher_tokens(&config, &tokenizer)?;
     warn_about_teacher(teacher_tokens, [teacher_tokens + longest, shape.max_position_embeddings]);
     let memory = TuningMemory::new(&shape, dtypes, device.location());
-    let work = largest_step(&config, &train, virtual_tokens, teacher_tokens);
+    let layout = gneiss::prompt::init::layout(&config.prompt, &shape, virtual_tokens)?;
+    let work = largest_step(&config, &train, &layout, teacher_tokens);
     let plan = gneiss::tune::fit::plan(&config.train, &memory, &work, &device, false)?;
     let prefix_pass_rows = memory.prefix_pass_rows(plan.limits.max_rows);
     let packing = Packing { max_rows: plan.limits.max_rows, prefix_pass_rows, long_above: None };
@@ -172,11 +173,11 @@ fn load(path: &Path, model: Option<&str>) -> anyhow::Result<Config> {
 fn largest_step(
     config: &Config,
     train: &[Example],
-    virtual_tokens: usize,
+    layout: &PromptLayout,
     teacher_tokens: usize,
 ) -> LargestStep {
     let examples = config.train.batch_size * config.train.accumulate_steps;
-    let work = LargestStep::new(train, config.prompt.kind, virtual_tokens, examples);
+    let work = LargestStep::new(train, layout.kind, layout.num_virtual_tokens, examples).with_layout(layout);
     work.with_teacher(match teacher_tokens {
         0 => 0,
         tokens => tokens + common_head(train.iter().map(|e| e.input.as_slice())).len(),
