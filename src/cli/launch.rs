@@ -5,6 +5,7 @@ use gneiss::config::ModelOptions;
 use gneiss::device::{self, DeviceChoice};
 use gneiss::ranks::launcher::{self, Launched};
 use gneiss::ranks::{Alone, Ranks};
+use gneiss::session::{self, Session};
 use gneiss::{Error, Result};
 use std::fmt;
 
@@ -26,7 +27,7 @@ pub fn refuse(command: &str) -> Result<()> {
         None => Ok(()),
         Some(launched) => Err(launched.refused(
             &format!("gneiss {command}"),
-            "start it without mpirun or srun, or with one process; gneiss tune uses several, and gneiss sweep --shard needs no MPI",
+            "start it without mpirun or srun, or with one process; gneiss tune, sweep and eval use several, and gneiss sweep --shard needs no MPI",
         )),
     }
 }
@@ -98,11 +99,22 @@ fn use_cores(launched: &Launched, ranks: &dyn Ranks) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Chooses the GPU of this rank: that of its number on its machine.
+/// Opens the model on every rank; rank 0 shows the progress.
+pub fn open(options: &ModelOptions, ranks: &dyn Ranks) -> anyhow::Result<Session> {
+    let mut options = options.clone();
+    ranks.all(place(&mut options, ranks))?;
+    let opened = match ranks.rank() {
+        0 => super::progress::open(&options),
+        _ => session::open(&options, &mut |_, _| ()).map_err(Into::into),
+    };
+    all(ranks, opened)
+}
+
+/// Chooses the GPU of this rank: that of its number on its machine. Ranks that share a device share its memory.
 ///
 /// # Errors
 /// Returns [`Error::Invalid`] if the configuration names one GPU for all ranks of this machine.
-pub fn place(options: &mut ModelOptions, ranks: &dyn Ranks) -> Result<()> {
+fn place(options: &mut ModelOptions, ranks: &dyn Ranks) -> Result<()> {
     let Some(launched) = Launched::from_env().filter(|_| ranks.size() > 1) else { return Ok(()) };
     let local_size = launched.local_size.unwrap_or(1);
     let visible = device::cuda_devices();
@@ -113,15 +125,17 @@ pub fn place(options: &mut ModelOptions, ranks: &dyn Ranks) -> Result<()> {
                  \"cuda:{index}\" for {local_size} ranks; hint: CUDA_VISIBLE_DEVICES chooses GPUs"
             )));
         }
-        DeviceChoice::Auto if visible == 0 => {}
+        DeviceChoice::Auto if visible == 0 => device::share(local_size),
         DeviceChoice::Auto | DeviceChoice::Cuda(0) => {
             let (index, is_shared) = launcher::gpu(launched.local_rank, local_size, visible);
             if is_shared {
                 super::warn(format_args!("[rank {}] {local_size} ranks share {visible} GPUs", ranks.rank()));
             }
             options.device = DeviceChoice::Cuda(index);
+            device::share(local_size.div_ceil(visible.max(1)));
         }
-        DeviceChoice::Cpu | DeviceChoice::Cuda(_) | DeviceChoice::Metal => {}
+        DeviceChoice::Cpu | DeviceChoice::Metal => device::share(local_size),
+        DeviceChoice::Cuda(_) => {}
     }
     Ok(())
 }

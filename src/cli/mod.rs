@@ -126,10 +126,8 @@ impl CliCommand {
     /// The name of a command that several processes can't run together.
     fn of_one_process(&self) -> Option<&'static str> {
         match self {
-            Self::Tune(_) => None,
-            Self::Sweep(sweep) => (!sweep.is_shard()).then_some("sweep"),
+            Self::Tune(_) | Self::Sweep(_) | Self::Eval(_) => None,
             Self::Tutorial(_) => Some("tutorial"),
-            Self::Eval(_) => Some("eval"),
             Self::Generate(_) => Some("generate"),
             #[cfg(feature = "serve")]
             Self::Serve(_) => Some("serve"),

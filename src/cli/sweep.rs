@@ -1,14 +1,18 @@
 //! `gneiss sweep`: many runs that differ in some keys, of which the worse ones are pruned.
 
+mod follower;
 mod progress;
 
 use super::interrupt::{self, Interrupted};
-use super::{Overrides, text};
+use super::{Overrides, launch, text};
 use clap::Args;
+use follower::SweepFollower;
 use gneiss::config::{Config, SweepMetric};
 use gneiss::layout::{BEST, SWEEP_REPORT};
+use gneiss::ranks::{Alone, Ranks};
 use gneiss::report;
 use gneiss::run::Status;
+use gneiss::session::Session;
 use gneiss::sweep::{Estimate, Shard, Sweep, SweepFolder, SweepResult, TrialResult};
 use gneiss::tune::Ended;
 use progress::SweepProgress;
@@ -42,29 +46,37 @@ pub struct SweepArgs {
 }
 
 impl SweepArgs {
-    /// Runs the subcommand.
+    /// Runs the subcommand: on one or several ranks, or as a shard, which knows of no others.
     pub fn run(self) -> anyhow::Result<()> {
-        let config = |path: Option<&Path>| self.overrides.load(path.unwrap_or(Path::new("")));
-        match (&self.resume, &self.collect, self.shard) {
-            (Some(folder), ..) => {
-                let (folder, config) = SweepFolder::open(folder)?;
-                run(&config, Some(folder), self.json)
-            }
-            (_, Some(folder), _) => {
-                let (folder, config) = SweepFolder::open(folder)?;
-                continue_sweep(&config, Some(folder), SweepPart::Choice, self.json)
-            }
-            (.., Some(shard)) => {
-                let config = config(self.config.as_deref())?;
-                continue_sweep(&config, None, SweepPart::Shard(shard), self.json)
-            }
-            (None, None, None) => run(&config(self.config.as_deref())?, None, self.json),
+        if let Some(shard) = self.shard {
+            let config = self.new_config()?;
+            return continue_sweep(&config, None, SweepPart::Shard(shard), self.json, &Alone);
         }
+        if let Some(folder) = &self.collect {
+            launch::refuse("sweep --collect")?;
+            let (folder, config) = SweepFolder::open(folder)?;
+            return continue_sweep(&config, Some(folder), SweepPart::Choice, self.json, &Alone);
+        }
+        launch::with_ranks(|ranks| {
+            let (folder, config) = launch::all(ranks, self.order(ranks))?;
+            run(&config, folder, self.json, ranks)
+        })
     }
 
-    /// Whether this is a part of a sweep that several processes tune without knowing of each other.
-    pub(super) fn is_shard(&self) -> bool {
-        self.shard.is_some()
+    fn new_config(&self) -> anyhow::Result<Config> {
+        self.overrides.load(self.config.as_deref().unwrap_or(Path::new("")))
+    }
+
+    /// The configuration, and on rank 0 the folder of a sweep that continues.
+    fn order(&self, ranks: &dyn Ranks) -> anyhow::Result<(Option<SweepFolder>, Config)> {
+        match &self.resume {
+            None => Ok((None, self.new_config()?)),
+            Some(folder) if ranks.rank() == 0 => {
+                let (folder, config) = SweepFolder::open(folder)?;
+                Ok((Some(folder), config))
+            }
+            Some(folder) => Ok((None, SweepFolder::config(folder)?)),
+        }
     }
 }
 
@@ -87,9 +99,14 @@ struct SweepOutcome<'a> {
     trials: &'a [TrialResult],
 }
 
-/// Runs a sweep from the beginning, or from where `folder` says that it is.
-pub(super) fn run(config: &Config, folder: Option<SweepFolder>, json: bool) -> anyhow::Result<()> {
-    continue_sweep(config, folder, SweepPart::All, json)
+/// Runs a sweep from the beginning, or from where `folder`, which rank 0 has, says that it is.
+pub(super) fn run(
+    config: &Config,
+    folder: Option<SweepFolder>,
+    json: bool,
+    ranks: &dyn Ranks,
+) -> anyhow::Result<()> {
+    continue_sweep(config, folder, SweepPart::All, json, ranks)
 }
 
 /// Runs a part of a sweep, from where `folder` says that it is.
@@ -98,11 +115,16 @@ fn continue_sweep(
     folder: Option<SweepFolder>,
     part: SweepPart,
     json: bool,
+    ranks: &dyn Ranks,
 ) -> anyhow::Result<()> {
     // Before the model is loaded.
-    config.trials()?;
-    let session = super::progress::open(&config.model)?;
-    let mut sweep = Sweep::prepare(config, &session)?;
+    ranks.all(config.trials())?;
+    let session = launch::open(&config.model, ranks)?;
+    let mut sweep = ranks.all(Sweep::prepare(config, &session))?;
+    sweep.agree(ranks)?.iter().for_each(super::warn);
+    if ranks.rank() > 0 {
+        return follow(&mut sweep, config, &session, ranks);
+    }
     if let SweepPart::Shard(shard) = part {
         sweep.take_shard(shard)?;
     }
@@ -110,29 +132,44 @@ fn continue_sweep(
     notes.iter().for_each(|text| status!("note       {text}"));
     warnings.iter().for_each(super::warn);
     let is_resumed = folder.is_some() || matches!(part, SweepPart::Shard(_));
-    let mut folder = match (folder, part) {
-        (Some(folder), _) => folder,
-        (None, SweepPart::Shard(_)) => SweepFolder::of_shards(config)?,
-        (None, _) => SweepFolder::create(config)?,
-    };
+    let mut folder = ranks.all(match (folder, part) {
+        (Some(folder), _) => Ok(folder),
+        (None, SweepPart::Shard(_)) => SweepFolder::of_shards(config),
+        (None, _) => SweepFolder::create(config),
+    })?;
+    ranks.all(Ok(()))?;
     if let Some(moved) = &folder.moved {
         status!("sweep      an earlier run or sweep of this name is now {}", moved.display());
     }
     describe(&sweep, &folder, part, is_resumed);
+    if ranks.size() > 1 {
+        status!("ranks      {}, which share the trials", ranks.size());
+    }
     let _guard = interrupt::Guard::new()?;
     let watch = SweepProgress::new(&sweep, session.model.device(), json);
-    if is_resumed {
-        watch.skip(&sweep, &SweepResult::read(&folder.path)?);
-    }
     let outcome = match part {
         SweepPart::Choice => sweep.collect(&mut folder, &watch),
-        SweepPart::All | SweepPart::Shard(_) => sweep.run(&mut folder, &watch),
+        SweepPart::All => sweep.run(ranks, Some(&mut folder), &watch),
+        SweepPart::Shard(_) => sweep.run_shard(&watch),
     };
     watch.finish();
     if let SweepPart::Shard(shard) = part {
         return end_shard(outcome?, shard, &folder);
     }
     finish(outcome, &folder, config, json)
+}
+
+/// Tunes this rank's trials; rank 0 decides, prints and writes the sweep's own files.
+fn follow(sweep: &mut Sweep, config: &Config, session: &Session, ranks: &dyn Ranks) -> anyhow::Result<()> {
+    ranks.all(Ok(()))?;
+    // Rank 0 has made the folder.
+    ranks.all(SweepFolder::config(&Path::new(&config.runs).join(&config.name)))?;
+    let _guard = interrupt::Guard::new()?;
+    let watch = SweepFollower { rank: ranks.rank(), device: session.model.device().clone() };
+    match sweep.run(ranks, None, &watch)? {
+        Ended::Interrupted => Err(Interrupted("interrupted".into()).into()),
+        Ended::Completed | Ended::StoppedEarly | Ended::Paused => Ok(()),
+    }
 }
 
 /// Prints what the sweep is about to do.

@@ -39,16 +39,10 @@ impl Tune {
         let mut order = launch::all(ranks, self.order(ranks))?;
         if let Some(seeds) = self.seeds {
             order.config.sweep = SweepOptions::seeds(order.config.train.seed, seeds.into());
-            return super::sweep::run(&order.config, None, json);
+            return super::sweep::run(&order.config, None, json, ranks);
         }
-        // Not in the run's configuration, in which the device is the one that was asked for.
-        let mut model = order.config.model.clone();
-        ranks.all(launch::place(&mut model, ranks))?;
-        let opened = match ranks.rank() {
-            0 => progress::open(&model),
-            _ => gneiss::session::open(&model, &mut |_, _| ()).map_err(Into::into),
-        };
-        let session = launch::all(ranks, opened)?;
+        // The GPU of each rank is not in the run's configuration, in which the device is the one that was asked for.
+        let session = launch::open(&order.config.model, ranks)?;
         if find_lr {
             let (found, folder) = super::find_lr::run(&order.config, &session)?;
             if json {
@@ -73,10 +67,9 @@ impl Tune {
 
     /// The run that the arguments ask for.
     fn order(&self, ranks: &dyn Ranks) -> anyhow::Result<Order> {
-        let one_rank = [("--seeds", self.seeds.is_some()), ("--find-lr", self.run.find_lr)];
-        if let Some((option, _)) = one_rank.iter().find(|(_, given)| *given && ranks.size() > 1) {
+        if self.run.find_lr && ranks.size() > 1 {
             let size = ranks.size();
-            return Err(Error::Invalid(format!("{option}: expected one process, found {size} ranks")).into());
+            return Err(Error::Invalid(format!("--find-lr: expected one process, found {size} ranks")).into());
         }
         self.run.order(Path::new(""))
     }

@@ -371,3 +371,10 @@ impl Config {
         toml::to_string(self).map_err(|error| Error::Invalid(format!("config as TOML: {error}")))
     }
 }
+
+/// The keys in which two configurations, the TOML of [`Config::to_toml`], differ, as text.
+pub fn other_keys(first: &str, other: &str) -> String {
+    let parse = |text: &str| Config::parse(text, "the configuration of a rank", &[]);
+    let keys = parse(first).and_then(|first| first.changed_keys(&parse(other)?));
+    keys.map_or_else(|error| error.to_string(), |keys| format!("others: {}", keys.join(", ")))
+}

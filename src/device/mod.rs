@@ -11,6 +11,7 @@ pub use memory::{DeviceMemory, PeakMemory, name};
 
 use crate::{Error, Result};
 use candle_core::Device;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Vector instructions of this CPU that gneiss uses, found when the program runs, by the operating system's names; the
 /// fastest one for products of bf16 is the last.
@@ -29,13 +30,26 @@ pub fn cpu_instructions() -> Vec<&'static str> {
     general.chain(crate::ops::bf16::Isa::all().iter().map(|isa| isa.name())).collect()
 }
 
-/// Free memory of `device`, bytes; `None` if the system does not report it. On CUDA it is the driver's figure, which
+/// Processes that share the device of this one, itself included.
+static SHARERS: AtomicUsize = AtomicUsize::new(1);
+
+/// Says that so many processes use the device of this one: [`free_memory`] is then the part of each.
+pub fn share(processes: usize) {
+    SHARERS.store(processes.max(1), Ordering::Relaxed);
+}
+
+/// Free memory of `device`, bytes, this process's part if several [`share`] it; `None` if the system does not report it. On CUDA it is the driver's figure, which
 /// includes the limits of containers and MIG slices, plus the unused memory that the allocator holds. On the CPU it is
 /// what Linux calls available, or what is left of the limits of the process's control groups if that is less.
 ///
 /// # Errors
 /// Returns an error if the device can't be asked.
 pub fn free_memory(device: &Device) -> Result<Option<usize>> {
+    Ok(free_on(device)?.map(|bytes| bytes / SHARERS.load(Ordering::Relaxed)))
+}
+
+/// Free memory of a device for all processes that use it.
+fn free_on(device: &Device) -> Result<Option<usize>> {
     match device {
         Device::Cpu => Ok(cgroup::least(available_on_the_host(), cgroup::free())),
         #[cfg(feature = "cuda")]

@@ -2,7 +2,7 @@
 //! output.
 
 use super::likelihood::{finite, nll_after_each};
-use super::{Answers, Prediction, RowScores, Scores, TextScores};
+use super::{Answers, Prediction, RowScores, Scores, TextScores, share};
 use crate::batch::Example;
 use crate::checkpoint::TextTokenizer;
 use crate::config::Task;
@@ -13,6 +13,7 @@ use crate::data::{Dataset, Record};
 use crate::generate::{self, GenerateProgress, Generated, Request};
 use crate::model::Decoder;
 use crate::prompt::Prefix;
+use crate::ranks::Ranks;
 use crate::{Error, Result};
 use std::sync::Arc;
 
@@ -30,6 +31,19 @@ pub struct Exam<'a> {
     pub labels: &'a [String],
     /// Rows that go through the model at once.
     pub max_rows: usize,
+    /// Each answers some of the dataset's rows, and all get all answers.
+    pub ranks: &'a dyn Ranks,
+}
+
+/// What the model gives for one row.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Answered {
+    /// The generated tokens.
+    pub(super) tokens: Vec<u32>,
+    /// Log-likelihoods of the labels; empty for other tasks.
+    pub(super) scores: Vec<f64>,
+    /// Negative log-likelihoods of the expected output's tokens.
+    pub(super) nll: Vec<f64>,
 }
 
 /// The stage of an arm.
@@ -86,39 +100,63 @@ impl Exam<'_> {
         encoder: &Encoder,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Vec<Answers>> {
-        let examples = encoder.encode_dataset(self.dataset)?.examples;
+        let encoded = self.ranks.all(encoder.encode_dataset(self.dataset))?;
+        let lengths: Vec<usize> = encoded.examples.iter().map(|e| e.input.len() + e.target.len()).collect();
+        let shares = share::shares(&lengths, self.ranks);
+        let own: Vec<Example> =
+            shares[self.ranks.rank()].iter().map(|row| encoded.examples[*row].clone()).collect();
+        let own = self.answer_rows(prompts, &own, encoder.max_output_tokens, progress);
+        let (answered, seconds) = share::join(self.ranks, &shares, own)?;
+        answered.iter().map(|rows| self.answers(rows, seconds)).collect()
+    }
+
+    /// What the model gives for `examples` after each of `prompts`, and the seconds that the answers took, without those of the
+    /// expected outputs' likelihoods.
+    fn answer_rows(
+        &self,
+        prompts: &[Option<&Prefix>],
+        examples: &[Example],
+        max_new_tokens: usize,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<(Vec<Vec<Answered>>, f64)> {
+        if examples.is_empty() {
+            return Ok((vec![Vec::new(); prompts.len()], 0.0));
+        }
         let classification = self.task == Task::Classification;
         let targets = if classification { self.label_targets()? } else { Vec::new() };
         // If each label is one token, the probabilities of the first step are all that is needed.
         let one_token = targets.iter().all(|ids| ids.len() == 1);
         let score: Vec<u32> = if one_token { targets.concat() } else { Vec::new() };
         let started = std::time::Instant::now();
-        let generated = self.generate(prompts, &examples, encoder.max_output_tokens, &score, progress)?;
+        let generated = self.generate(prompts, examples, max_new_tokens, &score, progress)?;
         let scores = match (classification, one_token) {
-            (true, false) => self.likelihoods(prompts, &examples, &targets, progress)?,
+            (true, false) => self.likelihoods(prompts, examples, &targets, progress)?,
             _ => generated.iter().map(|all| all.iter().map(|g| g.scores.clone()).collect()).collect(),
         };
         let seconds = started.elapsed().as_secs_f64();
-        let nll = self.score(prompts, &examples, progress)?;
-        let of_prompts = generated.iter().zip(&scores).zip(&nll);
-        of_prompts.map(|((generated, scores), nll)| self.answers(generated, scores, nll, seconds)).collect()
+        let nll = self.score(prompts, examples, progress)?;
+        let of_prompts = generated.into_iter().zip(scores).zip(nll);
+        let rows = |((generated, scores), nll): ((Vec<Generated>, Vec<Vec<f64>>), Vec<f64>)| {
+            let mut nll = nll.into_iter();
+            let rows =
+                examples.iter().zip(generated).zip(scores).map(|((example, generated), scores)| Answered {
+                    tokens: generated.tokens,
+                    scores,
+                    nll: nll.by_ref().take(example.target.len()).collect(),
+                });
+            rows.collect()
+        };
+        Ok((of_prompts.map(rows).collect(), seconds))
     }
 
-    /// The answers of a prompt: the generated texts, the labels' log-likelihoods, and the negative log-likelihoods of the expected
-    /// outputs' tokens.
-    fn answers(
-        &self,
-        generated: &[Generated],
-        scores: &[Vec<f64>],
-        nll: &[f64],
-        seconds: f64,
-    ) -> Result<Answers> {
+    /// The answers of a prompt from what the model gave for each row of the dataset.
+    fn answers(&self, rows: &[Answered], seconds: f64) -> Result<Answers> {
         let classification = self.task == Task::Classification;
+        let nll: Vec<f64> = rows.iter().flat_map(|row| row.nll.iter().copied()).collect();
         let loss = nll.iter().sum::<f64>() / nll.len() as f64;
-        let rows = self.dataset.records.iter().zip(generated).zip(scores);
-        let predictions: Vec<Prediction> = rows
-            .map(|((record, generated), scores)| self.prediction(record, generated, scores))
-            .collect::<Result<_>>()?;
+        let rows = self.dataset.records.iter().zip(rows);
+        let predictions: Vec<Prediction> =
+            rows.map(|(record, answered)| self.prediction(record, answered)).collect::<Result<_>>()?;
         let pairs =
             |of: fn(&Prediction) -> &str| predictions.iter().map(move |p| (p.expected.as_str(), of(p)));
         Ok(Answers {
@@ -164,15 +202,15 @@ impl Exam<'_> {
         labels::targets(&tokens, self.tokenizer.eos_token_id).map_err(same)
     }
 
-    /// `scores`: the labels' log-likelihoods; empty for other tasks.
-    fn prediction(&self, record: &Record, generated: &Generated, scores: &[f64]) -> Result<Prediction> {
+    fn prediction(&self, record: &Record, answered: &Answered) -> Result<Prediction> {
+        let Answered { tokens, scores, .. } = answered;
         scores.iter().try_for_each(|score| finite("the log-likelihood of a label", *score))?;
         let likeliest = (!scores.is_empty()).then(|| self.labels[largest(scores)].clone());
         Ok(Prediction {
             line: record.line,
             input: record.input.clone(),
             expected: record.output.trim().to_owned(),
-            generated: self.answer_text(&self.tokenizer.decode(&generated.tokens, true)?),
+            generated: self.answer_text(&self.tokenizer.decode(tokens, true)?),
             likeliest,
             probabilities: probabilities(scores),
         })

@@ -7,6 +7,7 @@ mod likelihood;
 pub mod metrics;
 pub mod result;
 mod run;
+mod share;
 pub mod text;
 mod write;
 
@@ -16,5 +17,5 @@ pub use exam::{Exam, Progress, Stage};
 pub use likelihood::nll;
 pub use metrics::{ClassScores, Scores};
 pub use result::{Answers, Arm, Evaluation, Prediction};
-pub use run::{Batching, EvaluationObserver, run, test_file};
+pub use run::{Batching, EvaluationObserver, Place, run, test_file};
 pub use text::{RowScores, TextScores};

@@ -2,12 +2,15 @@
 
 use super::exam::{Exam, Progress};
 use super::{Answers, Arm, Evaluation};
-use crate::config::{Config, Task};
+use crate::config::{Config, Task, other_keys};
 use crate::data::labels::distinct;
 use crate::data::{Dataset, Encoder, Template};
 use crate::prompt::{PromptTask, Tuned};
+use crate::ranks::Ranks;
+use crate::ranks::agree::{self, SharedValue};
 use crate::session::Session;
 use crate::{Error, Result, session};
+use candle_core::DType;
 
 /// The name of the base model's arm.
 const BASE: &str = "base";
@@ -49,6 +52,17 @@ pub enum Batching {
     Together,
 }
 
+/// What answers.
+#[derive(Clone, Copy)]
+pub struct Place<'a> {
+    /// The frozen model and its tokenizer.
+    pub session: &'a Session,
+    /// The rows of the test file are shared among them; the observer of each receives its own progress, and all answers.
+    pub ranks: &'a dyn Ranks,
+    /// How the prompts go through the model.
+    pub batching: Batching,
+}
+
 /// Answers the configuration's test file with the base model after the hard prompt ([`Config::hard_prompt`] as plain text),
 /// then with each tuned prompt, and compares the answers.
 ///
@@ -57,22 +71,17 @@ pub enum Batching {
 /// the model, a likelihood is not finite, or a device operation fails; and any error of `observer`.
 pub fn run(
     config: &Config,
-    session: &Session,
+    place: Place,
     tuned: &[Tuned],
-    batching: Batching,
     observer: &mut dyn EvaluationObserver,
 ) -> Result<Evaluation> {
+    let Place { session, ranks, batching } = place;
     let (data, file) = (&config.data, test_file(config)?);
-    let test = session::dataset(file, data)?;
-    observer.dataset("data.test", &test);
-    let labels = match data.task {
-        Task::Classification => {
-            let train = session::dataset(&data.train, data)?;
-            observer.dataset("data.train", &train);
-            distinct(test.records.iter().chain(&train.records))
-        }
-        Task::Generation => Vec::new(),
-    };
+    let fits =
+        |tuned: &Tuned| tuned.adapter.check_fits(&tuned.argument(), &session.id, session.model.config());
+    ranks.all(tuned.iter().try_for_each(fits))?;
+    let (test, labels) = ranks.all(read(config, file, observer))?;
+    ranks.agree(&SHARED, values(config, session, tuned, &test, &labels))?;
     let template = Template::parse(&data.verbalizer)?;
     let without_prompt = session::encoder(data, &session.tokenizer, &template);
     let hard_prompt = config.hard_prompt();
@@ -87,6 +96,7 @@ pub fn run(
         task: data.task,
         labels: &labels,
         max_rows,
+        ranks,
     };
     let mut evaluation = Evaluation {
         test: file.to_owned(),
@@ -111,6 +121,78 @@ pub fn run(
     Ok(evaluation)
 }
 
+/// The test file, and the labels of a classification.
+fn read(
+    config: &Config,
+    file: &str,
+    observer: &mut dyn EvaluationObserver,
+) -> Result<(Dataset, Vec<String>)> {
+    let data = &config.data;
+    let test = session::dataset(file, data)?;
+    observer.dataset("data.test", &test);
+    let labels = match data.task {
+        Task::Classification => {
+            let train = session::dataset(&data.train, data)?;
+            observer.dataset("data.train", &train);
+            distinct(test.records.iter().chain(&train.records))
+        }
+        Task::Generation => Vec::new(),
+    };
+    Ok((test, labels))
+}
+
+/// What must be the same on all ranks, in the order of [`values`].
+const SHARED: [SharedValue; 5] = [
+    agree::VERSION,
+    agree::configuration(other_keys),
+    SharedValue {
+        what: "rows and labels",
+        hint: "the same data files on every machine",
+        difference: agree::both,
+    },
+    SharedValue {
+        what: "tuned prompts",
+        hint: "the same adapters on every machine, or their folders on a shared file system",
+        difference: agree::both,
+    },
+    SharedValue {
+        what: "model, dtype and device",
+        hint: "the same model.id, --dtype and --device, which `auto` decides on each machine",
+        difference: agree::both,
+    },
+];
+
+/// This rank's values of [`SHARED`].
+fn values(
+    config: &Config,
+    session: &Session,
+    tuned: &[Tuned],
+    test: &Dataset,
+    labels: &[String],
+) -> Result<Vec<String>> {
+    let mut rows = 0;
+    let mut add =
+        |text: &str| rows = crc32c::crc32c_append(crc32c::crc32c_append(rows, text.as_bytes()), &[0]);
+    test.records
+        .iter()
+        .flat_map(|record| [&record.input, &record.output])
+        .chain(labels)
+        .for_each(|text| add(text));
+    let mut prompts = 0;
+    for Tuned { adapter, .. } in tuned {
+        let values = adapter.prompt.values().to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        prompts = values.iter().fold(prompts, |sum, value| crc32c::crc32c_append(sum, &value.to_le_bytes()));
+    }
+    let device = crate::device::kind(session.model.device());
+    Ok(vec![
+        env!("CARGO_PKG_VERSION").into(),
+        config.to_toml()?,
+        format!("{} rows, {} labels, checksum {rows:08x}", test.records.len(), labels.len()),
+        format!("{} prompts, checksum {prompts:08x}", tuned.len()),
+        format!("{} in {} on {device}", session.id, format!("{:?}", session.dtype).to_lowercase()),
+    ])
+}
+
 /// The arms of tuned prompts that answer in one batch.
 fn arms(
     exam: &Exam,
@@ -118,9 +200,8 @@ fn arms(
     encoder: &Encoder,
     observer: &mut dyn EvaluationObserver,
 ) -> Result<Vec<Arm>> {
-    for task in batch.iter().filter_map(|tuned| tuned.adapter.task.as_ref()) {
-        check_beginnings(task, encoder, exam.dataset)?;
-    }
+    let mut tasks = batch.iter().filter_map(|tuned| tuned.adapter.task.as_ref());
+    exam.ranks.all(tasks.try_for_each(|task| check_beginnings(task, encoder, exam.dataset)))?;
     let name = match batch {
         [tuned] => tuned.name.clone(),
         several => format!("{} prompts", several.len()),

@@ -9,6 +9,7 @@
 //! Messages are bytes, and rank 0 alone computes with them. So the result depends neither on the order in which messages
 //! arrive nor on the algorithm of a library's reduction, and all ranks go on with the same numbers.
 
+pub mod agree;
 mod alone;
 mod deal;
 pub mod launcher;
@@ -25,6 +26,8 @@ pub use threads::Threads;
 
 use crate::{Error, Result};
 use outcome::{RankOutcome, read_reply, reply};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 /// One of several ranks. Every rank calls the same methods in the same order, from one thread.
 pub trait Ranks {
@@ -79,6 +82,19 @@ impl dyn Ranks + '_ {
         };
         self.combine(outcome, |_| Ok(Vec::new()))?;
         value.ok_or_else(|| Error::Invalid("expected a value of this rank, found none".into()))
+    }
+
+    /// What `work` returns on rank 0, where alone it is called; every rank gets it.
+    ///
+    /// # Errors
+    /// If rank 0 has an error, all ranks return one, as [`combine`](#method.combine) says.
+    pub fn from_first<T: Serialize + DeserializeOwned>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        if self.size() == 1 {
+            return work();
+        }
+        let own =
+            if self.rank() == 0 { work().and_then(|value| agree::encode(&value)) } else { Ok(Vec::new()) };
+        agree::decode(&self.combine(own, |mut all| Ok(all.swap_remove(0)))?)
     }
 
     /// Whether `flag` is set on any rank.

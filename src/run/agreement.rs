@@ -1,8 +1,9 @@
 //! What the ranks of a run must have alike, compared before its first step.
 
 use super::Tuning;
-use crate::config::Config;
+use crate::config::other_keys;
 use crate::ranks::Ranks;
+use crate::ranks::agree::{self, SharedValue, decode, encode};
 use crate::session::Session;
 use crate::tune::{Trainer, evaluate};
 use crate::{Error, Result};
@@ -59,23 +60,19 @@ impl Agreement {
         })
     }
 
+    /// What must be the same on all ranks, but for the loss.
+    fn values(&self) -> Vec<String> {
+        [&self.version, &self.config, &self.examples, &self.place, &self.start].map(Clone::clone).to_vec()
+    }
+
     /// Compares those of all ranks. Returns, on rank 0, the warnings that only other ranks have, each with its rank.
     ///
     /// # Errors
     /// Returns [`Error::Ranks`] on all ranks if one of them has an error or something else than rank 0.
     pub fn check(own: Result<Self>, ranks: &dyn Ranks) -> Result<Vec<String>> {
-        let json = own.and_then(|own| {
-            serde_json::to_vec(&own).map_err(|error| Error::Invalid(format!("ranks: {error}")))
-        });
         let mut warnings = Vec::new();
-        ranks.combine(json, |all| {
-            let read = |bytes: &Vec<u8>| {
-                serde_json::from_slice(bytes).map_err(|error| Error::Ranks {
-                    problem: format!("expected the same version of gneiss on all ranks: {error}"),
-                    is_bad_input: true,
-                })
-            };
-            let all = all.iter().map(read).collect::<Result<Vec<Self>>>()?;
+        ranks.combine(own.and_then(|own| encode(&own)), |all| {
+            let all = all.iter().map(|bytes| decode(bytes)).collect::<Result<Vec<Self>>>()?;
             warnings = compare(&all)?;
             Ok(Vec::new())
         })?;
@@ -83,38 +80,32 @@ impl Agreement {
     }
 }
 
+/// What must be the same, in the order of [`Agreement::values`].
+const SHARED: [SharedValue; 5] = [
+    agree::VERSION,
+    agree::configuration(other_keys),
+    SharedValue {
+        what: "examples",
+        hint: "the same data files and tokenizer on every machine",
+        difference: agree::both,
+    },
+    SharedValue {
+        what: "dtype and device",
+        hint: "--dtype and --device, which `auto` decides on each machine",
+        difference: agree::both,
+    },
+    SharedValue {
+        what: "start",
+        hint: "a run that goes on needs its folder on every machine, a new one the same model; RUNS/NAME on a shared file system",
+        difference: agree::both,
+    },
+];
+
 /// The warnings that only other ranks than 0 have.
 fn compare(all: &[Agreement]) -> Result<Vec<String>> {
     let Some((first, others)) = all.split_first() else { return Ok(Vec::new()) };
-    type Part = (&'static str, fn(&Agreement) -> String, &'static str);
-    let parts: [Part; 5] = [
-        ("version of gneiss", |a| a.version.clone(), "the same program on every machine"),
-        ("configuration", |a| a.config.clone(), "the same file and the same options on every machine"),
-        ("examples", |a| a.examples.clone(), "the same data files and tokenizer on every machine"),
-        (
-            "dtype and device",
-            |a| a.place.clone(),
-            "--dtype and --device, which `auto` decides on each machine",
-        ),
-        (
-            "start",
-            |a| a.start.clone(),
-            "a run that goes on needs its folder on every machine, a new one the same model; RUNS/NAME on a shared file system",
-        ),
-    ];
-    let mut problems = Vec::new();
-    for (what, part, hint) in parts {
-        let ours = part(first);
-        for (rank, other) in (1..).zip(others).filter(|(_, other)| part(other) != ours) {
-            let found = match what {
-                "configuration" => changed(first, other)?,
-                _ => format!("{} and {}", ours, part(other)),
-            };
-            problems.push(format!(
-                "{what}: expected the same on ranks 0 and {rank}, found {found}; hint: {hint}"
-            ));
-        }
-    }
+    let values: Vec<Vec<String>> = all.iter().map(Agreement::values).collect();
+    let mut problems = agree::differences(&SHARED, &values);
     // Another model is another loss; other data, dtypes or prompts may be the reason too, and are named above.
     if problems.is_empty() {
         let far = |other: &Agreement| (other.loss - first.loss).abs() > SAME_LOSS * first.loss.abs();
@@ -134,13 +125,6 @@ fn compare(all: &[Agreement]) -> Result<Vec<String>> {
         new.map(|text| format!("[rank {rank}] {text}")).collect::<Vec<_>>()
     };
     Ok((1..).zip(others).flat_map(of_rank).collect())
-}
-
-/// The keys in which two ranks' configurations differ.
-fn changed(first: &Agreement, other: &Agreement) -> Result<String> {
-    let parse = |text: &str| Config::parse(text, "the configuration of a rank", &[]);
-    let keys = parse(&first.config)?.changed_keys(&parse(&other.config)?)?;
-    Ok(format!("others: {}", keys.join(", ")))
 }
 
 #[cfg(test)]

@@ -108,6 +108,14 @@ impl SweepFolder {
         Ok(Self { records: records(&path)?, path, moved: None, file })
     }
 
+    /// The configuration of the sweep in `path`, which another process may be writing.
+    ///
+    /// # Errors
+    /// As [`SweepFolder::open`].
+    pub fn config(path: &Path) -> Result<Config> {
+        config(path)
+    }
+
     /// The folder of a sweep that continues, and its configuration.
     ///
     /// # Errors

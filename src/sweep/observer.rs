@@ -8,6 +8,8 @@ use crate::tune::{EpochRecord, Limits, Observer, StepRecord};
 
 /// Receives the events of a sweep. Several trials can be under way at once.
 pub trait SweepObserver {
+    /// The trials' summaries were read from their folders: at the beginning, and before and after each decision.
+    fn loaded(&self, trials: &[Trial]);
     /// A trial has taken a step.
     fn step(&self, trial: &Trial, record: &StepRecord);
     /// A trial has left out a step because its `what` was `value`.

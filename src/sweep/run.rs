@@ -1,14 +1,29 @@
 //! The course of a sweep: turns, rungs, the choice.
 
-use super::{Halving, Shard, Standing, SweepFolder, SweepObserver, SweepRecord, Trial};
+use super::{Halving, Standing, SweepFolder, SweepObserver, SweepRecord, Trial};
 use crate::config::{Config, SweepMetric, Task};
-use crate::run::{Status, Tuning, TuningData};
+use crate::ranks::{Ranks, deal};
+use crate::run::{Agreement, Status, Tuning, TuningData};
 use crate::session::Session;
 use crate::tune::health::{self, is_at_chance};
 use crate::tune::{Ended, largest_step, prompts_in_a_pass};
 use crate::{Error, Result};
-use std::collections::BTreeMap;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+
+/// How a sweep goes on.
+#[derive(Serialize, Deserialize)]
+enum NextRung {
+    /// Up to the rung after this epoch; `None`: to the ends of the trials.
+    At(Option<usize>),
+    /// The best trial has been chosen.
+    Over,
+}
+
+fn no_folder() -> Error {
+    Error::Invalid("sweep: expected its folder on rank 0, found none".into())
+}
 
 /// A sweep that is ready to start or to continue.
 pub struct Sweep<'a> {
@@ -20,8 +35,8 @@ pub struct Sweep<'a> {
     data: BTreeMap<String, Rc<TuningData>>,
     halving: Halving,
     max_prompts: usize,
-    /// The part that this process tunes; `None`: all.
-    pub(super) shard: Option<Shard>,
+    /// The trials that this process continues, as indices; `None`: all.
+    pub(super) own: Option<BTreeSet<usize>>,
 }
 
 impl<'a> Sweep<'a> {
@@ -40,7 +55,7 @@ impl<'a> Sweep<'a> {
             }
         }
         let halving = Halving::new(&config.sweep, 0);
-        let mut sweep = Self { config, session, trials, data, halving, max_prompts: 1, shard: None };
+        let mut sweep = Self { config, session, trials, data, halving, max_prompts: 1, own: None };
         let (epochs, max_prompts) = sweep.check_trials()?;
         sweep.halving = Halving::new(&config.sweep, epochs);
         sweep.max_prompts = max_prompts;
@@ -70,6 +85,22 @@ impl<'a> Sweep<'a> {
         Ok((epochs, max_prompts))
     }
 
+    /// Compares what the ranks are about to tune, by the first trial. Returns, on rank 0, the warnings that only other ranks have.
+    ///
+    /// # Errors
+    /// As [`Agreement::check`].
+    pub fn agree(&self, ranks: &dyn Ranks) -> Result<Vec<String>> {
+        if ranks.size() == 1 {
+            return Ok(Vec::new());
+        }
+        let own = || {
+            let trial = &self.trials[0];
+            let tuning = Tuning::with_data(&trial.config, self.session, Rc::clone(self.data(trial)?), None)?;
+            Agreement::new(&tuning, &tuning.trainer()?, self.session, &self.config.to_toml()?)
+        };
+        Agreement::check(own(), ranks)
+    }
+
     /// The files of a trial.
     pub(super) fn data(&self, trial: &Trial) -> Result<&Rc<TuningData>> {
         let data = self.data.get(&trial.config.data.verbalizer);
@@ -90,20 +121,70 @@ impl<'a> Sweep<'a> {
         self.halving.epochs()
     }
 
-    /// Runs the trials from where `folder` says that they are to their ends, or until the observer interrupts them.
+    /// Runs the trials from where `folder`, which rank 0 alone has, says that they are to their ends, or until an observer
+    /// interrupts them. The ranks share the trials up to each rung, where rank 0 decides which of them stay; they have the trials'
+    /// folders in common.
     ///
     /// # Errors
     /// Returns [`Error::Invalid`] if all trials have failed, and an error if a file of the sweep can't be written.
-    pub fn run(&mut self, folder: &mut SweepFolder, watch: &dyn SweepObserver) -> Result<Ended> {
+    pub fn run(
+        &mut self,
+        ranks: &dyn Ranks,
+        mut folder: Option<&mut SweepFolder>,
+        watch: &dyn SweepObserver,
+    ) -> Result<Ended> {
+        let mut next = ranks.from_first(|| {
+            self.load(watch)?;
+            let folder = folder.as_deref_mut().ok_or_else(no_folder)?;
+            self.replay(folder, watch).map(NextRung::At)
+        })?;
+        loop {
+            let NextRung::At(rung) = next else { return Ok(Ended::Completed) };
+            ranks.all(self.load(watch))?;
+            self.deal(rung, ranks);
+            let ended = ranks.all(self.advance_to(rung, watch))?;
+            if ranks.any(ended == Ended::Interrupted)? {
+                return Ok(Ended::Interrupted);
+            }
+            next = ranks.from_first(|| {
+                self.own = None;
+                self.load(watch)?;
+                let folder = folder.as_deref_mut().ok_or_else(no_folder)?;
+                match rung {
+                    Some(epoch) if self.live().next().is_some() => {
+                        self.decide(epoch, folder, watch).map(NextRung::At)
+                    }
+                    _ => self.choose(folder, watch).map(|()| NextRung::Over),
+                }
+            })?;
+        }
+    }
+
+    /// Reads what the folders of the trials say of them.
+    pub(super) fn load(&mut self, watch: &dyn SweepObserver) -> Result<()> {
         self.trials.iter_mut().try_for_each(Trial::load)?;
-        let mut rung = match self.shard {
-            None => self.replay(folder, watch)?,
-            Some(_) => None,
-        };
+        watch.loaded(&self.trials);
+        Ok(())
+    }
+
+    /// Takes this rank's part of the trials that have not reached `rung`.
+    fn deal(&mut self, rung: Option<usize>, ranks: &dyn Ranks) {
+        self.own = None;
+        let limit = rung.unwrap_or(usize::MAX);
+        let (waiting, epochs): (Vec<usize>, Vec<usize>) = self
+            .live()
+            .filter(|(_, trial)| trial.epoch < limit)
+            .map(|(i, trial)| (i, limit.min(trial.config.train.num_epochs).saturating_sub(trial.epoch)))
+            .unzip();
+        let own = &deal(&epochs, ranks.size())[ranks.rank()];
+        self.own = Some(own.iter().map(|i| waiting[*i]).collect());
+    }
+
+    /// Continues this process's trials, in turns of an epoch, until each has ended or reached `rung`.
+    pub(super) fn advance_to(&mut self, rung: Option<usize>, watch: &dyn SweepObserver) -> Result<Ended> {
         while let Some(done) = self.live().map(|(_, trial)| trial.epoch).min() {
-            if let Some(epoch) = rung.filter(|epoch| done >= *epoch) {
-                rung = self.decide(epoch, folder, watch)?;
-                continue;
+            if rung.is_some_and(|epoch| done >= epoch) {
+                break;
             }
             for pack in self.packs(done + 1) {
                 self.advance(&pack, watch)?;
@@ -115,9 +196,6 @@ impl<'a> Sweep<'a> {
                     return Ok(Ended::Interrupted);
                 }
             }
-        }
-        if self.shard.is_none() {
-            self.choose(folder, watch)?;
         }
         Ok(Ended::Completed)
     }
@@ -155,8 +233,8 @@ impl<'a> Sweep<'a> {
 
     /// Trials of this process that have more epochs to go, with their indices.
     pub(super) fn live(&self) -> impl Iterator<Item = (usize, &Trial)> {
-        let is_own = |trial: &Trial| self.shard.is_none_or(|shard| shard.has(trial));
-        self.trials.iter().enumerate().filter(move |(_, trial)| is_own(trial) && trial.is_live())
+        let is_own = |trial| self.own.as_ref().is_none_or(|own| own.contains(&trial));
+        self.trials.iter().enumerate().filter(move |(i, trial)| is_own(*i) && trial.is_live())
     }
 
     /// The live trials that have not ended `epoch`, in the passes in which they run: prompts of one kind each.

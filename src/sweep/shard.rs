@@ -56,8 +56,18 @@ impl Sweep<'_> {
                  which it would have to compare its own; hint: --set sweep.reduction_factor=1"
             )));
         }
-        self.shard = Some(shard);
+        let own = self.trials.iter().enumerate().filter(|(_, trial)| shard.has(trial));
+        self.own = Some(own.map(|(i, _)| i).collect());
         Ok(())
+    }
+
+    /// Runs the trials of the shard to their ends, or until the observer interrupts them.
+    ///
+    /// # Errors
+    /// Returns an error if a file of the sweep can't be written.
+    pub fn run_shard(&mut self, watch: &dyn SweepObserver) -> Result<Ended> {
+        self.load(watch)?;
+        self.advance_to(None, watch)
     }
 
     /// Chooses the best trial of a sweep whose shards have all ended.
@@ -65,7 +75,7 @@ impl Sweep<'_> {
     /// # Errors
     /// Returns [`Error::Invalid`] if a trial has not ended, and the errors of [`Sweep::run`].
     pub fn collect(&mut self, folder: &mut SweepFolder, watch: &dyn SweepObserver) -> Result<Ended> {
-        self.trials.iter_mut().try_for_each(Trial::load)?;
+        self.load(watch)?;
         let unfinished: Vec<usize> = self.live().map(|(_, trial)| trial.number).collect();
         if !unfinished.is_empty() {
             let (number, all) = (unfinished.len(), self.trials.len());

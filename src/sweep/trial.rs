@@ -69,7 +69,7 @@ impl Trial {
     }
 
     /// Whether it has more epochs to go.
-    pub(super) fn is_live(&self) -> bool {
+    pub fn is_live(&self) -> bool {
         match self.summary.as_ref().map(|summary| &summary.status) {
             None | Some(Status::Running | Status::Paused | Status::Interrupted) => true,
             Some(Status::Completed | Status::StoppedEarly | Status::Pruned | Status::Failed { .. }) => false,

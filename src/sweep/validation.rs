@@ -8,6 +8,7 @@ use crate::evaluate::{Exam, nll};
 use crate::files::write_json;
 use crate::layout::VALIDATION;
 use crate::prompt::Adapter;
+use crate::ranks::Alone;
 use crate::run::TuningData;
 use crate::session::Session;
 use serde::{Deserialize, Serialize};
@@ -71,7 +72,7 @@ impl ValidationRows {
         };
         let correct = if !labels.is_empty() && (accuracy || labels.len() <= FEW_LABELS) {
             let (model, tokenizer) = (&session.model, &session.tokenizer);
-            let exam = Exam { model, tokenizer, dataset, task, labels: &labels, max_rows };
+            let exam = Exam { model, tokenizer, dataset, task, labels: &labels, max_rows, ranks: &Alone };
             exam.judge_labels(Some(&prompt), &encoded.examples)?
         } else {
             Vec::new()

@@ -5,14 +5,31 @@
 mod common;
 mod faults;
 mod place;
+mod shared;
 
 use place::{Place, difference};
 use serde_json::Value;
 
 /// What one process does, and its records.
 fn one_process(place: &Place) -> Vec<Value> {
-    place.tune(&["--set", "name=one"]);
+    place.succeeds(&["tune", "dogs.toml", "--set", "name=one"]);
     place.records("runs/one")
+}
+
+/// GB that a run may plan with, from its line `memory     12.34 GB free; ...`.
+fn free_gigabytes(stderr: &str) -> f64 {
+    let line = stderr.lines().find(|line| line.starts_with("memory     ")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// Each plans with its part of the machine's memory.
+#[test]
+fn ranks_of_one_machine_share_its_memory() {
+    let Some(place) = Place::new() else { return };
+    let run = ["tune", "dogs.toml", "--set", "train.max_steps=1"];
+    let one = free_gigabytes(&place.succeeds(&run).1);
+    let four = free_gigabytes(&place.mpirun(4, &run).1);
+    assert!(four < one / 3.0, "{four} of {one} GB");
 }
 
 /// 12 examples in steps of 5, so that the last of each epoch has two; 4 epochs are 12 steps.
@@ -20,7 +37,7 @@ fn one_process(place: &Place) -> Vec<Value> {
 fn two_ranks_tune_as_one_process_does() {
     let Some(place) = Place::new() else { return };
     let expected = one_process(&place);
-    let (stdout, stderr) = place.mpirun(2, &["--set", "name=two"]);
+    let (stdout, stderr) = place.mpirun(2, &["tune", "dogs.toml", "--set", "name=two"]);
     assert_eq!(stdout.matches("validation loss").count(), 1, "rank 0 alone prints: {stdout}");
     assert_eq!(stderr.matches("model      model").count(), 1, "{stderr}");
     assert!(stderr.contains("ranks      2"), "{stderr}");
@@ -39,9 +56,27 @@ fn two_ranks_tune_as_one_process_does() {
     let difference = difference(&place.adapter("runs/one"), &place.adapter("runs/two"));
     assert!(difference < 1e-3, "the prompts differ by {difference}");
     // The same again: the same bits.
-    place.mpirun(2, &["--set", "name=again"]);
+    place.mpirun(2, &["tune", "dogs.toml", "--set", "name=again"]);
     assert_eq!(place.records("runs/again"), found);
     assert_eq!(place.adapter_bytes("runs/again"), place.adapter_bytes("runs/two"));
+}
+
+/// Two bytes a gradient in bf16 passes, three decimals of a loss: the sums are f32 and f64, the rest is the CPU's bf16.
+#[test]
+fn two_ranks_tune_in_bf16() {
+    let Some(place) = Place::new() else { return };
+    let tune = |name: &'static str| ["tune", "dogs.toml", "--dtype", "bf16", "--set", name];
+    place.succeeds(&tune("name=one"));
+    place.mpirun(2, &tune("name=two"));
+    place.mpirun(2, &tune("name=again"));
+    let (one, two) = (place.records("runs/one"), place.records("runs/two"));
+    assert_eq!(place.records("runs/again"), two, "twice the same bits");
+    assert_eq!(place.adapter_bytes("runs/again"), place.adapter_bytes("runs/two"));
+    assert_eq!(two.len(), one.len());
+    for (found, one) in two.iter().zip(&one).filter(|(_, one)| one.get("loss").is_some()) {
+        let [found, one] = [found, one].map(|record| record["loss"].as_f64().unwrap());
+        assert!((found - one).abs() < 0.01 * one, "{found} for {one}");
+    }
 }
 
 /// A step of 5 examples on 6 ranks: one has none.
@@ -49,7 +84,7 @@ fn two_ranks_tune_as_one_process_does() {
 fn more_ranks_than_examples() {
     let Some(place) = Place::new() else { return };
     let expected = one_process(&place);
-    place.mpirun(6, &["--set", "name=six"]);
+    place.mpirun(6, &["tune", "dogs.toml", "--set", "name=six"]);
     let found = place.records("runs/six");
     assert_eq!(found.len(), expected.len());
     for (found, one) in found.iter().zip(&expected).filter(|(_, one)| one.get("loss").is_some()) {

@@ -62,13 +62,14 @@ impl Place {
         place.write("dogs.toml", CONFIG);
         place.write("train.csv", &reviews(12));
         place.write("validation.csv", &reviews(3));
+        place.write("test.csv", &reviews(7));
         Some(place)
     }
 
     /// Another folder with the same files.
     pub fn copy(&self) -> Self {
         let other = Self::new().unwrap();
-        for name in ["train.csv", "validation.csv", "dogs.toml"] {
+        for name in ["train.csv", "validation.csv", "test.csv", "dogs.toml"] {
             std::fs::copy(self.path(name), other.path(name)).unwrap();
         }
         other
@@ -78,7 +79,7 @@ impl Place {
         self.0.path().join(name)
     }
 
-    fn write(&self, name: &str, text: &str) {
+    pub fn write(&self, name: &str, text: &str) {
         std::fs::write(self.path(name), text).unwrap();
     }
 
@@ -86,9 +87,9 @@ impl Place {
         serde_json::from_slice(&std::fs::read(self.path(name)).unwrap()).unwrap()
     }
 
-    /// Lines of the records of runs/dogs.
-    pub fn lines(&self) -> usize {
-        std::fs::read_to_string(self.path("runs/dogs/metrics.jsonl"))
+    /// Lines of the records of a run.
+    pub fn lines(&self, run: &str) -> usize {
+        std::fs::read_to_string(self.path(run).join("metrics.jsonl"))
             .map_or(0, |text| text.matches('\n').count())
     }
 
@@ -113,12 +114,12 @@ impl Place {
         std::fs::read(self.path(run).join("adapter/adapter_model.safetensors")).unwrap()
     }
 
-    /// One process, without a launcher.
-    pub fn tune(&self, options: &[&str]) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gneiss"));
-        let output =
-            command.current_dir(self.0.path()).args(["tune", "dogs.toml"]).args(options).output().unwrap();
+    /// One process, without a launcher, which succeeds; its stdout and stderr.
+    pub fn succeeds(&self, command: &[&str]) -> (String, String) {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_gneiss"));
+        let output = program.current_dir(self.0.path()).args(command).output().unwrap();
         assert!(output.status.success(), "{}", text(&output.stderr));
+        (text(&output.stdout), text(&output.stderr))
     }
 
     fn launcher(&self) -> Command {
@@ -133,17 +134,15 @@ impl Place {
         command
     }
 
-    fn job(&self, ranks: usize, options: &[&str]) -> Command {
+    fn job(&self, ranks: usize, arguments: &[&str]) -> Command {
         let mut command = self.launcher();
-        command
-            .args(["-n", &ranks.to_string(), env!("CARGO_BIN_EXE_gneiss"), "tune", "dogs.toml"])
-            .args(options);
+        command.args(["-n", &ranks.to_string(), env!("CARGO_BIN_EXE_gneiss")]).args(arguments);
         command
     }
 
-    /// `mpirun -n RANKS gneiss tune dogs.toml`, which succeeds; its stdout and stderr.
-    pub fn mpirun(&self, ranks: usize, options: &[&str]) -> (String, String) {
-        let output = self.job(ranks, options).output().unwrap();
+    /// `mpirun -n RANKS gneiss ...`, which succeeds; its stdout and stderr.
+    pub fn mpirun(&self, ranks: usize, arguments: &[&str]) -> (String, String) {
+        let output = self.job(ranks, arguments).output().unwrap();
         assert!(output.status.success(), "{}", text(&output.stderr));
         (text(&output.stdout), text(&output.stderr))
     }
@@ -158,16 +157,16 @@ impl Place {
         (status.code(), text(&stdout), text(&stderr))
     }
 
-    pub fn start(&self, ranks: usize, options: &[&str]) -> Running {
-        Running(self.job(ranks, options).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap())
+    pub fn start(&self, ranks: usize, arguments: &[&str]) -> Running {
+        Running(self.job(ranks, arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap())
     }
 }
 
 impl Running {
-    /// Waits until runs/dogs has so many records.
-    pub fn wait_for(&self, place: &Place, records: usize) {
+    /// Waits until a run has so many records.
+    pub fn wait_for(&self, place: &Place, run: &str, records: usize) {
         let until = Instant::now() + Duration::from_secs(120);
-        while place.lines() < records {
+        while place.lines(run) < records {
             assert!(Instant::now() < until, "no {records} records within two minutes");
             std::thread::sleep(Duration::from_millis(1));
         }

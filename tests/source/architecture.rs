@@ -35,15 +35,15 @@ const FOLDERS: &[(&str, &[&str])] = &[
     (
         "evaluate",
         &[
-            "session", "tune", "generate", "prompt", "model", "checkpoint", "config", "data", "batch",
-            "files", "layout", "number",
+            "session", "tune", "ranks", "generate", "prompt", "model", "checkpoint", "config", "data",
+            "batch", "device", "files", "layout", "number",
         ],
     ),
     (
         "sweep",
         &[
-            "evaluate", "run", "session", "tune", "prompt", "data", "config", "device", "files", "layout",
-            "number",
+            "evaluate", "run", "session", "tune", "ranks", "prompt", "data", "config", "device", "files",
+            "layout", "number",
         ],
     ),
     (

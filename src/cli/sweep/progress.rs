@@ -5,7 +5,7 @@ use candle_core::Device;
 use gneiss::device::{DeviceMemory, PeakMemory};
 use gneiss::report;
 use gneiss::run::{Run, Status, Summary};
-use gneiss::sweep::{Sweep, SweepObserver, SweepRecord, SweepResult, Trial};
+use gneiss::sweep::{Sweep, SweepObserver, SweepRecord, Trial};
 use gneiss::tune::{EpochRecord, Limits, StepRecord};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
@@ -60,17 +60,6 @@ impl SweepProgress {
         Self { device: device.clone(), json, bar, rows, said: RefCell::default() }
     }
 
-    /// Counts what the earlier parts of a sweep have done.
-    pub fn skip(&self, sweep: &Sweep, earlier: &SweepResult) {
-        for trial in &earlier.trials {
-            self.bar.inc(trial.epochs as u64);
-            if !matches!(trial.status, None | Some(Status::Running | Status::Paused | Status::Interrupted)) {
-                self.leave_out(&sweep.trials[trial.trial - 1], trial.epochs);
-            }
-        }
-        self.bar.reset_eta();
-    }
-
     /// Takes the table off the terminal.
     pub fn finish(&self) {
         self.rows.iter().for_each(ProgressBar::finish_and_clear);
@@ -113,6 +102,18 @@ fn names(trials: &[usize]) -> String {
 }
 
 impl SweepObserver for SweepProgress {
+    /// Earlier parts of the sweep, and other ranks, have done some of the epochs.
+    fn loaded(&self, trials: &[Trial]) {
+        let epochs = |trial: &Trial| trial.summary.as_ref().map_or(0, |summary| summary.epochs);
+        let all = |trial: &Trial| if trial.is_live() { trial.config.train.num_epochs } else { epochs(trial) };
+        let done = trials.iter().map(epochs).sum::<usize>() as u64;
+        self.bar.set_length(trials.iter().map(all).sum::<usize>() as u64);
+        if self.bar.position() != done {
+            self.bar.set_position(done);
+            self.bar.reset_eta();
+        }
+    }
+
     fn step(&self, trial: &Trial, record: &StepRecord) {
         stderr::event("step", Some(trial.number), record);
         let StepRecord { epoch, step, loss, .. } = record;
@@ -183,9 +184,14 @@ impl SweepObserver for SweepProgress {
     }
 
     fn memory(&self) -> Box<dyn PeakMemory> {
-        match &self.device {
-            Device::Cpu => Box::new(process::ProcessMemory),
-            device => Box::new(DeviceMemory::new(device)),
-        }
+        peak_memory(&self.device)
+    }
+}
+
+/// What measures a trial's memory: that of the process on a CPU, otherwise that of the device.
+pub(super) fn peak_memory(device: &Device) -> Box<dyn PeakMemory> {
+    match device {
+        Device::Cpu => Box::new(process::ProcessMemory),
+        device => Box::new(DeviceMemory::new(device)),
     }
 }

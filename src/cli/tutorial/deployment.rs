@@ -1,7 +1,7 @@
 //! Steps 8 and 9 of the tutorial: a server with the base model and the tuned prompt, and both asked over HTTP to answer
 //! the test file.
 
-use super::super::eval::share;
+use super::super::eval::show::share;
 use super::super::serve::{self, RunningServer};
 use super::super::{progress, text};
 use super::{line, step};
