@@ -7,11 +7,12 @@ mod python;
 use std::process::Command;
 
 /// The files, and the commands of gneiss in them.
-const FILES: [(&str, &[&str]); 4] = [
+const FILES: [(&str, &[&str]); 5] = [
     ("tune.sbatch", &["tune"]),
     ("sweep.sbatch", &["sweep", "sweep"]),
     ("mpijob.yaml", &["tune"]),
     ("sky.yaml", &["tune"]),
+    ("haproxy.cfg", &["serve", "serve"]),
 ];
 
 fn read(name: &str) -> String {
