@@ -32,6 +32,7 @@ mpi:
 # Processes of MPI against one; needs mpirun too (Debian: openmpi-bin). bindgen changes the features of shared crates, so that all are
 # built again: quickly, and without what is on by default.
 test-mpi:
+	cargo clippy --locked --profile types --no-default-features --features mpi --all-targets -- -D warnings
 	cargo test --locked --profile types --no-default-features --features mpi --test mpi $(MPI_TESTS) -- --test-threads 1
 # The wheel for pip, dist/gneiss_tune-*.whl: the program, and the Python package in src/python. On Linux zig links it for
 # glibc 2.28, whatever the glibc of this machine is.
