@@ -52,18 +52,23 @@ fn read(service: &Service, asset: &Asset, labels: bool) -> Result<Vec<Value>> {
         Error::Data { problems, more, .. } => Error::Data { path: (&asset.name).into(), problems, more },
         other => other,
     })?;
-    let records = &dataset.records;
+    check_sizes(&asset.name, &dataset.records)?;
+    let example = |record: &Record| json!({"input": record.input, "output": record.output});
+    Ok(dataset.records.iter().map(example).collect())
+}
+
+/// Refuses more than the page can score.
+fn check_sizes(name: &str, records: &[Record]) -> Result<()> {
     let bytes: usize = records.iter().map(|record| record.input.len() + record.output.len()).sum();
     for (what, most, found) in
         [("examples", MAX_EXAMPLES, records.len()), ("bytes of their texts", MAX_TEXT_BYTES, bytes)]
     {
         if found > most {
-            let problem = format!("{}: expected at most {most} {what}, found {found}", asset.name);
+            let problem = format!("{name}: expected at most {most} {what}, found {found}");
             return Err(Error::Invalid(format!("{problem}; hint: upload a part of them")));
         }
     }
-    let example = |record: &Record| json!({"input": record.input, "output": record.output});
-    Ok(records.iter().map(example).collect())
+    Ok(())
 }
 
 fn dataset(service: &Service, asset: &Asset, labels: bool) -> Result<Dataset> {
@@ -75,4 +80,24 @@ fn dataset(service: &Service, asset: &Asset, labels: bool) -> Result<Dataset> {
         dataset.normalize_labels()?;
     }
     Ok(dataset)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_and_texts_of_examples_are_limited() {
+        let record = |input: usize| Record { input: "x".repeat(input), output: "1".into(), line: 1 };
+        let refused = |records: &[Record]| check_sizes("rows", records).map_err(|error| error.to_string());
+        assert_eq!(refused(&vec![record(1); MAX_EXAMPLES]), Ok(()));
+        assert_eq!(refused(&[record(MAX_TEXT_BYTES - 1)]), Ok(()));
+        let many = refused(&vec![record(1); MAX_EXAMPLES + 1]).unwrap_err();
+        assert!(many.starts_with("rows: expected at most 10000 examples, found 10001"), "{many}");
+        let long = refused(&[record(MAX_TEXT_BYTES)]).unwrap_err();
+        assert!(
+            long.starts_with("rows: expected at most 16777216 bytes of their texts, found 16777217"),
+            "{long}"
+        );
+    }
 }
