@@ -20,6 +20,8 @@ NAME = "ibm/granite-13b-instruct-v2"
 PROFILE = HERE.parent.parent / "configs" / "watsonx" / "small-model.toml"
 # Keys of [train] for which watsonx has a parameter.
 PARAMETERS = {"learning_rate", "accumulate_steps", "batch_size", "num_epochs"}
+# The small model reached 0.983 with the profile's 12 epochs and 0.966 with 3 (bf16, one CPU); another CPU or dtype changes a few answers.
+LEAST_ACCURACY = "0.9"
 OLD_SDK = ["--also", "instance_id=openshift", "--also", "version=5.0", "--no-warnings", "--only", "tutorial"]
 
 
@@ -28,7 +30,7 @@ def main():
     parser.add_argument("--gneiss", required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--profile", default=str(PROFILE))
-    parser.add_argument("--least-accuracy", default="0.9")
+    parser.add_argument("--least-accuracy", default=LEAST_ACCURACY)
     parser.add_argument("--store")
     parser.add_argument("--old-sdk", action="store_true")
     args, more = parser.parse_known_args()
