@@ -1,5 +1,6 @@
 # make tutorial   build, get the model, and walk through the tutorial: data, run, report, tuned against base
 # make notebook   the same with IBM's SDK: the steps of IBM's notebook against gneiss watsonx
+# make notebook-old-sdk   the same with IBM's SDK 1.1.26 of 2024, in an environment of its own
 # make wheel      the wheel for pip: the program and the Python package gneiss_tune
 # make test       every check: format, lints, docs, tests, the kernels on the emulator, CUDA's types
 # make gpu-check  a GPU against the CPU and against PEFT, from a built binary
@@ -9,7 +10,7 @@ SMOLLM2 := models/SmolLM2-135M-Instruct.Q4_1.gguf
 SMOLLM2_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 GNEISS := target/release/gneiss
 
-.PHONY: tutorial notebook build cuda mpi wheel model test test-cuda test-mpi check-cuda check-metal gpu-check oracle nvcc bench-peft bench-product bench-serve clean
+.PHONY: tutorial notebook notebook-old-sdk build cuda mpi wheel model test test-cuda test-mpi check-cuda check-metal gpu-check oracle nvcc bench-peft bench-product bench-serve clean
 
 tutorial: build $(if $(filter $(SMOLLM2),$(MODEL)),model)
 	$(GNEISS) tutorial --model $(MODEL)
@@ -68,6 +69,18 @@ $(SMOLLM2):
 # IBM's notebook, from the credentials to both scores, with IBM's SDK against this machine.
 notebook: build model oracle
 	.venv/bin/python tests/serve/notebook.py --gneiss $(GNEISS) --model $(MODEL)
+
+# The notebook's steps with the SDK 1.1.26 of 2024 and a few epochs. That version is withdrawn, but pip installs it by its number; it
+# needs Python 3.10, 3.11 or 3.12 (PYTHON=python3.12).
+OLD_SDK := target/old-sdk
+notebook-old-sdk: build model $(OLD_SDK)/done
+	$(OLD_SDK)/bin/python tests/serve/notebook.py --gneiss $(GNEISS) --model $(MODEL) --old-sdk --set num_epochs=3
+
+$(OLD_SDK)/done: Makefile
+	rm -rf $(OLD_SDK)
+	$(PYTHON) -m venv $(OLD_SDK)
+	$(OLD_SDK)/bin/pip install --quiet --disable-pip-version-check ibm-watsonx-ai==1.1.26 pyarrow==17.0.0 matplotlib==3.11.2 ipython==9.18.1 tqdm==4.70.1
+	touch $@
 
 test: model check-cuda
 	cargo fmt --check

@@ -23,6 +23,20 @@ pub fn end_at_a_closed_pipe() {
     }
 }
 
+/// Lets this thread's writes to a connection that the client has closed fail. Otherwise their signal would end the process, as
+/// [`end_at_a_closed_pipe`] says: the system's call for several buffers at once sends it for connections too.
+pub fn survive_closed_connections() {
+    #[cfg(unix)]
+    // SAFETY: the set is initialized before it is read, and only this thread's mask changes.
+    unsafe {
+        let mut signals: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut signals);
+        libc::sigaddset(&raw mut signals, libc::SIGPIPE);
+        let status = libc::pthread_sigmask(libc::SIG_BLOCK, &raw const signals, std::ptr::null_mut());
+        assert_eq!(status, 0, "a valid set of signals can be blocked");
+    }
+}
+
 /// Cores of the machine, whichever of them the process may use; `None` if the system does not report it.
 pub fn online_cores() -> Option<usize> {
     #[cfg(unix)]

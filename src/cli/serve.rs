@@ -2,7 +2,7 @@
 
 use super::adapter_folder::watch_folder;
 use super::listen::Listen;
-use super::{PlaceArgs, progress};
+use super::{PlaceArgs, process, progress};
 use anyhow::Context;
 use clap::Args;
 use gneiss::checkpoint::find_chat_template;
@@ -290,7 +290,8 @@ impl RunningServer {
 
 /// A runtime of two threads, because the model needs the cores.
 pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    Ok(runtime.worker_threads(2).on_thread_start(process::survive_closed_connections).enable_all().build()?)
 }
 
 /// Starts a thread for the model of `session`, and returns a server for it that does not accept connections yet.

@@ -205,6 +205,9 @@ pub struct StoredModel {
     pub local_model: String,
     /// The training that made it.
     pub training: String,
+    /// That training's data, as the client wrote it; null in records of earlier versions.
+    #[serde(default)]
+    pub training_data_references: Value,
     /// The base model by the name that the client used.
     pub base_model: String,
     /// When it was made.

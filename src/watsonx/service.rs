@@ -12,6 +12,7 @@ use crate::serve::served::Served;
 use crate::{Error, Result};
 use axum::http::StatusCode;
 use std::collections::{HashMap, HashSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -20,6 +21,9 @@ use tokio::sync::Semaphore;
 
 /// Most uploads at a time.
 const UPLOADS: usize = 4;
+
+/// Most data assets that are read into memory at a time.
+const READINGS: usize = 1;
 
 /// Most WebSockets at a time.
 const MONITORS: usize = 64;
@@ -61,6 +65,8 @@ pub struct Service {
     load_order: Mutex<()>,
     /// Limits the uploads at a time, and so the space that unfinished ones take.
     pub(super) uploads: Semaphore,
+    /// Limits the data assets that are read into memory at a time.
+    pub(super) readings: Arc<Semaphore>,
     /// Limits the WebSockets at a time.
     pub(super) monitors: Arc<Semaphore>,
     /// Held while names and models of deployments are chosen.
@@ -89,6 +95,7 @@ impl Service {
             loading: Mutex::default(),
             load_order: Mutex::default(),
             uploads: Semaphore::new(UPLOADS),
+            readings: Arc::new(Semaphore::new(READINGS)),
             monitors: Arc::new(Semaphore::new(MONITORS)),
             naming: Mutex::default(),
             experiments: Mutex::default(),
@@ -100,9 +107,10 @@ impl Service {
         for training in service.store.list(|training: &Training| training.deleted) {
             service.store.remove::<Training>(&training.id)?;
         }
-        for deployment in service.store.list(|_: &Deployment| true) {
-            service.load(&deployment);
-        }
+        let mut deployments = service.store.list(|_: &Deployment| true);
+        // The oldest first.
+        deployments.reverse();
+        service.load_all(deployments.into_iter().map(|deployment| deployment.id).collect());
         Ok(service)
     }
 
@@ -159,13 +167,22 @@ impl Service {
 
     /// Loads the prompt of a deployment in the background.
     pub(super) fn load(self: &Arc<Self>, deployment: &Deployment) {
-        let id = deployment.id.clone();
-        self.all_loading().insert(id.clone(), Loading::Initializing);
-        let (service, deployment) = (self.clone(), id.clone());
-        let load = move || service.load_current(&deployment);
+        self.load_all(vec![deployment.id.clone()]);
+    }
+
+    /// Loads the prompts of deployments in the background, one after the other.
+    fn load_all(self: &Arc<Self>, ids: Vec<String>) {
+        if ids.is_empty() {
+            return;
+        }
+        let all_are = |state: Loading| {
+            self.all_loading().extend(ids.iter().map(|id| (id.clone(), state.clone())));
+        };
+        all_are(Loading::Initializing);
+        let (service, queue) = (self.clone(), ids.clone());
+        let load = move || queue.iter().for_each(|id| service.load_current(id));
         if let Err(error) = std::thread::Builder::new().name("load".into()).spawn(load) {
-            let problem = format!("the thread that loads the prompt could not start: {error}");
-            self.all_loading().insert(id, Loading::Failed(problem));
+            all_are(Loading::Failed(format!("the thread that loads the prompt could not start: {error}")));
         }
     }
 
@@ -173,9 +190,11 @@ impl Service {
     fn load_current(&self, id: &str) {
         let _order = self.load_order.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(deployment) = self.store.get::<Deployment>(id) else { return };
-        let state = match self.load_now(&deployment) {
-            Ok(()) => Loading::Ready,
-            Err(error) => Loading::Failed(error.to_string()),
+        // A panic must not leave the deployments after this one unloaded.
+        let state = match catch_unwind(AssertUnwindSafe(|| self.load_now(&deployment))) {
+            Ok(Ok(())) => Loading::Ready,
+            Ok(Err(error)) => Loading::Failed(error.to_string()),
+            Err(_) => Loading::Failed("its prompt could not be loaded; the server's log says why".into()),
         };
         let name = deployment.served_name();
         if self.store.get::<Deployment>(id).is_some_and(|current| current.served_name() == name) {
@@ -300,6 +319,7 @@ impl Service {
             place: training.place.clone(),
             local_model: training.local_model.clone(),
             training: training.id.clone(),
+            training_data_references: training.training_data_references.clone(),
             base_model: training.base_model().to_owned(),
             created: super::records::Moment::now(),
         };

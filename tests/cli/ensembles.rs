@@ -1,9 +1,8 @@
 //! Several prompts that answer together: `gneiss eval --ensemble` and `gneiss serve --ensemble`.
 
 use super::*;
+use crate::common::server::ServerProcess;
 use gneiss::evaluate::{Evaluation, Prediction};
-use std::io::{BufRead, BufReader, Read};
-use std::process::{Child, Stdio};
 
 /// The prompts: other kinds, lengths and seeds.
 const MEMBERS: [(&str, [&str; 2]); 3] = [
@@ -68,11 +67,8 @@ fn prompts_in_one_batch_answer_as_by_turns() {
     }
 }
 
-/// A server of the model of a place; it is killed when this is dropped.
-struct Server {
-    child: Child,
-    url: String,
-}
+/// A server of the model of a place.
+struct Server(ServerProcess);
 
 impl Server {
     fn start(place: &Place, more: &[&str]) -> Self {
@@ -80,19 +76,11 @@ impl Server {
         command.current_dir(place.0.path()).env("HF_HUB_OFFLINE", "1");
         command.args(["serve", "--model", "model", "--device", "cpu", "--dtype", "f32"]);
         command.args(["--listen", "127.0.0.1:0"]).args(more);
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        let Some(url) = line.trim().strip_prefix("listening on ") else {
-            let mut stderr = String::new();
-            child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
-            panic!("{line}{stderr}");
-        };
-        Self { url: url.to_owned(), child }
+        Self(ServerProcess::start(command))
     }
 
     fn post(&self, path: &str, body: &Value) -> Value {
-        let url = format!("{}{path}", self.url);
+        let url = format!("{}{path}", self.0.url);
         let request = ureq::post(&url).config().http_status_as_error(false).build();
         let mut answer = request.content_type("application/json").send(body.to_string()).unwrap();
         let text = answer.body_mut().read_to_string().unwrap();
@@ -101,15 +89,8 @@ impl Server {
     }
 
     fn get(&self, path: &str) -> String {
-        let mut answer = ureq::get(format!("{}{path}", self.url)).call().unwrap();
+        let mut answer = ureq::get(format!("{}{path}", self.0.url)).call().unwrap();
         answer.body_mut().read_to_string().unwrap()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

@@ -3,5 +3,6 @@
 
 pub mod close;
 pub mod python;
+pub mod server;
 pub mod smollm2;
 pub mod word_level;

@@ -1,14 +1,10 @@
 //! A server with two prompts on the device.
 
+use crate::common::server::ServerProcess;
 use crate::place::{Place, succeeded};
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, Read};
-use std::process::Child;
 
-struct Server {
-    child: Child,
-    url: String,
-}
+struct Server(ServerProcess);
 
 impl Server {
     fn start(place: &Place, device: &str, graphs: &str) -> Self {
@@ -16,43 +12,20 @@ impl Server {
             ["serve", "--model", "model", "--device", device, "--dtype", "f32", "--listen", "127.0.0.1:0"];
         let prompts = ["--adapter", "one=runs/one", "--adapter", "two=runs/two"];
         let mut command = place.command("", args.into_iter().chain(prompts));
-        let mut child = command.env("GNEISS_CUDA_GRAPHS", graphs).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        let Some(url) = line.trim().strip_prefix("listening on ") else {
-            let mut said = String::new();
-            child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-            panic!("{line}{said}");
-        };
-        Self { url: url.to_owned(), child }
+        command.env("GNEISS_CUDA_GRAPHS", graphs);
+        Self(ServerProcess::start(command))
     }
 
     /// The text that follows a prompt, and the log-probabilities of its tokens.
     fn completion(&self, model: &str, prompt: &str) -> (Value, Vec<f64>) {
         let request =
             json!({"model": model, "prompt": prompt, "max_tokens": 6, "temperature": 0, "logprobs": 1});
-        let url = format!("{}/v1/completions", self.url);
+        let url = format!("{}/v1/completions", self.0.url);
         let mut answer = ureq::post(&url).content_type("application/json").send(request.to_string()).unwrap();
         let answer: Value = serde_json::from_str(&answer.body_mut().read_to_string().unwrap()).unwrap();
         let choice = &answer["choices"][0];
         let logprobs = choice["logprobs"]["token_logprobs"].as_array().unwrap();
         (choice["text"].clone(), logprobs.iter().map(|l| l.as_f64().unwrap()).collect())
-    }
-
-    fn end(mut self) {
-        // SAFETY: a signal to a child that has not been waited for.
-        assert_eq!(unsafe { libc::kill(self.child.id() as libc::pid_t, libc::SIGTERM) }, 0);
-        let mut said = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-        let status = self.child.wait().unwrap();
-        assert!(status.success(), "{status}: {said}");
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // If a test failed; a server that has ended is gone.
-        let _ = self.child.kill();
     }
 }
 
@@ -75,7 +48,7 @@ fn two_prompts_are_served_as_on_the_cpu() {
             let threads: Vec<_> = asked.iter().map(|request| scope.spawn(move || ask(request))).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
-        server.end();
+        server.0.end();
         answers
     });
     let launched = place.calls().get(&("graph".into(), "launched".into())).copied();

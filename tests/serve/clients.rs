@@ -4,9 +4,9 @@
 //! GNEISS_REQUIRE_CHROMIUM=1).
 
 use crate::common::python::python_with;
-use std::io::{BufRead, BufReader, Read};
+use crate::common::server::ServerProcess;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use tempfile::TempDir;
 
 pub const REQUIRED: &str = "GNEISS_REQUIRE_CLIENTS";
@@ -65,56 +65,16 @@ impl Place {
     }
 }
 
-/// A server under way; it is ended as an operator would.
-pub struct Server {
-    child: Child,
-    pub url: String,
+/// Starts `gneiss serve`.
+fn serve(place: &Place, more: &[&str]) -> ServerProcess {
+    start(place, "serve", more)
 }
 
-impl Server {
-    fn start(place: &Place, more: &[&str]) -> Self {
-        Self::start_command(place, "serve", more)
-    }
-
-    /// The same with another subcommand.
-    pub fn start_command(place: &Place, subcommand: &str, more: &[&str]) -> Self {
-        let args =
-            [subcommand, "--model", "base", "--device", "cpu", "--dtype", "f32", "--listen", "localhost:0"];
-        let mut command = place.command(&[&args, more].concat());
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        let Some(url) = line.trim().strip_prefix("listening on ") else {
-            let mut said = String::new();
-            child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-            panic!("{line}{said}");
-        };
-        Self { url: url.to_owned(), child }
-    }
-
-    /// The process's id.
-    pub fn pid(&self) -> String {
-        self.child.id().to_string()
-    }
-
-    /// Asks it to end; what it said on stderr.
-    pub fn end(mut self) -> String {
-        let pid = libc::pid_t::try_from(self.child.id()).unwrap();
-        // SAFETY: a signal to a child that has not been waited for.
-        assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
-        let mut said = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-        let status = self.child.wait().unwrap();
-        assert!(status.success(), "{status}: {said}");
-        said
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // Where a test failed; a server that has ended is gone.
-        let _ = self.child.kill();
-    }
+/// Starts a subcommand that serves the base model.
+pub fn start(place: &Place, subcommand: &str, more: &[&str]) -> ServerProcess {
+    let args =
+        [subcommand, "--model", "base", "--device", "cpu", "--dtype", "f32", "--listen", "localhost:0"];
+    ServerProcess::start(place.command(&[&args, more].concat()))
 }
 
 /// Runs a script of this folder, which has to succeed; what it prints.
@@ -138,7 +98,7 @@ const ADAPTERS: [&str; 6] = ["--adapter", "one=one", "--adapter", "two=two", "--
 fn the_openai_package_gets_what_peft_computes() {
     let Some(python) = python() else { return };
     let place = Place::new(&python);
-    let server = Server::start(&place, &ADAPTERS);
+    let server = serve(&place, &ADAPTERS);
     let text = |name: &str| place.path(name).to_str().unwrap().to_owned();
     let (one, two) = (format!("one={}", text("one")), format!("two={}", text("two")));
     let args = ["--url", &server.url, "--key", KEY, "--base", "base", "--tuned", "one", "--tuned", "two"];
@@ -156,7 +116,7 @@ fn ibms_sdk_gets_what_gneiss_eval_says() {
     let place = Place::new(&python);
     let evaluated = place.command(&["eval", "one.toml", "--adapter", "one", "--out", "."]).output().unwrap();
     assert!(evaluated.status.success(), "{}", String::from_utf8_lossy(&evaluated.stderr));
-    let server = Server::start(&place, &ADAPTERS);
+    let server = serve(&place, &ADAPTERS);
     let (rows, evaluation) = (place.path("rows.csv"), place.path("evaluation.json"));
     let files = ["--test", rows.to_str().unwrap(), "--evaluation", evaluation.to_str().unwrap()];
     let args = ["--url", &server.url, "--key", KEY, "--deployment", "one", "--base", "base"];
@@ -169,7 +129,7 @@ fn what_no_client_should_send_is_answered_and_survived() {
     let Some(python) = python() else { return };
     let place = Place::new(&python);
     let limits = ["--max-read-seconds", "2", "--max-seconds", "60"];
-    let server = Server::start(&place, &[&ADAPTERS[..], &limits].concat());
+    let server = serve(&place, &[&ADAPTERS[..], &limits].concat());
     let pid = server.pid();
     let args = ["--url", &server.url, "--key", KEY, "--model", "one", "--seconds", "2", "--pid", &pid];
     run(&python, "hostile.py", &args);
@@ -198,7 +158,7 @@ pub fn screenshots(name: &str) -> String {
 fn the_page_is_clicked_through() {
     let (Some(python), Some(browser)) = (python(), browser()) else { return };
     let place = Place::new(&python);
-    let server = Server::start(&place, &ADAPTERS);
+    let server = serve(&place, &ADAPTERS);
     run(&browser, "page.py", &[&server.url, "--key", KEY, "--shots", &screenshots("serve")]);
     server.end();
 }

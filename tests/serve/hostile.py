@@ -26,6 +26,7 @@ from raw import COMPLETIONS, alive, ask, check_error, connect, expect, head, rec
 
 GENERATION = "/ml/v1/text/generation"
 HANG_UPS = 60
+NO_READERS = 500
 
 
 def main():
@@ -89,6 +90,7 @@ def cases(args):
         yield from keys(args)
     yield "hang-ups in streams", partial(hang_ups, args, True)
     yield "hang-ups before the answer", partial(hang_ups, args, False)
+    yield "many requests and no reader", partial(no_reader, args)
     yield "half-open connections", partial(half_open, args)
     yield "requests in one go", partial(pipelined, args)
     yield "slow and silent clients", partial(slow_clients, args)
@@ -296,6 +298,15 @@ def hang_ups(args, streamed):
             if number % 2:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     return HANG_UPS
+
+
+def no_reader(args):
+    """Clients that ask for several short answers in one go and leave while they are written."""
+    one = head(args, "GET", "/v1/models", None, kind=None)
+    for number in range(NO_READERS):
+        with connect(args) as connection:
+            connection.sendall(one * (1 + number % 20))
+    return NO_READERS
 
 
 def half_open(args):

@@ -1,6 +1,6 @@
 //! `gneiss watsonx` as IBM's SDK sees it, and what is left of it after a kill.
 
-use crate::clients::{KEY, Place, REQUIRED, Server, browser, run, screenshots};
+use crate::clients::{KEY, Place, REQUIRED, browser, run, screenshots, start};
 use crate::common::python::python_with;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -30,7 +30,7 @@ fn write_rows(place: &Place) {
 
 /// Runs the notebook's steps against a server of these arguments, with those of the flow; what the server said.
 fn flow(python: &std::path::Path, place: &Place, server: &[&str], client: &[&str]) -> String {
-    let server = Server::start_command(place, "watsonx", server);
+    let server = start(place, "watsonx", server);
     let (train, test) = (place.path("train.json"), place.path("test.json"));
     let files = ["--train", train.to_str().unwrap(), "--test", test.to_str().unwrap()];
     let args = ["--url", &server.url, "--base", ALIAS, "--least-accuracy", "0.5"];
@@ -127,7 +127,7 @@ fn the_notebook_runs_in_a_jupyter_kernel() {
     let Some(python) = python_with(packages, REQUIRED) else { return };
     let place = Place::new(&python);
     write_rows(&place);
-    let server = Server::start_command(&place, "watsonx", &PROFILE);
+    let server = start(&place, "watsonx", &PROFILE);
     let (train, test) = (place.path("train.json"), place.path("test.json"));
     let files = ["--train", train.to_str().unwrap(), "--test", test.to_str().unwrap()];
     run(&python, "watsonx_jupyter.py", &[&["--url", &server.url, "--key", "none"][..], &files].concat());
@@ -139,8 +139,7 @@ fn the_tutorial_can_be_done_in_a_browser() {
     let (Some(python), Some(browser)) = (python(), browser()) else { return };
     let place = Place::new(&python);
     write_rows(&place);
-    let server =
-        Server::start_command(&place, "watsonx", &[&PROFILE[..], &["--api-key-file", "key"]].concat());
+    let server = start(&place, "watsonx", &[&PROFILE[..], &["--api-key-file", "key"]].concat());
     let (train, shots) = (place.path("train.json"), screenshots("watsonx"));
     let args = [&server.url, "--key", KEY, "--train", train.to_str().unwrap(), "--shots", &shots];
     run(&browser, "watsonx_page.py", &args);
@@ -155,7 +154,7 @@ fn what_no_client_of_watsonx_should_send_is_answered_and_survived() {
         "--api-key-file", "key", "--store", "folder/store", "--max-read-seconds", "1", "--max-connections",
         "256", "--max-asset-bytes", "100000", "--max-body-bytes", "20000", "--max-records", "100",
     ];
-    let server = Server::start_command(&place, "watsonx", &limits);
+    let server = start(&place, "watsonx", &limits);
     let (store, pid) = (place.path("folder/store"), server.pid());
     let args = ["--url", &server.url, "--key", KEY, "--pid", &pid, "--store", store.to_str().unwrap()];
     run(&python, "watsonx_hostile.py", &args);

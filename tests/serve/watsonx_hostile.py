@@ -7,6 +7,7 @@ slow client. Prints a JSON summary; exit code 1, with what differed, if somethin
 """
 
 import argparse
+import gzip
 import json
 import resource
 import socket
@@ -23,6 +24,7 @@ BODY, ASSET = 20_000, 100_000
 CONNECTIONS = 1000
 SOCKETS, ALLOWED = 70, 64
 MEMORY = 64 << 20
+UNPACKED, READERS = 80 << 20, 50
 ODD_NAMES = ["../../outside", "..", "/etc/passwd", "a/../../b", "%2e%2e%2f", "<script>alert(1)</script>", "\u202ename", "\U0001f415", "a\nb", " "]
 BAD_NAMES = ["a\0b", "x" * 5000, 7, ["x"], {"a": 1}, True]
 ROWS = [{"input": f"visit {i} was {'good' if i % 2 else 'bad'}", "output": str(i % 2)} for i in range(32)]
@@ -132,7 +134,9 @@ class Attack:
             self.upload(b"--b\r\nno end", status=400, headers={"content-type": kind})
         states = []
         for content in (b"\x00\x01\x02" * 1000, b"[]", b"[{}]", b'[{"input": 1}]', b"{" * 1000, b"input\nx\n", b"\x1f\x8b broken", b"PAR1 broken"):
-            run = self.training(self.upload(content), num_epochs=1)["metadata"]["id"]
+            asset = self.upload(content)
+            self.expect(400, "GET", f"/v2/assets/{asset}/examples")
+            run = self.training(asset, num_epochs=1)["metadata"]["id"]
             until = time.time() + 60
             while (status := self.expect(200, "GET", f"/ml/v4/trainings/{run}")["entity"]["status"])["state"] in ("pending", "running") and time.time() < until:
                 time.sleep(0.05)
@@ -140,6 +144,24 @@ class Attack:
             text = json.dumps(status)
             expect_that(status["state"] == "failed" and self.args.store not in text, f"{content[:20]}: expected a failure with its reason, found {text}")
         return states
+
+    def readings(self):
+        """Examples that unpack to more than a data asset may have, tasks that there are not, and readers that leave at once."""
+        before = self.memory()
+        asset = self.upload(gzip.compress(bytes(UNPACKED)))
+        for answer in (self.expect(400, "GET", f"/v2/assets/{asset}/examples"), self.training(asset, status=400)):
+            expect_that("--max-asset-bytes" in answer, f"expected a message that names the limit, found {answer}")
+        for task in ("x", "", "classification%00", "classification&task=x", "x" * 5000):
+            self.expect(400, "GET", f"/v2/assets/{asset}/examples?task={task}")
+        for _ in range(READERS):
+            with self.tls.wrap_socket(self.connect()) as connection:
+                connection.sendall(f"GET /v2/assets/{asset}/examples HTTP/1.1\r\nhost: {self.url.netloc}\r\n"
+                                   f"authorization: Bearer {self.args.key}\r\n\r\n".encode())
+        self.expect(400, "GET", f"/v2/assets/{asset}/examples")
+        growth = self.memory() - before
+        expect_that(growth < MEMORY, f"expected at most {MEMORY} more bytes of memory, found {growth}")
+        self.expect(204, "DELETE", f"/v2/assets/{asset}")
+        return growth
 
     # ------------------------------------------------------------ who never finishes
 
@@ -226,7 +248,7 @@ def main():
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 4096) if most > 0 else 4096, most))
     attack = Attack(args)
     summary, problems, before = {}, [], attack.files()
-    for case in (attack.names, attack.bodies, attack.uploads, attack.connections, attack.slow_upload, attack.sockets):
+    for case in (attack.names, attack.bodies, attack.uploads, attack.readings, attack.connections, attack.slow_upload, attack.sockets):
         start = time.monotonic()
         try:
             summary[case.__name__] = case()

@@ -24,7 +24,7 @@ pub struct DataColumn {
 /// Returns [`Error::Io`] if the file can't be read, [`Error::Data`] if it is no text with separated fields.
 pub fn columns(path: &Path) -> Result<Vec<DataColumn>> {
     let error = |problem: String| Error::Data { path: path.into(), problems: vec![problem], more: 0 };
-    let (bytes, format) = format::load(path, NamedFormat::parse(path)?)?;
+    let (bytes, format) = format::load(path, path, NamedFormat::parse(path)?)?;
     let FileFormat::Separated(separator) = format else {
         let problem = "expected a .csv or .tsv file, whose columns can be listed, found another format";
         return Err(error(problem.into()));

@@ -74,31 +74,32 @@ fn data_error(path: &Path, problem: String) -> Error {
     Error::Data { path: path.to_path_buf(), problems: vec![problem], more: 0 }
 }
 
-/// The bytes of a file, decompressed if it is gzip, and their format.
+/// The bytes of a file, decompressed if it is gzip, and their format. `name` stands for the path in messages; `named` is the
+/// format that it gives.
 ///
 /// # Errors
 /// Returns [`Error::Io`] if the file can't be read, [`Error::Data`] if its content has another format than its name
 /// says.
-pub(super) fn load(path: &Path, named: NamedFormat) -> Result<(Vec<u8>, FileFormat)> {
+pub(super) fn load(path: &Path, name: &Path, named: NamedFormat) -> Result<(Vec<u8>, FileFormat)> {
     let mut bytes = std::fs::read(path).map_err(Error::io(path))?;
     if bytes.starts_with(b"\x1F\x8B") {
         if !named.gzip {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let file = name.file_name().unwrap_or_default().to_string_lossy();
             let problem = format!(
-                "the file is compressed by gzip, which its name does not say; hint: rename it {name}.gz, or \
+                "the file is compressed by gzip, which its name does not say; hint: rename it {file}.gz, or \
                  unpack it"
             );
-            return Err(data_error(path, problem));
+            return Err(data_error(name, problem));
         }
         bytes = unpack(&bytes).map_err(|error| {
-            data_error(path, format!("gzip: {error}; hint: is the file cut off or damaged?"))
+            data_error(name, format!("gzip: {error}; hint: is the file cut off or damaged?"))
         })?;
     }
     if bytes.starts_with(PARQUET) {
         return Ok((bytes, FileFormat::Parquet));
     }
     if let Some(what) = container(&bytes) {
-        return Err(data_error(path, what.into()));
+        return Err(data_error(name, what.into()));
     }
     // The end of a file in DOS, and in programs that come from there.
     if bytes.ends_with(b"\x1A") {
@@ -111,7 +112,7 @@ pub(super) fn load(path: &Path, named: NamedFormat) -> Result<(Vec<u8>, FileForm
     if format == FileFormat::Parquet {
         let problem = "expected a Parquet file, which begins with PAR1, found other bytes; hint: is it another \
                        format under this name, or a download that failed?";
-        return Err(data_error(path, problem.into()));
+        return Err(data_error(name, problem.into()));
     }
     Ok((bytes, format))
 }

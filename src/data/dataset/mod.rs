@@ -64,13 +64,22 @@ impl Dataset {
     /// Returns [`Error::Io`] if the file can't be read, [`Error::Invalid`] if the two names are the same, and
     /// [`Error::Data`] with all bad rows of the file.
     pub fn read(path: &Path, input: &str, output: &str) -> Result<Self> {
-        let named = NamedFormat::parse(path)?;
+        Self::read_as(path, path, input, output)
+    }
+
+    /// As [`Dataset::read`], for a file whose own name is not that of a dataset: `name` says the format, and stands for the
+    /// path in messages.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Dataset::read`].
+    pub fn read_as(path: &Path, name: &Path, input: &str, output: &str) -> Result<Self> {
+        let named = NamedFormat::parse(name)?;
         if input == output {
             return Err(Error::Invalid(format!(
                 "the input and the output field must differ, found `{input}` for both"
             )));
         }
-        let (bytes, format) = format::load(path, named)?;
+        let (bytes, format) = format::load(path, name, named)?;
         let names = FieldNames { input, output };
         let (mut problems, mut notes) = (Problems::default(), FileNotes::default());
         let records = match format {
@@ -82,8 +91,8 @@ impl Dataset {
                 json::read(source, lines, names, problems, &mut notes)
             }),
         };
-        problems.into_data_error(path)?;
-        Ok(Self { path: path.to_path_buf(), records, notes: notes.into_list(), warnings: Vec::new() })
+        problems.into_data_error(name)?;
+        Ok(Self { path: name.to_path_buf(), records, notes: notes.into_list(), warnings: Vec::new() })
     }
 
     /// Brings each output into the one form in which labels are trained and scored ([`labels::normalize`]). Warnings

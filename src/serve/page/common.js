@@ -8,6 +8,16 @@ const make = (tag, properties = {}, ...children) => {
   return element;
 };
 
+const percent = share => `${(100 * share).toFixed(1)} %`;
+/** The last part of a model's name. */
+const short = name => name.split("/").filter(Boolean).at(-1) ?? name;
+
+/** What each model reads of an input: the base has the hard prompt where the tuned model has its virtual tokens. */
+function textsOf(task, input) {
+  const tuned = task ? task.verbalizer.replace("{{input}}", () => input) : input;
+  return { tuned, base: task?.hard_prompt ? `${task.hard_prompt} ${tuned}` : tuned };
+}
+
 // --- The server ---
 
 class Failure extends Error {

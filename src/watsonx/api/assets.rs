@@ -1,7 +1,8 @@
 //! Data assets: create, list, describe, delete. Their content is in [`super::files`].
 
 use super::{
-    HandlerResult, QueryMap, Shared, blocking, checked_text, details, files, is_in, json_answer, place_of,
+    HandlerResult, QueryMap, Shared, blocking, checked_text, details, examples, files, is_in, json_answer,
+    place_of,
 };
 use crate::serve::api_error::ApiError;
 use crate::serve::body::describe;
@@ -22,6 +23,7 @@ pub fn routes() -> Router<Arc<AppState>> {
         .route("/v2/assets", post(create))
         .route("/v2/assets/{id}", get(describe_asset).delete(delete))
         .route("/v2/asset_types/{kind}/search", post(search))
+        .route("/v2/assets/{id}/examples", get(examples::list))
         .route("/v2/assets/{id}/attachments", post(attach))
         .route("/v2/assets/{id}/attachments/{attachment}", get(attachment))
         .route("/v2/assets/{id}/attachments/{attachment}/complete", post(complete))

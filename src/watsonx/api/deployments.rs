@@ -2,7 +2,7 @@
 
 use super::{
     HandlerResult, QueryMap, Shared, blocking, checked_text, details, is_in, json_answer, place, resources,
-    text,
+    tags, text,
 };
 use crate::prompt::check_name;
 use crate::serve::api_error::ApiError;
@@ -18,9 +18,6 @@ use axum::routing::{get, post};
 use axum::{Extension, Router};
 use serde_json::Value;
 use std::sync::Arc;
-
-/// Most tags of a deployment.
-const MAX_TAGS: usize = 64;
 
 pub fn routes() -> Router<Arc<AppState>> {
     Router::new()
@@ -73,7 +70,7 @@ fn record(service: &Service, fields: &Fields) -> Result<Deployment, ApiError> {
         id: new_id(),
         name: text(fields, "name")?,
         description: text(fields, "description")?,
-        tags: fields.strings("tags", MAX_TAGS)?.unwrap_or_default(),
+        tags: tags(fields)?,
         place: place(fields)?,
         model: model.id,
         base_model: model.base_model,

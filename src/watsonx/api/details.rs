@@ -1,6 +1,5 @@
 //! Records as watsonx writes them.
 
-use super::system;
 use crate::serve::auth::Product;
 use crate::watsonx::metrics;
 use crate::watsonx::records::{
@@ -20,6 +19,48 @@ fn with_place(mut value: Value, place: &ProjectOrSpace) -> Value {
         if let Some(id) = id {
             value[key] = id.clone().into();
         }
+    }
+    value
+}
+
+/// What is written of a training and of a deployment alike.
+struct Described<'a> {
+    id: &'a str,
+    name: &'a str,
+    description: &'a str,
+    tags: &'a [String],
+    place: &'a ProjectOrSpace,
+    created: Moment,
+    modified: Moment,
+}
+
+impl Described<'_> {
+    /// The start of `entity`.
+    fn entity(&self) -> Value {
+        let named = json!({"name": self.name, "description": self.description, "tags": self.tags});
+        with_place(named, self.place)
+    }
+
+    fn metadata(&self) -> Value {
+        let mut metadata = self.entity();
+        metadata["id"] = self.id.into();
+        metadata["created_at"] = self.created.text().into();
+        metadata["modified_at"] = self.modified.text().into();
+        metadata
+    }
+}
+
+/// Why the training or deployment `id` failed.
+fn failure(code: &str, message: &str, id: &str) -> Value {
+    json!({"errors": [{"code": code, "message": message}], "trace": id.replace('-', "")})
+}
+
+/// `value` with warnings, each of which IBM's SDK shows as a warning of Python. Without any there is no `system`, because the
+/// SDK does not accept an empty list everywhere.
+fn with_warnings(mut value: Value, warnings: &[String]) -> Value {
+    if !warnings.is_empty() {
+        let entry = |text: &String| json!({"message": text, "id": "gneiss", "more_info": ""});
+        value["system"] = json!({"warnings": warnings.iter().map(entry).collect::<Vec<_>>()});
     }
     value
 }
@@ -61,12 +102,16 @@ pub fn address(path: String, product: Product, origin: &str) -> String {
 
 /// A training. `with_metrics`: also one entry for each step so far.
 pub fn training(service: &Service, training: &Training, with_metrics: bool) -> Value {
-    let named = json!({"name": training.name, "description": training.description, "tags": training.tags});
-    let mut metadata = with_place(named.clone(), &training.place);
-    metadata["id"] = training.id.clone().into();
-    metadata["created_at"] = training.created.text().into();
-    metadata["modified_at"] = training.modified.text().into();
-    let mut entity = with_place(named, &training.place);
+    let described = Described {
+        id: &training.id,
+        name: &training.name,
+        description: &training.description,
+        tags: &training.tags,
+        place: &training.place,
+        created: training.created,
+        modified: training.modified,
+    };
+    let mut entity = described.entity();
     entity["auto_update_model"] = training.auto_update_model.into();
     entity["prompt_tuning"] = training.prompt_tuning.clone().into();
     entity["training_data_references"] = training.training_data_references.clone();
@@ -75,14 +120,9 @@ pub fn training(service: &Service, training: &Training, with_metrics: bool) -> V
     if training.state == TrainingState::Completed && training.auto_update_model {
         entity["model_id"] = training.model.clone().into();
     }
-    let mut value = json!({"metadata": metadata, "entity": entity});
-    let mut warnings: Vec<String> =
-        service.stand_in(&training.local_model, training.base_model()).into_iter().collect();
-    warnings.extend(training.warnings.iter().cloned());
-    if let Some(system) = system(&warnings) {
-        value["system"] = system;
-    }
-    value
+    let stand_in = service.stand_in(&training.local_model, training.base_model());
+    let warnings: Vec<String> = stand_in.into_iter().chain(training.warnings.iter().cloned()).collect();
+    with_warnings(json!({"metadata": described.metadata(), "entity": entity}), &warnings)
 }
 
 fn status(service: &Service, training: &Training, with_metrics: bool) -> Value {
@@ -93,13 +133,9 @@ fn status(service: &Service, training: &Training, with_metrics: bool) -> Value {
             status.insert(key.into(), moment.text().into());
         }
     }
-    if let Some(failure) = &training.failure {
-        let trace = training.id.replace('-', "");
-        status.insert("message".into(), json!({"level": "error", "text": failure}));
-        status.insert(
-            "failure".into(),
-            json!({"errors": [{"code": "training_failed", "message": failure}], "trace": trace}),
-        );
+    if let Some(problem) = &training.failure {
+        status.insert("message".into(), json!({"level": "error", "text": problem}));
+        status.insert("failure".into(), failure("training_failed", problem, &training.id));
     } else if with_metrics && let Some(started) = training.started {
         status.insert("metrics".into(), steps(service, training, started).into());
     }
@@ -148,27 +184,31 @@ pub fn model(model: &StoredModel) -> Value {
     let created = model.created.text();
     let metadata = json!({"id": model.id, "name": model.name, "description": model.description,
                           "created_at": created, "modified_at": created});
-    json!({
-        "metadata": with_place(metadata, &model.place),
-        "entity": {
-            "type": MODEL_TYPE,
-            "training_id": model.training,
-            "content_import_state": "completed",
-            "software_spec": {"id": SOFTWARE, "name": SOFTWARE},
-            "foundation_model": {"model_id": model.base_model},
-        },
-    })
+    let mut entity = json!({
+        "type": MODEL_TYPE,
+        "training_id": model.training,
+        "content_import_state": "completed",
+        "software_spec": {"id": SOFTWARE, "name": SOFTWARE},
+        "foundation_model": {"model_id": model.base_model},
+    });
+    if !model.training_data_references.is_null() {
+        entity["training_data_references"] = model.training_data_references.clone();
+    }
+    json!({"metadata": with_place(metadata, &model.place), "entity": entity})
 }
 
 /// A deployment of the server at `origin`.
 pub fn deployment(service: &Service, deployment: &Deployment, origin: &str) -> Value {
-    let named =
-        json!({"name": deployment.name, "description": deployment.description, "tags": deployment.tags});
-    let mut metadata = with_place(named.clone(), &deployment.place);
-    metadata["id"] = deployment.id.clone().into();
-    metadata["created_at"] = deployment.created.text().into();
-    metadata["modified_at"] = deployment.modified.text().into();
-    let mut entity = with_place(named, &deployment.place);
+    let described = Described {
+        id: &deployment.id,
+        name: &deployment.name,
+        description: &deployment.description,
+        tags: &deployment.tags,
+        place: &deployment.place,
+        created: deployment.created,
+        modified: deployment.modified,
+    };
+    let mut entity = described.entity();
     entity["asset"] = json!({"id": deployment.model});
     entity["base_model_id"] = deployment.base_model.clone().into();
     entity["deployed_asset_type"] = "prompt_tune".into();
@@ -179,8 +219,7 @@ pub fn deployment(service: &Service, deployment: &Deployment, origin: &str) -> V
     entity["status"] = match service.loading(&deployment.id) {
         Loading::Initializing => json!({"state": "initializing"}),
         Loading::Failed(problem) => {
-            let errors = json!([{"code": "deployment_failed", "message": problem}]);
-            json!({"state": "failed", "failure": {"errors": errors, "trace": deployment.id.replace('-', "")}})
+            json!({"state": "failed", "failure": failure("deployment_failed", &problem, &deployment.id)})
         }
         Loading::Ready => {
             let names = std::iter::once(&deployment.id).chain(&deployment.serving_name);
@@ -196,12 +235,8 @@ pub fn deployment(service: &Service, deployment: &Deployment, origin: &str) -> V
             json!({"state": "ready", "serving_urls": serving, "inference": inference})
         }
     };
-    let mut value = json!({"metadata": metadata, "entity": entity});
     let local = service.store.get(&deployment.model).map(|model: StoredModel| model.local_model);
     let stand_in = service.stand_in(&local.unwrap_or_default(), &deployment.base_model);
     let warnings: Vec<String> = stand_in.into_iter().collect();
-    if let Some(system) = system(&warnings) {
-        value["system"] = system;
-    }
-    value
+    with_warnings(json!({"metadata": described.metadata(), "entity": entity}), &warnings)
 }

@@ -12,6 +12,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use flate2::read::MultiGzDecoder;
 use http_body_util::BodyExt;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -29,6 +30,8 @@ const ADDRESS_LIFETIME: Duration = Duration::from_secs(600);
 const MAX_PART_HEAD: u64 = 16 << 10;
 /// Most characters of a form's boundary (RFC 2046).
 const MAX_BOUNDARY: usize = 70;
+/// How a gzip file begins.
+const GZIP: &[u8] = b"\x1F\x8B";
 /// Bytes that are sent at a time.
 const PIECE: usize = 64 << 10;
 
@@ -273,14 +276,30 @@ pub fn dataset(service: &Service, asset: &str) -> Result<(String, File)> {
     let mut head = Vec::new();
     Read::by_ref(&mut file).take(4096).read_to_end(&mut head).map_err(Error::io(&path))?;
     file.seek(SeekFrom::Start(0)).map_err(Error::io(&path))?;
+    if head.starts_with(GZIP) {
+        check_unpacked(&file, service.options.max_asset_bytes)?;
+        file.seek(SeekFrom::Start(0)).map_err(Error::io(&path))?;
+    }
     Ok((format!("train.{}", extension(&head)), file))
+}
+
+/// Refuses a gzip file whose content is larger than a data asset may be: a few bytes can unpack to any size.
+fn check_unpacked(file: &File, most: u64) -> Result<()> {
+    let mut unpacked = MultiGzDecoder::new(file).take(most.saturating_add(1));
+    match std::io::copy(&mut unpacked, &mut std::io::sink()) {
+        Ok(bytes) if bytes > most => Err(Error::Invalid(format!(
+            "expected at most {most} bytes after gzip's compression is undone, found more; hint: --max-asset-bytes"
+        ))),
+        // The reader of datasets stops at an error too, and says more about it.
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 /// The ending of a name for a file that begins with `head`. JSON Lines are found by the reader of JSON.
 fn extension(head: &[u8]) -> &'static str {
     let text = head.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(head).trim_ascii_start();
     match text.first() {
-        _ if head.starts_with(b"\x1F\x8B") => "gz",
+        _ if head.starts_with(GZIP) => "gz",
         _ if head.starts_with(b"PAR1") => "parquet",
         Some(b'[' | b'{') => "json",
         _ => "csv",

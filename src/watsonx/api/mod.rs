@@ -3,6 +3,7 @@
 mod assets;
 mod deployments;
 mod details;
+mod examples;
 mod files;
 mod models;
 mod monitor;
@@ -25,6 +26,8 @@ use std::sync::Arc;
 
 /// Most characters of a name, a description or a tag.
 const MAX_TEXT_CHARS: usize = 4096;
+/// Most tags of a training or a deployment.
+const MAX_TAGS: usize = 64;
 
 /// The service, as handlers get it.
 type Shared = Extension<Arc<Service>>;
@@ -93,6 +96,12 @@ fn text(fields: &Fields, key: &str) -> Result<String, ApiError> {
     checked_text(key, fields.string(key)?.unwrap_or_default())
 }
 
+/// The tags of a body.
+fn tags(fields: &Fields) -> Result<Vec<String>, ApiError> {
+    let tags = fields.strings("tags", MAX_TAGS)?.unwrap_or_default();
+    tags.iter().map(|tag| checked_text("tags", tag)).collect()
+}
+
 /// Whether a record is in the place that the query names; every record is if it names none.
 fn is_in(place: &ProjectOrSpace, query: &HashMap<String, String>) -> bool {
     let agrees =
@@ -113,13 +122,6 @@ fn checked_text(key: &str, text: &str) -> Result<String, ApiError> {
         return Err(ApiError::invalid(key, "expected a text without NUL"));
     }
     Ok(text.to_owned())
-}
-
-/// Warnings as watsonx writes them; IBM's SDK shows each as a warning of Python. `None` if there are none, because the SDK
-/// does not accept an empty list everywhere.
-fn system(warnings: &[String]) -> Option<Value> {
-    let entry = |text: &String| json!({"message": text, "id": "gneiss", "more_info": ""});
-    (!warnings.is_empty()).then(|| json!({"warnings": warnings.iter().map(entry).collect::<Vec<_>>()}))
 }
 
 #[cfg(test)]

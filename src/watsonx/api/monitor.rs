@@ -69,10 +69,15 @@ async fn monitor(service: Arc<Service>, id: String, mut socket: WebSocket, _plac
     }
 }
 
-/// The entries of the steps after `sent`. An epoch's only step has two entries until a second one follows, so entries can't be
-/// counted.
+/// The steps after `sent`, each once: an epoch's only step has two entries until a second one follows, which a client that gets the
+/// steps as they come would take for two steps.
 fn unsent(steps: &[Value], sent: Option<u64>) -> impl Iterator<Item = &Value> {
-    steps.iter().filter(move |step| sent.is_none_or(|sent| iteration(step) > sent))
+    let numbers = steps.iter().map(iteration);
+    let next = numbers.skip(1).map(Some).chain([None]);
+    let is_wanted = move |(step, next): &(&Value, Option<u64>)| {
+        *next != Some(iteration(step)) && sent.is_none_or(|sent| iteration(step) > sent)
+    };
+    steps.iter().zip(next).filter(is_wanted).map(|(step, _)| step)
 }
 
 /// The number of an entry's step, from 0.
@@ -126,15 +131,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_step_is_sent_when_an_epochs_only_step_gets_a_second_one() {
+    fn every_step_is_sent_once_when_an_epochs_only_step_gets_a_second_one() {
         let steps = |iterations: &[u64]| -> Vec<Value> {
             iterations.iter().map(|iteration| json!({"iteration": iteration})).collect()
         };
         let sent =
             |iterations: &[u64], sent| unsent(&steps(iterations), sent).map(iteration).collect::<Vec<_>>();
-        assert_eq!(sent(&[0, 0], None), [0, 0]);
+        assert_eq!(sent(&[0, 0], None), [0]);
         assert_eq!(sent(&[0, 1], Some(0)), [1]);
-        assert_eq!(sent(&[0, 1, 2, 2], Some(1)), [2, 2]);
+        assert_eq!(sent(&[0, 1, 2, 2], Some(1)), [2]);
+        assert_eq!(sent(&[0, 0, 1, 1], None), [0, 1]);
         assert!(sent(&[0, 1], Some(1)).is_empty());
     }
 }

@@ -3,11 +3,13 @@
 use super::*;
 use crate::serve::ServerOptions;
 use crate::serve::testing::{self, BASE, Fake, KEY, say};
-use crate::watsonx::records::Training;
-use crate::watsonx::service::ServiceOptions;
+use crate::watsonx::records::{Deployment, Moment, StoredModel, Training};
+use crate::watsonx::service::{Loading, ServiceOptions};
 use crate::watsonx::{Store, TunableModel, TuningProfile};
 use axum::http::StatusCode;
 use tempfile::TempDir;
+
+mod reading;
 
 const ALIAS: &str = "ibm/granite-13b-instruct-v2";
 const BEARER: (&str, &str) = ("authorization", "Bearer the-key");
@@ -299,4 +301,74 @@ async fn pages_of_another_origin_can_change_nothing() {
     let headers = [BEARER, host, ("origin", "https://a.b")];
     let read = server.fake.send("GET", "/ml/v4/trainings", &headers, Vec::new());
     assert_eq!(read.await.status, StatusCode::OK, "the browser keeps the answer from the page");
+}
+
+fn stored_model(server: &Server) -> StoredModel {
+    let model = StoredModel {
+        id: "m".to_owned(),
+        name: "n".to_owned(),
+        description: String::new(),
+        place: ProjectOrSpace::default(),
+        local_model: BASE.to_owned(),
+        training: "t".to_owned(),
+        training_data_references: json!([{"location": {"id": "a"}}]),
+        base_model: ALIAS.to_owned(),
+        created: Moment::now(),
+    };
+    server.service.store.create(model.clone(), |_| Ok(())).unwrap();
+    model
+}
+
+#[tokio::test]
+async fn tags_of_deployments_are_checked() {
+    let server = Server::new();
+    let model = stored_model(&server);
+    let found = server.get("/ml/v4/models/m").await.ok();
+    assert_eq!(found["entity"]["training_data_references"], model.training_data_references);
+    let deploy = |tags: Value| json!({"name": "d", "asset": {"id": "m"}, "online": {}, "tags": tags});
+    for (tags, words) in [
+        (json!(["a\0"]), "`tags`: expected a text without NUL"),
+        (json!(["x".repeat(5000)]), "`tags`: expected at most 4096 characters"),
+        (json!(vec!["x"; 65]), "`tags`"),
+        (json!([7]), "`tags`"),
+    ] {
+        refused(&server.send("POST", "/ml/v4/deployments", deploy(tags)).await, 400, words);
+    }
+    let made = server.send("POST", "/ml/v4/deployments", deploy(json!(["one", "two"]))).await;
+    assert_eq!(made.status, StatusCode::ACCEPTED, "{}", made.text);
+    assert_eq!(made.json()["metadata"]["tags"], json!(["one", "two"]));
+}
+
+/// What can't be loaded says so, and does not hold up the others.
+#[tokio::test]
+async fn deployments_are_loaded_at_the_start() {
+    let server = Server::new();
+    let model = stored_model(&server);
+    for id in ["first", "second", "third"] {
+        let deployment = Deployment {
+            id: id.to_owned(),
+            name: id.to_owned(),
+            description: String::new(),
+            tags: Vec::new(),
+            place: ProjectOrSpace::default(),
+            model: model.id.clone(),
+            base_model: model.base_model.clone(),
+            serving_name: None,
+            created: Moment::now(),
+            modified: Moment::now(),
+        };
+        server.service.store.create(deployment, |_| Ok(())).unwrap();
+    }
+    let Server { fake, service, _folder: folder } = server;
+    let (options, base) = (service.options.clone(), service.bases.iter().next().unwrap().clone());
+    drop((fake, service));
+    let service = Service::new(Store::open(folder.path()).unwrap(), vec![base], options).unwrap();
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    for id in ["first", "second", "third"] {
+        while service.loading(id) == Loading::Initializing && std::time::Instant::now() < until {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let Loading::Failed(problem) = service.loading(id) else { panic!("{id}: {:?}", service.loading(id)) };
+        assert!(problem.contains("adapter"), "{problem}");
+    }
 }

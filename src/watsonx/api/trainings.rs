@@ -1,8 +1,8 @@
 //! Trainings: start, list, describe, end, delete.
 
 use super::{
-    HandlerResult, QueryMap, Shared, blocking, checked_text, details, files, is_in, json_answer, monitor,
-    place, resources, text,
+    HandlerResult, QueryMap, Shared, blocking, details, files, is_in, json_answer, monitor, place, resources,
+    tags, text,
 };
 use crate::Error;
 use crate::config::InitMethod;
@@ -25,8 +25,6 @@ use axum::{Extension, Router};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
-/// Most tags of a training.
-const MAX_TAGS: usize = 64;
 /// Most trainings of a list.
 const MAX_LISTED: usize = 200;
 
@@ -93,10 +91,7 @@ fn record(fields: &Fields, parameters: TuningParameters, references: Value) -> R
         }
     };
     let experiment = new_id();
-    let mut tags = fields.strings("tags", MAX_TAGS)?.unwrap_or_default();
-    for tag in &tags {
-        checked_text("tags", tag)?;
-    }
+    let mut tags = tags(fields)?;
     // The SDK finds the experiment's id in the second tag.
     tags.push(format!("wx_prompt_tune.{experiment}"));
     let now = Moment::now();

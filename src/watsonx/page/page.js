@@ -2,7 +2,7 @@ const QUICK = 1000; // milliseconds between two looks at the server while someth
 const SLOW = 5000; // and otherwise
 const AT_A_TIME = 4; // requests while a deployment is scored
 const ENDED = ["completed", "failed", "canceled"];
-const PATHS = { assets: "/v2/assets", trainings: "/ml/v4/trainings", deployments: "/ml/v4/deployments" };
+const PATHS = { assets: "/v2/assets", trainings: "/ml/v4/trainings", models: "/ml/v4/models", deployments: "/ml/v4/deployments" };
 const state = {
   models: [], // names of base models
   assets: [],
@@ -23,7 +23,6 @@ const nameOf = record => record.metadata.name || idOf(record).slice(0, 8);
 const stateOf = record => record.entity.status.state;
 const time = text => new Date(text).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" });
 const size = bytes => bytes < 1000 ? `${bytes} bytes` : bytes < 1e6 ? `${(bytes / 1e3).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
-const percent = share => `${(100 * share).toFixed(1)} %`;
 const loss = value => value < 0.01 ? value.toExponential(1) : value.toPrecision(3);
 
 /** Whether a list changed since it was drawn last. */
@@ -95,7 +94,7 @@ async function readRun() {
 function show() {
   $("content").hidden = false;
   const base = state.models[0]?.model_id ?? "";
-  $("base").textContent = base.split("/").filter(Boolean).at(-1) ?? "gneiss";
+  $("base").textContent = short(base) || "gneiss";
   $("base").title = base;
   if (changed("models", state.models)) { fill($("model"), state.models.map(({ model_id }) => [model_id, model_id])); showStandIn(); }
   const usable = state.assets.filter(asset => asset.metadata.size > 0).map(asset => [idOf(asset), nameOf(asset)]);
@@ -335,47 +334,47 @@ new ResizeObserver(() => { if (state.run) drawCurve(); }).observe($("plot"));
 
 // --- Scoring ---
 
-/** The examples of a data asset. */
-async function examplesOf(id) {
-  const asset = await json(`${PATHS.assets}/${id}`);
-  const { url } = await json(`${PATHS.assets}/${id}/attachments/${asset.attachments[0].id}`);
-  const text = (await (await send(url, {})).text()).replace(/^\uFEFF/, "").trim();
-  const examples = text.startsWith("[") ? JSON.parse(text) : text.startsWith("{") ? text.split("\n").filter(line => line.trim()).map(line => JSON.parse(line)) : fromCsv(text);
-  const usable = examples.filter(({ input, output }) => input !== undefined && output !== undefined);
-  if (!usable.length) throw new Failure(-1, "Expected examples with `input` and `output`, found none; this page reads JSON, JSON Lines and CSV.");
-  return usable.map(({ input, output }) => ({ input: String(input), output: String(output).trim() }));
-}
+/** The examples of a data asset, as the server reads them for a run of this task. */
+const examplesOf = async (id, task) => (await json(`${PATHS.assets}/${id}/examples?task=${encode(task)}`)).examples;
 
-/** The records of a CSV file, whose first line has the names. */
-function fromCsv(text) {
-  const records = [[""]];
-  for (const [part] of text.matchAll(/"(?:[^"]|"")*"|,|\r?\n|[^",\r\n]+/g)) {
-    if (part === ",") records.at(-1).push("");
-    else if (/^\r?\n$/.test(part)) records.push([""]);
-    else records.at(-1)[records.at(-1).length - 1] += part.startsWith('"') ? part.slice(1, -1).replaceAll('""', '"') : part;
+/** Of which of these examples a prompt has learned, in words: a score on them says little about new texts. */
+async function learnedOf(model, asset, task, examples) {
+  try {
+    const { entity } = await json(`${PATHS.models}/${model}`);
+    const { id, href } = entity.training_data_references?.[0]?.location ?? {};
+    const own = id ?? href?.split("/assets/").at(-1).split("?")[0];
+    if (!own) throw new Failure(-1, "the model does not name its data.");
+    const seen = new Set(own === asset ? examples.map(({ input }) => input) : (await examplesOf(own, task)).map(({ input }) => input));
+    const count = examples.filter(({ input }) => seen.has(input)).length;
+    const which = count === examples.length ? "these examples" : `${count} of these ${examples.length} examples`;
+    return count ? `This prompt was tuned on ${which}: the score says how well it has learned them, and little about new texts.` : "";
+  } catch (error) {
+    if (error.status === 401 || !error.status) throw error;
+    return `It is not known whether this prompt was tuned on some of these examples: ${error.message}`;
   }
-  const [names, ...rows] = records;
-  return rows.map(values => Object.fromEntries(names.map((name, i) => [name.trim(), values[i]])));
 }
 
 /** The share of right answers of the tuned prompt and of the base model, which reads the instruction in place of the virtual tokens. */
 async function score() {
   const controller = state.scoring = new AbortController();
   const { tasks } = await json("/v1/tasks");
-  const prompt = tasks.find(({ model }) => model === $("score-deployment").value);
-  if (!prompt) throw new Failure(-1, "This deployment is not loaded any more.");
-  const examples = await examplesOf($("score-data").value);
-  const { verbalizer, hard_prompt, max_output_tokens } = prompt.task;
+  const [asset, name] = [$("score-data").value, $("score-deployment").value];
+  const prompt = tasks.find(({ model }) => model === name);
+  const deployment = state.deployments.find(one => servedName(one) === name);
+  if (!prompt || !deployment) throw new Failure(-1, "This deployment is not loaded any more.");
+  const { task, max_output_tokens } = prompt.task;
+  const examples = await examplesOf(asset, task);
+  $("score-note").textContent = await learnedOf(deployment.entity.asset.id, asset, task, examples);
   const right = { tuned: 0, base: 0 };
   let [next, done] = [0, 0];
   const ask = async (model, input) => (await json("/v1/completions", { model, prompt: input, max_tokens: max_output_tokens, temperature: 0 }, controller.signal)).choices[0].text.trim();
   const work = async () => {
     for (let i = next++; i < examples.length; i = next++) {
       const { input, output } = examples[i];
-      const text = verbalizer.replace("{{input}}", () => input);
-      const [tuned, plain] = await Promise.all([ask(prompt.model, text), ask(prompt.base, hard_prompt ? `${hard_prompt} ${text}` : text)]);
-      right.tuned += tuned === output;
-      right.base += plain === output;
+      const texts = textsOf(prompt.task, input);
+      const [tuned, base] = await Promise.all([ask(prompt.model, texts.tuned), ask(prompt.base, texts.base)]);
+      right.tuned += tuned === output.trim();
+      right.base += base === output.trim();
       done += 1;
       showScores(right, done, examples.length);
     }
@@ -392,6 +391,7 @@ function showScores(right, done, all) {
 $("score").onsubmit = event => {
   event.preventDefault();
   $("scores").hidden = true;
+  $("score-note").textContent = "";
   $("score-stop").disabled = false;
   act($("score-button"), () => score().catch(error => { if (!state.scoring?.signal.aborted) throw error; }), $("score-refusal"))
     .then(() => { $("score-stop").disabled = true; });

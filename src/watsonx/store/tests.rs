@@ -9,6 +9,7 @@ fn model(id: &str, created: u64) -> StoredModel {
         place: ProjectOrSpace::default(),
         local_model: String::new(),
         training: "t".to_owned(),
+        training_data_references: serde_json::Value::Null,
         base_model: "b".to_owned(),
         created: Moment(created),
     }
