@@ -3,6 +3,7 @@
 use super::{CheckTarget, Checks, Comparison, Input, attention, experts, mamba2, rope};
 use crate::Result;
 use crate::ops::adamw::{AdamW, AdamWStep, Parameter};
+use crate::ops::backend::{Route, route};
 use crate::ops::cross_entropy::{self, LossWeights, Softmax};
 use crate::ops::distillation;
 use crate::ops::embed::{self, EmbedLookup};
@@ -225,10 +226,14 @@ fn cross_entropy(checks: &mut Checks) -> Result<()> {
     Ok(())
 }
 
-/// What the losses of `rows` rows count, 0.7 in the first; always in f32.
+/// What the losses of `rows` rows count, 0.7 in the first; f32 values, which the CPU takes in f64 as it takes all losses.
 fn loss_weights(checks: &Checks, rows: usize) -> Result<Input> {
     let weights: Vec<f32> = (0..rows).map(|row| 0.7 / (1 + row % 4) as f32).collect();
-    checks.input(&Tensor::from_vec(weights, rows, &Device::Cpu)?)
+    let mut input = checks.input(&Tensor::from_vec(weights, rows, &Device::Cpu)?)?;
+    if checks.run(|| Ok(route(&input.device)))? == Route::Cpu {
+        input.device = input.exact.clone();
+    }
+    Ok(input)
 }
 
 /// The first row of `per_row`, whose weight is 0.7, is bit for bit that of a gradient with this weight in all rows.
