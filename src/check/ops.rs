@@ -1,14 +1,14 @@
-//! The cases of each op except attention, experts and those of Mamba2 layers.
+//! The cases of each op except rope, attention, experts and those of Mamba2 layers.
 
-use super::{CheckTarget, Checks, Comparison, Input, attention, experts, mamba2};
+use super::{CheckTarget, Checks, Comparison, Input, attention, experts, mamba2, rope};
 use crate::Result;
 use crate::ops::adamw::{AdamW, AdamWStep, Parameter};
+use crate::ops::backend::{Route, route};
 use crate::ops::cross_entropy::{self, LossWeights, Softmax};
 use crate::ops::distillation;
 use crate::ops::embed::{self, EmbedLookup};
 use crate::ops::rms_norm::{ResidualAdd, RmsNorm};
-use crate::ops::rope::{self, CacheRows, Rope};
-use crate::ops::{AttentionShape, Indices, Linear, RopeTable, autograd, rows, swiglu};
+use crate::ops::{Indices, Linear, autograd, rows, swiglu};
 use candle_core::{DType, Device, Tensor};
 
 /// Names of the ops that [`ops`] checks.
@@ -30,7 +30,7 @@ pub fn ops(target: &CheckTarget, name: &str) -> Result<Vec<Comparison>> {
         "embed" => embed(&mut checks)?,
         "linear" => linear(&mut checks)?,
         "rms_norm" => rms_norm(&mut checks)?,
-        "rope" => rope(&mut checks)?,
+        "rope" => rope::check(&mut checks)?,
         "rows" => rows(&mut checks)?,
         "attention" => attention::check(&mut checks)?,
         "swiglu" => swiglu(&mut checks)?,
@@ -137,66 +137,6 @@ fn rms_norm(checks: &mut Checks) -> Result<()> {
     Ok(())
 }
 
-fn rope(checks: &mut Checks) -> Result<()> {
-    let angles = Rope::new(1e4);
-    for (t, heads, others, d) in [(1, 2, 1, 2), (5, 3, 2, 10), (123, 2, 1, 64), (9, 5, 1, 128)] {
-        checks.case(format!("{t} rows, {heads} of {} heads of {d}", heads + others));
-        let x = checks.random((t, (heads + others) * d), 1.0)?;
-        let positions = Indices::from((0..t).map(|i| (i * 37 % 200) as u32).collect::<Vec<_>>());
-        let table = |dtype, device: &Device| RopeTable::new(&angles, d, 200, dtype, device);
-        let exact_table = table(DType::F64, &Device::Cpu)?;
-        let naive_table = table(DType::F32, &Device::Cpu)?;
-        let device_table = table(DType::F32, checks.target.device)?;
-        for (what, sign) in [("y", 1.0), ("dx", -1.0)] {
-            let turn = |table: &RopeTable, x: &Tensor| match sign > 0.0 {
-                true => table.forward(x.copy()?, heads, (&positions).into(), x.dtype()),
-                false => table.backward(x.copy()?, heads, (&positions).into(), x.dtype()),
-            };
-            let ours = checks.run(|| turn(&device_table, &x.device))?;
-            let naive = naive_table.reference(&x.cpu, heads, (&positions).into(), sign)?;
-            checks.value(what, &ours, &turn(&exact_table, &x.exact)?, &naive)?;
-        }
-        for heads in [heads - others, 0] {
-            let shape = AttentionShape { heads, kv_heads: others, head_dim: d, scale: 1.0 };
-            let tables = [(Some(&exact_table), Some(&naive_table), Some(&device_table)), (None, None, None)];
-            for (exact, naive, device) in tables {
-                let x = checks.random((t, shape.q_width() + shape.kv_width()), 1.0)?;
-                let cache = checks.random((t + 5, shape.kv_width()), 1.0)?;
-                let rows = Indices::from((0..t).map(|i| (i * 2 % t + 3) as u32).collect::<Vec<_>>());
-                let of = (&shape, &positions, &rows);
-                let (exact, exact_cache) = cached(exact, &x.exact, &cache.exact, of)?;
-                let (naive, naive_cache) = cached(naive, &x.cpu, &cache.cpu, of)?;
-                let ours = checks.run(|| {
-                    let to = CacheRows { cache: &cache.device, rows: (&rows).into() };
-                    rope::forward_to_cache(device, &x.device, &shape, (&positions).into(), to)
-                })?;
-                if heads > 0 {
-                    checks.value("queries", &ours, &exact, &naive)?;
-                }
-                checks.value("cache", &cache.device, &exact_cache, &naive_cache)?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// By plain candle ops: rotated queries of `x`, and `cache` with the rotated keys and the values of these rows.
-fn cached(
-    table: Option<&RopeTable>,
-    x: &Tensor,
-    cache: &Tensor,
-    (shape, positions, rows): (&AttentionShape, &Indices, &Indices),
-) -> Result<(Tensor, Tensor)> {
-    let turned = shape.heads + shape.kv_heads;
-    let x = table.map_or_else(|| Ok(x.clone()), |table| table.reference(x, turned, positions.into(), 1.0))?;
-    let (q, kv) = (shape.q_width(), shape.kv_width());
-    let cache = cache.copy()?;
-    for (i, row) in rows.iter().enumerate() {
-        cache.slice_set(&x.narrow(0, i, 1)?.narrow(1, q, kv)?.contiguous()?, 0, *row as usize)?;
-    }
-    Ok((x.narrow(1, 0, q)?, cache))
-}
-
 fn rows(checks: &mut Checks) -> Result<()> {
     for (t, c, every, from) in
         [(1, 1, 1, 0), (5, 123, 2, 1), (123, 5, 3, 2), (40, 576, 40, 39), (3, 2056, 1, 0), (4, 24, 9, 9)]
@@ -286,10 +226,14 @@ fn cross_entropy(checks: &mut Checks) -> Result<()> {
     Ok(())
 }
 
-/// What the losses of `rows` rows count, 0.7 in the first; always in f32.
+/// What the losses of `rows` rows count, 0.7 in the first; f32 values, which the CPU takes in f64 as it takes all losses.
 fn loss_weights(checks: &Checks, rows: usize) -> Result<Input> {
     let weights: Vec<f32> = (0..rows).map(|row| 0.7 / (1 + row % 4) as f32).collect();
-    checks.input(&Tensor::from_vec(weights, rows, &Device::Cpu)?)
+    let mut input = checks.input(&Tensor::from_vec(weights, rows, &Device::Cpu)?)?;
+    if checks.run(|| Ok(route(&input.device)))? == Route::Cpu {
+        input.device = input.exact.clone();
+    }
+    Ok(input)
 }
 
 /// The first row of `per_row`, whose weight is 0.7, is bit for bit that of a gradient with this weight in all rows.

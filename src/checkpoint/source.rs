@@ -4,15 +4,13 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::hub;
+use super::hub_id::hub_id;
 use super::json::JsonObject;
 use crate::checkpoint::HubOptions;
 use crate::checkpoint::typed::TypedKeys;
 use crate::layout::model_folder::CONFIG;
 use crate::layout::{ADAPTER, adapter_folder};
 use crate::{Error, Result};
-
-/// Revision of a hub id without a revision.
-const DEFAULT_REVISION: &str = "main";
 
 /// The meaning of a model argument.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -214,62 +212,6 @@ fn not_there(path: &Path) -> Error {
         None => "check the spelling; a hub id is org/name or org/name@revision".to_string(),
     };
     Error::Checkpoint { path: path.to_path_buf(), problem: format!("no such file or folder; {hint}") }
-}
-
-/// Parses `org/name[@revision]`.
-fn hub_id(kind: &str, model: &str) -> Result<(String, String)> {
-    let invalid = |problem: String| Error::Invalid(format!("{kind} `{model}`: {problem}"));
-    if let Some((_, rest)) = model.split_once("://") {
-        let id: Vec<&str> = rest.split('/').skip(1).take(2).collect();
-        let hint = if id.len() == 2 { format!(": `{}`", id.join("/")) } else { String::new() };
-        return Err(invalid(format!("expected a hub id, found a URL; give its org/name alone{hint}")));
-    }
-    let (repo, revision) = match model.split_once('@') {
-        Some((repo, revision)) => (repo, revision),
-        None => (model, DEFAULT_REVISION),
-    };
-    let Some((org, name)) = repo.split_once('/') else {
-        return Err(invalid(
-            "no such file or folder, and a hub id is org/name or org/name@revision, \
-             such as ibm-granite/granite-4.1-3b"
-                .to_string(),
-        ));
-    };
-    for (what, part) in [("organisation", org), ("name", name)] {
-        if !is_id_part(part) {
-            return Err(invalid(format!(
-                "no such folder, and `{part}` can't be the {what} of a hub id: expected letters, \
-                 digits, `-`, `_` and `.`, with no `-` or `.` at its ends and no `--` or `..`"
-            )));
-        }
-    }
-    if !is_revision(revision) {
-        return Err(invalid(format!(
-            "`{revision}` can't be a revision: expected a branch, a tag or a commit, such as \
-             {DEFAULT_REVISION}"
-        )));
-    }
-    Ok((repo.to_string(), revision.to_string()))
-}
-
-/// The hub's rule for both parts of a repository id.
-fn is_id_part(part: &str) -> bool {
-    !part.is_empty()
-        && part.len() <= 96
-        && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
-        && !part.starts_with(['-', '.'])
-        && !part.ends_with(['-', '.'])
-        && !part.contains("--")
-        && !part.contains("..")
-}
-
-/// A revision becomes a path below the cache's `refs`, so no part of it may lead out of there.
-fn is_revision(revision: &str) -> bool {
-    revision.split('/').all(|part| {
-        !part.is_empty()
-            && !part.starts_with('.')
-            && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
-    })
 }
 
 #[cfg(test)]

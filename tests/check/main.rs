@@ -4,6 +4,7 @@ mod gpu_check;
 
 use assert_cmd::Command;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 fn gneiss(arguments: &[&str]) -> assert_cmd::assert::Assert {
     Command::cargo_bin("gneiss").unwrap().args(["check", "--device", "cpu"]).args(arguments).assert()
@@ -14,6 +15,18 @@ fn a_device_is_compared_with_the_cpu() {
     let out = gneiss(&["--op", "swiglu", "--steps", "3"]).success().get_output().stdout.clone();
     let out = String::from_utf8(out).unwrap();
     assert!(out.contains("8 comparisons and 4 runs in f32: 0 wrong"), "{out}");
+}
+
+#[test]
+fn every_op_can_be_compared_on_the_cpu() {
+    // All of them but attention, whose many cases take long.
+    let ops =
+        "embed,linear,rms_norm,rope,rows,swiglu,experts,conv,ssd,gated_norm,cross_entropy,distillation,adamw";
+    let out = gneiss(&["--op", ops, "--steps", "0", "--json"]).success().get_output().stdout.clone();
+    let found: Value = serde_json::from_slice(&out).unwrap();
+    let comparisons = found[0]["comparisons"].as_array().unwrap();
+    let compared: BTreeSet<_> = comparisons.iter().map(|c| c["op"].as_str().unwrap()).collect();
+    assert_eq!(compared, ops.split(',').collect());
 }
 
 #[test]

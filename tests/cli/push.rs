@@ -21,6 +21,8 @@ struct HubState {
     failures: usize,
     /// Whether the token may not write.
     refuses: bool,
+    /// The model card of org/base.
+    base_card: Option<String>,
 }
 
 /// A hub that takes uploads.
@@ -67,6 +69,9 @@ fn answer(mut stream: TcpStream, address: SocketAddr, state: &mut HubState) {
             .find(|(key, _)| key.eq_ignore_ascii_case(name));
         found.map(|(_, value)| value.to_owned()).unwrap_or_default()
     };
+    if head[0].contains(" /org/base/resolve/") {
+        return send_card(&mut stream, &head[0], state);
+    }
     let Ok(length) = header("content-length").parse::<usize>() else { return };
     let mut body = vec![0; length];
     reader.read_exact(&mut body).unwrap();
@@ -79,6 +84,23 @@ fn answer(mut stream: TcpStream, address: SocketAddr, state: &mut HubState) {
         stream,
         "HTTP/1.1 {status} X\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}",
         text.len()
+    )
+    .unwrap();
+}
+
+/// Answers a request for the card of org/base, as the hub does for a file.
+fn send_card(stream: &mut TcpStream, request: &str, state: &HubState) {
+    assert!(request.contains("/README.md"), "only the card of the base is asked for: {request}");
+    let (status, code, card) = match &state.base_card {
+        Some(card) => (200, "", card.as_str()),
+        None => (404, "X-Error-Code: EntryNotFound\r\n", ""),
+    };
+    let (commit, length) = ("c".repeat(40), card.len());
+    let body = if request.starts_with("HEAD") { "" } else { card };
+    write!(
+        stream,
+        "HTTP/1.1 {status} X\r\n{code}ETag: \"e{length}\"\r\nX-Repo-Commit: {commit}\r\nContent-Length: {length}\r\n\
+         Connection: close\r\n\r\n{body}"
     )
     .unwrap();
 }
@@ -150,6 +172,8 @@ fn an_adapter_is_pushed_with_its_card_and_a_repeated_push_sends_no_weights() {
     place.gneiss(["eval", "dogs.toml", "--adapter", "runs/dogs"]).success();
     let hub = UploadHub::serve();
     let args = ["--adapter", "runs/dogs", "--model", "org/base", "--private"];
+    let card = "---\nlicense: other\nlicense_name: base-1\nlicense_link: LICENSE\n---\n# Base\n";
+    hub.state.lock().unwrap().base_card = Some(card.to_owned());
     hub.state.lock().unwrap().failures = 1;
     let (stdout, _) = texts(&hub.push(&place, &args).success());
     assert_eq!(stdout, format!("http://{}/me/dogs\n", hub.address));
@@ -172,7 +196,8 @@ fn an_adapter_is_pushed_with_its_card_and_a_repeated_push_sends_no_weights() {
     let card = committed(&state.commit, "README.md");
     for part in [
         "base_model: \"org/base\"", "base_model_relation: adapter", "library_name: peft", "- prompt-tuning",
-        "model-index:", "type: accuracy", "6 rows of test.csv", "| accuracy, generated |",
+        "license: \"other\"", "license_name: \"base-1\"", "/org/base/blob/main/LICENSE\"", "model-index:",
+        "type: accuracy", "6 rows of test.csv", "| accuracy, generated |",
     ] {
         assert!(card.contains(part), "expected {part:?} in: {card}");
     }
@@ -209,10 +234,10 @@ fn a_push_that_cant_be_made_is_refused() {
         2,
         &["expected one with --push"],
     );
-    place.refuses(
-        ["export", "--adapter", "runs/dogs", "--push", "dogs", "--model", "org/base"],
-        &["ORG/NAME"],
-    );
+    for repo in ["dogs", "me/-dogs", "me/dogs@v1", "me/a--b"] {
+        let push = ["export", "--adapter", "runs/dogs", "--push", repo, "--model", "org/base"];
+        place.refuses(push, &["--push", "ORG/NAME", "letters"]);
+    }
     place.refuses(["export", "--adapter", "runs/dogs", "--bake"], &["--out"]);
     let push = ["export", "--adapter", "runs/dogs", "--push", "me/dogs", "--model", "org/base"];
     let (_, stderr) = texts(&place.gneiss(push).code(1));
@@ -222,6 +247,6 @@ fn a_push_that_cant_be_made_is_refused() {
     refused(
         &["--adapter", "runs/dogs", "--model", "org/base"],
         1,
-        &["403", "the rights", "write access", "no evaluation"],
+        &["403", "the rights", "write access", "no evaluation", "no license", "org/base states none"],
     );
 }

@@ -38,6 +38,35 @@ fn the_python_package_runs_the_program() {
     run(&place(), python, &[&format!("{ROOT}/tests/python/test_face.py")], &variables);
 }
 
+#[test]
+fn the_notebook_runs_and_shows_what_is_kept_in_it() {
+    let packages = "nbclient, ipykernel, pandas, tqdm";
+    let Some(python) = crate::common::python::python_with(packages, "GNEISS_REQUIRE_CLIENTS") else { return };
+    let place = place();
+    for name in ["configs/tutorial.toml", "data/train.csv", "data/validation.csv", "data/test.csv"] {
+        let path = place.path(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::copy(Path::new(ROOT).join(name), path).unwrap();
+    }
+    // As Jupyter starts it: in its own folder, not in the repository's.
+    std::fs::create_dir(place.path("docs")).unwrap();
+    let docs = place.path("docs").to_str().unwrap().to_owned();
+    let home = place.path("jupyter").to_str().unwrap().to_owned();
+    let source = format!("{ROOT}/src/python");
+    let settings =
+        json!({ "train.max_steps": 2, "prompt.init_text": "say 1 or 0", "data.verbalizer": "{{input}}" });
+    let variables = [
+        ("GNEISS_PROGRAM", env!("CARGO_BIN_EXE_gneiss")),
+        ("PYTHONPATH", source.as_str()),
+        ("GNEISS_NOTEBOOK_MODEL", "model"),
+        ("GNEISS_NOTEBOOK_SET", &settings.to_string()),
+        ("IPYTHONDIR", &home),
+        ("JUPYTER_RUNTIME_DIR", &home),
+        ("PYTHONWARNINGS", "ignore:IProgress"),
+    ];
+    run(&place, python, &[&format!("{ROOT}/tests/python/check_notebook.py"), &docs], &variables);
+}
+
 /// With GNEISS_WHEEL, the path of a wheel.
 #[test]
 fn the_wheel_works_in_a_bare_environment() {

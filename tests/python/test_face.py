@@ -46,9 +46,18 @@ class Face(unittest.TestCase):
         shown = report._repr_html_() if hasattr(report, "_repr_html_") else report.read_text()
         self.assertIn("iframe" if hasattr(report, "_repr_html_") else "<html", shown)
 
+        self.assertEqual((os.fspath(run), f"{run}", repr(run)), ("runs/first", "runs/first", "Run('runs/first')"))
+
         evaluation = gneiss_tune.evaluate("dogs.toml", run, progress=False)
         self.assertEqual([arm["name"] for arm in evaluation["arms"]], ["base", "first"])
         self.assertEqual(evaluation, run.evaluation)
+
+    def test_a_list_is_a_flag_for_each_value(self):
+        runs = [tune(name, set={"train.max_steps": 1}) for name in ("one", "two")]
+        for adapters in (runs, iter(["runs/one", runs[1].path])):
+            evaluation = gneiss_tune.evaluate("dogs.toml", adapters, progress=False, device="cpu", ensemble=True)
+            self.assertEqual([arm["name"] for arm in evaluation["arms"]], ["base", "one", "two"])
+            self.assertTrue(evaluation["ensemble"])
 
     @unittest.skipUnless(__import__("importlib.util").util.find_spec("pandas"), "pandas is not installed")
     def test_metrics_are_tables(self):

@@ -1,6 +1,7 @@
-//! The source itself: which folder uses which, sizes, unsafe code.
+//! The source itself: which folder uses which, sizes, unsafe code; the Dockerfiles.
 
 mod architecture;
+mod images;
 mod sizes;
 mod unsafe_list;
 

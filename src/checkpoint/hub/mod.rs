@@ -11,11 +11,13 @@
 //!   .no_exist/<commit>/<file>      the hub has said that this commit has no such file
 //! ```
 
+mod license;
 mod options;
 mod remote;
 mod transfer;
 mod upload;
 
+pub use license::{LicenseTag, license};
 pub use options::HubOptions;
 pub use upload::{Upload, UploadFile};
 

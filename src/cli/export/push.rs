@@ -1,7 +1,7 @@
 //! `gneiss export --push`: an adapter as a repository on the hub.
 
 use crate::cli::stderr;
-use gneiss::checkpoint::{HubOptions, Upload, UploadFile};
+use gneiss::checkpoint::{self, HubOptions, LicenseTag, Upload, UploadFile, check_repository};
 use gneiss::evaluate::{Answers, Evaluation};
 use gneiss::layout::adapter_folder;
 use gneiss::prompt::Tuned;
@@ -24,13 +24,12 @@ pub(super) struct Push<'a> {
 impl Push<'_> {
     /// Uploads the adapter; returns the page of the repository.
     pub fn run(&self) -> Result<String> {
-        if !is_hub_id(self.repo) {
-            return Err(Error::Invalid(format!("--push {}: expected ORG/NAME", self.repo)));
-        }
+        check_repository("--push", self.repo)?;
         let tuned = Tuned::read(Path::new(self.adapter))?;
         let local = tuned.adapter.config.base_model_name_or_path.clone().unwrap_or_default();
         let base = self.base.unwrap_or(&local);
-        if !is_hub_id(base) || (self.base.is_none() && Path::new(base).exists()) {
+        let is_file = base.ends_with(".gguf") || (self.base.is_none() && Path::new(base).exists());
+        if is_file || check_repository("--model", base).is_err() {
             return Err(Error::Invalid(format!(
                 "--model: expected the base model's id on the hub, found {base:?}; hint: --model ORG/NAME, of the same weights"
             )));
@@ -44,34 +43,35 @@ impl Push<'_> {
                 "the model card has no evaluation; hint: gneiss eval writes one into the run folder",
             );
         }
-        let files = files(&tuned, self.repo, [&local, base], results.as_ref())?;
+        let options = HubOptions::from_env();
+        let license = license_of(base, &options);
+        let card = |card: &str| published_card(card, self.repo, [&local, base], &license, results.as_ref());
+        let files = files(&tuned, base, &card)?;
         for file in &files {
             status!("uploading  {} ({})", file.path, gneiss::text::bytes(file.content.len() as u64));
         }
         let summary = format!("Soft prompt {}", tuned.name);
         let upload = Upload { repo: self.repo.into(), is_private: self.is_private, summary, files };
-        upload.run(&HubOptions::from_env())
+        upload.run(&options)
     }
 }
 
-/// `org/name`, each of letters, digits, `.`, `_` and `-`.
-fn is_hub_id(id: &str) -> bool {
-    let fits = |part: &str| {
-        !part.is_empty()
-            && !part.starts_with('.')
-            && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+/// The license in the base model's card on the hub; a warning if none is found.
+fn license_of(base: &str, options: &HubOptions) -> Vec<LicenseTag> {
+    let found = checkpoint::license(base, options);
+    let problem = match found {
+        Ok(tags) if !tags.is_empty() => return tags,
+        Ok(_) => format!("{base} states none"),
+        Err(error) => error.to_string(),
     };
-    id.split_once('/').is_some_and(|(organization, name)| fits(organization) && fits(name))
-        && !id.ends_with(".gguf")
+    stderr::warn(format_args!(
+        "the model card gets no license of the base model: {problem}; hint: write `license: ID` into the card's header"
+    ));
+    Vec::new()
 }
 
-/// The files of the adapter, with the base model's id on the hub; no data and no predictions.
-fn files(
-    tuned: &Tuned,
-    repo: &str,
-    bases: [&str; 2],
-    results: Option<&CardResults>,
-) -> Result<Vec<UploadFile>> {
+/// The files of the adapter, with the base model's id on the hub and the published form of the card; no data and no predictions.
+fn files(tuned: &Tuned, base: &str, published: &dyn Fn(&str) -> String) -> Result<Vec<UploadFile>> {
     let mut files = Vec::new();
     for name in adapter_folder::FILES.into_iter().chain([adapter_folder::CARD]) {
         let path = tuned.folder.join(name);
@@ -84,9 +84,9 @@ fn files(
             Err(error) => return Err(Error::io(&path)(error)),
         };
         if name == adapter_folder::CARD {
-            content = published_card(&String::from_utf8_lossy(&content), repo, bases, results).into_bytes();
+            content = published(&String::from_utf8_lossy(&content)).into_bytes();
         } else if name == adapter_folder::CONFIG {
-            content = with_base(&content, bases[1], &path)?;
+            content = with_base(&content, base, &path)?;
         }
         files.push(UploadFile { path: name.to_owned(), content });
     }

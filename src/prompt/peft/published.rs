@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::card::{pretrained, quoted};
+use crate::checkpoint::LicenseTag;
 
 /// The results of an evaluation, for a card; without any text of the test file.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -28,12 +29,13 @@ pub struct CardMetric {
     pub tuned: f64,
 }
 
-/// `card` for the repository `repo`: `base`, an id on the hub, stands in place of `local`, and the results are added to the
-/// header and as a table. A card without a header gets one.
+/// `card` for the repository `repo`: `base`, an id on the hub, stands in place of `local`, the license is added to the
+/// header unless that has one, and the results to the header and as a table. A card without a header gets one.
 pub fn published_card(
     card: &str,
     repo: &str,
     [local, base]: [&str; 2],
+    license: &[LicenseTag],
     results: Option<&CardResults>,
 ) -> String {
     let card = if local.is_empty() {
@@ -46,8 +48,12 @@ pub fn published_card(
         None => ("library_name: peft\n".to_owned(), card),
     };
     let mut header = header;
-    for (key, value) in [("base_model", quoted(base)), ("base_model_relation", "adapter".to_owned())] {
-        if !header.lines().any(|line| line.starts_with(&format!("{key}:"))) {
+    let has = |header: &str, key: &str| header.lines().any(|line| line.starts_with(&format!("{key}:")));
+    let license = if has(&header, "license") { &[] } else { license };
+    let base = [("base_model", quoted(base)), ("base_model_relation", "adapter".to_owned())];
+    let license = license.iter().map(|(key, value)| (*key, quoted(value)));
+    for (key, value) in base.into_iter().chain(license) {
+        if !has(&header, key) {
             // Writing to a string can't fail.
             let _ = writeln!(header, "{key}: {value}");
         }
@@ -96,19 +102,22 @@ mod tests {
     fn a_published_card_names_the_base_on_the_hub_and_the_results() {
         let card = "---\nbase_model: \"m/x.gguf\"\nlibrary_name: peft\n---\n\n# dogs\n\nfrom_pretrained(\"m\", gguf_file=\"x.gguf\")\n";
         let metric = CardMetric { kind: "accuracy".into(), name: "accuracy".into(), base: 0.5, tuned: 0.96 };
+        let license = [("license", "apache-2.0".to_owned())];
         let results = CardResults { test: "test.csv".into(), rows: 116, metrics: vec![metric] };
-        let text = published_card(card, "me/dogs", ["m/x.gguf", "org/base"], Some(&results));
+        let text = published_card(card, "me/dogs", ["m/x.gguf", "org/base"], &license, Some(&results));
         assert_eq!(
             text,
-            "---\nbase_model: \"org/base\"\nlibrary_name: peft\nbase_model_relation: adapter\nmodel-index:\n- name: \"dogs\"\n  \
+            "---\nbase_model: \"org/base\"\nlibrary_name: peft\nbase_model_relation: adapter\nlicense: \"apache-2.0\"\nmodel-index:\n- name: \"dogs\"\n  \
              results:\n  - task:\n      type: text-generation\n    dataset:\n      name: \"test.csv\"\n      type: custom\n    metrics:\n    \
              - type: accuracy\n      name: \"accuracy\"\n      value: 0.9600\n---\n\n# dogs\n\nfrom_pretrained(\"org/base\")\n\n\
              ## Evaluation\n\n116 rows of test.csv.\n\n|  | Base model | Tuned prompt |\n|---|---|---|\n| accuracy | 0.5000 | 0.9600 |\n"
         );
-        let bare = published_card("# dogs", "me/dogs", ["", "org/base"], None);
+        let bare = published_card("# dogs", "me/dogs", ["", "org/base"], &[], None);
         assert_eq!(
             bare,
             "---\nlibrary_name: peft\nbase_model: \"org/base\"\nbase_model_relation: adapter\n---\n# dogs\n"
         );
+        let own = published_card("---\nlicense: mit\n---\n", "me/dogs", ["", "org/base"], &license, None);
+        assert!(own.starts_with("---\nlicense: mit\nbase_model") && !own.contains("apache"), "{own}");
     }
 }

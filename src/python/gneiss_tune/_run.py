@@ -9,35 +9,41 @@ from pathlib import Path
 from typing import Any
 
 
-class Run:
-    """A run, read from its folder whenever something of it is asked for."""
+class Run(os.PathLike[str]):
+    """A run, read from its folder whenever something of it is asked for. It can be given wherever a path can."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        #: The folder for ``PeftModel.from_pretrained``.
+        self.adapter = self.path / "adapter"
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
 
-    @property
-    def adapter(self) -> Path:
-        """The folder for ``PeftModel.from_pretrained``."""
-        return self.path / "adapter"
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    __str__ = __fspath__
+
+    def _json(self, name: str) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
+        return content
 
     @property
     def summary(self) -> dict[str, Any]:
         """summary.json: the settings and results of the run."""
-        return json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+        return self._json("summary.json")
 
     @property
     def evaluation(self) -> dict[str, Any]:
         """evaluation.json, which :func:`gneiss_tune.evaluate` writes."""
-        return json.loads((self.path / "evaluation.json").read_text(encoding="utf-8"))
+        return self._json("evaluation.json")
 
-    def _records(self, kind: str) -> Any:
-        text = (self.path / "metrics.jsonl").read_text(encoding="utf-8")
-        # The last line of a run that goes on may be incomplete.
-        lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-        records = [record for record in map(json.loads, lines) if ("best" in record) == (kind == "epochs")]
+    def _records(self, are_epochs: bool) -> Any:
+        with (self.path / "metrics.jsonl").open(encoding="utf-8") as lines:
+            # The last line of a run that goes on may be incomplete.
+            records = [json.loads(line) for line in lines if line.endswith("\n")]
+        records = [record for record in records if ("best" in record) == are_epochs]
         try:
             import pandas
         except ImportError:
@@ -47,12 +53,12 @@ class Run:
     @property
     def metrics(self) -> Any:
         """A row for each optimizer step: a pandas DataFrame, or a list of dicts if pandas is not installed."""
-        return self._records("steps")
+        return self._records(are_epochs=False)
 
     @property
     def epochs(self) -> Any:
         """A row for each epoch, as :attr:`metrics`."""
-        return self._records("epochs")
+        return self._records(are_epochs=True)
 
     def report(self, height: int = 800) -> Any:
         """The report, shown inline in a notebook; its path if IPython is not installed."""
@@ -65,13 +71,11 @@ class Run:
         return HTML(f'<iframe srcdoc="{page}" width="100%" height="{height}" style="border:0"></iframe>')
 
     def _repr_html_(self) -> str:
-        summary = self.summary
-        rows = {"run": self.path, "status": summary["status"]["state"], "model": summary["model"]["id"]}
-        rows["steps"] = f"{summary['steps']} of {summary['total_steps']}"
-        for key in ("train_loss", "validation_loss"):
-            if isinstance(summary.get(key), float):
-                rows[key.replace("_", " ")] = f"{summary[key]:.4f}"
+        summary, curve = self.summary, self.path / "curve.svg"
+        rows = {"run": self.path, "status": summary["status"]["state"], "model": summary["model"]["id"],
+                "steps": f"{summary['steps']} of {summary['total_steps']}"}
+        losses = {key: summary.get(key) for key in ("train_loss", "validation_loss")}
+        rows.update({key.replace("_", " "): f"{loss:.4f}" for key, loss in losses.items() if isinstance(loss, float)})
         rows["adapter"] = self.adapter
         cells = "".join(f"<tr><th>{key}</th><td>{html.escape(str(value))}</td></tr>" for key, value in rows.items())
-        curve = self.path / "curve.svg"
         return f"<table>{cells}</table>{curve.read_text(encoding='utf-8') if curve.is_file() else ''}"

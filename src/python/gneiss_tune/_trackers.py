@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, Union
 
 from ._run import Run
 
-Log = Callable[[dict, int], None]
+Log = Callable[[dict[str, Any], int], Any]
 ReportTo = Union[None, str, Log, Iterable[Union[str, Log]]]
 #: The names of metrics, by the keys of a step and of an epoch.
-METRICS = {
-    "loss": "train/loss", "learning_rate": "train/learning_rate", "grad_norm": "train/grad_norm",
-    "train_loss": "train/epoch_loss", "validation_loss": "validation/loss",
-}
+METRICS = {"loss": "train/loss", "learning_rate": "train/learning_rate", "grad_norm": "train/grad_norm",
+           "train_loss": "train/epoch_loss", "validation_loss": "validation/loss"}
 
 
 def _config(run: Run) -> dict[str, Any]:
@@ -27,65 +24,52 @@ def _config(run: Run) -> dict[str, Any]:
         return {"config.toml": text}
     flat: dict[str, Any] = {}
     for key, value in tomllib.loads(text).items():
-        flat.update({f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value})
+        inner = {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
+        flat.update(inner)
     return flat
 
 
 class Tracker:
-    """Passes metrics on to all targets."""
+    """Passes metrics on to all targets of ``report_to``: one, several, or names with commas between them."""
 
-    def __init__(self, targets: Iterable[str | Log], project: str) -> None:
-        self.project = project
-        self.logs: list[Log] = [target for target in targets if callable(target)]
-        # Imported at once, so that a missing module does not show after the model is loaded.
+    def __init__(self, report_to: ReportTo, project: str) -> None:
+        several = report_to.split(",") if isinstance(report_to, str) else report_to or []
+        targets: list[Any] = [several] if callable(several) else [t if callable(t) else str(t).strip() for t in several]
         names = [target for target in targets if not callable(target)]
         unknown = [name for name in names if name not in ("wandb", "mlflow", "trackio")]
         if unknown:
             raise ValueError(f"report_to: expected wandb, mlflow, trackio or a function, found {', '.join(unknown)}")
-        self.modules = {name: importlib.import_module(name) for name in names}
-        self.started: list[str] = []
+        # Imported at once, so that a missing module does not show after the model is loaded.
+        self.modules: dict[str, Any] = {name: importlib.import_module(name) for name in names}
+        self.logs: list[Log] = [target for target in targets if callable(target)]
+        self.started: dict[str, Callable[..., Any]] = {}
+        self.project = project
 
     def start(self, run: Run) -> None:
+        """Begins the run in each tracker."""
         for name, module in self.modules.items():
             if name == "mlflow":
                 module.set_experiment(self.project)
                 module.start_run(run_name=run.path.name)
                 module.log_params(_config(run))
-                self.logs.append(lambda metrics, step, m=module: m.log_metrics(metrics, step=step))
             else:
                 module.init(project=self.project, name=run.path.name, config=_config(run))
-                self.logs.append(lambda metrics, step, m=module: m.log(metrics, step=step))
-            self.started.append(name)
+            self.started[name] = module.log_metrics if name == "mlflow" else module.log
 
     def log(self, record: dict[str, Any]) -> None:
         """A step or an epoch."""
         metrics = {name: record[key] for key, name in METRICS.items() if isinstance(record.get(key), (int, float))}
         for log in self.logs:
             log(metrics, record["step"])
+        for log_by_name in self.started.values():
+            log_by_name(metrics, step=record["step"])
 
-    def finish(self, is_good: bool) -> None:
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, error: type | None, *_: object) -> None:
         for name in self.started:
             if name == "mlflow":
-                self.modules[name].end_run("FINISHED" if is_good else "FAILED")
-            elif name == "wandb":
-                self.modules[name].finish(exit_code=0 if is_good else 1)
+                self.modules[name].end_run("FAILED" if error else "FINISHED")
             else:
-                self.modules[name].finish()
-
-
-@contextlib.contextmanager
-def tracker(report_to: ReportTo, project: str) -> Iterator[Tracker]:
-    """A tracker for the targets of ``report_to``: one, several, or names with commas between them."""
-    if report_to is None:
-        report_to = []
-    elif isinstance(report_to, str):
-        report_to = [name.strip() for name in report_to.split(",")]
-    elif callable(report_to):
-        report_to = [report_to]
-    tracker = Tracker(list(report_to), project)
-    try:
-        yield tracker
-    except BaseException:
-        tracker.finish(False)
-        raise
-    tracker.finish(True)
+                self.modules[name].finish(**({"exit_code": 1 if error else 0} if name == "wandb" else {}))
