@@ -25,6 +25,7 @@ pub fn end_at_a_closed_pipe() {
 
 /// Lets this thread's writes to a connection that the client has closed fail. Otherwise their signal would end the process, as
 /// [`end_at_a_closed_pipe`] says: the system's call for several buffers at once sends it for connections too.
+#[cfg(feature = "serve")]
 pub fn survive_closed_connections() {
     #[cfg(unix)]
     // SAFETY: the set is initialized before it is read, and only this thread's mask changes.

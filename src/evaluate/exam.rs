@@ -135,18 +135,16 @@ impl Exam<'_> {
         };
         let seconds = started.elapsed().as_secs_f64();
         let nll = self.score(prompts, examples, progress)?;
-        let of_prompts = generated.into_iter().zip(scores).zip(nll);
-        let rows = |((generated, scores), nll): ((Vec<Generated>, Vec<Vec<f64>>), Vec<f64>)| {
+        let mut answered = Vec::with_capacity(prompts.len());
+        for ((generated, scores), nll) in generated.into_iter().zip(scores).zip(nll) {
             let mut nll = nll.into_iter();
-            let rows =
-                examples.iter().zip(generated).zip(scores).map(|((example, generated), scores)| Answered {
-                    tokens: generated.tokens,
-                    scores,
-                    nll: nll.by_ref().take(example.target.len()).collect(),
-                });
-            rows.collect()
-        };
-        Ok((of_prompts.map(rows).collect(), seconds))
+            let rows = examples.iter().zip(generated).zip(scores).map(|((example, generated), scores)| {
+                let nll = nll.by_ref().take(example.target.len()).collect();
+                Answered { tokens: generated.tokens, scores, nll }
+            });
+            answered.push(rows.collect());
+        }
+        Ok((answered, seconds))
     }
 
     /// The answers of a prompt from what the model gave for each row of the dataset.

@@ -20,8 +20,14 @@ fn add_sweep(place: &Place) {
     place.write("sweep.toml", &format!("{config}{PRUNED}"));
 }
 
-/// What a sweep decided, and the records and prompt of each trial.
-fn course(place: &Place, name: &str) -> (String, Vec<(Vec<Value>, Vec<u8>)>) {
+/// The course of a sweep: what it decided, and the records and prompt of each trial.
+#[derive(Debug, PartialEq)]
+struct Course {
+    decisions: String,
+    trials: Vec<(Vec<Value>, Vec<u8>)>,
+}
+
+fn course(place: &Place, name: &str) -> Course {
     let folder = format!("runs/{name}");
     let decisions = std::fs::read_to_string(place.path(&folder).join("sweep.jsonl")).unwrap();
     let trial = |number: usize| {
@@ -29,7 +35,7 @@ fn course(place: &Place, name: &str) -> (String, Vec<(Vec<Value>, Vec<u8>)>) {
         assert!(place.path(&trial).join("report.html").is_file(), "{trial}");
         (place.records(&trial), place.adapter_bytes(&trial))
     };
-    (decisions, (1..=6).map(trial).collect())
+    Course { decisions, trials: (1..=6).map(trial).collect() }
 }
 
 /// Each trial is tuned by one rank, so all bits are those of one process.
@@ -39,7 +45,8 @@ fn ranks_share_the_trials_of_a_sweep_that_prunes() {
     add_sweep(&place);
     place.succeeds(&["sweep", "sweep.toml", "--set", "name=one"]);
     let expected = course(&place, "one");
-    assert!(expected.0.contains("\"rung\"") && expected.0.contains("\"pruned\":["), "{}", expected.0);
+    let Course { decisions, .. } = &expected;
+    assert!(decisions.contains("\"rung\"") && decisions.contains("\"pruned\":["), "{decisions}");
     for ranks in [2, 5] {
         let name = format!("name=on-{ranks}");
         let (stdout, stderr) = place.mpirun(ranks, &["sweep", "sweep.toml", "--set", &name]);
