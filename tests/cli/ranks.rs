@@ -18,9 +18,12 @@ fn several_processes_without_mpi_are_refused() {
     let place = Place::new();
     for variable in ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"] {
         for (args, what) in [
-            (&["eval", "dogs.toml", "--adapter", "x"][..], "gneiss eval"),
+            (&["generate", "--model", "model", "x"][..], "gneiss generate"),
             (&["inspect", "dogs.toml"], "gneiss inspect"),
+            (&["sweep", "--collect", "runs/dogs"], "gneiss sweep --collect"),
             (&["tune", "dogs.toml"], "this build of gneiss"),
+            (&["sweep", "dogs.toml"], "this build of gneiss"),
+            (&["eval", "dogs.toml", "--adapter", "x"], "this build of gneiss"),
         ] {
             if cfg!(feature = "mpi") && what.starts_with("this") {
                 continue;
