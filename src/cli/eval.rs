@@ -9,7 +9,7 @@ use gneiss::config::Config;
 use gneiss::data::Dataset;
 use gneiss::evaluate;
 use gneiss::evaluate::{
-    Answers, Batching, EnsembleScores, Evaluation, EvaluationObserver, Place, Progress, Stage,
+    Answers, Batching, EnsembleScores, Evaluation, EvaluationObserver, EvaluationPlace, Progress, Stage,
 };
 use gneiss::layout::{EVALUATION, METRICS, PREDICTIONS, REPORT};
 use gneiss::prompt::Tuned;
@@ -57,7 +57,7 @@ impl Eval {
         }
         let session = launch::open(&config.model, ranks)?;
         let batching = if self.ensemble { Batching::Together } else { Batching::ByTurns };
-        let place = Place { session: &session, ranks, batching };
+        let place = EvaluationPlace { session: &session, ranks, batching };
         if ranks.rank() > 0 {
             evaluate::run(&config, place, &tuned, &mut Silent)?;
             return Ok(());
@@ -133,7 +133,7 @@ fn hint(config: &Config, tuned: &[Tuned]) {
 /// Evaluates with a progress bar, and saves the results in `folder` after each tuned prompt.
 pub(super) fn evaluate(
     config: &Config,
-    place: Place,
+    place: EvaluationPlace,
     tuned: &[Tuned],
     folder: &Path,
 ) -> anyhow::Result<Evaluation> {

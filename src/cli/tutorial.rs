@@ -13,7 +13,7 @@ use super::{eval, find_lr, learning_curve, progress, stderr, text};
 use clap::Args;
 use gneiss::config::{Config, Task};
 use gneiss::data::{Dataset, Template};
-use gneiss::evaluate::{Batching, Evaluation, Place, test_file};
+use gneiss::evaluate::{Batching, Evaluation, EvaluationPlace, test_file};
 use gneiss::prompt::Tuned;
 use gneiss::ranks::Alone;
 use gneiss::run::Run;
@@ -108,7 +108,7 @@ impl Tutorial {
             step(7);
         }
         let tuned = Tuned::read_all(std::slice::from_ref(&folder))?;
-        let place = Place { session: &session, ranks: &Alone, batching: Batching::ByTurns };
+        let place = EvaluationPlace { session: &session, ranks: &Alone, batching: Batching::ByTurns };
         let evaluation = eval::evaluate(&order.config, place, &tuned, &folder)?;
         if show {
             eval::print(&evaluation);

@@ -17,5 +17,5 @@ pub use exam::{Exam, Progress, Stage};
 pub use likelihood::nll;
 pub use metrics::{ClassScores, Scores};
 pub use result::{Answers, Arm, Evaluation, Prediction};
-pub use run::{Batching, EvaluationObserver, Place, run, test_file};
+pub use run::{Batching, EvaluationObserver, EvaluationPlace, run, test_file};
 pub use text::{RowScores, TextScores};

@@ -54,7 +54,7 @@ pub enum Batching {
 
 /// What answers.
 #[derive(Clone, Copy)]
-pub struct Place<'a> {
+pub struct EvaluationPlace<'a> {
     /// The frozen model and its tokenizer.
     pub session: &'a Session,
     /// The rows of the test file are shared among them; the observer of each receives its own progress, and all answers.
@@ -71,11 +71,11 @@ pub struct Place<'a> {
 /// the model, a likelihood is not finite, or a device operation fails; and any error of `observer`.
 pub fn run(
     config: &Config,
-    place: Place,
+    place: EvaluationPlace,
     tuned: &[Tuned],
     observer: &mut dyn EvaluationObserver,
 ) -> Result<Evaluation> {
-    let Place { session, ranks, batching } = place;
+    let EvaluationPlace { session, ranks, batching } = place;
     let (data, file) = (&config.data, test_file(config)?);
     let fits =
         |tuned: &Tuned| tuned.adapter.check_fits(&tuned.argument(), &session.id, session.model.config());

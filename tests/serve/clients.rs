@@ -131,7 +131,7 @@ fn what_no_client_should_send_is_answered_and_survived() {
     let limits = ["--max-read-seconds", "2", "--max-seconds", "60"];
     let server = serve(&place, &[&ADAPTERS[..], &limits].concat());
     let pid = server.pid();
-    let args = ["--url", &server.url, "--key", KEY, "--model", "one", "--seconds", "2", "--pid", &pid];
+    let args = ["--url", &server.url, "--key", KEY, "--model", "one", "--seconds", "20", "--pid", &pid];
     run(&python, "hostile.py", &args);
     server.end();
 }
