@@ -19,7 +19,7 @@ seconds() {
     shift 4
     "$@" "$gneiss" tune configs/tutorial.toml --model "$model" --device cpu --set "runs=$out" --set "name=$name" \
         --set "train.batch_size=$batch" --set "train.accumulate_steps=$accumulate" --set "prompt.num_virtual_tokens=$tokens" \
-        --set "train.max_steps=$steps" --set 'data.validation=""' >"$out/log" 2>&1 || { cat "$out/log" >&2; return 1; }
+        --set "train.max_steps=$steps" --set 'data.validation=""' --set train.keep=last >"$out/log" 2>&1 || { cat "$out/log" >&2; return 1; }
     python3 - "$out/$name/metrics.jsonl" <<'PY'
 import json, statistics, sys
 steps = [json.loads(line) for line in open(sys.argv[1])]
