@@ -38,7 +38,8 @@ pub fn share(processes: usize) {
     SHARERS.store(processes.max(1), Ordering::Relaxed);
 }
 
-/// Free memory of `device`, bytes, this process's part if several [`share`] it; `None` if the system does not report it. On CUDA it is the driver's figure, which
+/// Free memory of `device`, bytes, this process's part if several [`share`] it; `None` if the system does not report it. On
+/// CUDA it is the driver's figure, which
 /// includes the limits of containers and MIG slices, plus the unused memory that the allocator holds. On the CPU it is
 /// what Linux calls available, or what is left of the limits of the process's control groups if that is less.
 ///

@@ -13,7 +13,7 @@ use crate::data::{Dataset, Record};
 use crate::generate::{self, GenerateProgress, Generated, Request};
 use crate::model::Decoder;
 use crate::prompt::Prefix;
-use crate::ranks::Ranks;
+use crate::ranks::{Ranks, deal};
 use crate::{Error, Result};
 use std::sync::Arc;
 
@@ -102,7 +102,7 @@ impl Exam<'_> {
     ) -> Result<Vec<Answers>> {
         let encoded = self.ranks.all(encoder.encode_dataset(self.dataset))?;
         let lengths: Vec<usize> = encoded.examples.iter().map(|e| e.input.len() + e.target.len()).collect();
-        let shares = share::shares(&lengths, self.ranks);
+        let shares = deal(&lengths, self.ranks.size());
         let own: Vec<Example> =
             shares[self.ranks.rank()].iter().map(|row| encoded.examples[*row].clone()).collect();
         let own = self.answer_rows(prompts, &own, encoder.max_output_tokens, progress);

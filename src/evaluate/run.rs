@@ -81,7 +81,9 @@ pub fn run(
         |tuned: &Tuned| tuned.adapter.check_fits(&tuned.argument(), &session.id, session.model.config());
     ranks.all(tuned.iter().try_for_each(fits))?;
     let (test, labels) = ranks.all(read(config, file, observer))?;
-    ranks.agree(&SHARED, values(config, session, tuned, &test, &labels))?;
+    if ranks.size() > 1 {
+        ranks.agree(&SHARED, values(config, session, tuned, &test, &labels))?;
+    }
     let template = Template::parse(&data.verbalizer)?;
     let without_prompt = session::encoder(data, &session.tokenizer, &template);
     let hard_prompt = config.hard_prompt();

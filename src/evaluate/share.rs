@@ -1,8 +1,8 @@
 //! The rows of an evaluation, shared among ranks: each answers some of them, and all get all answers.
 
 use super::exam::Answered;
+use crate::ranks::Ranks;
 use crate::ranks::agree::{decode, encode};
-use crate::ranks::{Ranks, deal};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -20,11 +20,6 @@ struct RowMessage {
 struct ShareMessage {
     seconds: f64,
     prompts: Vec<Vec<RowMessage>>,
-}
-
-/// The rows, out of some of these lengths, that each rank answers.
-pub(super) fn shares(lengths: &[usize], ranks: &dyn Ranks) -> Vec<Vec<usize>> {
-    deal(lengths, ranks.size())
 }
 
 /// The answers of all ranks in the order of the rows, for each of `prompts` prompts, and the longest time. `shares` are the rows of
@@ -82,7 +77,7 @@ fn in_order(shares: &[Vec<usize>], all: Vec<ShareMessage>) -> Result<(Vec<Vec<An
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ranks::Threads;
+    use crate::ranks::{Threads, deal};
 
     fn answered(prompt: usize, row: usize) -> Answered {
         let number = (10 * prompt + row) as f64;
@@ -98,7 +93,7 @@ mod tests {
     fn join_puts_rows_into_their_order() {
         for (size, lengths) in [(1, vec![3, 1, 2]), (2, vec![5, 1, 4, 4, 2]), (4, vec![7, 7])] {
             let all = Threads::run(size, |ranks| {
-                let shares = shares(&lengths, ranks);
+                let shares = deal(&lengths, ranks.size());
                 let own = &shares[ranks.rank()];
                 let rows = |prompt| own.iter().map(|row| answered(prompt, *row)).collect();
                 join(ranks, &shares, Ok(((0..2).map(rows).collect(), ranks.rank() as f64))).unwrap()
@@ -115,7 +110,7 @@ mod tests {
     #[test]
     fn join_is_an_error_on_all_ranks_if_one_fails() {
         let all = Threads::run(3, |ranks| {
-            let shares = shares(&[1, 1, 1], ranks);
+            let shares = deal(&[1, 1, 1], ranks.size());
             let own = match ranks.rank() {
                 1 => Err(Error::Invalid("row 2: too long".into())),
                 rank => Ok((vec![vec![answered(0, rank)]], 0.0)),
