@@ -125,7 +125,7 @@ class Face(unittest.TestCase):
             self.assertEqual(config["config"]["train.batch_size"], 4)
         self.assertEqual(calls[2], ("mlflow.set_experiment", ("p",), {}))
         for name in ("wandb.log", "trackio.log", "mlflow.log_metrics"):
-            logged = [(positional[0], named["step"]) for called, positional, named in calls if called == name]
+            logged = [positional for called, positional, _ in calls if called == name]
             self.assertEqual(logged, own)
         self.assertEqual([step for _, step in own], [1, 2, 3, 3])
         self.assertEqual(set(own[0][0]), {"train/loss", "train/learning_rate", "train/grad_norm"})

@@ -15,7 +15,7 @@ import sysconfig
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 LOG = logging.getLogger("gneiss_tune")
 INTERRUPTED = 130
@@ -45,8 +45,7 @@ class GneissWarning(UserWarning):
 
 def find_program() -> str:
     """The path of ``gneiss``: GNEISS_PROGRAM, or the one that was installed with this package, or the one on PATH."""
-    own, user = sysconfig.get_path("scripts"), sysconfig.get_path("scripts", f"{os.name}_user")
-    folders = [own, os.path.dirname(sys.executable), user]
+    folders = [sysconfig.get_path("scripts"), os.path.dirname(sys.executable), sysconfig.get_path("scripts", f"{os.name}_user")]
     paths = [os.path.join(folder, "gneiss" + (sysconfig.get_config_var("EXE") or "")) for folder in folders if folder]
     found = os.environ.get("GNEISS_PROGRAM") or next(filter(os.path.isfile, paths), None) or shutil.which("gneiss")
     if not found:
@@ -125,8 +124,7 @@ class Program:
 
     def result(self) -> dict[str, Any]:
         """What the program printed, as JSON."""
-        printed: dict[str, Any] = json.loads(self.output)
-        return printed
+        return cast("dict[str, Any]", json.loads(self.output))
 
 
 class Bar:

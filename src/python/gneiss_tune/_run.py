@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 
 class Run(os.PathLike[str]):
@@ -26,8 +27,7 @@ class Run(os.PathLike[str]):
     __str__ = __fspath__
 
     def _json(self, name: str) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
-        return content
+        return cast("dict[str, Any]", json.loads((self.path / name).read_text(encoding="utf-8")))
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -44,11 +44,10 @@ class Run(os.PathLike[str]):
             # The last line of a run that goes on may be incomplete.
             records = [json.loads(line) for line in lines if line.endswith("\n")]
         records = [record for record in records if ("best" in record) == are_epochs]
-        try:
+        with contextlib.suppress(ImportError):
             import pandas
-        except ImportError:
-            return records
-        return pandas.DataFrame.from_records(records)
+            return pandas.DataFrame.from_records(records)
+        return records
 
     @property
     def metrics(self) -> Any:
@@ -63,12 +62,11 @@ class Run(os.PathLike[str]):
     def report(self, height: int = 800) -> Any:
         """The report, shown inline in a notebook; its path if IPython is not installed."""
         path = self.path / "report.html"
-        try:
+        with contextlib.suppress(ImportError):
             from IPython.display import HTML
-        except ImportError:
-            return path
-        page = html.escape(path.read_text(encoding="utf-8"), quote=True)
-        return HTML(f'<iframe srcdoc="{page}" width="100%" height="{height}" style="border:0"></iframe>')
+            page = html.escape(path.read_text(encoding="utf-8"), quote=True)
+            return HTML(f'<iframe srcdoc="{page}" width="100%" height="{height}" style="border:0"></iframe>')
+        return path
 
     def _repr_html_(self) -> str:
         summary, curve = self.summary, self.path / "curve.svg"

@@ -24,8 +24,7 @@ def _config(run: Run) -> dict[str, Any]:
         return {"config.toml": text}
     flat: dict[str, Any] = {}
     for key, value in tomllib.loads(text).items():
-        inner = {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
-        flat.update(inner)
+        flat.update({f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value})
     return flat
 
 
@@ -42,11 +41,11 @@ class Tracker:
         # Imported at once, so that a missing module does not show after the model is loaded.
         self.modules: dict[str, Any] = {name: importlib.import_module(name) for name in names}
         self.logs: list[Log] = [target for target in targets if callable(target)]
-        self.started: dict[str, Callable[..., Any]] = {}
-        self.project = project
+        self.project, self.is_started = project, False
 
     def start(self, run: Run) -> None:
         """Begins the run in each tracker."""
+        self.is_started = True
         for name, module in self.modules.items():
             if name == "mlflow":
                 module.set_experiment(self.project)
@@ -54,22 +53,20 @@ class Tracker:
                 module.log_params(_config(run))
             else:
                 module.init(project=self.project, name=run.path.name, config=_config(run))
-            self.started[name] = module.log_metrics if name == "mlflow" else module.log
+            self.logs.append(module.log_metrics if name == "mlflow" else module.log)
 
     def log(self, record: dict[str, Any]) -> None:
         """A step or an epoch."""
         metrics = {name: record[key] for key, name in METRICS.items() if isinstance(record.get(key), (int, float))}
         for log in self.logs:
             log(metrics, record["step"])
-        for log_by_name in self.started.values():
-            log_by_name(metrics, step=record["step"])
 
     def __enter__(self) -> Tracker:
         return self
 
     def __exit__(self, error: type | None, *_: object) -> None:
-        for name in self.started:
+        for name, module in self.modules.items() if self.is_started else ():
             if name == "mlflow":
-                self.modules[name].end_run("FAILED" if error else "FINISHED")
+                module.end_run("FAILED" if error else "FINISHED")
             else:
-                self.modules[name].finish(**({"exit_code": 1 if error else 0} if name == "wandb" else {}))
+                module.finish(**({"exit_code": 1 if error else 0} if name == "wandb" else {}))
