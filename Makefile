@@ -3,6 +3,7 @@
 # make notebook-old-sdk   the same with IBM's SDK 1.1.26 of 2024, in an environment of its own
 # make wheel      the wheel for pip: the program and the Python package gneiss_tune
 # make test       every check: format, lints, docs, tests, the kernels on the emulator, CUDA's types
+# make lint       those of them that only compile
 # make gpu-check  a GPU against the CPU and against PEFT, from a built binary
 MODEL ?= models/SmolLM2-135M-Instruct.Q4_1.gguf
 PYTHON ?= python3
@@ -10,13 +11,13 @@ SMOLLM2 := models/SmolLM2-135M-Instruct.Q4_1.gguf
 SMOLLM2_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 GNEISS := target/release/gneiss
 
-.PHONY: tutorial notebook notebook-old-sdk build cuda mpi wheel model test test-cuda test-mpi test-old-cpu check-cuda check-metal gpu-check oracle nvcc bench-peft bench-product bench-serve clean
+.PHONY: tutorial notebook notebook-old-sdk build cuda mpi wheel model test lint test-cuda test-mpi test-old-cpu check-cuda check-metal gpu-check oracle nvcc bench-peft bench-product bench-serve clean
 
 tutorial: build $(if $(filter $(SMOLLM2),$(MODEL)),model)
 	$(GNEISS) tutorial --model $(MODEL)
 
 # `gneiss --version` names the commit.
-build cuda wheel: export GNEISS_COMMIT ?= $(shell git describe --always --dirty --exclude='*' 2>/dev/null)
+build cuda mpi wheel: export GNEISS_COMMIT ?= $(shell git describe --always --dirty --exclude='*' 2>/dev/null)
 build:
 	cargo build --release --locked
 
@@ -82,12 +83,15 @@ $(OLD_SDK)/done: Makefile
 	$(OLD_SDK)/bin/pip install --quiet --disable-pip-version-check ibm-watsonx-ai==1.1.26 pyarrow==17.0.0 matplotlib==3.11.2 ipython==9.18.1 tqdm==4.70.1
 	touch $@
 
-test: model check-cuda
-	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
-	cargo check --locked --no-default-features
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+test: lint model
 	cargo test --locked
+
+# What needs types alone shares them: one profile, one folder.
+lint: check-cuda
+	cargo fmt --check
+	cargo clippy --locked --profile types --all-targets -- -D warnings
+	cargo check --locked --profile types --no-default-features
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --profile types --no-deps
 
 # The CUDA program on a stand-in for CUDA's libraries: it needs nvcc, for the kernels' code, and no GPU. The stand-in is
 # linked in place of the libraries, so their toolkit is not needed.
@@ -101,7 +105,7 @@ test-cuda: nvcc
 # The CUDA path's types, with a stand-in for nvcc: needs neither a toolkit nor a GPU.
 check-cuda:
 	PATH="$(CURDIR)/tests/stand_in:$$PATH" NVCC="$(CURDIR)/tests/stand_in/nvcc" CUDARC_CUDA_VERSION=13000 CUDA_COMPUTE_CAP=90 \
-	  cargo clippy --locked --profile types --features cuda --target-dir target/check-cuda -- -D warnings
+	  cargo clippy --locked --profile types --features cuda -- -D warnings
 
 # The Metal path's types for a Mac with Apple silicon, on any machine that has Rust's library for that target, or
 # (Debian: rustc-web, cargo-web, rust-web-src) the library's source.

@@ -38,8 +38,9 @@ pub fn run(config: &Config, session: &Session) -> anyhow::Result<(RangeTest, Pat
     std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
     write_json(&folder.join("range_test.json"), &found)?;
     if let Some(svg) = plot::range_test(&found.points, found.suggestion, Size::WIDE)? {
-        let png = plot::png(&svg, 2.0)?;
         write_atomically(&folder.join("range_test.svg"), |out| out.write_all(svg.as_bytes()))?;
+    }
+    if let Some(png) = plot::range_test_png(&found.points, found.suggestion, Size::WIDE)? {
         write_atomically(&folder.join("range_test.png"), |out| out.write_all(&png))?;
     }
     Ok((found, folder))

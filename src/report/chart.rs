@@ -1,6 +1,7 @@
 //! A chart: axes, lines, marks, and a legend above the data, never on it.
 
 use super::axis::{Axis, Scale};
+use super::raster;
 use super::series::{Point, thin};
 use super::svg::{self, Ink, UNITS};
 use crate::{Error, Result};
@@ -68,8 +69,8 @@ pub(super) struct Chart {
     pub limit: Option<(f64, String)>,
 }
 
-type Root<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-type Plane<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
+type Root<B> = DrawingArea<B, Shift>;
+type Plane<'a, B> = ChartContext<'a, B, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 
 /// The places of a chart's parts, pixels.
 struct ChartLayout {
@@ -99,20 +100,29 @@ fn units(pixels: f64) -> i32 {
 
 impl Chart {
     /// The chart as a standalone SVG; `None` if there is nothing to show.
-    pub fn draw(&self, size: Size) -> Result<Option<String>> {
-        if self.series.iter().all(|series| series.points.is_empty()) {
-            return Ok(None);
-        }
-        let (x, y) = self.axes(size);
-        let layout = ChartLayout::new(size, (&x, &y), &self.entries());
-        let size = layout.size;
+    pub fn svg(&self, size: Size) -> Result<Option<String>> {
+        let Some((axes, layout)) = self.layout(size) else { return Ok(None) };
+        let Size { width, height, .. } = layout.size;
         let mut drawing = String::new();
-        let area = (size.width * UNITS as u32, size.height * UNITS as u32);
-        let root = SVGBackend::with_string(&mut drawing, area).into_drawing_area();
-        self.draw_on(&root, (&x, &y), &layout)
-            .map_err(|e| Error::Invalid(format!("plot {:?}: {e}", self.title)))?;
-        drop(root);
-        Ok(Some(svg::finish(&drawing, (size.width, size.height), &self.about())))
+        let area = (width * UNITS as u32, height * UNITS as u32);
+        self.draw_on(SVGBackend::with_string(&mut drawing, area), &axes, &layout)?;
+        Ok(Some(svg::finish(&drawing, (width, height), &self.about())))
+    }
+
+    /// The chart as a PNG of twice the size; `None` if there is nothing to show.
+    pub fn png(&self, size: Size) -> Result<Option<Vec<u8>>> {
+        let Some((axes, layout)) = self.layout(size) else { return Ok(None) };
+        let Size { width, height, .. } = layout.size;
+        raster::png((width, height), |canvas| self.draw_on(canvas, &axes, &layout)).map(Some)
+    }
+
+    fn layout(&self, size: Size) -> Option<((Axis, Axis), ChartLayout)> {
+        let is_empty = self.series.iter().all(|series| series.points.is_empty());
+        (!is_empty).then(|| {
+            let (x, y) = self.axes(size);
+            let layout = ChartLayout::new(size, (&x, &y), &self.entries());
+            ((x, y), layout)
+        })
     }
 
     /// The chart in a sentence.
@@ -140,12 +150,22 @@ impl Chart {
         (Axis::new(self.x, all().map(|p| p.0), x_ticks), Axis::new(self.y, ys, 5))
     }
 
-    fn draw_on(
+    fn draw_on<B: DrawingBackend>(
         &self,
-        root: &Root,
+        backend: B,
+        (x, y): &(Axis, Axis),
+        layout: &ChartLayout,
+    ) -> Result<()> {
+        let drawn = self.draw(&backend.into_drawing_area(), (x, y), layout);
+        drawn.map_err(|e| Error::Invalid(format!("plot {:?}: {e}", self.title)))
+    }
+
+    fn draw<B: DrawingBackend>(
+        &self,
+        root: &Root<B>,
         (x, y): (&Axis, &Axis),
         layout: &ChartLayout,
-    ) -> std::result::Result<(), Box<dyn std::error::Error>> {
+    ) -> Drawn<B> {
         root.fill(&Ink::Ground.colour())?;
         let &ChartLayout { size, left, right, top, bottom, .. } = layout;
         let plot = root.clone().shrink((units(left), units(top)), (units(right - left), units(bottom - top)));
@@ -176,8 +196,7 @@ impl Chart {
                 pen.mark(mark, at, series.ink)?;
             }
         }
-        root.present()?;
-        Ok(())
+        root.present()
     }
 }
 
@@ -231,15 +250,15 @@ fn text_width(text: &str, font: f64) -> f64 {
 }
 
 /// Draws on a picture, in units of 1/[`UNITS`] pixel.
-struct Pen<'a, 'b> {
-    root: &'a Root<'b>,
+struct Pen<'a, B: DrawingBackend> {
+    root: &'a Root<B>,
     font: f64,
 }
 
-type Drawn = std::result::Result<(), DrawingAreaErrorKind<std::io::Error>>;
+type Drawn<B> = std::result::Result<(), DrawingAreaErrorKind<<B as DrawingBackend>::ErrorType>>;
 
-impl Pen<'_, '_> {
-    fn text(&self, text: &str, at: (f64, f64), ink: Ink, (h, v): (HPos, VPos), size: f64) -> Drawn {
+impl<B: DrawingBackend> Pen<'_, B> {
+    fn text(&self, text: &str, at: (f64, f64), ink: Ink, (h, v): (HPos, VPos), size: f64) -> Drawn<B> {
         // The plotting crate expects a line's height and writes letters 1.24 times smaller.
         let colour = ink.colour();
         let style = TextStyle::from(("sans-serif", size * f64::from(UNITS) * 1.24).into_font());
@@ -248,16 +267,16 @@ impl Pen<'_, '_> {
         self.root.draw_text(&text, &style, (units(at.0), units(at.1)))
     }
 
-    fn line(&self, ends: [(i32, i32); 2], ink: Ink, width: f64) -> Drawn {
+    fn line(&self, ends: [(i32, i32); 2], ink: Ink, width: f64) -> Drawn<B> {
         self.path(ends.to_vec(), ink, width)
     }
 
-    fn path(&self, points: Vec<(i32, i32)>, ink: Ink, width: f64) -> Drawn {
+    fn path(&self, points: Vec<(i32, i32)>, ink: Ink, width: f64) -> Drawn<B> {
         let style = ink.colour().stroke_width(units(width) as u32);
         self.root.draw(&PathElement::new(points, style))
     }
 
-    fn mark(&self, mark: PointMark, (x, y): (i32, i32), ink: Ink) -> Drawn {
+    fn mark(&self, mark: PointMark, (x, y): (i32, i32), ink: Ink) -> Drawn<B> {
         let (r, colour, ground) = (units(3.6), ink.colour(), Ink::Ground.colour());
         match mark {
             PointMark::Dot => self.root.draw(&Circle::new((x, y), r, colour.filled())),
@@ -277,7 +296,7 @@ impl Pen<'_, '_> {
         }
     }
 
-    fn axes(&self, plane: &Plane, (x, y): (&Axis, &Axis), layout: &ChartLayout) -> Drawn {
+    fn axes(&self, plane: &Plane<'_, B>, (x, y): (&Axis, &Axis), layout: &ChartLayout) -> Drawn<B> {
         let ChartLayout { left, right, bottom, .. } = *layout;
         let size = 0.87 * self.font;
         for (at, label) in &y.ticks {
@@ -296,7 +315,7 @@ impl Pen<'_, '_> {
         Ok(())
     }
 
-    fn labels(&self, chart: &Chart, layout: &ChartLayout) -> Drawn {
+    fn labels(&self, chart: &Chart, layout: &ChartLayout) -> Drawn<B> {
         let (font, &ChartLayout { left, right, top, .. }) = (self.font, layout);
         self.text(&chart.title, (14.0, 12.0), Ink::Text, (HPos::Left, VPos::Top), 1.1 * font)?;
         let log = if chart.y == Scale::Log { ", log scale" } else { "" };

@@ -10,6 +10,7 @@ mod csv;
 mod html;
 mod parallel;
 pub mod plot;
+mod raster;
 mod series;
 mod svg;
 mod sweep;
@@ -30,9 +31,6 @@ pub use sweep::{sweep_page, write_sweep};
 /// File of the page that compares runs, next to their folders.
 pub const COMPARE: &str = "compare.html";
 
-/// Pixels of the PNG for each pixel of the SVG.
-const PNG_SCALE: f32 = 2.0;
-
 /// Writes the report into the run's folder: the page and, after the first step, the learning curve as SVG and PNG.
 /// Returns the files.
 ///
@@ -40,10 +38,8 @@ const PNG_SCALE: f32 = 2.0;
 /// Returns [`crate::Error::Io`] if a file can't be written.
 pub fn write(run: &Run) -> Result<Vec<PathBuf>> {
     let mut files = vec![(REPORT, page(run)?.into_bytes())];
-    if let Some(curve) = plot::learning_curve(run, Size::WIDE)? {
-        let png = plot::png(&curve, PNG_SCALE)?;
-        files.extend([(CURVE_SVG, curve.into_bytes()), (CURVE_PNG, png)]);
-    }
+    files.extend(plot::learning_curve(run, Size::WIDE)?.map(|svg| (CURVE_SVG, svg.into_bytes())));
+    files.extend(plot::learning_curve_png(run, Size::WIDE)?.map(|png| (CURVE_PNG, png)));
     let write = |(name, content): (&str, Vec<u8>)| {
         let path = run.path.join(name);
         write_atomically(&path, |out| out.write_all(&content))?;

@@ -9,7 +9,6 @@ use crate::Result;
 use crate::run::{LossKind, Run};
 
 pub use super::chart::Size;
-pub use super::svg::png;
 pub use crate::tune::RangePoint;
 
 const TRAINING: Ink = Ink::Line(0);
@@ -18,17 +17,18 @@ const VALIDATION: Ink = Ink::Line(1);
 /// Training loss of each step and its smoothed curve, validation loss of each epoch, the best epoch, ends of epochs, as
 /// SVG. `None` before the first step.
 pub fn learning_curve(run: &Run, size: Size) -> Result<Option<String>> {
-    let x = |at: usize, _: f64| at as f64;
-    let mut chart = losses(run, "Learning curve", "optimizer step".into(), x);
-    chart.x = Scale::Whole;
-    chart.verticals = epoch_ends(run, x);
-    chart.draw(size)
+    losses_by_step(run).svg(size)
+}
+
+/// [`learning_curve`] as PNG, of twice the size.
+pub fn learning_curve_png(run: &Run, size: Size) -> Result<Option<Vec<u8>>> {
+    losses_by_step(run).png(size)
 }
 
 /// The same losses against wall time. `None` if the times are unknown.
 pub fn loss_over_time(run: &Run, size: Size) -> Result<Option<String>> {
     let Some((unit, label)) = clock(run) else { return Ok(None) };
-    losses(run, "Loss over time", label, |_, elapsed| elapsed / unit).draw(size)
+    losses(run, "Loss over time", label, |_, elapsed| elapsed / unit).svg(size)
 }
 
 /// Learning rate of each step. `None` before the first step.
@@ -36,7 +36,7 @@ pub fn learning_rate(run: &Run, size: Size) -> Result<Option<String>> {
     let points = run.steps.iter().map(|s| (s.step as f64, s.learning_rate)).collect();
     let mut chart = by_step("Learning rate", "learning rate", Scale::FromZero);
     chart.series.push(line(None, points, TRAINING));
-    chart.draw(size)
+    chart.svg(size)
 }
 
 /// Norm of the prompt's gradient at each step, and the norm to which it is clipped. `None` before the first step.
@@ -48,7 +48,7 @@ pub fn gradient_norm(run: &Run, size: Size) -> Result<Option<String>> {
         by_step("Gradient norm", "L2 norm before clipping", if log { Scale::Log } else { Scale::FromZero });
     chart.limit = (limit > 0.0 && !points.is_empty()).then(|| (limit, format!("clipped to {limit}")));
     chart.series = with_smoothed(points, log, "each step");
-    chart.draw(size)
+    chart.svg(size)
 }
 
 /// Examples per second of each step. `None` if the times are unknown.
@@ -59,11 +59,20 @@ pub fn throughput(run: &Run, size: Size) -> Result<Option<String>> {
     let mut chart = by_step("Throughput", "examples per second", Scale::FromZero);
     (chart.x, chart.x_label) = (Scale::FromZero, label);
     chart.series = with_smoothed(points, false, "each step");
-    chart.draw(size)
+    chart.svg(size)
 }
 
 /// Loss against the learning rates of a range test, and the suggested rate, as a standalone SVG. `None` without points.
 pub fn range_test(points: &[RangePoint], suggestion: Option<f64>, size: Size) -> Result<Option<String>> {
+    losses_by_rate(points, suggestion).svg(size)
+}
+
+/// [`range_test`] as PNG, of twice the size.
+pub fn range_test_png(points: &[RangePoint], suggestion: Option<f64>, size: Size) -> Result<Option<Vec<u8>>> {
+    losses_by_rate(points, suggestion).png(size)
+}
+
+fn losses_by_rate(points: &[RangePoint], suggestion: Option<f64>) -> Chart {
     let of = |loss: fn(&RangePoint) -> f64| -> Vec<Point> {
         points
             .iter()
@@ -85,7 +94,7 @@ pub fn range_test(points: &[RangePoint], suggestion: Option<f64>, size: Size) ->
         line(Some("smoothed"), smoothed, TRAINING),
     ];
     chart.series.extend(marked);
-    chart.draw(size)
+    chart
 }
 
 /// The quantity in an overlay of runs.
@@ -139,7 +148,7 @@ pub(super) fn overlay(
             chart.series.push(Series { mark, ..line(Some(&name), shown, Ink::Line(i)) });
         }
     }
-    chart.draw(size)
+    chart.svg(size)
 }
 
 /// A trial in the plot of a sweep.
@@ -167,7 +176,15 @@ pub(super) fn sweep(curves: &[SweepCurve], size: Size) -> Result<Option<String>>
         let mark = (*ink != Ink::Axis).then_some(PointMark::Dot);
         chart.series.push(Series { width, mark, ..line(name.as_deref(), points, *ink) });
     }
-    chart.draw(size)
+    chart.svg(size)
+}
+
+fn losses_by_step(run: &Run) -> Chart {
+    let x = |at: usize, _: f64| at as f64;
+    let mut chart = losses(run, "Learning curve", "optimizer step".into(), x);
+    chart.x = Scale::Whole;
+    chart.verticals = epoch_ends(run, x);
+    chart
 }
 
 /// Losses of a run; `x` gives the position of a record from its step and elapsed time.

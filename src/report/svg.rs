@@ -1,8 +1,6 @@
-//! From the plotting crate's SVG to pictures: colours of a page, dashes, names for screen readers, PNG.
+//! From the plotting crate's SVG to pictures: colours of a page, dashes, names for screen readers.
 
-use crate::{Error, Result};
 use plotters::style::RGBColor;
-use resvg::{tiny_skia, usvg};
 
 /// Drawing units per pixel: the plotting crate has only integer units, and a pixel is too coarse for a line.
 pub(super) const UNITS: i32 = 10;
@@ -83,6 +81,12 @@ impl Ink {
         self.look().1
     }
 
+    /// Lengths of the dashes and gaps of lines in this colour (0xRRGGBB), drawing units; none for a continuous line.
+    pub fn dash(rgb: u32) -> impl Iterator<Item = i32> {
+        let dash = Self::all().map(Self::look).find(|look| look.0 == rgb).map_or("", |look| look.2);
+        dash.split(' ').filter_map(|n| n.parse::<i32>().ok()).map(|n| n * UNITS)
+    }
+
     fn all() -> impl Iterator<Item = Self> {
         Self::FIXED.into_iter().chain((0..LINES.len()).map(Self::Line))
     }
@@ -99,13 +103,9 @@ pub(super) fn finish(drawing: &str, (width, height): (u32, u32), about: &str) ->
          height=\"{height}\" role=\"img\" aria-label=\"{about}\" stroke-linejoin=\"round\">\n<title>{about}</title>{body}"
     );
     for ink in Ink::all() {
-        let (rgb, _, dash) = ink.look();
-        if !dash.is_empty() {
-            let units: Vec<String> = dash
-                .split(' ')
-                .filter_map(|n| n.parse::<i32>().ok())
-                .map(|n| (n * UNITS).to_string())
-                .collect();
+        let (rgb, ..) = ink.look();
+        let units: Vec<String> = Ink::dash(rgb).map(|n| n.to_string()).collect();
+        if !units.is_empty() {
             let stroke = format!("stroke=\"#{rgb:06X}\"");
             for tag in ["<polyline fill=\"none\" opacity=\"1\" ", "<line opacity=\"1\" "] {
                 let dashed = format!("{tag}stroke-dasharray=\"{}\" {stroke}", units.join(" "));
@@ -140,26 +140,6 @@ pub(super) fn escaped(text: &str) -> String {
     clean.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-/// A picture as PNG, `scale` times its size. The program has its own font, so that the letters look the same on every
-/// machine.
-///
-/// # Errors
-/// Returns [`Error::Invalid`] if `svg` is not SVG.
-pub fn png(svg: &str, scale: f32) -> Result<Vec<u8>> {
-    let invalid = |what: &str| Error::Invalid(format!("picture: expected SVG that can be drawn: {what}"));
-    let mut options = usvg::Options { font_family: "Ubuntu".into(), ..usvg::Options::default() };
-    let fonts = options.fontdb_mut();
-    fonts.load_font_data(epaint_default_fonts::UBUNTU_LIGHT.to_vec());
-    fonts.load_font_data(epaint_default_fonts::HACK_REGULAR.to_vec());
-    fonts.set_sans_serif_family("Ubuntu");
-    let tree = usvg::Tree::from_str(svg, &options).map_err(|e| invalid(&e.to_string()))?;
-    let size = tree.size().to_int_size().scale_by(scale).ok_or_else(|| invalid("no size"))?;
-    let mut pixels =
-        tiny_skia::Pixmap::new(size.width(), size.height()).ok_or_else(|| invalid("too large"))?;
-    resvg::render(&tree, tiny_skia::Transform::from_scale(scale, scale), &mut pixels.as_mut());
-    pixels.encode_png().map_err(|e| invalid(&e.to_string()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -176,11 +156,5 @@ mod tests {
     fn names_are_escaped() {
         let svg = finish("<svg><rect/></svg>", (4, 2), "a <b> & \"c\"\u{8}");
         assert!(svg.contains("aria-label=\"a &lt;b&gt; &amp; &quot;c&quot;\""), "{svg}");
-        assert!(usvg::Tree::from_str(&svg, &usvg::Options::default()).is_ok(), "{svg}");
-    }
-
-    #[test]
-    fn what_is_no_svg_is_no_picture() {
-        assert!(png("<svg", 1.0).unwrap_err().to_string().contains("picture"));
     }
 }
