@@ -34,7 +34,7 @@ pub(super) fn png(
     pixels.encode_png().map_err(|e| invalid(e.to_string()))
 }
 
-type Drawn = std::result::Result<(), DrawingErrorKind<io::Error>>;
+type DrawnOnCanvas = std::result::Result<(), DrawingErrorKind<io::Error>>;
 
 impl Canvas<'_> {
     /// From drawing units to pixels.
@@ -85,19 +85,24 @@ impl DrawingBackend for Canvas<'_> {
         (units(self.pixels.width()), units(self.pixels.height()))
     }
 
-    fn ensure_prepared(&mut self) -> Drawn {
+    fn ensure_prepared(&mut self) -> DrawnOnCanvas {
         Ok(())
     }
 
-    fn present(&mut self) -> Drawn {
+    fn present(&mut self) -> DrawnOnCanvas {
         Ok(())
     }
 
-    fn draw_pixel(&mut self, at: BackendCoord, color: BackendColor) -> Drawn {
+    fn draw_pixel(&mut self, at: BackendCoord, color: BackendColor) -> DrawnOnCanvas {
         self.draw_rect(at, (at.0 + 1, at.1 + 1), &color, true)
     }
 
-    fn draw_line<S: BackendStyle>(&mut self, from: BackendCoord, to: BackendCoord, style: &S) -> Drawn {
+    fn draw_line<S: BackendStyle>(
+        &mut self,
+        from: BackendCoord,
+        to: BackendCoord,
+        style: &S,
+    ) -> DrawnOnCanvas {
         self.draw_path([from, to], style)
     }
 
@@ -107,7 +112,7 @@ impl DrawingBackend for Canvas<'_> {
         (right, bottom): BackendCoord,
         style: &S,
         fill: bool,
-    ) -> Drawn {
+    ) -> DrawnOnCanvas {
         let path =
             Rect::from_ltrb(left as f32, top as f32, right as f32, bottom as f32).map(PathBuilder::from_rect);
         match fill {
@@ -121,7 +126,7 @@ impl DrawingBackend for Canvas<'_> {
         &mut self,
         path: I,
         style: &S,
-    ) -> Drawn {
+    ) -> DrawnOnCanvas {
         let (r, g, b) = style.color().rgb;
         let dash = Ink::dash(u32::from_be_bytes([0, r, g, b]));
         let dash: Vec<f32> = dash.map(|units| units as f32).collect();
@@ -135,7 +140,7 @@ impl DrawingBackend for Canvas<'_> {
         radius: u32,
         style: &S,
         fill: bool,
-    ) -> Drawn {
+    ) -> DrawnOnCanvas {
         let path = PathBuilder::from_circle(x as f32, y as f32, radius as f32);
         match fill {
             true => self.fill(path, style.color()),
@@ -148,7 +153,7 @@ impl DrawingBackend for Canvas<'_> {
         &mut self,
         corners: I,
         style: &S,
-    ) -> Drawn {
+    ) -> DrawnOnCanvas {
         let mut path = joined(corners);
         path.close();
         self.fill(path.finish(), style.color());
@@ -157,7 +162,12 @@ impl DrawingBackend for Canvas<'_> {
 
     /// Letters where the SVG of the same call has them: 1.24 times smaller than the line, the baseline 0.76 of a letter's
     /// size below the top, or half the height of an x from the middle and from the bottom.
-    fn draw_text<S: BackendTextStyle>(&mut self, text: &str, style: &S, (x, y): BackendCoord) -> Drawn {
+    fn draw_text<S: BackendTextStyle>(
+        &mut self,
+        text: &str,
+        style: &S,
+        (x, y): BackendCoord,
+    ) -> DrawnOnCanvas {
         let em = (style.size() / 1.24) as f32;
         let (path, width) = self.outlines(text, em);
         let left = match style.anchor().h_pos {

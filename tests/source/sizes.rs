@@ -10,6 +10,8 @@ const FILE_LINES: usize = 400;
 const FUNCTION_LINES: usize = 60;
 /// Parameters at most, `self` not counted.
 const PARAMETERS: usize = 5;
+/// Functions with more, as a trait of another crate has them: `ttf_parser::OutlineBuilder`.
+const GIVEN: [&str; 1] = ["curve_to"];
 
 /// A function of the source.
 #[derive(Debug, PartialEq)]
@@ -124,7 +126,7 @@ fn files_functions_and_parameter_lists_are_short() {
             if lines > FUNCTION_LINES {
                 problems.push(format!("{name}:{line}: {function} has {lines} lines, over {FUNCTION_LINES}"));
             }
-            if parameters > PARAMETERS {
+            if parameters > PARAMETERS && !GIVEN.contains(&function.as_str()) {
                 problems.push(format!(
                     "{name}:{line}: {function} has {parameters} parameters, over {PARAMETERS}"
                 ));
