@@ -1,7 +1,9 @@
-//! What the ops run on: the CPU in f32 and f64 ([`cpu`]), the CPU's products of bf16 ([`bf16`]), and GPUs ([`gpu`]).
+//! What the ops run on: the CPU in f32 and f64 ([`cpu`]), the CPU's products of bf16 ([`bf16`]) and those of few rows in f32
+//! ([`few_rows`]), and GPUs ([`gpu`]).
 
 pub(crate) mod bf16;
 pub(crate) mod cpu;
+pub(crate) mod few_rows;
 pub(crate) mod gpu;
 
 use candle_core::{DeviceLocation, Tensor};

@@ -2,8 +2,10 @@
 
 use super::{GroupedLinear, Linear, bf16};
 use crate::Result;
+use crate::ops::backend::few_rows::FewRows;
 use crate::ops::cpu::{
-    self, Disjoint, Gemm, Mat, MatMut, Real, UninitBuffer, View, check_same_dtype, with_real,
+    self, Disjoint, Gemm, Mat, MatMut, Real, UninitBuffer, View, check_same_dtype, unsupported_dtype,
+    with_real,
 };
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
@@ -59,7 +61,17 @@ fn gemm_forward_into<T: Real>(
             },
         );
     }
-    let (accumulate, y) = (bias.is_some(), Disjoint::new(out));
+    let accumulate = bias.is_some();
+    if let GemmWeight::Full(w) = &weight
+        && let (Some(x), Some(w)) = (T::as_f32(x), T::as_f32(w))
+        && let Some(product) = FewRows::new(x, w, (m, n, k))
+    {
+        let y = T::as_f32_output(out).ok_or_else(|| unsupported_dtype("linear", T::DTYPE))?;
+        // SAFETY: with a bias `out` is initialised.
+        unsafe { product.write(y, accumulate) };
+        return Ok(());
+    }
+    let y = Disjoint::new(out);
     let product = |block: Range<usize>, w: &[T], parallel| {
         let (a, b) = (Mat::rows(x, k), Mat::rows(w, k).transposed());
         let size = (m, block.len(), k);

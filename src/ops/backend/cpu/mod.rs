@@ -3,6 +3,7 @@
 
 use crate::{Error, Result};
 use candle_core::{CpuStorage, DType, Tensor, WithDType};
+use std::mem::MaybeUninit;
 
 mod buffer;
 mod gemm;
@@ -34,6 +35,14 @@ pub(crate) trait Real: WithDType + num_traits::Float + std::iter::Sum {
     fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
     /// The value of a bf16, exactly.
     fn widened(x: half::bf16) -> Self;
+    /// The elements, if this is f32.
+    fn as_f32(_: &[Self]) -> Option<&[f32]> {
+        None
+    }
+    /// The elements of an output, if this is f32.
+    fn as_f32_output(_: &mut [MaybeUninit<Self>]) -> Option<&mut [MaybeUninit<f32>]> {
+        None
+    }
     /// The nearest value to `x`.
     fn nearest(x: f64) -> Self {
         <Self as WithDType>::from_f64(x)
@@ -62,6 +71,12 @@ impl Real for f32 {
     #[inline(always)]
     fn widened(x: half::bf16) -> Self {
         x.load()
+    }
+    fn as_f32(elements: &[Self]) -> Option<&[f32]> {
+        Some(elements)
+    }
+    fn as_f32_output(elements: &mut [MaybeUninit<Self>]) -> Option<&mut [MaybeUninit<f32>]> {
+        Some(elements)
     }
     #[inline(always)]
     fn nearest(x: f64) -> Self {
