@@ -204,6 +204,7 @@ impl<'a> PromptRun<'a> {
         run.initial = state.initial.with_values(to_device(state.initial.values())?);
         run.best = state.best.as_ref().map(to_device).transpose()?;
         run.position = state.position.clone();
+        run.start_clock();
         Ok(run)
     }
 

@@ -184,6 +184,13 @@ fn the_worse_trials_are_pruned_and_the_best_has_a_link() {
     let (ours, alone) = (place.records(&format!("runs/s/trials/{first:03}")), place.records("runs/alone"));
     assert!(ours.len() < alone.len() && ours[..] == alone[..ours.len()]);
     assert_eq!((place.status(first).as_str(), place.status(best).as_str()), ("pruned", "completed"));
+    for trial in [first, best] {
+        let folder = format!("runs/s/trials/{trial:03}");
+        let lines = std::fs::read_to_string(place.path(&format!("{folder}/metrics.jsonl"))).unwrap();
+        let last: serde_json::Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
+        let seconds = &place.json(&format!("{folder}/summary.json"))["seconds"];
+        assert!(seconds.as_f64() >= last["elapsed"].as_f64(), "trial {trial}: {seconds} s, {last}");
+    }
 
     // Folders of trials are run folders.
     assert_eq!(
