@@ -82,6 +82,7 @@ impl<'a> FewRows<'a> {
 
 /// Where a tile is written.
 #[derive(Clone, Copy)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 struct Corner {
     /// The first of [`TILE`] elements of the first row.
     out: *mut f32,
