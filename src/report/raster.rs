@@ -58,10 +58,18 @@ impl Canvas<'_> {
         }
     }
 
+    /// A closed path, filled or its line alone.
+    fn shape(&mut self, path: Option<Path>, style: &impl BackendStyle, fill: bool) {
+        match fill {
+            true => self.fill(path, style.color()),
+            false => self.stroke(path, style, None),
+        }
+    }
+
     /// The first font that has the letter, and the letter's number there.
     fn glyph(&self, letter: char) -> (&Face<'static>, ttf_parser::GlyphId) {
-        let glyphs = self.fonts.iter().filter_map(|face| Some((face, face.glyph_index(letter)?)));
-        glyphs.into_iter().next().unwrap_or((&self.fonts[0], ttf_parser::GlyphId(0)))
+        let found = self.fonts.iter().find_map(|face| Some((face, face.glyph_index(letter)?)));
+        found.unwrap_or((&self.fonts[0], ttf_parser::GlyphId(0)))
     }
 
     /// The outlines of a text whose baseline begins at `(0, 0)`, and its width, for letters of the size `em`.
@@ -115,10 +123,7 @@ impl DrawingBackend for Canvas<'_> {
     ) -> DrawnOnCanvas {
         let path =
             Rect::from_ltrb(left as f32, top as f32, right as f32, bottom as f32).map(PathBuilder::from_rect);
-        match fill {
-            true => self.fill(path, style.color()),
-            false => self.stroke(path, style, None),
-        }
+        self.shape(path, style, fill);
         Ok(())
     }
 
@@ -142,10 +147,7 @@ impl DrawingBackend for Canvas<'_> {
         fill: bool,
     ) -> DrawnOnCanvas {
         let path = PathBuilder::from_circle(x as f32, y as f32, radius as f32);
-        match fill {
-            true => self.fill(path, style.color()),
-            false => self.stroke(path, style, None),
-        }
+        self.shape(path, style, fill);
         Ok(())
     }
 

@@ -156,5 +156,6 @@ mod tests {
     fn names_are_escaped() {
         let svg = finish("<svg><rect/></svg>", (4, 2), "a <b> & \"c\"\u{8}");
         assert!(svg.contains("aria-label=\"a &lt;b&gt; &amp; &quot;c&quot;\""), "{svg}");
+        assert!(roxmltree::Document::parse(&svg).is_ok(), "{svg}");
     }
 }
