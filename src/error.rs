@@ -20,6 +20,18 @@ pub enum Error {
         /// The operating system's error.
         source: std::io::Error,
     },
+    /// Another program writes a folder.
+    #[error(
+        "{}: expected a folder that no other program writes, found one that {} writes; hint: wait until it ends, or take \
+         another folder (--set name=NAME for a run)",
+        path.display(), Writer(*process)
+    )]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+        /// Number of the process that writes it, if that is known.
+        process: Option<u32>,
+    },
     /// A configuration has problems; all of them are listed.
     #[error("{origin}: {}", Listed(problems, 0))]
     Config {
@@ -145,6 +157,18 @@ impl Error {
             Self::Ranks { is_bad_input, .. } => *is_bad_input,
             Self::Candle(_) | Self::Shape { .. } => false,
             _ => true,
+        }
+    }
+}
+
+/// The process of a number, or another one.
+struct Writer(Option<u32>);
+
+impl fmt::Display for Writer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(process) => write!(f, "process {process}"),
+            None => f.write_str("another process"),
         }
     }
 }

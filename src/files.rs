@@ -1,4 +1,8 @@
-//! Writes files so that a reader never sees half of one.
+//! Writes files so that a reader never sees half of one, and folders so that one program writes at a time.
+
+mod lock;
+
+pub use lock::FolderLock;
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};

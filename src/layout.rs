@@ -4,6 +4,8 @@
 pub const CONFIG: &str = "config.toml";
 /// File of the step and epoch records.
 pub const METRICS: &str = "metrics.jsonl";
+/// File of [`crate::files::FolderLock`].
+pub const LOCK: &str = "lock";
 /// File of [`crate::tune::State`].
 pub const CHECKPOINT: &str = "checkpoint.safetensors";
 /// File of [`crate::run::Summary`].

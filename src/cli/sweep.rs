@@ -8,6 +8,7 @@ use super::{Overrides, launch, text};
 use clap::Args;
 use follower::SweepFollower;
 use gneiss::config::{Config, SweepMetric};
+use gneiss::files::FolderLock;
 use gneiss::layout::{BEST, SWEEP_REPORT};
 use gneiss::ranks::{Alone, Ranks};
 use gneiss::report;
@@ -70,7 +71,13 @@ impl SweepArgs {
     /// The configuration, and on rank 0 the folder of a sweep that continues.
     fn order(&self, ranks: &dyn Ranks) -> anyhow::Result<(Option<SweepFolder>, Config)> {
         match &self.resume {
-            None => Ok((None, self.new_config()?)),
+            None => {
+                let config = self.new_config()?;
+                if ranks.rank() == 0 {
+                    FolderLock::check_free(&Path::new(&config.runs).join(&config.name))?;
+                }
+                Ok((None, config))
+            }
             Some(folder) if ranks.rank() == 0 => {
                 let (folder, config) = SweepFolder::open(folder)?;
                 Ok((Some(folder), config))
@@ -138,6 +145,7 @@ fn continue_sweep(
         (None, _) => SweepFolder::create(config),
     })?;
     ranks.all(Ok(()))?;
+    folder.lock.warning.iter().for_each(super::warn);
     if let Some(moved) = &folder.moved {
         status!("sweep      an earlier run or sweep of this name is now {}", moved.display());
     }

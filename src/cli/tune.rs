@@ -71,7 +71,11 @@ impl Tune {
             let size = ranks.size();
             return Err(Error::Invalid(format!("--find-lr: expected one process, found {size} ranks")).into());
         }
-        self.run.order(Path::new(""))
+        let order = self.run.order(Path::new(""))?;
+        if ranks.rank() == 0 && !self.run.find_lr {
+            order.check_folder()?;
+        }
+        Ok(order)
     }
 }
 
@@ -150,6 +154,7 @@ fn follow(trainer: &mut Trainer) -> anyhow::Result<()> {
 
 /// Prints where the run begins, and on how many ranks.
 fn describe_start(order: &Order, folder: &RunFolder, trainer: &Trainer, ranks: &dyn Ranks) {
+    folder.lock.warning.iter().for_each(super::warn);
     if let Some(moved) = &folder.moved {
         status!("run        an earlier run of this name is now {}", moved.display());
     }

@@ -76,6 +76,7 @@ impl Tutorial {
         if takes_default {
             files::check_model(&order.config.model.id)?;
         }
+        order.check_folder()?;
         // A mistake here would otherwise show only after the run.
         test_file(&order.config)?;
         let show = !self.run.json;

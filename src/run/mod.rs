@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! config.toml              the resolved configuration
+//! lock                     locked while a program writes the folder
 //! metrics.jsonl            one line for each step and each epoch, written when it ends
 //! checkpoint.safetensors   everything that a resumed run needs
 //! summary.json             the settings and results of the run

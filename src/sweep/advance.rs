@@ -2,11 +2,11 @@
 
 use super::observer::TrialObserver;
 use super::{Sweep, SweepObserver, Trial, ValidationRows};
+use crate::Result;
 use crate::config::SweepMetric;
 use crate::device::PeakMemory;
 use crate::run::{Recorder, RunFolder, Status, Summary, Tuning};
 use crate::tune::{Observer, Trainer, plan_pack};
-use crate::{Error, Result};
 use std::rc::Rc;
 
 impl Sweep<'_> {
@@ -120,12 +120,5 @@ impl Sweep<'_> {
 
 /// The folder of a trial. What a trial has recorded before its first checkpoint is removed, because it begins again.
 fn run_folder(trial: &Trial, tuning: &Tuning) -> Result<RunFolder> {
-    let (path, toml) = (trial.folder(), trial.config.to_toml()?);
-    if let Some(state) = &tuning.state {
-        return RunFolder::reopen(&path, &state.position, &toml);
-    }
-    if path.exists() {
-        std::fs::remove_dir_all(&path).map_err(Error::io(&path))?;
-    }
-    RunFolder::create(std::path::Path::new(&trial.config.runs), &trial.config.name, &toml)
+    RunFolder::go_on(&trial.folder(), tuning.state.as_ref(), &trial.config.to_toml()?)
 }

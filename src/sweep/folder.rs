@@ -2,9 +2,9 @@
 
 use super::SweepRecord;
 use crate::config::Config;
-use crate::files::write_atomically;
+use crate::files::{FolderLock, write_atomically};
 use crate::layout::{BEST, CONFIG, SWEEP, TRIALS};
-use crate::run::folder::move_aside;
+use crate::run::folder::set_run_aside;
 use crate::{Error, Result};
 use std::fs::{self, File};
 use std::io::Write;
@@ -16,6 +16,8 @@ pub struct SweepFolder {
     pub path: PathBuf,
     /// The folder to which an earlier run or sweep of that name was moved.
     pub moved: Option<PathBuf>,
+    /// Held as long as the sweep writes.
+    pub lock: FolderLock,
     /// The decisions so far.
     pub(super) records: Vec<SweepRecord>,
     file: File,
@@ -70,28 +72,31 @@ impl SweepFolder {
     /// Creates the folder. An earlier run or sweep of that name is kept, as `NAME~1`, `NAME~2` and so on.
     ///
     /// # Errors
-    /// Returns [`Error::Io`] if the folder can't be written.
+    /// Returns [`Error::InUse`] if another program writes the earlier one, [`Error::Io`] if the folder can't be written.
     pub fn create(config: &Config) -> Result<Self> {
         let (runs, name) = (Path::new(&config.runs), config.name.as_str());
         let path = runs.join(name);
-        let moved = if path.exists() { Some(move_aside(runs, name)?) } else { None };
+        let moved = set_run_aside(runs, name)?;
         let trials = path.join(TRIALS);
         fs::create_dir_all(&trials).map_err(Error::io(&trials))?;
+        let lock = FolderLock::take(&path)?;
         let toml = config.to_toml()?;
         write_atomically(&path.join(CONFIG), |out| out.write_all(toml.as_bytes()))?;
         let file = path.join(SWEEP);
         let file = File::create(&file).map_err(Error::io(&file))?;
-        Ok(Self { path, moved, records: Vec::new(), file })
+        Ok(Self { path, moved, lock, records: Vec::new(), file })
     }
 
     /// The folder of a sweep whose shards several processes tune: made by the first, and continued by those that start again.
     ///
     /// # Errors
-    /// Returns [`Error::Invalid`] if the folder has another configuration, and [`Error::Io`] if it can't be written.
+    /// Returns [`Error::Invalid`] if the folder has another configuration, [`Error::InUse`] if a program writes it that is no
+    /// shard, and [`Error::Io`] if it can't be written.
     pub fn of_shards(config: &Config) -> Result<Self> {
         let path = Path::new(&config.runs).join(&config.name);
         let trials = path.join(TRIALS);
         fs::create_dir_all(&trials).map_err(Error::io(&trials))?;
+        let lock = FolderLock::share(&path)?;
         let (file, toml) = (path.join(CONFIG), config.to_toml()?);
         if !file.exists() {
             write_atomically(&file, |out| out.write_all(toml.as_bytes()))?;
@@ -105,7 +110,7 @@ impl SweepFolder {
         }
         let file = path.join(SWEEP);
         let file = File::options().append(true).create(true).open(&file).map_err(Error::io(&file))?;
-        Ok(Self { records: records(&path)?, path, moved: None, file })
+        Ok(Self { records: records(&path)?, path, moved: None, lock, file })
     }
 
     /// The configuration of the sweep in `path`, which another process may be writing.
@@ -119,9 +124,11 @@ impl SweepFolder {
     /// The folder of a sweep that continues, and its configuration.
     ///
     /// # Errors
-    /// Returns [`Error::Checkpoint`] if the folder is no sweep's, and an error if a file can't be read or is malformed.
+    /// Returns [`Error::Checkpoint`] if the folder is no sweep's, [`Error::InUse`] if another program writes it, and an error if a
+    /// file can't be read or is malformed.
     pub fn open(path: &Path) -> Result<(Self, Config)> {
         let config = config(path)?;
+        let lock = FolderLock::take(path)?;
         let records = records(path)?;
         let mut lines = Vec::new();
         for record in &records {
@@ -130,7 +137,7 @@ impl SweepFolder {
         let file = path.join(SWEEP);
         write_atomically(&file, |out| out.write_all(&lines))?;
         let file = File::options().append(true).open(&file).map_err(Error::io(&file))?;
-        Ok((Self { path: path.to_path_buf(), moved: None, records, file }, config))
+        Ok((Self { path: path.to_path_buf(), moved: None, lock, records, file }, config))
     }
 
     /// Appends a decision to `sweep.jsonl`, synced to the disk.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! runs/NAME/config.toml     the configuration, with [sweep]
+//! runs/NAME/lock            locked while a program writes the folder; shared by shards
 //! runs/NAME/sweep.jsonl     the decisions, one line each, written when they are made
 //! runs/NAME/sweep.html      the report page
 //! runs/NAME/trials/NNN/     the run folder of a trial

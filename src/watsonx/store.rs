@@ -17,12 +17,12 @@
 //! those of records that the store has made, never text of a client.
 
 use super::records::{Asset, Deployment, Moment, StoredModel, Training};
-use crate::files::{read_json, sync_folder, write_json, write_privately};
+use crate::files::{FolderLock, read_json, sync_folder, write_json, write_privately};
 use crate::{Error, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
@@ -87,7 +87,7 @@ pub struct Store {
     /// Held while a record is changed, so that changes follow each other. Readers do not wait for the disk.
     writing: Mutex<()>,
     /// The lock of the folder, as long as the store is open.
-    _lock: File,
+    _lock: FolderLock,
 }
 
 impl Store {
@@ -98,15 +98,9 @@ impl Store {
     pub fn open(root: &Path) -> Result<Self> {
         fs::create_dir_all(root).map_err(Error::io(root))?;
         let root = root.canonicalize().map_err(Error::io(root))?;
-        let path = root.join("lock");
-        let lock = File::create(&path).map_err(Error::io(&path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let problem = format!("{}: another server uses this store", root.display());
-                return Err(Error::Invalid(problem));
-            }
-            Err(TryLockError::Error(error)) => return Err(Error::io(&path)(error)),
+        let lock = FolderLock::take(&root)?;
+        if let Some(warning) = &lock.warning {
+            eprintln!("warning: {warning}");
         }
         let mut catalog = Catalog::default();
         load::<Asset>(&root, &mut catalog)?;

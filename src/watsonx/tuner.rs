@@ -12,7 +12,7 @@ use crate::session::Session;
 use crate::tune::{Limits, Observer, StepRecord};
 use crate::{Error, Result, report};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -116,19 +116,11 @@ impl Tuner {
             let (config, state) = resumable(run, &[])?;
             (config, Some(state))
         } else {
-            if run.exists() {
-                // It ended before its first checkpoint.
-                std::fs::remove_dir_all(run).map_err(Error::io(run))?;
-            }
             (self.config(training, session), None)
         };
         let tuning = Tuning::prepare(&config, session, state)?;
         let mut trainer = tuning.trainer()?;
-        let toml = config.to_toml()?;
-        let mut folder = match &tuning.state {
-            Some(state) => RunFolder::reopen(run, &state.position, &toml)?,
-            None => RunFolder::create(&PathBuf::from(&config.runs), &config.name, &toml)?,
-        };
+        let mut folder = RunFolder::go_on(run, tuning.state.as_ref(), &config.to_toml()?)?;
         let (service, turns) = (&self.service, &self.turns);
         let mut watch = StepTurns { service, id: &training.id, turns, turn: Some(turn) };
         self.memory.forget();

@@ -110,6 +110,31 @@ fn a_killed_run_goes_on_bit_for_bit() {
     }
 }
 
+/// A second program would move the folder of the first away, or write over its checkpoint.
+#[cfg(unix)]
+#[test]
+fn a_folder_that_a_run_writes_is_refused_to_others() {
+    let place = Place::new();
+    let mut child = place.spawn_long();
+    signal_after(&place, &child, 8, libc::SIGSTOP);
+    let process = format!("process {}", child.id());
+    let parts = ["runs/dogs", &process, "hint", "name="];
+    let before = place.files("runs/dogs");
+    place.refuses(["tune", "--resume", "runs/dogs"], &parts);
+    place.refuses(["tune", "dogs.toml", "--resume", "auto"], &parts);
+    place.refuses(["tune", "dogs.toml"], &parts);
+    place.refuses(["tune", "dogs.toml", "--seeds", "2"], &parts);
+    place.refuses(["tutorial", "dogs.toml"], &parts);
+    // What only reads it works.
+    place.gneiss(["report", "runs/dogs", "--csv"]).success();
+    assert!(place.files("runs/dogs") == before, "a refused command changed the folder");
+    assert!(!place.path("runs/dogs~1").exists());
+    child.kill().unwrap();
+    ended(child);
+    place.gneiss(["tune", "--resume", "runs/dogs"]).success();
+    assert_eq!(place.records("runs/dogs").len(), 60 * 4);
+}
+
 #[cfg(unix)]
 #[test]
 fn ctrl_c_ends_the_step_keeps_everything_and_says_how_to_go_on() {
@@ -176,7 +201,15 @@ fn what_can_not_go_on_is_refused() {
     place.refuses(["tune", "--resume", "runs/dogs"], &["runs/dogs", "run folder"]);
     place.refuses(["tune", "dogs.toml", "--resume", "runs/dogs"], &["--resume"]);
     place.gneiss(["tune", "dogs.toml"]).success();
-    let before = place.files("runs/dogs");
+    let files = || {
+        let mut files = place.files("runs/dogs");
+        assert!(
+            files.remove(Path::new("lock")).is_some(),
+            "the number of the process that last wrote the folder"
+        );
+        files
+    };
+    let before = files();
     place.refuses(
         ["tune", "--resume", "runs/dogs", "--set", "train.seed=7"],
         &["--resume", "train.num_epochs", "start a new run"],
@@ -187,7 +220,7 @@ fn what_can_not_go_on_is_refused() {
         &["12 training, 4 validation", "11 training", "data.train"],
     );
     place.write("train.csv", &reviews(12));
-    assert_eq!(place.files("runs/dogs"), before, "a refusal changes nothing");
+    assert!(files() == before, "a refusal changes nothing");
     let checkpoint = place.path("runs/dogs/checkpoint.safetensors");
     let whole = std::fs::read(&checkpoint).unwrap();
     std::fs::write(&checkpoint, &whole[..whole.len() / 2]).unwrap();

@@ -378,6 +378,26 @@ fn a_killed_sweep_goes_on_bit_for_bit() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn a_folder_that_a_sweep_writes_is_refused_to_others() {
+    let place = long_sweep(0);
+    let mut child = place.spawn(&["sweep", "sweep.toml"]);
+    signal_after(&place, &child, 7, libc::SIGSTOP);
+    let process = format!("process {}", child.id());
+    let parts = ["runs/s", process.as_str(), "hint"];
+    place.refuses(["sweep", "--resume", "runs/s"], &parts);
+    place.refuses(["sweep", "--collect", "runs/s"], &parts);
+    place.refuses(["sweep", "sweep.toml"], &parts);
+    place.refuses(["tune", "dogs.toml", "--set", "name=s"], &parts);
+    let shard = ["sweep", "sweep.toml", "--set", "sweep.reduction_factor=1", "--shard", "0/2"];
+    place.refuses(shard, &parts);
+    assert!(!place.path("runs/s~1").exists());
+    child.kill().unwrap();
+    ended(child);
+    place.gneiss(["sweep", "--resume", "runs/s"]).success();
+}
+
 #[test]
 fn seeds_are_a_sweep_without_pruning() {
     let place = Place::new();

@@ -4,15 +4,15 @@ use super::{SourceFile, source};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Each folder or file of `src`, and the ones that it uses. A line names only folders of the lines above it, so that no
-/// folder is part of a circle. `error`, `files`, `number`, `text`, `calendar` and `layout` are small and stand at the
+/// folder is part of a circle. `error`, `layout`, `files`, `number`, `text` and `calendar` are small and stand at the
 /// bottom; `main.rs` and `cli` may use everything.
 const FOLDERS: &[(&str, &[&str])] = &[
     ("error", &[]),
-    ("files", &[]),
+    ("layout", &[]),
+    ("files", &["layout"]),
     ("number", &[]),
     ("text", &[]),
     ("calendar", &[]),
-    ("layout", &[]),
     ("ops", &[]),
     ("ranks", &[]),
     ("device", &["ops"]),

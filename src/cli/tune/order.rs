@@ -3,6 +3,7 @@
 use crate::cli::{Overrides, warn};
 use clap::Args;
 use gneiss::config::{Config, SweepOptions};
+use gneiss::files::FolderLock;
 use gneiss::layout::CHECKPOINT;
 use gneiss::tune::State;
 use gneiss::{Error, run};
@@ -36,6 +37,16 @@ pub(in crate::cli) struct Order {
     pub(in crate::cli) config: Config,
     /// The folder and the state from which it continues.
     pub(in crate::cli) resume: Option<(PathBuf, State)>,
+}
+
+impl Order {
+    /// Refuses a run folder that another program writes, before the model is loaded.
+    pub(in crate::cli) fn check_folder(&self) -> gneiss::Result<()> {
+        match &self.resume {
+            Some((folder, _)) => FolderLock::check_free(folder),
+            None => FolderLock::check_free(&Path::new(&self.config.runs).join(&self.config.name)),
+        }
+    }
 }
 
 impl RunArgs {
