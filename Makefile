@@ -11,13 +11,13 @@ SMOLLM2 := models/SmolLM2-135M-Instruct.Q4_1.gguf
 SMOLLM2_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 GNEISS := target/release/gneiss
 
-.PHONY: tutorial notebook notebook-old-sdk build cuda mpi wheel model test lint test-cuda test-mpi test-old-cpu check-cuda check-metal gpu-check oracle nvcc bench-peft bench-product bench-serve clean
+.PHONY: tutorial notebook notebook-old-sdk build cuda mpi wheel wheel-cuda model test lint test-cuda test-mpi test-old-cpu check-cuda check-metal gpu-check oracle nvcc bench-peft bench-product bench-serve clean
 
 tutorial: build $(if $(filter $(SMOLLM2),$(MODEL)),model)
 	$(GNEISS) tutorial --model $(MODEL)
 
 # `gneiss --version` names the commit.
-build cuda mpi wheel: export GNEISS_COMMIT ?= $(shell git describe --always --dirty --exclude='*' 2>/dev/null)
+build cuda mpi wheel wheel-cuda: export GNEISS_COMMIT ?= $(shell git describe --always --dirty --exclude='*' 2>/dev/null)
 build:
 	cargo build --release --locked
 
@@ -42,16 +42,27 @@ WHEEL_PROFILE ?= release
 WHEEL_TOOLS := target/wheel-tools
 ifeq ($(shell uname -s),Linux)
 WHEEL_FLAGS := --compatibility manylinux_2_28 -- -C linker=$(CURDIR)/src/python/zig-cc
-wheel: export ZIG_PYTHON = $(CURDIR)/$(WHEEL_TOOLS)/bin/python
+wheel wheel-cuda: export ZIG_PYTHON = $(CURDIR)/$(WHEEL_TOOLS)/bin/python
 endif
 wheel: $(WHEEL_TOOLS)/done
-	rm -rf dist
+	rm -f dist/*.whl
 	$(WHEEL_TOOLS)/bin/maturin build --profile $(WHEEL_PROFILE) --out dist $(WHEEL_FLAGS)
 	if [ "$$(uname -s)" = Linux ]; then $(WHEEL_TOOLS)/bin/python tests/python/check_wheel.py dist/*.whl; fi
 
+# The wheel for NVIDIA GPUs, in dist/cuda, on a Linux with what `make cuda` needs. Its program finds CUDA's libraries where
+# `pip install 'WHEEL[cuda]'` puts NVIDIA's wheels of them, or where the system has them.
+CUDA_MAJOR := 13
+CUDA_LIBRARIES := $(foreach minor,9 10 11 12 13 14,-C 'link-arg=-Wl,-rpath,$$ORIGIN/../lib/python3.$(minor)/site-packages/nvidia/cu$(CUDA_MAJOR)/lib')
+wheel-cuda: export CUDA_COMPUTE_CAP ?= 80
+wheel-cuda: $(WHEEL_TOOLS)/done
+	rm -rf dist/cuda
+	$(WHEEL_TOOLS)/bin/maturin build --profile $(WHEEL_PROFILE) --features cuda --auditwheel skip --out dist/cuda $(WHEEL_FLAGS) $(CUDA_LIBRARIES)
+	$(WHEEL_TOOLS)/bin/wheel tags --remove --build 1cuda$(CUDA_MAJOR) dist/cuda/*.whl
+	$(WHEEL_TOOLS)/bin/python tests/python/check_wheel.py dist/cuda/*.whl
+
 $(WHEEL_TOOLS)/done: Makefile
 	$(PYTHON) -m venv $(WHEEL_TOOLS)
-	$(WHEEL_TOOLS)/bin/pip install --quiet --disable-pip-version-check maturin==1.16.0 ziglang==0.17.1
+	$(WHEEL_TOOLS)/bin/pip install --quiet --disable-pip-version-check maturin==1.16.0 ziglang==0.17.1 wheel==0.48.0
 	touch $@
 
 model: $(SMOLLM2)

@@ -7,6 +7,7 @@
 
 mod attention;
 mod experts;
+mod mamba2;
 mod ops;
 mod shapes;
 mod step;
@@ -15,6 +16,7 @@ use super::{CheckTarget, Comparison, OPS, ResultKind};
 use crate::device::{free_memory, is_out_of_memory};
 use crate::{Error, Result};
 use candle_core::{DType, Shape, Tensor};
+use mamba2::MAMBA2_SHAPES;
 use rand::SeedableRng;
 use rand::distr::{Distribution, Uniform};
 use serde::Serialize;
@@ -53,7 +55,7 @@ pub struct LargeResults {
     pub not_run: Vec<NotRun>,
 }
 
-/// Checks the op of this name, or [`STEP`], at the shapes of three Granite models over the 8,166 rows of a step of 256
+/// Checks the op of this name, or [`STEP`], at the shapes of three Granite models of its kind of layer over the 8,166 rows of a step of 256
 /// reviews; `scale` divides all sizes except that of a head.
 ///
 /// # Errors
@@ -64,6 +66,10 @@ pub fn large(target: &CheckTarget, name: &str, scale: usize) -> Result<LargeResu
         return Err(Error::Invalid(format!("expected {STEP} or one of {OPS:?}, found {name}")));
     };
     let mut large = Large { target, op, model: "", seed: 0, unit: 1e-3, found: LargeResults::default() };
+    if let "conv" | "ssd" | "gated_norm" = op {
+        mamba2_layers(&mut large, scale)?;
+        return Ok(large.found);
+    }
     for shape in &SHAPES {
         let shape = shape.scaled(scale);
         let batch = Batch::new(&shape, scale);
@@ -80,13 +86,26 @@ pub fn large(target: &CheckTarget, name: &str, scale: usize) -> Result<LargeResu
             "distillation" => ops::distillation(&mut large, &shape, &batch)?,
             "adamw" => ops::adamw(&mut large, &shape, &batch)?,
             "rows" => ops::rows(&mut large, &shape, &batch)?,
-            // The shapes are those of models without Mamba2 layers.
-            "conv" | "ssd" | "gated_norm" => {}
             STEP => step::check(&mut large, &shape, scale)?,
             other => unreachable!("{other} has no case here"),
         }
     }
     Ok(large.found)
+}
+
+/// Checks an op of the Mamba2 layers of three models; the rows of a step are those of the first shape.
+fn mamba2_layers(large: &mut Large, scale: usize) -> Result<()> {
+    let batch = Batch::new(&SHAPES[0].scaled(scale), scale);
+    for shape in MAMBA2_SHAPES {
+        let shape = shape.scaled(scale);
+        large.model = shape.name;
+        match large.op {
+            "conv" => mamba2::conv(large, &shape, &batch)?,
+            "ssd" => mamba2::ssd(large, &shape, &batch)?,
+            _ => mamba2::gated_norm(large, &shape, &batch)?,
+        }
+    }
+    Ok(())
 }
 
 /// The checks so far.

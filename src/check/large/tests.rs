@@ -13,7 +13,7 @@ use candle_core::Device;
 const SCALE: usize = 32;
 
 fn check_in(op: &str, dtype: DType, order: u32) {
-    let scale = if op == STEP { 2 * SCALE } else { SCALE };
+    let scale = if [STEP, "conv", "ssd"].contains(&op) { 2 * SCALE } else { SCALE };
     let target = CheckTarget { device: &Device::Cpu, dtype, run: &|f: &mut dyn FnMut()| emulate(order, f) };
     let found = large(&target, op, scale).unwrap_or_else(|e| panic!("{op}, {dtype:?}: {e}"));
     assert!(found.comparisons.len() >= 6, "{op}: {} comparisons", found.comparisons.len());
@@ -64,6 +64,21 @@ fn experts_at_a_fraction_of_the_size() {
 }
 
 #[test]
+fn conv_at_a_fraction_of_the_size() {
+    check("conv");
+}
+
+#[test]
+fn ssd_at_a_fraction_of_the_size() {
+    check("ssd");
+}
+
+#[test]
+fn gated_norm_at_a_fraction_of_the_size() {
+    check("gated_norm");
+}
+
+#[test]
 fn cross_entropy_at_a_fraction_of_the_size() {
     check("cross_entropy");
 }
@@ -102,6 +117,17 @@ fn shapes_are_those_of_the_models() {
             (scaled.vocab % 8, scaled.heads / scaled.kv_heads, scaled.head_dim),
             (shape.vocab % 8, shape.heads / shape.kv_heads, shape.head_dim)
         );
+    }
+}
+
+#[test]
+fn shapes_of_mamba2_layers_are_those_of_the_models() {
+    for shape in MAMBA2_SHAPES {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/models");
+        let config = ModelConfig::from_json(&folder.join(format!("{}.json", shape.name))).unwrap();
+        let mamba = config.mamba.unwrap();
+        assert_eq!((mamba.heads, mamba.head_dim), (shape.heads, shape.head_dim));
+        assert_eq!((mamba.state, mamba.groups, mamba.taps), (mamba2::STATE, 1, mamba2::TAPS));
     }
 }
 

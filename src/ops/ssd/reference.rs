@@ -24,7 +24,7 @@ pub fn reference(inputs: SsdInputs, shape: &SsdShape, weights: &SsdWeights) -> R
     let dt = softplus(&dt.broadcast_add(&weights.dt_bias)?)?;
     let dt = dt.clamp(weights.dt_limit.0, weights.dt_limit.1)?;
     let decay = dt.broadcast_mul(&weights.a)?.exp()?.reshape((rows, heads, 1, 1))?;
-    let added = x.broadcast_mul(&dt.reshape((rows, heads, 1, 1))?)?.broadcast_mul(&b)?;
+    let scaled = x.broadcast_mul(&dt.reshape((rows, heads, 1, 1))?)?;
     let skip = x.broadcast_mul(&weights.d.reshape((1, heads, 1, 1))?)?;
     let zero = Tensor::zeros((heads, head_dim, state), dt.dtype(), dt.device())?;
     let (mut ys, mut segment_ends) = (Vec::new(), Vec::new());
@@ -36,7 +36,7 @@ pub fn reference(inputs: SsdInputs, shape: &SsdShape, weights: &SsdWeights) -> R
             _ => zero.clone(),
         };
         for t in segment.rows.clone() {
-            s = (s.broadcast_mul(&decay.get(t)?)? + added.get(t)?)?;
+            s = (s.broadcast_mul(&decay.get(t)?)? + scaled.get(t)?.broadcast_mul(&b.get(t)?)?)?;
             let y = s.broadcast_mul(&c.get(t)?)?.sum_keepdim(2)?;
             ys.push((y + skip.get(t)?)?.reshape((1, inner))?);
         }
