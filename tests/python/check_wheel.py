@@ -23,10 +23,17 @@ LIBRARIES = {"libc.so.6", "libm.so.6", "libpthread.so.0", "libdl.so.2", "librt.s
 PYTHONS = range(9, 15)
 #: Libraries of CUDA: that of the driver, which every machine with a GPU has, and those of NVIDIA's wheels.
 CUDA_LIBRARIES = re.compile(r"libcuda\.so\.1|lib(cublas|cublasLt|cudart|curand|nvrtc)\.so\.\d+")
+#: The newest versions of the C++ library's symbols that manylinux_2_28 has: those of GCC 8.
+CXX_VERSIONS = {"GLIBCXX": (3, 4, 25), "CXXABI": (1, 3, 11)}
 
 
 def readelf(path, flag):
     return subprocess.run(["readelf", "-W", flag, path], check=True, capture_output=True, text=True).stdout
+
+
+def newest_of(listed, name):
+    """The newest version of a library's symbols in readelf's list; () if there is none."""
+    return max((tuple(map(int, v.split("."))) for v in re.findall(rf"\b{name}_(\d+(?:\.\d+)+)", listed)), default=())
 
 
 def problems(wheel):
@@ -48,6 +55,7 @@ def problems(wheel):
         dynamic = readelf(path, "-d")
         needed = set(re.findall(r"\(NEEDED\).*\[(.+)\]", dynamic)) - LIBRARIES
         if tag["cuda"]:
+            needed.discard("libstdc++.so.6")
             of_cuda = {library for library in needed if CUDA_LIBRARIES.fullmatch(library)}
             needed -= of_cuda
             print("libraries of CUDA:", ", ".join(sorted(of_cuda)))
@@ -58,8 +66,10 @@ def problems(wheel):
             found += [f"expected a program that looks for libraries in {place}" for place in places if place not in searched]
         if needed:
             found.append(f"{program} needs {', '.join(sorted(needed))}")
-        versions = {tuple(map(int, v.split("."))) for v in re.findall(r"GLIBC_(\d+(?:\.\d+)+)", readelf(path, "-V"))}
-    newest = max(versions)
+        listed = readelf(path, "-V")
+    newest = newest_of(listed, "GLIBC")
+    found += [f"{program} needs {name}_{'.'.join(map(str, newest_of(listed, name)))}" for name, has in CXX_VERSIONS.items()
+              if newest_of(listed, name) > has]
     print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB, needs glibc {'.'.join(map(str, newest))}")
     promised = re.match(r"manylinux_(\d+)_(\d+)_", tag["platform"])
     if not promised:
