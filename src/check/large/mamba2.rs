@@ -1,5 +1,5 @@
 //! The ops of a Mamba2 layer at the sizes of a model: a prefix and its sequences in one pass, and the sequences after the state of a
-//! prefix of another pass. Expected values are those of the recurrence row by row, some sequences at a time.
+//! prefix of another pass. Expected values of the scan are those of whole segments as products, without chunks.
 
 use super::shapes::Batch;
 use super::{CHUNK, Large, Result};
@@ -16,9 +16,6 @@ pub(super) const STATE: usize = 128;
 
 /// Taps of the convolution, W, of all three models.
 pub(super) const TAPS: usize = 4;
-
-/// Rows of sequences whose expected values are computed at once: candle's gradient of a row is a matrix of all rows.
-const PART: usize = 512;
 
 /// Sizes of the Mamba2 layers of a model with one group; a test compares them with the files of `configs/models`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -46,6 +43,47 @@ impl Mamba2Shape {
     fn ssd(&self) -> SsdShape {
         SsdShape { heads: self.heads, head_dim: self.head_dim, state: STATE, groups: 1 }
     }
+
+    /// y [T, M R] of the scan in candle's ops: each segment is one product with a triangle, where the recurrence has a step for each row.
+    fn scan(&self, inputs: SsdInputs, weights: &SsdWeights) -> Result<Tensor> {
+        let (rows, heads, device) = (inputs.xbc.dims()[0], self.heads, inputs.xbc.device());
+        let inner = heads * self.head_dim;
+        let (x, b) = (inputs.xbc.narrow(1, 0, inner)?, inputs.xbc.narrow(1, inner, STATE)?);
+        let c = inputs.xbc.narrow(1, inner + STATE, STATE)?;
+        let x = x.reshape((rows, heads, self.head_dim))?.transpose(0, 1)?.contiguous()?;
+        // The softplus of values that are never large.
+        let dt = (inputs.dt.broadcast_add(&weights.dt_bias)?.exp()? + 1.0)?.log()?.t()?.contiguous()?;
+        let decay = dt.broadcast_mul(&weights.a.unsqueeze(1)?)?;
+        let scaled = x.broadcast_mul(&dt.unsqueeze(2)?)?;
+        let shape = (heads, self.head_dim, STATE);
+        let (mut outputs, mut ends) = (Vec::new(), Vec::<Tensor>::new());
+        for segment in inputs.plan.iter() {
+            let (first, n) = (segment.rows.start, segment.rows.len());
+            let state = match (segment.start, inputs.states) {
+                (ScanStart::State(i), Some(states)) => states.get(i)?.reshape(shape)?,
+                (ScanStart::Segment(i), _) => ends[i].clone(),
+                _ => Tensor::zeros(shape, DType::F32, device)?,
+            };
+            let (b, c) = (b.narrow(0, first, n)?, c.narrow(0, first, n)?);
+            let scaled = scaled.narrow(1, first, n)?;
+            let l = decay.narrow(1, first, n)?.cumsum(1)?;
+            let between = l.unsqueeze(2)?.broadcast_sub(&l.unsqueeze(1)?)?;
+            let lower = Tensor::tril2(n, DType::U8, device)?.broadcast_as((heads, n, n))?;
+            let hidden = Tensor::new(f32::NEG_INFINITY, device)?.broadcast_as((heads, n, n))?;
+            let weights = lower.where_cond(&between, &hidden)?.exp()?.broadcast_mul(&c.matmul(&b.t()?)?)?;
+            let of_state =
+                c.broadcast_left(heads)?.contiguous()?.matmul(&state.transpose(1, 2)?.contiguous()?)?;
+            outputs.push((weights.matmul(&scaled)? + of_state.broadcast_mul(&l.exp()?.unsqueeze(2)?)?)?);
+            let last = l.narrow(1, n - 1, 1)?;
+            let to_end = last.broadcast_sub(&l)?.exp()?.unsqueeze(2)?;
+            let added = scaled.broadcast_mul(&to_end)?.transpose(1, 2)?.contiguous()?;
+            let added = added.matmul(&b.broadcast_left(heads)?.contiguous()?)?;
+            ends.push((state.broadcast_mul(&last.exp()?.unsqueeze(2)?)? + added)?);
+        }
+        let skipped = x.broadcast_mul(&weights.d.reshape((heads, 1, 1))?)?;
+        let y = (Tensor::cat(&outputs, 1)? + skipped)?;
+        Ok(y.transpose(0, 1)?.contiguous()?.reshape((rows, inner))?)
+    }
 }
 
 /// A prefix, or the state of one, and the sequences after it.
@@ -70,7 +108,7 @@ impl PrefixedRows {
         let sequences = batch.packed.segments.iter().filter(|segment| segment.prefix.is_some());
         let lengths: Vec<usize> = sequences.map(|segment| segment.keys.len()).collect();
         // A small batch has parts too.
-        let most = PART.min(batch.rows() / 2);
+        let most = CHUNK.min(batch.rows() / 2);
         let (mut parts, mut first, mut next) = (Vec::new(), 0, prefix);
         while first < lengths.len() {
             let mut sum = 0;
@@ -205,8 +243,10 @@ pub(super) fn conv(large: &mut Large, shape: &Mamba2Shape, batch: &Batch) -> Res
 pub(super) fn ssd(large: &mut Large, shape: &Mamba2Shape, batch: &Batch) -> Result<()> {
     let ssd = shape.ssd();
     let (heads, inner) = (ssd.heads, ssd.inner());
-    // The recurrence in candle's ops keeps some matrices of the state's size for each row.
-    let memory = |rows: &PrefixedRows| bytes(rows, 4 * rows.rows() * ssd.width(), 10 * inner * STATE);
+    // A segment has some 50 rows; candle keeps some triangles and states of each.
+    let memory = |rows: &PrefixedRows| {
+        bytes(rows, 4 * rows.rows() * ssd.width(), 40 * ssd.width() + 10 * heads * 64 + inner * STATE / 4)
+    };
     let name = |rows| format!("{rows} rows, {heads} heads of {}, state {STATE}", ssd.head_dim);
     cases(large, batch, name, memory, |large, case, rows| {
         let t = rows.rows();
@@ -226,7 +266,7 @@ pub(super) fn ssd(large: &mut Large, shape: &Mamba2Shape, batch: &Batch) -> Resu
         let gradients = large.run(|| ssd::backward((&dy, None), inputs, &ssd, &weights))?;
         let expected = rows.expected(&[&xbc, &dt], state, &dy, |plan, given| {
             let states = given.get(2).map(Var::as_tensor);
-            Ok(ssd::reference(SsdInputs { xbc: &given[0], dt: &given[1], plan, states }, &ssd, &weights)?.y)
+            shape.scan(SsdInputs { xbc: &given[0], dt: &given[1], plan, states }, &weights)
         })?;
         large.compare((case, "y", Value), &output.y, &expected[0])?;
         for (first, columns, what) in [(0, inner, "dx"), (inner, ssd.width() - inner, "dB and dC")] {

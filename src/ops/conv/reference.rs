@@ -5,41 +5,48 @@ use super::{ConvInputs, ConvWeights};
 use crate::Result;
 use candle_core::Tensor;
 
-/// [`super::forward`] and [`super::ends`] in candle's ops, row by row, in the dtype of the weights; for tests and `gneiss check`.
+/// [`super::forward`] and [`super::ends`] in candle's ops, tap by tap, in the dtype of the weights; for tests and `gneiss check`.
 ///
 /// # Errors
 /// Returns an error if shapes do not match or a device operation fails.
 pub fn reference(inputs: ConvInputs, conv: &ConvWeights) -> Result<(Tensor, Option<Tensor>)> {
     let taps = inputs.check("conv", conv)?;
     let (rows, channels) = inputs.x.dims2()?;
-    let dtype = conv.weight.dtype();
-    let x = inputs.x.to_dtype(dtype)?;
-    let tails = inputs.tails.map(|tails| tails.to_dtype(dtype)).transpose()?;
-    let zero = Tensor::zeros(channels, dtype, x.device())?;
-    let row = |source: RowSource| -> Result<Tensor> {
-        Ok(match (source, &tails) {
-            (RowSource::Row(row), _) => x.get(row)?,
-            (RowSource::Tail(state, row), Some(tails)) => tails.get(state)?.get(row)?,
-            _ => zero.clone(),
-        })
-    };
-    let (mut outputs, mut ends) = (vec![zero.clone(); rows], vec![None; inputs.plan.ends()]);
-    for (s, segment) in inputs.plan.iter().enumerate() {
-        for (i, t) in segment.rows.clone().enumerate() {
-            let mut v = conv.bias.clone();
-            for d in 0..taps {
-                let source = RowSource::new(inputs.plan, s, i as isize - d as isize, taps);
-                v = (v + (conv.weight.narrow(1, taps - 1 - d, 1)?.squeeze(1)? * row(source)?)?)?;
-            }
-            outputs[t] = v.silu()?;
-        }
-        if let Some(end) = segment.end {
-            let rows = RowSource::tail(inputs.plan, s, taps).map(row).collect::<Result<Vec<_>>>()?;
-            let none = || Tensor::zeros((0, channels), dtype, x.device());
-            ends[end] = Some(if rows.is_empty() { none()? } else { Tensor::stack(&rows, 0)? });
-        }
+    let (dtype, device) = (conv.weight.dtype(), inputs.x.device());
+    // All rows that can be read: a row of zeros, those of the batch, and the tails.
+    let mut sources = vec![Tensor::zeros((1, channels), dtype, device)?, inputs.x.to_dtype(dtype)?];
+    if let Some(tails) = inputs.tails {
+        sources.push(tails.to_dtype(dtype)?.flatten_to(1)?);
     }
-    let y = if rows == 0 { x.clone() } else { Tensor::stack(&outputs, 0)? };
-    let ends: Vec<Tensor> = ends.into_iter().flatten().collect();
-    Ok((y, if ends.is_empty() { None } else { Some(Tensor::stack(&ends, 0)?) }))
+    let sources = Tensor::cat(&sources, 0)?;
+    let taken = |wanted: Vec<RowSource>| -> Result<Tensor> {
+        let places = wanted.into_iter().map(|source| match source {
+            RowSource::Zero => 0,
+            RowSource::Row(row) => 1 + row as u32,
+            RowSource::Tail(state, row) => (1 + rows + state * (taps - 1) + row) as u32,
+        });
+        let places: Vec<u32> = places.collect();
+        Ok(sources.index_select(&Tensor::new(places, device)?, 0)?)
+    };
+    let segments = || inputs.plan.iter().enumerate();
+    let mut v = conv.bias.broadcast_as((rows, channels))?;
+    for d in 0..taps {
+        let before = segments().flat_map(|(s, segment)| {
+            let positions = 0..segment.rows.len() as isize;
+            positions.map(move |i| RowSource::new(inputs.plan, s, i - d as isize, taps))
+        });
+        let weight = conv.weight.narrow(1, taps - 1 - d, 1)?.t()?;
+        v = (v + taken(before.collect())?.broadcast_mul(&weight)?)?;
+    }
+    if inputs.plan.ends() == 0 {
+        return Ok((v.silu()?, None));
+    }
+    let mut ended: Vec<_> = segments().filter_map(|(s, segment)| Some((segment.end?, s))).collect();
+    ended.sort_unstable();
+    let tails = ended.iter().flat_map(|(_, s)| RowSource::tail(inputs.plan, *s, taps));
+    let ends = match taps {
+        1 => Tensor::zeros((ended.len(), 0, channels), dtype, device)?,
+        _ => taken(tails.collect())?.reshape((ended.len(), taps - 1, channels))?,
+    };
+    Ok((v.silu()?, Some(ends)))
 }
