@@ -22,10 +22,15 @@ impl FolderLock {
     /// # Errors
     /// Returns [`Error::InUse`] if another holds the lock or shares it, and [`Error::Io`] if the file can't be written.
     pub fn take(folder: &Path) -> Result<Self> {
-        let lock = Self::of(folder, File::try_lock)?;
+        let lock = Self::hold(folder)?;
         let write = || (&lock._file).write_all(format!("{}\n", std::process::id()).as_bytes());
         lock._file.set_len(0).and_then(|()| write()).map_err(Error::io(folder.join(LOCK)))?;
         Ok(lock)
+    }
+
+    /// As [`FolderLock::take`], but leaves the number of the process that wrote the folder before.
+    pub(crate) fn hold(folder: &Path) -> Result<Self> {
+        Self::of(folder, File::try_lock)
     }
 
     /// Shares a folder with others that share it; nobody can then [`take`](Self::take) it.
@@ -33,7 +38,10 @@ impl FolderLock {
     /// # Errors
     /// As [`FolderLock::take`], if another has taken the folder.
     pub fn share(folder: &Path) -> Result<Self> {
-        Self::of(folder, File::try_lock_shared)
+        let lock = Self::of(folder, File::try_lock_shared)?;
+        // Not the number of one that had it alone before.
+        lock._file.set_len(0).map_err(Error::io(folder.join(LOCK)))?;
+        Ok(lock)
     }
 
     /// Refuses a folder that another writes, before long work for it is begun. A folder that does not exist is free.
@@ -41,7 +49,7 @@ impl FolderLock {
     /// # Errors
     /// As [`FolderLock::take`].
     pub fn check_free(folder: &Path) -> Result<()> {
-        if folder.join(LOCK).is_file() { Self::of(folder, File::try_lock).map(drop) } else { Ok(()) }
+        if folder.join(LOCK).is_file() { Self::hold(folder).map(drop) } else { Ok(()) }
     }
 
     fn of(folder: &Path, lock: impl Fn(&File) -> std::result::Result<(), TryLockError>) -> Result<Self> {
@@ -100,6 +108,7 @@ mod tests {
     #[test]
     fn several_share_a_folder_that_none_takes() {
         let folder = tempfile::tempdir().unwrap();
+        drop(FolderLock::take(folder.path()).unwrap());
         let shared = [(); 2].map(|()| FolderLock::share(folder.path()).unwrap());
         let refused = FolderLock::take(folder.path()).unwrap_err();
         assert!(matches!(refused, Error::InUse { process: None, .. }), "{refused}");

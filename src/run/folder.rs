@@ -50,7 +50,7 @@ impl RunFolder {
             return Self::reopen(path, &state.position, config_toml);
         }
         if path.exists() {
-            let _lock = FolderLock::take(path)?;
+            let _lock = FolderLock::hold(path)?;
             fs::remove_dir_all(path).map_err(Error::io(path))?;
         }
         Self::begin(path, config_toml)
@@ -151,7 +151,7 @@ pub(crate) fn set_run_aside(runs: &Path, name: &str) -> Result<Option<PathBuf>> 
     if !path.exists() {
         return Ok(None);
     }
-    let _lock = FolderLock::take(&path)?;
+    let _lock = FolderLock::hold(&path)?;
     move_aside(runs, name).map(Some)
 }
 

@@ -170,7 +170,7 @@ fn tune_writes_a_run() {
     let mut names: BTreeSet<PathBuf> = names.iter().map(PathBuf::from).collect();
     let files_of_run = [
         "config.toml", "metrics.jsonl", "checkpoint.safetensors", "summary.json", "tokens.json",
-        "report.html", "curve.svg", "curve.png",
+        "report.html", "curve.svg", "curve.png", "lock",
     ];
     names.extend(files_of_run.map(PathBuf::from));
     assert_eq!(files.keys().cloned().collect::<BTreeSet<_>>(), names);
