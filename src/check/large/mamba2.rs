@@ -128,6 +128,11 @@ impl PrefixedRows {
         self.parts.last().map_or(self.prefix, |(rows, _)| rows.end)
     }
 
+    /// The rows of the prefix, if there are any: a GPU makes no matrix of no rows.
+    fn prefix_of(&self, matrix: &Tensor) -> Result<Option<Tensor>> {
+        Ok((self.prefix > 0).then(|| matrix.narrow(0, 0, self.prefix)).transpose()?)
+    }
+
     /// `f` of the plan, of `inputs` [T, ..] and of a given state [1, ..], all in f32; then the gradients of each from `dy` [T, ..].
     fn expected(
         &self,
@@ -139,16 +144,17 @@ impl PrefixedRows {
         let mut results: Vec<Collected> = (0..=inputs.len()).map(|_| Collected::default()).collect();
         let mut dstate = Collected::default();
         for (i, (rows, plan)) in self.parts.iter().enumerate() {
-            let part = |matrix: &Tensor, prefix: Tensor| -> Result<Tensor> {
+            let part = |matrix: &Tensor, prefix: Option<Tensor>| -> Result<Tensor> {
                 let own = matrix.narrow(0, rows.start, rows.len())?;
-                Ok(Tensor::cat(&[&prefix, &own], 0)?.to_dtype(DType::F32)?)
+                let all: Vec<Tensor> = prefix.into_iter().chain([own]).collect();
+                Ok(Tensor::cat(&all, 0)?.to_dtype(DType::F32)?)
             };
-            let prefix = |matrix: &Tensor| matrix.narrow(0, 0, self.prefix);
             let mut given =
-                inputs.iter().map(|input| part(input, prefix(input)?)).collect::<Result<Vec<_>>>()?;
+                inputs.iter().map(|input| part(input, self.prefix_of(input)?)).collect::<Result<Vec<_>>>()?;
             given.extend(state.map(|state| state.to_dtype(DType::F32)).transpose()?);
             // The gradient of the prefix's own output counts once.
-            let dy = part(dy, if i == 0 { prefix(dy)? } else { prefix(dy)?.zeros_like()? })?;
+            let of_prefix = self.prefix_of(dy)?.map(|dy| if i == 0 { Ok(dy) } else { dy.zeros_like() });
+            let dy = part(dy, of_prefix.transpose()?)?;
             let mut y = dy.clone();
             let mut gradients = autograd(&given.iter().collect::<Vec<_>>(), &dy, |leaves| {
                 let out = f(plan, leaves)?;
@@ -159,8 +165,8 @@ impl PrefixedRows {
                 gradients.pop().map_or(Ok(()), |gradient| dstate.add_prefix(&gradient))?;
             }
             for (k, (result, found)) in results.iter_mut().zip([y].iter().chain(&gradients)).enumerate() {
-                if i == 0 || k > 0 {
-                    result.add_prefix(&prefix(found)?)?;
+                if let (Some(prefix), true) = (self.prefix_of(found)?, i == 0 || k > 0) {
+                    result.add_prefix(&prefix)?;
                 }
                 result.rows.push(found.narrow(0, self.prefix, rows.len())?);
             }
