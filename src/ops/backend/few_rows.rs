@@ -3,7 +3,7 @@
 //! `gemm` copies both operands of every product into the order in which it reads them. For the 90 rows of an expert this takes as
 //! long as the product itself. Here only x is copied, into panels of [`PANEL`] rows [K, 48]. A tile of 8 features by 48 rows
 //! keeps its 24 sums in registers: for each k it loads 48 values of the panel, and multiplies them by one value of each
-//! of 8 rows of W. The sums are transposed when they are written.
+//! of 8 rows of W. The sums are transposed when they are written. Of a last panel only the vectors that have rows are multiplied.
 
 use super::cpu::{Disjoint, UninitBuffer};
 use rayon::prelude::*;
@@ -71,7 +71,12 @@ impl<'a> FewRows<'a> {
                         unsafe {
                             let out = out.element(i * PANEL * n + feature);
                             let accumulate = accumulate || start > 0;
-                            multiply(panel, (weight, k), Corner { out, stride: n, rows, accumulate });
+                            let to = Corner { out, stride: n, rows, accumulate };
+                            match rows.div_ceil(PANEL / 3) {
+                                1 => multiply::<1>(panel, (weight, k), to),
+                                2 => multiply::<2>(panel, (weight, k), to),
+                                _ => multiply::<3>(panel, (weight, k), to),
+                            }
                         }
                     }
                 }
@@ -117,7 +122,7 @@ fn has_instructions() -> bool {
 /// # Safety
 /// Never called: [`has_instructions`] is false.
 #[cfg(not(target_arch = "x86_64"))]
-unsafe fn multiply(_: &[f32], _: (&[f32], usize), _: Corner) {}
+unsafe fn multiply<const VECTORS: usize>(_: &[f32], _: (&[f32], usize), _: Corner) {}
 
 #[cfg(target_arch = "x86_64")]
 use x86::{has_instructions, multiply};
@@ -131,7 +136,7 @@ mod x86 {
         is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl")
     }
 
-    /// A tile: the rows of a panel times 8 rows of the weight, which begin `stride` elements apart.
+    /// A tile: the rows of a panel's first vectors times 8 rows of the weight, which begin `stride` elements apart.
     ///
     /// # Safety
     /// The CPU has AVX-512, with VL; `weight` has the values of its rows that the panel has; `to` has its rows, of 8 elements, which
@@ -141,23 +146,30 @@ mod x86 {
         clippy::needless_range_loop,
         reason = "with iterators the compiler keeps the sums in memory, at a third of the speed"
     )]
-    pub(super) unsafe fn multiply(panel: &[f32], (weight, stride): (&[f32], usize), to: Corner) {
-        let mut sums = [[_mm512_setzero_ps(); 3]; TILE];
+    pub(super) unsafe fn multiply<const VECTORS: usize>(
+        panel: &[f32],
+        (weight, stride): (&[f32], usize),
+        to: Corner,
+    ) {
+        let mut sums = [[_mm512_setzero_ps(); VECTORS]; TILE];
         for (k, line) in panel.chunks_exact(PANEL).enumerate() {
             let load = |i: usize| {
                 // SAFETY: a line has three vectors.
                 unsafe { _mm512_loadu_ps(line.as_ptr().add(16 * i)) }
             };
-            let x = [load(0), load(1), load(2)];
+            let mut x = [_mm512_setzero_ps(); VECTORS];
+            for j in 0..VECTORS {
+                x[j] = load(j);
+            }
             for i in 0..TILE {
                 // SAFETY: the caller's promise.
                 let w = _mm512_set1_ps(unsafe { *weight.get_unchecked(i * stride + k) });
-                for j in 0..3 {
+                for j in 0..VECTORS {
                     sums[i][j] = _mm512_fmadd_ps(x[j], w, sums[i][j]);
                 }
             }
         }
-        for j in 0..3 {
+        for j in 0..VECTORS {
             let (mut low, mut high) = ([_mm256_setzero_ps(); TILE], [_mm256_setzero_ps(); TILE]);
             for i in 0..TILE {
                 low[i] = _mm512_castps512_ps256(sums[i][j]);
