@@ -74,7 +74,7 @@ impl SweepArgs {
             None => {
                 let config = self.new_config()?;
                 if ranks.rank() == 0 {
-                    FolderLock::check_free(&Path::new(&config.runs).join(&config.name))?;
+                    FolderLock::check_free(&config.folder())?;
                 }
                 Ok((None, config))
             }
@@ -171,7 +171,7 @@ fn continue_sweep(
 fn follow(sweep: &mut Sweep, config: &Config, session: &Session, ranks: &dyn Ranks) -> anyhow::Result<()> {
     ranks.all(Ok(()))?;
     // Rank 0 has made the folder.
-    ranks.all(SweepFolder::config(&Path::new(&config.runs).join(&config.name)))?;
+    ranks.all(SweepFolder::config(&config.folder()))?;
     let _guard = interrupt::Guard::new()?;
     let watch = SweepFollower { rank: ranks.rank(), device: session.model.device().clone() };
     match sweep.run(ranks, None, &watch)? {

@@ -7,7 +7,7 @@ mod sweep;
 mod validate;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -360,6 +360,11 @@ impl Config {
             toml::Table::try_from(config).map_err(|error| Error::Invalid(format!("config as TOML: {error}")))
         };
         Ok(set::changed_keys(&table(self)?, &table(other)?))
+    }
+
+    /// The folder of the run or sweep: `runs/name`.
+    pub fn folder(&self) -> PathBuf {
+        Path::new(&self.runs).join(&self.name)
     }
 
     /// All keys with their values, as TOML from which [`Config::parse`] reads an equal configuration.

@@ -6,7 +6,6 @@ use crate::{Error, Result};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
-use std::path::Path;
 use toml::{Table, Value};
 
 /// Most trials of a sweep.
@@ -249,7 +248,7 @@ impl Config {
         base.sweep = SweepOptions::default();
         let failed = |error: String| Error::Invalid(format!("config as TOML: {error}"));
         let table = Table::try_from(&base).map_err(|error| failed(error.to_string()))?;
-        let folder = Path::new(&self.runs).join(&self.name).join(crate::layout::TRIALS);
+        let folder = self.folder().join(crate::layout::TRIALS);
         let mut trials = Vec::new();
         for (i, values) in sweep.combinations(&table)?.into_iter().enumerate() {
             let mut table = table.clone();

@@ -90,7 +90,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();
         FolderLock::check_free(folder).unwrap();
-        assert!(!folder.join(LOCK).exists(), "a question leaves nothing behind");
+        assert!(!folder.join(LOCK).exists(), "check_free creates no file");
         let held = FolderLock::take(folder).unwrap();
         assert_eq!(held.warning, None);
         for refused in [FolderLock::take(folder).map(drop), FolderLock::check_free(folder)] {

@@ -93,7 +93,7 @@ impl SweepFolder {
     /// Returns [`Error::Invalid`] if the folder has another configuration, [`Error::InUse`] if a program writes it that is no
     /// shard, and [`Error::Io`] if it can't be written.
     pub fn of_shards(config: &Config) -> Result<Self> {
-        let path = Path::new(&config.runs).join(&config.name);
+        let path = config.folder();
         let trials = path.join(TRIALS);
         fs::create_dir_all(&trials).map_err(Error::io(&trials))?;
         let lock = FolderLock::share(&path)?;

@@ -7,7 +7,7 @@ use crate::files::read_json;
 use crate::layout::{CHECKPOINT, SUMMARY, VALIDATION};
 use crate::run::{Status, Summary};
 use crate::tune::State;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use toml::Value;
 
 /// A run of a sweep.
@@ -31,7 +31,7 @@ impl Trial {
 
     /// Its run folder.
     pub fn folder(&self) -> PathBuf {
-        Path::new(&self.config.runs).join(&self.config.name)
+        self.config.folder()
     }
 
     /// Its name: the number with three digits.

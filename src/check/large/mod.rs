@@ -55,8 +55,8 @@ pub struct LargeResults {
     pub not_run: Vec<NotRun>,
 }
 
-/// Checks the op of this name, or [`STEP`], at the shapes of three Granite models of its kind of layer over the 8,166 rows of a step of 256
-/// reviews; `scale` divides all sizes except that of a head.
+/// Checks the op of this name, or [`STEP`], at the shapes of three Granite models that have it, over the 8,166 rows of a step
+/// of 256 reviews; `scale` divides all sizes except that of a head.
 ///
 /// # Errors
 /// Returns an error if the name is unknown or a device operation fails. Lack of memory is not an error but a case that

@@ -44,7 +44,7 @@ impl Order {
     pub(in crate::cli) fn check_folder(&self) -> gneiss::Result<()> {
         match &self.resume {
             Some((folder, _)) => FolderLock::check_free(folder),
-            None => FolderLock::check_free(&Path::new(&self.config.runs).join(&self.config.name)),
+            None => FolderLock::check_free(&self.config.folder()),
         }
     }
 }
@@ -97,7 +97,7 @@ impl RunArgs {
     /// The run that the configuration names, from its last checkpoint if it has one.
     fn resumed_if_there(&self, default: &Path) -> anyhow::Result<(Config, Option<(PathBuf, State)>)> {
         let config = self.configured(default)?;
-        let folder = Path::new(&config.runs).join(&config.name);
+        let folder = config.folder();
         if !folder.join(CHECKPOINT).is_file() {
             return Ok((config, None));
         }

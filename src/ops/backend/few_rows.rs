@@ -10,8 +10,10 @@ use rayon::prelude::*;
 use std::mem::MaybeUninit;
 use std::ops::RangeInclusive;
 
+/// Values of a vector.
+const VECTOR: usize = 16;
 /// Rows of x in a panel: three vectors.
-const PANEL: usize = 48;
+const PANEL: usize = 3 * VECTOR;
 /// Output features of a tile.
 const TILE: usize = 8;
 /// Values of a row that are multiplied before the next ones: a panel of them is 192 kB, and stays in the second-level cache.
@@ -72,7 +74,7 @@ impl<'a> FewRows<'a> {
                             let out = out.element(i * PANEL * n + feature);
                             let accumulate = accumulate || start > 0;
                             let to = Corner { out, stride: n, rows, accumulate };
-                            match rows.div_ceil(PANEL / 3) {
+                            match rows.div_ceil(VECTOR) {
                                 1 => multiply::<1>(panel, (weight, k), to),
                                 2 => multiply::<2>(panel, (weight, k), to),
                                 _ => multiply::<3>(panel, (weight, k), to),

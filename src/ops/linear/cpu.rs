@@ -1,4 +1,5 @@
-//! The layer on the CPU: by products of bf16, by those of few rows in f32, or by `gemm` in f32 or f64 with weights that are widened if they are f16 or bf16.
+//! The layer on the CPU: by products of bf16, by those of few rows in f32, or by `gemm` in f32 or f64 with weights that are widened if
+//! they are f16 or bf16.
 
 use super::{GroupedLinear, Linear, bf16};
 use crate::Result;
