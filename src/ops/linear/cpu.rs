@@ -5,8 +5,7 @@ use super::{GroupedLinear, Linear, bf16};
 use crate::Result;
 use crate::ops::backend::few_rows::FewRows;
 use crate::ops::cpu::{
-    self, Disjoint, Gemm, Mat, MatMut, Real, UninitBuffer, View, check_same_dtype, unsupported_dtype,
-    with_real,
+    self, Disjoint, Gemm, Mat, MatMut, Real, UninitBuffer, View, check_same_dtype, with_real,
 };
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
@@ -65,11 +64,11 @@ fn gemm_forward_into<T: Real>(
     let accumulate = bias.is_some();
     if let GemmWeight::Full(w) = &weight
         && let (Some(x), Some(w)) = (T::as_f32(x), T::as_f32(w))
-        && let Some(product) = FewRows::new(x, w, (m, n, k))
+        && let Some(product) = FewRows::forward(x, w, (m, n, k))
+        && let Some(y) = T::as_f32_output(out)
     {
-        let y = T::as_f32_output(out).ok_or_else(|| unsupported_dtype("linear", T::DTYPE))?;
         // SAFETY: with a bias `out` is initialised.
-        unsafe { product.write(y, accumulate) };
+        unsafe { product.write(1.0, y, accumulate) };
         return Ok(());
     }
     let y = Disjoint::new(out);
@@ -117,7 +116,18 @@ fn gemm_backward<T: Real>(layers: GroupedLinear, dy: &Tensor, scale: T) -> Resul
 /// Writes every element of `dx`, the gradient of the input.
 fn gemm_backward_into<T: Real>(weight: &Tensor, dy: &[T], scale: T, dx: &mut [MaybeUninit<T>]) -> Result<()> {
     let (n, k) = weight.dims2()?;
-    let (m, dy, dx) = (dx.len() / k.max(1), Mat::rows(dy, n), Disjoint::new(dx));
+    let m = dx.len() / k.max(1);
+    let weight = GemmWeight::<T>::new(weight)?;
+    if let GemmWeight::Full(w) = &weight
+        && let (Some(dy), Some(w)) = (T::as_f32(dy), T::as_f32(w))
+        && let Some(product) = FewRows::backward(dy, w, (m, n, k))
+        && let Some(dx) = T::as_f32_output(dx)
+    {
+        // SAFETY: the product replaces `dx`.
+        unsafe { product.write(scale.as_f64() as f32, dx, false) };
+        return Ok(());
+    }
+    let (dy, dx) = (Mat::rows(dy, n), Disjoint::new(dx));
     let product = |block: Range<usize>, w: &[T]| {
         let (size, a, b) = ((m, k, block.len()), dy.skip_columns(block.start), Mat::rows(w, k));
         let product = Gemm { size, a, b, scale, accumulate: block.start > 0, parallel: true };
@@ -125,7 +135,7 @@ fn gemm_backward_into<T: Real>(weight: &Tensor, dy: &[T], scale: T, dx: &mut [Ma
         // element, and the others run after it.
         unsafe { cpu::gemm(&product, MatMut::from_raw(dx.element(0), k)) };
     };
-    match &GemmWeight::<T>::new(weight)? {
+    match &weight {
         GemmWeight::Full(w) => product(0..n, w),
         GemmWeight::Half(w) => {
             for start in (0..n.max(1)).step_by(4 * WIDENED_ROWS) {
