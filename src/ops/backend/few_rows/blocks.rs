@@ -1,7 +1,10 @@
 //! How a product is cut: tasks of columns, blocks of the weight, panels of a block.
 
-use super::{COLUMNS, DEPTH, FewRows, PANELS, WeightRows};
+use super::{COLUMNS, FewRows, PANELS, WeightRows};
 use std::ops::Range;
+
+/// Terms of a sum in a panel: 128 times 64 values are 32 kB.
+pub(super) const DEPTH: usize = 128;
 
 /// A part of the weight: columns of the output, and terms of their sums.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! What a task does, with AVX-512.
 
-use super::blocks::WeightBlock;
-use super::{COLUMNS, DEPTH, FewRows, Output, PANELS, WeightRows};
+use super::blocks::{DEPTH, WeightBlock};
+use super::{COLUMNS, FewRows, Output, PANELS, WeightRows};
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;

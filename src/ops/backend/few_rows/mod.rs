@@ -31,8 +31,6 @@ use std::ops::RangeInclusive;
 
 /// Columns of the output in a panel: four vectors.
 const COLUMNS: usize = 64;
-/// Terms of a sum in a panel: 128 times 64 values are 32 kB.
-const DEPTH: usize = 128;
 /// Panels of a block.
 const PANELS: usize = 4;
 
