@@ -47,8 +47,8 @@ impl WeightRows {
     /// Rows of x with which `gemm` is slower. With fewer a panel is used too seldom to be worth its packing.
     fn few(self) -> RangeInclusive<usize> {
         match self {
-            Self::Columns => 2..=400,
-            Self::Terms => 8..=256,
+            Self::Columns => 2..=300,
+            Self::Terms => 8..=200,
         }
     }
 }

@@ -18,8 +18,8 @@ const SIZES: [(usize, usize, usize); 9] = [
     (31, 100, 515),
     (48, 136, 1040),
     (97, 264, 1500),
-    (256, 40, 3000),
-    (400, 323, 67),
+    (200, 40, 3000),
+    (300, 323, 67),
 ];
 
 /// Writes a product over old values and compares it with sums in f64. `term(row, column, i)` are the factors of term i.
@@ -92,11 +92,11 @@ fn a_sum_does_not_depend_on_the_rows() {
 
 #[test]
 fn other_sizes_are_left_to_gemm() {
-    let (x, w) = (numbers(401 * 64, 1), numbers(64 * 64, 2));
-    for (m, n, k) in [(1, 64, 64), (401, 64, 64), (24, 31, 64), (24, 64, 0)] {
+    let (x, w) = (numbers(301 * 64, 1), numbers(64 * 64, 2));
+    for (m, n, k) in [(1, 64, 64), (301, 64, 64), (24, 31, 64), (24, 64, 0)] {
         assert!(FewRows::forward(&x[..m * k], &w[..n * k], (m, n, k)).is_none(), "{m} x {n} x {k} forward");
     }
-    for (m, n, k) in [(7, 64, 64), (257, 64, 64), (24, 64, 31), (24, 0, 64)] {
+    for (m, n, k) in [(7, 64, 64), (201, 64, 64), (24, 64, 31), (24, 0, 64)] {
         assert!(FewRows::backward(&x[..m * n], &w[..n * k], (m, n, k)).is_none(), "{m} x {n} x {k} backward");
     }
     assert!(
