@@ -1,13 +1,10 @@
-//! How a product is cut: tasks of columns, blocks of the weight, panels of a block.
+//! How a product is cut: blocks of the weight, and panels of a block.
 
-use super::{COLUMNS, FewRows, PANELS, WeightRows};
+use super::{COLUMNS, DEPTH, FewRows, WeightRows};
 use std::ops::Range;
 
-/// Terms of a sum in a panel: 128 times 64 values are 32 kB.
-pub(super) const DEPTH: usize = 128;
-
 /// A part of the weight: columns of the output, and terms of their sums.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(super) struct WeightBlock {
     pub(super) columns: Range<usize>,
     pub(super) depth: Range<usize>,
@@ -20,7 +17,7 @@ impl WeightBlock {
     }
 
     /// The block that is multiplied after this one: the next terms of the same columns, or the first ones of as many columns
-    /// behind them, which a task of the same thread often has. Without columns after the last one.
+    /// behind them, which the thread often computes next. After the last columns a block without any.
     pub(super) fn next(&self, product: FewRows) -> Self {
         let (_, columns, depth) = product.size;
         if self.depth.end < depth {
@@ -30,11 +27,7 @@ impl WeightBlock {
     }
 
     fn deeper(&self, product: FewRows) -> Self {
-        let terms = match product.weight_rows {
-            WeightRows::Columns => PANELS * DEPTH,
-            WeightRows::Terms => DEPTH,
-        };
-        let start = self.depth.end;
+        let (start, terms) = (self.depth.end, product.weight_rows.block().1);
         Self { columns: self.columns.clone(), depth: start..(start + terms).min(product.size.2) }
     }
 
@@ -50,11 +43,25 @@ impl WeightBlock {
         })
     }
 
-    /// Rows of the weight, and values of each.
-    pub(super) fn in_memory(&self, weight_rows: WeightRows) -> (Range<usize>, Range<usize>) {
-        match weight_rows {
-            WeightRows::Columns => (self.columns.clone(), self.depth.clone()),
-            WeightRows::Terms => (self.depth.clone(), self.columns.clone()),
-        }
+    /// Where it lies in memory.
+    pub(super) fn source(&self, product: FewRows) -> WeightPart {
+        let (_, columns, depth) = product.size;
+        let (rows, values, stride) = match product.weight_rows {
+            WeightRows::Columns => (&self.columns, &self.depth, depth),
+            WeightRows::Terms => (&self.depth, &self.columns, columns),
+        };
+        let first = product.weight.as_ptr().wrapping_add(rows.start * stride + values.start);
+        WeightPart { first, stride, rows: rows.len(), values: values.len() }
     }
+}
+
+/// Rows of the weight, or a part of each.
+#[derive(Clone, Copy)]
+pub(super) struct WeightPart {
+    pub(super) first: *const f32,
+    /// Elements from a row to the next one.
+    pub(super) stride: usize,
+    pub(super) rows: usize,
+    /// Of each row.
+    pub(super) values: usize,
 }

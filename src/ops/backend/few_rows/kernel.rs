@@ -1,7 +1,7 @@
 //! What a task does, with AVX-512.
 
-use super::blocks::{DEPTH, WeightBlock};
-use super::{COLUMNS, FewRows, Output, PANELS, WeightRows};
+use super::blocks::{WeightBlock, WeightPart};
+use super::{COLUMNS, DEPTH, FewRows, Output, PANELS, WeightRows};
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -43,7 +43,7 @@ pub(super) unsafe fn write_columns(product: FewRows, columns: Range<usize>, out:
             unsafe { pack(product, &part, panel(i)) };
         }
         let next = block.next(product);
-        let mut ahead = Ahead::new(product, &next, parts.clone().count() * m.div_ceil(ROWS));
+        let mut ahead = Ahead::new(next.source(product), parts.clone().count() * m.div_ceil(ROWS));
         for (i, part) in parts {
             // SAFETY: packed above; the rest is the caller's promise.
             unsafe { multiply_panel(product, &part, panel(i), out, &mut ahead) };
@@ -61,33 +61,26 @@ pub(super) unsafe fn write_columns(product: FewRows, columns: Range<usize>, out:
 /// The CPU has AVX-512; the weight has the panel's values; `to` has room for them, and begins a line of the cache.
 #[target_feature(enable = "avx512f,avx512vl")]
 unsafe fn pack(product: FewRows, part: &WeightBlock, to: *mut f32) {
-    let (rows, values) = part.in_memory(product.weight_rows);
-    let (_, columns, depth) = product.size;
+    let from = part.source(product);
     // SAFETY: the caller's promise.
     unsafe {
         match product.weight_rows {
-            WeightRows::Terms => {
-                let from = product.weight.as_ptr().add(rows.start * columns + values.start);
-                copy_rows((from, columns), rows.len(), values.len(), to);
-            }
-            WeightRows::Columns => {
-                let from = product.weight.as_ptr().add(rows.start * depth + values.start);
-                transpose_rows((from, depth), rows.len(), values.len(), to);
-            }
+            WeightRows::Terms => copy_rows(from, to),
+            WeightRows::Columns => transpose_rows(from, to),
         }
     }
 }
 
 /// # Safety
-/// As for [`pack`]: `from` has `rows` rows of `n` values, `stride` elements apart.
+/// As for [`pack`].
 #[target_feature(enable = "avx512f,avx512vl")]
-unsafe fn copy_rows((from, stride): (*const f32, usize), rows: usize, n: usize, to: *mut f32) {
-    for row in 0..rows {
+unsafe fn copy_rows(from: WeightPart, to: *mut f32) {
+    for row in 0..from.rows {
         for j in 0..VECTORS {
             // SAFETY: values that the mask leaves out are not read, and the row has the others.
             unsafe {
-                let from = from.wrapping_add(row * stride + j * VECTOR);
-                let values = _mm512_maskz_loadu_ps(mask(n, j), from);
+                let first = from.first.wrapping_add(row * from.stride + j * VECTOR);
+                let values = _mm512_maskz_loadu_ps(mask(from.values, j), first);
                 _mm512_store_ps(to.add(row * COLUMNS + j * VECTOR), values);
             }
         }
@@ -95,23 +88,23 @@ unsafe fn copy_rows((from, stride): (*const f32, usize), rows: usize, n: usize, 
 }
 
 /// # Safety
-/// As for [`pack`]: `from` has `columns` rows of `n` values, `stride` elements apart.
+/// As for [`pack`]; the rows are columns of the panel.
 #[target_feature(enable = "avx512f,avx512vl")]
-unsafe fn transpose_rows((from, stride): (*const f32, usize), columns: usize, n: usize, to: *mut f32) {
-    let (whole_columns, whole) = (columns / VECTOR * VECTOR, n / VECTOR * VECTOR);
-    for column in (0..whole_columns).step_by(VECTOR) {
+unsafe fn transpose_rows(from: WeightPart, to: *mut f32) {
+    let WeightPart { first, stride, rows, values } = from;
+    let (whole_rows, whole) = (rows / VECTOR * VECTOR, values / VECTOR * VECTOR);
+    for row in (0..whole_rows).step_by(VECTOR) {
         for i in (0..whole).step_by(VECTOR) {
             // SAFETY: 16 rows have 16 values from here.
-            unsafe { transpose((from.add(column * stride + i), stride), to.add(i * COLUMNS + column)) };
+            unsafe { transpose((first.add(row * stride + i), stride), to.add(i * COLUMNS + row)) };
         }
     }
-    for i in 0..n {
-        let first = if i < whole { whole_columns } else { 0 };
-        for column in first..COLUMNS {
-            // SAFETY: the row and the value exist if the column does; the panel has the place.
+    for i in 0..values {
+        for row in if i < whole { whole_rows } else { 0 }..COLUMNS {
+            // SAFETY: the value exists if the row does; the panel has the place.
             unsafe {
-                let value = if column < columns { *from.add(column * stride + i) } else { 0.0 };
-                *to.add(i * COLUMNS + column) = value;
+                let value = if row < rows { *first.add(row * stride + i) } else { 0.0 };
+                *to.add(i * COLUMNS + row) = value;
             }
         }
     }
@@ -222,7 +215,7 @@ impl Tile {
         let mut fetch = *ahead;
         for k in 0..self.terms {
             if k % FETCH == 0 {
-                fetch.lines();
+                fetch.fetch();
             }
             let mut panel = [_mm512_setzero_ps(); VECTORS];
             for j in 0..VECTORS {
@@ -272,27 +265,22 @@ struct Ahead {
     /// The next line of the row, and how many are left in all.
     next: usize,
     left: usize,
-    /// How many are fetched at a time, so that all are in `tiles` tiles.
+    /// How many are fetched at a time.
     at_a_time: usize,
 }
 
 impl Ahead {
-    fn new(product: FewRows, block: &WeightBlock, tiles: usize) -> Self {
-        let (_, columns, depth) = product.size;
-        let stride = match product.weight_rows {
-            WeightRows::Columns => depth,
-            WeightRows::Terms => columns,
-        };
-        let (rows, values) = block.in_memory(product.weight_rows);
-        let lines = values.len().div_ceil(VECTOR);
-        let left = rows.len() * lines;
-        let row = product.weight.as_ptr().wrapping_add(rows.start * stride + values.start);
-        Self { row, stride, lines, next: 0, left, at_a_time: left.div_ceil(tiles * DEPTH / FETCH) }
+    /// Of a block that is to be fetched during `tiles` tiles.
+    fn new(block: WeightPart, tiles: usize) -> Self {
+        let lines = block.values.div_ceil(VECTOR);
+        let left = block.rows * lines;
+        let at_a_time = left.div_ceil(tiles * DEPTH / FETCH);
+        Self { row: block.first, stride: block.stride, lines, next: 0, left, at_a_time }
     }
 
     /// Fetches some lines into the second-level cache.
     #[inline(always)]
-    fn lines(&mut self) {
+    fn fetch(&mut self) {
         for _ in 0..self.at_a_time.min(self.left) {
             // SAFETY: a fetch reads nothing that the program sees, and does not fault.
             unsafe { _mm_prefetch::<_MM_HINT_T1>(self.row.wrapping_add(self.next * VECTOR).cast()) };

@@ -31,6 +31,8 @@ use std::ops::RangeInclusive;
 
 /// Columns of the output in a panel: four vectors.
 const COLUMNS: usize = 64;
+/// Terms of a sum in a panel: 128 times 64 values are 32 kB.
+const DEPTH: usize = 128;
 /// Panels of a block.
 const PANELS: usize = 4;
 
@@ -49,6 +51,14 @@ impl WeightRows {
         match self {
             Self::Columns => 2..=300,
             Self::Terms => 8..=200,
+        }
+    }
+
+    /// The most columns and terms of a block.
+    fn block(self) -> (usize, usize) {
+        match self {
+            Self::Columns => (COLUMNS, PANELS * DEPTH),
+            Self::Terms => (PANELS * COLUMNS, DEPTH),
         }
     }
 }
@@ -81,7 +91,7 @@ impl<'a> FewRows<'a> {
 
     fn checked(self) -> Option<Self> {
         let (m, columns, depth) = self.size;
-        // A panel with fewer columns than half of its own would multiply mostly zeros.
+        // With fewer than half of its columns a panel would be mostly zeros.
         let is_better = self.weight_rows.few().contains(&m) && columns >= COLUMNS / 2 && depth > 0;
         let is_complete = self.x.len() == m * depth && self.weight.len() == columns * depth;
         (is_better && is_complete && has_instructions()).then_some(self)
@@ -109,12 +119,8 @@ impl<'a> FewRows<'a> {
 
     /// Columns of a task: those of a block, or fewer if there were too few tasks for all threads.
     fn task_columns(self) -> usize {
-        let block = match self.weight_rows {
-            WeightRows::Columns => COLUMNS,
-            WeightRows::Terms => PANELS * COLUMNS,
-        };
         let a_thread = self.size.1 / rayon::current_num_threads() / COLUMNS * COLUMNS;
-        block.min(a_thread.max(COLUMNS))
+        self.weight_rows.block().0.min(a_thread.max(COLUMNS))
     }
 }
 
