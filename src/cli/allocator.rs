@@ -1,6 +1,15 @@
-//! The program's allocator: the system's, with large buffers on whole cache lines.
+//! The program's allocator: large buffers are the system's, on whole cache lines; small ones are mimalloc's where the system
+//! has glibc.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+
+/// Of small buffers. glibc has one arena here ([`keep_freed_memory`](super::process::keep_freed_memory)), which all threads lock: two
+/// of them tokenized half as fast as one. With several arenas they do not wait, but the freed large buffers of one arena are lost to
+/// the others, and a step's peak memory grows by up to a quarter (LOG.md, 2026-11-30).
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const SMALL: mimalloc::MiMalloc = mimalloc::MiMalloc;
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+const SMALL: System = System;
 
 /// Bytes of a cache line, and of the widest vector.
 const LINE: usize = 64;
@@ -60,7 +69,7 @@ unsafe fn start_of(line: *mut u8) -> *mut u8 {
     unsafe { line.sub(ADDRESS).cast::<*mut u8>().read() }
 }
 
-// SAFETY: a buffer is the system's, or for large ones a part of one of the system's with the requested size and a
+// SAFETY: a buffer is one of `SMALL`, or for large ones a part of one of the system's with the requested size and a
 // stricter alignment; the layout alone decides between the two.
 unsafe impl GlobalAlloc for WholeLines {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -68,7 +77,7 @@ unsafe impl GlobalAlloc for WholeLines {
         unsafe {
             match padded(layout) {
                 Some(padded) if is_large(layout) => line_of(System.alloc(padded)),
-                _ => System.alloc(layout),
+                _ => SMALL.alloc(layout),
             }
         }
     }
@@ -78,7 +87,7 @@ unsafe impl GlobalAlloc for WholeLines {
         unsafe {
             match padded(layout) {
                 Some(padded) if is_large(layout) => line_of(System.alloc_zeroed(padded)),
-                _ => System.alloc_zeroed(layout),
+                _ => SMALL.alloc_zeroed(layout),
             }
         }
     }
@@ -88,7 +97,7 @@ unsafe impl GlobalAlloc for WholeLines {
         unsafe {
             match padded(layout) {
                 Some(padded) if is_large(layout) => System.dealloc(start_of(buffer), padded),
-                _ => System.dealloc(buffer, layout),
+                _ => SMALL.dealloc(buffer, layout),
             }
         }
     }
@@ -99,7 +108,7 @@ unsafe impl GlobalAlloc for WholeLines {
         // buffer.
         unsafe {
             match (is_large(layout), is_large(resized), padded(layout), padded(resized)) {
-                (false, false, ..) => System.realloc(buffer, layout, size),
+                (false, false, ..) => SMALL.realloc(buffer, layout, size),
                 (true, true, Some(before), Some(after)) => {
                     let start = start_of(buffer);
                     let shift = buffer.addr() - start.addr();
