@@ -16,8 +16,8 @@ impl WeightBlock {
         Self { columns, depth: 0..0 }.deeper(product)
     }
 
-    /// The block that is multiplied after this one: the next terms of the same columns, or the first ones of as many columns
-    /// behind them, which the thread often computes next. After the last columns a block without any.
+    /// The block that is multiplied after this one: the next terms of the same columns, or else the first terms of as many
+    /// columns after them, which the same thread often computes next. It is empty after the last columns.
     pub(super) fn next(&self, product: FewRows) -> Self {
         let (_, columns, depth) = product.size;
         if self.depth.end < depth {
