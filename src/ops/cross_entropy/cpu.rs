@@ -18,7 +18,8 @@ pub(super) fn forward(logits: &Tensor, labels: IndexView, softmax: Softmax) -> R
             let lse = log_sum_exp(&row[..vocab], T::nearest(scale), fma);
             (lse - scale * row[label as usize].as_f64(), lse)
         });
-        let (nll, lse): (Vec<f64>, Vec<f64>) = z.par_chunks(width).zip(labels.host()).map(losses).unzip();
+        let losses: Vec<_> = z.par_chunks(width).zip(labels.host()).map(losses).collect();
+        let (nll, lse): (Vec<f64>, Vec<f64>) = losses.into_iter().unzip();
         Ok(TokenLosses { nll: cpu::tensor(nll, rows)?, lse: cpu::tensor(lse, rows)? })
     })
 }

@@ -35,8 +35,8 @@ pub(super) fn forward(student: &Tensor, teacher: &Tensor, softmax: Softmax) -> R
             let kl = divergence(student, teacher, LogSoftmax { scale, student_lse, teacher_lse }, fma);
             (kl, (of_student, of_teacher))
         });
-        let (kl, (student_lse, teacher_lse)): (Vec<f64>, (Vec<f64>, Vec<f64>)) =
-            student.par_chunks(width).zip(teacher.par_chunks(width)).map(of_row).unzip();
+        let of_rows: Vec<_> = student.par_chunks(width).zip(teacher.par_chunks(width)).map(of_row).collect();
+        let (kl, (student_lse, teacher_lse)): (Vec<f64>, (Vec<f64>, Vec<f64>)) = of_rows.into_iter().unzip();
         Ok(Divergences {
             kl: cpu::tensor(kl, rows)?,
             student_lse: cpu::tensor(student_lse, rows)?,

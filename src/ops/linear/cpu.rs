@@ -8,7 +8,6 @@ use crate::ops::cpu::{
     self, Disjoint, Gemm, Mat, MatMut, Real, UninitBuffer, View, check_same_dtype, with_real,
 };
 use candle_core::{DType, Tensor};
-use rayon::prelude::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -84,7 +83,7 @@ fn gemm_forward_into<T: Real>(
     };
     match &weight {
         GemmWeight::Full(w) => product(0..n, w, true),
-        GemmWeight::Half(w) => (0..n.div_ceil(WIDENED_ROWS)).into_par_iter().for_each(|i| {
+        GemmWeight::Half(w) => cpu::par_tasks(n.div_ceil(WIDENED_ROWS), &|i| {
             let block = i * WIDENED_ROWS..((i + 1) * WIDENED_ROWS).min(n);
             product(block.clone(), &w.widen::<T>(block.start * k..block.end * k), false);
         }),

@@ -17,7 +17,6 @@ use bf16_heads::Bf16Heads;
 use candle_core::{DType, Tensor};
 use products::{Direction, HeadBlock, HeadMatrices, HeadProducts, QkvSlices, submatrix};
 use query_blocks::{LANES, SegmentRun, blocks, runs};
-use rayon::prelude::*;
 use real_heads::RealHeads;
 
 /// Opens the tensors of `$inputs` as [`QkvSlices`] of `$T` for `$body`.
@@ -80,7 +79,7 @@ fn forward_in<T: Real, P: HeadProducts<T>>(
     let mut lse = UninitBuffer::<T>::new(queries * shape.heads);
     with_slices!(inputs, P::Operand, slices => {
         let outputs = (Disjoint::new(out.as_slice()), Disjoint::new(lse.as_slice()));
-        (0..runs.len() * shape.kv_heads).into_par_iter().for_each(|task| {
+        cpu::par_tasks(runs.len() * shape.kv_heads, &|task| {
             let (run, kv_head) = (&runs[task / shape.kv_heads], task % shape.kv_heads);
             forward_task::<T, P>(shape, &slices, &inputs.segments[run.segments.clone()], (run, kv_head), outputs);
         });

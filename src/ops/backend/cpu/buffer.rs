@@ -124,12 +124,23 @@ pub(crate) fn rows_per_task(width: usize) -> usize {
 /// Calls `f(first_row, rows, fma)` for parts of `out`, which has rows of `width` elements, in parallel.
 pub(crate) fn par_rows<T: Send>(out: &mut [T], width: usize, f: impl Fn(usize, &mut [T], Fma) + Sync) {
     let rows = rows_per_task(width);
-    out.par_chunks_mut((rows * width).max(1)).enumerate().for_each(|(i, chunk)| {
+    par_chunks(out, rows * width, &|i, chunk| {
         simd(
             #[inline(always)]
             |fma| f(i * rows, chunk, fma),
         )
     });
+}
+
+/// Calls `f(i, chunk)` for chunks of `len` elements, in parallel. `f` is no type parameter, so that rayon's code is compiled
+/// once for a type of elements, not again for every loop.
+fn par_chunks<T: Send>(out: &mut [T], len: usize, f: &(dyn Fn(usize, &mut [T]) + Sync)) {
+    out.par_chunks_mut(len.max(1)).enumerate().for_each(|(i, chunk)| f(i, chunk));
+}
+
+/// Calls `f(i)` for i below `n`, in parallel. `f` is no type parameter, as in `par_chunks`.
+pub(crate) fn par_tasks(n: usize, f: &(dyn Fn(usize) + Sync)) {
+    (0..n).into_par_iter().for_each(f);
 }
 
 /// A buffer that parallel tasks write, each at elements of its own.

@@ -129,7 +129,7 @@ fn write_states<T: Real>(pass: &Pass<T>, memory: &StateMemory<T>) {
                 .any(|block| pass.plan.chunks[block.chunks.clone()].iter().any(|chunk| chunk.is_start))
         };
         let runs: Vec<usize> = level.iter().filter(has_state).copied().collect();
-        (0..runs.len() * pass.slices.len()).into_par_iter().for_each(|task| {
+        cpu::par_tasks(runs.len() * pass.slices.len(), &|task| {
             let (run, slice) = (runs[task / pass.slices.len()], &pass.slices[task % pass.slices.len()]);
             let (mut x, mut u) = (Vec::new(), Vec::new());
             for block in &pass.plan.blocks[pass.plan.runs[run].blocks.clone()] {
@@ -159,7 +159,7 @@ impl<T: Real> BackwardPass<'_, T> {
     fn run_levels(&self) {
         let slices = &self.pass.slices;
         for level in self.pass.plan.levels.iter().rev() {
-            (0..level.len() * slices.len()).into_par_iter().for_each(|task| {
+            cpu::par_tasks(level.len() * slices.len(), &|task| {
                 self.run(level[task / slices.len()], &slices[task % slices.len()]);
             });
         }

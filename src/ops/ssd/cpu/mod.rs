@@ -13,10 +13,9 @@ mod triangle;
 
 use super::{SsdGradients, SsdInputs, SsdOutput, SsdShape, SsdWeights};
 use crate::Result;
-use crate::ops::cpu::{Disjoint, Real, StorageFloat, UninitBuffer, with_real, with_storage};
+use crate::ops::cpu::{self, Disjoint, Real, StorageFloat, UninitBuffer, with_real, with_storage};
 use candle_core::Tensor;
 use pass::Pass;
-use rayon::prelude::*;
 use states::StateMemory;
 
 pub(super) fn forward(inputs: SsdInputs, shape: &SsdShape, weights: &SsdWeights) -> Result<SsdOutput> {
@@ -38,7 +37,7 @@ fn forward_in<T: Real, O: StorageFloat<T>>(pass: &Pass<T>) -> Result<SsdOutput> 
             slots: plan.chunks.iter().map(|chunk| chunk.forward_slot).collect(),
         };
         for level in &plan.levels {
-            (0..level.len() * pass.slices.len()).into_par_iter().for_each(|task| {
+            cpu::par_tasks(level.len() * pass.slices.len(), &|task| {
                 let (run, slice) = (level[task / pass.slices.len()], task % pass.slices.len());
                 // SAFETY: a task writes the rows of its run in the columns of its heads, and the states of its run's chunks in the
                 // rows of its heads; it reads those of lower levels, which are complete.

@@ -4,13 +4,12 @@ use super::super::plan::CHUNK;
 use super::backward::BackwardPass;
 use super::operand::{Operand, ProductRows, multiply};
 use crate::ops::cpu::{self, Real};
-use rayon::prelude::*;
 
 impl<T: Real> BackwardPass<'_, T> {
     /// Adds up the slices' gradients of B and C, and writes them.
     pub(super) fn add_slices(&self) {
         let (pass, n) = (self.pass, self.pass.shape.state);
-        (0..pass.plan.chunks.len()).into_par_iter().for_each(|chunk| {
+        cpu::par_tasks(pass.plan.chunks.len(), &|chunk| {
             let rows = &pass.plan.chunks[chunk].rows;
             for group in 0..pass.shape.groups {
                 let gradients = self.group_sides(chunk, group);
