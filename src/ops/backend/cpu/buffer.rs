@@ -134,7 +134,7 @@ pub(crate) fn par_rows<T: Send>(out: &mut [T], width: usize, f: impl Fn(usize, &
 
 /// Calls `f(i, chunk)` for chunks of `len` elements, in parallel. `f` is no type parameter, so that rayon's code is compiled
 /// once for a type of elements, not again for every loop.
-fn par_chunks<T: Send>(out: &mut [T], len: usize, f: &(dyn Fn(usize, &mut [T]) + Sync)) {
+pub(crate) fn par_chunks<T: Send>(out: &mut [T], len: usize, f: &(dyn Fn(usize, &mut [T]) + Sync)) {
     out.par_chunks_mut(len.max(1)).enumerate().for_each(|(i, chunk)| f(i, chunk));
 }
 

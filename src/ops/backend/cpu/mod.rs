@@ -14,7 +14,8 @@ mod storage;
 mod vectors;
 
 pub(crate) use buffer::{
-    Disjoint, UninitBuffer, View, assume_init, in_place, par_rows, par_tasks, rows_per_task, tensor,
+    Disjoint, UninitBuffer, View, assume_init, in_place, par_chunks, par_rows, par_tasks, rows_per_task,
+    tensor,
 };
 pub(crate) use gemm::{Gemm, gemm};
 pub(crate) use matrix::{Mat, MatMut};

@@ -9,7 +9,6 @@ use super::states::StateMemory;
 use crate::Result;
 use crate::ops::cpu::{self, Disjoint, Real, StoredSlice, UninitBuffer, View};
 use candle_core::Tensor;
-use rayon::prelude::*;
 use std::ops::Range;
 
 /// What the tasks of a backward pass read and write.
@@ -314,8 +313,8 @@ impl<T: Real> BackwardPass<'_, T> {
     fn given_gradients(&self) -> Vec<T> {
         let n = self.pass.shape.state;
         let mut sums = vec![T::zero(); self.pass.given.len()];
-        sums.par_chunks_mut(self.pass.state_len().max(1)).enumerate().for_each(|(i, sums)| {
-            sums.par_chunks_mut((256 * n).max(1)).enumerate().for_each(|(part, sum)| {
+        cpu::par_chunks(&mut sums, self.pass.state_len(), &|i, sums| {
+            cpu::par_chunks(sums, 256 * n, &|part, sum| {
                 let first = part * 256 * n;
                 self.add_state_gradients(StateSource::Given(i), first..first + sum.len(), sum);
             });
