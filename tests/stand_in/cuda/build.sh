@@ -18,7 +18,7 @@ kernels() {
     local out=$folder/kernels_$1.so
     if newer "$out" kernels; then
         "$compiler" -std=c++17 -O1 -fPIC -shared -Wall -Werror -include kernels/emulated.h "-DELEMENT_$1" -x c++ kernels/*.cu \
-            -o "$out.part"
+            kernels/emulated/emulate.cpp -o "$out.part"
         mv "$out.part" "$out"
     fi
 }

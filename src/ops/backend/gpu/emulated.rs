@@ -6,6 +6,7 @@ use crate::{Error, Result};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, DType, Device, Shape, Storage, Tensor};
 use libloading::Library;
+use rayon::prelude::*;
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -90,20 +91,32 @@ fn name(element: DType) -> &'static str {
     }
 }
 
-/// Compiles kernel files for one dtype into a library of its own.
-pub(crate) fn compile(files: &[PathBuf], element: DType, out: &Path) -> Library {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+/// Compiles kernel files for one dtype into a library of its own, which stays in `folder`.
+pub(crate) fn compile(files: &[PathBuf], element: DType, folder: &Path) -> Library {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
-    let mut command = Command::new(&compiler);
-    command.args(["-std=c++17", "-O1", "-fPIC", "-shared", "-Wall", "-Werror", "-include"]);
-    command.arg(root.join("kernels/emulated.h")).arg(format!("-D{}", name(element)));
-    command.args(["-x", "c++"]).args(files).arg("-o").arg(out);
-    let ran = command
-        .output()
-        .unwrap_or_else(|e| panic!("{compiler}: {e}; the kernels' tests need a C++ compiler"));
-    assert!(ran.status.success(), "{compiler}: {}", String::from_utf8_lossy(&ran.stderr));
+    let run = |command: &mut Command| {
+        let ran = command
+            .output()
+            .unwrap_or_else(|e| panic!("{compiler}: {e}; the kernels' tests need a C++ compiler"));
+        assert!(ran.status.success(), "{compiler}: {}", String::from_utf8_lossy(&ran.stderr));
+    };
+    // As many at a time as there are cores.
+    let host = root.join("emulated/emulate.cpp");
+    let files: Vec<&PathBuf> = files.iter().chain([&host]).collect();
+    let objects = files.par_iter().map(|file| {
+        let object = folder.join(file.file_name().expect("a kernel's file")).with_extension("o");
+        let mut command = Command::new(&compiler);
+        command.args(["-std=c++17", "-O1", "-fPIC", "-Wall", "-Werror", "-include"]);
+        command.arg(root.join("emulated.h")).arg(format!("-D{}", name(element)));
+        run(command.args(["-x", "c++", "-c"]).arg(file).arg("-o").arg(&object));
+        object
+    });
+    let objects: Vec<PathBuf> = objects.collect();
+    let library = folder.join("kernels.so");
+    run(Command::new(&compiler).arg("-shared").args(&objects).arg("-o").arg(&library));
     // SAFETY: the library was just made from this project's kernels; its initialisers fill a table of names.
-    unsafe { Library::new(out) }.unwrap_or_else(|e| panic!("{}: {e}", out.display()))
+    unsafe { Library::new(&library) }.unwrap_or_else(|e| panic!("{}: {e}", library.display()))
 }
 
 fn library(element: DType) -> &'static Library {
@@ -118,7 +131,7 @@ fn library(element: DType) -> &'static Library {
         files.sort();
         let out = tempfile::tempdir().expect("a folder for the library");
         // An open library does not need its file.
-        Box::leak(Box::new(compile(&files, element, &out.path().join("kernels.so"))))
+        Box::leak(Box::new(compile(&files, element, out.path())))
     })
 }
 
@@ -217,7 +230,7 @@ mod tests {
     fn faults_are_found_in_every_order() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = [Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/emulator/faults.cu")];
-        let library = compile(&file, DType::BF16, &folder.path().join("faults.so"));
+        let library = compile(&file, DType::BF16, folder.path());
         for order in [0, 1, 7] {
             let message = |name, width, blocks| run(&library, name, width, blocks, order);
             assert_eq!(message("fault_none", 64, 1), "");
