@@ -12,8 +12,11 @@ use std::sync::Mutex;
 
 const ELEMENTS: [&str; 3] = ["F32", "BF16", "F16"];
 
-/// Compute capabilities that get machine code, without the dot; the last two need CUDA 12.8 or newer.
-const ARCHITECTURES: [&str; 5] = ["80", "89", "90", "100", "120"];
+/// Compute capabilities without the dot: that of the PTX, and those that get machine code of it; 10.0 and 12.0 need CUDA
+/// 12.8 or newer. Machine code for 8.9 and 12.0 is the same whether it is made of their own PTX or of this, which takes
+/// longer to make than the machine code (LOG.md, 2026-11-30).
+const ARCHITECTURES: [(&str, &[&str]); 3] =
+    [("80", &["80", "89"]), ("90", &["90"]), ("100", &["100", "120"])];
 
 fn main() {
     println!("cargo:rerun-if-changed=kernels");
@@ -33,7 +36,7 @@ fn main() {
         env::var("CUDA_COMPUTE_CAP").unwrap_or_else(|_| "the GPU of the machine that built it".into());
     println!("cargo:rustc-env=GNEISS_CANDLE_CUDA_TARGET={candles}");
     let nvcc = nvcc();
-    let (architectures, next) = (architectures(&nvcc), Mutex::new(work.iter()));
+    let (targets, next) = (targets(&nvcc), Mutex::new(work.iter()));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..threads {
@@ -42,7 +45,7 @@ fn main() {
                     let Some((file, element)) = next.lock().expect("no compilation panics").next() else {
                         break;
                     };
-                    compile(&nvcc, &architectures, file, element, &out);
+                    compile(&nvcc, &targets, file, element, &out);
                 }
             });
         }
@@ -79,20 +82,27 @@ fn nvcc() -> PathBuf {
     found.unwrap_or_else(|| "nvcc".into())
 }
 
-/// Those of [`ARCHITECTURES`] that this nvcc knows.
-fn architectures(nvcc: &Path) -> Vec<&'static str> {
+/// Values of `-gencode` for those of [`ARCHITECTURES`] that this nvcc knows, and PTX of 8.0.
+fn targets(nvcc: &Path) -> Vec<String> {
     let ran =
         Command::new(nvcc).arg("--list-gpu-arch").output().unwrap_or_else(|error| missing(nvcc, &error));
     let known = String::from_utf8_lossy(&ran.stdout);
-    let known: Vec<&str> = known.lines().map(str::trim).collect();
-    let found: Vec<_> =
-        ARCHITECTURES.into_iter().filter(|a| known.contains(&format!("compute_{a}").as_str())).collect();
+    let known: Vec<&str> = known.lines().filter_map(|line| line.trim().strip_prefix("compute_")).collect();
     assert!(
-        found.contains(&"80"),
+        known.contains(&"80"),
         "{} --list-gpu-arch: expected compute_80 in the list, found {known:?}; use CUDA 11.4 or newer",
         nvcc.display()
     );
-    found
+    let mut targets = Vec::new();
+    for (ptx, machines) in ARCHITECTURES {
+        let machines = machines.iter().filter(|machine| known.contains(machine));
+        let mut code: Vec<String> = machines.map(|machine| format!("sm_{machine}")).collect();
+        code.extend((ptx == "80").then(|| "compute_80".into()));
+        if known.contains(&ptx) {
+            targets.push(format!("arch=compute_{ptx},code=[{}]", code.join(",")));
+        }
+    }
+    targets
 }
 
 fn missing(nvcc: &Path, error: &std::io::Error) -> ! {
@@ -106,13 +116,13 @@ fn fatbin(out: &Path, file: &str, element: &str) -> PathBuf {
     out.join(format!("{file}_{element}.fatbin"))
 }
 
-fn compile(nvcc: &Path, architectures: &[&str], file: &str, element: &str, out: &Path) {
+fn compile(nvcc: &Path, targets: &[String], file: &str, element: &str, out: &Path) {
     let mut command = Command::new(nvcc);
     command.args(["-fatbin", "-std=c++17", "-O3", "-Xfatbin", "-compress-all"]);
-    for a in architectures {
-        command.args(["-gencode", &format!("arch=compute_{a},code=sm_{a}")]);
+    for target in targets {
+        command.args(["-gencode", target]);
     }
-    command.args(["-gencode", "arch=compute_80,code=compute_80", "-include", "kernels/cuda.h"]);
+    command.args(["-include", "kernels/cuda.h"]);
     command.arg(format!("-DELEMENT_{element}")).arg("-o").arg(fatbin(out, file, element));
     command.arg(format!("kernels/{file}.cu"));
     let ran = command.output().unwrap_or_else(|error| missing(nvcc, &error));

@@ -8,7 +8,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 const ELEMENTS: [&str; 3] = ["F32", "BF16", "F16"];
-/// Those of build.rs, each with the bytes that a kernel may store and load again for want of registers: what ptxas of
+/// build.rs's, for `-gencode`.
+const TARGETS: [&str; 3] = [
+    "arch=compute_80,code=[sm_80,sm_89,compute_80]",
+    "arch=compute_90,code=[sm_90]",
+    "arch=compute_100,code=[sm_100,sm_120]",
+];
+/// Those of the targets, each with the bytes that a kernel may store and load again for want of registers: what ptxas of
 /// CUDA 13.0 makes of `attention_mma` on Blackwell (the forward kernels of heads of 128), and of `rms_norm` on sm_100.
 const ARCHITECTURES: [(&str, usize); 5] =
     [("sm_80", 0), ("sm_89", 0), ("sm_90", 0), ("sm_100", 32), ("sm_120", 64)];
@@ -66,9 +72,10 @@ fn ran(command: &mut Command) -> Output {
     output
 }
 
-/// The figures that ptxas prints for one kernel.
+/// The figures that ptxas prints for one kernel on one architecture.
 struct Usage {
     kernel: String,
+    architecture: String,
     registers: usize,
     spilled: usize,
 }
@@ -78,14 +85,16 @@ fn usage(said: &str) -> Vec<Usage> {
         let digits = line.split(before).next().unwrap().trim_end().rsplit([' ', ',']).next().unwrap();
         digits.parse().unwrap_or_else(|_| panic!("a number before `{before}` in {line}"))
     };
-    let (mut all, mut kernel, mut spilled) = (Vec::new(), String::new(), 0);
+    let (mut all, mut entry, mut spilled) = (Vec::new(), None, 0);
     for line in said.lines() {
         if let Some((_, rest)) = line.split_once("Compiling entry function '") {
-            kernel = rest.split('\'').next().unwrap().to_owned();
+            entry = rest.split_once("' for '").map(|(kernel, rest)| (kernel, rest.trim_end_matches('\'')));
         } else if line.contains("bytes spill stores") {
             spilled = number(line, " bytes spill stores") + number(line, " bytes spill loads");
         } else if line.contains("Used ") && line.contains(" registers") {
-            all.push(Usage { kernel: kernel.clone(), registers: number(line, " registers"), spilled });
+            let (kernel, architecture) = entry.unwrap_or_else(|| panic!("an entry function before {line}"));
+            let (kernel, architecture) = (kernel.to_owned(), architecture.to_owned());
+            all.push(Usage { kernel, architecture, registers: number(line, " registers"), spilled });
         }
     }
     all
@@ -100,53 +109,50 @@ fn find_nvcc() -> Option<PathBuf> {
     find("NVCC", &candidates)
 }
 
-/// nvcc's command for one kernel file, to a cubin.
-fn cubin(nvcc: &Path, (file, element, arch): (&str, &str, &str), out: &Path) -> Command {
+/// Compiles a kernel file for one dtype and every architecture; `folder` keeps what is made on the way, and the cubins.
+fn compile(nvcc: &Path, file: &str, element: &str, folder: &Path) -> Vec<Usage> {
+    std::fs::create_dir(folder).unwrap();
     let mut command = Command::new(nvcc);
-    command.current_dir(root("")).args(["-cubin", "-std=c++17", "-O3", "-Xptxas", "-v"]);
-    command.args(["-Werror", "all-warnings", "-include", "kernels/cuda.h"]);
-    command.arg(format!("-arch={arch}")).arg(format!("-DELEMENT_{element}"));
-    command.arg("-o").arg(out).arg(format!("kernels/{file}.cu"));
-    command
+    command.current_dir(root("")).args(["-fatbin", "-std=c++17", "-O3", "-Xptxas", "-v"]);
+    command.args(["-Werror", "all-warnings", "-include", "kernels/cuda.h", "--keep", "--keep-dir"]);
+    command.arg(folder).args(TARGETS.iter().flat_map(|target| ["-gencode", target]));
+    command.arg(format!("-DELEMENT_{element}")).arg("-o").arg(folder.join("fatbin"));
+    usage(&String::from_utf8_lossy(&ran(command.arg(format!("kernels/{file}.cu"))).stderr))
 }
 
 #[test]
 fn nvcc_compiles_every_kernel_for_every_architecture() {
     let Some(nvcc) = find_nvcc() else { return };
     let folder = tempfile::tempdir().unwrap();
-    let mut work = Vec::new();
-    for file in files() {
-        for element in ELEMENTS {
-            work.extend(ARCHITECTURES.map(|architecture| (file.clone(), element, architecture)));
-        }
-    }
-    let compile = |(file, element, (arch, spills)): &(String, &'static str, (&str, usize))| {
-        let out = folder.path().join(format!("{file}-{element}-{arch}.cubin"));
-        let output = ran(&mut cubin(&nvcc, (file, element, arch), &out));
-        let kernels = usage(&String::from_utf8_lossy(&output.stderr));
+    let files = files();
+    let work: Vec<_> = files.iter().flat_map(|file| ELEMENTS.map(|element| (file, element))).collect();
+    let compile = |(file, element): &(&String, &'static str)| {
+        let kernels = compile(&nvcc, file, element, &folder.path().join(format!("{file}-{element}")));
         let none = file.ends_with("_mma") && *element == "F32";
         assert!(none || !kernels.is_empty(), "{file} for {element}: no kernel");
-        for Usage { kernel, spilled, .. } in &kernels {
-            assert!(spilled <= spills, "{kernel} for {element} on {arch} spills {spilled}");
+        for Usage { kernel, architecture, spilled, .. } in &kernels {
+            let (_, most) = ARCHITECTURES.iter().find(|(name, _)| name == architecture).unwrap();
+            assert!(spilled <= most, "{kernel} for {element} on {architecture} spills {spilled}");
         }
-        kernels.into_iter().map(|used| ((used.kernel, *element), used.registers)).collect::<Vec<_>>()
+        kernels.into_iter().map(|used| ((used.kernel.clone(), *element), used)).collect::<Vec<_>>()
     };
     let compiled: Vec<_> = work.par_iter().map(compile).collect();
-    let mut registers: BTreeMap<(String, &str), Vec<usize>> = BTreeMap::new();
+    let mut kernels: BTreeMap<(String, &str), BTreeMap<String, usize>> = BTreeMap::new();
     for (kernel, used) in compiled.into_iter().flatten() {
-        registers.entry(kernel).or_default().push(used);
+        kernels.entry(kernel).or_default().insert(used.architecture, used.registers);
     }
     // Not through the test harness, which captures output: these figures are for reading.
     let mut report = format!("{:<45}", "registers of each kernel");
     report.extend(ARCHITECTURES.map(|(arch, _)| format!(" {arch:>6}")));
     report.push('\n');
-    for ((kernel, element), used) in registers {
-        assert_eq!(used.len(), ARCHITECTURES.len(), "{kernel} for {element}: {used:?}");
+    for ((kernel, element), registers) in kernels {
+        assert_eq!(registers.len(), ARCHITECTURES.len(), "{kernel} for {element}: {registers:?}");
         report += &format!("{kernel:<40} {element:<4}");
-        report.extend(used.iter().map(|registers| format!(" {registers:>6}")));
+        report.extend(ARCHITECTURES.map(|(arch, _)| format!(" {:>6}", registers[arch])));
         report.push('\n');
     }
     std::io::stderr().write_all(report.as_bytes()).unwrap();
+    tensor_cores_are_not_kept_waiting_by_reads(folder.path());
 }
 
 /// How often each kernel of a disassembly reads operands from shared memory, and multiplies.
@@ -163,21 +169,16 @@ fn operand_reads(text: &str) -> BTreeMap<String, (usize, usize)> {
     all
 }
 
-#[test]
-fn tensor_cores_are_not_kept_waiting_by_reads() {
+/// Reads the cubins that [`compile`] kept in `folder`.
+fn tensor_cores_are_not_kept_waiting_by_reads(folder: &Path) {
     let tools = [std::env::var_os("NVDISASM").map(PathBuf::from), Some("nvdisasm".into())];
     let fetched = Some(root(".cuda/wheels/nvidia/cu13/bin/nvdisasm"));
-    let (Some(nvcc), Some(nvdisasm)) = (find_nvcc(), find("NVDISASM", &[&tools[..], &[fetched]].concat()))
-    else {
-        return;
-    };
-    let folder = tempfile::tempdir().unwrap();
-    for arch in ["sm_80", "sm_90", "sm_120"] {
+    let Some(nvdisasm) = find("NVDISASM", &[&tools[..], &[fetched]].concat()) else { return };
+    for arch in ["80.sm_80", "90", "100.sm_120"] {
         let mut counts = BTreeMap::new();
         for file in ["attention_mma", "experts_mma"] {
-            let out = folder.path().join(format!("{file}-{arch}.cubin"));
-            ran(&mut cubin(&nvcc, (file, "BF16", arch), &out));
-            let text = ran(Command::new(&nvdisasm).arg("-c").arg(&out)).stdout;
+            let cubin = folder.join(format!("{file}-BF16/{file}.compute_{arch}.cubin"));
+            let text = ran(Command::new(&nvdisasm).arg("-c").arg(cubin)).stdout;
             counts.extend(operand_reads(&String::from_utf8_lossy(&text)));
         }
         assert_eq!(counts.len(), OPERAND_READS.len(), "{:?}", counts.keys());
@@ -185,7 +186,7 @@ fn tensor_cores_are_not_kept_waiting_by_reads() {
             let (reads, products) = counts[kernel];
             let ratio = reads as f64 / products as f64;
             let report =
-                format!("{kernel:<32} {arch:<6} LDSM {reads:>4} HMMA {products:>4} ratio {ratio:.2}\n");
+                format!("{kernel:<32} {arch:<10} LDSM {reads:>4} HMMA {products:>4} ratio {ratio:.2}\n");
             std::io::stderr().write_all(report.as_bytes()).unwrap();
             assert!(products > 0 && ratio <= most, "{report}: at most {most}");
         }
@@ -235,6 +236,6 @@ fn the_usage_of_registers_is_read() {
     let said = "ptxas info    : Compiling entry function 'f' for 'sm_90'\n\
                 ptxas info    : Function properties for f\n    0 bytes stack frame, 8 bytes spill stores, 4 bytes spill loads\n\
                 ptxas info    : Used 40 registers, used 1 barriers, 128 bytes smem\n";
-    let [Usage { kernel, registers, spilled }] = &usage(said)[..] else { panic!("one kernel") };
-    assert_eq!((kernel.as_str(), *registers, *spilled), ("f", 40, 12));
+    let [Usage { kernel, architecture, registers, spilled }] = &usage(said)[..] else { panic!("one kernel") };
+    assert_eq!((kernel.as_str(), architecture.as_str(), *registers, *spilled), ("f", "sm_90", 40, 12));
 }
