@@ -149,7 +149,7 @@ fn a_prompt_of_another_task_is_used_with_a_warning() {
 /// wrongly with embeddings and a cache, and leaves keys and values out; what the card says to call does neither.
 #[test]
 fn the_python_of_the_card_prints_the_answer_of_gneiss() {
-    let Some(python) = crate::common::python::python_with("peft", "GNEISS_REQUIRE_PEFT") else { return };
+    let Some(python) = crate::common::python::python_with(&["peft"], "GNEISS_REQUIRE_PEFT") else { return };
     for kind in ["prompt.kind=embeddings", "prompt.kind=prefix"] {
         python_of_the_card_prints_the_answer(&python, kind);
     }

@@ -40,8 +40,10 @@ fn the_python_package_runs_the_program() {
 
 #[test]
 fn the_notebook_runs_and_shows_what_is_kept_in_it() {
-    let packages = "nbclient, ipykernel, pandas, tqdm";
-    let Some(python) = crate::common::python::python_with(packages, "GNEISS_REQUIRE_CLIENTS") else { return };
+    let packages = ["nbclient", "ipykernel", "pandas", "tqdm"];
+    let Some(python) = crate::common::python::python_with(&packages, "GNEISS_REQUIRE_CLIENTS") else {
+        return;
+    };
     let place = place();
     for name in ["configs/tutorial.toml", "data/train.csv", "data/validation.csv", "data/test.csv"] {
         let path = place.path(name);

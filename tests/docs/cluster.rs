@@ -77,7 +77,7 @@ fn batch_scripts_are_shell() {
 /// Parsed by PyYAML, which transformers depends on; the shell in them by bash.
 #[test]
 fn job_files_are_yaml() {
-    let Some(python) = python::python_with("yaml", "GNEISS_REQUIRE_PEFT") else { return };
+    let Some(python) = python::python_with(&["yaml"], "GNEISS_REQUIRE_PEFT") else { return };
     let script = r#"
 import subprocess, sys, yaml
 job = yaml.safe_load(open("docs/src/cluster/mpijob.yaml"))

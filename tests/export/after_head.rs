@@ -136,7 +136,7 @@ fn check_chat(out: &Path, setup: &Setup) {
 
 #[test]
 fn transformers_computes_the_same_from_a_baked_prompt_after_its_text() {
-    let Some(python) = python_with("peft", "GNEISS_REQUIRE_PEFT") else { return };
+    let Some(python) = python_with(&["peft"], "GNEISS_REQUIRE_PEFT") else { return };
     let setups = SETUPS.iter().filter(|setup| ["llama_bias", "mamba_experts"].contains(&setup.golden));
     let places: Vec<(Place, bool)> = setups.map(|setup| (Place::new(setup), setup.bos)).collect();
     let case = |(place, bos): &(Place, bool)| {

@@ -8,7 +8,7 @@ use gneiss::export::{PromptEmbeds, ValueType, prompt_embeds, read_prompts};
 
 #[test]
 fn torch_loads_what_was_written() {
-    let Some(python) = python_with("torch", "GNEISS_REQUIRE_PEFT") else { return };
+    let Some(python) = python_with(&["torch"], "GNEISS_REQUIRE_PEFT") else { return };
     let here = tempfile::tempdir().unwrap();
     base(here.path(), &SETUPS[3]);
     let (a, soft) = (here.path().join("a"), prompt(300, 48));

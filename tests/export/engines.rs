@@ -24,7 +24,7 @@ fn case(folder: &Path, model: &Path, width: usize, mut options: Value) -> Value 
 
 #[test]
 fn transformers_serves_a_baked_folder_as_peft_serves_the_prompt() {
-    let Some(python) = python_with("peft", "GNEISS_REQUIRE_PEFT") else { return };
+    let Some(python) = python_with(&["peft"], "GNEISS_REQUIRE_PEFT") else { return };
     let (mut folders, mut cases) = (Vec::new(), Vec::new());
     for setup in &SETUPS {
         let here = tempfile::tempdir().unwrap();

@@ -258,7 +258,7 @@ fn ends_of_a_folder_are_kept_or_refused() {
 /// The gguf package reads keys and tensors as they are in the base.
 #[test]
 fn the_gguf_package_reads_it() {
-    let Some(python) = python_with("gguf", "GNEISS_REQUIRE_PEFT") else { return };
+    let Some(python) = python_with(&["gguf"], "GNEISS_REQUIRE_PEFT") else { return };
     for setup in SETUPS.iter().filter(|setup| setup.tokens >= 127) {
         let place = Place::new(setup);
         for (name, value_type) in
@@ -278,7 +278,7 @@ fn the_gguf_package_reads_it() {
 /// transformers reads GGUF of Llama without biases: it gives the logits of the baked folder of the same base.
 #[test]
 fn transformers_reads_it() {
-    let Some(python) = python_with("gguf, transformers", "GNEISS_REQUIRE_PEFT") else { return };
+    let Some(python) = python_with(&["gguf", "transformers"], "GNEISS_REQUIRE_PEFT") else { return };
     let here = tempfile::tempdir().unwrap();
     base(here.path(), &SETUPS[1]);
     let config = here.path().join("config.json");
@@ -298,7 +298,7 @@ fn transformers_reads_it() {
 /// llama.cpp generates what PEFT generated, from the prompt's tokens and the input.
 #[test]
 fn llama_cpp_continues_as_peft_does() {
-    let Some(python) = python_with("llama_cpp", "GNEISS_REQUIRE_LLAMA_CPP") else { return };
+    let Some(python) = python_with(&["llama_cpp"], "GNEISS_REQUIRE_LLAMA_CPP") else { return };
     for setup in SETUPS.iter().filter(|setup| setup.tokens >= 127) {
         let place = Place::new(setup);
         let sequences = json!(place.sequences()).to_string();

@@ -34,7 +34,7 @@ fn by_peft(python: &Path, checkpoint: &str, adapter: &Path, sequences: &[Vec<u32
 
 #[test]
 fn peft_computes_the_same_from_an_adapter_of_gneiss() {
-    let Some(python) = python_with("peft", "GNEISS_REQUIRE_PEFT") else { return };
+    let Some(python) = python_with(&["peft"], "GNEISS_REQUIRE_PEFT") else { return };
     let (golden, model) = (golden("granite"), model("granite", DType::F32));
     let prompt = golden.tensors["train_accumulate_4.final_prompt"].clone();
     let (n, _) = prompt.dims2().unwrap();
@@ -69,7 +69,7 @@ fn peft_computes_the_same_from_an_adapter_of_gneiss() {
 /// The prompt of a folder that PEFT wrote, written by gneiss under each of the two methods.
 #[test]
 fn peft_reads_keys_and_values_that_gneiss_wrote() {
-    let Some(python) = python_with("peft", "GNEISS_REQUIRE_PEFT") else { return };
+    let Some(python) = python_with(&["peft"], "GNEISS_REQUIRE_PEFT") else { return };
     let kinds = Kinds::read();
     let sequences = kinds.sequences();
     for (name, frozen) in [("granite", 0), ("llama_bias", 1)] {

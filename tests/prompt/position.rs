@@ -90,7 +90,7 @@ fn position_that_the_files_disagree_about_is_refused() {
 
 #[test]
 fn peft_refuses_a_prompt_that_is_not_at_the_start() {
-    let Some(python) = crate::common::python::python_with("peft", "GNEISS_REQUIRE_PEFT") else { return };
+    let Some(python) = crate::common::python::python_with(&["peft"], "GNEISS_REQUIRE_PEFT") else { return };
     let folder = written(&after_head());
     let load = "import sys; from peft import PeftConfig; PeftConfig.from_pretrained(sys.argv[1])";
     let output = std::process::Command::new(python).args(["-c", load]).arg(folder.path()).output().unwrap();

@@ -20,7 +20,7 @@ const REQUIRED: &str = "GNEISS_REQUIRE_CHROMIUM";
 /// The Python that has Playwright, where there is Chromium.
 fn python() -> Option<PathBuf> {
     if Path::new(CHROMIUM).is_file() {
-        return python_with("playwright.sync_api", REQUIRED);
+        return python_with(&["playwright.sync_api"], REQUIRED);
     }
     let message = format!("{CHROMIUM} is not there: Debian's package chromium has it");
     assert!(std::env::var(REQUIRED).as_deref() != Ok("1"), "{message}");

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::Command;
 
 fn read(folder: &Path) -> Option<Value> {
-    let python = common::python::python_with("tensorboard", "GNEISS_REQUIRE_TENSORBOARD")?;
+    let python = common::python::python_with(&["tensorboard"], "GNEISS_REQUIRE_TENSORBOARD")?;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/run/read_events.py");
     let output = Command::new(python).arg(script).arg(folder).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -7,6 +7,7 @@ use crate::common::python::python_with;
 use crate::common::server::ServerProcess;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 use tempfile::TempDir;
 
 pub const REQUIRED: &str = "GNEISS_REQUIRE_CLIENTS";
@@ -35,13 +36,33 @@ max_output_tokens = 2
 keep = "last"
 "#;
 
+/// The files that `checkpoint.py` writes, with their paths in its folder; made once, because Python takes seconds.
+fn checkpoint(python: &Path) -> &'static [(String, Vec<u8>)] {
+    static FILES: OnceLock<Vec<(String, Vec<u8>)>> = OnceLock::new();
+    FILES.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        run(python, "checkpoint.py", &[folder.path().to_str().unwrap()]);
+        let mut files = Vec::new();
+        for part in ["base", "one", "two"] {
+            for file in std::fs::read_dir(folder.path().join(part)).unwrap().map(Result::unwrap) {
+                let name = format!("{part}/{}", file.file_name().to_str().unwrap());
+                files.push((name, std::fs::read(file.path()).unwrap()));
+            }
+        }
+        files
+    })
+}
+
 /// What a server is started in: a checkpoint that transformers wrote and prompts that PEFT wrote.
 pub struct Place(TempDir);
 
 impl Place {
     pub fn new(python: &Path) -> Self {
         let place = Self(tempfile::tempdir().unwrap());
-        run(python, "checkpoint.py", &[place.0.path().to_str().unwrap()]);
+        for (name, bytes) in checkpoint(python) {
+            std::fs::create_dir_all(place.path(name).parent().unwrap()).unwrap();
+            std::fs::write(place.path(name), bytes).unwrap();
+        }
         for name in ["one", "two"] {
             std::fs::write(place.path(name).join("task.json"), TASK).unwrap();
         }
@@ -89,7 +110,7 @@ pub fn run(python: &Path, script: &str, args: &[&str]) -> String {
 }
 
 fn python() -> Option<PathBuf> {
-    python_with("openai, ibm_watsonx_ai, peft", REQUIRED)
+    python_with(&["openai", "ibm_watsonx_ai", "peft"], REQUIRED)
 }
 
 const ADAPTERS: [&str; 6] = ["--adapter", "one=one", "--adapter", "two=two", "--api-key-file", "key"];
@@ -144,7 +165,7 @@ pub fn browser() -> Option<PathBuf> {
         eprintln!("skipped: {CHROMIUM} is not there: Debian's package chromium has it");
         return None;
     }
-    python_with("playwright.sync_api", required)
+    python_with(&["playwright.sync_api"], required)
 }
 
 /// The folder of screenshots, to be looked at.

@@ -14,7 +14,7 @@ const PROFILE: [&str; 10] = [
 const USED: [&str; 5] = ["--stand-in", "--used", "learning_rate=0.3", "--used", "accumulate_steps=1"];
 
 fn python() -> Option<PathBuf> {
-    python_with("ibm_watsonx_ai, matplotlib, IPython, peft", REQUIRED)
+    python_with(&["ibm_watsonx_ai", "matplotlib", "IPython", "peft"], REQUIRED)
 }
 
 /// Reviews that a small model can tell apart.
@@ -123,8 +123,8 @@ fn clients_of_cloud_pak_can_do_everything_around_the_notebook() {
 
 #[test]
 fn the_notebook_runs_in_a_jupyter_kernel() {
-    let packages = "ibm_watsonx_ai, matplotlib, IPython, nbclient, ipykernel, peft";
-    let Some(python) = python_with(packages, REQUIRED) else { return };
+    let packages = ["ibm_watsonx_ai", "matplotlib", "IPython", "nbclient", "ipykernel", "peft"];
+    let Some(python) = python_with(&packages, REQUIRED) else { return };
     let place = Place::new(&python);
     write_rows(&place);
     let server = start(&place, "watsonx", &PROFILE);
@@ -148,7 +148,7 @@ fn the_tutorial_can_be_done_in_a_browser() {
 
 #[test]
 fn what_no_client_of_watsonx_should_send_is_answered_and_survived() {
-    let Some(python) = python_with("httpx, peft", REQUIRED) else { return };
+    let Some(python) = python_with(&["httpx", "peft"], REQUIRED) else { return };
     let place = Place::new(&python);
     let limits = [
         "--api-key-file", "key", "--store", "folder/store", "--max-read-seconds", "1", "--max-connections",
@@ -163,7 +163,7 @@ fn what_no_client_of_watsonx_should_send_is_answered_and_survived() {
 
 #[test]
 fn a_kill_loses_nothing_that_was_acknowledged() {
-    let Some(python) = python_with("httpx, peft", REQUIRED) else { return };
+    let Some(python) = python_with(&["httpx", "peft"], REQUIRED) else { return };
     let place = Place::new(&python);
     let model = place.path("base");
     let args =
