@@ -12,9 +12,9 @@ use std::sync::Mutex;
 
 const ELEMENTS: [&str; 3] = ["F32", "BF16", "F16"];
 
-/// Compute capabilities without the dot: that of the PTX, and those that get machine code of it; 10.0 and 12.0 need CUDA
-/// 12.8 or newer. Machine code for 8.9 and 12.0 is the same whether it is made of their own PTX or of this, which takes
-/// longer to make than the machine code (LOG.md, 2026-11-30).
+/// Compute capabilities without the dot: the one that PTX is compiled for, and those whose machine code is assembled from
+/// that PTX. 10.0 and 12.0 need CUDA 12.8 or newer. PTX of 8.9 and 12.0 would give the same machine code, and compiling to
+/// PTX takes most of the time (LOG.md, 2026-11-30).
 const ARCHITECTURES: [(&str, &[&str]); 3] =
     [("80", &["80", "89"]), ("90", &["90"]), ("100", &["100", "120"])];
 

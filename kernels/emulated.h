@@ -1,7 +1,7 @@
 // The dialect of README.md for the host's compiler (C++17, GCC or clang): a machine that runs threads as fibers and
 // holds every access to memory against its bounds and against the other threads'. For tests:
-// `c++ -std=c++17 -O1 -fPIC -shared -include kernels/emulated.h -DELEMENT_BF16 -x c++ kernels/*.cu kernels/emulated/emulate.cpp
-// -o kernels.so`.
+// `c++ -std=c++17 -O1 -fPIC -shared -include kernels/emulated.h -DELEMENT_BF16 -x c++ kernels/*.cu
+// kernels/emulated/emulate.cpp -o kernels.so`.
 //
 // What it finds: accesses out of bounds, shared memory read before it is written, races (also between blocks), barriers
 // and warp functions that not all threads come to, addresses that are not aligned, copies that are not waited for,

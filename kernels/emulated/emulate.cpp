@@ -1,5 +1,5 @@
 // What the host calls. A file of its own, so that the machine is compiled once for a library and not with each kernel file.
-// Compiled as they are, with emulated.h before it.
+// It is compiled like them, with `-include kernels/emulated.h`.
 
 // Launches `kernel`: 0, or 1 and what was wrong in `message`. Several threads may launch at a time.
 extern "C" __attribute__((visibility("default"))) int

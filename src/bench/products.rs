@@ -182,8 +182,9 @@ mod tests {
     fn measure_names_every_product_of_a_block_and_the_head() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/granite/config.json");
         let config = ModelConfig::from_json(&path).unwrap();
-        let found =
-            StepProducts::measure_for(&config, &Device::Cpu, DType::F32, (24, 8), (0.02, 0.001)).unwrap();
+        let measure =
+            || StepProducts::measure_for(&config, &Device::Cpu, DType::F32, (24, 8), (0.02, 0.001)).unwrap();
+        let found = measure();
         let c = config.hidden_size;
         let q = config.num_attention_heads * config.head_dim;
         let qkv = q + 2 * config.num_key_value_heads * config.head_dim;
@@ -197,12 +198,14 @@ mod tests {
             ("head", [8, config.vocab_size, c]),
         ];
         assert_eq!(shapes, expected);
-        // How fast is the machine's affair.
-        let rates =
-            found.products.iter().flat_map(|p| [p.forward_flops_per_second, p.backward_flops_per_second]);
-        assert!(
-            rates.chain([found.flops_per_second]).all(|rate| rate > 0.0 && rate.is_finite()),
-            "{found:?}"
-        );
+        // All of a layer take together about what each takes alone: the rate lies between theirs, within a factor that
+        // a busy machine may cost. One that stood still for a moment is asked again.
+        let agrees = |found: &StepProducts| {
+            let of = |p: &LayerProduct| [p.forward_flops_per_second, p.backward_flops_per_second];
+            let rates = || found.products[..4].iter().flat_map(of);
+            let (least, most) = (rates().fold(f64::INFINITY, f64::min), rates().fold(0.0, f64::max));
+            least > 0.0 && (least / 10.0..most * 10.0).contains(&found.flops_per_second)
+        };
+        assert!(agrees(&found) || (0..5).any(|_| agrees(&measure())), "{found:?}");
     }
 }

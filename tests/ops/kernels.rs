@@ -109,7 +109,8 @@ fn find_nvcc() -> Option<PathBuf> {
     find("NVCC", &candidates)
 }
 
-/// Compiles a kernel file for one dtype and every architecture; `folder` keeps what is made on the way, and the cubins.
+/// Compiles a kernel file for one dtype and every architecture. nvcc's intermediate files, the cubins among them, stay in
+/// `folder`.
 fn compile(nvcc: &Path, file: &str, element: &str, folder: &Path) -> Vec<Usage> {
     std::fs::create_dir(folder).unwrap();
     let mut command = Command::new(nvcc);
@@ -126,7 +127,7 @@ fn nvcc_compiles_every_kernel_for_every_architecture() {
     let folder = tempfile::tempdir().unwrap();
     let files = files();
     let work: Vec<_> = files.iter().flat_map(|file| ELEMENTS.map(|element| (file, element))).collect();
-    let compile = |(file, element): &(&String, &'static str)| {
+    let compile_and_check = |(file, element): &(&String, &'static str)| {
         let kernels = compile(&nvcc, file, element, &folder.path().join(format!("{file}-{element}")));
         let none = file.ends_with("_mma") && *element == "F32";
         assert!(none || !kernels.is_empty(), "{file} for {element}: no kernel");
@@ -134,12 +135,16 @@ fn nvcc_compiles_every_kernel_for_every_architecture() {
             let (_, most) = ARCHITECTURES.iter().find(|(name, _)| name == architecture).unwrap();
             assert!(spilled <= most, "{kernel} for {element} on {architecture} spills {spilled}");
         }
-        kernels.into_iter().map(|used| ((used.kernel.clone(), *element), used)).collect::<Vec<_>>()
+        (*element, kernels)
     };
-    let compiled: Vec<_> = work.par_iter().map(compile).collect();
+    let compiled: Vec<_> = work.par_iter().map(compile_and_check).collect();
     let mut kernels: BTreeMap<(String, &str), BTreeMap<String, usize>> = BTreeMap::new();
-    for (kernel, used) in compiled.into_iter().flatten() {
-        kernels.entry(kernel).or_default().insert(used.architecture, used.registers);
+    for (element, compiled) in compiled {
+        for Usage { kernel, architecture, registers, .. } in compiled {
+            let before =
+                kernels.entry((kernel.clone(), element)).or_default().insert(architecture, registers);
+            assert!(before.is_none(), "{kernel} for {element}: two of this name");
+        }
     }
     // Not through the test harness, which captures output: these figures are for reading.
     let mut report = format!("{:<45}", "registers of each kernel");

@@ -91,7 +91,7 @@ fn name(element: DType) -> &'static str {
     }
 }
 
-/// Compiles kernel files for one dtype into a library of its own, which stays in `folder`.
+/// Compiles kernel files for one dtype to a shared library in `folder`, and loads it.
 pub(crate) fn compile(files: &[PathBuf], element: DType, folder: &Path) -> Library {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
