@@ -4,20 +4,19 @@
 //! The format is <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>; candle parses it. This module reverses
 //! llama.cpp's conversion: names, rotary scaling, and what it does to tensors (`names.rs`).
 
+mod blocks;
 mod config;
 mod header;
 pub(super) mod metadata;
 mod names;
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::io::Cursor;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
-use candle_core::quantized::{QStorage, QTensor};
 use candle_core::{DType, Device, Tensor};
 use memmap2::Mmap;
 
@@ -29,7 +28,7 @@ use self::names::{Conversion, GgufTensor};
 use super::config::{ModelConfig, unsupported};
 use super::finite::{self, Float, Limit};
 use crate::checkpoint::stored::{StoredDtype, StoredTensor, check_shape};
-use crate::ops::cpu::View;
+use crate::ops::cpu::{self, View};
 use crate::ops::gpu;
 use crate::{Error, Result};
 
@@ -58,9 +57,7 @@ impl GgufFile {
         let (map, content) = open_header(path)?;
         check_extents(path, &content, map.len() as u64)?;
         let factors = |name| match content.tensor_infos.get(name) {
-            Some(info) => {
-                Ok::<_, Error>(Some(dequantise(path, name, info, &content, &map)?.to_vec1::<f32>()?))
-            }
+            Some(_) => dequantise(path, name, blocks_of(&content, &map, name)).map(Some),
             None => Ok(None),
         };
         let factors = RopeTensors {
@@ -177,7 +174,9 @@ impl GgufFile {
 
     /// Reads a tensor of the file as f32 on the CPU, for the Hugging Face tensor `name`.
     fn dequantise(&self, stored: &str, name: &str) -> Result<Tensor> {
-        dequantise(&self.path, name, &self.content.tensor_infos[stored], &self.content, &self.map)
+        let (info, bytes) = blocks_of(&self.content, &self.map, stored);
+        let values = dequantise(&self.path, name, (info, bytes))?;
+        Ok(Tensor::from_vec(values, info.shape.dims(), &Device::Cpu)?)
     }
 
     /// Shape of a tensor in Hugging Face's files.
@@ -215,14 +214,9 @@ impl GgufFile {
     }
 
     /// A tensor by its name in the file.
-    fn bytes(&self, stored: &str) -> StoredTensor<'_> {
-        let info = &self.content.tensor_infos[stored];
-        let blocks = info.shape.elem_count().div_ceil(info.ggml_dtype.block_size());
-        // `open` has checked that it lies inside the file.
-        let start = (self.content.tensor_data_offset + info.offset) as usize;
-        let bytes = &self.map[start..start + blocks * info.ggml_dtype.type_size()];
-        let shape = info.shape.dims().to_vec();
-        StoredTensor { shape, dtype: StoredDtype::Gguf(info.ggml_dtype), bytes }
+    fn bytes(&self, name: &str) -> StoredTensor<'_> {
+        let (info, bytes) = blocks_of(&self.content, &self.map, name);
+        StoredTensor { shape: info.shape.dims().to_vec(), dtype: StoredDtype::Gguf(info.ggml_dtype), bytes }
     }
 
     /// Hugging Face names of all tensors, sorted.
@@ -271,30 +265,32 @@ impl RowReader<'_> {
     /// Dequantises rows of the file's tensor `stored` from row `first` on.
     fn read<T: Float>(&self, stored: &str, first: usize, out: &mut [T]) -> Result<()> {
         let (path, name, width) = (&self.file.path, self.name, self.width);
-        let info = &self.file.content.tensor_infos[stored];
-        let block = info.ggml_dtype.block_size();
+        let (info, blocks) = blocks_of(&self.file.content, &self.file.map, stored);
+        let (block, size) = (info.ggml_dtype.block_size(), info.ggml_dtype.type_size());
         if !width.is_multiple_of(block) {
-            let problem = format!(
-                "tensor `{name}`: expected rows of whole blocks of {block} values, found {width} values"
+            return Err(broken_block(path, name, info.ggml_dtype, &format!("rows of {width} values")));
+        }
+        let (blocks, limit) = (&blocks[first * width / block * size..], Limit::for_dtype(T::DTYPE));
+        let mut values = [0.0; PIECE];
+        for (i, out) in out.chunks_mut(PIECE).enumerate() {
+            let values = &mut values[..out.len()];
+            let blocks = &blocks[i * PIECE / block * size..][..out.len() / block * size];
+            blocks::dequantise(info.ggml_dtype, blocks, values);
+            if let Some((index, value)) = finite::first_beyond(values, limit) {
+                let place = finite::place(info.shape.dims(), first * width + i * PIECE + index);
+                return Err(finite::error(path, name, &place, value, T::DTYPE));
+            }
+            cpu::simd(
+                #[inline(always)]
+                |_| out.iter_mut().zip(&*values).for_each(|(y, x)| *y = T::nearest(*x)),
             );
-            return Err(Error::Checkpoint { path: path.clone(), problem });
         }
-        let bytes = width / block * info.ggml_dtype.type_size();
-        let data = self.file.bytes(stored).bytes;
-        let data = Cow::Borrowed(&data[first * bytes..][..out.len() / width.max(1) * bytes]);
-        let values = QStorage::from_data(data, &Device::Cpu, info.ggml_dtype)
-            .and_then(|storage| QTensor::new(storage, out.len()))
-            .and_then(|quantised| quantised.dequantize(&Device::Cpu))
-            .and_then(|values| values.to_vec1::<f32>())
-            .map_err(|error| unreadable(path, name, info, &error))?;
-        if let Some((index, value)) = finite::first_beyond(&values, Limit::for_dtype(T::DTYPE)) {
-            let place = finite::place(info.shape.dims(), first * width + index);
-            return Err(finite::error(path, name, &place, value, T::DTYPE));
-        }
-        out.iter_mut().zip(values).for_each(|(y, x)| *y = T::nearest(x));
         Ok(())
     }
 }
+
+/// Values of rows that are dequantised, checked and converted together, in the first cache: a multiple of every type's block.
+const PIECE: usize = 512;
 
 /// Restores Hugging Face's order of the rows of q or k.
 ///
@@ -317,15 +313,28 @@ pub(crate) fn permute(rows: &Tensor, heads: usize) -> Result<Tensor> {
     Ok(by_pair.reshape(rows.shape())?)
 }
 
-/// Reads a tensor as f32 on the CPU.
-fn dequantise(path: &Path, name: &str, info: &TensorInfo, content: &Content, map: &Mmap) -> Result<Tensor> {
-    let mut reader = Cursor::new(&map[..]);
-    info.read(&mut reader, content.tensor_data_offset, &Device::Cpu)
-        .and_then(|quantised| quantised.dequantize(&Device::Cpu))
-        .map_err(|error| unreadable(path, name, info, &error))
+/// A tensor by its name in the file, and its blocks: [`check_extents`] has checked that they lie inside the file.
+fn blocks_of<'a>(content: &'a Content, map: &'a Mmap, name: &str) -> (&'a TensorInfo, &'a [u8]) {
+    let info = &content.tensor_infos[name];
+    let blocks = info.shape.elem_count().div_ceil(info.ggml_dtype.block_size());
+    let start = (content.tensor_data_offset + info.offset) as usize;
+    (info, &map[start..start + blocks * info.ggml_dtype.type_size()])
 }
 
-fn unreadable(path: &Path, name: &str, info: &TensorInfo, error: &candle_core::Error) -> Error {
-    let problem = format!("tensor `{name}` ({:?}): {error}", info.ggml_dtype);
+/// All values of a tensor.
+fn dequantise(path: &Path, name: &str, (info, blocks): (&TensorInfo, &[u8])) -> Result<Vec<f32>> {
+    let (dtype, count) = (info.ggml_dtype, info.shape.elem_count());
+    if !count.is_multiple_of(dtype.block_size()) {
+        return Err(broken_block(path, name, dtype, &format!("{count} values")));
+    }
+    let mut values = vec![0.0; count];
+    blocks::dequantise(dtype, blocks, &mut values);
+    Ok(values)
+}
+
+fn broken_block(path: &Path, name: &str, dtype: GgmlDType, found: &str) -> Error {
+    let block = dtype.block_size();
+    let problem =
+        format!("tensor `{name}` ({dtype:?}): expected whole blocks of {block} values, found {found}");
     Error::Checkpoint { path: path.to_path_buf(), problem }
 }
