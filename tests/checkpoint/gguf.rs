@@ -301,18 +301,42 @@ fn truncated_files_are_errors() {
     assert_says(GgufFile::open(&path), &["expected its data up to byte", "download it again"]);
 }
 
-#[test]
-fn unknown_quantisation_types_are_named() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("iq.gguf");
+/// granite.gguf with another number of a type for its embedding.
+fn with_embedding_of(dir: &Path, quantisation_type: u8) -> PathBuf {
     let mut bytes = std::fs::read(fixture("granite.gguf")).unwrap();
     // Name, dimensions (2, then two of 8 bytes), type.
     let name = b"token_embd.weight";
     let at = bytes.windows(name.len()).position(|window| window == name).unwrap() + name.len() + 4 + 16;
     assert_eq!(bytes[at..at + 4], [8, 0, 0, 0]);
-    bytes[at] = 23;
+    bytes[at] = quantisation_type;
+    let path = dir.join("other.gguf");
     std::fs::write(&path, bytes).unwrap();
+    path
+}
+
+#[test]
+fn unknown_quantisation_types_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = with_embedding_of(dir.path(), 23);
     assert_says(GgufFile::open(&path), &["quantisation type 23 (IQ4_XS) is not supported", "Q4K"]);
+}
+
+/// Rows of 32 values are no whole blocks of 256.
+#[test]
+fn blocks_that_end_in_the_middle_of_a_row_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let weights = Weights::open_gguf(&with_embedding_of(dir.path(), 12)).unwrap();
+    let name = "model.embed_tokens.weight";
+    let found = weights.matrix(name, &[39, 32], DType::BF16, &Device::Cpu);
+    assert_says(
+        found,
+        &["other.gguf", name, "(Q4K): expected whole blocks of 256 values, found rows of 32 values"],
+    );
+    let found = weights.tensor(name, &[39, 32], DType::BF16, &Device::Cpu);
+    assert_says(
+        found,
+        &["other.gguf", name, "(Q4K): expected whole blocks of 256 values, found 1248 values"],
+    );
 }
 
 #[test]
