@@ -28,7 +28,7 @@ use self::names::{Conversion, GgufTensor};
 use super::config::{ModelConfig, unsupported};
 use super::finite::{self, Float, Limit};
 use crate::checkpoint::stored::{StoredDtype, StoredTensor, check_shape};
-use crate::ops::cpu::{self, View};
+use crate::ops::cpu::{self, PART, View};
 use crate::ops::gpu;
 use crate::{Error, Result};
 
@@ -174,8 +174,8 @@ impl GgufFile {
 
     /// Reads a tensor of the file as f32 on the CPU, for the Hugging Face tensor `name`.
     fn dequantise(&self, stored: &str, name: &str) -> Result<Tensor> {
-        let (info, bytes) = blocks_of(&self.content, &self.map, stored);
-        let values = dequantise(&self.path, name, (info, bytes))?;
+        let (info, blocks) = blocks_of(&self.content, &self.map, stored);
+        let values = dequantise(&self.path, name, (info, blocks))?;
         Ok(Tensor::from_vec(values, info.shape.dims(), &Device::Cpu)?)
     }
 
@@ -271,13 +271,13 @@ impl RowReader<'_> {
             return Err(broken_block(path, name, info.ggml_dtype, &format!("rows of {width} values")));
         }
         let (blocks, limit) = (&blocks[first * width / block * size..], Limit::for_dtype(T::DTYPE));
-        let mut values = [0.0; PIECE];
-        for (i, out) in out.chunks_mut(PIECE).enumerate() {
+        let mut values = [0.0; PART];
+        for (i, out) in out.chunks_mut(PART).enumerate() {
             let values = &mut values[..out.len()];
-            let blocks = &blocks[i * PIECE / block * size..][..out.len() / block * size];
+            let blocks = &blocks[i * PART / block * size..][..out.len() / block * size];
             blocks::dequantise(info.ggml_dtype, blocks, values);
             if let Some((index, value)) = finite::first_beyond(values, limit) {
-                let place = finite::place(info.shape.dims(), first * width + i * PIECE + index);
+                let place = finite::place(info.shape.dims(), first * width + i * PART + index);
                 return Err(finite::error(path, name, &place, value, T::DTYPE));
             }
             cpu::simd(
@@ -289,8 +289,8 @@ impl RowReader<'_> {
     }
 }
 
-/// Values of rows that are dequantised, checked and converted together, in the first cache: a multiple of every type's block.
-const PIECE: usize = 512;
+// Rows are dequantised, checked and converted in parts of whole blocks of every type.
+const _: () = assert!(PART.is_multiple_of(256));
 
 /// Restores Hugging Face's order of the rows of q or k.
 ///

@@ -5,10 +5,10 @@
 //! A block of 256 also has scales of its groups of 16 or 32 values, of a few bits each.
 
 use candle_core::quantized::GgmlDType;
-use half::f16;
 use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 
-use crate::ops::cpu;
+use crate::ops::cpu::{self, StorageFloat};
 
 /// Dequantises whole blocks of `dtype`.
 ///
@@ -67,7 +67,7 @@ fn f32_value(block: &[u8; 4], y: &mut [f32; 1]) {
 
 #[inline(always)]
 fn bf16_value(block: &[u8; 2], y: &mut [f32; 1]) {
-    y[0] = f32::from_bits(u32::from(u16::from_le_bytes(*block)) << 16);
+    y[0] = bf16::from_le_bytes(*block).load();
 }
 
 /// f16 values, some at a time: `half` looks at each call for what the CPU has.
